@@ -1,0 +1,1 @@
+"""Data sets, read lazily, and their splits. `dataset.py` is the contract."""

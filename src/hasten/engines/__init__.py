@@ -1,0 +1,1 @@
+"""One file per runtime: Model -> Artifact -> Session. `base.py` is the contract."""

@@ -1,0 +1,121 @@
+"""The contract of an engine: a runtime with its settings, as a value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from hasten.model import Format, Model
+from hasten.records import Value
+from hasten.target import Target
+from hasten.tensors import Array, Tensors, TensorSpec
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a bundle keeps of a model for one engine, on disk.
+
+    Attributes:
+        path: The file that the engine opens.
+        files: Further files beside it.
+        inputs: What one request brings; open dimensions have names.
+        outputs: What it gets back.
+        request: The inputs of one request as certified, every size settled.
+        custom_ops: Libraries with operators of the user's own.
+    """
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    request: tuple[TensorSpec, ...]
+    files: tuple[Path, ...] = ()
+    custom_ops: tuple[Path, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size on disk."""
+        return sum(file.stat().st_size for file in (self.path, *self.files))
+
+
+class Session(ABC):
+    """A loaded model, ready to answer. Used by one thread at a time.
+
+    Attributes:
+        inputs: What `run` takes.
+        outputs: What it gives.
+        batch_sizes: The batch sizes that it takes, or None where any will do.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch_sizes: tuple[int, ...] | None
+
+    @abstractmethod
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request; block until the outputs are in host memory.
+
+        Args:
+            inputs: Arrays by input name, C-contiguous, of the specs' dtypes and shapes. They
+                may be read until `run` returns, not after.
+
+        Returns:
+            Arrays by output name, the caller's to keep.
+
+        Raises:
+            CandidateError: the runtime failed.
+        """
+
+    def properties(self) -> Mapping[str, str]:
+        """What the runtime says that it really does: executed precision, threads, ..."""
+        return {}
+
+
+class Engine(Value, ABC):
+    """A runtime with its settings: a frozen dataclass. Only its file runs its runtime.
+
+    Attributes:
+        formats: The model formats that `build` takes.
+    """
+
+    registry: ClassVar[Mapping[str, str]] = {
+        "null": "hasten.engines.null:Null",
+        "reference": "hasten.engines.reference:Reference",
+        "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
+        "openvino": "hasten.engines.openvino:OpenVino",
+    }
+    formats: ClassVar[frozenset[Format]]
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether these settings keep the model's own precision (no fast-math, no bf16)."""
+
+    @classmethod
+    @abstractmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield the settings worth trying first on a target, the engine's exact default first."""
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str:
+        """Return the runtime's version. Raises InputError where it isn't installed."""
+
+    @abstractmethod
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Write into `workdir` what this engine opens.
+
+        Raises:
+            CandidateError: the runtime can't take this model: which operator, which node.
+        """
+
+    @abstractmethod
+    def open(self, artifact: Artifact, target: Target) -> AbstractContextManager[Session]:
+        """Load an artifact; leaving the context frees it.
+
+        Raises:
+            CandidateError: the runtime can't load it.
+        """

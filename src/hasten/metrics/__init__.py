@@ -1,0 +1,1 @@
+"""Per-sample scores, one file each. `base.py` is the contract."""

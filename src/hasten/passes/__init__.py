@@ -1,0 +1,1 @@
+"""One file per transformation, Model -> Model. `base.py` is the contract."""

@@ -1,0 +1,59 @@
+"""The contract of a pass: one transformation with its settings, as a value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+from hasten.data.dataset import Dataset
+from hasten.errors import HastenError
+from hasten.model import Format, Model
+from hasten.records import Value
+from hasten.target import Target
+
+
+class Skipped(HastenError):  # noqa: N818 - an outcome, not an error
+    """There was nothing for a pass to do; the message says why."""
+
+
+class Pass(Value, ABC):
+    """A transformation of a model: a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        formats: The model formats that it takes.
+        exact: Whether it keeps every answer (up to the order of float operations).
+    """
+
+    registry: ClassVar[Mapping[str, str]] = {
+        "simplify": "hasten.passes.simplify:Simplify",
+        "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
+        "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
+        "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
+        "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
+    }
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    exact: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        """Yield the settings worth trying first for a model on a target, the likeliest first."""
+
+    @abstractmethod
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        """Write a new file into `workdir`, a folder of this call's own.
+
+        Args:
+            model: With `request` settled.
+            calibration: Samples to set ranges by; never those that judge.
+            workdir: Empty, exists.
+
+        Returns:
+            The new model, proven to differ as the pass intends.
+
+        Raises:
+            Skipped: nothing to do, with the reason.
+            CandidateError: failed, or took no effect.
+        """

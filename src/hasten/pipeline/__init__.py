@@ -1,0 +1,1 @@
+"""What stands between a file and the model's input. `base.py` is the contract."""

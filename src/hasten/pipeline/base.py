@@ -1,0 +1,44 @@
+"""The contract of a pipeline: steps from what a sensor or a file gives to the model's input."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from hasten.records import Value
+from hasten.tensors import Array
+
+
+class Step(Value, ABC):
+    """One step of preprocessing: a frozen dataclass whose fields are its settings."""
+
+    registry: ClassVar[Mapping[str, str]] = {
+        "decode": "hasten.pipeline.image:Decode",
+        "resize": "hasten.pipeline.image:Resize",
+        "center_crop": "hasten.pipeline.image:CenterCrop",
+        "normalize": "hasten.pipeline.image:Normalize",
+        "to_layout": "hasten.pipeline.image:ToLayout",
+    }
+
+    @abstractmethod
+    def __call__(self, value: Any) -> Any:
+        """Take what the step before gave, and give what the next takes."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Steps in order, from a file's bytes to one input tensor without a batch axis."""
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, value: Any) -> Array:
+        """Run every step on one sample.
+
+        Raises:
+            InputError: the sample can't be read or doesn't fit.
+        """
+        for step in self.steps:
+            value = step(value)
+        return value  # type: ignore[no-any-return]

@@ -1,0 +1,166 @@
+"""The JSON form of frozen dataclasses, and files that are whole or absent.
+
+A value of an open family (an engine, a pass, a metric, a pipeline step) is written with a `type`:
+its name in the family's registry, or its import path where it isn't registered. Only a trusted
+reader follows an import path, since a bundle is untrusted input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import importlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+
+from hasten.errors import InputError, IntegrityError
+
+T = TypeVar("T")
+
+
+class Value:
+    """Base of the open families: a frozen dataclass that is found by name in `registry`."""
+
+    registry: ClassVar[Mapping[str, str]] = {}
+    """Name -> "module:Class", imported on request."""
+
+
+def import_path(cls: type) -> str:
+    """Return "module:Class" for a class."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def load_object(path: str) -> Any:
+    """Import "module:name".
+
+    Raises:
+        InputError: there is no such module or name.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"can't import {path!r}: {error}") from error
+
+
+def type_name(value: Value) -> str:
+    """Return the name under which a value is written: registered, else its import path."""
+    path = import_path(type(value))
+    return next((name for name, known in value.registry.items() if known == path), path)
+
+
+def to_record(value: Any) -> Any:
+    """Turn frozen dataclasses into what `json.dumps` takes, fields in order."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        record = {f.name: to_record(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type_name(value), **record} if isinstance(value, Value) else record
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_record(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return [to_record(item) for item in value]
+    return value
+
+
+def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
+    """Read a record back, strictly typed.
+
+    Args:
+        cls: A dataclass, or the base class of an open family.
+        record: What `to_record` gave, after JSON.
+        trusted: Follow import paths that aren't in a registry.
+
+    Raises:
+        IntegrityError: the record doesn't fit the type.
+    """
+
+    def decode(kind: type, obj: Any) -> Any:
+        if issubclass(kind, Value):
+            return _decode_value(kind, obj, trusted=trusted)
+        if issubclass(kind, Path):
+            return Path(obj)
+        raise IntegrityError(f"a record of type {kind.__name__} can't be read")
+
+    try:
+        if isinstance(cls, type) and issubclass(cls, Value) and not dataclasses.is_dataclass(cls):
+            return decode(cls, record)  # type: ignore[no-any-return]
+        return msgspec.convert(record, cls, strict=True, dec_hook=decode)
+    except msgspec.ValidationError as error:
+        raise IntegrityError(f"a {cls.__name__} record can't be read: {error}") from error
+
+
+def _decode_value(kind: type[Value], obj: Any, *, trusted: bool) -> Any:
+    if not isinstance(obj, dict) or not isinstance(obj.get("type"), str):
+        raise IntegrityError(f"a {kind.__name__} record has no type: {obj!r:.200}")
+    name = obj["type"]
+    path = kind.registry.get(name, name if trusted and ":" in name else None)
+    if path is None:
+        known = ", ".join(kind.registry)
+        raise IntegrityError(f"unknown {kind.__name__} {name!r}; this version has: {known}")
+    cls = load_object(path)
+    if not (dataclasses.is_dataclass(cls) and isinstance(cls, type) and issubclass(cls, kind)):
+        raise IntegrityError(f"{path} is not a {kind.__name__}")
+    fields = {key: item for key, item in obj.items() if key != "type"}
+    unknown = fields.keys() - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise IntegrityError(f"{name} has no setting {', '.join(sorted(unknown))}")
+    return from_record(cls, fields, trusted=trusted)
+
+
+def canonical(record: Any) -> bytes:
+    """Return the one JSON text of a record that hashes are taken of."""
+    return json.dumps(to_record(record), sort_keys=True, separators=(",", ":")).encode()
+
+
+def digest(record: Any) -> str:
+    """Return the SHA-256 of a record's canonical JSON, in hex."""
+    return hashlib.sha256(canonical(record)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it, so that it is whole or absent."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a record as JSON for people to read, whole or not at all."""
+    write_whole(path, json.dumps(to_record(record), indent=1).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        IntegrityError: missing, or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} can't be read as JSON: {error}") from error
