@@ -1,1 +1,44 @@
-"""hasten: the fastest version of a model that is certified to still give the right answers."""
+"""hasten: the fastest version of a model that is certified to still give the right answers.
+
+Importing it loads nothing but this file; each name below loads what it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hasten.benchmark import bench
+    from hasten.bundle import load
+    from hasten.errors import CandidateError, InputError, IntegrityError
+    from hasten.optimization import optimize
+    from hasten.recertification import certify
+
+_WHERE = {
+    "optimize": "hasten.optimization",
+    "load": "hasten.bundle",
+    "bench": "hasten.benchmark",
+    "certify": "hasten.recertification",
+    "InputError": "hasten.errors",
+    "CandidateError": "hasten.errors",
+    "IntegrityError": "hasten.errors",
+}
+
+__all__ = [
+    "CandidateError",
+    "InputError",
+    "IntegrityError",
+    "bench",
+    "certify",
+    "load",
+    "optimize",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'hasten' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)

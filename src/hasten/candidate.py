@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from hasten.engines.base import Artifact, Engine
 from hasten.passes.base import Pass
-from hasten.records import digest, to_record
+from hasten.records import Value, digest, to_record, type_name
+
+
+def label(value: Value) -> str:
+    """Name a value for people: its type, and the settings that differ from their defaults."""
+    changed = [
+        f"{field.name}={getattr(value, field.name)}"
+        for field in dataclasses.fields(value)  # type: ignore[arg-type]
+        if getattr(value, field.name) != field.default
+    ]
+    name = type_name(value).rpartition(":")[2]
+    return f"{name}({', '.join(changed)})" if changed else name
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,11 @@ class Single:
     def key(self) -> str:
         """A short stable name: the digest of its record."""
         return digest(to_record(self))[:12]
+
+    @property
+    def label(self) -> str:
+        """What it is, for people: "static_quantization + openvino(precision=bf16)"."""
+        return " + ".join(label(value) for value in (*self.passes, self.engine))
 
 
 Candidate: TypeAlias = Single
@@ -55,6 +72,7 @@ class Trial:
         candidate: What was tried.
         artifact: What was built; None where that failed.
         measurement: Latencies; None where it never ran.
+        baseline: The baseline's turns in the same rounds, to compare with.
         scores: One per search sample in order, `None` where it wasn't judged.
         failure: Why it fell out, in one line; None where it didn't.
         skipped: Why there was nothing to do; None where there was.
@@ -64,6 +82,7 @@ class Trial:
     candidate: Candidate
     artifact: Artifact | None = None
     measurement: Measurement | None = None
+    baseline: Measurement | None = None
     scores: tuple[float, ...] | None = None
     failure: str | None = None
     skipped: str | None = None

@@ -65,7 +65,9 @@ class Model:
             raise InputError(
                 f"the model takes the inputs {expected}; the data has {', '.join(sample) or 'none'}"
             )
-        return replace(self, request=tuple(_request(spec, sample[spec.name]) for spec in self.inputs))
+        return replace(
+            self, request=tuple(_request(spec, sample[spec.name]) for spec in self.inputs)
+        )
 
 
 def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
@@ -82,8 +84,9 @@ def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
         isinstance(want, str) or want == got for want, got in zip(spec.shape, shape, strict=True)
     )
     if not fits or settled.dtype != spec.dtype:
+        mend = f'; convert it with x.astype("{spec.dtype}")' if fits else ""
         raise InputError(
             f"input {spec.name!r}: the model takes {spec}; a sample of the data is "
-            f"{sample.dtype}[{', '.join(map(str, sample.shape))}]"
+            f"{sample.dtype}[{', '.join(map(str, sample.shape))}]{mend}"
         )
     return settled

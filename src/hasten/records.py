@@ -7,15 +7,19 @@ reader follows an import path, since a bundle is untrusted input.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -38,16 +42,43 @@ def import_path(cls: type) -> str:
 
 
 def load_object(path: str) -> Any:
-    """Import "module:name".
+    """Import "module:name", or "folder/file.py:name".
+
+    A file is run once per process; its folder is where its own imports are looked for, last.
 
     Raises:
-        InputError: there is no such module or name.
+        InputError: there is no such module, file or name.
     """
-    module_name, _, name = path.partition(":")
+    module_name, _, name = path.rpartition(":")
     try:
+        if module_name.endswith(".py"):
+            return getattr(_run_file(Path(module_name)), name)
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"can't import {path!r}: {error}") from error
+
+
+def _run_file(file: Path) -> ModuleType:
+    """Import a file by its path."""
+    file = file.absolute()
+    if not file.is_file():
+        raise InputError(f"no such file: {file}")
+    name = f"hasten_file_{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}_{file.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} can't be imported")
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def type_name(value: Value) -> str:
@@ -143,7 +174,8 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
 
 

@@ -34,6 +34,18 @@ class TensorSpec:
         """Whether every dimension is settled."""
         return all(isinstance(size, int) for size in self.shape)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The settled shape.
+
+        Raises:
+            InputError: a dimension is open.
+        """
+        sizes = tuple(size for size in self.shape if isinstance(size, int))
+        if len(sizes) != len(self.shape):
+            raise InputError(f"{self}: every dimension must be settled")
+        return sizes
+
     def fits(self, array: Array) -> bool:
         """Whether an array has this dtype, rank and every settled size."""
         return (

@@ -24,6 +24,7 @@ is the nuisance. Four facts make the p-value an upper bound, and not the best va
 import math
 from collections.abc import Iterator
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,8 @@ from scipy import special
 
 from hasten.errors import InputError
 
-type Floats = NDArray[np.float64]
-type Ints = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 
 GAMMA = 1e-6
 
@@ -55,7 +56,9 @@ def clopper_pearson_upper(count: int, n: int, alpha: float) -> float:
     """
     _check_level(alpha)
     if not 0 <= count <= n or n < 1:
-        raise InputError(f"a share needs 0 <= count <= n and n >= 1: got count={count} and n={n}; check the counts")
+        raise InputError(
+            f"a share needs 0 <= count <= n and n >= 1: got count={count} and n={n}; check the counts"
+        )
     return 1.0 if count == n else float(special.betaincinv(count + 1, n - count, 1 - alpha))
 
 
@@ -77,7 +80,9 @@ def tango_statistic(lost: Ints, gained: Ints, n: int, drop: float) -> Floats:
         # Two forms of one root: each where it doesn't subtract nearly equal numbers.
         q = np.where(linear >= 0, (linear + root) / (4 * n), 2 * constant / (root - linear))
     variance = n * (2 * q + drop * (1 - drop))
-    return np.asarray((lost - gained - n * drop) / np.sqrt(np.maximum(variance, 1e-300)), dtype=np.float64)
+    return np.asarray(
+        (lost - gained - n * drop) / np.sqrt(np.maximum(variance, 1e-300)), dtype=np.float64
+    )
 
 
 def paired_p_value(
@@ -93,7 +98,8 @@ def paired_p_value(
             whole range.
 
     Returns:
-        At most 1; at most 1e-6 + 0.03% of itself above the supremum that it bounds.
+        At most 1, and at least 2e-6; without gamma at most about 1e-6 and 0.03% of itself above the supremum
+        that it bounds.
 
     Raises:
         InputError: counts that don't fit n, or a drop or level outside (0, 1).
@@ -102,7 +108,9 @@ def paired_p_value(
     _check_level(alpha)
     if not 0 < max_drop < 1:
         raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
-    return _largest_probability(_smallest_gained(lost, gained, n, alpha), gained, n, max_drop, gamma)
+    return _largest_probability(
+        _smallest_gained(lost, gained, n, alpha), gained, n, max_drop, gamma
+    )
 
 
 def paired_certifies(lost: int, gained: int, n: int, max_drop: float, alpha: float) -> bool:
@@ -139,7 +147,9 @@ def paired_upper_bound(lost: int, gained: int, n: int, alpha: float) -> float:
 
 def _check_level(alpha: float) -> None:
     if not 0 < alpha < 1:
-        raise InputError(f"alpha is a level between 0 and 1: got {alpha}; 95% confidence is alpha=0.05")
+        raise InputError(
+            f"alpha is a level between 0 and 1: got {alpha}; 95% confidence is alpha=0.05"
+        )
 
 
 def _check_counts(lost: int, gained: int, n: int) -> None:
@@ -170,7 +180,9 @@ def _smallest_gained(lost: int, gained: int, n: int, alpha: float) -> Ints:
     low, high = np.zeros(n + 1, dtype=np.int64), n - b + 1
     while np.any(low < high):
         middle = (low + high) // 2
-        inside = (tango_statistic(b, np.minimum(middle, n - b), n, limit) <= cutoff) | (middle > n - b)
+        inside = (tango_statistic(b, np.minimum(middle, n - b), n, limit) <= cutoff) | (
+            middle > n - b
+        )
         low, high = np.where(inside, low, middle + 1), np.where(inside, middle, high)
     fewest = np.where(high > n - b, n + 1, high)
     fewest[lost] = min(fewest[lost], gained)
@@ -184,8 +196,9 @@ def _largest_probability(region: Ints, gained: int, n: int, drop: float, gamma: 
     if gamma > 0:
         low = 0.0 if gained == 0 else float(special.betaincinv(gained, n - gained + 1, gamma / 2))
         high = min(last, clopper_pearson_upper(gained, n, gamma / 2))
-    if low >= last:  # no nuisance in the interval allows so large a drop
-        return min(1.0, gamma + _ROUNDING)
+    low = min(
+        low, last
+    )  # above it no nuisance allows so large a drop; a wider interval is still valid
     matrix, stretch = _interpolation()
     nodes = np.cos((2 * np.arange(_NODES) + 1) * math.pi / (2 * _NODES))
     largest = 0.0
@@ -197,10 +210,11 @@ def _largest_probability(region: Ints, gained: int, n: int, drop: float, gamma: 
 
 def _probability(region: Ints, n: int, drop: float, q: Floats) -> Floats:
     """P(region) at p_lost = q + drop and p_gained = q, tails added as if inside; shape of q, (k,)."""
-    spread = [math.sqrt(2 * _LOG_TAIL * n * p * (1 - p)) + _LOG_TAIL for p in (q.min() + drop, q.max() + drop)]
-    widest = max(*spread, 0.0) if not q.min() + drop < 0.5 < q.max() + drop else math.sqrt(_LOG_TAIL * n / 2) + _LOG_TAIL
-    first = max(0, math.floor(n * (q.min() + drop) - widest))
-    stop = min(n, math.ceil(n * (q.max() + drop) + widest)) + 1
+    # p (1 - p) is at most this for every p between the ends; the radius is Bernstein's inequality.
+    variance = n * (q.max() + drop) * min(1.0, 1 - q.min() - drop)
+    radius = math.sqrt(2 * _LOG_TAIL * variance) + _LOG_TAIL / 3
+    first = max(0, math.floor(n * (q.min() + drop) - radius))
+    stop = min(n, math.ceil(n * (q.max() + drop) + radius)) + 1
     b = np.arange(first, stop)
     b = b[region[first:stop] <= n - b]
     p_lost, fewest = (q + drop)[:, None], region[b]
@@ -208,7 +222,9 @@ def _probability(region: Ints, n: int, drop: float, q: Floats) -> Floats:
     mass = np.exp(choose + special.xlogy(b, p_lost) + special.xlog1py(n - b, -p_lost))
     share = np.minimum(q[:, None] / np.maximum(1 - p_lost, 1e-300), 1.0)
     at_least = np.where(
-        fewest == 0, 1.0, special.betainc(np.maximum(fewest, 1), np.maximum(n - b - fewest + 1, 1), share)
+        fewest == 0,
+        1.0,
+        special.betainc(np.maximum(fewest, 1), np.maximum(n - b - fewest + 1, 1), share),
     )
     return np.asarray((mass * at_least).sum(axis=1) + 2 * math.exp(-_LOG_TAIL), dtype=np.float64)
 
@@ -224,8 +240,14 @@ def _pieces(n: int, drop: float, low: float, high: float) -> Iterator[tuple[floa
 
     def root_information(q: float) -> float:
         cells = (q + drop, q, 1 - 2 * q - drop)
-        return math.sqrt(n * (1 / cells[0] + 1 / cells[1] + 4 / cells[2])) if min(cells) > 0 else math.inf
+        return (
+            math.sqrt(n * (1 / cells[0] + 1 / cells[1] + 4 / cells[2]))
+            if min(cells) > 0
+            else math.inf
+        )
 
+    if low == high:
+        yield low, high
     start = low
     while start < high:
         half = min(by_information / root_information(start), (high - start) / 2)

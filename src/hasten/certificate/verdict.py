@@ -1,0 +1,333 @@
+"""From per-sample scores to a verdict, with the bound, the counts behind it and the words for it."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from hasten.certificate.betting import (
+    BettingPrior,
+    betting_certifies,
+    betting_upper_bound,
+    group_means,
+)
+from hasten.certificate.exact import clopper_pearson_upper, paired_certifies, paired_upper_bound
+from hasten.errors import InputError
+
+Floats: TypeAlias = NDArray[np.float64]
+Guard: TypeAlias = Literal["net", "lost", "changed"]
+
+EXACT = "exact unconditional test, Tango order"
+ONE_SHARE = "Clopper-Pearson"
+BETTING = "betting"
+
+_BETTING_COST = (
+    1.5  # samples that betting needs for one that the exact test needs, measured in its tests
+)
+_ORDER_SEED = 0
+_NOUNS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+
+
+class Verdict(StrEnum):
+    """What the sealed data says; only the first ships."""
+
+    CERTIFIED = "certified"
+    NOT_ACCURATE_ENOUGH = "not accurate enough"
+    NOT_ENOUGH_DATA = "not enough data"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One verdict and its grounds. Plain fields, so that it goes into JSON as it is.
+
+    Attributes:
+        guard: What is bounded: the net drop, the share lost, or the share changed.
+        metric: The score's name.
+        method: How it is bounded.
+        max_drop: What was allowed, in absolute share.
+        confidence: Of the bound, in (0, 1).
+        n: Draws: samples, or groups where data is grouped.
+        groups: Number of groups; None where every sample is a draw of its own.
+        lost: Inputs that were right and became wrong, or answers that changed; None for scores that
+            aren't 0/1 or are grouped.
+        gained: Inputs that were wrong and became right; None as for `lost`.
+        bound: Upper confidence bound on the drop, in absolute share.
+        estimate: The drop observed; negative where accuracy rose.
+        samples_needed: Draws that would probably settle it, where data is short; else None.
+    """
+
+    verdict: Verdict
+    guard: Guard
+    metric: str
+    method: str
+    max_drop: float
+    confidence: float
+    n: int
+    groups: int | None
+    lost: int | None
+    gained: int | None
+    bound: float
+    estimate: float
+    samples_needed: int | None = None
+
+    def in_words(self) -> str:
+        """One sentence for a person: what is certain, or what would make it so."""
+        if self.verdict is Verdict.CERTIFIED:
+            sure = f"{100 * self.confidence:.6g}% confident that"
+            return (
+                f"{sure} {self._claim(_rounded_up(self.bound, self.max_drop))} ({self._evidence()})"
+            )
+        if self.verdict is Verdict.NOT_ACCURATE_ENOUGH:
+            fact = self._fact(_two_digits(self.estimate))
+            allowed = f"{100 * self.max_drop:.6g}{'%' if self._about_change else ''}"
+            return f"not accurate enough: {fact}, and less than {allowed} was allowed ({self._evidence()}); only a candidate closer to the original would pass, not more data"
+        shown = self._goal(f"{100 * self.max_drop:.6g}")
+        would = (
+            f"about {_about(self.samples_needed):,} would" if self.samples_needed else "more might"
+        )
+        return f"not enough data: {self._draws()} can't show {shown}; {would}"
+
+    @property
+    def _about_change(self) -> bool:
+        return self.guard == "changed" or self.metric == "agreement"
+
+    def _claim(self, share: str) -> str:
+        if self._about_change:
+            return f"at most {share}% of answers change"
+        if self.guard == "lost":
+            if self.lost is None:
+                return f"the average loss in {self._noun} over inputs is at most {_points(share)}"
+            return f"at most {share}% of inputs go from right to wrong"
+        return f"{self._noun} falls by at most {_points(share)}"
+
+    def _fact(self, share: str) -> str:
+        if self._about_change:
+            return f"{share}% of answers changed"
+        if self.guard == "lost":
+            return f"losses alone came to {_points(share)} of {self._noun}"
+        return f"{self._noun} fell by {_points(share)}"
+
+    def _goal(self, share: str) -> str:
+        if self._about_change:
+            return f"that at most {share}% of answers change"
+        if self.guard == "lost":
+            return f"losses of at most {_points(share)}"
+        return f"a fall of at most {_points(share)}"
+
+    def _draws(self) -> str:
+        plural = "" if self.n == 1 else "s"
+        return f"{self.n:,} {'sample' if self.groups is None else 'group'}{plural}"
+
+    def _evidence(self) -> str:
+        size = f"n={self.n:,}" if self.groups is None else f"{self.groups:,} groups"
+        if self._about_change:
+            return (
+                f"{size}: {_two_digits(self.estimate)}% changed"
+                if self.lost is None
+                else f"{size}: {self.lost:,} changed"
+            )
+        if self.lost is None:
+            return f"{size}: observed {_points(_two_digits(self.estimate))}"
+        return f"{size}: {self.lost:,} lost, {self.gained:,} gained"
+
+    @property
+    def _noun(self) -> str:
+        return _NOUNS.get(self.metric, self.metric)
+
+
+def judge(
+    original: Floats,
+    candidate: Floats,
+    *,
+    guard: Guard,
+    max_drop: float,
+    confidence: float,
+    metric: str,
+    prior: BettingPrior,
+    groups: NDArray[np.generic] | None = None,
+    binary: bool | None = None,
+) -> Judgement:
+    """Test one candidate on sealed scores.
+
+    0/1 scores without groups are judged exactly; others by betting on the differences of draws, shuffled
+    with a fixed seed.
+
+    Args:
+        original: Scores in [0, 1], shape (n,). For guard "changed", all ones.
+        candidate: Scores on the same samples. For guard "changed", agreement with the original.
+        groups: A label per sample. A group's mean is one draw, and the claim is about the mean over groups.
+        binary: Whether scores are 0/1; None looks. Say so where fractional scores merely happen to be 0/1.
+        prior: Of the search split's draws.
+
+    Raises:
+        InputError: scores that don't pair up or lie outside [0, 1], or a limit outside (0, 1).
+    """
+    original, candidate = np.asarray(original, np.float64), np.asarray(candidate, np.float64)
+    _check(original, candidate, guard, max_drop, confidence)
+    is_binary = bool(np.all((original % 1 == 0) & (candidate % 1 == 0)))
+    if binary and not is_binary:
+        raise InputError(
+            "binary scores are 0 or 1: got others; leave binary out for scores between them"
+        )
+    differences, grouped = _draws(original, candidate, guard, groups)
+    exact = is_binary and binary is not False and not grouped
+    lost, gained = _counts(original, candidate) if exact else (None, None)
+    verdict, bound, method = _decide(
+        differences, lost, gained, guard, max_drop, 1 - confidence, prior
+    )
+    estimate = float(differences.mean())
+    return Judgement(
+        verdict=verdict,
+        guard=guard,
+        metric=metric,
+        method=method,
+        max_drop=max_drop,
+        confidence=confidence,
+        n=differences.size,
+        groups=differences.size if grouped else None,
+        lost=lost,
+        gained=gained,
+        bound=bound,
+        estimate=estimate,
+        samples_needed=_still_needed(differences, max_drop, confidence, exact)
+        if verdict is Verdict.NOT_ENOUGH_DATA
+        else None,
+    )
+
+
+def samples_needed(
+    flip_rate: float, drop: float, max_drop: float, confidence: float, power: float = 0.8
+) -> int:
+    """Draws with which the exact test certifies with probability `power`; 1.5 times as many for betting.
+
+    The normal approximation, with the variance that Tango's test takes at the limit, where at least
+    `max_drop` of the answers flip; never fewer than certify when nothing changes at all.
+
+    Args:
+        flip_rate: Share of samples expected to flip, lost and gained together; for fractional scores
+            the mean squared difference.
+        drop: Expected drop, below max_drop.
+
+    Raises:
+        InputError: a limit, level or power outside (0, 1), a flip rate outside [0, 1] or smaller than the
+            drop, or a drop that no data could certify.
+    """
+    _check_limits(max_drop, confidence)
+    if not (0 < power < 1 and 0 <= flip_rate <= 1 and abs(drop) <= flip_rate + 1e-12):
+        raise InputError(
+            f"expected rates need abs(drop) <= flip_rate <= 1 and 0 < power < 1: got drop={drop}, flip_rate={flip_rate} and power={power}; check them"
+        )
+    if drop >= max_drop:
+        raise InputError(
+            f"no number of samples certifies a drop of {drop} as less than {max_drop}; raise max_drop"
+        )
+    at_limit = max(flip_rate, max_drop) - max_drop**2
+    expected = max(flip_rate - drop**2, 0.0)
+    spread = special.ndtri(confidence) * math.sqrt(at_limit) + special.ndtri(power) * math.sqrt(
+        expected
+    )
+    unchanged = math.log(1 - confidence) / math.log1p(-max_drop)
+    needed = max((spread / (max_drop - drop)) ** 2, unchanged)
+    return math.ceil(float(needed) - 1e-9)
+
+
+def _check_limits(max_drop: float, confidence: float) -> None:
+    if not 0 < max_drop < 1:
+        raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is between 0 and 1: got {confidence}; 95% is 0.95")
+
+
+def _check(
+    original: Floats, candidate: Floats, guard: Guard, max_drop: float, confidence: float
+) -> None:
+    _check_limits(max_drop, confidence)
+    if guard not in get_args(Guard):
+        raise InputError(f"guard is one of {', '.join(get_args(Guard))}: got {guard}")
+    if original.shape != candidate.shape or original.ndim != 1 or original.size == 0:
+        raise InputError(
+            f"scores come in pairs: got original of shape {original.shape} and candidate of shape {candidate.shape}; give one score per sample for each"
+        )
+    if not all(np.all((scores >= 0) & (scores <= 1)) for scores in (original, candidate)):
+        raise InputError(
+            "scores lie between 0 and 1: got some outside, or not a number; scale the metric"
+        )
+    if guard == "changed" and not np.all(original == 1):
+        raise InputError(
+            "guard 'changed' compares with the original's own answers: got original scores other than 1; give agreement as candidate and ones as original"
+        )
+
+
+def _draws(
+    original: Floats, candidate: Floats, guard: Guard, groups: NDArray[np.generic] | None
+) -> tuple[Floats, bool]:
+    """One difference per draw, and whether draws are groups; groups of one sample each are samples."""
+    falls = original - candidate
+    differences = falls if guard == "net" else np.maximum(falls, 0)
+    if groups is None or (means := group_means(differences, groups)).size == differences.size:
+        return differences, False
+    return means, True
+
+
+def _counts(original: Floats, candidate: Floats) -> tuple[int, int]:
+    return int(np.sum(original > candidate)), int(np.sum(original < candidate))
+
+
+def _decide(
+    differences: Floats,
+    lost: int | None,
+    gained: int | None,
+    guard: Guard,
+    max_drop: float,
+    alpha: float,
+    prior: BettingPrior,
+) -> tuple[Verdict, float, str]:
+    """Verdict, upper bound on the drop, and method; exact where counts are given."""
+    n = differences.size
+    if lost is None or gained is None:
+        shuffled = np.random.default_rng(_ORDER_SEED).permutation(differences)
+        certified = betting_certifies(shuffled, max_drop, alpha, prior)
+        bound, method = betting_upper_bound(shuffled, alpha, prior), BETTING
+    elif guard == "net":
+        certified = paired_certifies(lost, gained, n, max_drop, alpha)
+        bound, method = paired_upper_bound(lost, gained, n, alpha), EXACT
+    else:
+        bound, method = clopper_pearson_upper(lost, n, alpha), ONE_SHARE
+        certified = bound <= max_drop
+    if certified:
+        # Verdict and bound come from one family of nested tests; bisection may stop a hair above.
+        return Verdict.CERTIFIED, min(bound, max_drop), method
+    short = float(differences.mean()) < max_drop
+    return Verdict.NOT_ENOUGH_DATA if short else Verdict.NOT_ACCURATE_ENOUGH, bound, method
+
+
+def _still_needed(differences: Floats, max_drop: float, confidence: float, exact: bool) -> int:
+    drop, square = float(differences.mean()), float(np.mean(differences**2))
+    needed = samples_needed(max(square, abs(drop)), drop, max_drop, confidence)
+    return max(differences.size + 1, math.ceil(needed * (1 if exact else _BETTING_COST)))
+
+
+def _about(count: int) -> int:
+    """Rounded up to two significant digits."""
+    unit = int(10 ** max(len(str(count)) - 2, 0))
+    return -(-count // unit) * unit
+
+
+def _two_digits(share: float) -> str:
+    return f"{float(f'{100 * share:.2g}'):.6g}"
+
+
+def _rounded_up(share: float, limit: float) -> str:
+    """In percent to two significant digits, never below the share; the limit itself where that is nearer."""
+    if share <= 0:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(100 * share)) - 1)
+    return f"{min(math.ceil(100 * share / unit - 1e-9) * unit, 100 * limit):.6g}"
+
+
+def _points(share: str) -> str:
+    return f"{share} point{'' if share == '1' else 's'}"

@@ -1,0 +1,210 @@
+"""The commands. Each parses, calls one function and prints what it gives."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hasten import __version__
+from hasten.cli.options import Seconds, Share, one_line_errors
+
+_ENGINES = ("onnxruntime", "openvino")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hasten")
+def main() -> None:
+    """The fastest version of your model that is certified to still give the right answers."""
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", required=True, help=".npz, a folder of images, or module:function.")
+@click.option(
+    "--max-drop",
+    type=Share(),
+    default="1%",
+    show_default=True,
+    help="The most that accuracy may fall.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="model.hasten",
+    show_default=True,
+    help="The bundle's folder.",
+)
+@click.option(
+    "--metric",
+    help="top1, top5, agreement, embedding, regression:TOLERANCE, detection_f1, or my.py:score.",
+)
+@click.option(
+    "--guard",
+    type=click.Choice(["net", "lost", "changed"]),
+    default="net",
+    show_default=True,
+    help="What is bounded.",
+)
+@click.option(
+    "--confidence", type=Share(), default="95%", show_default=True, help="Of the certificate."
+)
+@click.option("--training", help="Training data to calibrate from.")
+@click.option(
+    "--pipeline",
+    "pipeline_file",
+    type=click.Path(path_type=Path),
+    help="YAML with the preprocessing of images.",
+)
+@click.option("--engine", "engines", multiple=True, help="Try this engine only; may be repeated.")
+@click.option(
+    "--keep-float", multiple=True, metavar="NODE", help="Leave this node alone; may be repeated."
+)
+@click.option(
+    "--custom-ops",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A library of operators; may be repeated.",
+)
+@click.option(
+    "--population",
+    default="inputs like the ones in this data",
+    help="What the data was drawn from.",
+)
+@click.option("--time-limit", type=Seconds(), help="As 90s, 5m, 1h.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split and the orders.")
+@click.option("--no-exact", is_flag=True, help="Leave the exact model out of the bundle.")
+@click.option(
+    "--accept-uncertified", is_flag=True, help="Ship the fastest even if nothing certifies."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run that was stopped.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
+    """Make the fastest certified version of MODEL."""
+    from hasten.cli.screen import screen, summary
+    from hasten.optimization import optimize as run
+    from hasten.pipeline.config import from_yaml
+
+    began = time.monotonic()
+    with one_line_errors():
+        file = options.pop("pipeline_file")
+        with screen() as listen:
+            result = run(
+                model,
+                data,
+                pipeline=None if file is None else from_yaml(file),
+                engines=options.pop("engines") or _ENGINES,
+                time_limit_s=options.pop("time_limit"),
+                keep_exact=not options.pop("no_exact"),
+                listen=listen,
+                **options,
+            )
+        click.echo(_json(result) if as_json else summary(result, began))
+
+
+@main.command()
+@click.argument("bundle")
+@click.option(
+    "--against", help="An .onnx file, or my.py:predict; by default the bundle's exact model."
+)
+@click.option("--data", help="Requests; random numbers without.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench(bundle: str, against: str | None, data: str | None, as_json: bool) -> None:
+    """Time BUNDLE in turns with what you have today."""
+    from hasten.benchmark import bench as run
+    from hasten.cli.screen import table
+    from hasten.report.page import HEAD, cells
+
+    with one_line_errors():
+        result = run(bundle, against=against, data=data)
+        if as_json:
+            click.echo(_json(result))
+            return
+        click.echo(table([cells(result.against), cells(result.bundle)], HEAD))
+        click.echo(f"{result.threads} thread(s), batch 1, requests: {result.requests}")
+        for note in result.notes:
+            click.echo(f"note: {note}")
+
+
+@main.command()
+@click.argument("bundle")
+@click.option("--data", required=True, help="Data that the bundle was not made with.")
+@click.option("--max-drop", type=Share(), help="By default the certificate's.")
+@click.option("--confidence", type=Share(), help="By default the certificate's.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def certify(
+    bundle: str, data: str, max_drop: float | None, confidence: float | None, as_json: bool
+) -> None:
+    """Test BUNDLE on new data; the exit code is 0 if it holds, 1 if not."""
+    from hasten.recertification import certify as run
+
+    with one_line_errors():
+        result = run(bundle, data, max_drop=max_drop, confidence=confidence)
+        click.echo(_json(result) if as_json else result.in_words())
+    raise SystemExit(0 if result.passed else 1)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Check BUNDLE and say what is in it."""
+    from hasten.bundle import differences, read
+    from hasten.measure.environment import versions
+    from hasten.target import Target
+
+    with one_line_errors():
+        manifest = read(bundle)
+        if as_json:
+            click.echo(_json(manifest))
+            return
+        size = sum(size_bytes for _, size_bytes in manifest.files.values())
+        facts = [
+            ("status", f"{manifest.status}: {manifest.why}"),
+            ("model", manifest.winner.label),
+            ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
+            ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
+            ("exact model", manifest.exact.label if manifest.exact else "left out"),
+            ("population", (manifest.certificate or {}).get("population", "none")),
+            ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
+            ("made at", manifest.created),
+            ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, each as it was written"),
+        ]
+        here = differences(manifest, Target.host(), versions())
+        facts.append(("this machine", "; ".join(here) or "as it was made on"))
+        for name, value in facts:
+            click.echo(f"{name + ':':14}{value}")
+
+
+@main.command()
+def doctor() -> None:
+    """Say what this machine has: cores, instruction sets, engines, extras."""
+    from hasten.doctor import examine
+
+    with one_line_errors():
+        for name, value in examine():
+            click.echo(f"{name + ':':14}{value}")
+
+
+@main.command()
+@click.argument("which", type=click.Choice(["photos", "digits"]), default="photos")
+@click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder.")
+def demo(which: str, out: Path | None) -> None:
+    """Optimize a real model: EfficientNet-Lite0 on photos, or a CNN on handwritten digits."""
+    from hasten.cli.screen import screen, summary
+    from hasten.demos import run
+
+    began = time.monotonic()
+    with one_line_errors():
+        with screen() as listen:
+            result = run(which, out or Path(f"{which}.hasten"), listen)
+        click.echo(summary(result, began))
+
+
+def _json(record: Any) -> str:
+    from hasten.records import to_record
+
+    return json.dumps(to_record(record), indent=1)

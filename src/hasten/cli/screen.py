@@ -1,0 +1,134 @@
+"""What a run shows while it goes on, and the table at its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from hasten.progress import Progress
+from hasten.report.page import HEAD, cells
+from hasten.result import Result
+
+_STAGES = {
+    "prepare": "preparing",
+    "transform": "making models",
+    "try": "trying",
+    "race": "racing",
+    "certify": "certifying",
+    "figures": "taking fresh figures",
+}
+
+
+class PlainScreen:
+    """A line for each outcome and each new stage; for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._best: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __call__(self, progress: Progress) -> None:
+        """Print what is new."""
+        lines = []
+        if progress.stage != self._stage:
+            self._stage = progress.stage
+            lines.append(f"{_STAGES.get(progress.stage, progress.stage)} ...")
+        if progress.outcome:
+            lines.append(f"  [{progress.done}/{progress.total}] {progress.outcome}")
+        if progress.best and progress.best != self._best:
+            self._best = progress.best
+            lines.append(f"  best so far: {progress.best}")
+        if lines:
+            print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+class LiveScreen:
+    """A progress bar with what is being tried, the best so far and the time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.description}", table_column=None),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[doing]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._best: str | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Move the bars."""
+        stage = _STAGES.get(progress.stage, progress.stage)
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=progress.total, doing="")
+        self._bar.update(
+            self._tasks[stage],
+            completed=progress.done,
+            total=progress.total,
+            doing=progress.doing[:60],
+        )
+        if progress.outcome:
+            self._console.print(f"[dim]{progress.outcome}", highlight=False)
+        if progress.best and progress.best != self._best:
+            self._best = progress.best
+            self._console.print(f"[bold]best so far:[/] {progress.best}", highlight=False)
+
+
+def screen() -> PlainScreen | LiveScreen:
+    """Return what fits where standard error goes."""
+    return LiveScreen() if sys.stderr.isatty() else PlainScreen()
+
+
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
+    """Align cells in columns, two spaces apart."""
+    everything = [head, *rows]
+    widths = [max(len(row[i]) for row in everything) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in everything
+    )
+
+
+def summary(result: Result, began: float) -> str:
+    """The end of a run in some twenty lines: how much faster, how sure, where it is, what next."""
+    lines = [
+        "",
+        table([cells(row) for row in result.rows], HEAD),
+        "",
+        f"{result.winner.speedup:.2f}x faster than {result.rows[0].label}; {result.threads} "
+        f"thread{'s' if result.threads > 1 else ''}, batch 1; the same model against itself: "
+        f"within {100 * result.spread:.1f}%",
+        f"{result.status}: {result.why}",
+        f"for: {result.population}",
+        *(f"note: {note}" for note in result.notes),
+        "",
+        f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",
+        f"next: hasten bench {result.bundle} --against YOUR_DEPLOYMENT",
+    ]
+    return "\n".join(lines)

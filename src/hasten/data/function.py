@@ -1,0 +1,178 @@
+"""Samples from Python: what the user's own function gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.data.arrays import ArrayDataset
+from hasten.data.dataset import Dataset
+from hasten.data.samples import RESERVED, tensors_hash
+from hasten.data.spool import SpoolWriter
+from hasten.errors import InputError
+from hasten.records import load_object
+from hasten.tensors import Array
+
+
+def call_function(source: str, names: Sequence[str], folder: Path) -> Dataset:
+    """Call "module:function" or "file.py:function", and read what it gives.
+
+    Args:
+        source: A function without arguments, or a value.
+        names: The model's inputs.
+        folder: Where samples that come one by one are written; empty, or doesn't exist yet.
+
+    Raises:
+        InputError: there is no such function, or it gives no data.
+    """
+    found = load_object(source)
+    given = found() if callable(found) and not isinstance(found, Dataset) else found
+    return from_python(given, names, folder, source)
+
+
+def from_python(
+    given: Any, names: Sequence[str], folder: Path, source: str = "the data"
+) -> Dataset:
+    """Read data that Python code hands over.
+
+    Args:
+        given: One of
+            - a `Dataset`;
+            - a mapping of arrays of shape `(n, ...)`, `labels` and `groups` among them or not;
+            - an array of shape `(n, ...)`, for a model with one input;
+            - a tuple `(inputs, labels)` or `(inputs, labels, groups)` of one of these two and
+              arrays (labels may be None);
+            - a list, a sequence (a torch `Dataset`) or an iterable of samples, each of them
+              `(inputs, label)`, `(inputs, label, group)` or `inputs`, where inputs is an array
+              without an axis for samples, or a mapping of them. They are written to `folder`
+              one at a time.
+        names: The model's inputs.
+        folder: Empty, or doesn't exist yet.
+        source: What to call the data in a message.
+
+    Raises:
+        InputError: it is none of these, or its parts don't fit together.
+    """
+    if isinstance(given, Dataset):
+        return given
+    if isinstance(given, (Mapping, np.ndarray)):
+        return _whole(given, None, None, names, source)
+    if isinstance(given, tuple):
+        if len(given) not in (2, 3) or not isinstance(given[0], (Mapping, np.ndarray)):
+            raise InputError(
+                f"{source}: a tuple is (inputs, labels) or (inputs, labels, groups) of whole "
+                "arrays; give samples as a list"
+            )
+        return _whole(given[0], given[1], given[2] if len(given) == 3 else None, names, source)
+    if getattr(given, "batch_sampler", None) is not None:
+        raise InputError(
+            f"{source}: a DataLoader gives batches; give its dataset, or batch_size=None"
+        )
+    if isinstance(given, (str, bytes)) or not _iterable(given):
+        raise InputError(
+            f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"
+        )
+    return _spooled(_each(given), names, folder, source)
+
+
+def _iterable(given: Any) -> bool:
+    return isinstance(given, Iterable) or (
+        hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    )
+
+
+def _each(given: Any) -> Iterator[Any]:
+    """Yield samples; by position where there is a length, as torch's data sets want it."""
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+        return (given[i] for i in range(len(given)))
+    return iter(given)
+
+
+def _array(value: Any) -> Array:
+    """Turn numbers, lists and torch tensors into an array."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def _whole(
+    inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str
+) -> ArrayDataset:
+    """Take whole arrays as they are."""
+    rows = {"labels": labels, "groups": groups}
+    if isinstance(inputs, Mapping):
+        inputs = dict(inputs)
+        for role in RESERVED:
+            if role not in names and role in inputs:
+                rows[role] = inputs.pop(role)
+    arrays = _named(inputs, names, source)
+    taken = {role: None if value is None else _array(value) for role, value in rows.items()}
+    return ArrayDataset(arrays, taken["labels"], taken["groups"])
+
+
+def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Array]:
+    """Give inputs the model's names."""
+    if isinstance(inputs, Mapping):
+        arrays = {str(name): _array(value) for name, value in inputs.items()}
+        if len(arrays) == len(names) == 1:
+            return dict(zip(names, arrays.values(), strict=True))
+        if set(arrays) != set(names):
+            raise InputError(
+                f"the model takes the inputs {', '.join(names)}; {source} has "
+                f"{', '.join(arrays) or 'none'}"
+            )
+        return {name: arrays[name] for name in names}
+    if len(names) != 1:
+        raise InputError(
+            f"the model takes the inputs {', '.join(names)}; {source} has one array without a name: "
+            "give a mapping"
+        )
+    return {names[0]: _array(inputs)}
+
+
+def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source: str) -> Dataset:
+    """Write samples to disk one at a time; only labels and groups stay in memory."""
+    labels: list[Array] = []
+    groups: list[Any] = []
+    width = 0
+    with SpoolWriter(folder, names) as writer:
+        for index, sample in enumerate(samples):
+            parts = sample if isinstance(sample, (tuple, list)) else (sample,)
+            if len(parts) not in (1, 2, 3):
+                raise InputError(
+                    f"{source}: sample {index} has {len(parts)} parts; "
+                    "give inputs, (inputs, label) or (inputs, label, group)"
+                )
+            width = width or len(parts)
+            if len(parts) != width:
+                raise InputError(
+                    f"{source}: sample {index} has {len(parts)} parts, the first has {width}"
+                )
+            tensors = _named(parts[0], names, source)
+            for name, array in tensors.items():
+                if array.dtype.kind not in "biufcV":
+                    raise InputError(
+                        f"input {name!r}: sample {index} is an array of {array.dtype}; give numbers"
+                    )
+            writer.append({n: a[np.newaxis] for n, a in tensors.items()}, [tensors_hash(tensors)])
+            if width > 1:
+                labels.append(_label(parts[1], labels, index, source))
+            if width > 2:
+                groups.append(parts[2])
+        if not width:
+            raise InputError(f"{source} has no samples")
+        return writer.finish(
+            np.stack(labels) if width > 1 else None, np.array(groups) if width > 2 else None
+        )
+
+
+def _label(value: Any, before: list[Array], index: int, source: str) -> Array:
+    """Return one label; all have one shape."""
+    label = _array(value)
+    if before and label.shape != before[0].shape:
+        raise InputError(
+            f"{source}: the label of sample {index} has the shape {list(label.shape)}, "
+            f"the first {list(before[0].shape)}; pad labels to one shape"
+        )
+    return label

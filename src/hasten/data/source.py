@@ -1,0 +1,85 @@
+"""From what a person names as data to a `Dataset`."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.data.dataset import Dataset
+from hasten.data.function import call_function, from_python
+from hasten.data.images import ImageFolder
+from hasten.data.npz import open_npz
+from hasten.errors import InputError
+from hasten.pipeline.base import Pipeline
+from hasten.tensors import TensorSpec
+
+
+def open_data(
+    source: Any,
+    model_inputs: Sequence[TensorSpec],
+    pipeline: Pipeline | None = None,
+    workdir: Path | None = None,
+) -> Dataset:
+    """Open data of any kind.
+
+    Args:
+        source: The path of an .npz archive or of a folder of images, "module:function",
+            "file.py:function", or what such a function may give: see `from_python`.
+        model_inputs: What the model takes.
+        pipeline: From an image file to the model's input; a folder of images needs it.
+        workdir: Where data is unpacked to; empty, or doesn't exist yet. By default a temporary
+            folder that goes with the data set.
+
+    Raises:
+        InputError: there is no such data, or it doesn't fit together.
+    """
+    names = [spec.name for spec in model_inputs]
+    if isinstance(source, Dataset):
+        return source
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.is_dir():
+            return _images(path, names, pipeline)
+        if path.is_file():
+            if path.suffix == ".npz":
+                return open_npz(path, names, workdir)
+            raise InputError(
+                f"{path} is no kind of data that hasten reads: give an .npz archive, a folder of "
+                "images, or module:function"
+            )
+        if isinstance(source, Path) or ":" not in source:
+            raise InputError(f"no such file: {path}")
+    owned = Path(tempfile.mkdtemp(prefix="hasten-data-")) if workdir is None else None
+    folder = workdir or owned
+    assert folder is not None
+    try:
+        if isinstance(source, str):
+            dataset = call_function(source, names, folder)
+        else:
+            dataset = from_python(source, names, folder)
+    except BaseException:
+        if owned is not None:
+            shutil.rmtree(owned, ignore_errors=True)
+        raise
+    if owned is not None:
+        weakref.finalize(dataset, shutil.rmtree, owned, ignore_errors=True)
+    return dataset
+
+
+def _images(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> ImageFolder:
+    """Open a folder of images for a model that takes one."""
+    if len(names) != 1:
+        raise InputError(
+            f"{folder} is a folder of images, but the model takes the inputs {', '.join(names)}: "
+            "give an .npz archive or module:function"
+        )
+    if pipeline is None:
+        raise InputError(
+            f"{folder} is a folder of images, and nothing says how to prepare them: give a size, "
+            "mean and std, or a pipeline file"
+        )
+    return ImageFolder(folder, pipeline, names[0])

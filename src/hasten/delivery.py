@@ -1,0 +1,235 @@
+"""The end of a run: fresh figures for what was chosen, and the bundle that ships."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten import bundle
+from hasten.bundle import Manifest, Status
+from hasten.candidate import Candidate, Trial
+from hasten.certificate.verdict import Judgement
+from hasten.certification import last_certified
+from hasten.choose import faster
+from hasten.errors import InputError
+from hasten.measure.environment import environment
+from hasten.pipeline.base import Pipeline
+from hasten.records import digest, to_record
+from hasten.report import page
+from hasten.result import Result, Row, row
+from hasten.run import FINAL_ROUNDS, Run
+from hasten.search.race import AGAIN, BASELINE, Standings
+from hasten.search.trials import ratio
+
+_INTERIM = "the run has not finished: the fastest found so far, not certified; go on with --resume"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a bundle needs besides the run.
+
+    Attributes:
+        out: The bundle's folder.
+        population: What the certificate is about.
+        pipeline: Kept in the bundle.
+        keep_exact: Whether the exact model goes in too.
+        accept_uncertified: Whether the fastest ships though nothing certifies.
+    """
+
+    out: Path
+    population: str
+    pipeline: Pipeline | None
+    keep_exact: bool
+    accept_uncertified: bool
+
+    def check(self) -> None:
+        """See before any work whether the bundle can be written where it is wanted.
+
+        Raises:
+            InputError: there is something that is no bundle.
+        """
+        if self.out.exists() and not (self.out / bundle.MANIFEST).is_file():
+            raise InputError(f"{self.out} exists and is no bundle; give another --out or remove it")
+
+    def interim(self, run: Run, trial: Trial) -> None:
+        """Write the best so far, marked uncertified."""
+        self._write(run, trial.candidate, "uncertified", _INTERIM, None, {})
+
+    def finish(
+        self, run: Run, exact: str, judged: Sequence[tuple[str, Judgement | str]], seconds: float
+    ) -> Result:
+        """Time what was chosen in fresh rounds, and write the bundle.
+
+        Args:
+            run: Behind it all but this.
+            exact: Key of the exact candidate to fall back on.
+            judged: What the sealed data said, safest first.
+            seconds: How long the run has taken.
+        """
+        passed = last_certified(judged)
+        winner = passed[0] if passed else exact
+        loose = _fastest_uncertified(run, judged, winner)
+        shown = list(dict.fromkeys(k for k in (exact, winner, loose) if k is not None))
+        entrants = [run.candidate(k) for k in shown if k != run.trials.baseline.key]
+        final = run.race("figures", entrants, FINAL_ROUNDS, dropping=False)
+        winner = self._still_fastest(run, final, exact, winner)
+        judgement = passed[1] if passed and passed[0] == winner else None
+        status: Status = "certified" if judgement else "exact"
+        why = judgement.in_words() if judgement else _why_exact(judged)
+        if judgement is None and self.accept_uncertified and loose in final.rounds:
+            winner, status = loose, "uncertified"
+            why = f"shipped by --accept-uncertified: {why}"
+        reason = judgement or next((e for _, e in judged if isinstance(e, Judgement)), None)
+        rows = self._rows(run, final, exact, winner, loose, status, why)
+        evidence = {
+            "trials.json": [to_record(trial) for trial in run.trials.done.values()],
+            "race.json": [e for e in run.journal.events("round") if e["race"].startswith("race/")],
+            "figures.json": {
+                "rounds": final.rounds,
+                "refused": final.refused,
+                "threads": final.threads,
+            },
+            "sealed.json": {
+                "judged": [[k, to_record(e)] for k, e in judged],
+                "hashes": run.parts.sealed_hashes,
+                "seen": run.parts.seen_hashes,
+            },
+        }
+        result = Result(
+            bundle=self.out,
+            status=status,
+            why=why,
+            judgement=reason,
+            population=self.population,
+            rows=rows,
+            spread=final.spread,
+            threads=final.threads,
+            tried={t.candidate.label: run.outcome(t) for t in run.trials.done.values()},
+            notes=(*run.parts.notes, *run.notes),
+            seconds=seconds,
+        )
+        evidence["result.json"] = to_record(result)
+        html = page.render(result, environment(run.bench.target))
+        self._write(
+            run, run.candidate(winner), status, why, judgement, evidence, html, run.candidate(exact)
+        )
+        return result
+
+    def _still_fastest(self, run: Run, final: Standings, exact: str, winner: str) -> str:
+        """What does not beat the exact model in fresh rounds too, beyond the noise, isn't shipped."""
+        if winner == exact:
+            return winner
+        reference = BASELINE if exact == run.trials.baseline.key else exact
+        floor = final.ratio(reference)
+        if winner in final.rounds and faster(final.ratio(winner), floor, final.spread):
+            return winner
+        run.notes.append(
+            f"{run.candidate(winner).label} passed, but in fresh rounds it was not faster than the exact "
+            "model beyond the noise: the exact model ships"
+        )
+        return exact
+
+    def _rows(
+        self,
+        run: Run,
+        final: Standings,
+        exact: str,
+        winner: str,
+        loose: str | None,
+        status: Status,
+        why: str,
+    ) -> tuple[Row, ...]:
+        baseline = run.trials.baseline
+        wanted = [("default engine", baseline.key, "exact"), ("fastest exact", exact, "exact")]
+        if winner != exact:
+            wanted.append(("winner", winner, why))
+        if loose is not None and loose != winner:
+            wanted.append(("fastest uncertified", loose, "not certified"))
+        rows = []
+        for role, key, accuracy in wanted:
+            name = BASELINE if key == baseline.key else key
+            if name in final.rounds:
+                own = final.rounds[AGAIN if role == "default engine" else name]
+                rows.append(
+                    row(
+                        role,
+                        run.candidate(key).label,
+                        own,
+                        final.rounds[BASELINE],
+                        size_bytes=run.artifact(run.candidate(key)).size_bytes,
+                        accuracy=accuracy,
+                    )
+                )
+        return tuple(rows)
+
+    def _write(
+        self,
+        run: Run,
+        candidate: Candidate,
+        status: Status,
+        why: str,
+        judgement: Judgement | None,
+        evidence: dict[str, Any],
+        html: bytes | None = None,
+        exact: Candidate | None = None,
+    ) -> None:
+        base = exact or run.trials.baseline
+        order, target = run.order, run.bench.target
+        host = environment(target)
+        winner = self._part(run, candidate)
+        manifest = Manifest(
+            status=status,
+            why=why,
+            winner=winner,
+            exact=(winner if candidate == base else self._part(run, base))
+            if self.keep_exact
+            else None,
+            metric=to_record(order.metric),
+            certificate=None
+            if judgement is None
+            else {
+                "judgement": to_record(judgement),
+                "words": judgement.in_words(),
+                "population": self.population,
+                "batch_sizes": [1],
+                "threads": target.threads,
+            },
+            source_sha256=run.bench.model.sha256,
+            sealed={"samples": len(run.parts.sealed), "sha256": digest(run.parts.sealed_hashes)},
+            target=target,
+            environment=host,
+            pipeline=self.pipeline,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        bundle.write(self.out, manifest, evidence, {} if html is None else {"report.html": html})
+
+    def _part(self, run: Run, candidate: Candidate) -> bundle.Part:
+        artifact = run.artifact(candidate)
+        return bundle.part(candidate.label, candidate.passes, candidate.engine, artifact)
+
+
+def _why_exact(judged: Sequence[tuple[str, Judgement | str]]) -> str:
+    """Say why nothing inexact ships."""
+    if not judged:
+        return "exact: no faster candidate stayed under the limit on the search split"
+    entry = judged[0][1]
+    return f"exact: {entry.in_words() if isinstance(entry, Judgement) else f'the candidate failed: {entry}'}"
+
+
+def _fastest_uncertified(
+    run: Run, judged: Sequence[tuple[str, Judgement | str]], winner: str
+) -> str | None:
+    """The fastest trial that isn't certified, if it is faster than what ships."""
+    certified = {k for k, e in judged if isinstance(e, Judgement) and e.verdict == "certified"}
+    trials = [
+        t for t in run.measured() if not t.candidate.exact and t.candidate.key not in certified
+    ]
+    if not trials:
+        return None
+    fastest = min(trials, key=lambda t: ratio(t).estimate)
+    own = run.trials.done.get(winner)
+    floor = ratio(own).estimate if own is not None and own.measurement is not None else 1.0
+    return fastest.candidate.key if ratio(fastest).estimate < floor * 0.95 else None

@@ -1,0 +1,75 @@
+"""What every engine does with a model's files before its runtime sees them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hasten.engines.base import Artifact
+from hasten.errors import CandidateError
+from hasten.model import Model
+
+
+def place(model: Model, workdir: Path) -> Artifact:
+    """Put a model's files, as they are, into a folder: hard links, or copies on another disk.
+
+    Raises:
+        CandidateError: a file is missing or can't be copied.
+    """
+    placed = []
+    for file in (model.path, *model.files):
+        to = workdir / file.relative_to(model.path.parent)
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            _link(file.resolve(strict=True), to)
+        except OSError as error:
+            raise CandidateError(f"can't copy {file}: {error.strerror or error}") from error
+        placed.append(to)
+    return Artifact(
+        path=placed[0],
+        inputs=model.inputs,
+        outputs=model.outputs,
+        request=model.request,
+        files=tuple(placed[1:]),
+        custom_ops=model.custom_ops,
+    )
+
+
+def _link(source: Path, to: Path) -> None:
+    """Link a file that is no symbolic link, or copy it where the disk differs."""
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copyfile(source, to)
+
+
+def batch_sizes(artifact: Artifact) -> tuple[int, ...] | None:
+    """Return the batch sizes that an artifact's input shapes leave open, None for any.
+
+    A request whose first axis isn't 1 has no batch axis: it is one request at a time.
+    """
+    if any(not spec.shape or spec.shape[0] != 1 for spec in artifact.request):
+        return (1,)
+    if any(spec.shape and isinstance(spec.shape[0], str) for spec in artifact.inputs):
+        return None
+    sizes = {spec.shape[0] for spec in artifact.inputs if spec.shape}
+    only = sizes.pop() if len(sizes) == 1 else 1
+    return (int(only),)
+
+
+def libraries(custom_ops: Sequence[Path], entry_point: str) -> Iterator[Path]:
+    """Yield the libraries that are made for one runtime: those that name its entry point.
+
+    A model that runs on two runtimes brings a library for each, and neither loads the other's.
+
+    Raises:
+        CandidateError: a library can't be read.
+    """
+    for library in custom_ops:
+        try:
+            if entry_point.encode() in library.read_bytes():
+                yield library
+        except OSError as error:
+            raise CandidateError(f"can't read {library}: {error.strerror or error}") from error

@@ -1,0 +1,148 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from hasten.engines.artifacts import batch_sizes, libraries, place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.failures import failed
+from hasten.errors import CandidateError, InputError
+from hasten.model import Format, Model
+from hasten.target import Target
+from hasten.tensors import Array, Tensors
+
+_LOG_ERRORS_ONLY = 3
+_SPINNING = "session.intra_op.allow_spinning"
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Engine):
+    """ONNX Runtime's CPU kernels; as `InferenceSession(path)` sets them up, but for the threads.
+
+    Attributes:
+        threads: How many work on one operator; None for all that the target has.
+        spinning: Whether idle threads wait awake. Faster, and takes the time of others' threads
+            and of a cgroup's quota.
+        graph_optimization: What it does to the graph at load: everything that it knows, or
+            nothing, for a look at the file as it is.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+
+    threads: int | None = None
+    spinning: bool = True
+    graph_optimization: Literal["all", "disabled"] = "all"
+
+    @property
+    def exact(self) -> bool:
+        """Always: no setting here lowers the precision."""
+        return True
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield the default, one thread (small models are faster so), and, where a quota allows
+        less than the processors at hand, threads that don't spend it on waiting."""
+        yield cls()
+        if target.threads > 1:
+            yield cls(threads=1)
+            if target.threads < len(target.cpus):
+                yield cls(spinning=False)
+
+    @classmethod
+    def version(cls) -> str:
+        """Return ONNX Runtime's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError(
+                f"ONNX Runtime isn't installed ({error}): pip install onnxruntime"
+            ) from error
+        return str(onnxruntime.__version__)
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Keep the model as it is, and prove that it can be loaded.
+
+        Raises:
+            CandidateError: it can't: which operator, which node.
+        """
+        artifact = place(model, workdir)
+        self._load(artifact, target)
+        return artifact
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Load the model; leaving frees it and its threads.
+
+        Raises:
+            CandidateError: it can't be loaded.
+        """
+        session = OnnxRuntimeSession(artifact, self._load(artifact, target))
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def _load(self, artifact: Artifact, target: Target) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.intra_op_num_threads = self.threads or target.threads
+        options.add_session_config_entry(_SPINNING, str(int(self.spinning)))
+        if self.graph_optimization == "disabled":
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for library in libraries(artifact.custom_ops, "RegisterCustomOps"):
+            try:
+                options.register_custom_ops_library(str(library))
+            except Exception as error:
+                raise failed(f"ONNX Runtime can't load {library.name}", error) from error
+        try:
+            return ort.InferenceSession(artifact.path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
+
+
+class OnnxRuntimeSession(Session):
+    """One `InferenceSession`. Inputs are read in place; outputs are new arrays."""
+
+    def __init__(self, artifact: Artifact, session: Any) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = batch_sizes(artifact)
+        self._names = [spec.name for spec in artifact.outputs]
+        self._session = session
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: the runtime failed.
+        """
+        try:
+            return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+        except Exception as error:
+            if self._session is None:
+                raise CandidateError("the session is closed: open the artifact again") from error
+            raise failed("ONNX Runtime failed", error) from error
+
+    def properties(self) -> Mapping[str, str]:
+        """What the runtime's session says of itself."""
+        options = self._session.get_session_options()
+        return {
+            "providers": ", ".join(self._session.get_providers()),
+            "threads": str(options.intra_op_num_threads),
+            "spinning": str(options.get_session_config_entry(_SPINNING) == "1"),
+            "graph_optimization": options.graph_optimization_level.name,
+        }
+
+    def close(self) -> None:
+        """Free the runtime's session and its threads."""
+        self._session = None

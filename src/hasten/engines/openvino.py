@@ -1,0 +1,241 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from hasten.engines.artifacts import batch_sizes, libraries, place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.failures import failed
+from hasten.errors import CandidateError, InputError
+from hasten.model import Format, Model
+from hasten.target import Target
+from hasten.telemetry import import_quietly, telemetry_off
+from hasten.tensors import Array, Tensors
+
+_BF16_ISA = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+@dataclass(frozen=True)
+class OpenVino(Engine):
+    """OpenVINO's CPU plugin, one stream, set for latency.
+
+    Attributes:
+        precision: Of what isn't quantized. Pinned, since the runtime's own default is bf16
+            wherever the processor has it.
+        threads: How many work on one operator; None for all that the target has.
+        pinning: Bind the threads to processors while they work, as the runtime does by default.
+            It binds to the first processors that it saw when it was loaded: two one-thread
+            sessions in two processes share one processor and halve their speed, and a mask set
+            later is overruled. So it is off here, and on only where the process has all there is.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
+
+    precision: Literal["f32", "bf16"] = "f32"
+    threads: int | None = None
+    pinning: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """In f32 only."""
+        return self.precision == "f32"
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield f32, and bf16 where the processor has it; each with all threads and with one,
+        and pinned where the target's threads are all of its processors."""
+        for precision in ("f32", "bf16"):
+            if precision == "bf16" and not _BF16_ISA & set(target.isa):
+                continue
+            yield cls(precision)
+            if target.threads > 1:
+                yield cls(precision, threads=1)
+                if target.threads == len(target.cpus):
+                    yield cls(precision, pinning=True)
+
+    @classmethod
+    def version(cls) -> str:
+        """Return OpenVINO's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        try:
+            return str(import_quietly("openvino").__version__)
+        except ImportError as error:
+            raise InputError(f"OpenVINO isn't installed ({error}): pip install openvino") from error
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Convert the model to IR, weights as they are, and prove that it can be compiled.
+
+        Shapes are left alone: fixing them is a pass's work.
+
+        Raises:
+            CandidateError: it can't be converted or compiled: which operator, which node.
+        """
+        if model.format == "openvino":
+            artifact = place(model, workdir)
+        else:
+            artifact = _converted(model, workdir)
+        self._compile(artifact, target)
+        return artifact
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Compile the IR; leaving frees it.
+
+        Raises:
+            CandidateError: it can't be compiled.
+        """
+        session = OpenVinoSession(artifact, self._compile(artifact, target))
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def _compile(self, artifact: Artifact, target: Target) -> Any:
+        ov = import_quietly("openvino")
+
+        core = ov.Core()
+        for library in libraries(artifact.custom_ops, "create_extensions"):
+            try:
+                core.add_extension(str(library))
+            except Exception as error:
+                raise failed(f"OpenVINO can't load {library.name}", error) from error
+        try:
+            return core.compile_model(core.read_model(artifact.path), "CPU", self._settings(target))
+        except Exception as error:
+            raise failed("OpenVINO can't compile the model", error) from error
+
+    def _settings(self, target: Target) -> dict[str, Any]:
+        threads = self.threads or target.threads
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "ENABLE_CPU_PINNING": self.pinning,
+        }
+        if self.exact:
+            # Else activations before compressed weights are quantized on the way.
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        return settings
+
+
+def _converted(model: Model, workdir: Path) -> Artifact:
+    """Write an ONNX model as IR, through the converter: its graph is smaller than the reader's."""
+    ov = import_quietly("openvino")
+    extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
+    path = workdir / f"{model.path.stem}.xml"
+    try:
+        with telemetry_off():
+            converted = ov.convert_model(model.path, extension=extensions or None)
+        _name_ports(converted, model)
+        ov.save_model(converted, path, compress_to_fp16=False)
+    except CandidateError:
+        raise
+    except Exception as error:
+        raise failed("OpenVINO can't convert the model", error, model.path) from error
+    return Artifact(
+        path=path,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        request=model.request,
+        files=(path.with_suffix(".bin"),),
+        custom_ops=model.custom_ops,
+    )
+
+
+def _name_ports(converted: Any, model: Model) -> None:
+    """Check that the graph has the model's inputs, and give its outputs the model's names."""
+    have = {name for port in converted.inputs for name in port.names}
+    for spec in model.inputs:
+        if spec.name not in have:
+            raise CandidateError(f"OpenVINO's converter dropped the input {spec.name!r}")
+    for port, spec in zip(converted.outputs, model.outputs, strict=True):
+        port.add_names({spec.name})
+
+
+class OpenVinoSession(Session):
+    """One infer request over input buffers of its own.
+
+    A tensor set once and filled costs 9 us a call, `infer([x])` 95.
+    """
+
+    def __init__(self, artifact: Artifact, compiled: Any) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = batch_sizes(artifact)
+        self._names = [spec.name for spec in artifact.outputs]
+        self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in artifact.inputs]
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._buffers: dict[str, Array] = {}
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: the runtime failed.
+        """
+        try:
+            for name, port in self._order:
+                given, buffer = inputs[name], self._buffers.get(name)
+                if buffer is None or buffer.shape != given.shape:
+                    buffer = self._allocate(name, port, given)
+                buffer[...] = given
+            answers = self._request.infer().to_tuple()
+            return dict(zip(self._names, answers, strict=True))
+        except Exception as error:
+            if self._request is None:
+                raise CandidateError("the session is closed: open the artifact again") from error
+            if missing := [name for name, _ in self._order if name not in inputs]:
+                raise CandidateError(f"OpenVINO was given no input {missing[0]!r}") from error
+            raise failed("OpenVINO failed", error) from error
+
+    def _allocate(self, name: str, port: int, like: Array) -> Array:
+        """Give the request a new buffer of another shape to read from."""
+        ov = import_quietly("openvino")
+
+        buffer = np.empty(like.shape, like.dtype)
+        self._request.set_input_tensor(port, ov.Tensor(buffer, shared_memory=True))
+        self._buffers[name] = buffer
+        return buffer
+
+    def properties(self) -> Mapping[str, str]:
+        """What the plugin settled on, and how many of its operators run in which precision."""
+        executed = Counter(
+            str(node.rt_info["runtimePrecision"].value)
+            for node in self._compiled.get_runtime_model().get_ordered_ops()
+            if "runtimePrecision" in node.rt_info
+        )
+        return {
+            "executed_precisions": ", ".join(f"{n} {kind}" for kind, n in executed.most_common()),
+            "precision_hint": self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
+            "threads": str(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            "streams": str(self._compiled.get_property("NUM_STREAMS")),
+            "pinning": str(self._compiled.get_property("ENABLE_CPU_PINNING")),
+            "dynamic_quantization_group_size": str(
+                self._compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+            ),
+        }
+
+    def close(self) -> None:
+        """Free the request, the compiled model and the buffers."""
+        self._request = self._compiled = None
+        self._buffers = {}
+
+
+def _port(ports: Sequence[Any], name: str) -> int:
+    """Return the position of a named input."""
+    for position, port in enumerate(ports):
+        if name in port.names:
+            return position
+    raise CandidateError(f"the artifact has no input {name!r}")

@@ -1,0 +1,75 @@
+"""A Python function as an engine: the deployment that a person has today, to compare with."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.errors import CandidateError
+from hasten.model import Format, Model
+from hasten.records import load_object
+from hasten.target import Target
+from hasten.tensors import Array, Tensors, TensorSpec
+
+
+@dataclass(frozen=True)
+class PythonFunction(Engine):
+    """Calls `function(*inputs)`, the inputs as arrays in the model's order.
+
+    Attributes:
+        function: "file.py:name" or "module:name".
+    """
+
+    function: str
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        yield from ()
+
+    @classmethod
+    def version(cls) -> str:
+        return platform.python_version()
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        return Artifact(model.path, model.inputs, model.outputs, model.request, model.files)
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        yield _FunctionSession(load_object(self.function), artifact.inputs, artifact.outputs)
+
+
+class _FunctionSession(Session):
+    batch_sizes = None
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._function = function
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        try:
+            result = self._function(*(inputs[spec.name] for spec in self.inputs))
+        except Exception as error:
+            raise CandidateError(f"the function raised {type(error).__name__}: {error}") from error
+        if isinstance(result, dict):
+            return {name: np.asarray(array) for name, array in result.items()}
+        several = result if isinstance(result, (tuple, list)) else (result,)
+        names = (spec.name for spec in self.outputs)
+        return {name: np.asarray(array) for name, array in zip(names, several, strict=False)}

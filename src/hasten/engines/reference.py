@@ -1,0 +1,106 @@
+"""onnx's own evaluator: each operator as the standard describes it, in numpy. Exact, and slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+
+from hasten.engines.artifacts import batch_sizes, place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.failures import failed
+from hasten.errors import InputError
+from hasten.model import Format, Model
+from hasten.target import Target
+from hasten.tensors import Array, Tensors
+
+if TYPE_CHECKING:
+    from onnx.reference import ReferenceEvaluator
+
+
+@dataclass(frozen=True)
+class Reference(Engine):
+    """The yardstick that the other engines' exactness is held to; far too slow to ship."""
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+
+    @property
+    def exact(self) -> bool:
+        """Always."""
+        return True
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """There is one."""
+        yield cls()
+
+    @classmethod
+    def version(cls) -> str:
+        """Return onnx's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        try:
+            import onnx
+        except ImportError as error:
+            raise InputError(
+                "the reference engine needs the extra: pip install 'hasten[optimize]'"
+            ) from error
+        return str(onnx.__version__)
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Keep the model as it is, and prove that every operator is known.
+
+        Raises:
+            CandidateError: the model can't be loaded, or an operator has no implementation.
+        """
+        artifact = place(model, workdir)
+        self._load(artifact.path)
+        return artifact
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Load the model.
+
+        Raises:
+            CandidateError: it can't be loaded.
+        """
+        yield ReferenceSession(artifact, self._load(artifact.path))
+
+    def _load(self, path: Path) -> ReferenceEvaluator:
+        self.version()
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        try:
+            return ReferenceEvaluator(onnx.load(path))
+        except Exception as error:
+            raise failed("the reference engine can't load the model", error, path) from error
+
+
+class ReferenceSession(Session):
+    """One evaluator. It runs in the calling thread."""
+
+    def __init__(self, artifact: Artifact, evaluator: ReferenceEvaluator) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = batch_sizes(artifact)
+        self._evaluator = evaluator
+        self._names = [spec.name for spec in artifact.outputs]
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Evaluate node by node.
+
+        Raises:
+            CandidateError: an operator failed.
+        """
+        try:
+            values = self._evaluator.run(self._names, dict(inputs))
+        except Exception as error:
+            raise failed("the reference engine failed", error) from error
+        # An operator that changes nothing hands its input on; the caller's own must not alias it.
+        return {name: np.array(value) for name, value in zip(self._names, values, strict=True)}

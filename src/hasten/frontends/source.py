@@ -1,0 +1,131 @@
+"""From what a person names as a model to a `Model`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import InputError
+from hasten.frontends import onnx
+from hasten.model import Model
+from hasten.records import load_object
+from hasten.tensors import Array
+
+Sampler = Callable[[Sequence[str]], Mapping[str, Array]]
+"""From the model's input names, as far as it states them, to one sample."""
+
+KINDS = "an .onnx file, a .pt2 exported program, a .keras file, my.py:name, a torch module or a Keras model"
+
+
+def load_model(
+    source: Any,
+    sample: Mapping[str, Array] | Sampler | None,
+    workdir: Path,
+    custom_ops: Sequence[Path] = (),
+) -> Model:
+    """Load a model of any kind. What it says itself is never asked for.
+
+    Args:
+        source: The path of an ONNX file (.onnx or any other name), of a .pt2 exported program or
+            of a .keras file; "file.py:name" or "package.module:name" of a module, a Keras model,
+            or a function without arguments that returns one of these or a path; or a live one.
+        sample: One sample by input name, without an axis for samples, or a function that is
+            called with the model's input names and gives one. An ONNX file needs none.
+        workdir: Where an exported file is written.
+        custom_ops: Libraries with operators of the user's own.
+
+    Raises:
+        InputError: there is no such model, it can't be exported, or an extra is missing.
+    """
+    if isinstance(source, (str, Path)):
+        found = _from_path(Path(source))
+        if found is None and isinstance(source, str) and ":" in source:
+            found = _from_code(source)
+        if found is None:
+            raise InputError(f"no such file: {source}")
+        source = found
+    if isinstance(source, Path):
+        return onnx.load(source, custom_ops)
+    return _export(source, sample, workdir, custom_ops)
+
+
+def _from_path(path: Path) -> Any:
+    """Return what a file holds, an ONNX file's path as it is; None where there is no file."""
+    if not path.exists():
+        return None
+    if path.suffix == ".pt2":
+        from hasten.frontends import torch
+
+        return torch.load_program(path)
+    if path.suffix == ".keras":
+        from hasten.frontends import keras
+
+        return keras.load_file(path)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".tflite", ".pb"):
+        raise InputError(f"{path} is a {path.suffix} file; a model is {KINDS}")
+    if path.suffix == ".py":
+        raise InputError(f"{path}: say which model in it, as in {path}:model")
+    return path
+
+
+def _from_code(source: str) -> Any:
+    """Return the model, or the path of one, that "file.py:name" names or its function returns."""
+    found = load_object(source)
+    is_model = _kind(found) is not None
+    if callable(found) and not is_model:
+        found = found()
+    if isinstance(found, (str, Path)):
+        inner = _from_path(Path(found))
+        if inner is None:
+            raise InputError(f"{source} names the file {found}, which doesn't exist")
+        return inner
+    if _kind(found) is None:
+        raise InputError(f"{source} gives a {type(found).__name__}; a model is {KINDS}")
+    return found
+
+
+def _kind(source: Any) -> str | None:
+    """Return "keras" or "torch"; None for anything else. A library not loaded made no object."""
+    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
+    # On keras's torch backend a Keras model is a torch module too.
+    if keras is not None and isinstance(source, keras.Model):
+        return "keras"
+    if torch is not None and isinstance(
+        source, (torch.nn.Module, getattr(torch.export, "ExportedProgram", ()))
+    ):
+        return "torch"
+    return None
+
+
+def _export(
+    source: Any,
+    sample: Mapping[str, Array] | Sampler | None,
+    workdir: Path,
+    custom_ops: Sequence[Path],
+) -> Model:
+    """Export a live model."""
+    kind = _kind(source)
+    if kind is None:
+        raise InputError(f"got a {type(source).__name__}; a model is {KINDS}")
+    if custom_ops:
+        raise InputError(
+            f"custom-op libraries belong to ONNX files; a {kind} model has none to load them for"
+        )
+    if kind == "torch":
+        from hasten.frontends import torch
+
+        return torch.export(source, _sampled(sample, torch.input_names(source), kind), workdir)
+    from hasten.frontends import keras
+
+    return keras.export(source, _sampled(sample, keras.input_names(source), kind), workdir)
+
+
+def _sampled(
+    sample: Mapping[str, Array] | Sampler | None, names: Sequence[str], kind: str
+) -> Mapping[str, Array]:
+    """Return the sample."""
+    if sample is None:
+        raise InputError(f"a {kind} model is exported with a sample of its data: give data")
+    return sample(names) if callable(sample) else sample

@@ -1,0 +1,118 @@
+"""Scores of candidates, chunk by chunk, so that neither data nor outputs need fit in memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hasten.data.dataset import Dataset, Subset
+from hasten.data.spool import Spool, write_spool
+from hasten.errors import CandidateError, InputError
+from hasten.measure.workbench import CHUNK, Bench, Opened
+from hasten.metrics.base import Metric
+from hasten.tensors import Array, Tensors
+
+
+class ExactAnswers:
+    """The exact model's outputs on a spool, kept on disk for every candidate to be scored by.
+
+    Args:
+        bench: Where it runs.
+        exact: The exact model, open.
+        samples: What is asked.
+        folder: Where the outputs are kept; made anew.
+
+    Raises:
+        InputError: the exact model's own answers aren't finite.
+    """
+
+    def __init__(self, bench: Bench, exact: Opened, samples: Spool, folder: Path) -> None:
+        self.samples = samples
+        self._folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._names: list[str] = []
+        try:
+            for number, outputs in enumerate(bench.predict(exact, samples)):
+                self._names = list(outputs)
+                for i, name in enumerate(self._names):
+                    np.save(folder / f"{number}-{i}.npy", outputs[name])
+        except CandidateError as error:
+            raise InputError(f"the original model can't answer the data: {error}") from error
+        except OSError as error:
+            raise InputError(f"can't write {folder}: {error.strerror or error}") from error
+
+    def __iter__(self) -> Iterator[tuple[Tensors, Array | None]]:
+        """Yield each chunk's outputs and labels."""
+        labels = self.samples.labels
+        for number in range(-(-len(self.samples) // CHUNK)):
+            rows = slice(number * CHUNK, (number + 1) * CHUNK)
+            outputs = {
+                name: np.load(self._folder / f"{number}-{i}.npy")
+                for i, name in enumerate(self._names)
+            }
+            yield outputs, None if labels is None else labels[rows]
+
+    def scores(self, metric: Metric) -> Array:
+        """Return the exact model's own scores, shape `(n,)`."""
+        return np.concatenate([metric.score(own, own, labels) for own, labels in self])
+
+
+def scored(bench: Bench, opened: Opened, exact: ExactAnswers, metric: Metric) -> Iterator[Array]:
+    """Yield one candidate's scores, a chunk at a time, so that a hopeless one can be left.
+
+    Raises:
+        CandidateError: it failed, or its outputs aren't what the metric reads.
+    """
+    answers = bench.predict(opened, exact.samples)
+    for outputs, (own, labels) in zip(answers, exact, strict=True):
+        yield metric.score(outputs, own, labels)
+
+
+def score_once(
+    bench: Bench,
+    exact: Opened,
+    others: Mapping[str, Opened],
+    samples: Dataset,
+    metric: Metric,
+) -> Iterator[tuple[Array, dict[str, Array | str]]]:
+    """Read samples once, chunk by chunk, and score every model on each chunk.
+
+    Args:
+        bench: Where they run.
+        exact: The exact model.
+        others: Key -> open candidate.
+        samples: Read in order; nothing of them stays on disk.
+        metric: What is scored.
+
+    Yields:
+        The exact model's scores of a chunk, `(k,)`, and each candidate's, or why it failed.
+    """
+    failed: dict[str, str] = {}
+    for start in range(0, len(samples), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(samples)))
+        folder = bench.folder / "sealed-chunk"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            chunk = write_spool(Subset(samples, rows), folder)
+            own = _answers(bench, exact, chunk, start)
+            scores: dict[str, Array | str] = {}
+            for key, opened in others.items():
+                if key not in failed:
+                    try:
+                        outputs = _answers(bench, opened, chunk, start)
+                        scores[key] = metric.score(outputs, own, chunk.labels)
+                        continue
+                    except CandidateError as error:
+                        failed[key] = str(error)
+                scores[key] = failed[key]
+            yield metric.score(own, own, chunk.labels), scores
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(bench: Bench, opened: Opened, chunk: Spool, start: int) -> Tensors:
+    return next(bench.predict(opened, chunk, number_from=start))

@@ -1,0 +1,191 @@
+"""Statistics of raw latencies: paired ratios and quantiles, each with its interval. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.errors import InputError
+
+Statistic: TypeAlias = Literal["p50", "p99", "mean"]
+Rounds: TypeAlias = Mapping[int, Sequence[int]]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Latency of one candidate over another's, from the rounds that both ran in.
+
+    Attributes:
+        estimate: Below 1 is faster.
+        low: Lower end of the 95% interval.
+        high: Upper end.
+        rounds: How many rounds it rests on.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    rounds: int
+
+    @property
+    def spread(self) -> float:
+        """How far the interval reaches from 1: for a model against itself, the noise."""
+        return max(abs(1 - self.low), abs(self.high - 1))
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """A quantile of dependent latencies.
+
+    Attributes:
+        value_ns: The sample quantile.
+        low_ns: Lower 95% confidence bound.
+        high_ns: Upper 95% confidence bound; None where too few samples establish one.
+        effective: How many independent samples the dependent ones are worth.
+    """
+
+    value_ns: float
+    low_ns: float
+    high_ns: float | None
+    effective: int
+
+
+def _block_statistic(block: Sequence[int], statistic: Statistic) -> float:
+    values = np.asarray(block, np.float64)
+    if statistic == "mean":
+        return float(values.mean())
+    return float(np.quantile(values, {"p50": 0.5, "p99": 0.99}[statistic]))
+
+
+def _middle_mean(values: Floats) -> Floats:
+    """Mean of the middle half along the last axis: a round that a neighbour disturbed hardly counts."""
+    n = values.shape[-1]
+    cut = n // 4
+    return np.sort(values, axis=-1)[..., cut : n - cut].mean(axis=-1)  # type: ignore[no-any-return]
+
+
+def _resampled_rounds(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Indices of circular blocks of successive rounds, since neighbours in time are alike.
+
+    Returns:
+        Shape `(resamples, n)`.
+
+    Source: circular block bootstrap, Politis and Romano 1992; block length n^(1/3).
+    """
+    length = max(1, round(n ** (1 / 3)))
+    starts = rng.integers(0, n, (_RESAMPLES, -(-n // length)))
+    return ((starts[:, :, None] + np.arange(length)) % n).reshape(_RESAMPLES, -1)[:, :n]
+
+
+def paired_ratio(
+    candidate: Rounds, baseline: Rounds, statistic: Statistic = "p50", *, confidence: float = 0.95
+) -> Ratio:
+    """Compare two candidates round by round, so that what slows a whole round cancels.
+
+    Args:
+        candidate: Round -> latencies in ns.
+        baseline: The same, of what it is compared to.
+        statistic: Of each block; a p99 needs many samples, so it is taken over all rounds pooled.
+
+    Raises:
+        InputError: they share fewer than two rounds.
+    """
+    shared = sorted(candidate.keys() & baseline.keys())
+    if len(shared) < 2:
+        raise InputError(f"a paired ratio needs 2 rounds that both ran in; got {len(shared)}")
+    picks = _resampled_rounds(len(shared), np.random.default_rng(len(shared)))
+    if statistic == "p99":
+        estimate, draws = _pooled_ratio(candidate, baseline, shared, picks[:200])
+    else:
+        logs = np.array(
+            [
+                np.log(_block_statistic(candidate[r], statistic))
+                - np.log(_block_statistic(baseline[r], statistic))
+                for r in shared
+            ]
+        )
+        estimate = float(np.exp(_middle_mean(logs)))
+        draws = np.exp(_middle_mean(logs[picks]))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Ratio(estimate, float(low), float(high), len(shared))
+
+
+def _pooled_ratio(
+    candidate: Rounds, baseline: Rounds, shared: Sequence[int], picks: npt.NDArray[np.int64]
+) -> tuple[float, Floats]:
+    ours = [np.asarray(candidate[r], np.float64) for r in shared]
+    theirs = [np.asarray(baseline[r], np.float64) for r in shared]
+
+    def ratio(rows: Sequence[int] | npt.NDArray[np.int64]) -> float:
+        above = np.quantile(np.concatenate([ours[i] for i in rows]), 0.99)
+        return float(above / np.quantile(np.concatenate([theirs[i] for i in rows]), 0.99))
+
+    return ratio(range(len(shared))), np.array([ratio(row) for row in picks])
+
+
+def effective_samples(rounds: Rounds) -> int:
+    """How many independent samples the latencies are worth, by their autocorrelation.
+
+    Source: n / (1 + 2 * sum of autocorrelations), summed over Geyer's initial positive pairs
+    (Statist. Sci. 1992).
+    """
+    values = np.concatenate([np.asarray(rounds[r], np.float64) for r in sorted(rounds)])
+    n = len(values)
+    if n < 4 or float(values.std()) == 0.0:
+        return n
+    # Ranks: one outlier of a second must not hide the dependence of the rest.
+    ranks = np.argsort(np.argsort(values)).astype(np.float64)
+    ranks -= ranks.mean()
+    spectrum = np.fft.rfft(ranks, 2 * n)
+    correlation = np.fft.irfft(spectrum * np.conj(spectrum))[:n]
+    correlation /= correlation[0]
+    pairs = correlation[1 : n - 1 : 2] + correlation[2:n:2][: len(correlation[1 : n - 1 : 2])]
+    negative = np.flatnonzero(pairs <= 0)
+    total = float(pairs[: negative[0] if len(negative) else len(pairs)].sum())
+    return max(1, min(n, int(n / (1 + 2 * total))))
+
+
+def _binomial_cdf(n: int, q: float) -> Floats:
+    """P(Binomial(n, q) <= k) for k = 0..n, with numpy alone."""
+    k = np.arange(n)
+    log_steps = np.log((n - k) / (k + 1)) + np.log(q / (1 - q))
+    log_mass = n * np.log1p(-q) + np.concatenate([[0.0], np.cumsum(log_steps)])
+    total: Floats = np.minimum(np.cumsum(np.exp(log_mass)), 1.0)
+    return total
+
+
+def quantile(rounds: Rounds, q: float, *, alpha: float = 0.05) -> Quantile:
+    """Return a quantile with one-sided confidence bounds by order statistics.
+
+    Args:
+        rounds: Round -> latencies in ns; at least one.
+        q: In (0, 1), as 0.99.
+        alpha: Of each bound. The upper one needs q^n <= alpha: 299 independent samples for p99.
+
+    Raises:
+        InputError: no latencies.
+    """
+    values = np.sort(np.concatenate([np.asarray(block, np.float64) for block in rounds.values()]))
+    if not len(values):
+        raise InputError("a quantile needs latencies; got none")
+    effective = effective_samples(rounds)
+    cdf = _binomial_cdf(effective, q)
+    # The k-th smallest (from 1) lies at or above the quantile with probability cdf[k - 1].
+    upper = int(np.searchsorted(cdf, 1 - alpha)) + 1
+    lower = int(np.searchsorted(cdf, alpha, side="right"))
+    scale = len(values) / effective
+    high = (
+        float(values[min(len(values), int(np.ceil(upper * scale))) - 1])
+        if upper <= effective
+        else None
+    )
+    low = float(values[max(0, int(np.floor(lower * scale)) - 1)])
+    return Quantile(float(np.quantile(values, q)), low, high, effective)

@@ -1,0 +1,149 @@
+"""The parent's end of a worker: start, ask, put to sleep, wake, kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from hasten.errors import CandidateError, InputError
+
+_POLL_S = 0.05
+# Libraries that send usage data are switched off, and none may reach for a network.
+_QUIET = {
+    "NNCF_CI": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class Worker:
+    """A process that runs `hasten.measure.worker` for one candidate.
+
+    Args:
+        log: Where the runtime's own output goes.
+        memory_bytes: Most anonymous memory that it may hold; beyond, it is killed.
+    """
+
+    def __init__(self, log: Path, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self._asleep = False
+        ours, theirs = socket.socketpair()
+        with theirs, log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    *("-m", "hasten.measure.worker", str(theirs.fileno()), str(os.getpid())),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **_QUIET},
+                start_new_session=True,
+            )
+        self._channel = ours
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process still runs."""
+        return self._process.poll() is None
+
+    def ask(self, do: str, *, limit_s: float, **command: Any) -> Any:
+        """Send one command and wait for its reply.
+
+        Raises:
+            CandidateError: the candidate failed, its process died, or it passed a limit (then it
+                is killed); in one line.
+            InputError: the caller's input is at fault.
+        """
+        self.wake()
+        try:
+            self._channel.sendall(json.dumps({"do": do, **command}).encode() + b"\n")
+            reply = json.loads(self._line(limit_s, watch_memory=do != "time"))
+        except (BrokenPipeError, ConnectionResetError, EOFError):
+            raise CandidateError(self._epitaph(do)) from None
+        if "input_error" in reply:
+            raise InputError(reply["input_error"])
+        if "candidate_error" in reply:
+            raise CandidateError(reply["candidate_error"])
+        return reply["ok"]
+
+    def _line(self, limit_s: float, *, watch_memory: bool) -> bytes:
+        deadline = time.monotonic() + limit_s
+        while b"\n" not in self._received:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.kill()
+                raise CandidateError(f"hung: no answer within {limit_s:.0f} s, killed")
+            wait = min(left, _POLL_S) if watch_memory else left
+            if select.select([self._channel], [], [], wait)[0]:
+                data = self._channel.recv(1 << 16)
+                if not data:
+                    raise EOFError
+                self._received += data
+            elif watch_memory and (held := self._memory_held()) > self.memory_bytes:
+                self.kill()
+                raise CandidateError(
+                    f"ran out of memory: it held {held >> 20} MiB of the {self.memory_bytes >> 20} "
+                    "MiB that a trial may take, killed"
+                )
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+    def _memory_held(self) -> int:
+        """Anonymous memory of the process, in bytes; 0 when it is gone."""
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    return int(line.split()[1]) << 10
+        return 0
+
+    def _epitaph(self, do: str) -> str:
+        code = self._process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"its process was killed by {name} during {do!r}"
+        return f"its process ended with exit code {code} during {do!r}"
+
+    def sleep(self) -> None:
+        """Stop every thread of the worker, so that none spins while another is timed."""
+        if not self._asleep and self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGSTOP)
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Let the worker run again."""
+        if self._asleep and self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGCONT)
+            self._asleep = False
+
+    def kill(self) -> None:
+        """End the worker and what it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        self._channel.close()

@@ -1,0 +1,215 @@
+"""The run, top to bottom: model -> candidates -> measure -> choose -> certify -> bundle."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.certificate.verdict import Guard, samples_needed
+from hasten.certification import guarded
+from hasten.data.dataset import Dataset
+from hasten.data.source import open_data
+from hasten.delivery import Delivery
+from hasten.errors import InputError
+from hasten.frontends.source import load_model
+from hasten.measure.workbench import Workbench
+from hasten.metrics import default_metric, parse_metric
+from hasten.metrics.base import Metric
+from hasten.model import Model
+from hasten.pipeline.base import Pipeline
+from hasten.progress import Listener, nobody
+from hasten.records import type_name
+from hasten.result import Result
+from hasten.run import Order, Run
+from hasten.search.grid import ENGINES, grid
+from hasten.target import Target
+from hasten.tensors import Array, TensorSpec
+from hasten.workspace import Parts, check_same_run, data_digest, lay_out, open_folder
+
+
+def optimize(
+    model: Any,
+    data: Any,
+    *,
+    max_drop: float = 0.01,
+    out: str | Path = "model.hasten",
+    metric: str | Metric | None = None,
+    guard: Guard = "net",
+    confidence: float = 0.95,
+    training: Any = None,
+    pipeline: Pipeline | None = None,
+    engines: Sequence[str] = ENGINES,
+    keep_float: Sequence[str] = (),
+    custom_ops: Sequence[Path] = (),
+    population: str = "inputs like the ones in this data",
+    time_limit_s: float | None = None,
+    trial_limit_s: float = 300.0,
+    calibration: int = 300,
+    seed: int = 0,
+    keep_exact: bool = True,
+    accept_uncertified: bool = False,
+    resume: bool = False,
+    listen: Listener = nobody,
+) -> Result:
+    """Find the fastest version of a model that is certified to still give the right answers.
+
+    Args:
+        model: An .onnx, .pt2 or .keras path, "file.py:name", an `nn.Module`, an exported program
+            or a Keras model.
+        data: An .npz path, a folder of images, "module:function", `(inputs, labels)`, a mapping
+            of arrays, or a `Dataset`.
+        max_drop: The most that accuracy may fall, in absolute share: 0.01 is one point.
+        out: The bundle's folder.
+        metric: "top1", "top5", "agreement", "embedding", "regression:0.01", "detection_f1",
+            "my.py:score", or a `Metric`. By default top-1 where there are labels, else agreement.
+        guard: What is bounded: the net drop, the share lost, or the share changed.
+        confidence: Of the certificate.
+        training: Training data to calibrate from; then all of `data` judges.
+        pipeline: From an image file to the model's input, for a folder of images.
+        engines: Which runtimes to try.
+        keep_float: Nodes that no pass may quantize.
+        custom_ops: Libraries with operators of the model's own.
+        population: What `data` was drawn from, in words, for the certificate.
+        time_limit_s: The search ends in time for certification to fit.
+        trial_limit_s: One step of one candidate may take so long.
+        calibration: How many samples set the quantizers' ranges, at most.
+        seed: Of the split and of all orders.
+        keep_exact: Keep the exact model in the bundle, for `certify` and as a fallback.
+        accept_uncertified: Ship the fastest even where nothing certifies, marked so.
+        resume: Go on with the run that was stopped.
+        listen: Told of each step.
+
+    Raises:
+        InputError: the model, the data or an option can't be used; nothing is written then.
+    """
+    begin = time.monotonic()
+    _check_options(max_drop, confidence, time_limit_s)
+    bundle = Path(out)
+    folder = bundle.with_name(bundle.name + ".work")
+    journal = open_folder(folder, resume=resume)
+    delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified)
+    delivery.check()
+    run: Run | None = None
+    try:
+        source, dataset = read(model, data, pipeline, custom_ops, folder)
+        training_data = (
+            None
+            if training is None
+            else open_data(training, source.inputs, pipeline, folder / "unpacked-training")
+        )
+        parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=training_data)
+        source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
+        scored = guarded(_metric(metric, parts, source), guard)
+        target = Target.host()
+        options = [max_drop, scored, guard, confidence, list(engines), list(keep_float), seed]
+        check_same_run(
+            journal,
+            {
+                "model": source.sha256,
+                "data": data_digest(parts),
+                "machine": target,
+                "options": options,
+            },
+        )
+        run = Run(
+            bench=Workbench(
+                folder,
+                target,
+                limit_s=trial_limit_s,
+                memory_bytes=target.memory_bytes // 2,
+                model=source,
+                calibration=parts.calibration,
+                calibration_hash=parts.calibration_hash,
+            ),
+            journal=journal,
+            parts=parts,
+            order=Order(
+                scored,
+                guard,
+                max_drop,
+                confidence,
+                seed,
+                None if time_limit_s is None else begin + time_limit_s,
+            ),
+            listen=listen,
+            on_better=delivery.interim,
+        )
+        run.notes += _warnings(parts, max_drop, confidence, guard)
+        # One way: what to try, how each did, who is worth certifying, who passes, what ships.
+        run.try_all(grid(source, target, engine_names=engines, keep_float=tuple(keep_float)))
+        exact, rungs = run.freeze_ladder()
+        judged = run.certify(rungs)
+        result = delivery.finish(run, exact, judged, time.monotonic() - begin)
+    except InputError:
+        if journal.last("trial") is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if run is not None:
+            run.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def read(
+    model: Any, data: Any, pipeline: Pipeline | None, custom_ops: Sequence[Path], folder: Path
+) -> tuple[Model, Dataset]:
+    """Read a model and its data; a live model is exported with a sample of the data."""
+    opened: list[Dataset] = []
+    for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads anew
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "source").mkdir()
+
+    def sample(names: Sequence[str]) -> dict[str, Array]:
+        specs = [TensorSpec(name, "float32", ()) for name in names]  # only the names are known yet
+        opened.append(open_data(data, specs, pipeline, folder / "unpacked"))
+        return {name: array[0] for name, array in opened[0].inputs([0]).items()}
+
+    source = load_model(model, sample, folder / "source", custom_ops)
+    if not opened:
+        opened.append(open_data(data, source.inputs, pipeline, folder / "unpacked"))
+    return source, opened[0]
+
+
+def _check_options(max_drop: float, confidence: float, time_limit_s: float | None) -> None:
+    if not 0 < max_drop < 1:
+        raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence is at least 0.5 and below 1: got {confidence}; 95% is 0.95")
+    if time_limit_s is not None and time_limit_s <= 0:
+        raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s}")
+
+
+def _metric(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:
+    """The metric asked for, or what labels and outputs suggest."""
+    if isinstance(metric, Metric):
+        chosen = metric
+    elif metric is not None:
+        chosen = parse_metric(metric)
+    else:
+        chosen = default_metric(parts.search.labels, model.outputs)
+    if chosen.needs_labels and parts.search.labels is None:
+        raise InputError(
+            f"the metric {type_name(chosen)} needs labels and the data has none; give labels, or "
+            "use --metric agreement"
+        )
+    return chosen
+
+
+def _warnings(parts: Parts, max_drop: float, confidence: float, guard: Guard) -> list[str]:
+    """Say beforehand when even a perfect candidate couldn't be certified on so little data."""
+    draws = len(np.unique(parts.sealed_units))
+    least = samples_needed(0.0, 0.0, max_drop, confidence)
+    if draws >= least:
+        return []
+    whole = math.ceil(least * (len(parts.search) + len(parts.sealed)) / len(parts.sealed))
+    return [
+        f"{draws} sealed draws can't certify a fall of at most {100 * max_drop:.6g} points even where "
+        f"no answer changes: that takes {least}, so some {whole + len(parts.calibration):,} samples in all"
+    ]

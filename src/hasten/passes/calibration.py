@@ -1,0 +1,49 @@
+"""Calibration samples as the requests that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError
+from hasten.model import Model
+from hasten.tensors import Array
+
+
+class CalibrationRequests:
+    """Samples spread evenly over a data set, each read when asked for, as a request of batch 1.
+
+    Args:
+        model: With `request` settled.
+        calibration: Where the samples come from.
+        samples: How many at most.
+
+    Raises:
+        CandidateError: there is no sample.
+    """
+
+    def __init__(self, model: Model, calibration: Dataset, samples: int) -> None:
+        count = min(samples, len(calibration))
+        if count < 1:
+            raise CandidateError(
+                f"calibration needs at least one sample; got {len(calibration)} and samples={samples}"
+            )
+        self._model = model
+        self._calibration = calibration
+        self._indices = np.linspace(0, len(calibration) - 1, count).round().astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> dict[str, Array]:
+        """Return arrays by input name, of the shapes in `model.request`."""
+        rows = self._calibration.inputs([int(self._indices[position])])
+        return {
+            spec.name: np.ascontiguousarray(rows[spec.name].reshape([int(n) for n in spec.shape]))
+            for spec in self._model.request
+        }
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return (self[position] for position in range(len(self)))

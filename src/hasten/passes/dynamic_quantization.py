@@ -1,0 +1,96 @@
+"""Dynamic int8 quantization of matrix products, by ONNX Runtime's quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import onnx
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError
+from hasten.model import Model
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.onnx_files import (
+    check_nodes,
+    op_counts,
+    read_onnx,
+    saturates,
+    write_onnx,
+)
+from hasten.passes.silence import first_line, silenced
+from hasten.target import Target
+
+DYNAMIC_OPS = ("Gemm", "MatMul")
+"""ONNX Runtime's dynamic convolution (ConvInteger) is slower than its float one."""
+
+
+@dataclass(frozen=True)
+class DynamicQuantization(Pass):
+    """Store the weights of matrix products as int8, and quantize activations as they come.
+
+    Needs no calibration data. An activation has one scale for the whole batch, so an answer
+    depends on its batch mates: such a model is certified and served at batch 1.
+
+    Attributes:
+        per_channel: One weight scale per output channel, not one per weight tensor.
+        reduce_range: 7-bit weights, where the processor has neither VNNI nor AMX.
+        keep_float: Names of nodes to leave alone.
+
+    Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
+    """
+
+    per_channel: bool = True
+    reduce_range: bool = False
+    keep_float: tuple[str, ...] = ()
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        counts = op_counts(read_onnx(model))
+        if not counts["Conv"]:
+            for per_channel in (True, False):
+                yield cls(per_channel=per_channel, reduce_range=saturates(target))
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        proto = read_onnx(model)
+        check_nodes(proto, self.keep_float)
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        names = [
+            node.name
+            for node in proto.graph.node
+            if node.op_type in DYNAMIC_OPS
+            and node.input[1] in weights
+            and node.name not in self.keep_float
+        ]
+        if not names:
+            raise Skipped("nothing to quantize: there is no matrix product with constant weights")
+        raw = workdir / "raw.onnx"
+        try:
+            with silenced():
+                self._quantize(model, raw)
+        except Exception as error:
+            raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
+        result = onnx.load(str(raw))
+        if not op_counts(result)["MatMulInteger"]:
+            raise CandidateError(
+                f"ONNX Runtime's quantizer left all {len(names)} matrix products in float"
+            )
+        for file in workdir.iterdir():
+            file.unlink()
+        return write_onnx(result, model, workdir / "quantized.onnx")
+
+    def _quantize(self, model: Model, path: Path) -> None:
+        from onnxruntime import quantization as ort
+
+        ort.quantize_dynamic(
+            model.path,
+            path,
+            op_types_to_quantize=list(DYNAMIC_OPS),
+            per_channel=self.per_channel,
+            reduce_range=self.reduce_range,
+            weight_type=ort.QuantType.QInt8,
+            nodes_to_exclude=list(self.keep_float),
+            use_external_data_format=bool(model.files),
+        )

@@ -1,0 +1,129 @@
+"""Reading and writing ONNX files, and what a pass asks of a graph."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from hasten.errors import CandidateError, InputError
+from hasten.model import Model
+from hasten.passes.silence import first_line
+from hasten.target import Target
+
+IR_VERSION = 10
+PROTOBUF_LIMIT_BYTES = 2**31 - 2**24
+"""A file must stay below 2 GiB; the graph itself gets 16 MiB of that."""
+
+COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Where nearly all the time of a network goes, and what int8 speeds up."""
+
+
+def read_onnx(model: Model) -> onnx.ModelProto:
+    """Load a model whole, external data too.
+
+    Raises:
+        CandidateError: the file can't be read.
+    """
+    try:
+        return onnx.load(str(model.path))
+    except Exception as error:
+        raise CandidateError(f"can't read {model.path.name}: {first_line(error)}") from error
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and the graphs inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from graphs(inner)
+
+
+def op_counts(proto: onnx.ModelProto) -> Counter[str]:
+    """Count the nodes of each operator, in inner graphs too."""
+    return Counter(node.op_type for graph in graphs(proto.graph) for node in graph.node)
+
+
+def check_nodes(proto: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Check that nodes to leave in float exist.
+
+    Raises:
+        InputError: which one doesn't, with the names nearest to it.
+    """
+    known = [node.name for node in proto.graph.node if node.name]
+    for name in names:
+        if name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
+            hint = f"did you mean {near}?" if near else f"it has {', '.join(known[:3])}, ..."
+            raise InputError(f"keep_float: the model has no node {name!r}; {hint}")
+
+
+def compute_nodes(proto: onnx.ModelProto, keep_float: Iterable[str]) -> list[str]:
+    """Return the names of convolutions and matrix products that may be quantized."""
+    kept = set(keep_float)
+    return [
+        node.name
+        for node in proto.graph.node
+        if node.op_type in COMPUTE_OPS and not (node.name and node.name in kept)
+    ]
+
+
+def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
+    """Write a graph at IR version 10 (newer where its operator set needs it) and check it.
+
+    Args:
+        proto: The new graph, with its weights in memory.
+        source: The model that it came from. Its weights outside the file mean the same here.
+        path: Where to write.
+
+    Returns:
+        The source with another file.
+
+    Raises:
+        CandidateError: ONNX's checker refuses the graph.
+    """
+    needed = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
+    proto.ir_version = max(IR_VERSION, needed)
+    weight_bytes = sum(
+        len(tensor.raw_data) for graph in graphs(proto.graph) for tensor in graph.initializer
+    )
+    files: tuple[Path, ...] = ()
+    if source.files or weight_bytes > PROTOBUF_LIMIT_BYTES:
+        data = path.with_name(path.name + ".data")
+        onnx.save_model(proto, str(path), save_as_external_data=True, location=data.name)
+        files = (data,) if data.exists() else ()
+    else:
+        onnx.save_model(proto, str(path))
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        raise CandidateError(f"ONNX refuses {path.name}: {first_line(error)}") from error
+    return replace(source, path=path, files=files)
+
+
+def is_transformer(proto: onnx.ModelProto) -> bool:
+    """Whether a graph has attention: a Softmax, and a MatMul of two activations."""
+    constants = {tensor.name for tensor in proto.graph.initializer} | {
+        name for node in proto.graph.node if node.op_type == "Constant" for name in node.output
+    }
+    ops = op_counts(proto)
+    fused = any(ops[name] for name in ("Attention", "MultiHeadAttention"))
+    mixes = any(
+        node.op_type == "MatMul" and not constants.intersection(node.input)
+        for node in proto.graph.node
+    )
+    return fused or (mixes and ops["Softmax"] > 0)
+
+
+def saturates(target: Target) -> bool:
+    """Whether products of uint8 and int8 overflow on a processor unless weights have 7 bits.
+
+    Without VNNI or AMX two such products are summed in 16 bits.
+    """
+    return not any("vnni" in name or name == "amx_int8" for name in target.isa)

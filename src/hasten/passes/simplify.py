@@ -1,0 +1,45 @@
+"""Constant folding and graph simplification, by onnxslim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError
+from hasten.model import Model
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.onnx_files import op_counts, read_onnx, write_onnx
+from hasten.passes.silence import first_line, silenced
+from hasten.target import Target
+
+
+@dataclass(frozen=True)
+class Simplify(Pass):
+    """Fold constants, drop what has no effect and fuse what can be one node.
+
+    Open dimensions stay open. Answers keep their precision; only the order of float operations
+    may differ, where a normalization is folded into a convolution.
+    """
+
+    exact: ClassVar[bool] = True
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        yield cls()
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        proto = read_onnx(model)
+        before = op_counts(proto)
+        with silenced():
+            import onnxslim
+
+            try:
+                slim = onnxslim.slim(proto)
+            except Exception as error:
+                raise CandidateError(f"onnxslim failed: {first_line(error)}") from error
+        if op_counts(slim) == before:
+            raise Skipped(f"nothing to simplify: all {before.total()} nodes stay")
+        return write_onnx(slim, model, workdir / "simplified.onnx")

@@ -1,0 +1,396 @@
+"""The steps of a run: try, race, freeze, certify. Each is taken up from the journal where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hasten.candidate import Candidate, Single, Trial
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.verdict import Guard, Judgement
+from hasten.certification import judge_ladder, prior_of, sealed_scores
+from hasten.choose import Standing, fastest_exact, ladder
+from hasten.engines.base import Artifact
+from hasten.errors import CandidateError, InputError
+from hasten.measure.intervals import Ratio
+from hasten.measure.latency import Pace
+from hasten.measure.workbench import Opened, Workbench
+from hasten.metrics.base import Metric
+from hasten.passes.base import Pass, Skipped
+from hasten.progress import Listener, Progress
+from hasten.records import digest, from_record, to_record
+from hasten.search.grid import neighbours
+from hasten.search.journal import Journal
+from hasten.search.race import AGAIN, BASELINE, NotEstablished, Standings, race
+from hasten.search.trials import Trials, ratio
+from hasten.workspace import Parts
+
+FIELD = 6
+"""Entrants of the race beside the twins: what keeps a run's memory under 3 GiB."""
+RACE_ROUNDS = 24
+FINAL_ROUNDS = 40
+_SCREEN_NOISE = 0.05
+_TRANSFORMS_AT_ONCE = 2
+_NEIGHBOURS_OF = 2
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for.
+
+    Attributes:
+        metric: What is scored (agreement under the guard `changed`).
+        guard: What is bounded.
+        max_drop: The limit, in absolute share.
+        confidence: Of the certificate.
+        seed: Of all orders.
+        deadline: `time.monotonic()` by which the run should end; None for no limit.
+    """
+
+    metric: Metric
+    guard: Guard
+    max_drop: float
+    confidence: float
+    seed: int
+    deadline: float | None = None
+
+
+@dataclass
+class Run:
+    """One run's state; what matters of it is in the journal.
+
+    Attributes:
+        bench: Where candidates are made.
+        journal: What is behind.
+        parts: The data.
+        order: What was asked for.
+        listen: Told of each step.
+        on_better: Called with a trial that is the best so far, to write an interim bundle.
+        pace: Lengths of the turns.
+    """
+
+    bench: Workbench
+    journal: Journal
+    parts: Parts
+    order: Order
+    listen: Listener
+    on_better: Callable[[Run, Trial], None]
+    pace: Pace = field(default_factory=Pace)
+    notes: list[str] = field(default_factory=list)
+    best: str | None = None
+    _best_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.trials = Trials(
+            self.bench,
+            self.journal,
+            self.parts.search,
+            self.order.metric,
+            max_drop=self.order.max_drop,
+            pace=self.pace,
+            seed=self.order.seed,
+        )
+
+    def close(self) -> None:
+        """End the processes that are still there."""
+        self.trials.close()
+
+    # -- try
+
+    def try_all(self, grid: Sequence[Single]) -> None:
+        """Try every candidate on the search split, the likeliest first, until the time is up."""
+        self._tell("prepare", "opening the original model", 0, 1)
+        self.trials.begin(grid)
+        self.notes += self.trials.notes
+        if self._try(grid):
+            self._try(neighbours(self._promising(), self.bench.model, self.bench.target))
+
+    def _try(self, candidates: Sequence[Single]) -> bool:
+        """Try some candidates; return whether the time sufficed."""
+        self._transform(c for c in candidates if c.key not in self.trials.done)
+        outcome: str | None = None
+        for number, candidate in enumerate(candidates):
+            if self._late() and candidate.key not in self.trials.done:
+                left = len(candidates) - number
+                self.notes.append(
+                    f"the time limit left {left} of {len(candidates)} candidates untried"
+                )
+                return False
+            self._tell("try", candidate.label, number, len(candidates), outcome)
+            trial = self.trials.run(candidate)
+            outcome = f"{candidate.label}: {self.outcome(trial)}"
+            self._note_better(trial)
+        self._tell("try", "all tried", len(candidates), len(candidates), outcome)
+        return True
+
+    def _promising(self) -> list[Single]:
+        """The fastest exact candidate, and the fastest that stayed under the limit."""
+        ranked = sorted(self.measured(), key=lambda t: ratio(t).estimate)
+        exact = [t.candidate for t in ranked if t.candidate.exact]
+        lossy = [
+            t.candidate
+            for t in ranked
+            if not t.candidate.exact and self.trials.drop(t) < self.order.max_drop
+        ]
+        return lossy[:_NEIGHBOURS_OF] + exact[:1]
+
+    def _transform(self, candidates: Iterable[Candidate]) -> None:
+        """Make the models that the candidates need, two at once: nothing is timed meanwhile."""
+        chains = list(dict.fromkeys(c.passes for c in candidates if c.passes))
+        done = 0
+
+        def make(passes: tuple[Pass, ...]) -> None:
+            nonlocal done
+            if not self._late():
+                with contextlib.suppress(CandidateError, Skipped):  # the trial meets it again
+                    self.bench.transform(passes)
+            done += 1
+            name = Single(passes, self.trials.baseline.engine).label.rpartition(" + ")[0]
+            self._tell("transform", name, done, len(chains))
+
+        self.trials.opened_baseline().worker.sleep()
+        with ThreadPoolExecutor(_TRANSFORMS_AT_ONCE) as pool:
+            list(pool.map(make, chains))
+
+    def outcome(self, trial: Trial) -> str:
+        """What became of a candidate, in a line."""
+        if trial.skipped:
+            return f"skipped: {trial.skipped}"
+        if trial.failure:
+            return f"failed: {trial.failure}"
+        if trial.measurement is None:
+            return "the baseline"
+        speed = f"{1 / ratio(trial).estimate:.2f}x"
+        if trial.candidate.exact:
+            return f"{speed}, exact"
+        if trial.scores is None:
+            return f"{speed}, not faster: not judged"
+        drop = self.trials.drop(trial)
+        early = len(trial.scores) < len(self.parts.search)
+        return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)}{', left early' if early else ''}"
+
+    def _note_better(self, trial: Trial) -> None:
+        if trial.measurement is None or trial.failure:
+            return
+        own = ratio(trial).estimate
+        if (
+            own < self._best_ratio * (1 - _SCREEN_NOISE)
+            and self.trials.drop(trial) < self.order.max_drop
+        ):
+            self._best_ratio = own
+            self.best = f"{trial.candidate.label}, {1 / own:.2f}x so far"
+            self.on_better(self, trial)
+
+    def _late(self) -> bool:
+        deadline = self.order.deadline
+        return deadline is not None and time.monotonic() > deadline - self._reserve_s()
+
+    def _reserve_s(self) -> float:
+        """Time to keep for the race, the sealed data and the final rounds: the baseline's own pace."""
+        rounds = [t.baseline.rounds for t in self.trials.done.values() if t.baseline is not None]
+        blocks = [block for some in rounds for block in some.values()]
+        each_s = float(np.median(np.concatenate(blocks))) / 1e9 if blocks else 0.0
+        return 20.0 + 3.0 * each_s * len(self.parts.sealed)
+
+    # -- race
+
+    def standing(self, trial: Trial, figure: Ratio) -> Standing:
+        """What the choice needs to know of a trial."""
+        candidate = trial.candidate
+        return Standing(candidate.key, candidate.exact, figure, self.trials.drop(trial))
+
+    def measured(self) -> list[Trial]:
+        """Trials that ran through."""
+        return [t for t in self.trials.done.values() if t.measurement is not None and not t.failure]
+
+    def field(self) -> list[Candidate]:
+        """Who races: the exact ones that may win, and the ladder of the screening, noise allowed for."""
+        even = Ratio(1.0, 1.0, 1.0, 0)
+        baseline = Standing(self.trials.baseline.key, True, even, 0.0)
+        standings = [baseline, *(self.standing(t, ratio(t)) for t in self.measured())]
+        by_key = {t.candidate.key: t.candidate for t in self.trials.done.values()}
+        exact = sorted(
+            (s for s in standings[1:] if s.exact and s.ratio.estimate < 1 + _SCREEN_NOISE),
+            key=lambda s: s.ratio.estimate,
+        )[:2]
+        rungs = ladder(
+            standings,
+            baseline.key,
+            spread=0.0,
+            max_drop=self.order.max_drop,
+            rungs=FIELD - len(exact),
+        )
+        return [by_key[key] for key in (*(s.key for s in exact), *rungs)]
+
+    def race(
+        self, name: str, candidates: Sequence[Candidate], rounds: int, *, dropping: bool
+    ) -> Standings:
+        """Race candidates against the baseline and its twin, on as many threads as the host gives."""
+        for threads in dict.fromkeys((self.bench.target.threads, 1)):
+            bench = dataclasses.replace(self.bench, target=self.bench.target.with_threads(threads))
+            try:
+                return self._race(bench, f"{name}/{threads}", candidates, rounds, dropping)
+            except NotEstablished as why:
+                self.notes.append(
+                    f"{threads} threads: not established, one thread is quoted: {why}"
+                )
+                self.bench = self.trials.bench = dataclasses.replace(
+                    self.bench, target=self.bench.target.with_threads(1)
+                )
+        raise AssertionError("one thread needs no probe")
+
+    def _race(
+        self,
+        bench: Workbench,
+        name: str,
+        candidates: Sequence[Candidate],
+        count: int,
+        dropping: bool,
+    ) -> Standings:
+        entrants = {}
+        self.trials.close()
+        drops = {c.key: self.trials.drop(self.trials.done[c.key]) for c in candidates}
+        try:
+            for who, candidate in [
+                (BASELINE, self.trials.baseline),
+                (AGAIN, self.trials.baseline),
+                *((c.key, c) for c in candidates),
+            ]:
+                try:
+                    entrants[who] = bench.open(candidate).worker
+                except CandidateError as error:
+                    if who in (BASELINE, AGAIN):
+                        raise InputError(f"the baseline failed: {error}") from error
+                    self.notes.append(f"{candidate.label} fell out before the race: {error}")
+                    continue
+                entrants[who].sleep()
+            return race(
+                name,
+                entrants,
+                self.parts.search,
+                self.journal,
+                threads=bench.target.threads,
+                count=count,
+                pace=self.pace,
+                seed=self.order.seed,
+                drops=drops if dropping else None,
+                listen=lambda s: self._tell(
+                    name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, count
+                ),
+            )
+        finally:
+            for worker in entrants.values():
+                worker.kill()
+
+    # -- freeze and certify
+
+    def freeze_ladder(self) -> tuple[str, tuple[str, ...]]:
+        """Race, choose the exact model to beat and the ladder, and journal both with their hash.
+
+        Returns:
+            The exact candidate's key, and the rungs' keys, safest first. From here on they stand:
+            a resumed run takes the same.
+        """
+        frozen = self.journal.last("ladder")
+        if frozen is None:
+            field = self.field()
+            standings = self.race("race", field, RACE_ROUNDS, dropping=True)
+            baseline = self.trials.baseline.key
+            even = Ratio(1.0, 1.0, 1.0, standings.counted)
+            entered = [Standing(baseline, True, even, 0.0)] + [
+                self.standing(self.trials.done[c.key], standings.ratio(c.key))
+                for c in field
+                if c.key in standings.rounds and len(standings.rounds[c.key]) >= 2
+            ]
+            exact = fastest_exact(entered, baseline, standings.spread)
+            rungs = ladder(entered, exact, spread=standings.spread, max_drop=self.order.max_drop)
+            choice = {"exact": exact, "rungs": list(rungs), "threads": standings.threads}
+            self.journal.append("ladder", choice=choice, sha256=digest(choice))
+            frozen = self.journal.last("ladder")
+        assert frozen is not None
+        choice = frozen["choice"]
+        if digest(choice) != frozen["sha256"]:
+            raise InputError(
+                f"{self.journal.path}: the frozen ladder was changed; remove the folder"
+            )
+        target = self.bench.target.with_threads(choice["threads"])
+        self.bench = self.trials.bench = dataclasses.replace(self.bench, target=target)
+        return choice["exact"], tuple(choice["rungs"])
+
+    def candidate(self, key: str) -> Candidate:
+        """The candidate of a key that was tried."""
+        if key == self.trials.baseline.key:
+            return self.trials.baseline
+        return self.trials.done[key].candidate
+
+    def artifact(self, candidate: Candidate) -> Artifact:
+        """What was built of a candidate; built anew where a stopped run's files are gone."""
+        trial = self.trials.done.get(candidate.key)
+        artifact = trial.artifact if trial is not None else None
+        if artifact is None or not artifact.path.exists():
+            opened = self.bench.open(candidate)
+            opened.worker.kill()
+            artifact = opened.artifact
+        return artifact
+
+    def certify(self, rungs: Sequence[str]) -> list[tuple[str, Judgement | str]]:
+        """Read the sealed data once and test the frozen ladder on it."""
+        if not rungs:
+            return []
+        known = self.journal.last("judged")
+        if known is not None:
+            return [
+                (key, entry if isinstance(entry, str) else from_record(Judgement, entry))
+                for key, entry in known["judged"]
+            ]
+        self.journal.append("sealed read", samples=len(self.parts.sealed))
+        self.trials.close()
+        opened: dict[str, Opened] = {}
+        failed: dict[str, str] = {}
+        exact = self.bench.open(self.trials.baseline)
+        try:
+            for key in rungs:
+                try:
+                    opened[key] = self.bench.open(self.candidate(key))
+                except CandidateError as error:
+                    failed[key] = str(error)
+            total = len(self.parts.sealed)
+            original, scores = sealed_scores(
+                self.bench,
+                exact,
+                opened,
+                self.parts.sealed,
+                self.order.metric,
+                lambda done: self._tell("certify", "reading the sealed data, once", done, total),
+            )
+        finally:
+            for one in (exact, *opened.values()):
+                one.worker.kill()
+        judged = judge_ladder(
+            original,
+            rungs,
+            {**scores, **failed},
+            self.parts.sealed_units,
+            {key: self._prior(key) for key in rungs},
+            metric=self.order.metric,
+            guard=self.order.guard,
+            max_drop=self.order.max_drop,
+            confidence=self.order.confidence,
+        )
+        self.journal.append("judged", judged=[[key, to_record(entry)] for key, entry in judged])
+        return judged
+
+    def _prior(self, key: str) -> BettingPrior:
+        trial = self.trials.done[key]
+        return prior_of(self.trials.drops(trial), self.parts.search_units)
+
+    def _tell(
+        self, stage: str, doing: str, done: int, total: int, outcome: str | None = None
+    ) -> None:
+        self.listen(Progress(stage, doing, done, total, outcome, self.best))

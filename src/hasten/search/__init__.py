@@ -1,0 +1,1 @@
+"""What to try next, and the journal that lets a stopped run go on."""

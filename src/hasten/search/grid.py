@@ -1,0 +1,114 @@
+"""What to try: a grid to begin with, then the neighbours of what did best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from hasten.candidate import Single
+from hasten.engines.base import Engine
+from hasten.errors import InputError
+from hasten.model import Model
+from hasten.passes.base import Pass
+from hasten.records import load_object
+from hasten.target import Target
+
+T = TypeVar("T")
+ENGINES = ("onnxruntime", "openvino")
+_EXACT_PASSES = ("simplify", "fix_shapes")
+_LOSSY_PASSES = ("static_quantization", "nncf_quantization", "dynamic_quantization")
+
+
+def engine_kinds(names: Sequence[str]) -> list[type[Engine]]:
+    """Return the engines of these names that are installed.
+
+    Raises:
+        InputError: a name is unknown, or none is installed.
+    """
+    found, missing = [], []
+    for name in names:
+        if name not in Engine.registry and ":" not in name:
+            raise InputError(
+                f"no engine is called {name!r}; this version has: {', '.join(ENGINES)}"
+            )
+        kind: type[Engine] = load_object(Engine.registry.get(name, name))
+        try:
+            kind.version()
+        except InputError as error:
+            missing.append(str(error))
+            continue
+        found.append(kind)
+    if not found:
+        raise InputError(f"no engine to try: {'; '.join(missing) or 'none was named'}")
+    return found
+
+
+def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:
+    """Yield every queue's first, then every queue's second, and so on."""
+    for i in range(max(map(len, queues), default=0)):
+        for queue in queues:
+            if i < len(queue):
+                yield queue[i]
+
+
+def _passes(names: Sequence[str], model: Model, target: Target) -> list[list[Pass]]:
+    kinds: list[type[Pass]] = [load_object(Pass.registry[name]) for name in names]
+    return [list(kind.variants(model, target)) for kind in kinds]
+
+
+def _kept(step: Pass, keep_float: tuple[str, ...]) -> Pass:
+    if keep_float and any(f.name == "keep_float" for f in dataclasses.fields(step)):  # type: ignore[arg-type]
+        return dataclasses.replace(step, keep_float=keep_float)  # type: ignore[type-var]
+    return step
+
+
+def grid(
+    model: Model,
+    target: Target,
+    *,
+    engine_names: Sequence[str] = ENGINES,
+    keep_float: tuple[str, ...] = (),
+) -> list[Single]:
+    """Return the first proposals, those likeliest to win first.
+
+    The untouched model on every engine comes first: nothing may ship that is slower than these.
+
+    Raises:
+        InputError: an engine's name is unknown, or none is installed.
+    """
+    engines = list(_by_turns([list(k.variants(target)) for k in engine_kinds(engine_names)]))
+    untouched = [Single((), engine) for engine in engines]
+    exact = [
+        Single((step,), engine)
+        for step in _by_turns(_passes(_EXACT_PASSES, model, target))
+        for engine in engines
+        if engine.exact and step.gives in engine.formats
+    ]
+    lossy = [
+        Single((_kept(step, keep_float),), engine)
+        for step in _by_turns(_passes(_LOSSY_PASSES, model, target))
+        for engine in engines
+        if step.gives in engine.formats
+    ]
+    return list(dict.fromkeys([*untouched, *exact, *lossy]))
+
+
+def neighbours(best: Sequence[Single], model: Model, target: Target) -> list[Single]:
+    """Return what differs by one step from the best so far: scheduling, or an exact pass before.
+
+    Args:
+        best: The most promising, best first.
+        model: The original.
+        target: The device.
+    """
+    exact = [step for queue in _passes(_EXACT_PASSES, model, target) for step in queue]
+    found = []
+    for candidate in best:
+        found += [Single(candidate.passes, other) for other in candidate.engine.tunings(target)]
+        found += [
+            Single((step, *candidate.passes), candidate.engine)
+            for step in exact
+            if candidate.passes and not any(p.exact for p in candidate.passes)
+        ]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,164 @@
+"""The last candidates against each other: rounds in turns until the order is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from hasten.data.spool import Spool
+from hasten.errors import HastenError, InputError
+from hasten.measure.intervals import Ratio, paired_ratio
+from hasten.measure.latency import Pace, rounds
+from hasten.measure.probe import scales
+from hasten.measure.process import Worker
+from hasten.search.journal import Journal
+
+BASELINE, AGAIN = "baseline", "baseline again"
+_BEFORE_DROPPING = 6
+_REFUSED_PER_COUNTED = 3
+
+
+class NotEstablished(HastenError):  # noqa: N818 - an outcome, not an error
+    """The host did not give several threads their cores often enough."""
+
+
+@dataclass
+class Standings:
+    """Raw rounds of a race, and who fell out.
+
+    Attributes:
+        name: Of the race, in the journal.
+        threads: How many each engine had.
+        rounds: Entrant -> round -> latencies in nanoseconds.
+        refused: Rounds that didn't count.
+        dropped: Entrant -> why.
+    """
+
+    name: str
+    threads: int
+    rounds: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    refused: int = 0
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    def add(self, number: int, latency_ns: Mapping[str, tuple[int, ...]], counts: bool) -> None:
+        """Take in one round."""
+        if not counts:
+            self.refused += 1
+            return
+        for name, block in latency_ns.items():
+            self.rounds.setdefault(name, {})[number] = tuple(block)
+
+    @property
+    def counted(self) -> int:
+        """Rounds that count."""
+        return len(self.rounds.get(BASELINE, ()))
+
+    def ratio(self, name: str) -> Ratio:
+        """One entrant's latency over the baseline's."""
+        return paired_ratio(self.rounds[name], self.rounds[BASELINE])
+
+    @property
+    def spread(self) -> float:
+        """How far the baseline against itself reaches from 1: no smaller difference is a speed-up."""
+        return self.ratio(AGAIN).spread
+
+
+def dominated(
+    standings: Standings, entrants: Mapping[str, Worker], drops: Mapping[str, float]
+) -> set[str]:
+    """Return who is surely slower than somebody at least as safe."""
+    ratios = {
+        name: standings.ratio(name)
+        for name in entrants
+        if name not in (BASELINE, AGAIN) and len(standings.rounds.get(name, ())) >= 2
+    }
+    return {
+        name
+        for name, own in ratios.items()
+        if any(
+            other.high < own.low and drops[rival] <= drops[name]
+            for rival, other in ratios.items()
+            if rival != name
+        )
+    }
+
+
+def race(
+    name: str,
+    entrants: dict[str, Worker],
+    samples: Spool,
+    journal: Journal,
+    *,
+    threads: int,
+    count: int,
+    pace: Pace,
+    seed: int,
+    drops: Mapping[str, float] | None = None,
+    listen: Callable[[Standings], None] = lambda standings: None,
+    probe: Callable[[int], bool] = scales,
+) -> Standings:
+    """Run rounds until `count` of them count.
+
+    Args:
+        name: In the journal; rounds of this name that are there already are taken in first.
+        entrants: Name -> worker, BASELINE and AGAIN among them. Whoever falls out is removed.
+        samples: Requests rotate through them.
+        journal: Each round is on disk before the next begins.
+        threads: How many each engine has.
+        count: Rounds wanted.
+        pace: Lengths of the turns.
+        seed: Of the orders.
+        drops: Entrant -> drop on the search split; None drops nobody for being slower.
+        listen: Called after each round.
+        probe: Whether the host can run so many threads now.
+
+    Raises:
+        NotEstablished: too many rounds were refused.
+        InputError: the baseline failed.
+    """
+    standings = Standings(name, threads)
+    number = 0
+    for event in journal.events("round"):
+        if event["race"] == name:
+            standings.add(event["number"], event["latency_ns"], event["counts"])
+            number = max(number, event["number"] + 1)
+    if standings.counted >= count:
+        return standings
+    turns = rounds(
+        entrants, samples.folder, threads=threads, pace=pace, seed=seed, first=number, probe=probe
+    )
+    for turn in turns:
+        for who, why in turn.failed.items():
+            if who in (BASELINE, AGAIN):
+                raise InputError(f"the baseline failed: {why}")
+            _leave(entrants, who, why, standings)
+        journal.append(
+            "round",
+            race=name,
+            number=turn.number,
+            latency_ns=turn.latency_ns,
+            counts=turn.counts,
+        )
+        standings.add(turn.number, turn.latency_ns, turn.counts)
+        if drops is not None and turn.counts and standings.counted >= _BEFORE_DROPPING:
+            for who in dominated(standings, entrants, drops):
+                _leave(
+                    entrants,
+                    who,
+                    f"dropped after {standings.counted} rounds: slower than one as safe",
+                    standings,
+                )
+        listen(standings)
+        if standings.counted >= count:
+            return standings
+        if standings.refused > _REFUSED_PER_COUNTED * count:
+            raise NotEstablished(
+                f"{standings.refused} of {turn.number + 1} rounds were refused: the host did not run "
+                f"{threads} threads at once"
+            )
+    raise AssertionError("rounds never end")
+
+
+def _leave(entrants: dict[str, Worker], who: str, why: str, standings: Standings) -> None:
+    entrants.pop(who).kill()
+    standings.dropped[who] = why

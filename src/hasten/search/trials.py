@@ -1,0 +1,253 @@
+"""One candidate after another beside the baseline: is it faster at all, and does it still answer right?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from hasten.candidate import Candidate, Measurement, Single, Trial
+from hasten.data.spool import Spool
+from hasten.engines.reference import Reference
+from hasten.errors import CandidateError, InputError
+from hasten.measure.accuracy import ExactAnswers, scored
+from hasten.measure.intervals import Ratio, Rounds, paired_ratio
+from hasten.measure.latency import Pace, rounds
+from hasten.measure.workbench import Opened, Workbench
+from hasten.metrics.base import Metric
+from hasten.passes.base import Skipped
+from hasten.records import from_record
+from hasten.search.journal import Journal
+from hasten.tensors import Array, Tensors
+
+SCREEN_ROUNDS = 6
+_HOPELESS_SLOW = 1.5
+_LEAST_SCORED = 128
+EXACT_TOLERANCE = 1e-3
+"""Largest difference of an exact answer, relative to the largest output, that rounding explains."""
+_REFERENCE_LIMIT_S = 30.0
+
+
+def difference(outputs: Tensors, exact: Tensors) -> float:
+    """Return the largest absolute difference over all outputs, relative to each one's largest value."""
+    worst = 0.0
+    for name, own in exact.items():
+        if own.dtype.kind != "f":
+            worst = max(worst, float(np.any(outputs[name] != own)))
+            continue
+        gap = np.abs(outputs[name].astype(np.float64) - own)
+        worst = max(
+            worst, float(gap.max(initial=0)) / max(float(np.abs(own).max(initial=0)), 1e-12)
+        )
+    return worst
+
+
+class Trials:
+    """The baseline, kept open, and what every candidate came to beside it.
+
+    Args:
+        bench: Where candidates are made.
+        journal: Where each trial is kept; those that are in it aren't run again.
+        samples: The search split.
+        metric: What is scored.
+        max_drop: A candidate that is surely beyond it is left early.
+        pace: Lengths of the turns.
+        seed: Of the orders.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        journal: Journal,
+        samples: Spool,
+        metric: Metric,
+        *,
+        max_drop: float,
+        pace: Pace,
+        seed: int,
+    ) -> None:
+        self.bench, self.samples, self.metric = bench, samples, metric
+        self.notes: list[str] = []
+        self.done: dict[str, Trial] = {}
+        self._journal, self._max_drop, self._pace, self._seed = journal, max_drop, pace, seed
+        self._open: Opened | None = None
+        self.baseline: Candidate
+        for event in journal.events("trial"):
+            trial = from_record(Trial, event["trial"], trusted=True)
+            self.done[trial.candidate.key] = trial
+
+    def begin(self, grid: Sequence[Single]) -> None:
+        """Open the baseline: the first engine's default on the untouched model, else the next's.
+
+        Raises:
+            InputError: no engine runs the model, or its own answers aren't finite.
+        """
+        why = []
+        for candidate in grid:
+            if candidate.passes or not candidate.exact:
+                continue
+            try:
+                self._open = self.bench.open(candidate)
+            except CandidateError as error:
+                self._keep(Trial(candidate, failure=str(error)))
+                why.append(f"{candidate.label}: {error}")
+                continue
+            self.baseline = candidate
+            break
+        else:
+            raise InputError(f"no engine runs this model: {'; '.join(why) or 'none is installed'}")
+        self.exact_answers = ExactAnswers(
+            self.bench, self._open, self.samples, self.bench.folder / "exact-answers"
+        )
+        self.exact_scores = self.exact_answers.scores(self.metric)
+        self._check_reference()
+
+    def close(self) -> None:
+        """End the baseline's process."""
+        if self._open is not None:
+            self._open.worker.kill()
+            self._open = None
+
+    def opened_baseline(self) -> Opened:
+        """Return the baseline's worker, started anew if it is gone."""
+        if self._open is None or not self._open.worker.alive:
+            self._open = self.bench.open(self.baseline)
+        return self._open
+
+    def _check_reference(self) -> None:
+        """Compare the baseline with the reference engine on one sample, where that is quick enough."""
+        own, _ = next(iter(self.exact_answers))
+        bench = dataclasses.replace(self.bench, limit_s=_REFERENCE_LIMIT_S)
+        try:
+            opened = bench.open(Single((), Reference()))
+        except (CandidateError, InputError) as error:
+            self.notes.append(f"not compared with the reference engine: {error}")
+            return
+        try:
+            answer = bench.predict_one(opened, self.samples)
+        except CandidateError as error:
+            self.notes.append(f"not compared with the reference engine: {error}")
+            return
+        finally:
+            opened.worker.kill()
+        gap = difference(answer, {name: array[:1] for name, array in own.items()})
+        if gap > EXACT_TOLERANCE:
+            self.notes.append(
+                f"{self.baseline.label} differs from the reference engine by {gap:.1e} of the largest "
+                f"output; {EXACT_TOLERANCE:.0e} is rounding"
+            )
+
+    def run(self, candidate: Candidate) -> Trial:
+        """Try one candidate, unless the journal has it."""
+        if candidate.key in self.done:
+            return self.done[candidate.key]
+        trial = Trial(candidate)
+        try:
+            opened = self.bench.open(candidate)
+        except Skipped as skipped:
+            return self._keep(dataclasses.replace(trial, skipped=str(skipped)))
+        except CandidateError as error:
+            return self._keep(dataclasses.replace(trial, failure=str(error)))
+        try:
+            trial = dataclasses.replace(
+                trial, artifact=opened.artifact, properties=dict(opened.properties)
+            )
+            trial = self._screen(trial, opened)
+            if trial.measurement is not None and self._worth_scoring(trial):
+                trial = self._score(trial, opened)
+        except CandidateError as error:
+            trial = dataclasses.replace(trial, failure=str(error))
+        finally:
+            opened.worker.kill()
+        return self._keep(trial)
+
+    def _keep(self, trial: Trial) -> Trial:
+        self.done[trial.candidate.key] = trial
+        self._journal.append("trial", trial=trial)
+        return trial
+
+    def _screen(self, trial: Trial, opened: Opened) -> Trial:
+        """Give it a few turns against the baseline; one that is far slower gets only two."""
+        entrants = {"baseline": self.opened_baseline().worker, "candidate": opened.worker}
+        threads = self.bench.target.threads
+        theirs: dict[int, tuple[int, ...]] = {}
+        ours: dict[int, tuple[int, ...]] = {}
+        turns = rounds(
+            entrants, self.samples.folder, threads=threads, pace=self._pace, seed=self._seed
+        )
+        for turn in turns:
+            if "candidate" in turn.failed:
+                raise CandidateError(turn.failed["candidate"])
+            if "baseline" in turn.failed:
+                raise InputError(f"the baseline failed: {turn.failed['baseline']}")
+            ours[turn.number], theirs[turn.number] = (
+                turn.latency_ns["candidate"],
+                turn.latency_ns["baseline"],
+            )
+            count = len(ours)
+            if count >= SCREEN_ROUNDS or (count >= 2 and self._far_slower(ours, theirs)):
+                break
+        return dataclasses.replace(
+            trial,
+            measurement=Measurement("measured", threads, ours),
+            baseline=Measurement("measured", threads, theirs),
+        )
+
+    def _far_slower(self, ours: Rounds, theirs: Rounds) -> bool:
+        return paired_ratio(ours, theirs).low > _HOPELESS_SLOW
+
+    def _worth_scoring(self, trial: Trial) -> bool:
+        """Exact candidates are compared with the baseline's answers; slower ones aren't judged."""
+        return trial.candidate.exact or ratio(trial).low < 1.0
+
+    def _score(self, trial: Trial, opened: Opened) -> Trial:
+        if trial.candidate.exact:
+            self._check_exact(opened)
+            return trial
+        parts: list[Array] = []
+        for part in scored(self.bench, opened, self.exact_answers, self.metric):
+            parts.append(part)
+            if self._hopeless(np.concatenate(parts)):
+                break
+        return dataclasses.replace(trial, scores=tuple(map(float, np.concatenate(parts))))
+
+    def _check_exact(self, opened: Opened) -> None:
+        own, _ = next(iter(self.exact_answers))
+        outputs = next(self.bench.predict(opened, self.samples))
+        gap = difference(outputs, own)
+        if gap > EXACT_TOLERANCE:
+            raise CandidateError(
+                f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
+                f"the largest output; {EXACT_TOLERANCE:.0e} is rounding"
+            )
+
+    def _hopeless(self, scores: Array) -> bool:
+        """Whether the drop so far is over the limit by more than three standard errors."""
+        n = len(scores)
+        if n < min(_LEAST_SCORED, len(self.samples)):
+            return False
+        differences = self.exact_scores[:n] - scores
+        error = float(differences.std()) / np.sqrt(n)
+        return bool(float(differences.mean()) - 3 * error > self._max_drop)
+
+    def drop(self, trial: Trial) -> float:
+        """Return the estimated drop of a scored trial; 0 for an exact one, 1 for one never scored."""
+        if trial.candidate.exact:
+            return 0.0
+        if not trial.scores:
+            return 1.0
+        scores = np.array(trial.scores)
+        return float((self.exact_scores[: len(scores)] - scores).mean())
+
+    def drops(self, trial: Trial) -> Array:
+        """Return the paired differences of a scored trial, `(n,)`: what bets are set by."""
+        scores = np.array(trial.scores)
+        return np.asarray(self.exact_scores[: len(scores)] - scores)
+
+
+def ratio(trial: Trial) -> Ratio:
+    """Return a measured trial's latency over the baseline's, from its screening rounds."""
+    assert trial.measurement is not None
+    assert trial.baseline is not None
+    return paired_ratio(trial.measurement.rounds, trial.baseline.rounds)

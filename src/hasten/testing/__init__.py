@@ -1,0 +1,1 @@
+"""What tests share, here and in plug-ins: conformance suites, small models, engines that fail."""

@@ -1,0 +1,236 @@
+"""What every engine must do, as a suite: subclass `EngineTests` and name the engine."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.reference import Reference
+from hasten.errors import CandidateError
+from hasten.frontends.onnx import load
+from hasten.model import Model
+from hasten.records import from_record, to_record
+from hasten.target import Target
+from hasten.tensors import Array, Tensors, TensorSpec
+from hasten.testing import models
+
+TOLERANCE = 1e-4
+"""How far an exact engine's float32 answers may lie from the reference engine's."""
+
+EVERY_MODEL = (
+    models.linear_classifier,
+    models.small_cnn,
+    models.two_inputs,
+    models.tiny_transformer_block,
+)
+
+
+def request_for(specs: tuple[TensorSpec, ...], batch: int = 1, seed: int = 0) -> dict[str, Array]:
+    """Draw a request: normal floats, integers and booleans from 0 to 1; open sizes are `batch`."""
+    rng = np.random.default_rng(seed)
+    request = {}
+    for spec in specs:
+        shape = [size if isinstance(size, int) else batch for size in spec.shape]
+        floats = np.dtype(spec.dtype).kind == "f"
+        drawn = rng.standard_normal(shape) if floats else rng.integers(0, 2, shape)
+        request[spec.name] = np.ascontiguousarray(drawn.astype(spec.dtype))
+    return request
+
+
+class EngineTests:
+    """Claims that hold for every engine that takes ONNX.
+
+    Attributes:
+        engine: The one under test.
+        reads_models: Whether it opens model files at all; the null engine doesn't.
+    """
+
+    engine: Engine
+    reads_models = True
+
+    @pytest.fixture
+    def target(self) -> Target:
+        """This host, one thread."""
+        return Target.host().with_threads(1)
+
+    @contextmanager
+    def opened(self, model: Model, target: Target, workdir: Path) -> Iterator[Session]:
+        """Build and open."""
+        with self.engine.open(self.built(model, target, workdir), target) as session:
+            yield session
+
+    def built(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Build in a folder of its own."""
+        folder = workdir / "built"
+        folder.mkdir()
+        return self.engine.build(model, target, folder)
+
+    @pytest.mark.parametrize("write", EVERY_MODEL)
+    def test_outputs_are_as_specified(self, write, target, tmp_path):  # type: ignore[no-untyped-def]
+        model = load(write(tmp_path))
+        with self.opened(model, target, tmp_path) as session:
+            assert session.inputs == model.inputs
+            assert session.outputs == model.outputs
+            outputs = session.run(request_for(model.inputs))
+        assert list(outputs) == [spec.name for spec in model.outputs]
+        assert all(spec.fits(outputs[spec.name]) for spec in model.outputs)
+
+    @pytest.mark.parametrize("write", EVERY_MODEL)
+    def test_an_exact_engine_agrees_with_the_reference(self, write, target, tmp_path):  # type: ignore[no-untyped-def]
+        if not self.engine.exact:
+            pytest.skip(f"{self.engine} isn't exact")
+        model = load(write(tmp_path))
+        request = request_for(model.inputs, batch=2)
+        (tmp_path / "reference").mkdir()
+        reference = Reference()
+        expected = reference.build(model, target, tmp_path / "reference")
+        with reference.open(expected, target) as session:
+            right = session.run(request)
+        with self.opened(model, target, tmp_path) as session:
+            got = session.run(request)
+        for name, array in right.items():
+            np.testing.assert_allclose(got[name], array, rtol=TOLERANCE, atol=TOLERANCE)
+
+    def test_outputs_are_the_callers_to_keep(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.two_inputs(tmp_path))
+        first = request_for(model.inputs, seed=1)
+        with self.opened(model, target, tmp_path) as session:
+            kept = session.run(first)
+            before = {name: array.copy() for name, array in kept.items()}
+            session.run(request_for(model.inputs, seed=2))
+            for array in first.values():
+                array[...] = 1 - array
+        gc.collect()
+        assert_same(kept, before)
+        for array in kept.values():
+            array[...] = 0
+
+    def test_the_same_request_twice_gives_the_same(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.small_cnn(tmp_path))
+        request = request_for(model.inputs)
+        with self.opened(model, target, tmp_path) as session:
+            first = session.run(request)
+            session.run(request_for(model.inputs, seed=1))
+            assert_same(session.run(request), first)
+
+    def test_requests_are_left_as_they_were(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.two_inputs(tmp_path))
+        request = request_for(model.inputs)
+        for array in request.values():
+            array.flags.writeable = False
+        with self.opened(model, target, tmp_path) as session:
+            session.run(request)
+        assert_same(request, request_for(model.inputs))
+
+    def test_an_open_batch_takes_any_size(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.small_cnn(tmp_path))
+        with self.opened(model, target, tmp_path) as session:
+            assert session.batch_sizes is None
+            whole = session.run(request_for(model.inputs, batch=3))["logits"]
+            request = request_for(model.inputs, batch=3)
+            rows = [session.run({"x": request["x"][i : i + 1]})["logits"] for i in range(3)]
+        np.testing.assert_allclose(whole, np.concatenate(rows), rtol=1e-2, atol=1e-2)
+
+    def test_a_fixed_batch_is_stated(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.small_cnn(tmp_path, batch=2))
+        with self.opened(model, target, tmp_path) as session:
+            assert session.batch_sizes == (2,)
+            assert session.run(request_for(model.inputs))["logits"].shape == (2, 10)
+
+    def test_leaving_the_context_frees_the_session(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.linear_classifier(tmp_path))
+        with self.opened(model, target, tmp_path) as session:
+            session.run(request_for(model.inputs))
+            alive = weakref.ref(session)
+        del session
+        gc.collect()
+        assert alive() is None
+
+    def test_the_artifact_stands_alone_in_its_folder(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.linear_classifier(tmp_path))
+        artifact = self.built(model, target, tmp_path)
+        model.path.unlink()
+        for file in (artifact.path, *artifact.files):
+            assert file.parent == tmp_path / "built"
+        moved = (tmp_path / "built").rename(tmp_path / "moved")
+        artifact = replace(
+            artifact,
+            path=moved / artifact.path.name,
+            files=tuple(moved / file.name for file in artifact.files),
+        )
+        with self.engine.open(artifact, target) as session:
+            assert session.run(request_for(model.inputs))["logits"].shape == (1, 4)
+
+    def test_a_file_that_is_no_model_is_one_line(self, target: Target, tmp_path: Path) -> None:
+        if not self.reads_models:
+            pytest.skip(f"{self.engine} reads no models")
+        model = load(models.linear_classifier(tmp_path))
+        model.path.write_bytes(b"not a model" * 10)
+        with pytest.raises(CandidateError) as caught:
+            self.built(model, target, tmp_path)
+        assert_one_line(caught.value)
+
+    def test_an_unknown_operator_is_named_with_its_node(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        if not self.reads_models:
+            pytest.skip(f"{self.engine} reads no models")
+        model = load(models.unknown_operator(tmp_path))
+        with pytest.raises(
+            CandidateError, match=r"Frobnicate.*the_culprit|the_culprit.*Frobnicate"
+        ) as caught:
+            self.built(model, target, tmp_path)
+        assert_one_line(caught.value)
+
+    def test_a_missing_input_is_the_candidates_failure(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        if not self.reads_models:
+            pytest.skip(f"{self.engine} reads no models")
+        model = load(models.two_inputs(tmp_path))
+        request = request_for(model.inputs)
+        del request["ids"]
+        with self.opened(model, target, tmp_path) as session:
+            with pytest.raises(CandidateError) as caught:
+                session.run(request)
+        assert_one_line(caught.value)
+
+    def test_it_survives_a_record(self, target: Target) -> None:
+        for engine in (self.engine, *self.engine.variants(target)):
+            record = json.loads(json.dumps(to_record(engine)))
+            assert from_record(Engine, record, trusted=True) == engine
+
+    def test_the_first_variant_is_the_default(self, target: Target) -> None:
+        assert next(iter(self.engine.variants(target))) == type(self.engine)()
+
+    def test_the_version_is_a_word(self) -> None:
+        assert self.engine.version().split() == [self.engine.version()]
+
+    def test_properties_are_text(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.linear_classifier(tmp_path))
+        with self.opened(model, target, tmp_path) as session:
+            properties = session.properties()
+        assert all(isinstance(text, str) for pair in properties.items() for text in pair)
+
+
+def assert_same(got: Tensors, expected: Tensors) -> None:
+    """Every array is equal, bit for bit."""
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(got[name], array)
+
+
+def assert_one_line(error: Exception) -> None:
+    """The message says something, on one line that a table can hold."""
+    assert str(error).strip()
+    assert "\n" not in str(error)
+    assert len(str(error)) < 500

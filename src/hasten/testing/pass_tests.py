@@ -1,0 +1,186 @@
+"""What every pass must do, as tests to inherit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.data.arrays import ArrayDataset
+from hasten.data.dataset import Dataset
+from hasten.engines.base import Engine
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.model import Model
+from hasten.passes.base import Pass, Skipped
+from hasten.records import file_digest, from_record, to_record
+from hasten.target import Target
+from hasten.tensors import Array, TensorSpec
+
+SAMPLES = 32
+"""How many samples the suite calibrates on and compares answers over."""
+
+
+def host() -> Target:
+    """Return a target of one thread, with the instructions that int8 is fast with."""
+    return Target("host", "any", (0,), 1, ("avx2", "avx512f", "avx512_vnni"), 2**31, "linux")
+
+
+def samples_of(model: Model, count: int = SAMPLES, scale: float = 1.0) -> ArrayDataset:
+    """Return normally distributed samples for a model of float inputs.
+
+    Args:
+        model: With `request` settled.
+        count: How many.
+        scale: Their standard deviation.
+    """
+    random = np.random.default_rng(7)
+
+    def draw(spec: TensorSpec) -> Array:
+        shape = (count, *(int(size) for size in spec.shape[1:]))
+        return (scale * random.standard_normal(shape)).astype(spec.dtype)
+
+    return ArrayDataset({spec.name: draw(spec) for spec in model.request})
+
+
+def answers(
+    model: Model, data: Dataset, workdir: Path, engine: Engine | None = None, batch: int = 1
+) -> dict[str, Array]:
+    """Run a model on all samples of a data set, one after another or in batches.
+
+    Returns:
+        Outputs by name, along the batch axis.
+    """
+    runner = engine or OnnxRuntime()
+    workdir.mkdir()
+    rows: dict[str, list[Array]] = {}
+    with runner.open(runner.build(model, host(), workdir), host()) as session:
+        for start in range(0, len(data), batch):
+            inputs = data.inputs(range(start, min(start + batch, len(data))))
+            for name, value in session.run(inputs).items():
+                rows.setdefault(name, []).append(value)
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def error_between(some: dict[str, Array], others: dict[str, Array]) -> float:
+    """Return the largest root mean square difference, as a share of the first's."""
+    return max(
+        float(np.sqrt(np.mean((others[name] - some[name]) ** 2) / np.mean(some[name] ** 2)))
+        for name in some
+    )
+
+
+class PassTests:
+    """Inherit, and give `value`, `model` and `idle_model` as fixtures.
+
+    Attributes:
+        bound: How far answers may move: root mean square, as a share of the answers' own.
+        engine: What runs the result; ONNX Runtime where None.
+    """
+
+    bound: float = 1e-5
+    engine: Engine | None = None
+
+    @pytest.fixture
+    def value(self) -> Pass:
+        """The pass, with settings worth trying."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def model(self) -> Model:
+        """A model with `request` settled, an open batch dimension and float inputs."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def idle_model(self) -> Model:
+        """A model that leaves the pass nothing to do."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def result(self, value: Pass, model: Model, tmp_path: Path) -> Model:
+        """What the pass makes of the model."""
+        return run(value, model, tmp_path)
+
+    def test_it_writes_another_file_and_leaves_the_source_alone(
+        self, value: Pass, model: Model, tmp_path: Path
+    ) -> None:
+        before = [file_digest(file) for file in (model.path, *model.files)]
+        result = run(value, model, tmp_path)
+        assert result.sha256 != model.sha256
+        assert [file_digest(file) for file in (model.path, *model.files)] == before
+
+    def test_its_folder_holds_the_result_and_nothing_else(
+        self, result: Model, tmp_path: Path
+    ) -> None:
+        assert {result.path, *result.files} == set((tmp_path / "result").iterdir())
+
+    def test_names_types_and_settled_sizes_stay(self, model: Model, result: Model) -> None:
+        for old, new in zip(
+            (*model.inputs, *model.outputs), (*result.inputs, *result.outputs), strict=True
+        ):
+            assert (old.name, old.dtype, len(old.shape)) == (new.name, new.dtype, len(new.shape))
+            assert all(
+                was == now
+                for was, now in zip(old.shape, new.shape, strict=True)
+                if isinstance(was, int)
+            )
+        assert result.request == model.request
+
+    def test_answers_stay_within_the_bound(
+        self, model: Model, result: Model, tmp_path: Path
+    ) -> None:
+        data = samples_of(model)
+        exact = answers(model, data, tmp_path / "before")
+        quick = answers(result, data, tmp_path / "after", self.engine)
+        assert error_between(exact, quick) <= self.bound
+
+    def test_a_batch_that_was_open_takes_several_samples_unless_it_says_otherwise(
+        self, model: Model, result: Model, tmp_path: Path
+    ) -> None:
+        if all(spec.static for spec in result.inputs):
+            return
+        data = samples_of(model)
+        singly = answers(model, data, tmp_path / "singly")
+        batched = answers(result, data, tmp_path / "batched", self.engine, batch=8)
+        assert error_between(singly, batched) <= self.bound
+
+    def test_the_same_samples_make_the_same_model(
+        self, value: Pass, model: Model, result: Model, tmp_path: Path
+    ) -> None:
+        data = samples_of(model)
+        again = answers(run(value, model, tmp_path, "again"), data, tmp_path / "a", self.engine)
+        assert error_between(answers(result, data, tmp_path / "b", self.engine), again) == 0
+
+    def test_nothing_to_do_is_skipped_with_a_reason(
+        self, value: Pass, idle_model: Model, tmp_path: Path
+    ) -> None:
+        with pytest.raises(Skipped, match=r".{10,}"):
+            run(value, idle_model, tmp_path)
+
+    def test_it_says_nothing_and_leaves_logging_as_it_was(
+        self, value: Pass, model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        before = (logging.root.handlers[:], logging.root.level, logging.root.manager.disable)
+        run(value, model, tmp_path)
+        assert capfd.readouterr() == ("", "")
+        after = (logging.root.handlers[:], logging.root.level, logging.root.manager.disable)
+        assert before == after
+
+    def test_a_record_brings_it_back(self, value: Pass) -> None:
+        record = json.loads(json.dumps(to_record(value)))
+        assert from_record(Pass, record, trusted=True) == value
+
+    def test_variants_are_distinct(self, value: Pass, model: Model) -> None:
+        variants = list(type(value).variants(model, host()))
+        assert len(set(variants)) == len(variants)
+
+
+def run(
+    value: Pass, model: Model, tmp_path: Path, name: str = "result", scale: float = 1.0
+) -> Model:
+    """Run a pass in a new folder on `samples_of` the model."""
+    workdir = tmp_path / name
+    workdir.mkdir()
+    return value(model, samples_of(model, scale=scale), workdir)

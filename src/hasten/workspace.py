@@ -1,0 +1,154 @@
+"""A run's work folder: the journal, the samples that it may see, and what makes two runs the same."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.data.dataset import Dataset, Subset
+from hasten.data.splits import Splits, split
+from hasten.data.spool import Spool, write_spool
+from hasten.errors import InputError
+from hasten.records import canonical, digest
+from hasten.search.journal import Journal
+from hasten.tensors import Array
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The data of a run, split and laid out for the worker processes.
+
+    Attributes:
+        calibration: What passes may see, on disk.
+        calibration_hash: Digest of its content.
+        search: What candidates are tried on, on disk.
+        search_units: Samples with one number were drawn together.
+        sealed: Not read until the ladder is frozen.
+        sealed_units: As `search_units`.
+        sealed_hashes: Content hashes in hex.
+        notes: What was left out, and why.
+    """
+
+    calibration: Spool
+    calibration_hash: str
+    search: Spool
+    search_units: Array
+    sealed: Subset
+    sealed_units: Array
+    sealed_hashes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seen_hashes(self) -> tuple[str, ...]:
+        """Content hashes in hex of what calibrated and of what the search saw."""
+        return tuple(h.hex() for part in (self.calibration, self.search) for h in _hashes(part))
+
+
+def open_folder(folder: Path, *, resume: bool) -> Journal:
+    """Make a run's work folder, or take up one that a stopped run left.
+
+    Raises:
+        InputError: there is an unfinished run and `resume` doesn't ask for it, or the other way.
+    """
+    path = folder / JOURNAL
+    if path.exists() and not resume:
+        raise InputError(
+            f"an unfinished run lies in {folder}: go on with it by --resume, or remove that folder"
+        )
+    if not path.exists():
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # what a run left that died before its first event
+    if not path.exists() and resume:
+        raise InputError(f"nothing to resume: there is no {path}; run without --resume")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"can't write {folder}: {error.strerror or error}") from error
+    return Journal(path)
+
+
+def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
+    """Note what a run is about, or check that a resumed one is about the same.
+
+    Raises:
+        InputError: which fact differs.
+    """
+    begun = journal.last("begin")
+    if begun is None:
+        journal.append("begin", facts=facts)
+        return
+    for name, fact in facts.items():
+        if canonical(begun["facts"].get(name)) != canonical(fact):
+            raise InputError(
+                f"can't resume: the stopped run had another {name}; give the same, or remove "
+                f"{journal.path.parent}"
+            )
+
+
+def lay_out(
+    dataset: Dataset, folder: Path, *, calibration: int, seed: int, training: Dataset | None
+) -> Parts:
+    """Split the data and write what the search may see.
+
+    Raises:
+        InputError: too few samples, or samples that can't be read.
+    """
+    splits = split(dataset, calibration=calibration, seed=seed, training=training)
+    sealed, units, hashes, notes = _distinct(splits, grouped=dataset.groups is not None)
+    return Parts(
+        calibration=_spooled(splits.calibration, folder / "calibration"),
+        calibration_hash=digest([h.hex() for h in _hashes(splits.calibration)]),
+        search=_spooled(splits.search, folder / "search"),
+        search_units=splits.search_units,
+        sealed=sealed,
+        sealed_units=units,
+        sealed_hashes=hashes,
+        notes=notes,
+    )
+
+
+def data_digest(parts: Parts) -> str:
+    """Return what tells one data set and its labels from another's."""
+    labels = [parts.search.labels, parts.sealed.labels]
+    return digest(
+        [
+            parts.calibration_hash,
+            [h.hex() for h in _hashes(parts.search)],
+            parts.sealed_hashes,
+            [None if rows is None else np.asarray(rows).tolist() for rows in labels],
+        ]
+    )
+
+
+def _hashes(dataset: Dataset) -> list[bytes]:
+    return [dataset.content_hash(i) for i in range(len(dataset))]
+
+
+def _spooled(dataset: Dataset, folder: Path) -> Spool:
+    """Write samples anew: a run that was killed while writing left half a spool."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return write_spool(dataset, folder)
+
+
+def _distinct(
+    splits: Splits, *, grouped: bool
+) -> tuple[Subset, Array, tuple[str, ...], tuple[str, ...]]:
+    """Leave out repeated sealed samples where there are no groups: one content is one draw."""
+    units, sealed = splits.sealed_units, splits.sealed
+    _, first = np.unique(units, return_index=True)
+    if grouped or len(first) == len(units):
+        return sealed, units, splits.sealed_hashes, ()
+    keep = np.sort(first)
+    hashes = tuple(splits.sealed_hashes[i] for i in keep)
+    note = (
+        f"{len(units) - len(keep)} of {len(units)} sealed samples repeat another's content and "
+        "were left out"
+    )
+    return Subset(sealed.whole, sealed.indices[keep]), units[keep], hashes, (note,)

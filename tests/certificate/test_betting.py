@@ -1,0 +1,164 @@
+"""The betting bound: that it holds over nasty distributions, and what it costs."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hasten.certificate import betting
+from hasten.certificate.betting import (
+    BettingPrior,
+    betting_certifies,
+    betting_upper_bound,
+    group_means,
+)
+from hasten.certificate.exact import clopper_pearson_upper
+from hasten.errors import InputError
+
+ALPHA = 0.05
+Floats = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int], Floats]
+
+
+def rare_big_losses(rng: np.random.Generator, n: int) -> Floats:
+    return (rng.random(n) < 0.02).astype(np.float64)
+
+
+def many_small_losses(rng: np.random.Generator, n: int) -> Floats:
+    return rng.beta(0.3, 12, n)
+
+
+def flips_both_ways(rng: np.random.Generator, n: int) -> Floats:
+    return rng.choice([1.0, -1.0, 0.0], n, p=[0.07, 0.05, 0.88])
+
+
+def small_gains_and_rare_disasters(rng: np.random.Generator, n: int) -> Floats:
+    return np.where(rng.random(n) < 0.04, 1.0, -0.02)
+
+
+NASTY: list[tuple[Draw, float]] = [
+    (rare_big_losses, 0.02),
+    (many_small_losses, 0.3 / 12.3),
+    (flips_both_ways, 0.02),
+    (small_gains_and_rare_disasters, 0.04 - 0.96 * 0.02),
+]
+PRIORS = [BettingPrior(), BettingPrior(0.0, 0.0, 200), BettingPrior(0.02, 0.05, 100)]
+
+
+@pytest.mark.parametrize(("draw", "mean"), NASTY, ids=[draw.__name__ for draw, _ in NASTY])
+def test_a_true_drop_at_the_limit_is_certified_at_most_alpha_of_the_time(
+    draw: Draw, mean: float
+) -> None:
+    rng, runs = np.random.default_rng(11), 1500
+    for prior in PRIORS:
+        false = sum(betting_certifies(draw(rng, 400), mean, ALPHA, prior) for _ in range(runs))
+        # Fails only where the simulation is 99.9% sure that the rate is above alpha.
+        assert clopper_pearson_lower(false, runs, 0.001) <= ALPHA
+
+
+def clopper_pearson_lower(count: int, n: int, alpha: float) -> float:
+    return 1 - clopper_pearson_upper(n - count, n, alpha)
+
+
+def test_samples_sorted_by_outcome_would_break_it_hence_the_shuffle() -> None:
+    rng = np.random.default_rng(3)
+    ordered = [np.sort(rare_big_losses(rng, 400)) for _ in range(50)]
+    false = sum(betting_certifies(d, 0.02, ALPHA, BettingPrior()) for d in ordered)
+    assert false > 45
+
+
+def test_no_difference_in_340_samples_certifies_one_percent() -> None:
+    prior = BettingPrior.from_differences(np.zeros(120))
+    assert betting_certifies(np.zeros(340), 0.01, ALPHA, prior)
+    assert not betting_certifies(np.zeros(330), 0.01, ALPHA, prior)
+
+
+def test_it_beats_hoeffding_by_far_where_differences_are_small() -> None:
+    differences = np.random.default_rng(0).normal(0, 0.02, 1000).clip(-1, 1)
+    hoeffding = differences.mean() + math.sqrt(2 * math.log(1 / ALPHA) / 1000)
+    assert hoeffding > 0.07
+    assert betting_upper_bound(differences, ALPHA, BettingPrior()) < 0.01
+
+
+@pytest.mark.parametrize(("n", "drop"), [(4_650, 0.01), (1_200, 0.02), (560, 0.03)])
+def test_it_needs_about_one_and_a_half_times_the_samples_of_the_exact_test(
+    n: int, drop: float
+) -> None:
+    rng = np.random.default_rng(5)
+    prior = BettingPrior(0.0, 0.05, n * 3 // 7)
+    passed = 0
+    for _ in range(300):
+        differences = rng.choice([1.0, -1.0, 0.0], n, p=[0.025, 0.025, 0.95])
+        passed += betting_certifies(differences, drop, ALPHA, prior)
+    assert 0.7 < passed / 300 < 0.9
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(-1, 1), min_size=1, max_size=200),
+    alpha=st.sampled_from([0.001, 0.05, 0.3]),
+)
+def test_the_bound_and_the_verdict_never_disagree(values: list[float], alpha: float) -> None:
+    differences, prior = np.array(values), BettingPrior(0.0, 0.01, 50)
+    bound = betting_upper_bound(differences, alpha, prior)
+    assert 0 < bound <= 1
+    if bound < 0.999:
+        assert betting_certifies(differences, bound + 1e-6, alpha, prior)
+        assert betting_certifies(differences, (bound + 1) / 2, alpha, prior)
+    if bound > 1e-5:
+        assert not betting_certifies(differences, bound - 1e-6, alpha, prior)
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=st.lists(st.floats(-1, 1), min_size=2, max_size=100), seen=st.integers(1, 99))
+def test_a_bet_never_uses_the_sample_it_is_placed_on_or_a_later_one(
+    values: list[float], seen: int
+) -> None:
+    differences, prior = np.array(values), BettingPrior(0.0, 0.01, 20)
+    seen = min(seen, differences.size - 1)
+    changed = differences.copy()
+    changed[seen:] = 1.0
+    before, after = (betting._bets(d, ALPHA, prior) for d in (differences, changed))
+    assert np.array_equal(before[:, : seen + 1], after[:, : seen + 1])
+    assert before.max() < 1
+    assert before.min() > 0
+
+
+def test_once_certified_later_samples_do_not_take_it_back() -> None:
+    good = np.zeros(340)
+    prior = BettingPrior.from_differences(np.zeros(120))
+    assert betting_certifies(np.concatenate((good, np.zeros(5))), 0.01, ALPHA, prior)
+    assert betting_certifies(np.concatenate((np.zeros(345), np.ones(5))), 0.01, ALPHA, prior)
+
+
+def test_a_groups_mean_is_one_draw() -> None:
+    values = np.array([1.0, 0.0, 0.5, 1.0, 0.0])
+    means = group_means(values, np.array(["b", "a", "b", "a", "c"]))
+    assert means.tolist() == [0.5, 0.75, 0.0]
+
+
+def test_unusable_differences_are_refused() -> None:
+    prior = BettingPrior()
+    with pytest.raises(InputError) as error:
+        betting_upper_bound(np.array([]), ALPHA, prior)
+    assert str(error.value) == (
+        "nothing to bound: got differences of shape (0,); give at least one, in one dimension"
+    )
+    for bad in (1.5, math.nan):
+        with pytest.raises(InputError) as error:
+            betting_certifies(np.array([0.0, bad]), 0.01, ALPHA, prior)
+        assert str(error.value) == (
+            "differences lie between -1 and 1: got some outside, or not a number; give scores between 0 and 1"
+        )
+    with pytest.raises(InputError) as error:
+        betting_certifies(np.zeros(3), 0.0, ALPHA, prior)
+    assert str(error.value) == "max_drop is a share between 0 and 1: got 0.0; 1% is 0.01"
+    with pytest.raises(InputError) as error:
+        group_means(np.zeros(3), np.zeros(2))
+    assert str(error.value) == (
+        "every sample needs one group: got scores of shape (3,) and groups of shape (2,); give one label per sample"
+    )

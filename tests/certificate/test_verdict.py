@@ -1,0 +1,276 @@
+"""From scores to verdicts: the right method, the three verdicts, and whole sentences."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.exact import clopper_pearson_upper, paired_certifies, paired_upper_bound
+from hasten.certificate.verdict import Guard, Judgement, Verdict, judge, samples_needed
+from hasten.errors import InputError
+
+Floats = NDArray[np.float64]
+
+
+def scores(n: int, lost: int, gained: int) -> tuple[Floats, Floats]:
+    original, candidate = np.ones(n), np.ones(n)
+    candidate[:lost] = 0
+    original[lost : lost + gained] = 0
+    return original, candidate
+
+
+def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any) -> Judgement:
+    original, candidate = scores(n, lost, gained)
+    asked: dict[str, Any] = {
+        "max_drop": 0.01,
+        "confidence": 0.95,
+        "metric": "accuracy",
+        "prior": BettingPrior(),
+    }
+    return judge(original, candidate, guard=guard, **(asked | settings))
+
+
+@pytest.mark.parametrize(
+    ("judgement", "words"),
+    [
+        (
+            judged(1204, 4, 3),
+            "95% confident that accuracy falls by at most 0.53 points (n=1,204: 4 lost, 3 gained)",
+        ),
+        (
+            judged(299, 0, 0, metric="top1"),
+            "95% confident that top-1 accuracy falls by at most 1 point (n=299: 0 lost, 0 gained)",
+        ),
+        (
+            judged(500, 1, 0, "lost", confidence=0.95),
+            "95% confident that at most 0.95% of inputs go from right to wrong (n=500: 1 lost, 0 gained)",
+        ),
+        (
+            judged(800, 1, 0, "changed", confidence=0.99),
+            "99% confident that at most 0.83% of answers change (n=800: 1 changed)",
+        ),
+        (
+            judged(500, 1, 0, metric="agreement"),
+            "95% confident that at most 0.95% of answers change (n=500: 1 changed)",
+        ),
+        (
+            judged(1204, 4, 3, groups=np.arange(1204) // 2),
+            "95% confident that accuracy falls by at most 0.98 points (602 groups: observed 0.083 points)",
+        ),
+        (
+            judged(300, 0, 0, max_drop=0.001),
+            "not enough data: 300 samples can't show a fall of at most 0.1 points; about 3,000 would",
+        ),
+        (
+            judged(300, 1, 0, "lost"),
+            "not enough data: 300 samples can't show losses of at most 1 point; about 1,100 would",
+        ),
+        (
+            judged(500, 0, 0, "changed", groups=np.arange(500) // 2),
+            "not enough data: 250 groups can't show that at most 1% of answers change; about 450 would",
+        ),
+        (
+            judged(300, 9, 2),
+            "not accurate enough: accuracy fell by 2.3 points, and less than 1 was allowed (n=300: 9 lost, 2 gained); only a candidate closer to the original would pass, not more data",
+        ),
+        (
+            judged(300, 9, 2, "lost"),
+            "not accurate enough: losses alone came to 3 points of accuracy, and less than 1 was allowed (n=300: 9 lost, 2 gained); only a candidate closer to the original would pass, not more data",
+        ),
+        (
+            judged(300, 300, 0, "changed"),
+            "not accurate enough: 100% of answers changed, and less than 1% was allowed (n=300: 300 changed); only a candidate closer to the original would pass, not more data",
+        ),
+    ],
+)
+def test_a_judgement_in_words(judgement: Judgement, words: str) -> None:
+    assert judgement.in_words() == words
+
+
+def test_binary_scores_are_judged_exactly() -> None:
+    net = judged(1204, 4, 3)
+    assert net.method == "exact unconditional test, Tango order"
+    assert net.bound == paired_upper_bound(4, 3, 1204, 1 - 0.95)
+    assert (net.n, net.lost, net.gained, net.groups) == (1204, 4, 3, None)
+    assert net.estimate == pytest.approx(1 / 1204)
+    for guard in ("lost", "changed"):
+        share = judged(1204, 4, 0, guard)
+        assert share.method == "Clopper-Pearson"
+        assert share.bound == clopper_pearson_upper(4, 1204, 1 - 0.95)
+
+
+def test_groups_of_one_are_judged_as_samples() -> None:
+    assert judged(400, 1, 1, groups=np.arange(400)) == judged(400, 1, 1)
+
+
+def test_grouped_or_fractional_scores_are_judged_by_betting() -> None:
+    grouped = judged(1000, 2, 2, groups=np.arange(1000) // 4)
+    assert (grouped.method, grouped.n, grouped.groups) == ("betting", 250, 250)
+    assert grouped.lost is None
+    original = np.full(500, 0.75)
+    fractional = judge(
+        original,
+        original - 0.001,
+        guard="net",
+        max_drop=0.02,
+        confidence=0.95,
+        metric="f1",
+        prior=BettingPrior(0.001, 0.0, 200),
+    )
+    assert (fractional.method, fractional.verdict) == ("betting", Verdict.CERTIFIED)
+    assert fractional.in_words().startswith("95% confident that f1 falls by at most 0.")
+    assert judged(500, 1, 1, binary=False).method == "betting"
+
+
+def test_gains_do_not_pay_for_losses_under_the_stricter_guard() -> None:
+    assert judged(1000, 20, 40).verdict is Verdict.CERTIFIED
+    assert judged(1000, 20, 40, "lost").verdict is Verdict.NOT_ACCURATE_ENOUGH
+    grouped = judged(1000, 20, 40, "lost", groups=np.arange(1000) // 2)
+    assert grouped.verdict is Verdict.NOT_ACCURATE_ENOUGH
+
+
+def test_the_order_of_the_file_does_not_decide() -> None:
+    n = 400
+    original, candidate = np.ones(n), np.ones(n)
+    candidate[-12:] = 0.001  # all losses at the end, after a long run that would have certified
+    judgement = judge(
+        original,
+        candidate,
+        guard="net",
+        max_drop=0.02,
+        confidence=0.95,
+        metric="f1",
+        prior=BettingPrior(),
+    )
+    assert judgement.verdict is not Verdict.CERTIFIED
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 500),
+    flips=st.tuples(st.floats(0, 0.1), st.floats(0, 0.1)),
+    guard=st.sampled_from(["net", "lost"]),
+    grouped=st.booleans(),
+)
+def test_verdict_and_numbers_agree(
+    n: int, flips: tuple[float, float], guard: Guard, grouped: bool
+) -> None:
+    groups = np.arange(n) // 2 if grouped else None
+    j = judged(n, int(flips[0] * n), int(flips[1] * n), guard, max_drop=0.05, groups=groups)
+    assert j.bound >= j.estimate - 1e-9
+    assert (j.verdict is Verdict.CERTIFIED) == (j.bound <= j.max_drop)
+    if j.verdict is not Verdict.CERTIFIED:
+        assert (j.verdict is Verdict.NOT_ACCURATE_ENOUGH) == (j.estimate >= j.max_drop)
+    assert (j.samples_needed is not None) == (j.verdict is Verdict.NOT_ENOUGH_DATA)
+    assert j.samples_needed is None or j.samples_needed > j.n
+    assert Judgement(**json.loads(json.dumps(dataclasses.asdict(j)))) == j
+
+
+@pytest.mark.parametrize(
+    ("flip_rate", "max_drop", "samples"), [(0.05, 0.01, 3100), (0.05, 0.02, 800), (0.05, 0.03, 350)]
+)
+def test_samples_needed_are_those_of_the_plan(
+    flip_rate: float, max_drop: float, samples: int
+) -> None:
+    assert samples_needed(flip_rate, 0.0, max_drop, 0.95) == pytest.approx(samples, rel=0.05)
+
+
+def test_samples_needed_are_exact_where_nothing_changes() -> None:
+    assert samples_needed(0.0, 0.0, 0.01, 0.95) == 299
+    for max_drop in (0.003, 0.02, 0.1):
+        n = samples_needed(0.0, 0.0, max_drop, 0.95)
+        assert paired_certifies(0, 0, n, max_drop, 0.05)
+        assert not paired_certifies(0, 0, n - 1, max_drop, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_drop": 1.0}, "max_drop is a share between 0 and 1: got 1.0; 1% is 0.01"),
+        ({"confidence": 95}, "confidence is between 0 and 1: got 95; 95% is 0.95"),
+        ({"guard": "gross"}, "guard is one of net, lost, changed: got gross"),
+        (
+            {"groups": np.zeros(3)},
+            "every sample needs one group: got scores of shape (10,) and groups of shape (3,); give one label per sample",
+        ),
+        (
+            {"guard": "changed"},
+            "guard 'changed' compares with the original's own answers: got original scores other than 1; give agreement as candidate and ones as original",
+        ),
+    ],
+)
+def test_unusable_limits_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        judged(10, 1, 1, **settings)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("original", "candidate", "binary", "message"),
+    [
+        (
+            np.ones(3),
+            np.ones(2),
+            None,
+            "scores come in pairs: got original of shape (3,) and candidate of shape (2,); give one score per sample for each",
+        ),
+        (
+            np.array([]),
+            np.array([]),
+            None,
+            "scores come in pairs: got original of shape (0,) and candidate of shape (0,); give one score per sample for each",
+        ),
+        (
+            np.ones(2),
+            np.array([1.0, np.nan]),
+            None,
+            "scores lie between 0 and 1: got some outside, or not a number; scale the metric",
+        ),
+        (
+            np.ones(2),
+            np.array([1.0, 0.5]),
+            True,
+            "binary scores are 0 or 1: got others; leave binary out for scores between them",
+        ),
+    ],
+)
+def test_unusable_scores_are_refused(
+    original: Floats, candidate: Floats, binary: bool | None, message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        judge(
+            original,
+            candidate,
+            guard="net",
+            max_drop=0.01,
+            confidence=0.95,
+            metric="accuracy",
+            prior=BettingPrior(),
+            binary=binary,
+        )
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        (
+            (0.02, 0.01, 0.01, 0.95),
+            "no number of samples certifies a drop of 0.01 as less than 0.01; raise max_drop",
+        ),
+        (
+            (0.001, 0.005, 0.01, 0.95),
+            "expected rates need abs(drop) <= flip_rate <= 1 and 0 < power < 1: got drop=0.005, flip_rate=0.001 and power=0.8; check them",
+        ),
+    ],
+)
+def test_unusable_rates_are_refused(rates: tuple[float, float, float, float], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        samples_needed(*rates)
+    assert str(error.value) == message

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from hasten.data.arrays import ArrayDataset
+from hasten.errors import InputError
+from hasten.tensors import Array
+
+
+def test_samples_are_read_by_position() -> None:
+    data = ArrayDataset({"x": np.arange(6.0).reshape(3, 2)}, np.array([0, 1, 2]))
+    assert len(data) == 3
+    assert data.names == ("x",)
+    np.testing.assert_array_equal(data.inputs([2, 0])["x"], [[4, 5], [0, 1]])
+
+
+def test_equal_content_has_equal_hashes_and_other_content_has_others() -> None:
+    data = ArrayDataset({"x": np.array([[1, 2], [1, 2], [2, 1]])}, np.array([0, 1, 0]))
+    assert data.content_hash(0) == data.content_hash(1) != data.content_hash(2)
+    assert len(data.content_hash(0)) == 32
+
+
+def test_the_hash_tells_dtype_and_shape_apart() -> None:
+    as_ints = ArrayDataset({"x": np.zeros((1, 4), np.int32)})
+    as_floats = ArrayDataset({"x": np.zeros((1, 4), np.float32)})
+    square = ArrayDataset({"x": np.zeros((1, 2, 2), np.int32)})
+    assert len({d.content_hash(0) for d in (as_ints, as_floats, square)}) == 3
+
+
+X = np.zeros((100, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "groups", "message"),
+    [
+        ({}, None, None, "the data has no inputs: give an array for each input of the model"),
+        ({"x": X[:0]}, None, None, "the data has no samples"),
+        ({"x": X, "y": X[:90]}, None, None, "input 'y': 90 samples, but 'x' has 100"),
+        ({"x": X}, X[:90], None, "labels: 90 for 100 samples; give one each"),
+        ({"x": X}, None, X[:90, 0], "groups: 90 for 100 samples; give one each"),
+        ({"x": X}, None, X, "groups: [100, 2] for 100 samples; give one value each"),
+        ({"x": X}, np.array(1), None, "labels: a single value for 100 samples; give one each"),
+        (
+            {"x": X},
+            np.array([None] * 100),
+            None,
+            "labels are Python objects; give an array of numbers or strings",
+        ),
+        ({"x": np.array(["a"])}, None, None, "input 'x' is an array of <U1; give numbers"),
+        ({"x": np.array([None])}, None, None, "input 'x' is an array of object; give numbers"),
+        ({"x": np.array(3)}, None, None, "input 'x' is a single number; give an array of samples"),
+        ({"x": [1, 2]}, None, None, "input 'x' is a list, not a numpy array"),
+    ],
+)
+def test_data_that_does_not_agree_is_refused(
+    inputs: dict[str, Array],
+    labels: Array | None,
+    groups: Array | None,
+    message: str,
+) -> None:
+    with pytest.raises(InputError) as error:
+        ArrayDataset(inputs, labels, groups)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_are_refused_naming_the_sample(bad: float) -> None:
+    x = np.zeros((9, 2), np.float32)
+    x[7, 1] = bad
+    data = ArrayDataset({"x": x})
+    data.inputs([0, 1])
+    with pytest.raises(InputError) as error:
+        data.inputs([3, 7])
+    assert str(error.value) == "input 'x': sample 7 has NaN or Inf; mend it or leave it out"

@@ -1,0 +1,206 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import external_data_helper
+
+from hasten.engines.base import Artifact
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import CandidateError, InputError
+from hasten.frontends.onnx import load
+from hasten.target import Target
+from hasten.testing import models
+from hasten.testing.engine_tests import EngineTests, request_for
+
+
+class TestOnnxRuntime(EngineTests):
+    engine = OnnxRuntime()
+
+
+class TestOnnxRuntimeUnoptimized(EngineTests):
+    engine = OnnxRuntime(threads=1, spinning=False, graph_optimization="disabled")
+
+    def test_the_first_variant_is_the_default(self, target: Target) -> None:
+        assert next(OnnxRuntime.variants(target)) == OnnxRuntime()
+
+
+@pytest.fixture
+def host() -> Target:
+    return replace(Target.host(), cpus=(0, 1, 2, 3), threads=4)
+
+
+def build(path: Path, target: Target, engine: OnnxRuntime | None = None) -> Artifact:
+    folder = path.parent / "built"
+    folder.mkdir()
+    return (engine or OnnxRuntime()).build(load(path), target, folder)
+
+
+def test_one_thread_is_a_variant_where_there_are_more(host: Target) -> None:
+    assert list(OnnxRuntime.variants(host)) == [OnnxRuntime(), OnnxRuntime(threads=1)]
+    assert list(OnnxRuntime.variants(host.with_threads(1))) == [OnnxRuntime()]
+
+
+def test_threads_that_sleep_are_a_variant_under_a_quota(host: Target) -> None:
+    assert list(OnnxRuntime.variants(host.with_threads(2))) == [
+        OnnxRuntime(),
+        OnnxRuntime(threads=1),
+        OnnxRuntime(spinning=False),
+    ]
+
+
+def test_its_settings_take_effect(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    with OnnxRuntime().open(artifact, host.with_threads(2)) as session:
+        assert session.properties() == {
+            "providers": "CPUExecutionProvider",
+            "threads": "2",
+            "spinning": "True",
+            "graph_optimization": "ORT_ENABLE_ALL",
+        }
+    engine = OnnxRuntime(threads=1, spinning=False, graph_optimization="disabled")
+    with engine.open(artifact, host) as session:
+        assert session.properties() == {
+            "providers": "CPUExecutionProvider",
+            "threads": "1",
+            "spinning": "False",
+            "graph_optimization": "ORT_DISABLE_ALL",
+        }
+
+
+def test_the_model_is_linked_not_copied(host: Target, tmp_path: Path) -> None:
+    path = models.linear_classifier(tmp_path)
+    assert build(path, host).path.samefile(path)
+
+
+def test_a_symbolic_link_is_followed(host: Target, tmp_path: Path) -> None:
+    path = models.linear_classifier(tmp_path)
+    link = tmp_path / "link.onnx"
+    link.symlink_to(path)
+    artifact = build(link, host)
+    assert not artifact.path.is_symlink()
+    assert artifact.path.samefile(path)
+
+
+def test_external_data_comes_along(host: Target, tmp_path: Path) -> None:
+    model = onnx.load(models.small_cnn(tmp_path))
+    external_data_helper.convert_model_to_external_data(
+        model, location="weights/cnn.bin", size_threshold=0
+    )
+    path = tmp_path / "external.onnx"
+    (tmp_path / "weights").mkdir()
+    onnx.save(model, path)
+    artifact = build(path, host)
+    assert artifact.files == (tmp_path / "built" / "weights" / "cnn.bin",)
+    with OnnxRuntime().open(artifact, host) as session:
+        assert session.run(request_for(artifact.inputs))["logits"].shape == (1, 10)
+
+
+def test_an_unknown_operator_is_told_in_one_line(host: Target, tmp_path: Path) -> None:
+    with pytest.raises(CandidateError) as caught:
+        build(models.unknown_operator(tmp_path), host)
+    assert str(caught.value) == (
+        "ONNX Runtime can't load the model: This is an invalid model. In Node, "
+        '("the_culprit", Frobnicate, "", -1) : ("r": tensor(float),) -> ("y": tensor(float),) , '
+        "Error No Op registered for Frobnicate with domain_version of 17"
+    )
+
+
+def test_an_operator_of_an_unknown_library_is_told_with_its_node(
+    host: Target, tmp_path: Path
+) -> None:
+    proto = onnx.load(models.unknown_operator(tmp_path))
+    proto.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    proto.graph.node[1].domain = "mine"
+    onnx.save(proto, tmp_path / "mine.onnx")
+    with pytest.raises(CandidateError) as caught:
+        build(tmp_path / "mine.onnx", host)
+    assert str(caught.value) == (
+        "ONNX Runtime can't load the model: Fatal error: mine:Frobnicate(-1) is not a registered "
+        "function/op (node 'the_culprit')"
+    )
+
+
+def test_a_library_of_operators_that_cannot_be_loaded_is_named(
+    host: Target, tmp_path: Path
+) -> None:
+    library = tmp_path / "operators.so"
+    library.write_bytes(b"not a library, though it says RegisterCustomOps")
+    artifact = build(models.linear_classifier(tmp_path), host)
+    with pytest.raises(CandidateError) as caught:
+        with OnnxRuntime().open(replace(artifact, custom_ops=(library,)), host):
+            pass
+    assert str(caught.value) == (
+        "ONNX Runtime can't load operators.so: Failed to load library "
+        f"{library} with error: {library}: file too short"
+    )
+
+
+def test_a_library_made_for_another_runtime_is_left_alone(host: Target, tmp_path: Path) -> None:
+    library = tmp_path / "extension.so"
+    library.write_bytes(b"an OpenVINO extension has create_extensions")
+    artifact = build(models.linear_classifier(tmp_path), host)
+    with OnnxRuntime().open(replace(artifact, custom_ops=(library,)), host) as session:
+        assert session.run(request_for(artifact.inputs))
+
+
+def test_a_library_that_is_missing_is_named(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    library = tmp_path / "gone.so"
+    with pytest.raises(CandidateError) as caught:
+        with OnnxRuntime().open(replace(artifact, custom_ops=(library,)), host):
+            pass
+    assert str(caught.value) == f"can't read {library}: No such file or directory"
+
+
+def test_a_missing_model_file_is_named(host: Target, tmp_path: Path) -> None:
+    model = load(models.linear_classifier(tmp_path))
+    model.path.unlink()
+    (tmp_path / "built").mkdir()
+    with pytest.raises(CandidateError) as caught:
+        OnnxRuntime().build(model, host, tmp_path / "built")
+    assert str(caught.value) == f"can't copy {model.path}: No such file or directory"
+
+
+def test_a_request_that_does_not_fit_is_one_line(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    request = {"x": request_for(artifact.inputs)["x"][:, :3].copy()}
+    with OnnxRuntime().open(artifact, host) as session:
+        with pytest.raises(CandidateError) as caught:
+            session.run(request)
+    assert str(caught.value) == (
+        "ONNX Runtime failed: Got invalid dimensions for input: x for the following indices"
+    )
+
+
+def test_a_closed_session_says_so(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    with OnnxRuntime().open(artifact, host) as session:
+        pass
+    with pytest.raises(CandidateError) as caught:
+        session.run(request_for(artifact.inputs))
+    assert str(caught.value) == "the session is closed: open the artifact again"
+
+
+def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError) as caught:
+        OnnxRuntime.version()
+    assert str(caught.value) == (
+        "ONNX Runtime isn't installed (import of onnxruntime halted; None in sys.modules): "
+        "pip install onnxruntime"
+    )
+
+
+def test_importing_the_engines_imports_no_runtime() -> None:
+    program = (
+        "import sys, hasten.engines.base, hasten.engines.onnxruntime, hasten.engines.openvino, "
+        "hasten.engines.null, hasten.engines.reference\n"
+        "print(sorted({'onnx', 'onnxruntime', 'openvino'} & sys.modules.keys()))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "[]\n"

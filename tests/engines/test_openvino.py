@@ -1,0 +1,240 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.engines.base import Artifact
+from hasten.engines.openvino import OpenVino
+from hasten.errors import CandidateError, InputError
+from hasten.frontends.onnx import load
+from hasten.model import Model
+from hasten.target import Target
+from hasten.testing import models
+from hasten.testing.engine_tests import EngineTests, request_for
+
+
+class TestOpenVino(EngineTests):
+    engine = OpenVino()
+
+
+class TestOpenVinoBf16(EngineTests):
+    engine = OpenVino(precision="bf16", threads=1)
+
+    def test_the_first_variant_is_the_default(self, target: Target) -> None:
+        assert next(OpenVino.variants(target)) == OpenVino()
+
+
+@pytest.fixture
+def host() -> Target:
+    return replace(Target.host(), cpus=(0, 1), threads=2, isa=("avx2",))
+
+
+def build(path: Path, target: Target) -> Artifact:
+    folder = path.parent / "built"
+    folder.mkdir()
+    return OpenVino().build(load(path), target, folder)
+
+
+def test_bf16_is_a_variant_only_where_the_processor_has_it(host: Target) -> None:
+    f32 = [OpenVino(), OpenVino(threads=1), OpenVino(pinning=True)]
+    assert list(OpenVino.variants(host)) == f32
+    for name in ("avx512_bf16", "amx_bf16"):
+        assert list(OpenVino.variants(replace(host, isa=("avx2", name)))) == [
+            *f32,
+            *(replace(engine, precision="bf16") for engine in f32),
+        ]
+
+
+def test_threads_are_pinned_only_where_the_process_has_all_processors(host: Target) -> None:
+    assert list(OpenVino.variants(replace(host, cpus=(0, 1, 2)))) == [
+        OpenVino(),
+        OpenVino(threads=1),
+    ]
+    assert list(OpenVino.variants(host.with_threads(1))) == [OpenVino()]
+
+
+def test_only_f32_is_exact() -> None:
+    assert OpenVino().exact
+    assert not OpenVino("bf16").exact
+
+
+def test_f32_runs_in_f32_on_any_processor(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.small_cnn(tmp_path), host)
+    with OpenVino().open(artifact, host) as session:
+        session.run(request_for(artifact.inputs))
+        properties = session.properties()
+    assert "bf16" not in properties["executed_precisions"]
+    assert "f32" in properties["executed_precisions"]
+    assert properties["precision_hint"] == "f32"
+    assert properties["streams"] == "1"
+    assert properties["pinning"] == "False"
+    assert properties["dynamic_quantization_group_size"] == "0"
+
+
+def test_it_has_as_many_threads_as_it_is_told(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.small_cnn(tmp_path), host)
+    with OpenVino(threads=1).open(artifact, host) as session:
+        assert session.properties()["threads"] == "1"
+    with OpenVino(pinning=True).open(artifact, host.with_threads(1)) as session:
+        assert session.properties()["threads"] == "1"
+        assert session.properties()["pinning"] == "True"
+
+
+def test_bf16_runs_in_bf16_where_the_processor_has_it(tmp_path: Path) -> None:
+    host = Target.host()
+    if "avx512_bf16" not in host.isa and "amx_bf16" not in host.isa:
+        pytest.skip("this processor has no bf16")
+    artifact = build(models.small_cnn(tmp_path), host)
+    with OpenVino("bf16").open(artifact, host) as session:
+        assert "bf16" in session.properties()["executed_precisions"]
+
+
+def test_the_artifact_is_ir_with_the_models_own_precision(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.small_cnn(tmp_path), host)
+    assert artifact.path == tmp_path / "built" / "small_cnn.xml"
+    assert artifact.files == (tmp_path / "built" / "small_cnn.bin",)
+    assert "FP16" not in artifact.path.read_text()
+
+
+def test_ir_is_taken_as_it_is(host: Target, tmp_path: Path) -> None:
+    first = build(models.small_cnn(tmp_path), host)
+    model = Model(first.path, "openvino", first.inputs, first.outputs, files=first.files)
+    (tmp_path / "again").mkdir()
+    again = OpenVino().build(model, host, tmp_path / "again")
+    assert again.path.samefile(first.path)
+    with OpenVino().open(again, host) as session:
+        assert session.run(request_for(again.inputs))["logits"].shape == (1, 10)
+
+
+def test_ir_that_cannot_be_compiled_is_not_built(host: Target, tmp_path: Path) -> None:
+    first = build(models.small_cnn(tmp_path), host)
+    first.path.write_text("<net")
+    model = Model(first.path, "openvino", first.inputs, first.outputs, files=first.files)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(CandidateError) as caught:
+        OpenVino().build(model, host, tmp_path / "again")
+    assert str(caught.value).startswith("OpenVINO can't compile the model: ")
+
+
+def test_inputs_are_found_by_name_whatever_their_order(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.two_inputs(tmp_path), host)
+    turned = replace(artifact, inputs=artifact.inputs[::-1])
+    request = request_for(artifact.inputs)
+    with OpenVino().open(turned, host) as session:
+        outputs = session.run(request)
+    np.testing.assert_array_equal(outputs["same_ids"], request["ids"])
+
+
+def test_shapes_may_change_and_change_back(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.two_inputs(tmp_path), host)
+    with OpenVino().open(artifact, host) as session:
+        for batch in (1, 4, 1, 2):
+            request = request_for(artifact.inputs, batch=batch, seed=batch)
+            np.testing.assert_array_equal(session.run(request)["same_ids"], request["ids"])
+
+
+def test_an_unknown_operator_is_told_in_one_line(host: Target, tmp_path: Path) -> None:
+    with pytest.raises(CandidateError) as caught:
+        build(models.unknown_operator(tmp_path), host)
+    assert str(caught.value) == (
+        "OpenVINO can't convert the model: No conversion rule found for operations: "
+        "Frobnicate-17 (node 'the_culprit')"
+    )
+
+
+def test_a_damaged_artifact_is_one_line(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.small_cnn(tmp_path), host)
+    artifact.path.write_text("<net")
+    with pytest.raises(CandidateError) as caught:
+        with OpenVino().open(artifact, host):
+            pass
+    assert str(caught.value).startswith("OpenVINO can't compile the model: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_request_that_does_not_fit_is_one_line(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    request = {"x": request_for(artifact.inputs)["x"][:, :3].copy()}
+    with OpenVino().open(artifact, host) as session:
+        with pytest.raises(CandidateError) as caught:
+            session.run(request)
+        assert session.run(request_for(artifact.inputs))["logits"].shape == (1, 4)
+    assert str(caught.value) == (
+        "OpenVINO failed: Can't set the input tensor with index: 0, because the model input "
+        "(shape=[?,16]) and the tensor (shape=(1.3)) are incompatible"
+    )
+
+
+def test_an_input_that_is_missing_is_named(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    with OpenVino().open(artifact, host) as session:
+        with pytest.raises(CandidateError) as caught:
+            session.run({})
+    assert str(caught.value) == "OpenVINO was given no input 'x'"
+
+
+def test_a_library_of_operators_that_cannot_be_loaded_is_named(
+    host: Target, tmp_path: Path
+) -> None:
+    library = tmp_path / "extension.so"
+    library.write_bytes(b"not a library, though it says create_extensions")
+    artifact = build(models.linear_classifier(tmp_path), host)
+    with pytest.raises(CandidateError) as caught:
+        with OpenVino().open(replace(artifact, custom_ops=(library,)), host):
+            pass
+    assert str(caught.value) == (
+        "OpenVINO can't load extension.so: Cannot add extension. Cannot find entry point to the "
+        f'extension library. This error happened: Cannot load library "{library}": '
+        f"{library}: file too short"
+    )
+
+
+def test_a_closed_session_says_so(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    with OpenVino().open(artifact, host) as session:
+        pass
+    with pytest.raises(CandidateError) as caught:
+        session.run(request_for(artifact.inputs))
+    assert str(caught.value) == "the session is closed: open the artifact again"
+
+
+def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError) as caught:
+        OpenVino.version()
+    assert str(caught.value) == (
+        "OpenVINO isn't installed (import of openvino halted; None in sys.modules): "
+        "pip install openvino"
+    )
+
+
+def test_converting_sends_no_telemetry_and_leaves_nothing_at_home(tmp_path: Path) -> None:
+    program = """
+import json, os, sys
+from pathlib import Path
+from hasten.engines.openvino import OpenVino
+from hasten.frontends.onnx import load
+from hasten.target import Target
+from hasten.testing import models
+folder = Path(sys.argv[1])
+(folder / "built").mkdir()
+OpenVino().build(load(models.linear_classifier(folder)), Target.host(), folder / "built")
+print(json.dumps(os.environ.get("CI")))
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**environment, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(run.stdout) is None
+    assert list(home.iterdir()) == []

@@ -1,0 +1,231 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from hasten.engines.openvino import OpenVino
+from hasten.errors import CandidateError, InputError
+from hasten.model import Model
+from hasten.passes.base import Skipped
+from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.records import to_record
+from hasten.testing.pass_tests import PassTests, answers, error_between, run, samples_of
+
+F32 = OpenVino(precision="f32")
+
+
+def operations(model: Model) -> dict[str, Any]:
+    """Return the operations of an IR by name."""
+    import openvino
+
+    graph = openvino.Core().read_model(model.path)
+    return {operation.get_friendly_name(): operation for operation in graph.get_ordered_ops()}
+
+
+def is_quantized(operation: Any) -> bool:
+    """Whether an operation reads its first input through a FakeQuantize."""
+    return bool(operation.input_value(0).get_node().get_type_name() == "FakeQuantize")
+
+
+class TestNncfQuantization(PassTests):
+    bound = 0.05
+    engine = F32
+
+    @pytest.fixture
+    def value(self) -> NncfQuantization:
+        return NncfQuantization()
+
+    @pytest.fixture
+    def model(self, convnet: Model) -> Model:
+        return convnet
+
+    @pytest.fixture
+    def idle_model(self, elementwise: Model) -> Model:
+        return elementwise
+
+    def test_products_read_quantized_inputs(self, result: Model) -> None:
+        assert result.format == "openvino"
+        found = operations(result)
+        assert all(
+            is_quantized(found[name]) for name in ("conv1/WithoutBiases", "conv2/WithoutBiases")
+        )
+
+
+class TestTransformer(TestNncfQuantization):
+    @pytest.fixture
+    def value(self) -> NncfQuantization:
+        return NncfQuantization(transformer=True)
+
+    @pytest.fixture
+    def model(self, attention: Model) -> Model:
+        return attention
+
+    def test_products_read_quantized_inputs(self, result: Model) -> None:
+        found = operations(result)
+        assert is_quantized(found["out"])
+
+    def test_activations_are_smoothed_into_weights(self, result: Model) -> None:
+        assert any("smooth_quant" in name for name in operations(result))
+
+
+@pytest.mark.parametrize("preset", ["mixed", "performance"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_every_preset_and_bias_correction_keeps_the_answers(
+    convnet: Model, tmp_path: Path, preset: Literal["mixed", "performance"], fast: bool
+) -> None:
+    result = run(NncfQuantization(preset, fast), convnet, tmp_path)
+    data = samples_of(convnet)
+    exact = answers(convnet, data, tmp_path / "a")
+    quick = answers(result, data, tmp_path / "b", F32)
+    assert 0 < error_between(exact, quick) < 0.05
+
+
+def input_range(model: Model) -> tuple[float, float]:
+    """Return the range that the model's input is quantized to."""
+    first = operations(model)["x/fq_output_0"]
+    low, high = (first.input_value(i).get_node().get_data().item() for i in (1, 2))
+    return low, high
+
+
+def test_the_range_of_the_samples_shows_in_the_result(convnet: Model, tmp_path: Path) -> None:
+    low, high = input_range(run(NncfQuantization(), convnet, tmp_path, "small"))
+    wide_low, wide_high = input_range(run(NncfQuantization(), convnet, tmp_path, "large", scale=10))
+    assert wide_high - wide_low == pytest.approx(10 * (high - low), rel=0.01)
+    few = input_range(run(NncfQuantization(samples=2), convnet, tmp_path, "few"))
+    assert few != (low, high)
+
+
+def test_symmetric_activations_are_symmetric(convnet: Model, tmp_path: Path) -> None:
+    low, high = input_range(run(NncfQuantization("performance"), convnet, tmp_path))
+    assert low == pytest.approx(-high * 128 / 127)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "others"),
+    [
+        ("conv2", "conv2/WithoutBiases", "conv1/WithoutBiases"),
+        ("conv1", "conv1/WithoutBiases", "conv2/WithoutBiases"),
+        ("head", "head/WithoutBiases", "conv1/WithoutBiases"),
+    ],
+)
+def test_a_kept_node_stays_in_float_with_all_that_it_became(
+    convnet: Model, tmp_path: Path, name: str, kept: str, others: str
+) -> None:
+    found = operations(run(NncfQuantization(keep_float=(name,)), convnet, tmp_path))
+    weights = found[kept].input_value(1).get_node().get_type_name()
+    assert weights != "FakeQuantize"
+    assert is_quantized(found[others])
+
+
+def test_a_name_that_is_unknown_gets_the_nearest_ones(convnet: Model, tmp_path: Path) -> None:
+    message = r"^keep_float: the model has no node 'conv3'; did you mean conv2, conv1\?$"
+    with pytest.raises(InputError, match=message):
+        run(NncfQuantization(keep_float=("conv3",)), convnet, tmp_path)
+
+
+def test_a_node_that_openvino_merges_away_cant_be_kept(build: Any, tmp_path: Path) -> None:
+    model = build(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        merged (float[batch, 8] x) => (float[batch, 8] y)
+        <float[8, 8] w>
+        {
+            [same] i = Identity (x)
+            [product] y = MatMul (i, w)
+        }
+        """
+    )
+    message = r"^can't keep 'same' in float: OpenVINO merged it into another operation$"
+    with pytest.raises(CandidateError, match=message):
+        run(NncfQuantization(keep_float=("same",)), model, tmp_path)
+
+
+def test_why_it_was_skipped_is_said_in_full(elementwise: Model, tmp_path: Path) -> None:
+    message = r"^nothing to quantize: there is no convolution or matrix product to take on$"
+    with pytest.raises(Skipped, match=message):
+        run(NncfQuantization(), elementwise, tmp_path)
+
+
+def test_biases_that_nobody_corrected_are_refused(
+    convnet: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nncf
+
+    original = nncf.quantize
+    uncorrected = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
+    monkeypatch.setattr(
+        nncf, "quantize", lambda *a, **k: original(*a, **k, advanced_parameters=uncorrected)
+    )
+    with pytest.raises(CandidateError, match=r"^NNCF corrected none of the 3 biases$"):
+        run(NncfQuantization(), convnet, tmp_path)
+
+
+def test_a_quantizer_that_changes_nothing_is_refused(
+    convnet: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nncf
+
+    monkeypatch.setattr(nncf, "quantize", lambda model, *_, **__: model)
+    message = r"^NNCF left all 3 convolutions and matrix products in float$"
+    with pytest.raises(CandidateError, match=message):
+        run(NncfQuantization(), convnet, tmp_path)
+
+
+def test_external_data_is_read(outside: Model, tmp_path: Path) -> None:
+    result = run(NncfQuantization(), outside, tmp_path)
+    data = samples_of(outside)
+    exact = answers(outside, data, tmp_path / "a")
+    assert 0 < error_between(exact, answers(result, data, tmp_path / "b", F32)) < 0.05
+
+
+def test_a_fresh_process_sends_nothing_says_nothing_and_leaves_the_home_folder_alone(
+    convnet: Model, tmp_path: Path
+) -> None:
+    for name in ("home", "fresh"):
+        (tmp_path / name).mkdir()
+    program = """
+        import json, socket, sys
+        from pathlib import Path
+
+        def refuse(*_):
+            raise AssertionError("something wants the network")
+
+        socket.socket.connect = refuse
+        socket.getaddrinfo = refuse
+        from hasten.frontends.onnx import load
+        from hasten.passes.base import Pass
+        from hasten.records import from_record
+        from hasten.data.arrays import ArrayDataset
+        import numpy as np
+
+        record, source, workdir = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+        model = load(source).settled_by({"x": np.zeros((3, 16, 16), np.float32)})
+        data = ArrayDataset({"x": np.ones((2, 3, 16, 16), np.float32)})
+        result = from_record(Pass, record)(model, data, workdir)
+        assert result.format == "openvino"
+        from nncf.telemetry import telemetry
+        assert not telemetry._impl.consent
+        # NNCF is quiet of itself where pytest is loaded, which would prove nothing.
+        assert "pytest" not in sys.modules
+    """
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(program),
+            json.dumps(to_record(NncfQuantization())),
+            str(convnet.path),
+            str(tmp_path / "fresh"),
+        ],
+        env={**{k: v for k, v in os.environ.items() if k != "CI"}, "HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list((tmp_path / "home").iterdir()) == []

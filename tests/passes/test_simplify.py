@@ -1,0 +1,78 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hasten.errors import CandidateError
+from hasten.model import Model
+from hasten.passes.base import Skipped
+from hasten.passes.onnx_files import op_counts, read_onnx
+from hasten.passes.simplify import Simplify
+from hasten.testing.pass_tests import PassTests, answers, error_between, run, samples_of
+
+FOLDABLE = """
+<ir_version: 8, opset_import: ["": 17]>
+foldable (float[batch, 8, 4] x) => (float[batch, 32] y)
+<float[8, 8, 1] w, float[8] scale, float[8] shift, float[8] mean,
+ float[8] var = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0}, int64 zero = {0}, int64[1] axes = {0}>
+{
+    [conv] c = Conv (x, w)
+    [norm] n = BatchNormalization (c, scale, shift, mean, var)
+    [same] i = Identity (n)
+    [shape] s = Shape (i)
+    [batch] b = Gather (s, zero)
+    [lift] u = Unsqueeze (b, axes)
+    [rest] r = Constant <value_ints = [-1]> ()
+    [join] j = Concat <axis = 0> (u, r)
+    [flat] y = Reshape (i, j)
+}
+"""
+
+
+class TestSimplify(PassTests):
+    @pytest.fixture
+    def value(self) -> Simplify:
+        return Simplify()
+
+    @pytest.fixture
+    def model(self, build: Any) -> Model:
+        model: Model = build(FOLDABLE)
+        return model
+
+    @pytest.fixture
+    def idle_model(self, elementwise: Model) -> Model:
+        return elementwise
+
+    def test_a_normalization_goes_into_its_convolution(self, model: Model, result: Model) -> None:
+        assert op_counts(read_onnx(model))["BatchNormalization"] == 1
+        after = op_counts(read_onnx(result))
+        assert after["BatchNormalization"] == after["Identity"] == 0
+        assert after["Conv"] == 1
+
+    def test_the_result_has_the_common_ir_version(self, result: Model) -> None:
+        assert read_onnx(result).ir_version == 10
+
+    def test_it_is_exact(self) -> None:
+        assert Simplify.exact
+
+    def test_external_data_stays_external(self, outside: Model, tmp_path: Path) -> None:
+        result = run(Simplify(), outside, tmp_path)
+        assert [file.name for file in result.files] == ["simplified.onnx.data"]
+        data = samples_of(outside)
+        before, after = (
+            answers(outside, data, tmp_path / "a"),
+            answers(result, data, tmp_path / "b"),
+        )
+        assert error_between(before, after) == 0
+
+
+def test_a_file_that_is_gone_is_the_candidates_failure(elementwise: Model, tmp_path: Path) -> None:
+    elementwise.path.unlink()
+    message = r"^can't read elementwise\.onnx: \[Errno 2\] No such file or directory: .*$"
+    with pytest.raises(CandidateError, match=message):
+        run(Simplify(), elementwise, tmp_path)
+
+
+def test_why_it_was_skipped_is_said_in_full(elementwise: Model, tmp_path: Path) -> None:
+    with pytest.raises(Skipped, match=r"^nothing to simplify: all 2 nodes stay$"):
+        run(Simplify(), elementwise, tmp_path)
