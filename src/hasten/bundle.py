@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -23,11 +24,9 @@ from hasten.records import (
     from_record,
     read_json,
     to_record,
-    write_json,
-    write_whole,
 )
 from hasten.target import Target
-from hasten.tensors import Array, check_tensors
+from hasten.tensors import Array, TensorSpec, check_tensors
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -150,9 +149,9 @@ def write(
             exact = winner if same else _moved_in(exact, beside, "exact")
         manifest = replace(manifest, winner=winner, exact=exact)
         for name, record in evidence.items():
-            write_json(beside / "evidence" / name, record)
+            _put_json(beside / "evidence" / name, record)
         for name, data in extra.items():
-            write_whole(beside / name, data)
+            (beside / name).write_bytes(data)
         inside = sorted(file for file in beside.rglob("*") if file.is_file())
         files = {
             file.relative_to(beside).as_posix(): (file_digest(file), file.stat().st_size)
@@ -160,7 +159,7 @@ def write(
         }
         manifest = replace(manifest, files=files)
         record = to_record(manifest)
-        write_json(beside / MANIFEST, {**record, "digest": digest(record)})
+        _put_json(beside / MANIFEST, {**record, "digest": digest(record)})
         _swap(beside, path)
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
@@ -169,11 +168,21 @@ def write(
     return manifest
 
 
+def _put_json(file: Path, record: Any) -> None:
+    """Write a record as JSON for people to read; the folder's renaming is what makes it whole."""
+    file.write_bytes(json.dumps(to_record(record), indent=1).encode() + b"\n")
+
+
 def _swap(new: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
     with contextlib.suppress(FileNotFoundError):
         path.rename(old)
-    new.rename(path)
+    try:
+        new.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            old.rename(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -210,19 +219,24 @@ def read(path: Path) -> Manifest:
 def _inside(path: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     file = path / pure
-    if pure.is_absolute() or ".." in pure.parts or file.is_symlink():
+    strange = pure.is_absolute() or ".." in pure.parts or "\0" in name
+    # No symbolic link on the way either. `Path.resolve` would raise where links go in circles.
+    if strange or Path(os.path.realpath(file)) != Path(os.path.realpath(path)) / pure:
         raise IntegrityError(f"{path}: {name!r} leads out of the bundle")
     return file
 
 
 def _check_file(path: Path, name: str, sha256: str, size_bytes: int) -> None:
     file = _inside(path, name)
-    if not file.is_file():
-        raise IntegrityError(f"{path}: {name} is missing")
-    if (size := file.stat().st_size) != size_bytes:
-        raise IntegrityError(f"{path}: {name} has {size:,} bytes, {size_bytes:,} were written")
-    if file_digest(file) != sha256:
-        raise IntegrityError(f"{path}: {name} was changed after it was written")
+    try:
+        if not file.is_file():
+            raise IntegrityError(f"{path}: {name} is missing")
+        if (size := file.stat().st_size) != size_bytes:
+            raise IntegrityError(f"{path}: {name} has {size:,} bytes, {size_bytes:,} were written")
+        if file_digest(file) != sha256:
+            raise IntegrityError(f"{path}: {name} was changed after it was written")
+    except OSError as error:
+        raise IntegrityError(f"{path}: {name:.100} can't be read: {error.strerror}") from error
 
 
 def artifact_of(path: Path, item: Part, manifest: Manifest, custom_ops: Sequence[Path]) -> Artifact:
@@ -255,9 +269,10 @@ def differences(manifest: Manifest, here: Target, versions: Mapping[str, str]) -
     facts = [
         ("processor", manifest.target.processor, here.processor),
         ("instruction sets", " ".join(manifest.target.isa), " ".join(here.isa)),
-        ("threads", str(manifest.target.threads), str(here.threads)),
         (engine, manifest.environment.get(engine, "none"), versions.get(engine, "none")),
     ]
+    if here.threads < manifest.target.threads:  # with more, it still runs on as many as there
+        facts.append(("threads", str(manifest.target.threads), str(here.threads)))
     return [f"{name}: {there} there, {now} here" for name, there, now in facts if there != now]
 
 
@@ -267,6 +282,9 @@ class Loaded:
     Attributes:
         manifest: What the bundle states.
         not_certified: Why the certificate doesn't hold here; empty where it does.
+
+    Args:
+        certified: The inputs of one request that a certificate covers; empty for any.
     """
 
     def __init__(
@@ -275,6 +293,7 @@ class Loaded:
         session: Session,
         close: contextlib.ExitStack,
         notes: Sequence[str],
+        certified: Sequence[TensorSpec] = (),
     ) -> None:
         self.manifest = manifest
         self.not_certified = tuple(notes)
@@ -282,6 +301,7 @@ class Loaded:
         self._close = close
         self._names = tuple(spec.name for spec in session.inputs)
         self._only = session.inputs[0] if len(session.inputs) == 1 else None
+        self._certified = {spec.name: spec.shape for spec in certified}
 
     def __call__(self, *arrays: Any, **named: Any) -> dict[str, Array]:
         """Answer one request.
@@ -301,8 +321,11 @@ class Loaded:
         if only is not None and len(arrays) == 1 and type(arrays[0]) is np.ndarray and not named:
             array = arrays[0]
             if only.fits(array) and array.flags.c_contiguous:
+                self._warn_of({only.name: array})
                 return self._session.run({only.name: array})
-        return self._session.run(self._tensors(arrays, named))
+        tensors = self._tensors(arrays, named)
+        self._warn_of(tensors)
+        return self._session.run(tensors)
 
     def _tensors(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
         if len(arrays) == 1 and isinstance(arrays[0], Mapping):
@@ -310,10 +333,27 @@ class Loaded:
             arrays = ()
         if len(arrays) > len(self._names):
             raise InputError(f"the model takes {len(self._names)} inputs; got {len(arrays)}")
-        given = {**dict(zip(self._names, arrays, strict=False)), **named}
-        tensors = {name: np.ascontiguousarray(array) for name, array in given.items()}
+        by_place = dict(zip(self._names, arrays, strict=False))
+        if twice := by_place.keys() & named.keys():
+            raise InputError(f"input {min(twice)!r} is given twice, by its place and by its name")
+        tensors = {}
+        for name, array in {**by_place, **named}.items():
+            try:
+                tensors[name] = np.asarray(array, order="C")
+            except ValueError as error:
+                raise InputError(f"input {name!r} is no array: {error}") from error
         check_tensors(tensors, self._session.inputs)
         return tensors
+
+    def _warn_of(self, tensors: Mapping[str, Array]) -> None:
+        """Say once that requests have another shape than the certified ones: another batch size."""
+        for name, shape in self._certified.items():
+            if tensors[name].shape != shape:
+                self._certified = {}
+                note = f"{name} of shape {list(shape)} there, {list(tensors[name].shape)} here"
+                self.not_certified += (note,)
+                warnings.warn(f"not certified here: {note}", NotCertifiedHere, stacklevel=3)
+                return
 
     def close(self) -> None:
         """Free the engine."""
@@ -341,10 +381,12 @@ def load(
 
     Raises:
         InputError: no bundle, or it holds no exact model, or the engine isn't installed.
+        CandidateError: the engine can't open the model here.
         IntegrityError: damaged, truncated, tampered with, or from a newer version.
 
     Warns:
-        NotCertifiedHere: this machine, engine version or thread count isn't what was certified.
+        NotCertifiedHere: this machine or engine version isn't what was certified, or it has fewer
+            threads to give; a call warns once where its shapes aren't.
     """
     from hasten.measure.environment import versions
 
@@ -363,7 +405,7 @@ def load(
         warnings.warn(f"not certified here: {'; '.join(notes)}", NotCertifiedHere, stacklevel=2)
     closing = contextlib.ExitStack()
     artifact = artifact_of(folder, item, manifest, custom_ops)
-    session = closing.enter_context(
-        engine.open(artifact, here.with_threads(manifest.target.threads))
-    )
-    return Loaded(manifest, session, closing, notes)
+    threads = min(manifest.target.threads, here.threads)
+    session = closing.enter_context(engine.open(artifact, here.with_threads(threads)))
+    judged = which == "winner" and manifest.status == "certified"
+    return Loaded(manifest, session, closing, notes, artifact.request if judged else ())

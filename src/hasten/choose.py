@@ -85,15 +85,17 @@ def ladder(
         s for s in standings if not s.exact and s.drop < max_drop and faster(s.ratio, floor, spread)
     ]
     kept: list[Standing] = []
+    head = 0.0  # the fastest of those that tie with the last kept; ties don't chain
     for standing in sorted(able, key=lambda s: (s.ratio.estimate, s.drop)):
         if kept and standing.drop >= kept[-1].drop:
             continue
-        if kept and standing.ratio.estimate < kept[-1].ratio.estimate * (1 + spread):
+        if kept and standing.ratio.estimate < head * (1 + spread):
             kept[-1] = standing
         else:
             kept.append(standing)
+            head = standing.ratio.estimate
     kept.reverse()  # safest first
     if len(kept) > rungs:
-        step = (len(kept) - 1) / (rungs - 1)
+        step = (len(kept) - 1) / max(1, rungs - 1)
         kept = [kept[round(i * step)] for i in range(rungs)]
     return tuple(standing.key for standing in kept)

@@ -27,6 +27,16 @@ from hasten.search.trials import ratio
 _INTERIM = "the run has not finished: the fastest found so far, not certified; go on with --resume"
 
 
+def check_place(out: Path) -> None:
+    """See before any work whether a bundle can be written where it is wanted.
+
+    Raises:
+        InputError: there is something that is no bundle.
+    """
+    if out.exists() and not (out / bundle.MANIFEST).is_file():
+        raise InputError(f"{out} exists and is no bundle; give another --out or remove it")
+
+
 @dataclass(frozen=True)
 class Delivery:
     """What a bundle needs besides the run.
@@ -44,15 +54,6 @@ class Delivery:
     pipeline: Pipeline | None
     keep_exact: bool
     accept_uncertified: bool
-
-    def check(self) -> None:
-        """See before any work whether the bundle can be written where it is wanted.
-
-        Raises:
-            InputError: there is something that is no bundle.
-        """
-        if self.out.exists() and not (self.out / bundle.MANIFEST).is_file():
-            raise InputError(f"{self.out} exists and is no bundle; give another --out or remove it")
 
     def interim(self, run: Run, trial: Trial) -> None:
         """Write the best so far, marked uncertified."""

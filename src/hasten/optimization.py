@@ -15,14 +15,15 @@ from hasten.certificate.verdict import Guard, samples_needed
 from hasten.certification import guarded
 from hasten.data.dataset import Dataset
 from hasten.data.source import open_data
-from hasten.delivery import Delivery
+from hasten.delivery import Delivery, check_place
 from hasten.errors import InputError
-from hasten.frontends.source import load_model
+from hasten.frontends.source import find_model, load_model
 from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
 from hasten.model import Model
 from hasten.pipeline.base import Pipeline
+from hasten.pipeline.config import from_module
 from hasten.progress import Listener, nobody
 from hasten.records import type_name
 from hasten.result import Result
@@ -93,10 +94,12 @@ def optimize(
     bundle = Path(out)
     folder = bundle.with_name(bundle.name + ".work")
     journal = open_folder(folder, resume=resume)
-    delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified)
-    delivery.check()
+    check_place(bundle)
     run: Run | None = None
     try:
+        model = find_model(model)
+        pipeline = pipeline or from_module(model)
+        delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified)
         source, dataset = read(model, data, pipeline, custom_ops, folder)
         training_data = (
             None

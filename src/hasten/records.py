@@ -125,7 +125,8 @@ def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
     try:
         if isinstance(cls, type) and issubclass(cls, Value) and not dataclasses.is_dataclass(cls):
             return decode(cls, record)  # type: ignore[no-any-return]
-        return msgspec.convert(record, cls, strict=True, dec_hook=decode)
+        # str_keys: JSON has no other keys, so those of a dict[int, ...] come as text.
+        return msgspec.convert(record, cls, strict=True, str_keys=True, dec_hook=decode)
     except msgspec.ValidationError as error:
         raise IntegrityError(f"a {cls.__name__} record can't be read: {error}") from error
 
@@ -194,5 +195,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise IntegrityError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} can't be read as JSON: {error}") from error

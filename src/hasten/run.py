@@ -20,6 +20,7 @@ from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError
 from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
+from hasten.measure.probe import usable_threads
 from hasten.measure.workbench import Opened, Workbench
 from hasten.metrics.base import Metric
 from hasten.passes.base import Pass, Skipped
@@ -106,10 +107,29 @@ class Run:
     def try_all(self, grid: Sequence[Single]) -> None:
         """Try every candidate on the search split, the likeliest first, until the time is up."""
         self._tell("prepare", "opening the original model", 0, 1)
+        self._settle_threads()
         self.trials.begin(grid)
         self.notes += self.trials.notes
         if self._try(grid):
             self._try(neighbours(self._promising(), self.bench.model, self.bench.target))
+
+    def _settle_threads(self) -> None:
+        """See how many threads the host runs at once, once per run; a busy one is timed with one."""
+        known = self.journal.last("threads")
+        asked = self.bench.target.threads
+        threads = known["threads"] if known is not None else usable_threads(asked)
+        if known is None:
+            self.journal.append("threads", threads=threads)
+        if threads < asked:
+            self.notes.append(
+                f"{asked} threads: not established, one thread is quoted: the host did not run "
+                f"{asked} threads at once when the run began"
+            )
+        self._use_threads(threads)
+
+    def _use_threads(self, threads: int) -> None:
+        target = self.bench.target.with_threads(threads)
+        self.bench = self.trials.bench = dataclasses.replace(self.bench, target=target)
 
     def _try(self, candidates: Sequence[Single]) -> bool:
         """Try some candidates; return whether the time sufficed."""
@@ -240,9 +260,7 @@ class Run:
                 self.notes.append(
                     f"{threads} threads: not established, one thread is quoted: {why}"
                 )
-                self.bench = self.trials.bench = dataclasses.replace(
-                    self.bench, target=self.bench.target.with_threads(1)
-                )
+                self._use_threads(1)
         raise AssertionError("one thread needs no probe")
 
     def _race(
@@ -319,8 +337,7 @@ class Run:
             raise InputError(
                 f"{self.journal.path}: the frozen ladder was changed; remove the folder"
             )
-        target = self.bench.target.with_threads(choice["threads"])
-        self.bench = self.trials.bench = dataclasses.replace(self.bench, target=target)
+        self._use_threads(choice["threads"])
         return choice["exact"], tuple(choice["rungs"])
 
     def candidate(self, key: str) -> Candidate:

@@ -162,6 +162,21 @@ def test_one_array_for_two_inputs_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_where_the_model_names_no_inputs_the_datas_own_names_count(tmp_path: Path) -> None:
+    assert from_python({"a": X, "labels": LABELS}, [], tmp_path).names == ("a",)
+    assert from_python([{"b": X[0], "a": 1}], [], tmp_path / "spool").names == ("b", "a")
+    assert refused(X, tmp_path, ()) == (
+        "the model doesn't say what its inputs are called; the data has one array without a name: "
+        "give a mapping"
+    )
+
+
+def test_a_sample_that_lacks_an_input_is_named(tmp_path: Path) -> None:
+    assert refused([{"a": 1, "b": 2}, {"a": 1}], tmp_path / "own", ()) == (
+        "sample 1 has no input 'b', the first has"
+    )
+
+
 def test_a_function_in_a_file_is_called(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -169,6 +184,7 @@ def test_a_function_in_a_file_is_called(tmp_path: Path) -> None:
         "def data():\n    for i in range(4): yield np.float32([i]), i\n"
         "whole = (np.zeros((3, 2)), [0, 1, 2])\n"
         "def nothing(): return None\n"
+        "def empty(): return []\n"
     )
     assert len(call_function(f"{file}:data", ["x"], tmp_path / "a")) == 4
     assert len(call_function(f"{file}:whole", ["x"], tmp_path / "b")) == 3
@@ -177,6 +193,9 @@ def test_a_function_in_a_file_is_called(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{file}:nothing gave a NoneType; give a Dataset, arrays, or an iterable of samples"
     )
+    with pytest.raises(InputError) as error:
+        call_function(f"{file}:empty", ["x"], tmp_path / "d")
+    assert str(error.value) == f"{file}:empty has no samples"
     with pytest.raises(InputError) as error:
         call_function(f"{tmp_path}/no.py:data", ["x"], tmp_path / "c")
     assert str(error.value) == f"no such file: {tmp_path}/no.py"

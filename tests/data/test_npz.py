@@ -1,4 +1,5 @@
 import gc
+import io
 import os
 import tempfile
 import zipfile
@@ -80,6 +81,11 @@ def test_equal_content_hashes_alike_however_it_is_stored(tmp_path: Path) -> None
 def test_a_single_array_needs_no_matching_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X, labels=LABELS)
     assert open_npz(tmp_path / "d.npz", ["image:0"]).names == ("image:0",)
+
+
+def test_where_the_model_names_no_inputs_the_arrays_own_names_count(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", a=X, b=X, labels=LABELS)
+    assert open_npz(tmp_path / "d.npz", []).names == ("a", "b")
 
 
 def test_an_input_may_be_called_labels(tmp_path: Path) -> None:
@@ -167,6 +173,33 @@ def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> N
                 file, {"shape": (2**40,), "fortran_order": False, "descr": "<f4"}
             )
     assert refused(path) == f"labels is damaged: 0 bytes for [{2**40}] of float32"
+
+
+def test_a_stored_array_that_would_reach_past_the_end_of_the_file_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "d.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"shape": (1000,), "fortran_order": False, "descr": "<f4"}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(64))
+    data = bytearray(path.read_bytes())
+    directory = data.rindex(b"PK\x01\x02")
+    claimed = (len(header.getvalue()) + 4000).to_bytes(4, "little")
+    data[directory + 20 : directory + 28] = claimed * 2  # Compressed and uncompressed size.
+    path.write_bytes(data)
+    assert refused(path) == f"{path} is not an .npz archive, or it is cut short"
+
+
+def test_an_array_in_a_later_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    array = io.BytesIO()
+    np.lib.format.write_array(array, X, version=(3, 0))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", array.getvalue())
+    assert refused(path) == "input 'x': an array of format (3, 0); save it with np.savez"
 
 
 def test_more_than_the_disk_holds_is_not_unpacked(

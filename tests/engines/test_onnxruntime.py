@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.onnx import load
 from hasten.target import Target
+from hasten.telemetry import OFF
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
 
@@ -38,17 +40,46 @@ def build(path: Path, target: Target, engine: OnnxRuntime | None = None) -> Arti
     return (engine or OnnxRuntime()).build(load(path), target, folder)
 
 
-def test_one_thread_is_a_variant_where_there_are_more(host: Target) -> None:
-    assert list(OnnxRuntime.variants(host)) == [OnnxRuntime(), OnnxRuntime(threads=1)]
-    assert list(OnnxRuntime.variants(host.with_threads(1))) == [OnnxRuntime()]
+def test_one_thread_is_tried_where_there_are_more(host: Target) -> None:
+    assert list(OnnxRuntime.variants(host)) == [OnnxRuntime()]
+    assert list(OnnxRuntime().tunings(host)) == [OnnxRuntime(threads=1)]
+    assert list(OnnxRuntime().tunings(host.with_threads(1))) == []
 
 
-def test_threads_that_sleep_are_a_variant_under_a_quota(host: Target) -> None:
-    assert list(OnnxRuntime.variants(host.with_threads(2))) == [
-        OnnxRuntime(),
+def test_threads_that_sleep_are_tried_under_a_quota(host: Target) -> None:
+    under_quota = host.with_threads(2)
+    assert list(OnnxRuntime().tunings(under_quota)) == [
         OnnxRuntime(threads=1),
         OnnxRuntime(spinning=False),
     ]
+    assert list(OnnxRuntime(threads=1).tunings(under_quota)) == []
+
+
+def test_it_sends_no_telemetry_and_leaves_nothing_at_home(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.frontends.onnx import load
+from hasten.target import Target
+from hasten.testing import models
+folder = Path(sys.argv[1])
+(folder / "built").mkdir()
+OnnxRuntime().build(load(models.linear_classifier(folder)), Target.host(), folder / "built")
+print(sorted({"CI", "ORT_DISABLE_TELEMETRY"} & os.environ.keys()))
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in OFF}
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**environment, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "[]\n"
+    assert list(home.iterdir()) == []
 
 
 def test_its_settings_take_effect(host: Target, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.frontends.onnx import load
 from hasten.model import Model
 from hasten.target import Target
+from hasten.telemetry import OFF
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
 
@@ -41,21 +42,23 @@ def build(path: Path, target: Target) -> Artifact:
 
 
 def test_bf16_is_a_variant_only_where_the_processor_has_it(host: Target) -> None:
-    f32 = [OpenVino(), OpenVino(threads=1), OpenVino(pinning=True)]
-    assert list(OpenVino.variants(host)) == f32
+    assert list(OpenVino.variants(host)) == [OpenVino()]
     for name in ("avx512_bf16", "amx_bf16"):
         assert list(OpenVino.variants(replace(host, isa=("avx2", name)))) == [
-            *f32,
-            *(replace(engine, precision="bf16") for engine in f32),
+            OpenVino(),
+            OpenVino("bf16"),
         ]
 
 
-def test_threads_are_pinned_only_where_the_process_has_all_processors(host: Target) -> None:
-    assert list(OpenVino.variants(replace(host, cpus=(0, 1, 2)))) == [
-        OpenVino(),
-        OpenVino(threads=1),
+def test_threads_are_bound_only_where_the_process_has_all_processors(host: Target) -> None:
+    bf16 = OpenVino("bf16")
+    assert list(bf16.tunings(host)) == [
+        OpenVino("bf16", threads=1),
+        OpenVino("bf16", pinning=True),
     ]
-    assert list(OpenVino.variants(host.with_threads(1))) == [OpenVino()]
+    assert list(bf16.tunings(replace(host, cpus=(0, 1, 2)))) == [OpenVino("bf16", threads=1)]
+    assert list(bf16.tunings(host.with_threads(1))) == []
+    assert list(OpenVino(threads=1).tunings(host)) == []
 
 
 def test_only_f32_is_exact() -> None:
@@ -228,7 +231,7 @@ print(json.dumps(os.environ.get("CI")))
 """
     home = tmp_path / "home"
     home.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    environment = {name: value for name, value in os.environ.items() if name not in OFF}
     run = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         env={**environment, "HOME": str(home)},

@@ -15,7 +15,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from hasten.errors import InputError  # noqa: E402
 from hasten.frontends import torch as frontend  # noqa: E402
-from hasten.frontends.torch import export, input_names, load_program  # noqa: E402
+from hasten.frontends.torch import export, has_optional_inputs, input_names, load_program  # noqa: E402
 from hasten.tensors import Array, TensorSpec  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -157,6 +157,53 @@ def test_an_export_with_wrong_answers_is_refused(
     )
 
 
+class Answers:
+    """Stands for an exported program that answers what it is told to."""
+
+    def __init__(self, *answers: Tensor) -> None:
+        self.answers = answers
+        self.released = False
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, ...]:
+        if not self.answers:
+            raise RuntimeError("no kernel\nfor this operator")
+        return self.answers
+
+    def release(self) -> None:
+        self.released = True
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (Answers(), "the exported model can't be run: no kernel"),
+        (
+            Answers(torch.ones(1, 4), torch.ones(1, 4)),
+            "the exported model gives 2 outputs, the module 1",
+        ),
+        (
+            Answers(torch.ones(4)),
+            "the exported model's output 'y' is torch.float32[4], the module's torch.float32[1, 4]",
+        ),
+        (
+            Answers(torch.ones(1, 4, dtype=torch.float64)),
+            "the exported model's output 'y' is torch.float64[1, 4], "
+            "the module's torch.float32[1, 4]",
+        ),
+        (
+            Answers(torch.full((1, 4), float("nan"))),
+            "the exported model's output 'y' is off by nan from the module's (largest magnitude 1)",
+        ),
+    ],
+)
+def test_other_answers_than_the_modules_are_named(program: Answers, message: str) -> None:
+    source = frontend._Module(nn.Identity(), {"input": np.ones(4, np.float32)}, False)
+    with pytest.raises(InputError) as error:
+        frontend._check(program, source, ["y"], (1,))
+    assert str(error.value) == message
+    assert program.released
+
+
 def test_the_exporter_is_silent(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,5 +303,54 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == f"no such file: {tmp_path / 'no.pt2'}"
 
 
+class OneOptional(nn.Module):
+    def forward(self, pixels: Tensor | None = None) -> Tensor | None:
+        return pixels
+
+
+class AllOptional(nn.Module):
+    def forward(self, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
+        return ids if mask is None or ids is None else ids * mask
+
+
+class MainNamed(AllOptional):
+    main_input_name = "ids"
+
+
+class Any_(nn.Module):  # noqa: N801
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] + inputs[1]
+
+
 def test_required_inputs_are_read_from_forward() -> None:
     assert input_names(Many()) == ("ids", "mask")
+    assert input_names(OneOptional()) == ("pixels",)
+    assert input_names(AllOptional()) == ()
+    assert input_names(MainNamed()) == ("ids",)
+    assert input_names(Any_()) == ()
+
+
+def test_whether_more_inputs_may_come_is_read_from_forward() -> None:
+    assert [
+        has_optional_inputs(m) for m in (Many(), OneOptional(), AllOptional(), MainNamed())
+    ] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_where_all_inputs_are_optional_the_data_says_which(tmp_path: Path) -> None:
+    model = export(MainNamed(), {"mask": MASK, "ids": IDS}, tmp_path)
+    assert [spec.name for spec in model.inputs] == ["ids", "mask"]
+    model = export(MainNamed(), {"ids": IDS}, tmp_path)
+    assert [spec.name for spec in model.inputs] == ["ids"]
+
+
+def test_where_forward_takes_any_inputs_the_data_names_them(tmp_path: Path) -> None:
+    model = export(Any_(), {"left": X, "right": X}, tmp_path)
+    assert [spec.name for spec in model.inputs] == ["left", "right"]
+    assert model.inputs[0].shape == ("batch", 4)
+    model = export(Any_(), [X, X], tmp_path)
+    assert [spec.name for spec in model.inputs] == ["input_0", "input_1"]

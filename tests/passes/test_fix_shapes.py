@@ -1,13 +1,15 @@
+import re
 from pathlib import Path
 
 import onnx
 import pytest
 
+from hasten.errors import InputError
 from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.onnx_files import read_onnx
-from hasten.testing.pass_tests import PassTests, run
+from hasten.testing.pass_tests import PassTests, answers, error_between, run, samples_of
 
 
 class TestFixShapes(PassTests):
@@ -19,6 +21,10 @@ class TestFixShapes(PassTests):
 
     @pytest.fixture
     def model(self, convnet: Model) -> Model:
+        # As exporters write it: with the open shape of every tensor.
+        path = str(convnet.path)
+        onnx.shape_inference.infer_shapes_path(path, path)
+        assert len(read_onnx(convnet).graph.value_info) == 7
         return convnet
 
     @pytest.fixture
@@ -45,3 +51,22 @@ class TestFixShapes(PassTests):
     def test_why_it_was_skipped_is_said_in_full(self, idle_model: Model, tmp_path: Path) -> None:
         with pytest.raises(Skipped, match=r"^every dimension is settled already$"):
             run(FixShapes(), idle_model, tmp_path)
+
+    def test_external_data_stays_external(self, outside: Model, tmp_path: Path) -> None:
+        result = run(FixShapes(), outside, tmp_path)
+        assert [file.name for file in result.files] == ["fixed.onnx.data"]
+        data = samples_of(outside)
+        before, after = (
+            answers(outside, data, tmp_path / "a"),
+            answers(result, data, tmp_path / "b"),
+        )
+        assert error_between(before, after) == 0
+
+
+def test_a_folder_that_cant_be_written_to_is_the_callers_to_fix(
+    convnet: Model, tmp_path: Path
+) -> None:
+    missing = tmp_path / "missing"
+    message = f"^can't write {re.escape(str(missing))}/fixed\\.onnx: No such file or directory$"
+    with pytest.raises(InputError, match=message):
+        FixShapes()(convnet, samples_of(convnet), missing)

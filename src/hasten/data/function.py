@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def from_python(
               `(inputs, label)`, `(inputs, label, group)` or `inputs`, where inputs is an array
               without an axis for samples, or a mapping of them. They are written to `folder`
               one at a time.
-        names: The model's inputs.
+        names: The model's inputs; empty where it doesn't say, and the data's own names count.
         folder: Empty, or doesn't exist yet.
         source: What to call the data in a message.
 
@@ -115,6 +116,8 @@ def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Array]:
     """Give inputs the model's names."""
     if isinstance(inputs, Mapping):
         arrays = {str(name): _array(value) for name, value in inputs.items()}
+        if not names:
+            return arrays
         if len(arrays) == len(names) == 1:
             return dict(zip(names, arrays.values(), strict=True))
         if set(arrays) != set(names):
@@ -123,6 +126,11 @@ def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Array]:
                 f"{', '.join(arrays) or 'none'}"
             )
         return {name: arrays[name] for name in names}
+    if not names:
+        raise InputError(
+            f"the model doesn't say what its inputs are called; {source} has one array without a "
+            "name: give a mapping"
+        )
     if len(names) != 1:
         raise InputError(
             f"the model takes the inputs {', '.join(names)}; {source} has one array without a name: "
@@ -133,38 +141,45 @@ def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Array]:
 
 def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source: str) -> Dataset:
     """Write samples to disk one at a time; only labels and groups stay in memory."""
+    read = (_parts(sample, index, names, source) for index, sample in enumerate(samples))
+    first = next(read, None)
+    if first is None:
+        raise InputError(f"{source} has no samples")
+    width = len(first)
     labels: list[Array] = []
     groups: list[Any] = []
-    width = 0
-    with SpoolWriter(folder, names) as writer:
-        for index, sample in enumerate(samples):
-            parts = sample if isinstance(sample, (tuple, list)) else (sample,)
-            if len(parts) not in (1, 2, 3):
-                raise InputError(
-                    f"{source}: sample {index} has {len(parts)} parts; "
-                    "give inputs, (inputs, label) or (inputs, label, group)"
-                )
-            width = width or len(parts)
+    with SpoolWriter(folder, names or list(first[0])) as writer:
+        for index, parts in enumerate(itertools.chain([first], read)):
             if len(parts) != width:
                 raise InputError(
                     f"{source}: sample {index} has {len(parts)} parts, the first has {width}"
                 )
-            tensors = _named(parts[0], names, source)
-            for name, array in tensors.items():
-                if array.dtype.kind not in "biufcV":
-                    raise InputError(
-                        f"input {name!r}: sample {index} is an array of {array.dtype}; give numbers"
-                    )
+            tensors: dict[str, Array] = parts[0]
             writer.append({n: a[np.newaxis] for n, a in tensors.items()}, [tensors_hash(tensors)])
             if width > 1:
                 labels.append(_label(parts[1], labels, index, source))
             if width > 2:
                 groups.append(parts[2])
-        if not width:
-            raise InputError(f"{source} has no samples")
         return writer.finish(
             np.stack(labels) if width > 1 else None, np.array(groups) if width > 2 else None
         )
+
+
+def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[Any, ...]:
+    """Return a sample as (inputs by name, label, group), as far as it has them."""
+    parts = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
+    if len(parts) not in (1, 2, 3):
+        raise InputError(
+            f"{source}: sample {index} has {len(parts)} parts; "
+            "give inputs, (inputs, label) or (inputs, label, group)"
+        )
+    tensors = _named(parts[0], names, source)
+    for name, array in tensors.items():
+        if array.dtype.kind not in "biufcV":
+            raise InputError(
+                f"input {name!r}: sample {index} is an array of {array.dtype}; give numbers"
+            )
+    return (tensors, *parts[1:])
 
 
 def _label(value: Any, before: list[Array], index: int, source: str) -> Array:

@@ -64,6 +64,7 @@ def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None 
         path: The archive.
         names: The model's inputs. Where there is one, and one array beside labels and groups,
             their names needn't match. An input may itself be called "labels" or "groups".
+            None or empty where the model doesn't say: then the arrays' own names count.
         spool: Where to copy to; by default a temporary folder that goes with the data set.
 
     Raises:
@@ -112,7 +113,7 @@ def _open(path: Path, names: Sequence[str] | None, spool: Path) -> NpzDataset:
 
 def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[str, str]:
     """Return which array is which input: the input's name -> the array's."""
-    if names is None:
+    if not names:
         return {name: name for name in stored}
     if len(names) == len(stored) == 1:
         return {names[0]: stored[0]}

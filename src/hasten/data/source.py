@@ -29,7 +29,8 @@ def open_data(
     Args:
         source: The path of an .npz archive or of a folder of images, "module:function",
             "file.py:function", or what such a function may give: see `from_python`.
-        model_inputs: What the model takes.
+        model_inputs: What the model takes; empty where it doesn't say: then the data's own
+            names count.
         pipeline: From an image file to the model's input; a folder of images needs it.
         workdir: Where data is unpacked to; empty, or doesn't exist yet. By default a temporary
             folder that goes with the data set.
@@ -56,14 +57,15 @@ def open_data(
     owned = Path(tempfile.mkdtemp(prefix="hasten-data-")) if workdir is None else None
     folder = workdir or owned
     assert folder is not None
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} isn't empty: give a new folder to unpack data to")
     try:
         if isinstance(source, str):
             dataset = call_function(source, names, folder)
         else:
             dataset = from_python(source, names, folder)
     except BaseException:
-        if owned is not None:
-            shutil.rmtree(owned, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # What was written is no whole data set.
         raise
     if owned is not None:
         weakref.finalize(dataset, shutil.rmtree, owned, ignore_errors=True)
@@ -72,6 +74,11 @@ def open_data(
 
 def _images(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> ImageFolder:
     """Open a folder of images for a model that takes one."""
+    if not names:
+        raise InputError(
+            f"{folder} is a folder of images, but the model doesn't say what its input is called: "
+            "give an .npz archive or module:function"
+        )
     if len(names) != 1:
         raise InputError(
             f"{folder} is a folder of images, but the model takes the inputs {', '.join(names)}: "

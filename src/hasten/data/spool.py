@@ -156,6 +156,8 @@ class SpoolWriter:
         count = len(next(iter(samples.values())))
         indices = range(self._count, self._count + count)
         for name in self._names:
+            if name not in samples:
+                raise InputError(f"sample {indices[0]} has no input {name!r}, the first has")
             array = np.ascontiguousarray(samples[name])
             dtype, shape = self._first.setdefault(name, (array.dtype, array.shape[1:]))
             check_shape(name, array[0], shape, indices[0])

@@ -22,7 +22,6 @@ from hasten.tensors import Array
 SAMPLES = 3160
 """300 to calibrate, 858 to search, 2,002 sealed."""
 SIZE = 224
-MEAN, STD = 127 / 255, 128 / 255
 _SKIMAGE = (
     *("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png"),
     *("motorcycle_left.png", "motorcycle_right.png", "retina.jpg", "rocket.jpg"),
@@ -58,9 +57,11 @@ class RandomCrops(Dataset):
         seed: Of all draws.
     """
 
-    names = ("x",)
+    names: tuple[str, ...] = ("x",)
     labels = None
     groups = None
+    mean: float | tuple[float, float, float] = 127 / 255
+    std: float | tuple[float, float, float] = 128 / 255
 
     def __init__(self, files: Sequence[Path], count: int, seed: int = 0) -> None:
         self._files, self._count, self._seed = list(files), count, seed
@@ -89,7 +90,7 @@ class RandomCrops(Dataset):
                 return photo, (left, top, left + w, top + h), bool(rng.random() < 0.5)
 
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
-        return {"x": np.stack([self._crop(index) for index in indices])}
+        return {self.names[0]: np.stack([self._crop(index) for index in indices])}
 
     def _crop(self, index: int) -> Array:
         photo, box, mirrored = self._draw(index)
@@ -97,7 +98,9 @@ class RandomCrops(Dataset):
         pixels = np.asarray(image, np.float32) / 255
         if mirrored:
             pixels = pixels[:, ::-1]
-        return np.ascontiguousarray(((pixels - MEAN) / STD).transpose(2, 0, 1), np.float32)
+        return np.ascontiguousarray(
+            ((pixels - self.mean) / self.std).transpose(2, 0, 1), np.float32
+        )
 
     def content_hash(self, index: int) -> bytes:
         photo, box, mirrored = self._draw(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,6 +14,7 @@ from hasten.engines.failures import failed
 from hasten.errors import CandidateError, InputError
 from hasten.model import Format, Model
 from hasten.target import Target
+from hasten.telemetry import import_quietly
 from hasten.tensors import Array, Tensors
 
 _LOG_ERRORS_ONLY = 3
@@ -45,13 +46,16 @@ class OnnxRuntime(Engine):
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield the default, one thread (small models are faster so), and, where a quota allows
-        less than the processors at hand, threads that don't spend it on waiting."""
+        """There is one: every setting computes the same."""
         yield cls()
-        if target.threads > 1:
-            yield cls(threads=1)
-            if target.threads < len(target.cpus):
-                yield cls(spinning=False)
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield one thread, which is faster for small models, and, where a quota allows less
+        than the processors at hand, threads that don't spend it on waiting."""
+        if target.threads > 1 and self.threads is None:
+            yield replace(self, threads=1)
+            if target.threads < len(target.cpus) and self.spinning:
+                yield replace(self, spinning=False)
 
     @classmethod
     def version(cls) -> str:
@@ -61,12 +65,11 @@ class OnnxRuntime(Engine):
             InputError: it isn't installed.
         """
         try:
-            import onnxruntime
+            return str(import_quietly("onnxruntime").__version__)
         except ImportError as error:
             raise InputError(
                 f"ONNX Runtime isn't installed ({error}): pip install onnxruntime"
             ) from error
-        return str(onnxruntime.__version__)
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Keep the model as it is, and prove that it can be loaded.
@@ -92,7 +95,7 @@ class OnnxRuntime(Engine):
             session.close()
 
     def _load(self, artifact: Artifact, target: Target) -> Any:
-        import onnxruntime as ort
+        ort = import_quietly("onnxruntime")
 
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_ERRORS_ONLY

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -50,16 +50,18 @@ class OpenVino(Engine):
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield f32, and bf16 where the processor has it; each with all threads and with one,
-        and pinned where the target's threads are all of its processors."""
-        for precision in ("f32", "bf16"):
-            if precision == "bf16" and not _BF16_ISA & set(target.isa):
-                continue
-            yield cls(precision)
-            if target.threads > 1:
-                yield cls(precision, threads=1)
-                if target.threads == len(target.cpus):
-                    yield cls(precision, pinning=True)
+        """Yield f32, and bf16 where the processor has it."""
+        yield cls()
+        if _BF16_ISA & set(target.isa):
+            yield cls("bf16")
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield one thread, which is faster for small models, and threads that are bound, where
+        they are as many as the processors."""
+        if target.threads > 1 and self.threads is None:
+            yield replace(self, threads=1)
+            if target.threads == len(target.cpus) and not self.pinning:
+                yield replace(self, pinning=True)
 
     @classmethod
     def version(cls) -> str:

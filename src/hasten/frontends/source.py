@@ -32,23 +32,34 @@ def load_model(
             of a .keras file; "file.py:name" or "package.module:name" of a module, a Keras model,
             or a function without arguments that returns one of these or a path; or a live one.
         sample: One sample by input name, without an axis for samples, or a function that is
-            called with the model's input names and gives one. An ONNX file needs none.
+            called with the model's input names and gives one; it is called again without names
+            where that fails and the model may take more. An ONNX file needs none.
         workdir: Where an exported file is written.
         custom_ops: Libraries with operators of the user's own.
 
     Raises:
         InputError: there is no such model, it can't be exported, or an extra is missing.
     """
-    if isinstance(source, (str, Path)):
-        found = _from_path(Path(source))
-        if found is None and isinstance(source, str) and ":" in source:
-            found = _from_code(source)
-        if found is None:
-            raise InputError(f"no such file: {source}")
-        source = found
+    source = find_model(source)
     if isinstance(source, Path):
         return onnx.load(source, custom_ops)
     return _export(source, sample, workdir, custom_ops)
+
+
+def find_model(source: Any) -> Any:
+    """Return what a person named: an ONNX file's path, or a live model.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    if not isinstance(source, (str, Path)):
+        return source
+    found = _from_path(Path(source))
+    if found is None and isinstance(source, str) and ":" in source:
+        found = _from_code(source)
+    if found is None:
+        raise InputError(f"no such file: {source}")
+    return found
 
 
 def _from_path(path: Path) -> Any:
@@ -116,16 +127,33 @@ def _export(
     if kind == "torch":
         from hasten.frontends import torch
 
-        return torch.export(source, _sampled(sample, torch.input_names(source), kind), workdir)
+        names = torch.input_names(source)
+        more = torch.has_optional_inputs(source)
+        return torch.export(source, _sampled(sample, names, kind, more=more), workdir)
     from hasten.frontends import keras
 
     return keras.export(source, _sampled(sample, keras.input_names(source), kind), workdir)
 
 
 def _sampled(
-    sample: Mapping[str, Array] | Sampler | None, names: Sequence[str], kind: str
+    sample: Mapping[str, Array] | Sampler | None,
+    names: Sequence[str],
+    kind: str,
+    *,
+    more: bool = False,
 ) -> Mapping[str, Array]:
-    """Return the sample."""
+    """Return the sample. Where a model may take more inputs, the data's own names count too."""
     if sample is None:
         raise InputError(f"a {kind} model is exported with a sample of its data: give data")
-    return sample(names) if callable(sample) else sample
+    if not callable(sample):
+        return sample
+    try:
+        return sample(names)
+    except InputError:
+        if not more or not names:
+            raise
+        try:
+            return sample(())
+        except InputError:
+            pass  # What the first try said is nearer to what the model states.
+        raise

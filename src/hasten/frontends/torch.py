@@ -130,6 +130,8 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
         return _export_program(module, sample, workdir)
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"a {type(module).__name__} is no torch module and no exported program")
+    if names is None and _takes_any(module):
+        names = list(sample) if isinstance(sample, Mapping) else _numbered(len(sample))
     given = _named(sample, module, names)
     _check_dtypes(given, module)
     source = _Module(module, given, names is not None)
@@ -137,8 +139,7 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
         outputs = _output_names(source, 1)
         try:
             program = source.to_onnx(outputs, EXPORT_BATCH, open_batch=True)
-            for batch in CHECKED_BATCHES:
-                _check(program, source, outputs, batch)
+            _check(program, source, outputs, CHECKED_BATCHES)
             note = "open"
         except Exception as error:  # Whatever it is, a fixed batch may do; the reason is kept.
             note = f"1: {_reason(error)}"
@@ -188,12 +189,38 @@ def load_program(path: Path) -> Any:
 def input_names(module: Any) -> tuple[str, ...]:
     """Return the inputs that a module or an exported program can't do without, in order.
 
-    Empty where forward takes `*args` and names none.
+    Where forward can do without any, the one that there is, or the one that the module calls its
+    main input, as those of transformers do; else empty, as where forward takes `*args`.
     """
     if hasattr(module, "graph_signature"):
         return tuple(str(name) for name in module.graph_signature.user_inputs)
     parameters = inspect.signature(module.forward).parameters.values()
-    return tuple(p.name for p in parameters if _nameable(p) and p.default is p.empty)
+    named = [p for p in parameters if _nameable(p)]
+    required = tuple(p.name for p in named if p.default is p.empty)
+    main = getattr(module, "main_input_name", None)
+    if not required and (len(named) == 1 or main in [p.name for p in named]):
+        return (named[0].name if len(named) == 1 else str(main),)
+    return required
+
+
+def has_optional_inputs(module: Any) -> bool:
+    """Whether forward may take more than `input_names` says."""
+    if hasattr(module, "graph_signature"):
+        return False
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(map(_nameable, parameters)) > len(input_names(module))
+
+
+def _takes_any(module: Any) -> bool:
+    """Whether forward takes `*args` and names no input."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return not any(map(_nameable, parameters)) and any(
+        p.kind is p.VAR_POSITIONAL for p in parameters
+    )
+
+
+def _numbered(count: int) -> list[str]:
+    return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
 
 
 def _nameable(parameter: inspect.Parameter) -> bool:
@@ -206,8 +233,12 @@ def _named(
     """Put a sample's inputs in the order of forward's parameters, under their names."""
     if names is not None:
         return _ordered(sample, list(names), list(names))
-    parameters = [p for p in inspect.signature(module.forward).parameters.values() if _nameable(p)]
-    return _ordered(sample, [p.name for p in parameters], list(input_names(module)))
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [p for p in parameters if _nameable(p)]
+    required = [p.name for p in named if p.default is p.empty]
+    if len(sample) == 1 and not required:
+        required = list(input_names(module))
+    return _ordered(sample, [p.name for p in named], required)
 
 
 def _ordered(sample: Sample, names: list[str], required: list[str]) -> dict[str, Array]:
@@ -338,20 +369,30 @@ def _fixed(source: _Module | _Program, outputs: list[str], batch: int) -> Any:
         program = source.to_onnx(outputs, batch, open_batch=False)
     except Exception as error:  # torch's exporter raises what its parts raise.
         raise InputError(f"torch can't export the model to ONNX: {_reason(error)}") from error
-    _check(program, source, outputs, batch)
+    _check(program, source, outputs, (batch,))
     return program
 
 
-def _check(program: Any, source: _Module | _Program, outputs: Sequence[str], batch: int) -> None:
+def _check(
+    program: Any, source: _Module | _Program, outputs: Sequence[str], batches: Sequence[int]
+) -> None:
     """Check that the exported program's answers are the module's, through torch's own runner."""
+    try:
+        for batch in batches:
+            _check_batch(program, source, outputs, batch)
+    finally:
+        program.release()
+
+
+def _check_batch(
+    program: Any, source: _Module | _Program, outputs: Sequence[str], batch: int
+) -> None:
     args, kwargs = source.arguments(batch)
     wanted = [tensor.detach().cpu() for tensor in _flat(source(args, kwargs)).values()]
     try:
         answers = [tensor.detach().cpu() for tensor in program(*args, **kwargs)]
     except Exception as error:  # The runtime raises what it likes.
         raise InputError(f"the exported model can't be run: {_reason(error)}") from error
-    finally:
-        program.release()
     if len(answers) != len(wanted):
         raise InputError(
             f"the exported model gives {len(answers)} outputs, the module {len(wanted)}"

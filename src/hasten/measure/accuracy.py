@@ -90,6 +90,9 @@ def score_once(
 
     Yields:
         The exact model's scores of a chunk, `(k,)`, and each candidate's, or why it failed.
+
+    Raises:
+        InputError: the exact model can't answer a sample, or a sample can't be read.
     """
     failed: dict[str, str] = {}
     for start in range(0, len(samples), CHUNK):
@@ -98,7 +101,10 @@ def score_once(
         shutil.rmtree(folder, ignore_errors=True)
         try:
             chunk = write_spool(Subset(samples, rows), folder)
-            own = _answers(bench, exact, chunk, start)
+            try:
+                own = _answers(bench, exact, chunk, start)
+            except CandidateError as error:
+                raise InputError(f"the original model can't answer the data: {error}") from error
             scores: dict[str, Array | str] = {}
             for key, opened in others.items():
                 if key not in failed:

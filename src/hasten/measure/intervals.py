@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -46,7 +48,7 @@ class Quantile:
 
     Attributes:
         value_ns: The sample quantile.
-        low_ns: Lower 95% confidence bound.
+        low_ns: Lower 95% confidence bound; 0 where too few samples establish one.
         high_ns: Upper 95% confidence bound; None where too few samples establish one.
         effective: How many independent samples the dependent ones are worth.
     """
@@ -71,6 +73,28 @@ def _middle_mean(values: Floats) -> Floats:
     return np.sort(values, axis=-1)[..., cut : n - cut].mean(axis=-1)  # type: ignore[no-any-return]
 
 
+def _block_length(n: int) -> int:
+    return max(1, round(math.cbrt(n)))
+
+
+def _student(blocks: float, confidence: float) -> float:
+    """How much wider an interval from few blocks must be than the normal quantile makes it.
+
+    The bootstrap knows no more of the spread than its few blocks show, and understates it.
+
+    Source: Student's quantile by Abramowitz and Stegun, 26.7.5, over the normal one; variance n-1.
+    """
+    df = max(1.0, blocks - 1)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    t = (
+        z
+        + (z**3 + z) / (4 * df)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
+    )
+    return float(t / z * np.sqrt((df + 1) / df))
+
+
 def _resampled_rounds(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Indices of circular blocks of successive rounds, since neighbours in time are alike.
 
@@ -79,7 +103,7 @@ def _resampled_rounds(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]
 
     Source: circular block bootstrap, Politis and Romano 1992; block length n^(1/3).
     """
-    length = max(1, round(n ** (1 / 3)))
+    length = _block_length(n)
     starts = rng.integers(0, n, (_RESAMPLES, -(-n // length)))
     return ((starts[:, :, None] + np.arange(length)) % n).reshape(_RESAMPLES, -1)[:, :n]
 
@@ -102,7 +126,7 @@ def paired_ratio(
         raise InputError(f"a paired ratio needs 2 rounds that both ran in; got {len(shared)}")
     picks = _resampled_rounds(len(shared), np.random.default_rng(len(shared)))
     if statistic == "p99":
-        estimate, draws = _pooled_ratio(candidate, baseline, shared, picks[:200])
+        estimate, draws = _pooled_logs(candidate, baseline, shared, picks[:200])
     else:
         logs = np.array(
             [
@@ -111,28 +135,38 @@ def paired_ratio(
                 for r in shared
             ]
         )
-        estimate = float(np.exp(_middle_mean(logs)))
-        draws = np.exp(_middle_mean(logs[picks]))
+        estimate, draws = float(_middle_mean(logs)), _middle_mean(logs[picks])
     tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Ratio(estimate, float(low), float(high), len(shared))
+    wider = _student(len(shared) / _block_length(len(shared)), confidence)
+    low, high = estimate + wider * (np.quantile(draws, [tail, 1 - tail]) - estimate)
+    return Ratio(
+        float(np.exp(estimate)),
+        float(np.exp(min(low, estimate))),
+        float(np.exp(max(high, estimate))),
+        len(shared),
+    )
 
 
-def _pooled_ratio(
+def _pooled_logs(
     candidate: Rounds, baseline: Rounds, shared: Sequence[int], picks: npt.NDArray[np.int64]
 ) -> tuple[float, Floats]:
     ours = [np.asarray(candidate[r], np.float64) for r in shared]
     theirs = [np.asarray(baseline[r], np.float64) for r in shared]
 
-    def ratio(rows: Sequence[int] | npt.NDArray[np.int64]) -> float:
-        above = np.quantile(np.concatenate([ours[i] for i in rows]), 0.99)
-        return float(above / np.quantile(np.concatenate([theirs[i] for i in rows]), 0.99))
+    def log_ratio(rows: Sequence[int] | npt.NDArray[np.int64]) -> float:
+        own = np.quantile(np.concatenate([ours[i] for i in rows]), 0.99)
+        return float(np.log(own / np.quantile(np.concatenate([theirs[i] for i in rows]), 0.99)))
 
-    return ratio(range(len(shared))), np.array([ratio(row) for row in picks])
+    return log_ratio(range(len(shared))), np.array([log_ratio(row) for row in picks])
 
 
-def effective_samples(rounds: Rounds) -> int:
+def effective_samples(rounds: Rounds, q: float | None = None) -> int:
     """How many independent samples the latencies are worth, by their autocorrelation.
+
+    Args:
+        rounds: Round -> latencies in ns; at least one.
+        q: Where they are to bound a quantile: what lies above it may come in bursts that the bulk
+            of the latencies doesn't show, and then they are worth less.
 
     Source: n / (1 + 2 * sum of autocorrelations), summed over Geyer's initial positive pairs
     (Statist. Sci. 1992).
@@ -142,9 +176,18 @@ def effective_samples(rounds: Rounds) -> int:
     if n < 4 or float(values.std()) == 0.0:
         return n
     # Ranks: one outlier of a second must not hide the dependence of the rest.
-    ranks = np.argsort(np.argsort(values)).astype(np.float64)
-    ranks -= ranks.mean()
-    spectrum = np.fft.rfft(ranks, 2 * n)
+    worth = _effective(np.argsort(np.argsort(values, kind="stable")).astype(np.float64))
+    if q is None:
+        return worth
+    return min(worth, _effective((values > np.quantile(values, q)).astype(np.float64)))
+
+
+def _effective(values: Floats) -> int:
+    n = len(values)
+    values = values - values.mean()
+    if not values.any():
+        return n
+    spectrum = np.fft.rfft(values, 2 * n)
     correlation = np.fft.irfft(spectrum * np.conj(spectrum))[:n]
     correlation /= correlation[0]
     pairs = correlation[1 : n - 1 : 2] + correlation[2:n:2][: len(correlation[1 : n - 1 : 2])]
@@ -176,7 +219,7 @@ def quantile(rounds: Rounds, q: float, *, alpha: float = 0.05) -> Quantile:
     values = np.sort(np.concatenate([np.asarray(block, np.float64) for block in rounds.values()]))
     if not len(values):
         raise InputError("a quantile needs latencies; got none")
-    effective = effective_samples(rounds)
+    effective = effective_samples(rounds, q)
     cdf = _binomial_cdf(effective, q)
     # The k-th smallest (from 1) lies at or above the quantile with probability cdf[k - 1].
     upper = int(np.searchsorted(cdf, 1 - alpha)) + 1
@@ -187,5 +230,5 @@ def quantile(rounds: Rounds, q: float, *, alpha: float = 0.05) -> Quantile:
         if upper <= effective
         else None
     )
-    low = float(values[max(0, int(np.floor(lower * scale)) - 1)])
+    low = float(values[int(np.floor(lower * scale)) - 1]) if lower else 0.0
     return Quantile(float(np.quantile(values, q)), low, high, effective)

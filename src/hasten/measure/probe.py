@@ -8,6 +8,7 @@ import time
 
 _CHUNK = bytes(1 << 20)
 _PASSES = 8
+_LOOKS = 20
 SCALES = 1.8
 """A round counts for several threads only when this probe scales at least so well, per pair."""
 
@@ -37,3 +38,10 @@ def thread_scaling(threads: int) -> float:
 def scales(threads: int) -> bool:
     """Whether the host gives `threads` threads their cores at this moment."""
     return threads == 1 or thread_scaling(threads) >= threads * SCALES / 2
+
+
+def usable_threads(threads: int) -> int:
+    """Return `threads` if the host gives them their cores at most looks, else 1. Takes half a second."""
+    if threads == 1:
+        return 1
+    return threads if sum(scales(threads) for _ in range(_LOOKS)) * 2 > _LOOKS else 1

@@ -15,17 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from hasten.errors import CandidateError, InputError
+from hasten.telemetry import OFF
 
 _POLL_S = 0.05
-# Libraries that send usage data are switched off, and none may reach for a network.
-_QUIET = {
-    "NNCF_CI": "1",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "PYTHONUNBUFFERED": "1",
-}
+_POLL_TIMED_S = 0.5  # longer than a block: the parent sleeps through all that is timed
+_LAST_WORDS_S = 5.0
 
 
 class Worker:
@@ -38,9 +32,10 @@ class Worker:
 
     def __init__(self, log: Path, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
-        self._asleep = False
+        self._asleep = self._ended = False
         ours, theirs = socket.socketpair()
-        with theirs, log.open("ab") as output:
+        with contextlib.ExitStack() as undo, theirs, log.open("ab") as output:
+            undo.callback(ours.close)
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -50,9 +45,10 @@ class Worker:
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **_QUIET},
+                env={**os.environ, **OFF},
                 start_new_session=True,
             )
+            undo.pop_all()
         self._channel = ours
         self._received = b""
 
@@ -80,11 +76,13 @@ class Worker:
                 is killed); in one line.
             InputError: the caller's input is at fault.
         """
+        if self._ended:
+            raise CandidateError(self._epitaph(do))
         self.wake()
         try:
             self._channel.sendall(json.dumps({"do": do, **command}).encode() + b"\n")
-            reply = json.loads(self._line(limit_s, watch_memory=do != "time"))
-        except (BrokenPipeError, ConnectionResetError, EOFError):
+            reply = json.loads(self._line(limit_s, _POLL_TIMED_S if do == "time" else _POLL_S))
+        except (OSError, EOFError):
             raise CandidateError(self._epitaph(do)) from None
         if "input_error" in reply:
             raise InputError(reply["input_error"])
@@ -92,20 +90,19 @@ class Worker:
             raise CandidateError(reply["candidate_error"])
         return reply["ok"]
 
-    def _line(self, limit_s: float, *, watch_memory: bool) -> bytes:
+    def _line(self, limit_s: float, poll_s: float) -> bytes:
         deadline = time.monotonic() + limit_s
         while b"\n" not in self._received:
             left = deadline - time.monotonic()
             if left <= 0:
                 self.kill()
                 raise CandidateError(f"hung: no answer within {limit_s:.0f} s, killed")
-            wait = min(left, _POLL_S) if watch_memory else left
-            if select.select([self._channel], [], [], wait)[0]:
+            if select.select([self._channel], [], [], min(left, poll_s))[0]:
                 data = self._channel.recv(1 << 16)
                 if not data:
                     raise EOFError
                 self._received += data
-            elif watch_memory and (held := self._memory_held()) > self.memory_bytes:
+            elif (held := self._memory_held()) > self.memory_bytes:
                 self.kill()
                 raise CandidateError(
                     f"ran out of memory: it held {held >> 20} MiB of the {self.memory_bytes >> 20} "
@@ -123,7 +120,11 @@ class Worker:
         return 0
 
     def _epitaph(self, do: str) -> str:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            self.kill()  # it closed its end and lives on
+            code = self._process.wait()
         if code < 0:
             name = signal.Signals(-code).name
             return f"its process was killed by {name} during {do!r}"
@@ -142,7 +143,10 @@ class Worker:
             self._asleep = False
 
     def kill(self) -> None:
-        """End the worker and what it started."""
+        """End the worker and what it started; once, since the number may be another's later."""
+        if self._ended:
+            return
+        self._ended = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()

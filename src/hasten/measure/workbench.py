@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,6 +144,7 @@ class Workbench(Bench):
     calibration: Spool = field(kw_only=True)
     calibration_hash: str = field(kw_only=True)
     _count: Iterator[int] = field(default_factory=itertools.count)
+    _failed: dict[str, str] = field(default_factory=dict)
 
     def _key(self, passes: Sequence[Pass]) -> str:
         facts = [to_record(list(passes)), self.model.sha256, self.calibration_hash, versions()]
@@ -157,25 +159,36 @@ class Workbench(Bench):
         """
         if not passes:
             return self.model
-        folder = self.folder / "models" / self._key(passes)
+        key = self._key(passes)
+        if key in self._failed:
+            raise CandidateError(self._failed[key])
+        folder = self.folder / "models" / key
         done = folder / "done.json"
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            with Worker(self.log, self.memory_bytes) as worker:
-                outcome = worker.ask(
-                    "transform",
-                    limit_s=self.limit_s,
-                    model=to_record(self.model),
-                    passes=to_record(list(passes)),
-                    calibration=str(self.calibration.folder),
-                    workdir=str(folder),
-                )
+            try:
+                outcome = self._transformed(passes, folder)
+            except CandidateError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._failed[key] = str(error)  # the same again would fail again, as slowly
+                raise
             write_json(done, outcome)
         outcome = read_json(done)
         if "skipped" in outcome:
             raise Skipped(outcome["skipped"])
         return from_record(Model, outcome["model"])
+
+    def _transformed(self, passes: Sequence[Pass], folder: Path) -> Any:
+        with Worker(self.log, self.memory_bytes) as worker:
+            return worker.ask(
+                "transform",
+                limit_s=self.limit_s,
+                model=to_record(self.model),
+                passes=to_record(list(passes)),
+                calibration=str(self.calibration.folder),
+                workdir=str(folder),
+            )
 
     def open(self, candidate: Candidate) -> Opened:
         """Transform, build and open a candidate in a new process.
@@ -201,7 +214,8 @@ class Workbench(Bench):
                 **settings,
             )
             properties = worker.ask("open", limit_s=self.limit_s, artifact=built, **settings)
+            return Opened(worker, from_record(Artifact, built), properties)
         except BaseException:
             worker.kill()
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        return Opened(worker, from_record(Artifact, built), properties)

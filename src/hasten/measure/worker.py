@@ -33,6 +33,7 @@ from hasten.tensors import Array, TensorSpec
 
 _PR_SET_PDEATHSIG = 1
 _REQUESTS_PER_BLOCK = 64
+_REQUEST_BYTES = 64 << 20
 
 
 def time_requests(
@@ -81,8 +82,11 @@ def time_requests(
 def request_of(sample: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Shape one sample, read as `(1, ...)` arrays, as the model takes it: with a batch axis or not."""
     return {
-        spec.name: np.ascontiguousarray(
-            sample[spec.name] if sample[spec.name].ndim == len(spec.shape) else sample[spec.name][0]
+        spec.name: np.asarray(
+            sample[spec.name]
+            if sample[spec.name].ndim == len(spec.shape)
+            else sample[spec.name][0],
+            order="C",
         )
         for spec in specs
     }
@@ -155,9 +159,7 @@ class _Process:
         """Time a block of requests, rotating through real samples."""
         assert self.session is not None
         spool = Spool.open(Path(command["samples"]))
-        count = min(len(spool), _REQUESTS_PER_BLOCK)
-        indices = [(command["first"] + i) % len(spool) for i in range(count)]
-        requests = [request_of(spool.inputs([index]), self.request) for index in indices]
+        requests = self._requests(spool, command["first"])
         gc.collect()
         gc.disable()
         try:
@@ -171,6 +173,23 @@ class _Process:
             )
         finally:
             gc.enable()
+
+    def _requests(self, spool: Spool, first: int) -> list[dict[str, Array]]:
+        """Read a stretch of the samples, as many as memory should hold."""
+        requests: list[dict[str, Array]] = []
+        left = _REQUEST_BYTES
+        for i in range(min(len(spool), _REQUESTS_PER_BLOCK)):
+            requests.append(request_of(spool.inputs([(first + i) % len(spool)]), self.request))
+            left -= sum(array.nbytes for array in requests[-1].values())
+            if left <= 0:
+                break
+        return requests
+
+
+def _first_to_go() -> None:
+    """Where memory runs out before a limit is seen, the kernel ends this process, not its parent."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _reply(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +215,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[2]):
         return  # the parent died before the line above
+    _first_to_go()
     process = _Process()
     with socket.socket(fileno=int(sys.argv[1])) as channel, channel.makefile("rwb") as stream:
         for line in stream:

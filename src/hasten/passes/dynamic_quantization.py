@@ -48,7 +48,7 @@ class DynamicQuantization(Pass):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        counts = op_counts(read_onnx(model))
+        counts = op_counts(read_onnx(model, weights=False))
         if not counts["Conv"]:
             for per_channel in (True, False):
                 yield cls(per_channel=per_channel, reduce_range=saturates(target))

@@ -41,8 +41,6 @@ class FixShapes(Pass):
         for value in proto.graph.input:
             if value.name in settled:
                 _set_shape(value, settled[value.name].shape)
-        # What was inferred for open dimensions contradicts or hides what follows from settled ones.
-        del proto.graph.value_info[:]
         for value in proto.graph.output:
             for dim in value.type.tensor_type.shape.dim:
                 dim.ClearField("dim_param")

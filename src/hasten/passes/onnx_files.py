@@ -23,14 +23,14 @@ COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Where nearly all the time of a network goes, and what int8 speeds up."""
 
 
-def read_onnx(model: Model) -> onnx.ModelProto:
-    """Load a model whole, external data too.
+def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
+    """Load a model, with its external data where `weights` says so.
 
     Raises:
         CandidateError: the file can't be read.
     """
     try:
-        return onnx.load(str(model.path))
+        return onnx.load(str(model.path), load_external_data=weights)
     except Exception as error:
         raise CandidateError(f"can't read {model.path.name}: {first_line(error)}") from error
 
@@ -87,24 +87,24 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
 
     Raises:
         CandidateError: ONNX's checker refuses the graph.
+        InputError: the file can't be written: no space, no permission.
     """
     needed = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
     proto.ir_version = max(IR_VERSION, needed)
     weight_bytes = sum(
         len(tensor.raw_data) for graph in graphs(proto.graph) for tensor in graph.initializer
     )
-    files: tuple[Path, ...] = ()
-    if source.files or weight_bytes > PROTOBUF_LIMIT_BYTES:
-        data = path.with_name(path.name + ".data")
-        onnx.save_model(proto, str(path), save_as_external_data=True, location=data.name)
-        files = (data,) if data.exists() else ()
-    else:
-        onnx.save_model(proto, str(path))
+    external = bool(source.files) or weight_bytes > PROTOBUF_LIMIT_BYTES
+    data = path.with_name(path.name + ".data")
+    try:
+        onnx.save_model(proto, str(path), save_as_external_data=external, location=data.name)
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror or error}") from error
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
         raise CandidateError(f"ONNX refuses {path.name}: {first_line(error)}") from error
-    return replace(source, path=path, files=files)
+    return replace(source, path=path, files=(data,) if data.exists() else ())
 
 
 def is_transformer(proto: onnx.ModelProto) -> bool:
@@ -119,6 +119,16 @@ def is_transformer(proto: onnx.ModelProto) -> bool:
         for node in proto.graph.node
     )
     return fused or (mixes and ops["Softmax"] > 0)
+
+
+def stem(proto: onnx.ModelProto, count: int = 3) -> tuple[str, ...]:
+    """Return the names of the first convolutions, fewer than half of all.
+
+    They see the fewest channels and the least redundancy, so int8 hurts there most.
+    """
+    names = [node.name for node in proto.graph.node if node.op_type == "Conv"]
+    first = names[:count]
+    return tuple(first) if all(first) and len(names) > 2 * count else ()
 
 
 def saturates(target: Target) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -32,8 +33,9 @@ class Journal:
             os.truncate(self.path, len(whole))
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                self._events.append(json.loads(line))
-            except ValueError as error:
+                event = json.loads(line)
+                self._events.append({"kind": event["kind"], **event})
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise InputError(
                     f"{self.path}: line {number} is damaged; delete the file to start anew"
                 ) from error
@@ -45,12 +47,15 @@ class Journal:
             InputError: the disk is full, or the folder can't be written.
         """
         event = {"kind": kind, **to_record(fields)}
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("ab") as file:
                 file.write(json.dumps(event).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # half a line would spoil the next
             raise InputError(f"can't write {self.path}: {error.strerror or error}") from error
         self._events.append(event)
 

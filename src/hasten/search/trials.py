@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from hasten.candidate import Candidate, Measurement, Single, Trial
+from hasten.certificate.verdict import Guard
 from hasten.data.spool import Spool
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError, InputError
@@ -30,9 +32,14 @@ _REFERENCE_LIMIT_S = 30.0
 
 
 def difference(outputs: Tensors, exact: Tensors) -> float:
-    """Return the largest absolute difference over all outputs, relative to each one's largest value."""
+    """Return the largest absolute difference over all outputs, relative to each one's largest value.
+
+    Infinite where an output is missing or has another shape.
+    """
     worst = 0.0
     for name, own in exact.items():
+        if name not in outputs or outputs[name].shape != own.shape:
+            return math.inf
         if own.dtype.kind != "f":
             worst = max(worst, float(np.any(outputs[name] != own)))
             continue
@@ -52,6 +59,7 @@ class Trials:
         samples: The search split.
         metric: What is scored.
         max_drop: A candidate that is surely beyond it is left early.
+        guard: What counts as a drop: under `lost` no gain makes up for a loss.
         pace: Lengths of the turns.
         seed: Of the orders.
     """
@@ -66,11 +74,13 @@ class Trials:
         max_drop: float,
         pace: Pace,
         seed: int,
+        guard: Guard = "net",
     ) -> None:
         self.bench, self.samples, self.metric = bench, samples, metric
         self.notes: list[str] = []
         self.done: dict[str, Trial] = {}
         self._journal, self._max_drop, self._pace, self._seed = journal, max_drop, pace, seed
+        self._guard = guard
         self._open: Opened | None = None
         self.baseline: Candidate
         for event in journal.events("trial"):
@@ -83,25 +93,29 @@ class Trials:
         Raises:
             InputError: no engine runs the model, or its own answers aren't finite.
         """
-        why = []
+        unable: list[Trial] = []
         for candidate in grid:
             if candidate.passes or not candidate.exact:
                 continue
             try:
                 self._open = self.bench.open(candidate)
             except CandidateError as error:
-                self._keep(Trial(candidate, failure=str(error)))
-                why.append(f"{candidate.label}: {error}")
+                unable.append(Trial(candidate, failure=str(error)))
                 continue
             self.baseline = candidate
             break
         else:
-            raise InputError(f"no engine runs this model: {'; '.join(why) or 'none is installed'}")
+            why = "; ".join(f"{t.candidate.label}: {t.failure}" for t in unable)
+            raise InputError(f"no engine runs this model: {why or 'none is installed'}")
         self.exact_answers = ExactAnswers(
             self.bench, self._open, self.samples, self.bench.folder / "exact-answers"
         )
         self.exact_scores = self.exact_answers.scores(self.metric)
         self._check_reference()
+        own = Trial(self.baseline, self._open.artifact, properties=dict(self._open.properties))
+        for trial in (*unable, own):  # only now: a run that can't begin leaves nothing to resume
+            if trial.candidate.key not in self.done:
+                self._keep(trial)
 
     def close(self) -> None:
         """End the baseline's process."""
@@ -112,6 +126,7 @@ class Trials:
     def opened_baseline(self) -> Opened:
         """Return the baseline's worker, started anew if it is gone."""
         if self._open is None or not self._open.worker.alive:
+            self.close()
             self._open = self.bench.open(self.baseline)
         return self._open
 
@@ -227,7 +242,7 @@ class Trials:
         n = len(scores)
         if n < min(_LEAST_SCORED, len(self.samples)):
             return False
-        differences = self.exact_scores[:n] - scores
+        differences = self._falls(scores)
         error = float(differences.std()) / np.sqrt(n)
         return bool(float(differences.mean()) - 3 * error > self._max_drop)
 
@@ -237,13 +252,15 @@ class Trials:
             return 0.0
         if not trial.scores:
             return 1.0
-        scores = np.array(trial.scores)
-        return float((self.exact_scores[: len(scores)] - scores).mean())
+        return float(self.drops(trial).mean())
 
     def drops(self, trial: Trial) -> Array:
         """Return the paired differences of a scored trial, `(n,)`: what bets are set by."""
-        scores = np.array(trial.scores)
-        return np.asarray(self.exact_scores[: len(scores)] - scores)
+        return self._falls(np.array(trial.scores))
+
+    def _falls(self, scores: Array) -> Array:
+        falls = self.exact_scores[: len(scores)] - scores
+        return np.asarray(np.maximum(falls, 0) if self._guard == "lost" else falls)
 
 
 def ratio(trial: Trial) -> Ratio:

@@ -205,12 +205,26 @@ class EngineTests:
         assert_one_line(caught.value)
 
     def test_it_survives_a_record(self, target: Target) -> None:
-        for engine in (self.engine, *self.engine.variants(target)):
+        engines = (self.engine, *self.engine.variants(target), *self.engine.tunings(target))
+        for engine in engines:
             record = json.loads(json.dumps(to_record(engine)))
             assert from_record(Engine, record, trusted=True) == engine
 
     def test_the_first_variant_is_the_default(self, target: Target) -> None:
         assert next(iter(self.engine.variants(target))) == type(self.engine)()
+
+    def test_tunings_compute_the_same(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.small_cnn(tmp_path))
+        request = request_for(model.inputs)
+        two = replace(target, cpus=(*target.cpus, max(target.cpus) + 1), threads=2)
+        artifact = self.built(model, two, tmp_path)
+        answers = []
+        for engine in (self.engine, *self.engine.tunings(two)):
+            assert engine.exact == self.engine.exact
+            with engine.open(artifact, two) as session:
+                answers.append(session.run(request)["logits"])
+        for answer in answers:
+            np.testing.assert_allclose(answer, answers[0], rtol=TOLERANCE, atol=TOLERANCE)
 
     def test_the_version_is_a_word(self) -> None:
         assert self.engine.version().split() == [self.engine.version()]

@@ -83,6 +83,30 @@ def test_a_function_in_a_file_may_return_a_module(code: Path, tmp_path: Path) ->
     assert model.inputs[0].shape == ("batch", 4)
 
 
+def test_data_may_have_what_a_module_takes_beyond_the_least(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+
+    class Scaled(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any, scale: Any = 1) -> Any:
+            return x * scale
+
+    from hasten.data.source import open_data
+    from hasten.tensors import TensorSpec
+
+    np.savez(tmp_path / "d.npz", x=X[None], scale=X[None])
+
+    def sample(names: Any) -> dict[str, Any]:
+        data = open_data(tmp_path / "d.npz", [TensorSpec(name, "float32", ()) for name in names])
+        return {name: rows[0] for name, rows in data.inputs([0]).items()}
+
+    model = load_model(Scaled(), sample, tmp_path)
+    assert [spec.name for spec in model.inputs] == ["x", "scale"]
+    (tmp_path / "d.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError) as error:
+        load_model(Scaled(), sample, tmp_path)
+    assert str(error.value) == (f"{tmp_path / 'd.npz'} is not an .npz archive, or it is cut short")
+
+
 def test_a_live_module_and_an_exported_program_are_told_apart(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra torch")
     module = torch.nn.Sequential(torch.nn.Linear(4, 2)).eval()

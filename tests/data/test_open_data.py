@@ -62,6 +62,18 @@ def test_a_temporary_folder_goes_with_the_data(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_the_callers_is_left_alone_or_left_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "unpacked"
+    with pytest.raises(InputError):
+        open_data([np.zeros(3), np.zeros(2)], SPECS, workdir=folder)
+    assert not folder.exists()
+    assert len(open_data(list(X), SPECS, workdir=folder)) == 5
+    with pytest.raises(InputError) as error:
+        open_data(list(X), SPECS, workdir=folder)
+    assert str(error.value) == f"{folder} isn't empty: give a new folder to unpack data to"
+    assert list(folder.iterdir())
+
+
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert refused("no.npz") == "no such file: no.npz"
     assert refused(tmp_path / "a:b") == f"no such file: {tmp_path / 'a:b'}"
@@ -82,6 +94,10 @@ def test_a_folder_of_images_needs_a_pipeline_and_one_input(tmp_path: Path) -> No
     assert refused(tmp_path) == (
         f"{tmp_path} is a folder of images, and nothing says how to prepare them: give a size, "
         "mean and std, or a pipeline file"
+    )
+    assert refused(tmp_path, ()) == (
+        f"{tmp_path} is a folder of images, but the model doesn't say what its input is called: "
+        "give an .npz archive or module:function"
     )
     assert refused(tmp_path, (*SPECS, TensorSpec("y", "int64", ()))) == (
         f"{tmp_path} is a folder of images, but the model takes the inputs x, y: "

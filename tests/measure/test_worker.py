@@ -1,0 +1,339 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.data.arrays import ArrayDataset
+from hasten.data.spool import Spool, write_spool
+from hasten.engines.null import Null
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import CandidateError, InputError
+from hasten.measure.latency import Pace, rounds
+from hasten.measure.process import Worker
+from hasten.measure.worker import request_of, time_requests
+from hasten.tensors import TensorSpec
+from hasten.testing.desk import Desk
+from hasten.testing.faults import Faulty
+
+BRIEF = {"warmup_ns": 0, "block_ns": 0, "at_least": 2, "at_most": 2}
+PACE = Pace(warmup_ns=0, block_ns=0, at_least=2, at_most=2)
+
+
+def predict(worker: Worker, spool: Spool, folder: Path, **limits: Any) -> Any:
+    asked = {"samples": str(spool.folder), "start": 0, "stop": 3, "first": 100}
+    return worker.ask("predict", out=str(folder / "out"), **{"limit_s": 60.0, **asked, **limits})
+
+
+def timed(worker: Worker, spool: Spool, limit_s: float = 60.0) -> Any:
+    return worker.ask("time", limit_s=limit_s, samples=str(spool.folder), first=0, **BRIEF)
+
+
+def state(pid: int) -> str:
+    """The process's state letter in /proc; "gone" where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "gone"
+
+
+def until(happened: Callable[[], bool]) -> bool:
+    for _ in range(1000):
+        if happened():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+class TestTimeRequests:
+    class Clock:
+        def __init__(self) -> None:
+            self.now = 0
+
+        def __call__(self) -> int:
+            return self.now
+
+    def taken(self, *costs: int, **settings: int) -> tuple[list[int], list[int]]:
+        clock, seen = self.Clock(), []
+
+        def run(request: dict[str, Any]) -> None:
+            seen.append(request["cost"])
+            clock.now += request["cost"]
+
+        limits = {"warmup_ns": 0, "block_ns": 0, "at_least": 1, "at_most": 100, **settings}
+        requests = [{"cost": cost} for cost in costs]
+        return time_requests(run, requests, clock_ns=clock, **limits), seen
+
+    def test_latencies_are_those_after_the_warm_up_in_order(self) -> None:
+        latencies, seen = self.taken(10, 20, 30, warmup_ns=25, at_least=4)
+        assert latencies == [30, 10, 20, 30]
+        assert seen == [10, 20, 30, 10, 20, 30]
+
+    def test_the_warm_up_says_how_many_fit_into_a_block(self) -> None:
+        assert self.taken(10, warmup_ns=50, block_ns=200)[0] == [10] * 20
+
+    def test_a_slow_model_gets_its_fewest_requests(self) -> None:
+        assert self.taken(1000, block_ns=10, at_least=3)[0] == [1000] * 3
+
+    def test_a_fast_model_gets_no_more_than_its_most(self) -> None:
+        assert self.taken(1, block_ns=1000, at_most=7)[0] == [1] * 7
+
+    def test_no_time_at_all_is_no_division_by_zero(self) -> None:
+        assert self.taken(0, block_ns=1000, at_most=5)[0] == [0] * 5
+
+    def test_no_requests_are_refused(self) -> None:
+        with pytest.raises(InputError) as error:
+            self.taken()
+        assert str(error.value) == "nothing to time: got no requests"
+
+
+def test_a_request_has_the_rank_that_the_model_takes_even_none() -> None:
+    sample = {"x": np.zeros((1, 3), np.float32), "scale": np.ones(1, np.float32)}
+    specs = [TensorSpec("x", "float32", (1, 3)), TensorSpec("scale", "float32", ())]
+    assert {k: v.shape for k, v in request_of(sample, specs).items()} == {"x": (1, 3), "scale": ()}
+    (one,) = request_of(sample, [TensorSpec("x", "float32", (3,))]).values()
+    assert one.shape == (3,)
+
+
+def test_requests_are_no_more_than_memory_should_hold(
+    desk: Desk, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten.measure import worker
+
+    process = worker._Process()
+    process.request = desk.model.request
+    assert len(process._requests(spool, 0)) == 20
+    monkeypatch.setattr(worker, "_REQUEST_BYTES", 3 * 64)
+    requests = process._requests(spool, 18)
+    assert len(requests) == 3
+    np.testing.assert_array_equal(requests[2]["x"], spool.inputs([0])["x"])
+
+
+def test_a_worker_answers_as_the_engine_does(desk: Desk, spool: Spool, tmp_path: Path) -> None:
+    opened = desk.open(OnnxRuntime(threads=1))
+    with OnnxRuntime(threads=1).open(opened.artifact, desk.bench.target) as session:
+        here = np.concatenate(
+            [session.run({"x": spool.inputs([i])["x"]})["logits"] for i in range(20)]
+        )
+    (there,) = desk.bench.predict(opened, spool)
+    np.testing.assert_array_equal(there["logits"], here)
+    assert opened.properties["threads"] == "1"
+    assert desk.bench.predict_one(opened, spool)["logits"].shape == (1, 4)
+    assert not list(desk.bench.folder.glob("outputs-*"))
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
+def test_a_killed_worker_is_reported_with_its_signal(
+    desk: Desk, spool: Spool, tmp_path: Path, name: str
+) -> None:
+    worker = desk.worker(Null())
+    os.kill(worker.pid, signal.Signals[name])
+    with pytest.raises(CandidateError) as error:
+        predict(worker, spool, tmp_path)
+    assert str(error.value) == f"its process was killed by {name} during 'predict'"
+    assert not worker.alive
+
+
+def test_a_fault_within_a_run_ends_the_worker_only(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    worker = desk.worker(Faulty(Null(), "kill", on_run=2))
+    with pytest.raises(CandidateError) as error:
+        predict(worker, spool, tmp_path)
+    assert str(error.value) == "its process was killed by SIGKILL during 'predict'"
+
+
+@pytest.mark.parametrize("asleep", [True, False])
+def test_a_worker_that_died_between_two_commands_is_a_failed_candidate(
+    desk: Desk, spool: Spool, asleep: bool
+) -> None:
+    worker = desk.worker(Null())
+    if asleep:
+        worker.sleep()
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    worker.sleep()
+    worker.wake()
+    with pytest.raises(CandidateError) as error:
+        timed(worker, spool)
+    assert str(error.value) == "its process was killed by SIGKILL during 'time'"
+
+
+def test_asking_a_worker_that_was_ended_is_a_failed_candidate(desk: Desk, spool: Spool) -> None:
+    worker = desk.worker(Null())
+    worker.kill()
+    worker.kill()
+    with pytest.raises(CandidateError) as error:
+        timed(worker, spool)
+    assert str(error.value) == "its process was killed by SIGKILL during 'time'"
+
+
+def test_ending_a_worker_twice_signals_nobody_else(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = desk.worker(Null())
+    worker.kill()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("its number may be another process's by now")
+
+    monkeypatch.setattr(os, "killpg", refuse)
+    worker.kill()
+    worker.sleep()
+    worker.wake()
+
+
+def test_an_ended_worker_leaves_no_process_and_no_descriptor(desk: Desk) -> None:
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    worker = desk.worker(Null())
+    worker.kill()
+    assert state(worker.pid) == "gone"
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_worker_that_cannot_start_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(FileNotFoundError):
+        Worker(tmp_path / "log", 1 << 30)
+    with pytest.raises(FileNotFoundError):
+        Worker(tmp_path / "no folder" / "log", 1 << 30)
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_worker_that_hangs_is_killed_at_its_limit(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    worker = desk.worker(Faulty(Null(), "hang"))
+    with pytest.raises(CandidateError) as error:
+        predict(worker, spool, tmp_path, limit_s=1.0)
+    assert str(error.value) == "hung: no answer within 1 s, killed"
+    assert state(worker.pid) == "gone"
+
+
+@pytest.mark.parametrize("do", ["predict", "time"])
+def test_a_worker_that_takes_too_much_memory_is_killed(
+    desk: Desk, spool: Spool, tmp_path: Path, do: str
+) -> None:
+    worker = desk.worker(Faulty(Null(), "allocate"))
+    worker.memory_bytes = 256 << 20
+    with pytest.raises(CandidateError) as error:
+        predict(worker, spool, tmp_path) if do == "predict" else timed(worker, spool)
+    held = str(error.value).partition("it held ")[2].partition(" MiB")[0]
+    assert str(error.value) == (
+        f"ran out of memory: it held {held} MiB of the 256 MiB that a trial may take, killed"
+    )
+    assert int(held) > 256
+    assert state(worker.pid) == "gone"
+
+
+def test_the_kernel_would_end_a_worker_before_its_parent(desk: Desk) -> None:
+    worker = desk.worker(Null())
+    assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text() == "1000\n"
+
+
+def test_nan_is_reported_with_the_output_and_the_sample(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    worker = desk.worker(Faulty(OnnxRuntime(threads=1), "nan"))
+    with pytest.raises(CandidateError) as error:
+        predict(worker, spool, tmp_path)
+    assert str(error.value) == "output 'logits' has NaN or Inf for sample 100"
+    assert worker.alive
+
+
+def test_what_went_wrong_inside_is_one_line_here_and_whole_in_the_log(desk: Desk) -> None:
+    worker = desk.worker(Null())
+    with pytest.raises(CandidateError) as error:
+        worker.ask("build", limit_s=60)
+    assert str(error.value) == "KeyError: 'engine'"
+    log = desk.bench.log.read_text()
+    assert log.startswith("Traceback (most recent call last):")
+    assert log.endswith("KeyError: 'engine'\n")
+
+
+def test_bad_input_found_by_a_worker_stays_the_callers(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    worker = desk.worker(Null())
+    (spool.folder / "index.json").unlink()
+    with pytest.raises(InputError) as error:
+        predict(worker, spool, tmp_path)
+    assert str(error.value) == f"{spool.folder / 'index.json'} is missing"
+
+
+def test_a_sleeping_worker_does_not_run(desk: Desk, spool: Spool) -> None:
+    worker = desk.worker(OnnxRuntime(threads=1))
+
+    def ticks() -> list[str]:
+        return Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+
+    worker.sleep()
+    assert until(lambda: state(worker.pid) == "T")
+    tasks = list(Path(f"/proc/{worker.pid}/task").iterdir())
+    assert {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks} == {"T"}
+    before = ticks()
+    time.sleep(0.1)
+    assert ticks() == before
+    assert len(timed(worker, spool)) == 2  # a command wakes it
+    assert state(worker.pid) != "T"
+
+
+def test_only_one_entrant_is_awake_at_a_time(desk: Desk, spool: Spool) -> None:
+    workers = {name: desk.worker(Null()) for name in "abc"}
+    awake: list[str] = []
+
+    class Watched(dict[str, Worker]):
+        def __getitem__(self, name: str) -> Worker:
+            others = [w.pid for who, w in workers.items() if who != name]
+            awake.extend(name for pid in others if not until(lambda: state(pid) == "T"))
+            return super().__getitem__(name)
+
+    turns = rounds(Watched(workers), spool.folder, threads=1, pace=PACE, seed=0)
+    assert [set(next(turns).latency_ns) for _ in range(2)] == [{*"abc"}] * 2
+    assert awake == []
+    turns.close()
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from hasten.measure.process import Worker
+worker = Worker(Path(sys.argv[1]), 1 << 30)
+try:
+    worker.ask("no such command", limit_s=60)
+except Exception:
+    pass
+if sys.argv[2] == "asleep":
+    worker.sleep()
+print(worker.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["asleep", "awake"])
+def test_a_worker_dies_with_its_parent(tmp_path: Path, how: str) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "log"), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        if how == "asleep":
+            assert until(lambda: state(pid) == "T")
+        parent.kill()
+    # Whoever adopts orphans here may be slow to reap them: a zombie has ended too.
+    assert until(lambda: state(pid) in ("gone", "Z", "X"))
+
+
+def test_a_large_sample_is_answered_too(desk: Desk, tmp_path: Path) -> None:
+    data = ArrayDataset({"x": np.zeros((130, 16), np.float32)})
+    spool = write_spool(data, tmp_path / "many")
+    chunks = list(desk.bench.predict(desk.open(Null()), spool))
+    assert [len(chunk["logits"]) for chunk in chunks] == [64, 64, 2]

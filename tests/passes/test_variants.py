@@ -1,0 +1,73 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hasten.model import Model
+from hasten.passes.dynamic_quantization import DynamicQuantization
+from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.onnx_files import is_transformer, read_onnx, stem
+from hasten.passes.static_quantization import StaticQuantization
+from hasten.testing.pass_tests import host
+
+CHAIN = """
+<ir_version: 10, opset_import: ["": 20]>
+chain (float[batch, 4, 8] x) => (float[batch, 4, 8] y)
+<float[4, 4, 1] w>
+{
+    [c1] a = Conv (x, w)
+    [c2] b = Conv (a, w)
+    [c3] c = Conv (b, w)
+    [c4] d = Conv (c, w)
+    [c5] e = Conv (d, w)
+    [c6] f = Conv (e, w)
+    [c7] y = Conv (f, w)
+}
+"""
+
+
+@pytest.fixture
+def chain(build: Any) -> Model:
+    """Seven convolutions in a row."""
+    model: Model = build(CHAIN)
+    return model
+
+
+def test_attention_is_told_from_convolutions(convnet: Model, attention: Model) -> None:
+    assert is_transformer(read_onnx(attention))
+    assert not is_transformer(read_onnx(convnet))
+
+
+def test_a_stem_is_the_first_convolutions_of_a_network_with_many_more(
+    chain: Model, convnet: Model
+) -> None:
+    assert stem(read_onnx(chain)) == ("c1", "c2", "c3")
+    assert stem(read_onnx(convnet)) == ()
+
+
+def test_transformers_start_with_smoothing_and_quantized_products_alone(attention: Model) -> None:
+    first = next(NncfQuantization.variants(attention, host()))
+    assert first == NncfQuantization("mixed", transformer=True)
+    assert next(StaticQuantization.variants(attention, host())) == StaticQuantization(
+        compute_only=True
+    )
+
+
+def test_convolutional_networks_are_also_tried_with_a_float_stem(chain: Model) -> None:
+    nncf = list(NncfQuantization.variants(chain, host()))
+    static = list(StaticQuantization.variants(chain, host()))
+    for kept in ([value.keep_float for value in nncf], [value.keep_float for value in static]):
+        assert kept[0] == ()
+        assert ("c1", "c2", "c3") in kept
+    assert not any(value.transformer for value in nncf)
+    assert not any(value.compute_only for value in static)
+
+
+def test_weights_have_seven_bits_where_products_would_overflow(
+    chain: Model, attention: Model
+) -> None:
+    old = replace(host(), isa=("avx2", "avx512f"))
+    for target, reduced in ((old, True), (host(), False)):
+        static = {value.reduce_range for value in StaticQuantization.variants(chain, target)}
+        dynamic = {value.reduce_range for value in DynamicQuantization.variants(attention, target)}
+        assert static == dynamic == {reduced}
