@@ -14,12 +14,17 @@ from hasten.records import Value, digest, to_record, type_name
 def label(value: Value) -> str:
     """Name a value for people: its type, and the settings that differ from their defaults."""
     changed = [
-        f"{field.name}={getattr(value, field.name)}"
+        f"{field.name}={_short(getattr(value, field.name))}"
         for field in dataclasses.fields(value)  # type: ignore[arg-type]
         if getattr(value, field.name) != field.default
     ]
     name = type_name(value).rpartition(":")[2]
     return f"{name}({', '.join(changed)})" if changed else name
+
+
+def _short(setting: object) -> str:
+    """A list of names is counted: a label has to fit into a table."""
+    return f"{len(setting)} nodes" if isinstance(setting, tuple) else str(setting)
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,7 @@ def optimize(
                 max_drop,
                 confidence,
                 seed,
+                tuple(keep_float),
                 None if time_limit_s is None else begin + time_limit_s,
             ),
             listen=listen,

@@ -13,7 +13,7 @@ import numpy as np
 
 from hasten.candidate import Candidate, Single, Trial
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.verdict import Guard, Judgement
+from hasten.certificate.verdict import Guard, Judgement, samples_needed
 from hasten.certification import judge_ladder, prior_of, sealed_scores
 from hasten.choose import Standing, fastest_exact, ladder
 from hasten.engines.base import Artifact
@@ -26,7 +26,7 @@ from hasten.metrics.base import Metric
 from hasten.passes.base import Pass, Skipped
 from hasten.progress import Listener, Progress
 from hasten.records import digest, from_record, to_record
-from hasten.search.grid import neighbours
+from hasten.search.grid import neighbours, variations
 from hasten.search.journal import Journal
 from hasten.search.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.search.trials import Trials, ratio
@@ -51,6 +51,7 @@ class Order:
         max_drop: The limit, in absolute share.
         confidence: Of the certificate.
         seed: Of all orders.
+        keep_float: Nodes that no pass may quantize.
         deadline: `time.monotonic()` by which the run should end; None for no limit.
     """
 
@@ -59,6 +60,7 @@ class Order:
     max_drop: float
     confidence: float
     seed: int
+    keep_float: tuple[str, ...] = ()
     deadline: float | None = None
 
 
@@ -110,8 +112,12 @@ class Run:
         self._settle_threads()
         self.trials.begin(grid)
         self.notes += self.trials.notes
-        if self._try(grid):
-            self._try(neighbours(self._promising(), self.bench.model, self.bench.target))
+        model, target = self.bench.model, self.bench.target
+        if self._try(grid) and not self._fastest_likely_passes():
+            ranked = [t.candidate for t in self._ranked()]
+            self._try(variations(ranked, model, target, self.order.keep_float))
+        if not self._late():
+            self._try(neighbours(self._promising(), self._helpful(), target))
 
     def _settle_threads(self) -> None:
         """See how many threads the host runs at once, once per run; a busy one is timed with one."""
@@ -149,9 +155,41 @@ class Run:
         self._tell("try", "all tried", len(candidates), len(candidates), outcome)
         return True
 
+    def _ranked(self) -> list[Trial]:
+        """What ran through, fastest first."""
+        return sorted(self.measured(), key=lambda t: ratio(t).estimate)
+
+    def _fastest_likely_passes(self) -> bool:
+        """Whether the fastest candidate would probably be certified by the sealed data there is."""
+        ranked = self._ranked()
+        if not ranked or ranked[0].candidate.exact or not ranked[0].scores:
+            return bool(ranked) and ranked[0].candidate.exact
+        differences = self.trials.drops(ranked[0])
+        drop, flips = float(differences.mean()), float(np.mean(differences**2))
+        if drop >= self.order.max_drop:
+            return False
+        needed = samples_needed(
+            max(flips, abs(drop)), drop, self.order.max_drop, self.order.confidence
+        )
+        return needed <= len(np.unique(self.parts.sealed_units))
+
+    def _helpful(self) -> list[Pass]:
+        """Exact passes that made the untouched model faster on its engine."""
+        exact = [t for t in self.measured() if t.candidate.exact]
+        plain = {t.candidate.engine: ratio(t).estimate for t in exact if not t.candidate.passes}
+        plain[self.trials.baseline.engine] = 1.0
+        return list(
+            dict.fromkeys(
+                t.candidate.passes[0]
+                for t in exact
+                if t.candidate.passes
+                and ratio(t).estimate < plain.get(t.candidate.engine, 0) * (1 - _SCREEN_NOISE)
+            )
+        )
+
     def _promising(self) -> list[Single]:
         """The fastest exact candidate, and the fastest that stayed under the limit."""
-        ranked = sorted(self.measured(), key=lambda t: ratio(t).estimate)
+        ranked = self._ranked()
         exact = [t.candidate for t in ranked if t.candidate.exact]
         lossy = [
             t.candidate

@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from hasten import __version__
-from hasten.cli.options import Seconds, Share, one_line_errors
+from hasten.cli.options import (
+    Seconds,
+    Share,
+    image_options,
+    image_pipeline_of,
+    one_line_errors,
+)
 
 _ENGINES = ("onnxruntime", "openvino")
 
@@ -53,12 +59,7 @@ def main() -> None:
     "--confidence", type=Share(), default="95%", show_default=True, help="Of the certificate."
 )
 @click.option("--training", help="Training data to calibrate from.")
-@click.option(
-    "--pipeline",
-    "pipeline_file",
-    type=click.Path(path_type=Path),
-    help="YAML with the preprocessing of images.",
-)
+@image_options
 @click.option("--engine", "engines", multiple=True, help="Try this engine only; may be repeated.")
 @click.option(
     "--keep-float", multiple=True, metavar="NODE", help="Leave this node alone; may be repeated."
@@ -86,16 +87,15 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     """Make the fastest certified version of MODEL."""
     from hasten.cli.screen import screen, summary
     from hasten.optimization import optimize as run
-    from hasten.pipeline.config import from_yaml
 
     began = time.monotonic()
     with one_line_errors():
-        file = options.pop("pipeline_file")
+        pipeline = image_pipeline_of(options)
         with screen() as listen:
             result = run(
                 model,
                 data,
-                pipeline=None if file is None else from_yaml(file),
+                pipeline=pipeline,
                 engines=options.pop("engines") or _ENGINES,
                 time_limit_s=options.pop("time_limit"),
                 keep_exact=not options.pop("no_exact"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from hasten.errors import CandidateError, InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Share(click.ParamType[float]):
@@ -38,6 +41,69 @@ class Seconds(click.ParamType[float]):
             return float(text[:-1]) * unit if unit else float(text)
         except ValueError:
             self.fail(f"{text!r} is no time span; write 90s, 5m or 1h", param, ctx)
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers, written "0.485,0.456,0.406"."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} are no numbers; write 0.5 or 0.485,0.456,0.406", param, ctx)
+
+
+_IMAGE_OPTIONS = (
+    click.option(
+        "--pipeline",
+        "pipeline_file",
+        type=click.Path(path_type=Path),
+        help="YAML with size, resize, mean, std, ... of images.",
+    ),
+    click.option("--image-size", type=int, help="Side of the square that the model takes."),
+    click.option("--image-resize", type=int, help="Shorter side before the crop."),
+    click.option("--image-mean", type=Numbers(), help="Of values in [0, 1], one or 3."),
+    click.option("--image-std", type=Numbers(), help="Of values in [0, 1], one or 3."),
+    click.option("--image-layout", type=click.Choice(["CHW", "HWC"]), help="Order of the axes."),
+)
+_FLAGS = ("image_size", "image_resize", "image_mean", "image_std", "image_layout")
+
+
+def image_options(command: F) -> F:
+    """Add the options that say how images are prepared."""
+    for option in reversed(_IMAGE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def image_pipeline_of(options: dict[str, Any]) -> Any:
+    """Take the image options out of a command's options; return a `Pipeline`, or None.
+
+    Raises:
+        InputError: both a file and flags, or flags without a size.
+    """
+    from hasten.pipeline.config import from_yaml, image_pipeline
+
+    file = options.pop("pipeline_file")
+    given = {
+        name.removeprefix("image_"): value
+        for name in _FLAGS
+        if (value := options.pop(name)) is not None
+    }
+    if file is not None and given:
+        raise InputError("--pipeline says how images are prepared: leave out the --image options")
+    if file is not None:
+        return from_yaml(file)
+    if not given:
+        return None
+    if "size" not in given:
+        raise InputError("--image-size is missing: the side of the square that the model takes")
+    for name in ("mean", "std"):
+        if len(given.get(name, ())) == 1:
+            given[name] = given[name][0]
+    return image_pipeline(**given)
 
 
 @contextlib.contextmanager

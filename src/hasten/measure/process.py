@@ -34,8 +34,9 @@ class Worker:
         self.memory_bytes = memory_bytes
         self._asleep = self._ended = False
         ours, theirs = socket.socketpair()
-        with contextlib.ExitStack() as undo, theirs, log.open("ab") as output:
-            undo.callback(ours.close)
+        with contextlib.ExitStack() as start, theirs:
+            start.callback(ours.close)  # unless it starts
+            output = start.enter_context(log.open("ab"))
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -48,7 +49,8 @@ class Worker:
                 env={**os.environ, **OFF},
                 start_new_session=True,
             )
-            undo.pop_all()
+            output.close()
+            start.pop_all()
         self._channel = ours
         self._received = b""
 

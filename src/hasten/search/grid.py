@@ -70,7 +70,7 @@ def grid(
     engine_names: Sequence[str] = ENGINES,
     keep_float: tuple[str, ...] = (),
 ) -> list[Single]:
-    """Return the first proposals, those likeliest to win first.
+    """Return the first proposals: every pass's likeliest variant on every engine.
 
     The untouched model on every engine comes first: nothing may ship that is slower than these.
 
@@ -85,30 +85,50 @@ def grid(
         for engine in engines
         if engine.exact and step.gives in engine.formats
     ]
+    firsts = [variants[0] for variants in _passes(_LOSSY_PASSES, model, target) if variants]
     lossy = [
         Single((_kept(step, keep_float),), engine)
-        for step in _by_turns(_passes(_LOSSY_PASSES, model, target))
+        for step in firsts
         for engine in engines
         if step.gives in engine.formats
     ]
     return list(dict.fromkeys([*untouched, *exact, *lossy]))
 
 
-def neighbours(best: Sequence[Single], model: Model, target: Target) -> list[Single]:
+def variations(
+    fastest: Sequence[Single], model: Model, target: Target, keep_float: tuple[str, ...] = ()
+) -> list[Single]:
+    """Return the passes' further variants, each on the engine on which its first did best.
+
+    For when the first variants are fast and not accurate enough.
+
+    Args:
+        fastest: What was tried, fastest first.
+        model: The original.
+        target: The device.
+        keep_float: Nodes that no pass may quantize.
+    """
+    found: list[list[Single]] = []
+    for queue in _passes(_LOSSY_PASSES, model, target):
+        engine = next(
+            (c.engine for c in fastest if queue and type(queue[0]) in map(type, c.passes)), None
+        )
+        if engine is not None:
+            found.append([Single((_kept(step, keep_float),), engine) for step in queue[1:]])
+    return list(_by_turns(found))
+
+
+def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) -> list[Single]:
     """Return what differs by one step from the best so far: scheduling, or an exact pass before.
 
     Args:
         best: The most promising, best first.
-        model: The original.
+        helpful: Exact passes that made the untouched model faster.
         target: The device.
     """
-    exact = [step for queue in _passes(_EXACT_PASSES, model, target) for step in queue]
     found = []
     for candidate in best:
         found += [Single(candidate.passes, other) for other in candidate.engine.tunings(target)]
-        found += [
-            Single((step, *candidate.passes), candidate.engine)
-            for step in exact
-            if candidate.passes and not any(p.exact for p in candidate.passes)
-        ]
+        if candidate.passes and not any(step.exact for step in candidate.passes):
+            found += [Single((step, *candidate.passes), candidate.engine) for step in helpful]
     return list(dict.fromkeys(found))

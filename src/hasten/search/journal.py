@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Journal:
         Raises:
             InputError: the disk is full, or the folder can't be written.
         """
-        event = {"kind": kind, **to_record(fields)}
+        event = {"kind": kind, "at_s": round(time.time(), 2), **to_record(fields)}
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("ab") as file:
