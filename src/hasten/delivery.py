@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class Delivery:
         self._write(run, trial.candidate, "uncertified", _INTERIM, None, {})
 
     def finish(
-        self, run: Run, exact: str, judged: Sequence[tuple[str, Judgement | str]], seconds: float
+        self, run: Run, exact: str, judged: Sequence[tuple[str, Judgement | str]], begin: float
     ) -> Result:
         """Time what was chosen in fresh rounds, and write the bundle.
 
@@ -68,7 +69,7 @@ class Delivery:
             run: Behind it all but this.
             exact: Key of the exact candidate to fall back on.
             judged: What the sealed data said, safest first.
-            seconds: How long the run has taken.
+            begin: `time.monotonic()` as the run began.
         """
         passed = last_certified(judged)
         winner = passed[0] if passed else exact
@@ -108,9 +109,9 @@ class Delivery:
             rows=rows,
             spread=final.spread,
             threads=final.threads,
-            tried={t.candidate.label: run.outcome(t) for t in run.trials.done.values()},
+            tried={t.candidate.label: run.trials.outcome(t) for t in run.trials.done.values()},
             notes=(*run.parts.notes, *run.notes),
-            seconds=seconds,
+            seconds=time.monotonic() - begin,
         )
         evidence["result.json"] = to_record(result)
         html = page.render(result, environment(run.bench.target))
@@ -226,7 +227,9 @@ def _fastest_uncertified(
     """The fastest trial that isn't certified, if it is faster than what ships."""
     certified = {k for k, e in judged if isinstance(e, Judgement) and e.verdict == "certified"}
     trials = [
-        t for t in run.measured() if not t.candidate.exact and t.candidate.key not in certified
+        t
+        for t in run.trials.measured()
+        if not t.candidate.exact and t.candidate.key not in certified
     ]
     if not trials:
         return None

@@ -18,6 +18,7 @@ from hasten.data.source import open_data
 from hasten.delivery import Delivery, check_place
 from hasten.errors import InputError
 from hasten.frontends.source import find_model, load_model
+from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
@@ -27,8 +28,9 @@ from hasten.pipeline.config import from_module
 from hasten.progress import Listener, nobody
 from hasten.records import type_name
 from hasten.result import Result
-from hasten.run import Order, Run
+from hasten.run import Run
 from hasten.search.grid import ENGINES, grid
+from hasten.search.order import Order
 from hasten.target import Target
 from hasten.tensors import Array, TensorSpec
 from hasten.workspace import Parts, check_same_run, data_digest, lay_out, open_folder
@@ -93,8 +95,8 @@ def optimize(
     _check_options(max_drop, confidence, time_limit_s)
     bundle = Path(out)
     folder = bundle.with_name(bundle.name + ".work")
-    journal = open_folder(folder, resume=resume)
     check_place(bundle)
+    journal = open_folder(folder, resume=resume)
     run: Run | None = None
     try:
         model = find_model(model)
@@ -143,13 +145,14 @@ def optimize(
             ),
             listen=listen,
             on_better=delivery.interim,
+            pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
         )
         run.notes += _warnings(parts, max_drop, confidence, guard)
         # One way: what to try, how each did, who is worth certifying, who passes, what ships.
         run.try_all(grid(source, target, engine_names=engines, keep_float=tuple(keep_float)))
         exact, rungs = run.freeze_ladder()
         judged = run.certify(rungs)
-        result = delivery.finish(run, exact, judged, time.monotonic() - begin)
+        result = delivery.finish(run, exact, judged, begin)
     except InputError:
         if journal.last("trial") is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hasten.candidate import Candidate, Single, Trial
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.verdict import Guard, Judgement, samples_needed
+from hasten.certificate.verdict import Judgement
 from hasten.certification import judge_ladder, prior_of, sealed_scores
 from hasten.choose import Standing, fastest_exact, ladder
 from hasten.engines.base import Artifact
@@ -22,12 +19,11 @@ from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.workbench import Opened, Workbench
-from hasten.metrics.base import Metric
-from hasten.passes.base import Pass, Skipped
 from hasten.progress import Listener, Progress
 from hasten.records import digest, from_record, to_record
-from hasten.search.grid import neighbours, variations
+from hasten.search.exploration import SCREEN_NOISE, Exploration
 from hasten.search.journal import Journal
+from hasten.search.order import Order
 from hasten.search.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.search.trials import Trials, ratio
 from hasten.workspace import Parts
@@ -36,32 +32,6 @@ FIELD = 6
 """Entrants of the race beside the twins: what keeps a run's memory under 3 GiB."""
 RACE_ROUNDS = 24
 FINAL_ROUNDS = 40
-_SCREEN_NOISE = 0.05
-_TRANSFORMS_AT_ONCE = 2
-_NEIGHBOURS_OF = 2
-
-
-@dataclass(frozen=True)
-class Order:
-    """What was asked for.
-
-    Attributes:
-        metric: What is scored (agreement under the guard `changed`).
-        guard: What is bounded.
-        max_drop: The limit, in absolute share.
-        confidence: Of the certificate.
-        seed: Of all orders.
-        keep_float: Nodes that no pass may quantize.
-        deadline: `time.monotonic()` by which the run should end; None for no limit.
-    """
-
-    metric: Metric
-    guard: Guard
-    max_drop: float
-    confidence: float
-    seed: int
-    keep_float: tuple[str, ...] = ()
-    deadline: float | None = None
 
 
 @dataclass
@@ -86,8 +56,6 @@ class Run:
     on_better: Callable[[Run, Trial], None]
     pace: Pace = field(default_factory=Pace)
     notes: list[str] = field(default_factory=list)
-    best: str | None = None
-    _best_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         self.trials = Trials(
@@ -107,17 +75,19 @@ class Run:
     # -- try
 
     def try_all(self, grid: Sequence[Single]) -> None:
-        """Try every candidate on the search split, the likeliest first, until the time is up."""
+        """Try candidates on the search split until nothing promising is left, or the time is up."""
         self._tell("prepare", "opening the original model", 0, 1)
         self._settle_threads()
         self.trials.begin(grid)
         self.notes += self.trials.notes
-        model, target = self.bench.model, self.bench.target
-        if self._try(grid) and not self._fastest_likely_passes():
-            ranked = [t.candidate for t in self._ranked()]
-            self._try(variations(ranked, model, target, self.order.keep_float))
-        if not self._late():
-            self._try(neighbours(self._promising(), self._helpful(), target))
+        Exploration(
+            self.trials,
+            self.order,
+            sealed=len(np.unique(self.parts.sealed_units)),
+            listen=self.listen,
+            on_better=lambda trial: self.on_better(self, trial),
+            notes=self.notes,
+        ).explore(grid)
 
     def _settle_threads(self) -> None:
         """See how many threads the host runs at once, once per run; a busy one is timed with one."""
@@ -137,125 +107,6 @@ class Run:
         target = self.bench.target.with_threads(threads)
         self.bench = self.trials.bench = dataclasses.replace(self.bench, target=target)
 
-    def _try(self, candidates: Sequence[Single]) -> bool:
-        """Try some candidates; return whether the time sufficed."""
-        self._transform(c for c in candidates if c.key not in self.trials.done)
-        outcome: str | None = None
-        for number, candidate in enumerate(candidates):
-            if self._late() and candidate.key not in self.trials.done:
-                left = len(candidates) - number
-                self.notes.append(
-                    f"the time limit left {left} of {len(candidates)} candidates untried"
-                )
-                return False
-            self._tell("try", candidate.label, number, len(candidates), outcome)
-            trial = self.trials.run(candidate)
-            outcome = f"{candidate.label}: {self.outcome(trial)}"
-            self._note_better(trial)
-        self._tell("try", "all tried", len(candidates), len(candidates), outcome)
-        return True
-
-    def _ranked(self) -> list[Trial]:
-        """What ran through, fastest first."""
-        return sorted(self.measured(), key=lambda t: ratio(t).estimate)
-
-    def _fastest_likely_passes(self) -> bool:
-        """Whether the fastest candidate would probably be certified by the sealed data there is."""
-        ranked = self._ranked()
-        if not ranked or ranked[0].candidate.exact or not ranked[0].scores:
-            return bool(ranked) and ranked[0].candidate.exact
-        differences = self.trials.drops(ranked[0])
-        drop, flips = float(differences.mean()), float(np.mean(differences**2))
-        if drop >= self.order.max_drop:
-            return False
-        needed = samples_needed(
-            max(flips, abs(drop)), drop, self.order.max_drop, self.order.confidence
-        )
-        return needed <= len(np.unique(self.parts.sealed_units))
-
-    def _helpful(self) -> list[Pass]:
-        """Exact passes that made the untouched model faster on its engine."""
-        exact = [t for t in self.measured() if t.candidate.exact]
-        plain = {t.candidate.engine: ratio(t).estimate for t in exact if not t.candidate.passes}
-        plain[self.trials.baseline.engine] = 1.0
-        return list(
-            dict.fromkeys(
-                t.candidate.passes[0]
-                for t in exact
-                if t.candidate.passes
-                and ratio(t).estimate < plain.get(t.candidate.engine, 0) * (1 - _SCREEN_NOISE)
-            )
-        )
-
-    def _promising(self) -> list[Single]:
-        """The fastest exact candidate, and the fastest that stayed under the limit."""
-        ranked = self._ranked()
-        exact = [t.candidate for t in ranked if t.candidate.exact]
-        lossy = [
-            t.candidate
-            for t in ranked
-            if not t.candidate.exact and self.trials.drop(t) < self.order.max_drop
-        ]
-        return lossy[:_NEIGHBOURS_OF] + exact[:1]
-
-    def _transform(self, candidates: Iterable[Candidate]) -> None:
-        """Make the models that the candidates need, two at once: nothing is timed meanwhile."""
-        chains = list(dict.fromkeys(c.passes for c in candidates if c.passes))
-        done = 0
-
-        def make(passes: tuple[Pass, ...]) -> None:
-            nonlocal done
-            if not self._late():
-                with contextlib.suppress(CandidateError, Skipped):  # the trial meets it again
-                    self.bench.transform(passes)
-            done += 1
-            name = Single(passes, self.trials.baseline.engine).label.rpartition(" + ")[0]
-            self._tell("transform", name, done, len(chains))
-
-        self.trials.opened_baseline().worker.sleep()
-        with ThreadPoolExecutor(_TRANSFORMS_AT_ONCE) as pool:
-            list(pool.map(make, chains))
-
-    def outcome(self, trial: Trial) -> str:
-        """What became of a candidate, in a line."""
-        if trial.skipped:
-            return f"skipped: {trial.skipped}"
-        if trial.failure:
-            return f"failed: {trial.failure}"
-        if trial.measurement is None:
-            return "the baseline"
-        speed = f"{1 / ratio(trial).estimate:.2f}x"
-        if trial.candidate.exact:
-            return f"{speed}, exact"
-        if trial.scores is None:
-            return f"{speed}, not faster: not judged"
-        drop = self.trials.drop(trial)
-        early = len(trial.scores) < len(self.parts.search)
-        return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)}{', left early' if early else ''}"
-
-    def _note_better(self, trial: Trial) -> None:
-        if trial.measurement is None or trial.failure:
-            return
-        own = ratio(trial).estimate
-        if (
-            own < self._best_ratio * (1 - _SCREEN_NOISE)
-            and self.trials.drop(trial) < self.order.max_drop
-        ):
-            self._best_ratio = own
-            self.best = f"{trial.candidate.label}, {1 / own:.2f}x so far"
-            self.on_better(self, trial)
-
-    def _late(self) -> bool:
-        deadline = self.order.deadline
-        return deadline is not None and time.monotonic() > deadline - self._reserve_s()
-
-    def _reserve_s(self) -> float:
-        """Time to keep for the race, the sealed data and the final rounds: the baseline's own pace."""
-        rounds = [t.baseline.rounds for t in self.trials.done.values() if t.baseline is not None]
-        blocks = [block for some in rounds for block in some.values()]
-        each_s = float(np.median(np.concatenate(blocks))) / 1e9 if blocks else 0.0
-        return 20.0 + 3.0 * each_s * len(self.parts.sealed)
-
     # -- race
 
     def standing(self, trial: Trial, figure: Ratio) -> Standing:
@@ -263,18 +114,14 @@ class Run:
         candidate = trial.candidate
         return Standing(candidate.key, candidate.exact, figure, self.trials.drop(trial))
 
-    def measured(self) -> list[Trial]:
-        """Trials that ran through."""
-        return [t for t in self.trials.done.values() if t.measurement is not None and not t.failure]
-
     def field(self) -> list[Candidate]:
         """Who races: the exact ones that may win, and the ladder of the screening, noise allowed for."""
         even = Ratio(1.0, 1.0, 1.0, 0)
         baseline = Standing(self.trials.baseline.key, True, even, 0.0)
-        standings = [baseline, *(self.standing(t, ratio(t)) for t in self.measured())]
+        standings = [baseline, *(self.standing(t, ratio(t)) for t in self.trials.measured())]
         by_key = {t.candidate.key: t.candidate for t in self.trials.done.values()}
         exact = sorted(
-            (s for s in standings[1:] if s.exact and s.ratio.estimate < 1 + _SCREEN_NOISE),
+            (s for s in standings[1:] if s.exact and s.ratio.estimate < 1 + SCREEN_NOISE),
             key=lambda s: s.ratio.estimate,
         )[:2]
         rungs = ladder(
@@ -448,4 +295,4 @@ class Run:
     def _tell(
         self, stage: str, doing: str, done: int, total: int, outcome: str | None = None
     ) -> None:
-        self.listen(Progress(stage, doing, done, total, outcome, self.best))
+        self.listen(Progress(stage, doing, done, total, outcome))

@@ -89,7 +89,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     from hasten.optimization import optimize as run
 
     began = time.monotonic()
-    with one_line_errors():
+    with one_line_errors("stopped; what is done is kept, go on with --resume"):
         pipeline = image_pipeline_of(options)
         with screen() as listen:
             result = run(

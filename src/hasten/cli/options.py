@@ -107,13 +107,17 @@ def image_pipeline_of(options: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print the caller's error as one line and end with 2; Ctrl-C ends with 130."""
+def one_line_errors(stopped: str = "stopped") -> Iterator[None]:
+    """Print the caller's error as one line and end with 2; Ctrl-C ends with 130.
+
+    Args:
+        stopped: What to say after Ctrl-C: whether anything is kept, and how to go on.
+    """
     try:
         yield
     except (InputError, CandidateError) as error:
         print(f"hasten: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("hasten: stopped; what is done is kept, go on with --resume", file=sys.stderr)
+        print(f"hasten: {stopped}", file=sys.stderr)
         sys.exit(130)

@@ -60,12 +60,10 @@ class NncfQuantization(Pass):
             yield cls("performance")
             return
         yield cls("performance")
-        if kept := stem(proto):
+        stems = [kept for count in (3, 6) if (kept := stem(proto, count))]
+        for kept in stems:
             yield cls("performance", False, keep_float=kept, samples=300)
-        yield cls("performance", fast_bias_correction=False)
-        if kept:
-            yield cls("mixed", False, keep_float=kept, samples=300)
-        yield cls("mixed")
+        yield cls("mixed", False, keep_float=stems[-1] if stems else (), samples=300)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)

@@ -80,11 +80,9 @@ class StaticQuantization(Pass):
             yield first
             return
         yield first
-        yield replace(first, calibration="percentile", samples=HISTOGRAM_SAMPLES)
-        if kept := stem(proto):
-            yield replace(
-                first, calibration="percentile", samples=HISTOGRAM_SAMPLES, keep_float=kept
-            )
+        yield replace(
+            first, calibration="percentile", samples=HISTOGRAM_SAMPLES, keep_float=stem(proto)
+        )
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)

@@ -16,6 +16,7 @@ from hasten.target import Target
 
 T = TypeVar("T")
 ENGINES = ("onnxruntime", "openvino")
+_ENGINES_PER_VARIANT = 2
 _EXACT_PASSES = ("simplify", "fix_shapes")
 _LOSSY_PASSES = ("static_quantization", "nncf_quantization", "dynamic_quantization")
 
@@ -98,7 +99,7 @@ def grid(
 def variations(
     fastest: Sequence[Single], model: Model, target: Target, keep_float: tuple[str, ...] = ()
 ) -> list[Single]:
-    """Return the passes' further variants, each on the engine on which its first did best.
+    """Return the passes' further variants, each on the two engines on which its first did best.
 
     For when the first variants are fast and not accurate enough.
 
@@ -110,11 +111,14 @@ def variations(
     """
     found: list[list[Single]] = []
     for queue in _passes(_LOSSY_PASSES, model, target):
-        engine = next(
-            (c.engine for c in fastest if queue and type(queue[0]) in map(type, c.passes)), None
+        ranked = [c.engine for c in fastest if queue and type(queue[0]) in map(type, c.passes)]
+        found.append(
+            [
+                Single((_kept(step, keep_float),), engine)
+                for step in queue[1:]
+                for engine in list(dict.fromkeys(ranked))[:_ENGINES_PER_VARIANT]
+            ]
         )
-        if engine is not None:
-            found.append([Single((_kept(step, keep_float),), engine) for step in queue[1:]])
     return list(_by_turns(found))
 
 

@@ -153,8 +153,8 @@ class Trials:
                 f"output; {EXACT_TOLERANCE:.0e} is rounding"
             )
 
-    def run(self, candidate: Candidate) -> Trial:
-        """Try one candidate, unless the journal has it."""
+    def run(self, candidate: Candidate, beat: float = 1.0) -> Trial:
+        """Try one candidate, unless the journal has it; judge it unless it surely doesn't beat a ratio."""
         if candidate.key in self.done:
             return self.done[candidate.key]
         trial = Trial(candidate)
@@ -169,7 +169,7 @@ class Trials:
                 trial, artifact=opened.artifact, properties=dict(opened.properties)
             )
             trial = self._screen(trial, opened)
-            if trial.measurement is not None and self._worth_scoring(trial):
+            if trial.measurement is not None and self._worth_scoring(trial, beat):
                 trial = self._score(trial, opened)
         except CandidateError as error:
             trial = dataclasses.replace(trial, failure=str(error))
@@ -212,9 +212,9 @@ class Trials:
     def _far_slower(self, ours: Rounds, theirs: Rounds) -> bool:
         return paired_ratio(ours, theirs).low > _HOPELESS_SLOW
 
-    def _worth_scoring(self, trial: Trial) -> bool:
+    def _worth_scoring(self, trial: Trial, beat: float) -> bool:
         """Exact candidates are compared with the baseline's answers; slower ones aren't judged."""
-        return trial.candidate.exact or ratio(trial).low < 1.0
+        return trial.candidate.exact or ratio(trial).low < beat
 
     def _score(self, trial: Trial, opened: Opened) -> Trial:
         if trial.candidate.exact:
@@ -245,6 +245,27 @@ class Trials:
         differences = self._falls(scores)
         error = float(differences.std()) / np.sqrt(n)
         return bool(float(differences.mean()) - 3 * error > self._max_drop)
+
+    def measured(self) -> list[Trial]:
+        """Trials that ran through."""
+        return [t for t in self.done.values() if t.measurement is not None and not t.failure]
+
+    def outcome(self, trial: Trial) -> str:
+        """What became of a candidate, in a line."""
+        if trial.skipped:
+            return f"skipped: {trial.skipped}"
+        if trial.failure:
+            return f"failed: {trial.failure}"
+        if trial.measurement is None:
+            return "the baseline"
+        speed = f"{1 / ratio(trial).estimate:.2f}x"
+        if trial.candidate.exact:
+            return f"{speed}, exact"
+        if trial.scores is None:
+            return f"{speed}, not faster: not judged"
+        drop = self.drop(trial)
+        early = len(trial.scores) < len(self.samples)
+        return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)}{', left early' if early else ''}"
 
     def drop(self, trial: Trial) -> float:
         """Return the estimated drop of a scored trial; 0 for an exact one, 1 for one never scored."""

@@ -1,0 +1,171 @@
+"""The search over candidates: a grid, then what its outcomes suggest."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from hasten.candidate import Candidate, Single, Trial
+from hasten.certificate.verdict import samples_needed
+from hasten.errors import CandidateError
+from hasten.passes.base import Pass, Skipped
+from hasten.progress import Listener, Progress
+from hasten.search.grid import neighbours, variations
+from hasten.search.order import Order
+from hasten.search.trials import Trials, ratio
+
+SCREEN_NOISE = 0.05
+"""A few turns settle a ratio no better than this."""
+_TRANSFORMS_AT_ONCE = 2
+_NEIGHBOURS_OF = 2
+
+
+class Exploration:
+    """Tries candidates until nothing is left to try, or the time is up.
+
+    Args:
+        trials: Where each is tried.
+        order: What was asked for.
+        sealed: How many draws there are to certify by.
+        listen: Told of each step.
+        on_better: Called with a trial that is the best so far.
+        notes: What the reader should know is added here.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        order: Order,
+        *,
+        sealed: int,
+        listen: Listener,
+        on_better: Callable[[Trial], None],
+        notes: list[str],
+    ) -> None:
+        self.trials = trials
+        self.best: str | None = None
+        self._order, self._sealed, self._listen = order, sealed, listen
+        self._on_better, self._notes = on_better, notes
+        self._best_ratio = 1.0
+
+    def explore(self, grid: Sequence[Single]) -> None:
+        """Try the grid; further variants where the fastest aren't accurate enough; neighbours of the best."""
+        model, target = self.trials.bench.model, self.trials.bench.target
+        if self._try(grid) and not self._fastest_likely_passes():
+            ranked = [t.candidate for t in self._ranked()]
+            self._try(variations(ranked, model, target, self._order.keep_float))
+        if not self._late():
+            best = self._promising()
+            ratios = [ratio(self.trials.done[c.key]).estimate for c in best]
+            self._try(neighbours(best, self._helpful(), target), min(ratios, default=1.0))
+
+    def _try(self, candidates: Sequence[Single], beat: float = 1.0) -> bool:
+        """Try some candidates; return whether the time sufficed. Who surely doesn't beat a ratio isn't judged."""
+        self._transform(c for c in candidates if c.key not in self.trials.done)
+        outcome: str | None = None
+        for number, candidate in enumerate(candidates):
+            if self._late() and candidate.key not in self.trials.done:
+                left = len(candidates) - number
+                self._notes.append(
+                    f"the time limit left {left} of {len(candidates)} candidates untried"
+                )
+                return False
+            self._tell("try", candidate.label, number, len(candidates), outcome)
+            trial = self.trials.run(candidate, beat)
+            outcome = f"{candidate.label}: {self.trials.outcome(trial)}"
+            self._note_better(trial)
+        self._tell("try", "all tried", len(candidates), len(candidates), outcome)
+        return True
+
+    def _ranked(self) -> list[Trial]:
+        """What ran through, fastest first."""
+        return sorted(self.trials.measured(), key=lambda t: ratio(t).estimate)
+
+    def _fastest_likely_passes(self) -> bool:
+        """Whether the fastest candidate would probably be certified by the sealed data there is."""
+        ranked = self._ranked()
+        if not ranked or ranked[0].candidate.exact or not ranked[0].scores:
+            return bool(ranked) and ranked[0].candidate.exact
+        differences = self.trials.drops(ranked[0])
+        drop, flips = float(differences.mean()), float(np.mean(differences**2))
+        if drop >= self._order.max_drop:
+            return False
+        needed = samples_needed(
+            max(flips, abs(drop)), drop, self._order.max_drop, self._order.confidence
+        )
+        return needed <= self._sealed
+
+    def _helpful(self) -> list[Pass]:
+        """Exact passes that made the untouched model faster on its engine."""
+        exact = [t for t in self.trials.measured() if t.candidate.exact]
+        plain = {t.candidate.engine: ratio(t).estimate for t in exact if not t.candidate.passes}
+        plain[self.trials.baseline.engine] = 1.0
+        return list(
+            dict.fromkeys(
+                t.candidate.passes[0]
+                for t in exact
+                if t.candidate.passes
+                and ratio(t).estimate < plain.get(t.candidate.engine, 0) * (1 - SCREEN_NOISE)
+            )
+        )
+
+    def _promising(self) -> list[Single]:
+        """The fastest exact candidate, and the fastest that stayed under the limit."""
+        ranked = self._ranked()
+        exact = [t.candidate for t in ranked if t.candidate.exact]
+        lossy = [
+            t.candidate
+            for t in ranked
+            if not t.candidate.exact and self.trials.drop(t) < self._order.max_drop
+        ]
+        return lossy[:_NEIGHBOURS_OF] + exact[:1]
+
+    def _transform(self, candidates: Iterable[Candidate]) -> None:
+        """Make the models that the candidates need, two at once: nothing is timed meanwhile."""
+        chains = list(dict.fromkeys(c.passes for c in candidates if c.passes))
+        done = 0
+
+        def make(passes: tuple[Pass, ...]) -> None:
+            nonlocal done
+            if not self._late():
+                with contextlib.suppress(CandidateError, Skipped):  # the trial meets it again
+                    self.trials.bench.transform(passes)
+            done += 1
+            name = Single(passes, self.trials.baseline.engine).label.rpartition(" + ")[0]
+            self._tell("transform", name, done, len(chains))
+
+        self.trials.opened_baseline().worker.sleep()
+        with ThreadPoolExecutor(_TRANSFORMS_AT_ONCE) as pool:
+            list(pool.map(make, chains))
+
+    def _note_better(self, trial: Trial) -> None:
+        if trial.measurement is None or trial.failure:
+            return
+        own = ratio(trial).estimate
+        if (
+            own < self._best_ratio * (1 - SCREEN_NOISE)
+            and self.trials.drop(trial) < self._order.max_drop
+        ):
+            self._best_ratio = own
+            self.best = f"{trial.candidate.label}, {1 / own:.2f}x so far"
+            self._on_better(trial)
+
+    def _late(self) -> bool:
+        deadline = self._order.deadline
+        return deadline is not None and time.monotonic() > deadline - self._reserve_s()
+
+    def _reserve_s(self) -> float:
+        """Time to keep for the race, the sealed data and the final rounds: the baseline's own pace."""
+        rounds = [t.baseline.rounds for t in self.trials.done.values() if t.baseline is not None]
+        blocks = [block for some in rounds for block in some.values()]
+        each_s = float(np.median(np.concatenate(blocks))) / 1e9 if blocks else 0.0
+        return 20.0 + 3.0 * each_s * self._sealed
+
+    def _tell(
+        self, stage: str, doing: str, done: int, total: int, outcome: str | None = None
+    ) -> None:
+        self._listen(Progress(stage, doing, done, total, outcome, self.best))

@@ -1,0 +1,300 @@
+"""What the command line says of input that can't be used: one line, exit code 2, nothing left."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from hasten.cli import main
+from hasten.records import digest
+from hasten.tensors import Array
+from hasten.testing import models
+
+BEGUN = "preparing ..."
+
+
+def said(*arguments: object) -> str:
+    """Run a command that must end with 2, and return its one line; a stage's name may precede."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 or (len(lines) == 2 and lines[0] == BEGUN), result.stderr
+    return lines[-1].removeprefix("hasten: ")
+
+
+def good(count: int = 60) -> Array:
+    return np.random.default_rng(0).standard_normal((count, 16), dtype=np.float32)
+
+
+def saved(folder: Path, **arrays: Any) -> Path:
+    np.savez(folder / "eval.npz", **arrays)
+    return folder / "eval.npz"
+
+
+def spoiled(value: float) -> Array:
+    x = good()
+    x[:, 3] = value
+    return x
+
+
+def optimized(folder: Path, model: object, data: object, *more: object) -> str:
+    """Return what `optimize` says, and check that it leaves nothing."""
+    before = sorted(folder.iterdir())
+    out = ("--engine", "onnxruntime", "--out", folder / "b.hasten")
+    line = said("optimize", model, "--data", data, *out, *more)
+    assert sorted(folder.iterdir()) == before
+    return line
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    line = optimized(tmp_path, tmp_path / "m.onnx", saved(tmp_path, x=good()))
+    assert line == f"no such file: {tmp_path}/m.onnx"
+
+
+def test_data_that_are_not_there(tmp_path: Path) -> None:
+    line = optimized(tmp_path, models.linear_classifier(tmp_path), tmp_path / "eval.npz")
+    assert line == f"no such file: {tmp_path}/eval.npz"
+
+
+def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("this is no model")
+    line = optimized(tmp_path, tmp_path / "m.onnx", saved(tmp_path, x=good()))
+    assert line == f"{tmp_path}/m.onnx is not an ONNX model, or it is cut short"
+
+
+def test_an_operator_that_no_engine_has(tmp_path: Path) -> None:
+    x = np.zeros((60, 4), np.float32) + np.arange(60, dtype=np.float32)[:, None]
+    line = optimized(tmp_path, models.unknown_operator(tmp_path), saved(tmp_path, x=x))
+    assert line.startswith("no engine runs this model: onnxruntime: ")
+    assert "Frobnicate" in line
+    assert "the_culprit" in line
+
+
+def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\ndef data():\n"
+        "    return [np.full((3, 8 + i % 2), i, np.float32) for i in range(20)]\n"
+    )
+    line = optimized(tmp_path, models.linear_classifier(tmp_path), f"{tmp_path}/mine.py:data")
+    assert line == (
+        "input 'x': sample 1 is [3, 9], the first is [3, 8], so the data doesn't settle "
+        "dimension 1 of a sample; pad, crop or resize all to one shape"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrays", "line"),
+    [
+        (
+            lambda: {"a": good(), "b": good()},
+            "the model takes the inputs x; {npz} has the arrays a, b beside labels and groups",
+        ),
+        (
+            lambda: {"x": good()[:, :5]},
+            "input 'x': the model takes float32[batch, 16]; a sample is float32[5]",
+        ),
+        (
+            lambda: {"x": good().astype(np.float64)},
+            "input 'x': the model takes float32[batch, 16]; a sample is float64[16]",
+        ),
+        (
+            lambda: {"x": spoiled(np.nan)},
+            "input 'x': sample {any} has NaN or Inf; mend it or leave it out",
+        ),
+        (
+            lambda: {"x": spoiled(np.inf)},
+            "input 'x': sample {any} has NaN or Inf; mend it or leave it out",
+        ),
+        (
+            lambda: {"x": good(), "labels": np.zeros(7, int)},
+            "labels: 7 for 60 samples; give one each",
+        ),
+        (lambda: {"x": good()[:0]}, "{npz} has no samples"),
+    ],
+    ids=["names", "shape", "dtype", "nan", "inf", "labels", "none"],
+)
+def test_data_that_do_not_fit(
+    tmp_path: Path, arrays: Callable[[], dict[str, Array]], line: str
+) -> None:
+    npz = saved(tmp_path, **arrays())
+    got = optimized(tmp_path, models.linear_classifier(tmp_path), npz)
+    head, _, tail = line.replace("{npz}", str(npz)).partition("{any}")
+    assert got == head + tail or (
+        bool(tail) and got.startswith(head) and got.endswith(tail) and got[len(head)].isdigit()
+    ), got
+
+
+def test_an_original_that_answers_nan(tmp_path: Path) -> None:
+    line = optimized(
+        tmp_path,
+        models.linear_classifier(tmp_path),
+        saved(tmp_path, x=good()),
+        *("--engine", "hasten.testing.rivals:BadAnswers"),
+    )
+    assert line == "x"
+
+
+def photos(folder: Path, classes: int = 2, each: int = 4) -> Path:
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        inner = folder / "photos" / f"class{label}"
+        inner.mkdir(parents=True)
+        for i in range(each):
+            pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(inner / f"{i}.png")
+    return folder / "photos"
+
+
+def test_an_empty_class_folder(tmp_path: Path) -> None:
+    folder = photos(tmp_path)
+    (folder / "empty").mkdir()
+    line = optimized(tmp_path, models.small_cnn(tmp_path), folder, "--image-size", 32)
+    assert line == f"the class folder {folder}/empty has no images; fill it or take it out"
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = photos(tmp_path)
+    (folder / "class0" / "2.png").write_bytes(b"this is no image")
+    line = optimized(tmp_path, models.small_cnn(tmp_path), folder, "--image-size", 32)
+    assert line == f"{folder}/class0/2.png is not an image that hasten reads"
+
+
+def test_a_folder_of_images_without_a_word_on_how_to_prepare_them(tmp_path: Path) -> None:
+    folder = photos(tmp_path)
+    line = optimized(tmp_path, models.small_cnn(tmp_path), folder)
+    assert line == (
+        f"{folder} is a folder of images, and nothing says how to prepare them: give a size, "
+        "mean and std, or a pipeline file"
+    )
+
+
+@pytest.mark.parametrize("share", ["0", "100%", "-1%", "250%"])
+def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
+    npz = saved(tmp_path, x=good())
+    line = optimized(tmp_path, models.linear_classifier(tmp_path), npz, "--max-drop", share)
+    number = float(share.rstrip("%")) / (100 if share.endswith("%") else 1)
+    assert line == f"max_drop is a share between 0 and 1: got {number}; 1% is 0.01"
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (("--keep-float", "nosuch"), "x"),
+        (
+            ("--engine", "nosuch"),
+            "no engine is called 'nosuch'; this version has: onnxruntime, openvino",
+        ),
+        (("--metric", "nosuch"), "x"),
+        (
+            ("--metric", "top1"),
+            "the metric top1 needs labels and the data has none; give labels, or use --metric "
+            "agreement",
+        ),
+        (("--time-limit", "0s"), "the time limit is in seconds, above 0: got 0.0"),
+        (
+            ("--confidence", "20%"),
+            "confidence is at least 0.5 and below 1: got 0.2; 95% is 0.95",
+        ),
+        (
+            ("--image-mean", "0.5"),
+            "--image-size is missing: the side of the square that the model takes",
+        ),
+    ],
+)
+def test_an_option_that_cannot_be(tmp_path: Path, more: tuple[str, ...], line: str) -> None:
+    npz = saved(tmp_path, x=good())
+    assert optimized(tmp_path, models.linear_classifier(tmp_path), npz, *more) == line
+
+
+def test_a_place_that_is_taken_by_something_else(tmp_path: Path) -> None:
+    (tmp_path / "b.hasten").mkdir()
+    npz = saved(tmp_path, x=good())
+    assert optimized(tmp_path, models.linear_classifier(tmp_path), npz) == (
+        f"{tmp_path}/b.hasten exists and is no bundle; give another --out or remove it"
+    )
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    npz = saved(tmp_path, x=good(6000))
+    program = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
+        "from hasten.cli import main; main()"
+    )
+    assert resource.RLIMIT_FSIZE
+    words = ["optimize", models.linear_classifier(tmp_path), "--data", npz, "--engine"]
+    words += ["onnxruntime", "--out", tmp_path / "b.hasten"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if text != BEGUN]
+    assert line.startswith(f"hasten: can't write {tmp_path}/b.hasten.work/")
+    assert line.endswith(": File too large")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["eval.npz", "linear_classifier.onnx"]
+
+
+def manifest_of(bundle: Path) -> Any:
+    return json.loads((bundle / "manifest.json").read_text())
+
+
+def damage(bundle: Path, kind: str) -> str:
+    """Spoil a bundle, and return what must be said of it after its path."""
+    manifest = manifest_of(bundle)
+    name = manifest["winner"]["artifact"]["path"]
+    size = manifest["files"][name][1]
+    if kind == "cut short":
+        (bundle / name).write_bytes((bundle / name).read_bytes()[:-9])
+        return f": {name} has {size - 9:,} bytes, {size:,} were written"
+    if kind == "tampered with":
+        data = bytearray((bundle / name).read_bytes())
+        data[-1] ^= 1
+        (bundle / name).write_bytes(data)
+        return f": {name} was changed after it was written"
+    if kind == "missing a file":
+        (bundle / name).unlink()
+        return f": {name} is missing"
+    if kind == "relabelled":
+        manifest["status"] = "certified"
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        return ": the manifest was changed after it was written"
+    manifest["schema"] = 99
+    manifest.pop("digest")
+    manifest["digest"] = digest(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return (
+        " was written by a newer version of hasten (schema 99, this one reads 1); upgrade hasten"
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut short", "tampered with", "missing a file", "relabelled", "newer"]
+)
+def test_a_bundle_that_is_not_as_it_was_written(
+    exact_bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    bundle = tmp_path / "b.hasten"
+    shutil.copytree(exact_bundle, bundle)
+    line = f"{bundle}{damage(bundle, kind)}"
+    npz = saved(tmp_path, x=good())
+    assert said("inspect", bundle) == line
+    assert said("bench", bundle) == line
+    assert said("certify", bundle, "--data", npz, "--max-drop", "5%") == line
+
+
+def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
+    assert said("inspect", tmp_path / "b") == f"no bundle at {tmp_path}/b: no such file or folder"
+    assert said("inspect", tmp_path) == f"{tmp_path} is no bundle: it has no manifest.json"

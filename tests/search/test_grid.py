@@ -1,0 +1,118 @@
+from dataclasses import replace
+
+import pytest
+
+from hasten.candidate import Single
+from hasten.engines.null import Null
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import InputError
+from hasten.search.grid import engine_kinds, grid, neighbours, variations
+from hasten.target import Target
+from hasten.testing.desk import Desk
+from hasten.testing.faults import Faulty
+
+
+@pytest.fixture
+def host() -> Target:
+    isa = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16")
+    return replace(Target.host(), cpus=(0, 1), threads=2, isa=isa)
+
+
+def test_the_untouched_model_on_every_engine_comes_first(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host)
+    untouched = [c for c in proposals if not c.passes]
+    assert proposals[: len(untouched)] == untouched
+    kinds = [type(c.engine).__name__ for c in untouched[:2]]
+    assert kinds == ["OnnxRuntime", "OpenVino"]
+    assert untouched[0] == Single((), OnnxRuntime())
+    assert untouched[0].exact
+
+
+def test_no_proposal_comes_twice_and_each_engine_takes_its_model(
+    desk: Desk, host: Target
+) -> None:
+    proposals = grid(desk.model, host)
+    assert len({c.key for c in proposals}) == len(proposals)
+    for candidate in proposals:
+        if candidate.passes:
+            assert candidate.passes[-1].gives in candidate.engine.formats
+        if any(step.exact for step in candidate.passes):
+            assert candidate.exact
+
+
+def test_only_the_engines_asked_for_are_tried(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host, engine_names=["onnxruntime"])
+    assert {type(c.engine) for c in proposals} == {OnnxRuntime}
+
+
+def test_nodes_to_keep_float_reach_every_pass_that_quantizes(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host, keep_float=("a", "b"))
+    settings = {
+        getattr(step, "keep_float")  # noqa: B009
+        for candidate in proposals
+        for step in candidate.passes
+        if hasattr(step, "keep_float")
+    }
+    assert settings == {("a", "b")}
+
+
+def test_engines_are_found_by_name_or_by_import_path() -> None:
+    path = "hasten.testing.faults:Faulty"
+    assert engine_kinds(["null", path, "onnxruntime"]) == [Null, Faulty, OnnxRuntime]
+
+
+def test_an_unknown_engine_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(InputError) as error:
+        engine_kinds(["onnxruntime", "tensorrt"])
+    assert str(error.value) == (
+        "no engine is called 'tensorrt'; this version has: onnxruntime, openvino"
+    )
+
+
+def test_no_engine_at_all_is_one_line() -> None:
+    with pytest.raises(InputError) as error:
+        engine_kinds([])
+    assert str(error.value) == "no engine to try: none was named"
+
+
+def test_an_engine_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(cls: type[Null]) -> str:
+        raise InputError("the null engine isn't installed: pip install nothing")
+
+    monkeypatch.setattr(Null, "version", classmethod(missing))
+    assert engine_kinds(["null", "onnxruntime"]) == [OnnxRuntime]
+    with pytest.raises(InputError) as error:
+        engine_kinds(["null"])
+    assert str(error.value) == (
+        "no engine to try: the null engine isn't installed: pip install nothing"
+    )
+
+
+def test_neighbours_differ_by_one_step(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host)
+    lossy = next(c for c in proposals if c.passes and not c.exact)
+    exact = next(step for c in proposals for step in c.passes if step.exact)
+    around = neighbours([lossy, proposals[0]], [exact], host)
+    assert Single((exact, *lossy.passes), lossy.engine) in around
+    assert len(set(around)) == len(around)
+    assert {c.passes[1:] for c in around if len(c.passes) > 1} == {lossy.passes}
+    for candidate in around:
+        same_passes = candidate.passes in (lossy.passes, ())
+        same_engine = candidate.engine in (lossy.engine, proposals[0].engine)
+        assert same_passes != same_engine
+
+
+def test_variations_are_the_other_variants_on_the_engine_that_did_best(
+    desk: Desk, host: Target
+) -> None:
+    proposals = grid(desk.model, host, keep_float=("a",))
+    fastest = [c for c in proposals if c.passes and not c.exact][::-1]
+    found = variations(fastest, desk.model, host, ("a",))
+    assert found
+    assert not set(found) & set(proposals)
+    for candidate in found:
+        (step,) = candidate.passes
+        best = next(c for c in fastest if type(c.passes[0]) is type(step))
+        assert candidate.engine == best.engine
+        assert getattr(step, "keep_float", ("a",)) == ("a",)
+    assert variations([proposals[0]], desk.model, host) == []
