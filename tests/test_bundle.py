@@ -30,7 +30,7 @@ X = np.arange(16, dtype=np.float32).reshape(1, 16)
 
 def made(folder: Path, model: Path, engine: Engine) -> Part:
     loaded = load_onnx(model)
-    fill = {s.name: np.zeros(s.shape[1:], s.dtype) for s in loaded.inputs}  # type: ignore[arg-type]
+    fill = {s.name: np.zeros([int(n) for n in s.shape[1:]], s.dtype) for s in loaded.inputs}
     built = folder / f"built-{model.stem}"
     built.mkdir()
     artifact = engine.build(loaded.settled_by(fill), Target.host(), built)
@@ -351,10 +351,11 @@ def test_an_uncertified_bundle_says_so_and_an_exact_one_has_nothing_to_say(
 
 def test_requests_of_another_shape_than_the_certified_are_warned_of_once(bundle: Path) -> None:
     note = "x of shape [1, 16] there, [3, 16] here"
-    for call in (lambda f, x: f(x), lambda f, x: f(x=x)):
+    three = np.zeros((3, 16), np.float32)
+    for arrays, named in (((three,), {}), ((), {"x": three})):
         with load(bundle) as loaded:
             with pytest.warns(NotCertifiedHere) as caught:
-                assert call(loaded, np.zeros((3, 16), np.float32))["logits"].shape == (3, 4)
+                assert loaded(*arrays, **named)["logits"].shape == (3, 4)
             assert [str(w.message) for w in caught] == [f"not certified here: {note}"]
             assert caught[0].filename == __file__
             assert loaded.not_certified == (note,)
@@ -435,7 +436,7 @@ def test_an_input_without_axes_keeps_none(tmp_path: Path) -> None:
 
     text = '<ir_version: 10, opset_import: ["": 17]> g (float s) => (float y) { y = Neg(s) }'
     save(parser.parse_model(text), tmp_path / "scalar.onnx")
-    model = load_onnx(tmp_path / "scalar.onnx").settled_by({"s": np.float32(1)[()]})
+    model = load_onnx(tmp_path / "scalar.onnx").settled_by({"s": np.array(1, np.float32)})
     (tmp_path / "built").mkdir()
     artifact = ENGINE.build(model, Target.host(), tmp_path / "built")
     write(tmp_path / "b", manifest(part("s", (), ENGINE, artifact), None), {})

@@ -92,7 +92,9 @@ def test_a_rung_that_dies_fails_alone(desk: Desk, sealed: Counting, on_run: int)
     assert sealed.read == dict.fromkeys(range(130), 1)
 
 
-def test_an_answer_that_is_not_finite_is_named_by_the_samples_own_number(desk: Desk, sealed: Counting) -> None:
+def test_an_answer_that_is_not_finite_is_named_by_the_samples_own_number(
+    desk: Desk, sealed: Counting
+) -> None:
     class Overflowing(Counting):
         def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
             inputs = super().inputs(indices)

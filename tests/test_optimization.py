@@ -56,9 +56,7 @@ def test_a_faster_candidate_with_the_same_answers_is_certified(tmp_path: Path) -
     result = optimize(tmp_path)
     assert result.status == "certified"
     assert result.speedup > 2
-    assert result.why == (
-        "95% confident that at most 2.2% of answers change (n=140: 0 changed)"
-    )
+    assert result.why == ("95% confident that at most 2.2% of answers change (n=140: 0 changed)")
     manifest = read(tmp_path / "b.hasten")
     assert manifest.status == "certified"
     assert manifest.exact is not None

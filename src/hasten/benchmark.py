@@ -24,14 +24,15 @@ from hasten.frontends import onnx as onnx_frontend
 from hasten.measure.latency import Pace
 from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
+from hasten.pipeline.base import Pipeline
 from hasten.records import from_record
 from hasten.result import Row, row
+from hasten.run import FINAL_ROUNDS, SETTLED
 from hasten.search.journal import Journal
 from hasten.search.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.target import Target
 from hasten.tensors import TensorSpec
 
-ROUNDS = 40
 _SAMPLES = 64
 _CANDIDATE = "bundle"
 
@@ -65,7 +66,7 @@ def bench(
     *,
     against: str | os.PathLike[str] | None = None,
     data: Any = None,
-    rounds: int = ROUNDS,
+    rounds: int = FINAL_ROUNDS,
     seed: int = 0,
     custom_ops: Sequence[Path] = (),
 ) -> Comparison:
@@ -91,7 +92,7 @@ def bench(
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
-        dataset = _requests(data, winner, seed)
+        dataset = _requests(data, winner, manifest.pipeline, seed)
         samples = write_spool(dataset, place / "requests")
         for threads in dict.fromkeys((Target.host().threads, 1)):
             desk = Bench(place, Target.host().with_threads(threads))
@@ -110,6 +111,7 @@ def bench(
                     count=rounds,
                     pace=Pace(),
                     seed=seed,
+                    settle=SETTLED,
                 )
                 break
             except NotEstablished as why:
@@ -117,15 +119,15 @@ def bench(
             finally:
                 for worker in entrants.values():
                     worker.kill()
-    if _CANDIDATE not in standings.rounds:
-        raise CandidateError(standings.dropped.get(_CANDIDATE, "the bundle gave no answer"))
-    return Comparison(
-        against=_row("against", label, standings, AGAIN, rival.size_bytes),
-        bundle=_row("bundle", manifest.winner.label, standings, _CANDIDATE, winner.size_bytes),
-        threads=standings.threads,
-        requests="random numbers" if data is None else "samples of the data",
-        notes=tuple(notes),
-    )
+        if _CANDIDATE not in standings.rounds:
+            raise CandidateError(standings.dropped.get(_CANDIDATE, "the bundle gave no answer"))
+        return Comparison(
+            against=_row("against", label, standings, AGAIN, rival.size_bytes),
+            bundle=_row("bundle", manifest.winner.label, standings, _CANDIDATE, winner.size_bytes),
+            threads=standings.threads,
+            requests="random numbers" if data is None else "samples of the data",
+            notes=tuple(notes),
+        )
 
 
 def _row(role: str, label: str, standings: Standings, name: str, size_bytes: int) -> Row:
@@ -152,7 +154,7 @@ def _rival(
         function = PythonFunction(text)
         return text, winner, function
     model = onnx_frontend.load(Path(text), custom_ops)
-    sample = {spec.name: np.zeros(spec.sizes[1:], spec.dtype) for spec in winner.request}
+    sample = {spec.name: np.zeros(_sample(spec), spec.dtype) for spec in winner.request}
     engine = OnnxRuntime()
     place = desk.folder / f"rival-{desk.target.threads}"
     place.mkdir()
@@ -160,17 +162,22 @@ def _rival(
     return f"{text}, onnxruntime", artifact, engine
 
 
-def _requests(data: Any, artifact: Artifact, seed: int) -> Dataset:
+def _requests(data: Any, artifact: Artifact, pipeline: Pipeline | None, seed: int) -> Dataset:
     if data is not None:
-        dataset = open_data(data, artifact.inputs)
+        dataset = open_data(data, artifact.inputs, pipeline)
         count = min(len(dataset), _SAMPLES)
         return Subset(dataset, np.arange(count))
     rng = np.random.default_rng(seed)
     return ArrayDataset({spec.name: _random(spec, rng) for spec in artifact.request})
 
 
+def _sample(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of one sample, without the batch axis that one request has."""
+    return spec.sizes[1:] if spec.sizes[:1] == (1,) else spec.sizes
+
+
 def _random(spec: TensorSpec, rng: np.random.Generator) -> Any:
-    shape = (_SAMPLES, *spec.sizes[1:])
+    shape = (_SAMPLES, *_sample(spec))
     if np.dtype(spec.dtype).kind == "f":
         return rng.standard_normal(shape).astype(spec.dtype)
     return rng.integers(0, 2, shape).astype(spec.dtype)

@@ -77,6 +77,7 @@ def judge_ladder(
     guard: Guard,
     max_drop: float,
     confidence: float,
+    binary: bool = True,
 ) -> list[tuple[str, Judgement | str]]:
     """Test rungs from safest to fastest, each at the same level, and stop at the first failure.
 
@@ -92,6 +93,8 @@ def judge_ladder(
         guard: What is bounded.
         max_drop: The limit, in absolute share.
         confidence: Of each test.
+        binary: Whether scores were 0/1 on the search split. Where they weren't, or aren't here,
+            betting judges: the sealed data alone doesn't choose its test.
 
     Returns:
         Key and judgement (or why it failed), up to and with the first that isn't certified.
@@ -112,6 +115,7 @@ def judge_ladder(
             metric=type_name(metric),
             prior=priors.get(key, BettingPrior()),
             groups=units if grouped else None,
+            binary=None if binary else False,
         )
         judged.append((key, judgement))
         if judgement.verdict is not Verdict.CERTIFIED:

@@ -76,12 +76,15 @@ class Delivery:
         loose = _fastest_uncertified(run, judged, winner)
         shown = list(dict.fromkeys(k for k in (exact, winner, loose) if k is not None))
         entrants = [run.candidate(k) for k in shown if k != run.trials.baseline.key]
+        threads = run.bench.target.threads
         final = run.race("figures", entrants, FINAL_ROUNDS, dropping=False)
+        run.use_threads(threads)  # what was certified ships, whatever could be quoted
         winner = self._still_fastest(run, final, exact, winner)
         judgement = passed[1] if passed and passed[0] == winner else None
         status: Status = "certified" if judgement else "exact"
         why = judgement.in_words() if judgement else _why_exact(judged)
-        if judgement is None and self.accept_uncertified and loose in final.rounds:
+        accepted = judgement is None and self.accept_uncertified and loose is not None
+        if accepted and loose is not None and self._beats(run, final, exact, loose):
             winner, status = loose, "uncertified"
             why = f"shipped by --accept-uncertified: {why}"
         reason = judgement or next((e for _, e in judged if isinstance(e, Judgement)), None)
@@ -98,6 +101,7 @@ class Delivery:
                 "judged": [[k, to_record(e)] for k, e in judged],
                 "hashes": run.parts.sealed_hashes,
                 "seen": run.parts.seen_hashes,
+                "groups": run.parts.group_hashes,
             },
         }
         result = Result(
@@ -122,17 +126,19 @@ class Delivery:
 
     def _still_fastest(self, run: Run, final: Standings, exact: str, winner: str) -> str:
         """What does not beat the exact model in fresh rounds too, beyond the noise, isn't shipped."""
-        if winner == exact:
-            return winner
-        reference = BASELINE if exact == run.trials.baseline.key else exact
-        floor = final.ratio(reference)
-        if winner in final.rounds and faster(final.ratio(winner), floor, final.spread):
+        if winner == exact or self._beats(run, final, exact, winner):
             return winner
         run.notes.append(
             f"{run.candidate(winner).label} passed, but in fresh rounds it was not faster than the exact "
             "model beyond the noise: the exact model ships"
         )
         return exact
+
+    def _beats(self, run: Run, final: Standings, exact: str, other: str) -> bool:
+        """Whether another is faster than the exact model in the fresh rounds, beyond the noise."""
+        reference = exact if exact in final.rounds else BASELINE
+        ratios = [final.ratio(key) for key in (other, reference) if key in final.rounds]
+        return len(ratios) == 2 and faster(ratios[0], ratios[1], final.spread)
 
     def _rows(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
@@ -23,6 +24,7 @@ from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
 from hasten.model import Model
+from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.pipeline.base import Pipeline
 from hasten.pipeline.config import from_module
 from hasten.progress import Listener, nobody
@@ -33,7 +35,7 @@ from hasten.search.grid import ENGINES, grid
 from hasten.search.order import Order
 from hasten.target import Target
 from hasten.tensors import Array, TensorSpec
-from hasten.workspace import Parts, check_same_run, data_digest, lay_out, open_folder
+from hasten.workspace import Parts, check_same_run, claimed, data_digest, lay_out
 
 
 def optimize(
@@ -94,72 +96,64 @@ def optimize(
     begin = time.monotonic()
     _check_options(max_drop, confidence, time_limit_s)
     bundle = Path(out)
-    folder = bundle.with_name(bundle.name + ".work")
     check_place(bundle)
-    journal = open_folder(folder, resume=resume)
-    run: Run | None = None
-    try:
-        model = find_model(model)
-        pipeline = pipeline or from_module(model)
-        delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified)
-        source, dataset = read(model, data, pipeline, custom_ops, folder)
-        training_data = (
-            None
-            if training is None
-            else open_data(training, source.inputs, pipeline, folder / "unpacked-training")
-        )
-        parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=training_data)
-        source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
-        scored = guarded(_metric(metric, parts, source), guard)
-        target = Target.host()
-        options = [max_drop, scored, guard, confidence, list(engines), list(keep_float), seed]
-        check_same_run(
-            journal,
-            {
-                "model": source.sha256,
-                "data": data_digest(parts),
-                "machine": target,
-                "options": options,
-            },
-        )
-        run = Run(
-            bench=Workbench(
-                folder,
-                target,
-                limit_s=trial_limit_s,
-                memory_bytes=target.memory_bytes // 2,
-                model=source,
-                calibration=parts.calibration,
-                calibration_hash=parts.calibration_hash,
-            ),
-            journal=journal,
-            parts=parts,
-            order=Order(
-                scored,
-                guard,
-                max_drop,
-                confidence,
-                seed,
-                tuple(keep_float),
-                None if time_limit_s is None else begin + time_limit_s,
-            ),
-            listen=listen,
-            on_better=delivery.interim,
-            pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
-        )
-        run.notes += _warnings(parts, max_drop, confidence, guard)
-        # One way: what to try, how each did, who is worth certifying, who passes, what ships.
-        run.try_all(grid(source, target, engine_names=engines, keep_float=tuple(keep_float)))
-        exact, rungs = run.freeze_ladder()
-        judged = run.certify(rungs)
-        result = delivery.finish(run, exact, judged, begin)
-    except InputError:
-        if journal.last("trial") is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        if run is not None:
-            run.close()
+    folder = bundle.with_name(bundle.name + ".work")
+    with claimed(folder, resume=resume) as journal:
+        try:
+            model = find_model(model)
+            pipeline = pipeline or from_module(model)
+            source, dataset = read(model, data, pipeline, custom_ops, folder)
+            known = (
+                None
+                if training is None
+                else open_data(training, source.inputs, pipeline, folder / "unpacked-training")
+            )
+            parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
+            source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
+            check_nodes(read_onnx(source, weights=False), keep_float)
+            scored = guarded(_metric(metric, parts, source), guard)
+            target = Target.host()
+            options = [max_drop, scored, guard, confidence, list(engines), list(keep_float), seed]
+            check_same_run(
+                journal,
+                {
+                    "model": source.sha256,
+                    "data": data_digest(parts),
+                    "machine": target,
+                    "options": options,
+                },
+            )
+            deadline = None if time_limit_s is None else begin + time_limit_s
+            kept = tuple(keep_float)
+            delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified)
+            run = Run(
+                bench=Workbench(
+                    folder,
+                    target,
+                    limit_s=trial_limit_s,
+                    memory_bytes=target.memory_bytes // 2,
+                    model=source,
+                    calibration=parts.calibration,
+                    calibration_hash=parts.calibration_hash,
+                ),
+                journal=journal,
+                parts=parts,
+                order=Order(scored, guard, max_drop, confidence, seed, kept, deadline),
+                listen=listen,
+                on_better=delivery.interim,
+                pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
+            )
+            run.notes += _warnings(parts, max_drop, confidence, guard)
+            with contextlib.closing(run):
+                # One way: what to try, how each did, who is worth certifying, who passes, what ships.
+                run.try_all(grid(source, target, engine_names=engines, keep_float=kept))
+                exact, rungs = run.freeze_ladder()
+                judged = run.certify(rungs)
+                result = delivery.finish(run, exact, judged, begin)
+        except InputError:
+            if journal.last("trial") is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     shutil.rmtree(folder, ignore_errors=True)
     return result
 

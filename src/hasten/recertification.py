@@ -14,17 +14,19 @@ import numpy as np
 from hasten.bundle import artifact_of, read
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Guard, Judgement, Verdict
-from hasten.certification import judge_ladder, sealed_scores
+from hasten.certification import guarded, judge_ladder, sealed_scores
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.source import open_data
+from hasten.data.spool import write_spool
 from hasten.engines.base import Engine
 from hasten.errors import CandidateError, InputError
-from hasten.measure.workbench import Bench
+from hasten.measure.workbench import Bench, Opened
 from hasten.metrics.base import Metric
 from hasten.pipeline.base import Pipeline
 from hasten.records import from_record, read_json
 from hasten.target import Target
 from hasten.tensors import Array
+from hasten.workspace import hashed_groups
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def certify(
     if manifest.exact is None:
         raise InputError(f"{folder} was made with --no-exact: there is nothing to compare with")
     limits = _limits(folder, max_drop, confidence, guard)
-    metric = from_record(Metric, manifest.metric)
+    metric = guarded(from_record(Metric, manifest.metric), limits["guard"])
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
     dataset = open_data(data, exact.inputs, pipeline or manifest.pipeline)
@@ -104,11 +106,12 @@ def certify(
     kind, samples, units = _fresh(folder, dataset)
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
         desk = Bench(Path(work), Target.host().with_threads(manifest.target.threads))
-        opened = [
-            desk.open_built(from_record(Engine, part.engine), artifact)
-            for part, artifact in ((manifest.exact, exact), (manifest.winner, winner))
-        ]
+        opened: list[Opened] = []
         try:
+            for part, artifact in ((manifest.exact, exact), (manifest.winner, winner)):
+                opened.append(desk.open_built(from_record(Engine, part.engine), artifact))
+            first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
+            desk.fit_chunk(opened[0], first)
             own, scores = sealed_scores(
                 desk, opened[0], {"winner": opened[1]}, samples, metric, listen
             )
@@ -146,8 +149,14 @@ def _fresh(
     evidence = folder / "evidence" / "sealed.json"
     record = read_json(evidence) if evidence.exists() else {}
     seen = {*record.get("hashes", ()), *record.get("seen", ())}
+    seen_groups = set(record.get("groups", ()))
+    groups = () if dataset.groups is None else hashed_groups(dataset.groups)
     hashes = [dataset.content_hash(i).hex() for i in range(len(dataset))]
-    fresh = [i for i, content in enumerate(hashes) if content not in seen]
+    fresh = [
+        i
+        for i, content in enumerate(hashes)
+        if content not in seen and not (groups and groups[i] in seen_groups)
+    ]
     kind: Literal["fresh data", "regression check"] = "fresh data"
     if not fresh:
         kind, fresh = "regression check", list(range(len(dataset)))

@@ -32,6 +32,8 @@ FIELD = 6
 """Entrants of the race beside the twins: what keeps a run's memory under 3 GiB."""
 RACE_ROUNDS = 24
 FINAL_ROUNDS = 40
+SETTLED = 0.03
+"""The A/A spread that the final figures wait for, on a noisy host for up to four times the rounds."""
 
 
 @dataclass
@@ -101,9 +103,10 @@ class Run:
                 f"{asked} threads: not established, one thread is quoted: the host did not run "
                 f"{asked} threads at once when the run began"
             )
-        self._use_threads(threads)
+        self.use_threads(threads)
 
-    def _use_threads(self, threads: int) -> None:
+    def use_threads(self, threads: int) -> None:
+        """Give engines so many threads from here on."""
         target = self.bench.target.with_threads(threads)
         self.bench = self.trials.bench = dataclasses.replace(self.bench, target=target)
 
@@ -145,7 +148,7 @@ class Run:
                 self.notes.append(
                     f"{threads} threads: not established, one thread is quoted: {why}"
                 )
-                self._use_threads(1)
+                self.use_threads(1)
         raise AssertionError("one thread needs no probe")
 
     def _race(
@@ -158,7 +161,11 @@ class Run:
     ) -> Standings:
         entrants = {}
         self.trials.close()
-        drops = {c.key: self.trials.drop(self.trials.done[c.key]) for c in candidates}
+        # Nothing inexact is as safe as the exact, whatever few samples say.
+        drops = {
+            c.key: -1.0 if c.exact else self.trials.drop(self.trials.done[c.key])
+            for c in candidates
+        }
         try:
             for who, candidate in [
                 (BASELINE, self.trials.baseline),
@@ -166,7 +173,8 @@ class Run:
                 *((c.key, c) for c in candidates),
             ]:
                 try:
-                    entrants[who] = bench.open(candidate).worker
+                    opened = bench.open_built(candidate.engine, self.artifact(candidate))
+                    entrants[who] = opened.worker
                 except CandidateError as error:
                     if who in (BASELINE, AGAIN):
                         raise InputError(f"the baseline failed: {error}") from error
@@ -182,6 +190,7 @@ class Run:
                 count=count,
                 pace=self.pace,
                 seed=self.order.seed,
+                settle=float("inf") if dropping else SETTLED,
                 drops=drops if dropping else None,
                 listen=lambda s: self._tell(
                     name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, count
@@ -222,7 +231,7 @@ class Run:
             raise InputError(
                 f"{self.journal.path}: the frozen ladder was changed; remove the folder"
             )
-        self._use_threads(choice["threads"])
+        self.use_threads(choice["threads"])
         return choice["exact"], tuple(choice["rungs"])
 
     def candidate(self, key: str) -> Candidate:
@@ -232,7 +241,11 @@ class Run:
         return self.trials.done[key].candidate
 
     def artifact(self, candidate: Candidate) -> Artifact:
-        """What was built of a candidate; built anew where a stopped run's files are gone."""
+        """What was built of a candidate; built anew where a stopped run's files are gone.
+
+        Raises:
+            CandidateError: it can't be built any more.
+        """
         trial = self.trials.done.get(candidate.key)
         artifact = trial.artifact if trial is not None else None
         if artifact is None or not artifact.path.exists():
@@ -255,11 +268,12 @@ class Run:
         self.trials.close()
         opened: dict[str, Opened] = {}
         failed: dict[str, str] = {}
-        exact = self.bench.open(self.trials.baseline)
+        exact = self._opened_exact()
         try:
             for key in rungs:
                 try:
-                    opened[key] = self.bench.open(self.candidate(key))
+                    candidate = self.candidate(key)
+                    opened[key] = self.bench.open_built(candidate.engine, self.artifact(candidate))
                 except CandidateError as error:
                     failed[key] = str(error)
             total = len(self.parts.sealed)
@@ -284,9 +298,17 @@ class Run:
             guard=self.order.guard,
             max_drop=self.order.max_drop,
             confidence=self.order.confidence,
+            binary=self.trials.binary,
         )
         self.journal.append("judged", judged=[[key, to_record(entry)] for key, entry in judged])
         return judged
+
+    def _opened_exact(self) -> Opened:
+        baseline = self.trials.baseline
+        try:
+            return self.bench.open_built(baseline.engine, self.artifact(baseline))
+        except CandidateError as error:
+            raise InputError(f"the baseline failed: {error}") from error
 
     def _prior(self, key: str) -> BettingPrior:
         trial = self.trials.done[key]

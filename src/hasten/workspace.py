@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,29 +53,45 @@ class Parts:
         """Content hashes in hex of what calibrated and of what the search saw."""
         return tuple(h.hex() for part in (self.calibration, self.search) for h in _hashes(part))
 
+    @property
+    def group_hashes(self) -> tuple[str, ...]:
+        """Hashes of the groups that calibrated, were searched on, or are sealed."""
+        parts = (self.calibration, self.search, self.sealed)
+        groups = [part.groups for part in parts if part.groups is not None]
+        return tuple(dict.fromkeys(name for some in groups for name in hashed_groups(some)))
 
-def open_folder(folder: Path, *, resume: bool) -> Journal:
-    """Make a run's work folder, or take up one that a stopped run left.
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, resume: bool) -> Iterator[Journal]:
+    """Make a run's work folder, or take up one that a stopped run left; no other run may have it.
 
     Raises:
-        InputError: there is an unfinished run and `resume` doesn't ask for it, or the other way.
+        InputError: there is an unfinished run and `resume` doesn't ask for it, or the other way;
+            a folder of another kind; or another run is at work in it.
     """
     path = folder / JOURNAL
-    if path.exists() and not resume:
+    begun = path.exists() and path.stat().st_size > 0
+    if begun and not resume:
         raise InputError(
             f"an unfinished run lies in {folder}: go on with it by --resume, or remove that folder"
         )
-    if not path.exists():
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # what a run left that died before its first event
-    if not path.exists() and resume:
+    if resume and not begun:
         raise InputError(f"nothing to resume: there is no {path}; run without --resume")
+    if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is needed to work in, and holds something else; move it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
     except OSError as error:
         raise InputError(f"can't write {folder}: {error.strerror or error}") from error
-    return Journal(path)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another run is at work in {folder}: wait for it, or stop it"
+            ) from None
+        yield Journal(path)
 
 
 def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
@@ -125,6 +145,11 @@ def data_digest(parts: Parts) -> str:
             [None if rows is None else np.asarray(rows).tolist() for rows in labels],
         ]
     )
+
+
+def hashed_groups(groups: Array) -> tuple[str, ...]:
+    """Return each sample's group as a SHA-256 in hex: a bundle names none."""
+    return tuple(hashlib.sha256(str(group).encode()).hexdigest() for group in groups)
 
 
 def _hashes(dataset: Dataset) -> list[bytes]:

@@ -69,7 +69,7 @@ def test_data_that_are_not_there(tmp_path: Path) -> None:
 def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_text("this is no model")
     line = optimized(tmp_path, tmp_path / "m.onnx", saved(tmp_path, x=good()))
-    assert line == f"{tmp_path}/m.onnx is not an ONNX model, or it is cut short"
+    assert line == f"{tmp_path}/m.onnx is not an ONNX file, or it is cut short"
 
 
 def test_an_operator_that_no_engine_has(tmp_path: Path) -> None:
@@ -101,11 +101,12 @@ def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
         ),
         (
             lambda: {"x": good()[:, :5]},
-            "input 'x': the model takes float32[batch, 16]; a sample is float32[5]",
+            "input 'x': the model takes x: float32[batch, 16]; a sample of the data is float32[5]",
         ),
         (
             lambda: {"x": good().astype(np.float64)},
-            "input 'x': the model takes float32[batch, 16]; a sample is float64[16]",
+            "input 'x': the model takes x: float32[batch, 16]; a sample of the data is float64[16]; "
+            'convert it with x.astype("float32")',
         ),
         (
             lambda: {"x": spoiled(np.nan)},
@@ -135,13 +136,20 @@ def test_data_that_do_not_fit(
 
 
 def test_an_original_that_answers_nan(tmp_path: Path) -> None:
-    line = optimized(
-        tmp_path,
-        models.linear_classifier(tmp_path),
-        saved(tmp_path, x=good()),
-        *("--engine", "hasten.testing.rivals:BadAnswers"),
+    npz = saved(tmp_path, x=good())
+    engine = ("--engine", "hasten.testing.rivals:BadAnswers", "--out", tmp_path / "b.hasten")
+    line = said("optimize", models.linear_classifier(tmp_path), "--data", npz, *engine)
+    assert line == (
+        "the original model can't answer the data: output 'logits' has NaN or Inf for sample 0"
     )
-    assert line == "x"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["eval.npz", "linear_classifier.onnx"]
+
+
+def test_a_node_to_keep_that_is_not_there(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((20, 3, 32, 32), dtype=np.float32)
+    npz = saved(tmp_path, x=x)
+    line = optimized(tmp_path, models.small_cnn(tmp_path), npz, "--keep-float", "conv11")
+    assert line == "keep_float: the model has no node 'conv11'; did you mean conv1, conv2?"
 
 
 def photos(folder: Path, classes: int = 2, each: int = 4) -> Path:
@@ -166,7 +174,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = photos(tmp_path)
     (folder / "class0" / "2.png").write_bytes(b"this is no image")
     line = optimized(tmp_path, models.small_cnn(tmp_path), folder, "--image-size", 32)
-    assert line == f"{folder}/class0/2.png is not an image that hasten reads"
+    assert line == f"{folder}/class0/2.png can't be read as an image"
 
 
 def test_a_folder_of_images_without_a_word_on_how_to_prepare_them(tmp_path: Path) -> None:
@@ -189,12 +197,16 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (("--keep-float", "nosuch"), "x"),
         (
             ("--engine", "nosuch"),
             "no engine is called 'nosuch'; this version has: onnxruntime, openvino",
         ),
-        (("--metric", "nosuch"), "x"),
+        (
+            ("--metric", "nosuch"),
+            "there is no metric 'nosuch'; there are top1, top5, agreement, each with :OUTPUT or "
+            "not; embedding:COSINE, regression:TOLERANCE, regression:PERCENT%, detection_f1, or "
+            "my.py:function",
+        ),
         (
             ("--metric", "top1"),
             "the metric top1 needs labels and the data has none; give labels, or use --metric "
@@ -275,9 +287,7 @@ def damage(bundle: Path, kind: str) -> str:
     manifest.pop("digest")
     manifest["digest"] = digest(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    return (
-        " was written by a newer version of hasten (schema 99, this one reads 1); upgrade hasten"
-    )
+    return " was written by a newer version of hasten (schema 99, this one reads 1); upgrade hasten"
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def test_each_statistic_finds_a_factor(statistic: str) -> None:
 
 
 def test_only_rounds_that_both_ran_in_are_compared() -> None:
-    own = {r: (200,) for r in range(5)} | {9: (1,)}
-    assert paired_ratio(own, {r: (100,) for r in range(3)}).rounds == 3
+    own = dict.fromkeys(range(5), (200,)) | {9: (1,)}
+    assert paired_ratio(own, dict.fromkeys(range(3), (100,))).rounds == 3
     with pytest.raises(InputError) as error:
         paired_ratio(own, {0: (100,), 7: (100,)})
     assert str(error.value) == "a paired ratio needs 2 rounds that both ran in; got 1"
@@ -81,7 +81,7 @@ def test_only_rounds_that_both_ran_in_are_compared() -> None:
 @given(st.lists(st.integers(1, 10**9), min_size=2, max_size=12), st.integers(1, 50))
 def test_the_interval_holds_its_estimate(values: list[int], factor: int) -> None:
     own = {r: (value,) for r, value in enumerate(values)}
-    found = paired_ratio(own, {r: (factor,) for r in own})
+    found = paired_ratio(own, dict.fromkeys(own, (factor,)))
     assert found.low <= found.estimate <= found.high
 
 

@@ -63,11 +63,11 @@ class TestTimeRequests:
         clock, seen = self.Clock(), []
 
         def run(request: dict[str, Any]) -> None:
-            seen.append(request["cost"])
-            clock.now += request["cost"]
+            seen.append(int(request["cost"]))
+            clock.now += seen[-1]
 
         limits = {"warmup_ns": 0, "block_ns": 0, "at_least": 1, "at_most": 100, **settings}
-        requests = [{"cost": cost} for cost in costs]
+        requests = [{"cost": np.array(cost)} for cost in costs]
         return time_requests(run, requests, clock_ns=clock, **limits), seen
 
     def test_latencies_are_those_after_the_warm_up_in_order(self) -> None:
@@ -294,13 +294,13 @@ def test_only_one_entrant_is_awake_at_a_time(desk: Desk, spool: Spool) -> None:
     class Watched(dict[str, Worker]):
         def __getitem__(self, name: str) -> Worker:
             others = [w.pid for who, w in workers.items() if who != name]
-            awake.extend(name for pid in others if not until(lambda: state(pid) == "T"))
+            if not until(lambda: all(state(pid) == "T" for pid in others)):
+                awake.append(name)
             return super().__getitem__(name)
 
     turns = rounds(Watched(workers), spool.folder, threads=1, pace=PACE, seed=0)
     assert [set(next(turns).latency_ns) for _ in range(2)] == [{*"abc"}] * 2
     assert awake == []
-    turns.close()
 
 
 PARENT = """

@@ -28,9 +28,7 @@ def test_the_untouched_model_on_every_engine_comes_first(desk: Desk, host: Targe
     assert untouched[0].exact
 
 
-def test_no_proposal_comes_twice_and_each_engine_takes_its_model(
-    desk: Desk, host: Target
-) -> None:
+def test_no_proposal_comes_twice_and_each_engine_takes_its_model(desk: Desk, host: Target) -> None:
     proposals = grid(desk.model, host)
     assert len({c.key for c in proposals}) == len(proposals)
     for candidate in proposals:
@@ -102,7 +100,7 @@ def test_neighbours_differ_by_one_step(desk: Desk, host: Target) -> None:
         assert same_passes != same_engine
 
 
-def test_variations_are_the_other_variants_on_the_engine_that_did_best(
+def test_variations_are_the_other_variants_on_the_two_engines_that_did_best(
     desk: Desk, host: Target
 ) -> None:
     proposals = grid(desk.model, host, keep_float=("a",))
@@ -112,7 +110,7 @@ def test_variations_are_the_other_variants_on_the_engine_that_did_best(
     assert not set(found) & set(proposals)
     for candidate in found:
         (step,) = candidate.passes
-        best = next(c for c in fastest if type(c.passes[0]) is type(step))
-        assert candidate.engine == best.engine
+        ranked = [c.engine for c in fastest if type(c.passes[0]) is type(step)]
+        assert candidate.engine in list(dict.fromkeys(ranked))[:2]
         assert getattr(step, "keep_float", ("a",)) == ("a",)
     assert variations([proposals[0]], desk.model, host) == []

@@ -145,9 +145,7 @@ def test_a_resumed_race_takes_in_the_rounds_that_were_journaled(
     assert run(field, spool, Journal(journal.path), count=5).rounds == resumed.rounds
 
 
-def test_rounds_of_another_race_are_left_alone(
-    desk: Desk, spool: Spool, journal: Journal
-) -> None:
+def test_rounds_of_another_race_are_left_alone(desk: Desk, spool: Spool, journal: Journal) -> None:
     journal.append("round", race="race/2", number=5, latency_ns={BASELINE: [1]}, counts=True)
     standings = run(entrants(desk), spool, journal, count=2)
     assert set(standings.rounds[BASELINE]) == {0, 1}

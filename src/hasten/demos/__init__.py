@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 from hasten.errors import InputError
@@ -35,4 +36,6 @@ def run(which: str, out: Path, listen: Listener) -> Result:
         from hasten.demos import photos as demo
     else:
         from hasten.demos import digits as demo  # type: ignore[no-redef]
+    # A demo that was stopped begins anew: its model is trained or exported anew, too.
+    shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)
     return demo.run(out, listen)

@@ -11,7 +11,7 @@ import numpy as np
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.spool import Spool, write_spool
 from hasten.errors import CandidateError, InputError
-from hasten.measure.workbench import CHUNK, Bench, Opened
+from hasten.measure.workbench import Bench, Opened
 from hasten.metrics.base import Metric
 from hasten.tensors import Array, Tensors
 
@@ -32,6 +32,7 @@ class ExactAnswers:
     def __init__(self, bench: Bench, exact: Opened, samples: Spool, folder: Path) -> None:
         self.samples = samples
         self._folder = folder
+        self._chunk = bench.chunk
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self._names: list[str] = []
@@ -48,8 +49,8 @@ class ExactAnswers:
     def __iter__(self) -> Iterator[tuple[Tensors, Array | None]]:
         """Yield each chunk's outputs and labels."""
         labels = self.samples.labels
-        for number in range(-(-len(self.samples) // CHUNK)):
-            rows = slice(number * CHUNK, (number + 1) * CHUNK)
+        for number in range(-(-len(self.samples) // self._chunk)):
+            rows = slice(number * self._chunk, (number + 1) * self._chunk)
             outputs = {
                 name: np.load(self._folder / f"{number}-{i}.npy")
                 for i, name in enumerate(self._names)
@@ -95,8 +96,8 @@ def score_once(
         InputError: the exact model can't answer a sample, or a sample can't be read.
     """
     failed: dict[str, str] = {}
-    for start in range(0, len(samples), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(samples)))
+    for start in range(0, len(samples), bench.chunk):
+        rows = np.arange(start, min(start + bench.chunk, len(samples)))
         folder = bench.folder / "sealed-chunk"
         shutil.rmtree(folder, ignore_errors=True)
         try:

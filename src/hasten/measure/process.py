@@ -78,8 +78,6 @@ class Worker:
                 is killed); in one line.
             InputError: the caller's input is at fault.
         """
-        if self._ended:
-            raise CandidateError(self._epitaph(do))
         self.wake()
         try:
             self._channel.sendall(json.dumps({"do": do, **command}).encode() + b"\n")

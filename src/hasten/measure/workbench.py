@@ -24,7 +24,9 @@ from hasten.target import Target
 from hasten.tensors import Tensors
 
 CHUNK = 64
-"""Samples answered before the parent reads the outputs: what bounds both sides' memory."""
+"""Samples answered before the parent reads the outputs, at most: what bounds both sides' memory."""
+CHUNK_BYTES = 64 << 20
+"""The same in bytes of outputs; never less than one sample."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class Bench:
         target: The device.
         limit_s: Most time that one step may take.
         memory_bytes: Most memory that one process may hold.
+        chunk: How many samples are answered at once.
     """
 
     folder: Path
     target: Target
     limit_s: float = 300.0
     memory_bytes: int = 4 << 30
+    chunk: int = CHUNK
 
     @property
     def log(self) -> Path:
@@ -92,15 +96,15 @@ class Bench:
             number_from: What the first sample is called in an error.
 
         Yields:
-            Outputs by name, each of shape `(k, ...)`, k at most CHUNK.
+            Outputs by name, each of shape `(k, ...)`, k at most `chunk`.
 
         Raises:
             CandidateError: it failed, or an answer isn't finite.
         """
         out = self.folder / f"outputs-{opened.worker.pid}"
         try:
-            for first in range(0, len(samples), CHUNK):
-                stop = min(first + CHUNK, len(samples))
+            for first in range(0, len(samples), self.chunk):
+                stop = min(first + self.chunk, len(samples))
                 yield self._chunk(opened, samples, first, stop, number_from, out)
         finally:
             shutil.rmtree(out, ignore_errors=True)
@@ -112,6 +116,15 @@ class Bench:
             return self._chunk(opened, samples, 0, 1, 0, out)
         finally:
             shutil.rmtree(out, ignore_errors=True)
+
+    def fit_chunk(self, opened: Opened, samples: Spool) -> None:
+        """Set `chunk` by how large one sample's outputs are.
+
+        Raises:
+            CandidateError: it failed.
+        """
+        size_bytes = sum(array.nbytes for array in self.predict_one(opened, samples).values())
+        self.chunk = max(1, min(CHUNK, CHUNK_BYTES // max(1, size_bytes)))
 
     def _chunk(
         self, opened: Opened, samples: Spool, start: int, stop: int, number_from: int, out: Path
@@ -145,6 +158,7 @@ class Workbench(Bench):
     calibration_hash: str = field(kw_only=True)
     _count: Iterator[int] = field(default_factory=itertools.count)
     _failed: dict[str, str] = field(default_factory=dict)
+    _transforming: set[Worker] = field(default_factory=set)
 
     def _key(self, passes: Sequence[Pass]) -> str:
         facts = [to_record(list(passes)), self.model.sha256, self.calibration_hash, versions()]
@@ -181,14 +195,23 @@ class Workbench(Bench):
 
     def _transformed(self, passes: Sequence[Pass], folder: Path) -> Any:
         with Worker(self.log, self.memory_bytes) as worker:
-            return worker.ask(
-                "transform",
-                limit_s=self.limit_s,
-                model=to_record(self.model),
-                passes=to_record(list(passes)),
-                calibration=str(self.calibration.folder),
-                workdir=str(folder),
-            )
+            self._transforming.add(worker)
+            try:
+                return worker.ask(
+                    "transform",
+                    limit_s=self.limit_s,
+                    model=to_record(self.model),
+                    passes=to_record(list(passes)),
+                    calibration=str(self.calibration.folder),
+                    workdir=str(folder),
+                )
+            finally:
+                self._transforming.discard(worker)
+
+    def stop_transforms(self) -> None:
+        """End the transformations that other threads wait for: the run is being stopped."""
+        for worker in list(self._transforming):
+            worker.kill()
 
     def open(self, candidate: Candidate) -> Opened:
         """Transform, build and open a candidate in a new process.

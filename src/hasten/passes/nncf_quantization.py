@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import onnx
 
 from hasten.data.dataset import Dataset
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Model
+from hasten.model import Format, Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import check_nodes, compute_nodes, is_transformer, read_onnx, stem
@@ -43,6 +43,8 @@ class NncfQuantization(Pass):
     Source: bias correction, Nagel et al., arXiv:1906.04721, section 4.2; smoothing, Xiao et al.,
     arXiv:2211.10438.
     """
+
+    gives: ClassVar[Format] = "openvino"
 
     preset: Literal["mixed", "performance"] = "mixed"
     fast_bias_correction: bool = True

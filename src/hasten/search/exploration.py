@@ -100,16 +100,16 @@ class Exploration:
         return needed <= self._sealed
 
     def _helpful(self) -> list[Pass]:
-        """Exact passes that made the untouched model faster on its engine."""
+        """Exact passes that surely made the untouched model faster on its engine."""
         exact = [t for t in self.trials.measured() if t.candidate.exact]
-        plain = {t.candidate.engine: ratio(t).estimate for t in exact if not t.candidate.passes}
+        plain = {t.candidate.engine: ratio(t).low for t in exact if not t.candidate.passes}
         plain[self.trials.baseline.engine] = 1.0
         return list(
             dict.fromkeys(
                 t.candidate.passes[0]
                 for t in exact
                 if t.candidate.passes
-                and ratio(t).estimate < plain.get(t.candidate.engine, 0) * (1 - SCREEN_NOISE)
+                and ratio(t).high < plain.get(t.candidate.engine, 0) * (1 - SCREEN_NOISE)
             )
         )
 
@@ -139,8 +139,15 @@ class Exploration:
             self._tell("transform", name, done, len(chains))
 
         self.trials.opened_baseline().worker.sleep()
-        with ThreadPoolExecutor(_TRANSFORMS_AT_ONCE) as pool:
+        pool = ThreadPoolExecutor(_TRANSFORMS_AT_ONCE)
+        try:
             list(pool.map(make, chains))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            self.trials.bench.stop_transforms()
+            raise
+        finally:
+            pool.shutdown()
 
     def _note_better(self, trial: Trial) -> None:
         if trial.measurement is None or trial.failure:

@@ -16,6 +16,8 @@ from hasten.search.journal import Journal
 BASELINE, AGAIN = "baseline", "baseline again"
 _BEFORE_DROPPING = 6
 _REFUSED_PER_COUNTED = 3
+_LONGEST = 4
+"""A race that must settle goes on to so many times its rounds, at most."""
 
 
 class NotEstablished(HastenError):  # noqa: N818 - an outcome, not an error
@@ -93,11 +95,12 @@ def race(
     count: int,
     pace: Pace,
     seed: int,
+    settle: float = float("inf"),
     drops: Mapping[str, float] | None = None,
     listen: Callable[[Standings], None] = lambda standings: None,
     probe: Callable[[int], bool] = scales,
 ) -> Standings:
-    """Run rounds until `count` of them count.
+    """Run rounds until `count` of them count, and on a noisy host more.
 
     Args:
         name: In the journal; rounds of this name that are there already are taken in first.
@@ -105,9 +108,10 @@ def race(
         samples: Requests rotate through them.
         journal: Each round is on disk before the next begins.
         threads: How many each engine has.
-        count: Rounds wanted.
+        count: Rounds wanted, at least.
         pace: Lengths of the turns.
         seed: Of the orders.
+        settle: Go on until the A/A spread is no larger, or the rounds are four times as many.
         drops: Entrant -> drop on the search split; None drops nobody for being slower.
         listen: Called after each round.
         probe: Whether the host can run so many threads now.
@@ -122,7 +126,7 @@ def race(
         if event["race"] == name:
             standings.add(event["number"], event["latency_ns"], event["counts"])
             number = max(number, event["number"] + 1)
-    if standings.counted >= count:
+    if _finished(standings, count, settle):
         return standings
     turns = rounds(
         entrants, samples.folder, threads=threads, pace=pace, seed=seed, first=number, probe=probe
@@ -149,7 +153,7 @@ def race(
                     standings,
                 )
         listen(standings)
-        if standings.counted >= count:
+        if _finished(standings, count, settle):
             return standings
         if standings.refused > _REFUSED_PER_COUNTED * count:
             raise NotEstablished(
@@ -157,6 +161,17 @@ def race(
                 f"{threads} threads at once"
             )
     raise AssertionError("rounds never end")
+
+
+def _finished(standings: Standings, count: int, settle: float) -> bool:
+    """Whether enough rounds count, and the twins agree or never will."""
+    if standings.counted < max(count, 2):
+        return False
+    if AGAIN not in standings.rounds:
+        return True
+    return standings.counted >= _LONGEST * count or (
+        standings.counted % 8 == count % 8 and standings.spread <= settle
+    )
 
 
 def _leave(entrants: dict[str, Worker], who: str, why: str, standings: Standings) -> None:

@@ -107,6 +107,10 @@ class Trials:
         else:
             why = "; ".join(f"{t.candidate.label}: {t.failure}" for t in unable)
             raise InputError(f"no engine runs this model: {why or 'none is installed'}")
+        try:
+            self.bench.fit_chunk(self._open, self.samples)
+        except CandidateError as error:
+            raise InputError(f"the original model can't answer the data: {error}") from error
         self.exact_answers = ExactAnswers(
             self.bench, self._open, self.samples, self.bench.folder / "exact-answers"
         )
@@ -189,7 +193,12 @@ class Trials:
         theirs: dict[int, tuple[int, ...]] = {}
         ours: dict[int, tuple[int, ...]] = {}
         turns = rounds(
-            entrants, self.samples.folder, threads=threads, pace=self._pace, seed=self._seed
+            entrants,
+            self.samples.folder,
+            threads=threads,
+            pace=self._pace,
+            seed=self._seed,
+            probe=lambda _: True,  # a first look: every round counts
         )
         for turn in turns:
             if "candidate" in turn.failed:
@@ -245,6 +254,12 @@ class Trials:
         differences = self._falls(scores)
         error = float(differences.std()) / np.sqrt(n)
         return bool(float(differences.mean()) - 3 * error > self._max_drop)
+
+    @property
+    def binary(self) -> bool:
+        """Whether every score on the search split is 0 or 1."""
+        scores = [np.array(t.scores) for t in self.done.values() if t.scores]
+        return bool(np.isin(np.concatenate([self.exact_scores, *scores]), (0.0, 1.0)).all())
 
     def measured(self) -> list[Trial]:
         """Trials that ran through."""

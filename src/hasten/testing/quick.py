@@ -36,6 +36,7 @@ def quick_runs(*, passes: bool = False) -> Iterator[None]:
         for module, name, value in (
             (hasten.run, "RACE_ROUNDS", RACE_ROUNDS),
             (hasten.delivery, "FINAL_ROUNDS", FINAL_ROUNDS),
+            (hasten.run, "SETTLED", float("inf")),
             (hasten.optimization, "grid", untouched),
         ):
             undo.callback(setattr, module, name, getattr(module, name))

@@ -1,0 +1,208 @@
+"""The commands where all goes well."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from hasten import __version__
+from hasten.bundle import read
+from hasten.cli import main
+from hasten.testing import models
+from hasten.testing.quick import quick_runs
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "help.txt"
+COMMANDS = ("optimize", "bench", "certify", "inspect", "doctor", "demo")
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def fresh(folder: Path, count: int = 200) -> Path:
+    x = np.random.default_rng(5).standard_normal((count, 16), dtype=np.float32)
+    np.savez(folder / "new.npz", x=x)
+    return folder / "new.npz"
+
+
+def test_the_help_is_the_golden_one() -> None:
+    runner = CliRunner()
+    pages = [runner.invoke(main, ["--help"], terminal_width=100, prog_name="hasten").output]
+    pages += [
+        runner.invoke(main, [name, "--help"], terminal_width=100, prog_name="hasten").output
+        for name in COMMANDS
+    ]
+    assert "\n".join(pages) == GOLDEN.read_text()
+
+
+def test_the_version_is_the_packages() -> None:
+    assert run("--version").output == f"hasten, version {__version__}\n"
+
+
+def test_optimize_prints_the_table_the_certificate_and_the_next_command(
+    tmp_path: Path, quick: None
+) -> None:
+    out = tmp_path / "b.hasten"
+    result = run(
+        *("optimize", models.linear_classifier(tmp_path), "--data", fresh(tmp_path, 300)),
+        *("--max-drop", "5%", "--engine", "hasten.testing.rivals:Rival", "--out", out),
+    )
+    assert result.exit_code == 0, result.output
+    text = result.stdout
+    assert "certified: 95% confident that at most 2.2% of answers change" in text
+    assert "for: inputs like the ones in this data" in text
+    assert f"bundle: {out} (" in text
+    assert f"next: hasten bench {out} --against YOUR_DEPLOYMENT" in text
+    assert "best so far: " in result.stderr
+    assert (out / "report.html").stat().st_size > 1000
+
+
+def test_optimize_as_json_has_the_figures(tmp_path: Path, quick: None) -> None:
+    result = run(
+        *("optimize", models.linear_classifier(tmp_path), "--data", fresh(tmp_path, 300)),
+        *("--max-drop", "5%", "--engine", "onnxruntime", "--out", tmp_path / "b", "--json"),
+    )
+    record = json.loads(result.stdout)
+    assert record["status"] == "exact"
+    assert record["rows"][0]["role"] == "default engine"
+    assert record["rows"][0]["p50"]["value_ns"] > 0
+    assert 0 < record["seconds"] < 100
+
+
+def test_bench_prints_both_and_says_what_was_asked(
+    exact_bundle: Path, tmp_path: Path, quick: None
+) -> None:
+    model = models.linear_classifier(tmp_path)
+    result = run("bench", exact_bundle, "--against", model, "--data", fresh(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["against"]["label"] == f"{model}, onnxruntime"
+    assert record["requests"] == "samples of the data"
+    assert record["bundle"]["ratio"]["low"] <= record["bundle"]["ratio"]["estimate"]
+
+
+def test_certify_ends_with_0_where_the_limit_holds(exact_bundle: Path, tmp_path: Path) -> None:
+    result = run("certify", exact_bundle, "--data", fresh(tmp_path), "--max-drop", "5%")
+    assert result.output == (
+        "95% confident that at most 1.5% of answers change (n=200: 0 changed)\n"
+    )
+    assert result.exit_code == 0
+
+
+def test_certify_ends_with_1_where_it_does_not(exact_bundle: Path, tmp_path: Path) -> None:
+    result = run("certify", exact_bundle, "--data", fresh(tmp_path), "--max-drop", "1%")
+    assert result.output == (
+        "not enough data: 200 samples can't show that at most 1% of answers change; about 300 "
+        "would\n"
+    )
+    assert result.exit_code == 1
+
+
+def test_certify_ends_with_2_where_it_cannot_be_told(exact_bundle: Path, tmp_path: Path) -> None:
+    result = run("certify", exact_bundle, "--data", tmp_path / "none.npz", "--max-drop", "1%")
+    assert (result.exit_code, result.stderr) == (2, f"hasten: no such file: {tmp_path}/none.npz\n")
+    result = run("certify", exact_bundle, "--data", fresh(tmp_path))
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"hasten: {exact_bundle} has no certificate, so no limit either: give --max-drop\n",
+    )
+
+
+def test_the_very_same_data_are_a_regression_check_only(exact_bundle: Path) -> None:
+    same = exact_bundle.parent / "eval.npz"
+    result = run("certify", exact_bundle, "--data", same, "--max-drop", "5%", "--json")
+    record = json.loads(result.stdout)
+    assert (record["kind"], record["used"], record["left_out"]) == ("regression check", 300, 0)
+
+
+def test_samples_that_made_the_bundle_are_left_out(exact_bundle: Path, tmp_path: Path) -> None:
+    with np.load(exact_bundle.parent / "eval.npz") as old, np.load(fresh(tmp_path)) as new:
+        np.savez(tmp_path / "both.npz", x=np.concatenate([old["x"], new["x"]]))
+    result = run("certify", exact_bundle, "--data", tmp_path / "both.npz", "--max-drop", "5%")
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith("; 300 samples were left out: the bundle was made with them\n")
+
+
+def test_inspect_says_what_is_inside(exact_bundle: Path) -> None:
+    result = run("inspect", exact_bundle)
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(":", 1) for line in result.output.splitlines())
+    assert lines["model"].strip() == "onnxruntime"
+    assert lines["inputs"].strip() == "x: float32[batch, 16]"
+    assert lines["status"].strip().startswith("exact: ")
+    assert json.loads(run("inspect", exact_bundle, "--json").stdout)["status"] == "exact"
+
+
+def test_doctor_says_what_this_machine_has() -> None:
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    names = [line.partition(":")[0] for line in result.output.splitlines()]
+    assert names[:4] == ["processor", "cores", "memory", "instructions"]
+    assert {"onnxruntime", "openvino", "[optimize]", "[torch]"} <= set(names)
+
+
+def photos(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for label in range(2):
+        inner = folder / "photos" / f"class{label}"
+        inner.mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(inner / f"{i}.png")
+    return folder / "photos"
+
+
+@pytest.mark.parametrize("way", ["flags", "yaml"])
+def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
+    tmp_path: Path, quick: None, way: str
+) -> None:
+    (tmp_path / "images.yaml").write_text("size: 32\nresize: 36\nmean: 0.5\nstd: 0.25\n")
+    told: tuple[Any, ...] = ("--pipeline", tmp_path / "images.yaml")
+    if way == "flags":
+        told = ("--image-size", 32, "--image-resize", 36, "--image-mean", 0.5)
+        told += ("--image-std", 0.25)
+    out = tmp_path / "b.hasten"
+    result = run(
+        *("optimize", models.small_cnn(tmp_path), "--data", photos(tmp_path), *told),
+        *("--metric", "agreement", "--engine", "onnxruntime", "--out", out),
+    )
+    assert result.exit_code == 0, result.output
+    assert read(out).pipeline is not None
+    again = run("certify", out, "--data", tmp_path / "photos", "--max-drop", "20%")
+    assert again.exit_code == 0, again.output
+    assert again.output.startswith("regression check on data that was used before: 95% confident")
+
+
+def test_a_torch_module_in_a_file_is_optimized_and_resumed(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "torch.manual_seed(0)\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(16, 4), torch.nn.ReLU()).eval()\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "hasten.testing.quick", "optimize", f"{tmp_path}/net.py:model"),
+            *("--data", str(fresh(tmp_path)), "--engine", "onnxruntime", "--json"),
+            *("--out", str(tmp_path / "b.hasten")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "exact"
+    assert read(tmp_path / "b.hasten").winner.artifact.inputs[0].shape[1:] == (16,)

