@@ -65,6 +65,8 @@ class Exploration:
 
     def _try(self, candidates: Sequence[Single], beat: float = 1.0) -> bool:
         """Try some candidates; return whether the time sufficed. Who surely doesn't beat a ratio isn't judged."""
+        if not candidates:
+            return True
         self._transform(c for c in candidates if c.key not in self.trials.done)
         outcome: str | None = None
         for number, candidate in enumerate(candidates):
