@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-digits test check clean
+.PHONY: demo demo-digits test test-keras check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -14,6 +14,12 @@ demo-digits: $(VENV)/.demo
 test: $(VENV)/.test
 	scripts/check
 	scripts/test
+
+# Keras brings tensorflow, which wants an environment of its own.
+test-keras:
+	$(PYTHON) -m venv .venv-keras
+	.venv-keras/bin/python -m pip install --quiet --editable '.[keras]' hypothesis pytest pytest-timeout
+	.venv-keras/bin/python -m pytest tests/frontends/test_keras.py
 
 check: $(VENV)/.test
 	scripts/check
@@ -33,4 +39,4 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.hasten *.hasten.work
+	rm -rf $(VENV) .venv-keras build dist *.hasten *.hasten.work

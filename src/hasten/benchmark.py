@@ -22,6 +22,7 @@ from hasten.engines.python_function import PythonFunction
 from hasten.errors import CandidateError, InputError
 from hasten.frontends import onnx as onnx_frontend
 from hasten.measure.latency import Pace
+from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
 from hasten.pipeline.base import Pipeline
@@ -94,7 +95,11 @@ def bench(
         place = Path(work)
         dataset = _requests(data, winner, manifest.pipeline, seed)
         samples = write_spool(dataset, place / "requests")
-        for threads in dict.fromkeys((Target.host().threads, 1)):
+        asked = Target.host().threads
+        usable = usable_threads(asked)
+        if usable < asked:
+            notes.append(f"{asked} threads: not established, one thread is quoted")
+        for threads in dict.fromkeys((usable, 1)):
             desk = Bench(place, Target.host().with_threads(threads))
             label, rival, rival_engine = _rival(against, folder, winner, custom_ops, desk)
             entrants: dict[str, Worker] = {}

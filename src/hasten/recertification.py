@@ -21,9 +21,11 @@ from hasten.data.spool import write_spool
 from hasten.engines.base import Engine
 from hasten.errors import CandidateError, InputError
 from hasten.measure.workbench import Bench, Opened
+from hasten.metrics import parse_metric
 from hasten.metrics.base import Metric
+from hasten.metrics.custom import Custom
 from hasten.pipeline.base import Pipeline
-from hasten.records import from_record, read_json
+from hasten.records import from_record, read_json, type_name
 from hasten.target import Target
 from hasten.tensors import Array
 from hasten.workspace import hashed_groups
@@ -69,6 +71,7 @@ def certify(
     max_drop: float | None = None,
     confidence: float | None = None,
     guard: Guard | None = None,
+    metric: str | Metric | None = None,
     pipeline: Pipeline | None = None,
     custom_ops: Sequence[Path] = (),
     listen: Callable[[int], None] = lambda done: None,
@@ -82,6 +85,8 @@ def certify(
         max_drop: The limit; by default the certificate's.
         confidence: By default the certificate's.
         guard: By default the certificate's.
+        metric: By default the bundle's, unless that is a function: a bundle's word alone runs no
+            code, so name it again.
         pipeline: By default the bundle's.
         custom_ops: Libraries with operators of the model's own.
         listen: Told how many samples are behind.
@@ -95,13 +100,13 @@ def certify(
     if manifest.exact is None:
         raise InputError(f"{folder} was made with --no-exact: there is nothing to compare with")
     limits = _limits(folder, max_drop, confidence, guard)
-    metric = guarded(from_record(Metric, manifest.metric), limits["guard"])
+    judged_by = guarded(_metric(folder, manifest.metric, metric), limits["guard"])
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
     dataset = open_data(data, exact.inputs, pipeline or manifest.pipeline)
-    if metric.needs_labels and dataset.labels is None:
+    if judged_by.needs_labels and dataset.labels is None:
         raise InputError(
-            f"the bundle was judged by {manifest.metric['type']}, which needs labels; the data has none"
+            f"the bundle is judged by {type_name(judged_by)}, which needs labels; the data has none"
         )
     kind, samples, units = _fresh(folder, dataset)
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
@@ -113,17 +118,32 @@ def certify(
             first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
             desk.fit_chunk(opened[0], first)
             own, scores = sealed_scores(
-                desk, opened[0], {"winner": opened[1]}, samples, metric, listen
+                desk, opened[0], {"winner": opened[1]}, samples, judged_by, listen
             )
         finally:
             for one in opened:
                 one.worker.kill()
     ((_, judgement),) = judge_ladder(
-        own, ("winner",), scores, units, {"winner": BettingPrior()}, metric=metric, **limits
+        own, ("winner",), scores, units, {"winner": BettingPrior()}, metric=judged_by, **limits
     )
     if isinstance(judgement, str):
         raise CandidateError(judgement)
     return Recheck(kind, judgement, len(samples), len(dataset) - len(samples))
+
+
+def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) -> Metric:
+    """What the data is scored by: given here, or as the bundle states it."""
+    if isinstance(given, Metric):
+        return given
+    if given is not None:
+        return parse_metric(given)
+    metric = from_record(Metric, stated)
+    if isinstance(metric, Custom):
+        raise InputError(
+            f"{folder} was judged by the function {metric.path}: name it again by --metric, since a "
+            "bundle's word alone runs no code"
+        )
+    return metric
 
 
 def _limits(

@@ -186,7 +186,7 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
     assert again.output.startswith("regression check on data that was used before: 95% confident")
 
 
-def test_a_torch_module_in_a_file_is_optimized_and_resumed(tmp_path: Path) -> None:
+def test_a_torch_module_in_a_file_is_optimized(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     (tmp_path / "net.py").write_text(
         "import torch\n"

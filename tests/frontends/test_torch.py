@@ -354,3 +354,15 @@ def test_where_forward_takes_any_inputs_the_data_names_them(tmp_path: Path) -> N
     assert model.inputs[0].shape == ("batch", 4)
     model = export(Any_(), [X, X], tmp_path)
     assert [spec.name for spec in model.inputs] == ["input_0", "input_1"]
+
+
+def test_one_module_exports_to_the_same_file_twice_so_that_a_stopped_run_can_go_on(
+    tmp_path: Path,
+) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    sample = [np.zeros(8, np.float32)]
+    hashes = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        hashes.add(frontend.export(module, sample, tmp_path / name).sha256)
+    assert len(hashes) == 1

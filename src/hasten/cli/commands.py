@@ -132,17 +132,23 @@ def bench(bundle: str, against: str | None, data: str | None, as_json: bool) -> 
 @main.command()
 @click.argument("bundle")
 @click.option("--data", required=True, help="Data that the bundle was not made with.")
+@click.option("--metric", help="By default the bundle's; needed again where that is my.py:score.")
 @click.option("--max-drop", type=Share(), help="By default the certificate's.")
 @click.option("--confidence", type=Share(), help="By default the certificate's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def certify(
-    bundle: str, data: str, max_drop: float | None, confidence: float | None, as_json: bool
+    bundle: str,
+    data: str,
+    metric: str | None,
+    max_drop: float | None,
+    confidence: float | None,
+    as_json: bool,
 ) -> None:
     """Test BUNDLE on new data; the exit code is 0 if it holds, 1 if not."""
     from hasten.recertification import certify as run
 
     with one_line_errors():
-        result = run(bundle, data, max_drop=max_drop, confidence=confidence)
+        result = run(bundle, data, metric=metric, max_drop=max_drop, confidence=confidence)
         click.echo(_json(result) if as_json else result.in_words())
     raise SystemExit(0 if result.passed else 1)
 

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import hasten
+from hasten.bundle import read
+from hasten.cli import main
+from hasten.demos import digits
+from hasten.progress import nobody
+from hasten.testing import models
+from hasten.testing.quick import quick_runs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle that int8 should win, and the samples that it was judged on."""
+    pytest.importorskip("torch")
+    try:
+        images, labels = digits.digits()
+    except hasten.InputError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("int8")
+    model = digits.trained(images[:600], labels[:600], nobody, epochs=3)
+    np.savez(folder / "eval.npz", input=images[600:1800], labels=labels[600:1800])
+    with quick_runs(passes=True):
+        result = hasten.optimize(
+            model,
+            folder / "eval.npz",
+            max_drop=0.05,
+            out=folder / "digits.hasten",
+            engines=("onnxruntime",),
+        )
+    if result.status != "certified":
+        pytest.skip(f"int8 doesn't win on this machine: {result.why}")
+    return result.bundle, folder / "eval.npz"
+
+
+def test_a_real_int8_model_is_certified_and_its_bundle_says_for_what(
+    data: tuple[Path, Path],
+) -> None:
+    manifest = read(data[0])
+    assert manifest.certificate is not None
+    assert "quantization" in manifest.winner.label
+    assert manifest.certificate["judgement"]["max_drop"] == 0.05
+    assert manifest.certificate["judgement"]["bound"] <= 0.05
+    assert manifest.certificate["batch_sizes"] == [1]
+    assert manifest.environment["onnxruntime"]
+
+
+def test_certify_without_a_limit_takes_the_certificates_and_calls_the_same_data_a_regression_check(
+    data: tuple[Path, Path],
+) -> None:
+    again = hasten.certify(*data)
+    assert again.kind == "regression check"
+    assert again.judgement.max_drop == 0.05
+    ended = CliRunner().invoke(main, ["certify", str(data[0]), "--data", str(data[1])])
+    assert ended.exit_code == 0
+    assert ended.output.startswith("regression check on data that was used before: 95% confident")
+
+
+def test_fresh_data_gives_a_verdict_of_its_own_and_too_little_of_it_says_how_much_would_do(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    images, labels = digits.digits()
+    np.savez(tmp_path / "new.npz", input=images[2000:2400], labels=labels[2000:2400])
+    fresh = hasten.certify(data[0], tmp_path / "new.npz")
+    assert (fresh.kind, fresh.used, fresh.left_out) == ("fresh data", 400, 0)
+    few = hasten.certify(data[0], tmp_path / "new.npz", max_drop=0.001, guard="lost")
+    assert not few.passed  # no loss at all in 400 samples can't show less than 0.7%
+    assert few.judgement.samples_needed is None or few.judgement.samples_needed > 2900
+
+
+def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def score(outputs, labels):\n"
+        "    return (outputs['logits'].argmax(1) % 2 == labels % 2).astype(float)\n"
+    )
+    score = f"{tmp_path}/mine.py:score"
+    x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
+    y = np.random.default_rng(1).integers(0, 4, 300)
+    np.savez(tmp_path / "eval.npz", x=x, labels=y)
+    with quick_runs():
+        bundle = hasten.optimize(
+            models.linear_classifier(tmp_path),
+            tmp_path / "eval.npz",
+            max_drop=0.05,
+            metric=score,
+            out=tmp_path / "model.hasten",
+            engines=("onnxruntime",),
+        ).bundle
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05)
+    assert str(caught.value) == (
+        f"{bundle} was judged by the function {score}: name it again by --metric, since a bundle's "
+        "word alone runs no code"
+    )
+    assert hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05, metric=score).passed
