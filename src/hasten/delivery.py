@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Sequence
@@ -57,7 +58,11 @@ class Delivery:
     accept_uncertified: bool
 
     def interim(self, run: Run, trial: Trial) -> None:
-        """Write the best so far, marked uncertified."""
+        """Write the best so far, marked uncertified; a finished bundle there stays till the end."""
+        if (self.out / bundle.MANIFEST).is_file():
+            with contextlib.suppress(InputError):
+                if bundle.read(self.out).why != _INTERIM:
+                    return
         self._write(run, trial.candidate, "uncertified", _INTERIM, None, {})
 
     def finish(
@@ -79,15 +84,19 @@ class Delivery:
         threads = run.bench.target.threads
         final = run.race("figures", entrants, FINAL_ROUNDS, dropping=False)
         run.use_threads(threads)  # what was certified ships, whatever could be quoted
+        baseline = run.trials.baseline.key
+        if exact != baseline and not self._beats(run, final, baseline, exact):
+            winner, exact = (baseline if winner == exact else winner), baseline
         winner = self._still_fastest(run, final, exact, winner)
         judgement = passed[1] if passed and passed[0] == winner else None
         status: Status = "certified" if judgement else "exact"
-        why = judgement.in_words() if judgement else _why_exact(judged)
+        why = judgement.in_words() if judgement else _why_exact(judged, passed is not None)
         accepted = judgement is None and self.accept_uncertified and loose is not None
         if accepted and loose is not None and self._beats(run, final, exact, loose):
             winner, status = loose, "uncertified"
             why = f"shipped by --accept-uncertified: {why}"
-        reason = judgement or next((e for _, e in judged if isinstance(e, Judgement)), None)
+        failing = (e for _, e in judged if isinstance(e, Judgement) and e.verdict != "certified")
+        reason = judgement or next(failing, None)
         rows = self._rows(run, final, exact, winner, loose, status, why)
         evidence = {
             "trials.json": [to_record(trial) for trial in run.trials.done.values()],
@@ -219,8 +228,10 @@ class Delivery:
         return bundle.part(candidate.label, candidate.passes, candidate.engine, artifact)
 
 
-def _why_exact(judged: Sequence[tuple[str, Judgement | str]]) -> str:
+def _why_exact(judged: Sequence[tuple[str, Judgement | str]], passed: bool) -> str:
     """Say why nothing inexact ships."""
+    if passed:
+        return "what was certified was not faster than the exact model in fresh rounds"
     if not judged:
         return "exact: no faster candidate stayed under the limit on the search split"
     entry = judged[0][1]

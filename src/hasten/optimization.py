@@ -19,6 +19,7 @@ from hasten.data.source import open_data
 from hasten.delivery import Delivery, check_place
 from hasten.errors import InputError
 from hasten.frontends.source import find_model, load_model
+from hasten.measure.environment import versions
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
@@ -120,6 +121,8 @@ def optimize(
                     "model": source.sha256,
                     "data": data_digest(parts),
                     "machine": target,
+                    "pipeline": pipeline,
+                    "set of versions": versions(),
                     "options": options,
                 },
             )

@@ -19,7 +19,7 @@ from hasten.data.dataset import Dataset, Subset
 from hasten.data.source import open_data
 from hasten.data.spool import write_spool
 from hasten.engines.base import Engine
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.measure.workbench import Bench, Opened
 from hasten.metrics import parse_metric
 from hasten.metrics.base import Metric
@@ -110,7 +110,7 @@ def certify(
         )
     kind, samples, units = _fresh(folder, dataset)
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
-        desk = Bench(Path(work), Target.host().with_threads(manifest.target.threads))
+        desk = Bench(Path(work), _here(manifest.target.threads))
         opened: list[Opened] = []
         try:
             for part, artifact in ((manifest.exact, exact), (manifest.winner, winner)):
@@ -146,6 +146,12 @@ def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) ->
     return metric
 
 
+def _here(threads: int) -> Target:
+    """This host, with as many threads as were certified, if it has them."""
+    host = Target.host()
+    return host.with_threads(max(1, min(threads, host.threads)))
+
+
 def _limits(
     folder: Path, max_drop: float | None, confidence: float | None, guard: Guard | None
 ) -> dict[str, Any]:
@@ -166,8 +172,10 @@ def _fresh(
     folder: Path, dataset: Dataset
 ) -> tuple[Literal["fresh data", "regression check"], Dataset, Array]:
     """Leave out what the bundle's making has seen, and repeats; all of it again where nothing is left."""
-    evidence = folder / "evidence" / "sealed.json"
-    record = read_json(evidence) if evidence.exists() else {}
+    name = "evidence/sealed.json"
+    record = read_json(folder / name) if name in read(folder).files else {}
+    if not isinstance(record, dict):
+        raise IntegrityError(f"{folder}: {name} is damaged")
     seen = {*record.get("hashes", ()), *record.get("seen", ())}
     seen_groups = set(record.get("groups", ()))
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)

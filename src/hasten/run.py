@@ -66,6 +66,7 @@ class Run:
             self.parts.search,
             self.order.metric,
             max_drop=self.order.max_drop,
+            guard=self.order.guard,
             pace=self.pace,
             seed=self.order.seed,
         )

@@ -63,7 +63,7 @@ class LiveScreen:
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("[dim]{task.fields[doing]}"),
+            TextColumn("{task.fields[doing]}", style="dim", markup=False),
             console=self._console,
             transient=True,
         )
@@ -94,10 +94,10 @@ class LiveScreen:
             doing=progress.doing[:60],
         )
         if progress.outcome:
-            self._console.print(f"[dim]{progress.outcome}", highlight=False)
+            self._console.print(progress.outcome, style="dim", markup=False, highlight=False)
         if progress.best and progress.best != self._best:
             self._best = progress.best
-            self._console.print(f"[bold]best so far:[/] {progress.best}", highlight=False)
+            self._console.print(f"best so far: {progress.best}", markup=False, highlight=False)
 
 
 def screen() -> PlainScreen | LiveScreen:

@@ -110,6 +110,10 @@ class _Process:
             folder.mkdir(parents=True)
             try:
                 model = step(model, calibration, folder)
+            except InputError as error:
+                if number == 0:
+                    raise
+                raise CandidateError(str(error)) from error  # an earlier pass's doing
             except Skipped as skipped:
                 return {"skipped": f"{type(step).__name__}: {skipped}"}
         return {"model": to_record(model)}
