@@ -12,7 +12,7 @@ from typing import Any
 
 from hasten import bundle
 from hasten.bundle import Manifest, Status
-from hasten.candidate import Candidate, Trial
+from hasten.candidate import Trial
 from hasten.certificate.verdict import Judgement
 from hasten.certification import last_certified
 from hasten.choose import faster
@@ -40,6 +40,25 @@ def check_place(out: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What ships.
+
+    Attributes:
+        winner: Key of the candidate that the bundle serves.
+        exact: Key of the exact one that it falls back on.
+        status: "certified", "exact" or "uncertified".
+        why: The status in words.
+        judgement: The winner's, where it is certified.
+    """
+
+    winner: str
+    exact: str
+    status: Status
+    why: str
+    judgement: Judgement | None = None
+
+
+@dataclass(frozen=True)
 class Delivery:
     """What a bundle needs besides the run.
 
@@ -63,7 +82,8 @@ class Delivery:
             with contextlib.suppress(InputError):
                 if bundle.read(self.out).why != _INTERIM:
                     return
-        self._write(run, trial.candidate, "uncertified", _INTERIM, None, {})
+        exact = run.trials.baseline.key
+        self._write(run, Choice(trial.candidate.key, exact, "uncertified", _INTERIM), {})
 
     def finish(
         self, run: Run, exact: str, judged: Sequence[tuple[str, Judgement | str]], begin: float
@@ -79,59 +99,58 @@ class Delivery:
         passed = last_certified(judged)
         winner = passed[0] if passed else exact
         loose = _fastest_uncertified(run, judged, winner)
-        shown = list(dict.fromkeys(k for k in (exact, winner, loose) if k is not None))
-        entrants = [run.candidate(k) for k in shown if k != run.trials.baseline.key]
-        threads = run.bench.target.threads
-        final = run.race("figures", entrants, FINAL_ROUNDS, dropping=False)
-        run.use_threads(threads)  # what was certified ships, whatever could be quoted
-        baseline = run.trials.baseline.key
-        if exact != baseline and not self._beats(run, final, baseline, exact):
-            winner, exact = (baseline if winner == exact else winner), baseline
-        winner = self._still_fastest(run, final, exact, winner)
-        judgement = passed[1] if passed and passed[0] == winner else None
-        status: Status = "certified" if judgement else "exact"
-        why = judgement.in_words() if judgement else _why_exact(judged, passed is not None)
-        accepted = judgement is None and self.accept_uncertified and loose is not None
-        if accepted and loose is not None and self._beats(run, final, exact, loose):
-            winner, status = loose, "uncertified"
-            why = f"shipped by --accept-uncertified: {why}"
-        failing = (e for _, e in judged if isinstance(e, Judgement) and e.verdict != "certified")
-        reason = judgement or next(failing, None)
-        rows = self._rows(run, final, exact, winner, loose, status, why)
-        evidence = {
-            "trials.json": [to_record(trial) for trial in run.trials.done.values()],
-            "race.json": [e for e in run.journal.events("round") if e["race"].startswith("race/")],
-            "figures.json": {
-                "rounds": final.rounds,
-                "refused": final.refused,
-                "threads": final.threads,
-            },
-            "sealed.json": {
-                "judged": [[k, to_record(e)] for k, e in judged],
-                "hashes": run.parts.sealed_hashes,
-                "seen": run.parts.seen_hashes,
-                "groups": run.parts.group_hashes,
-            },
-        }
+        final = self._fresh_figures(run, [exact, winner, loose])
+        choice = self._settled(run, final, exact, judged, loose)
         result = Result(
             bundle=self.out,
-            status=status,
-            why=why,
-            judgement=reason,
+            status=choice.status,
+            why=choice.why,
+            judgement=choice.judgement or _first_failing(judged),
             population=self.population,
-            rows=rows,
+            rows=self._rows(run, final, choice, loose),
             spread=final.spread,
             threads=final.threads,
             tried={t.candidate.label: run.trials.outcome(t) for t in run.trials.done.values()},
             notes=(*run.parts.notes, *run.notes),
             seconds=time.monotonic() - begin,
         )
-        evidence["result.json"] = to_record(result)
+        evidence = {**_evidence(run, final, judged), "result.json": to_record(result)}
         html = page.render(result, environment(run.bench.target))
-        self._write(
-            run, run.candidate(winner), status, why, judgement, evidence, html, run.candidate(exact)
-        )
+        self._write(run, choice, evidence, html)
         return result
+
+    def _fresh_figures(self, run: Run, shown: Sequence[str | None]) -> Standings:
+        """Time what the table shows, anew: the fastest of many looks faster than it is."""
+        keys = dict.fromkeys(key for key in shown if key not in (None, run.trials.baseline.key))
+        threads = run.bench.target.threads
+        final = run.race(
+            "figures", [run.candidate(key) for key in keys if key], FINAL_ROUNDS, dropping=False
+        )
+        run.use_threads(threads)  # what was certified ships, whatever could be quoted
+        return final
+
+    def _settled(
+        self,
+        run: Run,
+        final: Standings,
+        exact: str,
+        judged: Sequence[tuple[str, Judgement | str]],
+        loose: str | None,
+    ) -> Choice:
+        """Say what ships, by what was certified and by the fresh figures."""
+        passed = last_certified(judged)
+        winner = passed[0] if passed else exact
+        baseline = run.trials.baseline.key
+        if exact != baseline and not self._beats(run, final, baseline, exact):
+            winner, exact = (baseline if winner == exact else winner), baseline
+        winner = self._still_fastest(run, final, exact, winner)
+        if passed and passed[0] == winner:
+            return Choice(winner, exact, "certified", passed[1].in_words(), passed[1])
+        why = _why_exact(judged, passed is not None)
+        if self.accept_uncertified and loose is not None and self._beats(run, final, exact, loose):
+            why = f"shipped by --accept-uncertified: {why}"
+            return Choice(loose, exact, "uncertified", why)
+        return Choice(winner, exact, "exact", why)
 
     def _still_fastest(self, run: Run, final: Standings, exact: str, winner: str) -> str:
         """What does not beat the exact model in fresh rounds too, beyond the noise, isn't shipped."""
@@ -150,31 +169,25 @@ class Delivery:
         return len(ratios) == 2 and faster(ratios[0], ratios[1], final.spread)
 
     def _rows(
-        self,
-        run: Run,
-        final: Standings,
-        exact: str,
-        winner: str,
-        loose: str | None,
-        status: Status,
-        why: str,
+        self, run: Run, final: Standings, choice: Choice, loose: str | None
     ) -> tuple[Row, ...]:
-        baseline = run.trials.baseline
-        wanted = [("default engine", baseline.key, "exact"), ("fastest exact", exact, "exact")]
-        if winner != exact:
-            wanted.append(("winner", winner, why))
-        if loose is not None and loose != winner:
-            wanted.append(("fastest uncertified", loose, "not certified"))
+        """Return the table: only what was timed in the fresh rounds stands in it."""
+        baseline = run.trials.baseline.key
+        wanted = [("default engine", baseline, "exact"), ("fastest exact", choice.exact, "exact")]
+        if choice.winner != choice.exact:
+            wanted.append(("winner", choice.winner, choice.why))
+        if loose is not None and loose != choice.winner:
+            tried = run.trials.outcome(run.trials.done[loose])
+            wanted.append(("fastest uncertified", loose, f"not certified; in the search: {tried}"))
         rows = []
         for role, key, accuracy in wanted:
-            name = BASELINE if key == baseline.key else key
+            name = BASELINE if key == baseline else key
             if name in final.rounds:
-                own = final.rounds[AGAIN if role == "default engine" else name]
                 rows.append(
                     row(
                         role,
                         run.candidate(key).label,
-                        own,
+                        final.rounds[AGAIN if role == "default engine" else name],
                         final.rounds[BASELINE],
                         size_bytes=run.artifact(run.candidate(key)).size_bytes,
                         accuracy=accuracy,
@@ -185,25 +198,19 @@ class Delivery:
     def _write(
         self,
         run: Run,
-        candidate: Candidate,
-        status: Status,
-        why: str,
-        judgement: Judgement | None,
+        choice: Choice,
         evidence: dict[str, Any],
         html: bytes | None = None,
-        exact: Candidate | None = None,
     ) -> None:
-        base = exact or run.trials.baseline
         order, target = run.order, run.bench.target
-        host = environment(target)
-        winner = self._part(run, candidate)
+        winner = self._part(run, choice.winner)
+        exact = winner if choice.winner == choice.exact else self._part(run, choice.exact)
+        judgement = choice.judgement
         manifest = Manifest(
-            status=status,
-            why=why,
+            status=choice.status,
+            why=choice.why,
             winner=winner,
-            exact=(winner if candidate == base else self._part(run, base))
-            if self.keep_exact
-            else None,
+            exact=exact if self.keep_exact else None,
             metric=to_record(order.metric),
             certificate=None
             if judgement is None
@@ -217,15 +224,43 @@ class Delivery:
             source_sha256=run.bench.model.sha256,
             sealed={"samples": len(run.parts.sealed), "sha256": digest(run.parts.sealed_hashes)},
             target=target,
-            environment=host,
+            environment=environment(target),
             pipeline=self.pipeline,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         bundle.write(self.out, manifest, evidence, {} if html is None else {"report.html": html})
 
-    def _part(self, run: Run, candidate: Candidate) -> bundle.Part:
+    def _part(self, run: Run, key: str) -> bundle.Part:
+        candidate = run.candidate(key)
         artifact = run.artifact(candidate)
         return bundle.part(candidate.label, candidate.passes, candidate.engine, artifact)
+
+
+def _evidence(
+    run: Run, final: Standings, judged: Sequence[tuple[str, Judgement | str]]
+) -> dict[str, Any]:
+    """Return the raw records that the figures and the certificate rest on, by file name."""
+    return {
+        "trials.json": [to_record(trial) for trial in run.trials.done.values()],
+        "race.json": [e for e in run.journal.events("round") if e["race"].startswith("race/")],
+        "figures.json": {
+            "rounds": final.rounds,
+            "refused": final.refused,
+            "threads": final.threads,
+        },
+        "sealed.json": {
+            "judged": [[k, to_record(e)] for k, e in judged],
+            "hashes": run.parts.sealed_hashes,
+            "seen": run.parts.seen_hashes,
+            "groups": run.parts.group_hashes,
+        },
+    }
+
+
+def _first_failing(judged: Sequence[tuple[str, Judgement | str]]) -> Judgement | None:
+    """Return the judgement that ended the ladder, where one did."""
+    failing = (e for _, e in judged if isinstance(e, Judgement) and e.verdict != "certified")
+    return next(failing, None)
 
 
 def _why_exact(judged: Sequence[tuple[str, Judgement | str]], passed: bool) -> str:
@@ -233,20 +268,22 @@ def _why_exact(judged: Sequence[tuple[str, Judgement | str]], passed: bool) -> s
     if passed:
         return "what was certified was not faster than the exact model in fresh rounds"
     if not judged:
-        return "exact: no faster candidate stayed under the limit on the search split"
+        return "nothing under the limit on the search split beat the exact model beyond the noise"
     entry = judged[0][1]
-    return f"exact: {entry.in_words() if isinstance(entry, Judgement) else f'the candidate failed: {entry}'}"
+    return entry.in_words() if isinstance(entry, Judgement) else f"the candidate failed: {entry}"
 
 
 def _fastest_uncertified(
     run: Run, judged: Sequence[tuple[str, Judgement | str]], winner: str
 ) -> str | None:
-    """The fastest trial that isn't certified, if it is faster than what ships."""
+    """The fastest trial under the limit on the search split that isn't certified, if it beats what ships."""
     certified = {k for k, e in judged if isinstance(e, Judgement) and e.verdict == "certified"}
     trials = [
         t
         for t in run.trials.measured()
-        if not t.candidate.exact and t.candidate.key not in certified
+        if not t.candidate.exact
+        and t.candidate.key not in certified
+        and run.trials.drop(t) < run.order.max_drop
     ]
     if not trials:
         return None

@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hasten.certification import guarded
 from hasten.data.dataset import Dataset
 from hasten.data.source import open_data
 from hasten.delivery import Delivery, check_place
-from hasten.errors import InputError
+from hasten.errors import InputError, full_disk
 from hasten.frontends.source import find_model, load_model
 from hasten.measure.environment import versions
 from hasten.measure.latency import Pace
@@ -33,6 +33,7 @@ from hasten.records import type_name
 from hasten.result import Result
 from hasten.run import Run
 from hasten.search.grid import ENGINES, grid
+from hasten.search.journal import Journal
 from hasten.search.order import Order
 from hasten.target import Target
 from hasten.tensors import Array, TensorSpec
@@ -99,66 +100,81 @@ def optimize(
     bundle = Path(out)
     check_place(bundle)
     folder = bundle.with_name(bundle.name + ".work")
-    with claimed(folder, resume=resume) as journal:
-        try:
-            model = find_model(model)
-            pipeline = pipeline or from_module(model)
-            source, dataset = read(model, data, pipeline, custom_ops, folder)
-            known = (
-                None
-                if training is None
-                else open_data(training, source.inputs, pipeline, folder / "unpacked-training")
-            )
-            parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
-            source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
-            check_nodes(read_onnx(source, weights=False), keep_float)
-            scored = guarded(_metric(metric, parts, source), guard)
-            target = Target.host()
-            options = [max_drop, scored, guard, confidence, list(engines), list(keep_float), seed]
-            check_same_run(
-                journal,
-                {
-                    "model": source.sha256,
-                    "data": data_digest(parts),
-                    "machine": target,
-                    "pipeline": pipeline,
-                    "set of versions": versions(),
-                    "options": options,
-                },
-            )
-            deadline = None if time_limit_s is None else begin + time_limit_s
-            kept = tuple(keep_float)
-            delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified)
-            run = Run(
-                bench=Workbench(
-                    folder,
-                    target,
-                    limit_s=trial_limit_s,
-                    memory_bytes=target.memory_bytes // 2,
-                    model=source,
-                    calibration=parts.calibration,
-                    calibration_hash=parts.calibration_hash,
-                ),
-                journal=journal,
-                parts=parts,
-                order=Order(scored, guard, max_drop, confidence, seed, kept, deadline),
-                listen=listen,
-                on_better=delivery.interim,
-                pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
-            )
-            run.notes += _warnings(parts, max_drop, confidence, guard)
-            with contextlib.closing(run):
-                # One way: what to try, how each did, who is worth certifying, who passes, what ships.
-                run.try_all(grid(source, target, engine_names=engines, keep_float=kept))
-                exact, rungs = run.freeze_ladder()
-                judged = run.certify(rungs)
-                result = delivery.finish(run, exact, judged, begin)
-        except InputError:
-            if journal.last("trial") is None:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+    with claimed(folder, resume=resume) as journal, _cleared_up(folder, journal):
+        model = find_model(model)
+        pipeline = pipeline or from_module(model)
+        source, dataset = read(model, data, pipeline, custom_ops, folder)
+        known = (
+            None
+            if training is None
+            else open_data(training, source.inputs, pipeline, folder / "unpacked-training")
+        )
+        parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
+        source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
+        check_nodes(read_onnx(source, weights=False), keep_float)
+        scored = guarded(_metric(metric, parts, source), guard)
+        target = Target.host()
+        options = [max_drop, scored, guard, confidence, list(engines), list(keep_float), seed]
+        check_same_run(
+            journal,
+            {
+                "model": source.sha256,
+                "data": data_digest(parts),
+                "machine": target,
+                "pipeline": pipeline,
+                "set of versions": versions(),
+                "options": options,
+            },
+        )
+        deadline = None if time_limit_s is None else begin + time_limit_s
+        kept = tuple(keep_float)
+        delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified)
+        run = Run(
+            bench=Workbench(
+                folder,
+                target,
+                limit_s=trial_limit_s,
+                memory_bytes=target.memory_bytes // 2,
+                model=source,
+                calibration=parts.calibration,
+                calibration_hash=parts.calibration_hash,
+            ),
+            journal=journal,
+            parts=parts,
+            order=Order(scored, guard, max_drop, confidence, seed, kept, deadline),
+            listen=listen,
+            on_better=delivery.interim,
+            pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
+        )
+        run.notes += _warnings(parts, max_drop, confidence, guard)
+        with contextlib.closing(run):
+            # One way: what to try, how each did, who is worth certifying, who passes, what ships.
+            run.try_all(grid(source, target, engine_names=engines, keep_float=kept))
+            exact, rungs = run.freeze_ladder()
+            judged = run.certify(rungs)
+            result = delivery.finish(run, exact, judged, begin)
     shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+@contextlib.contextmanager
+def _cleared_up(folder: Path, journal: Journal) -> Iterator[None]:
+    """Remove the work folder of a run that came to nothing; one with trials stays, to be resumed.
+
+    Raises:
+        InputError: as what it is around, or the disk is full.
+    """
+    try:
+        yield
+    except (InputError, OSError) as error:
+        full = None if isinstance(error, InputError) else full_disk(error)
+        if not isinstance(error, InputError) and full is None:
+            raise
+        if journal.last("trial") is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if full is None:
+            raise
+        raise InputError(f"can't write {full.filename or folder}: {full.strerror}") from error
 
 
 def read(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -24,7 +26,7 @@ import numpy as np
 
 from hasten.data.spool import Spool
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, full_disk
 from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
 from hasten.records import from_record, to_record
@@ -34,6 +36,8 @@ from hasten.tensors import Array, TensorSpec
 _PR_SET_PDEATHSIG = 1
 _REQUESTS_PER_BLOCK = 64
 _REQUEST_BYTES = 64 << 20
+_FULL_BYTES = 64 << 10
+"""A disk with less free is full: a runtime that couldn't write its file there left the rest of it."""
 
 
 def time_requests(
@@ -196,10 +200,18 @@ def _first_to_go() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
+def _disk_is_full(error: Exception, folder: str) -> bool:
+    """Whether a step failed for want of space; a runtime may say so in words of its own, or not."""
+    try:
+        return full_disk(error) is not None or shutil.disk_usage(folder).free < _FULL_BYTES
+    except OSError:
+        return False  # the folder isn't there: nothing was written
+
+
 def _reply(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
     """Carry out one command; a failure of the candidate becomes a reply."""
     try:
-        return {"ok": getattr(process, command["do"])(command)}
+        return _answered(process, command)
     except InputError as error:
         return {"input_error": str(error)}
     except CandidateError as error:
@@ -212,6 +224,21 @@ def _reply(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
         traceback.print_exc()
         first = (str(error).strip() or "no message").splitlines()[0]
         return {"candidate_error": f"{type(error).__name__}: {first:.300}"}
+
+
+def _answered(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one command.
+
+    Raises:
+        InputError: the caller's input is at fault, or the disk is full.
+    """
+    try:
+        return {"ok": getattr(process, command["do"])(command)}
+    except Exception as error:
+        folder = command.get("workdir") or command.get("out")
+        if folder is None or not _disk_is_full(error, str(Path(folder).parent)):
+            raise
+        raise InputError(f"can't write {folder}: {os.strerror(errno.ENOSPC)}") from error
 
 
 def main() -> None:
