@@ -15,7 +15,8 @@ from torch import Tensor, nn  # noqa: E402
 
 from hasten.errors import InputError  # noqa: E402
 from hasten.frontends import torch as frontend  # noqa: E402
-from hasten.frontends.torch import export, has_optional_inputs, input_names, load_program  # noqa: E402
+from hasten.frontends.torch import export, load_program  # noqa: E402
+from hasten.frontends.torch_inputs import has_optional_inputs, input_names  # noqa: E402
 from hasten.tensors import Array, TensorSpec  # noqa: E402
 
 RNG = np.random.default_rng(0)

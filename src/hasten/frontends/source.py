@@ -125,10 +125,10 @@ def _export(
             f"custom-op libraries belong to ONNX files; a {kind} model has none to load them for"
         )
     if kind == "torch":
-        from hasten.frontends import torch
+        from hasten.frontends import torch, torch_inputs
 
-        names = torch.input_names(source)
-        more = torch.has_optional_inputs(source)
+        names = torch_inputs.input_names(source)
+        more = torch_inputs.has_optional_inputs(source)
         return torch.export(source, _sampled(sample, names, kind, more=more), workdir)
     from hasten.frontends import keras
 

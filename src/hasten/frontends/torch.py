@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,15 @@ import numpy as np
 from hasten.errors import InputError
 from hasten.frontends import onnx
 from hasten.frontends.extras import missing_extra
+from hasten.frontends.torch_inputs import (
+    Sample,
+    batch_of,
+    check_dtypes,
+    named_inputs,
+    numbered_names,
+    ordered,
+    takes_any_inputs,
+)
 from hasten.model import Model
 from hasten.tensors import Array
 
@@ -31,8 +39,6 @@ RELATIVE_TOLERANCE = 1e-3
 """Of each output's largest magnitude: what the order of float32 sums may change, and no more."""
 BATCH_NOTE = "hasten.batch"
 """Key in the file's metadata: "open", or "1: " and why it couldn't be kept open."""
-
-Sample = Mapping[str, Array] | Sequence[Array]
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class _Module:
 
         place = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         tensors = {
-            name: torch.from_numpy(_batch(array, batch)).to(place)
+            name: torch.from_numpy(batch_of(array, batch)).to(place)
             for name, array in self.sample.items()
         }
         return (tuple(tensors.values()), {}) if self.positional else ((), tensors)
@@ -86,7 +92,7 @@ class _Program:
         import torch
         from torch.utils import _pytree as pytree
 
-        tensors = [torch.from_numpy(_batch(array, batch)) for array in self.sample.values()]
+        tensors = [torch.from_numpy(batch_of(array, batch)) for array in self.sample.values()]
         return pytree.tree_unflatten(tensors, self.program.call_spec.in_spec)  # type: ignore[no-any-return]
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -130,10 +136,10 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
         return _export_program(module, sample, workdir)
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"a {type(module).__name__} is no torch module and no exported program")
-    if names is None and _takes_any(module):
-        names = list(sample) if isinstance(sample, Mapping) else _numbered(len(sample))
-    given = _named(sample, module, names)
-    _check_dtypes(given, module)
+    if names is None and takes_any_inputs(module):
+        names = list(sample) if isinstance(sample, Mapping) else numbered_names(len(sample))
+    given = named_inputs(sample, module, names)
+    check_dtypes(given, module)
     source = _Module(module, given, names is not None)
     with _evaluating(module), _quiet(), torch.no_grad():
         outputs = _output_names(source, 1)
@@ -152,7 +158,7 @@ def _export_program(program: ExportedProgram, sample: Sample, workdir: Path) -> 
     import torch
 
     names = [str(name) for name in program.graph_signature.user_inputs]
-    given = _ordered(sample, names, names)
+    given = ordered(sample, names, names)
     nodes = {node.name: node for node in program.graph.nodes}
     shape: Sequence[Any] = nodes[names[0]].meta["val"].shape if names else ()
     size: Any = shape[0] if shape else 1
@@ -184,102 +190,6 @@ def load_program(path: Path) -> Any:
             return torch.export.load(path)
     except Exception as error:  # torch.export.load raises what its parts raise.
         raise InputError(f"{path} is no exported torch program: {_reason(error)}") from error
-
-
-def input_names(module: Any) -> tuple[str, ...]:
-    """Return the inputs that a module or an exported program can't do without, in order.
-
-    Where forward can do without any, the one that there is, or the one that the module calls its
-    main input, as those of transformers do; else empty, as where forward takes `*args`.
-    """
-    if hasattr(module, "graph_signature"):
-        return tuple(str(name) for name in module.graph_signature.user_inputs)
-    parameters = inspect.signature(module.forward).parameters.values()
-    named = [p for p in parameters if _nameable(p)]
-    required = tuple(p.name for p in named if p.default is p.empty)
-    main = getattr(module, "main_input_name", None)
-    if not required and (len(named) == 1 or main in [p.name for p in named]):
-        return (named[0].name if len(named) == 1 else str(main),)
-    return required
-
-
-def has_optional_inputs(module: Any) -> bool:
-    """Whether forward may take more than `input_names` says."""
-    if hasattr(module, "graph_signature"):
-        return False
-    parameters = inspect.signature(module.forward).parameters.values()
-    return sum(map(_nameable, parameters)) > len(input_names(module))
-
-
-def _takes_any(module: Any) -> bool:
-    """Whether forward takes `*args` and names no input."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return not any(map(_nameable, parameters)) and any(
-        p.kind is p.VAR_POSITIONAL for p in parameters
-    )
-
-
-def _numbered(count: int) -> list[str]:
-    return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
-
-
-def _nameable(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-
-
-def _named(
-    sample: Sample, module: torch.nn.Module, names: Sequence[str] | None
-) -> dict[str, Array]:
-    """Put a sample's inputs in the order of forward's parameters, under their names."""
-    if names is not None:
-        return _ordered(sample, list(names), list(names))
-    parameters = inspect.signature(module.forward).parameters.values()
-    named = [p for p in parameters if _nameable(p)]
-    required = [p.name for p in named if p.default is p.empty]
-    if len(sample) == 1 and not required:
-        required = list(input_names(module))
-    return _ordered(sample, [p.name for p in named], required)
-
-
-def _ordered(sample: Sample, names: list[str], required: list[str]) -> dict[str, Array]:
-    """Name and order inputs."""
-    if isinstance(sample, Mapping):
-        if len(sample) == 1 and (len(required) == 1 or len(names) == 1):
-            return dict(zip(required or names, sample.values(), strict=True))
-        if set(required) <= set(sample) <= set(names):
-            return {name: sample[name] for name in names if name in sample}
-        came = ", ".join(sample) or "none"
-    else:
-        if len(required) <= len(sample) <= len(names):
-            return dict(zip(names, sample, strict=False))
-        came = str(len(sample))
-    optional = [name for name in names if name not in required]
-    also = f" and may take {', '.join(optional)}" if optional else ""
-    raise InputError(
-        f"the module takes the inputs {', '.join(required) or 'none'}{also}; the data has {came}"
-    )
-
-
-def _check_dtypes(sample: Mapping[str, Array], module: torch.nn.Module) -> None:
-    """Check for the commonest mistake: numpy's float64 for a module that computes in less."""
-    own = {
-        str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()
-    }
-    for name, array in sample.items():
-        if array.dtype == np.float64 and own and "float64" not in own:
-            raise InputError(
-                f"input {name!r}: the module computes in {', '.join(sorted(own))}; a sample of the "
-                f'data is float64{list(array.shape)}; convert it with x.astype("float32")'
-            )
-
-
-def _batch(sample: Array, size: int) -> Array:
-    """Return `(size, ...)`: the sample, and scaled copies of it where it is made of floats."""
-    batch = np.stack([sample] * size)
-    if batch.dtype.kind == "f":
-        scales = (1 / (1 + np.arange(size))).astype(batch.dtype)
-        batch *= scales.reshape(-1, *[1] * sample.ndim)
-    return batch
 
 
 @contextmanager
