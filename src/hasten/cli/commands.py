@@ -85,11 +85,11 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     """Make the fastest certified version of MODEL."""
-    from hasten.cli.screen import screen, summary
-    from hasten.optimization import optimize as run
-
     began = time.monotonic()
     with one_line_errors("stopped; what is done is kept, go on with --resume"):
+        from hasten import optimize as run
+        from hasten.cli.screen import screen, summary
+
         pipeline = image_pipeline_of(options)
         with screen() as listen:
             result = run(
@@ -114,11 +114,11 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(bundle: str, against: str | None, data: str | None, as_json: bool) -> None:
     """Time BUNDLE in turns with what you have today."""
-    from hasten.benchmark import bench as run
-    from hasten.cli.screen import table
-    from hasten.report.page import HEAD, cells
-
     with one_line_errors():
+        from hasten import bench as run
+        from hasten.cli.screen import table
+        from hasten.report.page import HEAD, cells
+
         result = run(bundle, against=against, data=data)
         if as_json:
             click.echo(_json(result))
@@ -145,9 +145,9 @@ def certify(
     as_json: bool,
 ) -> None:
     """Test BUNDLE on new data; the exit code is 0 if it holds, 1 if not."""
-    from hasten.recertification import certify as run
-
     with one_line_errors():
+        from hasten import certify as run
+
         result = run(bundle, data, metric=metric, max_drop=max_drop, confidence=confidence)
         click.echo(_json(result) if as_json else result.in_words())
     raise SystemExit(0 if result.passed else 1)
@@ -200,13 +200,15 @@ def doctor() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder.")
 def demo(which: str, out: Path | None) -> None:
     """Optimize a real model: EfficientNet-Lite0 on photos, or a CNN on handwritten digits."""
-    from hasten.cli.screen import screen, summary
-    from hasten.demos import run
-
     began = time.monotonic()
     with one_line_errors():
+        from hasten.demos import find
+
+        run = find(which)
+        from hasten.cli.screen import screen, summary
+
         with screen() as listen:
-            result = run(which, out or Path(f"{which}.hasten"), listen)
+            result = run(out or Path(f"{which}.hasten"), listen)
         click.echo(summary(result, began))
 
 

@@ -115,12 +115,6 @@ def one_line_errors(stopped: str = "stopped") -> Iterator[None]:
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        print(
-            f"hasten: the module {error.name} is missing: pip install 'hasten[optimize]'",
-            file=sys.stderr,
-        )
-        sys.exit(2)
     except (InputError, CandidateError) as error:
         print(f"hasten: {error}", file=sys.stderr)
         sys.exit(2)

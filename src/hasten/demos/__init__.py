@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
 from hasten.progress import Listener
-from hasten.result import Result
+
+if TYPE_CHECKING:
+    from hasten.result import Result
 
 
 def package_folder(module: str, package: str) -> Path:
@@ -26,16 +31,23 @@ def package_folder(module: str, package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def run(which: str, out: Path, listen: Listener) -> Result:
-    """Run a demo: "photos" or "digits".
+def find(which: str) -> Callable[[Path, Listener], Result]:
+    """Return what runs a demo, "photos" or "digits", given the bundle's folder.
 
     Raises:
-        InputError: a package that it reads from is missing.
+        InputError: a package that it needs is missing; also when it is called.
     """
-    if which == "photos":
-        from hasten.demos import photos as demo
-    else:
-        from hasten.demos import digits as demo  # type: ignore[no-redef]
-    # A demo that was stopped begins anew: its model is trained or exported anew, too.
-    shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)
-    return demo.run(out, listen)
+    try:
+        demo = importlib.import_module(f"hasten.demos.{which}")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the demos need the module {error.name}: pip install 'hasten[demo]'"
+        ) from error
+
+    def run(out: Path, listen: Listener) -> Result:
+        # A demo that was stopped begins anew: its model is trained or exported anew, too.
+        shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)
+        result: Result = demo.run(out, listen)
+        return result
+
+    return run

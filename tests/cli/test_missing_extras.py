@@ -1,0 +1,54 @@
+"""What a bare installation says: a module that isn't there is named, and the extra that brings it."""
+
+import subprocess
+import sys
+
+import pytest
+
+WITHOUT = """
+import sys
+for module in {missing}:
+    sys.modules[module] = None  # an import of it then fails as if it weren't installed
+{then}
+"""
+OPTIMIZE = ("nncf", "onnx", "onnxslim", "PIL", "rich", "scipy", "yaml")
+
+
+def said(missing: tuple[str, ...], then: str) -> tuple[int, list[str]]:
+    code = WITHOUT.format(missing=missing, then=then)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+@pytest.mark.parametrize("command", ["optimize", "bench", "certify"])
+def test_a_command_that_needs_an_extra_names_it(command: str) -> None:
+    options = [] if command == "bench" else ["--data", "d.npz"]
+    then = f"from hasten.cli import main; main({[command, 'm', *options]})"
+    line = f"hasten: hasten.{command} needs the module scipy: pip install 'hasten[optimize]'"
+    assert said(OPTIMIZE, then) == (2, [line])
+
+
+@pytest.mark.parametrize("demo", ["photos", "digits"])
+@pytest.mark.parametrize("missing", ["scipy", "torch"])
+def test_a_demo_that_lacks_a_module_names_it(demo: str, missing: str) -> None:
+    then = f"from hasten.cli import main; main(['demo', '{demo}'])"
+    line = f"hasten: the demos need the module {missing}: pip install 'hasten[demo]'"
+    assert said((missing,), then) == (2, [line])
+
+
+def test_python_gives_the_same_error() -> None:
+    code, lines = said(OPTIMIZE, "import hasten; hasten.optimize")
+    assert code == 1
+    assert lines[-1] == (
+        "hasten.errors.InputError: hasten.optimize needs the module scipy: "
+        "pip install 'hasten[optimize]'"
+    )
+
+
+def test_what_loads_and_inspects_bundles_needs_no_extra() -> None:
+    then = "from hasten import load; from hasten.cli import main; main(['inspect', 'no.hasten'])"
+    line = "hasten: no bundle at no.hasten: no such file or folder"
+    assert said((*OPTIMIZE, "torch"), then) == (2, [line])
+    code, lines = said((*OPTIMIZE, "torch"), "from hasten.cli import main; main(['doctor'])")
+    assert code == 0
+    assert "[optimize]:   missing: pip install 'hasten[optimize]' adds search and certify" in lines
