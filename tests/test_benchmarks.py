@@ -18,7 +18,7 @@ def test_the_overhead_of_a_loaded_bundle_is_printed(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["overhead.py", str(exact_bundle)])
     runpy.run_path(str(BENCHMARKS / "overhead.py"), run_name="__main__")
-    assert capsys.readouterr().out.startswith("load(...)(x) adds ")
+    assert capsys.readouterr().out.startswith(f"{exact_bundle.name}: load(...)(x) adds ")
 
 
 def test_the_table_of_speedups_has_a_row_per_model(
