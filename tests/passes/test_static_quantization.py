@@ -8,6 +8,7 @@ import pytest
 from hasten.data.arrays import ArrayDataset
 from hasten.data.dataset import Subset
 from hasten.errors import CandidateError, InputError
+from hasten.frontends.onnx import load
 from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.onnx_files import op_counts, read_onnx
@@ -215,3 +216,24 @@ def test_two_inputs_of_unlike_ranks_are_calibrated_together(build: Any, tmp_path
     assert isinstance(samples_of(model), ArrayDataset)
     result = run(StaticQuantization(), model, tmp_path)
     assert op_counts(read_onnx(result))["QuantizeLinear"] > 0
+
+
+def test_a_model_whose_shapes_cannot_be_inferred_leaves_no_file_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+        <ir_version: 10, opset_import: ["": 20, "mine": 1]>
+        custom (float[batch, 4] x) => (float[batch, 4] y)
+        <float[4, 4] w> { t = mine.Twice (x)  y = MatMul (t, w) }
+    """
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"))
+    onnx.save(proto, tmp_path / "custom.onnx")
+    model = load(tmp_path / "custom.onnx").settled_by({"x": np.ones(4, np.float32)})
+    here, work = tmp_path / "here", tmp_path / "work"
+    here.mkdir()
+    work.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(CandidateError, match="^ONNX Runtime's quantizer failed: .*mine:Twice"):
+        StaticQuantization()(model, ArrayDataset({"x": np.ones((4, 4), np.float32)}), work)
+    assert list(here.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,8 +192,11 @@ def _prepare(model: Model, path: Path) -> None:
         "skip_optimization": True,
         "save_as_external_data": bool(model.files),
     }
+    source, result = str(model.path.absolute()), str(path.absolute())
     try:
-        quant_pre_process(str(model.path), str(path), auto_merge=True, **settings)
+        # Symbolic inference leaves a copy of a model that it can't do in the current folder.
+        with contextlib.chdir(path.parent):
+            quant_pre_process(source, result, auto_merge=True, **settings)
     except Exception:
-        # Symbolic inference gives up on some operators; ONNX's own never does.
-        quant_pre_process(str(model.path), str(path), skip_symbolic_shape=True, **settings)
+        # It gives up on some operators; ONNX's own never does.
+        quant_pre_process(source, result, skip_symbolic_shape=True, **settings)
