@@ -9,7 +9,7 @@ from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.onnx_files import op_counts, read_onnx
-from hasten.testing.pass_tests import PassTests, host, run
+from hasten.testing.pass_tests import NARROW, PassTests, host, run
 
 
 class TestDynamicQuantization(PassTests):
@@ -17,7 +17,7 @@ class TestDynamicQuantization(PassTests):
 
     @pytest.fixture
     def value(self) -> DynamicQuantization:
-        return DynamicQuantization()
+        return DynamicQuantization(reduce_range=NARROW)
 
     @pytest.fixture
     def model(self, attention: Model) -> Model:

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from hasten.engines.openvino import OpenVino
@@ -14,7 +15,7 @@ from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.records import to_record
-from hasten.testing.pass_tests import PassTests, answers, error_between, run, samples_of
+from hasten.testing.pass_tests import NARROW, PassTests, answers, error_between, run, samples_of
 
 F32 = OpenVino(precision="f32")
 
@@ -38,7 +39,7 @@ class TestNncfQuantization(PassTests):
 
     @pytest.fixture
     def value(self) -> NncfQuantization:
-        return NncfQuantization()
+        return NncfQuantization(reduce_range=NARROW)
 
     @pytest.fixture
     def model(self, convnet: Model) -> Model:
@@ -59,7 +60,7 @@ class TestNncfQuantization(PassTests):
 class TestTransformer(TestNncfQuantization):
     @pytest.fixture
     def value(self) -> NncfQuantization:
-        return NncfQuantization(transformer=True)
+        return NncfQuantization(transformer=True, reduce_range=NARROW)
 
     @pytest.fixture
     def model(self, attention: Model) -> Model:
@@ -78,7 +79,7 @@ class TestTransformer(TestNncfQuantization):
 def test_every_preset_and_bias_correction_keeps_the_answers(
     convnet: Model, tmp_path: Path, preset: Literal["mixed", "performance"], fast: bool
 ) -> None:
-    result = run(NncfQuantization(preset, fast), convnet, tmp_path)
+    result = run(NncfQuantization(preset, fast, reduce_range=NARROW), convnet, tmp_path)
     data = samples_of(convnet)
     exact = answers(convnet, data, tmp_path / "a")
     quick = answers(result, data, tmp_path / "b", F32)
@@ -159,7 +160,7 @@ def test_biases_that_nobody_corrected_are_refused(
     original = nncf.quantize
     uncorrected = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
     monkeypatch.setattr(
-        nncf, "quantize", lambda *a, **k: original(*a, **k, advanced_parameters=uncorrected)
+        nncf, "quantize", lambda *a, **k: original(*a, **{**k, "advanced_parameters": uncorrected})
     )
     with pytest.raises(CandidateError, match=r"^NNCF corrected none of the 3 biases$"):
         run(NncfQuantization(), convnet, tmp_path)
@@ -177,7 +178,7 @@ def test_a_quantizer_that_changes_nothing_is_refused(
 
 
 def test_external_data_is_read(outside: Model, tmp_path: Path) -> None:
-    result = run(NncfQuantization(), outside, tmp_path)
+    result = run(NncfQuantization(reduce_range=NARROW), outside, tmp_path)
     data = samples_of(outside)
     exact = answers(outside, data, tmp_path / "a")
     assert 0 < error_between(exact, answers(result, data, tmp_path / "b", F32)) < 0.05
@@ -229,3 +230,20 @@ def test_a_fresh_process_sends_nothing_says_nothing_and_leaves_the_home_folder_a
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_weights_have_seven_bits_only_when_asked_and_depthwise_ones_never(
+    convnet: Model, tmp_path: Path, reduce_range: bool
+) -> None:
+    result = run(NncfQuantization("performance", reduce_range=reduce_range), convnet, tmp_path)
+    largest = {
+        operation.get_data().ndim: int(abs(operation.get_data().astype(int)).max())
+        for operation in operations(result).values()
+        if operation.get_type_name() == "Constant" and operation.get_data().dtype == np.int8
+    }
+    product, convolution, depthwise = 2, 4, 5  # axes of their weights
+    assert largest[depthwise] == 127
+    bound = 64 if reduce_range else 127
+    assert bound - 1 <= min(largest[product], largest[convolution])
+    assert max(largest[product], largest[convolution]) <= bound

@@ -13,7 +13,7 @@ from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.onnx_files import op_counts, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.testing.pass_tests import PassTests, answers, error_between, run, samples_of
+from hasten.testing.pass_tests import NARROW, PassTests, answers, error_between, run, samples_of
 
 
 def tensors(model: Model) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class TestStaticQuantization(PassTests):
 
     @pytest.fixture
     def value(self) -> StaticQuantization:
-        return StaticQuantization()
+        return StaticQuantization(reduce_range=NARROW)
 
     @pytest.fixture
     def model(self, convnet: Model) -> Model:
@@ -71,7 +71,9 @@ def test_every_way_to_calibrate_keeps_the_answers(
     calibration: Literal["minmax", "percentile", "entropy"],
     activations: Literal["asymmetric", "symmetric"],
 ) -> None:
-    value = StaticQuantization(calibration=calibration, activations=activations)
+    value = StaticQuantization(
+        calibration=calibration, activations=activations, reduce_range=NARROW
+    )
     result = run(value, convnet, tmp_path)
     data = samples_of(convnet)
     exact, quick = answers(convnet, data, tmp_path / "a"), answers(result, data, tmp_path / "b")
@@ -192,7 +194,7 @@ def test_a_quantizer_that_changes_nothing_is_refused(
 
 
 def test_external_data_stays_external(outside: Model, tmp_path: Path) -> None:
-    result = run(StaticQuantization(), outside, tmp_path)
+    result = run(StaticQuantization(reduce_range=NARROW), outside, tmp_path)
     assert [file.name for file in result.files] == ["quantized.onnx.data"]
     assert result.files[0].stat().st_size >= 64 * 64
     data = samples_of(outside)
@@ -234,6 +236,6 @@ def test_a_model_whose_shapes_cannot_be_inferred_leaves_no_file_behind(
     here.mkdir()
     work.mkdir()
     monkeypatch.chdir(here)
-    with pytest.raises(CandidateError, match="^ONNX Runtime's quantizer failed: .*mine:Twice"):
+    with pytest.raises(CandidateError, match=r"^ONNX Runtime's quantizer failed: .*mine:Twice"):
         StaticQuantization()(model, ArrayDataset({"x": np.ones((4, 4), np.float32)}), work)
     assert list(here.iterdir()) == []

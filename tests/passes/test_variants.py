@@ -8,7 +8,7 @@ from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import is_transformer, read_onnx, stem
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.testing.pass_tests import host
+from hasten.testing.pass_tests import NARROW, host
 
 CHAIN = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -47,9 +47,9 @@ def test_a_stem_is_the_first_convolutions_of_a_network_with_many_more(
 
 def test_transformers_start_with_smoothing_and_quantized_products_alone(attention: Model) -> None:
     first = next(NncfQuantization.variants(attention, host()))
-    assert first == NncfQuantization("mixed", transformer=True)
+    assert first == NncfQuantization("mixed", transformer=True, reduce_range=NARROW)
     assert next(StaticQuantization.variants(attention, host())) == StaticQuantization(
-        compute_only=True
+        compute_only=True, reduce_range=NARROW
     )
 
 
@@ -66,8 +66,9 @@ def test_convolutional_networks_are_also_tried_with_a_float_stem(chain: Model) -
 def test_weights_have_seven_bits_where_products_would_overflow(
     chain: Model, attention: Model
 ) -> None:
-    old = replace(host(), isa=("avx2", "avx512f"))
-    for target, reduced in ((old, True), (host(), False)):
+    for isa, reduced in (("avx2", "avx512f"), True), (("avx2", "avx_vnni"), False):
+        target = replace(host(), isa=isa)
         static = {value.reduce_range for value in StaticQuantization.variants(chain, target)}
         dynamic = {value.reduce_range for value in DynamicQuantization.variants(attention, target)}
-        assert static == dynamic == {reduced}
+        nncf = {value.reduce_range for value in NncfQuantization.variants(chain, target)}
+        assert static == dynamic == nncf == {reduced}

@@ -15,7 +15,14 @@ from hasten.errors import CandidateError, HastenError
 from hasten.model import Format, Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
-from hasten.passes.onnx_files import check_nodes, compute_nodes, is_transformer, read_onnx, stem
+from hasten.passes.onnx_files import (
+    check_nodes,
+    compute_nodes,
+    is_transformer,
+    read_onnx,
+    saturates,
+    stem,
+)
 from hasten.passes.silence import first_line, silenced
 from hasten.target import Target
 from hasten.telemetry import telemetry_off
@@ -39,6 +46,8 @@ class NncfQuantization(Pass):
         transformer: Leave alone what hurts attention, and smooth activations into weights.
         keep_float: Names of ONNX nodes to leave alone.
         samples: How many samples to calibrate on at most.
+        reduce_range: 7-bit weights, where the processor has neither VNNI nor AMX; NNCF leaves
+            those of depthwise convolutions as they are.
 
     Source: bias correction, Nagel et al., arXiv:1906.04721, section 4.2; smoothing, Xiao et al.,
     arXiv:2211.10438.
@@ -51,11 +60,17 @@ class NncfQuantization(Pass):
     transformer: bool = False
     keep_float: tuple[str, ...] = ()
     samples: int = 100
+    reduce_range: bool = False
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
         """Yield what was fastest or most accurate, in that order."""
-        proto = read_onnx(model, weights=False)
+        narrow = saturates(target)
+        for value in cls._likeliest(read_onnx(model, weights=False)):
+            yield replace(value, reduce_range=narrow)
+
+    @classmethod
+    def _likeliest(cls, proto: onnx.ModelProto) -> Iterator[Self]:
         if is_transformer(proto):
             yield cls("mixed", transformer=True)
             yield cls("performance", transformer=True)
@@ -98,6 +113,7 @@ class NncfQuantization(Pass):
         biases = _biases(graph)
         kept = _operations(graph, proto, self.keep_float)
         requests = CalibrationRequests(model, calibration, self.samples)
+        overflow_fix = nncf.OverflowFix.ENABLE if self.reduce_range else nncf.OverflowFix.DISABLE
         quantized = nncf.quantize(
             graph,
             nncf.Dataset(requests),
@@ -106,6 +122,7 @@ class NncfQuantization(Pass):
             fast_bias_correction=self.fast_bias_correction,
             model_type=nncf.ModelType.TRANSFORMER if self.transformer else None,
             ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow_fix),
         )
         _prove(quantized, biases, kept, len(compute_nodes(proto, self.keep_float)))
         openvino.save_model(quantized, path, compress_to_fp16=False)

@@ -15,6 +15,7 @@ from hasten.engines.base import Engine
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
+from hasten.passes.onnx_files import saturates
 from hasten.records import file_digest, from_record, to_record
 from hasten.target import Target
 from hasten.tensors import Array, TensorSpec
@@ -24,8 +25,12 @@ SAMPLES = 32
 
 
 def host() -> Target:
-    """Return a target of one thread, with the instructions that int8 is fast with."""
-    return Target("host", "any", (0,), 1, ("avx2", "avx512f", "avx512_vnni"), 2**31, "linux")
+    """Return this machine, with one thread."""
+    return Target.host().with_threads(1)
+
+
+NARROW = saturates(host())
+"""Whether products of 8-bit weights overflow on this machine, so that int8 needs 7 bits to be right."""
 
 
 def samples_of(model: Model, count: int = SAMPLES, scale: float = 1.0) -> ArrayDataset:
