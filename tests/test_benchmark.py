@@ -1,13 +1,19 @@
 """A bundle against what there is today."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import hasten
+from hasten.benchmark import random_requests
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.tensors import TensorSpec
 from hasten.testing import models
+from hasten.testing.bundles import forge
 from hasten.testing.quick import quick_runs
 
 
@@ -50,3 +56,51 @@ def test_a_function_that_fails_is_one_line(exact_bundle: Path, tmp_path: Path) -
         hasten.bench(exact_bundle, against=f"{tmp_path}/mine.py:predict", rounds=4)
     assert str(caught.value).startswith("the baseline failed: ")
     assert "scaler" in str(caught.value)
+
+
+@pytest.fixture
+def crafted(exact_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exact_bundle, tmp_path / "crafted.hasten")
+
+
+def shaped(*shape: int) -> dict[str, Any]:
+    return {"name": "x", "dtype": "float32", "shape": shape}
+
+
+@pytest.mark.parametrize(
+    ("shape", "mebibytes"),
+    [([1, 2**30], "4,096"), ([1, 2**31 - 1], "8,192"), ([2**31 - 1] * 32, "1.597e+293")],
+)
+def test_a_request_that_takes_too_much_memory_is_not_made_up(
+    crafted: Path, shape: list[int], mebibytes: str
+) -> None:
+    artifact = {"inputs": [shaped(*shape)], "request": [shaped(*shape)]}
+    forge(crafted, lambda record: record["winner"]["artifact"].update(artifact))
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.bench(crafted)
+    assert str(caught.value) == (
+        f"a request of this bundle takes {mebibytes} MiB, and no random one larger than 256 MiB is "
+        "made: give real ones with --data"
+    )
+
+
+def test_large_random_requests_are_fewer() -> None:
+    assert len(random_requests((TensorSpec("x", "float32", (1, 16)),), seed=0)) == 64
+    large = random_requests((TensorSpec("x", "uint8", (1, 5, 2**23)),), seed=0)
+    assert (len(large), large.inputs([5])["x"].shape) == (6, (1, 5, 2**23))
+
+
+def test_a_bundle_asks_for_no_more_threads_than_there_are(
+    crafted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(crafted, lambda record: record["winner"]["engine"].update(threads=10**9))
+    seen = []
+
+    def race(other: Any, winner: Any, *rest: Any) -> Any:
+        seen.append(winner.engine)
+        raise hasten.CandidateError("seen enough")
+
+    monkeypatch.setattr("hasten.benchmark._race", race)
+    with pytest.raises(hasten.CandidateError):
+        hasten.bench(crafted)
+    assert seen == [OnnxRuntime(threads=1)]  # one core is what these runs have

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from hasten.bundle import artifact_of, read
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
 from hasten.data.arrays import ArrayDataset
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.source import open_data
-from hasten.data.spool import write_spool
+from hasten.data.spool import Spool, write_spool
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
@@ -26,7 +27,6 @@ from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
 from hasten.pipeline.base import Pipeline
-from hasten.records import from_record
 from hasten.result import Row, row
 from hasten.run import FINAL_ROUNDS, SETTLED
 from hasten.search.journal import Journal
@@ -35,7 +35,24 @@ from hasten.target import Target
 from hasten.tensors import TensorSpec
 
 _SAMPLES = 64
+_RANDOM_BYTES = 256 << 20
+"""Of random requests, all together."""
 _CANDIDATE = "bundle"
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """One of the two that are compared.
+
+    Attributes:
+        label: What it is.
+        engine: What runs it.
+        artifact: What the engine opens.
+    """
+
+    label: str
+    engine: Engine
+    artifact: Artifact
 
 
 @dataclass(frozen=True)
@@ -88,101 +105,141 @@ def bench(
     """
     folder = Path(bundle)
     manifest = read(folder)
-    winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
-    engine = from_record(Engine, manifest.winner.engine)
-    notes: list[str] = []
+    winner = _held(folder, manifest.winner, manifest, custom_ops)
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
-        dataset = _requests(data, winner, manifest.pipeline, seed)
-        samples = write_spool(dataset, place / "requests")
-        asked = Target.host().threads
-        usable = usable_threads(asked)
-        if usable < asked:
-            notes.append(f"{asked} threads: not established, one thread is quoted")
-        for threads in dict.fromkeys((usable, 1)):
-            desk = Bench(place, Target.host().with_threads(threads))
-            label, rival, rival_engine = _rival(against, folder, winner, custom_ops, desk)
-            entrants: dict[str, Worker] = {}
-            try:
-                for name in (BASELINE, AGAIN):
-                    entrants[name] = desk.open_built(rival_engine, rival).worker
-                entrants[_CANDIDATE] = desk.open_built(engine, winner).worker
-                standings = race(
-                    f"bench/{threads}",
-                    entrants,
-                    samples,
-                    Journal(place / "journal.jsonl"),
-                    threads=threads,
-                    count=rounds,
-                    pace=Pace(),
-                    seed=seed,
-                    settle=SETTLED,
-                )
-                break
-            except NotEstablished as why:
-                notes.append(f"{threads} threads: not established, one thread is quoted: {why}")
-            finally:
-                for worker in entrants.values():
-                    worker.kill()
+        samples = write_spool(
+            _requests(data, winner.artifact, manifest.pipeline, seed), place / "requests"
+        )
+        other = _against(against, folder, manifest, samples, custom_ops, place)
+        standings, notes = _raced(other, winner, samples, place, rounds, seed)
         if _CANDIDATE not in standings.rounds:
             raise CandidateError(standings.dropped.get(_CANDIDATE, "the bundle gave no answer"))
         return Comparison(
-            against=_row("against", label, standings, AGAIN, rival.size_bytes),
-            bundle=_row("bundle", manifest.winner.label, standings, _CANDIDATE, winner.size_bytes),
+            against=_row("against", other, standings, AGAIN),
+            bundle=_row("bundle", winner, standings, _CANDIDATE),
             threads=standings.threads,
             requests="random numbers" if data is None else "samples of the data",
             notes=tuple(notes),
         )
 
 
-def _row(role: str, label: str, standings: Standings, name: str, size_bytes: int) -> Row:
-    baseline = standings.rounds[BASELINE]
-    return row(role, label, standings.rounds[name], baseline, size_bytes=size_bytes, accuracy="")
+def _held(folder: Path, part: Part, manifest: Manifest, custom_ops: Sequence[Path]) -> _Rival:
+    """One of the models that the bundle holds."""
+    artifact = artifact_of(folder, part, manifest, custom_ops)
+    return _Rival(part.label, engine_of(part, Target.host().threads), artifact)
 
 
-def _rival(
+def _against(
     against: str | os.PathLike[str] | None,
     folder: Path,
-    winner: Artifact,
+    manifest: Manifest,
+    samples: Spool,
     custom_ops: Sequence[Path],
-    desk: Bench,
-) -> tuple[str, Artifact, Engine]:
-    """What the bundle is compared to: label, artifact, engine."""
+    place: Path,
+) -> _Rival:
+    """What the bundle is compared to."""
     if against is None:
-        manifest = read(folder)
         if manifest.exact is None:
             raise InputError(f"{folder} holds no exact model: say what to compare it --against")
-        exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
-        return manifest.exact.label, exact, from_record(Engine, manifest.exact.engine)
+        return _held(folder, manifest.exact, manifest, custom_ops)
     text = os.fspath(against)
     if ":" in text and not Path(text).exists():
-        function = PythonFunction(text)
-        return text, winner, function
+        winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
+        return _Rival(text, PythonFunction(text), winner)
     model = onnx_frontend.load(Path(text), custom_ops)
-    sample = {spec.name: np.zeros(_sample(spec), spec.dtype) for spec in winner.request}
+    model = model.settled_by({name: array[0] for name, array in samples.inputs([0]).items()})
     engine = OnnxRuntime()
-    place = desk.folder / f"rival-{desk.target.threads}"
-    place.mkdir()
-    artifact = engine.build(model.settled_by(sample), desk.target, place)
-    return f"{text}, onnxruntime", artifact, engine
+    (place / "rival").mkdir()
+    artifact = engine.build(model, Target.host(), place / "rival")
+    return _Rival(f"{text}, onnxruntime", engine, artifact)
+
+
+def _raced(
+    other: _Rival, winner: _Rival, samples: Spool, place: Path, rounds: int, seed: int
+) -> tuple[Standings, list[str]]:
+    """Take turns on as many threads as the host gives; return the rounds, and what to say of them."""
+    asked = Target.host().threads
+    usable = usable_threads(asked)
+    notes = []
+    if usable < asked:
+        notes.append(f"{asked} threads: not established, one thread is quoted")
+    for threads in dict.fromkeys((usable, 1)):
+        desk = Bench(place, Target.host().with_threads(threads))
+        try:
+            return _race(other, winner, samples, desk, rounds, seed), notes
+        except NotEstablished as why:
+            notes.append(f"{threads} threads: not established, one thread is quoted: {why}")
+    raise AssertionError("one thread needs no probe")
+
+
+def _race(
+    other: _Rival, winner: _Rival, samples: Spool, desk: Bench, rounds: int, seed: int
+) -> Standings:
+    entrants: dict[str, Worker] = {}
+    try:
+        for name, rival in ((BASELINE, other), (AGAIN, other), (_CANDIDATE, winner)):
+            entrants[name] = desk.open_built(rival.engine, rival.artifact).worker
+        return race(
+            f"bench/{desk.target.threads}",
+            entrants,
+            samples,
+            Journal(desk.folder / "journal.jsonl"),
+            threads=desk.target.threads,
+            count=rounds,
+            pace=Pace(),
+            seed=seed,
+            settle=SETTLED,
+        )
+    finally:
+        for worker in entrants.values():
+            worker.kill()
+
+
+def _row(role: str, rival: _Rival, standings: Standings, name: str) -> Row:
+    return row(
+        role,
+        rival.label,
+        standings.rounds[name],
+        standings.rounds[BASELINE],
+        size_bytes=rival.artifact.size_bytes,
+        accuracy="",
+    )
 
 
 def _requests(data: Any, artifact: Artifact, pipeline: Pipeline | None, seed: int) -> Dataset:
+    """The first samples of the data, or random numbers where there is none."""
     if data is not None:
         dataset = open_data(data, artifact.inputs, pipeline)
         count = min(len(dataset), _SAMPLES)
         return Subset(dataset, np.arange(count))
+    return random_requests(artifact.request, seed)
+
+
+def random_requests(request: Sequence[TensorSpec], seed: int) -> Dataset:
+    """Make up requests, as many as are timed or as few as memory should hold.
+
+    Args:
+        request: The inputs of one, every size settled. A bundle's word for it: any size may come.
+        seed: Of the numbers.
+
+    Raises:
+        InputError: even one is too large.
+    """
+    each_bytes = sum(math.prod(spec.sizes) * np.dtype(spec.dtype).itemsize for spec in request)
+    if each_bytes > _RANDOM_BYTES:
+        raise InputError(
+            f"a request of this bundle takes {each_bytes / 2**20:,.4g} MiB, and no random one larger "
+            f"than {_RANDOM_BYTES >> 20} MiB is made: give real ones with --data"
+        )
+    count = min(_SAMPLES, _RANDOM_BYTES // max(1, each_bytes))
     rng = np.random.default_rng(seed)
-    return ArrayDataset({spec.name: _random(spec, rng) for spec in artifact.request})
+    return ArrayDataset({spec.name: _random(spec, count, rng) for spec in request})
 
 
-def _sample(spec: TensorSpec) -> tuple[int, ...]:
-    """The shape of one sample, without the batch axis that one request has."""
-    return spec.sizes[1:] if spec.sizes[:1] == (1,) else spec.sizes
-
-
-def _random(spec: TensorSpec, rng: np.random.Generator) -> Any:
-    shape = (_SAMPLES, *_sample(spec))
+def _random(spec: TensorSpec, count: int, rng: np.random.Generator) -> Any:
+    """Random samples, each without the batch axis that a request has."""
+    sample = spec.sizes[1:] if spec.sizes[:1] == (1,) else spec.sizes
     if np.dtype(spec.dtype).kind == "f":
-        return rng.standard_normal(shape).astype(spec.dtype)
-    return rng.integers(0, 2, shape).astype(spec.dtype)
+        return rng.standard_normal((count, *sample), np.float32).astype(spec.dtype, copy=False)
+    return rng.integers(0, 2, (count, *sample), np.int8).astype(spec.dtype)

@@ -7,28 +7,35 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
-from hasten.bundle import artifact_of, read
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Guard, Judgement, Verdict
 from hasten.certification import guarded, judge_ladder, sealed_scores
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.source import open_data
 from hasten.data.spool import write_spool
-from hasten.engines.base import Engine
+from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.measure.workbench import Bench, Opened
 from hasten.metrics import parse_metric
 from hasten.metrics.base import Metric
 from hasten.metrics.custom import Custom
 from hasten.pipeline.base import Pipeline
-from hasten.records import from_record, read_json, type_name
+from hasten.records import from_record, type_name
 from hasten.target import Target
 from hasten.tensors import Array
 from hasten.workspace import hashed_groups
+
+Kind: TypeAlias = Literal["fresh data", "regression check"]
+_Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_SEALED = "evidence/sealed.json"
+_SEALED_BYTES = 256 << 20
+"""Three million samples' worth."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Recheck:
         left_out: How many were left out, since the bundle's making had seen them.
     """
 
-    kind: Literal["fresh data", "regression check"]
+    kind: Kind
     judgement: Judgement
     used: int
     left_out: int
@@ -99,36 +106,66 @@ def certify(
     manifest = read(folder)
     if manifest.exact is None:
         raise InputError(f"{folder} was made with --no-exact: there is nothing to compare with")
-    limits = _limits(folder, max_drop, confidence, guard)
-    judged_by = guarded(_metric(folder, manifest.metric, metric), limits["guard"])
+    limits = _limits(folder, manifest, max_drop, confidence, guard)
+    judged_by = guarded(_metric(folder, manifest.metric, metric), limits.guard)
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
-    dataset = open_data(data, exact.inputs, pipeline or manifest.pipeline)
-    if judged_by.needs_labels and dataset.labels is None:
-        raise InputError(
-            f"the bundle is judged by {type_name(judged_by)}, which needs labels; the data has none"
-        )
-    kind, samples, units = _fresh(folder, dataset)
-    with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
-        desk = Bench(Path(work), _here(manifest.target.threads))
-        opened: list[Opened] = []
-        try:
-            for part, artifact in ((manifest.exact, exact), (manifest.winner, winner)):
-                opened.append(desk.open_built(from_record(Engine, part.engine), artifact))
-            first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
-            desk.fit_chunk(opened[0], first)
-            own, scores = sealed_scores(
-                desk, opened[0], {"winner": opened[1]}, samples, judged_by, listen
-            )
-        finally:
-            for one in opened:
-                one.worker.kill()
+    dataset = _labelled(open_data(data, exact.inputs, pipeline or manifest.pipeline), judged_by)
+    kind, samples, units = _fresh(dataset, _seen(folder, manifest))
+    parts = ((manifest.exact, exact), (manifest.winner, winner))
+    own, score = _scores(parts, manifest.target.threads, samples, judged_by, listen)
     ((_, judgement),) = judge_ladder(
-        own, ("winner",), scores, units, {"winner": BettingPrior()}, metric=judged_by, **limits
+        own,
+        ("winner",),
+        {"winner": score},
+        units,
+        {"winner": BettingPrior()},
+        metric=judged_by,
+        guard=limits.guard,
+        max_drop=limits.max_drop,
+        confidence=limits.confidence,
     )
     if isinstance(judgement, str):
         raise CandidateError(judgement)
     return Recheck(kind, judgement, len(samples), len(dataset) - len(samples))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What is asked of the winner."""
+
+    max_drop: float
+    confidence: float
+    guard: Guard
+
+
+def _limits(
+    folder: Path,
+    manifest: Manifest,
+    max_drop: float | None,
+    confidence: float | None,
+    guard: Guard | None,
+) -> _Limits:
+    """What is asked of it: given here, or as the bundle was asked."""
+    if manifest.certificate is None:
+        if max_drop is None:
+            raise InputError(f"{folder} has no certificate, so no limit either: give --max-drop")
+        return _Limits(max_drop, 0.95 if confidence is None else confidence, guard or "net")
+    try:
+        stated = from_record(Judgement, manifest.certificate.get("judgement"))
+    except IntegrityError as error:
+        raise IntegrityError(f"{folder}: the certificate is damaged: {error}") from error
+    for name, share in (("max_drop", stated.max_drop), ("confidence", stated.confidence)):
+        if not 0 < share < 1:
+            raise IntegrityError(
+                f"{folder}: the certificate is damaged: {name} lies between 0 and 1, and it says "
+                f"{share:g}"
+            )
+    return _Limits(
+        stated.max_drop if max_drop is None else max_drop,
+        stated.confidence if confidence is None else confidence,
+        guard or stated.guard,
+    )
 
 
 def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) -> Metric:
@@ -137,7 +174,10 @@ def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) ->
         return given
     if given is not None:
         return parse_metric(given)
-    metric = from_record(Metric, stated)
+    try:
+        metric = from_record(Metric, stated)
+    except InputError as error:
+        raise IntegrityError(f"{folder}: the metric is damaged: {error}") from error
     if isinstance(metric, Custom):
         raise InputError(
             f"{folder} was judged by the function {metric.path}: name it again by --metric, since a "
@@ -146,46 +186,65 @@ def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) ->
     return metric
 
 
-def _here(threads: int) -> Target:
-    """This host, with as many threads as were certified, if it has them."""
-    host = Target.host()
-    return host.with_threads(max(1, min(threads, host.threads)))
+def _labelled(dataset: Dataset, metric: Metric) -> Dataset:
+    """The data, if it has labels where the metric reads them."""
+    if metric.needs_labels and dataset.labels is None:
+        raise InputError(
+            f"the bundle is judged by {type_name(metric)}, which needs labels; the data has none"
+        )
+    return dataset
 
 
-def _limits(
-    folder: Path, max_drop: float | None, confidence: float | None, guard: Guard | None
-) -> dict[str, Any]:
-    """What is asked of it: given here, or as the bundle was asked."""
-    manifest = read(folder)
-    stated = (manifest.certificate or {}).get("judgement", {})
-    limits = {
-        "max_drop": max_drop if max_drop is not None else stated.get("max_drop"),
-        "confidence": confidence if confidence is not None else stated.get("confidence", 0.95),
-        "guard": guard or stated.get("guard", "net"),
-    }
-    if limits["max_drop"] is None:
-        raise InputError(f"{folder} has no certificate, so no limit either: give --max-drop")
-    return limits
+@dataclass(frozen=True)
+class _Seen:
+    """What a bundle was made with; the rest of its file is for people.
+
+    Attributes:
+        hashes: SHA-256 of each sealed sample, in hex.
+        seen: Of each sample that calibrated, or that the search saw.
+        groups: Of the name of each group that any of these was of.
+    """
+
+    hashes: frozenset[_Hash]
+    seen: frozenset[_Hash]
+    groups: frozenset[_Hash]
 
 
-def _fresh(
-    folder: Path, dataset: Dataset
-) -> tuple[Literal["fresh data", "regression check"], Dataset, Array]:
+def _seen(folder: Path, manifest: Manifest) -> _Seen:
+    """Read which samples the bundle was made with.
+
+    Raises:
+        IntegrityError: it isn't said, or it is too large or damaged.
+    """
+    if _SEALED not in manifest.files:
+        raise IntegrityError(
+            f"{folder} has no {_SEALED}, so what it was made with isn't known and no data is fresh: "
+            "make it anew, or let its run finish with --resume"
+        )
+    size_bytes = manifest.files[_SEALED][1]
+    if size_bytes > _SEALED_BYTES:
+        raise IntegrityError(
+            f"{folder}: {_SEALED} has {size_bytes:,} bytes; at most {_SEALED_BYTES:,} are read"
+        )
+    try:
+        # Typed as it is read: a list of a hundred million empty lists never gets into memory.
+        return msgspec.json.decode((folder / _SEALED).read_bytes(), type=_Seen)
+    except (msgspec.MsgspecError, OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{folder}: {_SEALED} is damaged: {error}") from error
+
+
+def _fresh(dataset: Dataset, seen: _Seen) -> tuple[Kind, Dataset, Array]:
     """Leave out what the bundle's making has seen, and repeats; all of it again where nothing is left."""
-    name = "evidence/sealed.json"
-    record = read_json(folder / name) if name in read(folder).files else {}
-    if not isinstance(record, dict):
-        raise IntegrityError(f"{folder}: {name} is damaged")
-    seen = {*record.get("hashes", ()), *record.get("seen", ())}
-    seen_groups = set(record.get("groups", ()))
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)
     hashes = [dataset.content_hash(i).hex() for i in range(len(dataset))]
     fresh = [
         i
         for i, content in enumerate(hashes)
-        if content not in seen and not (groups and groups[i] in seen_groups)
+        if content not in seen.hashes
+        and content not in seen.seen
+        and not (groups and groups[i] in seen.groups)
     ]
-    kind: Literal["fresh data", "regression check"] = "fresh data"
+    kind: Kind = "fresh data"
     if not fresh:
         kind, fresh = "regression check", list(range(len(dataset)))
     if dataset.groups is not None:
@@ -195,3 +254,38 @@ def _fresh(
     first = {hashes[i]: i for i in reversed(fresh)}
     chosen = np.array(sorted(first.values()))
     return kind, Subset(dataset, chosen), np.arange(len(chosen))
+
+
+def _scores(
+    parts: Sequence[tuple[Part, Artifact]],
+    threads: int,
+    samples: Dataset,
+    metric: Metric,
+    listen: Callable[[int], None],
+) -> tuple[Array, Array | str]:
+    """Score the exact model and the winner; the winner's is a text where it failed.
+
+    Args:
+        parts: The exact model, then the winner.
+        threads: As many as were certified; fewer where this host has fewer.
+        samples: What they are asked.
+        metric: What is scored.
+        listen: Told how many samples are behind.
+    """
+    host = Target.host()
+    target = host.with_threads(max(1, min(threads, host.threads)))
+    opened: list[Opened] = []
+    with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
+        desk = Bench(Path(work), target)
+        try:
+            for part, artifact in parts:
+                opened.append(desk.open_built(engine_of(part, target.threads), artifact))
+            first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
+            desk.fit_chunk(opened[0], first)
+            own, scores = sealed_scores(
+                desk, opened[0], {"winner": opened[1]}, samples, metric, listen
+            )
+        finally:
+            for one in opened:
+                one.worker.kill()
+    return own, scores["winner"]

@@ -1,3 +1,5 @@
+"""A bundle against new data: what is asked of it, and what counts as new."""
+
 from pathlib import Path
 
 import numpy as np
@@ -5,36 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 import hasten
+import hasten.optimization
 from hasten.bundle import read
 from hasten.cli import main
-from hasten.demos import digits
-from hasten.progress import nobody
 from hasten.testing import models
 from hasten.testing.quick import quick_runs
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A bundle that int8 should win, and the samples that it was judged on."""
-    pytest.importorskip("torch")
-    try:
-        images, labels = digits.digits()
-    except hasten.InputError as error:
-        pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("int8")
-    model = digits.trained(images[:600], labels[:600], nobody, epochs=3)
-    np.savez(folder / "eval.npz", input=images[600:1800], labels=labels[600:1800])
-    with quick_runs(passes=True):
-        result = hasten.optimize(
-            model,
-            folder / "eval.npz",
-            max_drop=0.05,
-            out=folder / "digits.hasten",
-            engines=("onnxruntime",),
-        )
-    if result.status != "certified":
-        pytest.skip(f"int8 doesn't win on this machine: {result.why}")
-    return result.bundle, folder / "eval.npz"
 
 
 def test_a_real_int8_model_is_certified_and_its_bundle_says_for_what(
@@ -61,13 +38,11 @@ def test_certify_without_a_limit_takes_the_certificates_and_calls_the_same_data_
 
 
 def test_fresh_data_gives_a_verdict_of_its_own_and_too_little_of_it_says_how_much_would_do(
-    data: tuple[Path, Path], tmp_path: Path
+    data: tuple[Path, Path], fresh: Path
 ) -> None:
-    images, labels = digits.digits()
-    np.savez(tmp_path / "new.npz", input=images[2000:2400], labels=labels[2000:2400])
-    fresh = hasten.certify(data[0], tmp_path / "new.npz")
-    assert (fresh.kind, fresh.used, fresh.left_out) == ("fresh data", 400, 0)
-    few = hasten.certify(data[0], tmp_path / "new.npz", max_drop=0.001, guard="lost")
+    result = hasten.certify(data[0], fresh)
+    assert (result.kind, result.used, result.left_out) == ("fresh data", 400, 0)
+    few = hasten.certify(data[0], fresh, max_drop=0.001, guard="lost")
     assert not few.passed  # no loss at all in 400 samples can't show less than 0.7%
     assert few.judgement.samples_needed is None or few.judgement.samples_needed > 2900
 

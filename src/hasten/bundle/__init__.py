@@ -1,0 +1,29 @@
+"""A bundle: a folder with the model, its certificate and its evidence. Write it, check it, load it."""
+
+from hasten.bundle.folder import artifact_of, read, write
+from hasten.bundle.loaded import (
+    Loaded,
+    MeasuredElsewhere,
+    NotCertifiedHere,
+    differences,
+    engine_of,
+    load,
+)
+from hasten.bundle.manifest import MANIFEST, Manifest, Part, Status, part
+
+__all__ = [
+    "MANIFEST",
+    "Loaded",
+    "Manifest",
+    "MeasuredElsewhere",
+    "NotCertifiedHere",
+    "Part",
+    "Status",
+    "artifact_of",
+    "differences",
+    "engine_of",
+    "load",
+    "part",
+    "read",
+    "write",
+]

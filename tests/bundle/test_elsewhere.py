@@ -1,0 +1,149 @@
+"""What a bundle says, and what it gets, on a machine that isn't the one it was made on."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from hasten.bundle import (
+    MeasuredElsewhere,
+    NotCertifiedHere,
+    Part,
+    differences,
+    engine_of,
+    load,
+    write,
+)
+from hasten.engines.base import Artifact, Session
+from hasten.engines.null import Null, NullSession
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.measure.environment import environment
+from hasten.target import Target
+from hasten.testing import models
+from hasten.testing.bundles import built, forge, stated
+
+X = np.arange(16, dtype=np.float32).reshape(1, 16)
+
+
+def test_what_differs_from_the_certified_machine_is_said(tmp_path: Path, winner: Part) -> None:
+    host = Target.host()
+    there = replace(host, processor="Another CPU", isa=("avx2",), threads=host.threads + 1)
+    versions = {**environment(host), "onnxruntime": "0.1"}
+    other = stated(winner, None, target=there, environment=versions)
+    write(tmp_path / "b", other, {})
+    notes = (
+        f"processor: Another CPU there, {host.processor} here",
+        f"instruction sets: avx2 there, {' '.join(host.isa)} here",
+        f"onnxruntime: 0.1 there, {OnnxRuntime.version()} here",
+        f"threads: {host.threads + 1} there, {host.threads} here",
+    )
+    with pytest.warns(NotCertifiedHere) as caught:
+        loaded = load(tmp_path / "b")
+    with loaded:
+        assert loaded.not_certified == notes
+        assert loaded(X)["logits"].shape == (1, 4)
+    assert [str(w.message) for w in caught] == [f"not certified here: {'; '.join(notes)}"]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("status", "which"), [("exact", "winner"), ("uncertified", "exact")])
+def test_an_exact_model_on_another_machine_says_that_it_was_measured_elsewhere(
+    tmp_path: Path, winner: Part, status: str, which: Literal["winner", "exact"]
+) -> None:
+    host = Target.host()
+    there = replace(host, processor="Another CPU")
+    write(tmp_path / "b", stated(winner, winner, status=status, why="interim", target=there), {})
+    with pytest.warns(MeasuredElsewhere) as caught:
+        loaded = load(tmp_path / "b", which=which)
+    with loaded:
+        note = f"processor: Another CPU there, {host.processor} here"
+        assert loaded.not_certified == (note,)
+        assert loaded(X)["logits"].shape == (1, 4)
+    assert [str(w.message) for w in caught] == [
+        f"measured elsewhere: {note}; the answers are exact here too, within the tolerance, but "
+        "another version may be the fastest: run hasten optimize here to know"
+    ]
+    assert caught[0].filename == __file__
+
+
+def test_the_version_that_counts_is_that_of_the_engine_that_is_opened(
+    tmp_path: Path, winner: Part
+) -> None:
+    zeros = built(tmp_path, models.small_cnn(tmp_path), Null())
+    versions = {**environment(Target.host()), "onnxruntime": "0.1"}
+    write(tmp_path / "b", stated(zeros, winner, environment=versions), {})
+    load(tmp_path / "b").close()
+    with pytest.warns(MeasuredElsewhere, match="^measured elsewhere: onnxruntime: 0.1 there, "):
+        load(tmp_path / "b", which="exact").close()
+
+
+def test_more_threads_than_were_certified_are_no_difference(winner: Part) -> None:
+    host = Target.host()
+    other = stated(winner, None, target=replace(host, threads=1))
+    assert differences(other, replace(host, threads=8), environment(host)) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [(None, None), (10**9, 2), (2, 2), (1, 1), (0, 1), (-3, 1)]
+)
+def test_an_engine_gets_no_more_threads_than_there_are_whatever_the_bundle_asks(
+    winner: Part, asked: int | None, given: int | None
+) -> None:
+    asking = replace(winner, engine={"type": "onnxruntime", "threads": asked})
+    assert engine_of(asking, 2) == OnnxRuntime(threads=given)
+
+
+@pytest.mark.parametrize("threads", [10**9, 0, -(10**9)])
+def test_a_loaded_bundle_runs_on_threads_that_this_process_may_use(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["target"]["threads"] = record["winner"]["engine"]["threads"] = threads
+
+    @contextlib.contextmanager
+    def opened(engine: OnnxRuntime, artifact: Artifact, target: Target) -> Iterator[Session]:
+        asked.append((engine.threads, target.threads))
+        yield NullSession(artifact)
+
+    asked: list[tuple[int | None, int]] = []
+    forge(bundle, change)
+    monkeypatch.setattr(OnnxRuntime, "open", opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotCertifiedHere)
+        load(bundle).close()
+    most = Target.host().threads if threads > 0 else 1
+    assert asked == [(most, most)]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [("uncertified", ["not certified here: interim"]), ("exact", [])]
+)
+def test_at_home_an_uncertified_bundle_says_so_and_an_exact_one_has_nothing_to_say(
+    tmp_path: Path, winner: Part, status: str, said: list[str]
+) -> None:
+    write(tmp_path / "b", stated(winner, winner, status=status, why="interim"), {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load(tmp_path / "b").close()
+        load(tmp_path / "b", which="exact").close()
+    assert [str(w.message) for w in caught] == said
+
+
+def test_requests_of_another_shape_than_the_certified_are_warned_of_once(bundle: Path) -> None:
+    note = "x of shape [1, 16] there, [3, 16] here"
+    three = np.zeros((3, 16), np.float32)
+    for arrays, named in (((three,), {}), ((), {"x": three})):
+        with load(bundle) as loaded:
+            with pytest.warns(NotCertifiedHere) as caught:
+                assert loaded(*arrays, **named)["logits"].shape == (3, 4)
+            assert [str(w.message) for w in caught] == [f"not certified here: {note}"]
+            assert caught[0].filename == __file__
+            assert loaded.not_certified == (note,)
+            loaded(np.zeros((5, 16), np.float32))
+    with load(bundle, which="exact") as loaded:
+        loaded(np.zeros((3, 16), np.float32))

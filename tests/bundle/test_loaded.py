@@ -1,0 +1,185 @@
+"""An open bundle: its answers, its inputs, and what loading brings with it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.bundle import (
+    Part,
+    load,
+    part,
+    write,
+)
+from hasten.engines.base import Engine
+from hasten.engines.null import Null
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import InputError, IntegrityError
+from hasten.frontends.onnx import load as load_onnx
+from hasten.target import Target
+from hasten.testing import models
+from hasten.testing.bundles import built, forge, stated
+
+ENGINE = OnnxRuntime(threads=1)
+X = np.arange(16, dtype=np.float32).reshape(1, 16)
+
+
+def test_a_loaded_bundle_answers_as_the_engine_does(bundle: Path, winner: Part) -> None:
+    with ENGINE.open(winner.artifact, Target.host()) as session:
+        expected = session.run({"x": X})["logits"]
+    with load(bundle) as loaded:
+        for answer in (loaded(X), loaded(x=X), loaded({"x": X}), loaded(X.T.copy().T)):
+            np.testing.assert_array_equal(answer["logits"], expected)
+        assert list(loaded(X)) == ["logits"]
+        assert loaded.not_certified == ()
+
+
+def test_a_moved_bundle_still_loads(bundle: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "built-linear_classifier")
+    moved = bundle.rename(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(moved)
+    with load(tmp_path / "link") as loaded:
+        assert loaded(X)["logits"].shape == (1, 4)
+
+
+def test_a_bundle_without_its_exact_model_says_so(tmp_path: Path, winner: Part) -> None:
+    write(tmp_path / "b", stated(winner, None), {})
+    with pytest.raises(InputError) as error:
+        load(tmp_path / "b", which="exact")
+    assert str(error.value) == f"{tmp_path / 'b'} was made with --no-exact: it holds no exact model"
+
+
+def test_an_engine_by_import_path_is_not_imported_from_a_bundle(bundle: Path) -> None:
+    forge(bundle, lambda record: record["winner"]["engine"].update(type="os:system"))
+    with pytest.raises(IntegrityError) as error:
+        load(bundle)
+    assert str(error.value) == (
+        f"unknown Engine 'os:system'; this version has: {', '.join(Engine.registry)}"
+    )
+
+
+def test_operator_libraries_must_be_those_of_the_making(bundle: Path, tmp_path: Path) -> None:
+    library = tmp_path / "ops.so"
+    library.write_bytes(b"RegisterCustomOps")
+    with pytest.raises(InputError) as error:
+        load(bundle, custom_ops=[library])
+    assert str(error.value) == (
+        "this model needs 0 operator libraries, the same files as when it was made; got 1"
+    )
+
+
+# -- inputs
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    winner = built(tmp_path, models.two_inputs(tmp_path), ENGINE)
+    write(tmp_path / "two", stated(winner, None), {})
+    return tmp_path / "two"
+
+
+def test_two_inputs_come_by_place_by_name_or_in_a_mapping(two: Path) -> None:
+    features, ids = np.ones((1, 8), np.float32), np.array([[1, 2, 3]])
+    with load(two) as loaded:
+        expected = loaded(features, ids)
+        assert set(expected) == {"score", "same_ids"}
+        for answer in (
+            loaded(features, ids=ids),
+            loaded(ids=ids, features=features),
+            loaded({"ids": ids, "features": features}),
+            loaded({"ids": ids}, features=features),
+            loaded(features, ids.tolist()),
+        ):
+            for name, array in expected.items():
+                np.testing.assert_array_equal(answer[name], array)
+
+
+FEATURES, IDS = np.ones((1, 8), np.float32), np.ones((1, 3), np.int64)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "named", "said"),
+    [
+        ((), {}, "the model takes the inputs features, ids; got none"),
+        ((FEATURES,), {}, "the model takes the inputs features, ids; got features"),
+        ((FEATURES, IDS, IDS), {}, "the model takes 2 inputs; got 3"),
+        ((FEATURES,), {"id": IDS}, "the model takes the inputs features, ids; got features, id"),
+        (
+            (FEATURES, IDS),
+            {"ids": IDS},
+            "input 'ids' is given twice, by its place and by its name",
+        ),
+        (
+            (FEATURES, IDS.astype(np.int32)),
+            {},
+            "input 'ids': the model takes ids: int64[batch, 3]; got int32[1, 3]",
+        ),
+        (
+            (FEATURES[0], IDS),
+            {},
+            "input 'features': the model takes features: float32[batch, 8]; got float32[8]",
+        ),
+    ],
+)
+def test_an_input_that_does_not_fit_is_named_with_what_was_expected(
+    two: Path, arrays: tuple[Any, ...], named: dict[str, Any], said: str
+) -> None:
+    with load(two) as loaded, pytest.raises(InputError) as error:
+        loaded(*arrays, **named)
+    assert str(error.value) == said
+
+
+def test_what_is_no_array_is_named(two: Path) -> None:
+    with load(two) as loaded, pytest.raises(InputError) as error:
+        loaded([[1], [2, 3]], IDS)
+    assert str(error.value).startswith("input 'features' is no array: ")
+
+
+def test_an_input_without_axes_keeps_none(tmp_path: Path) -> None:
+    from onnx import parser, save
+
+    text = '<ir_version: 10, opset_import: ["": 17]> g (float s) => (float y) { y = Neg(s) }'
+    save(parser.parse_model(text), tmp_path / "scalar.onnx")
+    model = load_onnx(tmp_path / "scalar.onnx").settled_by({"s": np.array(1, np.float32)})
+    (tmp_path / "built").mkdir()
+    artifact = ENGINE.build(model, Target.host(), tmp_path / "built")
+    write(tmp_path / "b", stated(part("s", (), ENGINE, artifact), None), {})
+    with load(tmp_path / "b") as loaded:
+        assert loaded(np.array(2.0, np.float32))["y"] == -2
+        assert loaded(s=np.float32(3))["y"] == -3
+
+
+# -- what loading brings with it
+
+IMPORTS = """
+import sys
+import hasten
+with hasten.load(sys.argv[1]) as loaded:
+    for spec in loaded.manifest.winner.artifact.request:
+        print(spec.name)
+print(*sorted(name for name in sys.modules if name in sys.argv[2].split(",")), sep=",")
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "brought"), [(Null(), ""), (ENGINE, "hasten.engines.onnxruntime,onnxruntime")]
+)
+def test_loading_brings_no_search_no_pass_and_no_other_engine(
+    tmp_path: Path, engine: Engine, brought: str
+) -> None:
+    winner = built(tmp_path, models.linear_classifier(tmp_path), engine)
+    write(tmp_path / "b", stated(winner, None), {})
+    watched = [
+        *("onnx", "nncf", "scipy", "openvino", "torch", "onnxruntime", "rich", "click"),
+        *("hasten.search", "hasten.passes", "hasten.passes.base", "hasten.frontends"),
+        *("hasten.certificate", "hasten.data", "hasten.measure.process", "hasten.candidate"),
+        *("hasten.engines.openvino", "hasten.engines.onnxruntime", "hasten.optimization"),
+    ]
+    command = [sys.executable, "-W", "error", "-c", IMPORTS, str(tmp_path / "b"), ",".join(watched)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout == f"x\n{brought}\n"
