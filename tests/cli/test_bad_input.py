@@ -1,8 +1,7 @@
 """What the command line says of input that can't be used: one line, exit code 2, nothing left."""
 
-import json
-import resource
-import shutil
+import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from hasten.cli import main
-from hasten.records import digest
+from hasten.target import Target
 from hasten.tensors import Array
 from hasten.testing import models
 
@@ -27,9 +26,22 @@ def said(*arguments: object) -> str:
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exit_code == 2, (result.output, result.exception)
     assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1 or (len(lines) == 2 and lines[0] == BEGUN), result.stderr
-    return lines[-1].removeprefix("hasten: ")
+    whole = re.fullmatch(rf"(?:{re.escape(BEGUN)}\n)?hasten: (.*)\n", result.stderr)
+    assert whole, result.stderr
+    return whole[1]
+
+
+def printed(*arguments: object, first: str = "") -> str:
+    """Run a command that must end with 2 as users do, without a terminal; return all it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{first}from hasten.cli import main; main()", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, ""), (done.returncode, done.stdout, done.stderr)
+    return done.stderr
 
 
 def good(count: int = 60) -> Array:
@@ -75,9 +87,11 @@ def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:
 def test_an_operator_that_no_engine_has(tmp_path: Path) -> None:
     x = np.zeros((60, 4), np.float32) + np.arange(60, dtype=np.float32)[:, None]
     line = optimized(tmp_path, models.unknown_operator(tmp_path), saved(tmp_path, x=x))
-    assert line.startswith("no engine runs this model: onnxruntime: ")
-    assert "Frobnicate" in line
-    assert "the_culprit" in line
+    assert re.fullmatch(
+        r"no engine runs this model: onnxruntime: ONNX Runtime can't load the model: "
+        r".*the_culprit.*Frobnicate.*",
+        line,
+    )
 
 
 def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
@@ -110,11 +124,11 @@ def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
         ),
         (
             lambda: {"x": spoiled(np.nan)},
-            "input 'x': sample {any} has NaN or Inf; mend it or leave it out",
+            "input 'x': sample 0 has NaN or Inf; mend it or leave it out",
         ),
         (
             lambda: {"x": spoiled(np.inf)},
-            "input 'x': sample {any} has NaN or Inf; mend it or leave it out",
+            "input 'x': sample 0 has NaN or Inf; mend it or leave it out",
         ),
         (
             lambda: {"x": good(), "labels": np.zeros(7, int)},
@@ -129,20 +143,32 @@ def test_data_that_do_not_fit(
 ) -> None:
     npz = saved(tmp_path, **arrays())
     got = optimized(tmp_path, models.linear_classifier(tmp_path), npz)
-    head, _, tail = line.replace("{npz}", str(npz)).partition("{any}")
-    assert got == head + tail or (
-        bool(tail) and got.startswith(head) and got.endswith(tail) and got[len(head)].isdigit()
-    ), got
+    assert got == line.replace("{npz}", str(npz))
 
 
 def test_an_original_that_answers_nan(tmp_path: Path) -> None:
     npz = saved(tmp_path, x=good())
     engine = ("--engine", "hasten.testing.rivals:BadAnswers", "--out", tmp_path / "b.hasten")
-    line = said("optimize", models.linear_classifier(tmp_path), "--data", npz, *engine)
-    assert line == (
-        "the original model can't answer the data: output 'logits' has NaN or Inf for sample 0"
+    model = models.linear_classifier(tmp_path)
+    assert printed("optimize", model, "--data", npz, *engine) == (
+        f"{BEGUN}\n"
+        "hasten: the original model can't answer the data: output 'logits' has NaN or Inf for "
+        "sample 0\n"
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["eval.npz", "linear_classifier.onnx"]
+
+
+def test_an_original_that_does_not_fit_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(Target.host(), memory_bytes=2 << 20)
+    monkeypatch.setattr(Target, "host", lambda: small)
+    line = optimized(tmp_path, models.linear_classifier(tmp_path), saved(tmp_path, x=good()))
+    assert re.fullmatch(
+        r"no engine runs this model: onnxruntime: ran out of memory: it held \d+ MiB of the 1 MiB "
+        r"that a trial may take, killed",
+        line,
+    )
 
 
 def test_a_node_to_keep_that_is_not_there(tmp_path: Path) -> None:
@@ -238,73 +264,12 @@ def test_a_place_that_is_taken_by_something_else(tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     npz = saved(tmp_path, x=good(6000))
-    program = (
+    small = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
-        "from hasten.cli import main; main()"
     )
-    assert resource.RLIMIT_FSIZE
-    words = ["optimize", models.linear_classifier(tmp_path), "--data", npz, "--engine"]
-    words += ["onnxruntime", "--out", tmp_path / "b.hasten"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
+    words = ("--data", npz, "--engine", "onnxruntime", "--out", tmp_path / "b.hasten")
+    assert printed("optimize", models.linear_classifier(tmp_path), *words, first=small) == (
+        f"hasten: can't write {tmp_path}/b.hasten.work/search: File too large\n"
     )
-    assert done.returncode == 2, done.stderr
-    (line,) = [text for text in done.stderr.splitlines() if text != BEGUN]
-    assert line.startswith(f"hasten: can't write {tmp_path}/b.hasten.work/")
-    assert line.endswith(": File too large")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["eval.npz", "linear_classifier.onnx"]
-
-
-def manifest_of(bundle: Path) -> Any:
-    return json.loads((bundle / "manifest.json").read_text())
-
-
-def damage(bundle: Path, kind: str) -> str:
-    """Spoil a bundle, and return what must be said of it after its path."""
-    manifest = manifest_of(bundle)
-    name = manifest["winner"]["artifact"]["path"]
-    size = manifest["files"][name][1]
-    if kind == "cut short":
-        (bundle / name).write_bytes((bundle / name).read_bytes()[:-9])
-        return f": {name} has {size - 9:,} bytes, {size:,} were written"
-    if kind == "tampered with":
-        data = bytearray((bundle / name).read_bytes())
-        data[-1] ^= 1
-        (bundle / name).write_bytes(data)
-        return f": {name} was changed after it was written"
-    if kind == "missing a file":
-        (bundle / name).unlink()
-        return f": {name} is missing"
-    if kind == "relabelled":
-        manifest["status"] = "certified"
-        (bundle / "manifest.json").write_text(json.dumps(manifest))
-        return ": the manifest was changed after it was written"
-    manifest["schema"] = 99
-    manifest.pop("digest")
-    manifest["digest"] = digest(manifest)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    return " was written by a newer version of hasten (schema 99, this one reads 1); upgrade hasten"
-
-
-@pytest.mark.parametrize(
-    "kind", ["cut short", "tampered with", "missing a file", "relabelled", "newer"]
-)
-def test_a_bundle_that_is_not_as_it_was_written(
-    exact_bundle: Path, tmp_path: Path, kind: str
-) -> None:
-    bundle = tmp_path / "b.hasten"
-    shutil.copytree(exact_bundle, bundle)
-    line = f"{bundle}{damage(bundle, kind)}"
-    npz = saved(tmp_path, x=good())
-    assert said("inspect", bundle) == line
-    assert said("bench", bundle) == line
-    assert said("certify", bundle, "--data", npz, "--max-drop", "5%") == line
-
-
-def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
-    assert said("inspect", tmp_path / "b") == f"no bundle at {tmp_path}/b: no such file or folder"
-    assert said("inspect", tmp_path) == f"{tmp_path} is no bundle: it has no manifest.json"

@@ -47,6 +47,7 @@ X = np.zeros((100, 2), np.float32)
         ),
         ({"x": np.array(["a"])}, None, None, "input 'x' is an array of <U1; give numbers"),
         ({"x": np.array([None])}, None, None, "input 'x' is an array of object; give numbers"),
+        ({"x": np.zeros(3, "V2")}, None, None, "input 'x' is an array of |V2; give numbers"),
         ({"x": np.array(3)}, None, None, "input 'x' is a single number; give an array of samples"),
         ({"x": [1, 2]}, None, None, "input 'x' is a list, not a numpy array"),
     ],
@@ -60,6 +61,22 @@ def test_data_that_does_not_agree_is_refused(
     with pytest.raises(InputError) as error:
         ArrayDataset(inputs, labels, groups)
     assert str(error.value) == message
+
+
+def test_numbers_of_a_kind_that_numpy_does_not_know_are_taken() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="needs ml_dtypes, which onnx brings")
+    x = np.ones((3, 2), ml_dtypes.bfloat16)
+    x[1, 0] = np.inf
+    data = ArrayDataset({"x": x})
+    assert data.inputs([0])["x"].dtype == x.dtype
+    with pytest.raises(InputError) as error:
+        data.content_hash(1)
+    assert str(error.value) == "input 'x': sample 1 has NaN or Inf; mend it or leave it out"
+
+
+def test_labels_may_be_records() -> None:
+    labels = np.zeros(100, [("box", "f4", 4), ("name", "U8")])
+    assert ArrayDataset({"x": X}, labels).labels is labels
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

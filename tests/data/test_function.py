@@ -143,6 +143,7 @@ class Loader:
             "pad labels to one shape",
         ),
         ([X[0], X[1, :1]], None),
+        ([np.zeros(2, "V2")], "input 'x': sample 0 is an array of |V2; give numbers"),
         ([np.array("text")], "input 'x': sample 0 is an array of <U4; give numbers"),
         ((X, LABELS[:5]), "labels: 5 for 6 samples; give one each"),
         ({"a": X, "b": X}, "the model takes the inputs x; the data has a, b"),

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,13 @@ def test_content_is_the_files_bytes(classes: Path) -> None:
     assert len(set(hashes)) == 4
 
 
+def test_a_file_is_hashed_and_prepared_once(classes: Path) -> None:
+    data = ImageFolder(classes, PIPELINE, "x")
+    first = data.content_hash(1)
+    data.files[1].unlink()
+    assert data.content_hash(1) == first
+
+
 def test_groups_are_read_from_a_file(classes: Path) -> None:
     (classes / "groups.csv").write_text("ant/4.png,v1\ncat/3.png,v2\ndog/1.png,v1\ndog/2.png,v1\n")
     data = ImageFolder(classes, PIPELINE, "x")
@@ -111,14 +119,18 @@ def test_a_file_that_is_no_image_is_named_on_opening(classes: Path) -> None:
     assert refused(classes) == f"{bad} can't be read as an image"
 
 
-def test_an_image_that_is_cut_short_is_named_on_reading(tmp_path: Path) -> None:
+def test_an_image_that_is_cut_short_is_named_on_hashing_and_on_reading(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:3000])
     data = ImageFolder(tmp_path, PIPELINE, "x")
-    with pytest.raises(InputError) as error:
-        data.inputs([0])
-    assert str(error.value).startswith(f"{path} can't be read as an image: ")
+    for read in (lambda: data.content_hash(0), lambda: data.inputs([0])):
+        with pytest.raises(InputError) as error:
+            read()
+        assert re.fullmatch(
+            rf"{re.escape(str(path))} can't be read as an image: image file is truncated.*",
+            str(error.value),
+        )
 
 
 def test_a_file_that_goes_away_is_named(classes: Path) -> None:

@@ -138,7 +138,7 @@ def test_no_such_file_and_no_archive(tmp_path: Path) -> None:
     assert refused(tmp_path / "no.npz") == f"no such file: {tmp_path / 'no.npz'}"
     path = tmp_path / "bad.npz"
     path.write_bytes(b"no archive")
-    assert refused(path) == f"{path} is not an .npz archive, or it is cut short"
+    assert refused(path) == f"{path} is not an .npz archive, or it is cut short or damaged"
 
 
 def test_an_archive_that_is_cut_short_or_damaged_is_refused(tmp_path: Path, save: Any) -> None:
@@ -146,7 +146,7 @@ def test_an_archive_that_is_cut_short_or_damaged_is_refused(tmp_path: Path, save
     save(path, x=np.random.default_rng(0).random((50, 50)))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert refused(path) == f"{path} is not an .npz archive, or it is cut short"
+    assert refused(path) == f"{path} is not an .npz archive, or it is cut short or damaged"
 
 
 def test_a_damaged_compressed_array_is_refused(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_damaged_compressed_array_is_refused(tmp_path: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[5000] ^= 255
     path.write_bytes(damaged)
-    assert refused(path) == f"{path} is not an .npz archive, or it is cut short"
+    assert refused(path) == f"{path} is not an .npz archive, or it is cut short or damaged"
 
 
 def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
@@ -167,12 +167,6 @@ def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> N
             )
             file.write(bytes(64))
     assert refused(path) == f"input 'x' is damaged: 64 bytes for [{2**40}, 8] of float32"
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("labels.npy", "w") as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"shape": (2**40,), "fortran_order": False, "descr": "<f4"}
-            )
-    assert refused(path) == f"labels is damaged: 0 bytes for [{2**40}] of float32"
 
 
 def test_a_stored_array_that_would_reach_past_the_end_of_the_file_is_refused(
@@ -190,7 +184,7 @@ def test_a_stored_array_that_would_reach_past_the_end_of_the_file_is_refused(
     claimed = (len(header.getvalue()) + 4000).to_bytes(4, "little")
     data[directory + 20 : directory + 28] = claimed * 2  # Compressed and uncompressed size.
     path.write_bytes(data)
-    assert refused(path) == f"{path} is not an .npz archive, or it is cut short"
+    assert refused(path) == f"{path} is not an .npz archive, or it is cut short or damaged"
 
 
 def test_an_array_in_a_later_format_is_refused(tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def test_data_may_have_what_a_module_takes_beyond_the_least(tmp_path: Path) -> N
     (tmp_path / "d.npz").write_bytes(b"no archive")
     with pytest.raises(InputError) as error:
         load_model(Scaled(), sample, tmp_path)
-    assert str(error.value) == (f"{tmp_path / 'd.npz'} is not an .npz archive, or it is cut short or damaged")
+    assert str(error.value) == (
+        f"{tmp_path / 'd.npz'} is not an .npz archive, or it is cut short or damaged"
+    )
 
 
 def test_a_live_module_and_an_exported_program_are_told_apart(tmp_path: Path) -> None:

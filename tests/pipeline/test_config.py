@@ -18,6 +18,7 @@ CFG = {
     "crop_pct": 0.875,
     "interpolation": "bicubic",
 }
+BOUNDS = "give sides of at least 1 pixel, and at most 67108864 pixels in all"
 LARGEST_DIFFERENCE = 1e-6  # Of values within 3: float32 rounding in another order.
 
 
@@ -89,11 +90,12 @@ def settings_refused(**settings: Any) -> str:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0}, "size=0: give one side in pixels, or height and width"),
+        ({"size": 0}, f"size=0: {BOUNDS}"),
+        ({"size": [2**26, 2]}, f"size=(67108864, 2): {BOUNDS}"),
         ({"size": True}, "size=True: give one side in pixels, or height and width"),
         ({"size": "224"}, "size='224': give one side in pixels, or height and width"),
         ({"size": [1, 2, 3]}, "size=[1, 2, 3]: give one side in pixels, or height and width"),
-        ({"resize": 10**9}, "resize=1000000000: give one side in pixels, or height and width"),
+        ({"resize": 10**9}, f"resize=1000000000: {BOUNDS}"),
         ({"mean": [1, 2]}, "mean=[1, 2]: give one number, or one for each of 3 channels"),
         ({"mean": float("nan")}, "mean=nan: give one number, or one for each of 3 channels"),
         ({"std": [1, 1, 0]}, "std=[1, 1, 0]: give deviations above 0"),
@@ -117,7 +119,7 @@ def test_settings_that_can_not_be_used_are_named(settings: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("size: 0", "size=0: give one side in pixels, or height and width"),
+        ("size: 0", f"size=0: {BOUNDS}"),
         (
             "size: 8\ncolour: red",
             "there is no setting colour; there are size, resize, interpolation, mean, std, scale, "

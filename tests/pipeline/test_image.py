@@ -1,5 +1,8 @@
 import io
 import json
+import re
+import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hasten.errors import InputError
 from hasten.pipeline import image as steps
@@ -67,12 +70,23 @@ def test_gray_without_a_range_is_refused() -> None:
     )
 
 
-def test_images_are_turned_upright() -> None:
+@pytest.mark.parametrize("orientation", range(10))  # 1 to 8 have a meaning.
+def test_images_are_turned_upright(orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # Turn by 90 degrees clockwise to see it upright.
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(PIXELS), exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(Decode()(data), wanted)
+    np.testing.assert_array_equal(Decode(orient=False)(data), PIXELS)
+
+
+def test_damaged_exif_data_beside_the_orientation_are_no_matter() -> None:
+    # Turn it by 90 degrees to see it upright, and text for a resolution.
+    entries = struct.pack("<HHHI4sHHI4s", 2, 0x0112, 3, 1, b"\6\0\0\0", 0x011A, 2, 4, b"abc\0")
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + entries + bytes(4)
     data = encoded(Image.fromarray(PIXELS), exif=exif)
     np.testing.assert_array_equal(Decode()(data), np.rot90(PIXELS, -1))
-    np.testing.assert_array_equal(Decode(orient=False)(data), PIXELS)
 
 
 def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(
@@ -104,7 +118,69 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
 
 def test_an_image_that_is_cut_short_is_refused() -> None:
     data = encoded(Image.fromarray(PIXELS))
-    assert refused(Decode(), data[:1000]).startswith("the image can't be read as an image: ")
+    assert re.fullmatch(
+        "the image can't be read as an image: image file is truncated.*",
+        refused(Decode(), data[:1000]),
+    )
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA"])
+def test_formats_that_folders_of_images_do_not_hold_are_refused(kind: str) -> None:
+    data = encoded(Image.fromarray(PIXELS), kind)
+    assert refused(Decode(), data) == "the image can't be read as an image"
+
+
+def test_a_tiff_whose_entries_are_of_another_type_is_refused() -> None:
+    data = bytearray(encoded(Image.fromarray(PIXELS), "TIFF"))
+    strip_offsets = data.index(struct.pack("<HH", 273, 4))
+    data[strip_offsets + 2] = 2  # Text, not a number.
+    assert re.fullmatch("the image can't be read as an image: .+", refused(Decode(), bytes(data)))
+
+
+BOUNDS = "give sides of at least 1 pixel, and at most 67108864 pixels in all"
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"type": "resize", "size": 0}, f"resize.size=0: {BOUNDS}"),
+        ({"type": "resize", "size": 8193}, f"resize.size=8193: {BOUNDS}"),
+        ({"type": "resize", "size": [1, 2**27]}, f"resize.size=(1, 134217728): {BOUNDS}"),
+        ({"type": "center_crop", "size": 10**9}, f"center_crop.size=1000000000: {BOUNDS}"),
+        ({"type": "center_crop", "size": [-1, -1]}, f"center_crop.size=(-1, -1): {BOUNDS}"),
+        (
+            {"type": "decode", "max_pixels": 2**40},
+            "decode.max_pixels=1099511627776: give a number from 1 to 67108864",
+        ),
+        (
+            {"type": "decode", "max_pixels": 0},
+            "decode.max_pixels=0: give a number from 1 to 67108864",
+        ),
+    ],
+)
+def test_a_record_with_absurd_sizes_is_refused(step: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        from_record(Pipeline, {"steps": [step]})
+    assert str(error.value) == message
+
+
+def test_the_largest_sizes_are_taken() -> None:
+    assert Resize(2**13).size == CenterCrop(2**13).size == 2**13
+    assert CenterCrop((1, 2**26)).size == (1, 2**26)
+    assert Decode(max_pixels=2**26) == Decode()
+
+
+def test_a_crop_is_never_larger_between_than_at_its_end() -> None:
+    tall, wide = np.ones((2**20, 1, 3), np.uint8), CenterCrop((1, 2**20))
+    tracemalloc.start()
+    try:
+        cropped = wide(tall)
+        assert tracemalloc.get_traced_memory()[1] < 2 * cropped.nbytes
+    finally:
+        tracemalloc.stop()
+    assert cropped.shape == (1, 2**20, 3)
+    assert cropped.sum() == 3
+    assert cropped[0, 2**19 - 1].tolist() == [1, 1, 1]
 
 
 def test_resize_takes_the_shorter_side_or_both() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hasten.data.dataset import Dataset
-from hasten.data.samples import check_counts, check_finite, tensors_hash
+from hasten.data.samples import check_counts, check_finite, holds_numbers, tensors_hash
 from hasten.errors import InputError
 from hasten.tensors import Array
 
@@ -34,7 +34,7 @@ class ArrayDataset(Dataset):
         for name, array in inputs.items():
             if not isinstance(array, np.ndarray):
                 raise InputError(f"input {name!r} is a {type(array).__name__}, not a numpy array")
-            if array.dtype.kind not in "biufcV" or array.dtype.hasobject:
+            if not holds_numbers(array.dtype):
                 raise InputError(f"input {name!r} is an array of {array.dtype}; give numbers")
             if array.ndim == 0:
                 raise InputError(f"input {name!r} is a single number; give an array of samples")
@@ -56,4 +56,6 @@ class ArrayDataset(Dataset):
         return read
 
     def content_hash(self, index: int) -> bytes:
+        for name, array in self._arrays.items():
+            check_finite(name, array[index : index + 1], [index])
         return tensors_hash({name: array[index] for name, array in self._arrays.items()})

@@ -42,7 +42,13 @@ class Dataset(ABC):
 
     @abstractmethod
     def content_hash(self, index: int) -> bytes:
-        """Return the SHA-256 of one sample's content (inputs, without its label)."""
+        """Return the SHA-256 of one sample's content (inputs, without its label).
+
+        Every sample is hashed when a run begins, so this is also where a bad one is found in time.
+
+        Raises:
+            InputError: the sample can't be read, or isn't finite.
+        """
 
 
 @dataclass(frozen=True)

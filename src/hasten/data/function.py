@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.data.arrays import ArrayDataset
 from hasten.data.dataset import Dataset
-from hasten.data.samples import RESERVED, tensors_hash
+from hasten.data.samples import RESERVED, holds_numbers, tensors_hash
 from hasten.data.spool import SpoolWriter
 from hasten.errors import InputError
 from hasten.records import load_object
@@ -175,7 +175,7 @@ def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[
         )
     tensors = _named(parts[0], names, source)
     for name, array in tensors.items():
-        if array.dtype.kind not in "biufcV":
+        if not holds_numbers(array.dtype):
             raise InputError(
                 f"input {name!r}: sample {index} is an array of {array.dtype}; give numbers"
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from hasten.data.dataset import Dataset
-from hasten.data.samples import check_counts, stack
+from hasten.data.samples import check_counts, check_shape, stack
 from hasten.errors import InputError
 from hasten.pipeline.base import Pipeline
 from hasten.pipeline.image import check_header
@@ -56,6 +57,7 @@ class ImageFolder(Dataset):
         check_counts({name: len(self.files)}, self.labels, self.groups, str(folder))
         for file in self.files:
             check_header(file)
+        self._hashes: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -64,12 +66,29 @@ class ImageFolder(Dataset):
         (name,) = self.names
         return {name: stack(name, [self._pipeline(self.files[i]) for i in indices], indices)}
 
+    @cached_property
+    def _shape(self) -> tuple[int, ...]:
+        """The first sample's shape."""
+        return self._pipeline(self.files[0]).shape
+
     def content_hash(self, index: int) -> bytes:
-        """Return the SHA-256 of the file's bytes."""
-        try:
-            return bytes.fromhex(file_digest(self.files[index]))
-        except OSError as error:
-            raise InputError(f"can't read {self.files[index]}: {error.strerror}") from error
+        """Return the SHA-256 of the file's bytes; the first time, prepare the image as well.
+
+        Raises:
+            InputError: the file can't be read or decoded, or its sample isn't finite or has
+                another shape than the first.
+        """
+        if index not in self._hashes:
+            file = self.files[index]
+            try:
+                content = bytes.fromhex(file_digest(file))
+            except OSError as error:
+                raise InputError(f"can't read {file}: {error.strerror}") from error
+            # From the path, while the file is in the page cache: its pixels are bounded, its size isn't.
+            (sample,) = self.inputs([index]).values()
+            check_shape(self.names[0], sample[0], self._shape, index)
+            self._hashes[index] = content
+        return self._hashes[index]
 
 
 def _images(folder: Path) -> list[Path]:

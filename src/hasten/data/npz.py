@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 import tempfile
 import weakref
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
 
 from hasten.data.dataset import Dataset
 from hasten.data.raw import RawArray
-from hasten.data.samples import RESERVED, check_counts, check_finite, tensors_hash
+from hasten.data.samples import (
+    RESERVED,
+    check_counts,
+    check_finite,
+    holds_numbers,
+    tensors_hash,
+)
 from hasten.errors import InputError
 from hasten.tensors import Array
 
 LOCAL_HEADER_BYTES = 30  # APPNOTE.TXT 4.3.7: name and extra field follow it.
+ENCRYPTED = 1  # APPNOTE.TXT 4.4.4: bit 0 of the flags.
 COPY_BYTES = 2**20
+ARRAY_HEADER_BYTES = 10_000
+"""As numpy's own limit, which it applies only after reading."""
+ROW_BYTES = {"labels": 2**20, "groups": 2**12}
+"""What one sample may hold of each, as all of it is in memory: a mask of a megapixel, a long name."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
 
 class NpzDataset(Dataset):
@@ -50,7 +65,7 @@ class NpzDataset(Dataset):
         return read
 
     def content_hash(self, index: int) -> bytes:
-        return tensors_hash({n: array.rows([index])[0] for n, array in self._arrays.items()})
+        return tensors_hash({name: rows[0] for name, rows in self.inputs([index]).items()})
 
 
 def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None = None) -> Dataset:
@@ -68,8 +83,9 @@ def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None 
         spool: Where to copy to; by default a temporary folder that goes with the data set.
 
     Raises:
-        InputError: no such file, no archive, cut short, other arrays than the model's inputs,
-            no samples, counts that differ, arrays of Python objects, or a full disk.
+        InputError: no such file, no archive, cut short, damaged or encrypted, other arrays than
+            the model's inputs, no samples, counts that differ, labels or groups of absurd size,
+            arrays of Python objects, or a full disk.
     """
     if not path.exists():
         raise InputError(f"no such file: {path}")
@@ -78,9 +94,9 @@ def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None 
     assert folder is not None
     try:
         dataset = _open(path, names, folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except _DAMAGED as error:
         _remove(owned)
-        raise InputError(f"{path} is not an .npz archive, or it is cut short") from error
+        raise InputError(f"{path} is not an .npz archive, or it is cut short or damaged") from error
     except OSError as error:
         _remove(owned)
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
@@ -103,11 +119,15 @@ def _open(path: Path, names: Sequence[str] | None, spool: Path) -> NpzDataset:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         reserved = [role for role in RESERVED if role in members and role not in (names or ())]
         wanted = _match(path, [name for name in members if name not in reserved], names)
-        rows = {role: _whole(archive, members[role], role) for role in reserved}
         arrays = {
             name: _member(archive, members[stored], name, path, spool / f"array{i}.raw")
             for i, (name, stored) in enumerate(wanted.items())
         }
+        counts = {name: len(array) for name, array in arrays.items()}
+        count = check_counts(counts, None, None, str(path))
+        if not any(array.row_bytes for array in arrays.values()):
+            raise InputError(f"{path}: a sample holds no numbers; give arrays of shape (n, ...)")
+        rows = {role: _whole(archive, members[role], role, count) for role in reserved}
     return NpzDataset(arrays, rows.get("labels"), rows.get("groups"), str(path))
 
 
@@ -125,30 +145,62 @@ def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[s
     return {name: name for name in names}
 
 
+def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    """Open a member that is stored or deflated; zipfile unpacks other kinds without a bound."""
+    if info.flag_bits & ENCRYPTED:
+        raise InputError(f"{archive.filename} is encrypted; save it with np.savez")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile
+    return archive.open(info)
+
+
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Read what stands before an array's bytes: its shape, whether in Fortran order, its dtype."""
     try:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise InputError(f"{name}: an array of format {version}; save it with np.savez")
-        read = np.lib.format.read_array_header_1_0
-        if version == (2, 0):
-            read = np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except ValueError as error:
+        first = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        length = file.read(2 if first else 4)
+        header = file.read(min(int.from_bytes(length, "little"), ARRAY_HEADER_BYTES))
+        shape, fortran, dtype = read(io.BytesIO(length + header))
+        if any(side < 0 for side in shape) or not dtype.itemsize:
+            raise ValueError
+    except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError) as error:
         raise InputError(f"{name} is not an array: save it with np.savez") from error
     if dtype.hasobject:
         raise InputError(f"{name} holds Python objects; save plain arrays of numbers")
     return shape, fortran, dtype
 
 
-def _whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo, role: str) -> Array:
-    """Read a small array whole. What it claims is bounded by what the archive holds."""
-    with archive.open(info) as file:
+def _size_bytes(
+    file: IO[bytes],
+    info: zipfile.ZipInfo,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+) -> int:
+    """Return the size of an array whose header was read; it is what the archive says of it."""
+    size_bytes, stored_bytes = math.prod(shape) * dtype.itemsize, info.file_size - file.tell()
+    if size_bytes != stored_bytes:
+        raise InputError(f"{name} is damaged: {stored_bytes} bytes for {list(shape)} of {dtype}")
+    return size_bytes
+
+
+def _whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo, role: str, count: int) -> Array:
+    """Read the labels or groups of so many samples whole."""
+    with _opened(archive, info) as file:
         shape, fortran, dtype = _header(file, role)
-        data = file.read()
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise InputError(f"{role} is damaged: {len(data)} bytes for {list(shape)} of {dtype}")
+        size_bytes = _size_bytes(file, info, role, shape, dtype)
+        if size_bytes > count * ROW_BYTES[role]:
+            raise InputError(
+                f"{role}: {size_bytes} bytes for {count} samples; give at most {ROW_BYTES[role]} "
+                "bytes for each, as in a smaller dtype"
+            )
+        data = file.read(size_bytes + 1)
+    if len(data) != size_bytes:
+        raise zipfile.BadZipFile
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
 
 
@@ -156,19 +208,14 @@ def _member(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path, spool: Path
 ) -> RawArray:
     """Return where an array's rows can be read."""
-    with archive.open(info) as file:
+    with _opened(archive, info) as file:
         shape, fortran, dtype = _header(file, f"input {name!r}")
         header_bytes = file.tell()
-        size_bytes = math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "biufcV":
+        if not holds_numbers(dtype):
             raise InputError(f"input {name!r} is an array of {dtype}; give numbers")
         if not shape:
             raise InputError(f"input {name!r} is a single number; give an array of samples")
-        if header_bytes + size_bytes != info.file_size:
-            raise InputError(
-                f"input {name!r} is damaged: {info.file_size - header_bytes} bytes for "
-                f"{list(shape)} of {dtype}"
-            )
+        size_bytes = _size_bytes(file, info, f"input {name!r}", shape, dtype)
         if info.compress_type == zipfile.ZIP_STORED and not fortran:
             offset = _data_offset(path, info) + header_bytes
             if offset + size_bytes > path.stat().st_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ RESERVED = ("labels", "groups")
 def check_counts(
     counts: Mapping[str, int], labels: Array | None, groups: Array | None, source: str = "the data"
 ) -> int:
-    """Check that inputs, labels and groups have as many rows as each other.
+    """Check that inputs, labels and groups have as many rows as each other, and labels are finite.
 
     Args:
         counts: Input name -> how many samples it has.
@@ -28,7 +29,7 @@ def check_counts(
         How many samples there are.
 
     Raises:
-        InputError: there are none, or the counts differ.
+        InputError: there are none, the counts differ, or a label isn't finite.
     """
     if not counts:
         raise InputError(f"{source} has no inputs: give an array for each input of the model")
@@ -49,6 +50,9 @@ def check_counts(
             raise InputError(f"{role}: {len(rows)} for {count} samples; give one each")
     if groups is not None and groups.ndim != 1:
         raise InputError(f"groups: {list(groups.shape)} for {count} samples; give one value each")
+    bad = None if labels is None else _first_not_finite(labels)
+    if bad is not None:
+        raise InputError(f"labels: sample {bad} has NaN or Inf; mend it or leave it out")
     return count
 
 
@@ -63,12 +67,23 @@ def check_finite(name: str, samples: Array, indices: Sequence[int]) -> None:
     Raises:
         InputError: the first sample that isn't finite.
     """
-    if samples.dtype.kind not in "fcV" or np.isfinite(samples).all():
-        return
-    row = next(i for i in range(len(samples)) if not np.isfinite(samples[i]).all())
-    raise InputError(
-        f"input {name!r}: sample {indices[row]} has NaN or Inf; mend it or leave it out"
-    )
+    bad = _first_not_finite(samples)
+    if bad is not None:
+        raise InputError(
+            f"input {name!r}: sample {indices[bad]} has NaN or Inf; mend it or leave it out"
+        )
+
+
+def holds_numbers(dtype: np.dtype[Any]) -> bool:
+    """Whether an array of this type is one of numbers; bfloat16 and its like are of kind V too."""
+    return dtype.kind in "biufcV" and dtype.type is not np.void
+
+
+def _first_not_finite(rows: Array) -> int | None:
+    """Return the first row with NaN or Inf; None where there is none."""
+    if rows.dtype.kind not in "fcV" or not holds_numbers(rows.dtype) or np.isfinite(rows).all():
+        return None
+    return next(i for i, row in enumerate(rows) if not np.isfinite(row).all())
 
 
 def check_shape(name: str, sample: Array, first: tuple[int, ...], index: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.data.dataset import Dataset, Subset
+from hasten.data.samples import check_counts
 from hasten.errors import InputError
 
 Indices = npt.NDArray[np.int64]
@@ -57,20 +58,21 @@ def split(
     sealed part. With training data, that calibrates, and all of `dataset` is judged on.
 
     Args:
-        dataset: The data to judge on. Its samples are hashed one at a time.
+        dataset: The data to judge on. Its samples are hashed one at a time, and so checked.
         calibration: How many samples calibrate, at most.
         search: The share of the rest that the search sees, in (0, 1).
         seed: Any integer; another one gives another split.
         training: Data that the model was trained on.
 
     Raises:
-        InputError: too few samples, settings out of range, or training data that shares content
-            or a group with the data to judge on.
+        InputError: too few samples, one that can't be used, settings out of range, or training
+            data that shares content or a group with the data to judge on.
     """
     if calibration < 1:
         raise InputError(f"calibration={calibration}: give at least 1 sample to calibrate with")
     if not 0 < search < 1:
         raise InputError(f"search={search}: give a share between 0 and 1, such as 0.3")
+    check_counts(dict.fromkeys(dataset.names, len(dataset)), dataset.labels, dataset.groups)
     hashes = _hashes(dataset)
     units = _units(hashes, dataset)
     order = _order(units, hashes, seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hasten.errors import InputError
 from hasten.pipeline.base import Pipeline, Step
-from hasten.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
+from hasten.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout, check_size
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 LAYOUTS = ("CHW", "HWC")
@@ -159,10 +159,12 @@ def _number(value: Any) -> bool:
 
 def _size(name: str, value: Any) -> int | tuple[int, int]:
     sides = [value] if isinstance(value, int) else list(value) if _listed(value) else []
-    good = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= 2**14 for n in sides)
+    good = all(isinstance(n, int) and not isinstance(n, bool) for n in sides)
     if not good or len(sides) not in (1, 2):
         raise InputError(f"{name}={value!r}: give one side in pixels, or height and width")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+    size = sides[0] if len(sides) == 1 else (sides[0], sides[1])
+    check_size(name, size)
+    return size
 
 
 def _listed(value: Any) -> bool:

@@ -19,6 +19,38 @@ if TYPE_CHECKING:
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 MAX_PIXELS = 2**26
 """67 million: twice a large camera's picture, 192 MiB of RGB."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names. Of others some start a program (EPS), or decode to more than their header says."""
+ORIENTATION = 0x0112
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""EXIF orientation -> Pillow's name of what undoes it. Source: CIPA DC-008 (Exif 2.32), 4.6.4."""
+_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError)
+"""What Pillow raises on images that are cut short or damaged."""
+
+
+def check_size(name: str, size: int | tuple[int, int]) -> None:
+    """Check that an image of this size can be held.
+
+    Args:
+        name: What to call the size in a message.
+        size: One side of a square, or (height, width).
+
+    Raises:
+        InputError: a side below 1, or more than `MAX_PIXELS` in all.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise InputError(
+            f"{name}={size!r}: give sides of at least 1 pixel, and at most {MAX_PIXELS} pixels in all"
+        )
 
 
 def _open(value: bytes | Path, max_pixels: int) -> Image.Image:
@@ -28,12 +60,13 @@ def _open(value: bytes | Path, max_pixels: int) -> Image.Image:
     except ImportError as error:
         raise InputError("images need the extra: pip install 'hasten[optimize]'") from error
     try:
-        image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+        file = io.BytesIO(value) if isinstance(value, bytes) else value
+        image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{_name(value)} has more than {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{_name(value)} can't be read as an image") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{_name(value)} can't be read as an image: {error}") from error
     if image.width * image.height > max_pixels:
         image.close()
@@ -65,11 +98,18 @@ class Decode(Step):
 
     Attributes:
         orient: Turn the image upright as its EXIF data says.
-        max_pixels: Larger images are refused.
+        max_pixels: Larger images are refused; at most `MAX_PIXELS`, which nothing raises.
     """
 
     orient: bool = True
     max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        """Check the limit."""
+        if not 0 < self.max_pixels <= MAX_PIXELS:
+            raise InputError(
+                f"decode.max_pixels={self.max_pixels!r}: give a number from 1 to {MAX_PIXELS}"
+            )
 
     def __call__(self, value: bytes | Path) -> Array:
         """Decode.
@@ -78,14 +118,19 @@ class Decode(Step):
             InputError: which file can't be read.
         """
         with _open(value, self.max_pixels) as image:
-            from PIL import ImageOps
-
             try:
                 image.load()
-                upright = ImageOps.exif_transpose(image) if self.orient else image
-                return np.asarray(_rgb(upright))
-            except (OSError, SyntaxError, ValueError) as error:
+                return np.asarray(_rgb(_upright(image) if self.orient else image))
+            except _UNREADABLE as error:
                 raise InputError(f"{_name(value)} can't be read as an image: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF data says; Pillow's own function fails on other damaged entries."""
+    from PIL import Image
+
+    turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -112,6 +157,10 @@ class Resize(Step):
 
     size: int | tuple[int, int]
     interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        """Check the size."""
+        check_size("resize.size", self.size)
 
     def __call__(self, value: Array) -> Array:
         """Resize.
@@ -150,14 +199,21 @@ class CenterCrop(Step):
 
     size: int | tuple[int, int]
 
+    def __post_init__(self) -> None:
+        """Check the size."""
+        check_size("center_crop.size", self.size)
+
     def __call__(self, value: Array) -> Array:
         wanted = (self.size, self.size) if isinstance(self.size, int) else self.size
-        borders = [max(0, w - have) for w, have in zip(wanted, value.shape[:2], strict=True)]
+        spare = [have - w for have, w in zip(value.shape[:2], wanted, strict=True)]
+        # Cut before padding: a tall thin image in a wide flat crop would be large both ways between.
+        top, left = (round(max(0, pixels) / 2) for pixels in spare)
+        value = value[top : top + wanted[0], left : left + wanted[1]]
+        borders = [max(0, -pixels) for pixels in spare]
         if any(borders):
             sides = [(border // 2, (border + 1) // 2) for border in borders]
             value = np.pad(value, (*sides, (0, 0)))
-        top, left = (round((have - w) / 2) for w, have in zip(wanted, value.shape[:2], strict=True))
-        return value[top : top + wanted[0], left : left + wanted[1]]
+        return value
 
 
 @dataclass(frozen=True)
