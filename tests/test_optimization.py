@@ -22,8 +22,8 @@ from hasten.testing.quick import quick_runs
 
 RIVALS = "hasten.testing.rivals:"
 NOT_ENOUGH = (
-    "140 sealed draws can't certify a fall of at most 1 points even where no answer changes: "
-    "that takes 299, so some 528 samples in all"
+    "140 sealed samples can't show that at most 1% of answers change, even where nothing changes: "
+    "that takes 299, so some 641 samples in all"
 )
 
 
@@ -141,8 +141,7 @@ def test_where_nothing_certifies_the_exact_model_ships_and_the_bundle_says_why(
     assert result.status == "exact"
     assert result.notes[0] == NOT_ENOUGH
     assert result.why == (
-        "not enough data: 140 samples can't show that at most 1% of answers change; "
-        "about 300 would"
+        "not enough data: 140 samples can't show that at most 1% of answers change; about 300 would"
     )
     assert [row.role for row in result.rows] == [
         "default engine",

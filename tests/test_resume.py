@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,11 @@ import numpy as np
 import pytest
 
 import hasten
+import hasten.optimization
 from hasten.bundle import read
+from hasten.measure.environment import versions
+from hasten.pipeline.base import Pipeline
+from hasten.progress import Progress
 from hasten.testing import models
 from hasten.testing.quick import quick_runs
 
@@ -175,6 +180,7 @@ def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwrit
         ("data", {"data": fresh}),
         ("options", {"max_drop": 0.04}),
         ("options", {"guard": "lost"}),
+        ("pipeline", {"pipeline": Pipeline(())}),
     ):
         assert refused(place, **changed) == (
             f"can't resume: the stopped run had another {fact}; give the same, or remove {work}"
@@ -183,6 +189,44 @@ def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwrit
         f"an unfinished run lies in {work}: go on with it by --resume, or remove that folder"
     )
     assert len([e for e in events(place) if e["kind"] == "trial"]) == 2
+
+
+def test_a_run_is_not_resumed_under_another_set_of_versions(
+    place: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = started(place, "trial", 2)
+    process.kill()
+    process.communicate()
+    newer = {**versions(), "onnxruntime": "99.0"}
+    monkeypatch.setattr(hasten.optimization, "versions", lambda: newer)
+    assert refused(place) == (
+        "can't resume: the stopped run had another set of versions; give the same, or remove "
+        f"{place / 'b.hasten.work'}"
+    )
+
+
+def test_a_finished_bundle_stays_until_a_new_run_has_another(
+    place: Path, quick: None, exact_bundle: Path
+) -> None:
+    bundle = place / "b.hasten"
+    shutil.copytree(exact_bundle, bundle)
+    finished = read(bundle)
+    found: list[tuple[str | None, bool]] = []
+
+    def look(progress: Progress) -> None:
+        found.append((progress.best, read(bundle) == finished))
+
+    hasten.optimize(
+        str(place / "linear_classifier.onnx"),
+        str(place / "eval.npz"),
+        max_drop=0.05,
+        engines=(ENGINE,),
+        out=bundle,
+        listen=look,
+    )
+    assert any(best is not None for best, _ in found)  # so there was one to write meanwhile
+    assert all(kept for _, kept in found)
+    assert read(bundle).status == "certified"
 
 
 def test_with_nothing_to_resume_there_is_one_line(place: Path, quick: None) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hasten.certificate.verdict import Guard, samples_needed
+from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
+from hasten.certificate.verdict import Guard, goal, samples_needed
 from hasten.certification import guarded
 from hasten.data.dataset import Dataset
 from hasten.data.source import open_data
@@ -24,6 +25,7 @@ from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
+from hasten.metrics.detection_f1 import DetectionF1
 from hasten.model import Model
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.pipeline.base import Pipeline
@@ -146,7 +148,8 @@ def optimize(
             on_better=delivery.interim,
             pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
         )
-        run.notes += _warnings(parts, max_drop, confidence, guard)
+        calibrating = 0 if known is not None else calibration
+        run.notes += _warnings(parts, scored, guard, max_drop, confidence, calibrating)
         with contextlib.closing(run):
             # One way: what to try, how each did, who is worth certifying, who passes, what ships.
             run.try_all(grid(source, target, engine_names=engines, keep_float=kept))
@@ -222,14 +225,38 @@ def _metric(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:
     return chosen
 
 
-def _warnings(parts: Parts, max_drop: float, confidence: float, guard: Guard) -> list[str]:
-    """Say beforehand when even a perfect candidate couldn't be certified on so little data."""
-    draws = len(np.unique(parts.sealed_units))
-    least = samples_needed(0.0, 0.0, max_drop, confidence)
-    if draws >= least:
+def _warnings(
+    parts: Parts,
+    scored: Metric,
+    guard: Guard,
+    max_drop: float,
+    confidence: float,
+    calibration: int,
+) -> list[str]:
+    """Say beforehand when even a perfect candidate couldn't be certified on so little data.
+
+    Args:
+        parts: The data, split.
+        scored: What is scored.
+        guard: What is bounded.
+        max_drop: The limit, in absolute share.
+        confidence: Of the certificate.
+        calibration: How many samples of this same data calibrate, at most.
+    """
+    sealed, searched = (len(np.unique(u)) for u in (parts.sealed_units, parts.search_units))
+    grouped = sealed < len(parts.sealed)
+    method = ONE_SHARE if guard != "net" else EXACT
+    if grouped or isinstance(scored, DetectionF1):
+        method = BETTING
+    least = samples_needed(0.0, 0.0, max_drop, confidence, method=method)
+    if sealed >= least:
         return []
-    whole = math.ceil(least * (len(parts.search) + len(parts.sealed)) / len(parts.sealed))
+    judging = least * (1 + searched / sealed)
+    samples_each = (len(parts.search) + len(parts.sealed)) / (searched + sealed)
+    # The split calibrates on a third of all draws at most: on half as many as judge.
+    whole = math.ceil(judging + min(calibration / samples_each, judging / 2))
+    noun = "groups" if grouped else "samples"
     return [
-        f"{draws} sealed draws can't certify a fall of at most {100 * max_drop:.6g} points even where "
-        f"no answer changes: that takes {least}, so some {whole + len(parts.calibration):,} samples in all"
+        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(scored), max_drop)}, even where "
+        f"nothing changes: that takes {least:,}, so some {whole:,} {noun} in all"
     ]

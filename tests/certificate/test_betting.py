@@ -14,6 +14,7 @@ from hasten.certificate.betting import (
     BettingPrior,
     betting_certifies,
     betting_upper_bound,
+    fewest_unchanged,
     group_means,
 )
 from hasten.certificate.exact import clopper_pearson_upper
@@ -75,6 +76,16 @@ def test_no_difference_in_340_samples_certifies_one_percent() -> None:
     prior = BettingPrior.from_differences(np.zeros(120))
     assert betting_certifies(np.zeros(340), 0.01, ALPHA, prior)
     assert not betting_certifies(np.zeros(330), 0.01, ALPHA, prior)
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.05, 0.5])
+@pytest.mark.parametrize("max_drop", [0.001, 0.01, 0.3, 0.9])
+def test_the_fewest_draws_certify_and_one_fewer_does_not(max_drop: float, alpha: float) -> None:
+    fewest = fewest_unchanged(max_drop, alpha)
+    assert betting_certifies(np.zeros(fewest), max_drop, alpha, BettingPrior())
+    assert fewest == 1 or not betting_certifies(
+        np.zeros(fewest - 1), max_drop, alpha, BettingPrior()
+    )
 
 
 def test_it_beats_hoeffding_by_far_where_differences_are_small() -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 
 from hasten.certificate.betting import BettingPrior
+from hasten.certificate.draws import BETTING, ONE_SHARE
 from hasten.certificate.exact import clopper_pearson_upper, paired_certifies, paired_upper_bound
 from hasten.certificate.verdict import Guard, Judgement, Verdict, judge, samples_needed
 from hasten.errors import InputError
@@ -73,7 +75,7 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
         ),
         (
             judged(500, 0, 0, "changed", groups=np.arange(500) // 2),
-            "not enough data: 250 groups can't show that at most 1% of answers change; about 450 would",
+            "not enough data: 250 groups can't show that at most 1% of answers change; about 340 would",
         ),
         (
             judged(300, 9, 2),
@@ -183,10 +185,28 @@ def test_samples_needed_are_those_of_the_plan(
 
 def test_samples_needed_are_exact_where_nothing_changes() -> None:
     assert samples_needed(0.0, 0.0, 0.01, 0.95) == 299
-    for max_drop in (0.003, 0.02, 0.1):
-        n = samples_needed(0.0, 0.0, max_drop, 0.95)
-        assert paired_certifies(0, 0, n, max_drop, 0.05)
-        assert not paired_certifies(0, 0, n - 1, max_drop, 0.05)
+    for max_drop, alpha in ((0.003, 0.05), (0.02, 0.05), (0.1, 0.05), (0.01, 0.01)):
+        n = samples_needed(0.0, 0.0, max_drop, 1 - alpha)
+        assert paired_certifies(0, 0, n, max_drop, alpha)
+        assert not paired_certifies(0, 0, n - 1, max_drop, alpha)
+        n = samples_needed(0.0, 0.0, max_drop, 1 - alpha, method=ONE_SHARE)
+        assert clopper_pearson_upper(0, n, alpha) <= max_drop
+        assert clopper_pearson_upper(0, n - 1, alpha) > max_drop
+
+
+@pytest.mark.parametrize(("max_drop", "share"), [(0.01, 0.005), (0.02, 0.008), (0.05, 0.03)])
+def test_samples_needed_serve_for_one_share_too(max_drop: float, share: float) -> None:
+    n = samples_needed(share, share, max_drop, 0.95, method=ONE_SHARE)
+    most = next(k for k in range(n) if clopper_pearson_upper(k + 1, n, 0.05) > max_drop)
+    assert stats.binom.cdf(most, n, share) == pytest.approx(0.8, abs=0.1)
+
+
+@pytest.mark.parametrize(("flip_rate", "times"), [(0.0, 1.1), (0.05, 1.5), (0.2, 1.5)])
+def test_betting_needs_half_as_many_more_or_a_tenth_where_nothing_changes(
+    flip_rate: float, times: float
+) -> None:
+    needed = samples_needed(flip_rate, 0.0, 0.01, 0.95, method=BETTING)
+    assert needed / samples_needed(flip_rate, 0.0, 0.01, 0.95) == pytest.approx(times, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ Bets are at most 1 and don't depend on m, so for every m >= 0 no capital is nega
 with m along any path: the hypotheses rejected are exactly those above one bound, found by bisection.
 """
 
+import bisect
 import math
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -87,6 +88,23 @@ def betting_certifies(
     if not 0 < max_drop < 1:
         raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
     return _rejects(differences, _bets(differences, alpha, prior), max_drop, alpha)
+
+
+def fewest_unchanged(max_drop: float, alpha: float) -> int:
+    """Return how many draws without any difference certify, where nothing is known beforehand.
+
+    The first bettor alone, at his largest bet, needs no fewer.
+
+    Raises:
+        InputError: as `betting_certifies`.
+    """
+    share, _, most = _BETTORS[0]
+    enough = math.ceil(math.log(1 / (share * alpha)) / math.log1p(most * max_drop))
+    return 1 + bisect.bisect_left(
+        range(1, enough),
+        True,
+        key=lambda n: betting_certifies(np.zeros(n), max_drop, alpha, BettingPrior()),
+    )
 
 
 def group_means(values: Floats, groups: NDArray[np.generic]) -> Floats:

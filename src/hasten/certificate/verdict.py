@@ -9,26 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from hasten.certificate.betting import (
-    BettingPrior,
-    betting_certifies,
-    betting_upper_bound,
-    group_means,
-)
-from hasten.certificate.exact import clopper_pearson_upper, paired_certifies, paired_upper_bound
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.draws import BETTING, EXACT, Draws, Method, bounded, drawn, fewest_draws
 from hasten.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
 Guard: TypeAlias = Literal["net", "lost", "changed"]
 
-EXACT = "exact unconditional test, Tango order"
-ONE_SHARE = "Clopper-Pearson"
-BETTING = "betting"
-
 _BETTING_COST = (
     1.5  # samples that betting needs for one that the exact test needs, measured in its tests
 )
-_ORDER_SEED = 0
 _NOUNS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
@@ -85,7 +75,7 @@ class Judgement:
             fact = self._fact(_two_digits(self.estimate))
             allowed = f"{100 * self.max_drop:.6g}{'%' if self._about_change else ''}"
             return f"not accurate enough: {fact}, and less than {allowed} was allowed ({self._evidence()}); only a candidate closer to the original would pass, not more data"
-        shown = self._goal(f"{100 * self.max_drop:.6g}")
+        shown = goal(self.guard, self.metric, self.max_drop)
         would = (
             f"about {_about(self.samples_needed):,} would" if self.samples_needed else "more might"
         )
@@ -93,7 +83,7 @@ class Judgement:
 
     @property
     def _about_change(self) -> bool:
-        return self.guard == "changed" or self.metric == "agreement"
+        return _about_change(self.guard, self.metric)
 
     def _claim(self, share: str) -> str:
         if self._about_change:
@@ -110,13 +100,6 @@ class Judgement:
         if self.guard == "lost":
             return f"losses alone came to {_points(share)} of {self._noun}"
         return f"{self._noun} fell by {_points(share)}"
-
-    def _goal(self, share: str) -> str:
-        if self._about_change:
-            return f"that at most {share}% of answers change"
-        if self.guard == "lost":
-            return f"losses of at most {_points(share)}"
-        return f"a fall of at most {_points(share)}"
 
     def _draws(self) -> str:
         plural = "" if self.n == 1 else "s"
@@ -173,44 +156,52 @@ def judge(
         raise InputError(
             "binary scores are 0 or 1: got others; leave binary out for scores between them"
         )
-    differences, grouped = _draws(original, candidate, guard, groups)
-    exact = is_binary and binary is not False and not grouped
-    lost, gained = _counts(original, candidate) if exact else (None, None)
-    verdict, bound, method = _decide(
-        differences, lost, gained, guard, max_drop, 1 - confidence, prior
+    draws = drawn(
+        original,
+        candidate,
+        losses_only=guard != "net",
+        binary=is_binary and binary is not False,
+        groups=groups,
     )
-    estimate = float(differences.mean())
+    certified, bound = bounded(draws, max_drop, 1 - confidence, prior)
+    verdict, needed = _verdict(draws, certified, max_drop, confidence)
+    lost, gained = draws.counts or (None, None)
     return Judgement(
         verdict=verdict,
         guard=guard,
         metric=metric,
-        method=method,
+        method=draws.method,
         max_drop=max_drop,
         confidence=confidence,
-        n=differences.size,
-        groups=differences.size if grouped else None,
+        n=draws.differences.size,
+        groups=draws.differences.size if draws.grouped else None,
         lost=lost,
         gained=gained,
         bound=bound,
-        estimate=estimate,
-        samples_needed=_still_needed(differences, max_drop, confidence, exact)
-        if verdict is Verdict.NOT_ENOUGH_DATA
-        else None,
+        estimate=float(draws.differences.mean()),
+        samples_needed=needed,
     )
 
 
 def samples_needed(
-    flip_rate: float, drop: float, max_drop: float, confidence: float, power: float = 0.8
+    flip_rate: float,
+    drop: float,
+    max_drop: float,
+    confidence: float,
+    power: float = 0.8,
+    *,
+    method: Method = EXACT,
 ) -> int:
-    """Draws with which the exact test certifies with probability `power`; 1.5 times as many for betting.
+    """Draws that certify with probability `power`; where nothing changes, the fewest that certify.
 
     The normal approximation, with the variance that Tango's test takes at the limit, where at least
-    `max_drop` of the answers flip; never fewer than certify when nothing changes at all.
+    `max_drop` of the answers flip. It serves for one share too, where `drop` is `flip_rate`.
 
     Args:
         flip_rate: Share of samples expected to flip, lost and gained together; for fractional scores
             the mean squared difference.
         drop: Expected drop, below max_drop.
+        method: What will judge; betting, where there are groups or scores that aren't 0/1.
 
     Raises:
         InputError: a limit, level or power outside (0, 1), a flip rate outside [0, 1] or smaller than the
@@ -225,14 +216,28 @@ def samples_needed(
         raise InputError(
             f"no number of samples certifies a drop of {drop} as less than {max_drop}; raise max_drop"
         )
+    fewest = fewest_draws(method, max_drop, 1 - confidence)
+    if flip_rate == 0:
+        return fewest
     at_limit = max(flip_rate, max_drop) - max_drop**2
     expected = max(flip_rate - drop**2, 0.0)
     spread = special.ndtri(confidence) * math.sqrt(at_limit) + special.ndtri(power) * math.sqrt(
         expected
     )
-    unchanged = math.log(1 - confidence) / math.log1p(-max_drop)
-    needed = max((spread / (max_drop - drop)) ** 2, unchanged)
-    return math.ceil(float(needed) - 1e-9)
+    needed = (spread / (max_drop - drop)) ** 2 * (_BETTING_COST if method == BETTING else 1)
+    return max(fewest, math.ceil(float(needed) - 1e-9))
+
+
+def goal(guard: Guard, metric: str, max_drop: float) -> str:
+    """What is to be shown, in words that follow "can't show"."""
+    share = f"{100 * max_drop:.6g}"
+    if _about_change(guard, metric):
+        return f"that at most {share}% of answers change"
+    return f"{'losses' if guard == 'lost' else 'a fall'} of at most {_points(share)}"
+
+
+def _about_change(guard: Guard, metric: str) -> bool:
+    return guard == "changed" or metric == "agreement"
 
 
 def _check_limits(max_drop: float, confidence: float) -> None:
@@ -262,53 +267,18 @@ def _check(
         )
 
 
-def _draws(
-    original: Floats, candidate: Floats, guard: Guard, groups: NDArray[np.generic] | None
-) -> tuple[Floats, bool]:
-    """One difference per draw, and whether draws are groups; groups of one sample each are samples."""
-    falls = original - candidate
-    differences = falls if guard == "net" else np.maximum(falls, 0)
-    if groups is None or (means := group_means(differences, groups)).size == differences.size:
-        return differences, False
-    return means, True
-
-
-def _counts(original: Floats, candidate: Floats) -> tuple[int, int]:
-    return int(np.sum(original > candidate)), int(np.sum(original < candidate))
-
-
-def _decide(
-    differences: Floats,
-    lost: int | None,
-    gained: int | None,
-    guard: Guard,
-    max_drop: float,
-    alpha: float,
-    prior: BettingPrior,
-) -> tuple[Verdict, float, str]:
-    """Verdict, upper bound on the drop, and method; exact where counts are given."""
-    n = differences.size
-    if lost is None or gained is None:
-        shuffled = np.random.default_rng(_ORDER_SEED).permutation(differences)
-        certified = betting_certifies(shuffled, max_drop, alpha, prior)
-        bound, method = betting_upper_bound(shuffled, alpha, prior), BETTING
-    elif guard == "net":
-        certified = paired_certifies(lost, gained, n, max_drop, alpha)
-        bound, method = paired_upper_bound(lost, gained, n, alpha), EXACT
-    else:
-        bound, method = clopper_pearson_upper(lost, n, alpha), ONE_SHARE
-        certified = bound <= max_drop
+def _verdict(
+    draws: Draws, certified: bool, max_drop: float, confidence: float
+) -> tuple[Verdict, int | None]:
+    """The verdict, and where data is short how many draws would probably settle it."""
     if certified:
-        # Verdict and bound come from one family of nested tests; bisection may stop a hair above.
-        return Verdict.CERTIFIED, min(bound, max_drop), method
-    short = float(differences.mean()) < max_drop
-    return Verdict.NOT_ENOUGH_DATA if short else Verdict.NOT_ACCURATE_ENOUGH, bound, method
-
-
-def _still_needed(differences: Floats, max_drop: float, confidence: float, exact: bool) -> int:
-    drop, square = float(differences.mean()), float(np.mean(differences**2))
-    needed = samples_needed(max(square, abs(drop)), drop, max_drop, confidence)
-    return max(differences.size + 1, math.ceil(needed * (1 if exact else _BETTING_COST)))
+        return Verdict.CERTIFIED, None
+    drop, square = float(draws.differences.mean()), float(np.mean(draws.differences**2))
+    if drop >= max_drop:
+        return Verdict.NOT_ACCURATE_ENOUGH, None
+    flips = max(square, abs(drop))
+    needed = samples_needed(flips, drop, max_drop, confidence, method=draws.method)
+    return Verdict.NOT_ENOUGH_DATA, max(draws.differences.size + 1, needed)
 
 
 def _about(count: int) -> int:

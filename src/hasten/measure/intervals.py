@@ -18,6 +18,10 @@ Rounds: TypeAlias = Mapping[int, Sequence[int]]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 _RESAMPLES = 1000
+_ALPHA = 0.05
+"""Of each bound of a quantile."""
+_RAREST_BURST = 0.1
+"""A quantile's upper bound must have had the chance to see what slows so large a share of the rounds."""
 
 
 @dataclass(frozen=True)
@@ -160,29 +164,35 @@ def _pooled_logs(
     return log_ratio(range(len(shared))), np.array([log_ratio(row) for row in picks])
 
 
-def effective_samples(rounds: Rounds, q: float | None = None) -> int:
-    """How many independent samples the latencies are worth, by their autocorrelation.
+def effective_samples(rounds: Rounds, q: float) -> int:
+    """How many independent samples the latencies are worth where they are to bound a quantile.
+
+    What lies above the quantile may come in bursts that the bulk of the latencies doesn't show, or
+    hit whole rounds. So the least counts of: by the autocorrelation of all ranks, by that of what
+    lies above the sample's quantile, and by how the share above it differs between rounds.
 
     Args:
         rounds: Round -> latencies in ns; at least one.
-        q: Where they are to bound a quantile: what lies above it may come in bursts that the bulk
-            of the latencies doesn't show, and then they are worth less.
+        q: The quantile, in (0, 1).
 
     Source: n / (1 + 2 * sum of autocorrelations), summed over Geyer's initial positive pairs
-    (Statist. Sci. 1992).
+    (Statist. Sci. 1992); between rounds, Korn and Graubard's effective sample size of a share in
+    clusters (Survey Methodology 24:193, 1998).
     """
-    values = np.concatenate([np.asarray(rounds[r], np.float64) for r in sorted(rounds)])
+    blocks = [np.asarray(rounds[r], np.float64) for r in sorted(rounds) if len(rounds[r])]
+    values = np.concatenate(blocks)
     n = len(values)
     if n < 4 or float(values.std()) == 0.0:
         return n
     # Ranks: one outlier of a second must not hide the dependence of the rest.
-    worth = _effective(np.argsort(np.argsort(values, kind="stable")).astype(np.float64))
-    if q is None:
-        return worth
-    return min(worth, _effective((values > np.quantile(values, q)).astype(np.float64)))
+    ranks = np.argsort(np.argsort(values, kind="stable")).astype(np.float64)
+    above = (values > np.quantile(values, q)).astype(np.float64)
+    lengths = [len(block) for block in blocks]
+    worth = min(_worth_in_time(ranks), _worth_in_time(above), _worth_between(above, lengths))
+    return max(1, min(n, int(worth)))
 
 
-def _effective(values: Floats) -> int:
+def _worth_in_time(values: Floats) -> float:
     n = len(values)
     values = values - values.mean()
     if not values.any():
@@ -193,7 +203,17 @@ def _effective(values: Floats) -> int:
     pairs = correlation[1 : n - 1 : 2] + correlation[2:n:2][: len(correlation[1 : n - 1 : 2])]
     negative = np.flatnonzero(pairs <= 0)
     total = float(pairs[: negative[0] if len(negative) else len(pairs)].sum())
-    return max(1, min(n, int(n / (1 + 2 * total))))
+    return n / (1 + 2 * total)
+
+
+def _worth_between(above: Floats, lengths: Sequence[int]) -> float:
+    """The binomial variance of a share over its variance between rounds, of which there are few."""
+    n, share = len(above), float(above.mean())
+    starts = np.cumsum([0, *lengths[:-1]])
+    squares = float(np.square(np.add.reduceat(above - share, starts)).sum())
+    if squares == 0:
+        return n
+    return share * (1 - share) * n**2 / squares / _student(len(lengths), 1 - 2 * _ALPHA) ** 2
 
 
 def _binomial_cdf(n: int, q: float) -> Floats:
@@ -205,13 +225,16 @@ def _binomial_cdf(n: int, q: float) -> Floats:
     return total
 
 
-def quantile(rounds: Rounds, q: float, *, alpha: float = 0.05) -> Quantile:
-    """Return a quantile with one-sided confidence bounds by order statistics.
+def quantile(rounds: Rounds, q: float) -> Quantile:
+    """Return a quantile with one-sided 95% confidence bounds by order statistics.
+
+    The upper one takes 29 rounds, and for p99 what is worth 299 independent samples. A neighbour
+    that slows one round in ten leaves 29 rounds all alone less than 5% of the time; one that slows
+    fewer, or several in a row, may not have been seen, and then no bound covers it.
 
     Args:
         rounds: Round -> latencies in ns; at least one.
         q: In (0, 1), as 0.99.
-        alpha: Of each bound. The upper one needs q^n <= alpha: 299 independent samples for p99.
 
     Raises:
         InputError: no latencies.
@@ -222,13 +245,12 @@ def quantile(rounds: Rounds, q: float, *, alpha: float = 0.05) -> Quantile:
     effective = effective_samples(rounds, q)
     cdf = _binomial_cdf(effective, q)
     # The k-th smallest (from 1) lies at or above the quantile with probability cdf[k - 1].
-    upper = int(np.searchsorted(cdf, 1 - alpha)) + 1
-    lower = int(np.searchsorted(cdf, alpha, side="right"))
+    upper = int(np.searchsorted(cdf, 1 - _ALPHA)) + 1
+    lower = int(np.searchsorted(cdf, _ALPHA, side="right"))
+    # One that is worth many stands for all of these: the last of them above, the first below.
     scale = len(values) / effective
-    high = (
-        float(values[min(len(values), int(np.ceil(upper * scale))) - 1])
-        if upper <= effective
-        else None
-    )
-    low = float(values[int(np.floor(lower * scale)) - 1]) if lower else 0.0
+    high = None
+    if upper <= effective and (1 - _RAREST_BURST) ** len(rounds) <= _ALPHA:
+        high = float(values[min(len(values), math.ceil(upper * scale)) - 1])
+    low = float(values[int((lower - 1) * scale)]) if lower else 0.0
     return Quantile(float(np.quantile(values, q)), low, high, effective)

@@ -120,38 +120,24 @@ def race(
         NotEstablished: too many rounds were refused.
         InputError: the baseline failed.
     """
-    standings = Standings(name, threads)
-    number = 0
-    for event in journal.events("round"):
-        if event["race"] == name:
-            standings.add(event["number"], event["latency_ns"], event["counts"])
-            number = max(number, event["number"] + 1)
+    standings, first = _journaled(name, threads, journal)
     if _finished(standings, count, settle):
         return standings
     turns = rounds(
-        entrants, samples.folder, threads=threads, pace=pace, seed=seed, first=number, probe=probe
+        entrants, samples.folder, threads=threads, pace=pace, seed=seed, first=first, probe=probe
     )
     for turn in turns:
         for who, why in turn.failed.items():
             if who in (BASELINE, AGAIN):
                 raise InputError(f"the baseline failed: {why}")
             _leave(entrants, who, why, standings)
-        journal.append(
-            "round",
-            race=name,
-            number=turn.number,
-            latency_ns=turn.latency_ns,
-            counts=turn.counts,
-        )
-        standings.add(turn.number, turn.latency_ns, turn.counts)
-        if drops is not None and turn.counts and standings.counted >= _BEFORE_DROPPING:
+        number, latency_ns, counts = turn.number, turn.latency_ns, turn.counts
+        journal.append("round", race=name, number=number, latency_ns=latency_ns, counts=counts)
+        standings.add(number, latency_ns, counts)
+        if drops is not None and counts and standings.counted >= _BEFORE_DROPPING:
+            why = f"dropped after {standings.counted} rounds: slower than one as safe"
             for who in dominated(standings, entrants, drops):
-                _leave(
-                    entrants,
-                    who,
-                    f"dropped after {standings.counted} rounds: slower than one as safe",
-                    standings,
-                )
+                _leave(entrants, who, why, standings)
         listen(standings)
         if _finished(standings, count, settle):
             return standings
@@ -161,6 +147,16 @@ def race(
                 f"{threads} threads at once"
             )
     raise AssertionError("rounds never end")
+
+
+def _journaled(name: str, threads: int, journal: Journal) -> tuple[Standings, int]:
+    """What a race came to before it was stopped, and the number of its next round."""
+    standings, number = Standings(name, threads), 0
+    for event in journal.events("round"):
+        if event["race"] == name:
+            standings.add(event["number"], event["latency_ns"], event["counts"])
+            number = max(number, event["number"] + 1)
+    return standings, number
 
 
 def _finished(standings: Standings, count: int, settle: float) -> bool:

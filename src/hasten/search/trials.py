@@ -93,20 +93,7 @@ class Trials:
         Raises:
             InputError: no engine runs the model, or its own answers aren't finite.
         """
-        unable: list[Trial] = []
-        for candidate in grid:
-            if candidate.passes or not candidate.exact:
-                continue
-            try:
-                self._open = self.bench.open(candidate)
-            except CandidateError as error:
-                unable.append(Trial(candidate, failure=str(error)))
-                continue
-            self.baseline = candidate
-            break
-        else:
-            why = "; ".join(f"{t.candidate.label}: {t.failure}" for t in unable)
-            raise InputError(f"no engine runs this model: {why or 'none is installed'}")
+        self.baseline, self._open, unable = self._first_that_opens(grid)
         try:
             self.bench.fit_chunk(self._open, self.samples)
         except CandidateError as error:
@@ -120,6 +107,19 @@ class Trials:
         for trial in (*unable, own):  # only now: a run that can't begin leaves nothing to resume
             if trial.candidate.key not in self.done:
                 self._keep(trial)
+
+    def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, Opened, list[Trial]]:
+        """Open the first default engine that runs the untouched model; also what became of those before."""
+        unable: list[Trial] = []
+        for candidate in grid:
+            if candidate.passes or not candidate.exact:
+                continue
+            try:
+                return candidate, self.bench.open(candidate), unable
+            except CandidateError as error:
+                unable.append(Trial(candidate, failure=str(error)))
+        why = "; ".join(f"{t.candidate.label}: {t.failure}" for t in unable)
+        raise InputError(f"no engine runs this model: {why or 'none is installed'}")
 
     def close(self) -> None:
         """End the baseline's process."""

@@ -1,0 +1,108 @@
+"""What a run says beforehand where even a perfect candidate couldn't be certified."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.certificate.verdict import Guard
+from hasten.data.arrays import ArrayDataset
+from hasten.metrics.agreement import Agreement
+from hasten.metrics.base import Metric
+from hasten.metrics.detection_f1 import DetectionF1
+from hasten.metrics.top_k import Top1
+from hasten.optimization import _warnings
+from hasten.workspace import Parts, lay_out
+
+
+def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) -> Parts:
+    """Random samples, split; `each` so many of them are a group."""
+    folder.mkdir(exist_ok=True)
+    x = np.random.default_rng(samples).standard_normal((samples, 2))
+    groups = None if each is None else np.arange(samples) // each
+    data = ArrayDataset({"x": x}, np.zeros(samples, np.int64), groups)
+    return lay_out(data, folder, **({"calibration": 300, "seed": 0, "training": None} | settings))
+
+
+@pytest.mark.parametrize(
+    ("scored", "guard", "confidence", "each", "words"),
+    [
+        (
+            Top1(),
+            "net",
+            0.95,
+            None,
+            "420 sealed samples can't show a fall of at most 0.5 points, even where nothing changes: "
+            "that takes 598, so some 1,155 samples in all",
+        ),
+        (
+            Agreement(),
+            "net",
+            0.95,
+            None,
+            "420 sealed samples can't show that at most 0.5% of answers change, even where nothing "
+            "changes: that takes 598, so some 1,155 samples in all",
+        ),
+        (
+            Top1(),
+            "lost",
+            0.99,
+            None,
+            "420 sealed samples can't show losses of at most 0.5 points, even where nothing "
+            "changes: that takes 919, so some 1,613 samples in all",
+        ),
+        (
+            Top1(),
+            "net",
+            0.99,
+            None,
+            "420 sealed samples can't show a fall of at most 0.5 points, even where nothing changes: "
+            "that takes 1,027, so some 1,768 samples in all",
+        ),
+        (
+            DetectionF1(),
+            "net",
+            0.95,
+            None,
+            "420 sealed samples can't show a fall of at most 0.5 points, even where nothing changes: "
+            "that takes 661, so some 1,245 samples in all",
+        ),
+        (
+            Top1(),
+            "net",
+            0.95,
+            5,
+            "84 sealed groups can't show a fall of at most 0.5 points, even where nothing changes: "
+            "that takes 661, so some 1,005 groups in all",
+        ),
+    ],
+)
+def test_too_little_data_is_told_beforehand(
+    tmp_path: Path, scored: Metric, guard: Guard, confidence: float, each: int | None, words: str
+) -> None:
+    little = parts(tmp_path, 900, each)
+    assert _warnings(little, scored, guard, 0.005, confidence, 300) == [words]
+
+
+@pytest.mark.parametrize(("samples", "each", "calibration"), [(300, None, 300), (900, 3, 60)])
+def test_as_many_as_it_says_are_enough_and_far_fewer_are_not(
+    tmp_path: Path, samples: int, each: int | None, calibration: int
+) -> None:
+    def warned(count: int) -> list[str]:
+        split = parts(tmp_path / "split", count, each, calibration=calibration)
+        return _warnings(split, Top1(), "net", 0.02, 0.95, calibration)
+
+    (words,) = warned(120)
+    said = int(words.split("some ")[1].split()[0].replace(",", ""))
+    assert warned((said + 2) * (each or 1)) == []
+    assert warned(int(said * 0.97) * (each or 1)) != []
+
+
+def test_training_data_leaves_all_of_the_data_to_judge_on(tmp_path: Path) -> None:
+    training = ArrayDataset({"x": np.random.default_rng(9).standard_normal((50, 2))}, np.zeros(50))
+    little = parts(tmp_path, 300, training=training)
+    assert _warnings(little, Top1(), "net", 0.01, 0.95, 0) == [
+        "210 sealed samples can't show a fall of at most 1 point, even where nothing changes: "
+        "that takes 299, so some 428 samples in all"
+    ]
