@@ -54,10 +54,10 @@ def events(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
-def started(place: Path, until: str, count: int = 1) -> subprocess.Popen[str]:
+def started(place: Path, until: str, count: int = 1, *more: str) -> subprocess.Popen[str]:
     """Start a run, and wait until its journal has so many events of a kind."""
     process = subprocess.Popen(
-        command(place), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command(place, *more), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
     while sum(e["kind"] == until for e in events(place)) < count:
@@ -202,6 +202,20 @@ def test_a_run_is_not_resumed_under_another_set_of_versions(
     assert refused(place) == (
         "can't resume: the stopped run had another set of versions; give the same, or remove "
         f"{place / 'b.hasten.work'}"
+    )
+
+
+def test_a_run_is_not_resumed_under_a_metric_that_was_rewritten(place: Path, quick: None) -> None:
+    code = "def score(outputs, labels, exact):\n    return outputs['logits'][:, 0] == exact['logits'][:, 0]\n"
+    (place / "mine.py").write_text(code)
+    metric = f"{place / 'mine.py'}:score"
+    process = started(place, "trial", 1, "--metric", metric)
+    process.kill()
+    process.communicate()
+    (place / "mine.py").write_text(code.replace("==", ">="))
+    assert refused(place, metric=metric) == (
+        "can't resume: the stopped run had another file of the metric's function; give the same, or "
+        f"remove {place / 'b.hasten.work'}"
     )
 
 

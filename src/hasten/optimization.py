@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
-from hasten.certificate.verdict import Guard, goal, samples_needed
+from hasten.certificate.verdict import Guard, check_limits, goal, samples_needed
 from hasten.certification import guarded
 from hasten.data.dataset import Dataset
 from hasten.data.source import open_data
@@ -25,6 +25,7 @@ from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
+from hasten.metrics.custom import Custom
 from hasten.metrics.detection_f1 import DetectionF1
 from hasten.model import Model
 from hasten.passes.onnx_files import check_nodes, read_onnx
@@ -98,7 +99,9 @@ def optimize(
         InputError: the model, the data or an option can't be used; nothing is written then.
     """
     begin = time.monotonic()
-    _check_options(max_drop, confidence, time_limit_s)
+    check_limits(max_drop, confidence)
+    if time_limit_s is not None and time_limit_s <= 0:
+        raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s}")
     bundle = Path(out)
     check_place(bundle)
     folder = bundle.with_name(bundle.name + ".work")
@@ -126,6 +129,9 @@ def optimize(
                 "pipeline": pipeline,
                 "set of versions": versions(),
                 "options": options,
+                "file of the metric's function": scored.source_sha256
+                if isinstance(scored, Custom)
+                else None,
             },
         )
         deadline = None if time_limit_s is None else begin + time_limit_s
@@ -198,15 +204,6 @@ def read(
     if not opened:
         opened.append(open_data(data, source.inputs, pipeline, folder / "unpacked"))
     return source, opened[0]
-
-
-def _check_options(max_drop: float, confidence: float, time_limit_s: float | None) -> None:
-    if not 0 < max_drop < 1:
-        raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
-    if not 0.5 <= confidence < 1:
-        raise InputError(f"confidence is at least 0.5 and below 1: got {confidence}; 95% is 0.95")
-    if time_limit_s is not None and time_limit_s <= 0:
-        raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s}")
 
 
 def _metric(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.verdict import Guard, Judgement, Verdict
+from hasten.certificate.verdict import Guard, Judgement, Verdict, check_limits
 from hasten.certification import guarded, judge_ladder, sealed_scores
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.source import open_data
@@ -107,6 +107,7 @@ def certify(
     if manifest.exact is None:
         raise InputError(f"{folder} was made with --no-exact: there is nothing to compare with")
     limits = _limits(folder, manifest, max_drop, confidence, guard)
+    check_limits(limits.max_drop, limits.confidence)
     judged_by = guarded(_metric(folder, manifest.metric, metric), limits.guard)
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)

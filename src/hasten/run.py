@@ -86,7 +86,9 @@ class Run:
         Exploration(
             self.trials,
             self.order,
-            sealed=len(np.unique(self.parts.sealed_units)),
+            units=self.parts.search_units,
+            sealed_draws=len(np.unique(self.parts.sealed_units)),
+            sealed_samples=len(self.parts.sealed),
             listen=self.listen,
             on_better=lambda trial: self.on_better(self, trial),
             notes=self.notes,

@@ -213,7 +213,7 @@ def test_betting_needs_half_as_many_more_or_a_tenth_where_nothing_changes(
     ("settings", "message"),
     [
         ({"max_drop": 1.0}, "max_drop is a share between 0 and 1: got 1.0; 1% is 0.01"),
-        ({"confidence": 95}, "confidence is between 0 and 1: got 95; 95% is 0.95"),
+        ({"confidence": 95}, "confidence is at least 0.5 and below 1: got 95; 95% is 0.95"),
         ({"guard": "gross"}, "guard is one of net, lost, changed: got gross"),
         (
             {"groups": np.zeros(3)},

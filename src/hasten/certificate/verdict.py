@@ -207,7 +207,7 @@ def samples_needed(
         InputError: a limit, level or power outside (0, 1), a flip rate outside [0, 1] or smaller than the
             drop, or a drop that no data could certify.
     """
-    _check_limits(max_drop, confidence)
+    check_limits(max_drop, confidence)
     if not (0 < power < 1 and 0 <= flip_rate <= 1 and abs(drop) <= flip_rate + 1e-12):
         raise InputError(
             f"expected rates need abs(drop) <= flip_rate <= 1 and 0 < power < 1: got drop={drop}, flip_rate={flip_rate} and power={power}; check them"
@@ -240,17 +240,22 @@ def _about_change(guard: Guard, metric: str) -> bool:
     return guard == "changed" or metric == "agreement"
 
 
-def _check_limits(max_drop: float, confidence: float) -> None:
+def check_limits(max_drop: float, confidence: float) -> None:
+    """Check what a certificate is asked for.
+
+    Raises:
+        InputError: it isn't a share between 0 and 1, or a confidence below a half.
+    """
     if not 0 < max_drop < 1:
         raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is between 0 and 1: got {confidence}; 95% is 0.95")
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence is at least 0.5 and below 1: got {confidence}; 95% is 0.95")
 
 
 def _check(
     original: Floats, candidate: Floats, guard: Guard, max_drop: float, confidence: float
 ) -> None:
-    _check_limits(max_drop, confidence)
+    check_limits(max_drop, confidence)
     if guard not in get_args(Guard):
         raise InputError(f"guard is one of {', '.join(get_args(Guard))}: got {guard}")
     if original.shape != candidate.shape or original.ndim != 1 or original.size == 0:

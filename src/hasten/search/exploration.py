@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from hasten.candidate import Candidate, Single, Trial
+from hasten.certificate.draws import drawn
 from hasten.certificate.verdict import samples_needed
 from hasten.errors import CandidateError
 from hasten.passes.base import Pass, Skipped
@@ -17,6 +18,7 @@ from hasten.progress import Listener, Progress
 from hasten.search.grid import neighbours, variations
 from hasten.search.order import Order
 from hasten.search.trials import Trials, ratio
+from hasten.tensors import Array
 
 SCREEN_NOISE = 0.05
 """A few turns settle a ratio no better than this."""
@@ -30,7 +32,9 @@ class Exploration:
     Args:
         trials: Where each is tried.
         order: What was asked for.
-        sealed: How many draws there are to certify by.
+        units: Of the search split; samples with one number were drawn together.
+        sealed_draws: How many draws there are to certify by.
+        sealed_samples: How many samples they come to.
         listen: Told of each step.
         on_better: Called with a trial that is the best so far.
         notes: What the reader should know is added here.
@@ -41,14 +45,17 @@ class Exploration:
         trials: Trials,
         order: Order,
         *,
-        sealed: int,
+        units: Array,
+        sealed_draws: int,
+        sealed_samples: int,
         listen: Listener,
         on_better: Callable[[Trial], None],
         notes: list[str],
     ) -> None:
         self.trials = trials
         self.best: str | None = None
-        self._order, self._sealed, self._listen = order, sealed, listen
+        self._order, self._units, self._listen = order, units, listen
+        self._sealed_draws, self._sealed_samples = sealed_draws, sealed_samples
         self._on_better, self._notes = on_better, notes
         self._best_ratio = 1.0
 
@@ -92,14 +99,25 @@ class Exploration:
         ranked = self._ranked()
         if not ranked or ranked[0].candidate.exact or not ranked[0].scores:
             return bool(ranked) and ranked[0].candidate.exact
-        differences = self.trials.drops(ranked[0])
-        drop, flips = float(differences.mean()), float(np.mean(differences**2))
+        scores = np.array(ranked[0].scores)
+        draws = drawn(
+            self.trials.exact_scores[: len(scores)],
+            scores,
+            losses_only=self._order.guard != "net",
+            binary=self.trials.binary,
+            groups=self._units[: len(scores)],
+        )
+        drop, flips = float(draws.differences.mean()), float(np.mean(draws.differences**2))
         if drop >= self._order.max_drop:
             return False
         needed = samples_needed(
-            max(flips, abs(drop)), drop, self._order.max_drop, self._order.confidence
+            max(flips, abs(drop)),
+            drop,
+            self._order.max_drop,
+            self._order.confidence,
+            method=draws.method,
         )
-        return needed <= self._sealed
+        return needed <= self._sealed_draws
 
     def _helpful(self) -> list[Pass]:
         """Exact passes that surely made the untouched model faster on its engine."""
@@ -172,7 +190,7 @@ class Exploration:
         rounds = [t.baseline.rounds for t in self.trials.done.values() if t.baseline is not None]
         blocks = [block for some in rounds for block in some.values()]
         each_s = float(np.median(np.concatenate(blocks))) / 1e9 if blocks else 0.0
-        return 20.0 + 3.0 * each_s * self._sealed
+        return 20.0 + 3.0 * each_s * self._sealed_samples
 
     def _tell(
         self, stage: str, doing: str, done: int, total: int, outcome: str | None = None
