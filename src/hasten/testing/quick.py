@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import hasten.benchmark
 import hasten.delivery
 import hasten.optimization
 import hasten.run
@@ -37,6 +38,7 @@ def quick_runs(*, passes: bool = False) -> Iterator[None]:
             (hasten.run, "RACE_ROUNDS", RACE_ROUNDS),
             (hasten.delivery, "FINAL_ROUNDS", FINAL_ROUNDS),
             (hasten.run, "SETTLED", float("inf")),
+            (hasten.benchmark, "SETTLED", float("inf")),
             (hasten.optimization, "grid", untouched),
         ):
             undo.callback(setattr, module, name, getattr(module, name))
