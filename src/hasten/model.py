@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 from hasten.records import file_digest
 from hasten.tensors import Array, TensorSpec
 
@@ -90,3 +90,19 @@ def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
             f"{sample.dtype}[{', '.join(map(str, sample.shape))}]{mend}"
         )
     return settled
+
+
+def libraries(custom_ops: Sequence[Path], entry_point: str) -> Iterator[Path]:
+    """Yield the libraries that are made for one runtime: those that name its entry point.
+
+    A model that runs on two runtimes brings a library for each, and neither loads the other's.
+
+    Raises:
+        CandidateError: a library can't be read.
+    """
+    for library in custom_ops:
+        try:
+            if entry_point.encode() in library.read_bytes():
+                yield library
+        except OSError as error:
+            raise CandidateError(f"can't read {library}: {error.strerror or error}") from error

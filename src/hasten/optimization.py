@@ -100,8 +100,9 @@ def optimize(
     """
     begin = time.monotonic()
     check_limits(max_drop, confidence)
-    if time_limit_s is not None and time_limit_s <= 0:
-        raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s}")
+    for name, limit_s in (("time", time_limit_s), ("trial", trial_limit_s)):
+        if limit_s is not None and not limit_s > 0:
+            raise InputError(f"the {name} limit is in seconds, above 0: got {limit_s}")
     bundle = Path(out)
     check_place(bundle)
     folder = bundle.with_name(bundle.name + ".work")

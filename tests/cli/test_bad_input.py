@@ -239,6 +239,14 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
             "agreement",
         ),
         (("--time-limit", "0s"), "the time limit is in seconds, above 0: got 0.0"),
+        (("--time-limit", "nan"), "the time limit is in seconds, above 0: got nan"),
+        (("--trial-limit", "0"), "the trial limit is in seconds, above 0: got 0.0"),
+        (("--calibration", "0"), "calibration=0: give at least 1 sample to calibrate with"),
+        (
+            ("--max-drop", "much"),
+            "Invalid value for '--max-drop': 'much' is no share; write 1% or 0.01; see main optimize "
+            "--help",
+        ),
         (
             ("--confidence", "20%"),
             "confidence is at least 0.5 and below 1: got 0.2; 95% is 0.95",
@@ -273,3 +281,16 @@ def test_a_full_disk(tmp_path: Path) -> None:
         f"hasten: can't write {tmp_path}/b.hasten.work/search: File too large\n"
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["eval.npz", "linear_classifier.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("nosuch",), "No such command 'nosuch'; see main --help"),
+        (("optimize", "m.onnx"), "Missing option '--data'; see main optimize --help"),
+    ],
+)
+def test_a_command_that_is_called_otherwise_than_it_can_be(
+    words: tuple[str, ...], line: str
+) -> None:
+    assert said(*words) == line

@@ -102,6 +102,13 @@ def test_certify_ends_with_0_where_the_limit_holds(exact_bundle: Path, tmp_path:
     assert result.exit_code == 0
 
 
+def test_certify_takes_another_guard(exact_bundle: Path, tmp_path: Path) -> None:
+    words = ("--data", fresh(tmp_path), "--max-drop", "5%", "--guard", "lost")
+    assert run("certify", exact_bundle, *words).output == (
+        "95% confident that at most 1.5% of answers change (n=200: 0 changed)\n"
+    )
+
+
 def test_certify_ends_with_1_where_it_does_not(exact_bundle: Path, tmp_path: Path) -> None:
     result = run("certify", exact_bundle, "--data", fresh(tmp_path), "--max-drop", "1%")
     assert result.output == (

@@ -11,18 +11,33 @@ import onnx.parser
 import pytest
 
 import hasten
+from hasten.data.arrays import ArrayDataset
+from hasten.data.dataset import Dataset
 from hasten.engines.openvino import OpenVino
 from hasten.frontends.onnx import load
+from hasten.model import Model
+from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.static_quantization import StaticQuantization
 from hasten.target import Target
+from hasten.testing.pass_tests import NARROW, answers, error_between
 from hasten.testing.quick import quick_runs
 
 ONES = np.ones((1, 16), np.float32)
 
 
+def with_weight(path: Path) -> Path:
+    """Give a model whose text names a weight `w` one."""
+    proto = onnx.load(path)
+    weight = np.random.default_rng(1).standard_normal((16, 16), np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, path)
+    return path
+
+
 def written(folder: Path, opset: str, body: str) -> Path:
     text = f"""
         <ir_version: 8, opset_import: ["" : 17, "{opset}" : 1]>
-        custom (float["batch", 16] x) => (float["batch", 16] y) {{ {body} }}
+        custom (float["batch", 16] x) => (float["batch", 16] y) <float["batch", 16] s> {{ {body} }}
     """
     onnx.save(onnx.parser.parse_model(text), folder / "custom.onnx")
     return folder / "custom.onnx"
@@ -55,7 +70,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_extension_of_openvinos_answers_through_the_ir_that_is_kept(
     twice: Path, tmp_path: Path
 ) -> None:
-    path = written(tmp_path, "mine", "y = mine.Twice (x)")
+    path = written(tmp_path, "mine", "s = mine.Twice (x)  y = Identity (s)")
     model = load(path, (twice,)).settled_by({"x": ONES[0]})
     (tmp_path / "built").mkdir()
     engine, target = OpenVino(), Target.host().with_threads(1)
@@ -65,23 +80,64 @@ def test_an_extension_of_openvinos_answers_through_the_ir_that_is_kept(
         np.testing.assert_array_equal(session.run({"x": ONES})["y"], 2 * ONES)
 
 
+def library() -> Path:
+    """The library of operators for ONNX Runtime that a package ships."""
+    return Path(pytest.importorskip("onnxruntime_extensions").get_library_path())
+
+
 def test_an_operator_library_of_onnx_runtimes_is_named_from_search_to_service(
     tmp_path: Path,
 ) -> None:
-    extensions = pytest.importorskip("onnxruntime_extensions")
-    library = Path(extensions.get_library_path())
-    body = "n, p = ai.onnx.contrib.NegPos (x)  y = Sub (n, p)"
+    operators = library()
+    body = "n, p = ai.onnx.contrib.NegPos (x)  s = Sub (n, p)  y = Identity (s)"
     path = written(tmp_path, "ai.onnx.contrib", body)
     x = np.random.default_rng(0).standard_normal((200, 16), np.float32)
     with quick_runs():
         result = hasten.optimize(
-            path, x, engines=("onnxruntime",), custom_ops=(library,), out=tmp_path / "b.hasten"
+            path, x, engines=("onnxruntime",), custom_ops=(operators,), out=tmp_path / "b.hasten"
         )
     assert result.status == "exact"
-    with hasten.load(result.bundle, custom_ops=(library,)) as fast:
+    with hasten.load(result.bundle, custom_ops=(operators,)) as fast:
         np.testing.assert_array_equal(fast(x[:1])["y"], -np.abs(x[:1]))
     with pytest.raises(hasten.InputError) as error:
         hasten.load(result.bundle)
     assert str(error.value) == (
         "this model needs 1 operator libraries, the same files as when it was made; got 0"
     )
+
+
+PRODUCTS = """
+    n, p = ai.onnx.contrib.NegPos (x)
+    s = Sub (n, p)
+    y = MatMul (s, w)
+"""
+
+
+@pytest.fixture
+def product(tmp_path: Path) -> tuple[Model, Dataset]:
+    """A model with an operator of a library's and a matrix product, and samples."""
+    path = with_weight(written(tmp_path, "ai.onnx.contrib", PRODUCTS))
+    x = np.random.default_rng(0).standard_normal((50, 16), np.float32)
+    return load(path, (library(),)).settled_by({"x": x[0]}), ArrayDataset({"x": x})
+
+
+def test_a_model_with_operators_of_a_library_is_quantized_with_it(
+    product: tuple[Model, Dataset], tmp_path: Path
+) -> None:
+    model, samples = product
+    (tmp_path / "work").mkdir()
+    result = StaticQuantization(reduce_range=NARROW)(model, samples, tmp_path / "work")
+    assert result.custom_ops == model.custom_ops
+    exact = answers(model, samples, tmp_path / "a")
+    assert 0 < error_between(exact, answers(result, samples, tmp_path / "b")) < 0.05
+
+
+def test_openvinos_quantizer_is_given_no_library_of_another_runtimes(
+    twice: Path, tmp_path: Path
+) -> None:
+    path = with_weight(written(tmp_path, "mine", "s = mine.Twice (x)  y = MatMul (s, w)"))
+    x = np.random.default_rng(0).standard_normal((50, 16), np.float32)
+    model = load(path, (library(), twice)).settled_by({"x": x[0]})
+    (tmp_path / "work").mkdir()
+    result = NncfQuantization(reduce_range=NARROW)(model, ArrayDataset({"x": x}), tmp_path / "work")
+    assert result.format == "openvino"

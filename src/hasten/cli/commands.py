@@ -11,8 +11,11 @@ import click
 
 from hasten import __version__
 from hasten.cli.options import (
+    OneLine,
     Seconds,
     Share,
+    custom_ops_option,
+    guard_choice,
     image_options,
     image_pipeline_of,
     one_line_errors,
@@ -21,7 +24,7 @@ from hasten.cli.options import (
 _ENGINES = ("onnxruntime", "openvino")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hasten")
 def main() -> None:
     """The fastest version of your model that is certified to still give the right answers."""
@@ -50,7 +53,7 @@ def main() -> None:
 )
 @click.option(
     "--guard",
-    type=click.Choice(["net", "lost", "changed"]),
+    type=guard_choice,
     default="net",
     show_default=True,
     help="What is bounded.",
@@ -64,18 +67,27 @@ def main() -> None:
 @click.option(
     "--keep-float", multiple=True, metavar="NODE", help="Leave this node alone; may be repeated."
 )
-@click.option(
-    "--custom-ops",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A library of operators; may be repeated.",
-)
+@custom_ops_option
 @click.option(
     "--population",
     default="inputs like the ones in this data",
     help="What the data was drawn from.",
 )
 @click.option("--time-limit", type=Seconds(), help="As 90s, 5m, 1h.")
+@click.option(
+    "--trial-limit",
+    type=Seconds(),
+    default="5m",
+    show_default=True,
+    help="One step of one candidate may take so long.",
+)
+@click.option(
+    "--calibration",
+    type=int,
+    default=300,
+    show_default=True,
+    help="Samples that set the quantizers' ranges, at most.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split and the orders.")
 @click.option("--no-exact", is_flag=True, help="Leave the exact model out of the bundle.")
 @click.option(
@@ -98,6 +110,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
                 pipeline=pipeline,
                 engines=options.pop("engines") or _ENGINES,
                 time_limit_s=options.pop("time_limit"),
+                trial_limit_s=options.pop("trial_limit"),
                 keep_exact=not options.pop("no_exact"),
                 listen=listen,
                 **options,
@@ -111,15 +124,16 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     "--against", help="An .onnx file, or my.py:predict; by default the bundle's exact model."
 )
 @click.option("--data", help="Requests; random numbers without.")
+@custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def bench(bundle: str, against: str | None, data: str | None, as_json: bool) -> None:
+def bench(as_json: bool, bundle: str, **options: Any) -> None:
     """Time BUNDLE in turns with what you have today."""
     with one_line_errors():
         from hasten import bench as run
         from hasten.cli.screen import table
         from hasten.report.page import HEAD, cells
 
-        result = run(bundle, against=against, data=data)
+        result = run(bundle, **options)
         if as_json:
             click.echo(_json(result))
             return
@@ -135,20 +149,16 @@ def bench(bundle: str, against: str | None, data: str | None, as_json: bool) -> 
 @click.option("--metric", help="By default the bundle's; needed again where that is my.py:score.")
 @click.option("--max-drop", type=Share(), help="By default the certificate's.")
 @click.option("--confidence", type=Share(), help="By default the certificate's.")
+@click.option("--guard", type=guard_choice, help="By default the certificate's.")
+@image_options
+@custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def certify(
-    bundle: str,
-    data: str,
-    metric: str | None,
-    max_drop: float | None,
-    confidence: float | None,
-    as_json: bool,
-) -> None:
+def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
     """Test BUNDLE on new data; the exit code is 0 if it holds, 1 if not."""
     with one_line_errors():
         from hasten import certify as run
 
-        result = run(bundle, data, metric=metric, max_drop=max_drop, confidence=confidence)
+        result = run(bundle, data, pipeline=image_pipeline_of(options), **options)
         click.echo(_json(result) if as_json else result.in_words())
     raise SystemExit(0 if result.passed else 1)
 

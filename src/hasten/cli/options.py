@@ -71,6 +71,36 @@ _IMAGE_OPTIONS = (
 _FLAGS = ("image_size", "image_resize", "image_mean", "image_std", "image_layout")
 
 
+class OneLine(click.Group):
+    """Commands that say what is wrong with how they were called in one line, as with everything else."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command; a usage error ends with 2."""
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and newer
+                error.show()
+                sys.exit(2)
+            where = error.ctx.command_path if error.ctx else "hasten"
+            print(
+                f"hasten: {error.format_message().rstrip('.')}; see {where} --help", file=sys.stderr
+            )
+            sys.exit(2)
+        except click.Abort:
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+custom_ops_option = click.option(
+    "--custom-ops",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A library of operators; may be repeated.",
+)
+guard_choice = click.Choice(["net", "lost", "changed"])
+
+
 def image_options(command: F) -> F:
     """Add the options that say how images are prepared."""
     for option in reversed(_IMAGE_OPTIONS):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hasten.engines.base import Artifact
@@ -57,19 +56,3 @@ def batch_sizes(artifact: Artifact) -> tuple[int, ...] | None:
     sizes = {spec.shape[0] for spec in artifact.inputs if spec.shape}
     only = sizes.pop() if len(sizes) == 1 else 1
     return (int(only),)
-
-
-def libraries(custom_ops: Sequence[Path], entry_point: str) -> Iterator[Path]:
-    """Yield the libraries that are made for one runtime: those that name its entry point.
-
-    A model that runs on two runtimes brings a library for each, and neither loads the other's.
-
-    Raises:
-        CandidateError: a library can't be read.
-    """
-    for library in custom_ops:
-        try:
-            if entry_point.encode() in library.read_bytes():
-                yield library
-        except OSError as error:
-            raise CandidateError(f"can't read {library}: {error.strerror or error}") from error

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from hasten.engines.artifacts import batch_sizes, libraries, place
+from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError, InputError
-from hasten.model import Format, Model
+from hasten.model import Format, Model, libraries
 from hasten.target import Target
 from hasten.telemetry import import_quietly, telemetry_off
 from hasten.tensors import Array, Tensors

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.errors import CandidateError
+from hasten.engines.failures import failed
 from hasten.model import Format, Model
 from hasten.records import load_object
 from hasten.target import Target
@@ -67,7 +67,7 @@ class _FunctionSession(Session):
         try:
             result = self._function(*(inputs[spec.name] for spec in self.inputs))
         except Exception as error:
-            raise CandidateError(f"the function raised {type(error).__name__}: {error}") from error
+            raise failed(f"the function raised {type(error).__name__}", error) from error
         if isinstance(result, dict):
             return {name: np.asarray(array) for name, array in result.items()}
         several = result if isinstance(result, (tuple, list)) else (result,)

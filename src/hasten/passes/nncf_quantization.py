@@ -12,7 +12,7 @@ import onnx
 
 from hasten.data.dataset import Dataset
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Format, Model
+from hasten.model import Format, Model, libraries
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import (
@@ -107,9 +107,8 @@ class NncfQuantization(Pass):
         import openvino
 
         # Not core.read_model: NNCF doesn't recognize the biases in what that gives.
-        graph = openvino.convert_model(
-            str(model.path), extension=[str(library) for library in model.custom_ops] or None
-        )
+        extensions = [str(path) for path in libraries(model.custom_ops, "create_extensions")]
+        graph = openvino.convert_model(str(model.path), extension=extensions or None)
         biases = _biases(graph)
         kept = _operations(graph, proto, self.keep_float)
         requests = CalibrationRequests(model, calibration, self.samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,7 +12,7 @@ import onnx
 
 from hasten.data.dataset import Dataset
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Model
+from hasten.model import Model, libraries
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import (
@@ -96,7 +96,7 @@ class StaticQuantization(Pass):
         prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
         reader = _Reader(CalibrationRequests(model, calibration, self.samples))
         try:
-            with silenced():
+            with silenced(), _registered(model.custom_ops):
                 _prepare(model, prepared)
                 self._quantize(prepared, raw, reader, external=bool(model.files))
         except HastenError:
@@ -182,6 +182,33 @@ class _Reader:
         """Return the next request of the range."""
         position = next(self._range, None)
         return None if position is None else self._requests[position]
+
+
+@contextlib.contextmanager
+def _registered(custom_ops: Sequence[Path]) -> Iterator[None]:
+    """Give the calibrators' sessions the model's operator libraries: the quantizer takes none."""
+    found = list(libraries(custom_ops, "RegisterCustomOps"))
+    if not found:
+        yield
+        return
+    import onnxruntime
+    from onnxruntime.quantization.calibrate import CalibraterBase
+
+    def create_inference_session(self: Any) -> None:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for library in found:
+            options.register_custom_ops_library(str(library))
+        self.infer_session = onnxruntime.InferenceSession(
+            self.augmented_model_path, options, providers=self.execution_providers
+        )
+
+    original = CalibraterBase.create_inference_session
+    try:
+        CalibraterBase.create_inference_session = create_inference_session
+        yield
+    finally:
+        CalibraterBase.create_inference_session = original
 
 
 def _prepare(model: Model, path: Path) -> None:

@@ -1,0 +1,34 @@
+"""A person's own function, to compare with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.engines.python_function import PythonFunction
+from hasten.errors import CandidateError
+from hasten.frontends.onnx import load
+from hasten.target import Target
+from hasten.testing import models
+
+X = np.ones((1, 16), np.float32)
+
+
+def answer(folder: Path, code: str) -> dict[str, object]:
+    (folder / "mine.py").write_text(code)
+    model = load(models.linear_classifier(folder)).settled_by({"x": X[0]})
+    engine, target = PythonFunction(f"{folder / 'mine.py'}:predict"), Target.host()
+    with engine.open(engine.build(model, target, folder), target) as session:
+        return dict(session.run({"x": X}))
+
+
+@pytest.mark.parametrize("returned", ["x[:, :4]", "[x[:, :4]]", "{'logits': x[:, :4]}"])
+def test_what_a_function_gives_has_the_models_output_names(tmp_path: Path, returned: str) -> None:
+    answers = answer(tmp_path, f"def predict(x): return {returned}")
+    assert list(answers) == ["logits"]
+
+
+def test_what_a_function_raises_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CandidateError) as error:
+        answer(tmp_path, "def predict(x): raise ValueError('first\\nsecond')")
+    assert str(error.value) == "the function raised ValueError: first"
