@@ -11,11 +11,12 @@ pytest.importorskip("timm")
 
 import hasten  # noqa: E402
 from hasten.bundle import read  # noqa: E402
-from hasten.demos import digits, package_folder  # noqa: E402
+from hasten.demos import digits, find, package_folder  # noqa: E402
 from hasten.demos.photos import RandomCrops, photo_files, pretrained  # noqa: E402
 from hasten.pipeline.image import Decode  # noqa: E402
 from hasten.progress import nobody  # noqa: E402
 from hasten.testing.quick import quick_runs  # noqa: E402
+from hasten.workspace import check_same_run, claimed  # noqa: E402
 
 
 def needs(module: str) -> None:
@@ -42,6 +43,41 @@ def test_the_digits_demo_ends_with_a_bundle_that_certify_takes(tmp_path: Path) -
     assert read(result.bundle).status == result.status
     fresh = hasten.certify(result.bundle, (images[700:1000], labels[700:1000]), max_drop=0.1)
     assert (fresh.kind, fresh.used, fresh.passed) == ("fresh data", 300, True)
+
+
+def test_a_demo_begins_anew_but_removes_no_live_run_and_nobody_elses_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Path] = []
+    monkeypatch.setattr(digits, "run", lambda out, listen: ran.append(out))
+    run, out = find("digits"), tmp_path / "digits.hasten"
+    work = tmp_path / "digits.hasten.work"
+    with claimed(work, resume=False) as journal:
+        check_same_run(journal, {})
+        run(out, nobody)
+        assert work.exists()
+    run(out, nobody)
+    assert not work.exists()
+    work.mkdir()
+    (work / "thesis.txt").write_text("years of work")
+    run(out, nobody)
+    assert (work / "thesis.txt").read_text() == "years of work"
+    assert ran == [out] * 3
+
+
+def test_a_demo_sees_that_its_place_is_taken_before_it_removes_or_trains_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digits, "run", lambda out, listen: pytest.fail("it ran"))
+    work = tmp_path / "mine.work"
+    with claimed(work, resume=False) as journal:
+        check_same_run(journal, {})
+    out = tmp_path / "mine"
+    out.mkdir()
+    with pytest.raises(hasten.InputError) as caught:
+        find("digits")(out, nobody)
+    assert str(caught.value) == f"{out} exists and is no bundle; give another --out or remove it"
+    assert work.exists()
 
 
 def test_random_crops_are_the_same_every_time_and_each_is_named_by_what_was_drawn() -> None:

@@ -82,7 +82,7 @@ def workers(parent: int) -> list[int]:
 
 
 def gone(parent: int) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while workers(parent) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not workers(parent)

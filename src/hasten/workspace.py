@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from hasten.search.journal import Journal
 from hasten.tensors import Array
 
 JOURNAL = "journal.jsonl"
+_BEGIN = b'{"kind": "begin"'
+"""What every run's journal begins with: see `check_same_run`."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,9 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[Journal]:
             a folder of another kind; or another run is at work in it.
     """
     path = folder / JOURNAL
-    begun = path.exists() and path.stat().st_size > 0
-    if begun and not resume:
-        raise InputError(
-            f"an unfinished run lies in {folder}: go on with it by --resume, or remove that folder"
-        )
-    if resume and not begun:
-        raise InputError(f"nothing to resume: there is no {path}; run without --resume")
+    nothing = f"nothing to resume: there is no {path}; run without --resume"
+    if resume and not path.exists():
+        raise InputError(nothing)
     if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is needed to work in, and holds something else; move it")
     try:
@@ -85,13 +84,32 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[Journal]:
     except OSError as error:
         raise InputError(f"can't write {folder}: {error.strerror or error}") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(file):
+            raise InputError(f"another run is at work in {folder}: wait for it, or stop it")
+        begun = path.stat().st_size > 0
+        if begun and not resume:
             raise InputError(
-                f"another run is at work in {folder}: wait for it, or stop it"
-            ) from None
+                f"an unfinished run lies in {folder}: go on with it by --resume, or remove that folder"
+            )
+        if resume and not begun:
+            raise InputError(nothing)
         yield Journal(path)
+
+
+def discard(folder: Path) -> None:
+    """Remove the work folder of a stopped run; a live run's, or any other folder, stays."""
+    with contextlib.suppress(OSError), (folder / JOURNAL).open("rb") as file:
+        if _locked(file) and file.read(len(_BEGIN)) == _BEGIN:
+            shutil.rmtree(folder)
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a journal, and say whether this run alone has it, and no other has just removed it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return os.fstat(file.fileno()).st_nlink > 0
 
 
 def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
@@ -136,15 +154,22 @@ def lay_out(
 
 def data_digest(parts: Parts) -> str:
     """Return what tells one data set and its labels from another's."""
-    labels = [parts.search.labels, parts.sealed.labels]
     return digest(
         [
             parts.calibration_hash,
             [h.hex() for h in _hashes(parts.search)],
             parts.sealed_hashes,
-            [None if rows is None else np.asarray(rows).tolist() for rows in labels],
+            [_rows_digest(part.labels) for part in (parts.search, parts.sealed)],
         ]
     )
+
+
+def _rows_digest(rows: Array | None) -> tuple[str, tuple[int, ...], str] | None:
+    """Return an array's type, its shape, and the SHA-256 of its bytes in hex."""
+    if rows is None:
+        return None
+    data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+    return str(rows.dtype), rows.shape, hashlib.sha256(data).hexdigest()
 
 
 def hashed_groups(groups: Array) -> tuple[str, ...]:

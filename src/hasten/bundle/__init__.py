@@ -1,6 +1,6 @@
 """A bundle: a folder with the model, its certificate and its evidence. Write it, check it, load it."""
 
-from hasten.bundle.folder import artifact_of, read, write
+from hasten.bundle.folder import artifact_of, read, replaceable, write
 from hasten.bundle.loaded import (
     Loaded,
     MeasuredElsewhere,
@@ -25,5 +25,6 @@ __all__ = [
     "load",
     "part",
     "read",
+    "replaceable",
     "write",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +29,8 @@ from hasten.records import digest, file_digest, from_record, read_json, to_recor
 
 _MANIFEST_BYTES = 4 << 20
 """30,000 files' worth; read, it takes 50 times as much memory at worst."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of linux/fcntl.h and linux/fs.h; see man 2 rename."""
 
 
 def write(
@@ -36,7 +39,7 @@ def write(
     """Write a bundle beside its place and rename it, so that it is whole or absent.
 
     Args:
-        path: The folder to be; an older bundle there is replaced.
+        path: The folder to be; an older bundle there is replaced, where it is `replaceable`.
         manifest: With the parts' artifacts where they were built.
         evidence: File name -> record, written as JSON under `evidence/`.
         extra: File name -> bytes, written as they are.
@@ -45,11 +48,9 @@ def write(
         The manifest as written; its sentences are on one line each.
 
     Raises:
-        InputError: the disk is full, `path` is there and is no bundle, or the model's own names
-            have control characters.
+        InputError: the disk is full, what is at `path` isn't replaceable, or the model's own
+            names have control characters.
     """
-    if path.exists() and not (path / MANIFEST).exists():
-        raise InputError(f"{path} exists and is no bundle; give another --out or remove it")
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         (beside / "evidence").mkdir(parents=True)
@@ -117,9 +118,18 @@ def _put_json(file: Path, record: Any) -> None:
 
 
 def _swap(new: Path, path: Path) -> None:
+    """Put a folder in its place; a bundle that was there may have the other's name afterwards.
+
+    Raises:
+        InputError: what is there isn't replaceable.
+    """
+    if replaceable(path) is None:
+        new.rename(path)
+        return
+    if _exchanged(new, path):
+        return
     old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(old)
+    path.rename(old)
     try:
         new.rename(path)
     except OSError:
@@ -127,6 +137,47 @@ def _swap(new: Path, path: Path) -> None:
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, so that a kill leaves none without a folder.
+
+    Returns:
+        Whether the C library and the file system can; nothing was done where they can't.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return rename is not None and rename(*paths, _RENAME_EXCHANGE) == 0
+
+
+def replaceable(path: Path) -> dict[str, Any] | None:
+    """Look whether a new bundle may take the place of what is there; contents aren't hashed.
+
+    Returns:
+        The manifest's record of the bundle that is there; None where nothing is.
+
+    Raises:
+        InputError: what is there is no bundle, a damaged one, one by a newer version, or one with
+            something else in it.
+    """
+    todo = "give another --out or remove it"
+    if not os.path.lexists(path):
+        return None
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"{path} exists and is no bundle; {todo}")
+    try:
+        record, files = _read_record(path)
+        for name, (_, size_bytes) in files.items():
+            _check_size(path, name, size_bytes)
+    except IntegrityError as error:
+        raise InputError(f"{error}; it is not replaced: {todo}") from error
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if (file.is_symlink() or not file.is_dir()) and name not in {MANIFEST, *files}:
+            raise InputError(
+                f"{path} holds {name!r:.100}, which is not of the bundle; it is not replaced: {todo}"
+            )
+    return record
 
 
 def read(path: Path) -> Manifest:
@@ -140,19 +191,24 @@ def read(path: Path) -> Manifest:
         raise InputError(f"no bundle at {path}: no such file or folder")
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} is no bundle: it has no {MANIFEST}")
-    if (path / MANIFEST).stat().st_size > _MANIFEST_BYTES:
-        raise IntegrityError(f"{path}: the manifest is larger than {_MANIFEST_BYTES >> 20} MiB")
+    record, _ = _read_record(path)
     try:
-        manifest = _read_manifest(path)
-    except RecursionError as error:
-        raise IntegrityError(f"{path}: the manifest is damaged: it is nested too deep") from error
+        manifest = from_record(Manifest, record)
+        check_engines(manifest)
+    except InputError as error:
+        raise IntegrityError(f"{path}: the manifest is damaged: {error}") from error
     for name, (sha256, size_bytes) in manifest.files.items():
         _check_file(path, name, sha256, size_bytes)
     return manifest
 
 
-def _read_manifest(path: Path) -> Manifest:
-    """Read the manifest itself; its own digest first, since what is damaged says nothing."""
+def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+    """Read the manifest's record, and the files that it lists.
+
+    Its own digest is checked first, since what is damaged says nothing.
+    """
+    if (path / MANIFEST).stat().st_size > _MANIFEST_BYTES:
+        raise IntegrityError(f"{path}: the manifest is larger than {_MANIFEST_BYTES >> 20} MiB")
     record = read_json(path / MANIFEST)
     if not isinstance(record, dict) or type(record.get("schema")) is not int:
         raise IntegrityError(f"{path}: the manifest is damaged: it states no schema")
@@ -162,15 +218,17 @@ def _read_manifest(path: Path) -> Manifest:
             f"one reads {SCHEMA}); upgrade hasten"
         )
     stated = record.pop("digest", None)
-    if stated != digest(record):
+    try:
+        unchanged = stated == digest(record)
+    except RecursionError as error:
+        raise IntegrityError(f"{path}: the manifest is damaged: it is nested too deep") from error
+    if not unchanged:
         raise IntegrityError(f"{path}: the manifest was changed after it was written")
     try:
         check_values(record)
-        manifest = from_record(Manifest, record)
-        check_engines(manifest)
-    except InputError as error:
+        return record, from_record(dict[str, tuple[str, int]], record.get("files"))
+    except IntegrityError as error:
         raise IntegrityError(f"{path}: the manifest is damaged: {error}") from error
-    return manifest
 
 
 def _inside(path: Path, name: str) -> Path:
@@ -184,14 +242,26 @@ def _inside(path: Path, name: str) -> Path:
 
 
 def _check_file(path: Path, name: str, sha256: str, size_bytes: int) -> None:
+    file = _check_size(path, name, size_bytes)
+    with _reading(path, name):
+        if file_digest(file) != sha256:
+            raise IntegrityError(f"{path}: {name} was changed after it was written")
+
+
+def _check_size(path: Path, name: str, size_bytes: int) -> Path:
     file = _inside(path, name)
-    try:
+    with _reading(path, name):
         if not file.is_file():
             raise IntegrityError(f"{path}: {name} is missing")
         if (size := file.stat().st_size) != size_bytes:
             raise IntegrityError(f"{path}: {name} has {size:,} bytes, {size_bytes:,} were written")
-        if file_digest(file) != sha256:
-            raise IntegrityError(f"{path}: {name} was changed after it was written")
+    return file
+
+
+@contextlib.contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise IntegrityError(f"{path}: {name:.100} can't be read: {error.strerror}") from error
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hasten.delivery import check_place
 from hasten.errors import InputError
 from hasten.progress import Listener
+from hasten.workspace import discard
 
 if TYPE_CHECKING:
     from hasten.result import Result
@@ -45,8 +46,9 @@ def find(which: str) -> Callable[[Path, Listener], Result]:
         ) from error
 
     def run(out: Path, listen: Listener) -> Result:
+        check_place(out)
         # A demo that was stopped begins anew: its model is trained or exported anew, too.
-        shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)
+        discard(out.with_name(out.name + ".work"))
         result: Result = demo.run(out, listen)
         return result
 
