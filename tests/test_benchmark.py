@@ -1,5 +1,6 @@
 """A bundle against what there is today."""
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import hasten
 from hasten.benchmark import random_requests
 from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.measure.latency import Round
+from hasten.report.page import cells
 from hasten.tensors import TensorSpec
 from hasten.testing import models
 from hasten.testing.bundles import forge
@@ -48,6 +51,8 @@ def test_the_rival_may_be_a_function_and_a_slow_one_is_slower(
     )
     result = hasten.bench(exact_bundle, against=f"{tmp_path}/mine.py:predict", rounds=4)
     assert result.speedup > 3
+    assert result.against.size_bytes is None
+    assert cells(result.against)[-1] == "-"
 
 
 def test_a_function_that_fails_is_one_line(exact_bundle: Path, tmp_path: Path) -> None:
@@ -56,6 +61,24 @@ def test_a_function_that_fails_is_one_line(exact_bundle: Path, tmp_path: Path) -
         hasten.bench(exact_bundle, against=f"{tmp_path}/mine.py:predict", rounds=4)
     assert str(caught.value).startswith("the baseline failed: ")
     assert "scaler" in str(caught.value)
+
+
+@pytest.mark.parametrize("survived", [0, 1, 3])
+def test_a_bundle_that_falls_out_is_one_line(
+    exact_bundle: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    def failing(entrants: dict[str, Any], *_: Any, **__: Any) -> Iterator[Round]:
+        for number in itertools.count():
+            block = dict.fromkeys(entrants, (1_000_000,) * 3)
+            failed = {"bundle": "it crashed"} if number == survived else {}
+            yield Round(
+                number, {who: block[who] for who in block if who not in failed}, failed, True
+            )
+
+    monkeypatch.setattr("hasten.search.race.rounds", failing)
+    with pytest.raises(hasten.CandidateError) as caught:
+        hasten.bench(exact_bundle, rounds=4)
+    assert str(caught.value) == "the bundle fell out: it crashed"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from hasten.data.dataset import Dataset
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import InputError
 from hasten.metrics.agreement import Agreement
+from hasten.metrics.custom import Custom
 from hasten.metrics.top_k import Top1
 from hasten.tensors import Array
 from hasten.testing.desk import Desk
@@ -90,6 +91,41 @@ def test_a_rung_that_dies_fails_alone(desk: Desk, sealed: Counting, on_run: int)
     assert scores["bad"] == "its process was killed by SIGKILL during 'predict'"
     assert len(own) == len(scores["good"]) == 130
     assert sealed.read == dict.fromkeys(range(130), 1)
+
+
+SCORE = """import numpy as np
+def score(outputs, labels, exact):
+    same = np.array_equal(outputs["logits"], exact["logits"])
+    return np.full(len(labels), {own} if same else {other})
+"""
+
+
+def test_a_rung_whose_answers_get_no_score_fails_alone(
+    desk: Desk, sealed: Counting, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(SCORE.format(own=1.0, other="np.nan"))
+    rungs = {"bad": desk.open(Faulty(ENGINE, "wrong")), "good": desk.open(ENGINE)}
+    metric = Custom(f"{tmp_path}/mine.py:score")
+    own, scores = sealed_scores(desk.bench, desk.open(ENGINE), rungs, sealed, metric)
+    assert scores["bad"] == (
+        f"its answers can't be scored: {tmp_path}/mine.py:score returned nan for sample 0 of 64; a "
+        "score lies in [0, 1]"
+    )
+    assert len(own) == len(scores["good"]) == 130
+    assert sealed.read == dict.fromkeys(range(130), 1)
+
+
+def test_an_original_whose_answers_get_no_score_is_the_callers_to_know(
+    desk: Desk, sealed: Counting, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(SCORE.format(own=2.0, other=1.0))
+    rungs = {"other": desk.open(Faulty(ENGINE, "wrong"))}
+    metric = Custom(f"{tmp_path}/mine.py:score")
+    with pytest.raises(InputError) as error:
+        sealed_scores(desk.bench, desk.open(ENGINE), rungs, sealed, metric)
+    assert str(error.value) == (
+        f"{tmp_path}/mine.py:score returned 2 for sample 0 of 64; a score lies in [0, 1]"
+    )
 
 
 def test_an_answer_that_is_not_finite_is_named_by_the_samples_own_number(

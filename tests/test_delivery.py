@@ -1,5 +1,6 @@
 """What ships, by what was certified and by fresh rounds."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -47,20 +48,33 @@ def standings(**ratios: float) -> Standings:
 
 
 def run() -> Run:
-    """What the choice reads of a run: the baseline's key, labels (keys, here), and notes to add to."""
-    trials = SimpleNamespace(baseline=SimpleNamespace(key="default"))
+    """What is read of a run: the baseline's key, labels (keys, here), sizes, and notes to add to."""
     return cast(
         Run,
-        SimpleNamespace(trials=trials, candidate=lambda key: SimpleNamespace(label=key), notes=[]),
+        SimpleNamespace(
+            trials=SimpleNamespace(baseline=SimpleNamespace(key="default")),
+            candidate=lambda key: SimpleNamespace(label=key),
+            artifact=lambda candidate: SimpleNamespace(size_bytes=1),
+            notes=[],
+        ),
     )
+
+
+def only_rounds(final: Standings, name: str, *kept: int) -> Standings:
+    """Let an entrant have run in these rounds alone."""
+    final.rounds[name] = {number: final.rounds[name][number] for number in kept}
+    return final
+
+
+def delivery(*, accept: bool = False) -> Delivery:
+    return Delivery(Path("b"), "inputs", None, keep_exact=True, accept_uncertified=accept)
 
 
 def settled(
     final: Standings, exact: str, judged: Judged, loose: str | None = None, *, accept: bool = False
 ) -> tuple[Choice, list[str]]:
     behind = run()
-    delivery = Delivery(Path("b"), "inputs", None, keep_exact=True, accept_uncertified=accept)
-    return delivery._settled(behind, final, exact, judged, loose), behind.notes
+    return delivery(accept=accept)._settled(behind, final, exact, judged, loose), behind.notes
 
 
 def test_what_was_certified_ships_where_fresh_rounds_find_it_faster() -> None:
@@ -78,9 +92,26 @@ def test_what_is_not_faster_than_the_exact_model_in_fresh_rounds_does_not_ship(f
     assert notes == [SLOWER]
 
 
-def test_what_fell_out_of_the_fresh_rounds_does_not_ship() -> None:
-    choice, _ = settled(standings(exact=0.8), "exact", [("fast", PASSED)])
-    assert (choice.winner, choice.status) == ("exact", "exact")
+@pytest.mark.parametrize("kept", [[], [0], range(23), [*range(11), *range(12, 24)]])
+def test_what_fell_out_of_the_fresh_rounds_does_not_ship(kept: Iterable[int]) -> None:
+    final = only_rounds(standings(fast=0.5, exact=0.8), "fast", *kept)
+    judged: Judged = [("fast", PASSED)]
+    choice, notes = settled(final, "exact", judged, "fast", accept=True)
+    assert choice == Choice(
+        "exact", "exact", "exact", "what was certified fell out of the fresh rounds"
+    )
+    assert notes == []  # the race has told of it
+    rows = delivery()._rows(run(), final, Choice("fast", "exact", "certified", ""), None)
+    assert [row.role for row in rows] == ["default engine", "fastest exact"]
+
+
+@pytest.mark.parametrize("kept", [[0], range(23)])
+def test_an_exact_candidate_that_fell_out_leaves_the_default_engine(kept: Iterable[int]) -> None:
+    final = only_rounds(standings(exact=0.5, fast=0.8), "exact", *kept)
+    choice, _ = settled(final, "exact", [])
+    assert (choice.winner, choice.exact, choice.status) == ("default", "default", "exact")
+    choice, _ = settled(final, "exact", [("fast", PASSED)])
+    assert choice == Choice("fast", "default", "certified", PASSED.in_words(), PASSED)
 
 
 @pytest.mark.parametrize("exact", [0.987, 1.2])

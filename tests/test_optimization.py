@@ -236,6 +236,22 @@ def test_the_score_may_be_ones_own(tmp_path: Path) -> None:
     assert result.status == "certified"
 
 
+def test_a_rival_whose_answers_get_no_score_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def score(outputs, labels, exact):\n"
+        "    return np.where(outputs['logits'][:, 0] == exact['logits'][:, 0], 1, np.nan)\n"
+    )
+    metric = f"{tmp_path}/mine.py:score"
+    result = optimize(tmp_path, "WrongAndFast", metric=metric)
+    assert result.status == "exact"
+    (why,) = failures(result).values()
+    assert why == (
+        f"failed: its answers can't be scored: {metric} returned nan for sample 0 of 60; a score "
+        "lies in [0, 1]"
+    )
+
+
 def test_an_exact_bundle_answers_and_needs_no_warning(tmp_path: Path) -> None:
     hasten.optimize(
         models.linear_classifier(tmp_path),

@@ -47,7 +47,7 @@ class _Rival:
     Attributes:
         label: What it is.
         engine: What runs it.
-        artifact: What the engine opens.
+        artifact: What the engine opens; beside a function the bundle's, for its inputs and outputs.
     """
 
     label: str
@@ -113,8 +113,8 @@ def bench(
         )
         other = _against(against, folder, manifest, samples, custom_ops, place)
         standings, notes = _raced(other, winner, samples, place, rounds, seed)
-        if _CANDIDATE not in standings.rounds:
-            raise CandidateError(standings.dropped.get(_CANDIDATE, "the bundle gave no answer"))
+        if not standings.stands(_CANDIDATE):
+            raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
         return Comparison(
             against=_row("against", other, standings, AGAIN),
             bundle=_row("bundle", winner, standings, _CANDIDATE),
@@ -202,7 +202,7 @@ def _row(role: str, rival: _Rival, standings: Standings, name: str) -> Row:
         rival.label,
         standings.rounds[name],
         standings.rounds[BASELINE],
-        size_bytes=rival.artifact.size_bytes,
+        size_bytes=None if isinstance(rival.engine, PythonFunction) else rival.artifact.size_bytes,
         accuracy="",
     )
 

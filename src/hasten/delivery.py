@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import time
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from hasten.candidate import Trial
 from hasten.certificate.verdict import Judgement
 from hasten.certification import last_certified
 from hasten.choose import faster
-from hasten.errors import InputError
 from hasten.measure.environment import environment
 from hasten.pipeline.base import Pipeline
 from hasten.records import digest, to_record
@@ -33,10 +31,9 @@ def check_place(out: Path) -> None:
     """See before any work whether a bundle can be written where it is wanted.
 
     Raises:
-        InputError: there is something that is no bundle.
+        InputError: there is something that no bundle may replace.
     """
-    if out.exists() and not (out / bundle.MANIFEST).is_file():
-        raise InputError(f"{out} exists and is no bundle; give another --out or remove it")
+    bundle.replaceable(out)
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,14 @@ class Delivery:
     accept_uncertified: bool
 
     def interim(self, run: Run, trial: Trial) -> None:
-        """Write the best so far, marked uncertified; a finished bundle there stays till the end."""
-        if (self.out / bundle.MANIFEST).is_file():
-            with contextlib.suppress(InputError):
-                if bundle.read(self.out).why != _INTERIM:
-                    return
+        """Write the best so far, marked uncertified; a finished bundle there stays till the end.
+
+        Raises:
+            InputError: there is something that no bundle may replace, or the disk is full.
+        """
+        older = bundle.replaceable(self.out)
+        if older is not None and older.get("why") != _INTERIM:
+            return
         exact = run.trials.baseline.key
         self._write(run, Choice(trial.candidate.key, exact, "uncertified", _INTERIM), {})
 
@@ -146,7 +146,7 @@ class Delivery:
         winner = self._still_fastest(run, final, exact, winner)
         if passed and passed[0] == winner:
             return Choice(winner, exact, "certified", passed[1].in_words(), passed[1])
-        why = _why_exact(judged, passed is not None)
+        why = _why_exact(judged, final)
         if self.accept_uncertified and loose is not None and self._beats(run, final, exact, loose):
             why = f"shipped by --accept-uncertified: {why}"
             return Choice(loose, exact, "uncertified", why)
@@ -156,17 +156,17 @@ class Delivery:
         """What does not beat the exact model in fresh rounds too, beyond the noise, isn't shipped."""
         if winner == exact or self._beats(run, final, exact, winner):
             return winner
-        run.notes.append(
-            f"{run.candidate(winner).label} passed, but in fresh rounds it was not faster than the exact "
-            "model beyond the noise: the exact model ships"
-        )
+        if final.stands(winner):
+            run.notes.append(
+                f"{run.candidate(winner).label} passed, but in fresh rounds it was not faster than the "
+                "exact model beyond the noise: the exact model ships"
+            )
         return exact
 
     def _beats(self, run: Run, final: Standings, exact: str, other: str) -> bool:
         """Whether another is faster than the exact model in the fresh rounds, beyond the noise."""
-        reference = exact if exact in final.rounds else BASELINE
-        ratios = [final.ratio(key) for key in (other, reference) if key in final.rounds]
-        return len(ratios) == 2 and faster(ratios[0], ratios[1], final.spread)
+        reference = final.ratio(exact if final.stands(exact) else BASELINE)
+        return final.stands(other) and faster(final.ratio(other), reference, final.spread)
 
     def _rows(
         self, run: Run, final: Standings, choice: Choice, loose: str | None
@@ -182,7 +182,7 @@ class Delivery:
         rows = []
         for role, key, accuracy in wanted:
             name = BASELINE if key == baseline else key
-            if name in final.rounds:
+            if final.stands(name):
                 rows.append(
                     row(
                         role,
@@ -263,9 +263,12 @@ def _first_failing(judged: Sequence[tuple[str, Judgement | str]]) -> Judgement |
     return next(failing, None)
 
 
-def _why_exact(judged: Sequence[tuple[str, Judgement | str]], passed: bool) -> str:
+def _why_exact(judged: Sequence[tuple[str, Judgement | str]], final: Standings) -> str:
     """Say why nothing inexact ships."""
-    if passed:
+    passed = last_certified(judged)
+    if passed is not None and not final.stands(passed[0]):
+        return "what was certified fell out of the fresh rounds"
+    if passed is not None:
         return "what was certified was not faster than the exact model in fresh rounds"
     if not judged:
         return "nothing under the limit on the search split beat the exact model beyond the noise"

@@ -24,7 +24,7 @@ class Row:
         p50: Of single requests.
         p99: The same.
         mean_ns: The mean, in nanoseconds.
-        size_bytes: Of its files.
+        size_bytes: Of its files; None for a Python function.
         accuracy: Its accuracy in words: "exact", the certificate, or why there is none.
     """
 
@@ -34,7 +34,7 @@ class Row:
     p50: Quantile
     p99: Quantile
     mean_ns: float
-    size_bytes: int
+    size_bytes: int | None
     accuracy: str
 
     @property
@@ -44,7 +44,7 @@ class Row:
 
 
 def row(
-    role: str, label: str, own: Rounds, baseline: Rounds, *, size_bytes: int, accuracy: str
+    role: str, label: str, own: Rounds, baseline: Rounds, *, size_bytes: int | None, accuracy: str
 ) -> Row:
     """Derive a row from raw rounds.
 
@@ -53,7 +53,7 @@ def row(
         label: What it is.
         own: Round -> latencies in ns.
         baseline: The same, of the default engine.
-        size_bytes: Of its files.
+        size_bytes: Of its files, where it has any.
         accuracy: In words.
     """
     everything = np.concatenate([np.asarray(block, np.float64) for block in own.values()])

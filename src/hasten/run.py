@@ -18,6 +18,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
+from hasten.measure.process import Worker
 from hasten.measure.workbench import Opened, Workbench
 from hasten.progress import Listener, Progress
 from hasten.records import digest, from_record, to_record
@@ -162,7 +163,7 @@ class Run:
         count: int,
         dropping: bool,
     ) -> Standings:
-        entrants = {}
+        entrants: dict[str, Worker] = {}
         self.trials.close()
         # Nothing inexact is as safe as the exact, whatever few samples say.
         drops = {
@@ -170,21 +171,8 @@ class Run:
             for c in candidates
         }
         try:
-            for who, candidate in [
-                (BASELINE, self.trials.baseline),
-                (AGAIN, self.trials.baseline),
-                *((c.key, c) for c in candidates),
-            ]:
-                try:
-                    opened = bench.open_built(candidate.engine, self.artifact(candidate))
-                    entrants[who] = opened.worker
-                except CandidateError as error:
-                    if who in (BASELINE, AGAIN):
-                        raise InputError(f"the baseline failed: {error}") from error
-                    self.notes.append(f"{candidate.label} fell out before the race: {error}")
-                    continue
-                entrants[who].sleep()
-            return race(
+            self._enter(entrants, bench, candidates)
+            standings = race(
                 name,
                 entrants,
                 self.parts.search,
@@ -202,6 +190,29 @@ class Run:
         finally:
             for worker in entrants.values():
                 worker.kill()
+        where = "race" if dropping else "fresh rounds"
+        for key, why in standings.failed.items():
+            self.notes.append(f"{self.candidate(key).label} fell out of the {where}: {why}")
+        return standings
+
+    def _enter(
+        self, entrants: dict[str, Worker], bench: Workbench, candidates: Sequence[Candidate]
+    ) -> None:
+        """Open the twins and the candidates, one after another; what can't be opened stays out."""
+        for who, candidate in [
+            (BASELINE, self.trials.baseline),
+            (AGAIN, self.trials.baseline),
+            *((c.key, c) for c in candidates),
+        ]:
+            try:
+                opened = bench.open_built(candidate.engine, self.artifact(candidate))
+                entrants[who] = opened.worker
+            except CandidateError as error:
+                if who in (BASELINE, AGAIN):
+                    raise InputError(f"the baseline failed: {error}") from error
+                self.notes.append(f"{candidate.label} fell out before the race: {error}")
+                continue
+            entrants[who].sleep()
 
     # -- freeze and certify
 
@@ -221,7 +232,7 @@ class Run:
             entered = [Standing(baseline, True, even, 0.0)] + [
                 self.standing(self.trials.done[c.key], standings.ratio(c.key))
                 for c in field
-                if c.key in standings.rounds and len(standings.rounds[c.key]) >= 2
+                if standings.stands(c.key)
             ]
             exact = fastest_exact(entered, baseline, standings.spread)
             rungs = ladder(entered, exact, spread=standings.spread, max_drop=self.order.max_drop)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,11 +49,9 @@ def test_an_artificially_slowed_candidate_is_dropped_early(
     field = entrants(desk, fast=busy(1), slow=busy(40))
     slow = field["slow"]
     standings = run(field, spool, journal, count=12, drops={"fast": 0.0, "slow": 0.0})
-    why = standings.dropped["slow"]
-    rounds = len(standings.rounds["slow"])
-    assert why == f"dropped after {rounds} rounds: slower than one as safe"
-    assert 6 <= rounds < 12
+    assert 6 <= len(standings.rounds["slow"]) < 12
     assert len(standings.rounds["fast"]) == 12
+    assert (standings.stands("slow"), standings.stands("fast")) == (False, True)
     assert standings.ratio("fast").high < 1
     assert "slow" not in field
     assert not slow.alive
@@ -61,8 +60,8 @@ def test_an_artificially_slowed_candidate_is_dropped_early(
 def test_a_slower_but_safer_candidate_stays(desk: Desk, spool: Spool, journal: Journal) -> None:
     field = entrants(desk, fast=busy(1), safe=busy(40))
     standings = run(field, spool, journal, drops={"fast": 0.005, "safe": 0.001})
-    assert standings.dropped == {}
-    assert len(standings.rounds["safe"]) == 8
+    assert "safe" in field
+    assert standings.stands("safe")
 
 
 def test_the_twins_are_never_dropped(desk: Desk, spool: Spool, journal: Journal) -> None:
@@ -77,9 +76,52 @@ def test_a_candidate_that_dies_leaves_the_race_going(
     bad = desk.worker(Faulty(Null(), "kill", on_run=6))
     field = {**entrants(desk), "bad": bad}
     standings = run(field, spool, journal, count=4)
-    assert standings.dropped == {"bad": "its process was killed by SIGKILL during 'time'"}
+    assert standings.failed == {"bad": "its process was killed by SIGKILL during 'time'"}
     assert standings.counted == 4
     assert set(field) == {BASELINE, AGAIN}
+
+
+@pytest.mark.parametrize("on_run", [1, 6, 9, 12])
+def test_a_candidate_that_dies_in_any_round_does_not_stand(
+    desk: Desk, spool: Spool, journal: Journal, on_run: int
+) -> None:
+    field = {**entrants(desk, good=busy(1)), "bad": desk.worker(Faulty(Null(), "kill", 0, on_run))}
+    standings = run(field, spool, journal, count=3)
+    assert [name for name in ("good", "bad", "never there") if standings.stands(name)] == ["good"]
+
+
+def test_one_round_is_too_few_to_stand() -> None:
+    standings, block = Standings("race/1", 1), {BASELINE: (1,), "fast": (1,)}
+    found = []
+    for number in range(2):
+        standings.add(number, block, {}, counts=True)
+        found.append(standings.stands("fast"))
+    assert found == [False, True]
+
+
+def test_who_died_in_a_round_that_did_not_count_stays_out_of_the_resumed_race(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    why = "its process was killed by SIGKILL during 'time'"
+    field = entrants(desk, dead=busy(1))
+    both = {BASELINE: [1, 1, 1], AGAIN: [1, 1, 1]}
+    entry: dict[str, Any] = {"race": "race/1", "latency_ns": both, "counts": False}
+    journal.append("round", number=0, failed={"dead": why}, **entry)
+    dead = field["dead"]
+    standings = run(field, spool, Journal(journal.path), count=2)
+    assert standings.failed == {"dead": why}
+    assert not standings.stands("dead")
+    assert set(field) == {BASELINE, AGAIN}
+    assert not dead.alive
+
+
+def test_who_missed_rounds_before_the_race_was_resumed_does_not_stand(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    run(entrants(desk), spool, journal, count=2)
+    standings = run(entrants(desk, late=busy(1)), spool, Journal(journal.path), count=4)
+    assert len(standings.rounds["late"]) == 2
+    assert not standings.stands("late")
 
 
 def test_a_baseline_that_dies_ends_the_race(desk: Desk, spool: Spool, journal: Journal) -> None:

@@ -70,7 +70,15 @@ def scored(bench: Bench, opened: Opened, exact: ExactAnswers, metric: Metric) ->
     """
     answers = bench.predict(opened, exact.samples)
     for outputs, (own, labels) in zip(answers, exact, strict=True):
-        yield metric.score(outputs, own, labels)
+        yield _score(metric, outputs, own, labels)
+
+
+def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:
+    """Score a candidate's answers: the original's got a score, so a failure is the candidate's."""
+    try:
+        return metric.score(outputs, own, labels)
+    except InputError as error:
+        raise CandidateError(f"its answers can't be scored: {error}") from error
 
 
 def score_once(
@@ -93,7 +101,8 @@ def score_once(
         The exact model's scores of a chunk, `(k,)`, and each candidate's, or why it failed.
 
     Raises:
-        InputError: the exact model can't answer a sample, or a sample can't be read.
+        InputError: the exact model can't answer a sample, or its answer can't be scored, or a
+            sample can't be read.
     """
     failed: dict[str, str] = {}
     for start in range(0, len(samples), bench.chunk):
@@ -106,17 +115,18 @@ def score_once(
                 own = _answers(bench, exact, chunk, start)
             except CandidateError as error:
                 raise InputError(f"the original model can't answer the data: {error}") from error
+            original = metric.score(own, own, chunk.labels)
             scores: dict[str, Array | str] = {}
             for key, opened in others.items():
                 if key not in failed:
                     try:
                         outputs = _answers(bench, opened, chunk, start)
-                        scores[key] = metric.score(outputs, own, chunk.labels)
+                        scores[key] = _score(metric, outputs, own, chunk.labels)
                         continue
                     except CandidateError as error:
                         failed[key] = str(error)
                 scores[key] = failed[key]
-            yield metric.score(own, own, chunk.labels), scores
+            yield original, scores
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from hasten.measure.intervals import Quantile
 from hasten.result import Result, Row
 
 _STYLE = """
@@ -16,11 +17,18 @@ th, td { text-align: left; padding: .4rem .8rem; border-bottom: 1px solid #8884;
 """
 
 
-def milliseconds(nanoseconds: float) -> str:
-    """Write a latency for people: three significant digits, in ms or µs."""
-    if nanoseconds < 1e5:
-        return f"{nanoseconds / 1e3:.3g} µs"
-    return f"{nanoseconds / 1e6:.3g} ms"
+def _latency(value_ns: float, *bounds_ns: float) -> str:
+    """Write a latency for people: three significant digits, in µs or ms, as "1.99 ms (1.97 to 2.02)"."""
+    unit, unit_ns = ("µs", 1e3) if value_ns < 1e5 else ("ms", 1e6)
+    value, *bounds = (f"{float(f'{ns / unit_ns:.3g}'):g}" for ns in (value_ns, *bounds_ns))
+    return f"{value} {unit} ({' to '.join(bounds)})" if bounds else f"{value} {unit}"
+
+
+def _claimed(quantile: Quantile) -> str:
+    """Write a quantile with its interval; without one it isn't claimed."""
+    if quantile.high_ns is None:
+        return "not established"
+    return _latency(quantile.value_ns, quantile.low_ns, quantile.high_ns)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -32,17 +40,16 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row's cells for a table: role, model, speed with interval, p50, p99, mean, size."""
+    """A row's cells for a table: role, model, speed, p50 and p99 with intervals, mean, size."""
     faster = f"{1 / row.ratio.estimate:.2f}x ({1 / row.ratio.high:.2f} to {1 / row.ratio.low:.2f})"
-    tail = milliseconds(row.p99.value_ns) if row.p99.high_ns is not None else "not established"
     return (
         row.role,
         row.label,
         faster,
-        milliseconds(row.p50.value_ns),
-        tail,
-        milliseconds(row.mean_ns),
-        f"{row.size_bytes / 1e6:.1f} MB",
+        _claimed(row.p50),
+        _claimed(row.p99),
+        _latency(row.mean_ns),
+        "-" if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f} MB",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hasten.data.spool import Spool
@@ -11,6 +11,7 @@ from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.probe import scales
 from hasten.measure.process import Worker
+from hasten.records import to_record
 from hasten.search.journal import Journal
 
 BASELINE, AGAIN = "baseline", "baseline again"
@@ -26,24 +27,31 @@ class NotEstablished(HastenError):  # noqa: N818 - an outcome, not an error
 
 @dataclass
 class Standings:
-    """Raw rounds of a race, and who fell out.
+    """Raw rounds of a race, and who died in it.
 
     Attributes:
         name: Of the race, in the journal.
         threads: How many each engine had.
         rounds: Entrant -> round -> latencies in nanoseconds.
         refused: Rounds that didn't count.
-        dropped: Entrant -> why.
+        failed: Entrant -> why it died.
     """
 
     name: str
     threads: int
     rounds: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     refused: int = 0
-    dropped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
-    def add(self, number: int, latency_ns: Mapping[str, tuple[int, ...]], counts: bool) -> None:
+    def add(
+        self,
+        number: int,
+        latency_ns: Mapping[str, tuple[int, ...]],
+        failed: Mapping[str, str],
+        counts: bool,
+    ) -> None:
         """Take in one round."""
+        self.failed.update(failed)
         if not counts:
             self.refused += 1
             return
@@ -54,6 +62,10 @@ class Standings:
     def counted(self) -> int:
         """Rounds that count."""
         return len(self.rounds.get(BASELINE, ()))
+
+    def stands(self, name: str) -> bool:
+        """Whether an entrant ran in every round that counts, of two at least: who fell out never does."""
+        return len(self.rounds.get(name, ())) == self.counted >= 2
 
     def ratio(self, name: str) -> Ratio:
         """One entrant's latency over the baseline's."""
@@ -104,7 +116,8 @@ def race(
 
     Args:
         name: In the journal; rounds of this name that are there already are taken in first.
-        entrants: Name -> worker, BASELINE and AGAIN among them. Whoever falls out is removed.
+        entrants: Name -> worker, BASELINE and AGAIN among them. Whoever falls out is removed; who
+            died before the race was stopped doesn't run in the resumed one.
         samples: Requests rotate through them.
         journal: Each round is on disk before the next begins.
         threads: How many each engine has.
@@ -123,6 +136,7 @@ def race(
     standings, first = _journaled(name, threads, journal)
     if _finished(standings, count, settle):
         return standings
+    _leave(entrants, entrants.keys() & standings.failed)
     turns = rounds(
         entrants, samples.folder, threads=threads, pace=pace, seed=seed, first=first, probe=probe
     )
@@ -130,14 +144,12 @@ def race(
         for who, why in turn.failed.items():
             if who in (BASELINE, AGAIN):
                 raise InputError(f"the baseline failed: {why}")
-            _leave(entrants, who, why, standings)
-        number, latency_ns, counts = turn.number, turn.latency_ns, turn.counts
-        journal.append("round", race=name, number=number, latency_ns=latency_ns, counts=counts)
-        standings.add(number, latency_ns, counts)
-        if drops is not None and counts and standings.counted >= _BEFORE_DROPPING:
-            why = f"dropped after {standings.counted} rounds: slower than one as safe"
-            for who in dominated(standings, entrants, drops):
-                _leave(entrants, who, why, standings)
+        _leave(entrants, turn.failed)
+        entry = to_record(turn)
+        journal.append("round", race=name, **entry)
+        standings.add(**entry)
+        if drops is not None and turn.counts and standings.counted >= _BEFORE_DROPPING:
+            _leave(entrants, dominated(standings, entrants, drops))
         listen(standings)
         if _finished(standings, count, settle):
             return standings
@@ -154,7 +166,7 @@ def _journaled(name: str, threads: int, journal: Journal) -> tuple[Standings, in
     standings, number = Standings(name, threads), 0
     for event in journal.events("round"):
         if event["race"] == name:
-            standings.add(event["number"], event["latency_ns"], event["counts"])
+            standings.add(event["number"], event["latency_ns"], event["failed"], event["counts"])
             number = max(number, event["number"] + 1)
     return standings, number
 
@@ -170,6 +182,6 @@ def _finished(standings: Standings, count: int, settle: float) -> bool:
     )
 
 
-def _leave(entrants: dict[str, Worker], who: str, why: str, standings: Standings) -> None:
-    entrants.pop(who).kill()
-    standings.dropped[who] = why
+def _leave(entrants: dict[str, Worker], leaving: Iterable[str]) -> None:
+    for who in leaving:
+        entrants.pop(who).kill()
