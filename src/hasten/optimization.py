@@ -29,7 +29,7 @@ from hasten.metrics.custom import Custom
 from hasten.metrics.detection_f1 import DetectionF1
 from hasten.model import Model
 from hasten.passes.onnx_files import check_nodes, read_onnx
-from hasten.pipeline.base import Pipeline
+from hasten.pipeline.base import Pipeline, check_steps
 from hasten.pipeline.config import from_module
 from hasten.progress import Listener, nobody
 from hasten.records import type_name
@@ -109,6 +109,7 @@ def optimize(
     with claimed(folder, resume=resume) as journal, _cleared_up(folder, journal):
         model = find_model(model)
         pipeline = pipeline or from_module(model)
+        check_steps(pipeline)
         source, dataset = read(model, data, pipeline, custom_ops, folder)
         known = (
             None

@@ -169,7 +169,7 @@ def _rows_digest(rows: Array | None) -> tuple[str, tuple[int, ...], str] | None:
     if rows is None:
         return None
     data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
-    return str(rows.dtype), rows.shape, hashlib.sha256(data).hexdigest()
+    return str(rows.dtype), rows.shape, hashlib.sha256(data.data).hexdigest()
 
 
 def hashed_groups(groups: Array) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hasten.records import Value
+from hasten.errors import InputError
+from hasten.records import Value, type_name
 from hasten.tensors import Array
 
 
@@ -42,3 +43,18 @@ class Pipeline:
         for step in self.steps:
             value = step(value)
         return value  # type: ignore[no-any-return]
+
+
+def check_steps(pipeline: Pipeline | None) -> None:
+    """Check that a bundle can keep a pipeline: it does so by its steps' names.
+
+    Raises:
+        InputError: which step has none.
+    """
+    for step in () if pipeline is None else pipeline.steps:
+        name = type_name(step)
+        if name not in Step.registry:
+            raise InputError(
+                f"a bundle can't keep the step {name}; it has: {', '.join(Step.registry)}: prepare the "
+                "data by your own code before, and give arrays"
+            )
