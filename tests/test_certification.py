@@ -100,17 +100,22 @@ def score(outputs, labels, exact):
 """
 
 
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ("np.nan", "{metric} returned nan for sample 0 of 64; a score lies in [0, 1]"),
+        ("[0.0][1]", "IndexError: list index out of range"),
+    ],
+)
 def test_a_rung_whose_answers_get_no_score_fails_alone(
-    desk: Desk, sealed: Counting, tmp_path: Path
+    desk: Desk, sealed: Counting, tmp_path: Path, other: str, why: str
 ) -> None:
-    (tmp_path / "mine.py").write_text(SCORE.format(own=1.0, other="np.nan"))
+    (tmp_path / "mine.py").write_text(SCORE.format(own=1.0, other=other))
     rungs = {"bad": desk.open(Faulty(ENGINE, "wrong")), "good": desk.open(ENGINE)}
     metric = Custom(f"{tmp_path}/mine.py:score")
     own, scores = sealed_scores(desk.bench, desk.open(ENGINE), rungs, sealed, metric)
-    assert scores["bad"] == (
-        f"its answers can't be scored: {tmp_path}/mine.py:score returned nan for sample 0 of 64; a "
-        "score lies in [0, 1]"
-    )
+    said = why.format(metric=metric.path)
+    assert scores["bad"] == f"its answers can't be scored: {said}"
     assert len(own) == len(scores["good"]) == 130
     assert sealed.read == dict.fromkeys(range(130), 1)
 

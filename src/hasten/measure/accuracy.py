@@ -79,6 +79,11 @@ def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None)
         return metric.score(outputs, own, labels)
     except InputError as error:
         raise CandidateError(f"its answers can't be scored: {error}") from error
+    except Exception as error:  # a user's own function meets answers that it doesn't expect
+        said = (str(error).strip() or "no message").splitlines()[0]
+        raise CandidateError(
+            f"its answers can't be scored: {type(error).__name__}: {said}"
+        ) from error
 
 
 def score_once(
