@@ -85,6 +85,10 @@ def certify(
 ) -> Recheck:
     """Test a bundle's winner against its exact model on data.
 
+    Fresh is what the bundle's making hasn't seen. A bundle doesn't learn of what it is tested on later,
+    so the same new data counts as fresh every time: only its first verdict is a certificate. Where
+    one of many tries may pass by luck, as after each change of a limit, it isn't one either.
+
     Args:
         bundle: Its folder; it must hold the exact model.
         data: As `optimize` takes it. Samples that the bundle was made with are left out, unless
@@ -99,7 +103,8 @@ def certify(
         listen: Told how many samples are behind.
 
     Raises:
-        InputError: the bundle or the data can't be used.
+        InputError: the bundle or the data can't be used, or the bundle was made with groups and the
+            data has none.
         CandidateError: the winner failed.
     """
     folder = Path(bundle)
@@ -112,7 +117,14 @@ def certify(
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
     dataset = _labelled(open_data(data, exact.inputs, pipeline or manifest.pipeline), judged_by)
-    kind, samples, units = _fresh(dataset, _seen(folder, manifest))
+    seen = _seen(folder, manifest)
+    if seen.groups and dataset.groups is None:
+        raise InputError(
+            f"{folder} was made with groups, and the data has none, so samples that belong together "
+            "would pass for independent ones: give each sample its group, one of its own where it "
+            "belongs with no other"
+        )
+    kind, samples, units = _fresh(dataset, seen)
     parts = ((manifest.exact, exact), (manifest.winner, winner))
     own, score = _scores(parts, manifest.target.threads, samples, judged_by, listen)
     ((_, judgement),) = judge_ladder(

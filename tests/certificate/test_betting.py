@@ -13,6 +13,7 @@ from hasten.certificate import betting
 from hasten.certificate.betting import (
     BettingPrior,
     betting_certifies,
+    betting_refutes,
     betting_upper_bound,
     fewest_unchanged,
     group_means,
@@ -22,47 +23,67 @@ from hasten.errors import InputError
 
 ALPHA = 0.05
 Floats = NDArray[np.float64]
-Draw = Callable[[np.random.Generator, int], Floats]
+Shape = int | tuple[int, int]
+Draw = Callable[[np.random.Generator, Shape], Floats]
+Test = Callable[[Floats, float, float, BettingPrior], bool]
 
 
-def rare_big_losses(rng: np.random.Generator, n: int) -> Floats:
+def rare_big_losses(rng: np.random.Generator, n: Shape) -> Floats:
     return (rng.random(n) < 0.02).astype(np.float64)
 
 
-def many_small_losses(rng: np.random.Generator, n: int) -> Floats:
+def many_small_losses(rng: np.random.Generator, n: Shape) -> Floats:
     return rng.beta(0.3, 12, n)
 
 
-def flips_both_ways(rng: np.random.Generator, n: int) -> Floats:
+def flips_both_ways(rng: np.random.Generator, n: Shape) -> Floats:
     return rng.choice([1.0, -1.0, 0.0], n, p=[0.07, 0.05, 0.88])
 
 
-def small_gains_and_rare_disasters(rng: np.random.Generator, n: int) -> Floats:
+def small_gains_and_rare_disasters(rng: np.random.Generator, n: Shape) -> Floats:
     return np.where(rng.random(n) < 0.04, 1.0, -0.02)
 
 
-NASTY: list[tuple[Draw, float]] = [
-    (rare_big_losses, 0.02),
-    (many_small_losses, 0.3 / 12.3),
-    (flips_both_ways, 0.02),
-    (small_gains_and_rare_disasters, 0.04 - 0.96 * 0.02),
+NASTY: list[tuple[Draw, float, int, int]] = [
+    (rare_big_losses, 0.02, 400, 4000),
+    (many_small_losses, 0.3 / 12.3, 3000, 800),
+    (flips_both_ways, 0.02, 400, 4000),
+    (small_gains_and_rare_disasters, 0.04 - 0.96 * 0.02, 400, 4000),
 ]
+"""What is drawn, its mean, how many a time, and how often: enough to tell 4.3%, the most seen, from 5%."""
 PRIORS = [BettingPrior(), BettingPrior(0.0, 0.0, 200), BettingPrior(0.02, 0.05, 100)]
 
 
-@pytest.mark.parametrize(("draw", "mean"), NASTY, ids=[draw.__name__ for draw, _ in NASTY])
-def test_a_true_drop_at_the_limit_is_certified_at_most_alpha_of_the_time(
-    draw: Draw, mean: float
+def at_once(test: Test, drawn: Floats, mean: float, prior: BettingPrior) -> int:
+    """How many rows of `drawn` pass; the first is asked alone as well."""
+    rows, m, expected = drawn, mean, prior
+    if test is betting_refutes:
+        (rows, expected), m = betting._turned(drawn, mean, prior), 0.0
+    passed = betting._rejects(rows, betting._bets(rows, ALPHA, expected), m, ALPHA)
+    assert passed[0] == test(drawn[0], mean, ALPHA, prior)
+    return int(passed.sum())
+
+
+@pytest.mark.parametrize(
+    ("test", "priors"), [(betting_certifies, PRIORS), (betting_refutes, PRIORS[1:2])]
+)
+@pytest.mark.parametrize(("draw", "mean", "n", "runs"), NASTY)
+def test_a_true_drop_at_the_limit_is_certified_or_refuted_at_most_alpha_of_the_time(
+    draw: Draw, mean: float, n: int, runs: int, test: Test, priors: list[BettingPrior]
 ) -> None:
-    rng, runs = np.random.default_rng(11), 1500
-    for prior in PRIORS:
-        false = sum(betting_certifies(draw(rng, 400), mean, ALPHA, prior) for _ in range(runs))
-        # Fails only where the simulation is 99.9% sure that the rate is above alpha.
-        assert clopper_pearson_lower(false, runs, 0.001) <= ALPHA
+    rng = np.random.default_rng(11)
+    for prior in priors:
+        batches = (draw(rng, (100, n)) for _ in range(runs // 100))
+        false = sum(at_once(test, batch, mean, prior) for batch in batches)
+        assert clopper_pearson_upper(false, runs, 0.05) <= ALPHA  # the simulation is 95% sure
+        assert false > 0
 
 
-def clopper_pearson_lower(count: int, n: int, alpha: float) -> float:
-    return 1 - clopper_pearson_upper(n - count, n, alpha)
+def test_a_drop_far_beyond_the_limit_is_refuted_and_one_at_half_of_it_is_not() -> None:
+    ordered = np.concatenate((np.ones(40), np.zeros(460)))
+    differences = np.random.default_rng(0).permutation(ordered)
+    assert betting_refutes(differences, 0.03, ALPHA, BettingPrior())
+    assert not betting_refutes(differences, 0.16, ALPHA, BettingPrior())
 
 
 def test_samples_sorted_by_outcome_would_break_it_hence_the_shuffle() -> None:

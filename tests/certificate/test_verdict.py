@@ -78,8 +78,16 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
             "not enough data: 250 groups can't show that at most 1% of answers change; about 340 would",
         ),
         (
-            judged(300, 9, 2),
-            "not accurate enough: accuracy fell by 2.3 points, and less than 1 was allowed (n=300: 9 lost, 2 gained); only a candidate closer to the original would pass, not more data",
+            judged(10, 1, 0),
+            "not enough data: accuracy fell by 10 points, and less than 1 was allowed, but 10 samples can't tell (n=10: 1 lost, 0 gained); more would settle it, either way",
+        ),
+        (
+            judged(10, 1, 0, "changed", groups=np.arange(10) // 5),
+            "not enough data: 10% of answers changed, and less than 1% was allowed, but 2 groups can't tell (2 groups: 10% changed); more would settle it, either way",
+        ),
+        (
+            judged(300, 12, 2),
+            "not accurate enough: accuracy fell by 3.3 points, and less than 1 was allowed (n=300: 12 lost, 2 gained); only a candidate closer to the original would pass, not more data",
         ),
         (
             judged(300, 9, 2, "lost"),
@@ -133,8 +141,23 @@ def test_grouped_or_fractional_scores_are_judged_by_betting() -> None:
 def test_gains_do_not_pay_for_losses_under_the_stricter_guard() -> None:
     assert judged(1000, 20, 40).verdict is Verdict.CERTIFIED
     assert judged(1000, 20, 40, "lost").verdict is Verdict.NOT_ACCURATE_ENOUGH
-    grouped = judged(1000, 20, 40, "lost", groups=np.arange(1000) // 2)
+    grouped = judged(1000, 60, 80, "lost", groups=np.arange(1000) // 2)
     assert grouped.verdict is Verdict.NOT_ACCURATE_ENOUGH
+
+
+@pytest.mark.parametrize(
+    ("guard", "each", "lost"), [("net", 1, 11), ("lost", 1, 7), ("changed", 1, 7), ("net", 2, 22)]
+)
+def test_no_candidate_is_called_not_accurate_enough_before_the_data_show_it(
+    guard: Guard, each: int, lost: int
+) -> None:
+    groups, gained = np.arange(300 * each) // each, 2 if guard == "net" else 0
+
+    def verdict(lost: int) -> Verdict:
+        return judged(300 * each, lost, gained, guard, groups=groups).verdict
+
+    assert verdict(lost) is Verdict.NOT_ACCURATE_ENOUGH
+    assert verdict(lost - each) is Verdict.NOT_ENOUGH_DATA
 
 
 def test_the_order_of_the_file_does_not_decide() -> None:
@@ -167,9 +190,9 @@ def test_verdict_and_numbers_agree(
     j = judged(n, int(flips[0] * n), int(flips[1] * n), guard, max_drop=0.05, groups=groups)
     assert j.bound >= j.estimate - 1e-9
     assert (j.verdict is Verdict.CERTIFIED) == (j.bound <= j.max_drop)
-    if j.verdict is not Verdict.CERTIFIED:
-        assert (j.verdict is Verdict.NOT_ACCURATE_ENOUGH) == (j.estimate >= j.max_drop)
-    assert (j.samples_needed is not None) == (j.verdict is Verdict.NOT_ENOUGH_DATA)
+    below = j.estimate < j.max_drop
+    assert not (below and j.verdict is Verdict.NOT_ACCURATE_ENOUGH)
+    assert (j.samples_needed is not None) == (j.verdict is Verdict.NOT_ENOUGH_DATA and below)
     assert j.samples_needed is None or j.samples_needed > j.n
     assert Judgement(**json.loads(json.dumps(dataclasses.asdict(j)))) == j
 

@@ -77,8 +77,10 @@ def test_a_file_is_hashed_and_prepared_once(classes: Path) -> None:
     assert data.content_hash(1) == first
 
 
-def test_groups_are_read_from_a_file(classes: Path) -> None:
-    (classes / "groups.csv").write_text("ant/4.png,v1\ncat/3.png,v2\ndog/1.png,v1\ndog/2.png,v1\n")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # the latter is a spreadsheet's
+def test_groups_are_read_from_a_file(classes: Path, encoding: str) -> None:
+    lines = "ant/4.png,v1\ncat/3.png,v2\ndog/1.png,v1\ndog/2.png,v1\n"
+    (classes / "groups.csv").write_text(lines, encoding=encoding)
     data = ImageFolder(classes, PIPELINE, "x")
     assert data.groups is not None
     assert data.groups.tolist() == ["v1", "v2", "v1", "v1"]
@@ -90,6 +92,27 @@ def test_groups_that_do_not_fit_are_named(classes: Path) -> None:
     assert refused(classes) == f"{table} has no line for cat/3.png"
     table.write_text("ant/4.png\n")
     assert refused(classes) == f"{table}: the line 'ant/4.png' isn't `path,group`"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "ant/4.png,Zoë\n".encode("latin-1"),
+            "'utf-8' codec can't decode byte 0xeb in position 12: invalid continuation byte",
+        ),
+        (b"ant/4.png," + b"v" * 131_073, "field larger than field limit (131072)"),
+    ],
+    ids=["latin-1", "long"],
+)
+def test_groups_that_can_not_be_read_are_refused_in_one_line(
+    classes: Path, content: bytes, said: str
+) -> None:
+    table = classes / "groups.csv"
+    table.write_bytes(content)
+    assert refused(classes) == (
+        f"{table} isn't lines of `path,group` in UTF-8: {said}; save it as such"
+    )
 
 
 def test_an_empty_class_folder_is_named(classes: Path) -> None:

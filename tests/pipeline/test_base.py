@@ -20,7 +20,7 @@ class Mine(Step):
 
 def test_a_step_of_the_users_own_is_refused_before_any_work() -> None:
     check_steps(None)
-    check_steps(Pipeline((Decode(), Normalize((0.5,), (0.5,)))))
+    check_steps(Pipeline((Decode(), Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))))
     with pytest.raises(InputError) as error:
         check_steps(Pipeline((Decode(), Mine())))
     assert str(error.value) == (

@@ -1,5 +1,7 @@
 """A bundle against new data: what is asked of it, and what counts as new."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,11 @@ import hasten.optimization
 from hasten.bundle import read
 from hasten.cli import main
 from hasten.testing import models
+from hasten.testing.bundles import forge
 from hasten.testing.quick import quick_runs
+from hasten.workspace import hashed_groups
+
+SEALED = "evidence/sealed.json"
 
 
 def test_a_real_int8_model_is_certified_and_its_bundle_says_for_what(
@@ -45,6 +51,23 @@ def test_fresh_data_gives_a_verdict_of_its_own_and_too_little_of_it_says_how_muc
     few = hasten.certify(data[0], fresh, max_drop=0.001, guard="lost")
     assert not few.passed  # no loss at all in 400 samples can't show less than 0.7%
     assert few.judgement.samples_needed is None or few.judgement.samples_needed > 2900
+
+
+def test_a_bundle_made_with_groups_is_not_judged_on_samples_that_may_belong_together(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(data[0], tmp_path / "grouped.hasten")
+    seen = json.loads((bundle / SEALED).read_text()) | {"groups": hashed_groups(np.array(["v"]))}
+    forge(bundle, files={SEALED: json.dumps(seen).encode()})
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.certify(bundle, fresh)
+    assert str(caught.value) == (
+        f"{bundle} was made with groups, and the data has none, so samples that belong together would "
+        "pass for independent ones: give each sample its group, one of its own where it belongs with "
+        "no other"
+    )
+    np.savez(tmp_path / "grouped.npz", **np.load(fresh), groups=np.arange(400) // 2)
+    assert hasten.certify(bundle, tmp_path / "grouped.npz").judgement.groups == 200
 
 
 def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(

@@ -85,9 +85,24 @@ def betting_certifies(
         InputError: as `betting_upper_bound`, and for a max_drop outside (0, 1).
     """
     _check(differences, alpha)
-    if not 0 < max_drop < 1:
-        raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
-    return _rejects(differences, _bets(differences, alpha, prior), max_drop, alpha)
+    _check_max_drop(max_drop)
+    return bool(_rejects(differences, _bets(differences, alpha, prior), max_drop, alpha))
+
+
+def betting_refutes(
+    differences: Floats, max_drop: float, alpha: float, prior: BettingPrior
+) -> bool:
+    """Whether "the mean difference is max_drop or less" is rejected at any time in the given order.
+
+    The bets of `betting_certifies`, on max_drop - difference, scaled into [-1, 1].
+
+    Raises:
+        InputError: as `betting_certifies`.
+    """
+    _check(differences, alpha)
+    _check_max_drop(max_drop)
+    turned, expected = _turned(differences, max_drop, prior)
+    return bool(_rejects(turned, _bets(turned, alpha, expected), 0.0, alpha))
 
 
 def fewest_unchanged(max_drop: float, alpha: float) -> int:
@@ -140,22 +155,41 @@ def _check(differences: Floats, alpha: float) -> None:
         )
 
 
+def _check_max_drop(max_drop: float) -> None:
+    if not 0 < max_drop < 1:
+        raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
+
+
+def _turned(
+    differences: Floats, max_drop: float, prior: BettingPrior
+) -> tuple[Floats, BettingPrior]:
+    """By how much each is below max_drop, in units of the most it can be, and the prior of that."""
+    most = 1 + max_drop
+    expected = BettingPrior((max_drop - prior.mean) / most, prior.variance / most**2, prior.n)
+    return (max_drop - differences) / most, expected
+
+
 def _bets(differences: Floats, alpha: float, prior: BettingPrior) -> Floats:
-    """Each bettor's stake before each draw, shape (bettors, n); the t-th uses only draws before t.
+    """Each bettor's stake before each draw, shape (bettors, ..., n); the t-th uses only draws before t.
 
     sqrt(2 log(1 / alpha) / (n variance)) wins most where it just suffices (Waudby-Smith and Ramdas, eq. 15).
+
+    Args:
+        differences: Shape (..., n): each row is a sequence of its own.
     """
-    n = differences.size
+    n = differences.shape[-1]
     squares = (differences - prior.mean) ** 2
-    before = np.concatenate(([0.0], np.cumsum(squares)[:-1]))
+    before = np.zeros_like(squares)
+    np.cumsum(squares[..., :-1], axis=-1, out=before[..., 1:])
     known = _PSEUDO_SQUARE + prior.n * prior.variance + before
     variance = known / (1 + prior.n + np.arange(n))
     best = np.sqrt(2 * math.log(1 / alpha) / (n * variance))
     return np.stack([np.minimum(multiple * best, most) for _, multiple, most in _BETTORS])
 
 
-def _rejects(differences: Floats, bets: Floats, mean: float, alpha: float) -> bool:
-    """Whether the bettors' joint capital against `mean` or more ever reaches 1 / alpha."""
-    shares = np.array([[share] for share, _, _ in _BETTORS])
-    capital = np.cumsum(np.log1p(bets * (mean - differences)), axis=1)
-    return bool(np.max(special.logsumexp(capital, axis=0, b=shares)) >= math.log(1 / alpha))
+def _rejects(differences: Floats, bets: Floats, mean: float, alpha: float) -> NDArray[np.bool_]:
+    """Whether the bettors' joint capital against `mean` or more ever reaches 1 / alpha, for each row."""
+    shares = np.reshape([share for share, _, _ in _BETTORS], (-1,) + (1,) * differences.ndim)
+    capital = np.cumsum(np.log1p(bets * (mean - differences)), axis=-1)
+    joint = special.logsumexp(capital, axis=0, b=shares)
+    return np.asarray(np.max(joint, axis=-1) >= math.log(1 / alpha))

@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 from hasten.certificate.betting import (
     BettingPrior,
     betting_certifies,
+    betting_refutes,
     betting_upper_bound,
     fewest_unchanged,
     group_means,
 )
-from hasten.certificate.exact import clopper_pearson_upper, paired_certifies, paired_upper_bound
+from hasten.certificate.exact import (
+    clopper_pearson_upper,
+    paired_certifies,
+    paired_refutes,
+    paired_upper_bound,
+)
 
 Floats: TypeAlias = NDArray[np.float64]
 Method: TypeAlias = Literal["exact unconditional test, Tango order", "Clopper-Pearson", "betting"]
@@ -93,7 +99,7 @@ def bounded(draws: Draws, max_drop: float, alpha: float, prior: BettingPrior) ->
     """
     n = draws.differences.size
     if draws.counts is None:
-        shuffled = np.random.default_rng(_ORDER_SEED).permutation(draws.differences)
+        shuffled = _shuffled(draws)
         certified = betting_certifies(shuffled, max_drop, alpha, prior)
         bound = betting_upper_bound(shuffled, alpha, prior)
     elif draws.losses_only:
@@ -104,6 +110,20 @@ def bounded(draws: Draws, max_drop: float, alpha: float, prior: BettingPrior) ->
         bound = paired_upper_bound(*draws.counts, n, alpha)
     # Verdict and bound come from one family of nested tests; bisection may stop a hair above.
     return certified, min(bound, max_drop) if certified else bound
+
+
+def refuted(draws: Draws, max_drop: float, alpha: float, prior: BettingPrior) -> bool:
+    """Return whether a mean difference of `max_drop` or less is rejected: `bounded`, mirrored."""
+    n = draws.differences.size
+    if draws.counts is None:
+        return betting_refutes(_shuffled(draws), max_drop, alpha, prior)
+    if draws.losses_only:
+        return 1 - clopper_pearson_upper(n - draws.counts[0], n, alpha) >= max_drop
+    return paired_refutes(*draws.counts, n, max_drop, alpha)
+
+
+def _shuffled(draws: Draws) -> Floats:
+    return np.random.default_rng(_ORDER_SEED).permutation(draws.differences)
 
 
 @cache

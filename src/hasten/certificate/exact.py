@@ -1,16 +1,18 @@
 """Exact bounds for 0/1 scores: one share (Clopper-Pearson), and the drop between paired shares.
 
 The test of a drop is the unconditional one. Of `n` inputs, `lost` were right and became wrong and
-`gained` the other way round; the null hypothesis is p_lost - p_gained >= max_drop, and q = p_gained
-is the nuisance. Four facts make the p-value an upper bound, and not the best value on a grid:
+`gained` the other way round; the null hypothesis is p_lost - p_gained >= drop, and q = p_gained is
+the nuisance. A drop below 0 is a rise, which is how the mirrored test asks. Four facts make the
+p-value an upper bound, and not the best value on a grid:
 
 1. Outcomes are ordered by the upper limit of Tango's score interval (Stat. Med. 17:891, 1998). An
    outcome's region is every outcome with no larger limit. Since the region doesn't depend on the drop
    that is tested, its p-value falls as that drop rises: the bound found by bisection and the verdict
-   at `max_drop` can't disagree (Buehler, JASA 52:482, 1957).
+   at one drop can't disagree (Buehler, JASA 52:482, 1957).
 2. The region is closed under one fewer lost and under one more gained, so its probability falls in
    p_lost and rises in p_gained (couple two samples that differ by mass moved to or from the unchanged
-   cell). The supremum over drops of `max_drop` or more is therefore on p_lost = q + max_drop.
+   cell). The supremum over drops of `drop` or more is therefore on p_lost = q + drop, with q = -drop
+   and p_lost = 0 in place of every smaller q where the drop is below 0.
 3. There the probability is a polynomial f(q) of degree n whose derivatives are bounded beforehand:
    |f^(k)| <= sqrt(k! n^k J^k) / 2, with J = 1/(q+d) + 1/q + 4/(1-2q-d) the Fisher information of one
    sample. Proof: f^(k)(q) = E[(1_R - 1/2) L_k] with L_k = p^(k)/p; on a line through the simplex
@@ -86,12 +88,12 @@ def tango_statistic(lost: Ints, gained: Ints, n: int, drop: float) -> Floats:
 
 
 def paired_p_value(
-    lost: int, gained: int, n: int, max_drop: float, *, alpha: float = 0.05, gamma: float = GAMMA
+    lost: int, gained: int, n: int, drop: float, *, alpha: float = 0.05, gamma: float = GAMMA
 ) -> float:
-    """Upper bound on the exact unconditional p-value of "accuracy fell by max_drop or more".
+    """Upper bound on the exact unconditional p-value of "accuracy fell by `drop` or more".
 
     Args:
-        max_drop: In absolute share, in (0, 1).
+        drop: In absolute share, in (-1, 1); below 0 "accuracy rose by at most so much, or fell".
         alpha: The level whose score limits order the outcomes. The p-value is valid for any one that is
             fixed beforehand, and most powerful for tests at about that level.
         gamma: Chance that the nuisance lies outside its interval, added to the p-value; 0 searches the
@@ -106,16 +108,22 @@ def paired_p_value(
     """
     _check_counts(lost, gained, n)
     _check_level(alpha)
-    if not 0 < max_drop < 1:
-        raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
-    return _largest_probability(
-        _smallest_gained(lost, gained, n, alpha), gained, n, max_drop, gamma
-    )
+    if not -1 < drop < 1:
+        raise InputError(f"a drop is a share between -1 and 1: got {drop}; 1% is 0.01")
+    return _largest_probability(_smallest_gained(lost, gained, n, alpha), gained, n, drop, gamma)
 
 
 def paired_certifies(lost: int, gained: int, n: int, max_drop: float, alpha: float) -> bool:
     """Whether every drop of `max_drop` or more is rejected at level `alpha`. Raises as `paired_p_value`."""
     return paired_p_value(lost, gained, n, max_drop, alpha=alpha) <= alpha
+
+
+def paired_refutes(lost: int, gained: int, n: int, max_drop: float, alpha: float) -> bool:
+    """Whether every drop of `max_drop` or less is rejected at level `alpha`. Raises as `paired_p_value`.
+
+    The test of `paired_certifies`, mirrored: what was lost is gained, and the drop a rise.
+    """
+    return paired_p_value(gained, lost, n, -max_drop, alpha=alpha) <= alpha
 
 
 def paired_upper_bound(lost: int, gained: int, n: int, alpha: float) -> float:
@@ -191,14 +199,13 @@ def _smallest_gained(lost: int, gained: int, n: int, alpha: float) -> Ints:
 
 def _largest_probability(region: Ints, gained: int, n: int, drop: float, gamma: float) -> float:
     """Upper bound on the region's probability over the nuisance interval, plus gamma."""
-    last = (1 - drop) / 2
-    low, high = 0.0, last
+    first, last = max(0.0, -drop), (1 - drop) / 2
+    low, high = first, last
     if gamma > 0:
         low = 0.0 if gained == 0 else float(special.betaincinv(gained, n - gained + 1, gamma / 2))
-        high = min(last, clopper_pearson_upper(gained, n, gamma / 2))
-    low = min(
-        low, last
-    )  # above it no nuisance allows so large a drop; a wider interval is still valid
+        high = max(first, min(last, clopper_pearson_upper(gained, n, gamma / 2)))
+    # Above the last no nuisance allows so large a drop, and the first stands for all below it.
+    low = max(first, min(low, last))
     matrix, stretch = _interpolation()
     nodes = np.cos((2 * np.arange(_NODES) + 1) * math.pi / (2 * _NODES))
     largest = 0.0

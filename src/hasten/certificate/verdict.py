@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from scipy import special
 
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.draws import BETTING, EXACT, Draws, Method, bounded, drawn, fewest_draws
+from hasten.certificate.draws import (
+    BETTING,
+    EXACT,
+    Draws,
+    Method,
+    bounded,
+    drawn,
+    fewest_draws,
+    refuted,
+)
 from hasten.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -23,7 +32,7 @@ _NOUNS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
 class Verdict(StrEnum):
-    """What the sealed data says; only the first ships."""
+    """What the sealed data says; the first two at the confidence asked for. Only the first ships."""
 
     CERTIFIED = "certified"
     NOT_ACCURATE_ENOUGH = "not accurate enough"
@@ -47,7 +56,8 @@ class Judgement:
         gained: Inputs that were wrong and became right; None as for `lost`.
         bound: Upper confidence bound on the drop, in absolute share.
         estimate: The drop observed; negative where accuracy rose.
-        samples_needed: Draws that would probably settle it, where data is short; else None.
+        samples_needed: Draws that would probably settle it, where data is short and the drop observed
+            is below the limit; else None.
     """
 
     verdict: Verdict
@@ -71,15 +81,14 @@ class Judgement:
             return (
                 f"{sure} {self._claim(_rounded_up(self.bound, self.max_drop))} ({self._evidence()})"
             )
+        if self.samples_needed is not None:
+            shown = goal(self.guard, self.metric, self.max_drop)
+            return f"not enough data: {self._draws()} can't show {shown}; about {_about(self.samples_needed):,} would"
+        allowed = f"{100 * self.max_drop:.6g}{'%' if self._about_change else ''}"
+        fact = f"{self._fact(_two_digits(self.estimate))}, and less than {allowed} was allowed"
         if self.verdict is Verdict.NOT_ACCURATE_ENOUGH:
-            fact = self._fact(_two_digits(self.estimate))
-            allowed = f"{100 * self.max_drop:.6g}{'%' if self._about_change else ''}"
-            return f"not accurate enough: {fact}, and less than {allowed} was allowed ({self._evidence()}); only a candidate closer to the original would pass, not more data"
-        shown = goal(self.guard, self.metric, self.max_drop)
-        would = (
-            f"about {_about(self.samples_needed):,} would" if self.samples_needed else "more might"
-        )
-        return f"not enough data: {self._draws()} can't show {shown}; {would}"
+            return f"not accurate enough: {fact} ({self._evidence()}); only a candidate closer to the original would pass, not more data"
+        return f"not enough data: {fact}, but {self._draws()} can't tell ({self._evidence()}); more would settle it, either way"
 
     @property
     def _about_change(self) -> bool:
@@ -164,7 +173,7 @@ def judge(
         groups=groups,
     )
     certified, bound = bounded(draws, max_drop, 1 - confidence, prior)
-    verdict, needed = _verdict(draws, certified, max_drop, confidence)
+    verdict, needed = _verdict(draws, certified, max_drop, confidence, prior)
     lost, gained = draws.counts or (None, None)
     return Judgement(
         verdict=verdict,
@@ -273,14 +282,15 @@ def _check(
 
 
 def _verdict(
-    draws: Draws, certified: bool, max_drop: float, confidence: float
+    draws: Draws, certified: bool, max_drop: float, confidence: float, prior: BettingPrior
 ) -> tuple[Verdict, int | None]:
-    """The verdict, and where data is short how many draws would probably settle it."""
+    """The verdict, and how many draws would probably certify where data is short and it looks good."""
     if certified:
         return Verdict.CERTIFIED, None
     drop, square = float(draws.differences.mean()), float(np.mean(draws.differences**2))
     if drop >= max_drop:
-        return Verdict.NOT_ACCURATE_ENOUGH, None
+        shown = refuted(draws, max_drop, 1 - confidence, prior)
+        return Verdict.NOT_ACCURATE_ENOUGH if shown else Verdict.NOT_ENOUGH_DATA, None
     flips = max(square, abs(drop))
     needed = samples_needed(flips, drop, max_drop, confidence, method=draws.method)
     return Verdict.NOT_ENOUGH_DATA, max(draws.differences.size + 1, needed)

@@ -129,8 +129,13 @@ def _groups(folder: Path, files: Sequence[Path]) -> Array | None:
     table = folder / GROUPS
     if not table.exists():
         return None
-    with table.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.reader(lines) if row]
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            rows = [row for row in csv.reader(lines) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{table} isn't lines of `path,group` in UTF-8: {error}; save it as such"
+        ) from error
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")
