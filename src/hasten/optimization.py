@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
-from hasten.certificate.verdict import Guard, check_limits, goal, samples_needed
+from hasten.certificate.planning import check_limits, samples_needed
+from hasten.certificate.verdict import Guard, goal
 from hasten.certification import guarded
 from hasten.data.dataset import Dataset
 from hasten.data.source import open_data

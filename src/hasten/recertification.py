@@ -14,7 +14,8 @@ import numpy as np
 
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.verdict import Guard, Judgement, Verdict, check_limits
+from hasten.certificate.planning import check_limits
+from hasten.certificate.verdict import Guard, Judgement, Verdict
 from hasten.certification import guarded, judge_ladder, sealed_scores
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.source import open_data

@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.draws import BETTING, ONE_SHARE
-from hasten.certificate.exact import clopper_pearson_upper, paired_certifies, paired_upper_bound
-from hasten.certificate.verdict import Guard, Judgement, Verdict, judge, samples_needed
+from hasten.certificate.exact import clopper_pearson_upper, paired_upper_bound
+from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
 from hasten.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -198,41 +196,6 @@ def test_verdict_and_numbers_agree(
 
 
 @pytest.mark.parametrize(
-    ("flip_rate", "max_drop", "samples"), [(0.05, 0.01, 3100), (0.05, 0.02, 800), (0.05, 0.03, 350)]
-)
-def test_samples_needed_are_those_of_the_plan(
-    flip_rate: float, max_drop: float, samples: int
-) -> None:
-    assert samples_needed(flip_rate, 0.0, max_drop, 0.95) == pytest.approx(samples, rel=0.05)
-
-
-def test_samples_needed_are_exact_where_nothing_changes() -> None:
-    assert samples_needed(0.0, 0.0, 0.01, 0.95) == 299
-    for max_drop, alpha in ((0.003, 0.05), (0.02, 0.05), (0.1, 0.05), (0.01, 0.01)):
-        n = samples_needed(0.0, 0.0, max_drop, 1 - alpha)
-        assert paired_certifies(0, 0, n, max_drop, alpha)
-        assert not paired_certifies(0, 0, n - 1, max_drop, alpha)
-        n = samples_needed(0.0, 0.0, max_drop, 1 - alpha, method=ONE_SHARE)
-        assert clopper_pearson_upper(0, n, alpha) <= max_drop
-        assert clopper_pearson_upper(0, n - 1, alpha) > max_drop
-
-
-@pytest.mark.parametrize(("max_drop", "share"), [(0.01, 0.005), (0.02, 0.008), (0.05, 0.03)])
-def test_samples_needed_serve_for_one_share_too(max_drop: float, share: float) -> None:
-    n = samples_needed(share, share, max_drop, 0.95, method=ONE_SHARE)
-    most = next(k for k in range(n) if clopper_pearson_upper(k + 1, n, 0.05) > max_drop)
-    assert stats.binom.cdf(most, n, share) == pytest.approx(0.8, abs=0.1)
-
-
-@pytest.mark.parametrize(("flip_rate", "times"), [(0.0, 1.1), (0.05, 1.5), (0.2, 1.5)])
-def test_betting_needs_half_as_many_more_or_a_tenth_where_nothing_changes(
-    flip_rate: float, times: float
-) -> None:
-    needed = samples_needed(flip_rate, 0.0, 0.01, 0.95, method=BETTING)
-    assert needed / samples_needed(flip_rate, 0.0, 0.01, 0.95) == pytest.approx(times, rel=0.02)
-
-
-@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"max_drop": 1.0}, "max_drop is a share between 0 and 1: got 1.0; 1% is 0.01"),
@@ -297,23 +260,4 @@ def test_unusable_scores_are_refused(
             prior=BettingPrior(),
             binary=binary,
         )
-    assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
-    ("rates", "message"),
-    [
-        (
-            (0.02, 0.01, 0.01, 0.95),
-            "no number of samples certifies a drop of 0.01 as less than 0.01; raise max_drop",
-        ),
-        (
-            (0.001, 0.005, 0.01, 0.95),
-            "expected rates need abs(drop) <= flip_rate <= 1 and 0 < power < 1: got drop=0.005, flip_rate=0.001 and power=0.8; check them",
-        ),
-    ],
-)
-def test_unusable_rates_are_refused(rates: tuple[float, float, float, float], message: str) -> None:
-    with pytest.raises(InputError) as error:
-        samples_needed(*rates)
     assert str(error.value) == message

@@ -7,27 +7,20 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.draws import (
-    BETTING,
-    EXACT,
     Draws,
-    Method,
     bounded,
     drawn,
-    fewest_draws,
     refuted,
 )
+from hasten.certificate.planning import check_limits, samples_needed
 from hasten.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
 Guard: TypeAlias = Literal["net", "lost", "changed"]
 
-_BETTING_COST = (
-    1.5  # samples that betting needs for one that the exact test needs, measured in its tests
-)
 _NOUNS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
@@ -192,51 +185,6 @@ def judge(
     )
 
 
-def samples_needed(
-    flip_rate: float,
-    drop: float,
-    max_drop: float,
-    confidence: float,
-    power: float = 0.8,
-    *,
-    method: Method = EXACT,
-) -> int:
-    """Draws that certify with probability `power`; where nothing changes, the fewest that certify.
-
-    The normal approximation, with the variance that Tango's test takes at the limit, where at least
-    `max_drop` of the answers flip. It serves for one share too, where `drop` is `flip_rate`.
-
-    Args:
-        flip_rate: Share of samples expected to flip, lost and gained together; for fractional scores
-            the mean squared difference.
-        drop: Expected drop, below max_drop.
-        method: What will judge; betting, where there are groups or scores that aren't 0/1.
-
-    Raises:
-        InputError: a limit, level or power outside (0, 1), a flip rate outside [0, 1] or smaller than the
-            drop, or a drop that no data could certify.
-    """
-    check_limits(max_drop, confidence)
-    if not (0 < power < 1 and 0 <= flip_rate <= 1 and abs(drop) <= flip_rate + 1e-12):
-        raise InputError(
-            f"expected rates need abs(drop) <= flip_rate <= 1 and 0 < power < 1: got drop={drop}, flip_rate={flip_rate} and power={power}; check them"
-        )
-    if drop >= max_drop:
-        raise InputError(
-            f"no number of samples certifies a drop of {drop} as less than {max_drop}; raise max_drop"
-        )
-    fewest = fewest_draws(method, max_drop, 1 - confidence)
-    if flip_rate == 0:
-        return fewest
-    at_limit = max(flip_rate, max_drop) - max_drop**2
-    expected = max(flip_rate - drop**2, 0.0)
-    spread = special.ndtri(confidence) * math.sqrt(at_limit) + special.ndtri(power) * math.sqrt(
-        expected
-    )
-    needed = (spread / (max_drop - drop)) ** 2 * (_BETTING_COST if method == BETTING else 1)
-    return max(fewest, math.ceil(float(needed) - 1e-9))
-
-
 def goal(guard: Guard, metric: str, max_drop: float) -> str:
     """What is to be shown, in words that follow "can't show"."""
     share = f"{100 * max_drop:.6g}"
@@ -247,18 +195,6 @@ def goal(guard: Guard, metric: str, max_drop: float) -> str:
 
 def _about_change(guard: Guard, metric: str) -> bool:
     return guard == "changed" or metric == "agreement"
-
-
-def check_limits(max_drop: float, confidence: float) -> None:
-    """Check what a certificate is asked for.
-
-    Raises:
-        InputError: it isn't a share between 0 and 1, or a confidence below a half.
-    """
-    if not 0 < max_drop < 1:
-        raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
-    if not 0.5 <= confidence < 1:
-        raise InputError(f"confidence is at least 0.5 and below 1: got {confidence}; 95% is 0.95")
 
 
 def _check(

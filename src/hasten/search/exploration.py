@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.candidate import Candidate, Single, Trial
 from hasten.certificate.draws import drawn
-from hasten.certificate.verdict import samples_needed
+from hasten.certificate.planning import samples_needed
 from hasten.errors import CandidateError
 from hasten.passes.base import Pass, Skipped
 from hasten.progress import Listener, Progress
