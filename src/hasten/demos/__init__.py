@@ -8,10 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hasten.delivery import check_place
 from hasten.errors import InputError
 from hasten.progress import Listener
-from hasten.workspace import discard
 
 if TYPE_CHECKING:
     from hasten.result import Result
@@ -46,6 +44,9 @@ def find(which: str) -> Callable[[Path, Listener], Result]:
         ) from error
 
     def run(out: Path, listen: Listener) -> Result:
+        from hasten.delivery import check_place
+        from hasten.workspace import discard
+
         check_place(out)
         # A demo that was stopped begins anew: its model is trained or exported anew, too.
         discard(out.with_name(out.name + ".work"))
