@@ -183,3 +183,15 @@ def test_loading_brings_no_search_no_pass_and_no_other_engine(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout == f"x\n{brought}\n"
+
+
+def test_an_input_is_checked_after_another_was_good_too(bundle: Path) -> None:
+    good = np.ones((1, 16), np.float32)
+    with load(bundle) as loaded:
+        expected = loaded(good)["logits"]
+        for other in (good.astype(np.float64), good[0], np.ones((1, 17), np.float32)):
+            with pytest.raises(InputError, match=r"^input 'x': "):
+                loaded(other)
+            np.testing.assert_array_equal(loaded(good)["logits"], expected)
+        strided = np.ones((1, 32), np.float32)[:, ::2]
+        np.testing.assert_array_equal(loaded(strided)["logits"], expected)
