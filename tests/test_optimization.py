@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import hasten
 from hasten import bundle
 from hasten.bundle import NotCertifiedHere, read
 from hasten.data.arrays import ArrayDataset
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.frontends.onnx import load
 from hasten.progress import Progress
 from hasten.result import Result
 from hasten.target import Target
@@ -148,6 +151,9 @@ def test_where_nothing_certifies_the_exact_model_ships_and_the_bundle_says_why(
         "fastest exact",
         "fastest uncertified",
     ]
+    assert result.notes[1] == (
+        "140 draws were sealed of the data; for 299 of them it takes some 641 in all, or a larger limit"
+    )
     manifest = read(tmp_path / "b.hasten")
     assert (manifest.status, manifest.why) == ("exact", result.why)
     assert manifest.winner.engine["lossy"] is False
@@ -161,6 +167,30 @@ def test_the_fastest_ships_uncertified_only_when_asked_and_is_marked_so(tmp_path
     assert manifest.winner.engine["lossy"] is True
     assert manifest.why.startswith("shipped by --accept-uncertified: not enough data: ")
     assert result.winner.label == manifest.winner.label
+
+
+def test_how_right_the_original_is_is_said_and_a_wrong_one_is_questioned(tmp_path: Path) -> None:
+    answers = original_answers(tmp_path)
+    result = optimize(tmp_path, data=(samples(), answers), metric="top1")
+    assert "the original's own accuracy is 100.0% on 60 samples of the search split" in result.notes
+    shifted = (answers + 1) % 4
+    result = optimize(tmp_path, data=(samples(), shifted), metric="top1")
+    assert result.notes[-1] == (
+        "the original's own accuracy is 0.0% on 60 samples of the search split; if it should be more, "
+        "labels or preparation are wrong, and so is any certificate"
+    )
+
+
+def original_answers(folder: Path) -> Array:
+    """The classes that the linear classifier itself gives the samples."""
+    target = Target.host().with_threads(1)
+    model = load(models.linear_classifier(folder)).settled_by({"x": samples()[0]})
+    (folder / "built").mkdir()
+    engine = OnnxRuntime()
+    with engine.open(engine.build(model, target, folder / "built"), target) as session:
+        answers = [session.run({"x": x[None]})["logits"].argmax() for x in samples()]
+    shutil.rmtree(folder / "built")
+    return np.array(answers)
 
 
 def test_the_exact_model_can_be_left_out(tmp_path: Path) -> None:

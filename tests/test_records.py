@@ -142,7 +142,7 @@ def test_a_record_with_a_missing_field_is_refused() -> None:
     ("path", "message"),
     [
         ("no_such_module_here:X", "can't import 'no_such_module_here:X': No module named 'no_such_module_here'"),
-        ("os:no_such_name", "can't import 'os:no_such_name': module 'os' has no attribute 'no_such_name'"),
+        ("os:no_such_name", "can't import 'os:no_such_name': os has no 'no_such_name'"),
         ("", "can't import '': Empty module name"),
     ],
 )  # fmt: skip

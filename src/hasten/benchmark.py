@@ -147,6 +147,8 @@ def _against(
     if ":" in text and not Path(text).exists():
         winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
         return _Rival(text, PythonFunction(text), winner)
+    if text.endswith(".py"):
+        raise InputError(f"{text} is a file of Python: name the function in it too, {text}:predict")
     model = onnx_frontend.load(Path(text), custom_ops)
     model = model.settled_by({name: array[0] for name, array in samples.inputs([0]).items()})
     engine = OnnxRuntime()

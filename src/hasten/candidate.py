@@ -24,7 +24,11 @@ def label(value: Value) -> str:
 
 def _short(setting: object) -> str:
     """A list of names is counted: a label has to fit into a table."""
-    return f"{len(setting)} nodes" if isinstance(setting, tuple) else str(setting)
+    if not isinstance(setting, tuple):
+        return str(setting)
+    if all(isinstance(item, str) for item in setting):
+        return f"{len(setting)} nodes"
+    return "/".join(f"{item:g}" for item in setting)
 
 
 @dataclass(frozen=True)

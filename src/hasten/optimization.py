@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from hasten.candidate import label
 from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
 from hasten.certificate.planning import check_limits, samples_needed
-from hasten.certificate.verdict import Guard, goal
+from hasten.certificate.verdict import Guard, Judgement, goal
 from hasten.certification import guarded
 from hasten.data.dataset import Dataset
 from hasten.data.source import open_data
@@ -158,12 +159,15 @@ def optimize(
             pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
         )
         calibrating = 0 if known is not None else calibration
+        if pipeline is not None:
+            run.notes.append(f"images were prepared by {', '.join(map(label, pipeline.steps))}")
         run.notes += _warnings(parts, scored, guard, max_drop, confidence, calibrating)
         with contextlib.closing(run):
             # One way: what to try, how each did, who is worth certifying, who passes, what ships.
             run.try_all(grid(source, target, engine_names=engines, keep_float=kept))
             exact, rungs = run.freeze_ladder()
             judged = run.certify(rungs)
+            run.notes += _shortfall(judged, parts, calibrating)
             result = delivery.finish(run, exact, judged, begin)
     shutil.rmtree(folder, ignore_errors=True)
     return result
@@ -243,7 +247,7 @@ def _warnings(
         confidence: Of the certificate.
         calibration: How many samples of this same data calibrate, at most.
     """
-    sealed, searched = (len(np.unique(u)) for u in (parts.sealed_units, parts.search_units))
+    sealed = len(np.unique(parts.sealed_units))
     grouped = sealed < len(parts.sealed)
     method = ONE_SHARE if guard != "net" else EXACT
     if grouped or isinstance(scored, DetectionF1):
@@ -251,12 +255,33 @@ def _warnings(
     least = samples_needed(0.0, 0.0, max_drop, confidence, method=method)
     if sealed >= least:
         return []
-    judging = least * (1 + searched / sealed)
-    samples_each = (len(parts.search) + len(parts.sealed)) / (searched + sealed)
-    # The split calibrates on a third of all draws at most: on half as many as judge.
-    whole = math.ceil(judging + min(calibration / samples_each, judging / 2))
     noun = "groups" if grouped else "samples"
     return [
         f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(scored), max_drop)}, even where "
-        f"nothing changes: that takes {least:,}, so some {whole:,} {noun} in all"
+        f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, calibration):,} {noun} "
+        "in all"
+    ]
+
+
+def _in_all(draws: int, parts: Parts, calibration: int) -> int:
+    """Return how many draws the data must have for so many of them to be sealed."""
+    sealed, searched = (len(np.unique(u)) for u in (parts.sealed_units, parts.search_units))
+    judging = draws * (1 + searched / sealed)
+    samples_each = (len(parts.search) + len(parts.sealed)) / (searched + sealed)
+    # The split calibrates on a third of all draws at most: on half as many as judge.
+    return math.ceil(judging + min(calibration / samples_each, judging / 2))
+
+
+def _shortfall(
+    judged: Sequence[tuple[str, Judgement | str]], parts: Parts, calibration: int
+) -> list[str]:
+    """Say how much data would probably settle what the sealed data couldn't."""
+    entry = judged[-1][1] if judged else None
+    if not isinstance(entry, Judgement) or entry.samples_needed is None:
+        return []
+    sealed = len(np.unique(parts.sealed_units))
+    total = _in_all(entry.samples_needed, parts, calibration)
+    return [
+        f"{sealed:,} draws were sealed of the data; for {entry.samples_needed:,} of them it takes some "
+        f"{total:,} in all, or a larger limit"
     ]

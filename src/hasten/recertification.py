@@ -23,13 +23,14 @@ from hasten.data.spool import write_spool
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.measure.workbench import Bench, Opened
+from hasten.measure.worker import request_of
 from hasten.metrics import parse_metric
 from hasten.metrics.base import Metric
 from hasten.metrics.custom import Custom
 from hasten.pipeline.base import Pipeline
 from hasten.records import from_record, type_name
 from hasten.target import Target
-from hasten.tensors import Array
+from hasten.tensors import Array, TensorSpec, check_tensors
 from hasten.workspace import hashed_groups
 
 Kind: TypeAlias = Literal["fresh data", "regression check"]
@@ -69,7 +70,11 @@ class Recheck:
             if self.kind == "regression check"
             else ""
         )
-        return f"{note}{self.judgement.in_words()}{seen if self.left_out else ''}"
+        said = self.judgement.in_words()
+        verdict = (
+            f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if self.passed else ""
+        )
+        return f"{note}{verdict}{said}{seen if self.left_out else ''}"
 
 
 def certify(
@@ -125,6 +130,7 @@ def certify(
             "would pass for independent ones: give each sample its group, one of its own where it "
             "belongs with no other"
         )
+    _check_fits(dataset, winner.request)
     kind, samples, units = _fresh(dataset, seen)
     parts = ((manifest.exact, exact), (manifest.winner, winner))
     own, score = _scores(parts, manifest.target.threads, samples, judged_by, listen)
@@ -198,6 +204,16 @@ def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) ->
             "bundle's word alone runs no code"
         )
     return metric
+
+
+def _check_fits(dataset: Dataset, request: Sequence[TensorSpec]) -> None:
+    """Check by the first sample that the data is what the model takes.
+
+    Raises:
+        InputError: which input isn't, and what was expected.
+    """
+    first = request_of(dataset.inputs([0]), request)
+    check_tensors(first, request)
 
 
 def _labelled(dataset: Dataset, metric: Metric) -> Dataset:

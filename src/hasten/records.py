@@ -52,10 +52,14 @@ def load_object(path: str) -> Any:
     module_name, _, name = path.rpartition(":")
     try:
         if module_name.endswith(".py"):
-            return getattr(_run_file(Path(module_name)), name)
-        return getattr(importlib.import_module(module_name), name)
+            module = _run_file(Path(module_name))
+        else:
+            module = importlib.import_module(module_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"can't import {path!r}: {error}") from error
+    if not hasattr(module, name):
+        raise InputError(f"can't import {path!r}: {module_name} has no {name!r}")
+    return getattr(module, name)
 
 
 def _run_file(file: Path) -> ModuleType:

@@ -97,7 +97,7 @@ def test_bench_prints_both_and_says_what_was_asked(
 def test_certify_ends_with_0_where_the_limit_holds(exact_bundle: Path, tmp_path: Path) -> None:
     result = run("certify", exact_bundle, "--data", fresh(tmp_path), "--max-drop", "5%")
     assert result.output == (
-        "95% confident that at most 1.5% of answers change (n=200: 0 changed)\n"
+        "the limit of 5% holds: 95% confident that at most 1.5% of answers change (n=200: 0 changed)\n"
     )
     assert result.exit_code == 0
 
@@ -105,7 +105,7 @@ def test_certify_ends_with_0_where_the_limit_holds(exact_bundle: Path, tmp_path:
 def test_certify_takes_another_guard(exact_bundle: Path, tmp_path: Path) -> None:
     words = ("--data", fresh(tmp_path), "--max-drop", "5%", "--guard", "lost")
     assert run("certify", exact_bundle, *words).output == (
-        "95% confident that at most 1.5% of answers change (n=200: 0 changed)\n"
+        "the limit of 5% holds: 95% confident that at most 1.5% of answers change (n=200: 0 changed)\n"
     )
 
 
@@ -190,7 +190,9 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
     assert read(out).pipeline is not None
     again = run("certify", out, "--data", tmp_path / "photos", "--max-drop", "20%")
     assert again.exit_code == 0, again.output
-    assert again.output.startswith("regression check on data that was used before: 95% confident")
+    assert again.output.startswith(
+        "regression check on data that was used before: the limit of 20% holds: 95% confident"
+    )
 
 
 def test_a_torch_module_in_a_file_is_optimized(tmp_path: Path) -> None:

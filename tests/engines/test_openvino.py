@@ -109,7 +109,7 @@ def test_ir_is_taken_as_it_is(host: Target, tmp_path: Path) -> None:
     model = Model(first.path, "openvino", first.inputs, first.outputs, files=first.files)
     (tmp_path / "again").mkdir()
     again = OpenVino().build(model, host, tmp_path / "again")
-    assert again.path.samefile(first.path)
+    assert again.path.read_bytes() == first.path.read_bytes()
     with OpenVino().open(again, host) as session:
         assert session.run(request_for(again.inputs))["logits"].shape == (1, 10)
 

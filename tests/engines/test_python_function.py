@@ -1,5 +1,6 @@
 """A person's own function, to compare with."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ X = np.ones((1, 16), np.float32)
 def answer(folder: Path, code: str) -> dict[str, object]:
     (folder / "mine.py").write_text(code)
     model = load(models.linear_classifier(folder)).settled_by({"x": X[0]})
-    engine, target = PythonFunction(f"{folder / 'mine.py'}:predict"), Target.host()
+    engine, target = PythonFunction(f"{folder / 'mine.py'}:predict"), Target.host().with_threads(1)
     with engine.open(engine.build(model, target, folder), target) as session:
         return dict(session.run({"x": X}))
 
@@ -26,6 +27,13 @@ def answer(folder: Path, code: str) -> dict[str, object]:
 def test_what_a_function_gives_has_the_models_output_names(tmp_path: Path, returned: str) -> None:
     answers = answer(tmp_path, f"def predict(x): return {returned}")
     assert list(answers) == ["logits"]
+
+
+def test_a_function_has_as_many_processors_as_an_engine_has_threads(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    code = "import os, numpy\ndef predict(x): return numpy.array([len(os.sched_getaffinity(0))])"
+    assert answer(tmp_path, code)["logits"] == [1]
+    assert os.sched_getaffinity(0) == before
 
 
 def test_what_a_function_raises_is_one_line(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def test_certify_without_a_limit_takes_the_certificates_and_calls_the_same_data_
     assert again.judgement.max_drop == 0.05
     ended = CliRunner().invoke(main, ["certify", str(data[0]), "--data", str(data[1])])
     assert ended.exit_code == 0
-    assert ended.output.startswith("regression check on data that was used before: 95% confident")
+    assert ended.output.startswith(
+        "regression check on data that was used before: the limit of 5% holds: 95% confident"
+    )
 
 
 def test_fresh_data_gives_a_verdict_of_its_own_and_too_little_of_it_says_how_much_would_do(

@@ -131,13 +131,12 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
     with one_line_errors():
         from hasten import bench as run
         from hasten.cli.screen import table
-        from hasten.report.page import HEAD, cells
 
         result = run(bundle, **options)
         if as_json:
             click.echo(_json(result))
             return
-        click.echo(table([cells(result.against), cells(result.bundle)], HEAD))
+        click.echo(table([result.against, result.bundle]))
         click.echo(f"{result.threads} thread(s), batch 1, requests: {result.requests}")
         for note in result.notes:
             click.echo(f"note: {note}")

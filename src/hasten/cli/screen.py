@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from hasten.progress import Progress
-from hasten.report.page import HEAD, cells
-from hasten.result import Result
+from hasten.report.page import columns
+from hasten.result import Result, Row
 
 _STAGES = {
     "prepare": "preparing",
@@ -105,10 +106,10 @@ def screen() -> PlainScreen | LiveScreen:
     return LiveScreen() if sys.stderr.isatty() else PlainScreen()
 
 
-def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
-    """Align cells in columns, two spaces apart."""
-    everything = [head, *rows]
-    widths = [max(len(row[i]) for row in everything) for i in range(len(head))]
+def table(rows: Sequence[Row]) -> str:
+    """Align a table's cells in columns, two spaces apart."""
+    everything = columns(rows)
+    widths = [max(len(row[i]) for row in everything) for i in range(len(everything[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in everything
@@ -119,13 +120,18 @@ def summary(result: Result, began: float) -> str:
     """The end of a run in some twenty lines: how much faster, how sure, where it is, what next."""
     lines = [
         "",
-        table([cells(row) for row in result.rows], HEAD),
+        table(result.rows),
         "",
         f"{result.winner.speedup:.2f}x faster than {result.rows[0].label}; {result.threads} "
         f"thread{'s' if result.threads > 1 else ''}, batch 1; the same model against itself: "
         f"within {100 * result.spread:.1f}%",
         f"{result.status}: {result.why}",
         f"for: {result.population}",
+        *(
+            f"{row.role}: {row.accuracy}"
+            for row in result.rows
+            if row.role == "fastest uncertified"
+        ),
         *(f"note: {note}" for note in result.notes),
         "",
         f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from hasten.model import Model
 
 
 def place(model: Model, workdir: Path) -> Artifact:
-    """Put a model's files, as they are, into a folder: hard links, or copies on another disk.
+    """Copy a model's files, as they are, into a folder.
+
+    Copies, not hard links: runtimes refuse external data that has several names.
 
     Raises:
         CandidateError: a file is missing or can't be copied.
@@ -22,7 +23,7 @@ def place(model: Model, workdir: Path) -> Artifact:
         to = workdir / file.relative_to(model.path.parent)
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
-            _link(file.resolve(strict=True), to)
+            shutil.copyfile(file, to)
         except OSError as error:
             raise CandidateError(f"can't copy {file}: {error.strerror or error}") from error
         placed.append(to)
@@ -34,14 +35,6 @@ def place(model: Model, workdir: Path) -> Artifact:
         files=tuple(placed[1:]),
         custom_ops=model.custom_ops,
     )
-
-
-def _link(source: Path, to: Path) -> None:
-    """Link a file that is no symbolic link, or copy it where the disk differs."""
-    try:
-        os.link(source, to)
-    except OSError:
-        shutil.copyfile(source, to)
 
 
 def batch_sizes(artifact: Artifact) -> tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,13 @@ class PythonFunction(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        yield _FunctionSession(load_object(self.function), artifact.inputs, artifact.outputs)
+        """Load the function, on as many processors as an engine would have threads."""
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, target.cpus[: target.threads])
+        try:
+            yield _FunctionSession(load_object(self.function), artifact.inputs, artifact.outputs)
+        finally:
+            os.sched_setaffinity(0, allowed)
 
 
 class _FunctionSession(Session):

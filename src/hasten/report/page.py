@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from hasten.measure.intervals import Quantile
@@ -54,6 +54,15 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 HEAD = ("", "model", "faster", "p50", "p99", "mean", "size")
+_P99 = HEAD.index("p99")
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return a table's head and rows; p99 only where one is established."""
+    table = [HEAD, *map(cells, rows)]
+    if any(row.p99.high_ns is not None for row in rows):
+        return table
+    return [line[:_P99] + line[_P99 + 1 :] for line in table]
 
 
 def render(result: Result, environment: Mapping[str, str]) -> bytes:

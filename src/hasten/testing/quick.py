@@ -38,6 +38,7 @@ def quick_runs(*, passes: bool = False) -> Iterator[None]:
             (hasten.run, "RACE_ROUNDS", RACE_ROUNDS),
             (hasten.delivery, "FINAL_ROUNDS", FINAL_ROUNDS),
             (hasten.run, "SETTLED", float("inf")),
+            (hasten.run, "RACE_SETTLED", float("inf")),
             (hasten.benchmark, "SETTLED", float("inf")),
             (hasten.optimization, "grid", untouched),
         ):
