@@ -16,6 +16,7 @@ from hasten.bundle import NotCertifiedHere, read
 from hasten.data.arrays import ArrayDataset
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.frontends.onnx import load
+from hasten.pipeline.config import from_module
 from hasten.progress import Progress
 from hasten.result import Result
 from hasten.target import Target
@@ -191,6 +192,19 @@ def original_answers(folder: Path) -> Array:
         answers = [session.run({"x": x[None]})["logits"].argmax() for x in samples()]
     shutil.rmtree(folder / "built")
     return np.array(answers)
+
+
+def test_a_modules_own_preparation_is_not_claimed_for_arrays_that_somebody_prepared(
+    tmp_path: Path,
+) -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval()
+    module.pretrained_cfg = {"input_size": (3, 4, 4), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert from_module(module) is not None
+    x = np.random.default_rng(0).standard_normal((100, 3, 4, 4), np.float32)
+    result = hasten.optimize(module, x, engines=("onnxruntime",), out=tmp_path / "b.hasten")
+    assert read(result.bundle).pipeline is None
+    assert not any(note.startswith("images were prepared") for note in result.notes)
 
 
 def test_the_exact_model_can_be_left_out(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hasten.certificate.planning import check_limits, samples_needed
 from hasten.certificate.verdict import Guard, Judgement, goal
 from hasten.certification import guarded
 from hasten.data.dataset import Dataset
+from hasten.data.images import ImageFolder
 from hasten.data.source import open_data
 from hasten.delivery import Delivery, check_place
 from hasten.errors import InputError, full_disk
@@ -110,13 +111,15 @@ def optimize(
     folder = bundle.with_name(bundle.name + ".work")
     with claimed(folder, resume=resume) as journal, _cleared_up(folder, journal):
         model = find_model(model)
-        pipeline = pipeline or from_module(model)
-        check_steps(pipeline)
-        source, dataset = read(model, data, pipeline, custom_ops, folder)
+        preparation = pipeline or from_module(model)
+        check_steps(preparation)
+        source, dataset = read(model, data, preparation, custom_ops, folder)
+        if isinstance(dataset, ImageFolder):
+            pipeline = preparation  # tensors were prepared by whoever made them
         known = (
             None
             if training is None
-            else open_data(training, source.inputs, pipeline, folder / "unpacked-training")
+            else open_data(training, source.inputs, preparation, folder / "unpacked-training")
         )
         parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
         source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
@@ -159,7 +162,7 @@ def optimize(
             pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
         )
         calibrating = 0 if known is not None else calibration
-        if pipeline is not None:
+        if pipeline is not None and isinstance(dataset, ImageFolder):
             run.notes.append(f"images were prepared by {', '.join(map(label, pipeline.steps))}")
         run.notes += _warnings(parts, scored, guard, max_drop, confidence, calibrating)
         with contextlib.closing(run):
@@ -276,7 +279,7 @@ def _shortfall(
     judged: Sequence[tuple[str, Judgement | str]], parts: Parts, calibration: int
 ) -> list[str]:
     """Say how much data would probably settle what the sealed data couldn't."""
-    entry = judged[-1][1] if judged else None
+    entry = judged[0][1] if judged else None  # where the safest passed, something is certified
     if not isinstance(entry, Judgement) or entry.samples_needed is None:
         return []
     sealed = len(np.unique(parts.sealed_units))

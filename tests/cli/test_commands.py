@@ -188,6 +188,8 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
     )
     assert result.exit_code == 0, result.output
     assert read(out).pipeline is not None
+    assert "note: images were prepared by decode, resize(size=36" in result.stdout
+    assert "normalize(mean=0.5/0.5/0.5, std=0.25/0.25/0.25)" in result.stdout
     again = run("certify", out, "--data", tmp_path / "photos", "--max-drop", "20%")
     assert again.exit_code == 0, again.output
     assert again.output.startswith(
