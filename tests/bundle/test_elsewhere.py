@@ -77,7 +77,8 @@ def test_the_version_that_counts_is_that_of_the_engine_that_is_opened(
     zeros = built(tmp_path, models.small_cnn(tmp_path), Null())
     versions = {**environment(Target.host()), "onnxruntime": "0.1"}
     write(tmp_path / "b", stated(zeros, winner, environment=versions), {})
-    load(tmp_path / "b").close()
+    with load(tmp_path / "b") as fast:
+        assert fast.not_certified == ()
     with pytest.warns(MeasuredElsewhere, match="^measured elsewhere: onnxruntime: 0.1 there, "):
         load(tmp_path / "b", which="exact").close()
 

@@ -17,7 +17,7 @@ from hasten.errors import InputError
 from hasten.run import Run
 from hasten.testing.bundles import forge, stated
 
-TODO = "it is not replaced: give another --out or remove it"
+ADVICE = "it is not replaced: give another --out or remove it"
 
 
 def content(path: Path) -> dict[str, bytes | None]:
@@ -73,7 +73,7 @@ def test_another_programs_folder_with_a_manifest_is_never_replaced(
     app.mkdir()
     (app / "manifest.json").write_text(text)
     (app / "background.js").write_text("years of work")
-    assert refused(app, winner) == f"{app}: the manifest is damaged: it states no schema; {TODO}"
+    assert refused(app, winner) == f"{app}: the manifest is damaged: it states no schema; {ADVICE}"
 
 
 def test_a_file_and_a_folder_without_a_manifest_are_never_replaced(
@@ -94,26 +94,26 @@ def test_a_bundle_with_something_else_in_it_is_never_replaced(
 ) -> None:
     (bundle / name).write_text("years of work")
     assert refused(bundle, winner) == (
-        f"{bundle} holds {name!r}, which is not of the bundle; {TODO}"
+        f"{bundle} holds {name!r}, which is not of the bundle; {ADVICE}"
     )
 
 
 def test_a_bundle_with_a_link_in_it_is_never_replaced(bundle: Path, winner: Part) -> None:
     (bundle / "data").symlink_to(bundle.parent)
-    assert refused(bundle, winner) == f"{bundle} holds 'data', which is not of the bundle; {TODO}"
+    assert refused(bundle, winner) == f"{bundle} holds 'data', which is not of the bundle; {ADVICE}"
 
 
 def test_a_damaged_bundle_is_never_replaced(bundle: Path, winner: Part) -> None:
     (bundle / "report.html").write_text("<p>my own report")
     assert refused(bundle, winner) == (
-        f"{bundle}: report.html has 16 bytes, 3 were written; {TODO}"
+        f"{bundle}: report.html has 16 bytes, 3 were written; {ADVICE}"
     )
     (bundle / "report.html").unlink()
-    assert refused(bundle, winner) == f"{bundle}: report.html is missing; {TODO}"
+    assert refused(bundle, winner) == f"{bundle}: report.html is missing; {ADVICE}"
     file = bundle / "manifest.json"
     file.write_text(file.read_text().replace("sure enough", "very sure!!"))
     assert refused(bundle, winner) == (
-        f"{bundle}: the manifest was changed after it was written; {TODO}"
+        f"{bundle}: the manifest was changed after it was written; {ADVICE}"
     )
 
 
@@ -121,7 +121,7 @@ def test_a_bundle_by_a_newer_version_is_never_replaced(bundle: Path, winner: Par
     forge(bundle, lambda record: record.update(schema=2))
     assert refused(bundle, winner) == (
         f"{bundle} was written by a newer version of hasten (schema 2, this one reads 1); upgrade "
-        f"hasten; {TODO}"
+        f"hasten; {ADVICE}"
     )
 
 
@@ -129,7 +129,7 @@ def test_a_manifest_that_lists_no_files_is_damaged(bundle: Path, winner: Part) -
     forge(bundle, lambda record: record.update(files=None))
     assert refused(bundle, winner) == (
         f"{bundle}: the manifest is damaged: a dict record can't be read: Expected `object`, got "
-        f"`null`; {TODO}"
+        f"`null`; {ADVICE}"
     )
 
 
