@@ -10,7 +10,7 @@ import pytest
 
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Judgement, Verdict, judge
-from hasten.delivery import Choice, Delivery
+from hasten.delivery import Choice, Delivery, _settled_by_sealed_data
 from hasten.run import Run
 from hasten.search.race import AGAIN, BASELINE, Standings
 
@@ -147,3 +147,14 @@ def test_the_uncertified_ships_when_asked_for_and_faster_than_the_exact_model(
     )
     assert unasked == Choice("exact", "exact", "exact", FAILED.in_words())
     assert asked == (marked if loose < 0.8 else unasked)
+
+
+def test_only_what_the_sealed_data_left_open_may_ship_uncertified() -> None:
+    few = judgement(7)
+    assert (PASSED.verdict, few.verdict, FAILED.verdict) == (
+        Verdict.CERTIFIED,
+        Verdict.NOT_ENOUGH_DATA,
+        Verdict.NOT_ACCURATE_ENOUGH,
+    )
+    judged: Judged = [("a", PASSED), ("b", few), ("c", FAILED), ("d", "it crashed")]
+    assert _settled_by_sealed_data(judged) == {"a", "c", "d"}

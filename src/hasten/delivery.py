@@ -12,7 +12,7 @@ from typing import Any
 from hasten import bundle
 from hasten.bundle import Manifest, Status
 from hasten.candidate import Trial
-from hasten.certificate.verdict import Judgement
+from hasten.certificate.verdict import Judgement, Verdict
 from hasten.certification import last_certified
 from hasten.choose import faster
 from hasten.measure.environment import environment
@@ -276,16 +276,25 @@ def _why_exact(judged: Sequence[tuple[str, Judgement | str]], final: Standings) 
     return entry.in_words() if isinstance(entry, Judgement) else f"the candidate failed: {entry}"
 
 
+def _settled_by_sealed_data(judged: Sequence[tuple[str, Judgement | str]]) -> set[str]:
+    """Return the keys that passed, that surely aren't accurate enough, or that failed there."""
+    return {
+        key
+        for key, entry in judged
+        if isinstance(entry, str) or entry.verdict is not Verdict.NOT_ENOUGH_DATA
+    }
+
+
 def _fastest_uncertified(
     run: Run, judged: Sequence[tuple[str, Judgement | str]], winner: str
 ) -> str | None:
     """The fastest trial under the limit on the search split that isn't certified, if it beats what ships."""
-    certified = {k for k, e in judged if isinstance(e, Judgement) and e.verdict == "certified"}
+    settled = _settled_by_sealed_data(judged)
     trials = [
         t
         for t in run.trials.measured()
         if not t.candidate.exact
-        and t.candidate.key not in certified
+        and t.candidate.key not in settled
         and run.trials.drop(t) < run.order.max_drop
     ]
     if not trials:
