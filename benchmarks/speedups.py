@@ -13,7 +13,6 @@ by `hasten.bench`: "over untuned" is the least that the bundle is faster than an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -21,7 +20,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +108,7 @@ def run(name: str, folder: Path) -> Outcome:
 
 
 def untuned(module: Any, data: Any, result: Result, folder: Path) -> dict[str, Comparison]:
-    """Time the bundle against every engine's defaults, on as many threads as it was chosen on."""
+    """Time the bundle against every engine's defaults, on as many processors as it has threads."""
     place = folder / "exported"
     place.mkdir()
 
@@ -119,24 +117,12 @@ def untuned(module: Any, data: Any, result: Result, folder: Path) -> dict[str, C
 
     try:
         os.environ["UNTUNED_MODEL"] = str(load_model(module, sample, place).path)
-        with threads_of(result.threads):
-            return {
-                engine: hasten.bench(result.bundle, against=f"{UNTUNED}:{engine}", data=data)
-                for engine in ("onnxruntime", "openvino")
-            }
+        return {
+            engine: hasten.bench(result.bundle, against=f"{UNTUNED}:{engine}", data=data)
+            for engine in ("onnxruntime", "openvino")
+        }
     finally:
         shutil.rmtree(place)
-
-
-@contextlib.contextmanager
-def threads_of(count: int) -> Iterator[None]:
-    """Let this process and those that it starts use so many processors."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(allowed)[:count])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 def line(name: str, outcome: Outcome) -> str:

@@ -12,7 +12,7 @@ from hasten.candidate import Candidate, Single, Trial
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Judgement
 from hasten.certification import judge_ladder, prior_of, sealed_scores
-from hasten.choose import Standing, fastest_exact, ladder
+from hasten.choose import Standing, faster, fastest_exact, ladder
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError
 from hasten.measure.intervals import Ratio
@@ -63,6 +63,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.asked_threads = self.bench.target.threads
         self.trials = Trials(
             self.bench,
             self.journal,
@@ -258,7 +259,11 @@ class Run:
                 )
             exact = fastest_exact(entered, baseline, standings.spread)
             rungs = ladder(entered, exact, spread=standings.spread, max_drop=self.order.max_drop)
-            choice = {"exact": exact, "rungs": list(rungs), "threads": standings.threads}
+            threads = standings.threads
+            if threads < self.asked_threads:
+                threads, stays = self._threads_to_ship(self.candidate((exact, *rungs)[-1]))
+                exact, rungs = (exact, rungs) if stays else (baseline, ())
+            choice = {"exact": exact, "rungs": list(rungs), "threads": threads}
             self.journal.append("ladder", choice=choice, sha256=digest(choice))
             frozen = self.journal.last("ladder")
         assert frozen is not None
@@ -269,6 +274,59 @@ class Run:
             )
         self.use_threads(choice["threads"])
         return choice["exact"], tuple(choice["rungs"])
+
+    def _threads_to_ship(self, best: Candidate) -> tuple[int, bool]:
+        """See how the host serves several threads as it is, in rounds that all count.
+
+        What one thread is quoted for may still be faster on several, and the default engine has
+        several where nobody says otherwise.
+
+        Returns:
+            On how many threads the best is faster, and whether it beats the default engine on all.
+        """
+        asked, baseline = self.asked_threads, self.trials.baseline
+        desks = {n: self.bench.target.with_threads(n) for n in (1, asked)}
+        entrants: dict[str, Worker] = {}
+        self.trials.close()
+        try:
+            for who, candidate, threads in (
+                (BASELINE, baseline, asked),
+                (AGAIN, baseline, asked),
+                ("one", best, 1),
+                ("all", best, asked),
+            ):
+                bench = dataclasses.replace(self.bench, target=desks[threads])
+                opened = bench.open_built(candidate.engine, self.artifact(candidate))
+                entrants[who] = opened.worker
+                opened.worker.sleep()
+            standings = race(
+                "as it is",
+                entrants,
+                self.parts.search,
+                self.journal,
+                threads=asked,
+                count=RACE_ROUNDS,
+                pace=self.pace,
+                seed=self.order.seed,
+                settle=RACE_SETTLED,
+                probe=lambda _: True,
+            )
+        except CandidateError:
+            return 1, True  # it ran on one thread in the race
+        finally:
+            for worker in entrants.values():
+                worker.kill()
+        if not (standings.stands("one") and standings.stands("all")):
+            return 1, True
+        one, several = standings.ratio("one"), standings.ratio("all")
+        threads, ratio_ = (asked, several) if several.estimate < one.estimate else (1, one)
+        even = Ratio(1.0, 1.0, 1.0, standings.counted)
+        stays = best == baseline or faster(ratio_, even, standings.spread)
+        self.notes.append(
+            f"as the host is, {best.label} took {ratio_.estimate:.2f} of the default engine's time on "
+            f"{asked} threads ({ratio_.low:.2f} to {ratio_.high:.2f}); it runs on {threads}"
+        )
+        return (threads if stays else asked), stays
 
     def candidate(self, key: str) -> Candidate:
         """The candidate of a key that was tried."""

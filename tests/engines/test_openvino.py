@@ -83,9 +83,17 @@ def test_it_has_as_many_threads_as_it_is_told(host: Target, tmp_path: Path) -> N
     artifact = build(models.small_cnn(tmp_path), host)
     with OpenVino(threads=1).open(artifact, host) as session:
         assert session.properties()["threads"] == "1"
-    with OpenVino(pinning=True).open(artifact, host.with_threads(1)) as session:
-        assert session.properties()["threads"] == "1"
-        assert session.properties()["pinning"] == "True"
+
+
+def test_threads_are_bound_only_where_there_is_one_for_each_processor(
+    host: Target, tmp_path: Path
+) -> None:
+    artifact = build(models.small_cnn(tmp_path), host)
+    for cpus, bound in (((0,), "True"), ((0, 1), "False")):
+        target = replace(host, cpus=cpus, threads=1)
+        with OpenVino(pinning=True).open(artifact, target) as session:
+            assert session.properties()["threads"] == "1"
+            assert session.properties()["pinning"] == bound
 
 
 def test_bf16_runs_in_bf16_where_the_processor_has_it(tmp_path: Path) -> None:

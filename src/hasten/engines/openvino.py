@@ -124,7 +124,7 @@ class OpenVino(Engine):
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": self.precision,
-            "ENABLE_CPU_PINNING": self.pinning,
+            "ENABLE_CPU_PINNING": self.pinning and threads == len(target.cpus),
         }
         if self.exact:
             # Else activations before compressed weights are quantized on the way.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,24 @@ class PythonFunction(Engine):
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
         """Load the function, on as many processors as an engine would have threads."""
         allowed = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, target.cpus[: target.threads])
+        cpus = target.cpus[: target.threads]
+        os.sched_setaffinity(0, cpus)
         try:
-            yield _FunctionSession(load_object(self.function), artifact.inputs, artifact.outputs)
+            function = load_object(self.function)
+            yield _FunctionSession(function, artifact.inputs, artifact.outputs, cpus)
         finally:
-            os.sched_setaffinity(0, allowed)
+            _bind(allowed)
+
+
+def _bind(cpus: Iterable[int]) -> None:
+    """Let every thread of this process run on these processors only.
+
+    A runtime may have bound its own threads elsewhere: ONNX Runtime's defaults bind one to each
+    core of the machine, whatever processors the process was given.
+    """
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setaffinity(int(thread.name), cpus)
 
 
 class _FunctionSession(Session):
@@ -66,15 +80,20 @@ class _FunctionSession(Session):
         function: Callable[..., Any],
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        cpus: tuple[int, ...],
     ) -> None:
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self._cpus = inputs, outputs, cpus
         self._function = function
+        self._calls = 0
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         try:
             result = self._function(*(inputs[spec.name] for spec in self.inputs))
         except Exception as error:
             raise failed(f"the function raised {type(error).__name__}", error) from error
+        self._calls += 1
+        if self._calls & (self._calls - 1) == 0:  # now and then: threads may start at any call
+            _bind(self._cpus)
         if isinstance(result, dict):
             return {name: np.asarray(array) for name, array in result.items()}
         several = result if isinstance(result, (tuple, list)) else (result,)
