@@ -1,19 +1,56 @@
-"""The models that the benchmarks run: real weights where a package ships them, else random ones."""
+"""The models that the benchmarks run, each with data that judges it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import garments
+import minilm
 import numpy as np
+import yolov3_tiny
+from garments import CACHE
 
 from hasten.data.arrays import ArrayDataset
 from hasten.data.dataset import Dataset
 from hasten.demos import package_folder
-from hasten.demos.photos import RandomCrops, photo_files, pretrained
+from hasten.demos.photos import RandomCrops, photo_files
+from hasten.demos.photos import pretrained as efficientnet_lite0
+from hasten.metrics.agreement import Agreement
+from hasten.metrics.base import Metric
+from hasten.metrics.detection_f1 import DetectionF1
+from hasten.metrics.embedding import Embedding
+from hasten.metrics.top_k import Top1
+
+__all__ = ["CACHE", "MODELS", "Subject"]
 
 SAMPLES = 3160
+DETECTION_SAMPLES = 1200
 LATENCY_SAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be made faster.
+
+    Attributes:
+        module: Gives the network; called with the folder where trained weights are kept.
+        data: Gives what judges it.
+        metric: How.
+        max_drop: The most that the mean score may fall, in absolute share.
+        real: Whether the weights are: with random ones a figure is of latency only.
+        training: Gives what calibrates where `data` only judges; None where `data` does both.
+    """
+
+    module: Callable[[Path], Any]
+    data: Callable[[], Dataset]
+    metric: Metric
+    max_drop: float
+    real: bool = True
+    training: Callable[[], Dataset | None] = lambda: None
 
 
 class ImageNetCrops(RandomCrops):
@@ -72,17 +109,38 @@ def _crops(kind: type[RandomCrops], name: str) -> Dataset:
     return crops
 
 
-Built = tuple[Any, Dataset, bool]
-"""Module, data, and whether the weights are real (else a figure is of latency only)."""
+def _trained(name: str) -> Subject:
+    """An architecture without weights, trained here."""
+    module = partial(garments.trained, name)
+    return Subject(module, garments.judged, Top1(), 0.01, training=garments.known)
 
-MODELS: dict[str, tuple[float, Callable[[], Built]]] = {
-    "efficientnet_lite0": (2.6, lambda: (pretrained(), _crops(RandomCrops, "x"), True)),
-    "mobilenet_v2": (2.6, lambda: (_mobilenet_v2(), _crops(ImageNetCrops, "x"), True)),
-    "resnet50": (4.0, lambda: (_timm("resnet50"), _noise("x", 3, 224, 224), False)),
-    "transformer": (3.0, lambda: (_transformer(), _noise("tokens", 128, 384), False)),
-    "mobilenetv3_large": (
-        1.9,
-        lambda: (_timm("mobilenetv3_large_100"), _noise("x", 3, 224, 224), False),
+
+def _latency_only(module: Callable[[], Any], data: Callable[[], Dataset]) -> Subject:
+    """An architecture with random weights, at the size that its published figures are of."""
+    return Subject(lambda _: module(), data, Embedding(), 0.999, real=False)
+
+
+_IMAGENET = partial(_noise, "x", 3, 224, 224)
+
+MODELS: dict[str, Subject] = {
+    "efficientnet_lite0": Subject(
+        lambda _: efficientnet_lite0(), partial(_crops, RandomCrops, "x"), Agreement(), 0.03
     ),
+    "mobilenet_v2": Subject(
+        lambda _: _mobilenet_v2(), partial(_crops, ImageNetCrops, "x"), Agreement(), 0.03
+    ),
+    "mobilenetv3_large": _trained("mobilenetv3_large_100"),
+    "resnet50": _trained("resnet50"),
+    "yolov3_tiny": Subject(
+        lambda _: yolov3_tiny.pretrained(),
+        partial(yolov3_tiny.LetterboxedCrops, DETECTION_SAMPLES),
+        DetectionF1(threshold=0.3),
+        0.05,
+    ),
+    "minilm": Subject(
+        lambda _: minilm.pretrained(), partial(minilm.data, SAMPLES), Embedding(0.98), 0.01
+    ),
+    "mobilenetv3_large_224px": _latency_only(partial(_timm, "mobilenetv3_large_100"), _IMAGENET),
+    "resnet50_224px": _latency_only(partial(_timm, "resnet50"), _IMAGENET),
+    "transformer": _latency_only(_transformer, partial(_noise, "tokens", 128, 384)),
 }
-"""Name -> the speed-up over ONNX Runtime's fp32 that anybody's recipe reached, and how to build it."""

@@ -1,13 +1,16 @@
-"""hasten's choice against ONNX Runtime's defaults and every engine untuned, model by model.
+"""hasten's choice beside each toolkit's default int8 and every engine untuned, model by model.
 
-    python benchmarks/speedups.py [MODEL ...] [--out results.json]
+    python benchmarks/speedups.py [MODEL ...] [--out results.json] [--cache FOLDER]
 
-Prints a Markdown table. Ratios are paired and within one run; "latency only" marks models whose
-weights are random, so that their accuracy says nothing. Also: how long the search took, from the
-module to the bundle, and the most memory that it and its workers held at once (PSS).
+Prints two Markdown tables. In the first each version has its accuracy on the samples that the search
+never saw, its speed over ONNX Runtime's fp32 defaults in paired rounds of one race, and its p50 over the
+floor: the least time in which this machine could do the model's layers at all. In the second stand the
+runs: what was certified, how much faster hasten's choice is than the fastest untuned engine and than
+the fastest of all that keeps its accuracy, how long the search took from the module to the bundle, and
+the most memory that it and its workers held at once (PSS).
 
-The untuned engines (`untuned.py`) are timed against the finished bundle, each in rounds of its own,
-by `hasten.bench`: "over untuned" is the least that the bundle is faster than any of them.
+"latency only" marks models whose weights are random, so that their accuracy says nothing. Some models
+are trained first, on two cores in some minutes; their weights stay in the cache folder.
 """
 
 from __future__ import annotations
@@ -15,155 +18,154 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import shutil
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from models import MODELS
+from comparison import HASTEN, RECIPES, UNTUNED, Comparison, Figures, compare
+from memory import PeakMemory
+from models import CACHE, MODELS, Subject
 
 import hasten
-from hasten.benchmark import Comparison
 from hasten.cli.screen import PlainScreen
 from hasten.frontends.source import load_model
-from hasten.records import to_record
+from hasten.measure.intervals import Ratio
+from hasten.records import to_record, type_name
 from hasten.result import Result
+from hasten.search.race import BASELINE
 
-UNTUNED = Path(__file__).parent / "untuned.py"
-
-
-class PeakMemory:
-    """The most memory, by PSS, that this process and all below it held while the block ran."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        import os
-
-        while not self._stop.wait(1.0):
-            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, _tree(os.getpid()))))
-
-
-def _tree(pid: int) -> list[int]:
-    found = [pid]
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += _tree(int(child))
-    except OSError:
-        pass
-    return found
-
-
-def _pss(pid: int) -> int:
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return 0
+VERSIONS = ("model", "version", "accuracy", "over ONNX Runtime's defaults", "p50", "over the floor")
+RUNS = (
+    *(
+        "model",
+        "hasten's choice",
+        "certificate",
+        "over untuned",
+        "over the best within the limit",
+    ),
+    *("threads", "A/A", "floor", "search", "memory"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One model's search, and the bundle beside the untuned engines."""
+    """One model's search, and its bundle beside the rivals."""
 
     result: Result
-    untuned: dict[str, Comparison]
+    compared: Comparison
     seconds: float
     peak_bytes: int
-    real: bool
 
 
-def run(name: str, folder: Path) -> Outcome:
-    """Optimize one model, then compare its bundle with every engine untuned."""
-    module, data, real = MODELS[name][1]()
+def run(name: str, folder: Path, cache: Path) -> Outcome:
+    """Optimize one model, then compare its bundle with what there is without hasten."""
+    subject = MODELS[name]
+    module, data = subject.module(cache), subject.data()
+    bundle = folder / f"{name}.hasten"
     begin = time.monotonic()
     with PeakMemory() as memory, PlainScreen() as listen:
         result = hasten.optimize(
             module,
             data,
-            max_drop=0.03 if real else 0.999,
-            metric="agreement" if real else "embedding",
-            out=folder / f"{name}.hasten",
+            max_drop=subject.max_drop,
+            metric=subject.metric,
+            training=subject.training(),
+            out=bundle,
             listen=listen,
         )
     seconds = time.monotonic() - begin
-    return Outcome(result, untuned(module, data, result, folder), seconds, memory.peak_bytes, real)
-
-
-def untuned(module: Any, data: Any, result: Result, folder: Path) -> dict[str, Comparison]:
-    """Time the bundle against every engine's defaults, on as many processors as it has threads."""
-    place = folder / "exported"
-    place.mkdir()
 
     def sample(_: Any) -> dict[str, Any]:
         return {key: array[0] for key, array in data.inputs([0]).items()}
 
-    try:
-        os.environ["UNTUNED_MODEL"] = str(load_model(module, sample, place).path)
-        return {
-            engine: hasten.bench(result.bundle, against=f"{UNTUNED}:{engine}", data=data)
-            for engine in ("onnxruntime", "openvino")
-        }
-    finally:
-        shutil.rmtree(place)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        exported, place = Path(work) / "exported", Path(work) / "compared"
+        exported.mkdir()
+        place.mkdir()
+        compared = compare(subject, load_model(module, sample, exported).path, bundle, place)
+    return Outcome(result, compared, seconds, memory.peak_bytes)
 
 
-def line(name: str, outcome: Outcome) -> str:
-    """One row of the table."""
-    result, winner = outcome.result, outcome.result.winner
-    over = {engine: compared.bundle.ratio for engine, compared in outcome.untuned.items()}
-    best = max(over, key=lambda engine: over[engine].estimate)
-    cells = [
-        name if outcome.real else f"{name} (latency only)",
-        winner.label,
-        _times(winner.ratio),
-        f"{_times(over[best])}, {best}",
-        f"{MODELS[name][0]}x",
-        f"{100 * result.spread:.1f}%",
-        str(result.threads),
-        result.why if outcome.real else "-",
+def version_rows(name: str, subject: Subject, outcome: Outcome) -> list[str]:
+    """Return the rows of the first table."""
+    labels = {BASELINE: "ONNX Runtime fp32", HASTEN: f"**hasten**: {outcome.result.winner.label}"}
+    return [
+        _row(
+            _named(name, subject),
+            labels.get(version, version),
+            *_cells(one, type_name(subject.metric)),
+        )
+        for version, one in outcome.compared.figures.items()
+    ]
+
+
+def _cells(one: Figures, metric: str) -> list[str]:
+    accuracy = "-"
+    if one.score is not None and one.drop is not None:
+        accuracy = f"{100 * one.score:.1f}% {metric} ({-100 * one.drop:+z.1f})"
+    if one.ratio is None or one.p50_ns is None:
+        return [accuracy, one.failed, "-", "-"]
+    over = "-" if one.over_floor is None else f"{one.over_floor:.1f}x"
+    return [accuracy, _times(one.ratio), f"{one.p50_ns / 1e6:.2f} ms", over]
+
+
+def run_row(name: str, subject: Subject, outcome: Outcome) -> str:
+    """Return the row of the second table."""
+    result, compared = outcome.result, outcome.compared
+    limit = subject.max_drop if subject.real else float("inf")
+    floor_ns = compared.floor_ns
+    return _row(
+        _named(name, subject),
+        result.winner.label,
+        result.why if subject.real else "-",
+        _over(compared.over(UNTUNED)),
+        _over(compared.over((*UNTUNED, *RECIPES), limit)),
+        str(compared.standings.threads),
+        f"{100 * compared.standings.spread:.1f}%",
+        "-" if floor_ns is None else f"{floor_ns / 1e6:.2f} ms",
         f"{outcome.seconds:.0f} s",
         f"{outcome.peak_bytes / 2**30:.2f} GiB",
-    ]
+    )
+
+
+def _named(name: str, subject: Subject) -> str:
+    return name if subject.real else f"{name} (latency only)"
+
+
+def _over(best: tuple[str, Ratio] | None) -> str:
+    return "-" if best is None else f"{_times(best[1])}, {best[0]}"
+
+
+def _times(ratio: Ratio) -> str:
+    return f"{1 / ratio.estimate:.2f}x ({1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
+
+
+def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _times(ratio: Any) -> str:
-    return f"{1 / ratio.estimate:.2f}x ({1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
+def _head(columns: tuple[str, ...]) -> str:
+    return _row(*columns) + "\n" + _row(*("---" for _ in columns))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=list(MODELS))
     parser.add_argument("--out", type=Path, help="Raw results as JSON.")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="Where trained weights are kept.")
     arguments = parser.parse_args()
-    head = "| model | winner | over ONNX Runtime's defaults | over untuned | best recipe | A/A | threads | certificate | search | memory |"
-    print(head, "|---|---|---|---|---|---|---|---|---|---|", sep="\n", flush=True)
-    records = {}
+    print(_head(VERSIONS), flush=True)
+    outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
-            outcome = run(name, Path(folder))
-            print(line(name, outcome), flush=True)
-            records[name] = to_record(outcome)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(records, indent=1))
+            outcomes[name] = run(name, Path(folder), arguments.cache)
+            print("\n".join(version_rows(name, MODELS[name], outcomes[name])), flush=True)
+            if arguments.out:
+                arguments.out.write_text(json.dumps(to_record(outcomes), indent=1))
+    print(f"\n{_head(RUNS)}")
+    for name, outcome in outcomes.items():
+        print(run_row(name, MODELS[name], outcome))
 
 
 if __name__ == "__main__":

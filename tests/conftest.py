@@ -1,6 +1,7 @@
 """What holds for every test: nothing is sent, nothing is written outside a temporary folder."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,10 @@ from hasten.testing import models
 from hasten.testing.quick import quick_runs
 
 os.environ.update(OFF)
+_FONTS = tempfile.TemporaryDirectory(prefix="hasten-fonts-")
+os.environ["MPLCONFIGDIR"] = (
+    _FONTS.name
+)  # else matplotlib lists this machine's fonts in the home folder
 hypothesis.settings.register_profile("suite", database=None, deadline=None)
 hypothesis.settings.load_profile("suite")
 

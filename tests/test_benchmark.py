@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import hasten
-from hasten.benchmark import random_requests
+from hasten.data.requests import random_requests
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.measure.latency import Round
-from hasten.report.page import cells
+from hasten.reporting.rows import cells
 from hasten.tensors import TensorSpec
 from hasten.testing import models
 from hasten.testing.bundles import forge
@@ -102,7 +102,7 @@ def test_a_request_that_takes_too_much_memory_is_not_made_up(
     with pytest.raises(hasten.InputError) as caught:
         hasten.bench(crafted)
     assert str(caught.value) == (
-        f"a request of this bundle takes {mebibytes} MiB, and no random one larger than 256 MiB is "
+        f"a request of this model takes {mebibytes} MiB, and no random one larger than 256 MiB is "
         "made: give real ones with --data"
     )
 

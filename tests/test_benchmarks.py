@@ -1,16 +1,39 @@
 """The benchmarks run once, untimed: what they print is made, not judged."""
 
+import importlib
+import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import openvino
 import pytest
 
 from hasten.data.arrays import ArrayDataset
+from hasten.frontends.source import load_model
+from hasten.metrics.agreement import Agreement
+from hasten.metrics.embedding import Embedding
+from hasten.passes.calibration import CalibrationRequests
+from hasten.passes.onnx_files import op_counts
+from hasten.passes.silence import silenced
+from hasten.search.race import BASELINE, Standings
+from hasten.telemetry import telemetry_off
+from hasten.testing import models
 from hasten.testing.quick import quick_runs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+Load = Callable[[str], Any]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Import one of the benchmarks' modules by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
 
 
 def test_the_overhead_of_a_loaded_bundle_is_printed(
@@ -21,21 +44,96 @@ def test_the_overhead_of_a_loaded_bundle_is_printed(
     assert capsys.readouterr().out.startswith(f"{exact_bundle.name}: load(...)(x) adds ")
 
 
-def test_the_table_of_speedups_has_a_row_per_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_tables_of_speedups_have_every_version_and_a_run_per_model(
+    load: Load,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    torch = pytest.importorskip("torch")
     pytest.importorskip("timm")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import models  # type: ignore[import-not-found]
-
+    subjects = load("models")
     rng = np.random.default_rng(0)
-    data = ArrayDataset({"input": rng.standard_normal((200, 8), np.float32)})
-    module = torch.nn.Sequential(torch.nn.Linear(8, 3))
-    monkeypatch.setattr(models, "MODELS", {"tiny": (1.0, lambda: (module, data, False))})
-    monkeypatch.setattr(sys, "argv", ["speedups.py"])
+    data = ArrayDataset({"x": rng.standard_normal((60, 3, 32, 32), np.float32)})
+    model = models.small_cnn(tmp_path)
+
+    subject = subjects.Subject(lambda _: model, lambda: data, Embedding(), 0.5)
+    monkeypatch.setattr(subjects, "MODELS", {"cnn": subject})
+    raw = tmp_path / "raw.json"
+    monkeypatch.setattr(sys, "argv", ["speedups.py", "--out", str(raw)])
     with quick_runs():
         runpy.run_path(str(BENCHMARKS / "speedups.py"), run_name="__main__")
-    head, _, row = capsys.readouterr().out.splitlines()
-    assert row.startswith("| tiny (latency only) | ")
-    assert head.count("|") == row.count("|")
+    versions, runs = (table.splitlines() for table in capsys.readouterr().out.split("\n\n"))
+    named = ("ONNX Runtime fp32", *load("comparison").UNTUNED, *load("comparison").RECIPES)
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in versions[2:]]
+    assert [row[0] for row in rows] == ["cnn"] * 6
+    assert tuple(row[1] for row in rows[:5]) == named
+    assert rows[5][1].startswith("**hasten**: ")
+    assert [row[2] for row in rows[:3]] == ["100.0% embedding (+0.0)"] * 3
+    assert all("x (" in row[3] and row[4].endswith(" ms") and row[5].endswith("x") for row in rows)
+    assert [row.split(" | ")[0] for row in runs[2:]] == ["| cnn"]
+    assert len({row.count("|") for row in versions}) == len({row.count("|") for row in runs}) == 1
+    assert set(json.loads(raw.read_text())) == {"cnn"}
+
+
+def test_each_toolkit_quantizes_by_its_own_defaults(load: Load, tmp_path: Path) -> None:
+    rivals = load("rivals")
+    rng = np.random.default_rng(0)
+    data = ArrayDataset({"x": rng.standard_normal((8, 3, 32, 32), np.float32)})
+    model = load_model(models.small_cnn(tmp_path), None, tmp_path).settled_by(
+        {"x": data.inputs([0])["x"][0]}
+    )
+    requests = CalibrationRequests(model, data, 8)
+    with silenced(), telemetry_off():
+        rivals.static_int8(model.path, requests, tmp_path / rivals.STATIC)
+        rivals.nncf_int8(model.path, requests, tmp_path / rivals.NNCF)
+    static = onnx.load(tmp_path / rivals.STATIC)
+    assert op_counts(static)["QuantizeLinear"] > 0
+    assert onnx.TensorProto.INT8 in {tensor.data_type for tensor in static.graph.initializer}
+    nncf = openvino.Core().read_model(tmp_path / rivals.NNCF)
+    assert "FakeQuantize" in {one.get_type_name() for one in nncf.get_ordered_ops()}
+
+
+def test_a_recipe_that_fails_is_said_so_and_random_weights_have_no_accuracy(
+    load: Load, monkeypatch: pytest.MonkeyPatch, exact_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("timm")
+    comparison, subjects, speedups = load("comparison"), load("models"), load("speedups")
+
+    def refused(*_: Any) -> None:
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setattr(load("rivals"), "nncf_int8", refused)
+    data = ArrayDataset({"x": np.random.default_rng(0).standard_normal((60, 16), np.float32)})
+    subject = subjects.Subject(lambda _: None, lambda: data, Agreement(), 0.5, real=False)
+    with quick_runs():
+        found = comparison.compare(
+            subject, models.linear_classifier(tmp_path), exact_bundle, tmp_path
+        )
+    static, nncf = (found.figures[name] for name in comparison.RECIPES)
+    assert speedups._cells(nncf, "agreement") == [
+        *("-", "it can't be quantized: no such operator", "-", "-")
+    ]
+    assert speedups._cells(static, "agreement")[0] == "-"
+    assert found.sealed == 0
+    assert found.over(comparison.RECIPES)[0] == comparison.RECIPES[0]
+
+
+def test_what_lost_more_than_the_limit_is_no_rival_to_beat(load: Load) -> None:
+    pytest.importorskip("timm")
+    comparison = load("comparison")
+    blocks = {"hasten": 10, "accurate": 20, "wrong": 5, BASELINE: 40}
+    rounds: dict[str, dict[int, tuple[int, ...]]] = {
+        name: {0: (ms, ms), 1: (ms, ms)} for name, ms in blocks.items()
+    }
+    standings = Standings("figures", 1, rounds)
+    figures = {
+        name: comparison.Figures(1.0, drop, standings.ratio(name))
+        for name, drop in (("hasten", 0.0), ("accurate", 0.01), ("wrong", 0.2))
+    }
+    found = comparison.Comparison(figures, standings, 100, None)
+    (first, over_any), (second, over_accurate) = (
+        found.over(("accurate", "wrong"), limit) for limit in (1.0, 0.05)
+    )
+    assert (first, over_any.estimate) == ("wrong", pytest.approx(2.0))
+    assert (second, over_accurate.estimate) == ("accurate", pytest.approx(0.5))
+    assert found.over(("wrong",), 0.05) is None

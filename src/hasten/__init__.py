@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     from hasten.bundle import load
     from hasten.errors import CandidateError, InputError, IntegrityError
     from hasten.optimization import optimize
+    from hasten.profiling import profile
     from hasten.recertification import certify
+    from hasten.reporting.publication import report
+    from hasten.scenarios import load_test
 
 _WHERE = {
     "optimize": "hasten.optimization",
     "load": "hasten.bundle",
     "bench": "hasten.benchmark",
+    "load_test": "hasten.scenarios",
     "certify": "hasten.recertification",
+    "report": "hasten.reporting.publication",
+    "profile": "hasten.profiling",
     "InputError": "hasten.errors",
     "CandidateError": "hasten.errors",
     "IntegrityError": "hasten.errors",
@@ -31,7 +37,10 @@ __all__ = [
     "bench",
     "certify",
     "load",
+    "load_test",
     "optimize",
+    "profile",
+    "report",
 ]
 __version__ = "0.1.0"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -10,12 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
-from hasten.data.arrays import ArrayDataset
-from hasten.data.dataset import Dataset, Subset
-from hasten.data.source import open_data
+from hasten.data.requests import first_requests
 from hasten.data.spool import Spool, write_spool
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.onnxruntime import OnnxRuntime
@@ -26,17 +21,12 @@ from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
-from hasten.pipeline.base import Pipeline
 from hasten.result import Row, row
 from hasten.run import FINAL_ROUNDS, SETTLED
 from hasten.search.journal import Journal
 from hasten.search.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.target import Target
-from hasten.tensors import TensorSpec
 
-_SAMPLES = 64
-_RANDOM_BYTES = 256 << 20
-"""Of random requests, all together."""
 _CANDIDATE = "bundle"
 
 
@@ -109,7 +99,10 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
         samples = write_spool(
-            _requests(data, winner.artifact, manifest.pipeline, seed), place / "requests"
+            first_requests(
+                data, winner.artifact.inputs, winner.artifact.request, manifest.pipeline, seed
+            ),
+            place / "requests",
         )
         other = _against(against, folder, manifest, samples, custom_ops, place)
         standings, notes = _raced(other, winner, samples, place, rounds, seed)
@@ -207,41 +200,3 @@ def _row(role: str, rival: _Rival, standings: Standings, name: str) -> Row:
         size_bytes=None if isinstance(rival.engine, PythonFunction) else rival.artifact.size_bytes,
         accuracy="",
     )
-
-
-def _requests(data: Any, artifact: Artifact, pipeline: Pipeline | None, seed: int) -> Dataset:
-    """The first samples of the data, or random numbers where there is none."""
-    if data is not None:
-        dataset = open_data(data, artifact.inputs, pipeline)
-        count = min(len(dataset), _SAMPLES)
-        return Subset(dataset, np.arange(count))
-    return random_requests(artifact.request, seed)
-
-
-def random_requests(request: Sequence[TensorSpec], seed: int) -> Dataset:
-    """Make up requests, as many as are timed or as few as memory should hold.
-
-    Args:
-        request: The inputs of one, every size settled. A bundle's word for it: any size may come.
-        seed: Of the numbers.
-
-    Raises:
-        InputError: even one is too large.
-    """
-    each_bytes = sum(math.prod(spec.sizes) * np.dtype(spec.dtype).itemsize for spec in request)
-    if each_bytes > _RANDOM_BYTES:
-        raise InputError(
-            f"a request of this bundle takes {each_bytes / 2**20:,.4g} MiB, and no random one larger "
-            f"than {_RANDOM_BYTES >> 20} MiB is made: give real ones with --data"
-        )
-    count = min(_SAMPLES, _RANDOM_BYTES // max(1, each_bytes))
-    rng = np.random.default_rng(seed)
-    return ArrayDataset({spec.name: _random(spec, count, rng) for spec in request})
-
-
-def _random(spec: TensorSpec, count: int, rng: np.random.Generator) -> Any:
-    """Random samples, each without the batch axis that a request has."""
-    sample = spec.sizes[1:] if spec.sizes[:1] == (1,) else spec.sizes
-    if np.dtype(spec.dtype).kind == "f":
-        return rng.standard_normal((count, *sample), np.float32).astype(spec.dtype, copy=False)
-    return rng.integers(0, 2, (count, *sample), np.int8).astype(spec.dtype)

@@ -24,6 +24,10 @@ def label(value: Value) -> str:
 
 def _short(setting: object) -> str:
     """A list of names is counted: a label has to fit into a table."""
+    if isinstance(setting, Value):
+        return label(setting)
+    if isinstance(setting, float):
+        return f"{setting:.3g}"
     if not isinstance(setting, tuple):
         return str(setting)
     if all(isinstance(item, str) for item in setting):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,26 @@ from hasten.candidate import Trial
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.certification import last_certified
 from hasten.choose import faster
+from hasten.engines.layers import LayerTime
+from hasten.invocation import Invocation
+from hasten.limits import limits, profiles
+from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.measure.environment import environment
+from hasten.measure.sweep import BUDGET_S, sweep
+from hasten.outcomes import asked, evidence, ladder, outcomes
 from hasten.pipeline.base import Pipeline
+from hasten.progress import Progress
 from hasten.records import digest, to_record
-from hasten.report import page
-from hasten.result import Result, Row, row
+from hasten.reporting import page
+from hasten.reporting.evidence import assembled
+from hasten.result import Limit, Result, Row, row
 from hasten.run import FINAL_ROUNDS, Run
 from hasten.search.race import AGAIN, BASELINE, Standings
-from hasten.search.trials import ratio
 
+CURVE_S = BUDGET_S
+"""How long the batch curve may take; 0 for none."""
+LIMITS = True
+"""Whether what ships is profiled and set against what the machine can do."""
 _INTERIM = "the run has not finished: the fastest found so far, not certified; go on with --resume"
 
 
@@ -65,6 +77,7 @@ class Delivery:
         pipeline: Kept in the bundle.
         keep_exact: Whether the exact model goes in too.
         accept_uncertified: Whether the fastest ships though nothing certifies.
+        invocation: How the run was asked for.
     """
 
     out: Path
@@ -72,6 +85,7 @@ class Delivery:
     pipeline: Pipeline | None
     keep_exact: bool
     accept_uncertified: bool
+    invocation: Invocation = field(default_factory=Invocation)
 
     def interim(self, run: Run, trial: Trial) -> None:
         """Write the best so far, marked uncertified; a finished bundle there stays till the end.
@@ -101,6 +115,15 @@ class Delivery:
         loose = _fastest_uncertified(run, judged, winner)
         final = self._fresh_figures(run, [exact, winner, loose])
         choice = self._settled(run, final, exact, judged, loose)
+        shown = _shown(run, choice, loose)
+        run.notes += [
+            f"{run.candidate(key).label} is compared by its mean: a request that is asked again costs "
+            "both models, the others one"
+            for _, key, entrant in shown
+            if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
+        ]
+        steps, reached = self._limits(run, final, shown)
+        curve = _curve(run, choice.winner)
         result = Result(
             bundle=self.out,
             status=choice.status,
@@ -113,11 +136,39 @@ class Delivery:
             tried={t.candidate.label: run.trials.outcome(t) for t in run.trials.done.values()},
             notes=(*run.parts.notes, *run.notes),
             seconds=time.monotonic() - begin,
+            objective=final.statistic,
+            outcomes=outcomes(run),
+            ladder=ladder(run, judged),
+            asked=asked(run, self.invocation),
+            limits=reached,
         )
-        evidence = {**_evidence(run, final, judged), "result.json": to_record(result)}
-        html = page.render(result, environment(run.bench.target))
-        self._write(run, choice, evidence, html)
+        roles = {role: entrant for role, _, entrant in shown}
+        records = {**evidence(run, final, judged, roles), "result.json": to_record(result)}
+        if curve:
+            records[CURVE] = curve_record(curve)
+        if "fastest exact" in steps:
+            exact_steps = steps["fastest exact"]
+            both = {"exact": exact_steps, "winner": steps.get("winner", exact_steps)}
+            records["profile.json"] = to_record(both)
+        if reached:
+            records["limit.json"] = [
+                {"name": at.role, "floor_ns": at.floor_ns, "ratio": at.ratio, "binds": at.binds}
+                for at in reached
+            ]
+        self._write(run, choice, records)
         return result
+
+    def _limits(
+        self, run: Run, final: Standings, shown: Sequence[tuple[str, str, str]]
+    ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...]]:
+        """Profile what ships and the exact model, and set them against what the machine can do."""
+        deadline = run.order.deadline
+        if not LIMITS or (deadline is not None and time.monotonic() > deadline):
+            return {}, ()
+        run.listen(Progress("limit", "what the machine can do", 0, 1))
+        wanted = {r: (key, who) for r, key, who in shown if r in ("fastest exact", "winner")}
+        steps = profiles(run, {role: key for role, (key, _) in wanted.items()})
+        return steps, limits(run, final, wanted, steps)
 
     def _fresh_figures(self, run: Run, shown: Sequence[str | None]) -> Standings:
         """Time what the table shows, anew: the fastest of many looks faster than it is."""
@@ -172,25 +223,22 @@ class Delivery:
         self, run: Run, final: Standings, choice: Choice, loose: str | None
     ) -> tuple[Row, ...]:
         """Return the table: only what was timed in the fresh rounds stands in it."""
-        baseline = run.trials.baseline.key
-        wanted = [("default engine", baseline, "exact"), ("fastest exact", choice.exact, "exact")]
-        if choice.winner != choice.exact:
-            wanted.append(("winner", choice.winner, choice.why))
-        if loose is not None and loose != choice.winner:
-            tried = run.trials.outcome(run.trials.done[loose])
-            wanted.append(("fastest uncertified", loose, f"not certified; in the search: {tried}"))
         rows = []
-        for role, key, accuracy in wanted:
-            name = BASELINE if key == baseline else key
-            if final.stands(name):
+        for role, key, entrant in _shown(run, choice, loose):
+            accuracy = choice.why if role == "winner" else "exact"
+            if role == "fastest uncertified":
+                tried = run.trials.outcome(run.trials.done[key])
+                accuracy = f"not certified; in the search: {tried}"
+            if final.stands(entrant):
                 rows.append(
                     row(
                         role,
                         run.candidate(key).label,
-                        final.rounds[AGAIN if role == "default engine" else name],
+                        final.rounds[entrant],
                         final.rounds[BASELINE],
                         size_bytes=run.artifact(run.candidate(key)).size_bytes,
                         accuracy=accuracy,
+                        statistic=final.statistic_of(entrant),
                     )
                 )
         return tuple(rows)
@@ -199,9 +247,9 @@ class Delivery:
         self,
         run: Run,
         choice: Choice,
-        evidence: dict[str, Any],
-        html: bytes | None = None,
+        records: dict[str, Any],
     ) -> None:
+        """Write the bundle, with its report where there is a result."""
         order, target = run.order, run.bench.target
         winner = self._part(run, choice.winner)
         exact = winner if choice.winner == choice.exact else self._part(run, choice.exact)
@@ -228,7 +276,18 @@ class Delivery:
             pipeline=self.pipeline,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        bundle.write(self.out, manifest, evidence, {} if html is None else {"report.html": html})
+        extra = {}
+        if "result.json" in records:
+            # From the very records that are kept, so that it is the page that `report` makes of them.
+            report = assembled(
+                self.out,
+                manifest,
+                lambda name, _: (
+                    json.dumps(to_record(records[name])).encode() if name in records else None
+                ),
+            )
+            extra["report.html"] = page.render(report)
+        bundle.write(self.out, manifest, records, extra)
 
     def _part(self, run: Run, key: str) -> bundle.Part:
         candidate = run.candidate(key)
@@ -236,25 +295,38 @@ class Delivery:
         return bundle.part(candidate.label, candidate.passes, candidate.engine, artifact)
 
 
-def _evidence(
-    run: Run, final: Standings, judged: Sequence[tuple[str, Judgement | str]]
-) -> dict[str, Any]:
-    """Return the raw records that the figures and the certificate rest on, by file name."""
-    return {
-        "trials.json": [to_record(trial) for trial in run.trials.done.values()],
-        "race.json": [e for e in run.journal.events("round") if e["race"].startswith("race/")],
-        "figures.json": {
-            "rounds": final.rounds,
-            "refused": final.refused,
-            "threads": final.threads,
-        },
-        "sealed.json": {
-            "judged": [[k, to_record(e)] for k, e in judged],
-            "hashes": run.parts.sealed_hashes,
-            "seen": run.parts.seen_hashes,
-            "groups": run.parts.group_hashes,
-        },
-    }
+def _curve(run: Run, key: str) -> list[CurvePoint]:
+    """Measure what ships by batch, threads and sessions; what fails of it is a note."""
+    deadline = run.order.deadline
+    left_s = CURVE_S if deadline is None else min(CURVE_S, deadline - time.monotonic())
+    if left_s <= 0:
+        if left_s < CURVE_S:
+            run.notes.append("batch curve: left out, the time limit is reached")
+        return []
+    candidate = run.candidate(key)
+    points, missing = sweep(
+        run.bench,
+        candidate.engine,
+        run.artifact(candidate),
+        run.parts.search,
+        budget_s=left_s,
+        seed=run.order.seed,
+        listen=lambda done, total: run.listen(Progress("curve", "batch curve", done, total)),
+    )
+    run.notes += missing
+    return points
+
+
+def _shown(run: Run, choice: Choice, loose: str | None) -> list[tuple[str, str, str]]:
+    """Return each row's role, the candidate's key, and its name in the fresh rounds."""
+    baseline = run.trials.baseline.key
+    wanted = [("fastest exact", choice.exact)]
+    if choice.winner != choice.exact:
+        wanted.append(("winner", choice.winner))
+    if loose is not None and loose != choice.winner:
+        wanted.append(("fastest uncertified", loose))
+    rows = [(role, key, BASELINE if key == baseline else key) for role, key in wanted]
+    return [("default engine", baseline, AGAIN), *rows]
 
 
 def _first_failing(judged: Sequence[tuple[str, Judgement | str]]) -> Judgement | None:
@@ -299,7 +371,9 @@ def _fastest_uncertified(
     ]
     if not trials:
         return None
-    fastest = min(trials, key=lambda t: ratio(t).estimate)
+    fastest = min(trials, key=lambda t: run.trials.ratio(t).estimate)
     own = run.trials.done.get(winner)
-    floor = ratio(own).estimate if own is not None and own.measurement is not None else 1.0
-    return fastest.candidate.key if ratio(fastest).estimate < floor * 0.95 else None
+    floor = 1.0
+    if own is not None and own.measurement is not None:
+        floor = run.trials.ratio(own).estimate
+    return fastest.candidate.key if run.trials.ratio(fastest).estimate < floor * 0.95 else None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 from hasten.engines.base import Engine
 from hasten.errors import InputError
@@ -11,16 +14,24 @@ from hasten.target import Target
 
 _EXTRAS = {
     "optimize": (
-        ("nncf", "onnx", "onnxslim", "scipy", "rich", "PIL", "yaml"),
+        ("nncf", "onnx", "onnxslim", "scipy", "matplotlib", "rich", "PIL", "yaml"),
         "search and certify",
     ),
     "torch": (("torch", "onnxscript"), "models from PyTorch"),
     "keras": (("keras",), "models from Keras 3"),
+    "loadgen": (("mlperf_loadgen",), "load tests by MLCommons LoadGen"),
 }
 
 
-def examine() -> list[tuple[str, str]]:
-    """Return name and finding, in the order to print them."""
+def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
+    """Return name and finding, in the order to print them.
+
+    Args:
+        ceilings: Also measure what the machine can do at all, which takes some ten seconds.
+
+    Raises:
+        InputError: the ceilings can't be measured.
+    """
     target = Target.host()
     cpus = ",".join(map(str, target.cpus))
     findings = [
@@ -48,4 +59,23 @@ def examine() -> list[tuple[str, str]]:
                 else f"missing: pip install 'hasten[{extra}]' adds {adds}",
             )
         )
-    return findings
+    return [*findings, *(_ceilings(target) if ceilings else ())]
+
+
+def _ceilings(target: Target) -> Iterator[tuple[str, str]]:
+    """Measure and yield what the machine can do at all."""
+    from hasten.measure.ceilings import measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(target, Path(folder))
+    yield "ceilings", f"the best that was seen of {found.threads} thread(s) at once"
+    for precision, rate in found.operations_per_s.items():
+        yield (
+            f"  {precision}",
+            f"{rate / 1e9:.0f} billion operations/s ({found.reached_by[precision]})",
+        )
+    for level in found.levels:
+        size = "" if level.size_bytes is None else f", {level.size_bytes / 2**20:.3g} MiB"
+        copied, read = level.copied_bytes_per_s / 1e9, level.read_bytes_per_s / 1e9
+        yield f"  {level.name}", f"{copied:.1f} GB/s copied, {read:.1f} GB/s read{size}"
+    yield "  empty call", f"{found.empty_call_ns / 1e3:.1f} µs"

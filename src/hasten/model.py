@@ -28,6 +28,7 @@ class Model:
         request: The inputs of one request, every size settled by the data; empty until then.
         files: Further files that belong to it, in the folder of `path`: external data, IR weights.
         custom_ops: Libraries with operators of the user's own, for the engines to load.
+        origin: The model that the run began with, where passes made this one of it.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Model:
     request: tuple[TensorSpec, ...] = ()
     files: tuple[Path, ...] = ()
     custom_ops: tuple[Path, ...] = ()
+    origin: Model | None = None
 
     @cached_property
     def sha256(self) -> str:

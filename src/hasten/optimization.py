@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -17,14 +17,15 @@ from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
 from hasten.certificate.planning import check_limits, samples_needed
 from hasten.certificate.verdict import Guard, Judgement, goal
 from hasten.certification import guarded
-from hasten.data.dataset import Dataset
 from hasten.data.images import ImageFolder
 from hasten.data.source import open_data
 from hasten.delivery import Delivery, check_place
 from hasten.errors import InputError, full_disk
-from hasten.frontends.source import find_model, load_model
+from hasten.frontends.source import find_model, load_with_data
+from hasten.invocation import invocation
 from hasten.measure.environment import versions
-from hasten.measure.latency import Pace
+from hasten.measure.intervals import Statistic
+from hasten.measure.latency import Pace, pace_for
 from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
@@ -42,7 +43,6 @@ from hasten.search.grid import ENGINES, grid
 from hasten.search.journal import Journal
 from hasten.search.order import Order
 from hasten.target import Target
-from hasten.tensors import Array, TensorSpec
 from hasten.workspace import Parts, check_same_run, claimed, data_digest, lay_out
 
 
@@ -55,6 +55,7 @@ def optimize(
     metric: str | Metric | None = None,
     guard: Guard = "net",
     confidence: float = 0.95,
+    objective: Statistic = "p50",
     training: Any = None,
     pipeline: Pipeline | None = None,
     engines: Sequence[str] = ENGINES,
@@ -83,6 +84,8 @@ def optimize(
             "my.py:score", or a `Metric`. By default top-1 where there are labels, else agreement.
         guard: What is bounded: the net drop, the share lost, or the share changed.
         confidence: Of the certificate.
+        objective: What of a request's latency is to be small: its "p50", its "mean", or its "p99",
+            which takes longer to tell.
         training: Training data to calibrate from; then all of `data` judges.
         pipeline: From an image file to the model's input, for a folder of images.
         engines: Which runtimes to try.
@@ -101,8 +104,11 @@ def optimize(
     Raises:
         InputError: the model, the data or an option can't be used; nothing is written then.
     """
+    asked = invocation(optimize, locals())
     begin = time.monotonic()
     check_limits(max_drop, confidence)
+    if objective not in get_args(Statistic):
+        raise InputError(f"the objective is p50, p99 or mean: got {objective!r}")
     for name, limit_s in (("time", time_limit_s), ("trial", trial_limit_s)):
         if limit_s is not None and not limit_s > 0:
             raise InputError(f"the {name} limit is in seconds, above 0: got {limit_s}")
@@ -113,7 +119,7 @@ def optimize(
         model = find_model(model)
         preparation = pipeline or from_module(model)
         check_steps(preparation)
-        source, dataset = read(model, data, preparation, custom_ops, folder)
+        source, dataset = load_with_data(model, data, preparation, custom_ops, folder)
         if isinstance(dataset, ImageFolder):
             pipeline = preparation  # tensors were prepared by whoever made them
         known = (
@@ -136,6 +142,7 @@ def optimize(
                 "pipeline": pipeline,
                 "set of versions": versions(),
                 "options": options,
+                "objective": objective,
                 "file of the metric's function": scored.source_sha256
                 if isinstance(scored, Custom)
                 else None,
@@ -143,7 +150,7 @@ def optimize(
         )
         deadline = None if time_limit_s is None else begin + time_limit_s
         kept = tuple(keep_float)
-        delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified)
+        delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified, asked)
         run = Run(
             bench=Workbench(
                 folder,
@@ -156,10 +163,10 @@ def optimize(
             ),
             journal=journal,
             parts=parts,
-            order=Order(scored, guard, max_drop, confidence, seed, kept, deadline),
+            order=Order(scored, guard, max_drop, confidence, seed, kept, deadline, objective),
             listen=listen,
             on_better=delivery.interim,
-            pace=Pace(limit_s=min(Pace.limit_s, trial_limit_s)),
+            pace=pace_for(objective, min(Pace.limit_s, trial_limit_s)),
         )
         calibrating = 0 if known is not None else calibration
         if pipeline is not None and isinstance(dataset, ImageFolder):
@@ -194,26 +201,6 @@ def _cleared_up(folder: Path, journal: Journal) -> Iterator[None]:
         if full is None:
             raise
         raise InputError(f"can't write {full.filename or folder}: {full.strerror}") from error
-
-
-def read(
-    model: Any, data: Any, pipeline: Pipeline | None, custom_ops: Sequence[Path], folder: Path
-) -> tuple[Model, Dataset]:
-    """Read a model and its data; a live model is exported with a sample of the data."""
-    opened: list[Dataset] = []
-    for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads anew
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "source").mkdir()
-
-    def sample(names: Sequence[str]) -> dict[str, Array]:
-        specs = [TensorSpec(name, "float32", ()) for name in names]  # only the names are known yet
-        opened.append(open_data(data, specs, pipeline, folder / "unpacked"))
-        return {name: array[0] for name, array in opened[0].inputs([0]).items()}
-
-    source = load_model(model, sample, folder / "source", custom_ops)
-    if not opened:
-        opened.append(open_data(data, source.inputs, pipeline, folder / "unpacked"))
-    return source, opened[0]
 
 
 def _metric(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:

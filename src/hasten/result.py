@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from hasten.bundle import Status
-from hasten.certificate.verdict import Judgement
-from hasten.measure.intervals import Quantile, Ratio, Rounds, paired_ratio, quantile
+from hasten.certificate.drop import Drop
+from hasten.certificate.verdict import Guard, Judgement
+from hasten.invocation import Invocation
+from hasten.measure.intervals import Quantile, Ratio, Rounds, Statistic, paired_ratio, quantile
+
+Fate: TypeAlias = Literal[
+    "baseline", "exact", "judged", "left early", "not judged", "skipped", "failed"
+]
+"""What became of a candidate: left early, since it was surely beyond the limit; not judged, since it
+was slower."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class Row:
     Attributes:
         role: "default engine", "fastest exact", "winner", "fastest uncertified".
         label: What it is.
-        ratio: Latency over the default engine's, p50 by p50.
+        ratio: Latency over the default engine's, by what the result says that it compares.
         p50: Of single requests.
         p99: The same.
         mean_ns: The mean, in nanoseconds.
@@ -44,7 +53,14 @@ class Row:
 
 
 def row(
-    role: str, label: str, own: Rounds, baseline: Rounds, *, size_bytes: int | None, accuracy: str
+    role: str,
+    label: str,
+    own: Rounds,
+    baseline: Rounds,
+    *,
+    size_bytes: int | None,
+    accuracy: str,
+    statistic: Statistic = "p50",
 ) -> Row:
     """Derive a row from raw rounds.
 
@@ -55,18 +71,99 @@ def row(
         baseline: The same, of the default engine.
         size_bytes: Of its files, where it has any.
         accuracy: In words.
+        statistic: What the ratio compares.
     """
     everything = np.concatenate([np.asarray(block, np.float64) for block in own.values()])
     return Row(
         role=role,
         label=label,
-        ratio=paired_ratio(own, baseline),
+        ratio=paired_ratio(own, baseline, statistic),
         p50=quantile(own, 0.5),
         p99=quantile(own, 0.99),
         mean_ns=float(everything.mean()),
         size_bytes=size_bytes,
         accuracy=accuracy,
     )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one candidate in the search.
+
+    Attributes:
+        label: What it is.
+        fate: In a word.
+        said: The same in a line, with the reason where it failed or was skipped.
+        ratio: Latency over the default engine's, from a few turns; None where it never ran.
+        drop: Of its scores; None where it wasn't judged.
+        rung: Its place on the ladder that was certified, 0 the safest; None where it isn't on it.
+    """
+
+    label: str
+    fate: Fate
+    said: str
+    ratio: Ratio | None = None
+    drop: Drop | None = None
+    rung: int | None = None
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What the sealed data said of one candidate of the ladder.
+
+    Attributes:
+        label: What it is.
+        judgement: None where it failed.
+        failure: Why it failed; None where it didn't.
+    """
+
+    label: str
+    judgement: Judgement | None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far a model is from the least that the machine can take for it.
+
+    Attributes:
+        role: Of its row.
+        floor_ns: The least time of one request, in nanoseconds.
+        ratio: Its p50 over that.
+        binds: What the floor consists of mostly: "arithmetic", "bytes" or "overhead".
+    """
+
+    role: str
+    floor_ns: float
+    ratio: float
+    binds: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for.
+
+    Attributes:
+        invocation: How.
+        metric: The score's name.
+        noun: What is bounded, in words: "accuracy", "agreement", ...
+        guard: What is bounded.
+        max_drop: The limit, in absolute share.
+        confidence: Of the certificate.
+        seed: Of the split and of all orders.
+        searched: How many samples the search saw.
+        sealed: How many it never saw.
+    """
+
+    invocation: Invocation
+    metric: str
+    noun: str
+    guard: Guard
+    max_drop: float
+    confidence: float
+    seed: int
+    searched: int
+    sealed: int
 
 
 @dataclass(frozen=True)
@@ -85,6 +182,12 @@ class Result:
         tried: Candidate -> what became of it.
         notes: What the reader should know besides.
         seconds: How long the run took.
+        outcomes: What became of every candidate, with its figures.
+        ladder: What the sealed data said, safest first, up to the first that failed.
+        asked: What was asked for; None in records of older versions.
+        objective: What the rows' ratios and the spread compare: what was asked for, or the mean
+            where a p99 was and isn't established.
+        limits: How far models are from what the machine can do; empty where that isn't known.
     """
 
     bundle: Path
@@ -98,6 +201,11 @@ class Result:
     tried: Mapping[str, str]
     notes: tuple[str, ...]
     seconds: float
+    outcomes: tuple[Outcome, ...] = ()
+    ladder: tuple[Rung, ...] = ()
+    asked: Asked | None = None
+    objective: Statistic = "p50"
+    limits: tuple[Limit, ...] = ()
 
     @property
     def winner(self) -> Row:

@@ -22,11 +22,12 @@ from hasten.measure.process import Worker
 from hasten.measure.workbench import Opened, Workbench
 from hasten.progress import Listener, Progress
 from hasten.records import digest, from_record, to_record
-from hasten.search.exploration import SCREEN_NOISE, Exploration
+from hasten.search.exploration import Exploration
 from hasten.search.journal import Journal
+from hasten.search.mixing import SCREEN_NOISE
 from hasten.search.order import Order
 from hasten.search.race import AGAIN, BASELINE, NotEstablished, Standings, race
-from hasten.search.trials import Trials, ratio
+from hasten.search.trials import Trials
 from hasten.workspace import Parts
 
 FIELD = 6
@@ -37,6 +38,8 @@ SETTLED = 0.03
 """The A/A spread that the final figures wait for, on a noisy host for up to four times the rounds."""
 RACE_SETTLED = 0.1
 """The same of the race, which only has to tell who is faster."""
+_P99_WIDER = 3.0
+"""How many times wider both are where p99s are compared."""
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Run:
             guard=self.order.guard,
             pace=self.pace,
             seed=self.order.seed,
+            objective=self.order.objective,
         )
 
     def close(self) -> None:
@@ -143,7 +147,8 @@ class Run:
         """Who races: the exact ones that may win, and the ladder of the screening, noise allowed for."""
         even = Ratio(1.0, 1.0, 1.0, 0)
         baseline = Standing(self.trials.baseline.key, True, even, 0.0)
-        standings = [baseline, *(self.standing(t, ratio(t)) for t in self.trials.measured())]
+        trials = self.trials.measured()
+        standings = [baseline, *(self.standing(t, self.trials.ratio(t)) for t in trials)]
         by_key = {t.candidate.key: t.candidate for t in self.trials.done.values()}
         exact = sorted(
             (s for s in standings[1:] if s.exact and s.ratio.estimate < 1 + SCREEN_NOISE),
@@ -199,7 +204,9 @@ class Run:
                 count=count,
                 pace=self.pace,
                 seed=self.order.seed,
-                settle=RACE_SETTLED if dropping else SETTLED,
+                settle=self._settle(dropping=dropping),
+                objective=self.order.objective,
+                uneven={c.key for c in candidates if c.engine.uneven},
                 drops=drops if dropping else None,
                 listen=lambda s: self._tell(
                     name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, count
@@ -209,9 +216,19 @@ class Run:
             for worker in entrants.values():
                 worker.kill()
         where = "race" if dropping else "fresh rounds"
+        if not standings.established:
+            taken = f"{standings.counted} {'rounds of the race' if dropping else 'fresh rounds'}"
+            self.notes.append(
+                f"{self.order.objective}: not established in {taken}, means are compared instead"
+            )
         for key, why in standings.failed.items():
             self.notes.append(f"{self.candidate(key).label} fell out of the {where}: {why}")
         return standings
+
+    def _settle(self, *, dropping: bool) -> float:
+        """The A/A spread to wait for; of a p99 so fine a one as of the rest would take hours."""
+        wider = _P99_WIDER if self.order.objective == "p99" else 1.0
+        return wider * (RACE_SETTLED if dropping else SETTLED)
 
     def _enter(
         self, entrants: dict[str, Worker], bench: Workbench, candidates: Sequence[Candidate]
@@ -308,7 +325,8 @@ class Run:
                 count=RACE_ROUNDS,
                 pace=self.pace,
                 seed=self.order.seed,
-                settle=RACE_SETTLED,
+                settle=self._settle(dropping=True),
+                objective=self.order.objective,
                 probe=lambda _: True,
             )
         except CandidateError:

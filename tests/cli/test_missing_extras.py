@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from hasten.testing import models
 
 WITHOUT = """
 import sys
@@ -11,7 +14,7 @@ for module in {missing}:
     sys.modules[module] = None  # an import of it then fails as if it weren't installed
 {then}
 """
-OPTIMIZE = ("nncf", "onnx", "onnxslim", "PIL", "rich", "scipy", "yaml")
+OPTIMIZE = ("matplotlib", "nncf", "onnx", "onnxslim", "PIL", "rich", "scipy", "yaml")
 
 
 def said(missing: tuple[str, ...], then: str) -> tuple[int, list[str]]:
@@ -36,6 +39,13 @@ def test_a_demo_that_lacks_a_module_names_it(demo: str, missing: str) -> None:
     assert said((missing,), then) == (2, [line])
 
 
+@pytest.mark.parametrize("missing", ["scipy", "matplotlib.axes"])
+def test_a_report_that_lacks_a_module_names_it(missing: str) -> None:
+    then = "from hasten.cli import main; main(['report', 'b.hasten', '--json'])"
+    line = f"hasten: hasten.report needs the module {missing}: pip install 'hasten[optimize]'"
+    assert said((missing,), then) == (2, [line])
+
+
 def test_python_gives_the_same_error() -> None:
     code, lines = said(OPTIMIZE, "import hasten; hasten.optimize")
     assert code == 1
@@ -52,3 +62,10 @@ def test_what_loads_and_inspects_bundles_needs_no_extra() -> None:
     code, lines = said((*OPTIMIZE, "torch"), "from hasten.cli import main; main(['doctor'])")
     assert code == 0
     assert "[optimize]:   missing: pip install 'hasten[optimize]' adds search and certify" in lines
+
+
+def test_a_profile_needs_an_extra_only_to_read_an_onnx_file(tmp_path: Path) -> None:
+    model = models.linear_classifier(tmp_path)
+    line = "hasten: an ONNX model needs the extra: pip install 'hasten[optimize]'"
+    then = f"from hasten.cli import main; main(['profile', '{model}'])"
+    assert said((*OPTIMIZE, "torch"), then) == (2, [line])

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.errors import InputError
-from hasten.measure.intervals import Ratio, effective_samples, paired_ratio, quantile
+from hasten.measure.intervals import (
+    Ratio,
+    _p99s,
+    effective_samples,
+    establishes,
+    paired_ratio,
+    quantile,
+)
 
 Blocks = dict[int, tuple[int, ...]]
 Floats = npt.NDArray[np.float64]
@@ -216,3 +223,60 @@ def test_a_quantile_of_nothing_is_refused() -> None:
     with pytest.raises(InputError) as error:
         quantile({0: ()}, 0.5)
     assert str(error.value) == "a quantile needs latencies; got none"
+
+
+def tails(rng: np.random.Generator, rounds: int, scale: float = 1.0, shared: int = 0) -> Blocks:
+    """Requests that now and then take far longer; a neighbour slows some rounds of all alike."""
+    slowed = np.random.default_rng(shared).random(rounds) < 0.1
+    own = 1e6 * (1 + rng.exponential(0.2, (rounds, 12)) + (rng.random((rounds, 12)) < 0.02))
+    return in_rounds((scale * own * (1 + slowed[:, None])).ravel(), rounds)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.6])
+@pytest.mark.parametrize("rounds", [40, 96])
+def test_the_interval_of_a_p99_ratio_holds_the_true_one(rounds: int, ratio: float) -> None:
+    rng, held, repeats = np.random.default_rng(rounds), 0, 100
+    for number in range(repeats):
+        own, other = tails(rng, rounds, ratio, number), tails(rng, rounds, 1.0, number)
+        found = paired_ratio(own, other, "p99")
+        held += found.low <= ratio <= found.high
+    assert held / repeats > 0.9  # 95%, less two standard errors of 100 repeats
+
+
+def test_a_p99_ratio_sees_what_a_p50_ratio_does_not() -> None:
+    rng = np.random.default_rng(7)
+    calm, stalling = ({r: block(rng, 1e6, 20) for r in range(40)} for _ in range(2))
+    stalling = {
+        r: tuple(x + 10**7 * (i == 3) for i, x in enumerate(b)) for r, b in stalling.items()
+    }
+    assert paired_ratio(stalling, calm).high < 1.05
+    assert paired_ratio(stalling, calm, "mean").low > 1.3
+    assert paired_ratio(stalling, calm, "p99").low > 5
+
+
+@pytest.mark.parametrize(
+    ("rounds", "count", "shown"), [(40, 12, True), (28, 100, False), (40, 7, False)]
+)
+def test_a_p99_takes_rounds_and_requests_to_show(rounds: int, count: int, shown: bool) -> None:
+    latencies = np.array([1 + i * 7919 % 10007 for i in range(rounds * count)], np.float64)
+    found = in_rounds(latencies, rounds)
+    assert establishes(found, "p99") is shown
+    assert establishes(found, "p50")
+    assert establishes(found, "mean")
+
+
+def test_slow_requests_that_come_together_show_no_p99() -> None:
+    values = np.random.default_rng(4).integers(1000, 2000, 1000).astype(np.float64)
+    values[500:520] += 10_000
+    assert not establishes(in_rounds(values), "p99")
+
+
+@given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=40), min_size=1, max_size=6))
+def test_the_p99_of_a_resample_is_that_of_its_rounds_pooled(blocks: list[list[int]]) -> None:
+    rounds = {number: tuple(block) for number, block in enumerate(blocks)}
+    counts = np.eye(len(blocks), dtype=np.int64) * 3 + 1
+    for taken, found in zip(counts, _p99s(rounds, list(rounds), counts), strict=True):
+        pooled = sorted(x for n, block in zip(taken, blocks, strict=True) for x in block * int(n))
+        assert found == pooled[::-1][int(0.01 * len(pooled))]
+    for number, found in enumerate(_p99s(rounds, list(rounds), np.eye(len(blocks), dtype=int))):
+        assert found == max(rounds[number])  # of forty at most, wherever among the others they are

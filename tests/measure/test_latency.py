@@ -89,7 +89,7 @@ def test_requests_rotate_and_are_the_same_for_all_in_a_round(desk: Desk, spool: 
     turns = rounds(entrants, spool.folder, threads=1, pace=PACE, seed=0)  # type: ignore[arg-type]
     for _ in range(3):
         next(turns)
-    assert asked == [0, 0, 7, 7, 14, 14]
+    assert asked == [0, 0, 61, 61, 122, 122]
 
 
 def test_one_thread_needs_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,22 @@ import pytest
 
 from hasten.data.arrays import ArrayDataset
 from hasten.data.dataset import Subset
+from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.onnx import load
 from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.onnx_files import op_counts, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.testing.pass_tests import NARROW, PassTests, answers, error_between, run, samples_of
+from hasten.testing.pass_tests import (
+    NARROW,
+    PassTests,
+    answers,
+    error_between,
+    host,
+    run,
+    samples_of,
+)
 
 
 def tensors(model: Model) -> dict[str, Any]:
@@ -155,6 +164,20 @@ def test_a_kept_node_keeps_its_float_weights(convnet: Model, tmp_path: Path) -> 
     result = run(StaticQuantization(keep_float=("conv2",)), convnet, tmp_path)
     assert tensors(result)["w2"].dtype == np.float32
     assert "w1" not in tensors(result)
+
+
+def test_a_kept_node_between_quantized_ones_really_runs_in_float(
+    convnet: Model, tmp_path: Path
+) -> None:
+    """ONNX Runtime would quantize its weights as it loads the model."""
+    value = StaticQuantization(reduce_range=NARROW, keep_float=("conv2",))
+    engine, target = OnnxRuntime(), host()
+    (tmp_path / "built").mkdir()
+    artifact = engine.build(run(value, convnet, tmp_path), target, tmp_path / "built")
+    x = np.zeros((1, 3, 16, 16), np.float32)
+    steps = engine.profile(artifact, target, [{"x": x}])
+    precision = {n: step.precision for step in steps for n in step.sources if "conv" in n}
+    assert precision == {"conv1": "i8", "conv2": "f32"}
 
 
 def test_a_name_that_is_unknown_gets_the_nearest_ones(convnet: Model, tmp_path: Path) -> None:

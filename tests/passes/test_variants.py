@@ -6,7 +6,7 @@ import pytest
 from hasten.model import Model
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.nncf_quantization import NncfQuantization
-from hasten.passes.onnx_files import is_transformer, read_onnx, stem
+from hasten.passes.onnx_files import is_transformer, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.testing.pass_tests import NARROW, host
 
@@ -38,13 +38,6 @@ def test_attention_is_told_from_convolutions(convnet: Model, attention: Model) -
     assert not is_transformer(read_onnx(convnet))
 
 
-def test_a_stem_is_the_first_convolutions_of_a_network_with_many_more(
-    chain: Model, convnet: Model
-) -> None:
-    assert stem(read_onnx(chain)) == ("c1", "c2", "c3")
-    assert stem(read_onnx(convnet)) == ()
-
-
 def test_transformers_start_with_smoothing_and_quantized_products_alone(attention: Model) -> None:
     first = next(NncfQuantization.variants(attention, host()))
     assert first == NncfQuantization("mixed", transformer=True, reduce_range=NARROW)
@@ -53,14 +46,17 @@ def test_transformers_start_with_smoothing_and_quantized_products_alone(attentio
     )
 
 
-def test_convolutional_networks_are_also_tried_with_a_float_stem(chain: Model) -> None:
+def test_convolutional_networks_are_also_tried_with_accurate_bias_correction(chain: Model) -> None:
     nncf = list(NncfQuantization.variants(chain, host()))
-    static = list(StaticQuantization.variants(chain, host()))
-    for kept in ([value.keep_float for value in nncf], [value.keep_float for value in static]):
-        assert kept[0] == ()
-        assert ("c1", "c2", "c3") in kept
+    assert [value.fast_bias_correction for value in nncf] == [True, False, False]
     assert not any(value.transformer for value in nncf)
-    assert not any(value.compute_only for value in static)
+    assert not any(value.compute_only for value in StaticQuantization.variants(chain, host()))
+
+
+def test_no_variant_keeps_a_layer_in_float_unasked(chain: Model, attention: Model) -> None:
+    for model in (chain, attention):
+        for kind in (NncfQuantization, StaticQuantization, DynamicQuantization):
+            assert {value.keep_float for value in kind.variants(model, host())} <= {()}
 
 
 def test_weights_have_seven_bits_where_products_would_overflow(

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from hasten.bundle.folder import artifact_of, read
-from hasten.bundle.manifest import Manifest, Part
+from hasten.bundle.manifest import Manifest, Part, nested_engines
 from hasten.engines.base import Engine, Session
 from hasten.errors import InputError
 from hasten.records import from_record
@@ -39,12 +39,15 @@ def differences(
         versions: Of the packages here.
         item: Whose engine counts; by default the winner's.
     """
-    engine = (item or manifest.winner).engine["type"]
+    record = (item or manifest.winner).engine
     facts = [
         ("processor", manifest.target.processor, here.processor),
         ("instruction sets", " ".join(manifest.target.isa), " ".join(here.isa)),
-        (engine, manifest.environment.get(engine, "none"), versions.get(engine, "none")),
     ]
+    inner = [each["type"] for each in nested_engines(record).values()]
+    for engine in dict.fromkeys(inner or [record["type"]]):
+        there, now = (facts_.get(engine, "none") for facts_ in (manifest.environment, versions))
+        facts.append((engine, there, now))
     if here.threads < manifest.target.threads:  # with more, it still runs on as many as there
         facts.append(("threads", str(manifest.target.threads), str(here.threads)))
     return [f"{name}: {there} there, {now} here" for name, there, now in facts if there != now]
@@ -56,9 +59,20 @@ def engine_of(item: Part, threads: int) -> Engine:
     Raises:
         IntegrityError: there is no such engine or setting.
     """
-    asked = item.engine.get("threads")
-    bounded = {"threads": max(1, min(asked, threads))} if type(asked) is int else {}
-    return from_record(Engine, {**item.engine, **bounded})
+    inner = nested_engines(item.engine)
+    return from_record(
+        Engine,
+        {
+            **_bounded(item.engine, threads),
+            **{name: _bounded(record, threads) for name, record in inner.items()},
+        },
+    )
+
+
+def _bounded(record: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    asked = record.get("threads")
+    bound = {"threads": max(1, min(asked, threads))} if type(asked) is int else {}
+    return {**record, **bound}
 
 
 class Loaded:
@@ -147,6 +161,13 @@ class Loaded:
                 warnings.warn(f"not certified here: {note}", NotCertifiedHere, stacklevel=3)
                 return
 
+    def properties(self) -> Mapping[str, str]:
+        """What the engine says that it does; of a cascade also how many answers were asked again.
+
+        A share that grows says that inputs drift from those that it was certified on.
+        """
+        return self._session.properties()
+
     def close(self) -> None:
         """Free the engine."""
         self._close.close()
@@ -191,7 +212,8 @@ def load(
     here = Target.host()
     threads = max(1, min(manifest.target.threads, here.threads))
     engine = engine_of(item, threads)
-    engine.version()
+    for runtime in engine.runtimes:
+        runtime.version()
     notes = differences(manifest, here, versions(), item)
     exact = which == "exact" or manifest.status == "exact"
     if manifest.status == "uncertified" and not exact:

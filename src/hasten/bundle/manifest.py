@@ -130,11 +130,24 @@ def check_engines(manifest: Manifest) -> None:
     """Check that both models name an engine; whether there is such a one shows when it is opened.
 
     Raises:
-        IntegrityError: one doesn't.
+        IntegrityError: one doesn't, or an engine is made of engines that are made of engines.
     """
     for item in (manifest.winner, manifest.exact):
-        if item is not None and not isinstance(item.engine.get("type"), str):
+        if item is None:
+            continue
+        if not isinstance(item.engine.get("type"), str):
             raise IntegrityError(f"the model {item.label!r:.100} names no engine")
+        if any(nested_engines(inner) for inner in nested_engines(item.engine).values()):
+            raise IntegrityError(f"the engine of {item.label!r:.100} is nested too deep")
+
+
+def nested_engines(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of an engine's record that are engines themselves, as a cascade's are."""
+    return {
+        name: value
+        for name, value in record.items()
+        if isinstance(value, dict) and isinstance(value.get("type"), str)
+    }
 
 
 def check_artifact(artifact: Artifact) -> None:

@@ -11,6 +11,7 @@ import click
 
 from hasten import __version__
 from hasten.cli.options import (
+    Latency,
     OneLine,
     Seconds,
     Share,
@@ -20,6 +21,8 @@ from hasten.cli.options import (
     image_pipeline_of,
     one_line_errors,
 )
+from hasten.errors import InputError
+from hasten.invocation import typed
 
 _ENGINES = ("onnxruntime", "openvino")
 
@@ -60,6 +63,13 @@ def main() -> None:
 )
 @click.option(
     "--confidence", type=Share(), default="95%", show_default=True, help="Of the certificate."
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["p50", "mean", "p99"]),
+    default="p50",
+    show_default=True,
+    help="What of the latency is to be small; p99 takes longer to tell.",
 )
 @click.option("--training", help="Training data to calibrate from.")
 @image_options
@@ -103,7 +113,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
         from hasten.cli.screen import screen, summary
 
         pipeline = image_pipeline_of(options)
-        with screen() as listen:
+        with typed(click.get_current_context().obj), screen() as listen:
             result = run(
                 model,
                 data,
@@ -124,11 +134,37 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     "--against", help="An .onnx file, or my.py:predict; by default the bundle's exact model."
 )
 @click.option("--data", help="Requests; random numbers without.")
+@click.option(
+    "--scenario",
+    type=click.Choice(["single-stream", "server", "offline"]),
+    help="Put it under load instead, as MLCommons LoadGen does.",
+)
+@click.option(
+    "--latency-bound", "latency_bound_s", type=Latency(), help="Of --scenario server, as 20ms."
+)
+@click.option(
+    "--sessions", type=int, help="Of a scenario: how many answer side by side; by default one."
+)
+@click.option(
+    "--duration", "duration_s", type=Seconds(), help="Of each run of a scenario; by default 5s."
+)
 @custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(as_json: bool, bundle: str, **options: Any) -> None:
-    """Time BUNDLE in turns with what you have today."""
+    """Time BUNDLE in turns with what you have today, or under load."""
     with one_line_errors():
+        load = {
+            name: value
+            for name in ("scenario", "latency_bound_s", "sessions", "duration_s")
+            if (value := options.pop(name)) is not None
+        }
+        if "scenario" in load:
+            _under_load(as_json, bundle, {**options, **load})
+            return
+        if load:
+            raise InputError(
+                "--latency-bound, --sessions and --duration are of a --scenario: name one"
+            )
         from hasten import bench as run
         from hasten.cli.screen import table
 
@@ -168,6 +204,8 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
 def inspect(bundle: Path, as_json: bool) -> None:
     """Check BUNDLE and say what is in it."""
     from hasten.bundle import differences, read
+    from hasten.bundle.evidence import batch_curve
+    from hasten.cli.tables import curve_table
     from hasten.measure.environment import versions
     from hasten.target import Target
 
@@ -176,6 +214,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         if as_json:
             click.echo(_json(manifest))
             return
+        curve = batch_curve(bundle, manifest)
         size = sum(size_bytes for _, size_bytes in manifest.files.values())
         facts = [
             ("status", f"{manifest.status}: {manifest.why}"),
@@ -192,15 +231,20 @@ def inspect(bundle: Path, as_json: bool) -> None:
         facts.append(("this machine", "; ".join(here) or "as it was made on"))
         for name, value in facts:
             click.echo(f"{name + ':':14}{value}")
+        if curve:
+            click.echo(f"\n{curve_table(curve)}")
 
 
 @main.command()
-def doctor() -> None:
+@click.option(
+    "--ceilings", is_flag=True, help="Measure what it can do at all, too: some ten seconds."
+)
+def doctor(ceilings: bool) -> None:
     """Say what this machine has: cores, instruction sets, engines, extras."""
     from hasten.doctor import examine
 
     with one_line_errors():
-        for name, value in examine():
+        for name, value in examine(ceilings=ceilings):
             click.echo(f"{name + ':':14}{value}")
 
 
@@ -216,9 +260,73 @@ def demo(which: str, out: Path | None) -> None:
         run = find(which)
         from hasten.cli.screen import screen, summary
 
-        with screen() as listen:
+        with typed(click.get_current_context().obj), screen() as listen:
             result = run(out or Path(f"{which}.hasten"), listen)
         click.echo(summary(result, began))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", help="Requests; random numbers without.")
+@click.option("--engine", "engines", multiple=True, help="On this engine only; may be repeated.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="How many of the longest steps to list.",
+)
+@image_options
+@custom_ops_option
+@click.option("--json", "as_json", is_flag=True, help="Print every step's latencies as JSON.")
+def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
+    """Say where MODEL, or a bundle, spends its time, step by step."""
+    with one_line_errors():
+        from hasten import profile as run
+        from hasten.cli.profile_table import profile_table
+
+        profiles = run(model, pipeline=image_pipeline_of(options), **options)
+        if as_json:
+            click.echo(_json(profiles))
+            return
+        click.echo("\n\n".join(profile_table(one, top) for one in profiles))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file; by default the bundle's name and .html, beside it.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the records behind it as JSON instead."
+)
+def report(as_json: bool, bundle: Path, out: Path | None) -> None:
+    """Write what BUNDLE's run measured and certified as one HTML page."""
+    if as_json and out is not None:
+        raise click.UsageError("--json prints, and --out is for the page: leave one of them out")
+    with one_line_errors():
+        from hasten import report as run
+        from hasten.reporting.evidence import gathered
+
+        if as_json:
+            click.echo(_json(gathered(bundle)))
+            return
+        click.echo(f"report: {run(bundle, out)}")
+
+
+def _under_load(as_json: bool, bundle: str, options: dict[str, Any]) -> None:
+    """Run a scenario; each run is a line on standard error."""
+    from hasten import load_test
+    from hasten.scenarios import in_words, try_in_words
+
+    if options.pop("against") is not None:
+        raise InputError("a scenario is of the bundle alone: leave out --against or --scenario")
+    result = load_test(
+        bundle, **options, listen=lambda load: click.echo(try_in_words(load), err=True)
+    )
+    click.echo(_json(result) if as_json else "\n".join(in_words(result)))
 
 
 def _json(record: Any) -> str:

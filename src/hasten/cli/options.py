@@ -43,6 +43,23 @@ class Seconds(click.ParamType[float]):
             self.fail(f"{text!r} is no time span; write 90s, 5m or 1h", param, ctx)
 
 
+class Latency(click.ParamType[float]):
+    """A latency in seconds, written "20ms", "500us" or "0.02s"."""
+
+    name = "latency"
+    _units = {"ms": 1e-3, "us": 1e-6, "s": 1.0}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        text = str(value)
+        unit = next((unit for unit in self._units if text.endswith(unit)), None)
+        try:
+            if unit is None:
+                raise ValueError(text)
+            return float(text.removesuffix(unit)) * self._units[unit]
+        except ValueError:
+            self.fail(f"{text!r} is no latency; write 20ms, 500us or 0.02s", param, ctx)
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
     """Numbers, written "0.485,0.456,0.406"."""
 
@@ -73,6 +90,11 @@ _FLAGS = ("image_size", "image_resize", "image_mean", "image_std", "image_layout
 
 class OneLine(click.Group):
     """Commands that say what is wrong with how they were called in one line, as with everything else."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words as they were typed, as the context's object."""
+        ctx.obj = tuple(args)
+        return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command; a usage error ends with 2."""

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from hasten.cli.tables import aligned
 from hasten.progress import Progress
-from hasten.report.page import columns
+from hasten.reporting.rows import columns
 from hasten.result import Result, Row
 
 _STAGES = {
@@ -19,7 +20,12 @@ _STAGES = {
     "race": "racing",
     "certify": "certifying",
     "figures": "taking fresh figures",
+    "limit": "measuring what the machine can do",
+    "curve": "taking the batch curve",
 }
+
+
+_OBJECTIVES = {"p50": "at p50", "p99": "at p99", "mean": "in the mean"}
 
 
 class PlainScreen:
@@ -107,13 +113,8 @@ def screen() -> PlainScreen | LiveScreen:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Align a table's cells in columns, two spaces apart."""
-    everything = columns(rows)
-    widths = [max(len(row[i]) for row in everything) for i in range(len(everything[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in everything
-    )
+    """The figures' table."""
+    return aligned(columns(rows))
 
 
 def summary(result: Result, began: float) -> str:
@@ -122,10 +123,15 @@ def summary(result: Result, began: float) -> str:
         "",
         table(result.rows),
         "",
-        f"{result.winner.speedup:.2f}x faster than {result.rows[0].label}; {result.threads} "
-        f"thread{'s' if result.threads > 1 else ''}, batch 1; the same model against itself: "
-        f"within {100 * result.spread:.1f}%",
+        f"{result.winner.speedup:.2f}x faster than {result.rows[0].label} "
+        f"{_OBJECTIVES[result.objective]}; {result.threads} thread{'s' if result.threads > 1 else ''}, "
+        f"batch 1; the same model against itself: within {100 * result.spread:.1f}%",
         f"{result.status}: {result.why}",
+        *(
+            f"{limit.ratio:.1f} times the least that this machine could take; {limit.binds} binds"
+            for limit in result.limits
+            if limit.role == result.winner.role
+        ),
         f"for: {result.population}",
         *(
             f"{row.role}: {row.accuracy}"

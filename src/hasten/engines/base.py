@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+from hasten.engines.layers import LayerTime
+from hasten.errors import CandidateError
 from hasten.model import Format, Model
-from hasten.records import Value
+from hasten.records import Value, type_name
 from hasten.target import Target
 from hasten.tensors import Array, Tensors, TensorSpec
 
@@ -79,13 +81,16 @@ class Engine(Value, ABC):
 
     Attributes:
         formats: The model formats that `build` takes.
+        uneven: Whether requests cost so unlike that only their mean tells what a model costs.
     """
 
+    uneven: ClassVar[bool] = False
     registry: ClassVar[Mapping[str, str]] = {
         "null": "hasten.engines.null:Null",
         "reference": "hasten.engines.reference:Reference",
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
+        "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]
 
@@ -94,10 +99,19 @@ class Engine(Value, ABC):
     def exact(self) -> bool:
         """Whether these settings keep the model's own precision (no fast-math, no bf16)."""
 
+    @property
+    def runtimes(self) -> tuple[Engine, ...]:
+        """The engines that really run something: itself, or what it is made of."""
+        return (self,)
+
     @classmethod
     @abstractmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield the settings that differ in what they compute, the engine's exact default first."""
+
+    def beside(self) -> Self:
+        """Return the engine for use beside another: its idle threads take no processor from it."""
+        return self
 
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield settings that compute the same in another way: threads, waiting, binding."""
@@ -123,3 +137,25 @@ class Engine(Value, ABC):
         Raises:
             CandidateError: the runtime can't load it.
         """
+
+    def profile(
+        self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
+    ) -> tuple[LayerTime, ...]:
+        """Answer requests, after some untimed ones, and say how long each executed step took.
+
+        A request takes longer than its steps together: nothing counts what lies between them
+        (the call itself, scheduling, memory, copies of inputs and outputs), and the runtimes cut
+        what they count to whole microseconds. Their counting takes time of its own too.
+
+        Args:
+            artifact: What `build` made.
+            target: The device.
+            requests: What to answer, one after another; at least one.
+
+        Returns:
+            The steps in the order of execution, each with one latency per request.
+
+        Raises:
+            CandidateError: the runtime failed, or it has no profiler.
+        """
+        raise CandidateError(f"the engine {type_name(self)} has no profiler")

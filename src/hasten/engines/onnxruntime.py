@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, ClassVar, Literal, Self
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
+from hasten.engines.layers import LayerTime
+from hasten.engines.onnxruntime_layers import observe, profiled
 from hasten.errors import CandidateError, InputError
 from hasten.model import Format, Model, libraries
 from hasten.target import Target
@@ -18,6 +21,8 @@ from hasten.telemetry import import_quietly
 from hasten.tensors import Array, Tensors
 
 _LOG_ERRORS_ONLY = 3
+_QUANTIZES_AT_LOAD = "WeightBiasQuantization"
+"""Rounds the float weights of a layer between quantized ones, which were left in float on purpose."""
 _SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -48,6 +53,10 @@ class OnnxRuntime(Engine):
     def variants(cls, target: Target) -> Iterator[Self]:
         """There is one: every setting computes the same."""
         yield cls()
+
+    def beside(self) -> Self:
+        """Return it with threads that don't wait awake."""
+        return replace(self, spinning=False)
 
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield one thread, which is faster for small models, and, where a quota allows less
@@ -94,7 +103,17 @@ class OnnxRuntime(Engine):
         finally:
             session.close()
 
-    def _load(self, artifact: Artifact, target: Target) -> Any:
+    def profile(
+        self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
+    ) -> tuple[LayerTime, ...]:
+        """Answer requests with the runtime's trace on; see `onnxruntime_layers.profiled`."""
+        with tempfile.TemporaryDirectory(prefix="hasten-profile-") as folder:
+            session = self._load(artifact, target, lambda options: observe(options, Path(folder)))
+            return profiled(session, artifact, requests, Path(folder))
+
+    def _load(
+        self, artifact: Artifact, target: Target, more: Callable[[Any], None] = lambda options: None
+    ) -> Any:
         ort = import_quietly("onnxruntime")
 
         options = ort.SessionOptions()
@@ -108,8 +127,14 @@ class OnnxRuntime(Engine):
                 options.register_custom_ops_library(str(library))
             except Exception as error:
                 raise failed(f"ONNX Runtime can't load {library.name}", error) from error
+        more(options)
         try:
-            return ort.InferenceSession(artifact.path, options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(
+                artifact.path,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=[_QUANTIZES_AT_LOAD],
+            )
         except Exception as error:
             raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
 

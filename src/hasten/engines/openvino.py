@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
+from hasten.engines.layers import LayerTime
+from hasten.engines.openvino_layers import operations, profiled
 from hasten.errors import CandidateError, InputError
 from hasten.model import Format, Model, libraries
 from hasten.target import Target
@@ -103,7 +105,27 @@ class OpenVino(Engine):
         finally:
             session.close()
 
-    def _compile(self, artifact: Artifact, target: Target) -> Any:
+    def profile(
+        self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
+    ) -> tuple[LayerTime, ...]:
+        """Answer requests with the runtime's counters on; see `openvino_layers.profiled`."""
+
+        def opened() -> tuple[Any, Callable[[Tensors], Any]]:
+            compiled = self._compile(artifact, target, counting=True)
+            return compiled, OpenVinoSession(artifact, compiled).run
+
+        return profiled(opened, operations(self._read(artifact)[1]), requests)
+
+    def _compile(self, artifact: Artifact, target: Target, *, counting: bool = False) -> Any:
+        settings = self._settings(target) | ({"PERF_COUNT": True} if counting else {})
+        core, graph = self._read(artifact)
+        try:
+            return core.compile_model(graph, "CPU", settings)
+        except Exception as error:
+            raise failed("OpenVINO can't compile the model", error) from error
+
+    def _read(self, artifact: Artifact) -> tuple[Any, Any]:
+        """Return a runtime that knows the model's own operators, and the model's graph."""
         ov = import_quietly("openvino")
 
         core = ov.Core()
@@ -113,7 +135,7 @@ class OpenVino(Engine):
             except Exception as error:
                 raise failed(f"OpenVINO can't load {library.name}", error) from error
         try:
-            return core.compile_model(core.read_model(artifact.path), "CPU", self._settings(target))
+            return core, core.read_model(artifact.path)
         except Exception as error:
             raise failed("OpenVINO can't compile the model", error) from error
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hasten.data.dataset import Dataset
+from hasten.data.source import open_data
 from hasten.errors import InputError
 from hasten.frontends import onnx
 from hasten.model import Model
+from hasten.pipeline.base import Pipeline
 from hasten.records import load_object
-from hasten.tensors import Array
+from hasten.tensors import Array, TensorSpec
 
 Sampler = Callable[[Sequence[str]], Mapping[str, Array]]
 """From the model's input names, as far as it states them, to one sample."""
@@ -44,6 +48,37 @@ def load_model(
     if isinstance(source, Path):
         return onnx.load(source, custom_ops)
     return _export(source, sample, workdir, custom_ops)
+
+
+def load_with_data(
+    source: Any, data: Any, pipeline: Pipeline | None, custom_ops: Sequence[Path], folder: Path
+) -> tuple[Model, Dataset]:
+    """Read a model and its data; a live model is exported with a sample of the data.
+
+    Args:
+        source: As `load_model` takes it.
+        data: As `open_data` takes it.
+        pipeline: From an image file to the model's input.
+        custom_ops: Libraries with operators of the user's own.
+        folder: Where both are written; what an earlier call left there is replaced.
+
+    Raises:
+        InputError: either can't be used.
+    """
+    opened: list[Dataset] = []
+    for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads anew
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "source").mkdir()
+
+    def sample(names: Sequence[str]) -> dict[str, Array]:
+        specs = [TensorSpec(name, "float32", ()) for name in names]  # only the names are known yet
+        opened.append(open_data(data, specs, pipeline, folder / "unpacked"))
+        return {name: array[0] for name, array in opened[0].inputs([0]).items()}
+
+    model = load_model(source, sample, folder / "source", custom_ops)
+    if not opened:
+        opened.append(open_data(data, model.inputs, pipeline, folder / "unpacked"))
+    return model, opened[0]
 
 
 def find_model(source: Any) -> Any:

@@ -20,6 +20,8 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 _RESAMPLES = 1000
 _ALPHA = 0.05
 """Of each bound of a quantile."""
+_LEAST_FOR_P99 = 299
+"""Independent requests: of fewer, all lie below their true p99 in more than 5% of cases."""
 _RAREST_BURST = 0.1
 """A quantile's upper bound must have had the chance to see what slows so large a share of the rounds."""
 
@@ -130,7 +132,7 @@ def paired_ratio(
         raise InputError(f"a paired ratio needs 2 rounds that both ran in; got {len(shared)}")
     picks = _resampled_rounds(len(shared), np.random.default_rng(len(shared)))
     if statistic == "p99":
-        estimate, draws = _pooled_logs(candidate, baseline, shared, picks[:200])
+        estimate, draws = _pooled_logs(candidate, baseline, shared, picks)
     else:
         logs = np.array(
             [
@@ -154,14 +156,47 @@ def paired_ratio(
 def _pooled_logs(
     candidate: Rounds, baseline: Rounds, shared: Sequence[int], picks: npt.NDArray[np.int64]
 ) -> tuple[float, Floats]:
-    ours = [np.asarray(candidate[r], np.float64) for r in shared]
-    theirs = [np.asarray(baseline[r], np.float64) for r in shared]
+    """The log ratio of the p99s of all rounds pooled, and of the same in each resample."""
+    n = len(shared)
+    counts = np.stack([np.bincount(pick, minlength=n) for pick in (np.arange(n), *picks)])
+    logs = np.log(_p99s(candidate, shared, counts)) - np.log(_p99s(baseline, shared, counts))
+    return float(logs[0]), logs[1:]
 
-    def log_ratio(rows: Sequence[int] | npt.NDArray[np.int64]) -> float:
-        own = np.quantile(np.concatenate([ours[i] for i in rows]), 0.99)
-        return float(np.log(own / np.quantile(np.concatenate([theirs[i] for i in rows]), 0.99)))
 
-    return log_ratio(range(len(shared))), np.array([log_ratio(row) for row in picks])
+def _p99s(rounds: Rounds, shared: Sequence[int], counts: npt.NDArray[np.int64]) -> Floats:
+    """The p99 of the rounds pooled, each taken so often.
+
+    Args:
+        rounds: Round -> latencies in ns.
+        shared: The rounds that count, n of them.
+        counts: How often each is taken, shape `(resamples, n)`.
+    """
+    values = np.concatenate([np.asarray(rounds[r], np.float64) for r in shared])
+    lengths = np.array([len(rounds[r]) for r in shared])
+    order = np.argsort(values)[::-1]
+    owner = np.repeat(np.arange(len(shared)), lengths)[order]
+    above = 0.01 * (counts @ lengths)
+    places, left = np.zeros(len(counts), np.int64), np.arange(len(counts))
+    for depth in (len(values) // 8, len(values)):  # nearly always it is among the top eighth
+        taken = np.cumsum(counts[left][:, owner[:depth]], axis=1)
+        places[left] = (taken <= above[left, None]).sum(axis=1)
+        left = left[places[left] == depth]
+    found: Floats = values[order][places]
+    return found
+
+
+def establishes(rounds: Rounds, statistic: Statistic) -> bool:
+    """Whether the rounds show a statistic at all: a p99 takes many, and many requests.
+
+    Args:
+        rounds: Round -> latencies in ns; at least one.
+        statistic: What is to be shown.
+    """
+    if statistic != "p99":
+        return True
+    requests = sum(len(block) for block in rounds.values())
+    few = requests < _LEAST_FOR_P99 or (1 - _RAREST_BURST) ** len(rounds) > _ALPHA
+    return not few and quantile(rounds, 0.99).high_ns is not None
 
 
 def effective_samples(rounds: Rounds, q: float) -> int:
@@ -216,7 +251,7 @@ def _worth_between(above: Floats, lengths: Sequence[int]) -> float:
     return share * (1 - share) * n**2 / squares / _student(len(lengths), 1 - 2 * _ALPHA) ** 2
 
 
-def _binomial_cdf(n: int, q: float) -> Floats:
+def binomial_cdf(n: int, q: float) -> Floats:
     """P(Binomial(n, q) <= k) for k = 0..n, with numpy alone."""
     k = np.arange(n)
     log_steps = np.log((n - k) / (k + 1)) + np.log(q / (1 - q))
@@ -243,7 +278,7 @@ def quantile(rounds: Rounds, q: float) -> Quantile:
     if not len(values):
         raise InputError("a quantile needs latencies; got none")
     effective = effective_samples(rounds, q)
-    cdf = _binomial_cdf(effective, q)
+    cdf = binomial_cdf(effective, q)
     # The k-th smallest (from 1) lies at or above the quantile with probability cdf[k - 1].
     upper = int(np.searchsorted(cdf, 1 - _ALPHA)) + 1
     lower = int(np.searchsorted(cdf, _ALPHA, side="right"))

@@ -19,6 +19,7 @@ from hasten.telemetry import OFF
 
 _POLL_S = 0.05
 _POLL_TIMED_S = 0.5  # longer than a block: the parent sleeps through all that is timed
+_TIMED = ("time", "drive", "load")
 _LAST_WORDS_S = 5.0
 
 
@@ -81,7 +82,7 @@ class Worker:
         self.wake()
         try:
             self._channel.sendall(json.dumps({"do": do, **command}).encode() + b"\n")
-            reply = json.loads(self._line(limit_s, _POLL_TIMED_S if do == "time" else _POLL_S))
+            reply = json.loads(self._line(limit_s, _POLL_TIMED_S if do in _TIMED else _POLL_S))
         except (OSError, EOFError):
             raise CandidateError(self._epitaph(do)) from None
         if "input_error" in reply:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import secrets
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 from hasten.candidate import Candidate
 from hasten.data.spool import Spool
 from hasten.engines.base import Artifact, Engine
+from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError
 from hasten.measure.environment import versions
 from hasten.measure.process import Worker
@@ -27,6 +31,8 @@ CHUNK = 64
 """Samples answered before the parent reads the outputs, at most: what bounds both sides' memory."""
 CHUNK_BYTES = 64 << 20
 """The same in bytes of outputs; never less than one sample."""
+REQUESTS = 12
+"""Of one profile."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Bench:
         limit_s: Most time that one step may take.
         memory_bytes: Most memory that one process may hold.
         chunk: How many samples are answered at once.
+        original: The ONNX file that all was made of, whose nodes a profile names; None where it
+            isn't known.
     """
 
     folder: Path
@@ -61,14 +69,15 @@ class Bench:
     limit_s: float = 300.0
     memory_bytes: int = 4 << 30
     chunk: int = CHUNK
+    original: Path | None = None
 
     @property
     def log(self) -> Path:
         """What the runtimes printed."""
         return self.folder / "workers.log"
 
-    def open_built(self, engine: Engine, artifact: Artifact) -> Opened:
-        """Open an artifact in a new process.
+    def open_built(self, engine: Engine, artifact: Artifact, sessions: int = 1) -> Opened:
+        """Open an artifact in a new process, so many times side by side.
 
         Raises:
             CandidateError: the engine can't, or its process died.
@@ -81,11 +90,67 @@ class Bench:
                 engine=to_record(engine),
                 artifact=to_record(artifact),
                 target=to_record(self.target),
+                sessions=sessions,
             )
         except BaseException:
             worker.kill()
             raise
         return Opened(worker, artifact, properties)
+
+    def build(self, engine: Engine, model: Model, folder: Path) -> Artifact:
+        """Build an artifact in a process that ends with it.
+
+        Raises:
+            CandidateError: the engine can't take the model, or its process died.
+        """
+        with Worker(self.log, self.memory_bytes) as worker:
+            built = worker.ask(
+                "build",
+                limit_s=self.limit_s,
+                engine=to_record(engine),
+                model=to_record(model),
+                target=to_record(self.target),
+                workdir=str(folder),
+            )
+        return from_record(Artifact, built)
+
+    def profile(
+        self, engine: Engine, artifact: Artifact, samples: Spool, *, requests: int = REQUESTS
+    ) -> tuple[LayerTime, ...]:
+        """Time each step of an artifact, in a process of its own.
+
+        Args:
+            engine: What runs it.
+            artifact: What is run.
+            samples: Requests rotate through them.
+            requests: How many are timed.
+
+        Returns:
+            The steps in the order of execution; see `Engine.profile`. Their sources are nodes of
+            the original, where that is known.
+
+        Raises:
+            CandidateError: the engine has no profiler, failed, or its process died.
+        """
+        original = self.original
+        folder = self.folder / f"profile-{secrets.token_hex(4)}"
+        folder.mkdir()
+        try:
+            with Worker(self.log, self.memory_bytes) as worker:
+                records = worker.ask(
+                    "profile",
+                    limit_s=self.limit_s,
+                    engine=to_record(engine),
+                    artifact=to_record(artifact),
+                    target=to_record(self.target),
+                    samples=str(samples.folder),
+                    requests=requests,
+                    original=None if original is None else str(original),
+                    workdir=str(folder),
+                )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return tuple(from_record(LayerTime, record) for record in records)
 
     def predict(self, opened: Opened, samples: Spool, *, number_from: int = 0) -> Iterator[Tensors]:
         """Answer samples in chunks.
@@ -158,7 +223,11 @@ class Workbench(Bench):
     calibration_hash: str = field(kw_only=True)
     _count: Iterator[int] = field(default_factory=itertools.count)
     _failed: dict[str, str] = field(default_factory=dict)
+    _making: dict[str, threading.Lock] = field(default_factory=dict)
     _transforming: set[Worker] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.original = self.model.path
 
     def _key(self, passes: Sequence[Pass]) -> str:
         facts = [to_record(list(passes)), self.model.sha256, self.calibration_hash, versions()]
@@ -174,15 +243,21 @@ class Workbench(Bench):
         if not passes:
             return self.model
         key = self._key(passes)
+        with self._making.setdefault(key, threading.Lock()):
+            return self._made(key, passes)
+
+    def _made(self, key: str, passes: Sequence[Pass]) -> Model:
+        """Run the last pass on what the others make, unless its result is there."""
         if key in self._failed:
             raise CandidateError(self._failed[key])
         folder = self.folder / "models" / key
         done = folder / "done.json"
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
             try:
-                outcome = self._transformed(passes, folder)
+                model = self.transform(passes[:-1])
+                (folder / "0").mkdir(parents=True)
+                outcome = self._transformed(model, passes[-1], folder / "0")
             except CandidateError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 self._failed[key] = str(error)  # the same again would fail again, as slowly
@@ -191,20 +266,47 @@ class Workbench(Bench):
         outcome = read_json(done)
         if "skipped" in outcome:
             raise Skipped(outcome["skipped"])
-        return from_record(Model, outcome["model"])
+        return replace(from_record(Model, outcome["model"]), origin=self.model)
 
-    def _transformed(self, passes: Sequence[Pass], folder: Path) -> Any:
+    def _transformed(self, model: Model, step: Pass, folder: Path) -> Any:
+        with self._own_worker() as worker:
+            return worker.ask(
+                "transform",
+                limit_s=self.limit_s,
+                model=to_record(model),
+                original=model is self.model,
+                step=to_record(step),
+                calibration=str(self.calibration.folder),
+                workdir=str(folder),
+            )
+
+    def sensitivities(self, weight_bits: int) -> dict[str, float]:
+        """Return how far each layer of the original, in int8 alone, moves the answers.
+
+        Raises:
+            Skipped: it has no layer to quantize.
+            CandidateError: that can't be found out.
+        """
+        with self._own_worker() as worker:
+            found = worker.ask(
+                "sensitivities",
+                limit_s=self.limit_s,
+                model=to_record(self.model),
+                calibration=str(self.calibration.folder),
+                weight_bits=weight_bits,
+                threads=self.target.threads,
+            )
+        if "skipped" in found:
+            raise Skipped(found["skipped"])
+        return dict(found["noise"])
+
+    @contextlib.contextmanager
+    def _own_worker(self) -> Iterator[Worker]:
+        """A process that is ended when the run is stopped."""
         with Worker(self.log, self.memory_bytes) as worker:
             self._transforming.add(worker)
             try:
-                return worker.ask(
-                    "transform",
-                    limit_s=self.limit_s,
-                    model=to_record(self.model),
-                    passes=to_record(list(passes)),
-                    calibration=str(self.calibration.folder),
-                    workdir=str(folder),
-                )
+                yield worker
             finally:
                 self._transforming.discard(worker)
 

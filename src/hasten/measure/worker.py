@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,11 @@ import numpy as np
 
 from hasten.data.spool import Spool
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.origins import traced
 from hasten.errors import CandidateError, InputError, full_disk
+from hasten.measure import loadgen, open_loop
+from hasten.measure.closed_loop import drive, stacked
+from hasten.measure.scenario import Offer
 from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
 from hasten.records import from_record, to_record
@@ -97,30 +102,45 @@ def request_of(sample: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[st
 
 
 class _Process:
-    """What the commands share: at most one open session."""
+    """What the commands share: one artifact's open sessions, in most commands the first."""
 
     def __init__(self) -> None:
         self.closing = contextlib.ExitStack()
         self.session: Session | None = None
+        self.sessions: list[Session] = []
+        self.inputs: tuple[TensorSpec, ...] = ()
         self.request: tuple[TensorSpec, ...] = ()
 
     def transform(self, command: dict[str, Any]) -> Any:
-        """Run a chain of passes; each writes into a folder of its own."""
-        model = from_record(Model, command["model"])
+        """Run one pass on the original or on what earlier passes made of it."""
+        step = from_record(Pass, command["step"], trusted=True)
         calibration = Spool.open(Path(command["calibration"]))
-        for number, record in enumerate(command["passes"]):
-            step = from_record(Pass, record, trusted=True)
-            folder = Path(command["workdir"]) / f"{number}"
-            folder.mkdir(parents=True)
-            try:
-                model = step(model, calibration, folder)
-            except InputError as error:
-                if number == 0:
-                    raise
-                raise CandidateError(str(error)) from error  # an earlier pass's doing
-            except Skipped as skipped:
-                return {"skipped": f"{type(step).__name__}: {skipped}"}
+        try:
+            model = step(
+                from_record(Model, command["model"]), calibration, Path(command["workdir"])
+            )
+        except InputError as error:
+            if command["original"]:
+                raise
+            raise CandidateError(str(error)) from error  # an earlier pass's doing
+        except Skipped as skipped:
+            return {"skipped": f"{type(step).__name__}: {skipped}"}
         return {"model": to_record(model)}
+
+    def sensitivities(self, command: dict[str, Any]) -> Any:
+        """Find how far each layer in int8 moves the answers."""
+        from hasten.passes.sensitivity import sensitivities
+
+        try:
+            noise = sensitivities(
+                from_record(Model, command["model"]),
+                Spool.open(Path(command["calibration"])),
+                weight_bits=command["weight_bits"],
+                threads=command["threads"],
+            )
+        except Skipped as skipped:
+            return {"skipped": str(skipped)}
+        return {"noise": noise}
 
     def build(self, command: dict[str, Any]) -> Any:
         """Make what the engine opens."""
@@ -133,13 +153,16 @@ class _Process:
         return to_record(artifact)
 
     def open(self, command: dict[str, Any]) -> Any:
-        """Load an artifact; it stays open until the process ends."""
+        """Load an artifact, once for each session; it stays open until the process ends."""
         engine = from_record(Engine, command["engine"], trusted=True)
         artifact = from_record(Artifact, command["artifact"])
-        self.session = self.closing.enter_context(
-            engine.open(artifact, from_record(Target, command["target"]))
-        )
-        self.request = artifact.request
+        target = from_record(Target, command["target"])
+        self.sessions = [
+            self.closing.enter_context(engine.open(artifact, target))
+            for _ in range(command.get("sessions", 1))
+        ]
+        self.session = self.sessions[0]
+        self.inputs, self.request = artifact.inputs, artifact.request
         return dict(self.session.properties())
 
     def predict(self, command: dict[str, Any]) -> Any:
@@ -182,12 +205,75 @@ class _Process:
         finally:
             gc.enable()
 
-    def _requests(self, spool: Spool, first: int) -> list[dict[str, Array]]:
+    def profile(self, command: dict[str, Any]) -> Any:
+        """Time each step of an artifact, loaded anew, rotating through real samples."""
+        engine = from_record(Engine, command["engine"], trusted=True)
+        artifact = from_record(Artifact, command["artifact"])
+        self.request = artifact.request
+        samples = self._requests(Spool.open(Path(command["samples"])), 0)
+        requests = [samples[i % len(samples)] for i in range(command["requests"])]
+        tempfile.tempdir = command["workdir"]  # what a killed process leaves there is cleared up
+        layers = engine.profile(artifact, from_record(Target, command["target"]), requests)
+        if command["original"] is not None:
+            from hasten.frontends.onnx import read
+
+            layers = traced(layers, read(Path(command["original"])).graph)
+        return to_record(layers)
+
+    def look(self, command: dict[str, Any]) -> Any:
+        """Answer one request of several samples; return how many bytes it and its answer take."""
+        assert self.session is not None
+        batch = command["batch"]
+        (request,) = self._requests(Spool.open(Path(command["samples"])), 0, batch, at_most=1)
+        answer = self.session.run(request)
+        rows = [array.shape[0] for array in answer.values() if array.ndim]
+        if batch > 1 and not any(count >= batch and count % batch == 0 for count in rows):
+            raise CandidateError(f"a request of {batch} samples gets answers for fewer")
+        return sum(array.nbytes for array in (*request.values(), *answer.values()))
+
+    def drive(self, command: dict[str, Any]) -> Any:
+        """Keep all sessions busy for a while with requests of several real samples each."""
+        spool = Spool.open(Path(command["samples"]))
+        requests = self._requests(
+            spool, command["first"], command["batch"], at_most=command["requests"]
+        )
+        gc.collect()
+        gc.disable()
+        try:
+            block = drive(
+                [session.run for session in self.sessions],
+                requests,
+                warmup_ns=command["warmup_ns"],
+                block_ns=command["block_ns"],
+                at_least=command["at_least"],
+                at_most=command["at_most"],
+            )
+        finally:
+            gc.enable()
+        return to_record(block)
+
+    def load(self, command: dict[str, Any]) -> Any:
+        """Put all sessions under a load generator."""
+        offer = from_record(Offer, command["offer"])
+        folder = Path(command["workdir"])
+        folder.mkdir(parents=True)
+        requests = self._requests(Spool.open(Path(command["samples"])), 0)
+        generator = loadgen if command["loadgen"] else open_loop
+        return to_record(
+            generator.take(offer, [session.run for session in self.sessions], requests, folder)
+        )
+
+    def _requests(
+        self, spool: Spool, first: int, batch: int = 1, at_most: int = _REQUESTS_PER_BLOCK
+    ) -> list[dict[str, Array]]:
         """Read a stretch of the samples, as many as memory should hold."""
         requests: list[dict[str, Array]] = []
         left = _REQUEST_BYTES
-        for i in range(min(len(spool), _REQUESTS_PER_BLOCK)):
-            requests.append(request_of(spool.inputs([(first + i) % len(spool)]), self.request))
+        for i in range(min(len(spool), at_most)):
+            wanted = [(first + i * batch + j) % len(spool) for j in range(batch)]
+            requests.append(request_of(spool.inputs(wanted[:1]), self.request))
+            if batch > 1:
+                requests[-1] = stacked(spool.inputs(wanted), requests[-1], self.inputs)
             left -= sum(array.nbytes for array in requests[-1].values())
             if left <= 0:
                 break

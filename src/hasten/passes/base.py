@@ -30,6 +30,7 @@ class Pass(Value, ABC):
     registry: ClassVar[Mapping[str, str]] = {
         "simplify": "hasten.passes.simplify:Simplify",
         "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
+        "float_layers": "hasten.passes.float_layers:FloatLayers",
         "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",

@@ -12,7 +12,7 @@ import onnx
 
 from hasten.data.dataset import Dataset
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Format, Model, libraries
+from hasten.model import Format, Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import (
@@ -21,15 +21,12 @@ from hasten.passes.onnx_files import (
     is_transformer,
     read_onnx,
     saturates,
-    stem,
 )
+from hasten.passes.openvino_graphs import PRODUCTS, converted, operations_of
 from hasten.passes.silence import first_line, silenced
 from hasten.target import Target
 from hasten.telemetry import telemetry_off
 from hasten.tensors import Array
-
-PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
-"""OpenVINO's operations that carry a bias in an Add behind them."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,8 @@ class NncfQuantization(Pass):
             yield cls("performance")
             return
         yield cls("performance")
-        stems = [kept for count in (3, 6) if (kept := stem(proto, count))]
-        for kept in stems:
-            yield cls("performance", False, keep_float=kept, samples=300)
-        yield cls("mixed", False, keep_float=stems[-1] if stems else (), samples=300)
+        yield cls("performance", False, samples=300)
+        yield cls("mixed", False, samples=300)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
@@ -106,11 +101,9 @@ class NncfQuantization(Pass):
         import nncf
         import openvino
 
-        # Not core.read_model: NNCF doesn't recognize the biases in what that gives.
-        extensions = [str(path) for path in libraries(model.custom_ops, "create_extensions")]
-        graph = openvino.convert_model(str(model.path), extension=extensions or None)
+        graph = converted(model)
         biases = _biases(graph)
-        kept = _operations(graph, proto, self.keep_float)
+        kept = operations_of(graph, proto, self.keep_float)
         requests = CalibrationRequests(model, calibration, self.samples)
         overflow_fix = nncf.OverflowFix.ENABLE if self.reduce_range else nncf.OverflowFix.DISABLE
         quantized = nncf.quantize(
@@ -125,27 +118,6 @@ class NncfQuantization(Pass):
         )
         _prove(quantized, biases, kept, len(compute_nodes(proto, self.keep_float)))
         openvino.save_model(quantized, path, compress_to_fp16=False)
-
-
-def _operations(graph: Any, proto: onnx.ModelProto, names: tuple[str, ...]) -> list[str]:
-    """Return OpenVINO's names for what ONNX nodes became.
-
-    One node may become several operations: a convolution with a bias "c" becomes "c/WithoutBiases"
-    and the addition "c". A node that gives an output of the model is called as that output.
-    """
-    known = [operation.get_friendly_name() for operation in graph.get_ordered_ops()]
-    outputs = {value.name for value in proto.graph.output}
-    nodes = {node.name: node for node in proto.graph.node}
-    found: list[str] = []
-    for name in names:
-        own = outputs.intersection(nodes[name].output)
-        mine = [n for n in known if n == name or n.startswith(f"{name}/") or n in own]
-        if not mine:
-            raise CandidateError(
-                f"can't keep {name!r} in float: OpenVINO merged it into another operation"
-            )
-        found += mine
-    return found
 
 
 def _biases(graph: Any) -> dict[str, Array]:

@@ -122,16 +122,6 @@ def is_transformer(proto: onnx.ModelProto) -> bool:
     return fused or (mixes and ops["Softmax"] > 0)
 
 
-def stem(proto: onnx.ModelProto, count: int = 3) -> tuple[str, ...]:
-    """Return the names of the first convolutions, fewer than half of all.
-
-    They see the fewest channels and the least redundancy, so int8 hurts there most.
-    """
-    names = [node.name for node in proto.graph.node if node.op_type == "Conv"]
-    first = names[:count]
-    return tuple(first) if all(first) and len(names) > 2 * count else ()
-
-
 def saturates(target: Target) -> bool:
     """Whether products of uint8 and int8 overflow on a processor unless weights have 7 bits.
 

@@ -22,7 +22,6 @@ from hasten.passes.onnx_files import (
     is_transformer,
     read_onnx,
     saturates,
-    stem,
     write_onnx,
 )
 from hasten.passes.silence import first_line, silenced
@@ -81,9 +80,7 @@ class StaticQuantization(Pass):
             yield first
             return
         yield first
-        yield replace(
-            first, calibration="percentile", samples=HISTOGRAM_SAMPLES, keep_float=stem(proto)
-        )
+        yield replace(first, calibration="percentile", samples=HISTOGRAM_SAMPLES)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)

@@ -15,13 +15,13 @@ from hasten.certificate.planning import samples_needed
 from hasten.errors import CandidateError
 from hasten.passes.base import Pass, Skipped
 from hasten.progress import Listener, Progress
+from hasten.search.escalation import Escalation
 from hasten.search.grid import neighbours, variations
+from hasten.search.mixing import SCREEN_NOISE, Mixing
 from hasten.search.order import Order
-from hasten.search.trials import Trials, ratio
+from hasten.search.trials import Trials
 from hasten.tensors import Array
 
-SCREEN_NOISE = 0.05
-"""A few turns settle a ratio no better than this."""
 _TRANSFORMS_AT_ONCE = 2
 _NEIGHBOURS_OF = 2
 
@@ -65,9 +65,18 @@ class Exploration:
         if self._try(grid) and not self._fastest_likely_passes():
             ranked = [t.candidate for t in self._ranked()]
             self._try(variations(ranked, model, target, self._order.keep_float))
+        common = (self.trials, self._try, self._likely_passes)
+        if not self._late():
+            Mixing(*common, self._late, self._notes).mix(self._ranked())
+        if self._order.objective == "p99":
+            self._notes.append(
+                "no cascade was tried: a request that is asked again costs both models"
+            )
+        elif not self._late():
+            Escalation(*common, self._notes).escalate(self._ranked())
         if not self._late():
             best = self._promising()
-            ratios = [ratio(self.trials.done[c.key]).estimate for c in best]
+            ratios = [self.trials.ratio(self.trials.done[c.key]).estimate for c in best]
             self._try(neighbours(best, self._helpful(), target), min(ratios, default=1.0))
 
     def _try(self, candidates: Sequence[Single], beat: float = 1.0) -> bool:
@@ -92,14 +101,18 @@ class Exploration:
 
     def _ranked(self) -> list[Trial]:
         """What ran through, fastest first."""
-        return sorted(self.trials.measured(), key=lambda t: ratio(t).estimate)
+        return sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
 
     def _fastest_likely_passes(self) -> bool:
         """Whether the fastest candidate would probably be certified by the sealed data there is."""
         ranked = self._ranked()
-        if not ranked or ranked[0].candidate.exact or not ranked[0].scores:
-            return bool(ranked) and ranked[0].candidate.exact
-        scores = np.array(ranked[0].scores)
+        return bool(ranked) and self._likely_passes(ranked[0])
+
+    def _likely_passes(self, trial: Trial, scale: float = 1.0) -> bool:
+        """Whether a candidate would probably be certified, were its flips and its drop so many times as large."""
+        if trial.candidate.exact or not trial.scores:
+            return trial.candidate.exact
+        scores = np.array(trial.scores)
         draws = drawn(
             self.trials.exact_scores[: len(scores)],
             scores,
@@ -107,7 +120,8 @@ class Exploration:
             binary=self.trials.binary,
             groups=self._units[: len(scores)],
         )
-        drop, flips = float(draws.differences.mean()), float(np.mean(draws.differences**2))
+        drop = scale * float(draws.differences.mean())
+        flips = scale * float(np.mean(draws.differences**2))
         if drop >= self._order.max_drop:
             return False
         needed = samples_needed(
@@ -122,14 +136,17 @@ class Exploration:
     def _helpful(self) -> list[Pass]:
         """Exact passes that surely made the untouched model faster on its engine."""
         exact = [t for t in self.trials.measured() if t.candidate.exact]
-        plain = {t.candidate.engine: ratio(t).low for t in exact if not t.candidate.passes}
+        plain = {
+            t.candidate.engine: self.trials.ratio(t).low for t in exact if not t.candidate.passes
+        }
         plain[self.trials.baseline.engine] = 1.0
         return list(
             dict.fromkeys(
                 t.candidate.passes[0]
                 for t in exact
                 if t.candidate.passes
-                and ratio(t).high < plain.get(t.candidate.engine, 0) * (1 - SCREEN_NOISE)
+                and self.trials.ratio(t).high
+                < plain.get(t.candidate.engine, 0) * (1 - SCREEN_NOISE)
             )
         )
 
@@ -172,7 +189,7 @@ class Exploration:
     def _note_better(self, trial: Trial) -> None:
         if trial.measurement is None or trial.failure:
             return
-        own = ratio(trial).estimate
+        own = self.trials.ratio(trial).estimate
         if (
             own < self._best_ratio * (1 - SCREEN_NOISE)
             and self.trials.drop(trial) < self._order.max_drop

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hasten.certificate.verdict import Guard
+from hasten.measure.intervals import Statistic
 from hasten.metrics.base import Metric
 
 
@@ -20,6 +21,7 @@ class Order:
         seed: Of all orders.
         keep_float: Nodes that no pass may quantize.
         deadline: `time.monotonic()` by which the run should end; None for no limit.
+        objective: What of the latency is to be small.
     """
 
     metric: Metric
@@ -29,3 +31,4 @@ class Order:
     seed: int
     keep_float: tuple[str, ...] = ()
     deadline: float | None = None
+    objective: Statistic = "p50"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hasten.data.spool import Spool
 from hasten.errors import HastenError, InputError
-from hasten.measure.intervals import Ratio, paired_ratio
+from hasten.measure.intervals import Ratio, Statistic, establishes, paired_ratio
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.probe import scales
 from hasten.measure.process import Worker
@@ -35,6 +35,8 @@ class Standings:
         rounds: Entrant -> round -> latencies in nanoseconds.
         refused: Rounds that didn't count.
         failed: Entrant -> why it died.
+        objective: What latencies are to be compared by.
+        uneven: Entrants that only their mean does justice to: cascades.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Standings:
     rounds: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     refused: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    objective: Statistic = "p50"
+    uneven: Collection[str] = ()
 
     def add(
         self,
@@ -67,9 +71,26 @@ class Standings:
         """Whether an entrant ran in every round that counts, of two at least: who fell out never does."""
         return len(self.rounds.get(name, ())) == self.counted >= 2
 
+    @property
+    def established(self) -> bool:
+        """Whether the rounds show the objective of every entrant that stands."""
+        return all(
+            establishes(self.rounds[n], self.objective) for n in self.rounds if self.stands(n)
+        )
+
+    @property
+    def statistic(self) -> Statistic:
+        """What latencies are compared by: the mean where too few requests show a p99."""
+        return self.objective if self.established else "mean"
+
+    def statistic_of(self, name: str) -> Statistic:
+        """What an entrant's latency is compared by: the mean where its median hides what it costs."""
+        own = self.statistic
+        return "mean" if own == "p50" and name in self.uneven else own
+
     def ratio(self, name: str) -> Ratio:
         """One entrant's latency over the baseline's."""
-        return paired_ratio(self.rounds[name], self.rounds[BASELINE])
+        return paired_ratio(self.rounds[name], self.rounds[BASELINE], self.statistic_of(name))
 
     @property
     def spread(self) -> float:
@@ -80,7 +101,9 @@ class Standings:
 def dominated(
     standings: Standings, entrants: Mapping[str, Worker], drops: Mapping[str, float]
 ) -> set[str]:
-    """Return who is surely slower than somebody at least as safe."""
+    """Return who is surely slower than somebody at least as safe, by the objective itself."""
+    if not standings.established:
+        return set()
     ratios = {
         name: standings.ratio(name)
         for name in entrants
@@ -108,6 +131,8 @@ def race(
     pace: Pace,
     seed: int,
     settle: float = float("inf"),
+    objective: Statistic = "p50",
+    uneven: Collection[str] = (),
     drops: Mapping[str, float] | None = None,
     listen: Callable[[Standings], None] = lambda standings: None,
     probe: Callable[[int], bool] = scales,
@@ -125,6 +150,8 @@ def race(
         pace: Lengths of the turns.
         seed: Of the orders.
         settle: Go on until the A/A spread is no larger, or the rounds are four times as many.
+        objective: What is compared; a p99 that isn't established yet is waited for as long.
+        uneven: Entrants to compare by their mean.
         drops: Entrant -> drop on the search split; None drops nobody for being slower.
         listen: Called after each round.
         probe: Whether the host can run so many threads now.
@@ -133,7 +160,8 @@ def race(
         NotEstablished: too many rounds were refused.
         InputError: the baseline failed.
     """
-    standings, first = _journaled(name, threads, journal)
+    standings, first = _journaled(name, threads, objective, journal)
+    standings.uneven = uneven
     if _finished(standings, count, settle):
         return standings
     _leave(entrants, entrants.keys() & standings.failed)
@@ -161,9 +189,11 @@ def race(
     raise AssertionError("rounds never end")
 
 
-def _journaled(name: str, threads: int, journal: Journal) -> tuple[Standings, int]:
+def _journaled(
+    name: str, threads: int, objective: Statistic, journal: Journal
+) -> tuple[Standings, int]:
     """What a race came to before it was stopped, and the number of its next round."""
-    standings, number = Standings(name, threads), 0
+    standings, number = Standings(name, threads, objective=objective), 0
     for event in journal.events("round"):
         if event["race"] == name:
             standings.add(event["number"], event["latency_ns"], event["failed"], event["counts"])
@@ -178,7 +208,7 @@ def _finished(standings: Standings, count: int, settle: float) -> bool:
     if AGAIN not in standings.rounds:
         return True
     return standings.counted >= _LONGEST * count or (
-        standings.counted % 8 == count % 8 and standings.spread <= settle
+        standings.counted % 8 == count % 8 and standings.established and standings.spread <= settle
     )
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.layers import LayerTime, summarize
+from hasten.engines.origins import traced
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError
-from hasten.frontends.onnx import load
+from hasten.frontends.onnx import load, read
 from hasten.model import Model
 from hasten.records import from_record, to_record
 from hasten.target import Target
@@ -234,6 +236,48 @@ class EngineTests:
         with self.opened(model, target, tmp_path) as session:
             properties = session.properties()
         assert all(isinstance(text, str) for pair in properties.items() for text in pair)
+
+    def profiled(self, path: Path, target: Target, workdir: Path) -> tuple[LayerTime, ...]:
+        """Profile four requests, and name the file's own nodes."""
+        if type(self.engine).profile is Engine.profile:
+            pytest.skip(f"{self.engine} has no profiler")
+        model = load(path)
+        artifact = self.built(model, target, workdir)
+        requests = [request_for(model.inputs, seed=seed) for seed in range(4)]
+        layers = self.engine.profile(artifact, target, requests)
+        return traced(layers, read(path).graph)
+
+    @pytest.mark.parametrize("batch", [1, "batch"])
+    def test_a_profile_covers_every_product_exactly_once(
+        self, batch: int | str, target: Target, tmp_path: Path
+    ) -> None:
+        layers = self.profiled(models.small_cnn(tmp_path, batch), target, tmp_path)
+        products = ["conv1", "conv2", "classifier"]
+        covered = [node for layer in layers if layer.kind == "arithmetic" for node in layer.sources]
+        assert [node for node in covered if node in products] == products
+        elsewhere = {n for layer in layers if layer.kind != "arithmetic" for n in layer.sources}
+        assert elsewhere.isdisjoint(products)
+
+    def test_a_profile_covers_every_product_of_a_transformer_block(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        layers = self.profiled(models.tiny_transformer_block(tmp_path), target, tmp_path)
+        covered = [node for layer in layers if layer.kind == "arithmetic" for node in layer.sources]
+        products = ("q", "k", "v", "qk", "mixed", "up", "down")
+        assert {node: covered.count(node) for node in products} == dict.fromkeys(products, 1)
+
+    def test_a_profile_has_one_latency_for_each_request(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        layers = self.profiled(models.small_cnn(tmp_path), target, tmp_path)
+        assert {len(layer.latency_ns) for layer in layers} == {4}
+        assert min(min(layer.latency_ns) for layer in layers) >= 0
+        assert summarize(layers).latency_ns > 0
+
+    def test_a_profile_survives_a_record(self, target: Target, tmp_path: Path) -> None:
+        for layer in self.profiled(models.linear_classifier(tmp_path), target, tmp_path):
+            assert layer.precision
+            assert from_record(LayerTime, json.loads(json.dumps(to_record(layer)))) == layer
 
 
 def assert_same(got: Tensors, expected: Tensors) -> None:

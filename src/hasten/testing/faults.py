@@ -37,12 +37,14 @@ class Faulty(Engine):
             where that is 0, "build" can't build.
         busy_ns: How long to spin in each run, whatever the fault.
         on_run: The run, from 1, at which "kill", "hang" and "allocate" strike; 0 is `open`.
+        stall_every: Spin for 10 ms in every run of that number, whatever the fault; 0 for never.
     """
 
     inner: Engine
     fault: Fault = "none"
     busy_ns: int = 0
     on_run: int = 1
+    stall_every: int = 0
 
     @property
     def formats(self) -> frozenset[Format]:  # type: ignore[override]
@@ -100,6 +102,8 @@ class FaultySession(Session):
         if self._runs == self._engine.on_run:
             strike(fault)
         spin(self._engine.busy_ns or (SLOW_NS if fault == "slow" else 0))
+        if self._engine.stall_every and self._runs % self._engine.stall_every == 0:
+            spin(SLOW_NS)
         if fault == "wrong":
             return self._wrong_answer(inputs)
         outputs = self._inner.run(inputs)

@@ -49,6 +49,36 @@ def small_cnn(folder: Path, batch: int | str = "batch") -> Path:
     return _write(folder / "small_cnn.onnx", text, weights)
 
 
+def depthwise_cnn(folder: Path, batch: int | str = "batch") -> Path:
+    """Write x: float32[batch, 16, 16, 16] -> logits: float32[batch, 8]: a residual block, with a
+    depthwise convolution in it, between a convolution and a matrix product."""
+    text = f"""
+        depthwise_cnn (float[{batch}, 16, 16, 16] x) => (float[{batch}, 8] logits)
+            <float low = {{0.0}}, float high = {{6.0}}> {{
+            [stem] c1 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w1, b1)
+            [relu1] r1 = Relu(c1)
+            [depthwise] c2 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], group = 32> (r1, w2, b2)
+            [relu6] r2 = Clip(c2, low, high)
+            [pointwise] c3 = Conv <kernel_shape = [1, 1]> (r2, w3, b3)
+            [skip] s = Add(c3, r1)
+            [relu2] r3 = Relu(s)
+            [pool] p = GlobalAveragePool(r3)
+            [flatten] f = Flatten <axis = 1> (p)
+            [classifier] logits = Gemm(f, w4, b4)
+        }}"""
+    weights = {
+        "w1": (32, 16, 3, 3),
+        "b1": (32,),
+        "w2": (32, 1, 3, 3),
+        "b2": (32,),
+        "w3": (32, 32, 1, 1),
+        "b3": (32,),
+        "w4": (32, 8),
+        "b4": (8,),
+    }
+    return _write(folder / "depthwise_cnn.onnx", text, weights)
+
+
 def two_inputs(folder: Path, batch: int | str = "batch") -> Path:
     """Write features: float32[batch, 8], ids: int64[batch, 3] -> score, and ids handed on.
 

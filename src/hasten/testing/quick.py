@@ -22,11 +22,15 @@ RACE_ROUNDS, FINAL_ROUNDS = 4, 4
 
 
 @contextlib.contextmanager
-def quick_runs(*, passes: bool = False) -> Iterator[None]:
+def quick_runs(
+    *, passes: bool = False, curve_s: float = 0.0, limits: bool = False
+) -> Iterator[None]:
     """Make the runs inside short.
 
     Args:
         passes: Whether models are transformed at all; False tries the engines alone.
+        curve_s: How long the batch curve may take; 0 for none.
+        limits: Whether what ships is profiled and set against what the machine can do.
     """
 
     def untouched(*args: Any, **named: Any) -> list[Single]:
@@ -37,6 +41,8 @@ def quick_runs(*, passes: bool = False) -> Iterator[None]:
         for module, name, value in (
             (hasten.run, "RACE_ROUNDS", RACE_ROUNDS),
             (hasten.delivery, "FINAL_ROUNDS", FINAL_ROUNDS),
+            (hasten.delivery, "CURVE_S", curve_s),
+            (hasten.delivery, "LIMITS", limits),
             (hasten.run, "SETTLED", float("inf")),
             (hasten.run, "RACE_SETTLED", float("inf")),
             (hasten.benchmark, "SETTLED", float("inf")),

@@ -82,6 +82,16 @@ class Unlucky(Rival):
 
 
 @dataclass(frozen=True)
+class Stalling(Rival):
+    """One rival answers at once, but for every fourth request, which takes far longer than any."""
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), stall_every=4, lossy=True)
+
+
+@dataclass(frozen=True)
 class Greedy(Rival):
     """One rival takes memory without end."""
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from hasten.measure.intervals import Quantile, Ratio
-from hasten.report.page import HEAD, cells
+from hasten.reporting.rows import HEAD, cells
 from hasten.result import Row
 
 ROW = Row(

@@ -1,0 +1,36 @@
+"""Evidence in a bundle that whoever serves it goes by, without the search that took it down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hasten.bundle.manifest import Manifest
+from hasten.errors import IntegrityError
+from hasten.measure.curve import CURVE, CurvePoint, points_of
+
+_MOST_BYTES = 64 << 20
+
+
+def batch_curve(path: Path, manifest: Manifest) -> tuple[CurvePoint, ...]:
+    """Read a bundle's batch curve.
+
+    Args:
+        path: The bundle's folder.
+        manifest: As it was read, every file checked.
+
+    Returns:
+        Its points; none where it has no curve.
+
+    Raises:
+        IntegrityError: there is one, and it can't be.
+    """
+    name = f"evidence/{CURVE}"
+    if name not in manifest.files:
+        return ()
+    try:
+        if manifest.files[name][1] > _MOST_BYTES:
+            raise IntegrityError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+        return points_of(json.loads((path / name).read_bytes()))
+    except (OSError, ValueError, RecursionError, IntegrityError) as error:
+        raise IntegrityError(f"{path}: {name} is damaged: {error}") from error

@@ -1,0 +1,74 @@
+"""What the search split shows of a drop: an estimate with an interval, for orientation only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from hasten.certificate.betting import group_means
+
+Floats: TypeAlias = NDArray[np.float64]
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How far a candidate's scores fell below the original's. No certificate: it was one of many.
+
+    Attributes:
+        estimate: The mean over draws, in absolute share; negative where accuracy rose.
+        low: Lower end of an approximate 95% interval.
+        high: Upper end.
+        draws: Samples, or groups where data is grouped.
+        lost: Samples that were right and became wrong; None for scores that aren't 0/1 or are grouped.
+        gained: Samples that were wrong and became right; None as for `lost`.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    draws: int
+    lost: int | None = None
+    gained: int | None = None
+
+
+def observed_drop(
+    differences: Floats,
+    groups: NDArray[np.generic],
+    *,
+    binary: bool,
+    only_falls: bool = False,
+) -> Drop:
+    """Estimate a drop from paired differences original - candidate.
+
+    Args:
+        differences: In [-1, 1], shape (n,), at least one.
+        groups: A label per sample; a group's mean is one draw.
+        binary: Whether scores are 0 or 1.
+        only_falls: Whether no gain is possible, or counted.
+
+    Source: Wald's interval with one half added to what was lost and to what was gained, Agresti and
+    Min, Stat. Med. 24:729, 2005; squared differences stand for the counts where scores are fractions.
+    """
+    draws = group_means(differences, groups)
+    n, total, squares = draws.size, float(draws.sum()), float(np.square(draws).sum())
+    middle = total / (n + 2)
+    variance = (squares + 1) / (n + 2) - middle**2
+    student = float(special.stdtrit(max(1, n - 1), (1 + _CONFIDENCE) / 2))
+    half = student * math.sqrt(variance / (n + 2))
+    estimate = total / n
+    counted = binary and n == differences.size
+    return Drop(
+        estimate=estimate,
+        low=max(min(middle - half, estimate), 0.0 if only_falls else -1.0),
+        high=min(max(middle + half, estimate), 1.0),
+        draws=n,
+        lost=int(np.sum(differences > 0)) if counted else None,
+        gained=int(np.sum(differences < 0)) if counted else None,
+    )

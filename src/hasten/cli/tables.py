@@ -1,0 +1,32 @@
+"""Tables for a terminal, in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasten.measure.curve import CurvePoint
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Align cells in columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def curve_table(points: Sequence[CurvePoint]) -> str:
+    """Write a batch curve: samples in a request, threads of a session, sessions side by side."""
+    lines = [("batch", "threads", "sessions", "p50", "samples a second")]
+    for point in points:
+        counts = (str(point.batch), str(point.threads), str(point.sessions))
+        lines.append(
+            (*counts, f"{_figure(point.p50_ns / 1e6)} ms", _figure(point.throughput_per_s))
+        )
+    return aligned(lines)
+
+
+def _figure(value: float) -> str:
+    """Three significant digits, thousands marked."""
+    return f"{float(f'{value:.3g}'):,.10g}"

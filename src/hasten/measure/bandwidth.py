@@ -1,0 +1,224 @@
+"""How fast bytes come from each cache and from memory: numpy's own copies and reads, by the clock."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from hasten.target import Target
+from hasten.tensors import Array
+
+_SYSTEM = Path("/sys/devices/system/cpu")
+_LINE_BYTES = 64
+_UNKNOWN_BYTES = 1 << 18
+"""Fits the caches next to any core that runs an engine."""
+_LEAST_MEMORY_BYTES = 1 << 26
+_BEYOND = 8
+"""Each of a copy's two arrays is four times what all caches hold: STREAM's rule."""
+_CALL_BYTES = 1 << 24
+"""One call moves about so much, so that what Python adds to it (a microsecond) doesn't count."""
+_BLOCK_NS = 12_000_000
+
+Call: TypeAlias = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A cache, or memory, and how fast its bytes come to all threads together.
+
+    Attributes:
+        name: "L1", "L2", ..., "memory".
+        size_bytes: What it holds, over all instances that so many threads can fill; None for memory,
+            and for caches whose sizes the system doesn't tell.
+        copied_bytes_per_s: Of the faster of a copy and an addition of a number, bytes read and bytes
+            written both counted. What a processor reads besides, before it writes a line, isn't:
+            STREAM's convention.
+        read_bytes_per_s: Of a look at every value.
+    """
+
+    name: str
+    size_bytes: int | None
+    copied_bytes_per_s: float
+    read_bytes_per_s: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The faster of copying and reading."""
+        return max(self.copied_bytes_per_s, self.read_bytes_per_s)
+
+    def better(self, other: Level) -> Level:
+        """Return this level with the best that was seen of it and of `other`."""
+        return Level(
+            self.name,
+            self.size_bytes,
+            max(self.copied_bytes_per_s, other.copied_bytes_per_s),
+            max(self.read_bytes_per_s, other.read_bytes_per_s),
+        )
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One level of the caches that a target's processors reach.
+
+    Attributes:
+        name: "L1", "L2", ...
+        size_bytes: Of one instance.
+        instances: How many of them the threads can use.
+    """
+
+    name: str
+    size_bytes: int
+    instances: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all that the threads can use."""
+        return self.size_bytes * self.instances
+
+
+def caches(target: Target, system: Path = _SYSTEM) -> tuple[Cache, ...]:
+    """Return the data caches, nearest first; none where the system tells none.
+
+    Args:
+        target: Its processors and threads: of private caches, only as many count as there are threads.
+        system: Where sysfs describes the processors.
+
+    Source: Linux, Documentation/ABI/testing/sysfs-devices-system-cpu, "cache/index*".
+    """
+    found: dict[int, dict[str, int]] = {}
+    for cpu in target.cpus:
+        for index in (system / f"cpu{cpu}" / "cache").glob("index*"):
+            level, size = _text(index / "level"), _size_bytes(_text(index / "size"))
+            if level.isdecimal() and size and _text(index / "type") != "Instruction":
+                shared = _text(index / "shared_cpu_list") or str(cpu)
+                found.setdefault(int(level), {})[shared] = size
+    return tuple(
+        Cache(f"L{level}", min(sizes.values()), min(len(sizes), target.threads))
+        for level, sizes in sorted(found.items())
+    )
+
+
+def levels(target: Target, system: Path = _SYSTEM) -> tuple[Level, ...]:
+    """Take one turn: short blocks of copies, additions and reads at every level, nearest first.
+
+    A level is a working set that the nearer ones can't hold. All caches but the last belong to a
+    core, so they are asked by one thread and counted once per instance; the last cache and memory
+    are asked by all threads at once. Takes some 50 ms a level.
+
+    Args:
+        target: Its threads and what memory it may use.
+        system: As for `caches`.
+    """
+    known = caches(target, system)
+    found = []
+    nearer_bytes = 0
+    for cache in known:
+        if cache is known[-1]:
+            # Half of it at most, since others use it too; beyond the nearer ones where that fits.
+            half = cache.total_bytes // 2
+            set_bytes = min(half, max(half // 2, 2 * nearer_bytes))
+            copied, read = _turn(set_bytes, target.threads)
+        else:
+            copied, read = (cache.instances * rate for rate in _turn(cache.size_bytes // 2, 1))
+        found.append(Level(cache.name, cache.total_bytes, copied, read))
+        nearer_bytes = cache.total_bytes
+    if not known:
+        copied, read = _turn(_UNKNOWN_BYTES, 1)
+        found.append(Level("cache", None, copied * target.threads, read * target.threads))
+    all_bytes = sum(cache.total_bytes for cache in known)
+    far_bytes = min(max(_BEYOND * all_bytes, _LEAST_MEMORY_BYTES), target.memory_bytes // 8)
+    return (*found, Level("memory", None, *_turn(far_bytes, target.threads)))
+
+
+def _turn(set_bytes: int, threads: int) -> tuple[float, float]:
+    """Return bytes per second of copies and of reads within a working set shared out to threads."""
+    share = max(set_bytes // threads, 4 * _LINE_BYTES)
+    copied, added, read = (
+        bytes_per_s([kind(share) for _ in range(threads)]) for kind in (copy_of, sum_of, read_of)
+    )
+    return max(copied, added), read
+
+
+def copy_of(set_bytes: int) -> tuple[Call, int]:
+    """Return a call that copies one half of a working set to the other, and the bytes it moves.
+
+    The C library does it, which past some size stores around the caches.
+    """
+    to, source = _rows(set_bytes // 2), _rows(set_bytes // 2)
+    return functools.partial(np.copyto, to, source), to.nbytes + source.nbytes
+
+
+def sum_of(set_bytes: int) -> tuple[Call, int]:
+    """Return a call that adds a number on the way: the same bytes, with a compiler's loads and stores."""
+    to, source = _rows(set_bytes // 2), _rows(set_bytes // 2)
+    return functools.partial(np.add, source, np.int32(1), out=to), to.nbytes + source.nbytes
+
+
+def read_of(set_bytes: int) -> tuple[Call, int]:
+    """Return a call that looks for the largest values of a working set, and the bytes it reads."""
+    source = _rows(set_bytes)
+    largest = np.empty(len(source), source.dtype)
+    return functools.partial(np.maximum.reduce, source, axis=1, out=largest), source.nbytes
+
+
+def _rows(row_bytes: int) -> Array:
+    """Return overlapping rows, each a cache line further.
+
+    Walking them goes over the same memory again and again within one call of numpy.
+    """
+    step = _LINE_BYTES // 4
+    length = max(row_bytes // 4, step)
+    count = max(1, _CALL_BYTES // (4 * length))
+    # Ones, not zeros: pages of zeros may all be one page.
+    memory = np.ones(length + step * (count - 1), np.int32)
+    return np.lib.stride_tricks.as_strided(memory, (count, length), (_LINE_BYTES, 4))
+
+
+def bytes_per_s(work: list[tuple[Call, int]], block_ns: int = _BLOCK_NS) -> float:
+    """Return the rate of a block of calls, one thread for each, all at once.
+
+    Args:
+        work: A call for each thread, and the bytes that it moves. numpy lets go of the interpreter's
+            lock inside.
+        block_ns: How long the block should last, after a call that isn't timed.
+    """
+    start = threading.Barrier(len(work))
+
+    def block(call: Call) -> tuple[int, int, int]:
+        call()
+        begin = time.perf_counter_ns()
+        call()
+        calls = max(1, round(block_ns / max(1, time.perf_counter_ns() - begin)))
+        start.wait()
+        begin = time.perf_counter_ns()
+        for _ in range(calls):
+            call()
+        return begin, time.perf_counter_ns(), calls
+
+    with ThreadPoolExecutor(len(work)) as threads:
+        done = list(threads.map(block, [call for call, _ in work]))
+    moved = sum(calls * size for (_, _, calls), (_, size) in zip(done, work, strict=True))
+    elapsed_ns = max(end for _, end, _ in done) - min(begin for begin, _, _ in done)
+    return moved * 1e9 / elapsed_ns
+
+
+def _size_bytes(text: str) -> int:
+    """Read "512K"; 0 for anything else."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    return int(number) * unit if number.isdecimal() else 0
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""

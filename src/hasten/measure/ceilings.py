@@ -1,0 +1,191 @@
+"""The ceilings of a machine, measured: arithmetic by precision, bytes by level, an empty call."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from hasten.candidate import label
+from hasten.engines.base import Engine
+from hasten.errors import CandidateError, InputError, IntegrityError
+from hasten.measure.bandwidth import Level, levels
+from hasten.measure.environment import versions
+from hasten.measure.kernels import EMPTY_CALL, Kernel, kernels
+from hasten.measure.latency import Pace
+from hasten.measure.process import Worker
+from hasten.measure.roofline import Ceilings
+from hasten.records import digest, from_record, load_object, read_json, to_record, write_json
+from hasten.target import Target
+
+ENGINES = ("onnxruntime", "openvino")
+TURNS = 3
+PACE = Pace(block_ns=45_000_000)
+FILE = "ceilings.json"
+
+
+def measure(target: Target, folder: Path, engines: Sequence[str] = ENGINES) -> Ceilings:
+    """Measure a machine's ceilings, or read those that were measured for this folder.
+
+    Each figure is the best of the medians of short blocks, which are taken in turns. Nothing else
+    should run meanwhile. Takes some seconds.
+
+    Args:
+        target: The device and the threads.
+        folder: Exists; the figures stay in it, with what they were taken on.
+        engines: Whose kernels to use.
+
+    Raises:
+        InputError: none of the engines can be used, or onnx isn't installed.
+    """
+    file = folder / FILE
+    taken_on = digest([target, versions(), list(engines)])
+    try:
+        kept = read_json(file)
+        if kept["taken_on"] == taken_on:
+            return from_record(Ceilings, kept["ceilings"])
+    except (IntegrityError, KeyError, TypeError):
+        pass  # not there, or not whole
+    place = folder / "ceilings"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        ceilings = _measured(target, place, engines)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    write_json(file, {"taken_on": taken_on, "ceilings": ceilings})
+    return ceilings
+
+
+def _measured(target: Target, folder: Path, engines: Sequence[str]) -> Ceilings:
+    work = kernels(folder, target.threads)
+    reached: tuple[Level, ...] = ()
+    with ExitStack() as end:
+        rigs = [end.enter_context(rig) for rig in _rigs(target, folder, engines)]
+        for rig in rigs:
+            rig.build(work)
+        for _ in range(TURNS):
+            for rig in rigs:
+                rig.turn()
+            taken = levels(target)
+            reached = tuple(map(Level.better, reached or taken, taken))
+    return _best(rigs, reached, target.threads)
+
+
+def _best(rigs: Sequence[_Rig], reached: tuple[Level, ...], threads: int) -> Ceilings:
+    """Take the best of all engines.
+
+    Raises:
+        InputError: none of them ran a kernel in f32 and the empty call.
+    """
+    arithmetic: dict[str, tuple[float, str]] = {}
+    calls_ns = []
+    for rig in rigs:
+        for kernel, block_ns in rig.best_ns.items():
+            if kernel.name == EMPTY_CALL:
+                calls_ns.append(block_ns)
+                continue
+            seen = (kernel.operations * 1e9 / block_ns, f"{label(rig.engine)}, {kernel.name}")
+            precision = rig.precision_of(kernel)
+            arithmetic[precision] = max(arithmetic.get(precision, seen), seen)
+    if "f32" not in arithmetic or not calls_ns:
+        reasons = (
+            "; ".join(rig.failure for rig in rigs if rig.failure)
+            or "none that is exact is installed"
+        )
+        raise InputError(f"no engine can show what this machine can do: {reasons}")
+    return Ceilings(
+        threads=threads,
+        operations_per_s={precision: rate for precision, (rate, _) in arithmetic.items()},
+        reached_by={precision: name for precision, (_, name) in arithmetic.items()},
+        levels=reached,
+        empty_call_ns=min(calls_ns),
+    )
+
+
+def _rigs(target: Target, folder: Path, names: Sequence[str]) -> Iterator[_Rig]:
+    """Yield every installed engine, once for each precision that it says it can be set to."""
+    for name in names:
+        kind: type[Engine] = load_object(Engine.registry.get(name, name))
+        try:
+            kind.version()
+        except InputError:
+            continue
+        for engine in kind.variants(target):
+            if engine.exact or hasattr(engine, "precision"):
+                yield _Rig(engine, target, folder)
+
+
+class _Rig:
+    """An engine in a process of its own, and the best blocks that it showed.
+
+    Attributes:
+        engine: With its settings.
+        best_ns: Kernel -> the least of its blocks' medians, for one request.
+        failure: Why the first kernel was lost; "" where none was.
+    """
+
+    def __init__(self, engine: Engine, target: Target, folder: Path) -> None:
+        self.engine = engine
+        self.best_ns: dict[Kernel, float] = {}
+        self.failure = ""
+        self._folder = folder
+        self._settings = {"engine": to_record(engine), "target": to_record(target)}
+        self._built: dict[Kernel, Any] = {}
+        self._worker = Worker(folder / "workers.log", target.memory_bytes // 2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.kill()
+
+    def precision_of(self, kernel: Kernel) -> str:
+        """Return what the engine computes a kernel in: what isn't quantized, as it is set."""
+        return kernel.precision if self.engine.exact else str(self.engine.precision)  # type: ignore[attr-defined]
+
+    def build(self, work: Sequence[Kernel]) -> None:
+        """Build each kernel; one that fails is lost. Of a lower precision's kernels, those in f32 only."""
+        for number, kernel in enumerate(work):
+            if not self.engine.exact and (kernel.precision != "f32" or kernel.name == EMPTY_CALL):
+                continue
+            workdir = (
+                self._folder / f"{type(self.engine).__name__}-{self.precision_of(kernel)}-{number}"
+            )
+            with self._losing():
+                self._built[kernel] = self._ask(
+                    "build", model=to_record(kernel.model), workdir=str(workdir), **self._settings
+                )
+        self._worker.sleep()
+
+    def turn(self) -> None:
+        """Time a block of each kernel."""
+        for kernel, artifact in self._built.items():
+            with self._losing():
+                self._ask("open", artifact=artifact, **self._settings)
+                latency_ns = self._ask(
+                    "time",
+                    samples=str(kernel.samples),
+                    first=0,
+                    warmup_ns=PACE.warmup_ns,
+                    block_ns=PACE.block_ns,
+                    at_least=PACE.at_least,
+                    at_most=PACE.at_most,
+                )
+                block_ns = float(np.median(latency_ns))
+                self.best_ns[kernel] = min(block_ns, self.best_ns.get(kernel, block_ns))
+        self._worker.sleep()
+
+    def _ask(self, do: str, **command: Any) -> Any:
+        return self._worker.ask(do, limit_s=PACE.limit_s, **command)
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except CandidateError as error:
+            self.failure = self.failure or str(error)

@@ -1,0 +1,110 @@
+"""How speed depends on the batch, the threads and the sessions side by side: records, and advice.
+
+It is about speed alone. A certificate covers the batch sizes that it names: where it names 1, a
+point with a larger batch says how fast the model would be, not that its answers hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hasten.errors import IntegrityError
+from hasten.measure.closed_loop import Block
+from hasten.records import from_record, to_record
+
+CURVE = "curve.json"
+"""Its name among a bundle's evidence."""
+_MOST_NS = 2**53
+"""A hundred days: beyond, a float has no more nanoseconds."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One way of asking, measured in turns with the others.
+
+    Attributes:
+        batch: Samples in each request.
+        threads: How many each session's engine had.
+        sessions: How many answered side by side, in one process.
+        rounds: Round -> what the turn came to.
+    """
+
+    batch: int
+    threads: int
+    sessions: int
+    rounds: dict[int, Block]
+
+    @property
+    def p50_ns(self) -> float:
+        """The median latency of one request of the whole batch."""
+        return float(np.median(np.concatenate([b.latency_ns for b in self.rounds.values()])))
+
+    @property
+    def throughput_per_s(self) -> float:
+        """Samples answered in a second, by all sessions together: the median over rounds."""
+        rates = [len(b.latency_ns) / b.elapsed_ns for b in self.rounds.values()]
+        return 1e9 * self.batch * float(np.median(rates))
+
+
+def best_batch(points: Iterable[CurvePoint], deadline_ns: float) -> CurvePoint | None:
+    """Return the point of most throughput whose p50 stays under a deadline.
+
+    A later deadline never gives less throughput. The deadline is of a request's own run: what it
+    waits for others to fill its batch comes on top.
+
+    Args:
+        points: A curve, or those of its points that a server can be set to.
+        deadline_ns: In nanoseconds.
+
+    Returns:
+        The point; of equals the one with the smaller batch, then with fewer sessions. None where
+        every point takes longer.
+    """
+    able = [point for point in points if point.p50_ns < deadline_ns]
+    return max(able, key=lambda p: (p.throughput_per_s, -p.batch, -p.sessions), default=None)
+
+
+def curve_record(points: Sequence[CurvePoint]) -> list[dict[str, Any]]:
+    """Return a curve as a bundle keeps it: raw rounds, and what is derived of them."""
+    return [
+        {
+            "batch": point.batch,
+            "threads": point.threads,
+            "sessions": point.sessions,
+            "p50_ns": point.p50_ns,
+            "throughput_per_s": point.throughput_per_s,
+            "rounds": to_record(point.rounds),
+        }
+        for point in points
+    ]
+
+
+def points_of(record: Any) -> tuple[CurvePoint, ...]:
+    """Read a curve back; what is derived is derived anew.
+
+    Args:
+        record: What `curve_record` gave, after JSON; from whoever made the bundle.
+
+    Raises:
+        IntegrityError: it is no curve.
+    """
+    points = from_record(tuple[CurvePoint, ...], record)
+    if not all(map(_possible, points)):
+        raise IntegrityError("a point has no requests, or they took no time")
+    return points
+
+
+def _possible(point: CurvePoint) -> bool:
+    """Whether figures can be derived of it."""
+    counts = (point.batch, point.threads, point.sessions, len(point.rounds))
+    return all(1 <= count <= _MOST_NS for count in counts) and all(
+        block.latency_ns
+        and min(block.latency_ns) >= 0
+        and max(block.latency_ns) <= _MOST_NS
+        and 1 <= block.elapsed_ns <= _MOST_NS
+        for block in point.rounds.values()
+    )

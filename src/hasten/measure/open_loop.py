@@ -1,0 +1,98 @@
+"""hasten's own load generator: requests come when they are due, whatever is still unanswered.
+
+Latency counts from when a request was due, not from when somebody was free to take it. Where it
+counted from there, a session that stalls would be asked less in that time and look quick.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hasten.measure.closed_loop import Block, Request, all_of, drive
+from hasten.measure.scenario import Load, Offer, Run, load_of
+
+GENERATOR = "hasten's own generator"
+_WARMUP_NS = 100_000_000
+_LEAD_NS = 5_000_000
+"""Before the first request is due, for every session's thread to be there."""
+
+
+def take(offer: Offer, runs: Sequence[Run], requests: Sequence[Request], folder: Path) -> Load:
+    """Put sessions under a load, after a warm-up.
+
+    Args:
+        offer: What is asked.
+        runs: One per session; answers a request, blocking.
+        requests: Rotated through.
+        folder: Not needed.
+    """
+    del folder
+    drive(runs, requests, warmup_ns=_WARMUP_NS, block_ns=0, at_least=1, at_most=1)
+    if offer.scenario == "single-stream":
+        block = drive(
+            runs[:1],
+            requests,
+            warmup_ns=0,
+            block_ns=round(1e9 * offer.duration_s),
+            at_least=offer.requests,
+            at_most=2**63,
+        )
+    else:
+        block = serve(runs, requests, arrivals(offer))
+    return load_of(offer, GENERATOR, block.latency_ns, block.elapsed_ns)
+
+
+def arrivals(offer: Offer) -> list[int]:
+    """When requests are due, in nanoseconds from the start: a Poisson process, or all at once."""
+    if offer.scenario == "offline":
+        return [0] * offer.count
+    rng = np.random.default_rng(offer.seed)
+    gaps_ns = rng.exponential(1e9 / offer.rate_per_s, offer.count)
+    return [round(due) for due in np.cumsum(gaps_ns).tolist()]
+
+
+def serve(
+    runs: Sequence[Run],
+    requests: Sequence[Request],
+    due_ns: Sequence[int],
+    *,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+    sleep_s: Callable[[float], None] = time.sleep,
+) -> Block:
+    """Answer requests in the order in which they are due; whichever session is free takes the next.
+
+    Args:
+        runs: One per session; each has a thread of its own.
+        requests: Rotated through.
+        due_ns: When each is due, ascending, from the start.
+        clock_ns: Monotonic clock, in nanoseconds.
+        sleep_s: Waits for so many seconds.
+
+    Returns:
+        One latency per request in the order of `due_ns`, from when it was due; and the time from
+        the start to the last answer.
+    """
+    turns = itertools.count()
+    begin = clock_ns() + _LEAD_NS
+
+    def lane(number: int) -> list[tuple[int, int]]:
+        answered = []
+        for turn in turns:
+            if turn >= len(due_ns):
+                break
+            due = begin + due_ns[turn]
+            while (early_ns := due - clock_ns()) > 0:
+                sleep_s(early_ns / 1e9)
+            runs[number](requests[turn % len(requests)])
+            answered.append((turn, clock_ns() - due))
+        return answered
+
+    found = dict(pair for answered in all_of(lane, len(runs)) for pair in answered)
+    latency_ns = tuple(found[turn] for turn in range(len(due_ns)))
+    ends = (due + latency for due, latency in zip(due_ns, latency_ns, strict=True))
+    return Block(latency_ns, max(ends))

@@ -1,0 +1,115 @@
+"""What became of every candidate of a run, as records that a report can be made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hasten.candidate import Trial
+from hasten.certificate.drop import Drop, observed_drop
+from hasten.certificate.verdict import Judgement
+from hasten.invocation import Invocation
+from hasten.records import to_record, type_name
+from hasten.result import Asked, Fate, Outcome, Rung
+from hasten.run import Run
+from hasten.search.race import Standings
+
+
+def outcomes(run: Run) -> tuple[Outcome, ...]:
+    """Return what became of every candidate, in the order in which they were tried."""
+    frozen = run.journal.last("ladder")
+    rungs: list[str] = [] if frozen is None else frozen["choice"]["rungs"]
+    return tuple(
+        Outcome(
+            label=trial.candidate.label,
+            fate=_fate(run, trial),
+            said=run.trials.outcome(trial),
+            ratio=None if trial.measurement is None or trial.failure else run.trials.ratio(trial),
+            drop=_drop(run, trial),
+            rung=rungs.index(key) if key in rungs else None,
+        )
+        for key, trial in run.trials.done.items()
+    )
+
+
+def ladder(run: Run, judged: Sequence[tuple[str, Judgement | str]]) -> tuple[Rung, ...]:
+    """Return what the sealed data said, with the candidates' labels."""
+    return tuple(
+        Rung(run.candidate(key).label, None, entry)
+        if isinstance(entry, str)
+        else Rung(run.candidate(key).label, entry)
+        for key, entry in judged
+    )
+
+
+def asked(run: Run, invocation: Invocation) -> Asked:
+    """Return what a run was asked for."""
+    order = run.order
+    return Asked(
+        invocation=invocation,
+        metric=type_name(order.metric),
+        noun=order.metric.noun,
+        guard=order.guard,
+        max_drop=order.max_drop,
+        confidence=order.confidence,
+        seed=order.seed,
+        searched=len(run.parts.search),
+        sealed=len(run.parts.sealed),
+    )
+
+
+def evidence(
+    run: Run,
+    final: Standings,
+    judged: Sequence[tuple[str, Judgement | str]],
+    roles: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the raw records that the figures and the certificate rest on, by file name.
+
+    Args:
+        run: Behind it all but the last rounds.
+        final: The rounds that the figures come from.
+        judged: What the sealed data said, safest first.
+        roles: Row's role -> its name in these rounds.
+    """
+    return {
+        "trials.json": [to_record(trial) for trial in run.trials.done.values()],
+        "race.json": [e for e in run.journal.events("round") if e["race"].startswith("race/")],
+        "figures.json": {
+            "rounds": final.rounds,
+            "refused": final.refused,
+            "threads": final.threads,
+            "roles": roles,
+        },
+        "sealed.json": {
+            "judged": [[k, to_record(e)] for k, e in judged],
+            "hashes": run.parts.sealed_hashes,
+            "seen": run.parts.seen_hashes,
+            "groups": run.parts.group_hashes,
+        },
+    }
+
+
+def _fate(run: Run, trial: Trial) -> Fate:
+    if trial.skipped or trial.failure:
+        return "skipped" if trial.skipped else "failed"
+    if trial.measurement is None:
+        return "baseline"
+    if trial.candidate.exact:
+        return "exact"
+    if trial.scores is None:
+        return "not judged"
+    return "judged" if len(trial.scores) == len(run.parts.search) else "left early"
+
+
+def _drop(run: Run, trial: Trial) -> Drop | None:
+    """The drop of a judged trial; an exact one has none to speak of."""
+    if not trial.scores or trial.failure or trial.candidate.exact:
+        return None
+    differences = run.trials.drops(trial)
+    return observed_drop(
+        differences,
+        run.parts.search_units[: len(differences)],
+        binary=run.trials.binary,
+        only_falls=run.order.guard == "lost" or bool((run.trials.exact_scores == 1).all()),
+    )

@@ -1,0 +1,324 @@
+"""How far a model's answers move by each of its layers in int8: found without labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError, HastenError
+from hasten.model import Model, libraries
+from hasten.passes.base import Skipped
+from hasten.passes.calibration import CalibrationRequests
+from hasten.passes.onnx_files import COMPUTE_OPS, PROTOBUF_LIMIT_BYTES, read_onnx
+from hasten.passes.silence import first_line, silenced
+from hasten.telemetry import import_quietly
+from hasten.tensors import Array
+
+GROUPS = 64
+"""Looked at one by one; of a network with more layers, neighbours are looked at together."""
+_FEWEST_SAMPLES = 8
+_CORRECTION_SAMPLES = 4
+_OWN = "hasten:"
+"""What the names of tensors that are put in begin with."""
+
+
+def sensitivities(
+    model: Model,
+    calibration: Dataset,
+    *,
+    samples: int = 16,
+    limit_s: float = 30.0,
+    weight_bits: int = 8,
+    threads: int = 1,
+) -> dict[str, float]:
+    """Quantize one layer after another, all others in float, and see how far the answers move.
+
+    A layer is a convolution or matrix product with its input (8 bits, asymmetric, over the whole
+    range seen) and its weights (symmetric, one scale per output channel). The mean error that this
+    makes in what the layer gives is taken out again, as bias correction does. The errors of several
+    layers are nearly independent, so their sum foretells what those layers do together.
+
+    Args:
+        model: An ONNX model with `request` settled.
+        calibration: Samples to set ranges and to compare answers by; never those that judge.
+        samples: How many to compare on at most.
+        limit_s: About how long it may take: where it would take longer, fewer are compared.
+        weight_bits: 8, or 7 where the processor sums products in 16 bits.
+        threads: For the runtime.
+
+    Returns:
+        Node name -> mean squared error of the outputs over their variance: the inverse of the
+        signal-to-quantization-noise ratio. Layers without a name are left out.
+
+    Raises:
+        Skipped: there is no named layer to quantize.
+        CandidateError: the model can't be run with one layer quantized.
+
+    Source: sensitivity of single layers, Nagel et al., arXiv:2106.08295, section 3.7.
+    """
+    try:
+        with silenced():
+            study = _Study(model, calibration, samples, weight_bits, threads)
+            return study.run(limit_s)
+    except HastenError:
+        raise
+    except Exception as error:
+        raise CandidateError(f"no layer can be quantized alone: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or matrix product.
+
+    Attributes:
+        node: As in the graph.
+        weights: Position among its inputs -> values, of those that are constants.
+    """
+
+    node: onnx.NodeProto
+    weights: Mapping[int, Array]
+
+    @property
+    def activations(self) -> list[int]:
+        """Positions of what isn't constant: one, or two in a product of activations."""
+        return [i for i in range(2) if i not in self.weights]
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of what it gives that has its channels, counted from the end of a convolution's
+        `(n, c, ...)` or a product's `(..., c)`."""
+        return 1 if self.node.op_type in ("Conv", "ConvTranspose") else -1
+
+    def rounded(self, position: int, highest: int) -> Array:
+        """Return a constant input as int8 gives it back.
+
+        Args:
+            position: Which.
+            highest: The largest integer.
+        """
+        values = self.weights[position]
+        axes = tuple(i for i in range(values.ndim) if i != self._weight_axis(values))
+        scale = np.abs(values).max(axis=axes, keepdims=True) / highest
+        scale[scale == 0] = 1
+        return np.asarray(
+            np.clip(np.round(values / scale), -highest, highest) * scale, values.dtype
+        )
+
+    def _weight_axis(self, values: Array) -> int:
+        """The axis of its constant that has a scale of its own at each place."""
+        if self.node.op_type == "Conv":
+            return 0
+        if self.node.op_type == "ConvTranspose":
+            return 1
+        transposed = {a.name: a.i for a in self.node.attribute}.get("transB", 0)
+        return 0 if self.node.op_type == "Gemm" and transposed else values.ndim - 1
+
+
+def layers(proto: onnx.ModelProto) -> list[Layer]:
+    """Return the named convolutions and matrix products of a graph, in order."""
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+    found = []
+    for node in proto.graph.node:
+        if node.op_type in COMPUTE_OPS and node.name:
+            known = {i: name for i, name in enumerate(node.input[:2]) if name in constants}
+            weights = {i: numpy_helper.to_array(constants[name]) for i, name in known.items()}
+            found.append(Layer(node, weights))
+    return found
+
+
+class _Study:
+    """A model in float, and what it answers with some layers quantized."""
+
+    def __init__(
+        self, model: Model, calibration: Dataset, samples: int, weight_bits: int, threads: int
+    ) -> None:
+        self._model, self._threads = model, threads
+        self._highest = 2 ** (weight_bits - 1) - 1
+        self._proto = read_onnx(model)
+        if self._proto.ByteSize() > PROTOBUF_LIMIT_BYTES:
+            raise CandidateError("no layer can be quantized alone: the model is over 2 GiB")
+        self._layers = layers(self._proto)
+        if not self._layers:
+            raise Skipped("there is no named convolution or matrix product")
+        self._requests = list(CalibrationRequests(model, calibration, samples))
+        self._outputs = [value.name for value in self._proto.graph.output]
+        self._ranges: dict[str, tuple[float, float]] = {}
+        self._means: dict[str, Array] = {}
+
+    def run(self, limit_s: float) -> dict[str, float]:
+        """Return node name -> noise."""
+        size = -(-len(self._layers) // GROUPS)
+        groups = [self._layers[i : i + size] for i in range(0, len(self._layers), size)]
+        self._look()
+        session = self._session(self._proto)
+        session.run(self._outputs, self._requests[0])
+        begin = time.perf_counter()
+        exact = [session.run(self._outputs, request) for request in self._requests]
+        each_s = (time.perf_counter() - begin) / len(self._requests)
+        afford = int(limit_s / (each_s * len(groups))) - _CORRECTION_SAMPLES
+        count = min(len(self._requests), max(_FEWEST_SAMPLES, afford))
+        found: dict[str, float] = {}
+        for group in groups:
+            noise = self._noise(group, exact, count)
+            found.update({layer.node.name: noise / len(group) for layer in group})
+        return found
+
+    def _look(self) -> None:
+        """See the range of what goes into each layer, and the mean of each channel that comes out."""
+        ins = {layer.node.input[i] for layer in self._layers for i in layer.activations}
+        outs = {layer.node.output[0]: layer.channel_axis for layer in self._layers}
+        names = sorted(ins | outs.keys())
+        session = self._session(_with_outputs(self._proto, names))
+        for number, request in enumerate(self._requests):
+            for name, array in zip(names, session.run(names, request), strict=True):
+                if name in ins and array.size:
+                    low, high = self._ranges.get(name, (0.0, 0.0))
+                    self._ranges[name] = min(low, float(array.min())), max(high, float(array.max()))
+                if name in outs and number < _CORRECTION_SAMPLES:
+                    mean = _channel_means(array, outs[name])
+                    self._means[name] = self._means.get(name, 0.0) + mean / self._compared
+
+    @property
+    def _compared(self) -> int:
+        """On how many samples mean errors are seen."""
+        return min(_CORRECTION_SAMPLES, len(self._requests))
+
+    def _noise(self, group: Sequence[Layer], exact: Sequence[Sequence[Array]], count: int) -> float:
+        """Return the noise of a group's layers together, on the first `count` samples."""
+        session = self._session(self._quantized(group))
+        shifts = {
+            f"{_OWN}shift:{layer.node.output[0]}": np.zeros(
+                _aligned(self._means[layer.node.output[0]], layer).shape, np.float32
+            )
+            for layer in group
+        }
+        for layer in group:
+            name = layer.node.output[0]
+            seen = sum(
+                _channel_means(session.run([name], {**r, **shifts})[0], layer.channel_axis)
+                for r in self._requests[: self._compared]
+            )
+            shift = self._means[name] - np.asarray(seen) / self._compared
+            if layer.weights:
+                shifts[f"{_OWN}shift:{name}"] = _aligned(shift, layer).astype(np.float32)
+        answers = [session.run(self._outputs, {**r, **shifts}) for r in self._requests[:count]]
+        return _relative_error(answers, exact[:count])
+
+    def _quantized(self, group: Sequence[Layer]) -> onnx.ModelProto:
+        """Return the graph with a group's layers fed what int8 gives back."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._proto)
+        names = {layer.node.name for layer in group}
+        by_name = {layer.node.name: layer for layer in group}
+        nodes = []
+        for node in proto.graph.node:
+            if node.name not in names:
+                nodes.append(node)
+                continue
+            layer = by_name[node.name]
+            for i in layer.weights:
+                name = f"{_OWN}weights:{node.name}:{i}"
+                proto.graph.initializer.append(
+                    numpy_helper.from_array(layer.rounded(i, self._highest), name)
+                )
+                node.input[i] = name
+            for i in layer.activations:
+                nodes += self._rounding(node.input[i], f"{_OWN}{node.name}:{i}", proto.graph)
+                node.input[i] = f"{_OWN}{node.name}:{i}:back"
+            output, raw = node.output[0], f"{_OWN}raw:{node.name}"
+            node.output[0] = raw
+            shift = f"{_OWN}shift:{output}"
+            shape = _aligned(self._means[output], layer).shape
+            proto.graph.input.append(helper.make_tensor_value_info(shift, TensorProto.FLOAT, shape))
+            nodes += [node, helper.make_node("Add", [raw, shift], [output])]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+        return _with_outputs(proto, [layer.node.output[0] for layer in group])
+
+    def _rounding(self, name: str, prefix: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+        """Return the nodes that round an activation to 8 bits over its range."""
+        low, high = self._ranges.get(name, (0.0, 0.0))
+        scale = (high - low) / 255 or 1.0
+        zero = int(np.clip(round(-low / scale), 0, 255))
+        graph.initializer.append(
+            numpy_helper.from_array(np.array(scale, np.float32), f"{prefix}:scale")
+        )
+        graph.initializer.append(
+            numpy_helper.from_array(np.array(zero, np.uint8), f"{prefix}:zero")
+        )
+        own = [f"{prefix}:scale", f"{prefix}:zero"]
+        return [
+            helper.make_node("QuantizeLinear", [name, *own], [f"{prefix}:int8"]),
+            helper.make_node("DequantizeLinear", [f"{prefix}:int8", *own], [f"{prefix}:back"]),
+        ]
+
+    def _session(self, proto: onnx.ModelProto) -> Any:
+        ort = import_quietly("onnxruntime")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = self._threads
+        for library in libraries(self._model.custom_ops, "RegisterCustomOps"):
+            options.register_custom_ops_library(str(library))
+        return ort.InferenceSession(
+            proto.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["WeightBiasQuantization"],  # weights are rounded already
+        )
+
+
+def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy that gives further tensors too."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    known = {value.name for value in copy.graph.output}
+    for name in names:
+        if name not in known:
+            copy.graph.output.append(onnx.ValueInfoProto(name=name))
+    return copy
+
+
+def _channel_means(array: Array, axis: int) -> Array:
+    """Return the mean of each channel, `(c,)`."""
+    return np.asarray(
+        np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]).mean(0), np.float64
+    )
+
+
+def _aligned(means: Array, layer: Layer) -> Array:
+    """Shape `(c,)` so that it adds to what the layer gives: `(c, 1, 1)` after a 2-d convolution."""
+    if layer.channel_axis == -1:
+        return means
+    spatial = next(w for w in layer.weights.values()).ndim - 2 if layer.weights else 2
+    return means.reshape(-1, *[1] * spatial)
+
+
+def _relative_error(answers: Sequence[Sequence[Array]], exact: Sequence[Sequence[Array]]) -> float:
+    """Return the squared error over the variance, the mean of all outputs in float.
+
+    Raises:
+        CandidateError: no output in float varies, or an answer isn't finite.
+    """
+    ratios = []
+    for own, other in zip(zip(*exact, strict=True), zip(*answers, strict=True), strict=True):
+        if own[0].dtype.kind != "f" or any(a.shape != own[0].shape for a in own):
+            continue
+        wanted, got = np.stack(own).astype(np.float64), np.stack(other).astype(np.float64)
+        variance = float(((wanted - wanted.mean(0)) ** 2).mean()) or float(wanted.var())
+        if variance > 0:
+            ratios.append(float(((got - wanted) ** 2).mean()) / variance)
+    if not ratios or not np.isfinite(ratios).all():
+        raise CandidateError(
+            "no layer can be quantized alone: the answers don't vary, or not finitely"
+        )
+    return float(np.mean(ratios))

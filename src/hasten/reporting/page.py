@@ -1,0 +1,42 @@
+"""A report as one self-contained HTML page: no script, no request, readable on a phone and in the dark."""
+
+from __future__ import annotations
+
+from hasten.reporting.evidence import Report
+from hasten.reporting.markup import Html, element, paragraph, text
+from hasten.reporting.sections import SECTIONS, headline
+from hasten.reporting.style import STYLE
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""Nothing may be loaded, run, or sent, whatever a text in the page says."""
+BEGINNING = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="generator" content="hasten">'
+)
+"""What tells a report from any other page."""
+
+
+def render(report: Report) -> bytes:
+    """Write a report as HTML."""
+    result = report.result
+    title = f"{result.bundle.name}: {headline(result)}"
+    threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
+    head = (
+        f"{BEGINNING}"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>"
+    )
+    sections = [made for make in SECTIONS if (made := make(report))]
+    header = element(
+        "header",
+        paragraph(result.bundle.name, class_="kicker"),
+        element("h1", headline(result)),
+        paragraph(f"{report.target.processor}, {threads}, batch 1", class_="quiet"),
+    )
+    footer = element(
+        "footer", paragraph(f"Made by hasten {report.environment.get('hasten', '')}".strip())
+    )
+    body = element("body", header, element("main", *sections), footer)
+    return Html(f"{head}{body}</html>\n").encode()

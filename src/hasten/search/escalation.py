@@ -1,0 +1,131 @@
+"""Cascades: of a fast model's answers the close ones are asked again; how close, the search says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hasten.candidate import Single, Trial
+from hasten.engines.base import Engine
+from hasten.engines.cascade import Cascade, margins
+from hasten.errors import CandidateError
+from hasten.metrics.agreement import Agreement
+from hasten.metrics.base import Metric
+from hasten.metrics.outputs import class_scores
+from hasten.metrics.top_k import Top1, Top5
+from hasten.search.mixing import SCREEN_NOISE, Likely
+from hasten.search.trials import Trials
+from hasten.tensors import Array
+
+_RANKS: dict[type[Metric], int] = {Top1: 1, Agreement: 1, Top5: 5}
+"""Metrics that a margin says something about, and between which ranks it lies."""
+_SAFER = 1.5
+"""How many times as many answers the second proposal asks again."""
+
+
+class Escalation:
+    """Proposes a cascade of the fastest model that isn't accurate enough and the original.
+
+    Args:
+        trials: Where each is tried.
+        attempt: Tries some candidates, as far as the time allows.
+        likely: Tells who would probably be certified.
+        notes: What the reader should know is added here.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        attempt: Callable[[Sequence[Single]], Any],
+        likely: Likely,
+        notes: list[str],
+    ) -> None:
+        self._trials, self._attempt, self._likely, self._notes = trials, attempt, likely, notes
+
+    def escalate(self, ranked: Sequence[Trial]) -> None:
+        """Try the threshold that probably suffices, and a safer one, where that is worth its time.
+
+        Args:
+            ranked: What ran through, fastest first.
+        """
+        rank = _RANKS.get(type(self._trials.metric))
+        passing = [t for t in ranked if self._likely(t, 1.0)]
+        beat = min((self._trials.ratio(t).estimate for t in passing), default=1.0)
+        base = next((t for t in ranked if t.scores and t.candidate.passes), None)
+        if rank is None or base is None or base in passing:
+            return
+        if self._trials.ratio(base).estimate > beat * (1 - 2 * SCREEN_NOISE):
+            return
+        careful, careful_ratio = self._careful(ranked)
+        afford = (beat * (1 - SCREEN_NOISE) - self._trials.ratio(base).estimate) / careful_ratio
+        try:
+            output, close, scores = self._margins(base, rank)
+        except CandidateError as why:
+            self._notes.append(f"no cascade was tried: {why}")
+            return
+        proposals = [
+            Single(
+                base.candidate.passes,
+                Cascade(base.candidate.engine, careful, threshold, output, rank),
+            )
+            for threshold in self._thresholds(base, close, scores, afford)
+        ]
+        self._attempt(proposals)
+
+    def _careful(self, ranked: Sequence[Trial]) -> tuple[Engine, float]:
+        """Return the fastest exact engine on the untouched model, to run beside another; its ratio."""
+        for trial in ranked:
+            if trial.candidate.exact and not trial.candidate.passes:
+                ratio = self._trials.ratio(trial).estimate
+                if ratio < 1:
+                    return trial.candidate.engine.beside(), ratio
+        return self._trials.baseline.engine.beside(), 1.0
+
+    def _margins(self, base: Trial, rank: int) -> tuple[str, Array, Array]:
+        """Return the output with class scores, and each search sample's margin and score."""
+        metric: Any = self._trials.metric
+        bench, found, scores = self._trials.bench, [], []
+        if base.artifact is None:
+            raise CandidateError(f"{base.candidate.label} was not built")
+        opened = bench.open_built(base.candidate.engine, base.artifact)
+        try:
+            answers = bench.predict(opened, self._trials.samples)
+            for outputs, (own, labels) in zip(answers, self._trials.exact_answers, strict=True):
+                chosen = class_scores(outputs, metric.output, metric.noun)
+                output = next(name for name, array in outputs.items() if array is chosen)
+                if chosen.shape[1] <= rank:
+                    raise CandidateError(f"its {chosen.shape[1]} classes have no margin")
+                found.append(margins(chosen, rank))
+                scores.append(metric.score(outputs, own, labels))
+        finally:
+            opened.worker.kill()
+        return output, np.concatenate(found), np.concatenate(scores)
+
+    def _thresholds(self, base: Trial, close: Array, scores: Array, afford: float) -> list[float]:
+        """Return the lowest threshold that would probably be certified, and a safer one.
+
+        Args:
+            base: The fast model's trial.
+            close: Margins, `(n,)`.
+            scores: The fast model's, `(n,)`.
+            afford: The largest share that may be asked again.
+        """
+        order = np.sort(close)
+        most = min(int(afford * len(order)), len(order) - 1)
+
+        def passes(count: int) -> bool:
+            mended = np.where(close < order[count], self._trials.exact_scores, scores)
+            trial = dataclasses.replace(base, scores=tuple(map(float, mended)))
+            return self._likely(trial, 1.0)
+
+        if most < 1 or not passes(most):
+            return []
+        low, high = 0, most
+        while high - low > 1:  # who is asked again only gets better
+            middle = (low + high) // 2
+            low, high = (low, middle) if passes(middle) else (middle, high)
+        counts = dict.fromkeys((high, min(most, round(_SAFER * high))))
+        return [float(order[count]) for count in counts]

@@ -1,0 +1,146 @@
+"""Which layers to leave in float: by what each costs in answers and what int8 saves there in time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hasten.engines.layers import LayerTime
+
+_CLOSE = 1.5
+"""Shares that differ by less keep much the same layers."""
+SLOWER = 1.1
+"""A layer counts as slower in int8 from this ratio on: less is the noise of one profile."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer in int8 costs and saves.
+
+    Attributes:
+        node: The ONNX node's name.
+        noise: What it adds to the answers' error, relative to their variance.
+        float_ns: Time of its step in float, of one request.
+        int8_ns: The same in int8.
+    """
+
+    node: str
+    noise: float
+    float_ns: float
+    int8_ns: float
+
+    @property
+    def slower(self) -> bool:
+        """Whether int8 makes it slower."""
+        return self.int8_ns > self.float_ns * SLOWER
+
+    @property
+    def gain_ns(self) -> float:
+        """What int8 saves; 0 where the profile shows nothing."""
+        return max(0.0, self.float_ns - self.int8_ns)
+
+
+def layer_costs(
+    noise: Mapping[str, float], floats: Iterable[LayerTime], int8: Iterable[LayerTime]
+) -> tuple[LayerCost, ...]:
+    """Put together what is known of each layer.
+
+    Args:
+        noise: Node -> its noise in int8.
+        floats: The exact model's profile.
+        int8: The quantized model's, on the same engine.
+
+    Returns:
+        The layers that both profiles show, in the order of `noise`.
+    """
+    before, after = _time_by_node(floats, noise), _time_by_node(int8, noise)
+    return tuple(
+        LayerCost(node, own, before[node], after[node])
+        for node, own in noise.items()
+        if node in before and node in after
+    )
+
+
+def _time_by_node(steps: Iterable[LayerTime], nodes: Iterable[str]) -> dict[str, float]:
+    """Return each layer's time, the median of the requests; a step of several layers is shared out."""
+    known = set(nodes)
+    found: dict[str, float] = {}
+    for step in steps:
+        mine = known.intersection(step.sources)
+        for node in mine:
+            share = float(np.median(step.latency_ns)) / len(mine)
+            found[node] = found.get(node, 0.0) + share
+    return found
+
+
+def slower_in_int8(costs: Sequence[LayerCost]) -> tuple[str, ...]:
+    """Return the layers that no search should leave in int8."""
+    return tuple(cost.node for cost in costs if cost.slower)
+
+
+def kept_for(costs: Sequence[LayerCost], share: float) -> tuple[str, ...]:
+    """Return the layers to leave in float so that at most a share of the noise remains.
+
+    Those that int8 makes slower are among them in any case. Then whoever takes away the most noise
+    for the time that it gives up comes first, which is within one layer of the best choice there is
+    (Dantzig 1957, on the knapsack problem).
+
+    Args:
+        costs: Of all layers.
+        share: Of all the noise, from 0 to 1.
+
+    Returns:
+        Node names, in the order of `costs`.
+    """
+    slower = set(slower_in_int8(costs))
+    kept = set(slower)
+    left = sum(cost.noise for cost in costs if cost.node not in slower)
+    wanted = share * sum(cost.noise for cost in costs)
+    rest = [cost for cost in costs if cost.node not in slower]
+    for cost in sorted(rest, key=_worth, reverse=True):
+        if left <= wanted:
+            break
+        kept.add(cost.node)
+        left -= cost.noise
+    return tuple(cost.node for cost in costs if cost.node in kept)
+
+
+def _worth(cost: LayerCost) -> float:
+    """Noise taken away for each nanosecond given up."""
+    return cost.noise / cost.gain_ns if cost.gain_ns > 0 else math.inf
+
+
+def shares_for(scale: float) -> tuple[float, ...]:
+    """Return the shares of the noise worth trying where the flips are to shrink to a share of theirs.
+
+    Answers flip where the error exceeds their margin: for small errors as often as it is large,
+    the root of its energy. The first share is what that foretells; the others allow for luck in
+    the figures that it was foretold from.
+
+    Args:
+        scale: From 0 to 1.
+    """
+    return tuple(scale**2 * factor for factor in (1.0, 0.5, 0.2))
+
+
+def between_shares(passes: Mapping[float, bool]) -> float | None:
+    """Return a share between the largest that passes and the next that doesn't; less where none does.
+
+    Args:
+        passes: Share -> whether it would probably be certified.
+
+    Returns:
+        None where the largest passes, or the two are close.
+    """
+    if not passes:
+        return None
+    good = [share for share, passed in passes.items() if passed]
+    if not good:
+        return min(passes) / 4
+    worse = [share for share in passes if share > max(good)]
+    if not worse or min(worse) < _CLOSE * max(good):
+        return None
+    return math.sqrt(max(good) * min(worse))

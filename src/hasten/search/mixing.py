@@ -1,0 +1,195 @@
+"""Mixed precision: which layers of a quantized model go back to float, found in a few trials."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from hasten.candidate import Single, Trial
+from hasten.engines.base import Engine
+from hasten.engines.layers import LayerTime
+from hasten.errors import CandidateError
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.float_layers import FloatLayers
+from hasten.passes.onnx_files import saturates
+from hasten.records import from_record, to_record
+from hasten.search.layers import LayerCost, between_shares, kept_for, layer_costs, shares_for
+from hasten.search.trials import Trials
+
+SCREEN_NOISE = 0.05
+"""A few turns settle a ratio no better than this."""
+_REFINEMENTS = 2
+_PROFILED_REQUESTS = 30
+
+Likely: TypeAlias = Callable[[Trial, float], bool]
+"""Whether a trial would probably be certified, were its flips and drop so many times as large."""
+
+
+class Mixing:
+    """Finds what to keep in float of the fastest quantized model.
+
+    Args:
+        trials: Where each is tried.
+        attempt: Tries some candidates, as far as the time allows.
+        likely: Tells who would probably be certified.
+        late: Whether the time is up.
+        notes: What the reader should know is added here.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        attempt: Callable[[Sequence[Single]], Any],
+        likely: Likely,
+        late: Callable[[], bool],
+        notes: list[str],
+    ) -> None:
+        self._trials, self._attempt, self._likely = trials, attempt, likely
+        self._late, self._notes = late, notes
+
+    def mix(self, ranked: Sequence[Trial]) -> None:
+        """Leave in float what int8 makes slower, and of what costs answers as much as it takes.
+
+        Args:
+            ranked: What ran through, fastest first.
+        """
+        base = _fastest_quantized(ranked, self._trials)
+        if base is None:
+            return
+        costs = self._layer_costs(base)
+        if not costs:
+            return
+        scale = self._scale_that_passes(base)
+        shares = [1.0, *shares_for(scale)] if 0 < scale < 1 else [1.0]
+        for engine in _engines_of(base, ranked, self._trials):
+            tried = self._try(base, engine, costs, shares)
+            if scale in (0, 1):
+                return
+            for _ in range(_REFINEMENTS):
+                passes = {share: self._likely(trial, 1.0) for share, trial in tried.items()}
+                between = between_shares({**passes, 1.0: passes.get(1.0, False)})
+                if between is None or self._late():
+                    break
+                tried |= self._try(base, engine, costs, [between])
+            if any(self._likely(trial, 1.0) for trial in tried.values()):
+                return
+
+    def _try(
+        self, base: Trial, engine: Engine, costs: Sequence[LayerCost], shares: Sequence[float]
+    ) -> dict[float, Trial]:
+        """Keep in float what leaves a share of the noise, for each share; return those that were tried."""
+        proposals = {}
+        for share in shares:
+            kept = kept_for(costs, share)
+            if kept and len(kept) < len(costs):
+                proposals[share] = mixed(base.candidate, kept, engine)
+        new = [c for c in proposals.values() if c.key not in self._trials.done]
+        self._attempt(list(dict.fromkeys(new)))
+        done = {share: self._trials.done.get(c.key) for share, c in proposals.items()}
+        return {share: trial for share, trial in done.items() if trial is not None}
+
+    def _scale_that_passes(self, base: Trial) -> float:
+        """Return to what part its flips must shrink for a candidate to be probably certified.
+
+        1 where it is so as it is, 0 where no part would do: there is too little data.
+        """
+        if self._likely(base, 1.0):
+            return 1.0
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._likely(base, middle) else (low, middle)
+        return low
+
+    def _layer_costs(self, base: Trial) -> tuple[LayerCost, ...]:
+        """What each layer of a quantized model costs in answers, and saves in time on its engine."""
+        engine = base.candidate.engine
+        step = base.candidate.passes[-1]
+        try:
+            noise = self._noise()
+            for node in getattr(step, "keep_float", ()):
+                noise.pop(node, None)
+            plain = self._trials.done.get(Single((), engine).key)
+            if plain is None:
+                return ()
+            return layer_costs(noise, self._profile(plain), self._profile(base))
+        except (CandidateError, Skipped) as why:
+            self._notes.append(f"which layers int8 suits wasn't found out: {why}")
+            return ()
+
+    def _noise(self) -> dict[str, float]:
+        """Return each layer's noise in int8; found out once a run."""
+        known = self._trials.journal.last("sensitivities")
+        if known is None:
+            bits = 7 if saturates(self._trials.bench.target) else 8
+            self._trials.opened_baseline().worker.sleep()
+            noise = self._trials.bench.sensitivities(bits)
+            self._trials.journal.append("sensitivities", noise=noise)
+            return noise
+        return dict(known["noise"])
+
+    def _profile(self, trial: Trial) -> tuple[LayerTime, ...]:
+        """Return the time of each step of a built candidate; taken once a run."""
+        key = trial.candidate.key
+        for event in self._trials.journal.events("profile"):
+            if event["key"] == key:
+                return tuple(from_record(LayerTime, record) for record in event["steps"])
+        if trial.artifact is None:
+            raise CandidateError(f"{trial.candidate.label} was not built")
+        self._trials.opened_baseline().worker.sleep()
+        steps = self._trials.bench.profile(
+            trial.candidate.engine,
+            trial.artifact,
+            self._trials.samples,
+            requests=_PROFILED_REQUESTS,
+        )
+        self._trials.journal.append("profile", key=key, steps=to_record(list(steps)))
+        return steps
+
+
+def mixed(base: Single, kept: Sequence[str], engine: Engine) -> Single:
+    """Return a quantized candidate with further layers in float, on an engine.
+
+    Args:
+        base: Its last pass quantizes.
+        kept: Names of ONNX nodes.
+        engine: What runs it.
+    """
+    step: Any = base.passes[-1]
+    if step.gives == "openvino":
+        return Single((*base.passes, FloatLayers(tuple(kept))), engine)
+    wider = dataclasses.replace(step, keep_float=(*step.keep_float, *kept))
+    return Single((*base.passes[:-1], wider), engine)
+
+
+def _quantizes(step: Pass) -> bool:
+    return any(field.name == "keep_float" for field in dataclasses.fields(step))  # type: ignore[arg-type]
+
+
+def _fastest_quantized(ranked: Sequence[Trial], trials: Trials) -> Trial | None:
+    """Of the fastest whose layers can go back to float, as far as a few turns tell, the most accurate."""
+    able = [
+        trial
+        for trial in ranked
+        if trial.scores
+        and len(trial.candidate.passes) == 1
+        and _quantizes(trial.candidate.passes[0])
+        and trials.ratio(trial).estimate < 1
+    ]
+    if not able:
+        return None
+    best = trials.ratio(able[0])
+    limit = max(best.high, best.estimate * (1 + SCREEN_NOISE))
+    return min((t for t in able if trials.ratio(t).low < limit), key=trials.drop)
+
+
+def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Trials) -> list[Engine]:
+    """Engines that run a quantized model as fast as any: first those whose float is of lower precision.
+
+    What goes back to float runs faster there, in bf16, and no quantized layer slower.
+    """
+    same = [t for t in ranked if t.candidate.passes == base.candidate.passes]
+    limit = trials.ratio(base).estimate * (1 + SCREEN_NOISE)
+    near = [t.candidate.engine for t in same if trials.ratio(t).estimate < limit]
+    return sorted(dict.fromkeys([*near, base.candidate.engine]), key=lambda engine: engine.exact)

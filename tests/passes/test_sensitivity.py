@@ -1,0 +1,137 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from hasten.errors import CandidateError
+from hasten.model import Model
+from hasten.passes.base import Skipped
+from hasten.passes.sensitivity import GROUPS, layers, sensitivities
+from hasten.testing.pass_tests import samples_of
+
+TWINS = """
+<ir_version: 10, opset_import: ["": 20]>
+twins (float[batch, 16] x) => (float[batch, 8] y)
+<float[16, 32] calm, float[32, 32] loud, float[32, 8] last>
+{
+    [calm] a = MatMul (x, calm)
+    [relu1] ra = Relu (a)
+    [loud] b = MatMul (ra, loud)
+    [relu2] rb = Relu (b)
+    [last] y = MatMul (rb, last)
+}
+"""
+
+
+@pytest.fixture
+def twins(build: Any) -> Model:
+    """Three products; of the second's weights one is so large that int8 loses its neighbours."""
+    model: Model = build(TWINS)
+    proto = onnx.load(str(model.path))
+    for tensor in proto.graph.initializer:
+        if tensor.name == "loud":
+            weights = onnx.numpy_helper.to_array(tensor).copy()
+            weights[0, :] = 30 * np.abs(weights).max()
+            weights[0, ::2] *= -1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights, "loud"))
+        if tensor.name == "calm":
+            weights = onnx.numpy_helper.to_array(tensor).copy()
+            weights[:, 0] = 0  # what the large weights are multiplied by
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights, "calm"))
+    onnx.save(proto, str(model.path))
+    return model
+
+
+def test_the_layer_that_int8_suits_least_has_the_most_noise(twins: Model) -> None:
+    noise = sensitivities(twins, samples_of(twins))
+    assert list(noise) == ["calm", "loud", "last"]
+    assert 0 < max(noise["calm"], noise["last"]) < 0.01
+    assert noise["loud"] > 10 * max(noise["calm"], noise["last"])
+
+
+def test_the_sum_foretells_what_all_layers_together_do(convnet: Model) -> None:
+    """By the same rounding, with all layers rounded at once."""
+    from hasten.passes import sensitivity
+
+    data = samples_of(convnet)
+    noise = sensitivities(convnet, data)
+    assert set(noise) == {"conv1", "conv2", "head"}
+    study = sensitivity._Study(convnet, data, 32, 8, 1)
+    study._look()
+    session = study._session(study._proto)
+    exact = [session.run(study._outputs, request) for request in study._requests]
+    together = study._noise(study._layers, exact, len(exact))
+    assert sum(noise.values()) / 2 < together < sum(noise.values()) * 2
+
+
+def test_a_bit_less_makes_four_times_the_noise_of_weights(twins: Model) -> None:
+    data = samples_of(twins)
+    eight, seven = (sensitivities(twins, data, weight_bits=bits)["loud"] for bits in (8, 7))
+    assert 3 < seven / eight < 5.5
+
+
+def test_both_sides_of_a_product_of_activations_are_rounded(attention: Model) -> None:
+    noise = sensitivities(attention, samples_of(attention))
+    assert set(noise) == {"query", "key", "value", "score", "mix", "out"}
+    assert all(value > 0 for value in noise.values())
+
+
+def test_neighbours_in_a_deep_network_are_looked_at_together(build: Any) -> None:
+    count = GROUPS + 10
+    lines = "\n".join(f"[m{i}] a{i + 1} = MatMul (a{i}, w)" for i in range(count))
+    deep = build(
+        f"""
+        <ir_version: 10, opset_import: ["": 20]>
+        deep (float[batch, 4] x) => (float[batch, 4] y)
+        <float[4, 4] w>
+        {{
+            a0 = Identity (x)
+            {lines}
+            y = Identity (a{count})
+        }}
+        """
+    )
+    noise = sensitivities(deep, samples_of(deep), samples=4)
+    assert list(noise) == [f"m{i}" for i in range(count)]
+    assert noise["m0"] == noise["m1"]
+
+
+def test_a_model_without_layers_is_skipped(elementwise: Model) -> None:
+    with pytest.raises(Skipped, match=r"^there is no named convolution or matrix product$"):
+        sensitivities(elementwise, samples_of(elementwise))
+
+
+def test_answers_that_never_vary_tell_nothing(build: Any) -> None:
+    model = build(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        constant (float[batch, 4] x) => (float[batch, 4] y)
+        <float[4, 4] w>
+        {
+            [product] p = MatMul (x, w)
+            [same] q = Sub (p, p)
+            y = Identity (q)
+        }
+        """
+    )
+    message = r"^no layer can be quantized alone: the answers don't vary, or not finitely$"
+    with pytest.raises(CandidateError, match=message):
+        sensitivities(model, samples_of(model))
+
+
+def test_constants_are_weights_wherever_they_stand(build: Any) -> None:
+    model = build(TWINS)
+    found = layers(onnx.load(str(model.path)))
+    assert [(layer.node.name, list(layer.weights)) for layer in found] == [
+        ("calm", [1]),
+        ("loud", [1]),
+        ("last", [1]),
+    ]
+
+
+def test_the_source_is_left_alone(convnet: Model, tmp_path: Path) -> None:
+    before = convnet.path.read_bytes()
+    sensitivities(convnet, samples_of(convnet))
+    assert convnet.path.read_bytes() == before

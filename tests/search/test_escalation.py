@@ -1,0 +1,168 @@
+"""Cascades on a classifier whose coarse version is quick and errs where two classes are close."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hasten.candidate import Single, Trial
+from hasten.data.arrays import ArrayDataset
+from hasten.data.dataset import Dataset
+from hasten.data.spool import Spool, write_spool
+from hasten.engines.cascade import Cascade
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.measure.latency import Pace
+from hasten.measure.workbench import Workbench
+from hasten.metrics.agreement import Agreement
+from hasten.metrics.base import Metric
+from hasten.metrics.embedding import Embedding
+from hasten.model import Model
+from hasten.passes.base import Pass
+from hasten.passes.onnx_files import read_onnx, write_onnx
+from hasten.search.escalation import Escalation
+from hasten.search.journal import Journal
+from hasten.search.trials import Trials
+from hasten.target import Target
+from hasten.testing.desk import Desk
+from hasten.testing.faults import Faulty
+
+FAST = OnnxRuntime(threads=1)
+SLOW = Faulty(FAST, busy_ns=2_000_000)
+LIMIT = 0.005
+SAMPLES = 600
+
+
+@dataclass(frozen=True)
+class Coarse(Pass):
+    """Rounds weights to a few levels."""
+
+    levels: int = 8
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator["Coarse"]:
+        yield cls()
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        proto = read_onnx(model)
+        for tensor in proto.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            scale = np.abs(values).max() / self.levels
+            rounded = (np.round(values / scale) * scale).astype(values.dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
+        return write_onnx(proto, model, workdir / "coarse.onnx")
+
+
+COARSE = Single((Coarse(),), FAST)
+
+
+class Search:
+    """The search for a threshold, on real engines."""
+
+    def __init__(self, desk: Desk, folder: Path, metric: Metric, samples: Spool) -> None:
+        bench = Workbench(
+            desk.bench.folder,
+            desk.bench.target,
+            model=desk.model,
+            calibration=samples,
+            calibration_hash="0",
+        )
+        self.trials = Trials(
+            bench,
+            Journal(folder / "journal"),
+            samples,
+            metric,
+            max_drop=1.0,
+            pace=Pace(warmup_ns=0, block_ns=0, at_least=64, at_most=64),
+            seed=0,
+        )
+        self.notes: list[str] = []
+        self.tried: list[Trial] = []
+        self.trials.begin([Single((), SLOW)])
+        self.trials.run(COARSE)
+
+    def likely(self, trial: Trial, scale: float) -> bool:
+        return trial.candidate.exact or scale * self.trials.drop(trial) < 0.8 * LIMIT
+
+    def run(self) -> list[Trial]:
+        ranked = sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
+        Escalation(self.trials, self.attempt, self.likely, self.notes).escalate(ranked)
+        return self.tried
+
+    def attempt(self, candidates: Sequence[Single]) -> None:
+        self.tried += [self.trials.run(candidate) for candidate in candidates]
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Spool:
+    x = np.random.default_rng(1).standard_normal((SAMPLES, 16), dtype=np.float32)
+    return write_spool(ArrayDataset({"x": x}), tmp_path / "search")
+
+
+@pytest.fixture
+def search(
+    desk: Desk, tmp_path: Path, samples: Spool, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Search]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    search = Search(desk, tmp_path, Agreement(), samples)
+    try:
+        yield search
+    finally:
+        search.trials.close()
+
+
+def test_the_mistakes_of_a_quick_model_are_mended_by_asking_again(search: Search) -> None:
+    quick = search.trials.done[COARSE.key]
+    assert not search.likely(quick, 1.0)
+    tried = search.run()
+    assert [type(trial.candidate.engine) for trial in tried] == [Cascade, Cascade]
+    assert all(trial.failure is None for trial in tried)
+    first, safer = tried
+    assert search.likely(first, 1.0)
+    assert search.trials.drop(safer) <= search.trials.drop(first) < search.trials.drop(quick)
+    # It costs more than the quick model alone, and less than the original.
+    ratios = [search.trials.ratio(trial).estimate for trial in (quick, first, safer)]
+    assert ratios[0] < ratios[1] < ratios[2] < 1
+
+
+def test_its_cost_is_the_mean_with_what_is_asked_again(search: Search) -> None:
+    first = search.run()[0]
+    engine = first.candidate.engine
+    assert isinstance(engine, Cascade)
+    assert first.measurement is not None
+    assert first.baseline is not None
+    # Most requests are quick: the median wouldn't show what the others cost.
+    p50 = np.median(np.concatenate([list(b) for b in first.measurement.rounds.values()]))
+    mean = np.mean(np.concatenate([list(b) for b in first.measurement.rounds.values()]))
+    theirs = np.mean(np.concatenate([list(b) for b in first.baseline.rounds.values()]))
+    assert p50 < mean / 2
+    assert search.trials.ratio(first).estimate == pytest.approx(mean / theirs, rel=0.2)
+
+
+def test_a_threshold_is_as_low_as_it_may_be(search: Search) -> None:
+    engine = search.run()[0].candidate.engine
+    assert isinstance(engine, Cascade)
+    lower = dataclasses.replace(engine, threshold=engine.threshold * 0.8)
+    trial = search.trials.run(Single(COARSE.passes, lower))
+    assert not search.likely(trial, 1.0)
+
+
+def test_a_metric_that_no_margin_says_anything_about_gets_no_cascade(
+    desk: Desk, tmp_path: Path, samples: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    search = Search(desk, tmp_path, Embedding(), samples)
+    try:
+        assert search.run() == []
+    finally:
+        search.trials.close()
+
+
+def test_what_is_accurate_enough_alone_gets_no_cascade(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "likely", lambda trial, scale: True)
+    assert search.run() == []

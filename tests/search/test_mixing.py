@@ -1,0 +1,207 @@
+"""Mixed precision on made-up networks: each layer's noise and time are known, and so is what the
+answers come to; what is tried, and how often, is the search's own doing."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.candidate import Measurement, Single, Trial
+from hasten.data.spool import Spool
+from hasten.engines.layers import LayerTime
+from hasten.engines.openvino import OpenVino
+from hasten.measure.latency import Pace
+from hasten.measure.workbench import Workbench
+from hasten.metrics.agreement import Agreement
+from hasten.passes.float_layers import FloatLayers
+from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.static_quantization import StaticQuantization
+from hasten.records import to_record
+from hasten.search.journal import Journal
+from hasten.search.mixing import Mixing, mixed
+from hasten.search.trials import Trials
+from hasten.testing.desk import Desk
+
+ENGINE = OpenVino()
+PLAIN = Single((), ENGINE)
+INT8 = Single((NncfQuantization(),), ENGINE)
+SAMPLES = 1000
+LIMIT = 0.03
+
+
+@dataclass
+class Network:
+    """Layers with known noise and times; flips grow as the root of the noise.
+
+    Attributes:
+        noise: By layer.
+        float_ns: By layer.
+        int8_ns: By layer.
+        flips: Share of the answers that flip with all layers in int8.
+    """
+
+    noise: dict[str, float]
+    float_ns: dict[str, int]
+    int8_ns: dict[str, int]
+    flips: float
+    tried: list[Single] = field(default_factory=list)
+
+    @classmethod
+    def drawn(cls, seed: int, flips: float, layers: int = 50) -> "Network":
+        """A few layers have nearly all the noise, as in real ones; int8 makes some slower."""
+        rng = np.random.default_rng(seed)
+        names = [f"n{i}" for i in range(layers)]
+        noise = np.exp(rng.normal(-9, 2, layers))
+        float_ns = rng.uniform(2e4, 2e5, layers)
+        int8_ns = float_ns * rng.uniform(0.25, 1.3, layers)
+        return cls(
+            dict(zip(names, map(float, noise), strict=True)),
+            dict(zip(names, map(int, float_ns), strict=True)),
+            dict(zip(names, map(int, int8_ns), strict=True)),
+            flips,
+        )
+
+    def outcome(self, kept: Sequence[str]) -> tuple[float, int]:
+        """Flips and time with some layers in float."""
+        left = sum(value for name, value in self.noise.items() if name not in kept)
+        time_ns = sum((self.float_ns if n in kept else self.int8_ns)[n] for n in self.noise)
+        return self.flips * math.sqrt(left / sum(self.noise.values())), time_ns
+
+    def trial(self, candidate: Single) -> Trial:
+        kept = next((p.nodes for p in candidate.passes if isinstance(p, FloatLayers)), ())
+        flips, time_ns = self.outcome(kept)
+        if not candidate.passes:
+            flips, time_ns = 0.0, sum(self.float_ns.values())
+        wrong = round(SAMPLES * flips)
+        rounds: dict[int, tuple[int, ...]] = dict.fromkeys(range(6), (time_ns,) * 3)
+        baseline: dict[int, tuple[int, ...]] = {
+            i: (sum(self.float_ns.values()),) * 3 for i in range(6)
+        }
+        return Trial(
+            candidate,
+            measurement=Measurement("measured", 1, rounds),
+            baseline=Measurement("measured", 1, baseline),
+            scores=(0.0,) * wrong + (1.0,) * (SAMPLES - wrong) if candidate.passes else None,
+        )
+
+    def steps(self, times: dict[str, int]) -> list[LayerTime]:
+        return [
+            LayerTime(name, "Convolution", "arithmetic", "i8", "", (name,), (times[name],) * 3)
+            for name in self.noise
+        ]
+
+
+class Search:
+    """The search for what to keep, on a made-up network."""
+
+    def __init__(self, network: Network, desk: Desk, spool: Spool, folder: Path) -> None:
+        self.network, self.notes = network, list[str]()
+        bench = Workbench(
+            folder, desk.bench.target, model=desk.model, calibration=spool, calibration_hash="0"
+        )
+        journal = Journal(folder / "journal")
+        self.trials = Trials(
+            bench, journal, spool, Agreement(), max_drop=LIMIT, pace=Pace(), seed=0
+        )
+        self.trials.exact_scores = np.ones(SAMPLES)
+        for candidate, times in ((PLAIN, network.float_ns), (INT8, network.int8_ns)):
+            self.trials.done[candidate.key] = network.trial(candidate)
+            steps = to_record(network.steps(times))
+            journal.append("profile", key=candidate.key, steps=steps)
+        journal.append("sensitivities", noise=network.noise)
+
+    def attempt(self, candidates: Sequence[Single]) -> None:
+        for candidate in candidates:
+            self.network.tried.append(candidate)
+            self.trials.done[candidate.key] = self.network.trial(candidate)
+
+    def likely(self, trial: Trial, scale: float) -> bool:
+        return scale * self.trials.drop(trial) < 0.8 * LIMIT
+
+    def run(self) -> list[Trial]:
+        """Mix; return what would probably be certified, fastest first."""
+        ranked = sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
+        Mixing(self.trials, self.attempt, self.likely, lambda: False, self.notes).mix(ranked)
+        passing = [t for t in self.trials.measured() if t.scores and self.likely(t, 1.0)]
+        return sorted(passing, key=lambda t: self.trials.ratio(t).estimate)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("flips", [0.035, 0.06, 0.15])
+def test_a_passing_mix_near_the_best_is_found_in_a_few_trials(
+    desk: Desk, spool: Spool, tmp_path: Path, seed: int, flips: float
+) -> None:
+    network = Network.drawn(seed, flips)
+    search = Search(network, desk, spool, tmp_path)
+    passing = search.run()
+    assert passing
+    assert len(network.tried) <= 6
+    # The best there is, by trying every length of the order that knows all.
+    slower = {n for n in network.noise if network.int8_ns[n] > network.float_ns[n]}
+    order = sorted(
+        network.noise.keys() - slower,
+        key=lambda n: -network.noise[n] / max(1, network.float_ns[n] - network.int8_ns[n]),
+    )
+    times = []
+    for count in range(len(order) + 1):
+        lost, time_ns = network.outcome([*slower, *order[:count]])
+        if lost < 0.8 * LIMIT:
+            times.append(time_ns)
+    best = min(times) / sum(network.float_ns.values())
+    assert search.trials.ratio(passing[0]).estimate < best + 0.06
+
+
+def test_no_layer_stays_in_int8_where_that_makes_it_slower(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    network = Network.drawn(3, flips=0.001)  # certified as it is
+    slower = {n for n in network.noise if network.int8_ns[n] > 1.1 * network.float_ns[n]}
+    assert slower
+    search = Search(network, desk, spool, tmp_path)
+    fastest = search.run()[0]
+    assert network.tried == [fastest.candidate]
+    assert set(fastest.candidate.passes[-1].nodes) == slower  # type: ignore[attr-defined]
+
+
+def test_too_little_data_for_any_certificate_tries_no_mix_for_it(
+    desk: Desk, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network.drawn(4, flips=0.1)
+    search = Search(network, desk, spool, tmp_path)
+    monkeypatch.setattr(search, "likely", lambda trial, scale: False)
+    search.run()
+    assert len(network.tried) <= 1
+
+
+def test_without_a_quantized_model_that_is_faster_there_is_nothing_to_mix(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    network = Network.drawn(5, flips=0.1)
+    network.int8_ns = {name: 2 * time for name, time in network.float_ns.items()}
+    search = Search(network, desk, spool, tmp_path)
+    search.run()
+    assert network.tried == []
+
+
+def test_an_onnx_quantizer_is_told_what_to_leave_out() -> None:
+    base = Single((StaticQuantization(keep_float=("mine",)),), ENGINE)
+    assert mixed(base, ("a", "b"), ENGINE) == Single(
+        (StaticQuantization(keep_float=("mine", "a", "b")),), ENGINE
+    )
+    assert mixed(INT8, ("a",), OpenVino("bf16")) == Single(
+        (NncfQuantization(), FloatLayers(("a",))), OpenVino("bf16")
+    )
+
+
+def test_what_is_left_in_float_runs_in_the_lower_precision_first(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    network = Network.drawn(6, flips=0.06)
+    search = Search(network, desk, spool, tmp_path)
+    half = Single(INT8.passes, OpenVino("bf16"))
+    search.trials.done[half.key] = network.trial(half)
+    search.run()
+    assert {candidate.engine for candidate in network.tried} == {OpenVino("bf16")}
