@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from hasten.search.journal import Journal
 from hasten.tensors import Array
 
 JOURNAL = "journal.jsonl"
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
 _BEGIN = b'{"kind": "begin"'
 """What every run's journal begins with: see `check_same_run`."""
 
@@ -84,7 +86,7 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[Journal]:
     except OSError as error:
         raise InputError(f"can't write {folder}: {error.strerror or error}") from error
     with file:
-        if not _locked(file):
+        if not _locked_soon(file):
             raise InputError(f"another run is at work in {folder}: wait for it, or stop it")
         begun = path.stat().st_size > 0
         if begun and not resume:
@@ -101,6 +103,15 @@ def discard(folder: Path) -> None:
     with contextlib.suppress(OSError), (folder / JOURNAL).open("rb") as file:
         if _locked(file) and file.read(len(_BEGIN)) == _BEGIN:
             shutil.rmtree(folder)
+
+
+def _locked_soon(file: BinaryIO) -> bool:
+    """Lock a journal; a child that a killed run was just starting lets go of it a moment later."""
+    for _ in range(_LOCK_TRIES):
+        if _locked(file):
+            return True
+        time.sleep(_LOCK_PAUSE_S)
+    return False
 
 
 def _locked(file: BinaryIO) -> bool:

@@ -190,9 +190,9 @@ def test_an_input_that_is_missing_is_named(host: Target, tmp_path: Path) -> None
 
 
 def test_a_library_of_operators_that_cannot_be_loaded_is_named(
-    host: Target, tmp_path: Path
+    host: Target, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    library = tmp_path / "extension.so"
+    library = tmp_path_factory.mktemp("ops") / "extension.so"  # a message has its path twice
     library.write_bytes(b"not a library, though it says create_extensions")
     artifact = build(models.linear_classifier(tmp_path), host)
     with pytest.raises(CandidateError) as caught:
