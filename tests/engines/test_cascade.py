@@ -134,6 +134,14 @@ def test_what_the_output_is_not_is_said(model: Model, host: Target, tmp_path: Pa
         assert str(error.value) == message
 
 
+def test_its_profile_is_that_of_the_fast_model(model: Model, host: Target, tmp_path: Path) -> None:
+    artifact = build(cascade(1e9), model, host, tmp_path)
+    steps = cascade(1e9).profile(artifact, host, [{"x": X[:1]}])
+    (tmp_path / "alone").mkdir()
+    alone = OV.profile(OV.build(model, host, tmp_path / "alone"), host, [{"x": X[:1]}])
+    assert [step.name for step in steps] == [step.name for step in alone]
+
+
 def test_without_an_original_there_is_nothing_to_ask(
     model: Model, host: Target, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError
 from hasten.model import Format, Model
 from hasten.target import Target
@@ -102,6 +103,12 @@ class Cascade(Engine):
         fast, careful = _parts(artifact)
         with self.fast.open(fast, target) as quick, self.careful.open(careful, target) as slow:
             yield CascadeSession(quick, slow, self.threshold, self.output, self.rank)
+
+    def profile(
+        self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
+    ) -> tuple[LayerTime, ...]:
+        """Profile the fast model alone: what every request takes. See `Engine.profile`."""
+        return self.fast.profile(_parts(artifact)[0], target, requests)
 
 
 def _parts(artifact: Artifact) -> tuple[Artifact, Artifact]:
