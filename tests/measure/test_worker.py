@@ -230,7 +230,7 @@ def test_a_worker_that_takes_too_much_memory_is_killed(
     assert str(error.value) == (
         f"ran out of memory: it held {held} MiB of the 256 MiB that a trial may take, killed"
     )
-    assert int(held) > 256
+    assert int(held) >= 256  # in whole MiB
     assert state(worker.pid) == "gone"
 
 
