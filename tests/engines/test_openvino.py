@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,35 @@ def test_shapes_may_change_and_change_back(host: Target, tmp_path: Path) -> None
         for batch in (1, 4, 1, 2):
             request = request_for(artifact.inputs, batch=batch, seed=batch)
             np.testing.assert_array_equal(session.run(request)["same_ids"], request["ids"])
+
+
+def test_a_session_is_compiled_for_the_request_and_once_more_for_any_other(
+    host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, compile_ = [], OpenVino._compile
+
+    def watched(self: OpenVino, *args: Any, **settings: Any) -> Any:
+        compiled.append(compile_(self, *args, **settings))
+        return compiled[-1]
+
+    model = load(models.small_cnn(tmp_path))
+    artifact = build(model.path, host)
+    one, four = request_for(artifact.inputs), request_for(artifact.inputs, batch=4)
+    artifact = replace(artifact, request=model.settled_by({"x": one["x"][0]}).request)
+    monkeypatch.setattr(OpenVino, "_compile", watched)
+    with OpenVino().open(artifact, host) as session:
+        answers = [session.run(request)["logits"] for request in (one, four, one, four)]
+        assert [str(c.inputs[0].partial_shape) for c in compiled] == ["[1,3,32,32]", "[?,3,32,32]"]
+    np.testing.assert_array_equal(answers[0], answers[2])
+    np.testing.assert_array_equal(answers[1], answers[3])
+    np.testing.assert_allclose(answers[1][:1], answers[0], atol=1e-5)
+
+
+def test_what_a_request_does_not_settle_is_compiled_open(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    wrong = replace(artifact.inputs[0], shape=(1, 15))
+    with OpenVino().open(replace(artifact, request=(wrong,)), host) as session:
+        assert session.run(request_for(artifact.inputs, batch=3))["logits"].shape == (3, 4)
 
 
 def test_an_unknown_operator_is_told_in_one_line(host: Target, tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ def test_an_int8_model_shows_its_conversions_and_what_runs_in_int8(
         (("classifier",), "i8"),
     ]
     conversions = [layer for layer in layers if layer.kind == "conversion"]
-    assert {layer.operator for layer in conversions} == {"FakeQuantize", "Reorder"}
+    assert {"Reorder"} < {layer.operator for layer in conversions}
+    assert {layer.operator for layer in conversions} <= {"FakeQuantize", "Reorder", "Subgraph"}
     assert not any(layer.sources for layer in conversions)
 
 
@@ -137,7 +138,7 @@ def test_names_like_those_that_the_runtime_makes_up_are_still_the_files(
     onnx.save(proto, path)
     layers = profiled(settled(path), path, target)
     assert of("MatMul_1", layers).kind == "arithmetic"
-    assert of("LayerNormalization_10", layers).operator == "MVN"
+    assert of("Relu_12", layers) == of("MatMul_11", layers)
 
 
 @pytest.mark.parametrize(

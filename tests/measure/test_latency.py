@@ -110,14 +110,29 @@ def test_the_probe_asks_for_nine_tenths_of_each_core(
 
 
 def test_scaling_is_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0, 100, 100, 220])
-    monkeypatch.setattr(probe, "_work", lambda: None)
-    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter_ns=lambda: next(times)))
-    assert probe.thread_scaling(2) == pytest.approx(2 * 100 / 120)
+    now, asked = [0], []
+
+    def work() -> None:
+        now[0] += 3_000_000
+
+    def together(threads: int, passes: int) -> int:
+        asked.append((threads, passes))
+        return 12_000_000
+
+    monkeypatch.setattr(probe, "_work", work)
+    monkeypatch.setattr(probe, "_together_ns", together)
+    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter_ns=lambda: now[0]))
+    assert probe.thread_scaling(2) == pytest.approx(2 * 9 / 12)  # three passes alone
+    assert asked == [(2, 3)]
 
 
-def test_scaling_is_measured_for_real() -> None:
-    assert probe.thread_scaling(2) > 0
+def test_threads_that_share_a_core_show_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        assert not any(probe.scales(2) for _ in range(3))
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 def test_an_environment_says_what_two_measurements_must_share(tmp_path: Path) -> None:

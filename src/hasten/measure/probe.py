@@ -6,33 +6,48 @@ import hashlib
 import threading
 import time
 
-_CHUNK = bytes(1 << 20)
-_PASSES = 8
+_CHUNK = bytes(1 << 18)
+_ALONE_NS = 8_000_000
 _LOOKS = 20
 SCALES = 1.8
 """A round counts for several threads only when this probe scales at least so well, per pair."""
 
 
 def _work() -> None:
-    for _ in range(_PASSES):
-        hashlib.sha256(_CHUNK).digest()  # lets go of the interpreter lock
+    hashlib.sha256(_CHUNK).digest()  # lets go of the interpreter lock
 
 
 def thread_scaling(threads: int) -> float:
     """Return how many times the work of one thread `threads` do in the same time.
 
-    Takes some 20 ms. Perfect is `threads`; a neighbour on one of two cores makes it 1.
+    Takes some 16 ms on any processor. Perfect is `threads`; a neighbour on one of two cores makes
+    it 1. Starting the threads isn't counted: it takes no longer on a busy host, and on a quiet one
+    would look like a neighbour.
     """
-    begin = time.perf_counter_ns()
-    _work()
-    alone_ns = time.perf_counter_ns() - begin
-    workers = [threading.Thread(target=_work) for _ in range(threads)]
-    begin = time.perf_counter_ns()
+    passes, begin = 0, time.perf_counter_ns()
+    while (alone_ns := time.perf_counter_ns() - begin) < _ALONE_NS:
+        _work()
+        passes += 1
+    return threads * alone_ns / _together_ns(threads, passes)
+
+
+def _together_ns(threads: int, passes: int) -> int:
+    """Return how long the threads take for so much work each, from the first's begin to the last's end."""
+    gate, spans = threading.Barrier(threads), []
+
+    def run() -> None:
+        gate.wait()
+        begin = time.perf_counter_ns()
+        for _ in range(passes):
+            _work()
+        spans.append((begin, time.perf_counter_ns()))
+
+    workers = [threading.Thread(target=run) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    return threads * alone_ns / (time.perf_counter_ns() - begin)
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
 
 def scales(threads: int) -> bool:

@@ -1,4 +1,4 @@
-"""Whole runs made short for tests: fewer rounds, one core, and no pass unless asked for.
+"""Whole runs made short for tests: short rounds, one core, and no pass unless asked for.
 
 `python -m hasten.testing.quick optimize ...` is the command line with such runs.
 """
@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import hasten.benchmark
@@ -16,9 +18,14 @@ import hasten.optimization
 import hasten.run
 from hasten.candidate import Single
 from hasten.cli import main
+from hasten.measure.intervals import Statistic
+from hasten.measure.latency import Pace, pace_for
 from hasten.search import grid as grids
 
-RACE_ROUNDS, FINAL_ROUNDS = 4, 4
+ROUNDS = 12
+"""Short ones: the interval of a few long ones would take in 1 on a busy host, whoever raced."""
+SETTLED = 0.5
+TURN = {"warmup_ns": 2_000_000, "block_ns": 6_000_000}
 
 
 @contextlib.contextmanager
@@ -33,19 +40,24 @@ def quick_runs(
         limits: Whether what ships is profiled and set against what the machine can do.
     """
 
+    def shorter(objective: Statistic, limit_s: float) -> Pace:
+        return replace(pace_for(objective, limit_s), **TURN)
+
     def untouched(*args: Any, **named: Any) -> list[Single]:
         return [c for c in grids.grid(*args, **named) if passes or not c.passes]
 
     cpus = os.sched_getaffinity(0)
     with contextlib.ExitStack() as undo:
         for module, name, value in (
-            (hasten.run, "RACE_ROUNDS", RACE_ROUNDS),
-            (hasten.delivery, "FINAL_ROUNDS", FINAL_ROUNDS),
+            (hasten.run, "RACE_ROUNDS", ROUNDS),
+            (hasten.delivery, "FINAL_ROUNDS", ROUNDS),
+            (hasten.optimization, "pace_for", shorter),
+            (hasten.benchmark, "Pace", functools.partial(Pace, **TURN)),
             (hasten.delivery, "CURVE_S", curve_s),
             (hasten.delivery, "LIMITS", limits),
-            (hasten.run, "SETTLED", float("inf")),
-            (hasten.run, "RACE_SETTLED", float("inf")),
-            (hasten.benchmark, "SETTLED", float("inf")),
+            (hasten.run, "SETTLED", SETTLED),
+            (hasten.run, "RACE_SETTLED", SETTLED),
+            (hasten.benchmark, "SETTLED", SETTLED),
             (hasten.optimization, "grid", untouched),
         ):
             undo.callback(setattr, module, name, getattr(module, name))
