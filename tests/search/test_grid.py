@@ -5,7 +5,9 @@ import pytest
 from hasten.candidate import Single
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.openvino import OpenVino
 from hasten.errors import InputError
+from hasten.passes.fix_shapes import FixShapes
 from hasten.search.grid import engine_kinds, grid, neighbours, variations
 from hasten.target import Target
 from hasten.testing.desk import Desk
@@ -36,6 +38,18 @@ def test_no_proposal_comes_twice_and_each_engine_takes_its_model(desk: Desk, hos
             assert candidate.passes[-1].gives in candidate.engine.formats
         if any(step.exact for step in candidate.passes):
             assert candidate.exact
+
+
+def test_shapes_are_not_fixed_for_an_engine_that_settles_them_itself(
+    desk: Desk, host: Target
+) -> None:
+    proposals = grid(desk.model, host)
+    fixed = {type(c.engine) for c in proposals if FixShapes() in c.passes}
+    assert fixed == {OnnxRuntime}
+    lossy = [c for c in proposals if c.passes and not c.exact]
+    around = neighbours(lossy, [FixShapes()], host)
+    assert {type(c.engine) for c in around if FixShapes() in c.passes} == {OnnxRuntime}
+    assert {type(c.engine) for c in lossy} == {OnnxRuntime, OpenVino}
 
 
 def test_only_the_engines_asked_for_are_tried(desk: Desk, host: Target) -> None:

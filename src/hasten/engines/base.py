@@ -82,9 +82,12 @@ class Engine(Value, ABC):
     Attributes:
         formats: The model formats that `build` takes.
         uneven: Whether requests cost so unlike that only their mean tells what a model costs.
+        settles: Whether open shapes are settled to the certified request's when it opens a model,
+            so that doing it beforehand changes nothing.
     """
 
     uneven: ClassVar[bool] = False
+    settles: ClassVar[bool] = False
     registry: ClassVar[Mapping[str, str]] = {
         "null": "hasten.engines.null:Null",
         "reference": "hasten.engines.reference:Reference",

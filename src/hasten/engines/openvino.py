@@ -40,6 +40,7 @@ class OpenVino(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
+    settles: ClassVar[bool] = True
 
     precision: Literal["f32", "bf16"] = "f32"
     threads: int | None = None

@@ -25,6 +25,7 @@ class Pass(Value, ABC):
         formats: The model formats that it takes.
         gives: The format of what it writes.
         exact: Whether it keeps every answer (up to the order of float operations).
+        settles: Whether all it does is to settle open shapes, as some engines do by themselves.
     """
 
     registry: ClassVar[Mapping[str, str]] = {
@@ -38,6 +39,7 @@ class Pass(Value, ABC):
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
     gives: ClassVar[Format] = "onnx"
     exact: ClassVar[bool] = False
+    settles: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -28,6 +28,7 @@ class FixShapes(Pass):
     """
 
     exact: ClassVar[bool] = True
+    settles: ClassVar[bool] = True
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:

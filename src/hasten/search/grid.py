@@ -64,6 +64,11 @@ def _kept(step: Pass, keep_float: tuple[str, ...]) -> Pass:
     return step
 
 
+def _useful(step: Pass, engine: Engine) -> bool:
+    """Whether a pass does more than the engine does by itself."""
+    return not (step.settles and engine.settles)
+
+
 def grid(
     model: Model,
     target: Target,
@@ -84,7 +89,7 @@ def grid(
         Single((step,), engine)
         for step in _by_turns(_passes(_EXACT_PASSES, model, target))
         for engine in engines
-        if engine.exact and step.gives in engine.formats
+        if engine.exact and step.gives in engine.formats and _useful(step, engine)
     ]
     firsts = [variants[0] for variants in _passes(_LOSSY_PASSES, model, target) if variants]
     lossy = [
@@ -134,5 +139,9 @@ def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) 
     for candidate in best:
         found += [Single(candidate.passes, other) for other in candidate.engine.tunings(target)]
         if candidate.passes and not any(step.exact for step in candidate.passes):
-            found += [Single((step, *candidate.passes), candidate.engine) for step in helpful]
+            found += [
+                Single((step, *candidate.passes), candidate.engine)
+                for step in helpful
+                if _useful(step, candidate.engine)
+            ]
     return list(dict.fromkeys(found))
