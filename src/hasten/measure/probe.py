@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 
@@ -21,8 +22,9 @@ def thread_scaling(threads: int) -> float:
     """Return how many times the work of one thread `threads` do in the same time.
 
     Takes some 16 ms on any processor. Perfect is `threads`; a neighbour on one of two cores makes
-    it 1. Starting the threads isn't counted: it takes no longer on a busy host, and on a quiet one
-    would look like a neighbour.
+    it 1. Each thread is bound to a processor of its own: some kernels leave young threads together
+    on one for a quarter of a second, whatever the host gives, and an engine's are older. Starting
+    them isn't counted: on a quiet host it would look like a neighbour.
     """
     passes, begin = 0, time.perf_counter_ns()
     while (alone_ns := time.perf_counter_ns() - begin) < _ALONE_NS:
@@ -34,15 +36,17 @@ def thread_scaling(threads: int) -> float:
 def _together_ns(threads: int, passes: int) -> int:
     """Return how long the threads take for so much work each, from the first's begin to the last's end."""
     gate, spans = threading.Barrier(threads), []
+    cpus = sorted(os.sched_getaffinity(0))
 
-    def run() -> None:
+    def run(number: int) -> None:
+        os.sched_setaffinity(0, {cpus[number % len(cpus)]})  # of this thread alone
         gate.wait()
         begin = time.perf_counter_ns()
         for _ in range(passes):
             _work()
         spans.append((begin, time.perf_counter_ns()))
 
-    workers = [threading.Thread(target=run) for _ in range(threads)]
+    workers = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
