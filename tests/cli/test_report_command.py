@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from hasten.cli import main
 from hasten.testing import models
 from hasten.testing.pages import Reading
-from hasten.testing.quick import quick_runs
+from hasten.testing.quick import ROUNDS, quick_runs
 
 
 def run(*arguments: object) -> Result:
@@ -38,7 +38,7 @@ def test_report_prints_the_records_behind_the_page(bundle: Path) -> None:
     assert record["result"]["status"] == "exact"
     assert record["result"]["outcomes"][0]["fate"] == "baseline"
     assert set(record["figures"]["roles"]) == {"default engine", "fastest exact"}
-    assert len(record["figures"]["rounds"]["baseline"]) == 4
+    assert len(record["figures"]["rounds"]["baseline"]) >= ROUNDS
     assert not bundle.with_name("b.hasten.html").exists()
 
 

@@ -22,6 +22,7 @@ from hasten.tensors import Array, Tensors
 
 Fault: TypeAlias = Literal["none", "kill", "hang", "allocate", "nan", "wrong", "slow", "build"]
 SLOW_NS = 10_000_000
+STALL_NS = 2 * SLOW_NS
 _STEP_BYTES = 64 * 2**20
 
 
@@ -37,7 +38,7 @@ class Faulty(Engine):
             where that is 0, "build" can't build.
         busy_ns: How long to spin in each run, whatever the fault.
         on_run: The run, from 1, at which "kill", "hang" and "allocate" strike; 0 is `open`.
-        stall_every: Spin for 10 ms in every run of that number, whatever the fault; 0 for never.
+        stall_every: Spin for 20 ms in every run of that number, whatever the fault; 0 for never.
     """
 
     inner: Engine
@@ -103,7 +104,7 @@ class FaultySession(Session):
             strike(fault)
         spin(self._engine.busy_ns or (SLOW_NS if fault == "slow" else 0))
         if self._engine.stall_every and self._runs % self._engine.stall_every == 0:
-            spin(SLOW_NS)
+            spin(STALL_NS)
         if fault == "wrong":
             return self._wrong_answer(inputs)
         outputs = self._inner.run(inputs)
