@@ -3,7 +3,7 @@ answers come to; what is tried, and how often, is the search's own doing."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +113,19 @@ class Search:
             journal.append("profile", key=candidate.key, steps=steps)
         journal.append("sensitivities", noise=network.noise)
 
+    def add_bf16(self, flips: float) -> None:
+        """Have the network tried in bf16 too, where it alone flips so many answers."""
+        engine = OpenVino("bf16")
+        half, int8 = Single((), engine), Single(INT8.passes, engine)
+        trial = self.network.trial(half)
+        wrong = round(SAMPLES * flips)
+        scores = (0.0,) * wrong + (1.0,) * (SAMPLES - wrong)
+        self.trials.done[half.key] = replace(trial, scores=scores)
+        self.trials.done[int8.key] = self.network.trial(int8)
+        for candidate, times in ((half, self.network.float_ns), (int8, self.network.int8_ns)):
+            steps = to_record(self.network.steps(times))
+            self.trials.journal.append("profile", key=candidate.key, steps=steps)
+
     def attempt(self, candidates: Sequence[Single]) -> None:
         for candidate in candidates:
             self.network.tried.append(candidate)
@@ -201,7 +214,17 @@ def test_what_is_left_in_float_runs_in_the_lower_precision_first(
 ) -> None:
     network = Network.drawn(6, flips=0.06)
     search = Search(network, desk, spool, tmp_path)
-    half = Single(INT8.passes, OpenVino("bf16"))
-    search.trials.done[half.key] = network.trial(half)
+    search.add_bf16(flips=0.006)
     search.run()
     assert {candidate.engine for candidate in network.tried} == {OpenVino("bf16")}
+
+
+def test_nothing_is_left_to_a_precision_that_alone_costs_too_many_answers(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    network = Network.drawn(6, flips=0.06)
+    search = Search(network, desk, spool, tmp_path)
+    search.add_bf16(flips=0.028)
+    assert search.run()
+    assert {candidate.engine for candidate in network.tried} == {ENGINE}
+

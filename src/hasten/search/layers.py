@@ -113,7 +113,7 @@ def _worth(cost: LayerCost) -> float:
     return cost.noise / cost.gain_ns if cost.gain_ns > 0 else math.inf
 
 
-def shares_for(scale: float) -> tuple[float, ...]:
+def shares_for(scale: float, own: float = 0.0) -> tuple[float, ...]:
     """Return the shares of the noise worth trying where the flips are to shrink to a share of theirs.
 
     Answers flip where the error exceeds their margin: for small errors as often as it is large,
@@ -121,9 +121,12 @@ def shares_for(scale: float) -> tuple[float, ...]:
     the figures that it was foretold from.
 
     Args:
-        scale: From 0 to 1.
+        scale: From 0 to 1; at either end there is nothing to try.
+        own: What stays whatever goes back to float, as a share of the same noise: that of the
+            engine's own float. Nothing is worth trying where it alone is too much.
     """
-    return tuple(scale**2 * factor for factor in (1.0, 0.5, 0.2))
+    left = scale**2 - own
+    return tuple(left * factor for factor in (1.0, 0.5, 0.2)) if scale < 1 and left > 0 else ()
 
 
 def between_shares(passes: Mapping[float, bool]) -> float | None:

@@ -57,12 +57,14 @@ class Mixing:
         base = _fastest_quantized(ranked, self._trials)
         if base is None:
             return
-        costs = self._layer_costs(base)
-        if not costs:
-            return
         scale = self._scale_that_passes(base)
-        shares = [1.0, *shares_for(scale)] if 0 < scale < 1 else [1.0]
         for engine in _engines_of(base, ranked, self._trials):
+            shares = [1.0, *shares_for(scale, self._own_noise(base, engine))]
+            if scale not in (0, 1) and len(shares) == 1:
+                continue  # its float alone costs more answers than there are to lose
+            costs = self._layer_costs(base, engine)
+            if not costs:
+                continue
             tried = self._try(base, engine, costs, shares)
             if scale in (0, 1):
                 return
@@ -102,18 +104,28 @@ class Mixing:
             low, high = (middle, high) if self._likely(base, middle) else (low, middle)
         return low
 
-    def _layer_costs(self, base: Trial) -> tuple[LayerCost, ...]:
-        """What each layer of a quantized model costs in answers, and saves in time on its engine."""
-        engine = base.candidate.engine
+    def _own_noise(self, base: Trial, engine: Engine) -> float:
+        """What an engine's own float adds to the answers' error, as a share of the quantized model's.
+
+        By the answers that flip, which grow as the root of the error's energy.
+        """
+        own = self._trials.done.get(Single((), engine).key)
+        if engine.exact or own is None or not own.scores:
+            return 0.0
+        return (self._trials.flips(own) / max(self._trials.flips(base), 1e-9)) ** 2
+
+    def _layer_costs(self, base: Trial, engine: Engine) -> tuple[LayerCost, ...]:
+        """What each layer of a quantized model costs in answers, and saves in time on an engine."""
         step = base.candidate.passes[-1]
         try:
             noise = self._noise()
             for node in getattr(step, "keep_float", ()):
                 noise.pop(node, None)
             plain = self._trials.done.get(Single((), engine).key)
-            if plain is None:
+            int8 = self._trials.done.get(Single(base.candidate.passes, engine).key)
+            if plain is None or int8 is None:
                 return ()
-            return layer_costs(noise, self._profile(plain), self._profile(base))
+            return layer_costs(noise, self._profile(plain), self._profile(int8))
         except (CandidateError, Skipped) as why:
             self._notes.append(f"which layers int8 suits wasn't found out: {why}")
             return ()
@@ -191,5 +203,5 @@ def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Trials) -> list[En
     """
     same = [t for t in ranked if t.candidate.passes == base.candidate.passes]
     limit = trials.ratio(base).estimate * (1 + SCREEN_NOISE)
-    near = [t.candidate.engine for t in same if trials.ratio(t).estimate < limit]
+    near = [t.candidate.engine for t in same if trials.ratio(t).low < limit]
     return sorted(dict.fromkeys([*near, base.candidate.engine]), key=lambda engine: engine.exact)

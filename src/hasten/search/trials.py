@@ -311,6 +311,11 @@ class Trials:
             return 1.0
         return float(self.drops(trial).mean())
 
+    def flips(self, trial: Trial) -> float:
+        """Return the mean difference of a scored trial, whichever way: of answers, how many change."""
+        scores = np.array(trial.scores)
+        return float(np.abs(self.exact_scores[: len(scores)] - scores).mean())
+
     def drops(self, trial: Trial) -> Array:
         """Return the paired differences of a scored trial, `(n,)`: what bets are set by."""
         return self._falls(np.array(trial.scores))
