@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.choose import Standing, faster, fastest_exact, ladder
+from hasten.choose import Standing, faster, fastest_exact, ladder, undecided
 from hasten.errors import InputError
 from hasten.measure.intervals import Ratio
 
@@ -113,6 +113,32 @@ def test_a_long_ladder_keeps_its_ends() -> None:
     rungs = ladder([BASELINE, *steps], "baseline", spread=0.0, max_drop=0.01, rungs=4)
     assert rungs == ("0", "3", "5", "8")
     assert ladder([BASELINE, *steps], "baseline", spread=0.0, max_drop=0.01, rungs=1) == ("0",)
+
+
+def test_who_may_be_as_fast_as_one_as_safe_is_undecided() -> None:
+    standings = [
+        BASELINE,
+        standing("best", 0.40, 0.01),
+        standing("twin", 0.41, 0.01),  # its interval reaches the best's
+        standing("slower", 0.45, 0.01),
+        standing("safer", 0.45, 0.0),
+        standing("beyond", 0.3, 0.05),
+        standing("exact", 0.41, exact=True),
+    ]
+    assert undecided(standings, max_drop=0.03) == ("best", "twin")
+    assert undecided([s for s in standings if s.key != "exact"], 0.03) == ("best", "twin", "safer")
+
+
+@given(FIELDS, SHARES)
+def test_every_rung_is_among_the_undecided(
+    raw: list[tuple[float, float, float, bool]], max_drop: float
+) -> None:
+    standings = field(raw)
+    fastest = fastest_exact(standings, "baseline", 0.0)
+    rungs = ladder(standings, fastest, spread=0.0, max_drop=max_drop)
+    for key in {*rungs} - {*undecided(standings, max_drop)}:
+        own = next(s for s in standings if s.key == key)
+        assert any(o.exact and o.ratio.high < own.ratio.low for o in standings)
 
 
 def test_an_interval_that_reaches_the_other_is_not_faster() -> None:

@@ -56,6 +56,23 @@ def fastest_exact(standings: Sequence[Standing], baseline: str, spread: float) -
     return baseline
 
 
+def undecided(standings: Sequence[Standing], max_drop: float) -> tuple[str, ...]:
+    """Return the inexact candidates under the limit that nobody surely beats, fastest first.
+
+    A few turns leave many so: whoever seemed slightly slower than another that is as safe may be faster.
+
+    Args:
+        standings: All that was measured.
+        max_drop: The limit on the drop, in absolute share.
+    """
+    able = [s for s in standings if not s.exact and s.drop < max_drop]
+    return tuple(
+        own.key
+        for own in sorted(able, key=lambda s: (s.ratio.estimate, s.drop))
+        if not any(o.drop <= own.drop and o.ratio.high < own.ratio.low for o in standings)
+    )
+
+
 def ladder(
     standings: Sequence[Standing],
     exact: str,

@@ -12,7 +12,7 @@ from hasten.candidate import Candidate, Single, Trial
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Judgement
 from hasten.certification import judge_ladder, prior_of, sealed_scores
-from hasten.choose import Standing, faster, fastest_exact, ladder
+from hasten.choose import Standing, faster, fastest_exact, ladder, undecided
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError
 from hasten.measure.intervals import Ratio
@@ -144,7 +144,7 @@ class Run:
         return Standing(candidate.key, candidate.exact, figure, self.trials.drop(trial))
 
     def field(self) -> list[Candidate]:
-        """Who races: the exact ones that may win, and the ladder of the screening, noise allowed for."""
+        """Who races: the exact ones that may win, the ladder of the screening, and who may be as good."""
         even = Ratio(1.0, 1.0, 1.0, 0)
         baseline = Standing(self.trials.baseline.key, True, even, 0.0)
         trials = self.trials.measured()
@@ -161,7 +161,9 @@ class Run:
             max_drop=self.order.max_drop,
             rungs=FIELD - len(exact),
         )
-        return [by_key[key] for key in (*(s.key for s in exact), *rungs)]
+        close = undecided(standings, self.order.max_drop)
+        chosen = dict.fromkeys([*(s.key for s in exact), *rungs, *close])
+        return [by_key[key] for key in list(chosen)[:FIELD]]
 
     def race(
         self, name: str, candidates: Sequence[Candidate], rounds: int, *, dropping: bool

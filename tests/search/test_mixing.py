@@ -227,4 +227,3 @@ def test_nothing_is_left_to_a_precision_that_alone_costs_too_many_answers(
     search.add_bf16(flips=0.028)
     assert search.run()
     assert {candidate.engine for candidate in network.tried} == {ENGINE}
-
