@@ -1,6 +1,7 @@
 """What holds for every test: nothing is sent, nothing is written outside a temporary folder."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hasten.testing import models
 from hasten.testing.quick import quick_runs
 
 os.environ.update(OFF)
+sys.dont_write_bytecode = True  # a user's module is read where it lies, and nothing is left there
 _FONTS = tempfile.TemporaryDirectory(prefix="hasten-fonts-")
 os.environ["MPLCONFIGDIR"] = (
     _FONTS.name
