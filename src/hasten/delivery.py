@@ -26,7 +26,6 @@ from hasten.outcomes import asked, evidence, ladder, outcomes
 from hasten.pipeline.base import Pipeline
 from hasten.progress import Progress
 from hasten.records import digest, to_record
-from hasten.reporting import page
 from hasten.reporting.evidence import assembled
 from hasten.result import Limit, Result, Row, row
 from hasten.run import FINAL_ROUNDS, Run
@@ -278,6 +277,9 @@ class Delivery:
         )
         extra = {}
         if "result.json" in records:
+            # Here, since a plotting library comes with it that no run should wait for.
+            from hasten.reporting import page
+
             # From the very records that are kept, so that it is the page that `report` makes of them.
             report = assembled(
                 self.out,
