@@ -24,6 +24,7 @@ from hasten.passes.onnx_files import (
 )
 from hasten.passes.openvino_graphs import PRODUCTS, converted, operations_of
 from hasten.passes.silence import first_line, silenced
+from hasten.passes.weight_rounding import round_weights
 from hasten.target import Target
 from hasten.telemetry import telemetry_off
 from hasten.tensors import Array
@@ -41,6 +42,8 @@ class NncfQuantization(Pass):
         fast_bias_correction: Estimate the error from channel means; False runs the quantized
             model layer by layer, which is more accurate and much slower to build.
         transformer: Leave alone what hurts attention, and smooth activations into weights.
+        rounding: Of the weights of convolutions: each to the nearest integer, or so that what the
+            layer gives moves least; see `weight_rounding`. Takes 8 bits.
         keep_float: Names of ONNX nodes to leave alone.
         samples: How many samples to calibrate on at most.
         reduce_range: 7-bit weights, where the processor has neither VNNI nor AMX; NNCF leaves
@@ -55,6 +58,7 @@ class NncfQuantization(Pass):
     preset: Literal["mixed", "performance"] = "mixed"
     fast_bias_correction: bool = True
     transformer: bool = False
+    rounding: Literal["nearest", "layer"] = "nearest"
     keep_float: tuple[str, ...] = ()
     samples: int = 100
     reduce_range: bool = False
@@ -63,19 +67,23 @@ class NncfQuantization(Pass):
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
         """Yield what was fastest or most accurate, in that order."""
         narrow = saturates(target)
-        for value in cls._likeliest(read_onnx(model, weights=False)):
+        for value in cls._likeliest(read_onnx(model, weights=False), narrow):
             yield replace(value, reduce_range=narrow)
 
     @classmethod
-    def _likeliest(cls, proto: onnx.ModelProto) -> Iterator[Self]:
+    def _likeliest(cls, proto: onnx.ModelProto, narrow: bool) -> Iterator[Self]:
         if is_transformer(proto):
             yield cls("mixed", transformer=True)
             yield cls("performance", transformer=True)
             yield cls("performance")
             return
         yield cls("performance")
-        yield cls("performance", False, samples=300)
-        yield cls("mixed", False, samples=300)
+        if narrow:
+            yield cls("performance", False, samples=300)
+            yield cls("mixed", False, samples=300)
+            return
+        yield cls("performance", rounding="layer")
+        yield cls("mixed", rounding="layer")
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
@@ -86,13 +94,19 @@ class NncfQuantization(Pass):
                 "nothing to quantize: there is no convolution or matrix product to take on"
             )
         path = workdir / "quantized.xml"
+        source = model
+        if self.rounding == "layer":
+            source = round_weights(model, calibration, workdir, self.keep_float)
         try:
             with silenced(), telemetry_off():
-                self._quantize(model, proto, calibration, path)
+                self._quantize(source, proto, calibration, path)
         except HastenError:
             raise
         except Exception as error:
             raise CandidateError(f"NNCF failed: {first_line(error)}") from error
+        if source is not model:
+            for file in (source.path, *source.files):
+                file.unlink()
         return replace(model, path=path, format="openvino", files=(path.with_suffix(".bin"),))
 
     def _quantize(

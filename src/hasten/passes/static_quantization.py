@@ -25,6 +25,7 @@ from hasten.passes.onnx_files import (
     write_onnx,
 )
 from hasten.passes.silence import first_line, silenced
+from hasten.passes.weight_rounding import round_weights
 from hasten.target import Target
 from hasten.tensors import Array
 
@@ -50,6 +51,8 @@ class StaticQuantization(Pass):
         compute_only: Quantize convolutions and matrix products alone, not what lies between them.
         reduce_range: 7-bit weights. Without VNNI or AMX a product of uint8 and int8 is summed in
             16 bits, and 8-bit weights saturate there.
+        rounding: Of the weights of convolutions: each to the nearest integer, or so that what the
+            layer gives moves least; see `weight_rounding`. Takes one scale per channel and 8 bits.
         keep_float: Names of nodes to leave alone.
         samples: How many samples to calibrate on at most.
 
@@ -62,6 +65,7 @@ class StaticQuantization(Pass):
     quantize_bias: bool = True
     compute_only: bool = False
     reduce_range: bool = False
+    rounding: Literal["nearest", "layer"] = "nearest"
     keep_float: tuple[str, ...] = ()
     samples: int = 100
 
@@ -80,7 +84,10 @@ class StaticQuantization(Pass):
             yield first
             return
         yield first
-        yield replace(first, calibration="percentile", samples=HISTOGRAM_SAMPLES)
+        if first.reduce_range:
+            yield replace(first, calibration="percentile", samples=HISTOGRAM_SAMPLES)
+        else:
+            yield replace(first, rounding="layer")
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
@@ -90,11 +97,14 @@ class StaticQuantization(Pass):
             raise Skipped(
                 "nothing to quantize: there is no convolution or matrix product to take on"
             )
+        source = model
+        if self.rounding == "layer":
+            source = round_weights(model, calibration, workdir, self.keep_float)
         prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
         reader = _Reader(CalibrationRequests(model, calibration, self.samples))
         try:
             with silenced(), _registered(model.custom_ops):
-                _prepare(model, prepared)
+                _prepare(source, prepared)
                 self._quantize(prepared, raw, reader, external=bool(model.files))
         except HastenError:
             raise

@@ -1,0 +1,225 @@
+"""Round weights to int8 so that what their layer gives moves least, not each weight by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError, HastenError
+from hasten.model import Model, libraries
+from hasten.passes.base import Skipped
+from hasten.passes.calibration import CalibrationRequests
+from hasten.passes.onnx_files import PROTOBUF_LIMIT_BYTES, read_onnx, write_onnx
+from hasten.passes.silence import first_line, silenced
+from hasten.telemetry import import_quietly
+from hasten.tensors import Array
+
+Floats = npt.NDArray[np.float64]
+
+HIGHEST = 127
+_SAMPLES = 32
+_PLACES = 256
+"""Places of one sample that a layer's inputs are looked at, at most, drawn at random."""
+_WIDEST = 1536
+"""Inputs of one output; a layer with more is left alone: the time grows with their cube, and many
+errors of rounding cancel by themselves."""
+_DAMPING = 0.01
+_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution or matrix product with constant weights.
+
+    Attributes:
+        node: As in the graph.
+        weights: Grouped, `(groups, outputs, inputs)`.
+        settings: The node's attributes.
+        shape: Of the constant.
+        turned: Whether the constant has its outputs last.
+    """
+
+    node: onnx.NodeProto
+    weights: Floats
+    settings: dict[str, Any]
+    shape: tuple[int, ...]
+    turned: bool
+
+    def stored(self, weights: Floats) -> Array:
+        """Return grouped weights as the graph keeps them."""
+        flat = weights.reshape(-1, weights.shape[-1])
+        values = flat.T if self.turned else flat
+        return np.ascontiguousarray(values.reshape(self.shape), np.float32)
+
+    def inputs(self, array: Array, rng: np.random.Generator) -> Array:
+        """Return what outputs are made of, `(groups, inputs, places)`."""
+        if self.node.op_type == "Gemm":
+            return array.T[None]
+        height, width = self.shape[2:]
+        down, right = self.settings.get("strides", (1, 1))
+        top, left, bottom, end = self.settings.get("pads", (0, 0, 0, 0))
+        padded = np.pad(array, ((0, 0), (0, 0), (top, bottom), (left, end)))
+        rows = (padded.shape[2] - height) // down + 1
+        columns = (padded.shape[3] - width) // right + 1
+        places = rng.permutation(len(array) * rows * columns)[:_PLACES]
+        n, y, x = np.unravel_index(places, (len(array), rows, columns))
+        looks = [
+            padded[n, :, y * down + i, x * right + j] for i in range(height) for j in range(width)
+        ]  # each (places, channels)
+        groups = len(self.weights)
+        return np.stack(looks, -1).reshape(len(n), groups, -1).transpose(1, 2, 0)
+
+
+def round_weights(
+    model: Model, calibration: Dataset, workdir: Path, keep_float: Iterable[str] = ()
+) -> Model:
+    """Return the model with weights that int8 holds exactly, in float.
+
+    A quantizer that gives each output channel a scale of its own, the largest weight over 127, finds
+    them on its grid already. Weights are rounded one after another, and those of the same output
+    that are still to come make up for the error as far as the inputs go together.
+
+    Args:
+        model: An ONNX model with `request` settled.
+        calibration: Samples to see the layers' inputs in; never those that judge.
+        workdir: Where to write.
+        keep_float: Names of nodes to leave alone.
+
+    Raises:
+        Skipped: there is no convolution or Gemm with constant weights to round.
+        CandidateError: the model can't be run.
+
+    Source: Frantar et al., arXiv:2210.17323 (GPTQ), after Hassibi and Stork 1993.
+    """
+    proto = read_onnx(model)
+    if proto.ByteSize() > PROTOBUF_LIMIT_BYTES:
+        raise CandidateError("its weights can't be rounded: the model is over 2 GiB")
+    found = _layers(proto, set(keep_float))
+    if not found:
+        raise Skipped("nothing to round: there is no convolution or Gemm with constant weights")
+    try:
+        with silenced():
+            moments = _second_moments(model, proto, found, calibration)
+    except HastenError:
+        raise
+    except Exception as error:
+        raise CandidateError(f"its weights can't be rounded: {first_line(error)}") from error
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for layer in found:
+        name = layer.node.input[1]
+        values = layer.stored(rounded(layer.weights, moments[layer.node.output[0]]))
+        constants[name].CopyFrom(numpy_helper.from_array(values, name))
+    return write_onnx(proto, model, workdir / "rounded.onnx")
+
+
+def rounded(weights: Floats, moments: Floats) -> Floats:
+    """Round weights so that the mean squared error of what they give is small.
+
+    Each output's largest weight stays as it is: it sets the scale.
+
+    Args:
+        weights: `(groups, outputs, inputs)`.
+        moments: Mean products of the inputs, `(groups, inputs, inputs)`, positive semidefinite.
+
+    Returns:
+        Multiples of each output's largest weight over 127.
+    """
+    largest = np.abs(weights).max(axis=2, keepdims=True)
+    scale = np.where(largest > 0, largest, 1.0) / HIGHEST
+    top = np.abs(weights).argmax(axis=2)
+    inputs = weights.shape[2]
+    diagonal = np.einsum("gii->gi", moments).mean(1)
+    damping = np.where(diagonal > 0, _DAMPING * diagonal, 1.0)
+    inverse = np.linalg.inv(moments + damping[:, None, None] * np.eye(inputs))
+    upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
+    left, given = weights / scale, np.zeros_like(weights)
+    for start in range(0, inputs, _BLOCK):
+        end = min(start + _BLOCK, inputs)
+        errors = np.zeros((*weights.shape[:2], end - start))
+        for i in range(start, end):
+            nearest = np.clip(np.round(left[..., i]), -HIGHEST, HIGHEST)
+            given[..., i] = np.where(top == i, np.sign(weights[..., i]) * HIGHEST, nearest)
+            errors[..., i - start] = (left[..., i] - given[..., i]) / upper[:, None, i, i]
+            left[..., i + 1 : end] -= errors[..., i - start, None] * upper[:, None, i, i + 1 : end]
+        left[..., end:] -= errors @ upper[:, start:end, end:]
+    return np.asarray(given * scale)
+
+
+def _layers(proto: onnx.ModelProto, kept: set[str]) -> list[_Layer]:
+    """Return what can be rounded: nodes whose weights are theirs alone."""
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    uses: dict[str, int] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            uses[name] = uses.get(name, 0) + 1
+    found = []
+    for node in proto.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or node.name in kept:
+            continue
+        tensor = constants.get(node.input[1])
+        if tensor is None or uses[tensor.name] > 1 or tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        layer = _layer(node, numpy_helper.to_array(tensor))
+        if layer is not None and 0 < layer.weights.shape[2] <= _WIDEST:
+            found.append(layer)
+    return found
+
+
+def _layer(node: onnx.NodeProto, values: Array) -> _Layer | None:
+    """Return a node as a layer, or None where it is of an unusual kind."""
+    settings = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Gemm":
+        turned = not settings.get("transB", 0)
+        if settings.get("transA", 0) or settings.get("alpha", 1.0) != 1.0:
+            return None
+        flat = (values.T if turned else values)[None]
+        return _Layer(node, flat.astype(np.float64), settings, values.shape, turned)
+    plain = settings.get("auto_pad", b"NOTSET") == b"NOTSET"
+    if values.ndim != 4 or not plain or set(settings.get("dilations", (1,))) != {1}:
+        return None
+    groups = settings.get("group", 1)
+    grouped = values.reshape(groups, len(values) // groups, -1)
+    return _Layer(node, grouped.astype(np.float64), settings, values.shape, False)
+
+
+def _second_moments(
+    model: Model, proto: onnx.ModelProto, found: Sequence[_Layer], calibration: Dataset
+) -> dict[str, Floats]:
+    """Return each layer's mean products of inputs, by the name of what it gives."""
+    given = {value.name for value in proto.graph.input}
+    names = sorted({layer.node.input[0] for layer in found} - given)
+    session = _session(model, proto, names)
+    rng = np.random.default_rng(0)
+    moments: dict[str, Floats] = {}
+    requests = CalibrationRequests(model, calibration, _SAMPLES)
+    for request in requests:
+        seen = request | dict(zip(names, session.run(names, request) if names else (), strict=True))
+        for layer in found:
+            inputs = layer.inputs(seen[layer.node.input[0]], rng)
+            own = (inputs @ inputs.transpose(0, 2, 1)).astype(np.float64)
+            name, share = layer.node.output[0], 1 / (inputs.shape[2] * len(requests))
+            moments[name] = moments.get(name, 0.0) + own * share
+    return moments
+
+
+def _session(model: Model, proto: onnx.ModelProto, names: Sequence[str]) -> Any:
+    ort = import_quietly("onnxruntime")
+    watched = onnx.ModelProto()
+    watched.CopyFrom(proto)
+    outputs = {value.name for value in watched.graph.output}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for library in libraries(model.custom_ops, "RegisterCustomOps"):
+        options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(
+        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
