@@ -8,6 +8,7 @@ from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import is_transformer, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
+from hasten.target import Target
 from hasten.testing.pass_tests import NARROW, host
 
 CHAIN = """
