@@ -50,7 +50,8 @@ def test_transformers_start_with_smoothing_and_quantized_products_alone(attentio
 def test_convolutional_networks_are_also_tried_with_weights_rounded_by_layer(chain: Model) -> None:
     wide = replace(Target.host(), isa=("avx2", "avx512_vnni"))
     nncf = list(NncfQuantization.variants(chain, wide))
-    assert [value.rounding for value in nncf] == ["nearest", "layer", "layer"]
+    assert [value.rounding for value in nncf] == ["nearest", "nearest", "layer"]
+    assert [value.fast_bias_correction for value in nncf] == [True, False, True]
     narrow = list(NncfQuantization.variants(chain, replace(wide, isa=("avx2",))))
     assert [value.fast_bias_correction for value in narrow] == [True, False, False]
     assert not any(value.transformer for value in nncf)

@@ -78,12 +78,11 @@ class NncfQuantization(Pass):
             yield cls("performance")
             return
         yield cls("performance")
+        yield cls("performance", False, samples=300)
         if narrow:
-            yield cls("performance", False, samples=300)
             yield cls("mixed", False, samples=300)
-            return
-        yield cls("performance", rounding="layer")
-        yield cls("mixed", rounding="layer")
+        else:
+            yield cls("performance", rounding="layer")
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
