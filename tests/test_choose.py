@@ -122,11 +122,14 @@ def test_who_may_be_as_fast_as_one_as_safe_is_undecided() -> None:
         standing("twin", 0.41, 0.01),  # its interval reaches the best's
         standing("slower", 0.45, 0.01),
         standing("safer", 0.45, 0.0),
+        standing("lucky", 0.45, -0.01),  # nothing inexact is safer than what is exact
         standing("beyond", 0.3, 0.05),
         standing("exact", 0.41, exact=True),
     ]
     assert undecided(standings, max_drop=0.03) == ("best", "twin")
-    assert undecided([s for s in standings if s.key != "exact"], 0.03) == ("best", "twin", "safer")
+    assert undecided([s for s in standings if s.key != "exact"], 0.03) == (
+        *("best", "twin", "lucky", "safer"),
+    )
 
 
 @given(FIELDS, SHARES)

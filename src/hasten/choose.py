@@ -69,7 +69,9 @@ def undecided(standings: Sequence[Standing], max_drop: float) -> tuple[str, ...]
     return tuple(
         own.key
         for own in sorted(able, key=lambda s: (s.ratio.estimate, s.drop))
-        if not any(o.drop <= own.drop and o.ratio.high < own.ratio.low for o in standings)
+        if not any(
+            (o.exact or o.drop <= own.drop) and o.ratio.high < own.ratio.low for o in standings
+        )
     )
 
 

@@ -43,7 +43,7 @@ from hasten.search.grid import ENGINES, grid
 from hasten.search.journal import Journal
 from hasten.search.order import Order
 from hasten.target import Target
-from hasten.workspace import Parts, check_same_run, claimed, data_digest, lay_out
+from hasten.workspace import SEARCH_VERSION, Parts, check_same_run, claimed, data_digest, lay_out
 
 
 def optimize(
@@ -140,7 +140,7 @@ def optimize(
                 "data": data_digest(parts),
                 "machine": target,
                 "pipeline": pipeline,
-                "set of versions": versions(),
+                "set of versions": versions() | {"search": str(SEARCH_VERSION)},
                 "options": options,
                 "objective": objective,
                 "file of the metric's function": scored.source_sha256

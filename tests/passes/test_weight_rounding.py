@@ -176,7 +176,7 @@ def test_without_a_convolution_there_is_nothing_to_round(tmp_path: Path) -> None
     with pytest.raises(Skipped) as skipped:
         round_weights(model, ArrayDataset({"x": np.zeros((1, 1), np.float32)}), tmp_path)
     assert str(skipped.value) == (
-        "nothing to round: there is no convolution or Gemm with constant weights"
+        "nothing to round: no convolution or Gemm is of a kind that can be"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ class OpenVino(Engine):
             artifact = place(model, workdir)
         else:
             artifact = _converted(model, workdir)
-        self._compile(artifact, target, artifact.request)
+        self._compile(artifact, target)
         return artifact
 
     @contextmanager
@@ -136,8 +137,11 @@ class OpenVino(Engine):
         """Compile for one request's shapes, or for all that the model takes."""
         settings = self._settings(target) | ({"PERF_COUNT": True} if counting else {})
         core, graph = self._read(artifact)
+        if (settled := _settled(graph, request)) is not graph:
+            with contextlib.suppress(Exception):  # then it is open, as it was proven to compile
+                return core.compile_model(settled, "CPU", settings)
         try:
-            return core.compile_model(_settled(graph, request), "CPU", settings)
+            return core.compile_model(graph, "CPU", settings)
         except Exception as error:
             raise failed("OpenVINO can't compile the model", error) from error
 

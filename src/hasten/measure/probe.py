@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -22,9 +23,9 @@ def thread_scaling(threads: int) -> float:
     """Return how many times the work of one thread `threads` do in the same time.
 
     Takes some 16 ms on any processor. Perfect is `threads`; a neighbour on one of two cores makes
-    it 1. Each thread is bound to a processor of its own: some kernels leave young threads together
-    on one for a quarter of a second, whatever the host gives, and an engine's are older. Starting
-    them isn't counted: on a quiet host it would look like a neighbour.
+    it 1. Where there is a processor for each thread they are bound, one each: some kernels leave young
+    threads together on one for a quarter of a second, whatever the host gives, and an engine's are
+    older. Starting them isn't counted: on a quiet host it would look like a neighbour.
     """
     passes, begin = 0, time.perf_counter_ns()
     while (alone_ns := time.perf_counter_ns() - begin) < _ALONE_NS:
@@ -39,7 +40,9 @@ def _together_ns(threads: int, passes: int) -> int:
     cpus = sorted(os.sched_getaffinity(0))
 
     def run(number: int) -> None:
-        os.sched_setaffinity(0, {cpus[number % len(cpus)]})  # of this thread alone
+        if len(cpus) == threads:
+            with contextlib.suppress(OSError):  # a sandbox may forbid it
+                os.sched_setaffinity(0, {cpus[number]})  # of this thread alone
         gate.wait()
         begin = time.perf_counter_ns()
         for _ in range(passes):

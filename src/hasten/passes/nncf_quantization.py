@@ -42,7 +42,7 @@ class NncfQuantization(Pass):
         fast_bias_correction: Estimate the error from channel means; False runs the quantized
             model layer by layer, which is more accurate and much slower to build.
         transformer: Leave alone what hurts attention, and smooth activations into weights.
-        rounding: Of the weights of convolutions: each to the nearest integer, or so that what the
+        rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
             layer gives moves least; see `weight_rounding`. Takes 8 bits.
         keep_float: Names of ONNX nodes to leave alone.
         samples: How many samples to calibrate on at most.
@@ -95,6 +95,8 @@ class NncfQuantization(Pass):
         path = workdir / "quantized.xml"
         source = model
         if self.rounding == "layer":
+            if self.reduce_range:
+                raise CandidateError("weights rounded by layer take 8 bits")
             source = round_weights(model, calibration, workdir, self.keep_float)
         try:
             with silenced(), telemetry_off():

@@ -51,7 +51,7 @@ class StaticQuantization(Pass):
         compute_only: Quantize convolutions and matrix products alone, not what lies between them.
         reduce_range: 7-bit weights. Without VNNI or AMX a product of uint8 and int8 is summed in
             16 bits, and 8-bit weights saturate there.
-        rounding: Of the weights of convolutions: each to the nearest integer, or so that what the
+        rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
             layer gives moves least; see `weight_rounding`. Takes one scale per channel and 8 bits.
         keep_float: Names of nodes to leave alone.
         samples: How many samples to calibrate on at most.
@@ -99,6 +99,10 @@ class StaticQuantization(Pass):
             )
         source = model
         if self.rounding == "layer":
+            if self.reduce_range or not self.per_channel:
+                raise CandidateError(
+                    "weights rounded by layer take one scale per channel and 8 bits"
+                )
             source = round_weights(model, calibration, workdir, self.keep_float)
         prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
         reader = _Reader(CalibrationRequests(model, calibration, self.samples))

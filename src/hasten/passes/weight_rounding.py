@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from hasten.errors import CandidateError, HastenError
 from hasten.model import Model, libraries
 from hasten.passes.base import Skipped
 from hasten.passes.calibration import CalibrationRequests
-from hasten.passes.onnx_files import PROTOBUF_LIMIT_BYTES, read_onnx, write_onnx
+from hasten.passes.onnx_files import PROTOBUF_LIMIT_BYTES, graphs, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
 from hasten.telemetry import import_quietly
 from hasten.tensors import Array
@@ -94,8 +96,9 @@ def round_weights(
         keep_float: Names of nodes to leave alone.
 
     Raises:
-        Skipped: there is no convolution or Gemm with constant weights to round.
-        CandidateError: the model can't be run.
+        Skipped: there is nothing to round: two-dimensional convolutions without dilation, and Gemm,
+            with up to 1,536 constant weights per output that are theirs alone.
+        CandidateError: the model can't be run, or a layer's inputs aren't finite.
 
     Source: Frantar et al., arXiv:2210.17323 (GPTQ), after Hassibi and Stork 1993.
     """
@@ -104,7 +107,7 @@ def round_weights(
         raise CandidateError("its weights can't be rounded: the model is over 2 GiB")
     found = _layers(proto, set(keep_float))
     if not found:
-        raise Skipped("nothing to round: there is no convolution or Gemm with constant weights")
+        raise Skipped("nothing to round: no convolution or Gemm is of a kind that can be")
     try:
         with silenced():
             moments = _second_moments(model, proto, found, calibration)
@@ -156,35 +159,36 @@ def rounded(weights: Floats, moments: Floats) -> Floats:
 def _layers(proto: onnx.ModelProto, kept: set[str]) -> list[_Layer]:
     """Return what can be rounded: nodes whose weights are theirs alone."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    uses: dict[str, int] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    uses = Counter(name for g in graphs(proto.graph) for node in g.node for name in node.input)
+    uses.update(value.name for value in proto.graph.output)
     found = []
     for node in proto.graph.node:
-        if node.op_type not in ("Conv", "Gemm") or node.name in kept:
+        if node.domain or node.op_type not in ("Conv", "Gemm") or node.name in kept:
             continue
         tensor = constants.get(node.input[1])
         if tensor is None or uses[tensor.name] > 1 or tensor.data_type != onnx.TensorProto.FLOAT:
             continue
-        layer = _layer(node, numpy_helper.to_array(tensor))
-        if layer is not None and 0 < layer.weights.shape[2] <= _WIDEST:
-            found.append(layer)
+        settings = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if 0 < _inputs_of_one_output(node.op_type, settings, tuple(tensor.dims)) <= _WIDEST:
+            found.append(_layer(node, settings, numpy_helper.to_array(tensor)))
     return found
 
 
-def _layer(node: onnx.NodeProto, values: Array) -> _Layer | None:
-    """Return a node as a layer, or None where it is of an unusual kind."""
-    settings = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+def _inputs_of_one_output(kind: str, settings: dict[str, Any], dims: tuple[int, ...]) -> int:
+    """How many weights an output has; 0 where the node is of a kind that isn't rounded."""
+    if kind == "Gemm":
+        usual = not settings.get("transA", 0) and settings.get("alpha", 1.0) == 1.0
+        return dims[1 if settings.get("transB", 0) else 0] if usual else 0
+    plain = settings.get("auto_pad", b"NOTSET") == b"NOTSET"
+    usual = len(dims) == 4 and plain and set(settings.get("dilations", (1,))) == {1}
+    return math.prod(dims[1:]) if usual else 0
+
+
+def _layer(node: onnx.NodeProto, settings: dict[str, Any], values: Array) -> _Layer:
     if node.op_type == "Gemm":
         turned = not settings.get("transB", 0)
-        if settings.get("transA", 0) or settings.get("alpha", 1.0) != 1.0:
-            return None
         flat = (values.T if turned else values)[None]
         return _Layer(node, flat.astype(np.float64), settings, values.shape, turned)
-    plain = settings.get("auto_pad", b"NOTSET") == b"NOTSET"
-    if values.ndim != 4 or not plain or set(settings.get("dilations", (1,))) != {1}:
-        return None
     groups = settings.get("group", 1)
     grouped = values.reshape(groups, len(values) // groups, -1)
     return _Layer(node, grouped.astype(np.float64), settings, values.shape, False)
@@ -205,6 +209,10 @@ def _second_moments(
         for layer in found:
             inputs = layer.inputs(seen[layer.node.input[0]], rng)
             own = (inputs @ inputs.transpose(0, 2, 1)).astype(np.float64)
+            if not np.isfinite(own).all():
+                raise CandidateError(
+                    f"what goes into {layer.node.name!r} isn't finite, or too large"
+                )
             name, share = layer.node.output[0], 1 / (inputs.shape[2] * len(requests))
             moments[name] = moments.get(name, 0.0) + own * share
     return moments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from hasten.candidate import Single, Trial
@@ -57,12 +57,17 @@ class Mixing:
         base = _fastest_quantized(ranked, self._trials)
         if base is None:
             return
+        try:
+            noise = self._noise()
+        except (CandidateError, Skipped) as why:
+            self._notes.append(f"which layers int8 suits wasn't found out: {why}")
+            return
         scale = self._scale_that_passes(base)
         for engine in _engines_of(base, ranked, self._trials):
             shares = [1.0, *shares_for(scale, self._own_noise(base, engine))]
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # its float alone costs more answers than there are to lose
-            costs = self._layer_costs(base, engine)
+            costs = self._layer_costs(base, engine, noise)
             if not costs:
                 continue
             tried = self._try(base, engine, costs, shares)
@@ -114,13 +119,14 @@ class Mixing:
             return 0.0
         return (self._trials.flips(own) / max(self._trials.flips(base), 1e-9)) ** 2
 
-    def _layer_costs(self, base: Trial, engine: Engine) -> tuple[LayerCost, ...]:
+    def _layer_costs(
+        self, base: Trial, engine: Engine, noise: Mapping[str, float]
+    ) -> tuple[LayerCost, ...]:
         """What each layer of a quantized model costs in answers, and saves in time on an engine."""
         step = base.candidate.passes[-1]
         try:
-            noise = self._noise()
-            for node in getattr(step, "keep_float", ()):
-                noise.pop(node, None)
+            kept = getattr(step, "keep_float", ())
+            noise = {node: own for node, own in noise.items() if node not in kept}
             plain = self._trials.done.get(Single((), engine).key)
             int8 = self._trials.done.get(Single(base.candidate.passes, engine).key)
             if plain is None or int8 is None:
