@@ -28,8 +28,8 @@ ROUNDS, CALLS = 100, 200
 def bare(session: Any, request: dict[str, Any]) -> Callable[[], Any]:
     """Return the runtime's own call on the session that a bundle has open, nothing around it."""
     session.run(request)  # OpenVINO's request has its input tensor from here on
-    if hasattr(session, "_request"):
-        return session._request.infer  # type: ignore[no-any-return]
+    if hasattr(session, "_first"):
+        return session._first._request.infer  # type: ignore[no-any-return]
     return functools.partial(session._session.run, session._names, request)
 
 
