@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 
 from hasten.engines.base import Artifact
@@ -177,6 +178,29 @@ def test_what_a_request_does_not_settle_is_compiled_open(host: Target, tmp_path:
     wrong = replace(artifact.inputs[0], shape=(1, 15))
     with OpenVino().open(replace(artifact, request=(wrong,)), host) as session:
         assert session.run(request_for(artifact.inputs, batch=3))["logits"].shape == (3, 4)
+
+
+def test_a_model_that_is_refused_settled_runs_open(
+    host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(models.linear_classifier(tmp_path))
+    artifact = build(model.path, host)
+    one = request_for(artifact.inputs)
+    artifact = replace(artifact, request=model.settled_by({"x": one["x"][0]}).request)
+    real = openvino.Core.compile_model
+    shapes = []
+
+    def refusing(core: Any, graph: Any, *args: Any) -> Any:
+        shapes.append(str(graph.inputs[0].partial_shape))
+        if graph.inputs[0].partial_shape.is_static:
+            raise RuntimeError("not in these shapes")
+        return real(core, graph, *args)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", refusing)
+    with OpenVino().open(artifact, host) as session:
+        assert session.run(one)["logits"].shape == (1, 4)
+        assert session.run(request_for(artifact.inputs, batch=3))["logits"].shape == (3, 4)
+    assert shapes == ["[1,16]", "[?,16]"]
 
 
 def test_an_unknown_operator_is_told_in_one_line(host: Target, tmp_path: Path) -> None:

@@ -193,6 +193,35 @@ def test_a_network_that_cannot_run_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(failed.value)
 
 
+def test_inputs_that_overflow_are_one_line(tmp_path: Path) -> None:
+    model = settled(models.small_cnn(tmp_path))
+    huge = ArrayDataset({"x": np.full((4, 3, 32, 32), 1e30, np.float32)})
+    with pytest.raises(CandidateError) as failed:
+        round_weights(model, huge, tmp_path)
+    assert str(failed.value) == ("what gives 'c1' isn't finite, or too large to round weights by")
+
+
+@pytest.mark.parametrize(
+    ("step", "takes"),
+    [
+        (NncfQuantization(rounding="layer", reduce_range=True), "8 bits"),
+        (
+            StaticQuantization(rounding="layer", reduce_range=True),
+            "one scale per channel and 8 bits",
+        ),
+        (
+            StaticQuantization(rounding="layer", per_channel=False),
+            "one scale per channel and 8 bits",
+        ),
+    ],
+)
+def test_weights_are_not_rounded_for_another_grid(tmp_path: Path, step: Any, takes: str) -> None:
+    model = settled(models.small_cnn(tmp_path))
+    with pytest.raises(CandidateError) as failed:
+        step(model, calibration(model), tmp_path)
+    assert str(failed.value) == f"weights rounded by layer take {takes}"
+
+
 def test_seven_bits_are_rounded_to_the_nearest(tmp_path: Path) -> None:
     model = load(models.small_cnn(tmp_path))
     wide = replace(Target.host(), isa=("avx2", "avx512_vnni"))

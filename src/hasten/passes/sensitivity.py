@@ -178,7 +178,7 @@ class _Study:
         ins = {layer.node.input[i] for layer in self._layers for i in layer.activations}
         outs = {layer.node.output[0]: layer.channel_axis for layer in self._layers}
         names = sorted(ins | outs.keys())
-        session = self._session(_with_outputs(self._proto, names))
+        session = self._session(with_outputs(self._proto, names))
         for number, request in enumerate(self._requests):
             for name, array in zip(names, session.run(names, request), strict=True):
                 if name in ins and array.size:
@@ -243,7 +243,7 @@ class _Study:
             nodes += [node, helper.make_node("Add", [raw, shift], [output])]
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
-        return _with_outputs(proto, [layer.node.output[0] for layer in group])
+        return with_outputs(proto, [layer.node.output[0] for layer in group])
 
     def _rounding(self, name: str, prefix: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         """Return the nodes that round an activation to 8 bits over its range."""
@@ -263,21 +263,32 @@ class _Study:
         ]
 
     def _session(self, proto: onnx.ModelProto) -> Any:
-        ort = import_quietly("onnxruntime")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = self._threads
-        for library in libraries(self._model.custom_ops, "RegisterCustomOps"):
-            options.register_custom_ops_library(str(library))
-        return ort.InferenceSession(
-            proto.SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["WeightBiasQuantization"],  # weights are rounded already
-        )
+        return session_of(proto, self._model, self._threads)
 
 
-def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def session_of(proto: onnx.ModelProto, model: Model, threads: int = 0) -> Any:
+    """Open a graph in ONNX Runtime, with the operators of the model that it came from.
+
+    Args:
+        proto: The graph, with its weights, under 2 GiB.
+        model: Where it came from.
+        threads: 0 for all there are.
+    """
+    ort = import_quietly("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    for library in libraries(model.custom_ops, "RegisterCustomOps"):
+        options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(
+        proto.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["WeightBiasQuantization"],  # weights are rounded already
+    )
+
+
+def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy that gives further tensors too."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)

@@ -16,12 +16,12 @@ from onnx import numpy_helper
 
 from hasten.data.dataset import Dataset
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Model, libraries
+from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import PROTOBUF_LIMIT_BYTES, graphs, read_onnx, write_onnx
+from hasten.passes.sensitivity import session_of, with_outputs
 from hasten.passes.silence import first_line, silenced
-from hasten.telemetry import import_quietly
 from hasten.tensors import Array
 
 Floats = npt.NDArray[np.float64]
@@ -200,7 +200,7 @@ def _second_moments(
     """Return each layer's mean products of inputs, by the name of what it gives."""
     given = {value.name for value in proto.graph.input}
     names = sorted({layer.node.input[0] for layer in found} - given)
-    session = _session(model, proto, names)
+    session = session_of(with_outputs(proto, names), model)
     rng = np.random.default_rng(0)
     moments: dict[str, Floats] = {}
     requests = CalibrationRequests(model, calibration, _SAMPLES)
@@ -211,23 +211,8 @@ def _second_moments(
             own = (inputs @ inputs.transpose(0, 2, 1)).astype(np.float64)
             if not np.isfinite(own).all():
                 raise CandidateError(
-                    f"what goes into {layer.node.name!r} isn't finite, or too large"
+                    f"what gives {layer.node.output[0]!r} isn't finite, or too large to round weights by"
                 )
             name, share = layer.node.output[0], 1 / (inputs.shape[2] * len(requests))
             moments[name] = moments.get(name, 0.0) + own * share
     return moments
-
-
-def _session(model: Model, proto: onnx.ModelProto, names: Sequence[str]) -> Any:
-    ort = import_quietly("onnxruntime")
-    watched = onnx.ModelProto()
-    watched.CopyFrom(proto)
-    outputs = {value.name for value in watched.graph.output}
-    watched.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in outputs)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    for library in libraries(model.custom_ops, "RegisterCustomOps"):
-        options.register_custom_ops_library(str(library))
-    return ort.InferenceSession(
-        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
