@@ -33,8 +33,6 @@ from hasten.search.race import AGAIN, BASELINE, Standings
 
 CURVE_S = BUDGET_S
 """How long the batch curve may take; 0 for none."""
-LIMITS = True
-"""Whether what ships is profiled and set against what the machine can do."""
 _INTERIM = "the run has not finished: the fastest found so far, not certified; go on with --resume"
 
 
@@ -162,7 +160,7 @@ class Delivery:
     ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...]]:
         """Profile what ships and the exact model, and set them against what the machine can do."""
         deadline = run.order.deadline
-        if not LIMITS or (deadline is not None and time.monotonic() > deadline):
+        if not run.LIMITS or (deadline is not None and time.monotonic() > deadline):
             return {}, ()
         run.listen(Progress("limit", "what the machine can do", 0, 1))
         wanted = {r: (key, who) for r, key, who in shown if r in ("fastest exact", "winner")}

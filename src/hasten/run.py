@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,10 +16,13 @@ from hasten.certification import judge_ladder, prior_of, sealed_scores
 from hasten.choose import Standing, faster, fastest_exact, ladder, undecided
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError
+from hasten.measure.ceilings import measure
 from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
+from hasten.measure.roofline import Floor, floor
+from hasten.measure.work import work
 from hasten.measure.workbench import Opened, Workbench
 from hasten.progress import Listener, Progress
 from hasten.records import digest, from_record, to_record
@@ -54,7 +58,10 @@ class Run:
         listen: Told of each step.
         on_better: Called with a trial that is the best so far, to write an interim bundle.
         pace: Lengths of the turns.
+        LIMITS: Whether latencies are set against what the machine can do.
     """
+
+    LIMITS: ClassVar[bool] = True
 
     bench: Workbench
     journal: Journal
@@ -99,8 +106,19 @@ class Run:
             sealed_samples=len(self.parts.sealed),
             listen=self.listen,
             on_better=lambda trial: self.on_better(self, trial),
+            least=self._least,
             notes=self.notes,
         ).explore(grid)
+
+    def _least(self) -> Floor | None:
+        """The least time that this machine can take for the model, whatever runs it; None where it can't be told."""
+        if not self.LIMITS:
+            return None
+        self.trials.opened_baseline().worker.sleep()
+        try:
+            return floor(work(self.bench.model), measure(self.bench.target, self.bench.folder))
+        except (CandidateError, InputError):
+            return None  # said at the end, where latencies are set against it
 
     def _original(self) -> list[str]:
         """Say how right the original is: where it is wrong, so is what agrees with it."""

@@ -227,3 +227,24 @@ def test_nothing_is_left_to_a_precision_that_alone_costs_too_many_answers(
     search.add_bf16(flips=0.028)
     assert search.run()
     assert {candidate.engine for candidate in network.tried} == {ENGINE}
+
+
+@pytest.mark.parametrize(("wrong", "base"), [((5, 2), 0), ((60, 20), 1), ((90, 60), 1)])
+def test_the_fastest_that_passes_is_mixed_or_else_the_most_accurate(
+    desk: Desk, spool: Spool, tmp_path: Path, wrong: tuple[int, int], base: int
+) -> None:
+    search = Search(Network.drawn(3, flips=0.001), desk, spool, tmp_path)
+    fast = search.trials.done.pop(INT8.key)
+    other = Single((NncfQuantization("performance"),), ENGINE)
+    for candidate, lost, each_ns in ((INT8, wrong[0], 1000), (other, wrong[1], 1010)):
+        search.trials.done[candidate.key] = replace(
+            fast,
+            candidate=candidate,
+            measurement=Measurement("measured", 1, dict.fromkeys(range(6), (each_ns,) * 3)),
+            baseline=Measurement("measured", 1, dict.fromkeys(range(6), (3000,) * 3)),
+            scores=(0.0,) * lost + (1.0,) * (SAMPLES - lost),
+        )
+    steps = to_record(search.network.steps(search.network.int8_ns))
+    search.trials.journal.append("profile", key=other.key, steps=steps)
+    search.run()
+    assert {c.passes[:1] for c in search.network.tried} == {((INT8, other)[base]).passes}

@@ -13,6 +13,8 @@ from hasten.candidate import Candidate, Single, Trial
 from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
 from hasten.errors import CandidateError
+from hasten.measure.intervals import quantile
+from hasten.measure.roofline import Floor
 from hasten.passes.base import Pass, Skipped
 from hasten.progress import Listener, Progress
 from hasten.search.escalation import Escalation
@@ -37,6 +39,7 @@ class Exploration:
         sealed_samples: How many samples they come to.
         listen: Told of each step.
         on_better: Called with a trial that is the best so far.
+        least: Tells the least time that the machine can take for the model; None where it can't.
         notes: What the reader should know is added here.
     """
 
@@ -50,14 +53,16 @@ class Exploration:
         sealed_samples: int,
         listen: Listener,
         on_better: Callable[[Trial], None],
+        least: Callable[[], Floor | None],
         notes: list[str],
     ) -> None:
         self.trials = trials
         self.best: str | None = None
         self._order, self._units, self._listen = order, units, listen
         self._sealed_draws, self._sealed_samples = sealed_draws, sealed_samples
-        self._on_better, self._notes = on_better, notes
+        self._on_better, self._least, self._notes = on_better, least, notes
         self._best_ratio = 1.0
+        self._at_limit = False
 
     def explore(self, grid: Sequence[Single]) -> None:
         """Try the grid; further variants where the fastest aren't accurate enough; neighbours of the best."""
@@ -66,18 +71,36 @@ class Exploration:
             ranked = [t.candidate for t in self._ranked()]
             self._try(variations(ranked, model, target, self._order.keep_float))
         common = (self.trials, self._try, self._likely_passes)
-        if not self._late():
+        if not self._over():
             Mixing(*common, self._late, self._notes).mix(self._ranked())
         if self._order.objective == "p99":
             self._notes.append(
                 "no cascade was tried: a request that is asked again costs both models"
             )
-        elif not self._late():
+        elif not self._over():
             Escalation(*common, self._notes).escalate(self._ranked())
-        if not self._late():
+        if not self._over():
             best = self._promising()
             ratios = [self.trials.ratio(self.trials.done[c.key]).estimate for c in best]
             self._try(neighbours(best, self._helpful(), target), min(ratios, default=1.0))
+
+    def _over(self) -> bool:
+        """Whether the time is up, or what is left to gain is less than a few turns tell apart."""
+        if self._late() or self._at_limit:
+            return True
+        passing = [t for t in self._ranked() if self._likely_passes(t)]
+        floor = self._least() if passing else None
+        if floor is None or passing[0].measurement is None:
+            return False
+        measured = passing[0].measurement
+        p50_ns = quantile(measured.rounds, 0.5).value_ns
+        self._at_limit = floor.left_to_gain(p50_ns, measured.threads) < SCREEN_NOISE
+        if self._at_limit:
+            self._notes.append(
+                f"the search ended early: {passing[0].candidate.label} takes "
+                f"{floor.ratio(p50_ns, measured.threads):.2f} times the least that this machine can"
+            )
+        return self._at_limit
 
     def _try(self, candidates: Sequence[Single], beat: float = 1.0) -> bool:
         """Try some candidates; return whether the time sufficed. Who surely doesn't beat a ratio isn't judged."""

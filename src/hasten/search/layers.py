@@ -113,7 +113,7 @@ def _worth(cost: LayerCost) -> float:
     return cost.noise / cost.gain_ns if cost.gain_ns > 0 else math.inf
 
 
-def shares_for(scale: float, own: float = 0.0) -> tuple[float, ...]:
+def shares_for(scale: float, own: float = 0.0, within: float = 0.0) -> tuple[float, ...]:
     """Return the shares of the noise worth trying where the flips are to shrink to a share of theirs.
 
     Answers flip where the error exceeds their margin: for small errors as often as it is large,
@@ -124,9 +124,13 @@ def shares_for(scale: float, own: float = 0.0) -> tuple[float, ...]:
         scale: From 0 to 1; at either end there is nothing to try.
         own: What stays whatever goes back to float, as a share of the same noise: that of the
             engine's own float. Nothing is worth trying where it alone is too much.
+        within: What of the noise isn't the layers' in int8: as much as `own` where it was that
+            engine that ran them.
     """
     left = scale**2 - own
-    return tuple(left * factor for factor in (1.0, 0.5, 0.2)) if scale < 1 and left > 0 else ()
+    if scale >= 1 or left <= 0:
+        return ()
+    return tuple(left / (1 - within) * factor for factor in (1.0, 0.5, 0.2))
 
 
 def between_shares(passes: Mapping[float, bool]) -> float | None:

@@ -54,7 +54,7 @@ class Mixing:
         Args:
             ranked: What ran through, fastest first.
         """
-        base = _fastest_quantized(ranked, self._trials)
+        base = self._base(ranked)
         if base is None:
             return
         try:
@@ -64,7 +64,9 @@ class Mixing:
             return
         scale = self._scale_that_passes(base)
         for engine in _engines_of(base, ranked, self._trials):
-            shares = [1.0, *shares_for(scale, self._own_noise(base, engine))]
+            own = self._own_noise(base, engine)
+            within = own if engine == base.candidate.engine else 0.0
+            shares = [1.0, *shares_for(scale, own, within)]
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # its float alone costs more answers than there are to lose
             costs = self._layer_costs(base, engine, noise)
@@ -81,6 +83,28 @@ class Mixing:
                 tried |= self._try(base, engine, costs, [between])
             if any(self._likely(trial, 1.0) for trial in tried.values()):
                 return
+
+    def _base(self, ranked: Sequence[Trial]) -> Trial | None:
+        """Return the fastest whose layers can go back to float; the most accurate, where none passes.
+
+        Of those that are as fast as any, as far as a few turns tell.
+        """
+        ratio = self._trials.ratio
+        able = [
+            trial
+            for trial in ranked
+            if trial.scores
+            and len(trial.candidate.passes) == 1
+            and _quantizes(trial.candidate.passes[0])
+            and ratio(trial).estimate < 1
+        ]
+        if not able:
+            return None
+        best = ratio(able[0])
+        limit = max(best.high, best.estimate * (1 + SCREEN_NOISE))
+        near = [trial for trial in able if ratio(trial).low < limit]
+        passing = [trial for trial in near if self._likely(trial, 1.0)]
+        return passing[0] if passing else min(near, key=self._trials.drop)
 
     def _try(
         self, base: Trial, engine: Engine, costs: Sequence[LayerCost], shares: Sequence[float]
@@ -183,23 +207,6 @@ def mixed(base: Single, kept: Sequence[str], engine: Engine) -> Single:
 
 def _quantizes(step: Pass) -> bool:
     return any(field.name == "keep_float" for field in dataclasses.fields(step))  # type: ignore[arg-type]
-
-
-def _fastest_quantized(ranked: Sequence[Trial], trials: Trials) -> Trial | None:
-    """Of the fastest whose layers can go back to float, as far as a few turns tell, the most accurate."""
-    able = [
-        trial
-        for trial in ranked
-        if trial.scores
-        and len(trial.candidate.passes) == 1
-        and _quantizes(trial.candidate.passes[0])
-        and trials.ratio(trial).estimate < 1
-    ]
-    if not able:
-        return None
-    best = trials.ratio(able[0])
-    limit = max(best.high, best.estimate * (1 + SCREEN_NOISE))
-    return min((t for t in able if trials.ratio(t).low < limit), key=trials.drop)
 
 
 def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Trials) -> list[Engine]:

@@ -55,7 +55,7 @@ def quick_runs(
             (hasten.optimization, "pace_for", shorter),
             (hasten.benchmark, "Pace", functools.partial(Pace, **TURN)),
             (hasten.delivery, "CURVE_S", curve_s),
-            (hasten.delivery, "LIMITS", limits),
+            (hasten.run.Run, "LIMITS", limits),
             (hasten.run, "SETTLED", SETTLED),
             (hasten.run, "RACE_SETTLED", SETTLED),
             (hasten.benchmark, "SETTLED", SETTLED),
