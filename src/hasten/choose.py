@@ -21,12 +21,15 @@ class Standing:
         exact: Whether it keeps the model's own precision and agrees with the reference.
         ratio: Latency over the baseline's.
         drop: Estimated fall on the search split, in absolute share; 0 for the exact.
+        risk: The fall that it would probably be certified for, which tells who is safer; 0 for the
+            exact. Of few samples, the one that flips most comes out best by luck.
     """
 
     key: str
     exact: bool
     ratio: Ratio
     drop: float
+    risk: float
 
 
 def faster(one: Ratio, other: Ratio, spread: float) -> bool:
@@ -68,9 +71,9 @@ def undecided(standings: Sequence[Standing], max_drop: float) -> tuple[str, ...]
     able = [s for s in standings if not s.exact and s.drop < max_drop]
     return tuple(
         own.key
-        for own in sorted(able, key=lambda s: (s.ratio.estimate, s.drop))
+        for own in sorted(able, key=lambda s: (s.ratio.estimate, s.risk))
         if not any(
-            (o.exact or o.drop <= own.drop) and o.ratio.high < own.ratio.low for o in standings
+            (o.exact or o.risk <= own.risk) and o.ratio.high < own.ratio.low for o in standings
         )
     )
 
@@ -105,8 +108,8 @@ def ladder(
     ]
     kept: list[Standing] = []
     head = 0.0  # the fastest of those that tie with the last kept; ties don't chain
-    for standing in sorted(able, key=lambda s: (s.ratio.estimate, s.drop)):
-        if kept and standing.drop >= kept[-1].drop:
+    for standing in sorted(able, key=lambda s: (s.ratio.estimate, s.risk)):
+        if kept and standing.risk >= kept[-1].risk:
             continue
         if kept and standing.ratio.estimate < head * (1 + spread):
             kept[-1] = standing

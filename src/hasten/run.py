@@ -159,12 +159,13 @@ class Run:
     def standing(self, trial: Trial, figure: Ratio) -> Standing:
         """What the choice needs to know of a trial."""
         candidate = trial.candidate
-        return Standing(candidate.key, candidate.exact, figure, self.trials.drop(trial))
+        drop, risk = self.trials.drop(trial), self.trials.risk(trial)
+        return Standing(candidate.key, candidate.exact, figure, drop, risk)
 
     def field(self) -> list[Candidate]:
         """Who races: the exact ones that may win, the ladder of the screening, and who may be as good."""
         even = Ratio(1.0, 1.0, 1.0, 0)
-        baseline = Standing(self.trials.baseline.key, True, even, 0.0)
+        baseline = Standing(self.trials.baseline.key, True, even, 0.0, 0.0)
         trials = self.trials.measured()
         standings = [baseline, *(self.standing(t, self.trials.ratio(t)) for t in trials)]
         by_key = {t.candidate.key: t.candidate for t in self.trials.done.values()}
@@ -209,8 +210,8 @@ class Run:
         entrants: dict[str, Worker] = {}
         self.trials.close()
         # Nothing inexact is as safe as the exact, whatever few samples say.
-        drops = {
-            c.key: -1.0 if c.exact else self.trials.drop(self.trials.done[c.key])
+        risks = {
+            c.key: -1.0 if c.exact else self.trials.risk(self.trials.done[c.key])
             for c in candidates
         }
         try:
@@ -227,7 +228,7 @@ class Run:
                 settle=self._settle(dropping=dropping),
                 objective=self.order.objective,
                 uneven={c.key for c in candidates if c.engine.uneven},
-                drops=drops if dropping else None,
+                risks=risks if dropping else None,
                 listen=lambda s: self._tell(
                     name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, count
                 ),
@@ -284,7 +285,7 @@ class Run:
             standings = self.race("race", field, RACE_ROUNDS, dropping=True)
             baseline = self.trials.baseline.key
             even = Ratio(1.0, 1.0, 1.0, standings.counted)
-            entered = [Standing(baseline, True, even, 0.0)] + [
+            entered = [Standing(baseline, True, even, 0.0, 0.0)] + [
                 self.standing(self.trials.done[c.key], standings.ratio(c.key))
                 for c in field
                 if standings.stands(c.key)

@@ -31,10 +31,10 @@ def run(
     spool: Spool,
     journal: Journal,
     count: int = 8,
-    drops: dict[str, float] | None = None,
+    risks: dict[str, float] | None = None,
     **settings: object,
 ) -> Standings:
-    asked = {"threads": 1, "count": count, "pace": PACE, "seed": 0, "drops": drops, **settings}
+    asked = {"threads": 1, "count": count, "pace": PACE, "seed": 0, "risks": risks, **settings}
     return race("race/1", field, spool, journal, **asked)  # type: ignore[arg-type]
 
 
@@ -48,7 +48,7 @@ def test_an_artificially_slowed_candidate_is_dropped_early(
 ) -> None:
     field = entrants(desk, fast=busy(1), slow=busy(40))
     slow = field["slow"]
-    standings = run(field, spool, journal, count=12, drops={"fast": 0.0, "slow": 0.0})
+    standings = run(field, spool, journal, count=12, risks={"fast": 0.0, "slow": 0.0})
     assert 6 <= len(standings.rounds["slow"]) < 12
     assert len(standings.rounds["fast"]) == 12
     assert (standings.stands("slow"), standings.stands("fast")) == (False, True)
@@ -59,14 +59,14 @@ def test_an_artificially_slowed_candidate_is_dropped_early(
 
 def test_a_slower_but_safer_candidate_stays(desk: Desk, spool: Spool, journal: Journal) -> None:
     field = entrants(desk, fast=busy(1), safe=busy(40))
-    standings = run(field, spool, journal, drops={"fast": 0.005, "safe": 0.001})
+    standings = run(field, spool, journal, risks={"fast": 0.005, "safe": 0.001})
     assert "safe" in field
     assert standings.stands("safe")
 
 
 def test_the_twins_are_never_dropped(desk: Desk, spool: Spool, journal: Journal) -> None:
     field = entrants(desk, fast=busy(1))
-    standings = run(field, spool, journal, drops={"fast": 0.0})
+    standings = run(field, spool, journal, risks={"fast": 0.0})
     assert len(standings.rounds[BASELINE]) == len(standings.rounds[AGAIN]) == standings.counted == 8
 
 

@@ -22,7 +22,7 @@ from hasten.metrics.top_k import Top1
 from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
 from hasten.search.journal import Journal
-from hasten.search.trials import Trials, difference, ratio
+from hasten.search.trials import Trials, difference, ratio, risk
 from hasten.target import Target
 from hasten.testing.desk import Desk
 from hasten.testing.faults import Faulty
@@ -241,3 +241,13 @@ def test_a_difference_is_relative_to_the_largest_output() -> None:
     assert difference({**own, "i": np.array([1, 3])}, own) == 1
     assert difference({"y": own["y"]}, own) == np.inf
     assert difference({**own, "y": np.ones((2, 1))}, own) == np.inf
+
+
+def test_who_flips_least_is_safest_whatever_luck_says() -> None:
+    def falls(lost: int, gained: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.repeat([1.0, -1.0, 0.0], [lost, gained, 1500 - lost - gained])
+
+    lucky, steady, unlucky = (risk(falls(*counts), 1500) for counts in ((41, 45), (5, 6), (45, 41)))
+    assert steady < lucky < unlucky
+    assert risk(falls(0, 0), 1500) == 0.0
+    assert risk(falls(15, 0), 1500) < risk(falls(15, 0), 500)  # fewer draws certify less

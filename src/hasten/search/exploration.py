@@ -143,12 +143,12 @@ class Exploration:
             binary=self.trials.binary,
             groups=self._units[: len(scores)],
         )
-        drop = scale * float(draws.differences.mean())
+        drop = scale * max(0.0, float(draws.differences.mean()))  # a gain is luck
         flips = scale * float(np.mean(draws.differences**2))
         if drop >= self._order.max_drop:
             return False
         needed = samples_needed(
-            max(flips, abs(drop)),
+            max(flips, drop),
             drop,
             self._order.max_drop,
             self._order.confidence,
@@ -174,15 +174,17 @@ class Exploration:
         )
 
     def _promising(self) -> list[Single]:
-        """The fastest exact candidate, and the fastest that stayed under the limit."""
+        """The fastest exact candidate, and the fastest that would probably be certified, or else stayed
+        under the limit."""
         ranked = self._ranked()
         exact = [t.candidate for t in ranked if t.candidate.exact]
         lossy = [
-            t.candidate
+            t
             for t in ranked
             if not t.candidate.exact and self.trials.drop(t) < self._order.max_drop
         ]
-        return lossy[:_NEIGHBOURS_OF] + exact[:1]
+        lossy.sort(key=lambda t: not self._likely_passes(t))
+        return [t.candidate for t in lossy[:_NEIGHBOURS_OF]] + exact[:1]
 
     def _transform(self, candidates: Iterable[Candidate]) -> None:
         """Make the models that the candidates need, two at once: nothing is timed meanwhile."""

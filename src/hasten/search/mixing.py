@@ -104,7 +104,7 @@ class Mixing:
         limit = max(best.high, best.estimate * (1 + SCREEN_NOISE))
         near = [trial for trial in able if ratio(trial).low < limit]
         passing = [trial for trial in near if self._likely(trial, 1.0)]
-        return passing[0] if passing else min(near, key=self._trials.drop)
+        return passing[0] if passing else min(near, key=self._trials.risk)
 
     def _try(
         self, base: Trial, engine: Engine, costs: Sequence[LayerCost], shares: Sequence[float]

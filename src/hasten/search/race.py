@@ -99,7 +99,7 @@ class Standings:
 
 
 def dominated(
-    standings: Standings, entrants: Mapping[str, Worker], drops: Mapping[str, float]
+    standings: Standings, entrants: Mapping[str, Worker], risks: Mapping[str, float]
 ) -> set[str]:
     """Return who is surely slower than somebody at least as safe, by the objective itself."""
     if not standings.established:
@@ -113,7 +113,7 @@ def dominated(
         name
         for name, own in ratios.items()
         if any(
-            other.high < own.low and drops[rival] <= drops[name]
+            other.high < own.low and risks[rival] <= risks[name]
             for rival, other in ratios.items()
             if rival != name
         )
@@ -133,7 +133,7 @@ def race(
     settle: float = float("inf"),
     objective: Statistic = "p50",
     uneven: Collection[str] = (),
-    drops: Mapping[str, float] | None = None,
+    risks: Mapping[str, float] | None = None,
     listen: Callable[[Standings], None] = lambda standings: None,
     probe: Callable[[int], bool] = scales,
 ) -> Standings:
@@ -152,7 +152,7 @@ def race(
         settle: Go on until the A/A spread is no larger, or the rounds are four times as many.
         objective: What is compared; a p99 that isn't established yet is waited for as long.
         uneven: Entrants to compare by their mean.
-        drops: Entrant -> drop on the search split; None drops nobody for being slower.
+        risks: Entrant -> who is safer; None drops nobody for being slower.
         listen: Called after each round.
         probe: Whether the host can run so many threads now.
 
@@ -176,8 +176,8 @@ def race(
         entry = to_record(turn)
         journal.append("round", race=name, **entry)
         standings.add(**entry)
-        if drops is not None and turn.counts and standings.counted >= _BEFORE_DROPPING:
-            _leave(entrants, dominated(standings, entrants, drops))
+        if risks is not None and turn.counts and standings.counted >= _BEFORE_DROPPING:
+            _leave(entrants, dominated(standings, entrants, risks))
         listen(standings)
         if _finished(standings, count, settle):
             return standings

@@ -29,6 +29,7 @@ _LEAST_SCORED = 128
 EXACT_TOLERANCE = 1e-3
 """Largest difference of an exact answer, relative to the largest output, that rounding explains."""
 _REFERENCE_LIMIT_S = 30.0
+_ONE_SIDED_95 = 1.645
 
 
 def difference(outputs: Tensors, exact: Tensors) -> float:
@@ -311,6 +312,12 @@ class Trials:
             return 1.0
         return float(self.drops(trial).mean())
 
+    def risk(self, trial: Trial) -> float:
+        """Return the drop that a candidate would probably be certified for; 0 for an exact one."""
+        if trial.candidate.exact:
+            return 0.0
+        return risk(self.drops(trial), len(self.samples)) if trial.scores else 1.0
+
     def flips(self, trial: Trial) -> float:
         """Return the mean difference of a scored trial, whichever way: of answers, how many change."""
         scores = np.array(trial.scores)
@@ -323,6 +330,20 @@ class Trials:
     def _falls(self, scores: Array) -> Array:
         falls = self.exact_scores[: len(scores)] - scores
         return np.asarray(np.maximum(falls, 0) if self._guard == "lost" else falls)
+
+
+def risk(falls: Array, draws: int) -> float:
+    """Return about the bound that so many draws like these would certify.
+
+    A negative mean counts as none: what flips much gains as much as it loses now and then, and the
+    next draws won't be so kind. Taken as it is, it would make whoever flips most look safest.
+
+    Args:
+        falls: Of each sample's score, `(n,)`.
+        draws: To certify by.
+    """
+    mean, energy = float(falls.mean()), float((falls**2).mean())
+    return max(mean, 0.0) + _ONE_SIDED_95 * math.sqrt(energy / draws)
 
 
 def ratio(trial: Trial, statistic: Statistic = "p50") -> Ratio:
