@@ -79,7 +79,7 @@ def by_hasten(trials: Trials, recipe: NncfQuantization, max_drop: float) -> Foun
 
     notes: list[str] = []
     ranked = sorted(trials.measured(), key=lambda t: trials.ratio(t).estimate)
-    Mixing(trials, attempt, likely, lambda: False, notes).mix(ranked)
+    Mixing(trials, attempt, likely, lambda: False, lambda _: None, notes).mix(ranked)
     seconds = time.monotonic() - begin
     passing = [t for t in tried if t.scores and likely(t, 1.0)]
     for trial in tried:

@@ -130,6 +130,7 @@ MODELS: dict[str, Subject] = {
         lambda _: _mobilenet_v2(), partial(_crops, ImageNetCrops, "x"), Agreement(), 0.03
     ),
     "mobilenetv3_large": _trained("mobilenetv3_large_100"),
+    "efficientnet_b0": _trained("efficientnet_b0"),
     "resnet50": _trained("resnet50"),
     "yolov3_tiny": Subject(
         lambda _: yolov3_tiny.pretrained(),

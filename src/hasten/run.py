@@ -110,13 +110,17 @@ class Run:
             notes=self.notes,
         ).explore(grid)
 
-    def _least(self) -> Floor | None:
-        """The least time that this machine can take for the model, whatever runs it; None where it can't be told."""
+    def _least(self, precision: str | None) -> Floor | None:
+        """The least time that this machine can take for the model, whatever runs it, in one precision or
+        the fastest that it has; None where it can't be told."""
         if not self.LIMITS:
             return None
         self.trials.opened_baseline().worker.sleep()
         try:
-            return floor(work(self.bench.model), measure(self.bench.target, self.bench.folder))
+            layers = work(self.bench.model)
+            everywhere = precision and {layer.name: precision for layer in layers}
+            ceilings = measure(self.bench.target, self.bench.folder)
+            return floor(layers, ceilings, everywhere or None)
         except (CandidateError, InputError):
             return None  # said at the end, where latencies are set against it
 

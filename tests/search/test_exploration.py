@@ -74,7 +74,7 @@ def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong:
             sealed_samples=2000,
             listen=lambda progress: None,
             on_better=lambda trial: None,
-            least=lambda: floor,
+            least=lambda precision: floor,
             notes=found.notes,
         ).explore([])
     trials.close()

@@ -13,7 +13,9 @@ from hasten.candidate import Measurement, Single, Trial
 from hasten.data.spool import Spool
 from hasten.engines.layers import LayerTime
 from hasten.engines.openvino import OpenVino
+from hasten.errors import CandidateError
 from hasten.measure.latency import Pace
+from hasten.measure.roofline import Floor, LayerFloor
 from hasten.measure.workbench import Workbench
 from hasten.metrics.agreement import Agreement
 from hasten.passes.float_layers import FloatLayers
@@ -98,7 +100,7 @@ class Search:
     """The search for what to keep, on a made-up network."""
 
     def __init__(self, network: Network, desk: Desk, spool: Spool, folder: Path) -> None:
-        self.network, self.notes = network, list[str]()
+        self.network, self.notes, self.floors = network, list[str](), False
         bench = Workbench(
             folder, desk.bench.target, model=desk.model, calibration=spool, calibration_hash="0"
         )
@@ -134,10 +136,20 @@ class Search:
     def likely(self, trial: Trial, scale: float) -> bool:
         return scale * self.trials.drop(trial) < 0.8 * LIMIT
 
+    def least(self, precision: str | None) -> Floor | None:
+        times = self.network.int8_ns if precision == "i8" else self.network.float_ns
+        if not self.floors:
+            return None
+        return Floor(
+            tuple(LayerFloor(n, "Conv", "", float(t), 0.0) for n, t in times.items()), 0.0, 1
+        )
+
     def run(self) -> list[Trial]:
         """Mix; return what would probably be certified, fastest first."""
         ranked = sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
-        Mixing(self.trials, self.attempt, self.likely, lambda: False, self.notes).mix(ranked)
+        Mixing(self.trials, self.attempt, self.likely, lambda: False, self.least, self.notes).mix(
+            ranked
+        )
         passing = [t for t in self.trials.measured() if t.scores and self.likely(t, 1.0)]
         return sorted(passing, key=lambda t: self.trials.ratio(t).estimate)
 
@@ -248,3 +260,21 @@ def test_the_fastest_that_passes_is_mixed_or_else_the_most_accurate(
     search.trials.journal.append("profile", key=other.key, steps=steps)
     search.run()
     assert {c.passes[:1] for c in search.network.tried} == {((INT8, other)[base]).passes}
+
+
+@pytest.mark.parametrize("floors", [True, False])
+def test_an_engine_without_a_profiler_goes_by_the_least_that_layers_take(
+    desk: Desk, spool: Spool, tmp_path: Path, floors: bool
+) -> None:
+    search = Search(Network.drawn(2, flips=0.06), desk, spool, tmp_path)
+    search.floors = floors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mixing, "_profile", _no_profiler)
+        passing = search.run()
+    search.trials.close()
+    assert bool(passing) == floors
+    assert any("no profiler" in note for note in search.notes) != floors
+
+
+def _no_profiler(self: Mixing, trial: Trial) -> tuple[LayerTime, ...]:
+    raise CandidateError("the engine has no profiler")

@@ -14,12 +14,11 @@ from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
 from hasten.errors import CandidateError
 from hasten.measure.intervals import quantile
-from hasten.measure.roofline import Floor
 from hasten.passes.base import Pass, Skipped
 from hasten.progress import Listener, Progress
 from hasten.search.escalation import Escalation
 from hasten.search.grid import neighbours, variations
-from hasten.search.mixing import SCREEN_NOISE, Mixing
+from hasten.search.mixing import SCREEN_NOISE, Least, Mixing
 from hasten.search.order import Order
 from hasten.search.trials import Trials
 from hasten.tensors import Array
@@ -39,7 +38,8 @@ class Exploration:
         sealed_samples: How many samples they come to.
         listen: Told of each step.
         on_better: Called with a trial that is the best so far.
-        least: Tells the least time that the machine can take for the model; None where it can't.
+        least: Tells the least time that the machine can take for the model, in a precision or, for
+            None, in the fastest that it has; None where it can't.
         notes: What the reader should know is added here.
     """
 
@@ -53,7 +53,7 @@ class Exploration:
         sealed_samples: int,
         listen: Listener,
         on_better: Callable[[Trial], None],
-        least: Callable[[], Floor | None],
+        least: Least,
         notes: list[str],
     ) -> None:
         self.trials = trials
@@ -72,7 +72,7 @@ class Exploration:
             self._try(variations(ranked, model, target, self._order.keep_float))
         common = (self.trials, self._try, self._likely_passes)
         if not self._over():
-            Mixing(*common, self._late, self._notes).mix(self._ranked())
+            Mixing(*common, self._late, self._least, self._notes).mix(self._ranked())
         if self._order.objective == "p99":
             self._notes.append(
                 "no cascade was tried: a request that is asked again costs both models"
@@ -89,7 +89,7 @@ class Exploration:
         if self._late() or self._at_limit:
             return True
         passing = [t for t in self._ranked() if self._likely_passes(t)]
-        floor = self._least() if passing else None
+        floor = self._least(None) if passing else None
         if floor is None or passing[0].measurement is None:
             return False
         measured = passing[0].measurement

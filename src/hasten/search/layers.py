@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hasten.engines.layers import LayerTime
+from hasten.measure.roofline import Floor
 
 _CLOSE = 1.5
 """Shares that differ by less keep much the same layers."""
@@ -57,6 +58,23 @@ def layer_costs(
         The layers that both profiles show, in the order of `noise`.
     """
     before, after = _time_by_node(floats, noise), _time_by_node(int8, noise)
+    return tuple(
+        LayerCost(node, own, before[node], after[node])
+        for node, own in noise.items()
+        if node in before and node in after
+    )
+
+
+def costs_at_least(noise: Mapping[str, float], floats: Floor, int8: Floor) -> tuple[LayerCost, ...]:
+    """Put together what is known of each layer where no profile tells what int8 saves there.
+
+    Args:
+        noise: Node -> its noise in int8.
+        floats: The least time of each layer on this machine in float.
+        int8: The same in int8.
+    """
+    before = {layer.name: layer.floor_ns for layer in floats.layers}
+    after = {layer.name: layer.floor_ns for layer in int8.layers}
     return tuple(
         LayerCost(node, own, before[node], after[node])
         for node, own in noise.items()

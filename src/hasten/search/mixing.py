@@ -10,11 +10,19 @@ from hasten.candidate import Single, Trial
 from hasten.engines.base import Engine
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError
+from hasten.measure.roofline import Floor
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.onnx_files import saturates
 from hasten.records import from_record, to_record
-from hasten.search.layers import LayerCost, between_shares, kept_for, layer_costs, shares_for
+from hasten.search.layers import (
+    LayerCost,
+    between_shares,
+    costs_at_least,
+    kept_for,
+    layer_costs,
+    shares_for,
+)
 from hasten.search.trials import Trials
 
 SCREEN_NOISE = 0.05
@@ -24,6 +32,8 @@ _PROFILED_REQUESTS = 30
 
 Likely: TypeAlias = Callable[[Trial, float], bool]
 """Whether a trial would probably be certified, were its flips and drop so many times as large."""
+Least: TypeAlias = Callable[[str | None], Floor | None]
+"""The least time that the machine can take for the model in a precision; None where it can't be told."""
 
 
 class Mixing:
@@ -34,6 +44,7 @@ class Mixing:
         attempt: Tries some candidates, as far as the time allows.
         likely: Tells who would probably be certified.
         late: Whether the time is up.
+        least: For engines that don't say how long each layer takes.
         notes: What the reader should know is added here.
     """
 
@@ -43,10 +54,11 @@ class Mixing:
         attempt: Callable[[Sequence[Single]], Any],
         likely: Likely,
         late: Callable[[], bool],
+        least: Least,
         notes: list[str],
     ) -> None:
         self._trials, self._attempt, self._likely = trials, attempt, likely
-        self._late, self._notes = late, notes
+        self._late, self._least, self._notes = late, least, notes
 
     def mix(self, ranked: Sequence[Trial]) -> None:
         """Leave in float what int8 makes slower, and of what costs answers as much as it takes.
@@ -148,17 +160,20 @@ class Mixing:
     ) -> tuple[LayerCost, ...]:
         """What each layer of a quantized model costs in answers, and saves in time on an engine."""
         step = base.candidate.passes[-1]
-        try:
-            kept = getattr(step, "keep_float", ())
-            noise = {node: own for node, own in noise.items() if node not in kept}
-            plain = self._trials.done.get(Single((), engine).key)
-            int8 = self._trials.done.get(Single(base.candidate.passes, engine).key)
-            if plain is None or int8 is None:
-                return ()
-            return layer_costs(noise, self._profile(plain), self._profile(int8))
-        except (CandidateError, Skipped) as why:
-            self._notes.append(f"which layers int8 suits wasn't found out: {why}")
+        kept = getattr(step, "keep_float", ())
+        noise = {node: own for node, own in noise.items() if node not in kept}
+        plain = self._trials.done.get(Single((), engine).key)
+        int8 = self._trials.done.get(Single(base.candidate.passes, engine).key)
+        if plain is None or int8 is None:
             return ()
+        try:
+            return layer_costs(noise, self._profile(plain), self._profile(int8))
+        except CandidateError as why:
+            floats, int8s = self._least("f32"), self._least("i8")
+            if floats is None or int8s is None:
+                self._notes.append(f"which layers int8 suits wasn't found out: {why}")
+                return ()
+            return costs_at_least(noise, floats, int8s)
 
     def _noise(self) -> dict[str, float]:
         """Return each layer's noise in int8; found out once a run."""
