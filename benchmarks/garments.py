@@ -59,8 +59,8 @@ class Recipe:
 
 
 RECIPES = {
-    "mobilenetv3_large_100": Recipe(((32, 90_000), (64, 20_000), (96, 10_000))),
-    "efficientnet_b0": Recipe(((32, 60_000), (64, 15_000), (96, 8_000))),
+    "mobilenetv3_large_100": Recipe(((48, 24_000), (96, 16_000))),
+    "efficientnet_b0": Recipe(((48, 20_000), (96, 10_000)), batch=32),
     "resnet50": Recipe(((48, 10_000), (96, 7_000)), rate=1e-3),
 }
 
