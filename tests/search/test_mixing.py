@@ -231,6 +231,16 @@ def test_what_is_left_in_float_runs_in_the_lower_precision_first(
     assert {candidate.engine for candidate in network.tried} == {OpenVino("bf16")}
 
 
+def test_where_the_lower_precision_takes_most_layers_the_other_is_tried_too(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    search = Search(Network.drawn(6, flips=0.06), desk, spool, tmp_path)
+    search.add_bf16(flips=0.023)  # what is left for int8 is a hundredth of its noise
+    fastest = search.run()[0]
+    assert {c.engine for c in search.network.tried} == {OpenVino("bf16"), ENGINE}
+    assert fastest.candidate.engine == ENGINE
+
+
 def test_nothing_is_left_to_a_precision_that_alone_costs_too_many_answers(
     desk: Desk, spool: Spool, tmp_path: Path
 ) -> None:

@@ -93,8 +93,12 @@ class Mixing:
                 if between is None or self._late():
                     break
                 tried |= self._try(base, engine, costs, [between])
-            if any(self._likely(trial, 1.0) for trial in tried.values()):
-                return
+            near = (1 + 2 * SCREEN_NOISE) * self._trials.ratio(base).estimate
+            if any(
+                self._likely(trial, 1.0) and self._trials.ratio(trial).estimate < near
+                for trial in tried.values()
+            ):
+                return  # else another float precision may take fewer layers
 
     def _base(self, ranked: Sequence[Trial]) -> Trial | None:
         """Return the fastest whose layers can go back to float; the most accurate, where none passes.
