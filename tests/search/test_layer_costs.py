@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -22,12 +23,11 @@ COSTS = st.lists(
         noise=st.floats(1e-6, 1.0),
         float_ns=st.floats(1e3, 1e6),
         int8_ns=st.floats(1e3, 1e6),
+        moved_ns=st.floats(0.0, 1e6),
     ),
     min_size=1,
     max_size=7,
-).map(
-    lambda costs: [LayerCost(f"n{i}", c.noise, c.float_ns, c.int8_ns) for i, c in enumerate(costs)]
-)
+).map(lambda costs: [replace(cost, node=f"n{i}") for i, cost in enumerate(costs)])
 
 
 def step(name: str, *latency_ns: int, sources: tuple[str, ...] = ()) -> LayerTime:
@@ -44,6 +44,13 @@ def test_a_layer_has_the_median_of_its_requests_and_shares_a_step_with_others() 
     int8 = [step("a+b", 60, 60, 60, sources=("a", "b", "relu")), step("b/again", 10)]
     costs = layer_costs(noise, floats, int8)
     assert costs == (LayerCost("a", 0.1, 110.0, 30.0), LayerCost("b", 0.2, 50.0, 30.0))
+
+
+def test_what_a_layer_reads_and_writes_is_converted_where_it_stands_alone_in_float() -> None:
+    noise = {"a": 0.1}
+    (cost,) = layer_costs(noise, [step("a", 50)], [step("a", 70)], {"a": 30.0})
+    assert (cost.moved_ns, cost.price_ns, cost.slower) == (30.0, 30.0, False)
+    assert replace(cost, int8_ns=90.0).slower
 
 
 @given(COSTS, st.floats(0.0, 1.0))
@@ -69,7 +76,7 @@ def test_what_is_given_up_is_within_one_layer_of_the_least(
     wanted = share * remaining(costs, ()) + 1e-12
 
     def given_up(kept: set[str]) -> float:
-        return sum(cost.gain_ns for cost in costs if cost.node in kept)
+        return sum(cost.price_ns for cost in costs if cost.node in kept)
 
     free = [cost.node for cost in costs if cost.node not in must]
     least = min(
@@ -78,7 +85,7 @@ def test_what_is_given_up_is_within_one_layer_of_the_least(
         for some in combinations(free, size)
         if remaining(costs, (*must, *some)) <= wanted
     )
-    one = max(cost.gain_ns for cost in costs)
+    one = max(cost.price_ns for cost in costs)
     assert given_up(set(kept_for(costs, share))) <= least + one + 1e-6
 
 

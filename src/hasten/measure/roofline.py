@@ -120,6 +120,11 @@ class Floor:
         return parts
 
     @property
+    def moved_ns(self) -> dict[str, float]:
+        """Layer -> the least time of a step that only reads and writes what it does: a conversion."""
+        return {layer.name: self.overhead_ns + layer.bytes_ns for layer in self.layers}
+
+    @property
     def binds(self) -> Bound:
         """What most of the floor is."""
         parts = self.parts_ns

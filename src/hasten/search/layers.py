@@ -26,26 +26,32 @@ class LayerCost:
         noise: What it adds to the answers' error, relative to their variance.
         float_ns: Time of its step in float, of one request.
         int8_ns: The same in int8.
+        moved_ns: What it takes at the least to read and write all that it does in float: among
+            layers in int8, that must be converted on the way.
     """
 
     node: str
     noise: float
     float_ns: float
     int8_ns: float
+    moved_ns: float = 0.0
 
     @property
     def slower(self) -> bool:
-        """Whether int8 makes it slower."""
-        return self.int8_ns > self.float_ns * SLOWER
+        """Whether it would be faster in float, its inputs and outputs converted."""
+        return self.int8_ns > self.float_ns * SLOWER + self.moved_ns
 
     @property
-    def gain_ns(self) -> float:
-        """What int8 saves; 0 where the profile shows nothing."""
-        return max(0.0, self.float_ns - self.int8_ns)
+    def price_ns(self) -> float:
+        """What it takes to have it in float: what int8 saves there, and the conversions."""
+        return max(0.0, self.float_ns - self.int8_ns) + self.moved_ns
 
 
 def layer_costs(
-    noise: Mapping[str, float], floats: Iterable[LayerTime], int8: Iterable[LayerTime]
+    noise: Mapping[str, float],
+    floats: Iterable[LayerTime],
+    int8: Iterable[LayerTime],
+    moved_ns: Mapping[str, float] | None = None,
 ) -> tuple[LayerCost, ...]:
     """Put together what is known of each layer.
 
@@ -53,13 +59,15 @@ def layer_costs(
         noise: Node -> its noise in int8.
         floats: The exact model's profile.
         int8: The quantized model's, on the same engine.
+        moved_ns: Node -> what it takes to move its inputs and outputs in float; None where that
+            isn't known.
 
     Returns:
         The layers that both profiles show, in the order of `noise`.
     """
     before, after = _time_by_node(floats, noise), _time_by_node(int8, noise)
     return tuple(
-        LayerCost(node, own, before[node], after[node])
+        LayerCost(node, own, before[node], after[node], (moved_ns or {}).get(node, 0.0))
         for node, own in noise.items()
         if node in before and node in after
     )
@@ -73,10 +81,10 @@ def costs_at_least(noise: Mapping[str, float], floats: Floor, int8: Floor) -> tu
         floats: The least time of each layer on this machine in float.
         int8: The same in int8.
     """
-    before = {layer.name: layer.floor_ns for layer in floats.layers}
-    after = {layer.name: layer.floor_ns for layer in int8.layers}
+    before = {layer.name: layer for layer in floats.layers}
+    after = {layer.name: layer for layer in int8.layers}
     return tuple(
-        LayerCost(node, own, before[node], after[node])
+        LayerCost(node, own, before[node].floor_ns, after[node].floor_ns, floats.moved_ns[node])
         for node, own in noise.items()
         if node in before and node in after
     )
@@ -128,7 +136,7 @@ def kept_for(costs: Sequence[LayerCost], share: float) -> tuple[str, ...]:
 
 def _worth(cost: LayerCost) -> float:
     """Noise taken away for each nanosecond given up."""
-    return cost.noise / cost.gain_ns if cost.gain_ns > 0 else math.inf
+    return cost.noise / cost.price_ns if cost.price_ns > 0 else math.inf
 
 
 def shares_for(scale: float, own: float = 0.0, within: float = 0.0) -> tuple[float, ...]:

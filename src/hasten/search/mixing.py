@@ -84,7 +84,11 @@ class Mixing:
             costs = self._layer_costs(base, engine, noise)
             if not costs:
                 continue
-            tried = self._try(base, engine, costs, shares)
+            tried: dict[float, Trial] = {}
+            for share in shares:
+                tried |= self._try(base, engine, costs, [share])
+                if share in tried and share < 1 and self._likely(tried[share], 1.0):
+                    break  # with less noise it passes too, and takes longer
             if scale in (0, 1):
                 return
             for _ in range(_REFINEMENTS):
@@ -170,10 +174,12 @@ class Mixing:
         int8 = self._trials.done.get(Single(base.candidate.passes, engine).key)
         if plain is None or int8 is None:
             return ()
+        floats = self._least("f32")
+        moved = floats.moved_ns if floats else {}
         try:
-            return layer_costs(noise, self._profile(plain), self._profile(int8))
+            return layer_costs(noise, self._profile(plain), self._profile(int8), moved)
         except CandidateError as why:
-            floats, int8s = self._least("f32"), self._least("i8")
+            int8s = self._least("i8")
             if floats is None or int8s is None:
                 self._notes.append(f"which layers int8 suits wasn't found out: {why}")
                 return ()
