@@ -84,15 +84,18 @@ class Engine(Value, ABC):
         uneven: Whether requests cost so unlike that only their mean tells what a model costs.
         settles: Whether open shapes are settled to the certified request's when it opens a model,
             so that doing it beforehand changes nothing.
+        float_only: Whether of ONNX models it takes only those that nothing has quantized.
     """
 
     uneven: ClassVar[bool] = False
     settles: ClassVar[bool] = False
+    float_only: ClassVar[bool] = False
     registry: ClassVar[Mapping[str, str]] = {
         "null": "hasten.engines.null:Null",
         "reference": "hasten.engines.reference:Reference",
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
+        "litert": "hasten.engines.litert:LiteRt",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]
