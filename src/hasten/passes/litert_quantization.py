@@ -72,7 +72,7 @@ class LitertQuantization(Pass):
         if self.rounding == "layer":
             source = round_weights(model, calibration, workdir, self.keep_float)
         converted, path = workdir / "float.tflite", workdir / "quantized.tflite"
-        convert(source, converted)
+        convert(source, converted, to_quantize=True)
         try:
             with silenced(), quiet():
                 requests = CalibrationRequests(model, calibration, self.samples)

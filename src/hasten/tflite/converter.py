@@ -23,7 +23,7 @@ TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 FUSED = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 
 
-def convert(model: Model, path: Path) -> None:
+def convert(model: Model, path: Path, *, to_quantize: bool = False) -> None:
     """Write an ONNX model as a .tflite file with the same inputs and outputs.
 
     Shapes are those of `model.request`; the first axis stays open where the model leaves it so.
@@ -33,6 +33,8 @@ def convert(model: Model, path: Path) -> None:
     Args:
         model: In ONNX.
         path: Where to write.
+        to_quantize: Spell out HardSwish: XNNPACK has a kernel for it in float only, and each part of
+            it in int8 as well.
 
     Raises:
         CandidateError: it can't be converted: which operator, which node.
@@ -45,7 +47,7 @@ def convert(model: Model, path: Path) -> None:
         if node.op not in OPERATORS and node.op not in ("BatchNormalization", "Erf"):
             raise node.refused()
     simplify(graph)
-    converter = Converter(graph)
+    converter = Converter(graph, to_quantize=to_quantize)
     for node in list(graph.nodes):
         if node.outputs[0] in converter.values:
             continue  # done with the node before it
@@ -68,10 +70,11 @@ class Converter:
         graph: What is converted.
         writer: What is written.
         values: By ONNX's name of a value, the tensors that hold it.
+        to_quantize: Whether what is written is to become int8.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.writer = graph, Writer()
+    def __init__(self, graph: Graph, *, to_quantize: bool = False) -> None:
+        self.graph, self.writer, self.to_quantize = graph, Writer(), to_quantize
         self.values: dict[str, dict[Layout, int]] = {}
         self._nodes: dict[str, Node] = {}
         self._inputs = []

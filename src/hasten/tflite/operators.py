@@ -207,15 +207,35 @@ def _hard_sigmoid(c: Converter, node: Node) -> None:
     tensor, layout = c.either(node.inputs[0], node)
     shape = c.laid_out(c.shape(node.outputs[0], node), layout)
     slope, middle = 6 * node.settings.get("alpha", 0.2), 6 * node.settings.get("beta", 0.5)
-    relu6 = c.writer.schema.ActivationFunctionType.RELU6
     if not math.isclose(slope, 1.0, rel_tol=1e-6):
-        number = c.weights(node, np.float32(slope), "slope")
-        tensor = c.emit(node, "MUL", [tensor, number], shape, c.writer.options("Mul"), suffix="x")
-    number = c.weights(node, np.float32(middle), "middle")
+        tensor = _times(c, node, tensor, slope, shape, "slope")
+    clipped = _clipped(c, node, tensor, middle, shape)
+    c.give(node, _times(c, node, clipped, 1 / 6, shape), layout)
+
+
+def _hard_swish(c: Converter, node: Node) -> None:
+    """To be quantized, x / 6 times RELU6(x + 3): the division changes no int8, only their scale."""
+    if not c.to_quantize:
+        _unary("HARD_SWISH", "HardSwish")(c, node)
+        return
+    x, layout = c.either(node.inputs[0], node)
+    shape = c.laid_out(c.shape(node.outputs[0], node), layout)
+    inputs = [_times(c, node, x, 1 / 6, shape, "sixth"), _clipped(c, node, x, 3.0, shape)]
+    c.give(node, c.emit(node, "MUL", inputs, shape, c.writer.options("Mul")), layout)
+
+
+def _times(
+    c: Converter, node: Node, x: int, number: float, shape: Sequence[int], suffix: str = ""
+) -> int:
+    inputs = [x, c.weights(node, np.float32(number), "factor")]
+    return c.emit(node, "MUL", inputs, shape, c.writer.options("Mul"), suffix=suffix)
+
+
+def _clipped(c: Converter, node: Node, x: int, number: float, shape: Sequence[int]) -> int:
+    relu6 = c.writer.schema.ActivationFunctionType.RELU6
+    inputs = [x, c.weights(node, np.float32(number), "middle")]
     options = c.writer.options("Add", fusedActivationFunction=relu6)
-    tensor = c.emit(node, "ADD", [tensor, number], shape, options, suffix="clipped")
-    sixth = c.weights(node, np.float32(1 / 6), "sixth")
-    c.give(node, c.emit(node, "MUL", [tensor, sixth], shape, c.writer.options("Mul")), layout)
+    return c.emit(node, "ADD", inputs, shape, options, suffix="clipped")
 
 
 def _power(c: Converter, node: Node) -> None:
@@ -533,7 +553,7 @@ OPERATORS: dict[str, Rule] = {
     "GlobalAveragePool": _reduce("MEAN", whole=True),
     "GlobalMaxPool": _reduce("REDUCE_MAX", whole=True),
     "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _unary("HARD_SWISH", "HardSwish"),
+    "HardSwish": _hard_swish,
     "LayerNormalization": _layer_normalization,
     "LeakyRelu": _leaky,
     "Log": _unary("LOG"),
