@@ -124,6 +124,11 @@ class Engine(Value, ABC):
         yield from ()
 
     @classmethod
+    def has_profiler(cls) -> bool:
+        """Whether `profile` can say how long each step took."""
+        return cls.profile is not Engine.profile
+
+    @classmethod
     @abstractmethod
     def version(cls) -> str:
         """Return the runtime's version. Raises InputError where it isn't installed."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -94,7 +94,12 @@ class LitertQuantization(Pass):
         skipped = [(".*", "INPUT"), (".*", "OUTPUT"), (_NORMALIZATIONS, "*")]
         skipped += [(_scope(name), "*") for name in self.keep_float]
         recipes += [
-            {"regex": regex, "operation": operation, "algorithm_key": "no_quantize", "op_config": {}}
+            {
+                "regex": regex,
+                "operation": operation,
+                "algorithm_key": "no_quantize",
+                "op_config": {},
+            }
             for regex, operation in skipped
         ]
         manager = recipe_manager.RecipeManager()

@@ -186,13 +186,14 @@ def _quantizes(step: Pass) -> bool:
 
 
 def _fastest_quantized(ranked: Sequence[Trial], trials: Trials) -> Trial | None:
-    """Of the fastest whose layers can go back to float, as far as a few turns tell, the most accurate."""
+    """Of the fastest whose layers can be timed and go back to float, as far as a few turns tell, the most accurate."""
     able = [
         trial
         for trial in ranked
         if trial.scores
         and len(trial.candidate.passes) == 1
         and _quantizes(trial.candidate.passes[0])
+        and trial.candidate.engine.has_profiler()
         and trials.ratio(trial).estimate < 1
     ]
     if not able:

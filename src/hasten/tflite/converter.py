@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,13 @@ Layout = Literal["plain", "nhwc"]
 """The axes as ONNX has them, or those of a picture with its channels last."""
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+POSITION = {axis: position for position, axis in enumerate(TO_NHWC)}
+"""Where an axis of ONNX's is with the channels last."""
 FUSED = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+
+
+Rule: TypeAlias = Callable[["Converter", Node], None]
+"""Writes what a node does."""
 
 
 def convert(model: Model, path: Path, *, to_quantize: bool = False) -> None:
@@ -94,7 +100,9 @@ class Converter:
             tensor = self.plain(value, node)
             if tensor in taken:
                 shape = self.graph.shape(value, node)
-                tensor = self.reshape(node, tensor, shape, suffix="output", dtype=self.graph.dtype(value, node))
+                tensor = self.reshape(
+                    node, tensor, shape, suffix="output", dtype=self.graph.dtype(value, node)
+                )
             taken.add(tensor)
             outputs.append((public, tensor))
         return self.writer.finish(self._inputs, outputs)
@@ -294,6 +302,10 @@ class Converter:
         """Return a tensor that holds constants of a node's own."""
         return self.writer.constant(array, f"{node.name}:{suffix}")
 
+    def number(self, node: Node, value: float, suffix: str) -> int:
+        """Return a tensor that holds one constant number of a node's own."""
+        return self.weights(node, np.array(value, np.float32), suffix)
+
     def alias(self, name: str, node: Node) -> dict[Layout, int]:
         """Return the tensors that hold a value, for a node that hands it on."""
         self._nodes[node.outputs[0]] = self._nodes.get(name, node)
@@ -322,4 +334,3 @@ def _moves(shape: Sequence[int], order: Sequence[int]) -> bool:
     """Whether another order of the axes moves values; the first axis may be larger than it is."""
     kept = [axis for axis in order if axis == 0 or shape[axis] != 1]
     return kept != sorted(kept)
-

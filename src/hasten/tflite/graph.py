@@ -192,7 +192,10 @@ class Graph:
             return {node.output[0]: np.array(shape, np.int64)}
         if any(name and name not in self.constants for name in node.input):
             return None
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+        if any(
+            a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+            for a in node.attribute
+        ):
             return None
         if node.op_type.startswith("Random"):
             return None
@@ -256,9 +259,11 @@ def _settled(model: Model) -> dict[str, tuple[int, ...]]:
 
 def _open_batch(model: Model, sizes: dict[str, tuple[int, ...]]) -> bool:
     first = {spec.shape[:1] for spec in model.inputs}
-    return len(first) == 1 and all(
-        shape and isinstance(shape[0], str) for shape in first
-    ) and {size[0] for size in sizes.values()} == {1}
+    return (
+        len(first) == 1
+        and all(shape and isinstance(shape[0], str) for shape in first)
+        and {size[0] for size in sizes.values()} == {1}
+    )
 
 
 def _node(proto: onnx.NodeProto) -> Node:

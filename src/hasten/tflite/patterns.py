@@ -92,7 +92,11 @@ def _fold_bias(graph: Graph, node: Node) -> None:
 def _recognize_activation(graph: Graph, node: Node) -> None:
     """Replace what spells out HardSwish, HardSigmoid or Gelu."""
     for name, scale in _unscaled(graph, node.outputs[0]):
-        if (gated := _gate(graph, name)) and gated[0] == "clip" and math.isclose(scale, 1 / 6, rel_tol=1e-4):
+        if (
+            (gated := _gate(graph, name))
+            and gated[0] == "clip"
+            and math.isclose(scale, 1 / 6, rel_tol=1e-4)
+        ):
             _activate(graph, node, "HardSigmoid", gated[1], {"alpha": 1 / 6, "beta": 0.5})
             return
         product = graph.producer(name)

@@ -56,9 +56,7 @@ def padded(
     return _written(c, node, x, edges, mode), int(kinds.VALID)
 
 
-def _given(
-    node: Node, sizes: Sequence[int], reach: Sequence[int], steps: Sequence[int]
-) -> Edges:
+def _given(node: Node, sizes: Sequence[int], reach: Sequence[int], steps: Sequence[int]) -> Edges:
     auto = node.settings.get("auto_pad", b"NOTSET")
     if auto == b"NOTSET":
         pads = node.settings.get("pads", (0, 0, 0, 0))
@@ -86,6 +84,8 @@ def _written(c: Converter, node: Node, x: int, edges: Edges, mode: str) -> int:
 def _never_negative(c: Converter, name: str) -> bool:
     """Whether zeros never exceed what stands beside them in a window."""
     node = c.graph.producer(name)
-    return node is not None and node.op in ("Relu", "Sigmoid", "HardSigmoid", "MaxPool") and (
-        node.op != "MaxPool" or _never_negative(c, node.inputs[0])
+    return (
+        node is not None
+        and node.op in ("Relu", "Sigmoid", "HardSigmoid", "MaxPool")
+        and (node.op != "MaxPool" or _never_negative(c, node.inputs[0]))
     )

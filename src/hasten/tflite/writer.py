@@ -100,7 +100,9 @@ class Writer:
             setattr(made, name, value)
         return made
 
-    def finish(self, inputs: Iterable[tuple[str, int]], outputs: Iterable[tuple[str, int]]) -> bytes:
+    def finish(
+        self, inputs: Iterable[tuple[str, int]], outputs: Iterable[tuple[str, int]]
+    ) -> bytes:
         """Name what goes in and out, and return the file.
 
         Raises:
