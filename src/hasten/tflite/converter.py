@@ -180,8 +180,10 @@ class Converter:
             elif layout == "nhwc":
                 whole = (1,) * (4 - len(shape)) + shape
                 turned = [whole[axis] for axis in TO_NHWC]
-                flat = self.reshape(node, self.plain(name, node), whole, suffix="broadcast")
-                if _moves(whole, TO_NHWC):
+                moves = _moves(whole, TO_NHWC)
+                flat = self.plain(name, node)
+                flat = self.reshape(node, flat, whole if moves else turned, suffix="broadcast")
+                if moves:
                     flat = self.transpose(node, flat, TO_NHWC, turned, "broadcast")
                 tensors.append(flat)
             else:
