@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,17 @@ def compare(model: Model, folder: Path, tolerance: float = 1e-4) -> str:
     return said
 
 
-@pytest.fixture
-def agree(tmp_path: Path) -> Compare:
-    """Return a function that writes a graph and compares."""
+@pytest.fixture(scope="session")
+def compared() -> Compare:
+    """Return a function that writes a graph into a folder and compares."""
 
-    def check(text: str, opset: int = 20, **constants: Any) -> str:
-        return compare(write(tmp_path / "model.onnx", text, opset, **constants), tmp_path)
+    def check(folder: Path, text: str, opset: int = 20, **constants: Any) -> str:
+        return compare(write(folder / "model.onnx", text, opset, **constants), folder)
 
     return check
+
+
+@pytest.fixture
+def agree(compared: Compare, tmp_path: Path) -> Compare:
+    """Return a function that writes a graph and compares, once in a test."""
+    return partial(compared, tmp_path)
