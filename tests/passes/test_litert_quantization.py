@@ -1,3 +1,4 @@
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -318,8 +319,11 @@ def test_without_the_quantizer_there_is_nothing_to_try(
 ) -> None:
     variants = list(LitertQuantization.variants(convnet, host()))
     assert variants == [LitertQuantization(), LitertQuantization("layer")]
-    find_spec = litert_quantization.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     for name in ("ai_edge_litert", "ai_edge_quantizer"):
-        hidden = lambda wanted, name=name: None if wanted == name else find_spec(wanted)  # noqa: E731
-        monkeypatch.setattr(litert_quantization.importlib.util, "find_spec", hidden)
+
+        def hidden(wanted: str, name: str = name) -> Any:
+            return None if wanted == name else find_spec(wanted)
+
+        monkeypatch.setattr("importlib.util.find_spec", hidden)
         assert list(LitertQuantization.variants(convnet, host())) == []
