@@ -176,6 +176,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "Transpose of another kind": (PICTURE, "c = Conv(x, k) y = Transpose<perm=[0, 3, 1, 2]>(c)", "y", {"k": (3, 4, 1, 1)}),
     "Unsqueeze": (ROWS, "y = Unsqueeze(x, a)", "y", {"a": np.array([2])}),
     "a branch of constants": (ROWS, "c = Add(a, b) y = Mul(x, c)", "y", {"a": (8,), "b": (8,)}),
+    "a constant as an output": (ROWS, "y = Relu(x) z = Add(a, b)", "y z", {"a": (3, 8), "b": (8,)}),
     "an input as an output": (f"{ROWS}, int64[batch, 3] ids", "y = Relu(x) z = Identity(ids)", "y z", {}),
     "one value as two outputs": (ROWS, "y = Relu(x) z = Identity(y)", "y z", {}),
 }  # fmt: skip

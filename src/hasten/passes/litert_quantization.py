@@ -74,7 +74,7 @@ class LitertQuantization(Pass):
         converted, path = workdir / "float.tflite", workdir / "quantized.tflite"
         convert(source, converted, to_quantize=True)
         try:
-            with silenced(), quiet():
+            with silenced(), quiet(always=True):
                 requests = CalibrationRequests(model, calibration, self.samples)
                 content = self._quantized(converted, requests)
         except HastenError:
