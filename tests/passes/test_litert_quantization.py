@@ -247,6 +247,27 @@ def test_weights_rounded_by_layer_are_stored_as_they_are(convnet: Model, tmp_pat
     assert np.abs(nearest["conv1"] - stored["conv1"]).max() > 1e-3
 
 
+def test_an_input_may_be_an_output_and_a_value_two(build: Any, tmp_path: Path) -> None:
+    model = build(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        handed (float[batch, 8] x) => (float[batch, 8] y, float[batch, 8] same, float[batch, 8] z)
+        <float[8, 8] w>
+        {
+            [product] y = MatMul (x, w)
+            [input] same = Identity (x)
+            [again] z = Identity (y)
+        }
+        """
+    )
+    result = run(LitertQuantization(), model, tmp_path)
+    data = samples_of(model)
+    quick = answers(result, data, tmp_path / "b", LiteRt())
+    np.testing.assert_array_equal(quick["y"], quick["z"])
+    np.testing.assert_array_equal(quick["same"], data.inputs(range(32))["x"])
+    assert 0 < error_between(answers(model, data, tmp_path / "a"), quick) < 0.05
+
+
 def test_a_name_that_is_unknown_gets_the_nearest_ones(convnet: Model, tmp_path: Path) -> None:
     message = r"^keep_float: the model has no node 'conv3'; did you mean conv2, conv1\?$"
     with pytest.raises(InputError, match=message):

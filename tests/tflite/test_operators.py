@@ -113,6 +113,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "MatMul": (ROWS, "y = MatMul(x, w)", "y", {"w": (8, 3)}),
     "MatMul and Add": (ROWS, "m = MatMul(x, w) y = Add(b, m)", "y", {"w": (8, 3), "b": (3,)}),
     "MatMul and an Add of a matrix": (ROWS, "m = MatMul(x, w) y = Add(b, m)", "y", {"w": (8, 3), "b": (5, 3)}),
+    "MatMul used twice": (ROWS, "m = MatMul(x, w) s = Add(m, b) y = Mul(m, s)", "y", {"w": (8, 3), "b": (3,)}),
     "MatMul of rows": ("float[batch, 4] x", "m = MatMul(x, w) y = Relu(m)", "y", {"w": (4, 3)}),
     "MatMul of two inputs": (ROWS, "t = Transpose<perm=[0, 2, 1]>(x) y = MatMul(x, t)", "y", {}),
     "MatMul by heads": (

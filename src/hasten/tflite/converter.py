@@ -98,11 +98,9 @@ class Converter:
         for public, value in self.graph.outputs:
             node = self._nodes.get(value) or Node("output", public, (), (value,))
             tensor = self.plain(value, node)
-            if tensor in taken:
-                shape = self.graph.shape(value, node)
-                tensor = self.reshape(
-                    node, tensor, shape, suffix="output", dtype=self.graph.dtype(value, node)
-                )
+            if tensor in taken:  # once it is quantized, LiteRT has no data for its second name
+                shape, dtype = self.shape(value, node), self.graph.dtype(value, node)
+                tensor = self.reshape(node, tensor, shape, suffix="output", dtype=dtype)
             taken.add(tensor)
             outputs.append((public, tensor))
         return self.writer.finish(self._inputs, outputs)
@@ -333,6 +331,6 @@ class Converter:
 
 
 def _moves(shape: Sequence[int], order: Sequence[int]) -> bool:
-    """Whether another order of the axes moves values; the first axis may be larger than it is."""
-    kept = [axis for axis in order if axis == 0 or shape[axis] != 1]
+    """Whether another order of the axes moves values; the first stays where it is, whatever its size."""
+    kept = [axis for axis in order if shape[axis] != 1]
     return kept != sorted(kept)
