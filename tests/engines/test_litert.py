@@ -109,6 +109,27 @@ def test_shapes_may_change_and_change_back(host: Target, tmp_path: Path) -> None
             np.testing.assert_array_equal(session.run(request)["same_ids"], request["ids"])
 
 
+def test_a_batch_that_cannot_be_planned_spoils_no_other(
+    host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    artifact = build(models.small_cnn(tmp_path), host)
+    one, three = (request_for(artifact.inputs, batch=size) for size in (1, 3))
+
+    def refuse(self: Interpreter) -> None:
+        raise RuntimeError("there is no memory\nfor that")
+
+    with LiteRt().open(artifact, host) as session:
+        before = session.run(one)["logits"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Interpreter, "allocate_tensors", refuse)
+            with pytest.raises(CandidateError, match=r"^LiteRT failed: there is no memory$"):
+                session.run(three)
+        np.testing.assert_array_equal(session.run(one)["logits"], before)
+        assert session.run(three)["logits"].shape == (3, 10)
+
+
 def test_other_open_sizes_than_the_batch_are_settled_to_the_request(
     host: Target, tmp_path: Path
 ) -> None:

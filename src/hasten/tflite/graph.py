@@ -244,12 +244,8 @@ def read_graph(model: Model) -> Graph:
         raise CandidateError(f"LiteRT's converter can't read {model.path.name}: {line}") from error
 
 
-def sizes_of(model: Model) -> dict[str, tuple[int, ...]]:
-    """Return each input's sizes: the settled request's or, where there is none, 1 for what is open."""
-    return _settled(model)
-
-
 def _settled(model: Model) -> dict[str, tuple[int, ...]]:
+    """Return each input's sizes: the settled request's or, where there is none, 1 for what is open."""
     specs = model.request or model.inputs
     return {
         spec.name: tuple(size if isinstance(size, int) else 1 for size in spec.shape)
