@@ -115,6 +115,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "the operator Sin (node 'n')": ("[n] y = Sin(x)", {}),
     "the operator Erf (node 'n')": ("[n] y = Erf(x)", {}),
     "the operator QuantizeLinear (node 'n')": ("[n] q = QuantizeLinear(x, s) y = DequantizeLinear(q, s)", {"s": np.float32(1)}),
+    "the operator BatchNormalization (node 'n'): it is in training mode": ("[n] y, m, v = BatchNormalization<training_mode=1>(x, w, w, w, w)", {"w": (4,)}),
     "the operator Conv (node 'n'): its input 'k' must be constant": ("k = Reshape(x, s) [n] y = Conv(x, k)", {"s": np.array([1, 4, 6, 7])}),
     "the operator Conv (node 'n'): only pictures, which have four axes, are supported": ("r = Reshape(x, s) [n] y = Conv(r, k)", {"s": np.array([1, 4, 42]), "k": (2, 4, 3)}),
     "the operator ConvTranspose (node 'n'): only pictures, without groups and dilation, are supported": ("[n] y = ConvTranspose<group=2>(x, k)", {"k": (4, 3, 2, 2)}),

@@ -178,6 +178,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "Unsqueeze": (ROWS, "y = Unsqueeze(x, a)", "y", {"a": np.array([2])}),
     "a branch of constants": (ROWS, "c = Add(a, b) y = Mul(x, c)", "y", {"a": (8,), "b": (8,)}),
     "a constant as an output": (ROWS, "y = Relu(x) z = Add(a, b)", "y z", {"a": (3, 8), "b": (8,)}),
+    "an input that nobody reads": (f"{ROWS}, float[batch, 3] unread", "y = Relu(x)", "y", {}),
     "an input as an output": (f"{ROWS}, int64[batch, 3] ids", "y = Relu(x) z = Identity(ids)", "y z", {}),
     "one value as two outputs": (ROWS, "y = Relu(x) z = Identity(y)", "y z", {}),
 }  # fmt: skip

@@ -35,6 +35,8 @@ def clip_limits(graph: Graph, node: Node) -> tuple[float, float]:
 
 def _fold_normalization(graph: Graph, node: Node) -> None:
     """Scale the filters of the convolution before a BatchNormalization, or spell it out."""
+    if node.settings.get("training_mode", 0):
+        raise node.refused("it is in training mode")
     scale, bias, mean, variance = (_constant(graph, node, i) for i in range(1, 5))
     factor = scale / np.sqrt(variance + node.settings.get("epsilon", 1e-5))
     shift = bias - mean * factor
