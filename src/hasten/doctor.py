@@ -19,6 +19,7 @@ _EXTRAS = {
     ),
     "torch": (("torch", "onnxscript"), "models from PyTorch"),
     "keras": (("keras",), "models from Keras 3"),
+    "litert": (("ai_edge_litert", "ai_edge_quantizer"), "LiteRT, and int8 for it"),
     "loadgen": (("mlperf_loadgen",), "load tests by MLCommons LoadGen"),
 }
 
@@ -43,7 +44,7 @@ def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
         ("memory", f"{target.memory_bytes / 2**30:.1f} GiB that this process may use"),
         ("instructions", " ".join(target.isa) or "none that matter"),
     ]
-    for name in ("onnxruntime", "openvino"):
+    for name in ("onnxruntime", "openvino", "litert"):
         kind: type[Engine] = load_object(Engine.registry[name])
         try:
             findings.append((name, kind.version()))

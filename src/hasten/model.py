@@ -13,7 +13,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.records import file_digest
 from hasten.tensors import Array, TensorSpec
 
-Format: TypeAlias = Literal["onnx", "openvino"]
+Format: TypeAlias = Literal["onnx", "openvino", "tflite"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Model:
 
     Attributes:
         path: The file that an engine is pointed at.
-        format: "onnx", or "openvino" for its IR (.xml; the weights are in `files`).
+        format: "onnx", "openvino" for its IR (.xml; the weights are in `files`), or "tflite".
         inputs: What the model takes; open dimensions have names.
         outputs: What it gives.
         request: The inputs of one request, every size settled by the data; empty until then.

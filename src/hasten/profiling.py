@@ -84,7 +84,7 @@ def profile(
     Args:
         model: As `optimize` takes it, or a bundle's folder.
         data: Requests, as `optimize` takes them; random numbers where None.
-        engines: Which runtimes, for a model; both by default. A bundle says itself what runs it.
+        engines: Which runtimes, for a model; by default all that have a profiler. A bundle says itself what runs it.
         threads: How many each engine has; by default all that this process may use, and no more
             than the bundle was made for.
         requests: How many are timed, after some that aren't.
@@ -114,7 +114,7 @@ def profile(
             bench = _bench(place, target, source.path)
             subjects = [
                 _Subject("model", type_name(engine), engine, source)
-                for engine in (next(k.variants(target)) for k in engine_kinds(engines or ENGINES))
+                for engine in (next(kind.variants(target)) for kind in _kinds(engines))
             ]
         samples = write_spool(dataset, place / "requests")
         said = "random numbers" if data is None else "samples of the data"
@@ -122,6 +122,13 @@ def profile(
     if all(one.failed for one in found):
         raise CandidateError("; ".join(f"{one.label}: {one.failed}" for one in found))
     return found
+
+
+def _kinds(engines: Sequence[str] | None) -> list[type[Engine]]:
+    """Return the engines that are asked for, or all that have a profiler."""
+    return (
+        engine_kinds(engines) if engines else [k for k in engine_kinds(ENGINES) if k.has_profiler()]
+    )
 
 
 def _target(threads: int | None) -> Target:

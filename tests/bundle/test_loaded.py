@@ -16,6 +16,7 @@ from hasten.bundle import (
     write,
 )
 from hasten.engines.base import Engine
+from hasten.engines.litert import LiteRt
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import InputError, IntegrityError
@@ -166,7 +167,12 @@ print(*sorted(name for name in sys.modules if name in sys.argv[2].split(",")), s
 
 
 @pytest.mark.parametrize(
-    ("engine", "brought"), [(Null(), ""), (ENGINE, "hasten.engines.onnxruntime,onnxruntime")]
+    ("engine", "brought"),
+    [
+        (Null(), ""),
+        (ENGINE, "hasten.engines.onnxruntime,onnxruntime"),
+        (LiteRt(), "ai_edge_litert,hasten.engines.litert"),
+    ],
 )
 def test_loading_brings_no_search_no_pass_and_no_other_engine(
     tmp_path: Path, engine: Engine, brought: str
@@ -178,6 +184,8 @@ def test_loading_brings_no_search_no_pass_and_no_other_engine(
         *("hasten.search", "hasten.passes", "hasten.passes.base", "hasten.frontends"),
         *("hasten.certificate", "hasten.data", "hasten.measure.process", "hasten.candidate"),
         *("hasten.engines.openvino", "hasten.engines.onnxruntime", "hasten.optimization"),
+        *("hasten.engines.litert", "hasten.tflite.converter"),
+        *("ai_edge_litert", "ai_edge_quantizer"),
     ]
     command = [sys.executable, "-W", "error", "-c", IMPORTS, str(tmp_path / "b"), ",".join(watched)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ import pytest
 
 from hasten.bundle import NotCertifiedHere, Part, load, part, write
 from hasten.engines.cascade import Cascade
+from hasten.engines.litert import LiteRt
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.openvino import OpenVino
 from hasten.errors import CandidateError, IntegrityError
@@ -17,7 +18,7 @@ from hasten.frontends.onnx import load as load_onnx
 from hasten.measure.environment import environment
 from hasten.target import Target
 from hasten.testing import models
-from hasten.testing.bundles import forge, stated
+from hasten.testing.bundles import built, forge, stated
 
 X = np.random.default_rng(0).standard_normal((1, 16), dtype=np.float32)
 
@@ -60,6 +61,17 @@ def test_another_version_of_either_runtime_is_said(tmp_path: Path, winner: Part)
             f"openvino: 0.1 there, {here['openvino']} here",
             f"onnxruntime: 0.2 there, {here['onnxruntime']} here",
         )
+
+
+def test_another_version_of_litert_is_said(tmp_path: Path) -> None:
+    here = environment(Target.host())
+    winner = built(tmp_path, models.linear_classifier(tmp_path), LiteRt())
+    older = {**here, "ai-edge-litert": "0.1"}
+    write(tmp_path / "b", stated(winner, None, environment=older), {})
+    with pytest.warns(NotCertifiedHere):
+        loaded = load(tmp_path / "b")
+    with loaded as fast:
+        assert fast.not_certified == (f"litert: 0.1 there, {here['ai-edge-litert']} here",)
 
 
 def test_engines_of_engines_of_engines_are_refused(bundle: Path) -> None:

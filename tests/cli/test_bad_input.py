@@ -225,7 +225,7 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
     [
         (
             ("--engine", "nosuch"),
-            "no engine is called 'nosuch'; this version has: onnxruntime, openvino",
+            "no engine is called 'nosuch'; this version has: onnxruntime, openvino, litert",
         ),
         (
             ("--metric", "nosuch"),

@@ -158,7 +158,7 @@ def test_doctor_says_what_this_machine_has() -> None:
     assert result.exit_code == 0, result.output
     names = [line.partition(":")[0] for line in result.output.splitlines()]
     assert names[:4] == ["processor", "cores", "memory", "instructions"]
-    assert {"onnxruntime", "openvino", "[optimize]", "[torch]"} <= set(names)
+    assert {"onnxruntime", "openvino", "litert", "[optimize]", "[torch]", "[litert]"} <= set(names)
 
 
 def photos(folder: Path) -> Path:

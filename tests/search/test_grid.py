@@ -1,13 +1,18 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from hasten.candidate import Single
+from hasten.engines.litert import LiteRt
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.openvino import OpenVino
 from hasten.errors import InputError
+from hasten.passes.base import Pass
 from hasten.passes.fix_shapes import FixShapes
+from hasten.passes.litert_quantization import LitertQuantization
+from hasten.passes.simplify import Simplify
 from hasten.search.grid import engine_kinds, grid, neighbours, variations
 from hasten.target import Target
 from hasten.testing.desk import Desk
@@ -49,7 +54,20 @@ def test_shapes_are_not_fixed_for_an_engine_that_settles_them_itself(
     lossy = [c for c in proposals if c.passes and not c.exact]
     around = neighbours(lossy, [FixShapes()], host)
     assert {type(c.engine) for c in around if FixShapes() in c.passes} == {OnnxRuntime}
-    assert {type(c.engine) for c in lossy} == {OnnxRuntime, OpenVino}
+    assert {type(c.engine) for c in lossy} == {OnnxRuntime, OpenVino, LiteRt}
+
+
+def test_litert_is_tried_with_what_its_own_quantizer_makes_alone(desk: Desk, host: Target) -> None:
+    found = [c.passes for c in grid(desk.model, host) if isinstance(c.engine, LiteRt)]
+    assert found[0] == ()
+    assert [kind for kind in map(_kinds, found) if kind and kind != (Simplify,)] == [
+        (LitertQuantization,)
+    ]
+    assert LitertQuantization in [type(c.passes[0]) for c in grid(desk.model, host) if c.passes]
+
+
+def _kinds(passes: Sequence[Pass]) -> tuple[type[Pass], ...]:
+    return tuple(map(type, passes))
 
 
 def test_only_the_engines_asked_for_are_tried(desk: Desk, host: Target) -> None:
@@ -77,7 +95,7 @@ def test_an_unknown_engine_is_named_with_those_that_there_are() -> None:
     with pytest.raises(InputError) as error:
         engine_kinds(["onnxruntime", "tensorrt"])
     assert str(error.value) == (
-        "no engine is called 'tensorrt'; this version has: onnxruntime, openvino"
+        "no engine is called 'tensorrt'; this version has: onnxruntime, openvino, litert"
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from hasten.candidate import Measurement, Single, Trial
 from hasten.data.spool import Spool
 from hasten.engines.layers import LayerTime
+from hasten.engines.litert import LiteRt
 from hasten.engines.openvino import OpenVino
 from hasten.errors import CandidateError
 from hasten.measure.latency import Pace
@@ -19,6 +20,7 @@ from hasten.measure.roofline import Floor, LayerFloor
 from hasten.measure.workbench import Workbench
 from hasten.metrics.agreement import Agreement
 from hasten.passes.float_layers import FloatLayers
+from hasten.passes.litert_quantization import LitertQuantization
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.records import to_record
@@ -209,6 +211,19 @@ def test_without_a_quantized_model_that_is_faster_there_is_nothing_to_mix(
     search = Search(network, desk, spool, tmp_path)
     search.run()
     assert network.tried == []
+
+
+def test_what_cannot_be_timed_step_by_step_is_not_mixed(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    network = Network.drawn(3, flips=0.06)
+    search = Search(network, desk, spool, tmp_path)
+    other = Single((LitertQuantization(),), LiteRt())
+    trial = network.trial(other)
+    fast: dict[int, tuple[int, ...]] = dict.fromkeys(range(6), (1000,) * 3)
+    search.trials.done[other.key] = replace(trial, measurement=Measurement("measured", 1, fast))
+    assert search.run()
+    assert {candidate.engine for candidate in network.tried} == {ENGINE}
 
 
 def test_an_onnx_quantizer_is_told_what_to_leave_out() -> None:

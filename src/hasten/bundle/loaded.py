@@ -28,6 +28,10 @@ class MeasuredElsewhere(UserWarning):
     """An exact model runs on another machine than the one that it was found the fastest on."""
 
 
+_PACKAGES = {"litert": "ai-edge-litert"}
+"""Of engines that are called otherwise than what brings them."""
+
+
 def differences(
     manifest: Manifest, here: Target, versions: Mapping[str, str], item: Part | None = None
 ) -> list[str]:
@@ -46,7 +50,8 @@ def differences(
     ]
     inner = [each["type"] for each in nested_engines(record).values()]
     for engine in dict.fromkeys(inner or [record["type"]]):
-        there, now = (facts_.get(engine, "none") for facts_ in (manifest.environment, versions))
+        package = _PACKAGES.get(engine, engine)
+        there, now = (facts_.get(package, "none") for facts_ in (manifest.environment, versions))
         facts.append((engine, there, now))
     if here.threads < manifest.target.threads:  # with more, it still runs on as many as there
         facts.append(("threads", str(manifest.target.threads), str(here.threads)))

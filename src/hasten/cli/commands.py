@@ -24,7 +24,7 @@ from hasten.cli.options import (
 from hasten.errors import InputError
 from hasten.invocation import typed
 
-_ENGINES = ("onnxruntime", "openvino")
+_ENGINES = ("onnxruntime", "openvino", "litert")
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})

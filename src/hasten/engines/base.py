@@ -84,15 +84,18 @@ class Engine(Value, ABC):
         uneven: Whether requests cost so unlike that only their mean tells what a model costs.
         settles: Whether open shapes are settled to the certified request's when it opens a model,
             so that doing it beforehand changes nothing.
+        float_only: Whether of ONNX models it takes only those that nothing has quantized.
     """
 
     uneven: ClassVar[bool] = False
     settles: ClassVar[bool] = False
+    float_only: ClassVar[bool] = False
     registry: ClassVar[Mapping[str, str]] = {
         "null": "hasten.engines.null:Null",
         "reference": "hasten.engines.reference:Reference",
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
+        "litert": "hasten.engines.litert:LiteRt",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]
@@ -119,6 +122,11 @@ class Engine(Value, ABC):
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield settings that compute the same in another way: threads, waiting, binding."""
         yield from ()
+
+    @classmethod
+    def has_profiler(cls) -> bool:
+        """Whether `profile` can say how long each step took."""
+        return cls.profile is not Engine.profile
 
     @classmethod
     @abstractmethod

@@ -39,7 +39,7 @@ class Cascade(Engine):
             two, 5 for the top five.
     """
 
-    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino", "tflite"})
     uneven: ClassVar[bool] = True
 
     fast: Engine

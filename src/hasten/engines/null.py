@@ -21,7 +21,7 @@ from hasten.tensors import Array, Tensors
 class Null(Engine):
     """Answer zeros, whatever the model; its file is never read."""
 
-    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino", "tflite"})
 
     @property
     def exact(self) -> bool:

@@ -31,7 +31,7 @@ class PythonFunction(Engine):
 
     function: str
 
-    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino", "tflite"})
 
     @property
     def exact(self) -> bool:

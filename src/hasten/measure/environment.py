@@ -8,7 +8,18 @@ from importlib import metadata
 
 from hasten.target import Target
 
-_PACKAGES = ("hasten", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "onnxslim", "torch")
+_PACKAGES = (
+    "hasten",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "onnxslim",
+    "torch",
+)
 
 
 def versions() -> dict[str, str]:

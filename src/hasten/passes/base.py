@@ -33,6 +33,7 @@ class Pass(Value, ABC):
         "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
         "float_layers": "hasten.passes.float_layers:FloatLayers",
         "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
+        "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
     }

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 
 from hasten.reporting.evidence import Report
 
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino", "nncf", "onnxslim", "torch")
+_PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "onnxslim",
+    "torch",
+)
 
 
 def commands(report: Report) -> Iterator[tuple[str, str]]:

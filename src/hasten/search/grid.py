@@ -15,10 +15,15 @@ from hasten.records import load_object
 from hasten.target import Target
 
 T = TypeVar("T")
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "litert")
 _ENGINES_PER_VARIANT = 2
 _EXACT_PASSES = ("simplify", "fix_shapes")
-_LOSSY_PASSES = ("static_quantization", "nncf_quantization", "dynamic_quantization")
+_LOSSY_PASSES = (
+    "static_quantization",
+    "nncf_quantization",
+    "litert_quantization",
+    "dynamic_quantization",
+)
 
 
 def engine_kinds(names: Sequence[str]) -> list[type[Engine]]:
@@ -69,6 +74,12 @@ def _useful(step: Pass, engine: Engine) -> bool:
     return not (step.settles and engine.settles)
 
 
+def _takes(engine: Engine, step: Pass) -> bool:
+    """Whether an engine can run what a pass makes."""
+    quantized = step.gives == "onnx" and not step.exact
+    return step.gives in engine.formats and not (quantized and engine.float_only)
+
+
 def grid(
     model: Model,
     target: Target,
@@ -89,14 +100,14 @@ def grid(
         Single((step,), engine)
         for step in _by_turns(_passes(_EXACT_PASSES, model, target))
         for engine in engines
-        if engine.exact and step.gives in engine.formats and _useful(step, engine)
+        if engine.exact and _takes(engine, step) and _useful(step, engine)
     ]
     firsts = [variants[0] for variants in _passes(_LOSSY_PASSES, model, target) if variants]
     lossy = [
         Single((_kept(step, keep_float),), engine)
         for step in firsts
         for engine in engines
-        if step.gives in engine.formats
+        if _takes(engine, step)
     ]
     return list(dict.fromkeys([*untouched, *exact, *lossy]))
 

@@ -1,0 +1,148 @@
+"""Static int8 quantization to .tflite, by the AI Edge Quantizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError, HastenError
+from hasten.model import Format, Model
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.calibration import CalibrationRequests
+from hasten.passes.onnx_files import check_nodes, compute_nodes, read_onnx
+from hasten.passes.silence import first_line, silenced
+from hasten.passes.weight_rounding import round_weights
+from hasten.target import Target
+from hasten.tensors import Array
+from hasten.tflite.converter import convert
+from hasten.tflite.quiet import quiet
+from hasten.tflite.writer import SIGNATURE
+
+_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
+_NORMALIZATIONS = ":norm"
+"""Mean squares of int8 differences say little: these stay in float."""
+
+
+@dataclass(frozen=True)
+class LitertQuantization(Pass):
+    """Quantize weights and activations to int8, for LiteRT alone.
+
+    Inputs and outputs stay in float. Weights have one scale per channel, around 0; activations one
+    per tensor, with a zero point.
+
+    Attributes:
+        rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
+            layer gives moves least; see `weight_rounding`.
+        keep_float: Names of ONNX nodes to leave alone.
+        samples: How many samples to calibrate on at most.
+
+    Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
+    """
+
+    gives: ClassVar[Format] = "tflite"
+
+    rounding: Literal["nearest", "layer"] = "nearest"
+    keep_float: tuple[str, ...] = ()
+    samples: int = 100
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        """Yield both ways to round, where the quantizer is installed."""
+        if all(map(importlib.util.find_spec, ("ai_edge_litert", "ai_edge_quantizer"))):
+            yield cls()
+            yield cls("layer")
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        proto = read_onnx(model, weights=False)
+        check_nodes(proto, self.keep_float)
+        names = compute_nodes(proto, self.keep_float)
+        if not names:
+            raise Skipped(
+                "nothing to quantize: there is no convolution or matrix product to take on"
+            )
+        source = model
+        if self.rounding == "layer":
+            source = round_weights(model, calibration, workdir, self.keep_float)
+        converted, path = workdir / "float.tflite", workdir / "quantized.tflite"
+        convert(source, converted, to_quantize=True)
+        try:
+            with silenced(), quiet(always=True):
+                requests = CalibrationRequests(model, calibration, self.samples)
+                content = self._quantized(converted, requests)
+        except HastenError:
+            raise
+        except Exception as error:
+            raise CandidateError(f"the AI Edge Quantizer failed: {first_line(error)}") from error
+        self._prove(content, len(names))
+        for file in workdir.iterdir():
+            file.unlink()
+        path.write_bytes(content)
+        return replace(model, path=path, format="tflite", files=())
+
+    def _quantized(self, path: Path, requests: CalibrationRequests) -> bytes:
+        from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
+
+        recipes = [*recipe.static_wi8_ai8()]
+        skipped = [(".*", "INPUT"), (".*", "OUTPUT"), (_NORMALIZATIONS, "*")]
+        skipped += [(_scope(name), "*") for name in self.keep_float]
+        recipes += [
+            {
+                "regex": regex,
+                "operation": operation,
+                "algorithm_key": "no_quantize",
+                "op_config": {},
+            }
+            for regex, operation in skipped
+        ]
+        manager = recipe_manager.RecipeManager()
+        manager.load_quantization_recipe(recipes)
+        seen = calibrator.Calibrator(
+            str(path),
+            num_threads=len(os.sched_getaffinity(0)),
+            mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
+            qsv_update_func=_widened,
+        )
+        for request in requests:
+            seen.calibrate({SIGNATURE: [request]}, manager)
+        own = quantizer.Quantizer(str(path), recipes)
+        result = own.quantize(seen.get_model_qsvs(), enable_progress_report=False)
+        return bytes(result.quantized_model)
+
+    def _prove(self, content: bytes, wanted: int) -> None:
+        """Raise CandidateError unless some products became int8 and the kept ones didn't."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        model = schema.ModelT.InitFromPackedBuf(content)
+        graph = model.subgraphs[0]
+        products = {getattr(schema.BuiltinOperator, name) for name in _PRODUCTS}
+        done = [
+            graph.tensors[operator.outputs[0]].name.decode()
+            for operator in graph.operators
+            if model.operatorCodes[operator.opcodeIndex].builtinCode in products
+            and all(graph.tensors[i].type == schema.TensorType.INT8 for i in operator.inputs[:2])
+        ]
+        if not done:
+            raise CandidateError(
+                f"the AI Edge Quantizer left all {wanted} convolutions and matrix products in float"
+            )
+        for name in self.keep_float:
+            if any(re.search(_scope(name), f"{tensor};") for tensor in done):
+                raise CandidateError(f"the AI Edge Quantizer quantized {name!r} all the same")
+
+
+def _scope(name: str) -> str:
+    """Return a regular expression for the tensors that an ONNX node's operators give."""
+    return f"^{re.escape(name.replace(';', ','))}(:|;)"
+
+
+def _widened(old: Mapping[str, Array], new: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the range that holds two."""
+    return {"min": np.minimum(old["min"], new["min"]), "max": np.maximum(old["max"], new["max"])}
