@@ -379,3 +379,16 @@ def test_without_the_quantizer_there_is_nothing_to_try(
 
         monkeypatch.setattr("importlib.util.find_spec", hidden)
         assert list(LitertQuantization.variants(convnet, host())) == []
+
+
+def test_what_leads_to_a_layer_in_float_is_in_float_up_to_products_and_sums(
+    build: Any, tmp_path: Path
+) -> None:
+    found = precisions(
+        run(LitertQuantization(keep_float=("squeeze",)), build(SILU, "silu"), tmp_path)
+    )
+    floats = {name for name, kind in found.items() if kind == "FLOAT32" and ":" not in name}
+    assert {"squeeze", "mean", "silu2", "gate2"} <= floats
+    assert not floats & {"stem", "silu1", "depthwise", "excite", "skip", "head"}
+    none = precisions(run(LitertQuantization(), build(SILU, "silu"), tmp_path, "none"))
+    assert {none[name] for name in ("mean", "silu2", "gate2")} == {"INT8"}

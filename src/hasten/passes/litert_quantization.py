@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
+import onnx
 
 from hasten.data.dataset import Dataset
 from hasten.errors import CandidateError, HastenError
 from hasten.model import Format, Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
-from hasten.passes.onnx_files import check_nodes, compute_nodes, read_onnx
+from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, compute_nodes, read_onnx
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.weight_rounding import round_weights
 from hasten.target import Target
@@ -27,6 +28,7 @@ from hasten.tflite.quiet import quiet
 from hasten.tflite.writer import SIGNATURE
 
 _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
+_JOINS = frozenset({"Add", "Concat", "Sub", "Sum"})
 _NORMALIZATIONS = ":norm"
 """Mean squares of int8 differences say little: these stay in float."""
 
@@ -41,7 +43,8 @@ class LitertQuantization(Pass):
     Attributes:
         rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
             layer gives moves least; see `weight_rounding`.
-        keep_float: Names of ONNX nodes to leave alone.
+        keep_float: Names of ONNX nodes to leave alone. What lies between them and the products or sums before
+            stays in float too: LiteRT's int8 rounds what every operator gives, and so what they'd read.
         samples: How many samples to calibrate on at most.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
@@ -76,7 +79,7 @@ class LitertQuantization(Pass):
         try:
             with silenced(), quiet(always=True):
                 requests = CalibrationRequests(model, calibration, self.samples)
-                content = self._quantized(converted, requests)
+                content = self._quantized(converted, requests, self._left_alone(proto))
         except HastenError:
             raise
         except Exception as error:
@@ -87,12 +90,28 @@ class LitertQuantization(Pass):
         path.write_bytes(content)
         return replace(model, path=path, format="tflite", files=())
 
-    def _quantized(self, path: Path, requests: CalibrationRequests) -> bytes:
+    def _left_alone(self, proto: onnx.ModelProto) -> list[str]:
+        """Return the names of what stays in float: the kept nodes, and what leads to them."""
+        makers = {name: node for node in proto.graph.node for name in node.output}
+        kept = dict.fromkeys(self.keep_float)
+        left = [node for node in proto.graph.node if node.name in kept]
+        while left:
+            for name in left.pop().input:
+                node = makers.get(name)
+                if node is None or node.op_type in COMPUTE_OPS or _joins(node, makers):
+                    continue
+                label = node.name or name
+                if label not in kept:
+                    kept[label] = None
+                    left.append(node)
+        return list(kept)
+
+    def _quantized(self, path: Path, requests: CalibrationRequests, kept: Sequence[str]) -> bytes:
         from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
 
         recipes = [*recipe.static_wi8_ai8()]
         skipped = [(".*", "INPUT"), (".*", "OUTPUT"), (_NORMALIZATIONS, "*")]
-        skipped += [(_scope(name), "*") for name in self.keep_float]
+        skipped += [(_scope(name), "*") for name in kept]
         recipes += [
             {
                 "regex": regex,
@@ -136,6 +155,12 @@ class LitertQuantization(Pass):
         for name in self.keep_float:
             if any(re.search(_scope(name), f"{tensor};") for tensor in done):
                 raise CandidateError(f"the AI Edge Quantizer quantized {name!r} all the same")
+
+
+def _joins(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether several branches meet in a node: what they share can't be in float for one of them alone."""
+    computed = [n for n in node.input if n in makers and makers[n].op_type != "Constant"]
+    return node.op_type in _JOINS and len(computed) > 1
 
 
 def _scope(name: str) -> str:
