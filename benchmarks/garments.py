@@ -132,9 +132,9 @@ def labelled() -> tuple[str, Images, Images]:
     return what, *(Images(i.pixels, i.labels.astype(np.int64)) for i in (known, judged))
 
 
-def judged() -> Enlarged:
-    """Return labelled images that no network here was trained on."""
-    return Enlarged(labelled()[2])
+def judged(count: int | None = None) -> Enlarged:
+    """Return labelled images that no network here was trained on: so many, or all."""
+    return Enlarged(labelled()[2][:count])
 
 
 def known() -> Enlarged:

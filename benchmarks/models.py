@@ -109,10 +109,10 @@ def _crops(kind: type[RandomCrops], name: str) -> Dataset:
     return crops
 
 
-def _trained(name: str) -> Subject:
-    """An architecture without weights, trained here."""
-    module = partial(garments.trained, name)
-    return Subject(module, garments.judged, Top1(), 0.01, training=garments.known)
+def _trained(name: str, samples: int | None = None) -> Subject:
+    """An architecture without weights, trained here; judged by so many images, or by all there are."""
+    module, data = partial(garments.trained, name), partial(garments.judged, samples)
+    return Subject(module, data, Top1(), 0.01, training=garments.known)
 
 
 def _latency_only(module: Callable[[], Any], data: Callable[[], Dataset]) -> Subject:
@@ -131,7 +131,7 @@ MODELS: dict[str, Subject] = {
     ),
     "mobilenetv3_large": _trained("mobilenetv3_large_100"),
     "efficientnet_b0": _trained("efficientnet_b0"),
-    "resnet50": _trained("resnet50"),
+    "resnet50": _trained("resnet50", 5000),
     "yolov3_tiny": Subject(
         lambda _: yolov3_tiny.pretrained(),
         partial(yolov3_tiny.LetterboxedCrops, DETECTION_SAMPLES),
