@@ -28,6 +28,8 @@ from hasten.search.trials import Trials
 SCREEN_NOISE = 0.05
 """A few turns settle a ratio no better than this."""
 _REFINEMENTS = 2
+_NEAR = 4
+"""How many times that noise an engine may seem slower and still be worth a mix of its own."""
 _PROFILED_REQUESTS = 30
 
 Likely: TypeAlias = Callable[[Trial, float], bool]
@@ -240,6 +242,6 @@ def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Trials) -> list[En
     What goes back to float runs faster there, in bf16, and no quantized layer slower.
     """
     same = [t for t in ranked if t.candidate.passes == base.candidate.passes]
-    limit = trials.ratio(base).estimate * (1 + SCREEN_NOISE)
+    limit = trials.ratio(base).estimate * (1 + _NEAR * SCREEN_NOISE)
     near = [t.candidate.engine for t in same if trials.ratio(t).low < limit]
     return sorted(dict.fromkeys([*near, base.candidate.engine]), key=lambda engine: engine.exact)
