@@ -140,6 +140,8 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "Pow 0.5": (PICTURE, "a = Exp(x) y = Pow(a, w)", "y", {"w": np.float32(0.5)}),
     "Pow 3": (PICTURE, "y = Pow(x, w)", "y", {"w": np.float32(3)}),
     "Reciprocal": (PICTURE, "a = Exp(x) y = Reciprocal(a)", "y", {}),
+    "ReduceL2": (ROWS, "y = ReduceL2(x, a)", "y", {"a": np.array([-1])}),
+    "ReduceL2 of channels": (PICTURE, "c = Conv(x, k) y = ReduceL2<keepdims=0>(c, a)", "y", {"k": (3, 4, 1, 1), "a": np.array([1])}),
     "ReduceMax": (PICTURE, "y = ReduceMax<keepdims=0>(x, a)", "y", {"a": np.array([1])}),
     "ReduceMean": (PICTURE, "c = Conv(x, k) y = ReduceMean<keepdims=0>(c, a)", "y", {"k": (3, 4, 1, 1), "a": np.array([-1, 2])}),
     "ReduceMean of columns": (PICTURE, "c = Conv(x, k) y = ReduceMean<keepdims=0>(c, a)", "y", {"k": (3, 4, 1, 1), "a": np.array([3])}),

@@ -50,7 +50,7 @@ def convert(model: Model, path: Path, *, to_quantize: bool = False) -> None:
 
     graph = read_graph(model)
     for node in graph.nodes:
-        if node.op not in OPERATORS and node.op not in ("BatchNormalization", "Erf"):
+        if node.op not in OPERATORS and node.op not in REWRITTEN:
             raise node.refused()
     simplify(graph)
     converter = Converter(graph, to_quantize=to_quantize)

@@ -60,4 +60,6 @@ OPERATORS: dict[str, Rule] = {
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.reshape,
 }
-"""By ONNX's name. BatchNormalization and the parts of Gelu are rewritten before."""
+"""By ONNX's name."""
+REWRITTEN = frozenset({"BatchNormalization", "Erf", "ReduceL2"})
+"""What is spelled out, or part of what is recognized, before: see `patterns`."""

@@ -21,6 +21,8 @@ def simplify(graph: Graph) -> None:
             _recognize_activation(graph, node)
         elif node.op == "Add":
             _fold_bias(graph, node)
+        elif node.op == "ReduceL2":
+            _spell_out_length(graph, node)
     graph.remove_unused()
 
 
@@ -89,6 +91,19 @@ def _fold_bias(graph: Graph, node: Node) -> None:
             whole = replace(product, inputs=(*product.inputs, added), outputs=node.outputs)
             graph.swap((product, node), (whole,))
             return
+
+
+def _spell_out_length(graph: Graph, node: Node) -> None:
+    """Write a Euclidean length as the root of the sum of squares."""
+    x, squares, total = node.inputs[0], f"{node.name}:norm squares", f"{node.name}:norm sum"
+    graph.copy_type(x, squares)
+    graph.copy_type(node.outputs[0], total)
+    spelled = (
+        Node("Mul", squares, (x, x), (squares,)),
+        Node("ReduceSum", total, (squares, *node.inputs[1:]), (total,), node.settings),
+        Node("Sqrt", f"{node.name}:norm", (total,), node.outputs[:1]),
+    )
+    graph.swap((node,), spelled)
 
 
 def _recognize_activation(graph: Graph, node: Node) -> None:
