@@ -46,7 +46,7 @@ def convert(model: Model, path: Path, *, to_quantize: bool = False) -> None:
         CandidateError: it can't be converted: which operator, which node.
         InputError: the file can't be written.
     """
-    from hasten.tflite.operators import OPERATORS
+    from hasten.tflite.operators import OPERATORS, REWRITTEN
 
     graph = read_graph(model)
     for node in graph.nodes:
