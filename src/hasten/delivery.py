@@ -145,8 +145,10 @@ class Delivery:
             records[CURVE] = curve_record(curve)
         if "fastest exact" in steps:
             exact_steps = steps["fastest exact"]
-            both = {"exact": exact_steps, "winner": steps.get("winner", exact_steps)}
-            records["profile.json"] = to_record(both)
+            winner_steps = exact_steps if choice.winner == choice.exact else steps.get("winner")
+            if winner_steps is not None:
+                both = {"exact": exact_steps, "winner": winner_steps}
+                records["profile.json"] = to_record(both)
         if reached:
             records["limit.json"] = [
                 {"name": at.role, "floor_ns": at.floor_ns, "ratio": at.ratio, "binds": at.binds}

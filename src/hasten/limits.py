@@ -56,10 +56,10 @@ def limits(
         steps: Role -> its profile.
 
     Returns:
-        One for each that was timed and profiled; none where the ceilings or the work can't be told,
-        with a note.
+        One for each that was timed; none where the ceilings or the work can't be told, with a note.
+        What has no profile is taken as in f32 where it is exact, else as in the fastest precision.
     """
-    wanted = {role: who for role, who in shown.items() if role in steps and final.stands(who[1])}
+    wanted = {role: who for role, who in shown.items() if final.stands(who[1])}
     if not wanted:
         return ()
     try:
@@ -71,7 +71,11 @@ def limits(
                 floor(
                     layers,
                     ceilings,
-                    precisions(steps[role]),
+                    precisions(steps[role])
+                    if role in steps
+                    else {layer.name: "f32" for layer in layers}
+                    if run.candidate(key).exact
+                    else None,
                     stored_bytes=run.artifact(run.candidate(key)).size_bytes,
                 ),
                 final,

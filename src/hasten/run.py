@@ -84,6 +84,7 @@ class Run:
             pace=self.pace,
             seed=self.order.seed,
             objective=self.order.objective,
+            sealed_draws=len(np.unique(self.parts.sealed_units)),
         )
 
     def close(self) -> None:

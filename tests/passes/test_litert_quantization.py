@@ -150,7 +150,8 @@ class TestSilu(TestLitertQuantization):
         return model
 
     def test_weights_have_a_scale_per_channel_around_zero(self, result: Model) -> None:
-        pass
+        convolutions = [o for o in operators(result) if o.code.endswith("CONV_2D")]
+        assert [len(o.inputs[1].quantization.scale) for o in convolutions] == [16, 16, 4, 16]
 
 
 class TestAttention(TestLitertQuantization):

@@ -93,8 +93,8 @@ def test_the_search_ends_where_what_is_left_is_less_than_a_few_turns_tell(
     assert any("1.03 times the least that this machine can" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9, None])
-def test_it_goes_on_where_more_is_left_or_the_least_is_unknown(
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.5, None])
+def test_it_goes_on_where_more_is_left_or_the_least_is_unknown_or_too_high(
     desk: Desk, spool: Spool, tmp_path: Path, share: float | None
 ) -> None:
     floor = None if share is None else least(share * EACH_NS)

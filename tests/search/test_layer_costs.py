@@ -103,8 +103,9 @@ def test_the_layer_that_frees_most_noise_for_its_time_goes_first() -> None:
 def test_the_shares_follow_the_square_of_what_the_flips_must_shrink_to() -> None:
     assert shares_for(0.5) == pytest.approx((0.25, 0.125, 0.05))
     assert shares_for(0.5, own=0.05) == pytest.approx((0.2, 0.1, 0.04))
-    # Where the flips were seen on that very engine, its own noise is among them.
+    # Of the noise that flipped them, some was the float's of the engine that ran them.
     assert shares_for(0.5, own=0.2, within=0.2) == pytest.approx((0.0625, 0.03125, 0.0125))
+    assert shares_for(0.9, own=0.0, within=0.4) == pytest.approx((0.675, 0.27))  # 1.35 is all
 
 
 @pytest.mark.parametrize(("scale", "own"), [(0.0, 0.0), (1.0, 0.0), (0.5, 0.25), (0.5, 0.9)])

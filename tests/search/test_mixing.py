@@ -12,7 +12,6 @@ import pytest
 from hasten.candidate import Measurement, Single, Trial
 from hasten.data.spool import Spool
 from hasten.engines.layers import LayerTime
-from hasten.engines.litert import LiteRt
 from hasten.engines.openvino import OpenVino
 from hasten.errors import CandidateError
 from hasten.measure.latency import Pace
@@ -20,7 +19,6 @@ from hasten.measure.roofline import Floor, LayerFloor
 from hasten.measure.workbench import Workbench
 from hasten.metrics.agreement import Agreement
 from hasten.passes.float_layers import FloatLayers
-from hasten.passes.litert_quantization import LitertQuantization
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.records import to_record
@@ -213,19 +211,6 @@ def test_without_a_quantized_model_that_is_faster_there_is_nothing_to_mix(
     assert network.tried == []
 
 
-def test_what_cannot_be_timed_step_by_step_is_not_mixed(
-    desk: Desk, spool: Spool, tmp_path: Path
-) -> None:
-    network = Network.drawn(3, flips=0.06)
-    search = Search(network, desk, spool, tmp_path)
-    other = Single((LitertQuantization(),), LiteRt())
-    trial = network.trial(other)
-    fast: dict[int, tuple[int, ...]] = dict.fromkeys(range(6), (1000,) * 3)
-    search.trials.done[other.key] = replace(trial, measurement=Measurement("measured", 1, fast))
-    assert search.run()
-    assert {candidate.engine for candidate in network.tried} == {ENGINE}
-
-
 def test_an_onnx_quantizer_is_told_what_to_leave_out() -> None:
     base = Single((StaticQuantization(keep_float=("mine",)),), ENGINE)
     assert mixed(base, ("a", "b"), ENGINE) == Single(
@@ -296,12 +281,23 @@ def test_an_engine_without_a_profiler_goes_by_the_least_that_layers_take(
     search = Search(Network.drawn(2, flips=0.06), desk, spool, tmp_path)
     search.floors = floors
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Mixing, "_profile", _no_profiler)
+        patch.setattr(OpenVino, "has_profiler", classmethod(lambda cls: False))
         passing = search.run()
     search.trials.close()
     assert bool(passing) == floors
     assert any("no profiler" in note for note in search.notes) != floors
 
 
-def _no_profiler(self: Mixing, trial: Trial) -> tuple[LayerTime, ...]:
-    raise CandidateError("the engine has no profiler")
+def test_a_profile_that_fails_is_said_and_nothing_is_made_up_instead(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    search = Search(Network.drawn(2, flips=0.06), desk, spool, tmp_path)
+    search.floors = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mixing, "_profile", _fails)
+        assert not search.run()
+    assert any("its worker died" in note for note in search.notes)
+
+
+def _fails(self: Mixing, trial: Trial) -> tuple[LayerTime, ...]:
+    raise CandidateError("its worker died")

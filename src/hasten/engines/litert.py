@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -212,8 +213,11 @@ class LiteRtSession(Session):
             raise failed("LiteRT failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """How many threads it has, and how many operators XNNPACK runs."""
-        return {"threads": str(self._threads), "xnnpack": _delegated(self._interpreter)}
+        """How many threads it has, and how many operators XNNPACK runs where the runtime tells."""
+        found = {"threads": str(self._threads)}
+        with contextlib.suppress(AttributeError, KeyError):  # it isn't public, and may go
+            found["xnnpack"] = _delegated(self._interpreter)
+        return found
 
     def close(self) -> None:
         """Free the interpreter, its buffers and threads."""

@@ -22,7 +22,7 @@ from hasten.measure.roofline import Ceilings
 from hasten.records import digest, from_record, load_object, read_json, to_record, write_json
 from hasten.target import Target
 
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "litert")
 TURNS = 3
 PACE = Pace(block_ns=45_000_000)
 FILE = "ceilings.json"

@@ -71,6 +71,7 @@ class LayerFloor:
         precision: That it was taken in.
         arithmetic_ns: Its operations at the fastest that the machine does them.
         bytes_ns: Its reads and writes at the fastest that the machine moves them.
+        activations_ns: The same without its weights.
     """
 
     name: str
@@ -78,6 +79,7 @@ class LayerFloor:
     precision: str
     arithmetic_ns: float
     bytes_ns: float
+    activations_ns: float = 0.0
 
     @property
     def floor_ns(self) -> float:
@@ -121,8 +123,9 @@ class Floor:
 
     @property
     def moved_ns(self) -> dict[str, float]:
-        """Layer -> the least time of a step that only reads and writes what it does: a conversion."""
-        return {layer.name: self.overhead_ns + layer.bytes_ns for layer in self.layers}
+        """Layer -> the least time of a step of its own that reads and writes what it does, but for the
+        weights: a conversion."""
+        return {layer.name: self.overhead_ns + layer.activations_ns for layer in self.layers}
 
     @property
     def binds(self) -> Bound:
@@ -211,14 +214,15 @@ def floor(
     layers = []
     for layer, precision in zip(work, used, strict=True):
         share = layer.weights * _width_bytes(precision) / all_weights if all_weights else 0.0
-        moved_bytes = (layer.read + layer.written) * width_bytes
+        moved_ns = transfer_ns((layer.read + layer.written) * width_bytes, ceilings.levels)
         layers.append(
             LayerFloor(
                 layer.name,
                 layer.operator,
                 precision,
                 layer.operations * 1e9 / _rate(precision, ceilings),
-                share * weights_ns + transfer_ns(moved_bytes, ceilings.levels),
+                share * weights_ns + moved_ns,
+                moved_ns,
             )
         )
     uncounted = tuple(layer.name for layer in work if not layer.operations)

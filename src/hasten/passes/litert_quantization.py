@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import onnx
@@ -142,11 +142,18 @@ class LitertQuantization(Pass):
         model = schema.ModelT.InitFromPackedBuf(content)
         graph = model.subgraphs[0]
         products = {getattr(schema.BuiltinOperator, name) for name in _PRODUCTS}
+        transposed = schema.BuiltinOperator.TRANSPOSE_CONV
+
+        def operands(operator: Any) -> list[int]:
+            """Return what is multiplied; a transposed convolution reads the shape to give before."""
+            first = model.operatorCodes[operator.opcodeIndex].builtinCode == transposed
+            return list(operator.inputs[first : first + 2])
+
         done = [
             graph.tensors[operator.outputs[0]].name.decode()
             for operator in graph.operators
             if model.operatorCodes[operator.opcodeIndex].builtinCode in products
-            and all(graph.tensors[i].type == schema.TensorType.INT8 for i in operator.inputs[:2])
+            and all(graph.tensors[i].type == schema.TensorType.INT8 for i in operands(operator))
         ]
         if not done:
             raise CandidateError(

@@ -13,7 +13,6 @@ from hasten.candidate import Candidate, Single, Trial
 from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
 from hasten.errors import CandidateError
-from hasten.measure.intervals import quantile
 from hasten.passes.base import Pass, Skipped
 from hasten.progress import Listener, Progress
 from hasten.search.escalation import Escalation
@@ -81,7 +80,9 @@ class Exploration:
             Escalation(*common, self._notes).escalate(self._ranked())
         if not self._over():
             best = self._promising()
-            ratios = [self.trials.ratio(self.trials.done[c.key]).estimate for c in best]
+            trials = [self.trials.done[c.key] for c in best]
+            passing = [t for t in trials if self._likely_passes(t)] or trials
+            ratios = [self.trials.ratio(t).estimate for t in passing]
             self._try(neighbours(best, self._helpful(), target), min(ratios, default=1.0))
 
     def _over(self) -> bool:
@@ -89,16 +90,22 @@ class Exploration:
         if self._late() or self._at_limit:
             return True
         passing = [t for t in self._ranked() if self._likely_passes(t)]
-        floor = self._least(None) if passing else None
-        if floor is None or passing[0].measurement is None:
+        # A floor says nothing of tails.
+        floor = self._least(None) if passing and self._order.objective != "p99" else None
+        measured = passing[0].measurement if passing else None
+        if floor is None or measured is None:
             return False
-        measured = passing[0].measurement
-        p50_ns = quantile(measured.rounds, 0.5).value_ns
-        self._at_limit = floor.left_to_gain(p50_ns, measured.threads) < SCREEN_NOISE
+        blocks = np.concatenate([np.asarray(block) for block in measured.rounds.values()])
+        by_mean = self._order.objective == "mean" or passing[0].candidate.engine.uneven
+        latency_ns = float(blocks.mean() if by_mean else np.median(blocks))
+        ratio = floor.ratio(latency_ns, measured.threads)
+        left = floor.left_to_gain(latency_ns, measured.threads)
+        # Far below 1, the ceilings were taken too low.
+        self._at_limit = left < SCREEN_NOISE and ratio > 1 - SCREEN_NOISE
         if self._at_limit:
             self._notes.append(
-                f"the search ended early: {passing[0].candidate.label} takes "
-                f"{floor.ratio(p50_ns, measured.threads):.2f} times the least that this machine can"
+                f"the search ended early: {passing[0].candidate.label} takes {ratio:.2f} times the "
+                "least that this machine can"
             )
         return self._at_limit
 

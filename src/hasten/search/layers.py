@@ -150,13 +150,14 @@ def shares_for(scale: float, own: float = 0.0, within: float = 0.0) -> tuple[flo
         scale: From 0 to 1; at either end there is nothing to try.
         own: What stays whatever goes back to float, as a share of the same noise: that of the
             engine's own float. Nothing is worth trying where it alone is too much.
-        within: What of the noise isn't the layers' in int8: as much as `own` where it was that
-            engine that ran them.
+        within: What of the noise isn't the layers' in int8, but of the float of the engine that
+            ran them.
     """
     left = scale**2 - own
-    if scale >= 1 or left <= 0:
+    if scale >= 1 or left <= 0 or within >= 1:
         return ()
-    return tuple(left / (1 - within) * factor for factor in (1.0, 0.5, 0.2))
+    shares = (left / (1 - within) * factor for factor in (1.0, 0.5, 0.2))
+    return tuple(share for share in shares if share < 1)
 
 
 def between_shares(passes: Mapping[float, bool]) -> float | None:

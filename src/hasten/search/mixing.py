@@ -77,10 +77,12 @@ class Mixing:
             self._notes.append(f"which layers int8 suits wasn't found out: {why}")
             return
         scale = self._scale_that_passes(base)
-        for engine in _engines_of(base, ranked, self._trials):
-            own = self._own_noise(base, engine)
-            within = own if engine == base.candidate.engine else 0.0
-            shares = [1.0, *shares_for(scale, own, within)]
+        runs = base.candidate.engine
+        within = self._own_noise(base, runs)
+        # Where none is to go back for its noise, what int8 slows is the base's own engine's.
+        engines = [runs] if scale in (0, 1) else _engines_of(base, ranked, self._trials)
+        for engine in engines:
+            shares = [1.0, *shares_for(scale, self._own_noise(base, engine), within)]
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # its float alone costs more answers than there are to lose
             costs = self._layer_costs(base, engine, noise)
@@ -89,7 +91,7 @@ class Mixing:
             tried: dict[float, Trial] = {}
             for share in shares:
                 tried |= self._try(base, engine, costs, [share])
-                if share in tried and share < 1 and self._likely(tried[share], 1.0):
+                if self._late() or (share in tried and self._likely(tried[share], 1.0)):
                     break  # with less noise it passes too, and takes longer
             if scale in (0, 1):
                 return
@@ -176,16 +178,18 @@ class Mixing:
         int8 = self._trials.done.get(Single(base.candidate.passes, engine).key)
         if plain is None or int8 is None:
             return ()
-        floats = self._least("f32")
-        moved = floats.moved_ns if floats else {}
+        floats = self._least(getattr(engine, "precision", "f32"))
         try:
-            return layer_costs(noise, self._profile(plain), self._profile(int8), moved)
-        except CandidateError as why:
+            if engine.has_profiler():
+                moved = floats.moved_ns if floats else {}
+                return layer_costs(noise, self._profile(plain), self._profile(int8), moved)
             int8s = self._least("i8")
             if floats is None or int8s is None:
-                self._notes.append(f"which layers int8 suits wasn't found out: {why}")
-                return ()
+                raise CandidateError(f"{engine} has no profiler, and no floor is known")
             return costs_at_least(noise, floats, int8s)
+        except CandidateError as why:
+            self._notes.append(f"which layers int8 suits wasn't found out: {why}")
+            return ()
 
     def _noise(self) -> dict[str, float]:
         """Return each layer's noise in int8; found out once a run."""
@@ -237,11 +241,18 @@ def _quantizes(step: Pass) -> bool:
 
 
 def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Trials) -> list[Engine]:
-    """Engines that run a quantized model as fast as any: first those whose float is of lower precision.
+    """The engine that a quantized model did best on and one more that runs it as fast, as far as a few
+    turns tell: first one whose float is of lower precision.
 
     What goes back to float runs faster there, in bf16, and no quantized layer slower.
     """
     same = [t for t in ranked if t.candidate.passes == base.candidate.passes]
     limit = trials.ratio(base).estimate * (1 + _NEAR * SCREEN_NOISE)
     near = [t.candidate.engine for t in same if trials.ratio(t).low < limit]
-    return sorted(dict.fromkeys([*near, base.candidate.engine]), key=lambda engine: engine.exact)
+    own = base.candidate.engine
+    others = sorted(
+        (e for e in near if e != own), key=lambda e: (e.exact, type(e) is not type(own))
+    )
+    if not own.exact:  # then one in float is the other way
+        others.sort(key=lambda e: (not e.exact, type(e) is not type(own)))
+    return sorted([own, *others[:1]], key=lambda engine: engine.exact)

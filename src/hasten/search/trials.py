@@ -65,6 +65,7 @@ class Trials:
         seed: Of the orders.
         objective: What latencies are compared by. A few short turns show no p99: the mean, which
             slow requests raise too, stands in for it here.
+        sealed_draws: How many draws there are to certify by; None for as many samples as here.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Trials:
         seed: int,
         guard: Guard = "net",
         objective: Statistic = "p50",
+        sealed_draws: int | None = None,
     ) -> None:
         self.bench, self.samples, self.metric = bench, samples, metric
+        self._sealed_draws = sealed_draws or len(samples)
         self.notes: list[str] = []
         self.done: dict[str, Trial] = {}
         self.journal, self._max_drop, self._pace, self._seed = journal, max_drop, pace, seed
@@ -316,7 +319,7 @@ class Trials:
         """Return the drop that a candidate would probably be certified for; 0 for an exact one."""
         if trial.candidate.exact:
             return 0.0
-        return risk(self.drops(trial), len(self.samples)) if trial.scores else 1.0
+        return risk(self.drops(trial), self._sealed_draws) if trial.scores else 1.0
 
     def flips(self, trial: Trial) -> float:
         """Return the mean difference of a scored trial, whichever way: of answers, how many change."""

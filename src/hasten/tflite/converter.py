@@ -92,22 +92,21 @@ class Converter:
             self._inputs.append((name, tensor))
 
     def finish(self) -> bytes:
-        """Return the file's bytes."""
-        outputs = []
+        """Return the file's bytes.
+
+        What is an output and something else too is copied first: once quantized, its readers would
+        get float where they expect int8.
+        """
+        outputs: list[tuple[str, int]] = []
         for public, value in self.graph.outputs:
             node = self._nodes.get(value) or Node("output", public, (), (value,))
             tensor = self.plain(value, node)
-            if self.to_quantize and self._is_read(value):
+            taken = {index for _, index in (*self._inputs, *outputs)}
+            if self.to_quantize and (tensor in taken or self.writer.reads(tensor)):
                 shape, dtype = self.shape(value, node), self.graph.dtype(value, node)
                 tensor = self.reshape(node, tensor, shape, suffix="output", dtype=dtype)
             outputs.append((public, tensor))
         return self.writer.finish(self._inputs, outputs)
-
-    def _is_read(self, value: str) -> bool:
-        """Whether an output is something else too: its readers would get float, where they expect int8."""
-        names = [name for _, name in self.graph.outputs]
-        given = value in self.graph.inputs or value in self.graph.constants
-        return given or names.count(value) > 1 or bool(self.graph.consumers(value))
 
     def shape(self, name: str, node: Node) -> tuple[int, ...]:
         """Return a value's shape in ONNX, as `node` needs it."""

@@ -113,7 +113,12 @@ def reduce(code: str, *, whole: bool = False) -> Rule:
     def rule(c: Converter, node: Node) -> None:
         rank = len(c.shape(node.inputs[0], node))
         given = None if whole else c.graph.argument(node, 1, "axes")
-        axes = sorted(axes_of(list(range(rank)) if given is None else given, rank))
+        if given is None or not np.size(given):
+            if node.settings.get("noop_with_empty_axes", 0):
+                raise node.refused("it reduces nothing")
+            axes = list(range(rank))
+        else:
+            axes = sorted(axes_of(given, rank))
         if whole:
             axes = axes[2:]
         keep = bool(whole or node.settings.get("keepdims", 1))

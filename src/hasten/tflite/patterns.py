@@ -87,6 +87,8 @@ def _fold_bias(graph: Graph, node: Node) -> None:
         weights = graph.constants.get(product.inputs[1])
         if weights is None or weights.ndim != 2 or bias.shape[-1:] != weights.shape[1:]:
             continue
+        if bias.ndim > len(graph.shape(value, node)):
+            continue  # it adds dimensions too
         if bias.size == bias.shape[-1] and graph.only_consumer(value) is node:
             whole = replace(product, inputs=(*product.inputs, added), outputs=node.outputs)
             graph.swap((product, node), (whole,))
@@ -96,8 +98,9 @@ def _fold_bias(graph: Graph, node: Node) -> None:
 def _spell_out_length(graph: Graph, node: Node) -> None:
     """Write a Euclidean length as the root of the sum of squares."""
     x, squares, total = node.inputs[0], f"{node.name}:norm squares", f"{node.name}:norm sum"
-    graph.copy_type(x, squares)
-    graph.copy_type(node.outputs[0], total)
+    for name, like in ((squares, x), (total, node.outputs[0])):
+        graph.shape(like, node)  # refused by name where it isn't known
+        graph.copy_type(like, name)
     spelled = (
         Node("Mul", squares, (x, x), (squares,)),
         Node("ReduceSum", total, (squares, *node.inputs[1:]), (total,), node.settings),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 _said = False
+_one = threading.RLock()
+"""Standard error is the process's: of two at once, the second would put back what the first put there."""
 
 
 @contextlib.contextmanager
@@ -20,6 +23,7 @@ def quiet(*, always: bool = False) -> Iterator[None]:
     global _said
     with contextlib.ExitStack() as stack:
         if always or not _said:
+            stack.enter_context(_one)
             _silence(stack)
         yield
     _said = True

@@ -93,6 +93,11 @@ class Writer:
             operator.builtinOptionsType = getattr(self.schema.BuiltinOptions, kind)
         self._graph.operators.append(operator)
 
+    def reads(self, tensor: int) -> bool:
+        """Whether a tensor is a constant, or an operator so far reads it."""
+        fixed = self._graph.tensors[tensor].buffer != 0
+        return fixed or any(tensor in operator.inputs for operator in self._graph.operators)
+
     def options(self, kind: str, **fields: Any) -> Any:
         """Return an operator's options: "Conv2D" with padding, strideW, ..."""
         made = getattr(self.schema, f"{kind}OptionsT")()
