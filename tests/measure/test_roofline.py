@@ -81,7 +81,7 @@ def faster(found: Ceilings, times: float) -> Ceilings:
 def test_a_layer_takes_its_operations_or_its_bytes_whichever_is_longer() -> None:
     counted = (LayerWork("a", "Conv", operations=100_000, read=100, written=100),)
     found = floor(counted, CEILINGS, {"a": "f32"})
-    assert found == Floor((LayerFloor("a", "Conv", "f32", 1000.0, 8.0),), 500.0, 2)
+    assert found == Floor((LayerFloor("a", "Conv", "f32", 1000.0, 8.0, 8.0),), 500.0, 2)
     assert found.floor_ns == 1500.0
     assert (found.layers[0].binds, found.binds) == ("arithmetic", "arithmetic")
     assert found.parts_ns == {"arithmetic": 1000.0, "bytes": 0.0, "overhead": 500.0}
@@ -137,12 +137,18 @@ def test_a_layer_that_the_profile_lacks_is_done_in_the_candidates_fastest() -> N
 def test_a_precision_that_was_not_measured_has_the_fastest_rate_and_no_width_to_speak_of() -> None:
     counted = (LayerWork("a", "Conv", operations=400_000, read=1000),)
     found = floor(counted, CEILINGS, {"a": "f8e4m3"})
-    assert found.layers[0] == LayerFloor("a", "Conv", "f8e4m3", 1000.0, 10.0)
+    assert found.layers[0] == LayerFloor("a", "Conv", "f8e4m3", 1000.0, 10.0, 10.0)
 
 
 def test_layers_whose_work_cannot_be_told_are_named() -> None:
     counted = (LayerWork("a", "Conv", operations=1), LayerWork("b", "Own"))
     assert floor(counted, CEILINGS).uncounted == ("b",)
+
+
+def test_a_conversion_moves_what_a_layer_reads_and_writes_but_not_its_weights() -> None:
+    counted = (LayerWork("a", "Gemm", operations=1, read=100, weights=10_000, written=100),)
+    found = floor(counted, CEILINGS, {"a": "f32"})
+    assert found.moved_ns == pytest.approx({"a": 500 + 8})
 
 
 def test_a_ratio_and_what_is_left_to_gain() -> None:
