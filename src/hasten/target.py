@@ -20,6 +20,7 @@ ISA = (
     "amx_tile",
     "amx_int8",
     "amx_bf16",
+    "amx_fp16",
 )
 """The instruction sets that engines choose kernels by, as /proc/cpuinfo spells them."""
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openvino
@@ -50,6 +50,13 @@ def test_bf16_is_a_variant_only_where_the_processor_has_it(host: Target) -> None
             OpenVino(),
             OpenVino("bf16"),
         ]
+
+
+def test_f16_is_a_variant_only_where_it_has_arithmetic_of_its_own(host: Target) -> None:
+    slower = replace(host, isa=("avx512_fp16", "amx_bf16"))
+    assert list(OpenVino.variants(slower)) == [OpenVino(), OpenVino("bf16")]
+    faster = replace(host, isa=("avx512_fp16", "amx_bf16", "amx_fp16"))
+    assert list(OpenVino.variants(faster)) == [OpenVino(), OpenVino("f16"), OpenVino("bf16")]
 
 
 def test_threads_are_bound_only_where_the_process_has_all_processors(host: Target) -> None:
@@ -98,13 +105,19 @@ def test_threads_are_bound_only_where_there_is_one_for_each_processor(
             assert session.properties()["pinning"] == bound
 
 
-def test_bf16_runs_in_bf16_where_the_processor_has_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "needs"),
+    [("bf16", {"avx512_bf16", "amx_bf16"}), ("f16", {"avx512_fp16", "amx_fp16"})],
+)
+def test_a_lower_precision_is_what_runs_where_the_processor_has_it(
+    tmp_path: Path, precision: Literal["f16", "bf16"], needs: set[str]
+) -> None:
     host = Target.host()
-    if "avx512_bf16" not in host.isa and "amx_bf16" not in host.isa:
-        pytest.skip("this processor has no bf16")
+    if not needs & set(host.isa):
+        pytest.skip(f"this processor has no {precision}")
     artifact = build(models.small_cnn(tmp_path), host)
-    with OpenVino("bf16").open(artifact, host) as session:
-        assert "bf16" in session.properties()["executed_precisions"]
+    with OpenVino(precision).open(artifact, host) as session:
+        assert precision in session.properties()["executed_precisions"]
 
 
 def test_the_artifact_is_ir_with_the_models_own_precision(host: Target, tmp_path: Path) -> None:
