@@ -21,7 +21,7 @@ from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
-from hasten.result import Row, row
+from hasten.result import UNEVEN, Row, row
 from hasten.run import FINAL_ROUNDS, SETTLED
 from hasten.search.journal import Journal
 from hasten.search.race import AGAIN, BASELINE, NotEstablished, Standings, race
@@ -108,6 +108,8 @@ def bench(
         standings, notes = _raced(other, winner, samples, place, rounds, seed)
         if not standings.stands(_CANDIDATE):
             raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
+        if winner.engine.uneven:
+            notes.append(UNEVEN.format(winner.label))
         return Comparison(
             against=_row("against", other, standings, AGAIN),
             bundle=_row("bundle", winner, standings, _CANDIDATE),
@@ -185,6 +187,11 @@ def _race(
             pace=Pace(),
             seed=seed,
             settle=SETTLED,
+            uneven={
+                name
+                for name, rival in ((AGAIN, other), (_CANDIDATE, winner))
+                if rival.engine.uneven
+            },
         )
     finally:
         for worker in entrants.values():
@@ -199,4 +206,5 @@ def _row(role: str, rival: _Rival, standings: Standings, name: str) -> Row:
         standings.rounds[BASELINE],
         size_bytes=None if isinstance(rival.engine, PythonFunction) else rival.artifact.size_bytes,
         accuracy="",
+        statistic=standings.statistic_of(name),
     )

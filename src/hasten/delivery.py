@@ -27,7 +27,7 @@ from hasten.pipeline.base import Pipeline
 from hasten.progress import Progress
 from hasten.records import digest, to_record
 from hasten.reporting.evidence import assembled
-from hasten.result import Limit, Result, Row, row
+from hasten.result import UNEVEN, Limit, Result, Row, row
 from hasten.run import FINAL_ROUNDS, Run
 from hasten.search.race import AGAIN, BASELINE, Standings
 
@@ -114,12 +114,11 @@ class Delivery:
         choice = self._settled(run, final, exact, judged, loose)
         shown = _shown(run, choice, loose)
         run.notes += [
-            f"{run.candidate(key).label} is compared by its mean: a request that is asked again costs "
-            "both models, the others one"
+            UNEVEN.format(run.candidate(key).label)
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
-        steps, reached = self._limits(run, final, shown)
+        steps, reached, by_candidate = self._limits(run, final, shown)
         curve = _curve(run, choice.winner)
         result = Result(
             bundle=self.out,
@@ -134,7 +133,7 @@ class Delivery:
             notes=(*run.parts.notes, *run.notes),
             seconds=time.monotonic() - begin,
             objective=final.statistic,
-            outcomes=outcomes(run),
+            outcomes=outcomes(run, by_candidate),
             ladder=ladder(run, judged),
             asked=asked(run, self.invocation),
             limits=reached,
@@ -159,15 +158,15 @@ class Delivery:
 
     def _limits(
         self, run: Run, final: Standings, shown: Sequence[tuple[str, str, str]]
-    ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...]]:
-        """Profile what ships and the exact model, and set them against what the machine can do."""
+    ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...], Mapping[str, Limit]]:
+        """Profile what ships and the exact model; set all against what the machine can do."""
         deadline = run.order.deadline
         if not run.LIMITS or (deadline is not None and time.monotonic() > deadline):
-            return {}, ()
+            return {}, (), {}
         run.listen(Progress("limit", "what the machine can do", 0, 1))
-        wanted = {r: (key, who) for r, key, who in shown if r in ("fastest exact", "winner")}
-        steps = profiles(run, {role: key for role, (key, _) in wanted.items()})
-        return steps, limits(run, final, wanted, steps)
+        wanted = {role: key for role, key, _ in shown if role in ("fastest exact", "winner")}
+        steps = profiles(run, wanted)
+        return steps, *limits(run, final, {role: (key, who) for role, key, who in shown}, steps)
 
     def _fresh_figures(self, run: Run, shown: Sequence[str | None]) -> Standings:
         """Time what the table shows, anew: the fastest of many looks faster than it is."""

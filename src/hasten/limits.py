@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hasten.candidate import Candidate
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError
 from hasten.measure.ceilings import measure
-from hasten.measure.roofline import Floor, floor, precisions
+from hasten.measure.intervals import Rounds
+from hasten.measure.roofline import LayerWork, floor, precisions
 from hasten.measure.work import work
 from hasten.result import Limit
 from hasten.run import Run
@@ -46,8 +48,8 @@ def limits(
     final: Standings,
     shown: Mapping[str, tuple[str, str]],
     steps: Mapping[str, tuple[LayerTime, ...]],
-) -> tuple[Limit, ...]:
-    """Set fresh latencies against the least that the machine can take.
+) -> tuple[tuple[Limit, ...], dict[str, Limit]]:
+    """Set latencies against the least that the machine can take.
 
     Args:
         run: Behind it the choice.
@@ -56,39 +58,59 @@ def limits(
         steps: Role -> its profile.
 
     Returns:
-        One for each that was timed; none where the ceilings or the work can't be told, with a note.
-        What has no profile is taken as in f32 where it is exact, else as in the fastest precision.
+        One for each role that was timed anew, in the precisions that its profile shows or, without
+        one, that it is set to; and by key one for each candidate of the search that was timed on as
+        many threads, by its few turns there. Nothing, and a note, where the ceilings or the work
+        can't be told.
     """
-    wanted = {role: who for role, who in shown.items() if final.stands(who[1])}
-    if not wanted:
-        return ()
     try:
         layers = work(run.bench.model)
         ceilings = measure(run.bench.target.with_threads(final.threads), run.bench.folder)
-        return tuple(
-            _limit(
-                role,
-                floor(
-                    layers,
-                    ceilings,
-                    precisions(steps[role])
-                    if role in steps
-                    else {layer.name: "f32" for layer in layers}
-                    if run.candidate(key).exact
-                    else None,
-                    stored_bytes=run.artifact(run.candidate(key)).size_bytes,
-                ),
-                final,
-                entrant,
-            )
-            for role, (key, entrant) in wanted.items()
-        )
     except (CandidateError, InputError) as why:
         run.notes.append(f"how far this is from the machine's limit isn't known: {why}")
-        return ()
+        return (), {}
+
+    def limit(role: str, key: str, rounds: Rounds, seen: Mapping[str, str] | None) -> Limit:
+        candidate, trial = run.candidate(key), run.trials.done.get(key)
+        stored = trial.artifact if trial is not None else None
+        own = floor(
+            layers,
+            ceilings,
+            seen or intended(candidate, layers),
+            stored_bytes=stored.size_bytes if stored and stored.path.exists() else None,
+        )
+        blocks = np.concatenate([np.asarray(block) for block in rounds.values()])
+        latency_ns = float(blocks.mean() if candidate.engine.uneven else np.median(blocks))
+        return Limit(role, own.floor_ns, own.ratio(latency_ns, final.threads), own.binds)
+
+    of_roles = tuple(
+        limit(role, key, final.rounds[entrant], precisions(steps[role]) if role in steps else None)
+        for role, (key, entrant) in shown.items()
+        if final.stands(entrant)
+    )
+    of_candidates = {
+        t.candidate.key: limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
+        for t in run.trials.measured()
+        if t.measurement is not None and t.measurement.threads == final.threads
+    }
+    return of_roles, of_candidates
 
 
-def _limit(role: str, own: Floor, final: Standings, entrant: str) -> Limit:
-    blocks = [np.asarray(block) for block in final.rounds[entrant].values()]
-    p50_ns = float(np.median(np.concatenate(blocks)))
-    return Limit(role, own.floor_ns, own.ratio(p50_ns, final.threads), own.binds)
+def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str]:
+    """Return the precision that each layer is set to, by what a candidate's passes and engine say.
+
+    Args:
+        candidate: A cascade counts as its fast model, which every request takes.
+        layers: Of the original.
+
+    Returns:
+        Layer's name -> "i8" where a pass quantizes, else the engine's precision for what it
+        doesn't.
+    """
+    engine = candidate.engine.runtimes[0]
+    lossless = all(step.exact for step in candidate.passes)
+    kept: set[str] = set()
+    for step in candidate.passes:
+        kept.update(getattr(step, "keep_float", ()), getattr(step, "nodes", ()))
+    plain = getattr(engine, "precision", "f32")
+    return {layer.name: plain if lossless or layer.name in kept else "i8" for layer in layers}

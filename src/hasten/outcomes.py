@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from hasten.candidate import Trial
@@ -10,13 +11,18 @@ from hasten.certificate.drop import Drop, observed_drop
 from hasten.certificate.verdict import Judgement
 from hasten.invocation import Invocation
 from hasten.records import to_record, type_name
-from hasten.result import Asked, Fate, Outcome, Rung
+from hasten.result import Asked, Fate, Limit, Outcome, Rung
 from hasten.run import Run
 from hasten.search.race import Standings
 
 
-def outcomes(run: Run) -> tuple[Outcome, ...]:
-    """Return what became of every candidate, in the order in which they were tried."""
+def outcomes(run: Run, limits: Mapping[str, Limit] = MappingProxyType({})) -> tuple[Outcome, ...]:
+    """Return what became of every candidate, in the order in which they were tried.
+
+    Args:
+        run: Behind it the search.
+        limits: Candidate's key -> how far it is from the least that the machine can take.
+    """
     frozen = run.journal.last("ladder")
     rungs: list[str] = [] if frozen is None else frozen["choice"]["rungs"]
     return tuple(
@@ -27,6 +33,7 @@ def outcomes(run: Run) -> tuple[Outcome, ...]:
             ratio=None if trial.measurement is None or trial.failure else run.trials.ratio(trial),
             drop=_drop(run, trial),
             rung=rungs.index(key) if key in rungs else None,
+            limit=limits.get(key),
         )
         for key, trial in run.trials.done.items()
     )

@@ -20,6 +20,10 @@ Fate: TypeAlias = Literal[
 ]
 """What became of a candidate: left early, since it was surely beyond the limit; not judged, since it
 was slower."""
+UNEVEN = (
+    "{} is compared by its mean: a request that is asked again costs both models, the others one"
+)
+"""What is to be said of a cascade among others."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Row:
         mean_ns: The mean, in nanoseconds.
         size_bytes: Of its files; None for a Python function.
         accuracy: Its accuracy in words: "exact", the certificate, or why there is none.
+        statistic: What the ratio compares.
     """
 
     role: str
@@ -45,6 +50,7 @@ class Row:
     mean_ns: float
     size_bytes: int | None
     accuracy: str
+    statistic: Statistic = "p50"
 
     @property
     def speedup(self) -> float:
@@ -83,7 +89,25 @@ def row(
         mean_ns=float(everything.mean()),
         size_bytes=size_bytes,
         accuracy=accuracy,
+        statistic=statistic,
     )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far a model is from the least that the machine can take for it.
+
+    Attributes:
+        role: Of its row; of a candidate of the search its label.
+        floor_ns: The least time of one request, in nanoseconds.
+        ratio: Its p50 over that, a cascade's mean.
+        binds: What the floor consists of mostly: "arithmetic", "bytes" or "overhead".
+    """
+
+    role: str
+    floor_ns: float
+    ratio: float
+    binds: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +121,8 @@ class Outcome:
         ratio: Latency over the default engine's, from a few turns; None where it never ran.
         drop: Of its scores; None where it wasn't judged.
         rung: Its place on the ladder that was certified, 0 the safest; None where it isn't on it.
+        limit: By those turns, how far it is from the least that the machine can take; None where
+            that isn't known.
     """
 
     label: str
@@ -105,6 +131,7 @@ class Outcome:
     ratio: Ratio | None = None
     drop: Drop | None = None
     rung: int | None = None
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True)
@@ -120,23 +147,6 @@ class Rung:
     label: str
     judgement: Judgement | None
     failure: str | None = None
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How far a model is from the least that the machine can take for it.
-
-    Attributes:
-        role: Of its row.
-        floor_ns: The least time of one request, in nanoseconds.
-        ratio: Its p50 over that.
-        binds: What the floor consists of mostly: "arithmetic", "bytes" or "overhead".
-    """
-
-    role: str
-    floor_ns: float
-    ratio: float
-    binds: str
 
 
 @dataclass(frozen=True)

@@ -353,6 +353,7 @@ class Run:
                 seed=self.order.seed,
                 settle=self._settle(dropping=True),
                 objective=self.order.objective,
+                uneven=("one", "all") if best.engine.uneven else (),
                 probe=lambda _: True,
             )
         except CandidateError:

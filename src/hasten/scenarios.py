@@ -34,7 +34,9 @@ _SLOWEST_PER_S = 5.0
 _TRIES = 6
 _LOWER = (1.0, 0.95, 0.9, 0.8)
 """What of the best rate is tried anew, until one holds: the best of a few tries was lucky too."""
-_LIMIT_S = 600.0
+_LONGEST_RUN_S = 600.0
+_SLACK = 4.0
+"""How many times as long as foretold a run may take before its worker counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ def load_test(
     threads = max(1, min(manifest.target.threads, target.threads))
     if not 1 <= sessions <= threads:
         raise InputError(f"sessions share {threads} threads, at least one each: got {sessions}")
+    if scenario == "single-stream" and sessions > 1:
+        raise InputError(
+            f"the scenario single-stream asks one session at a time: got {sessions} sessions"
+        )
     share = Sharing(threads // sessions, sessions)
     engine = engine_of(manifest.winner, threads)
     if sessions > 1:
@@ -138,9 +144,9 @@ def _check(scenario: str, latency_bound_s: float | None, duration_s: float) -> N
     if scenario != "server" and latency_bound_s is not None:
         raise InputError(f"the scenario {scenario} has no latency bound: leave it out")
     for name, limit_s in (("latency bound", latency_bound_s), ("duration", duration_s)):
-        if limit_s is not None and not 0 < limit_s < _LIMIT_S:
+        if limit_s is not None and not 0 < limit_s < _LONGEST_RUN_S:
             raise InputError(
-                f"the {name} is in seconds, above 0 and below {_LIMIT_S:.0f}: got {limit_s}"
+                f"the {name} is in seconds, above 0 and below {_LONGEST_RUN_S:.0f}: got {limit_s}"
             )
 
 
@@ -203,9 +209,11 @@ class _Generator:
         return None
 
     def _run(self, offer: Offer) -> Load:
+        per_s = min(offer.rate_per_s, self._capacity_per_s)
+        longest_s = max(offer.duration_s, offer.requests / per_s)
         record = self.worker.ask(
             "load",
-            limit_s=_LIMIT_S,
+            limit_s=_LONGEST_RUN_S + _SLACK * longest_s,
             offer=to_record(offer),
             samples=str(self.samples.folder),
             workdir=str(next(self._folders)),
@@ -223,7 +231,7 @@ class _Generator:
         """
         record = self.worker.ask(
             "drive",
-            limit_s=_LIMIT_S,
+            limit_s=_LONGEST_RUN_S,
             samples=str(self.samples.folder),
             batch=1,
             first=0,

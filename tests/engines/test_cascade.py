@@ -99,12 +99,13 @@ def test_a_careful_model_for_one_at_a_time_is_asked_row_by_row(
     open_batch = load(models.linear_classifier(tmp_path)).settled_by({"x": X[0]})
     model = dataclasses.replace(open_batch, origin=one)
     right = exact_scores(open_batch, host, tmp_path)
-    engine = cascade(float(np.quantile(margins(right), 0.25)))
-    artifact = build(engine, model, host, tmp_path)
-    with engine.open(artifact, host) as session:
-        session._careful.batch_sizes = (1,)  # type: ignore[attr-defined]
-        answers = session.run({"x": X})
-        np.testing.assert_allclose(answers["logits"], right, rtol=1e-4, atol=1e-5)
+    for number, share in enumerate((0.25, 1.0)):  # of all of them too
+        engine = cascade(float(np.quantile(margins(right), share)) + 1e-6)
+        (tmp_path / str(number)).mkdir()
+        artifact = build(engine, model, host, tmp_path / str(number))
+        with engine.open(artifact, host) as session:
+            answers = session.run({"x": X})
+            np.testing.assert_allclose(answers["logits"], right, rtol=1e-4, atol=1e-5)
 
 
 def test_answers_that_are_no_numbers_are_asked_again(
@@ -174,3 +175,17 @@ def test_a_list_that_names_other_files_is_refused(
 def test_its_runtimes_are_those_of_both() -> None:
     assert cascade(0.1).runtimes == (OV, ORT)
     assert not cascade(0.1).exact
+
+
+def test_a_careful_model_of_other_inputs_is_refused(
+    model: Model, host: Target, tmp_path: Path
+) -> None:
+    artifact = build(cascade(0.1), model, host, tmp_path)
+    index = json.loads(artifact.path.read_text())
+    index["careful inputs"][0]["name"] = "y"
+    artifact.path.write_text(json.dumps(index))
+    with (
+        pytest.raises(CandidateError, match=r"^cascade\.json is damaged: its models take other"),
+        cascade(0.1).open(artifact, host),
+    ):
+        pass

@@ -8,7 +8,7 @@ import pytest
 from hasten.errors import CandidateError
 from hasten.model import Model
 from hasten.passes.base import Skipped
-from hasten.passes.sensitivity import GROUPS, layers, sensitivities
+from hasten.passes.sensitivity import GROUPS, Plan, layers, planned, sensitivities
 from hasten.testing.pass_tests import samples_of
 
 TWINS = """
@@ -62,7 +62,7 @@ def test_the_sum_foretells_what_all_layers_together_do(convnet: Model) -> None:
     study._look()
     session = study._session(study._proto)
     exact = [session.run(study._outputs, request) for request in study._requests]
-    together = study._noise(study._layers, exact, len(exact))
+    together = study._noise(study._layers, exact, Plan(1, 4, len(exact)))
     assert sum(noise.values()) / 2 < together < sum(noise.values()) * 2
 
 
@@ -99,7 +99,7 @@ def test_neighbours_in_a_deep_network_are_looked_at_together(build: Any) -> None
 
 
 def test_a_model_without_layers_is_skipped(elementwise: Model) -> None:
-    with pytest.raises(Skipped, match=r"^there is no named convolution or matrix product$"):
+    with pytest.raises(Skipped, match=r"^there is no convolution or matrix product$"):
         sensitivities(elementwise, samples_of(elementwise))
 
 
@@ -135,3 +135,34 @@ def test_the_source_is_left_alone(convnet: Model, tmp_path: Path) -> None:
     before = convnet.path.read_bytes()
     sensitivities(convnet, samples_of(convnet))
     assert convnet.path.read_bytes() == before
+
+
+def test_layers_without_a_name_go_by_their_output(twins: Model) -> None:
+    proto = onnx.load(str(twins.path))
+    for node in proto.graph.node:
+        node.name = ""
+    onnx.save(proto, str(twins.path))
+    assert list(sensitivities(twins, samples_of(twins))) == ["a", "b", "y"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "each_s", "opening_s", "plan"),
+    [
+        (20, 0.001, 0.01, Plan(20, 4, 16)),
+        (20, 0.05, 0.1, Plan(20, 4, 16)),
+        (64, 0.04, 0.05, Plan(64, 2, 8)),
+        (270, 0.04, 0.1, Plan(32, 1, 12)),
+        (64, 0.4, 1.0, Plan(8, 1, 8)),
+    ],
+)
+def test_a_slow_model_is_looked_at_less_closely(
+    layers: int, each_s: float, opening_s: float, plan: Plan
+) -> None:
+    assert planned(layers, 16, each_s, opening_s, limit_s=30.0) == plan
+
+
+def test_a_model_that_would_take_minutes_is_left_alone() -> None:
+    with pytest.raises(
+        CandidateError, match=r"^looking at 270 layers would take 2\d\d s, and 30 s"
+    ):
+        planned(270, 16, 0.8, 1.0, limit_s=30.0)

@@ -60,7 +60,8 @@ def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong:
     found = Searched([], [])
 
     def run(candidate: Candidate, beat: float = 1.0) -> Trial:
-        found.tried.append(candidate)
+        if candidate.key not in trials.done:
+            found.tried.append(candidate)
         return trials.done.setdefault(candidate.key, Trial(candidate, failure="not run here"))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +77,7 @@ def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong:
             on_better=lambda trial: None,
             least=lambda precision: floor,
             notes=found.notes,
-        ).explore([])
+        ).explore([candidate])
     trials.close()
     return found
 

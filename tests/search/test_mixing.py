@@ -4,6 +4,7 @@ answers come to; what is tried, and how often, is the search's own doing."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,8 @@ class Search:
 
     def attempt(self, candidates: Sequence[Single]) -> None:
         for candidate in candidates:
+            if candidate.key in self.trials.done:
+                continue
             self.network.tried.append(candidate)
             self.trials.done[candidate.key] = self.network.trial(candidate)
 
@@ -147,7 +150,7 @@ class Search:
     def run(self) -> list[Trial]:
         """Mix; return what would probably be certified, fastest first."""
         ranked = sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
-        Mixing(self.trials, self.attempt, self.likely, lambda: False, self.least, self.notes).mix(
+        Mixing(self.trials, self.attempt, self.likely, lambda: inf, self.least, self.notes).mix(
             ranked
         )
         passing = [t for t in self.trials.measured() if t.scores and self.likely(t, 1.0)]

@@ -11,7 +11,7 @@ from typing import Any, Self
 from hasten.cli.tables import aligned
 from hasten.progress import Progress
 from hasten.reporting.rows import columns
-from hasten.result import Result, Row
+from hasten.result import Limit, Result, Row
 
 _STAGES = {
     "prepare": "preparing",
@@ -124,13 +124,13 @@ def summary(result: Result, began: float) -> str:
         table(result.rows),
         "",
         f"{result.winner.speedup:.2f}x faster than {result.rows[0].label} "
-        f"{_OBJECTIVES[result.objective]}; {result.threads} thread{'s' if result.threads > 1 else ''}, "
+        f"{_OBJECTIVES[result.winner.statistic]}; {result.threads} thread{'s' if result.threads > 1 else ''}, "
         f"batch 1; the same model against itself: within {100 * result.spread:.1f}%",
         f"{result.status}: {result.why}",
         *(
-            f"{limit.ratio:.1f} times the least that this machine could take; {limit.binds} binds"
-            for limit in result.limits
-            if limit.role == result.winner.role
+            [f"over the least that this machine could take: {_limits(result.limits)}"]
+            if result.limits
+            else []
         ),
         f"for: {result.population}",
         *(
@@ -144,3 +144,7 @@ def summary(result: Result, began: float) -> str:
         f"next: hasten bench {result.bundle} --against YOUR_DEPLOYMENT",
     ]
     return "\n".join(lines)
+
+
+def _limits(limits: Sequence[Limit]) -> str:
+    return ", ".join(f"{one.role} {one.ratio:.1f}x ({one.binds} binds)" for one in limits)

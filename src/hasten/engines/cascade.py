@@ -13,13 +13,15 @@ import numpy as np
 
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.layers import LayerTime
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, IntegrityError
 from hasten.model import Format, Model
+from hasten.records import from_record, to_record
 from hasten.target import Target
-from hasten.tensors import Array, Tensors
+from hasten.tensors import Array, Tensors, TensorSpec
 
 _PARTS = "cascade.json"
 _NAMES = ("fast", "careful")
+_TAKES = "careful inputs"
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,12 @@ class Cascade(Engine):
             (workdir / name).mkdir()
             parts[name] = engine.build(part, target, workdir / name)
         files = {name: (part.path, *part.files) for name, part in parts.items()}
-        index = {
+        index: dict[str, Any] = {
             name: [file.relative_to(workdir).as_posix() for file in own]
             for name, own in files.items()
         }
+        # An engine may take fewer batch sizes of a model than another does.
+        index[_TAKES] = to_record(parts["careful"].inputs)
         path = workdir / _PARTS
         path.write_text(json.dumps(index))
         return replace(
@@ -123,10 +127,17 @@ def _parts(artifact: Artifact) -> tuple[Artifact, Artifact]:
         found = [[folder / name for name in index[part]] for part in _NAMES]
         if any(not own or not set(own) <= set(artifact.files) for own in found):
             raise ValueError("it lists other files")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        takes = tuple(from_record(TensorSpec, spec) for spec in index[_TAKES])
+        if [_kind(spec) for spec in takes] != [_kind(spec) for spec in artifact.inputs]:
+            raise ValueError("its models take other inputs")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, IntegrityError) as error:
         raise CandidateError(f"{artifact.path.name} is damaged: {error}") from error
     fast, careful = (replace(artifact, path=own[0], files=tuple(own[1:])) for own in found)
-    return fast, careful
+    return fast, replace(careful, inputs=takes)
+
+
+def _kind(spec: TensorSpec) -> tuple[str, str, int]:
+    return spec.name, spec.dtype, len(spec.shape)
 
 
 class CascadeSession(Session):
@@ -166,11 +177,11 @@ class CascadeSession(Session):
     def _asked_again(
         self, inputs: Tensors, answers: dict[str, Array], close: Array
     ) -> dict[str, Array]:
-        count = len(answers[self._output])
-        if len(close) == count:
+        count, takes = len(answers[self._output]), self._careful.batch_sizes
+        if len(close) == count and (takes is None or count in takes):
             return self._careful.run(inputs)
         merged = {name: np.array(array) for name, array in answers.items()}
-        for rows in [close] if self._careful.batch_sizes is None else np.split(close, len(close)):
+        for rows in [close] if takes is None else np.split(close, len(close)):
             some = {name: np.ascontiguousarray(array[rows]) for name, array in inputs.items()}
             for name, array in self._careful.run(some).items():
                 merged[name][rows] = array

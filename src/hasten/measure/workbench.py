@@ -280,8 +280,12 @@ class Workbench(Bench):
                 workdir=str(folder),
             )
 
-    def sensitivities(self, weight_bits: int) -> dict[str, float]:
+    def sensitivities(self, weight_bits: int, within_s: float = 30.0) -> dict[str, float]:
         """Return how far each layer of the original, in int8 alone, moves the answers.
+
+        Args:
+            weight_bits: 8, or 7 where the processor sums products in 16 bits.
+            within_s: About how long it may take.
 
         Raises:
             Skipped: it has no layer to quantize.
@@ -293,6 +297,7 @@ class Workbench(Bench):
                 limit_s=self.limit_s,
                 model=to_record(self.model),
                 calibration=str(self.calibration.folder),
+                within_s=min(within_s, self.limit_s / 5),  # it may take up to four times as long
                 weight_bits=weight_bits,
                 threads=self.target.threads,
             )

@@ -135,6 +135,7 @@ class _Process:
             noise = sensitivities(
                 from_record(Model, command["model"]),
                 Spool.open(Path(command["calibration"])),
+                limit_s=command["within_s"],
                 weight_bits=command["weight_bits"],
                 threads=command["threads"],
             )

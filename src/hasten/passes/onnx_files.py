@@ -26,13 +26,23 @@ COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
     """Load a model, with its external data where `weights` says so.
 
+    Nodes without a name have that of their first output, as they do everywhere here.
+
     Raises:
         CandidateError: the file can't be read.
     """
     try:
-        return onnx.load(str(model.path), load_external_data=weights)
+        proto = onnx.load(str(model.path), load_external_data=weights)
     except Exception as error:
         raise CandidateError(f"can't read {model.path.name}: {first_line(error)}") from error
+    name_nodes(proto)
+    return proto
+
+
+def name_nodes(proto: onnx.ModelProto) -> None:
+    """Give nodes without a name that of their first output."""
+    for node in proto.graph.node:
+        node.name = node.name or next(filter(None, node.output), "")
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -23,8 +23,10 @@ from hasten.tensors import Array
 
 GROUPS = 64
 """Looked at one by one; of a network with more layers, neighbours are looked at together."""
-_FEWEST_SAMPLES = 8
+_FEWEST_GROUPS, _FEWEST_SAMPLES = 8, 8
 _CORRECTION_SAMPLES = 4
+_AT_MOST = 4
+"""How many times as long as asked it may take where even the coarsest look takes longer."""
 _OWN = "hasten:"
 """What the names of tensors that are put in begin with."""
 
@@ -49,17 +51,19 @@ def sensitivities(
         model: An ONNX model with `request` settled.
         calibration: Samples to set ranges and to compare answers by; never those that judge.
         samples: How many to compare on at most.
-        limit_s: About how long it may take: where it would take longer, fewer are compared.
+        limit_s: About how long it may take: where it would take longer, fewer are compared, and more
+            neighbours are looked at together.
         weight_bits: 8, or 7 where the processor sums products in 16 bits.
         threads: For the runtime.
 
     Returns:
         Node name -> mean squared error of the outputs over their variance: the inverse of the
-        signal-to-quantization-noise ratio. Layers without a name are left out.
+        signal-to-quantization-noise ratio. A node without a name goes by its first output's.
 
     Raises:
-        Skipped: there is no named layer to quantize.
-        CandidateError: the model can't be run with one layer quantized.
+        Skipped: there is no layer to quantize.
+        CandidateError: the model can't be run with one layer quantized, or that would take
+            several times as long as `limit_s`.
 
     Source: sensitivity of single layers, Nagel et al., arXiv:2106.08295, section 3.7.
     """
@@ -122,18 +126,65 @@ class Layer:
 
 
 def layers(proto: onnx.ModelProto) -> list[Layer]:
-    """Return the named convolutions and matrix products of a graph, in order."""
+    """Return the convolutions and matrix products of a graph, in order."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
     found = []
     for node in proto.graph.node:
-        if node.op_type in COMPUTE_OPS and node.name:
+        if node.op_type in COMPUTE_OPS:
             known = {i: name for i, name in enumerate(node.input[:2]) if name in constants}
             weights = {i: numpy_helper.to_array(constants[name]) for i, name in known.items()}
             found.append(Layer(node, weights))
     return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How closely layers are looked at.
+
+    Attributes:
+        groups: How many sets of neighbours.
+        corrected: On how many samples each layer's mean error is seen.
+        compared: On how many samples the answers are.
+    """
+
+    groups: int
+    corrected: int
+    compared: int
+
+
+def planned(layers: int, samples: int, each_s: float, opening_s: float, limit_s: float) -> Plan:
+    """Return the closest look that the time suffices for.
+
+    Args:
+        layers: How many there are.
+        samples: How many there are.
+        each_s: What one request takes.
+        opening_s: What it takes to load the model, as each group needs it.
+        limit_s: For all of it.
+
+    Raises:
+        CandidateError: even the coarsest would take several times as long.
+    """
+    groups = min(layers, GROUPS)
+    fewest, corrections = min(samples, _FEWEST_SAMPLES), min(samples, _CORRECTION_SAMPLES)
+    while True:
+        for corrected in sorted({corrections, min(corrections, 2), 1}, reverse=True):
+            spent_s = groups * opening_s + layers * corrected * each_s
+            compared = min(samples, int((limit_s - spent_s) / (groups * each_s)))
+            if compared >= fewest:
+                return Plan(groups, corrected, compared)
+        if groups <= _FEWEST_GROUPS:
+            break
+        groups = max(_FEWEST_GROUPS, groups // 2)
+    needed_s = spent_s + groups * fewest * each_s
+    if needed_s > _AT_MOST * limit_s:
+        raise CandidateError(
+            f"looking at {layers} layers would take {needed_s:.0f} s, and {limit_s:.0f} s were left"
+        )
+    return Plan(groups, 1, fewest)
 
 
 class _Study:
@@ -149,27 +200,28 @@ class _Study:
             raise CandidateError("no layer can be quantized alone: the model is over 2 GiB")
         self._layers = layers(self._proto)
         if not self._layers:
-            raise Skipped("there is no named convolution or matrix product")
+            raise Skipped("there is no convolution or matrix product")
         self._requests = list(CalibrationRequests(model, calibration, samples))
         self._outputs = [value.name for value in self._proto.graph.output]
         self._ranges: dict[str, tuple[float, float]] = {}
-        self._means: dict[str, Array] = {}
+        self._means: dict[str, list[Array]] = {}
 
     def run(self, limit_s: float) -> dict[str, float]:
         """Return node name -> noise."""
-        size = -(-len(self._layers) // GROUPS)
-        groups = [self._layers[i : i + size] for i in range(0, len(self._layers), size)]
         self._look()
+        begin = time.perf_counter()
         session = self._session(self._proto)
+        opening_s = time.perf_counter() - begin
         session.run(self._outputs, self._requests[0])
         begin = time.perf_counter()
         exact = [session.run(self._outputs, request) for request in self._requests]
         each_s = (time.perf_counter() - begin) / len(self._requests)
-        afford = int(limit_s / (each_s * len(groups))) - _CORRECTION_SAMPLES
-        count = min(len(self._requests), max(_FEWEST_SAMPLES, afford))
+        plan = planned(len(self._layers), len(self._requests), each_s, opening_s, limit_s)
+        size = -(-len(self._layers) // plan.groups)
         found: dict[str, float] = {}
-        for group in groups:
-            noise = self._noise(group, exact, count)
+        for start in range(0, len(self._layers), size):
+            group = self._layers[start : start + size]
+            noise = self._noise(group, exact, plan)
             found.update({layer.node.name: noise / len(group) for layer in group})
         return found
 
@@ -185,20 +237,14 @@ class _Study:
                     low, high = self._ranges.get(name, (0.0, 0.0))
                     self._ranges[name] = min(low, float(array.min())), max(high, float(array.max()))
                 if name in outs and number < _CORRECTION_SAMPLES:
-                    mean = _channel_means(array, outs[name])
-                    self._means[name] = self._means.get(name, 0.0) + mean / self._compared
+                    self._means.setdefault(name, []).append(_channel_means(array, outs[name]))
 
-    @property
-    def _compared(self) -> int:
-        """On how many samples mean errors are seen."""
-        return min(_CORRECTION_SAMPLES, len(self._requests))
-
-    def _noise(self, group: Sequence[Layer], exact: Sequence[Sequence[Array]], count: int) -> float:
-        """Return the noise of a group's layers together, on the first `count` samples."""
+    def _noise(self, group: Sequence[Layer], exact: Sequence[Sequence[Array]], plan: Plan) -> float:
+        """Return the noise of a group's layers together."""
         session = self._session(self._quantized(group))
         shifts = {
             f"{_OWN}shift:{layer.node.output[0]}": np.zeros(
-                _aligned(self._means[layer.node.output[0]], layer).shape, np.float32
+                _aligned(self._means[layer.node.output[0]][0], layer).shape, np.float32
             )
             for layer in group
         }
@@ -206,13 +252,15 @@ class _Study:
             name = layer.node.output[0]
             seen = sum(
                 _channel_means(session.run([name], {**r, **shifts})[0], layer.channel_axis)
-                for r in self._requests[: self._compared]
+                for r in self._requests[: plan.corrected]
             )
-            shift = self._means[name] - np.asarray(seen) / self._compared
+            shift = (sum(self._means[name][: plan.corrected]) - np.asarray(seen)) / plan.corrected
             if layer.weights:
                 shifts[f"{_OWN}shift:{name}"] = _aligned(shift, layer).astype(np.float32)
-        answers = [session.run(self._outputs, {**r, **shifts}) for r in self._requests[:count]]
-        return _relative_error(answers, exact[:count])
+        answers = [
+            session.run(self._outputs, {**r, **shifts}) for r in self._requests[: plan.compared]
+        ]
+        return _relative_error(answers, exact[: plan.compared])
 
     def _quantized(self, group: Sequence[Layer]) -> onnx.ModelProto:
         """Return the graph with a group's layers fed what int8 gives back."""
@@ -238,7 +286,7 @@ class _Study:
             output, raw = node.output[0], f"{_OWN}raw:{node.name}"
             node.output[0] = raw
             shift = f"{_OWN}shift:{output}"
-            shape = _aligned(self._means[output], layer).shape
+            shape = _aligned(self._means[output][0], layer).shape
             proto.graph.input.append(helper.make_tensor_value_info(shift, TensorProto.FLOAT, shape))
             nodes += [node, helper.make_node("Add", [raw, shift], [output])]
         del proto.graph.node[:]

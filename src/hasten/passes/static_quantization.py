@@ -20,6 +20,7 @@ from hasten.passes.onnx_files import (
     check_nodes,
     compute_nodes,
     is_transformer,
+    name_nodes,
     read_onnx,
     saturates,
     write_onnx,
@@ -223,7 +224,7 @@ def _registered(custom_ops: Sequence[Path]) -> Iterator[None]:
 
 
 def _prepare(model: Model, path: Path) -> None:
-    """Infer shapes: the quantizer leaves tensors of unknown shape in float."""
+    """Infer shapes: the quantizer leaves tensors of unknown shape in float. Name all nodes."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     settings: dict[str, Any] = {
@@ -238,3 +239,6 @@ def _prepare(model: Model, path: Path) -> None:
     except Exception:
         # It gives up on some operators; ONNX's own never does.
         quant_pre_process(source, result, skip_symbolic_shape=True, **settings)
+    proto = onnx.load(result, load_external_data=False)
+    name_nodes(proto)
+    onnx.save(proto, result)

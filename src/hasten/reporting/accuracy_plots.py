@@ -87,7 +87,7 @@ def trials(result: Result, asked: Asked) -> Plot:
         f"with 95% intervals; {len(frontier(run))} on the frontier, the limit at {limit:.3g}"
         f"{f', {beyond} beyond the edge' if beyond else ''}.",
         draw,
-        ("no.", "candidate", "outcome", "latency", "points lost", "ladder"),
+        ("no.", "candidate", "outcome", "latency", "over its floor", "points lost", "ladder"),
         [_line(number, o) for number, o in enumerate(result.outcomes, 1)],
         heights_in=(4.6, 4.2),
     )
@@ -129,6 +129,7 @@ def _line(number: int, outcome: Outcome) -> tuple[str, ...]:
         "-"
         if ratio is None
         else f"{100 * ratio.estimate:.0f}% ({100 * ratio.low:.0f} to {100 * ratio.high:.0f})",
+        "-" if outcome.limit is None else f"{outcome.limit.ratio:.1f}x ({outcome.limit.binds})",
         "-"
         if drop is None
         else f"{100 * drop.estimate:.2f} ({100 * drop.low:.2f} to {100 * drop.high:.2f}), n={drop.draws:,}",

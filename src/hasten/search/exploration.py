@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 
 import numpy as np
 
@@ -62,16 +63,17 @@ class Exploration:
         self._on_better, self._least, self._notes = on_better, least, notes
         self._best_ratio = 1.0
         self._at_limit = False
+        self._met: set[str] = set()
 
     def explore(self, grid: Sequence[Single]) -> None:
         """Try the grid; further variants where the fastest aren't accurate enough; neighbours of the best."""
         model, target = self.trials.bench.model, self.trials.bench.target
-        if self._try(grid) and not self._fastest_likely_passes():
+        if self._try(grid) and not self._over() and not self._fastest_likely_passes():
             ranked = [t.candidate for t in self._ranked()]
             self._try(variations(ranked, model, target, self._order.keep_float))
         common = (self.trials, self._try, self._likely_passes)
         if not self._over():
-            Mixing(*common, self._late, self._least, self._notes).mix(self._ranked())
+            Mixing(*common, self._left_s, self._least, self._notes).mix(self._ranked())
         if self._order.objective == "p99":
             self._notes.append(
                 "no cascade was tried: a request that is asked again costs both models"
@@ -124,14 +126,17 @@ class Exploration:
                 return False
             self._tell("try", candidate.label, number, len(candidates), outcome)
             trial = self.trials.run(candidate, beat)
+            self._met.add(candidate.key)
             outcome = f"{candidate.label}: {self.trials.outcome(trial)}"
             self._note_better(trial)
         self._tell("try", "all tried", len(candidates), len(candidates), outcome)
         return True
 
     def _ranked(self) -> list[Trial]:
-        """What ran through, fastest first."""
-        return sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
+        """What ran through, fastest first; of a resumed run only what has had its turn again, so that it
+        goes the way that it went."""
+        met = [t for t in self.trials.measured() if t.candidate.key in self._met]
+        return sorted(met, key=lambda t: self.trials.ratio(t).estimate)
 
     def _fastest_likely_passes(self) -> bool:
         """Whether the fastest candidate would probably be certified by the sealed data there is."""
@@ -231,8 +236,12 @@ class Exploration:
             self._on_better(trial)
 
     def _late(self) -> bool:
+        return self._left_s() <= 0
+
+    def _left_s(self) -> float:
+        """Time left to search in, in seconds."""
         deadline = self._order.deadline
-        return deadline is not None and time.monotonic() > deadline - self._reserve_s()
+        return inf if deadline is None else deadline - self._reserve_s() - time.monotonic()
 
     def _reserve_s(self) -> float:
         """Time to keep for the race, the sealed data and the final rounds: the baseline's own pace."""

@@ -31,6 +31,8 @@ _REFINEMENTS = 2
 _NEAR = 4
 """How many times that noise an engine may seem slower and still be worth a mix of its own."""
 _PROFILED_REQUESTS = 30
+_LOOK_S = 30.0
+"""For a look at every layer in int8."""
 
 Likely: TypeAlias = Callable[[Trial, float], bool]
 """Whether a trial would probably be certified, were its flips and drop so many times as large."""
@@ -45,7 +47,7 @@ class Mixing:
         trials: Where each is tried.
         attempt: Tries some candidates, as far as the time allows.
         likely: Tells who would probably be certified.
-        late: Whether the time is up.
+        left_s: Tells how much time is left, in seconds.
         least: For engines that don't say how long each layer takes.
         notes: What the reader should know is added here.
     """
@@ -55,12 +57,12 @@ class Mixing:
         trials: Trials,
         attempt: Callable[[Sequence[Single]], Any],
         likely: Likely,
-        late: Callable[[], bool],
+        left_s: Callable[[], float],
         least: Least,
         notes: list[str],
     ) -> None:
         self._trials, self._attempt, self._likely = trials, attempt, likely
-        self._late, self._least, self._notes = late, least, notes
+        self._left_s, self._least, self._notes = left_s, least, notes
 
     def mix(self, ranked: Sequence[Trial]) -> None:
         """Leave in float what int8 makes slower, and of what costs answers as much as it takes.
@@ -91,14 +93,14 @@ class Mixing:
             tried: dict[float, Trial] = {}
             for share in shares:
                 tried |= self._try(base, engine, costs, [share])
-                if self._late() or (share in tried and self._likely(tried[share], 1.0)):
+                if self._left_s() <= 0 or (share in tried and self._likely(tried[share], 1.0)):
                     break  # with less noise it passes too, and takes longer
             if scale in (0, 1):
                 return
             for _ in range(_REFINEMENTS):
                 passes = {share: self._likely(trial, 1.0) for share, trial in tried.items()}
                 between = between_shares({**passes, 1.0: passes.get(1.0, False)})
-                if between is None or self._late():
+                if between is None or self._left_s() <= 0:
                     break
                 tried |= self._try(base, engine, costs, [between])
             near = (1 + 2 * SCREEN_NOISE) * self._trials.ratio(base).estimate
@@ -139,8 +141,7 @@ class Mixing:
             kept = kept_for(costs, share)
             if kept and len(kept) < len(costs):
                 proposals[share] = mixed(base.candidate, kept, engine)
-        new = [c for c in proposals.values() if c.key not in self._trials.done]
-        self._attempt(list(dict.fromkeys(new)))
+        self._attempt(list(dict.fromkeys(proposals.values())))
         done = {share: self._trials.done.get(c.key) for share, c in proposals.items()}
         return {share: trial for share, trial in done.items() if trial is not None}
 
@@ -197,7 +198,9 @@ class Mixing:
         if known is None:
             bits = 7 if saturates(self._trials.bench.target) else 8
             self._trials.opened_baseline().worker.sleep()
-            noise = self._trials.bench.sensitivities(bits)
+            noise = self._trials.bench.sensitivities(
+                bits, within_s=min(_LOOK_S, self._left_s() / 4)
+            )
             self._trials.journal.append("sensitivities", noise=noise)
             return noise
         return dict(known["noise"])
