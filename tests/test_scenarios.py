@@ -17,14 +17,15 @@ from hasten.data.spool import Spool, write_spool
 from hasten.measure import loadgen
 from hasten.measure.closed_loop import Block
 from hasten.measure.scenario import Load, Offer, Scenario
+from hasten.measure.under_load import Generator
 from hasten.records import from_record, to_record
-from hasten.scenarios import LoadTest, _Generator, in_words, try_in_words
+from hasten.scenarios import LoadTest, in_words, try_in_words
 from hasten.testing.quick import quick_runs
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("hasten.scenarios._TRIES", 2)
+    monkeypatch.setattr("hasten.measure.under_load._TRIES", 2)
     with quick_runs():
         yield
 
@@ -101,7 +102,7 @@ class Scripted:
 def best(samples: Spool, *holds: bool) -> tuple[float | None, list[float]]:
     """The rate that is given, and all that were tried before."""
     worker: Any = Scripted(*holds)
-    generator = _Generator(worker, samples, Path("nowhere"), "server", 0.1, lambda load: None)
+    generator = Generator(worker, samples, Path("nowhere"), "server", 0.1, lambda load: None)
     load = generator.best(10**8, seed=0)
     return (
         None if load is None else load.offer.rate_per_s,
@@ -149,6 +150,10 @@ def test_a_missing_generator_is_named(exact_bundle: Path, monkeypatch: pytest.Mo
         (
             {"scenario": "offline", "sessions": 2},
             "sessions share 1 threads, at least one each: got 2",
+        ),
+        (
+            {"scenario": "single-stream", "sessions": 2},
+            "the scenario single-stream asks one session: got 2",
         ),
         (
             {"scenario": "offline", "sessions": 0},

@@ -12,11 +12,14 @@ from hasten.records import Value, digest, to_record, type_name
 
 
 def label(value: Value) -> str:
-    """Name a value for people: its type, and the settings that differ from their defaults."""
+    """Name a value for people: its type, and the settings that differ from their defaults.
+
+    A field whose metadata say `"in label": False` is left out.
+    """
     changed = [
         f"{field.name}={_short(getattr(value, field.name))}"
         for field in dataclasses.fields(value)  # type: ignore[arg-type]
-        if getattr(value, field.name) != field.default
+        if field.metadata.get("in label", True) and getattr(value, field.name) != field.default
     ]
     name = type_name(value).rpartition(":")[2]
     return f"{name}({', '.join(changed)})" if changed else name

@@ -19,8 +19,10 @@ from hasten.choose import faster
 from hasten.engines.layers import LayerTime
 from hasten.invocation import Invocation
 from hasten.limits import limits, profiles
+from hasten.loads import loads
 from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.measure.environment import environment
+from hasten.measure.scenario import in_words, load_record
 from hasten.measure.sweep import BUDGET_S, sweep
 from hasten.outcomes import asked, evidence, ladder, outcomes
 from hasten.pipeline.base import Pipeline
@@ -74,6 +76,7 @@ class Delivery:
         pipeline: Kept in the bundle.
         keep_exact: Whether the exact model goes in too.
         accept_uncertified: Whether the fastest ships though nothing certifies.
+        latency_bound_s: That a server's requests are to stay under, in seconds; None for none.
         invocation: How the run was asked for.
     """
 
@@ -82,6 +85,7 @@ class Delivery:
     pipeline: Pipeline | None
     keep_exact: bool
     accept_uncertified: bool
+    latency_bound_s: float | None = None
     invocation: Invocation = field(default_factory=Invocation)
 
     def interim(self, run: Run, trial: Trial) -> None:
@@ -120,6 +124,7 @@ class Delivery:
         ]
         steps, reached, by_candidate = self._limits(run, final, shown)
         curve = _curve(run, choice.winner)
+        loaded = loads(run, choice.winner, self.latency_bound_s)
         result = Result(
             bundle=self.out,
             status=choice.status,
@@ -137,17 +142,22 @@ class Delivery:
             ladder=ladder(run, judged),
             asked=asked(run, self.invocation),
             limits=reached,
+            loads=tuple(in_words(test)[0] for test in loaded),
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {**evidence(run, final, judged, roles), "result.json": to_record(result)}
         if curve:
             records[CURVE] = curve_record(curve)
+        if loaded:
+            records["load.json"] = [load_record(test) for test in loaded]
         if "fastest exact" in steps:
             exact_steps = steps["fastest exact"]
-            winner_steps = exact_steps if choice.winner == choice.exact else steps.get("winner")
-            if winner_steps is not None:
-                both = {"exact": exact_steps, "winner": winner_steps}
-                records["profile.json"] = to_record(both)
+            same = choice.winner == choice.exact
+            both = {
+                "exact": exact_steps,
+                "winner": exact_steps if same else steps.get("winner", ()),
+            }
+            records["profile.json"] = to_record(both)
         if reached:
             records["limit.json"] = [
                 {"name": at.role, "floor_ns": at.floor_ns, "ratio": at.ratio, "binds": at.binds}

@@ -13,6 +13,7 @@ from hasten.measure.ceilings import measure
 from hasten.measure.intervals import Rounds
 from hasten.measure.roofline import LayerWork, floor, precisions
 from hasten.measure.work import work
+from hasten.passes.little import Little
 from hasten.result import Limit
 from hasten.run import Run
 from hasten.search.race import Standings
@@ -64,7 +65,7 @@ def limits(
         can't be told.
     """
     try:
-        layers = work(run.bench.model)
+        original = work(run.bench.model)
         ceilings = measure(run.bench.target.with_threads(final.threads), run.bench.folder)
     except (CandidateError, InputError) as why:
         run.notes.append(f"how far this is from the machine's limit isn't known: {why}")
@@ -73,6 +74,8 @@ def limits(
     def limit(role: str, key: str, rounds: Rounds, seen: Mapping[str, str] | None) -> Limit:
         candidate, trial = run.candidate(key), run.trials.done.get(key)
         stored = trial.artifact if trial is not None else None
+        little = next((step for step in candidate.passes if isinstance(step, Little)), None)
+        layers = original if little is None else work(run.bench.transform((little,)))
         own = floor(
             layers,
             ceilings,
@@ -101,7 +104,7 @@ def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str
 
     Args:
         candidate: A cascade counts as its fast model, which every request takes.
-        layers: Of the original.
+        layers: Of the model.
 
     Returns:
         Layer's name -> "i8" where a pass quantizes, else the engine's precision for what it

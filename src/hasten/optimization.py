@@ -21,17 +21,19 @@ from hasten.data.images import ImageFolder
 from hasten.data.source import open_data
 from hasten.delivery import Delivery, check_place
 from hasten.errors import InputError, full_disk
-from hasten.frontends.source import find_model, load_with_data
+from hasten.frontends.source import find_model, load_model, load_with_data
 from hasten.invocation import invocation
 from hasten.measure.environment import versions
 from hasten.measure.intervals import Statistic
 from hasten.measure.latency import Pace, pace_for
+from hasten.measure.scenario import check_bound
 from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
 from hasten.metrics.custom import Custom
 from hasten.metrics.detection_f1 import DetectionF1
 from hasten.model import Model
+from hasten.passes.little import Little
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.pipeline.base import Pipeline, check_steps
 from hasten.pipeline.config import from_module
@@ -43,6 +45,7 @@ from hasten.search.grid import ENGINES, grid
 from hasten.search.journal import Journal
 from hasten.search.order import Order
 from hasten.target import Target
+from hasten.tensors import Array
 from hasten.workspace import SEARCH_VERSION, Parts, check_same_run, claimed, data_digest, lay_out
 
 
@@ -57,6 +60,7 @@ def optimize(
     confidence: float = 0.95,
     objective: Statistic = "p50",
     training: Any = None,
+    little: Any = None,
     pipeline: Pipeline | None = None,
     engines: Sequence[str] = ENGINES,
     keep_float: Sequence[str] = (),
@@ -68,6 +72,7 @@ def optimize(
     seed: int = 0,
     keep_exact: bool = True,
     accept_uncertified: bool = False,
+    latency_bound_s: float | None = None,
     resume: bool = False,
     listen: Listener = nobody,
 ) -> Result:
@@ -87,6 +92,9 @@ def optimize(
         objective: What of a request's latency is to be small: its "p50", its "mean", or its "p99",
             which takes longer to tell.
         training: Training data to calibrate from; then all of `data` judges.
+        little: A smaller model of the same inputs and outputs, as `model` is given. It is tried in
+            the model's place, as it is and in int8, and in a cascade: it answers, and the model is
+            asked where its answer was close.
         pipeline: From an image file to the model's input, for a folder of images.
         engines: Which runtimes to try.
         keep_float: Nodes that no pass may quantize.
@@ -98,6 +106,8 @@ def optimize(
         seed: Of the split and of all orders.
         keep_exact: Keep the exact model in the bundle, for `certify` and as a fallback.
         accept_uncertified: Ship the fastest even where nothing certifies, marked so.
+        latency_bound_s: What requests that come at random times are to stay under, in seconds: the
+            highest rate at which 99% do is measured of what ships.
         resume: Go on with the run that was stopped.
         listen: Told of each step.
 
@@ -112,6 +122,7 @@ def optimize(
     for name, limit_s in (("time", time_limit_s), ("trial", trial_limit_s)):
         if limit_s is not None and not limit_s > 0:
             raise InputError(f"the {name} limit is in seconds, above 0: got {limit_s}")
+    check_bound(latency_bound_s)
     bundle = Path(out)
     check_place(bundle)
     folder = bundle.with_name(bundle.name + ".work")
@@ -130,6 +141,7 @@ def optimize(
         parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
         source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
         check_nodes(read_onnx(source, weights=False), keep_float)
+        smaller = None if little is None else _little(little, source, parts, custom_ops, folder)
         scored = guarded(_metric(metric, parts, source), guard)
         target = Target.host()
         options = [max_drop, scored, guard, confidence, list(engines), list(keep_float), seed]
@@ -143,6 +155,7 @@ def optimize(
                 "set of versions": versions() | {"search": str(SEARCH_VERSION)},
                 "options": options,
                 "objective": objective,
+                "little model": smaller and smaller.sha256,
                 "file of the metric's function": scored.source_sha256
                 if isinstance(scored, Custom)
                 else None,
@@ -150,7 +163,9 @@ def optimize(
         )
         deadline = None if time_limit_s is None else begin + time_limit_s
         kept = tuple(keep_float)
-        delivery = Delivery(bundle, population, pipeline, keep_exact, accept_uncertified, asked)
+        delivery = Delivery(
+            bundle, population, pipeline, keep_exact, accept_uncertified, latency_bound_s, asked
+        )
         run = Run(
             bench=Workbench(
                 folder,
@@ -174,7 +189,7 @@ def optimize(
         run.notes += _warnings(parts, scored, guard, max_drop, confidence, calibrating)
         with contextlib.closing(run):
             # One way: what to try, how each did, who is worth certifying, who passes, what ships.
-            run.try_all(grid(source, target, engine_names=engines, keep_float=kept))
+            run.try_all(grid(source, target, engine_names=engines, keep_float=kept, little=smaller))
             exact, rungs = run.freeze_ladder()
             judged = run.certify(rungs)
             run.notes += _shortfall(judged, parts, calibrating)
@@ -201,6 +216,24 @@ def _cleared_up(folder: Path, journal: Journal) -> Iterator[None]:
         if full is None:
             raise
         raise InputError(f"can't write {full.filename or folder}: {full.strerror}") from error
+
+
+def _little(
+    little: Any, source: Model, parts: Parts, custom_ops: Sequence[Path], folder: Path
+) -> Little:
+    """Read the smaller model, exported with a sample of the data where it is live."""
+    place = folder / "little"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    found = find_model(little)
+    first = {name: array[0] for name, array in parts.search.inputs([0]).items()}
+
+    def sample(names: Sequence[str]) -> dict[str, Array]:
+        """The original's inputs by the names that a live model gives them, in order."""
+        return dict(zip(names or first, first.values(), strict=False))
+
+    model = load_model(found, sample, place, custom_ops if isinstance(found, Path) else ())
+    return Little.of(model, source)
 
 
 def _metric(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:

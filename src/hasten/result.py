@@ -198,6 +198,7 @@ class Result:
         objective: What the rows' ratios and the spread compare: what was asked for, or the mean
             where a p99 was and isn't established.
         limits: How far models are from what the machine can do; empty where that isn't known.
+        loads: What ships under load, a line for each scenario.
     """
 
     bundle: Path
@@ -216,6 +217,7 @@ class Result:
     asked: Asked | None = None
     objective: Statistic = "p50"
     limits: tuple[Limit, ...] = ()
+    loads: tuple[str, ...] = ()
 
     @property
     def winner(self) -> Row:

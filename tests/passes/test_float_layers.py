@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from hasten.engines.openvino import OpenVino
@@ -137,3 +138,15 @@ def test_a_model_whose_origin_is_unknown_is_refused(convnet: Model, tmp_path: Pa
     message = r"^no layer can be given back: the model that it was made of is gone$"
     with pytest.raises(CandidateError, match=message):
         run(FloatLayers(("conv1",)), stray, tmp_path)
+
+
+def test_layers_without_names_are_given_back_by_their_outputs(
+    convnet: Model, tmp_path: Path
+) -> None:
+    proto = onnx.load(str(convnet.path))
+    for node in proto.graph.node:
+        node.name = ""
+    onnx.save(proto, str(convnet.path))
+    before = quantized(convnet, tmp_path)
+    assert rounded_inputs(before) == {"c1", "c2", "y"}
+    assert rounded_inputs(run(FloatLayers(("c2",)), before, tmp_path)) == {"c1", "y"}

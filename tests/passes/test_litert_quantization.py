@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
+from hasten.data.arrays import ArrayDataset
 from hasten.engines.litert import LiteRt
 from hasten.errors import CandidateError, InputError
 from hasten.model import Model
@@ -393,3 +394,27 @@ def test_what_leads_to_a_layer_in_float_is_in_float_up_to_products_and_sums(
     assert not floats & {"stem", "silu1", "depthwise", "excite", "skip", "head"}
     none = precisions(run(LitertQuantization(), build(SILU, "silu"), tmp_path, "none"))
     assert {none[name] for name in ("mean", "silu2", "gate2")} == {"INT8"}
+
+
+def test_a_divisor_that_int8_would_make_0_stays_in_float(build: Any, tmp_path: Path) -> None:
+    text = """
+        <ir_version: 10, opset_import: ["": 20]>
+        embedding (float[batch, 16] x) => (float[batch, 8] y)
+        <float[16, 8] w, int64[1] axes = {1}, float least = {1.0e-12}>
+        {
+            [product] p = MatMul (x, w)
+            [length] l = ReduceL2 <keepdims = 1> (p, axes)
+            [above] a = Max (l, least)
+            [unit] y = Div (p, a)
+        }
+    """
+    model = build(text, "embedding")
+    data = samples_of(model)
+    scaled = {name: array.copy() for name, array in data.inputs(range(len(data))).items()}
+    scaled["x"][1:] /= 1000  # beside the first, all others have next to no length
+    uneven = ArrayDataset(scaled)
+    (tmp_path / "result").mkdir()
+    result = LitertQuantization()(model, uneven, tmp_path / "result")
+    found = answers(result, uneven, tmp_path / "int8", LiteRt())["y"]
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found[0]) == pytest.approx(1, abs=0.1)

@@ -262,3 +262,13 @@ def test_a_model_whose_shapes_cannot_be_inferred_leaves_no_file_behind(
     with pytest.raises(CandidateError, match=r"^ONNX Runtime's quantizer failed: .*mine:Twice"):
         StaticQuantization()(model, ArrayDataset({"x": np.ones((4, 4), np.float32)}), work)
     assert list(here.iterdir()) == []
+
+
+def test_a_node_without_a_name_is_kept_by_its_output(convnet: Model, tmp_path: Path) -> None:
+    proto = onnx.load(str(convnet.path))
+    for node in proto.graph.node:
+        node.name = ""
+    onnx.save(proto, str(convnet.path))
+    result = run(StaticQuantization(reduce_range=NARROW, keep_float=("c2",)), convnet, tmp_path)
+    assert tensors(result)["w2"].dtype == np.float32
+    assert "w1" not in tensors(result)

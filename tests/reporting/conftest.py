@@ -14,7 +14,7 @@ from hasten.certificate.drop import observed_drop
 from hasten.certificate.verdict import Judgement, judge
 from hasten.invocation import Invocation
 from hasten.measure.intervals import paired_ratio
-from hasten.reporting.evidence import Figures, Floor, Point, Profile, Report, Step
+from hasten.reporting.evidence import Figures, Floor, Loaded, Point, Profile, Report, Step
 from hasten.reporting.page import render
 from hasten.result import Asked, Fate, Outcome, Result, Row, Rung, row
 from hasten.target import Target
@@ -186,6 +186,26 @@ def the_report() -> Report:
             for threads, sessions in ((2, 1), (1, 2))
             for batch in (1, 2, 4, 8, 16)
         ),
+        load=(
+            Loaded(
+                "single-stream",
+                (
+                    "single-stream: p90 2.31 ms, p50 2.2 ms, p99 2.9 ms (n=452)",
+                    "1 session of 2 threads, batch 1, requests: samples of the data",
+                    "taken with MLCommons LoadGen 6.0.17; not an MLPerf result",
+                ),
+                {"p50_ns": 2.2e6},
+            ),
+            Loaded(
+                "offline",
+                (
+                    "offline: 447 samples a second (n=460)",
+                    "1 session of 2 threads, batch 1, requests: samples of the data",
+                    "taken with MLCommons LoadGen 6.0.17; not an MLPerf result",
+                ),
+                {"throughput_per_s": 447.0},
+            ),
+        ),
     )
 
 
@@ -217,7 +237,7 @@ Change: TypeAlias = Callable[..., Report]
 @pytest.fixture(scope="session")
 def with_result(report: Report) -> Change:
     """The report with other fields of its result, and fewer plots, which take most of the time."""
-    slim = dataclasses.replace(report, figures=None, profile=None, limit=(), curve=())
+    slim = dataclasses.replace(report, figures=None, profile=None, limit=(), curve=(), load=())
 
     def changed(**fields: object) -> Report:
         result = dataclasses.replace(slim.result, **fields)  # type: ignore[arg-type]

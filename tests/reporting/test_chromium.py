@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 SIZES = {"phone": (360, 740), "desk": (1280, 900)}
 SECTIONS = (
     *("answers", "notes", "figures", "trials", "latencies", "certificate", "profile"),
-    *("limit", "batches", "failures", "environment", "again"),
+    *("limit", "batches", "load", "failures", "environment", "again"),
 )
 LONG = "a_very_long_name_without_any_break" * 20
 

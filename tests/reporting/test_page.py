@@ -53,7 +53,7 @@ def test_the_three_questions_come_first_in_their_order(page: bytes) -> None:
 def test_a_page_has_every_section_that_there_are_records_for(page: bytes) -> None:
     assert [key for key in Reading.of(page).lines if key] == [
         *("answers", "notes", "figures", "trials", "latencies", "certificate", "profile"),
-        *("limit", "batches", "failures", "environment", "again"),
+        *("limit", "batches", "load", "failures", "environment", "again"),
     ]
 
 

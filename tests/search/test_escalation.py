@@ -22,6 +22,7 @@ from hasten.metrics.base import Metric
 from hasten.metrics.embedding import Embedding
 from hasten.model import Model
 from hasten.passes.base import Pass
+from hasten.passes.little import Little
 from hasten.passes.onnx_files import read_onnx, write_onnx
 from hasten.search.escalation import Escalation
 from hasten.search.journal import Journal
@@ -87,9 +88,12 @@ class Search:
     def likely(self, trial: Trial, scale: float) -> bool:
         return trial.candidate.exact or scale * self.trials.drop(trial) < 0.8 * LIMIT
 
+    def surely(self, trial: Trial, scale: float) -> bool:
+        return trial.candidate.exact or scale * self.trials.drop(trial) < 0.4 * LIMIT
+
     def run(self) -> list[Trial]:
         ranked = sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
-        Escalation(self.trials, self.attempt, self.likely, self.notes).escalate(ranked)
+        Escalation(self.trials, self.attempt, self.likely, self.surely, self.notes).escalate(ranked)
         return self.tried
 
     def attempt(self, candidates: Sequence[Single]) -> None:
@@ -164,5 +168,27 @@ def test_a_metric_that_no_margin_says_anything_about_gets_no_cascade(
 def test_what_is_accurate_enough_alone_gets_no_cascade(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "likely", lambda trial, scale: True)
+    for name in ("likely", "surely"):
+        monkeypatch.setattr(search, name, lambda trial, scale: True)
     assert search.run() == []
+
+
+def test_what_is_accurate_enough_by_a_hair_is_backed_by_a_safer_cascade(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "likely", lambda trial, scale: True)
+    (safer,) = search.run()
+    assert search.surely(safer, 1.0)
+    assert not search.surely(search.trials.done[COARSE.key], 1.0)
+
+
+def test_a_little_model_is_backed_by_the_original_beside_a_quantized_one(search: Search) -> None:
+    beside = Single((Little(Path("little.onnx"), (), "0"),), FAST)
+    coarse = search.trials.done[COARSE.key]
+    search.trials.done[beside.key] = dataclasses.replace(coarse, candidate=beside)
+    proposed: list[Single] = []
+    ranked = [t for t in search.trials.measured() if t.candidate.passes]
+    Escalation(search.trials, proposed.extend, search.likely, search.surely, search.notes).escalate(
+        ranked
+    )
+    assert {candidate.passes for candidate in proposed} == {COARSE.passes, beside.passes}

@@ -139,6 +139,9 @@ class Search:
     def likely(self, trial: Trial, scale: float) -> bool:
         return scale * self.trials.drop(trial) < 0.8 * LIMIT
 
+    def surely(self, trial: Trial, scale: float) -> bool:
+        return scale * self.trials.drop(trial) < 0.6 * LIMIT
+
     def least(self, precision: str | None) -> Floor | None:
         times = self.network.int8_ns if precision == "i8" else self.network.float_ns
         if not self.floors:
@@ -150,9 +153,9 @@ class Search:
     def run(self) -> list[Trial]:
         """Mix; return what would probably be certified, fastest first."""
         ranked = sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
-        Mixing(self.trials, self.attempt, self.likely, lambda: inf, self.least, self.notes).mix(
-            ranked
-        )
+        Mixing(
+            self.trials, self.attempt, self.likely, self.surely, lambda: inf, self.least, self.notes
+        ).mix(ranked)
         passing = [t for t in self.trials.measured() if t.scores and self.likely(t, 1.0)]
         return sorted(passing, key=lambda t: self.trials.ratio(t).estimate)
 
@@ -194,12 +197,28 @@ def test_no_layer_stays_in_int8_where_that_makes_it_slower(
     assert set(fastest.candidate.passes[-1].nodes) == slower  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_behind_what_passes_by_a_hair_stands_something_safer(
+    desk: Desk, spool: Spool, tmp_path: Path, seed: int
+) -> None:
+    network = Network.drawn(seed, flips=0.022)
+    search = Search(network, desk, spool, tmp_path)
+    base = search.trials.done[INT8.key]
+    assert search.likely(base, 1.0)
+    assert not search.surely(base, 1.0)
+    search.run()
+    assert any(search.surely(search.trials.done[c.key], 1.0) for c in network.tried)
+    assert len(network.tried) <= 4
+    assert {candidate.engine for candidate in network.tried} == {ENGINE}
+
+
 def test_too_little_data_for_any_certificate_tries_no_mix_for_it(
     desk: Desk, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Network.drawn(4, flips=0.1)
     search = Search(network, desk, spool, tmp_path)
-    monkeypatch.setattr(search, "likely", lambda trial, scale: False)
+    for name in ("likely", "surely"):
+        monkeypatch.setattr(search, name, lambda trial, scale: False)
     search.run()
     assert len(network.tried) <= 1
 

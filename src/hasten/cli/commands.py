@@ -72,6 +72,7 @@ def main() -> None:
     help="What of the latency is to be small; p99 takes longer to tell.",
 )
 @click.option("--training", help="Training data to calibrate from.")
+@click.option("--little", help="A smaller model, to answer wherever it is good enough.")
 @image_options
 @click.option("--engine", "engines", multiple=True, help="Try this engine only; may be repeated.")
 @click.option(
@@ -102,6 +103,12 @@ def main() -> None:
 @click.option("--no-exact", is_flag=True, help="Leave the exact model out of the bundle.")
 @click.option(
     "--accept-uncertified", is_flag=True, help="Ship the fastest even if nothing certifies."
+)
+@click.option(
+    "--latency-bound",
+    "latency_bound_s",
+    type=Latency(),
+    help="Measure how many requests a second stay under it, as 20ms.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run that was stopped.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -132,6 +132,7 @@ def summary(result: Result, began: float) -> str:
             if result.limits
             else []
         ),
+        *result.loads,
         f"for: {result.population}",
         *(
             f"{row.role}: {row.accuracy}"

@@ -134,7 +134,7 @@ def levels(target: Target, system: Path = _SYSTEM) -> tuple[Level, ...]:
         copied, read = _turn(_UNKNOWN_BYTES, 1)
         found.append(Level("cache", None, copied * target.threads, read * target.threads))
     all_bytes = sum(cache.total_bytes for cache in known)
-    far_bytes = min(max(_BEYOND * all_bytes, _LEAST_MEMORY_BYTES), target.memory_bytes // 8)
+    far_bytes = min(max(_BEYOND * all_bytes, _LEAST_MEMORY_BYTES), target.memory_bytes // 16)
     return (*found, Level("memory", None, *_turn(far_bytes, target.threads)))
 
 

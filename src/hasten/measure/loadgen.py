@@ -16,6 +16,7 @@ from hasten.measure.closed_loop import Request, drive
 from hasten.measure.scenario import QUANTILE, Load, Offer, Run
 
 _PACKAGE, _MODULE = "mlcommons-loadgen", "mlperf_loadgen"
+MISSING = "MLCommons LoadGen isn't installed: pip install 'hasten[loadgen]'"
 _WARMUP_NS = 100_000_000
 _SCENARIOS = {"single-stream": "SingleStream", "server": "Server", "offline": "Offline"}
 _THROUGHPUT = {

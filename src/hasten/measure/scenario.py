@@ -13,8 +13,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from hasten.errors import InputError
 from hasten.measure.closed_loop import Request
 from hasten.measure.intervals import binomial_cdf
+from hasten.records import to_record
 
 Scenario: TypeAlias = Literal["single-stream", "server", "offline"]
 Run: TypeAlias = Callable[[Request], Any]
@@ -22,6 +24,7 @@ QUANTILE = 0.99
 """Of the latencies that a bound holds for."""
 CONFIDENCE = 0.99
 """That it does, as LoadGen has it."""
+LONGEST_RUN_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,18 @@ class Load:
     latency_ns: tuple[int, ...] = ()
 
 
+def check_bound(seconds: float | None, name: str = "latency bound") -> None:
+    """Check a bound or a duration in seconds; None is none.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if seconds is not None and not 0 < seconds < LONGEST_RUN_S:
+        raise InputError(
+            f"the {name} is in seconds, above 0 and below {LONGEST_RUN_S:.0f}: got {seconds}"
+        )
+
+
 def load_of(offer: Offer, generator: str, latency_ns: Sequence[int], elapsed_ns: int) -> Load:
     """Derive what a run came to from its latencies, each quantile as LoadGen takes it."""
     ordered = np.sort(np.asarray(latency_ns, np.float64))
@@ -138,3 +153,67 @@ def highest_rate(
             break
         low, high = (rate, high) if holds(rate) else (low, rate)
     return low or None
+
+
+@dataclass(frozen=True)
+class LoadTest:
+    """How a bundle did in a scenario.
+
+    Attributes:
+        scenario: Which.
+        load: The figures, from a run of its own; None where no rate met the bound.
+        tries: In a server's scenario the rates that were tried before, without raw latencies.
+        threads: Of each session.
+        sessions: How many answered side by side.
+        requests: "samples of the data", or "random numbers" where none was given.
+        notes: What the reader should know besides.
+    """
+
+    scenario: Scenario
+    load: Load | None
+    tries: tuple[Load, ...]
+    threads: int
+    sessions: int
+    requests: str
+    notes: tuple[str, ...] = ()
+
+
+def in_words(test: LoadTest) -> list[str]:
+    """What a load test came to, in a few lines; no line calls it an MLPerf result."""
+    load = test.load
+    if load is None:
+        lowest = min(test.tries, key=lambda one: one.offer.rate_per_s)
+        lines = [
+            f"server: no rate down to {lowest.offer.rate_per_s:.3g}/s keeps 99% within "
+            f"{lowest.offer.bound_ns / 1e6:g} ms"
+        ]
+        generator = lowest.generator
+    else:
+        lines, generator = [_figures(load)], load.generator
+    each = f"{test.threads} thread{'s' if test.threads > 1 else ''}"
+    sessions = f"{test.sessions} session{'s' if test.sessions > 1 else ''} of {each}"
+    lines.append(f"{sessions}, batch 1, requests: {test.requests}")
+    lines.append(f"taken with {generator}; not an MLPerf result")
+    return lines + [f"note: {note}" for note in test.notes]
+
+
+def _figures(load: Load) -> str:
+    p50, p90, p99 = (f"{ns / 1e6:.3g} ms" for ns in (load.p50_ns, load.p90_ns, load.p99_ns))
+    offer, n = load.offer, f"n={load.requests:,}"
+    if offer.scenario == "offline":
+        return f"offline: {load.throughput_per_s:,.4g} samples a second ({n})"
+    if offer.scenario == "single-stream":
+        shown = p99 if shows_p99(load) else "not established"
+        return f"single-stream: p90 {p90}, p50 {p50}, p99 {shown} ({n})"
+    return (
+        f"server: {offer.rate_per_s:,.4g} requests a second, at random times, with 99% within "
+        f"{offer.bound_ns / 1e6:g} ms (99% confident were they independent; {n}: "
+        f"{load.over_bound} over); p50 {p50}, p99 {p99}"
+    )
+
+
+def load_record(test: LoadTest) -> dict[str, Any]:
+    """Return what a bundle keeps of a load test: its figures, and the same in words."""
+    load = test.load
+    figures = {} if load is None else to_record(load) | {"latency_ns": []}
+    return {"scenario": test.scenario, "said": in_words(test), "figures": figures}

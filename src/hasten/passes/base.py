@@ -31,6 +31,7 @@ class Pass(Value, ABC):
     registry: ClassVar[Mapping[str, str]] = {
         "simplify": "hasten.passes.simplify:Simplify",
         "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
+        "little": "hasten.passes.little:Little",
         "float_layers": "hasten.passes.float_layers:FloatLayers",
         "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
         "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",

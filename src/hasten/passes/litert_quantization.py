@@ -91,9 +91,15 @@ class LitertQuantization(Pass):
         return replace(model, path=path, format="tflite", files=())
 
     def _left_alone(self, proto: onnx.ModelProto) -> list[str]:
-        """Return the names of what stays in float: the kept nodes, and what leads to them."""
+        """Return the names of what stays in float: the kept nodes, divisions, and what leads to them.
+
+        A divisor that is small beside the largest would be 0 in int8.
+        """
         makers = {name: node for node in proto.graph.node for name in node.output}
-        kept = dict.fromkeys(self.keep_float)
+        divisions = [
+            n.name for n in proto.graph.node if n.op_type == "Div" and n.input[1] in makers
+        ]
+        kept = dict.fromkeys([*self.keep_float, *divisions])
         left = [node for node in proto.graph.node if node.name in kept]
         while left:
             for name in left.pop().input:

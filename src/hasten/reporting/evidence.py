@@ -77,10 +77,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Profile:
-    """The steps of the exact model and of the winner, in the order of execution."""
+    """The steps of the exact model and of the winner, in the order of execution; none of a winner whose
+    runtime has no profiler. Of a cascade those of its fast model."""
 
     exact: tuple[Step, ...]
-    winner: tuple[Step, ...]
+    winner: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,21 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """What ships in one of MLCommons' scenarios: see `hasten.measure.scenario.Load`.
+
+    Attributes:
+        scenario: Which.
+        said: The figures in words, and who asked.
+        figures: As numbers; empty where no rate met the bound.
+    """
+
+    scenario: Word
+    said: Annotated[tuple[Word, ...], msgspec.Meta(max_length=100)]
+    figures: dict[Word, Any]
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows.
 
@@ -126,6 +142,7 @@ class Report:
         profile: Steps before and after, where they were timed.
         limit: Floors, where they were worked out.
         curve: By batch and by sessions, where it was measured.
+        load: Under load, where it was put.
     """
 
     result: Result
@@ -138,6 +155,7 @@ class Report:
     profile: Profile | None = None
     limit: tuple[Floor, ...] = ()
     curve: tuple[Point, ...] = ()
+    load: tuple[Loaded, ...] = ()
 
 
 def gathered(folder: Path) -> Report:
@@ -208,6 +226,7 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
         profile=read("profile.json", Profile),
         limit=read("limit.json", tuple[Floor, ...]) or (),
         curve=read("curve.json", tuple[Point, ...]) or (),
+        load=read("load.json", tuple[Loaded, ...], _RESULT_BYTES) or (),
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from hasten.certificate.verdict import Judgement
 from hasten.reporting import accuracy_plots, machine_plots, speed_plots
 from hasten.reporting.commands import commands
-from hasten.reporting.evidence import Floor, Report
+from hasten.reporting.evidence import Floor, Loaded, Report
 from hasten.reporting.markup import (
     Html,
     code,
@@ -202,9 +202,22 @@ def certificate(report: Report) -> Html:
 def profile(report: Report) -> Html:
     """Where the time goes, before and after."""
     found = report.profile
-    if found is None or not (found.exact and found.winner):
+    if found is None or not found.exact:
         return NONE
+    if not found.winner:
+        return section(
+            "profile",
+            "Layer by layer",
+            paragraph(
+                "The winner has no profile (the notes say why): this is the exact model alone."
+            ),
+            machine_plots.top_steps("The longest steps of the exact model", found.exact),
+        )
     caption = (
+        "Of a cascade these are its fast model's steps: what it asks again isn't among them. "
+        if "cascade(" in report.result.winner.label
+        else ""
+    ) + (
         "Conversions change precision or memory layout, movement copies: time that isn't arithmetic. "
         "Profiling slows a model, so the sums are larger than its latency."
     )
@@ -240,6 +253,23 @@ def curve(report: Report) -> Html:
     caption = "About speed alone: the certificate is for one sample in a request."
     plot = machine_plots.batches(report.curve)
     return section("batches", "Batches and sessions", plot.html(caption))
+
+
+def load(report: Report) -> Html:
+    """In the scenarios of a load generator."""
+    if not report.load:
+        return NONE
+    lines = [(one.scenario, *one.said[:1]) for one in report.load if one.said]
+    about = [paragraph(said, class_="quiet") for said in dict.fromkeys(_about(report.load))]
+    return section(
+        "load", "Under load", table("In each scenario", ("scenario", "figures"), lines), *about
+    )
+
+
+def _about(loads: Sequence[Loaded]) -> Iterator[str]:
+    """Say how it was asked, once for all scenarios."""
+    for one in loads:
+        yield from (f"{line[:1].upper()}{line[1:]}." for line in one.said[1:])
 
 
 def failures(report: Report) -> Html:
@@ -283,6 +313,6 @@ def again(report: Report) -> Html:
 
 SECTIONS: tuple[Callable[[Report], Html], ...] = (
     *(answers, notes, figures, trials, distributions, certificate),
-    *(profile, limit, curve, failures, environment, again),
+    *(profile, limit, curve, load, failures, environment, again),
 )
 """In the order of the page."""

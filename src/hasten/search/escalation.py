@@ -16,6 +16,7 @@ from hasten.metrics.agreement import Agreement
 from hasten.metrics.base import Metric
 from hasten.metrics.outputs import class_scores
 from hasten.metrics.top_k import Top1, Top5
+from hasten.passes.little import Little
 from hasten.search.mixing import SCREEN_NOISE, Likely
 from hasten.search.trials import Trials
 from hasten.tensors import Array
@@ -23,16 +24,17 @@ from hasten.tensors import Array
 _RANKS: dict[type[Metric], int] = {Top1: 1, Agreement: 1, Top5: 5}
 """Metrics that a margin says something about, and between which ranks it lies."""
 _SAFER = 1.5
-"""How many times as many answers the second proposal asks again."""
+"""How many times as many answers the second proposal asks again, where none that is affordable is sure."""
 
 
 class Escalation:
-    """Proposes a cascade of the fastest model that isn't accurate enough and the original.
+    """Proposes a cascade of the fastest model that isn't surely accurate enough and the original.
 
     Args:
         trials: Where each is tried.
         attempt: Tries some candidates, as far as the time allows.
         likely: Tells who would probably be certified.
+        surely: Tells of whom there is little doubt.
         notes: What the reader should know is added here.
     """
 
@@ -41,9 +43,11 @@ class Escalation:
         trials: Trials,
         attempt: Callable[[Sequence[Single]], Any],
         likely: Likely,
+        surely: Likely,
         notes: list[str],
     ) -> None:
-        self._trials, self._attempt, self._likely, self._notes = trials, attempt, likely, notes
+        self._trials, self._attempt, self._notes = trials, attempt, notes
+        self._likely, self._surely = likely, surely
 
     def escalate(self, ranked: Sequence[Trial]) -> None:
         """Try the threshold that probably suffices, and a safer one, where that is worth its time.
@@ -52,13 +56,20 @@ class Escalation:
             ranked: What ran through, fastest first.
         """
         rank = _RANKS.get(type(self._trials.metric))
-        passing = [t for t in ranked if self._likely(t, 1.0)]
-        beat = min((self._trials.ratio(t).estimate for t in passing), default=1.0)
-        base = next((t for t in ranked if t.scores and t.candidate.passes), None)
-        if rank is None or base is None or base in passing:
-            return
-        if self._trials.ratio(base).estimate > beat * (1 - 2 * SCREEN_NOISE):
-            return
+        passing = [t for t in ranked if self._surely(t, 1.0)]
+        able = [t for t in ranked if t.scores and t.candidate.passes]
+        # A little model is wrong about other inputs than a quantized one.
+        kinds = ([t for t in able if _is_little(t) == little] for little in (False, True))
+        for base in (kind[0] for kind in kinds if kind):
+            beat = min((self._trials.ratio(t).estimate for t in passing), default=1.0)
+            enough = base in passing or (
+                self._trials.ratio(base).estimate > beat * (1 - 2 * SCREEN_NOISE)
+            )
+            if rank is not None and not enough:
+                self._escalate(base, rank, ranked, beat)
+
+    def _escalate(self, base: Trial, rank: int, ranked: Sequence[Trial], beat: float) -> None:
+        """Try one fast model's thresholds; `beat` is the ratio of the fastest that passes."""
         careful, careful_ratio = self._careful(ranked)
         afford = (beat * (1 - SCREEN_NOISE) - self._trials.ratio(base).estimate) / careful_ratio
         try:
@@ -105,7 +116,7 @@ class Escalation:
         return output, np.concatenate(found), np.concatenate(scores)
 
     def _thresholds(self, base: Trial, close: Array, scores: Array, afford: float) -> list[float]:
-        """Return the lowest threshold that would probably be certified, and a safer one.
+        """Return the lowest threshold that would probably be certified, and one that surely would.
 
         Args:
             base: The fast model's trial.
@@ -116,16 +127,29 @@ class Escalation:
         order = np.sort(close)
         most = min(int(afford * len(order)), len(order) - 1)
 
-        def passes(count: int) -> bool:
-            mended = np.where(close < order[count], self._trials.exact_scores, scores)
-            trial = dataclasses.replace(base, scores=tuple(map(float, mended)))
-            return self._likely(trial, 1.0)
+        def lowest(passes: Likely) -> int | None:
+            """Return how many asked again suffice; who is asked again only gets better."""
 
-        if most < 1 or not passes(most):
-            return []
-        low, high = 0, most
-        while high - low > 1:  # who is asked again only gets better
-            middle = (low + high) // 2
-            low, high = (low, middle) if passes(middle) else (middle, high)
-        counts = dict.fromkeys((high, min(most, round(_SAFER * high))))
+            def enough(count: int) -> bool:
+                mended = np.where(close < order[count], self._trials.exact_scores, scores)
+                trial = dataclasses.replace(base, scores=tuple(map(float, mended)))
+                return passes(trial, 1.0)
+
+            low, high = 0, most
+            if most < 1 or not enough(most):
+                return None
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if enough(middle) else (middle, high)
+            return high
+
+        probably = None if self._likely(base, 1.0) else lowest(self._likely)
+        surely = lowest(self._surely)
+        if surely is None and probably is not None:
+            surely = min(most, round(_SAFER * probably))
+        counts = dict.fromkeys(count for count in (probably, surely) if count is not None)
         return [float(order[count]) for count in counts]
+
+
+def _is_little(trial: Trial) -> bool:
+    return any(isinstance(step, Little) for step in trial.candidate.passes)

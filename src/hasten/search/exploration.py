@@ -15,6 +15,7 @@ from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
 from hasten.errors import CandidateError
 from hasten.passes.base import Pass, Skipped
+from hasten.passes.little import Little
 from hasten.progress import Listener, Progress
 from hasten.search.escalation import Escalation
 from hasten.search.grid import neighbours, variations
@@ -25,6 +26,8 @@ from hasten.tensors import Array
 
 _TRANSFORMS_AT_ONCE = 2
 _NEIGHBOURS_OF = 2
+_DOUBT = 1.28
+"""Standard errors: in one case of ten a drop is larger than it was seen by more."""
 
 
 class Exploration:
@@ -68,10 +71,10 @@ class Exploration:
     def explore(self, grid: Sequence[Single]) -> None:
         """Try the grid; further variants where the fastest aren't accurate enough; neighbours of the best."""
         model, target = self.trials.bench.model, self.trials.bench.target
-        if self._try(grid) and not self._over() and not self._fastest_likely_passes():
+        if self._try(grid) and not self._over() and not self._fastest_surely_passes():
             ranked = [t.candidate for t in self._ranked()]
             self._try(variations(ranked, model, target, self._order.keep_float))
-        common = (self.trials, self._try, self._likely_passes)
+        common = (self.trials, self._try, self._likely_passes, self._surely_passes)
         if not self._over():
             Mixing(*common, self._left_s, self._least, self._notes).mix(self._ranked())
         if self._order.objective == "p99":
@@ -91,9 +94,11 @@ class Exploration:
         """Whether the time is up, or what is left to gain is less than a few turns tell apart."""
         if self._late() or self._at_limit:
             return True
-        passing = [t for t in self._ranked() if self._likely_passes(t)]
-        # A floor says nothing of tails.
-        floor = self._least(None) if passing and self._order.objective != "p99" else None
+        passing = [t for t in self._ranked() if self._surely_passes(t)]
+        # A floor says nothing of tails, nor of another model.
+        little = passing and any(isinstance(step, Little) for step in passing[0].candidate.passes)
+        of_use = passing and not little and self._order.objective != "p99"
+        floor = self._least(None) if of_use else None
         measured = passing[0].measurement if passing else None
         if floor is None or measured is None:
             return False
@@ -138,13 +143,23 @@ class Exploration:
         met = [t for t in self.trials.measured() if t.candidate.key in self._met]
         return sorted(met, key=lambda t: self.trials.ratio(t).estimate)
 
-    def _fastest_likely_passes(self) -> bool:
-        """Whether the fastest candidate would probably be certified by the sealed data there is."""
+    def _fastest_surely_passes(self) -> bool:
+        """Whether there is little doubt that the fastest candidate will be certified."""
         ranked = self._ranked()
-        return bool(ranked) and self._likely_passes(ranked[0])
+        return bool(ranked) and self._surely_passes(ranked[0])
 
-    def _likely_passes(self, trial: Trial, scale: float = 1.0) -> bool:
-        """Whether a candidate would probably be certified, were its flips and its drop so many times as large."""
+    def _surely_passes(self, trial: Trial, scale: float = 1.0) -> bool:
+        """The same as `_likely_passes`, where the search split was lucky too."""
+        return self._likely_passes(trial, scale, doubt=_DOUBT)
+
+    def _likely_passes(self, trial: Trial, scale: float = 1.0, doubt: float = 0.0) -> bool:
+        """Whether a candidate would probably be certified by the sealed data there is.
+
+        Args:
+            trial: Its scores.
+            scale: Were its flips and its drop so many times as large.
+            doubt: Were its drop larger than it was seen, by so many standard errors.
+        """
         if trial.candidate.exact or not trial.scores:
             return trial.candidate.exact
         scores = np.array(trial.scores)
@@ -155,8 +170,9 @@ class Exploration:
             binary=self.trials.binary,
             groups=self._units[: len(scores)],
         )
-        drop = scale * max(0.0, float(draws.differences.mean()))  # a gain is luck
         flips = scale * float(np.mean(draws.differences**2))
+        error = (flips / len(draws.differences)) ** 0.5
+        drop = scale * max(0.0, float(draws.differences.mean())) + doubt * error  # a gain is luck
         if drop >= self._order.max_drop:
             return False
         needed = samples_needed(

@@ -11,6 +11,7 @@ from hasten.engines.base import Engine
 from hasten.errors import InputError
 from hasten.model import Model
 from hasten.passes.base import Pass
+from hasten.passes.little import Little
 from hasten.records import load_object
 from hasten.target import Target
 
@@ -76,7 +77,7 @@ def _useful(step: Pass, engine: Engine) -> bool:
 
 def _takes(engine: Engine, step: Pass) -> bool:
     """Whether an engine can run what a pass makes."""
-    quantized = step.gives == "onnx" and not step.exact
+    quantized = step.gives == "onnx" and not step.exact and not isinstance(step, Little)
     return step.gives in engine.formats and not (quantized and engine.float_only)
 
 
@@ -86,10 +87,18 @@ def grid(
     *,
     engine_names: Sequence[str] = ENGINES,
     keep_float: tuple[str, ...] = (),
+    little: Little | None = None,
 ) -> list[Single]:
     """Return the first proposals: every pass's likeliest variant on every engine.
 
     The untouched model on every engine comes first: nothing may ship that is slower than these.
+
+    Args:
+        model: The original.
+        target: The device.
+        engine_names: Which runtimes to try.
+        keep_float: Nodes of the original that no pass may quantize.
+        little: A smaller model to try in its place, as it is and in int8.
 
     Raises:
         InputError: an engine's name is unknown, or none is installed.
@@ -102,14 +111,26 @@ def grid(
         for engine in engines
         if engine.exact and _takes(engine, step) and _useful(step, engine)
     ]
-    firsts = [variants[0] for variants in _passes(_LOSSY_PASSES, model, target) if variants]
     lossy = [
         Single((_kept(step, keep_float),), engine)
-        for step in firsts
+        for step in _likeliest(model, target)
         for engine in engines
         if _takes(engine, step)
     ]
+    if little is not None:
+        chains = [(little,), *((little, step) for step in _likeliest(little.source(model), target))]
+        lossy += [
+            Single(chain, engine)
+            for chain in chains
+            for engine in engines
+            if _takes(engine, chain[-1])
+        ]
     return list(dict.fromkeys([*untouched, *exact, *lossy]))
+
+
+def _likeliest(model: Model, target: Target) -> list[Pass]:
+    """Return each lossy pass's likeliest variant."""
+    return [variants[0] for variants in _passes(_LOSSY_PASSES, model, target) if variants]
 
 
 def variations(
@@ -149,7 +170,9 @@ def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) 
     found = []
     for candidate in best:
         found += [Single(candidate.passes, other) for other in candidate.engine.tunings(target)]
-        if candidate.passes and not any(step.exact for step in candidate.passes):
+        if candidate.passes and not any(
+            step.exact or isinstance(step, Little) for step in candidate.passes
+        ):
             found += [
                 Single((step, *candidate.passes), candidate.engine)
                 for step in helpful

@@ -47,6 +47,7 @@ class Mixing:
         trials: Where each is tried.
         attempt: Tries some candidates, as far as the time allows.
         likely: Tells who would probably be certified.
+        surely: Tells of whom there is little doubt.
         left_s: Tells how much time is left, in seconds.
         least: For engines that don't say how long each layer takes.
         notes: What the reader should know is added here.
@@ -57,12 +58,15 @@ class Mixing:
         trials: Trials,
         attempt: Callable[[Sequence[Single]], Any],
         likely: Likely,
+        surely: Likely,
         left_s: Callable[[], float],
         least: Least,
         notes: list[str],
     ) -> None:
-        self._trials, self._attempt, self._likely = trials, attempt, likely
+        self._trials, self._attempt = trials, attempt
+        self._likely, self._surely = likely, surely
         self._left_s, self._least, self._notes = left_s, least, notes
+        self._attempted: set[str] = set()
 
     def mix(self, ranked: Sequence[Trial]) -> None:
         """Leave in float what int8 makes slower, and of what costs answers as much as it takes.
@@ -78,13 +82,16 @@ class Mixing:
         except (CandidateError, Skipped) as why:
             self._notes.append(f"which layers int8 suits wasn't found out: {why}")
             return
-        scale = self._scale_that_passes(base)
+        scale = _scale_that_passes(base, self._likely)
+        # Where it probably passes but not surely, something safer stands behind it.
+        enough = self._surely if scale == 1 else self._likely
+        target = _scale_that_passes(base, enough)
         runs = base.candidate.engine
         within = self._own_noise(base, runs)
         # Where none is to go back for its noise, what int8 slows is the base's own engine's.
         engines = [runs] if scale in (0, 1) else _engines_of(base, ranked, self._trials)
         for engine in engines:
-            shares = [1.0, *shares_for(scale, self._own_noise(base, engine), within)]
+            shares = [1.0, *shares_for(target, self._own_noise(base, engine), within)]
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # its float alone costs more answers than there are to lose
             costs = self._layer_costs(base, engine, noise)
@@ -93,7 +100,7 @@ class Mixing:
             tried: dict[float, Trial] = {}
             for share in shares:
                 tried |= self._try(base, engine, costs, [share])
-                if self._left_s() <= 0 or (share in tried and self._likely(tried[share], 1.0)):
+                if self._left_s() <= 0 or (share in tried and enough(tried[share], 1.0)):
                     break  # with less noise it passes too, and takes longer
             if scale in (0, 1):
                 return
@@ -129,8 +136,11 @@ class Mixing:
         best = ratio(able[0])
         limit = max(best.high, best.estimate * (1 + SCREEN_NOISE))
         near = [trial for trial in able if ratio(trial).low < limit]
-        passing = [trial for trial in near if self._likely(trial, 1.0)]
-        return passing[0] if passing else min(near, key=self._trials.risk)
+        for passes in (self._surely, self._likely):
+            passing = [trial for trial in near if passes(trial, 1.0)]
+            if passing:
+                return passing[0]
+        return min(near, key=self._trials.risk)
 
     def _try(
         self, base: Trial, engine: Engine, costs: Sequence[LayerCost], shares: Sequence[float]
@@ -141,22 +151,11 @@ class Mixing:
             kept = kept_for(costs, share)
             if kept and len(kept) < len(costs):
                 proposals[share] = mixed(base.candidate, kept, engine)
-        self._attempt(list(dict.fromkeys(proposals.values())))
+        new = [c for c in dict.fromkeys(proposals.values()) if c.key not in self._attempted]
+        self._attempted.update(c.key for c in new)
+        self._attempt(new)
         done = {share: self._trials.done.get(c.key) for share, c in proposals.items()}
         return {share: trial for share, trial in done.items() if trial is not None}
-
-    def _scale_that_passes(self, base: Trial) -> float:
-        """Return to what part its flips must shrink for a candidate to be probably certified.
-
-        1 where it is so as it is, 0 where no part would do: there is too little data.
-        """
-        if self._likely(base, 1.0):
-            return 1.0
-        low, high = 0.0, 1.0
-        for _ in range(12):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._likely(base, middle) else (low, middle)
-        return low
 
     def _own_noise(self, base: Trial, engine: Engine) -> float:
         """What an engine's own float adds to the answers' error, as a share of the quantized model's.
@@ -259,3 +258,17 @@ def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Trials) -> list[En
     if not own.exact:  # then one in float is the other way
         others.sort(key=lambda e: (not e.exact, type(e) is not type(own)))
     return sorted([own, *others[:1]], key=lambda engine: engine.exact)
+
+
+def _scale_that_passes(base: Trial, passes: Likely) -> float:
+    """Return to what part its flips must shrink for a candidate to pass.
+
+    1 where it does as it is, 0 where no part would do: there is too little data.
+    """
+    if passes(base, 1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if passes(base, middle) else (low, middle)
+    return low

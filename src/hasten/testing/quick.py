@@ -14,6 +14,7 @@ from typing import Any
 
 import hasten.benchmark
 import hasten.delivery
+import hasten.loads
 import hasten.optimization
 import hasten.run
 from hasten.candidate import Single
@@ -30,7 +31,7 @@ TURN = {"warmup_ns": 2_000_000, "block_ns": 6_000_000, "at_least": 8}
 
 @contextlib.contextmanager
 def quick_runs(
-    *, passes: bool = False, curve_s: float = 0.0, limits: bool = False
+    *, passes: bool = False, curve_s: float = 0.0, limits: bool = False, load_s: float = 0.0
 ) -> Iterator[None]:
     """Make the runs inside short.
 
@@ -38,6 +39,7 @@ def quick_runs(
         passes: Whether models are transformed at all; False tries the engines alone.
         curve_s: How long the batch curve may take; 0 for none.
         limits: Whether what ships is profiled and set against what the machine can do.
+        load_s: How long each scenario of a load may take; 0 for none.
     """
 
     def shorter(objective: Statistic, limit_s: float) -> Pace:
@@ -55,6 +57,7 @@ def quick_runs(
             (hasten.optimization, "pace_for", shorter),
             (hasten.benchmark, "Pace", functools.partial(Pace, **TURN)),
             (hasten.delivery, "CURVE_S", curve_s),
+            (hasten.loads, "LOAD_S", load_s),
             (hasten.run.Run, "LIMITS", limits),
             (hasten.run, "SETTLED", SETTLED),
             (hasten.run, "RACE_SETTLED", SETTLED),

@@ -1,0 +1,76 @@
+"""How what ships does under load, in MLCommons' scenarios."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from hasten.errors import CandidateError
+from hasten.measure import loadgen
+from hasten.measure.scenario import LoadTest, Scenario
+from hasten.measure.under_load import Generator
+from hasten.progress import Progress
+from hasten.run import Run
+
+LOAD_S = 1.0
+"""How long each scenario is run, at least; 0 for none."""
+_LONGEST_S = 20.0
+
+
+def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, ...]:
+    """Put what was chosen under load, one session, one sample in a request.
+
+    Args:
+        run: Behind it the choice.
+        key: Of the candidate.
+        latency_bound_s: Of the server's scenario, in seconds; None leaves that one out.
+
+    Returns:
+        One for each scenario; one that would take long, or fails, is left out with a note.
+    """
+    deadline = run.order.deadline
+    if LOAD_S <= 0 or (deadline is not None and time.monotonic() > deadline):
+        return ()
+    wanted: list[tuple[Scenario, float | None]] = [("single-stream", None), ("offline", None)]
+    if latency_bound_s is not None:
+        wanted.insert(1, ("server", latency_bound_s))
+    candidate, found = run.candidate(key), []
+    try:
+        artifact = run.artifact(candidate)
+        with (
+            tempfile.TemporaryDirectory(dir=run.bench.folder) as place,
+            run.bench.open_built(candidate.engine, artifact).worker as worker,
+        ):
+            for number, (scenario, bound_s) in enumerate(wanted):
+                run.listen(Progress("load", scenario, number, len(wanted)))
+                folder = Path(place) / scenario
+                folder.mkdir()
+                asking = Generator(worker, run.parts.search, folder, scenario, LOAD_S)
+                if asking.least_s > _LONGEST_S:
+                    run.notes.append(
+                        f"{scenario}: left out, it would take {asking.least_s:.0f} s: ask for it by "
+                        f"hasten bench --scenario {scenario}"
+                    )
+                    continue
+                seed = run.order.seed
+                load = (
+                    asking.once(seed)
+                    if bound_s is None
+                    else asking.best(max(1, round(1e9 * bound_s)), seed)
+                )
+                found.append(
+                    LoadTest(
+                        scenario=scenario,
+                        load=load,
+                        tries=tuple(asking.tries),
+                        threads=getattr(candidate.engine, "threads", None)
+                        or run.bench.target.threads,
+                        sessions=1,
+                        requests="samples of the data",
+                        notes=() if loadgen.installed() else (loadgen.MISSING,),
+                    )
+                )
+    except CandidateError as why:
+        run.notes.append(f"under load: {why}")
+    return tuple(found)

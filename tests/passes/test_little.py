@@ -1,0 +1,111 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.candidate import Single
+from hasten.engines.openvino import OpenVino
+from hasten.errors import InputError
+from hasten.frontends.onnx import load
+from hasten.model import Model
+from hasten.passes.little import Little
+from hasten.records import from_record, to_record
+from hasten.testing.pass_tests import answers, run, samples_of
+
+BIG = """
+<ir_version: 10, opset_import: ["": 20]>
+big (float[batch, 16] x) => (float[batch, 4] logits)
+<float[16, 64] w1, float[64, 4] w2>
+{
+    [first] h = MatMul (x, w1)
+    [relu] r = Relu (h)
+    [last] logits = MatMul (r, w2)
+}
+"""
+SMALL = """
+<ir_version: 10, opset_import: ["": 20]>
+small (float[n, 16] features) => (float[n, 4] scores)
+<float[16, 4] w>
+{
+    [only] scores = MatMul (features, w)
+}
+"""
+
+
+@pytest.fixture
+def big(build: Any) -> Model:
+    model: Model = build(BIG, "big")
+    return model
+
+
+@pytest.fixture
+def small(build: Any) -> Model:
+    model: Model = build(SMALL, "small")
+    return model
+
+
+def test_it_stands_in_the_originals_place_by_the_originals_names(
+    big: Model, small: Model, tmp_path: Path
+) -> None:
+    result = run(Little.of(small, big), big, tmp_path)
+    assert (result.inputs, result.outputs, result.request) == (big.inputs, big.outputs, big.request)
+    data = samples_of(big)
+    with_own_names = samples_of(small)
+    own = answers(small, with_own_names, tmp_path / "own")["scores"]
+    np.testing.assert_array_equal(answers(result, data, tmp_path / "there")["logits"], own)
+
+
+def test_weights_outside_the_file_come_along(big: Model, build: Any, tmp_path: Path) -> None:
+    small = build(BIG, "small", external=True)
+    result = run(Little.of(small, big), big, tmp_path)
+    assert [file.name for file in result.files] == ["little.onnx.data"]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "message"),
+    [
+        (
+            "float[n, 16] features",
+            "float[n, 15] features",
+            "the little model takes features: float32[n, 15]; the original takes x: float32[1, 16]",
+        ),
+        (
+            "float[n, 4] scores",
+            "float[n, 5] scores",
+            "the little model gives scores: float32[n, 5]; "
+            "the original gives logits: float32[batch, 4]",
+        ),
+    ],
+)
+def test_a_model_of_another_task_is_refused(
+    big: Model, build: Any, was: str, now: str, message: str
+) -> None:
+    other = build(SMALL, "small")
+    wanted = build(SMALL.replace(was, now).replace("[16, 4] w", "[16, 4] w"), "other")
+    assert Little.of(other, big)
+    with pytest.raises(InputError) as error:
+        Little.of(wanted, big)
+    assert str(error.value) == message
+
+
+def test_it_is_lossy_and_known_by_its_content(big: Model, small: Model) -> None:
+    little = Little.of(small, big)
+    assert not little.exact
+    assert little.sha256 == small.sha256
+    assert from_record(Little, to_record(little)) == little
+    moved = dataclasses.replace(little, sha256="0")
+    assert Single((moved,), OpenVino()).key != Single((little,), OpenVino()).key
+    assert Single((little,), OpenVino()).label == "little + openvino"
+
+
+def test_an_openvino_engine_runs_it(big: Model, small: Model, tmp_path: Path) -> None:
+    result = run(Little.of(small, big), big, tmp_path)
+    found = answers(result, samples_of(big), tmp_path / "openvino", OpenVino())
+    own = answers(
+        load(small.path).settled_by({"features": np.zeros(16, np.float32)}),
+        samples_of(small),
+        tmp_path / "own",
+    )
+    np.testing.assert_allclose(found["logits"], own["scores"], atol=1e-5)
