@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -89,7 +90,9 @@ def by_hasten(
 
     notes: list[str] = []
     ranked = sorted(trials.measured(), key=lambda t: trials.ratio(t).estimate)
-    Mixing(trials, attempt, likely, lambda: False, partial(_least, trials.bench), notes).mix(ranked)
+    Mixing(
+        trials, attempt, likely, likely, lambda: math.inf, partial(_least, trials.bench), notes
+    ).mix(ranked)
     seconds = time.monotonic() - begin
     passing = [t for t in tried if t.scores and likely(t, 1.0)]
     for trial in tried:

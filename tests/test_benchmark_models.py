@@ -192,7 +192,8 @@ def skip_without_images(garments: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("efficientnet_lite0", "mobilenet_v2", "mobilenetv3_large", "resnet50", "yolov3_tiny"),
+        *("efficientnet_lite0", "mobilenet_v2", "mobilenetv3_large", "efficientnet_b0"),
+        *("resnet50", "yolov3_tiny"),
         *("minilm", "mobilenetv3_large_224px", "resnet50_224px", "transformer"),
     ],
 )

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
-
-import onnx
+from typing import TYPE_CHECKING, Self
 
 from hasten.data.dataset import Dataset
 from hasten.errors import InputError
 from hasten.model import Model
 from hasten.passes.base import Pass
-from hasten.passes.onnx_files import read_onnx, write_onnx
 from hasten.target import Target
 from hasten.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Little(Pass):
         return replace(original, path=self.path, files=self.files)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        # Here, so that to know of this pass doesn't take onnx.
+        from hasten.passes.onnx_files import read_onnx, write_onnx
+
         proto = read_onnx(self.source(model))
         _rename(proto, model)
         return write_onnx(proto, self.source(model), workdir / "little.onnx")
@@ -93,17 +96,19 @@ def _listed(specs: Sequence[TensorSpec]) -> str:
 
 def _rename(proto: onnx.ModelProto, original: Model) -> None:
     """Call what it takes and gives as the original does."""
+    from onnx.helper import make_node
+
     graph = proto.graph
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
     before, behind = [], []
     for value, spec in zip(inputs, original.inputs, strict=True):
         if value.name != spec.name:
-            before.append(onnx.helper.make_node("Identity", [spec.name], [value.name]))
+            before.append(make_node("Identity", [spec.name], [value.name]))
             value.name = spec.name
     for value, spec in zip(graph.output, original.outputs, strict=True):
         if value.name != spec.name:
-            behind.append(onnx.helper.make_node("Identity", [value.name], [spec.name]))
+            behind.append(make_node("Identity", [value.name], [spec.name]))
             value.name = spec.name
     nodes = [*before, *graph.node, *behind]
     del graph.node[:]

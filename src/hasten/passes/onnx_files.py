@@ -70,8 +70,7 @@ def check_nodes(proto: onnx.ModelProto, names: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
-            some = f"it has {', '.join(known[:3])}, ..." if known else "its nodes have no names"
-            hint = f"did you mean {near}?" if near else some
+            hint = f"did you mean {near}?" if near else f"it has {', '.join(known[:3])}, ..."
             raise InputError(f"keep_float: the model has no node {name!r}; {hint}")
 
 
