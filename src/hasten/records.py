@@ -123,6 +123,8 @@ def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
         if issubclass(kind, Value):
             return _decode_value(kind, obj, trusted=trusted)
         if issubclass(kind, Path):
+            if not isinstance(obj, str):
+                raise TypeError(f"expected a path as `str`, got `{type(obj).__name__}`")
             return Path(obj)
         raise IntegrityError(f"a record of type {kind.__name__} can't be read")
 

@@ -127,8 +127,8 @@ def test_a_number_that_counts_nothing_is_refused(bundle: Path, number: float) ->
         ),
         (
             lambda record: record["winner"]["artifact"].update(path=5),
-            "the manifest is damaged: a Manifest record can't be read: expected str, bytes or "
-            "os.PathLike object, not int - at `$.winner.artifact.path`",
+            "the manifest is damaged: a Manifest record can't be read: expected a path as `str`, "
+            "got `int` - at `$.winner.artifact.path`",
         ),
         (
             lambda record: record.update(pipeline={"steps": [{"type": "os:system"}]}),
@@ -154,7 +154,11 @@ def test_a_manifest_nested_deeper_than_can_be_hashed_is_refused(bundle: Path) ->
     (bundle / "manifest.json").write_text(f'{{"schema": 1, "deep": {"[" * 700}{"]" * 700}}}')
     with pytest.raises(IntegrityError) as error:
         read(bundle)
-    assert str(error.value) == f"{bundle}: the manifest is damaged: it is nested too deep"
+    # From Python 3.12 on it can be, and its digest is wrong.
+    assert str(error.value) in (
+        f"{bundle}: the manifest is damaged: it is nested too deep",
+        f"{bundle}: the manifest was changed after it was written",
+    )
 
 
 def test_a_schema_of_many_digits_is_not_printed_in_full(bundle: Path) -> None:

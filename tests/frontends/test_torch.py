@@ -244,10 +244,10 @@ def test_float64_data_is_told_how_to_convert(tmp_path: Path) -> None:
 
 
 def test_a_sample_that_the_module_can_not_run_is_one_line(tmp_path: Path) -> None:
-    assert refused(Linear(), [X[:3]], tmp_path) == (
-        "the model can't run features float32[1, 3]: "
-        "mat1 and mat2 shapes cannot be multiplied (1x3 and 4x3)"
-    )
+    said = refused(Linear(), [X[:3]], tmp_path)
+    assert said.startswith("the model can't run features float32[1, 3]: ")
+    assert said.endswith("mat1 and mat2 shapes cannot be multiplied (1x3 and 4x3)")
+    assert "\n" not in said
 
 
 class Unexportable(nn.Module):

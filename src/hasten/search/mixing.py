@@ -92,6 +92,8 @@ class Mixing:
         engines = [runs] if scale in (0, 1) else _engines_of(base, ranked, self._trials)
         for engine in engines:
             shares = [1.0, *shares_for(target, self._own_noise(base, engine), within)]
+            if scale == 1:
+                shares = shares[:1] + shares[2:3]  # one to fall back on will do
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # its float alone costs more answers than there are to lose
             costs = self._layer_costs(base, engine, noise)
