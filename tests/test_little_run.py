@@ -84,7 +84,9 @@ def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_els
     assert result.winner.statistic == ("mean" if asks_again else "p50")
     assert ("by its mean" in " ".join(result.notes)) == asks_again
     assert result.speedup > 1.5
-    assert read(tmp_path / "b.hasten").winner.label == result.winner.label
+    winner = read(tmp_path / "b.hasten").winner
+    assert winner.label == result.winner.label
+    assert winner.passes[0]["path"] == "small.onnx"  # not where it lay
     with hasten.load(tmp_path / "b.hasten") as fast:
         found = np.concatenate([fast(X[i : i + 1])["logits"] for i in range(100)])
         share = fast.properties().get("asked again", "none")

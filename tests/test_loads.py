@@ -15,7 +15,9 @@ from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.openvino import OpenVino
 from hasten.limits import intended
 from hasten.measure.roofline import LayerWork
+from hasten.measure.under_load import Generator
 from hasten.passes.float_layers import FloatLayers
+from hasten.passes.little import Little
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.simplify import Simplify
 from hasten.result import Result
@@ -40,21 +42,21 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def test_a_bundle_keeps_how_it_does_in_each_scenario(result: Result) -> None:
     records = json.loads((result.bundle / "evidence" / "load.json").read_text())
-    assert [record["scenario"] for record in records] == ["single-stream", "server", "offline"]
+    assert [record["scenario"] for record in records] == ["single-stream", "offline", "server"]
     for record in records:
         assert record["figures"]["requests"] >= 100
         assert record["figures"]["p50_ns"] > 0
         assert record["said"][-1].endswith("not an MLPerf result") or record["said"][-1].startswith(
             "note: MLCommons LoadGen isn't installed"
         )
-    assert records[1]["figures"]["offer"]["bound_ns"] == 500_000_000
+    assert records[2]["figures"]["offer"]["bound_ns"] == 500_000_000
 
 
 def test_the_scenarios_are_on_the_screen_and_on_the_page(result: Result) -> None:
     assert [line.partition(":")[0] for line in result.loads] == [
         "single-stream",
-        "server",
         "offline",
+        "server",
     ]
     shown = summary(result, 0.0)
     assert all(line in shown for line in result.loads)
@@ -96,8 +98,36 @@ def test_without_a_bound_there_is_no_servers_scenario(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in result.loads] == ["single-stream", "offline"]
 
 
+def test_a_scenario_that_would_take_long_is_left_out_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(hasten.loads._LONGEST_S, "offline", 0.0)
+    with quick_runs(load_s=0.01):
+        result = hasten.optimize(
+            models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
+        )
+    assert [line.partition(":")[0] for line in result.loads] == ["single-stream"]
+    assert any(note.startswith("offline: left out, it would take ") for note in result.notes)
+
+
+def test_a_scenario_that_fails_costs_no_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Generator, seed: int) -> Any:
+        raise hasten.CandidateError("it crashed")
+
+    monkeypatch.setattr(Generator, "once", fails)
+    with quick_runs(load_s=0.01):
+        result = hasten.optimize(
+            models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
+        )
+    assert result.loads == ()
+    assert "under load (single-stream, offline): it crashed" in result.notes
+
+
 LAYERS = tuple(LayerWork(name, "Conv", operations=1) for name in "ab")
 INT8 = (NncfQuantization(),)
+LITTLE = Little(Path("little.onnx"), (), "0")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +139,8 @@ INT8 = (NncfQuantization(),)
         (Single(INT8, OpenVino("bf16")), ("i8", "i8")),
         (Single((*INT8, FloatLayers(("b",))), OpenVino("bf16")), ("i8", "bf16")),
         (Single((NncfQuantization(keep_float=("a",)),), OpenVino()), ("f32", "i8")),
+        (Single((LITTLE,), OpenVino("bf16")), ("bf16", "bf16")),
+        (Single((LITTLE, *INT8), OpenVino()), ("i8", "i8")),
         (Single(INT8, Cascade(OpenVino(), OnnxRuntime(), 0.1, "y")), ("i8", "i8")),
     ],
 )

@@ -6,7 +6,7 @@ import datetime
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from hasten.measure.environment import environment
 from hasten.measure.scenario import in_words, load_record
 from hasten.measure.sweep import BUDGET_S, sweep
 from hasten.outcomes import asked, evidence, ladder, outcomes
+from hasten.passes.little import Little
 from hasten.pipeline.base import Pipeline
 from hasten.progress import Progress
 from hasten.records import digest, to_record
@@ -303,7 +304,12 @@ class Delivery:
     def _part(self, run: Run, key: str) -> bundle.Part:
         candidate = run.candidate(key)
         artifact = run.artifact(candidate)
-        return bundle.part(candidate.label, candidate.passes, candidate.engine, artifact)
+        passes = [
+            # Where it lay is nobody's business.
+            replace(step, path=Path(step.path.name), files=()) if isinstance(step, Little) else step
+            for step in candidate.passes
+        ]
+        return bundle.part(candidate.label, passes, candidate.engine, artifact)
 
 
 def _curve(run: Run, key: str) -> list[CurvePoint]:

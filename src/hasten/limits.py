@@ -13,7 +13,8 @@ from hasten.measure.ceilings import measure
 from hasten.measure.intervals import Rounds
 from hasten.measure.roofline import LayerWork, floor, precisions
 from hasten.measure.work import work
-from hasten.passes.little import Little
+from hasten.passes.base import Skipped
+from hasten.passes.little import Little, little_of
 from hasten.result import Limit
 from hasten.run import Run
 from hasten.search.race import Standings
@@ -36,7 +37,11 @@ def profiles(run: Run, shown: Mapping[str, str]) -> dict[str, tuple[LayerTime, .
             if key not in by_key:
                 artifact = run.artifact(candidate)
                 by_key[key] = run.bench.profile(
-                    candidate.engine, artifact, run.parts.search, requests=_REQUESTS
+                    candidate.engine,
+                    artifact,
+                    run.parts.search,
+                    requests=_REQUESTS,
+                    named=little_of(candidate.passes) is None,
                 )
             found[role] = by_key[key]
         except CandidateError as why:
@@ -65,37 +70,41 @@ def limits(
         can't be told.
     """
     try:
-        original = work(run.bench.model)
+        layers: dict[Little | None, tuple[LayerWork, ...]] = {None: work(run.bench.model)}
+        for trial in run.trials.measured():
+            little = little_of(trial.candidate.passes)
+            if little is not None and little not in layers:
+                layers[little] = work(run.bench.transform((little,)))
         ceilings = measure(run.bench.target.with_threads(final.threads), run.bench.folder)
-    except (CandidateError, InputError) as why:
+
+        def limit(role: str, key: str, rounds: Rounds, seen: Mapping[str, str] | None) -> Limit:
+            candidate, trial = run.candidate(key), run.trials.done.get(key)
+            stored = trial.artifact if trial is not None else None
+            own = floor(
+                layers[little_of(candidate.passes)],
+                ceilings,
+                seen or intended(candidate, layers[little_of(candidate.passes)]),
+                stored_bytes=stored.size_bytes if stored and stored.path.exists() else None,
+            )
+            blocks = np.concatenate([np.asarray(block) for block in rounds.values()])
+            latency_ns = float(blocks.mean() if candidate.engine.uneven else np.median(blocks))
+            return Limit(role, own.floor_ns, own.ratio(latency_ns, final.threads), own.binds)
+
+        of_roles = tuple(
+            limit(
+                role, key, final.rounds[entrant], precisions(steps[role]) if role in steps else None
+            )
+            for role, (key, entrant) in shown.items()
+            if final.stands(entrant)
+        )
+        of_candidates = {
+            t.candidate.key: limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
+            for t in run.trials.measured()
+            if t.measurement is not None and t.measurement.threads == final.threads
+        }
+    except (CandidateError, InputError, Skipped) as why:
         run.notes.append(f"how far this is from the machine's limit isn't known: {why}")
         return (), {}
-
-    def limit(role: str, key: str, rounds: Rounds, seen: Mapping[str, str] | None) -> Limit:
-        candidate, trial = run.candidate(key), run.trials.done.get(key)
-        stored = trial.artifact if trial is not None else None
-        little = next((step for step in candidate.passes if isinstance(step, Little)), None)
-        layers = original if little is None else work(run.bench.transform((little,)))
-        own = floor(
-            layers,
-            ceilings,
-            seen or intended(candidate, layers),
-            stored_bytes=stored.size_bytes if stored and stored.path.exists() else None,
-        )
-        blocks = np.concatenate([np.asarray(block) for block in rounds.values()])
-        latency_ns = float(blocks.mean() if candidate.engine.uneven else np.median(blocks))
-        return Limit(role, own.floor_ns, own.ratio(latency_ns, final.threads), own.binds)
-
-    of_roles = tuple(
-        limit(role, key, final.rounds[entrant], precisions(steps[role]) if role in steps else None)
-        for role, (key, entrant) in shown.items()
-        if final.stands(entrant)
-    )
-    of_candidates = {
-        t.candidate.key: limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
-        for t in run.trials.measured()
-        if t.measurement is not None and t.measurement.threads == final.threads
-    }
     return of_roles, of_candidates
 
 
@@ -111,7 +120,7 @@ def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str
         doesn't.
     """
     engine = candidate.engine.runtimes[0]
-    lossless = all(step.exact for step in candidate.passes)
+    lossless = all(step.exact or isinstance(step, Little) for step in candidate.passes)
     kept: set[str] = set()
     for step in candidate.passes:
         kept.update(getattr(step, "keep_float", ()), getattr(step, "nodes", ()))

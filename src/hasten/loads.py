@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from math import inf
 from pathlib import Path
 
 from hasten.errors import CandidateError
@@ -15,7 +16,7 @@ from hasten.run import Run
 
 LOAD_S = 1.0
 """How long each scenario is run, at least; 0 for none."""
-_LONGEST_S = 20.0
+_LONGEST_S = {"single-stream": 20.0, "server": 300.0, "offline": 20.0}
 
 
 def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, ...]:
@@ -27,15 +28,17 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
         latency_bound_s: Of the server's scenario, in seconds; None leaves that one out.
 
     Returns:
-        One for each scenario; one that would take long, or fails, is left out with a note.
+        One for each scenario; one that would take long is left out with a note, and so are one that
+        fails and those behind it, since the session is lost.
     """
     deadline = run.order.deadline
     if LOAD_S <= 0 or (deadline is not None and time.monotonic() > deadline):
         return ()
     wanted: list[tuple[Scenario, float | None]] = [("single-stream", None), ("offline", None)]
     if latency_bound_s is not None:
-        wanted.insert(1, ("server", latency_bound_s))
+        wanted.append(("server", latency_bound_s))
     candidate, found = run.candidate(key), []
+    notes = () if loadgen.installed() else (loadgen.MISSING,)
     try:
         artifact = run.artifact(candidate)
         with (
@@ -47,9 +50,10 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
                 folder = Path(place) / scenario
                 folder.mkdir()
                 asking = Generator(worker, run.parts.search, folder, scenario, LOAD_S)
-                if asking.least_s > _LONGEST_S:
+                left_s = inf if deadline is None else deadline - time.monotonic()
+                if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
                     run.notes.append(
-                        f"{scenario}: left out, it would take {asking.least_s:.0f} s: ask for it by "
+                        f"{scenario}: left out, it would take {asking.likely_s:.0f} s: ask for it by "
                         f"hasten bench --scenario {scenario}"
                     )
                     continue
@@ -68,9 +72,10 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
                         or run.bench.target.threads,
                         sessions=1,
                         requests="samples of the data",
-                        notes=() if loadgen.installed() else (loadgen.MISSING,),
+                        notes=notes,
                     )
                 )
     except CandidateError as why:
-        run.notes.append(f"under load: {why}")
+        missing = ", ".join(name for name, _ in wanted[len(found) :])
+        run.notes.append(f"under load ({missing}): {why}")
     return tuple(found)

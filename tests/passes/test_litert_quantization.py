@@ -418,3 +418,5 @@ def test_a_divisor_that_int8_would_make_0_stays_in_float(build: Any, tmp_path: P
     found = answers(result, uneven, tmp_path / "int8", LiteRt())["y"]
     assert np.isfinite(found).all()
     assert np.linalg.norm(found[0]) == pytest.approx(1, abs=0.1)
+    divisions = [o for o in operators(result) if o.code == "DIV"]
+    assert [o.inputs[1].type for o in divisions] == [schema.TensorType.FLOAT32]

@@ -50,11 +50,44 @@ def test_it_stands_in_the_originals_place_by_the_originals_names(
     big: Model, small: Model, tmp_path: Path
 ) -> None:
     result = run(Little.of(small, big), big, tmp_path)
-    assert (result.inputs, result.outputs, result.request) == (big.inputs, big.outputs, big.request)
+    assert [spec.name for spec in (*result.inputs, *result.outputs)] == ["x", "logits"]
+    assert result.inputs[0].shape == ("batch", 16)
+    assert result.request == big.request
     data = samples_of(big)
     with_own_names = samples_of(small)
     own = answers(small, with_own_names, tmp_path / "own")["scores"]
     np.testing.assert_array_equal(answers(result, data, tmp_path / "there")["logits"], own)
+
+
+def test_tensors_that_are_called_alike_stay_apart(build: Any, tmp_path: Path) -> None:
+    """Both take x and y, in another order; inside, the small one calls another tensor z."""
+    text = """
+        <ir_version: 10, opset_import: ["": 20]>
+        {name} ({takes}) => (float[batch, 4] {gives})
+        <float[4, 4] w>
+        {{
+            [product] {inner} = MatMul (x, w)
+            [difference] {gives} = Sub ({inner}, y)
+        }}
+    """
+    x, y = "float[batch, 4] x", "float[batch, 4] y"
+    big = build(text.format(name="big", takes=f"{x}, {y}", inner="h", gives="z"), "big")
+    small = build(text.format(name="small", takes=f"{y}, {x}", inner="z", gives="out"), "small")
+    result = run(Little.of(small, big), big, tmp_path)
+    assert [spec.name for spec in result.inputs] == ["x", "y"]
+    data = samples_of(big)
+    own = answers(small, data, tmp_path / "own")["out"]
+    np.testing.assert_array_equal(answers(result, data, tmp_path / "there")["z"], own)
+
+
+def test_a_size_that_only_the_little_model_settles_stays_settled(
+    big: Model, build: Any, tmp_path: Path
+) -> None:
+    small = build(SMALL.replace("[n, ", "[1, "), "one")
+    result = run(Little.of(small, big), big, tmp_path)
+    assert result.inputs[0].shape == (1, 16)
+    assert result.outputs[0].shape == (1, 4)
+    assert result.request == big.request
 
 
 def test_weights_outside_the_file_come_along(big: Model, build: Any, tmp_path: Path) -> None:
@@ -83,7 +116,8 @@ def test_a_model_of_another_task_is_refused(
     big: Model, build: Any, was: str, now: str, message: str
 ) -> None:
     other = build(SMALL, "small")
-    wanted = build(SMALL.replace(was, now).replace("[16, 4] w", "[16, 4] w"), "other")
+    own = "[15, 4] w" if "15" in now else "[16, 5] w"
+    wanted = build(SMALL.replace(was, now).replace("[16, 4] w", own), "other")
     assert Little.of(other, big)
     with pytest.raises(InputError) as error:
         Little.of(wanted, big)

@@ -12,6 +12,7 @@ from hasten.errors import InputError
 from hasten.passes.base import Pass
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
+from hasten.passes.little import Little
 from hasten.passes.simplify import Simplify
 from hasten.search.grid import engine_kinds, grid, neighbours, variations
 from hasten.target import Target
@@ -146,3 +147,19 @@ def test_variations_are_the_other_variants_on_the_two_engines_that_did_best(
         assert candidate.engine in list(dict.fromkeys(ranked))[:2]
         assert getattr(step, "keep_float", ("a",)) == ("a",)
     assert variations([proposals[0]], desk.model, host) == []
+
+
+def test_a_little_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_the_original(
+    desk: Desk, host: Target
+) -> None:
+    little = Little(desk.model.path, (), "0")
+    proposals = grid(desk.model, host, little=little)
+    beside = [c for c in proposals if little in c.passes]
+    assert {type(c.engine) for c in beside if c.passes == (little,)} == {
+        OnnxRuntime,
+        OpenVino,
+        LiteRt,
+    }
+    plain = {c.passes for c in proposals if c.passes and not c.exact and little not in c.passes}
+    assert {c.passes[1:] for c in beside if len(c.passes) == 2} == plain
+    assert variations(beside, desk.model, host) == []

@@ -212,6 +212,16 @@ def test_behind_what_passes_by_a_hair_stands_something_safer(
     assert {candidate.engine for candidate in network.tried} == {ENGINE}
 
 
+def test_what_is_safer_is_in_float_where_bf16_alone_costs_as_much(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    search = Search(Network.drawn(0, flips=0.022), desk, spool, tmp_path)
+    search.add_bf16(flips=0.0185)
+    search.run()
+    safer = [c for c in search.network.tried if search.surely(search.trials.done[c.key], 1.0)]
+    assert {candidate.engine for candidate in safer} == {ENGINE}
+
+
 def test_too_little_data_for_any_certificate_tries_no_mix_for_it(
     desk: Desk, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,9 +55,12 @@ class Generator:
         self._capacity_per_s, self._quickest_ns = self._capacity()
 
     @property
-    def least_s(self) -> float:
-        """How long one run takes, at least."""
-        return max(self.duration_s, _REQUESTS[self.scenario] / self._capacity_per_s)
+    def likely_s(self) -> float:
+        """About how long its runs take together: a server's are several, at half the load."""
+        if self.scenario != "server":
+            return max(self.duration_s, _REQUESTS[self.scenario] / self._capacity_per_s)
+        each_s = min(_LONGEST_S, 2 * _REQUESTS[self.scenario] / self._capacity_per_s)
+        return (_TRIES + 2) * max(self.duration_s, each_s, 2 * _LEAST / self._capacity_per_s)
 
     def once(self, seed: int) -> Load:
         """One run."""

@@ -115,7 +115,13 @@ class Bench:
         return from_record(Artifact, built)
 
     def profile(
-        self, engine: Engine, artifact: Artifact, samples: Spool, *, requests: int = REQUESTS
+        self,
+        engine: Engine,
+        artifact: Artifact,
+        samples: Spool,
+        *,
+        requests: int = REQUESTS,
+        named: bool = True,
     ) -> tuple[LayerTime, ...]:
         """Time each step of an artifact, in a process of its own.
 
@@ -124,6 +130,7 @@ class Bench:
             artifact: What is run.
             samples: Requests rotate through them.
             requests: How many are timed.
+            named: Whether it was made of the original, so that steps are some of its nodes.
 
         Returns:
             The steps in the order of execution; see `Engine.profile`. Their sources are nodes of
@@ -132,7 +139,7 @@ class Bench:
         Raises:
             CandidateError: the engine has no profiler, failed, or its process died.
         """
-        original = self.original
+        original = self.original if named else None
         folder = self.folder / f"profile-{secrets.token_hex(4)}"
         folder.mkdir()
         try:

@@ -97,7 +97,11 @@ class LitertQuantization(Pass):
         """
         makers = {name: node for node in proto.graph.node for name in node.output}
         divisions = [
-            n.name for n in proto.graph.node if n.op_type == "Div" and n.input[1] in makers
+            node.name
+            for node in proto.graph.node
+            if node.op_type == "Div"
+            and (divisor := makers.get(node.input[1])) is not None
+            and divisor.op_type != "Constant"
         ]
         kept = dict.fromkeys([*self.keep_float, *divisions])
         left = [node for node in proto.graph.node if node.name in kept]

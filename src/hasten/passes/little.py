@@ -44,72 +44,101 @@ class Little(Pass):
         """Check that a model can stand in the original's place.
 
         Args:
-            model: It takes and gives as many tensors in the same order, of the same types and
-                sizes; what they are called may differ.
+            model: It takes and gives as many tensors of the same types and sizes: under the same
+                names, or else in the same order.
             original: With `request` settled.
 
         Raises:
             InputError: it takes or gives something else.
         """
-        takes = replace(original, inputs=original.request)
         for what, own, other in (
-            ("takes", model.inputs, takes.inputs),
+            ("takes", model.inputs, original.request),
             ("gives", model.outputs, original.outputs),
         ):
-            if len(own) != len(other) or not all(map(_fits, own, other)):
+            paired = _paired([spec.name for spec in own], [spec.name for spec in other])
+            by_name = {spec.name: spec for spec in own}
+            if len(own) != len(other) or not all(
+                _fits(by_name[paired[spec.name]], spec) for spec in other
+            ):
                 raise InputError(
                     f"the little model {what} {_listed(own)}; the original {what} {_listed(other)}"
                 )
         return cls(model.path, model.files, model.sha256)
 
     def source(self, original: Model) -> Model:
-        """Return it as a model of its own, with what the original takes and gives."""
+        """Return its own file as a model; it calls what it takes and gives by names of its own."""
         return replace(original, path=self.path, files=self.files)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         # Here, so that to know of this pass doesn't take onnx.
         from hasten.passes.onnx_files import read_onnx, write_onnx
 
-        proto = read_onnx(self.source(model))
-        _rename(proto, model)
-        return write_onnx(proto, self.source(model), workdir / "little.onnx")
+        renamed, inputs, outputs = _renamed(read_onnx(self.source(model)), model)
+        written = write_onnx(renamed, self.source(model), workdir / "little.onnx")
+        return replace(written, inputs=inputs, outputs=outputs)
+
+
+def _paired(own: Sequence[str], other: Sequence[str]) -> dict[str, str]:
+    """Return for each of the original's names that of the little model."""
+    if set(own) == set(other):
+        return {name: name for name in other}
+    return dict(zip(other, own, strict=False))
 
 
 def _fits(own: TensorSpec, other: TensorSpec) -> bool:
     """Whether two tensors are of one type, and of one size where both say it."""
-    return own.dtype == other.dtype and (
-        any(size == "..." for size in (*own.shape, *other.shape))
-        or (
-            len(own.shape) == len(other.shape)
-            and all(
-                a == b
-                for a, b in zip(own.shape, other.shape, strict=True)
-                if isinstance(a, int) and isinstance(b, int)
-            )
-        )
+    unknown = any(size == "..." for size in (*own.shape, *other.shape))
+    same = len(own.shape) == len(other.shape) and all(
+        isinstance(a, str) or isinstance(b, str) or a == b
+        for a, b in zip(own.shape, other.shape, strict=True)
     )
+    return own.dtype == other.dtype and (unknown or same)
 
 
 def _listed(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(map(str, specs))
 
 
-def _rename(proto: onnx.ModelProto, original: Model) -> None:
-    """Call what it takes and gives as the original does."""
-    from onnx.helper import make_node
+def _renamed(
+    proto: onnx.ModelProto, original: Model
+) -> tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Call what it takes and gives as the original does; all else gets names that the original has not.
 
-    graph = proto.graph
+    Returns:
+        The graph, and what it takes and gives, in the original's order: a size that it has settled
+        stays so.
+    """
+    from onnx import compose, helper
+
+    prefixed = compose.add_prefix(proto, "little/")
+    graph = prefixed.graph
     constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
-    before, behind = [], []
-    for value, spec in zip(inputs, original.inputs, strict=True):
-        if value.name != spec.name:
-            before.append(make_node("Identity", [spec.name], [value.name]))
+    nodes, specs = list(graph.node), []
+    for values, wanted, given in (
+        ([v for v in graph.input if v.name not in constants], original.inputs, True),
+        (list(graph.output), original.outputs, False),
+    ):
+        by_name = {value.name.removeprefix("little/"): value for value in values}
+        paired = _paired(list(by_name), [spec.name for spec in wanted])
+        found = []
+        for spec in wanted:
+            value = by_name[paired[spec.name]]
+            ends = [spec.name], [value.name]
+            link = helper.make_node("Identity", *(ends if given else reversed(ends)))
+            nodes.insert(0 if given else len(nodes), link)
             value.name = spec.name
-    for value, spec in zip(graph.output, original.outputs, strict=True):
-        if value.name != spec.name:
-            behind.append(make_node("Identity", [value.name], [spec.name]))
-            value.name = spec.name
-    nodes = [*before, *graph.node, *behind]
+            dims = value.type.tensor_type.shape.dim
+            if len(dims) == len(spec.shape):
+                sizes = zip(dims, spec.shape, strict=True)
+                settled = (d.dim_value if d.HasField("dim_value") else size for d, size in sizes)
+                spec = replace(spec, shape=tuple(settled))
+            found.append(spec)
+        specs.append(tuple(found))
     del graph.node[:]
     graph.node.extend(nodes)
+    return prefixed, specs[0], specs[1]
+
+
+def little_of(passes: Sequence[Pass]) -> Little | None:
+    """Return the little model among passes; None where there is none."""
+    return next((step for step in passes if isinstance(step, Little)), None)

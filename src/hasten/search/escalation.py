@@ -16,13 +16,15 @@ from hasten.metrics.agreement import Agreement
 from hasten.metrics.base import Metric
 from hasten.metrics.outputs import class_scores
 from hasten.metrics.top_k import Top1, Top5
-from hasten.passes.little import Little
+from hasten.passes.little import little_of
 from hasten.search.mixing import SCREEN_NOISE, Likely
 from hasten.search.trials import Trials
 from hasten.tensors import Array
 
 _RANKS: dict[type[Metric], int] = {Top1: 1, Agreement: 1, Top5: 5}
 """Metrics that a margin says something about, and between which ranks it lies."""
+_BASES = 3
+"""How many fast models of a kind are looked at, until one has a threshold."""
 _SAFER = 1.5
 """How many times as many answers the second proposal asks again, where none that is affordable is sure."""
 
@@ -56,27 +58,38 @@ class Escalation:
             ranked: What ran through, fastest first.
         """
         rank = _RANKS.get(type(self._trials.metric))
-        passing = [t for t in ranked if self._surely(t, 1.0)]
+        if rank is None:
+            return
         able = [t for t in ranked if t.scores and t.candidate.passes]
         # A little model is wrong about other inputs than a quantized one.
-        kinds = ([t for t in able if _is_little(t) == little] for little in (False, True))
-        for base in (kind[0] for kind in kinds if kind):
-            beat = min((self._trials.ratio(t).estimate for t in passing), default=1.0)
-            enough = base in passing or (
-                self._trials.ratio(base).estimate > beat * (1 - 2 * SCREEN_NOISE)
-            )
-            if rank is not None and not enough:
-                self._escalate(base, rank, ranked, beat)
+        for little in (False, True):
+            of_kind = [t for t in able if (little_of(t.candidate.passes) is not None) == little]
+            for base in of_kind[:_BASES]:  # the fastest may be ruined by int8
+                surely = [t for t in self._trials.measured() if self._surely(t, 1.0)]
+                beat = min((self._trials.ratio(t).estimate for t in surely), default=1.0)
+                if base in surely or (
+                    self._trials.ratio(base).estimate > beat * (1 - 2 * SCREEN_NOISE)
+                ):
+                    break
+                if self._escalate(base, rank, ranked, beat):
+                    break
 
-    def _escalate(self, base: Trial, rank: int, ranked: Sequence[Trial], beat: float) -> None:
-        """Try one fast model's thresholds; `beat` is the ratio of the fastest that passes."""
+    def _escalate(self, base: Trial, rank: int, ranked: Sequence[Trial], beat: float) -> bool:
+        """Try one fast model's thresholds; return whether there was one that may do.
+
+        Args:
+            base: The fast model's trial.
+            rank: Of the scores that the margin lies below.
+            ranked: What ran through, fastest first.
+            beat: The ratio of the fastest that surely passes.
+        """
         careful, careful_ratio = self._careful(ranked)
         afford = (beat * (1 - SCREEN_NOISE) - self._trials.ratio(base).estimate) / careful_ratio
         try:
             output, close, scores = self._margins(base, rank)
         except CandidateError as why:
             self._notes.append(f"no cascade was tried: {why}")
-            return
+            return True  # another would say the same
         proposals = [
             Single(
                 base.candidate.passes,
@@ -85,6 +98,7 @@ class Escalation:
             for threshold in self._thresholds(base, close, scores, afford)
         ]
         self._attempt(proposals)
+        return bool(proposals)
 
     def _careful(self, ranked: Sequence[Trial]) -> tuple[Engine, float]:
         """Return the fastest exact engine on the untouched model, to run beside another; its ratio."""
@@ -149,7 +163,3 @@ class Escalation:
             surely = min(most, round(_SAFER * probably))
         counts = dict.fromkeys(count for count in (probably, surely) if count is not None)
         return [float(order[count]) for count in counts]
-
-
-def _is_little(trial: Trial) -> bool:
-    return any(isinstance(step, Little) for step in trial.candidate.passes)

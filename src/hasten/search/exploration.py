@@ -15,7 +15,7 @@ from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
 from hasten.errors import CandidateError
 from hasten.passes.base import Pass, Skipped
-from hasten.passes.little import Little
+from hasten.passes.little import little_of
 from hasten.progress import Listener, Progress
 from hasten.search.escalation import Escalation
 from hasten.search.grid import neighbours, variations
@@ -96,7 +96,7 @@ class Exploration:
             return True
         passing = [t for t in self._ranked() if self._surely_passes(t)]
         # A floor says nothing of tails, nor of another model.
-        little = passing and any(isinstance(step, Little) for step in passing[0].candidate.passes)
+        little = any(little_of(t.candidate.passes) for t in self._ranked())
         of_use = passing and not little and self._order.objective != "p99"
         floor = self._least(None) if of_use else None
         measured = passing[0].measurement if passing else None
@@ -171,7 +171,8 @@ class Exploration:
             groups=self._units[: len(scores)],
         )
         flips = scale * float(np.mean(draws.differences**2))
-        error = (flips / len(draws.differences)) ** 0.5
+        count = len(draws.differences)
+        error = (max(flips, 1 / count) / count) ** 0.5  # what never flipped may have been luck
         drop = scale * max(0.0, float(draws.differences.mean())) + doubt * error  # a gain is luck
         if drop >= self._order.max_drop:
             return False

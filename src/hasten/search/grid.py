@@ -11,7 +11,7 @@ from hasten.engines.base import Engine
 from hasten.errors import InputError
 from hasten.model import Model
 from hasten.passes.base import Pass
-from hasten.passes.little import Little
+from hasten.passes.little import Little, little_of
 from hasten.records import load_object
 from hasten.target import Target
 
@@ -148,7 +148,8 @@ def variations(
     """
     found: list[list[Single]] = []
     for queue in _passes(_LOSSY_PASSES, model, target):
-        ranked = [c.engine for c in fastest if queue and type(queue[0]) in map(type, c.passes)]
+        own = [c for c in fastest if little_of(c.passes) is None]
+        ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
         found.append(
             [
                 Single((_kept(step, keep_float),), engine)

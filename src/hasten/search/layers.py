@@ -139,7 +139,12 @@ def _worth(cost: LayerCost) -> float:
     return cost.noise / cost.price_ns if cost.price_ns > 0 else math.inf
 
 
-def shares_for(scale: float, own: float = 0.0, within: float = 0.0) -> tuple[float, ...]:
+def shares_for(
+    scale: float,
+    own: float = 0.0,
+    within: float = 0.0,
+    factors: Sequence[float] = (1.0, 0.5, 0.2),
+) -> tuple[float, ...]:
     """Return the shares of the noise worth trying where the flips are to shrink to a share of theirs.
 
     Answers flip where the error exceeds their margin: for small errors as often as it is large,
@@ -152,11 +157,12 @@ def shares_for(scale: float, own: float = 0.0, within: float = 0.0) -> tuple[flo
             engine's own float. Nothing is worth trying where it alone is too much.
         within: What of the noise isn't the layers' in int8, but of the float of the engine that
             ran them.
+        factors: Of what may stay.
     """
     left = scale**2 - own
     if scale >= 1 or left <= 0 or within >= 1:
         return ()
-    shares = (left / (1 - within) * factor for factor in (1.0, 0.5, 0.2))
+    shares = (left / (1 - within) * factor for factor in factors)
     return tuple(share for share in shares if share < 1)
 
 

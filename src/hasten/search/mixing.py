@@ -31,6 +31,9 @@ _REFINEMENTS = 2
 _NEAR = 4
 """How many times that noise an engine may seem slower and still be worth a mix of its own."""
 _PROFILED_REQUESTS = 30
+_FACTORS, _FALL_BACK = (1.0, 0.5, 0.2), (0.5,)
+"""Of the noise that may stay: the first is what that foretells, the others allow for luck. One to fall back on will
+do."""
 _LOOK_S = 30.0
 """For a look at every layer in int8."""
 
@@ -89,11 +92,11 @@ class Mixing:
         runs = base.candidate.engine
         within = self._own_noise(base, runs)
         # Where none is to go back for its noise, what int8 slows is the base's own engine's.
-        engines = [runs] if scale in (0, 1) else _engines_of(base, ranked, self._trials)
+        engines = [runs] if target in (0, 1) else _engines_of(base, ranked, self._trials)
         for engine in engines:
-            shares = [1.0, *shares_for(target, self._own_noise(base, engine), within)]
-            if scale == 1:
-                shares = shares[:1] + shares[2:3]  # one to fall back on will do
+            factors = _FALL_BACK if scale == 1 else _FACTORS
+            own = self._own_noise(base, engine)
+            shares = [1.0, *shares_for(target, own, within, factors)]
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # its float alone costs more answers than there are to lose
             costs = self._layer_costs(base, engine, noise)
@@ -104,6 +107,8 @@ class Mixing:
                 tried |= self._try(base, engine, costs, [share])
                 if self._left_s() <= 0 or (share in tried and enough(tried[share], 1.0)):
                     break  # with less noise it passes too, and takes longer
+            if scale == 1 and target < 1 and not any(enough(t, 1.0) for t in tried.values()):
+                continue  # another float precision may take fewer layers
             if scale in (0, 1):
                 return
             for _ in range(_REFINEMENTS):
