@@ -110,19 +110,23 @@ def test_a_scenario_that_would_take_long_is_left_out_aloud(
     assert any(note.startswith("offline: left out, it would take ") for note in result.notes)
 
 
+@pytest.mark.parametrize(
+    ("left_out_above_s", "lost"), [(20.0, "single-stream, offline"), (0.0, "offline")]
+)
 def test_a_scenario_that_fails_costs_no_bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out_above_s: float, lost: str
 ) -> None:
     def fails(self: Generator, seed: int) -> Any:
         raise hasten.CandidateError("it crashed")
 
     monkeypatch.setattr(Generator, "once", fails)
+    monkeypatch.setitem(hasten.loads._LONGEST_S, "single-stream", left_out_above_s)
     with quick_runs(load_s=0.01):
         result = hasten.optimize(
             models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
         )
     assert result.loads == ()
-    assert "under load (single-stream, offline): it crashed" in result.notes
+    assert f"under load ({lost}): it crashed" in result.notes
 
 
 LAYERS = tuple(LayerWork(name, "Conv", operations=1) for name in "ab")

@@ -38,6 +38,7 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
     if latency_bound_s is not None:
         wanted.append(("server", latency_bound_s))
     candidate, found = run.candidate(key), []
+    left = [name for name, _ in wanted]
     notes = () if loadgen.installed() else (loadgen.MISSING,)
     try:
         artifact = run.artifact(candidate)
@@ -56,6 +57,7 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
                         f"{scenario}: left out, it would take {asking.likely_s:.0f} s: ask for it by "
                         f"hasten bench --scenario {scenario}"
                     )
+                    left.remove(scenario)
                     continue
                 seed = run.order.seed
                 load = (
@@ -75,7 +77,7 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
                         notes=notes,
                     )
                 )
+                left.remove(scenario)
     except CandidateError as why:
-        missing = ", ".join(name for name, _ in wanted[len(found) :])
-        run.notes.append(f"under load ({missing}): {why}")
+        run.notes.append(f"under load ({', '.join(left)}): {why}")
     return tuple(found)

@@ -8,7 +8,7 @@ from importlib import metadata
 
 from hasten.target import Target
 
-_PACKAGES = (
+PACKAGES = (
     "hasten",
     "numpy",
     "onnx",
@@ -25,7 +25,7 @@ _PACKAGES = (
 def versions() -> dict[str, str]:
     """Return the versions of the packages that shape a result, those that are installed."""
     found = {}
-    for name in _PACKAGES:
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -6,19 +6,8 @@ import re
 import shlex
 from collections.abc import Iterator
 
+from hasten.measure.environment import PACKAGES
 from hasten.reporting.evidence import Report
-
-_PACKAGES = (
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "openvino",
-    "nncf",
-    "ai-edge-litert",
-    "ai-edge-quantizer",
-    "onnxslim",
-    "torch",
-)
 
 
 def commands(report: Report) -> Iterator[tuple[str, str]]:
@@ -46,8 +35,8 @@ def _installation(environment: dict[str, str]) -> Iterator[str]:
     pinned = [
         # A build's own mark, as in 2.7.0+cpu, is no version that an index has.
         f"{name}=={environment[name].partition('+')[0]}"
-        for name in _PACKAGES
-        if name in environment
+        for name in PACKAGES
+        if name in environment and name != "hasten"
     ]
     hasten = "hasten[optimize]"
     if "hasten" in environment:

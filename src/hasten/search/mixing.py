@@ -31,9 +31,8 @@ _REFINEMENTS = 2
 _NEAR = 4
 """How many times that noise an engine may seem slower and still be worth a mix of its own."""
 _PROFILED_REQUESTS = 30
-_FACTORS, _FALL_BACK = (1.0, 0.5, 0.2), (0.5,)
-"""Of the noise that may stay: the first is what that foretells, the others allow for luck. One to fall back on will
-do."""
+_FALL_BACK = (0.5,)
+"""Of the noise that may stay: one mix to fall back on will do."""
 _LOOK_S = 30.0
 """For a look at every layer in int8."""
 
@@ -94,9 +93,11 @@ class Mixing:
         # Where none is to go back for its noise, what int8 slows is the base's own engine's.
         engines = [runs] if target in (0, 1) else _engines_of(base, ranked, self._trials)
         for engine in engines:
-            factors = _FALL_BACK if scale == 1 else _FACTORS
-            own = self._own_noise(base, engine)
-            shares = [1.0, *shares_for(target, own, within, factors)]
+            noises = (target, self._own_noise(base, engine), within)
+            shares = [
+                1.0,
+                *(shares_for(*noises, _FALL_BACK) if scale == 1 else shares_for(*noises)),
+            ]
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # its float alone costs more answers than there are to lose
             costs = self._layer_costs(base, engine, noise)
