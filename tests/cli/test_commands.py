@@ -19,7 +19,10 @@ from hasten.testing import models
 from hasten.testing.quick import quick_runs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "help.txt"
-COMMANDS = ("optimize", "bench", "certify", "inspect", "doctor", "demo", "profile", "report")
+COMMANDS = (
+    *("optimize", "bench", "certify", "inspect", "doctor", "demo", "profile", "report"),
+    *("serve", "loadtest"),
+)
 
 
 @pytest.fixture

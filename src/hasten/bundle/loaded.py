@@ -17,7 +17,7 @@ from hasten.engines.base import Engine, Session
 from hasten.errors import InputError
 from hasten.records import from_record
 from hasten.target import Target
-from hasten.tensors import Array, TensorSpec, check_tensors
+from hasten.tensors import Array, Tensors, TensorSpec, check_tensors
 
 
 class NotCertifiedHere(UserWarning):
@@ -89,6 +89,7 @@ class Loaded:
             empty where it does.
 
     Args:
+        request: The inputs of one request, every size settled.
         certified: The inputs of one request that a certificate covers; empty for any.
     """
 
@@ -98,12 +99,14 @@ class Loaded:
         session: Session,
         close: contextlib.ExitStack,
         notes: Sequence[str],
+        request: Sequence[TensorSpec],
         certified: Sequence[TensorSpec] = (),
     ) -> None:
         self.manifest = manifest
         self.not_certified = tuple(notes)
         self._session = session
         self._close = close
+        self._request = tuple(request)
         self._names = tuple(spec.name for spec in session.inputs)
         self._only = session.inputs[0] if len(session.inputs) == 1 else None
         self._certified = {spec.name: spec.shape for spec in certified}
@@ -166,6 +169,34 @@ class Loaded:
                 warnings.warn(f"not certified here: {note}", NotCertifiedHere, stacklevel=3)
                 return
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What a request brings; open dimensions have names."""
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gets back."""
+        return self._session.outputs
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...] | None:
+        """The batch sizes that it takes, or None where any will do."""
+        return self._session.batch_sizes
+
+    @property
+    def request(self) -> tuple[TensorSpec, ...]:
+        """The inputs of one request as they were certified, every size settled."""
+        return self._request
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Answer a request that was checked already: arrays by name, C-contiguous, as `inputs` says.
+
+        Raises:
+            CandidateError: the engine failed.
+        """
+        return self._session.run(tensors)
+
     def properties(self) -> Mapping[str, str]:
         """What the engine says that it does; of a cascade also how many answers were asked again.
 
@@ -189,6 +220,7 @@ def load(
     *,
     which: Literal["winner", "exact"] = "winner",
     custom_ops: Sequence[Path] = (),
+    threads: int | None = None,
 ) -> Loaded:
     """Check a bundle and open its model on the engine that it names.
 
@@ -196,6 +228,7 @@ def load(
         path: The bundle's folder.
         which: The winner, or the exact model that it was compared to.
         custom_ops: The libraries with the user's own operators, the same files as at the making.
+        threads: How many to run on at most; by default as many as it was made for.
 
     Raises:
         InputError: no bundle, or it holds no exact model, or the engine isn't installed.
@@ -215,7 +248,7 @@ def load(
     if item is None:
         raise InputError(f"{folder} was made with --no-exact: it holds no exact model")
     here = Target.host()
-    threads = max(1, min(manifest.target.threads, here.threads))
+    threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
     engine = engine_of(item, threads)
     for runtime in engine.runtimes:
         runtime.version()
@@ -230,7 +263,9 @@ def load(
     artifact = artifact_of(folder, item, manifest, custom_ops)
     session = closing.enter_context(engine.open(artifact, here.with_threads(threads)))
     judged = which == "winner" and manifest.status == "certified"
-    return Loaded(manifest, session, closing, notes, artifact.request if judged else ())
+    return Loaded(
+        manifest, session, closing, notes, artifact.request, artifact.request if judged else ()
+    )
 
 
 def _warning(notes: Sequence[str], *, exact: bool) -> str:

@@ -60,6 +60,21 @@ class Latency(click.ParamType[float]):
             self.fail(f"{text!r} is no latency; write 20ms, 500us or 0.02s", param, ctx)
 
 
+class Size(click.ParamType[int]):
+    """A size in bytes, written "64MB", "64MiB", "512kB" or "1000000"."""
+
+    name = "size"
+    _units = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        text = str(value).strip().lower()
+        unit = next((unit for unit in self._units if text.endswith(unit)), "")
+        try:
+            return round(float(text.removesuffix(unit)) * self._units.get(unit, 1))
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no size; write 64MB, 64MiB or 1000000", param, ctx)
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
     """Numbers, written "0.485,0.456,0.406"."""
 

@@ -69,7 +69,7 @@ def read(path: Path) -> onnx.ModelProto:
     """
     try:
         import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from google.protobuf.message import DecodeError
     except ImportError as error:
         raise missing_extra("an ONNX model", "optimize") from error
     if path.is_dir():

@@ -120,6 +120,75 @@ def tiny_transformer_block(folder: Path, batch: int | str = "batch") -> Path:
     return _write(folder / "tiny_transformer_block.onnx", text, weights)
 
 
+def identity(folder: Path, datatype: str = "float", sizes: str = "1000") -> Path:
+    """Write x: [batch, sizes] -> y, the same; `datatype` as ONNX's text has it."""
+    kind = f"{datatype}[batch, {sizes}]"
+    text = f"""
+        identity ({kind} x) => ({kind} y) {{
+            y = Identity(x)
+        }}"""
+    return _write(folder / f"identity_{datatype}.onnx", text, {})
+
+
+def fragile(folder: Path) -> Path:
+    """Write x: float32[batch, 4] -> y, the same, but NaN wherever a number is over 89."""
+    text = """
+        fragile (float[batch, 4] x) => (float[batch, 4] y) {
+            e = Exp(x)
+            zero = Sub(e, e)
+            y = Add(x, zero)
+        }"""
+    return _write(folder / "fragile.onnx", text, {})
+
+
+def solid(folder: Path) -> Path:
+    """Write x: float32[batch, 4] -> y, the same: what `fragile` should be."""
+    text = """
+        solid (float[batch, 4] x) => (float[batch, 4] y) {
+            y = Identity(x)
+        }"""
+    return _write(folder / "solid.onnx", text, {})
+
+
+def mirrored(folder: Path) -> Path:
+    """Write x: float32[batch, 4] -> y, each row from its last number to its first."""
+    text = """
+        mirrored (float[batch, 4] x) => (float[batch, 4] y)
+            <int64[1] begin = {-1}, int64[1] end = {-5}, int64[1] axis = {1}, int64[1] step = {-1}> {
+            y = Slice(x, begin, end, axis, step)
+        }"""
+    return _write(folder / "mirrored.onnx", text, {})
+
+
+def sociable(folder: Path) -> Path:
+    """Write x: float32[batch, 4] -> y, each row less the mean over the batch."""
+    text = """
+        sociable (float[batch, 4] x) => (float[batch, 4] y) {
+            mean = ReduceMean <axes = [0], keepdims = 1> (x)
+            y = Sub(x, mean)
+        }"""
+    return _write(folder / "sociable.onnx", text, {})
+
+
+def slow(folder: Path, rounds: int = 1000) -> Path:
+    """Write x: float32[batch, 4] -> y: float32[batch, 256], by so many products, one after another.
+
+    One takes a good 10 us for one row.
+    """
+    text = f"""
+        slow (float[batch, 4] x) => (float[batch, 256] y)
+            <int64 rounds = {{{rounds}}}, bool go = {{1}}> {{
+            first = MatMul(x, spread)
+            y = Loop (rounds, go, first) <body = round (int64 number, bool on, float[batch, 256] a)
+                => (bool still, float[batch, 256] b) {{
+                    still = Identity(on)
+                    product = MatMul(a, mix)
+                    b = Tanh(product)
+                }}>
+        }}"""
+    return _write(folder / "slow.onnx", text, {"spread": (4, 256), "mix": (256, 256)})
+
+
 def unknown_operator(folder: Path) -> Path:
     """Write a model with an operator, Frobnicate in node the_culprit, that no engine has."""
     text = """

@@ -1,0 +1,132 @@
+"""What is found of servers that serve one subject, and the tables that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from catalogue import FLOOR
+from formats import FORMATS
+from turns import Block, Rounds
+
+from hasten.measure.intervals import Ratio
+
+MANY = 16
+"""Clients, beside the one."""
+
+
+@dataclass
+class Found:
+    """What was found of one subject.
+
+    Attributes:
+        base: What the others are held against.
+        rounds: Contestant -> its blocks.
+        idle: Server -> share of one processor while nobody asks.
+        memory_bytes: Server -> PSS when it was up.
+        left_out: Server -> why.
+        versions: Server -> its package and version, of those that were up.
+        rate_per_s: Of the open loops.
+        open: Contestant -> its blocks at that rate.
+        overload: Of hasten.
+    """
+
+    base: str
+    rounds: dict[str, Rounds] = field(default_factory=dict)
+    idle: dict[str, float] = field(default_factory=dict)
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    rate_per_s: float = 0.0
+    open: dict[str, list[Block]] = field(default_factory=dict)
+    overload: dict[str, Any] = field(default_factory=dict)
+
+
+def closed_table(found: Found) -> str:
+    """Return the table of the closed loops, the fastest first."""
+    base = next((one for name, one in found.rounds.items() if name.startswith(found.base)), None)
+    named = "the floor" if found.base == FLOOR else found.base
+    head = ("server", "asked by", "p50, 1 client", f"over {named}", f"req/s, {MANY} clients")
+    rows = [(*head, f"of {named}", "idle CPU", "memory")]
+    for name, one in sorted(found.rounds.items(), key=_p50):
+        server, way = _parted(name)
+        if one.failed:
+            rows.append((server, way, one.failed.replace("|", "/"), *["-"] * 5))
+            continue
+        over, share = "-", "-"
+        if base is not None and not base.failed:
+            over = _ratio(one.p50_over(base))
+            share = f"{100 * one.rate_over(base).estimate:.0f}%"
+        idle, memory = "-", "-"
+        if server in found.idle:
+            idle = f"{100 * found.idle[server]:.1f}%"
+            memory = f"{found.memory_bytes[server] / 2**20:.0f} MiB"
+        rows.append(
+            (server, way, _milliseconds(one.p50), over, _rate(one.rate), share, idle, memory)
+        )
+    return table(rows)
+
+
+def client_line(found: Found) -> str:
+    """Say whether the client itself was the bound."""
+    blocks = [
+        block for one in found.rounds.values() for block in (*one.one.values(), *one.many.values())
+    ]
+    most = max((block.client_cpu for block in blocks), default=0.0)
+    return f"The client used at most {100 * most:.0f}% of one processor."
+
+
+def open_table(found: Found) -> str:
+    """Return the table of the open loops."""
+    rows = [("server", "asked by", "answered", "p50", "p99")]
+    for name, blocks in found.open.items():
+        right = sum(block.right for block in blocks)
+        asked = sum(sum(block.statuses.values()) + block.unanswered for block in blocks)
+        quantiles = []
+        for of in ("p50_ns", "p99_ns"):
+            each = sorted(ns for block in blocks if (ns := getattr(block, of)) is not None)
+            quantiles.append(f"{each[len(each) // 2] / 1e6:.2f} ms" if each else "-")
+        failed = next((f": {block.failed}" for block in blocks if block.failed), "")
+        rows.append((*_parted(name), f"{right} of {asked}{failed}", *quantiles))
+    return table(rows)
+
+
+def overload_line(found: Found) -> str:
+    """Return what came of the overload."""
+    overload = found.overload
+    block, (before, after) = overload["block"], overload["memory_bytes"]
+    p99 = "-" if block["p99_ns"] is None else f"{block['p99_ns'] / 1e6:.1f} ms"
+    return (
+        f"hasten at {overload['rate_per_s']:.0f} requests/s, each to be answered within "
+        f"{overload['deadline_ns'] / 1e6:.1f} ms: {overload['goodput_per_s']:.0f} per second were; p99 "
+        f"of what was answered {p99}; statuses {block['statuses']}; {block['unanswered']} unanswered; "
+        f"memory {before / 2**20:.0f} MiB before, {after / 2**20:.0f} MiB after"
+    )
+
+
+def _p50(item: tuple[str, Rounds]) -> float:
+    return float("inf") if item[1].failed else item[1].p50.estimate
+
+
+def _parted(name: str) -> tuple[str, str]:
+    server, _, way = name.partition(" / ")
+    return server, FORMATS[way].title if way else "a call"
+
+
+def _milliseconds(level: Ratio) -> str:
+    return f"{level.estimate / 1e6:.3f} ms ({level.low / 1e6:.3f} to {level.high / 1e6:.3f})"
+
+
+def _rate(level: Ratio) -> str:
+    return f"{level.estimate:,.0f} ({level.low:,.0f} to {level.high:,.0f})"
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.estimate:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, the first row its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])

@@ -1,0 +1,98 @@
+"""hasten serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hasten.cli.options import (
+    Latency,
+    Seconds,
+    Share,
+    Size,
+    custom_ops_option,
+    one_line_errors,
+)
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
+@click.option("--http", type=int, default=8000, show_default=True, help="The port of HTTP.")
+@click.option("--grpc", type=int, help="The port of gRPC; none without.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everybody.")
+@click.option(
+    "--deadline",
+    "deadline_s",
+    type=Latency(),
+    help="Of requests that state none, as 20ms.",
+)
+@click.option(
+    "--max-wait",
+    "max_wait_s",
+    type=Seconds(),
+    default="1s",
+    show_default=True,
+    help="Who would wait longer for others is refused.",
+)
+@click.option("--max-batch", type=int, default=32, show_default=True, help="1 to serve one by one.")
+@click.option("--sessions", type=int, help="Batches side by side; by default as the curve advises.")
+@click.option(
+    "--cache", "cache_bytes", type=Size(), default=0, help="Keep answers, so many bytes, as 64MB."
+)
+@click.option("--shadow", type=Share(), default=0.0, help="Ask the exact model, too, as 1%.")
+@click.option(
+    "--no-standby",
+    "standby",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Don't keep the exact model open to fall back on.",
+)
+@click.option(
+    "--shared-memory",
+    default="",
+    metavar="PATTERN",
+    help="What clients may register; none without.",
+)
+@click.option(
+    "--allow-control", is_flag=True, help="Clients may load and unload what is registered here."
+)
+@click.option(
+    "--token-file", type=click.Path(path_type=Path), help="Clients must bring this token."
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file; with --tls-key.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file.")
+@click.option(
+    "--max-body",
+    "max_body_bytes",
+    type=Size(),
+    default="64MiB",
+    show_default=True,
+    help="Of one request.",
+)
+@click.option("--max-connections", type=int, default=1024, show_default=True, help="At once.")
+@click.option(
+    "--drain",
+    "drain_s",
+    type=Seconds(),
+    default="30s",
+    show_default=True,
+    help="What is under way has so long to end.",
+)
+@click.option("--trace", is_flag=True, help="Send OpenTelemetry spans, as its OTEL_ variables say.")
+@click.option("--json-logs", is_flag=True, help="One JSON object a line.")
+@custom_ops_option
+def serve(bundles: tuple[str, ...], **options: Any) -> None:
+    """Serve bundles to any client of the Open Inference Protocol, over HTTP and gRPC.
+
+    A bundle is served under its folder's name, or as NAME=BUNDLE or NAME:VERSION=BUNDLE. SIGHUP
+    loads what was replaced on disk; SIGTERM answers what is under way and ends.
+    """
+    with one_line_errors():
+        from hasten.serving.run import serve as run
+        from hasten.serving.run import settings_of
+
+        code = run(settings_of(bundles, **options), click.echo)
+    raise SystemExit(code)

@@ -1,0 +1,77 @@
+"""What is checked alike in a request, whatever brought it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hasten.protocol.datatypes import count_of, item_size
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.protocol.requests import Region
+
+MOST_RANK = 32
+_MOST_ON_AN_AXIS = 2**31 - 1
+
+
+def tensor_size(
+    name: str, datatype: str, shape: tuple[int, ...], left: int, most_bytes: int
+) -> int:
+    """Check an input's shape before memory is taken for it; return the tensor's bytes.
+
+    Args:
+        name: Of the input.
+        datatype: The protocol's name.
+        shape: As it came.
+        left: Bytes that the request's tensors may still take.
+        most_bytes: Bytes that they may take together.
+
+    Raises:
+        InputError: there is no such type.
+        ProtocolError: it is no tensor's shape, or too large.
+    """
+    if len(shape) > MOST_RANK or any(not 0 <= size <= _MOST_ON_AN_AXIS for size in shape):
+        raise ProtocolError(
+            Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is the shape of no tensor"
+        )
+    size = count_of(shape) * (item_size(datatype) or 4)
+    if size > left:
+        raise ProtocolError(
+            Kind.TOO_LARGE,
+            f"input {name!r:.100} would take {size:,} bytes; a request's tensors take at most "
+            f"{most_bytes:,}",
+        )
+    return size
+
+
+def region_of(name: str, parameters: Mapping[str, Any]) -> Region:
+    """Read what says where in shared memory a tensor lies.
+
+    Raises:
+        ProtocolError: it doesn't say so.
+    """
+    region = parameters["shared_memory_region"]
+    offset = parameters.get("shared_memory_offset", 0)
+    size = parameters.get("shared_memory_byte_size")
+    if type(region) is not str or type(offset) is not int or type(size) is not int:
+        raise ProtocolError(
+            Kind.INVALID,
+            f"{name!r:.100}: shared memory is given by shared_memory_region (text), "
+            "shared_memory_byte_size and shared_memory_offset (whole numbers)",
+        )
+    return Region(region, offset, size)
+
+
+def whole_number(parameters: Mapping[str, Any], name: str) -> int:
+    """Read a parameter that is a whole number; 0 where it isn't given.
+
+    Raises:
+        ProtocolError: it is something else.
+    """
+    value = parameters.get(name, 0)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ProtocolError(
+            Kind.INVALID, f"the parameter {name!r} is a whole number from 0; got {value!r:.40}"
+        )
+    return value

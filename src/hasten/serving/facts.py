@@ -1,0 +1,206 @@
+"""What the server says of itself and its models, in the protocol's JSON; gRPC's messages are made of it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from hasten.protocol.datatypes import datatype_of
+from hasten.protocol.errors import ProtocolError
+from hasten.serving.repository import Registered, Repository
+from hasten.serving.served import ServedModel
+from hasten.serving.statistics import Duration, Statistics
+from hasten.tensors import TensorSpec
+
+SERVER = "hasten"
+EXTENSIONS = (
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+)
+
+
+def server_metadata() -> dict[str, Any]:
+    """The server: name, version, extensions."""
+    return {"name": SERVER, "version": version("hasten"), "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
+    """A model: versions, inputs and outputs; open sizes are -1."""
+    return {
+        "name": model.name,
+        "versions": versions,
+        "platform": model.platform,
+        "inputs": [_tensor(spec) for spec in model.inputs],
+        "outputs": [_tensor(spec) for spec in model.outputs],
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": datatype_of(spec.dtype), "shape": _dims(spec.shape)}
+
+
+def _dims(shape: tuple[int | str, ...]) -> list[int]:
+    return [size if isinstance(size, int) else -1 for size in shape]
+
+
+def model_config(model: ServedModel) -> dict[str, Any]:
+    """A model's configuration, as Triton would state it."""
+    skip = 1 if model.most_rows else 0
+    latencies = model.opened.latencies
+    config: dict[str, Any] = {
+        "name": model.name,
+        "platform": model.platform,
+        "backend": SERVER,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": model.most_rows,
+        "input": [
+            {
+                "name": spec.name,
+                "data_type": _type(spec),
+                "format": "FORMAT_NONE",
+                "dims": _dims(spec.shape)[skip:],
+                "is_shape_tensor": False,
+                "allow_ragged_batch": False,
+                "optional": False,
+            }
+            for spec in model.inputs
+        ],
+        "output": [
+            {
+                "name": spec.name,
+                "data_type": _type(spec),
+                "dims": _dims(spec.shape)[skip:],
+                "label_filename": "",
+                "is_shape_tensor": False,
+            }
+            for spec in model.outputs
+        ],
+        "instance_group": [
+            {
+                "name": model.name,
+                "kind": "KIND_CPU",
+                "count": len(model.opened.sessions),
+                "gpus": [],
+            }
+        ],
+        "default_model_filename": "",
+        "parameters": {
+            name: {"string_value": text}
+            for name, text in {
+                "answers": model.answers,
+                "status": model.opened.manifest.status,
+                "why": model.opened.manifest.why,
+            }.items()
+        },
+        "response_cache": {"enable": model.cache is not None},
+        "model_transaction_policy": {"decoupled": False},
+    }
+    if model.most_rows > 1:
+        config["dynamic_batching"] = {
+            "preferred_batch_size": sorted({size for size in latencies.first[1:] if size > 1}),
+            "max_queue_delay_microseconds": 0,
+        }
+    return config
+
+
+def _type(spec: TensorSpec) -> str:
+    datatype = datatype_of(spec.dtype)
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+
+
+def model_statistics(models: list[ServedModel]) -> dict[str, Any]:
+    """What models did, as Triton's statistics extension states it; times in nanoseconds."""
+    return {"model_stats": [_statistics(model) for model in models]}
+
+
+def _statistics(model: ServedModel) -> dict[str, Any]:
+    counted: Statistics = model.statistics
+    totals = counted.totals
+    return {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": counted.last_ns // 1_000_000,
+        "inference_count": counted.rows,
+        "execution_count": counted.executions,
+        "inference_stats": {
+            name: _duration(duration)
+            for name, duration in {
+                "success": totals["success"],
+                "fail": counted.fail,
+                "queue": totals["queue"],
+                "compute_input": totals["compute_input"],
+                "compute_infer": totals["compute_infer"],
+                "compute_output": totals["compute_output"],
+                "cache_hit": counted.cache_hit,
+                "cache_miss": counted.cache_miss,
+            }.items()
+        },
+        "response_stats": {},
+        "batch_stats": [
+            {
+                "batch_size": rows,
+                "compute_input": _duration(batch.compute_input),
+                "compute_infer": _duration(batch.compute_infer),
+                "compute_output": _duration(batch.compute_output),
+            }
+            for rows, batch in sorted(counted.batches.items())
+        ],
+        "memory_usage": [],
+    }
+
+
+def _duration(duration: Duration) -> dict[str, int]:
+    return {"count": duration.count, "ns": duration.ns}
+
+
+def repository_index(repository: Repository, *, ready: bool) -> list[dict[str, str]]:
+    """The registered models and their states; with `ready`, those that are ready."""
+    return [
+        {"name": one.name, "version": one.version, "state": one.state, "reason": one.reason}
+        for one in repository
+        if one.state == "READY" or not ready
+    ]
+
+
+def found(repository: Repository, name: str, number: str) -> list[ServedModel]:
+    """The versions that statistics are asked of: one, all of a model, or all there are.
+
+    Raises:
+        ProtocolError: there is none such.
+    """
+    if not name:
+        return list(repository.served())
+    if number:
+        return [repository.find(name, number)]
+    versions: list[Registered] = repository.registered_or_unknown(name)
+    return [one.served for one in versions if one.served is not None]
+
+
+def is_ready(repository: Repository, name: str, number: str) -> bool:
+    """Whether a model answers."""
+    try:
+        repository.find(name, number)
+    except ProtocolError:
+        return False
+    return True
+
+
+def trace_settings(tracing: bool) -> dict[str, Any]:
+    """What is traced, in the words of Triton's trace extension; set where the server is started."""
+    return {
+        "trace_level": ["TIMESTAMPS" if tracing else "OFF"],
+        "trace_rate": "1",
+        "trace_count": "-1",
+        "log_frequency": "0",
+        "trace_file": "",
+        "trace_mode": "opentelemetry",
+    }

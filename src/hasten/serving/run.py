@@ -1,0 +1,131 @@
+"""Serve bundles: from what a person says to a server."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hasten.errors import InputError
+from hasten.serving.opening import ModelSettings
+from hasten.serving.repository import places
+from hasten.serving.settings import ModelPlace, ServerSettings
+from hasten.serving.state import Limits
+
+_MOST_ROWS = 64
+
+
+def settings_of(
+    bundles: Sequence[str | os.PathLike[str]],
+    *,
+    http: int | None = 8000,
+    grpc: int | None = None,
+    host: str = "127.0.0.1",
+    max_batch: int = 32,
+    sessions: int | None = None,
+    deadline_s: float | None = None,
+    max_wait_s: float = 1.0,
+    cache_bytes: int = 0,
+    shadow: float = 0.0,
+    standby: bool = True,
+    custom_ops: Sequence[Path] = (),
+    shared_memory: str = "",
+    allow_control: bool = False,
+    token_file: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    max_body_bytes: int = Limits.body_bytes,
+    max_connections: int = Limits.connections,
+    drain_s: float = 30.0,
+    trace: bool = False,
+    json_logs: bool = False,
+) -> ServerSettings:
+    """Check what is asked for; see `serve`.
+
+    Raises:
+        InputError: what can't be.
+    """
+    for what, value, least, most in (
+        ("--max-batch", max_batch, 1, _MOST_ROWS),
+        ("--sessions", 1 if sessions is None else sessions, 1, 1024),
+        ("--shadow", shadow, 0, 1),
+        ("--deadline", deadline_s or 0, 0, 3600),
+        ("--max-wait", max_wait_s, 0, 3600),
+        ("--drain", drain_s, 0, 3600),
+        ("--cache", cache_bytes, 0, 1 << 50),
+        ("--max-body", max_body_bytes, 1, 1 << 40),
+        ("--max-connections", max_connections, 1, 1 << 20),
+        ("--http", 0 if http is None else http, 0, 65535),
+        ("--grpc", 0 if grpc is None else grpc, 0, 65535),
+    ):
+        if not least <= value <= most:
+            raise InputError(f"{what} is from {least} to {most}; got {value}")
+    try:
+        re.compile(shared_memory)
+    except re.error as error:
+        raise InputError(f"--shared-memory is no pattern: {error}") from error
+    model = ModelSettings(
+        deadline_ns=round(1e9 * (deadline_s or 0)),
+        most_wait_ns=round(1e9 * max_wait_s),
+        most_rows=max_batch,
+        sessions=sessions,
+        cache_bytes=cache_bytes,
+        shadow=shadow,
+        standby=standby,
+        custom_ops=tuple(path.absolute() for path in custom_ops),
+    )
+    models = tuple(
+        ModelPlace(name, version, path.absolute(), model)
+        for name, version, path in places([os.fspath(bundle) for bundle in bundles])
+    )
+    if not models:
+        raise InputError("nothing to serve: give a bundle")
+    limits = Limits(
+        body_bytes=max_body_bytes,
+        bodies_bytes=max(Limits.bodies_bytes, 2 * max_body_bytes),
+        connections=max_connections,
+        drain_ns=round(1e9 * drain_s),
+    )
+    return ServerSettings(
+        models,
+        host=host,
+        http=http,
+        grpc=grpc,
+        limits=limits,
+        token_file=token_file,
+        certificate=tls_cert,
+        key=tls_key,
+        shared_memory=shared_memory,
+        control=allow_control,
+        trace=trace,
+        json_logs=json_logs,
+    )
+
+
+def serve(settings: ServerSettings, say: Callable[[str], None] = lambda text: None) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: What `settings_of` returns.
+        say: Told where it listens, and when it is ready.
+
+    Returns:
+        The exit code: 0 where it ended because it was asked to.
+
+    Raises:
+        InputError: the extra isn't installed, a port can't be had, or no model can be loaded.
+    """
+    try:
+        import httptools  # noqa: F401
+        import orjson  # noqa: F401
+        import uvloop  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"serving needs the module {error.name}: pip install 'hasten[serve]'"
+        ) from error
+    from hasten.serving.logs import log_to_stderr
+    from hasten.serving.supervisor import Supervisor
+
+    log_to_stderr(as_json=settings.json_logs)
+    return Supervisor(settings, say).run()

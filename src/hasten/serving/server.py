@@ -1,0 +1,194 @@
+"""A server in this process: models, HTTP, gRPC, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from hasten.errors import InputError
+from hasten.serving.board import Board
+from hasten.serving.http import Connection, Slot
+from hasten.serving.repository import Registered, Repository
+from hasten.serving.routes import Routes
+from hasten.serving.served import Running
+from hasten.serving.settings import ServerSettings
+from hasten.serving.shared_memory import SharedMemory
+from hasten.serving.state import ServerState
+
+if TYPE_CHECKING:
+    from hasten.serving.grpc import GrpcServer
+    from hasten.serving.tracing import Tracing
+
+log = logging.getLogger("hasten.serving")
+
+_SWITCH_S = 0.0005
+"""An engine that is done waits at most so long for the interpreter; five milliseconds by default."""
+_SWEEP_S = 1.0
+_HANDSHAKE_S = 10.0
+_GOODBYE_S = 0.25
+"""How long an idle connection may still bring a request while the server drains."""
+
+
+def _no_marker(one: Registered) -> Running:
+    return contextlib.nullcontext
+
+
+class Server:
+    """A server, to be started within a running event loop.
+
+    Args:
+        settings: What it serves, and how.
+        board: Where connections and engines state what they are at; None where nobody would look.
+
+    Attributes:
+        state: What it has.
+        routes: What answers all that isn't an inference.
+    """
+
+    def __init__(self, settings: ServerSettings, board: Board | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self.settings, self._board, self._loop = settings, board, loop
+        registered = [model.registered() for model in settings.models]
+        self._numbers = {id(one): number for number, one in enumerate(registered)}
+        self._tls: ssl.SSLContext | None = settings.tls()
+        self._tracing: Tracing | None = None
+        if settings.trace:
+            from hasten.serving.tracing import Tracing
+
+            self._tracing = Tracing()
+        marker = _no_marker if board is None else self._marker
+        repository = Repository(registered, loop, marker, self._tracing)
+        self.state = ServerState(
+            repository,
+            memory=SharedMemory(settings.shared_memory),
+            limits=settings.limits,
+            token=settings.token(),
+            may_control=settings.control,
+            tracing=settings.trace,
+        )
+        self.routes = Routes(self.state)
+        self._listeners: list[asyncio.Server] = []
+        self._grpc: GrpcServer | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        sys.setswitchinterval(_SWITCH_S)
+
+    def _marker(self, one: Registered) -> Running:
+        board, number = self._board, self._numbers[id(one)]
+        assert board is not None
+        return lambda: board.engine(number)
+
+    # -- connections
+
+    def connection(self, slot: Slot | None = None) -> Connection:
+        """Return the protocol of a new connection."""
+        self._sweep_soon()
+        return Connection(self.state, self.routes, slot)
+
+    async def take(self, accepted: socket.socket, slot: Slot | None) -> None:
+        """Serve a connection that was accepted elsewhere."""
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: self.connection(slot),
+                accepted,
+                ssl=self._tls,
+                ssl_handshake_timeout=_HANDSHAKE_S if self._tls is not None else None,
+            )
+        except (OSError, ssl.SSLError, ConnectionError):
+            accepted.close()
+            if slot is not None:
+                slot.closed()
+
+    async def listen(self, host: str, port: int) -> int:
+        """Listen for HTTP; return the port.
+
+        Raises:
+            InputError: it can't be had.
+        """
+        try:
+            server = await self._loop.create_server(
+                self.connection, host, port, ssl=self._tls, backlog=1024
+            )
+        except OSError as error:
+            raise InputError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+        self._listeners.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def listen_grpc(self, host: str, port: int) -> int:
+        """Listen for gRPC; return the port.
+
+        Raises:
+            InputError: it can't be had, or gRPC isn't installed.
+        """
+        from hasten.serving.grpc import GrpcServer
+
+        self._grpc = GrpcServer(self.state, self.settings)
+        return await self._grpc.start(host, port)
+
+    def _sweep_soon(self) -> None:
+        """Look for clients that are too slow, as long as there are any."""
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        now_ns = time.perf_counter_ns()
+        for connection in list(self.state.connections):
+            if connection.overdue(now_ns):
+                connection.end_slow()
+            else:
+                connection.rest()
+        if self.state.connections:
+            self._sweep_soon()
+
+    # -- begin and end
+
+    async def load(self) -> None:
+        """Load every model.
+
+        Raises:
+            InputError: none could be loaded.
+        """
+        await self.state.repository.load_all()
+
+    async def drain(self) -> None:
+        """Take no new connections, answer what is under way and what still comes, and close."""
+        self.state.draining = True
+        for server in self._listeners:
+            server.close()
+        ending = asyncio.create_task(self._grpc.drain()) if self._grpc is not None else None
+        end_s = self._loop.time() + self.settings.limits.drain_ns / 1e9
+        quiet_s = self._loop.time() + _GOODBYE_S
+        while self._loop.time() < end_s:
+            busy = [one for one in self.state.connections if not one.idle]
+            if not busy and self._loop.time() >= quiet_s:
+                break
+            await asyncio.sleep(0.02)
+        for connection in list(self.state.connections):
+            connection.close()
+        if ending is not None:
+            await ending
+        with contextlib.suppress(TimeoutError):
+            left_s = max(0.1, end_s - self._loop.time())
+            await asyncio.wait_for(self.state.repository.drained(), left_s)
+
+    async def close(self) -> None:
+        """End everything now."""
+        for server in self._listeners:
+            server.close()
+        for connection in list(self.state.connections):
+            connection.close()
+        if self._grpc is not None:
+            await self._grpc.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        await asyncio.sleep(0)
+        self.state.repository.close()
+        if self._tracing is not None:
+            await self._loop.run_in_executor(None, self._tracing.close)
+        self.state.memory.unregister()

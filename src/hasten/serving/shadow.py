@@ -1,0 +1,70 @@
+"""Asks the exact model what the fast one was asked, now and then, and counts where they disagree."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+from hasten.errors import CandidateError
+from hasten.serving.comparison import disagreeing_rows
+from hasten.serving.statistics import Statistics
+from hasten.tensors import Tensors
+
+_MOST_WAITING = 4
+"""What comes while so many wait isn't looked at: a sample is as good as another."""
+_LEAST_IMPORTANT = 19
+
+
+class Shadow:
+    """A thread that asks the exact model, with what time the processor has left.
+
+    Args:
+        exact: Answers; blocks.
+        loop: Where what was found is counted.
+        statistics: Counts it.
+        idle: Whether no live request waits or runs.
+    """
+
+    def __init__(
+        self,
+        exact: Callable[[Tensors], Tensors],
+        loop: asyncio.AbstractEventLoop,
+        statistics: Statistics,
+        idle: Callable[[], bool],
+    ) -> None:
+        self._exact, self._loop, self._statistics, self._idle = exact, loop, statistics, idle
+        self._jobs: queue.Queue[tuple[Tensors, Tensors] | None] = queue.Queue(_MOST_WAITING)
+        threading.Thread(target=self._work, name="hasten-shadow", daemon=True).start()
+
+    def look(self, inputs: Tensors, outputs: Tensors) -> None:
+        """Compare an answer once there is time."""
+        with contextlib.suppress(queue.Full):
+            self._jobs.put_nowait((inputs, outputs))
+
+    def close(self) -> None:
+        """End once what is looked at is."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._jobs.get_nowait()
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        with contextlib.suppress(OSError):  # of this thread alone, on Linux
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_IMPORTANT)
+        while (job := self._jobs.get()) is not None:
+            inputs, outputs = job
+            try:
+                exact = self._exact(inputs)
+            except CandidateError:
+                continue
+            rows = disagreeing_rows(outputs, exact)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                self._loop.call_soon_threadsafe(self._count, len(rows), int(rows.sum()))
+
+    def _count(self, looked: int, disagreed: int) -> None:
+        self._statistics.shadowed += looked
+        self._statistics.disagreed += disagreed

@@ -1,0 +1,174 @@
+"""System shared memory that clients registered: tensors that needn't be sent."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import stat
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.protocol.requests import Region
+
+_KEY = re.compile(r"/?[A-Za-z0-9_.\-]{1,250}")
+_PLACE = "/dev/shm"
+_MOST_REGIONS = 1024
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A registered region.
+
+    Attributes:
+        name: What requests call it.
+        key: Its POSIX name.
+        offset: Of the region in the object, in bytes.
+        size_bytes: Of the region.
+        memory: The mapped object.
+    """
+
+    name: str
+    key: str
+    offset: int
+    size_bytes: int
+    memory: mmap.mmap
+
+
+class SharedMemory:
+    """The registered regions.
+
+    Args:
+        allowed: Patterns (regular expressions) of the POSIX names that may be registered; none, and
+            nothing may.
+    """
+
+    def __init__(self, allowed: str = "") -> None:
+        self._allowed = re.compile(allowed) if allowed else None
+        self._regions: dict[str, Registration] = {}
+
+    def register(self, name: str, key: str, offset: int, size_bytes: int) -> None:
+        """Map a region.
+
+        Raises:
+            ProtocolError: it isn't allowed, there is no such object or it is smaller.
+        """
+        if self._allowed is None:
+            raise ProtocolError(
+                Kind.FORBIDDEN,
+                "shared memory is off: start the server with --shared-memory and a pattern of names",
+            )
+        if not _KEY.fullmatch(key) or key.strip("/.") == "" or not self._allowed.fullmatch(key):
+            raise ProtocolError(
+                Kind.FORBIDDEN, f"the shared memory object {key!r:.100} may not be registered here"
+            )
+        if name in self._regions:
+            raise ProtocolError(Kind.INVALID, f"a region {name!r:.100} is registered already")
+        if not name or len(self._regions) >= _MOST_REGIONS:
+            raise ProtocolError(
+                Kind.INVALID, f"a region needs a name, and at most {_MOST_REGIONS} are kept"
+            )
+        if offset < 0 or size_bytes <= 0:
+            raise ProtocolError(
+                Kind.INVALID, f"offset {offset} and byte_size {size_bytes} are no part of an object"
+            )
+        self._regions[name] = Registration(
+            name, key, offset, size_bytes, _mapped(key, offset + size_bytes)
+        )
+
+    def unregister(self, name: str = "") -> None:
+        """Forget a region, or all.
+
+        Mapped memory goes once no request reads it any more.
+        """
+        gone = [name] if name else list(self._regions)
+        for each in gone:
+            region = self._regions.pop(each, None)
+            if region is not None:
+                with contextlib.suppress(BufferError):  # the last view's end frees it
+                    region.memory.close()
+
+    def status(self, name: str = "") -> list[Registration]:
+        """Return a region, or all.
+
+        Raises:
+            ProtocolError: there is no such region.
+        """
+        if not name:
+            return list(self._regions.values())
+        return [self._find(name)]
+
+    def _find(self, name: str) -> Registration:
+        if name not in self._regions:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"no shared memory region {name!r:.100} is registered: register it first",
+            )
+        return self._regions[name]
+
+    def _part(self, region: Region) -> tuple[Registration, int]:
+        found = self._find(region.name)
+        end = region.offset + region.size_bytes
+        if region.offset < 0 or region.size_bytes < 0 or end > found.size_bytes:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"{region.size_bytes:,} bytes from {region.offset:,} on don't lie in the region "
+                f"{region.name!r:.100} of {found.size_bytes:,}",
+            )
+        return found, found.offset + region.offset
+
+    def read(self, region: Region) -> memoryview:
+        """Return a part of a region, in place.
+
+        Raises:
+            ProtocolError: there is none such.
+        """
+        found, begin = self._part(region)
+        return memoryview(found.memory)[begin : begin + region.size_bytes]
+
+    def write(self, region: Region, data: Any) -> None:
+        """Write into a part of a region.
+
+        Raises:
+            ProtocolError: there is none such, or it has no room for so much.
+        """
+        found, begin = self._part(region)
+        if len(data) > region.size_bytes:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"an output of {len(data):,} bytes doesn't fit in the {region.size_bytes:,} that are "
+                f"given in the region {region.name!r:.100}",
+            )
+        found.memory[begin : begin + len(data)] = data
+
+
+def _mapped(key: str, size_bytes: int) -> mmap.mmap:
+    """Map a POSIX shared memory object.
+
+    Raises:
+        ProtocolError: there is none, it isn't plain memory, or it is smaller.
+    """
+    path = f"{_PLACE}/{key.lstrip('/')}"
+    try:
+        number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ProtocolError(
+            Kind.INVALID, f"can't open the shared memory object {key!r:.100}: {error.strerror}"
+        ) from error
+    try:
+        facts = os.fstat(number)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ProtocolError(Kind.INVALID, f"{key!r:.100} is no shared memory object")
+        if facts.st_size < size_bytes:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"the shared memory object {key!r:.100} has {facts.st_size:,} bytes; {size_bytes:,} "
+                "were to be registered",
+            )
+        return mmap.mmap(number, facts.st_size)
+    except (OSError, ValueError) as error:
+        raise ProtocolError(Kind.INVALID, f"can't map {key!r:.100}: {error}") from error
+    finally:
+        os.close(number)

@@ -1,0 +1,602 @@
+"""HTTP as any client may speak it, well or badly, against a real server over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.serving.state import Limits
+from hasten.testing import models
+from hasten.testing.servers import ServerThread, bundle_of, place_of
+
+ROW = np.arange(4, dtype=np.float32)
+JSON_REQUEST = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": ROW.tolist()}]
+}
+LIMITS = Limits(
+    header_bytes=8192,
+    body_bytes=1 << 20,
+    bodies_bytes=2 << 20,
+    receive_ns=700_000_000,
+    send_ns=700_000_000,
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    """Serves `solid`, x: [batch, 4] -> y, and the same as `a b/c`."""
+    folder = tmp_path_factory.mktemp("http")
+    bundle = bundle_of(folder, models.solid(folder))
+    two = bundle_of(folder, models.two_inputs(folder))
+    with ServerThread(
+        place_of(bundle),
+        place_of(bundle, version="2"),
+        place_of(bundle, "a b/c"),
+        place_of(two),
+        limits=LIMITS,
+    ) as one:
+        yield one
+
+
+class Client:
+    """A socket, and what came out of it."""
+
+    def __init__(self, server: ServerThread) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.http_port), 10)
+        self._file = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Read one answer: status, headers, body."""
+        status_line = self._file.readline()
+        if not status_line:
+            raise EOFError
+        headers = {}
+        while (line := self._file.readline()) not in (b"\r\n", b""):
+            name, _, value = line.decode().partition(":")
+            headers[name.lower()] = value.strip()
+        body = self._file.read(int(headers.get("content-length", 0)))
+        return int(status_line.split()[1]), headers, body
+
+    def at_end(self) -> bool:
+        """Whether the server has hung up, and nothing is left to read."""
+        with contextlib.suppress(ConnectionResetError):
+            return self._file.read(1) == b""
+        return True
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+
+def request(
+    path: str = "/v2/models/solid/infer",
+    body: bytes = b"",
+    method: str = "POST",
+    headers: dict[str, str] | None = None,
+) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: here", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def ask(server: ServerThread, *args: Any, **more: Any) -> tuple[int, dict[str, str], bytes]:
+    with Client(server) as client:
+        client.send(request(*args, **more))
+        return client.answer()
+
+
+def asked(server: ServerThread, value: Any, **more: Any) -> tuple[int, Any]:
+    status, _, body = ask(server, body=json.dumps(value).encode(), **more)
+    return status, json.loads(body)
+
+
+def held(server: ServerThread) -> tuple[int, int]:
+    """How many connections are open, and how many bytes of bodies are under way."""
+    state = server.server.state
+    return len(state.connections), state.body_bytes
+
+
+def with_input(**fields: Any) -> dict[str, Any]:
+    return {"inputs": [{**JSON_REQUEST["inputs"][0], **fields}]}
+
+
+def test_json_gets_json(server: ServerThread) -> None:
+    status, answer = asked(server, {"id": "7", **JSON_REQUEST})
+    assert status == 200
+    assert answer == {
+        "model_name": "solid",
+        "model_version": "2",
+        "id": "7",
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": ROW.tolist()}],
+    }
+
+
+def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
+    status, answer = asked(server, with_input(shape=[2, 4], data=[[1, 2, 3, 4], [5, 6, 7, 8]]))
+    assert status == 200
+    assert answer["outputs"][0]["data"] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ({}, "the request doesn't follow the protocol: Object missing required field `inputs`"),
+        ([], "the request doesn't follow the protocol: Expected `object`, got `array`"),
+        (
+            with_input(data=[1, 2, 3]),
+            "input 'x': [1, 4] has 4 elements; got 3",
+        ),
+        (
+            with_input(data=[[1, 2], [3, 4]]),
+            "input 'x': data is flat or [1, 4]; got [2, 2]",
+        ),
+        (with_input(data=[[1, 2], [3]]), "input 'x': its data is nested unevenly"),
+        (
+            with_input(data=["1", "2", "3", "4"]),
+            "input 'x': its data has something that is no FP32",
+        ),
+        (with_input(data=None), "input 'x': its data is no list"),
+        (
+            with_input(datatype="FP64"),
+            "input 'x': the model takes FP32[batch, 4]; got FP64[1, 4]",
+        ),
+        (
+            with_input(shape=[4]),
+            "input 'x': the model takes FP32[batch, 4]; got FP32[4]",
+        ),
+        (
+            with_input(datatype="FLOAT"),
+            "there is no datatype 'FLOAT'; there are BOOL, UINT8, UINT16, UINT32, UINT64, INT8, INT16, "
+            "INT32, INT64, FP16, FP32, FP64, BF16, BYTES",
+        ),
+        (with_input(shape=[-1, 4]), "input 'x': (-1, 4) is the shape of no tensor"),
+        (
+            with_input(datatype="INT32", data=[1.5, 2, 3, 4]),
+            "input 'x': its data has something that is no INT32",
+        ),
+        (
+            with_input(datatype="UINT8", data=[256, 2, 3, 4]),
+            "input 'x': its data has something that is no UINT8",
+        ),
+        (with_input(datatype="BF16"), "input 'x': BF16 comes as bytes only"),
+        (with_input(name="z"), "the model 'solid' takes the inputs x; got z"),
+        ({"inputs": []}, "the model 'solid' takes the inputs x; got none"),
+        (
+            {"inputs": JSON_REQUEST["inputs"] * 2},
+            "input 'x' is given twice",
+        ),
+        (
+            {**JSON_REQUEST, "outputs": [{"name": "z"}]},
+            "the model 'solid' has no output 'z'; it has y",
+        ),
+        (
+            with_input(shape=[33, 4], data=[0] * 132),
+            "a request of 'solid' brings at most 32 rows; got 33: send several requests",
+        ),
+        (with_input(shape=[0, 4], data=[]), "input 'x' has no rows; send at least 1"),
+        (
+            {**JSON_REQUEST, "parameters": {"timeout": "soon"}},
+            "the parameter 'timeout' is a whole number from 0; got 'soon'",
+        ),
+        (
+            with_input(parameters={"binary_data_size": 16}),
+            "input 'x' announces 16 bytes; 0 are left",
+        ),
+        (
+            with_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 16}),
+            "no shared memory region 'r' is registered: register it first",
+        ),
+    ],
+)
+def test_a_wrong_request_gets_one_clear_line(server: ServerThread, value: Any, error: str) -> None:
+    status, answer = asked(server, value)
+    assert status == 400
+    assert answer["error"].partition(" - at `$")[0] == error
+
+
+def test_several_inputs_of_unlike_batch_sizes_are_refused(server: ServerThread) -> None:
+    value = {
+        "inputs": [
+            {"name": "features", "datatype": "FP32", "shape": [2, 8], "data": [0.5] * 16},
+            {"name": "ids", "datatype": "INT64", "shape": [1, 3], "data": [1, 2, 3]},
+        ]
+    }
+    status, answer = asked(server, value, path="/v2/models/two_inputs/infer")
+    assert (status, answer["error"]) == (400, "the inputs have different batch sizes: 2 and 1")
+
+
+def test_a_tensor_that_would_be_too_large_is_refused_before_memory_is_taken(
+    server: ServerThread,
+) -> None:
+    status, answer = asked(server, with_input(shape=[2**31 - 1, 2**31 - 1], data=[0]))
+    assert status == 413
+    assert answer["error"] == (
+        "input 'x' would take 18,446,744,056,529,682,436 bytes; a request's tensors take at most "
+        "1,048,576"
+    )
+
+
+def test_binary_tensors_come_and_go_behind_the_json(server: ServerThread) -> None:
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "x",
+                    "datatype": "FP32",
+                    "shape": [1, 4],
+                    "parameters": {"binary_data_size": 16},
+                }
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    status, headers, body = ask(
+        server,
+        body=head + ROW.tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    assert status == 200
+    length = int(headers["inference-header-content-length"])
+    assert json.loads(body[:length])["outputs"][0]["parameters"] == {"binary_data_size": 16}
+    assert body[length:] == ROW.tobytes()
+
+
+def test_bytes_after_the_tensors_are_refused(server: ServerThread) -> None:
+    head = json.dumps(with_input(data=[1, 2, 3, 4])).encode()
+    status, _, body = ask(
+        server, body=head + b"12", headers={"Inference-Header-Content-Length": str(len(head))}
+    )
+    error = "2 bytes are left in the body after its inputs' tensors"
+    assert (status, json.loads(body)["error"]) == (400, error)
+
+
+def test_a_body_without_json_is_the_only_input(server: ServerThread) -> None:
+    two = np.concatenate([ROW, ROW + 4])
+    status, headers, body = ask(
+        server, body=two.tobytes(), headers={"Inference-Header-Content-Length": "0"}
+    )
+    assert status == 200
+    assert body[int(headers["inference-header-content-length"]) :] == two.tobytes()
+    status, _, body = ask(server, body=b"12345", headers={"Inference-Header-Content-Length": "0"})
+    assert json.loads(body)["error"] == "input 'x': FP32[0, 4] has 0 bytes; got 5"
+    status, _, body = ask(
+        server,
+        "/v2/models/two_inputs/infer",
+        body=b"12345",
+        headers={"Inference-Header-Content-Length": "0"},
+    )
+    assert json.loads(body)["error"] == (
+        "a body without JSON is one input; the model 'two_inputs' takes 2"
+    )
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999"])
+def test_a_wrong_length_of_the_json_is_refused(server: ServerThread, length: str) -> None:
+    status, _, body = ask(server, body=b"{}", headers={"Inference-Header-Content-Length": length})
+    assert status == 400
+    assert "Inference-Header-Content-Length is " in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_bodies_may_be_compressed_both_ways(
+    server: ServerThread, encoding: str, compress: Any
+) -> None:
+    status, headers, body = ask(
+        server,
+        body=compress(json.dumps(JSON_REQUEST).encode()),
+        headers={"Content-Encoding": encoding, "Accept-Encoding": encoding},
+    )
+    assert status == 200
+    assert headers["content-encoding"] == encoding
+    plain = gzip.decompress(body) if encoding == "gzip" else zlib.decompress(body)
+    assert json.loads(plain)["outputs"][0]["data"] == ROW.tolist()
+
+
+def test_a_body_that_grows_without_end_is_refused(server: ServerThread) -> None:
+    bomb = gzip.compress(bytes(64 << 20))
+    status, _, body = ask(server, body=bomb, headers={"Content-Encoding": "gzip"})
+    error = "decompressed, the body has over 1,048,576 bytes"
+    assert (status, json.loads(body)["error"]) == (413, error)
+    status, _, body = ask(server, body=b"no gzip", headers={"Content-Encoding": "gzip"})
+    assert (status, json.loads(body)["error"][:22]) == (400, "the body is no gzip: E")
+
+
+def test_a_chunked_body_is_a_body(server: ServerThread) -> None:
+    data = json.dumps(JSON_REQUEST).encode()
+    chunks = b"".join(
+        b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:10], data[10:70], data[70:])
+    )
+    with Client(server) as client:
+        client.send(
+            b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + chunks
+            + b"0\r\n\r\n"
+        )
+        assert client.answer()[0] == 200
+
+
+def test_chunks_without_end_are_refused(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(
+            b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        with contextlib.suppress(ConnectionError):
+            for _ in range(64):
+                client.send(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+        status, _, body = client.answer()
+    assert status == 413
+    assert json.loads(body)["error"] == "a body of over 1,048,576 bytes isn't taken"
+
+
+def test_a_long_body_lands_in_memory_of_its_own(server: ServerThread) -> None:
+    """Over 64 KiB it isn't parsed: the tensor lies where it was received."""
+    rows = np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32)
+    padding = " " * 200_000  # in the JSON, so that the body is long
+    head = (
+        json.dumps(
+            {
+                "inputs": [
+                    {
+                        "name": "x",
+                        "datatype": "FP32",
+                        "shape": [32, 4],
+                        "parameters": {"binary_data_size": rows.nbytes},
+                    }
+                ],
+                "parameters": {"binary_data_output": True},
+            }
+        )
+        + padding
+    ).encode()
+    whole = request(
+        body=head + rows.tobytes(), headers={"Inference-Header-Content-Length": str(len(head))}
+    )
+    with Client(server) as client:
+        for _ in range(3):  # with what follows on the same connection
+            for begin in range(0, len(whole), 30_000):
+                client.send(whole[begin : begin + 30_000])
+            status, headers, body = client.answer()
+            assert status == 200
+            assert body[int(headers["inference-header-content-length"]) :] == rows.tobytes()
+            client.send(request("/v2", method="GET"))
+            assert client.answer()[0] == 200
+
+
+def test_requests_may_follow_each_other_without_waiting(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(
+            b"".join(
+                request(body=json.dumps({"id": str(n), **JSON_REQUEST}).encode())
+                for n in range(2000)
+            )
+        )
+        answers = [json.loads(client.answer()[2])["id"] for _ in range(2000)]
+    assert answers == [str(n) for n in range(2000)]
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(server: ServerThread) -> None:
+    body = json.dumps(JSON_REQUEST).encode()
+    with Client(server) as client:
+        client.send(
+            b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body)
+        )
+        assert client.answer()[0] == 100
+        client.send(body)
+        assert client.answer()[0] == 200
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(
+            b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 1048577\r\n\r\n"
+        )
+        status, headers, body = client.answer()
+        assert client.at_end()
+    assert (status, headers["connection"]) == (413, "close")
+    assert json.loads(body)["error"] == "a body of over 1,048,576 bytes isn't taken"
+
+
+def test_all_bodies_together_are_bounded(server: ServerThread) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            client = stack.enter_context(Client(server))
+            client.send(request(headers={}, body=b"")[:-2].replace(b": 0", b": 1048576") + b"\r\n")
+        time.sleep(0.1)
+        status, headers, body = ask(server, body=json.dumps(JSON_REQUEST).encode())
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert json.loads(body)["error"] == (
+            "overloaded: requests of 2,097,152 bytes are under way; retry later"
+        )
+    deadline_s = time.monotonic() + 5
+    while server.call(lambda: server.server.state.body_bytes) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert server.call(lambda: server.server.state.body_bytes) == 0
+    assert ask(server, body=json.dumps(JSON_REQUEST).encode())[0] == 200
+
+
+def test_headers_without_end_are_refused(server: ServerThread) -> None:
+    with Client(server) as client:
+        with contextlib.suppress(ConnectionError):
+            client.send(b"GET /v2 HTTP/1.1\r\n")
+            for number in range(100):
+                client.send(b"X-%d: %s\r\n" % (number, b"a" * 1000))
+        status, _, body = client.answer()
+    assert status == 431
+    assert json.loads(body)["error"] == "the request's headers have over 8,192 bytes"
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+        b"\0" * 100,
+        b"HELO here\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_garbage_gets_an_error_and_hurts_nobody(server: ServerThread, garbage: bytes) -> None:
+    with Client(server) as client:
+        client.send(garbage)
+        status, headers, body = client.answer()
+        assert (status, headers["connection"]) == (400, "close")
+        assert "error" in json.loads(body)
+        assert client.at_end()
+    assert ask(server, body=json.dumps(JSON_REQUEST).encode())[0] == 200
+
+
+def test_a_slow_client_is_told_and_hung_up_on(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nContent-Le")
+        status, _, body = client.answer()
+        assert client.at_end()
+    assert status == 408
+    assert json.loads(body)["error"] == "the request didn't come whole in the time that is given"
+
+
+def test_an_idle_connection_is_left_alone(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(request("/v2", method="GET"))
+        assert client.answer()[0] == 200
+        time.sleep(2.2)  # three times what a request may take
+        client.send(request("/v2", method="GET"))
+        assert client.answer()[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"POST /v2/models/solid/inf", request(body=bytes(99))[:-50]])
+def test_a_client_that_goes_away_in_the_middle_leaves_nothing(
+    server: ServerThread, sent: bytes
+) -> None:
+    before = server.call(lambda: len(server.server.state.connections))
+    with Client(server) as client:
+        client.send(sent)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.at_end()
+    deadline_s = time.monotonic() + 5
+    while time.monotonic() < deadline_s:
+        left = server.call(lambda: held(server))
+        if left[0] <= before and left[1] == 0:
+            return
+        time.sleep(0.01)
+    raise AssertionError(left)
+
+
+def test_names_are_percent_decoded_and_versions_live_side_by_side(server: ServerThread) -> None:
+    body = json.dumps(JSON_REQUEST).encode()
+    status, _, answer = ask(server, "/v2/models/a%20b%2Fc/infer", body)
+    assert (status, json.loads(answer)["model_name"]) == (200, "a b/c")
+    for version in ("1", "2"):
+        status, _, answer = ask(server, f"/v2/models/solid/versions/{version}/infer", body)
+        assert (status, json.loads(answer)["model_version"]) == (200, version)
+    status, _, answer = ask(server, "/v2/models/solid/versions/3/infer", body)
+    error = "the model 'solid' has no version '3'; it has 1, 2"
+    assert (status, json.loads(answer)["error"]) == (404, error)
+    status, _, answer = ask(server, "/v2/models/other/infer", body)
+    error = "unknown model 'other'; see v2/repository/index"
+    assert (status, json.loads(answer)["error"]) == (404, error)
+
+
+def test_classes_come_instead_of_scores(server: ServerThread) -> None:
+    status, answer = asked(
+        server, {**JSON_REQUEST, "outputs": [{"name": "y", "parameters": {"classification": 2}}]}
+    )
+    assert status == 200
+    assert answer["outputs"] == [
+        {
+            "name": "y",
+            "datatype": "BYTES",
+            "shape": [1, 2],
+            "data": ["3.000000:3", "2.000000:2"],
+        }
+    ]
+
+
+def test_what_json_has_no_number_for_is_an_error_there_and_none_in_bytes(
+    server: ServerThread,
+) -> None:
+    body = np.array([1, 2, 3, np.inf], np.float32).tobytes()
+    status, headers, answer = ask(
+        server, body=body, headers={"Inference-Header-Content-Length": "0"}
+    )
+    assert (status, answer[int(headers["inference-header-content-length"]) :]) == (200, body)
+    tensor = {**JSON_REQUEST["inputs"][0], "parameters": {"binary_data_size": 16}}
+    del tensor["data"]
+    head = json.dumps({"inputs": [tensor]}).encode()
+    status, _, answer = ask(
+        server, body=head + body, headers={"Inference-Header-Content-Length": str(len(head))}
+    )
+    assert status == 500
+    assert json.loads(answer)["error"] == (
+        "output 'y' has infinite or undefined numbers, which JSON doesn't have: ask for it with "
+        "binary_data"
+    )
+
+
+def test_a_wrong_method_is_told_the_right_one(server: ServerThread) -> None:
+    for path, method, allowed in (
+        ("/v2/models/solid/infer", "GET", "POST"),
+        ("/v2", "POST", "GET"),
+        ("/v2/repository/index", "DELETE", "POST"),
+        ("/v2/logging", "PUT", "GET, POST"),
+    ):
+        status, headers, body = ask(server, path, method=method)
+        assert (status, headers["allow"]) == (405, allowed)
+        assert json.loads(body)["error"] == (
+            f"{path} takes {allowed.replace(', ', ' or ')}; got {method}"
+        )
+
+
+def test_head_is_get_without_a_body(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(request("/v2", method="HEAD"))
+        client.socket.settimeout(0.3)
+        head = client.socket.recv(4096)
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert head.endswith(b"\r\n\r\n")
+
+
+def test_http_1_0_is_answered_and_closed(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
+        assert client.answer()[0] == 200
+        assert client.at_end()
+
+
+def test_a_token_is_asked_for_everywhere_but_at_health(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("correct-horse-battery\n")
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    with ServerThread(place_of(bundle), token_file=token) as server:
+        assert ask(server, "/v2/health/ready", method="GET")[0] == 200
+        for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "correct"}):
+            status, headers, body = ask(server, "/v2", method="GET", headers=given)
+            assert (status, headers["www-authenticate"]) == (401, "Bearer")
+            assert json.loads(body)["error"] == (
+                "this server wants a token: send Authorization: Bearer TOKEN"
+            )
+        right = {"Authorization": "Bearer correct-horse-battery"}
+        assert ask(server, "/v2", method="GET", headers=right)[0] == 200
+        body = json.dumps(JSON_REQUEST).encode()
+        assert ask(server, body=body)[0] == 401
+        assert ask(server, body=body, headers=right)[0] == 200

@@ -1,0 +1,337 @@
+"""What is written for Kubernetes, and whether it says what KServe and the command line take."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hasten.bundle import load, read
+from hasten.cli.serve import serve
+from hasten.errors import InputError, IntegrityError
+from hasten.serving.kserve import arguments, requirements, write_kserve
+from hasten.serving.run import settings_of
+from hasten.serving.settings import ServerSettings
+from hasten.testing.models import identity
+from hasten.testing.servers import bundle_of
+
+QUANTITY = re.compile(r"[1-9][0-9]*(Mi)?")
+PROBE = {"httpGet", "timeoutSeconds", "periodSeconds", "failureThreshold"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle at a path with a space in it; don't change it."""
+    folder = tmp_path_factory.mktemp("with a space")
+    return bundle_of(folder, identity(folder), "my model")
+
+
+@pytest.fixture
+def settings(bundle: Path) -> ServerSettings:
+    return settings_of([bundle], grpc=8001)
+
+
+def written(folder: Path, settings: ServerSettings, **options: Any) -> dict[str, Any]:
+    """Write into a folder, and read the InferenceService."""
+    write_kserve(folder, settings, **options)
+    read_back = yaml.safe_load((folder / "inferenceservice.yaml").read_text())
+    assert isinstance(read_back, dict)
+    return read_back
+
+
+def command(folder: Path, instruction: str) -> list[str]:
+    """Read an instruction in exec form out of the Dockerfile."""
+    text = (folder / "Dockerfile").read_text().replace("\\\n", "")
+    found = re.findall(rf"^{instruction} .*?(\[.*\])$", text, re.MULTILINE)
+    assert len(found) == 1
+    words = json.loads(found[0])
+    assert all(type(word) is str for word in words)
+    return list(words)
+
+
+def test_the_service_has_what_the_v1beta1_schema_asks_for_and_nothing_else(
+    tmp_path: Path, settings: ServerSettings
+) -> None:
+    service = written(tmp_path / "out", settings, image="registry/models:1")
+    assert set(service) == {"apiVersion", "kind", "metadata", "spec"}
+    assert service["apiVersion"] == "serving.kserve.io/v1beta1"
+    assert service["kind"] == "InferenceService"
+    assert service["metadata"]["name"] == "my-model"
+    assert all(type(each) is str for each in service["metadata"]["annotations"].values())
+    assert set(service["spec"]) == {"predictor"}
+    predictor = service["spec"]["predictor"]
+    assert set(predictor) == {
+        "minReplicas",
+        "terminationGracePeriodSeconds",
+        "securityContext",
+        "containers",
+    }
+    (container,) = predictor["containers"]
+    assert set(container) == {
+        *("name", "image", "args", "env", "ports", "resources", "lifecycle", "securityContext"),
+        *("startupProbe", "readinessProbe", "livenessProbe"),
+    }
+    assert container["name"] == "kserve-container"
+    assert container["image"] == "registry/models:1"
+    assert container["env"] == [{"name": "PROTOCOL", "value": "v2"}]
+    assert container["ports"] == [
+        {"containerPort": 8000, "name": "http1", "protocol": "TCP"},
+        {"containerPort": 8001, "name": "h2c", "protocol": "TCP"},
+    ]
+    for probe, path in (("startup", "ready"), ("readiness", "ready"), ("liveness", "live")):
+        assert set(container[f"{probe}Probe"]) == PROBE
+        assert container[f"{probe}Probe"]["httpGet"] == {
+            "path": f"/v2/health/{path}",
+            "port": 8000,
+        }
+
+
+def test_the_pod_is_guaranteed_whole_processors(
+    tmp_path: Path, bundle: Path, settings: ServerSettings
+) -> None:
+    (container,) = written(tmp_path / "out", settings)["spec"]["predictor"]["containers"]
+    given = container["resources"]
+    assert given["requests"] == given["limits"]
+    assert given["limits"]["cpu"] == str(read(bundle).target.threads)
+    assert all(QUANTITY.fullmatch(each) for each in given["limits"].values())
+
+
+def test_the_pod_has_time_to_drain(tmp_path: Path, bundle: Path) -> None:
+    predictor = written(tmp_path / "out", settings_of([bundle], drain_s=7))["spec"]["predictor"]
+    assert predictor["terminationGracePeriodSeconds"] == 5 + 7 + 10
+    assert predictor["containers"][0]["lifecycle"] == {
+        "preStop": {"exec": {"command": ["sleep", "5"]}}
+    }
+
+
+def test_without_grpc_there_is_no_port_of_it(tmp_path: Path, bundle: Path) -> None:
+    predictor = written(tmp_path / "out", settings_of([bundle]))["spec"]["predictor"]
+    assert [each["name"] for each in predictor["containers"][0]["ports"]] == ["http1"]
+    assert "EXPOSE 8000\n" in (tmp_path / "out" / "Dockerfile").read_text()
+
+
+def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundle: Path) -> None:
+    settings = settings_of(
+        [f"other={bundle}", bundle],
+        grpc=9001,
+        deadline_s=0.02,
+        max_wait_s=0.25,
+        max_batch=8,
+        sessions=1,
+        cache_bytes=1000,
+        shadow=0.015,
+        standby=False,
+        allow_control=True,
+        max_body_bytes=1 << 20,
+        max_connections=77,
+        drain_s=3.5,
+        json_logs=True,
+        trace=True,
+    )
+    folder = tmp_path / "out"
+    service = written(folder, settings)
+    program, name, *words = command(folder, "ENTRYPOINT")
+    assert (program, name) == ("hasten", "serve")
+    told = command(folder, "CMD")
+    assert told == service["spec"]["predictor"]["containers"][0]["args"]
+    inside = [word.replace("=/models/", f"={folder}/models/") for word in (*words, *told)]
+    given = serve.make_context("serve", inside).params
+    back = settings_of(given.pop("bundles"), **_of_a_server(given))
+    assert back == dataclasses.replace(
+        settings,
+        host="0.0.0.0",
+        models=tuple(
+            dataclasses.replace(each, path=folder / "models" / each.name / each.version)
+            for each in settings.models
+        ),
+    )
+
+
+def _of_a_server(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the command's parameters that are a server's."""
+    known = inspect.signature(settings_of).parameters
+    return {name: value for name, value in given.items() if name in known}
+
+
+def test_the_bundles_are_copied_whole_and_open(tmp_path: Path, settings: ServerSettings) -> None:
+    written(tmp_path / "out", settings)
+    copied = tmp_path / "out" / "models" / "my model" / "1"
+    assert read(copied) == read(settings.models[0].path)
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in copied.rglob("*"))
+    load(copied).close()
+
+
+def test_several_versions_lie_side_by_side(tmp_path: Path, bundle: Path) -> None:
+    settings = settings_of([f"m={bundle}", f"m={bundle}", f"n:7={bundle}"])
+    written(tmp_path / "out", settings)
+    found = sorted(p.parent for p in (tmp_path / "out" / "models").rglob("manifest.json"))
+    assert [str(p.relative_to(tmp_path / "out" / "models")) for p in found] == ["m/1", "m/2", "n/7"]
+    assert command(tmp_path / "out", "ENTRYPOINT")[-3:] == [
+        "m:1=/models/m/1",
+        "m:2=/models/m/2",
+        "n:7=/models/n/7",
+    ]
+
+
+def test_the_image_has_the_versions_that_the_certificate_covers(
+    tmp_path: Path, bundle: Path, settings: ServerSettings
+) -> None:
+    written(tmp_path / "out", settings)
+    text = (tmp_path / "out" / "Dockerfile").read_text()
+    covered = read(bundle).environment
+    assert f'ARG HASTEN="hasten[serve]=={covered["hasten"]}"' in text
+    for package in ("numpy", "onnxruntime", "openvino"):
+        assert f'"{package}=={covered[package]}"' in text
+    assert f"FROM python:{'.'.join(covered['python'].split('.')[:2])}-slim\n" in text
+    assert re.search(r"^USER [1-9][0-9]*$", text, re.MULTILINE)
+    assert text.index("COPY models/ /models/") < text.index("\nUSER ")
+    assert (tmp_path / "out" / ".dockerignore").read_text() == "*\n!models\n"
+
+
+def test_models_of_different_engines_need_different_images(bundle: Path) -> None:
+    manifest = read(bundle)
+    other = dataclasses.replace(manifest, environment={**manifest.environment, "numpy": "1.0"})
+    with pytest.raises(InputError) as caught:
+        requirements([("a", manifest), ("b", other)])
+    assert str(caught.value) == (
+        f"'a' was measured with numpy {manifest.environment['numpy']}, 'b' with 1.0: one image has "
+        "one; write two, or optimize them anew"
+    )
+
+
+def test_a_build_s_local_version_is_none_of_the_package_s(bundle: Path) -> None:
+    manifest = read(bundle)
+    local = dataclasses.replace(manifest, environment={"onnxruntime": "1.30.0+cpu"})
+    assert requirements([("a", local)]) == ["onnxruntime==1.30.0"]
+
+
+def test_writing_twice_writes_the_same(tmp_path: Path, settings: ServerSettings) -> None:
+    folder = tmp_path / "out"
+    written(folder, settings)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    written(folder, settings)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def strange_file(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+
+
+def other_service(folder: Path) -> None:
+    (folder / "inferenceservice.yaml").write_text("mine: true\n")
+
+
+@pytest.mark.parametrize("change", [strange_file, other_service])
+def test_a_folder_with_something_else_in_it_is_left_alone(
+    tmp_path: Path, settings: ServerSettings, change: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "out"
+    written(folder, settings)
+    change(folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError) as caught:
+        write_kserve(folder, settings)
+    assert str(caught.value) == (
+        f"{folder} holds something that `--write-kserve` didn't write; give another folder, or "
+        "empty it"
+    )
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_empty_folder_is_used(tmp_path: Path, settings: ServerSettings) -> None:
+    (tmp_path / "out").mkdir()
+    written(tmp_path / "out", settings)
+
+
+def test_a_file_is_no_folder(tmp_path: Path, settings: ServerSettings) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError) as caught:
+        write_kserve(tmp_path / "out", settings)
+    assert str(caught.value) == (
+        f"{tmp_path / 'out'} exists and is no folder; give another --write-kserve"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"http": None}, "KServe looks after a pod by HTTP: give --http a port from 1"),
+        ({"http": 0}, "KServe looks after a pod by HTTP: give --http a port from 1"),
+        ({"grpc": 0}, "a pod's ports are written down: give --grpc a port from 1"),
+        (
+            {"certificate": Path("cert.pem")},
+            "KServe's gateway encrypts: leave --tls-cert and --tls-key out",
+        ),
+        (
+            {"token_file": Path("token")},
+            "a token doesn't belong into an image: leave --token-file out, and let KServe's gateway "
+            "check who comes",
+        ),
+        (
+            {"shared_memory": "/x*"},
+            "a pod shares no memory with its clients: leave --shared-memory out",
+        ),
+    ],
+)
+def test_what_a_pod_can_t_have_is_said(
+    tmp_path: Path, settings: ServerSettings, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        write_kserve(tmp_path / "out", dataclasses.replace(settings, **change))
+    assert str(caught.value) == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_a_command_line_would_read_as_an_option_is_refused(
+    tmp_path: Path, bundle: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        write_kserve(tmp_path / "out", settings_of([f"-x={bundle}"]))
+    assert str(caught.value) == (
+        f"'-x' can't be a folder's name in an image: serve it as NAME={bundle}, of letters, digits, "
+        "spaces, points, hyphens and underscores"
+    )
+
+
+def test_a_name_that_kubernetes_doesn_t_take_is_refused(
+    tmp_path: Path, settings: ServerSettings
+) -> None:
+    with pytest.raises(InputError) as caught:
+        write_kserve(tmp_path / "out", settings, name="Models")
+    assert str(caught.value) == (
+        "'Models' can't be an InferenceService's name: it has at most 40 lower-case letters, digits "
+        "and hyphens, a letter first and no hyphen last"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("ResNet_50.v2", "resnet-50-v2"), ("7b", "model-7b"), ("ö", "model")]
+)
+def test_the_service_is_called_after_the_first_model(
+    tmp_path: Path, bundle: Path, name: str, told: str
+) -> None:
+    service = written(tmp_path / "out", settings_of([f"{name}={bundle}"]))
+    assert service["metadata"]["name"] == told
+
+
+def test_a_damaged_bundle_is_not_packed(tmp_path: Path, bundle: Path) -> None:
+    copy = tmp_path / "copy.hasten"
+    shutil.copytree(bundle, copy)
+    settings = settings_of([copy])
+    (copy / read(copy).winner.artifact.path).write_bytes(b"something else")
+    with pytest.raises(IntegrityError):
+        write_kserve(tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_by_default_isn_t_said(bundle: Path) -> None:
+    assert arguments(settings_of([bundle])) == ["--http", "8000"]

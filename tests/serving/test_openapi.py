@@ -1,0 +1,57 @@
+"""The HTTP interface as its OpenAPI description states it, under requests that a machine thinks up."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+
+from hasten.testing import models
+from hasten.testing.servers import ServerThread, bundle_of, place_of
+
+SPEC = json.loads(files("hasten.protocol").joinpath("openapi.json").read_text())
+schema = schemathesis.openapi.from_dict(SPEC)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    folder = tmp_path_factory.mktemp("openapi")
+    bundle = bundle_of(folder, models.solid(folder))
+    with ServerThread(place_of(bundle), control=True, shared_memory="hasten-test-.*") as one:
+        yield one
+
+
+@schema.parametrize()
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+)
+def test_whatever_is_asked_the_answer_is_as_described(case: Any, server: ServerThread) -> None:
+    if "name" in case.path_parameters and case.path_parameters["name"][:1] < "n":
+        case.path_parameters["name"] = "solid"  # else no model is ever met
+        if "version" in case.path_parameters:
+            case.path_parameters["version"] = "1"
+    response = case.call(base_url=server.http_url)
+    checks = [response_schema_conformance, status_code_conformance]
+    if response.status_code not in (503, 504):
+        checks.append(not_a_server_error)
+    try:
+        case.validate_response(response, checks=checks)
+    except FailureGroup as group:
+        raise AssertionError(f"{response.status_code}: {response.content!r}") from group
+
+
+def test_the_server_hands_out_its_description(server: ServerThread) -> None:
+    with urllib.request.urlopen(f"{server.http_url}/openapi.json") as response:
+        assert json.load(response) == SPEC

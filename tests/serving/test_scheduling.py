@@ -1,0 +1,346 @@
+"""The queue of one model, under a clock of the tests' own."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving.latencies import Latencies
+from hasten.serving.scheduling import Pending, Run, Scheduler, Wait
+
+MS = 1_000_000
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+def flat(span_ns: float = MS) -> Latencies:
+    """A model whose batches all take the same: batching is free."""
+    return Latencies(dict.fromkeys(BATCHES, span_ns), BATCHES)
+
+
+def steep(span_ns: float = MS) -> Latencies:
+    """A model whose batches take as long as their rows one by one: batching gains nothing."""
+    return Latencies({rows: rows * span_ns for rows in BATCHES}, BATCHES)
+
+
+def usual(span_ns: float = MS) -> Latencies:
+    """Half of a lone request's time is the call, half the rows."""
+    return Latencies({rows: (0.5 + 0.5 * rows) * span_ns for rows in BATCHES}, BATCHES)
+
+
+def item(at_ns: int, deadline_ns: float = math.inf, rows: int = 1, priority: int = 1) -> Pending:
+    return Pending(rows, "x", priority, deadline_ns, at_ns)
+
+
+def scheduler(latencies: Latencies, most_wait_ns: float = math.inf) -> Scheduler[Pending]:
+    return Scheduler(latencies, most_wait_ns)
+
+
+@dataclass
+class Simulation:
+    """A server under a schedule of arrivals, one batch at a time, without a clock of its own.
+
+    Attributes:
+        queue: What is tested.
+        noise: How much longer than expected a batch takes, at most.
+    """
+
+    queue: Scheduler[Pending]
+    noise: float = 0.0
+    done: list[tuple[Pending, int]] = field(default_factory=list)
+    refused: list[Pending] = field(default_factory=list)
+    late: list[Pending] = field(default_factory=list)
+    batches: list[list[Pending]] = field(default_factory=list)
+
+    def run(self, arrivals: list[Pending]) -> None:
+        events: list[tuple[int, int, str, Any]] = [
+            (one.arrived_ns, number, "arrival", one) for number, one in enumerate(arrivals)
+        ]
+        heapq.heapify(events)
+        count = len(events)
+        random = np.random.default_rng(0)
+        now_ns = 0
+        while events:
+            now_ns, _, kind, what = heapq.heappop(events)
+            if kind == "arrival":
+                try:
+                    self.queue.offer(what, now_ns)
+                except ProtocolError:
+                    self.refused.append(what)
+            elif kind == "end":
+                number, run, took_ns = what
+                self.queue.ended(number, took_ns, now_ns)
+                self.done += [(one, now_ns) for one in run.items]
+            self.late += self.queue.hopeless(now_ns)
+            while (step := self.queue.next(now_ns)) is not None:
+                if isinstance(step, Wait):
+                    assert step.until_ns > now_ns
+                    count += 1
+                    heapq.heappush(events, (step.until_ns, count, "look", None))
+                    break
+                number = self.queue.begun(step, now_ns)
+                took_ns = self.queue.latencies.measured_ns(step.rows)
+                took_ns *= 1 + self.noise * random.random()
+                self.batches.append(list(step.items))
+                count += 1
+                end = (number, step, took_ns)
+                heapq.heappush(events, (now_ns + round(took_ns), count, "end", end))
+        self.end_ns = now_ns
+
+
+def poisson(rate_per_s: float, count: int, deadline_ns: float = math.inf) -> list[Pending]:
+    gaps = np.random.default_rng(1).exponential(1e9 / rate_per_s, count)
+    return [item(round(at), round(at) + deadline_ns) for at in np.cumsum(gaps)]
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.integers(0, 20 * MS),
+        st.one_of(st.just(math.inf), st.integers(0, 40 * MS)),
+        st.integers(1, 5),
+        st.integers(1, 3),
+    ),
+    max_size=60,
+)
+CURVES = st.sampled_from([flat, steep, usual])
+
+
+@settings(max_examples=200, deadline=None)
+@given(ARRIVALS, CURVES, st.floats(0, 2), st.sampled_from([math.inf, 3.0 * MS]))
+def test_every_request_is_answered_once_or_refused_and_order_is_kept(
+    arrivals: list[tuple[int, float, int, int]],
+    curve: Callable[[], Latencies],
+    noise: float,
+    most_wait_ns: float,
+) -> None:
+    items = [item(at, at + left, rows, priority) for at, left, rows, priority in sorted(arrivals)]
+    simulation = Simulation(scheduler(curve(), most_wait_ns), noise)
+    simulation.run(items)
+    ended = [one for one, _ in simulation.done] + simulation.refused + simulation.late
+    assert sorted(map(id, ended)) == sorted(map(id, items))
+    assert simulation.queue.idle
+    assert simulation.queue.queued_rows == 0
+    for batch in simulation.batches:
+        assert [(one.priority, one.order) for one in batch] == sorted(
+            (one.priority, one.order) for one in batch
+        )
+        assert len(batch) == 1 or sum(one.rows for one in batch) in BATCHES
+    for one, _ in simulation.done:
+        assert one.state == "running"
+
+
+@settings(max_examples=100, deadline=None)
+@given(ARRIVALS, CURVES)
+def test_whoever_is_taken_in_is_in_time_where_batches_take_what_they_are_said_to(
+    arrivals: list[tuple[int, float, int, int]], curve: Callable[[], Latencies]
+) -> None:
+    items = [item(at, at + left, rows) for at, left, rows, _ in sorted(arrivals)]
+    simulation = Simulation(scheduler(curve()))
+    simulation.run(items)
+    for one, end_ns in simulation.done:
+        assert end_ns <= one.deadline_ns + 1
+    # Batches are made up anew with each arrival, so a few are found out late to be hopeless; but
+    # never is one dropped that came alone.
+    assert all(one not in simulation.late for one in items[:1])
+
+
+def test_an_idle_server_begins_at_once() -> None:
+    queue = scheduler(flat())
+    queue.offer(item(0), 0)
+    step = queue.next(0)
+    assert isinstance(step, Run)
+    assert step.rows == 1
+
+
+def test_a_lone_client_never_waits_for_others() -> None:
+    queue, now_ns = scheduler(flat()), 0
+    for _ in range(200):  # one request after another, as fast as they are answered
+        queue.offer(item(now_ns), now_ns)
+        step = queue.next(now_ns)
+        assert isinstance(step, Run)
+        number = queue.begun(step, now_ns)
+        now_ns += MS
+        queue.ended(number, MS, now_ns)
+        now_ns += MS // 10
+
+
+def test_waiting_pays_where_batches_are_free_and_requests_come_thick() -> None:
+    queue = scheduler(flat())
+    for number in range(100):
+        at_ns = number * MS // 10  # ten arrivals in the time of a batch
+        queue._note_arrival(at_ns)
+    now_ns = 100 * MS // 10
+    queue.offer(item(now_ns), now_ns)
+    step = queue.next(now_ns)
+    assert isinstance(step, Wait)
+    assert now_ns < step.until_ns <= now_ns + MS
+
+
+def test_nobody_waits_for_others_where_batches_gain_nothing() -> None:
+    queue = scheduler(steep())
+    for number in range(100):
+        queue._note_arrival(number * MS // 10)
+    queue.offer(item(10 * MS), 10 * MS)
+    assert isinstance(queue.next(10 * MS), Run)
+
+
+def test_a_wait_ends_by_itself_though_others_keep_coming() -> None:
+    queue = scheduler(flat())
+    now_ns = 0
+    for _ in range(100):
+        queue._note_arrival(now_ns)
+        now_ns += MS // 50
+    first_ns = now_ns
+    queue.offer(item(now_ns), now_ns)
+    while not isinstance(queue.next(now_ns), Run):
+        now_ns += MS // 100
+        queue.offer(item(now_ns), now_ns)
+    assert now_ns - first_ns <= MS
+
+
+def test_a_wait_never_goes_past_a_deadline() -> None:
+    queue = scheduler(flat())
+    for number in range(100):
+        queue._note_arrival(number * MS // 10)
+    now_ns = 10 * MS
+    queue.offer(item(now_ns, now_ns + 1.05 * MS), now_ns)
+    step = queue.next(now_ns)
+    assert step is not None
+    assert isinstance(step, Run) or step.until_ns + MS <= now_ns + 1.05 * MS + 1
+
+
+def test_waiting_lowers_the_mean_latency_where_it_happens() -> None:
+    """The formula's own claim, against a server that never waits."""
+
+    class Eager(Scheduler[Pending]):
+        def _worth_waiting(self, rows: int, items: list[Pending], now_ns: int) -> int | None:
+            return None
+
+    def mean_ns(queue: Scheduler[Pending], rate_per_s: float) -> float:
+        simulation = Simulation(queue)
+        simulation.run(poisson(rate_per_s, 4000))
+        return float(np.mean([end - one.arrived_ns for one, end in simulation.done]))
+
+    for rate_per_s in (200, 1000, 3000, 6000):
+        patient = mean_ns(scheduler(flat()), rate_per_s)
+        eager = mean_ns(Eager(flat(), math.inf), rate_per_s)
+        assert patient <= 1.02 * eager, rate_per_s
+
+
+def test_small_batches_go_first_only_while_the_queue_ends() -> None:
+    """Steep curves run one by one; under a load that this can't carry, what carries it."""
+    half = usual()
+    assert half.first[1:4] == [1, 2, 2]
+    assert steep().first[1:9] == [1] * 8
+    assert flat().first[1:9] == [1, 2, 3, 4, 4, 6, 6, 8]
+
+
+def test_a_request_that_cant_be_in_time_is_refused_at_once() -> None:
+    queue = scheduler(steep())
+    queue.offer(item(0), 0)
+    step = queue.next(0)
+    assert isinstance(step, Run)
+    queue.begun(step, 0)
+    for _ in range(3):
+        queue.offer(item(0, 10 * MS), 0)
+    with pytest.raises(ProtocolError) as caught:
+        queue.offer(item(0, 3 * MS), 0)
+    assert caught.value.kind is Kind.OVERLOADED
+    assert str(caught.value) == (
+        "can't answer in time: 4 ms of waiting and 1 ms of computing are ahead, 3 ms are left; "
+        "retry later or allow more"
+    )
+    assert caught.value.retry_s == pytest.approx(0.002)
+
+
+def test_the_queue_is_bounded_by_the_wait_and_not_by_a_count() -> None:
+    queue = scheduler(steep(), 10 * MS)
+    for _ in range(11):
+        queue.offer(item(0), 0)
+    with pytest.raises(ProtocolError, match="overloaded: 11 ms of waiting are ahead, 10 ms are"):
+        queue.offer(item(0), 0)
+    quick = scheduler(steep(MS / 10), 10 * MS)
+    for _ in range(100):
+        quick.offer(item(0), 0)
+
+
+def test_a_higher_priority_goes_first_and_waits_only_for_its_equals() -> None:
+    queue = scheduler(steep())
+    for _ in range(8):
+        queue.offer(item(0, 20 * MS, priority=2), 0)
+    urgent = item(0, 2 * MS, priority=1)
+    queue.offer(urgent, 0)
+    step = queue.next(0)
+    assert isinstance(step, Run)
+    assert step.items == [urgent]
+    with pytest.raises(ProtocolError):
+        queue.offer(item(0, 5 * MS, priority=2), 0)
+
+
+def test_only_requests_of_one_shape_share_a_batch() -> None:
+    queue = scheduler(flat())
+    keys = ["a", "b", "a", "b"]
+    items = [Pending(1, key, 1, math.inf, 0) for key in keys]
+    for one in items:
+        queue.offer(one, 0)
+    step = queue.next(0)
+    assert isinstance(step, Run)
+    assert step.items == [items[0], items[2]]
+
+
+def test_a_dropped_request_leaves_no_trace() -> None:
+    queue = scheduler(steep())
+    items = [item(0) for _ in range(300)]
+    for one in items:
+        queue.offer(one, 0)
+    for one in items[1:]:
+        assert queue.drop(one)
+    assert not queue.drop(items[1])
+    assert queue.queued_rows == 1
+    assert len(queue._heap) < 200
+    step = queue.next(0)
+    assert isinstance(step, Run)
+    assert step.items == [items[0]]
+    assert queue.next(0) is None or not queue.queued_rows
+
+
+def test_a_stall_is_forgotten_once_requests_are_quick_again() -> None:
+    """A machine that was slow for a while doesn't refuse everything from then on."""
+    latencies = flat()
+    queue, now_ns, answered = scheduler(latencies), 0, 0
+    for _ in range(70):
+        latencies.observe(1, 40 * MS)
+    for _ in range(400):
+        now_ns += 60 * MS
+        one = item(now_ns, now_ns + 15 * MS)
+        try:
+            queue.offer(one, now_ns)
+        except ProtocolError:
+            continue
+        queue.hopeless(now_ns)
+        step = queue.next(now_ns)
+        if isinstance(step, Run):
+            number = queue.begun(step, now_ns)
+            queue.ended(number, MS, now_ns)
+            answered += 1
+    assert answered > 200
+
+
+def test_at_twice_the_capacity_goodput_stays_and_what_is_taken_in_is_in_time() -> None:
+    latencies = usual()
+    capacity_per_s = latencies.capacity_per_s
+    simulation = Simulation(scheduler(latencies), noise=0.3)
+    requests = poisson(2 * capacity_per_s, 20_000, 20 * MS)
+    simulation.run(requests)
+    in_time = sum(end <= one.deadline_ns for one, end in simulation.done)
+    assert in_time >= 0.99 * len(simulation.done)
+    # Batches take 15% longer than the curve says, in the mean.
+    assert in_time / (simulation.end_ns / 1e9) >= 0.9 * capacity_per_s / 1.15

@@ -1,0 +1,385 @@
+"""What a model's clients rely on, through a real client of the protocol and a real server."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import http.client
+import json
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from hasten.serving.statistics import Statistics
+from hasten.testing import models
+from hasten.testing.servers import ServerThread, bundle_of, place_of
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `solid`, `guarded` (fragile, exactly solid), `slow` (some 0.3 s), `brisk`."""
+    folder = tmp_path_factory.mktemp("served")
+    solid = models.solid(folder)
+    bundle_of(folder, solid)
+    bundle_of(folder, models.fragile(folder), "guarded", exact=solid)
+    bundle_of(folder, models.fragile(folder), "unguarded")
+    bundle_of(folder, models.slow(folder, 3_000), "brisk")
+    bundle_of(folder, models.slow(folder, 40_000))
+    return folder
+
+
+def infer(server: ServerThread, model: str, row: Any, **options: Any) -> triton.InferResult:
+    client = triton.InferenceServerClient(server.host, connection_timeout=PATIENCE_S)
+    rows = np.atleast_2d(np.asarray(row, np.float32))
+    tensor = triton.InferInput("x", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows)
+    try:
+        return client.infer(model, [tensor], **options)
+    finally:
+        client.close()
+
+
+def answer(server: ServerThread, model: str, row: Any, **options: Any) -> Any:
+    return infer(server, model, row, **options).as_numpy("y").tolist()
+
+
+def served(server: ServerThread, name: str) -> Any:
+    return server.server.state.repository.find(name)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, "it never came to be"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def slow_server(bundles: Path) -> Iterator[ServerThread]:
+    with ServerThread(place_of(bundles / "slow.hasten", most_rows=1)) as server:
+        yield server
+
+
+def busy(server: ServerThread, name: str = "slow") -> bool:
+    return server.call(lambda: len(served(server, name)._batching.scheduler._running)) == 1
+
+
+def test_a_nan_is_answered_by_the_exact_model_and_so_is_all_after_it(bundles: Path) -> None:
+    with ServerThread(place_of(bundles / "guarded.hasten")) as server:
+        assert answer(server, "guarded", [1, 2, 3, 4]) == [[1, 2, 3, 4]]
+        assert served(server, "guarded").answers == "winner"
+        assert answer(server, "guarded", [1, 2, 3, 100]) == [[1, 2, 3, 100]]
+        assert served(server, "guarded").answers == "exact"
+        assert answer(server, "guarded", [5, 6, 7, 8]) == [[5, 6, 7, 8]]
+        assert served(server, "guarded").statistics.replaced == 2
+
+
+def test_a_nan_that_was_asked_in_is_nobodys_fault(bundles: Path) -> None:
+    with ServerThread(place_of(bundles / "guarded.hasten")) as server:
+        (row,) = answer(server, "guarded", [1, 2, 3, np.nan])
+        assert row[:3] == [1, 2, 3]
+        assert np.isnan(row[3])
+        assert served(server, "guarded").answers == "winner"
+
+
+def test_without_another_exact_model_a_nan_is_the_answer(bundles: Path) -> None:
+    with ServerThread(place_of(bundles / "unguarded.hasten")) as server:
+        assert np.isnan(answer(server, "unguarded", [1, 2, 3, 100])[0][3])
+
+
+def test_a_shadow_finds_where_the_exact_model_disagrees(tmp_path: Path) -> None:
+    """The winner here is another model altogether: what it answers is wrong for one in two."""
+    solid = models.solid(tmp_path)
+    other = models.mirrored(tmp_path)
+    path = bundle_of(tmp_path, other, "strange", exact=solid)
+    with ServerThread(place_of(path, shadow=1.0)) as server:
+        statistics = served(server, "strange").statistics
+        for number in range(20):
+            row = [1, 0, 0, 2] if number % 2 else [3, 1, 1, 3]  # mirrored, the first changes
+            answer(server, "strange", row)
+            until(functools.partial(_shadowed, statistics, number + 1))
+        assert statistics.disagreed == 10
+
+
+def _shadowed(statistics: Statistics, count: int) -> bool:
+    return statistics.shadowed == count
+
+
+def test_equal_requests_are_answered_out_of_the_cache(bundles: Path) -> None:
+    with ServerThread(place_of(bundles / "solid.hasten", cache_bytes=1 << 20)) as server:
+        for _ in range(3):
+            assert answer(server, "solid", [1, 2, 3, 4]) == [[1, 2, 3, 4]]
+        assert answer(server, "solid", [4, 3, 2, 1]) == [[4, 3, 2, 1]]
+        statistics = served(server, "solid").statistics
+        assert (statistics.cache_hit.count, statistics.cache_miss.count) == (2, 2)
+        assert statistics.executions == 2
+
+
+def test_the_cache_keeps_no_more_than_it_may(bundles: Path) -> None:
+    most_bytes = 3 * (512 + 16)
+    with ServerThread(place_of(bundles / "solid.hasten", cache_bytes=most_bytes)) as server:
+        for number in range(10):
+            answer(server, "solid", [number] * 4)
+        cache = served(server, "solid").cache
+        assert cache is not None
+        assert (len(cache), cache.size_bytes) == (3, most_bytes)
+        executions = served(server, "solid").statistics.executions
+        answer(server, "solid", [9] * 4)
+        assert served(server, "solid").statistics.executions == executions
+        answer(server, "solid", [0] * 4)
+        assert served(server, "solid").statistics.executions == executions + 1
+
+
+def test_equal_requests_at_the_same_time_run_once(bundles: Path) -> None:
+    place = place_of(bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1)
+    with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(8) as threads:
+        calls = [threads.submit(answer, server, "slow", [1, 2, 3, 4]) for _ in range(8)]
+        answers = [call.result() for call in calls]
+        assert all(each == answers[0] for each in answers)
+        statistics = served(server, "slow").statistics
+        assert statistics.executions == 1
+        assert (statistics.cache_hit.count, statistics.cache_miss.count) == (7, 1)
+
+
+def test_who_asked_the_same_is_answered_though_the_first_goes_away(bundles: Path) -> None:
+    place = place_of(bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1)
+    with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(8) as threads:
+        blocker = threads.submit(answer, server, "slow", [9, 9, 9, 9])
+        until(lambda: busy(server))
+        first = raw_request(server)
+        until(lambda: served(server, "slow").statistics.cache_miss.count == 2)
+        second = threads.submit(answer, server, "slow", [1, 2, 3, 4])
+        until(lambda: served(server, "slow").statistics.cache_hit.count == 1)
+        first.close()
+        assert len(second.result()[0]) == 256
+        blocker.result()
+        assert served(server, "slow").statistics.executions == 2
+
+
+def raw_request(server: ServerThread) -> socket.socket:
+    """Ask for [1, 2, 3, 4] of `slow`, and don't wait."""
+    connection = socket.create_connection(("127.0.0.1", server.http_port))
+    body = np.array([1, 2, 3, 4], np.float32).tobytes()
+    connection.sendall(
+        b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 16\r\n"
+        b"Inference-Header-Content-Length: 0\r\n\r\n" + body
+    )
+    return connection
+
+
+def test_what_a_client_that_went_away_asked_is_not_computed(slow_server: ServerThread) -> None:
+    statistics = served(slow_server, "slow").statistics
+    connections = [raw_request(slow_server) for _ in range(4)]
+    until(lambda: slow_server.call(lambda: served(slow_server, "slow").queued_rows) == 3)
+    for connection in connections[1:]:
+        connection.close()
+    until(lambda: statistics.cancel.count == 3)
+    assert slow_server.call(lambda: served(slow_server, "slow").queued_rows) == 0
+    assert connections[0].recv(100).startswith(b"HTTP/1.1 200 OK")
+    connections[0].close()
+    assert statistics.executions == 1
+
+
+def test_a_deadline_holds_while_another_batch_runs(slow_server: ServerThread) -> None:
+    """It was thought to be in time: the batch before it takes longer than such batches do."""
+    model = served(slow_server, "slow")
+    connection = raw_request(slow_server)
+    until(lambda: busy(slow_server))
+
+    def mistake() -> None:
+        model.opened.latencies._factor = model.opened.latencies._tail = 1e-6
+        for running in model._batching.scheduler._running.values():
+            running.end_ns = 0
+
+    slow_server.call(mistake)
+    with pytest.raises(InferenceServerException, match="the deadline passed in the queue"):
+        infer(slow_server, "slow", [1, 2, 3, 4], timeout=50_000)
+    assert busy(slow_server)
+    assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+    connection.close()
+    assert model.statistics.refusals == {"LATE": 1}
+
+
+def test_a_request_that_cant_be_in_time_is_refused_at_once(slow_server: ServerThread) -> None:
+    connection = raw_request(slow_server)
+    until(lambda: busy(slow_server))
+    client = http.client.HTTPConnection("127.0.0.1", slow_server.http_port)
+    value = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}],
+        "parameters": {"timeout": 30_000},
+    }
+    client.request("POST", "/v2/models/slow/infer", json.dumps(value))
+    response = client.getresponse()
+    assert (response.status, int(response.headers["Retry-After"]) >= 1) == (503, True)
+    assert "can't answer in time: " in json.loads(response.read())["error"]
+    client.close()
+    assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+    connection.close()
+
+
+def test_the_queue_is_bounded_by_the_wait(bundles: Path) -> None:
+    place = place_of(bundles / "slow.hasten", most_rows=1, most_wait_ns=1)
+    with ServerThread(place) as server:
+        connection = raw_request(server)
+        until(lambda: busy(server))
+        with pytest.raises(InferenceServerException, match="ms of waiting are ahead"):
+            infer(server, "slow", [1, 2, 3, 4])
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+        connection.close()
+
+
+def test_the_urgent_go_first(slow_server: ServerThread) -> None:
+    order: list[str] = []
+
+    def ask(name: str, priority: int) -> None:
+        answer(slow_server, "slow", [1, 2, 3, 4], priority=priority)
+        order.append(name)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        calls = [threads.submit(ask, "first", 2)]
+        until(lambda: busy(slow_server))
+        calls.append(threads.submit(ask, "patient", 2))
+        until(lambda: slow_server.call(lambda: served(slow_server, "slow").queued_rows) == 1)
+        calls.append(threads.submit(ask, "urgent", 1))
+        until(lambda: slow_server.call(lambda: served(slow_server, "slow").queued_rows) == 2)
+        for call in calls:
+            call.result()
+    assert order == ["first", "urgent", "patient"]
+
+
+def test_requests_that_come_together_share_a_batch_and_get_their_own_rows(bundles: Path) -> None:
+    with ServerThread(place_of(bundles / "brisk.hasten", most_rows=8)) as server:
+        alone = [answer(server, "brisk", [n, 0, 0, 0])[0] for n in range(8)]
+        model = served(server, "brisk")
+        before = model.statistics.executions
+        with concurrent.futures.ThreadPoolExecutor(9) as threads:
+            blocker = threads.submit(answer, server, "brisk", [9, 9, 9, 9])
+            until(lambda: busy(server, "brisk"))
+            calls = [threads.submit(answer, server, "brisk", [n, 0, 0, 0]) for n in range(8)]
+            together = [call.result()[0] for call in calls]
+            blocker.result()
+        assert np.allclose(together, alone, rtol=1e-3, atol=1e-4)
+        assert model.statistics.executions < before + 9
+
+
+def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_path: Path) -> None:
+    path = bundle_of(tmp_path, models.sociable(tmp_path))
+    with ServerThread(place_of(path)) as server:
+        model = served(server, "sociable")
+        assert model.opened.sizes == (1,)
+        assert model.opened.notes[-1] == (
+            "served one by one: in a batch of 2 the answers depend on the batch mates"
+        )
+        with pytest.raises(InferenceServerException, match="brings at most 1 rows; got 2"):
+            infer(server, "sociable", [[1, 2, 3, 4]] * 2)
+
+
+def test_a_bundle_is_swapped_under_load_and_no_answer_is_mixed_or_lost(tmp_path: Path) -> None:
+    solid = models.solid(tmp_path)
+    path = bundle_of(tmp_path, solid, "swapped")
+    with ServerThread(place_of(path), control=True) as server:
+        stop, answers = [False], []
+
+        def ask() -> None:
+            client = triton.InferenceServerClient(server.host)
+            rows = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
+            tensor = triton.InferInput("x", [2, 4], "FP32")
+            tensor.set_data_from_numpy(rows)
+            while not stop[0]:
+                answers.append(client.infer("swapped", [tensor]).as_numpy("y").tolist())
+            client.close()
+
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            calls = [threads.submit(ask) for _ in range(4)]
+            until(lambda: len(answers) > 100)
+            bundle_of(tmp_path, models.mirrored(tmp_path), "swapped")
+            control = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
+            control.load_model("swapped")
+            control.close()
+            seen = len(answers)
+            until(lambda: len(answers) > seen + 100)
+            stop[0] = True
+            for call in calls:
+                call.result()  # none raised
+        old, new = [[1, 2, 3, 4], [5, 6, 7, 8]], [[4, 3, 2, 1], [8, 7, 6, 5]]
+        assert all(each in (old, new) for each in answers)
+        assert answers[0] == old
+        assert answers[-1] == new
+        assert served(server, "swapped").statistics.fail.count == 0
+
+
+def test_what_cant_take_a_models_place_leaves_it_there(tmp_path: Path) -> None:
+    path = bundle_of(tmp_path, models.solid(tmp_path), "kept")
+    with ServerThread(place_of(path), control=True) as server:
+        client = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
+        bundle_of(tmp_path, models.linear_classifier(tmp_path), "kept")
+        with pytest.raises(InferenceServerException, match="takes and gives x: float32"):
+            client.load_model("kept")
+        shutil.rmtree(path)
+        with pytest.raises(InferenceServerException, match="can't load 'kept': no bundle at"):
+            client.load_model("kept")
+        assert answer(server, "kept", [1, 2, 3, 4]) == [[1, 2, 3, 4]]
+        assert client.get_model_repository_index() == [
+            {"name": "kept", "version": "1", "state": "READY", "reason": ""}
+        ]
+        client.close()
+
+
+def test_a_model_can_be_unloaded_and_loaded_again(bundles: Path) -> None:
+    with ServerThread(place_of(bundles / "solid.hasten"), control=True) as server:
+        client = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
+        client.unload_model("solid")
+        assert not client.is_model_ready("solid")
+        with pytest.raises(InferenceServerException, match="'solid' isn't ready: unloaded"):
+            answer(server, "solid", [1, 2, 3, 4])
+        client.load_model("solid")
+        assert answer(server, "solid", [1, 2, 3, 4]) == [[1, 2, 3, 4]]
+        with pytest.raises(InferenceServerException, match="no bundle is registered as 'other'"):
+            client.load_model("other")
+        client.close()
+
+
+def test_nothing_is_loaded_or_registered_unless_a_flag_allows_it(bundles: Path) -> None:
+    with ServerThread(place_of(bundles / "solid.hasten")) as server:
+        client = triton.InferenceServerClient(server.host)
+        for forbidden in (
+            functools.partial(client.load_model, "solid"),
+            functools.partial(client.unload_model, "solid"),
+            functools.partial(client.update_log_settings, {"log_info": False}),
+        ):
+            with pytest.raises(InferenceServerException, match="start the server with --allow-con"):
+                forbidden()
+        with pytest.raises(InferenceServerException, match="shared memory is off"):
+            client.register_system_shared_memory("r", "/r", 16)
+        client.close()
+
+
+def test_a_lone_request_frees_its_memory_at_once(bundles: Path) -> None:
+    """Nothing of a request is part of a cycle: memory isn't held until a collection."""
+    import gc
+
+    with ServerThread(place_of(bundles / "solid.hasten")) as server:
+        answer(server, "solid", [1, 2, 3, 4])
+
+        def tickets() -> int:
+            from hasten.serving.served import Ticket
+
+            return sum(isinstance(each, Ticket) for each in gc.get_objects())
+
+        gc.disable()
+        try:
+            for _ in range(50):
+                answer(server, "solid", [1, 2, 3, 4])
+            assert server.call(tickets) == 0
+        finally:
+            gc.enable()

@@ -1,0 +1,302 @@
+"""`hasten serve` as a person starts it: its ports, its end, and what outlives a crash."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.testing import models
+from hasten.testing.servers import ServerProcess, bundle_of
+
+PATIENCE_S = 30.0
+ROW = [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `solid`, and `slow` (some 0.1 s), whose exact model is another file."""
+    folder = tmp_path_factory.mktemp("supervised")
+    bundle_of(folder, models.solid(folder))
+    slow = models.slow(folder, 15_000)
+    (folder / "exact").mkdir()
+    bundle_of(folder, slow, exact=models.slow(folder / "exact", 14_999))
+    return folder
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, "it never came to be"
+        time.sleep(0.01)
+
+
+def ask(
+    port: int, model: str, row: Any = ROW, connection: http.client.HTTPConnection | None = None
+) -> tuple[int, Any]:
+    """Ask once; status and JSON."""
+    client = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": row}
+    client.request("POST", f"/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}))
+    response = client.getresponse()
+    body = json.loads(response.read())
+    if connection is None:
+        client.close()
+    return response.status, body
+
+
+def get(port: int, path: str) -> tuple[int, bytes]:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    client.request("GET", path)
+    response = client.getresponse()
+    body = response.read()
+    client.close()
+    return response.status, body
+
+
+def ready(server: ServerProcess) -> bool:
+    try:
+        return get(server.http_port, "/v2/health/ready")[0] == 200
+    except OSError:
+        return False
+
+
+def test_it_says_where_it_listens_serves_and_ends_when_asked_to(bundles: Path) -> None:
+    with ServerProcess(bundles / "solid.hasten") as server:
+        assert server.lines == [f"listening on http://127.0.0.1:{server.http_port}", "ready"]
+        status, answer = ask(server.http_port, "solid")
+        assert (status, answer["outputs"][0]["data"]) == (200, ROW)
+        assert server.end(signal.SIGTERM) == 0
+        assert server.errors == "hasten: solid/1: ready\nhasten: draining\n"
+
+
+def test_what_is_under_way_at_the_end_is_answered(bundles: Path) -> None:
+    with ServerProcess(bundles / "slow.hasten", "--max-batch", "1") as server:
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            calls = [threads.submit(ask, server.http_port, "slow") for _ in range(4)]
+            until(lambda: b'"queue":{"count"' in get(server.http_port, "/v2/models/stats")[1])
+            time.sleep(0.05)
+            assert server.end(signal.SIGTERM) == 0
+            assert [call.result()[0] for call in calls] == [200] * 4
+
+
+def test_no_request_is_lost_when_it_ends_under_load(bundles: Path) -> None:
+    """Clients with open connections are told to close them, and ask nothing more there."""
+    with ServerProcess(bundles / "solid.hasten") as server:
+        ended: list[str] = []
+
+        def ask_on() -> int:
+            client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+            count = 0
+            while True:
+                try:
+                    client.connect()
+                except ConnectionRefusedError:
+                    return count
+                while True:
+                    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": ROW}
+                    client.request(
+                        "POST", "/v2/models/solid/infer", json.dumps({"inputs": [tensor]})
+                    )
+                    response = client.getresponse()
+                    assert response.status == 200, response.read()
+                    response.read()
+                    count += 1
+                    if response.getheader("connection") == "close":
+                        ended.append("told")
+                        break
+                client.close()
+
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            calls = [threads.submit(ask_on) for _ in range(4)]
+            time.sleep(0.5)
+            assert server.end(signal.SIGTERM) == 0
+            assert all(call.result() > 10 for call in calls)
+        assert len(ended) >= 4
+
+
+@pytest.mark.parametrize(
+    ("number", "which"), [(signal.SIGSEGV, "exact"), (signal.SIGKILL, "winner")]
+)
+def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
+    bundles: Path, number: int, which: str
+) -> None:
+    """SIGSEGV is what an engine that breaks dies of; SIGKILL is no engine's doing."""
+    with ServerProcess(
+        bundles / "slow.hasten", bundles / "solid.hasten", "--max-batch", "1"
+    ) as server:
+        idle = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
+        assert ask(0, "solid", connection=idle)[0] == 200
+        time.sleep(2.2)  # from then on it counts as idle
+        pid = server.serving_pid()
+        with concurrent.futures.ThreadPoolExecutor(3) as threads:
+            calls = [threads.submit(ask, server.http_port, "slow") for _ in range(3)]
+            time.sleep(0.15)
+            os.kill(pid, number)
+            answers = [call.result() for call in calls]
+        assert [status for status, _ in answers if status != 200], "nobody waited"
+        assert {status for status, _ in answers} <= {200, 503}
+        errors = {body["error"] for status, body in answers if status == 503}
+        assert errors == {"the server is starting again: retry"}
+        until(lambda: ready(server))
+        assert server.serving_pid() != pid
+        assert ask(server.http_port, "slow")[0] == 200
+        assert ask(0, "solid", connection=idle)[0] == 200  # its connection was kept
+        idle.close()
+        for model, answers_now in (("slow", which), ("solid", "winner")):
+            config = json.loads(get(server.http_port, f"/v2/models/{model}/config")[1])
+            assert config["parameters"]["answers"] == {"string_value": answers_now}
+        assert f"died of signal {signal.Signals(number).name}" in server.errors
+        assert ("the exact model answers from now on" in server.errors) == (which == "exact")
+
+
+def test_who_comes_while_it_starts_again_is_told_to_retry(bundles: Path) -> None:
+    with ServerProcess(bundles / "solid.hasten") as server:
+        os.kill(server.serving_pid(), signal.SIGKILL)
+        statuses: list[int] = []
+
+        def answered() -> bool:
+            statuses.append(ask(server.http_port, "solid")[0])
+            return statuses[-1] == 200
+
+        until(answered)
+        assert set(statuses[:-1]) <= {503}
+
+
+def test_a_hangup_loads_what_was_replaced_on_disk(tmp_path: Path) -> None:
+    path = bundle_of(tmp_path, models.solid(tmp_path), "model")
+    with ServerProcess(path) as server:
+        bundle_of(tmp_path, models.mirrored(tmp_path), "model")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: ask(server.http_port, "model")[1]["outputs"][0]["data"] == ROW[::-1])
+
+
+def test_health_is_told_before_the_models_are_loaded(bundles: Path) -> None:
+    """A process that is still loading lives, and isn't ready; it says so to whoever asks."""
+    server = ServerProcess(bundles / "slow.hasten")
+    until(lambda: server.http_port != 0)
+    assert get(server.http_port, "/v2/health/live")[0] == 200
+    status, body = get(server.http_port, "/v2/health/ready")
+    if status != 200:
+        assert json.loads(body) == {"error": "models are still loading"}
+        status, answer = ask(server.http_port, "slow")
+        assert (status, answer["error"]) == (503, "the model 'slow' isn't ready: loading")
+    with server:
+        assert ready(server)
+
+
+def test_more_connections_than_are_allowed_are_turned_away(bundles: Path) -> None:
+    with ServerProcess(bundles / "solid.hasten", "--max-connections", "3") as server:
+        held = [socket.create_connection(("127.0.0.1", server.http_port)) for _ in range(3)]
+        for one in held:  # each is served
+            one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert one.recv(100).startswith(b"HTTP/1.1 200")
+        assert get(server.http_port, "/v2/health/live")[0] == 503
+        held[0].close()
+        until(lambda: get(server.http_port, "/v2/health/live")[0] == 200)
+        for one in held:
+            one.close()
+
+
+def test_tls_encrypts(bundles: Path, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with ServerProcess(
+        bundles / "solid.hasten", "--tls-cert", certificate, "--tls-key", key
+    ) as server:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        client = http.client.HTTPSConnection("127.0.0.1", server.http_port, context=trusting)
+        rows = np.tile(np.array(ROW, np.float32), (32, 1)).tobytes()
+        for _ in range(3):
+            client.request(
+                "POST",
+                "/v2/models/solid/infer",
+                rows,
+                {"Inference-Header-Content-Length": "0"},
+            )
+            response = client.getresponse()
+            assert response.status == 200
+            assert response.read().endswith(rows)
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nothing.hasten"], "nothing.hasten is no bundle: it has no manifest.json"),
+        (["{solid}", "--max-batch", "0"], "--max-batch is from 1 to 64; got 0"),
+        (["{solid}", "--tls-cert", "x.pem"], "TLS needs both a certificate and its key: --tls-cert and --tls-key"),
+        (["{solid}", "--token-file", "none"], "can't read the token in none: No such file or directory"),
+        (["a:0={solid}"], "'a:0={solid}': write NAME=PATH or NAME:VERSION=PATH, the version from 1"),
+        (["a:1={solid}", "a:1={solid}"], "version 1 of 'a' is given twice"),
+        (["{solid}", "--shared-memory", "("], "--shared-memory is no pattern: missing ), unterminated subpattern at position 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_the_exit_code_2(
+    bundles: Path, arguments: list[str], error: str
+) -> None:
+    solid = str(bundles / "solid.hasten")
+    server = ServerProcess(*(argument.replace("{solid}", solid) for argument in arguments))
+    with pytest.raises(RuntimeError, match="didn't start"), server:
+        pass
+    assert server.errors == f"hasten: {error.replace('{solid}', solid)}\n"
+    assert server.process.returncode == 2
+
+
+def test_a_port_that_is_taken_is_one_line(bundles: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [
+                *(sys.executable, "-c", "from hasten.cli import main; main()", "serve"),
+                *(bundles / "solid.hasten", "--http", str(port)),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    assert result.returncode == 2
+    assert result.stderr == f"hasten: can't listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_an_idle_server_doesnt_look_around(bundles: Path) -> None:
+    """No polling: neither process uses the processor while nothing happens."""
+    with ServerProcess(bundles / "solid.hasten") as server:
+        assert ask(server.http_port, "solid")[0] == 200
+        idle = socket.create_connection(("127.0.0.1", server.http_port))
+        time.sleep(0.5)
+
+        def ticks() -> int:
+            pids = (server.process.pid, server.serving_pid())
+            fields = [
+                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids
+            ]
+            return sum(int(each[11]) + int(each[12]) for each in fields)
+
+        before = ticks()
+        time.sleep(3.0)
+        assert ticks() - before <= 0.03 * os.sysconf("SC_CLK_TCK") + 1
+        idle.close()

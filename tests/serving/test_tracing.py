@@ -1,0 +1,247 @@
+"""Spans, as a real collector gets them from OpenTelemetry's own exporter."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from hasten.errors import InputError
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.protocol.requests import Query
+from hasten.serving.batching import Timing
+from hasten.serving.served import ServedModel, Ticket
+from hasten.serving.tracing import Tracing
+from hasten.testing import models
+from hasten.testing.servers import ServerThread, bundle_of, place_of
+
+TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+PARENT = f"00-{TRACE}-{CALLER}-01"
+MS = 1_000_000
+WALL_NS = 1_700_000_000_000_000_000
+
+
+class Collector:
+    """Receives OTLP over HTTP.
+
+    Attributes:
+        resources: Attributes of each service that sent something.
+        spans: What it sent.
+        paths: Where to.
+    """
+
+    def __init__(self) -> None:
+        collector = self
+        self.resources: list[dict[str, Any]] = []
+        self.spans: list[Any] = []
+        self.paths: set[str] = set()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                collector.paths.add(self.path)
+                for one in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    collector.resources.append(values(one.resource))
+                    for scope in one.scope_spans:
+                        collector.spans += scope.spans
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def named(self, name: str) -> Any:
+        """The only span of a name."""
+        (span,) = [each for each in self.spans if each.name == name]
+        return span
+
+
+def values(owner: Any) -> dict[str, Any]:
+    return {
+        each.key: getattr(each.value, each.value.WhichOneof("value")) for each in owner.attributes
+    }
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    receiving = Collector()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiving.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield receiving
+    receiving.close()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles")
+    return bundle_of(folder, models.linear_classifier(folder))
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Iterator[ServedModel]:
+    with ServerThread(place_of(bundle, "doors", priority=2)) as server:
+        yield server.server.state.repository.find("doors")
+
+
+def query(trace: str = PARENT, arrived_ns: int = 5 * MS) -> Query:
+    array = np.zeros((3, 16), np.float32)
+    return Query("doors", "", "", {"x": array}, trace=trace, arrived_ns=arrived_ns)
+
+
+def ticket(model: ServedModel, asked: Query) -> Ticket:
+    """A request that was queued at 6 ms, left the queue at 8, and was computed from 9 to 12."""
+    made = Ticket(model, asked, lambda answer: None, 3, (), math.inf, asked.inputs)
+    made.queued_ns = 6 * MS
+    made.timing = Timing(8 * MS, 9 * MS, 12 * MS, 8)
+    return made
+
+
+def traced(model: ServedModel, asked: Query, failure: ProtocolError | None = None) -> None:
+    """Trace one request from 5 to 13 ms of a clock of its own."""
+    tracing = Tracing(wall_ns=lambda: WALL_NS + 13 * MS)
+    under_way = None if failure else ticket(model, asked)
+    tracing.finished(model, asked, 13 * MS, failure, under_way)
+    tracing.close()
+
+
+def test_an_answer_is_a_server_span_within_its_callers_trace(
+    collector: Collector, model: ServedModel
+) -> None:
+    traced(model, query())
+    span = collector.named("infer doors")
+    assert span.kind == Span.SPAN_KIND_SERVER
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, CALLER)
+    assert values(span) == {
+        "hasten.model": "doors",
+        "hasten.version": "1",
+        "hasten.rows": 3,
+        "hasten.batch_rows": 8,
+        "hasten.priority": 2,
+    }
+    assert span.status.code == Status.STATUS_CODE_UNSET
+    assert collector.paths == {"/v1/traces"}
+
+
+def test_its_parts_lie_within_it_on_the_wall_clock(
+    collector: Collector, model: ServedModel
+) -> None:
+    traced(model, query())
+    whole = collector.named("infer doors")
+    times = {
+        span.name: (span.start_time_unix_nano - WALL_NS, span.end_time_unix_nano - WALL_NS)
+        for span in collector.spans
+    }
+    assert times == {
+        "infer doors": (5 * MS, 13 * MS),
+        "queue": (6 * MS, 8 * MS),
+        "batch": (8 * MS, 9 * MS),
+        "compute": (9 * MS, 12 * MS),
+    }
+    for name in ("queue", "batch", "compute"):
+        part = collector.named(name)
+        assert (part.trace_id, part.parent_span_id) == (whole.trace_id, whole.span_id)
+        assert part.kind == Span.SPAN_KIND_INTERNAL
+
+
+def test_a_failure_is_an_error_with_its_reason(collector: Collector, model: ServedModel) -> None:
+    traced(model, query(), ProtocolError(Kind.OVERLOADED, "overloaded: retry later", 1.0))
+    (span,) = collector.spans
+    assert span.status.code == Status.STATUS_CODE_ERROR
+    assert span.status.message == "overloaded: retry later"
+    assert values(span)["error.type"] == "OVERLOADED"
+    assert "hasten.batch_rows" not in values(span)
+
+
+@pytest.mark.parametrize("trace", ["", "no traceparent", f"00-{'0' * 32}-{CALLER}-01"])
+def test_without_a_caller_a_trace_begins(
+    collector: Collector, model: ServedModel, trace: str
+) -> None:
+    traced(model, query(trace))
+    span = collector.named("infer doors")
+    assert span.parent_span_id == b""
+    assert span.trace_id.hex() != TRACE
+    assert len(span.trace_id) == 16
+
+
+def test_what_its_caller_does_not_sample_is_not_sent(
+    collector: Collector, model: ServedModel
+) -> None:
+    traced(model, query(f"00-{TRACE}-{CALLER}-00"))
+    assert collector.spans == []
+
+
+def test_the_service_is_hasten_unless_the_environment_names_it(
+    collector: Collector, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced(model, query())
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "doors-in-production")
+    traced(model, query())
+    names = [resource["service.name"] for resource in collector.resources]
+    assert names == ["hasten", "doors-in-production"]
+
+
+def test_a_receiver_that_is_gone_ends_nothing(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    traced(model, query())
+
+
+def test_without_opentelemetry_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(InputError) as caught:
+        Tracing()
+    assert str(caught.value) == (
+        "--trace needs OpenTelemetry (import of opentelemetry.sdk.trace halted; None in "
+        "sys.modules): pip install 'hasten[otel]'"
+    )
+
+
+def test_requests_to_a_real_server_become_spans(collector: Collector, bundle: Path) -> None:
+    tensor = {"name": "x", "shape": [2, 16], "datatype": "FP32", "data": [1.0] * 32}
+    wrong = {**tensor, "shape": [4, 8]}
+    with ServerThread(place_of(bundle, "doors"), trace=True) as server:
+        connection = http.client.HTTPConnection(server.host, timeout=30)
+        for sent in (tensor, wrong):
+            body = json.dumps({"inputs": [sent]})
+            connection.request("POST", "/v2/models/doors/infer", body, {"traceparent": PARENT})
+            connection.getresponse().read()
+        connection.close()
+    assert sorted(span.name for span in collector.spans) == [
+        *("batch", "compute", "infer doors", "infer doors", "queue")
+    ]
+    whole, failed = sorted(
+        (span for span in collector.spans if span.name == "infer doors"),
+        key=lambda span: "error.type" in values(span),
+    )
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    assert values(whole)["hasten.batch_rows"] == 2
+    assert values(failed)["error.type"] == "INVALID"
+    for span in collector.spans:
+        if span is not failed:
+            assert whole.start_time_unix_nano <= span.start_time_unix_nano
+            assert span.end_time_unix_nano <= whole.end_time_unix_nano
