@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hasten.recertification import certify
     from hasten.reporting.publication import report
     from hasten.scenarios import load_test
+    from hasten.serving.run import serve
 
 _WHERE = {
     "optimize": "hasten.optimization",
@@ -23,6 +24,7 @@ _WHERE = {
     "bench": "hasten.benchmark",
     "load_test": "hasten.scenarios",
     "certify": "hasten.recertification",
+    "serve": "hasten.serving.run",
     "report": "hasten.reporting.publication",
     "profile": "hasten.profiling",
     "InputError": "hasten.errors",
@@ -41,6 +43,7 @@ __all__ = [
     "optimize",
     "profile",
     "report",
+    "serve",
 ]
 __version__ = "0.1.0"
 

@@ -69,3 +69,21 @@ def test_a_profile_needs_an_extra_only_to_read_an_onnx_file(tmp_path: Path) -> N
     line = "hasten: an ONNX model needs the extra: pip install 'hasten[optimize]'"
     then = f"from hasten.cli import main; main(['profile', '{model}'])"
     assert said((*OPTIMIZE, "torch"), then) == (2, [line])
+
+
+@pytest.mark.parametrize("missing", ["httptools", "orjson", "uvloop"])
+def test_serving_names_its_extra(missing: str) -> None:
+    then = "from hasten.cli import main; main(['serve', 'model.hasten'])"
+    line = f"hasten: serving needs the module {missing}: pip install 'hasten[serve]'"
+    assert said((missing,), then) == (2, [line])
+
+
+def test_a_server_and_its_load_test_need_nothing_of_the_optimizer() -> None:
+    then = (
+        "import hasten.serving.process, hasten.serving.grpc, hasten.serving.routes\n"
+        "import hasten.loadtest.generator\n"
+        "loaded = sys.modules.keys()\n"
+        "print(sorted(m for m in loaded if m.startswith(('hasten.passes', 'hasten.search', "
+        "'hasten.frontends', 'onnxruntime', 'openvino'))))"
+    )
+    assert said((*OPTIMIZE, "torch", "ray", "opentelemetry"), then) == (0, ["[]"])

@@ -200,7 +200,7 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
         ),
         (
             with_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 16}),
-            "no shared memory region 'r' is registered: register it first",
+            "input 'x' comes in two ways: as data, by binary_data_size or in shared memory",
         ),
     ],
 )
@@ -255,6 +255,42 @@ def test_binary_tensors_come_and_go_behind_the_json(server: ServerThread) -> Non
     length = int(headers["inference-header-content-length"])
     assert json.loads(body[:length])["outputs"][0]["parameters"] == {"binary_data_size": 16}
     assert body[length:] == ROW.tobytes()
+
+
+def test_requests_that_look_alike_get_answers_of_their_own(server: ServerThread) -> None:
+    """What follows from a request's JSON is kept; the tensors, the versions and the errors aren't."""
+
+    def whole(rows: Any, **more: Any) -> bytes:
+        tensor = {
+            "name": "x",
+            "datatype": "FP32",
+            "shape": list(rows.shape),
+            "parameters": {"binary_data_size": rows.nbytes},
+        }
+        value = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+        head = json.dumps(value).encode()
+        path = more.pop("path", "/v2/models/solid/infer")
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        return request(path, head + rows.tobytes() + more.get("tail", b""), headers=headers)
+
+    with Client(server) as client:
+        for number in range(6):
+            for shape, path, version in (
+                ((1, 4), "/v2/models/solid/infer", "2"),
+                ((2, 4), "/v2/models/solid/infer", "2"),
+                ((1, 4), "/v2/models/solid/versions/1/infer", "1"),
+            ):
+                rows = np.full(shape, number, np.float32)
+                client.send(whole(rows, path=path))
+                status, headers, body = client.answer()
+                length = int(headers["inference-header-content-length"])
+                said = json.loads(body[:length])
+                assert (status, said["model_version"]) == (200, version)
+                assert said["outputs"][0]["shape"] == list(shape)
+                assert body[length:] == rows.tobytes()
+            client.send(whole(rows, tail=b"more"))
+            status, _, body = client.answer()
+            assert (status, json.loads(body)["error"][:16]) == (400, "4 bytes are left")
 
 
 def test_bytes_after_the_tensors_are_refused(server: ServerThread) -> None:

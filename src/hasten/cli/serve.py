@@ -91,8 +91,7 @@ def serve(bundles: tuple[str, ...], **options: Any) -> None:
     loads what was replaced on disk; SIGTERM answers what is under way and ends.
     """
     with one_line_errors():
-        from hasten.serving.run import serve as run
-        from hasten.serving.run import settings_of
+        from hasten import serve as run
 
-        code = run(settings_of(bundles, **options), click.echo)
+        code = run(bundles, say=click.echo, **options)
     raise SystemExit(code)

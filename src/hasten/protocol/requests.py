@@ -59,6 +59,8 @@ class Query:
         arrived_ns: Monotonic clock, when its last byte was there.
         parsed_ns: When it was decoded.
         trace: The caller's W3C `traceparent`, or "".
+        source: Which connection brought it; 0 where nobody says.
+        plan: What was known of it beforehand: it needs no check. Of the server's own.
     """
 
     model: str
@@ -72,6 +74,8 @@ class Query:
     arrived_ns: int = 0
     parsed_ns: int = 0
     trace: str = ""
+    source: int = 0
+    plan: Any = None
 
 
 @dataclass(slots=True)

@@ -116,8 +116,11 @@ class Batching:
             ProtocolError: it is refused.
         """
         now_ns = self._clock_ns()
-        if self._short(item.rows) and (run := self.scheduler.take_alone(item, now_ns)) is not None:
-            self._run_here(run, now_ns)
+        if (run := self.scheduler.take_alone(item, now_ns)) is not None:
+            if self._short(item.rows):
+                self._run_here(run, now_ns)
+            else:
+                self._run_there(run, now_ns)
             return
         self.scheduler.offer(item, now_ns)
         if item.deadline_ns != math.inf:
@@ -180,8 +183,12 @@ class Batching:
                 self._run_here(step, now_ns)
                 self._look_soon()  # a turn of the loop later, so that bytes come and go meanwhile
                 return
-            number = self.scheduler.begun(step, now_ns)
-            self._free.pop().jobs.put((step, number))
+            self._run_there(step, now_ns)
+
+    def _run_there(self, run: Run[Task], now_ns: int) -> None:
+        """Run a batch on a thread of its own."""
+        number = self.scheduler.begun(run, now_ns)
+        self._free.pop().jobs.put((run, number))
 
     def _run_here(self, run: Run[Task], now_ns: int) -> None:
         """Run a short batch on the loop's own thread."""

@@ -39,7 +39,7 @@ class Inference:
 
     Attributes:
         id: What comes back with the answer.
-        final: Whether its answer is to be marked as the last.
+        final: Whether even an error is to be marked as the last answer.
     """
 
     __slots__ = (
@@ -118,9 +118,7 @@ class Inference:
         """
         model = self._model
         began_ns = self._clock_ns()
-        data = write_answer(
-            answer, self._query, self._state.memory, model.most_rows > 0, self.final and in_stream
-        )
+        data = write_answer(answer, self._query, self._state.memory, model.most_rows > 0, in_stream)
         model.statistics.encoded(self._clock_ns() - began_ns)
         return data
 

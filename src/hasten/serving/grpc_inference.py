@@ -69,7 +69,7 @@ class Request(NamedTuple):
 
     @property
     def wants_final(self) -> bool:
-        """Whether a stream's last answer is to be marked as such."""
+        """Whether a stream's last answer is to be marked as such, even where it is an error."""
         parameters = self.message.parameters
         name = "triton_enable_empty_final_response"
         return name in parameters and parameters[name].bool_param is True
@@ -196,6 +196,8 @@ def _inputs(request: Request, memory: SharedMemory, most_bytes: int) -> dict[str
         parameters = tensor.parameters
         try:
             if parameters and "shared_memory_region" in parameters:
+                if tensor.HasField("contents") and tensor.contents.ByteSize():
+                    raise InputError("it has contents, and lies in shared memory")
                 data: Any = memory.read(region_of(name, _parameters(parameters)))
             elif not raw:
                 inputs[name] = _from_contents(tensor, datatype, shape)
@@ -243,6 +245,8 @@ def _from_contents(tensor: Any, datatype: str, shape: tuple[int, ...]) -> Array:
         raise InputError(f"{datatype} comes in raw_input_contents only")
     field = _FIELDS[datatype]
     elements = getattr(tensor.contents, field)
+    if len(tensor.contents.ListFields()) > 1:
+        raise InputError(f"{datatype} comes in {field}; others of its contents are filled, too")
     count = count_of(shape)
     if len(elements) != count:
         raise InputError(

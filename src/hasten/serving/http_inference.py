@@ -159,13 +159,13 @@ def _inputs(
                     Kind.INVALID,
                     f"input {name!r:.100} announces {size!r:.40} bytes; {len(view) - place} are left",
                 )
-            if tensor.data:
-                raise ProtocolError(
-                    Kind.INVALID, f"input {name!r:.100} has data and binary_data_size"
-                )
+            if tensor.data or "shared_memory_region" in parameters:
+                raise _two_ways(name)
             data = view[place : place + size]
             place += size
         elif "shared_memory_region" in parameters:
+            if tensor.data:
+                raise _two_ways(name)
             data = memory.read(region_of(name, parameters))
         else:
             inputs[name] = _from_json(tensor, shape)
@@ -175,6 +175,13 @@ def _inputs(
         except InputError as error:
             raise ProtocolError(Kind.INVALID, f"input {name!r:.100}: {error}") from error
     return inputs, place
+
+
+def _two_ways(name: str) -> ProtocolError:
+    return ProtocolError(
+        Kind.INVALID,
+        f"input {name!r:.100} comes in two ways: as data, by binary_data_size or in shared memory",
+    )
 
 
 def _wanted(wanted: _Wanted, binary: bool) -> Wanted:

@@ -70,8 +70,8 @@ def deploy(
         InputError: Ray isn't installed, no cluster answers, a port can't be had, or the models
             can't be served.
     """
-    ray, serve = _ray()
     _check(settings, min_replicas, max_replicas)
+    ray, serve = _ray()
     with contextlib.ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
         entries: dict[str, Entry] = {}
@@ -184,6 +184,8 @@ class Watch:
 def _ray() -> tuple[Any, Any]:
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's workers step back for everybody else; here they are whom everybody waits for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
         from ray import serve
 

@@ -337,6 +337,7 @@ class Replica:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ray kills a worker's whole group with it: this one is to drain
         )
         self._entry = await asyncio.to_thread(self._until_ready)
         targets = {}
@@ -473,10 +474,15 @@ def main() -> NoReturn:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(sys.argv[1]):
         raise SystemExit(1)
+
+    def say(text: str) -> None:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
     try:
-        code = Supervisor(settings, lambda text: print(text, flush=True)).run()
+        code = Supervisor(settings, say).run()
     except HastenError as error:
-        print(f"{_FAILED}{error}", flush=True)
+        say(f"{_FAILED}{error}")
         code = 2
     raise SystemExit(code)
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hasten.errors import InputError
 from hasten.serving.opening import ModelSettings
@@ -41,7 +42,31 @@ def settings_of(
     trace: bool = False,
     json_logs: bool = False,
 ) -> ServerSettings:
-    """Check what is asked for; see `serve`.
+    """Check what is asked for.
+
+    Args:
+        bundles: Folders, NAME=FOLDER or NAME:VERSION=FOLDER.
+        http: The port of HTTP; 0 for any that is free, None for no HTTP.
+        grpc: The same of gRPC.
+        host: Where to listen.
+        max_batch: The largest batch, and the most rows of a request.
+        sessions: How many batches run side by side; None as the batch curve advises.
+        deadline_s: Of requests that state none.
+        max_wait_s: A request that would wait longer for others is refused.
+        cache_bytes: Of answers to keep.
+        shadow: The share of requests that the exact model is asked, too.
+        standby: Keep the exact model open, to fall back on.
+        custom_ops: Libraries with operators of the user's own.
+        shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
+        allow_control: Clients may load and unload what is registered here, and set what is logged.
+        token_file: A file with the token that clients must bring.
+        tls_cert: PEM file of the certificate.
+        tls_key: PEM file of its key.
+        max_body_bytes: Of one request.
+        max_connections: At once.
+        drain_s: What is under way at the end has so long.
+        trace: Send OpenTelemetry spans.
+        json_logs: One JSON object a line.
 
     Raises:
         InputError: what can't be.
@@ -103,18 +128,48 @@ def settings_of(
     )
 
 
-def serve(settings: ServerSettings, say: Callable[[str], None] = lambda text: None) -> int:
-    """Serve until SIGTERM or SIGINT.
+def serve(
+    bundles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> int:
+    """Serve bundles until SIGTERM or SIGINT; from the main thread.
 
     Args:
-        settings: What `settings_of` returns.
+        bundles: A folder, NAME=FOLDER or NAME:VERSION=FOLDER, or several of them.
         say: Told where it listens, and when it is ready.
+        **options: As `settings_of` takes them.
 
     Returns:
         The exit code: 0 where it ended because it was asked to.
 
     Raises:
         InputError: the extra isn't installed, a port can't be had, or no model can be loaded.
+    """
+    check_installed()
+    several = [bundles] if isinstance(bundles, (str, os.PathLike)) else bundles
+    return supervise(settings_of(several, **options), say)
+
+
+def supervise(settings: ServerSettings, say: Callable[[str], None] = lambda text: None) -> int:
+    """Serve what settings say; see `serve`.
+
+    Raises:
+        InputError: the extra isn't installed, a port can't be had, or no model can be loaded.
+    """
+    from hasten.serving.logs import log_to_stderr
+    from hasten.serving.supervisor import Supervisor
+
+    log_to_stderr(as_json=settings.json_logs)
+    return Supervisor(settings, say).run()
+
+
+def check_installed() -> None:
+    """Check that the extra is there.
+
+    Raises:
+        InputError: which module isn't.
     """
     try:
         import httptools  # noqa: F401
@@ -124,8 +179,3 @@ def serve(settings: ServerSettings, say: Callable[[str], None] = lambda text: No
         raise InputError(
             f"serving needs the module {error.name}: pip install 'hasten[serve]'"
         ) from error
-    from hasten.serving.logs import log_to_stderr
-    from hasten.serving.supervisor import Supervisor
-
-    log_to_stderr(as_json=settings.json_logs)
-    return Supervisor(settings, say).run()

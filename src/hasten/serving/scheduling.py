@@ -19,8 +19,8 @@ from hasten.serving.latencies import Latencies
 _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
 """Of the capacity: from this load on, batches are expected to be full."""
-_COMPANY = 0.3
-"""Arrivals within a request's own time from which on it is looked for company first."""
+_COMPANY_NS = 1_000_000
+"""Requests of several connections that come closer together are looked for company first."""
 _TRY_AFTER_NS = 50_000_000
 _MOST_GAP_NS = 10e9
 
@@ -42,6 +42,7 @@ class Pending:
         state: "new", "queued", "running", "done" (answered, refused or dropped).
         queued_ns: When it was taken in.
         order: Of its arrival.
+        source: Which connection brought it; 0 where nobody says.
         tried: Whether it runs though it will hardly be in time: to see how fast the machine is now.
     """
 
@@ -54,6 +55,7 @@ class Pending:
     queued_ns: int = 0
     order: int = 0
     tried: bool = False
+    source: int = 0
 
     def __lt__(self, other: Pending) -> bool:
         return (self.priority, self.order) < (other.priority, other.order)
@@ -107,6 +109,7 @@ class Scheduler(Generic[P]):
     _last_ns: int | None = None
     _waiting_since_ns: int | None = None
     _ended_ns: int | None = None
+    _source: int = 0
     _left: int = 0
     """Queued items that were dropped, and are still in the heap."""
 
@@ -133,7 +136,9 @@ class Scheduler(Generic[P]):
         """Take a request in that can go at once: all is idle, and no company is to be expected."""
         if self._running or self._rows or item.deadline_ns != math.inf:
             return None
-        if self.rate_per_ns(now_ns) * self.latencies.expected_ns(item.rows) > _COMPANY:
+        again = item.source == self._source != 0
+        self._source = item.source
+        if not again and self.rate_per_ns(now_ns) * _COMPANY_NS > 1:
             return None
         self._note_arrival(now_ns)
         item.state, item.queued_ns = "running", now_ns

@@ -23,6 +23,7 @@ from hasten.serving.batching import Batching, Task, Timing
 from hasten.serving.caching import Cache, content_key
 from hasten.serving.comparison import is_broken
 from hasten.serving.opening import ModelSettings, Opened
+from hasten.serving.plans import Plan, Plans
 from hasten.serving.scheduling import Scheduler
 from hasten.serving.shadow import Shadow
 from hasten.serving.statistics import NOT_RUN, Served, Statistics
@@ -77,6 +78,7 @@ class ServedModel:
         self.most_rows = opened.sizes[-1] if opened.batched else 0
         self.fell_back = opened.broken
         self.cache = Cache(settings.cache_bytes) if settings.cache_bytes else None
+        self._plans = Plans()
         self._running = running
         self._clock_ns = clock_ns
         self._specs = [_Spec(spec, opened.batched) for spec in self.inputs]
@@ -133,19 +135,36 @@ class ServedModel:
         Raises:
             ProtocolError: it doesn't fit the model, or can't be answered in time.
         """
-        try:
-            rows, key, inputs = self._checked(query)
-            self._check_outputs(query)
-        except ProtocolError as failure:
-            self._refused(query, failure)
-            raise
+        plan: Plan | None = query.plan
+        if plan is not None:
+            rows, key = plan.rows, plan.key
+        else:
+            rows, key = self._looked_at(query)
         timeout_ns = query.timeout_ns or self.settings.deadline_ns
         deadline_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
-        ticket = Ticket(self, query, done, rows, key, deadline_ns, inputs)
+        ticket = Ticket(self, query, done, rows, key, deadline_ns, query.inputs)
         if self.cache is not None and self._known(ticket):
             return ticket
         self._enqueue(ticket)
         return ticket
+
+    def _looked_at(self, query: Query) -> tuple[int, Any]:
+        try:
+            found = self._checked(query)
+            self._check_outputs(query)
+            return found
+        except ProtocolError as failure:
+            self._refused(query, failure)
+            raise
+
+    def planned(self, body: Any, header_bytes: int) -> Query | None:
+        """Read a body whose JSON was seen before; None where it wasn't."""
+        plan = self._plans.find(body, header_bytes)
+        return None if plan is None else plan.query(body)
+
+    def plan(self, query: Query, body: Any, header_bytes: int, ticket: Ticket) -> None:
+        """Keep what followed from a request's JSON."""
+        self._plans.note(query, body, header_bytes, ticket.rows, ticket.key)
 
     def _enqueue(self, ticket: Ticket) -> None:
         try:
@@ -175,8 +194,8 @@ class ServedModel:
         self._batching.cancel(ticket)
         self._fly_on(ticket)
 
-    def _checked(self, query: Query) -> tuple[int, Any, Tensors]:
-        """Check a request against the model; its rows, what can share a batch with it, its arrays."""
+    def _checked(self, query: Query) -> tuple[int, Any]:
+        """Check a request against the model; its rows, and what can share a batch with it."""
         inputs = query.inputs
         if len(inputs) != len(self._specs):
             raise self._unfit(inputs)
@@ -212,7 +231,7 @@ class ServedModel:
                 f"a request of {self.name!r} brings at most {self.most_rows} rows; got {rows}: send "
                 "several requests",
             )
-        return rows or 1, sizes, inputs
+        return rows or 1, sizes
 
     def _unfit(self, inputs: Tensors) -> ProtocolError:
         names = ", ".join(spec.name for spec in self._specs)
@@ -374,6 +393,7 @@ class Ticket(Task):
     ) -> None:
         self.rows, self.key, self.deadline_ns, self.inputs = rows, key, deadline_ns, inputs
         self.priority = query.priority or model.settings.priority
+        self.source = query.source
         self.arrived_ns = query.arrived_ns
         self.state, self.queued_ns, self.order, self.tried = "new", 0, 0, False
         self.model, self.query, self._done = model, query, done

@@ -16,7 +16,7 @@ class TritonPythonModel:
         ]
 
     def execute(self, requests):  # type: ignore[no-untyped-def]
-        return [self._answer(request) for request in requests]
+        return [self._answer(request) for request in requests]  # type: ignore[no-untyped-call]
 
     def _answer(self, request):  # type: ignore[no-untyped-def]
         return triton.InferenceResponse(

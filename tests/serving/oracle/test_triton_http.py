@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tritonclient.utils.shared_memory as shm
 
 INFER = "/v2/models/{}/infer"
 ROW = [1.5, -2.0, 0.1]
+HALVES = np.array(ROW, np.float16).tobytes()
 
 
 class Case(NamedTuple):
@@ -44,7 +46,48 @@ def form(value: Any) -> Any:
     return type(value).__name__
 
 
-def tensor(data: Any = ROW, shape: Sequence[Any] = (1, 3), datatype: str = "FP32", name: str = "x", **more: Any) -> dict[str, Any]:
+def statistics(value: Any) -> Any:
+    """The form of one model's."""
+    (one,) = (each for each in value["model_stats"] if each["name"] == "float32")
+    return form(one)
+
+
+def metadata(value: Any) -> Any:
+    """All but the platform: each server names what runs the model."""
+    return {name: inner for name, inner in value.items() if name != "platform"}
+
+
+def index(value: Any) -> Any:
+    """In no order; Triton leaves out the reason where there is none."""
+    return sorted(({"reason": "", **each} for each in value), key=lambda each: each["name"])
+
+
+def configuration(value: Any) -> Any:
+    """What clients read: the load generators among them tell by it what they may send."""
+    tensors = ("name", "data_type", "dims", "is_shape_tensor", "label_filename")
+    inputs = (*tensors[:4], "format", "optional", "allow_ragged_batch")
+    return {
+        "name": value["name"],
+        "max_batch_size": value["max_batch_size"],
+        "version_policy": value["version_policy"],
+        "dynamic_batching": "dynamic_batching" in value,
+        "ensemble or sequence": "ensemble_scheduling" in value or "sequence_batching" in value,
+        "decoupled": value.get("model_transaction_policy", {}).get("decoupled", False),
+        "cached": value.get("response_cache", {}).get("enable", False),
+        "instances": {(each["kind"], type(each["count"])) for each in value["instance_group"]},
+        "input": [{name: each[name] for name in inputs} for each in value["input"]],
+        "output": [{name: each[name] for name in tensors} for each in value["output"]],
+    }
+
+
+def tensor(
+    data: Any = ROW,
+    shape: Sequence[Any] = (1, 3),
+    datatype: str = "FP32",
+    name: str = "x",
+    **more: Any,
+) -> dict[str, Any]:
+    """An input in JSON."""
     return {"name": name, "datatype": datatype, "shape": shape, "data": data, **more}
 
 
@@ -62,20 +105,27 @@ def binary(
     return Case("POST", INFER.format(model), head + data, {**length, **headers})
 
 
-def sized(size: Any, shape: Sequence[int] = (1, 3), datatype: str = "FP32", name: str = "x", **more: Any) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size, **more}}
+def sized(
+    size: Any, shape: Sequence[int] = (1, 3), datatype: str = "FP32", name: str = "x"
+) -> dict[str, Any]:
+    """An input behind the JSON."""
+    parameters = {"binary_data_size": size}
+    return {"name": name, "datatype": datatype, "shape": shape, "parameters": parameters}
 
 
 def packed(case: Case, how: str, data: bytes) -> Case:
+    """Another body, said to be compressed."""
     return case._replace(body=data, headers={**case.headers, "Content-Encoding": how})
 
 
 def accepting(case: Case, how: str) -> Case:
+    """The same, with an Accept-Encoding."""
     return case._replace(headers={**case.headers, "Accept-Encoding": how})
 
 
 F3 = struct.pack("<3f", *ROW)
 GOOD = asked(tensor())
+TEXT = GOOD.body or b""
 BINARY = binary(F3, sized(12))
 BINARY_OUT = {"binary_data_output": True}
 LEFT, RIGHT = tensor(name="left"), tensor([1, 2, 3], name="right", datatype="INT64")
@@ -84,18 +134,22 @@ WANT = {"name": "y"}
 
 
 def wanting(*outputs: Any, **more: Any) -> Case:
+    """An inference that lists outputs."""
     return asked(tensor(), outputs=outputs, **more)
 
 
 def y(**parameters: Any) -> dict[str, Any]:
+    """The output, with parameters."""
     return {"name": "y", "parameters": parameters}
 
 
 def get(path: str, **more: Any) -> Case:
+    """What has no body."""
     return Case("GET", path, **more)
 
 
 def post(path: str, value: Any = None, **more: Any) -> Case:
+    """A body of JSON, or an empty one."""
     return Case("POST", path, b"" if value is None else json.dumps(value).encode(), **more)
 
 
@@ -109,36 +163,35 @@ CASES: dict[str, Case] = {
     "server ready": get("/v2/health/ready"),
     "server metadata": get("/v2", look=form),
     "server metadata, slash": get("/v2/", look=form),
-    "metadata": get(MODEL),
-    "metadata of a version": get(f"{MODEL}/versions/1"),
-    "metadata of two inputs": get("/v2/models/pair"),
-    "metadata of BOOL": get("/v2/models/bool"),
-    "metadata of FP16": get("/v2/models/float16"),
-    "metadata of an unknown model": get("/v2/models/none"),
-    "metadata of an unknown version": get(f"{MODEL}/versions/2"),
-    "metadata of no number": get(f"{MODEL}/versions/one"),
-    "metadata, slash": get(f"{MODEL}/"),
-    "metadata, percent-encoded": get("/v2/models/flo%61t32"),
-    "metadata with a query": get(f"{MODEL}?a=1"),
+    "metadata": get(MODEL, look=metadata),
+    "metadata of a version": get(f"{MODEL}/versions/1", look=metadata),
+    "metadata of two inputs": get("/v2/models/pair", look=metadata),
+    "metadata of BOOL": get("/v2/models/bool", look=metadata),
+    "metadata of FP16": get("/v2/models/float16", look=metadata),
+    "metadata of an unknown model": get("/v2/models/none", look=metadata),
+    "metadata of an unknown version": get(f"{MODEL}/versions/2", look=metadata),
+    "metadata of no number": get(f"{MODEL}/versions/one", look=metadata),
+    "metadata, slash": get(f"{MODEL}/", look=metadata),
+    "metadata, percent-encoded": get("/v2/models/flo%61t32", look=metadata),
+    "metadata with a query": get(f"{MODEL}?a=1", look=metadata),
     "model ready": get(f"{MODEL}/ready"),
     "version ready": get(f"{MODEL}/versions/1/ready"),
     "unknown model ready": get("/v2/models/none/ready"),
     "unknown version ready": get(f"{MODEL}/versions/7/ready"),
     "version of no number ready": get(f"{MODEL}/versions/x/ready"),
-    "config": get(f"{MODEL}/config", look=lambda value: CONFIG(value)),
-    "config of two inputs": get("/v2/models/pair/config", look=lambda value: CONFIG(value)),
-    "config of a version": get(f"{MODEL}/versions/1/config", look=lambda value: CONFIG(value)),
+    "config": get(f"{MODEL}/config", look=configuration),
+    "config of two inputs": get("/v2/models/pair/config", look=configuration),
+    "config of a version": get(f"{MODEL}/versions/1/config", look=configuration),
     "config of an unknown model": get("/v2/models/none/config"),
     "config of an unknown version": get(f"{MODEL}/versions/3/config"),
-    "config's form": get(f"{MODEL}/config", look=form),
-    "statistics": get(f"{MODEL}/stats", look=form),
-    "statistics of a version": get(f"{MODEL}/versions/1/stats", look=form),
-    "statistics of all": get("/v2/models/stats", look=form),
+    "statistics": get(f"{MODEL}/stats", look=statistics),
+    "statistics of a version": get(f"{MODEL}/versions/1/stats", look=statistics),
+    "statistics of all": get("/v2/models/stats", look=statistics),
     "statistics of an unknown model": get("/v2/models/none/stats"),
     "statistics of an unknown version": get(f"{MODEL}/versions/2/stats"),
-    "index": post("/v2/repository/index"),
-    "index of what is ready": post("/v2/repository/index", {"ready": True}),
-    "index, empty object": post("/v2/repository/index", {}),
+    "index": post("/v2/repository/index", look=index),
+    "index of what is ready": post("/v2/repository/index", {"ready": True}, look=index),
+    "index, empty object": post("/v2/repository/index", {}, look=index),
     "index with a wrong type": post("/v2/repository/index", {"ready": 1}),
     "index by GET": get("/v2/repository/index"),
     "index, no JSON": Case("POST", "/v2/repository/index", b"{"),
@@ -175,9 +228,9 @@ CASES: dict[str, Case] = {
     "BOOL": asked(tensor([True, False, True], datatype="BOOL"), model="bool"),
     "BOOL of numbers": asked(tensor([1, 0, 1], datatype="BOOL"), model="bool"),
     "FP16 in JSON": asked(tensor(datatype="FP16"), model="float16"),
-    "FP16 in binary, JSON back": binary(np.float16(ROW).tobytes(), sized(6, datatype="FP16"), model="float16"),
+    "FP16 in binary, JSON back": binary(HALVES, sized(6, datatype="FP16"), model="float16"),
     "FP16 in binary and back": binary(
-        np.float16(ROW).tobytes(), sized(6, datatype="FP16"), model="float16", parameters=BINARY_OUT
+        HALVES, sized(6, datatype="FP16"), model="float16", parameters=BINARY_OUT
     ),
     "two inputs": asked(LEFT, RIGHT, model="pair"),
     "two inputs, the other way round": asked(RIGHT, LEFT, model="pair"),
@@ -216,7 +269,7 @@ CASES: dict[str, Case] = {
     "NaN back in JSON": binary(struct.pack("<3f", float("nan"), 1, 0), sized(12)),
     "infinity back in JSON": binary(struct.pack("<3f", float("inf"), 1, 0), sized(12)),
     "JSON header of the whole length": GOOD._replace(
-        headers={"Inference-Header-Content-Length": str(len(GOOD.body or b""))}
+        headers={"Inference-Header-Content-Length": str(len(TEXT))}
     ),
     "an output by name": wanting(WANT),
     "no outputs listed": asked(tensor(), outputs=[]),
@@ -224,6 +277,10 @@ CASES: dict[str, Case] = {
     "percent-encoded name": GOOD._replace(path="/v2/models/flo%61t32/infer"),
     "with a query": GOOD._replace(path=f"{MODEL}/infer?a=1"),
     "Content-Type of a form": GOOD._replace(headers={"Content-Type": "application/x-www-form-urlencoded"}),
+    "chunks": GOOD._replace(
+        body=b"10\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (TEXT[:16], len(TEXT) - 16, TEXT[16:]),
+        headers={"Transfer-Encoding": "chunked"},
+    ),
     # what no request has to have
     "an unknown field": asked(tensor(), more=1),
     "an unknown field of an input": asked(tensor(more={"a": [1]})),
@@ -311,9 +368,9 @@ CASES: dict[str, Case] = {
     "bool for FP32": asked(tensor([True, False, True])),
     "one bool for FP32": asked(tensor([1, True, 3])),
     "past FP32": asked(tensor([1e39, 0, 0])),
-    "past FP64": Case("POST", f"{MODEL}/infer", GOOD.body.replace(b"1.5", b"1e999")),  # type: ignore[union-attr]
-    "NaN in JSON": Case("POST", f"{MODEL}/infer", GOOD.body.replace(b"1.5", b"NaN")),  # type: ignore[union-attr]
-    "Infinity in JSON": Case("POST", f"{MODEL}/infer", GOOD.body.replace(b"1.5", b"Infinity")),  # type: ignore[union-attr]
+    "past FP64": Case("POST", f"{MODEL}/infer", TEXT.replace(b"1.5", b"1e999")),
+    "NaN in JSON": Case("POST", f"{MODEL}/infer", TEXT.replace(b"1.5", b"NaN")),
+    "Infinity in JSON": Case("POST", f"{MODEL}/infer", TEXT.replace(b"1.5", b"Infinity")),
     "fraction for INT64": asked(tensor([1.5, 2, 3], datatype="INT64"), model="int64"),
     "whole fraction for INT64": asked(tensor([1.0, 2, 3], datatype="INT64"), model="int64"),
     "past INT64": asked(tensor([2**63, 0, 0], datatype="INT64"), model="int64"),
@@ -344,7 +401,7 @@ CASES: dict[str, Case] = {
     "a raw body": Case("POST", f"{MODEL}/infer", F3, RAW),
     "a raw body of two rows": Case("POST", f"{MODEL}/infer", F3 + F3, RAW),
     "a raw body of BOOL": Case("POST", INFER.format("bool"), b"\1\0\1", RAW),
-    "a raw body of FP16": Case("POST", INFER.format("float16"), np.float16(ROW).tobytes(), RAW),
+    "a raw body of FP16": Case("POST", INFER.format("float16"), HALVES, RAW),
     "a raw body of a wrong size": Case("POST", f"{MODEL}/infer", F3 + b"odd", RAW),
     "a raw body of nothing": Case("POST", f"{MODEL}/infer", b"", RAW),
     "a raw body for two inputs": Case("POST", INFER.format("pair"), F3, RAW),
@@ -353,14 +410,14 @@ CASES: dict[str, Case] = {
     "no body": Case("POST", f"{MODEL}/infer"),
     "an empty body": Case("POST", f"{MODEL}/infer", b""),
     "a body of space": Case("POST", f"{MODEL}/infer", b"  "),
-    "a body cut short": GOOD._replace(body=(GOOD.body or b"")[:-1]),
-    "a body of more": GOOD._replace(body=(GOOD.body or b"") + b"}"),
-    "a body of space behind": GOOD._replace(body=(GOOD.body or b"") + b" \n"),
+    "a body cut short": GOOD._replace(body=TEXT[:-1]),
+    "a body of more": GOOD._replace(body=TEXT + b"}"),
+    "a body of space behind": GOOD._replace(body=TEXT + b" \n"),
     "a list": Case("POST", f"{MODEL}/infer", b"[]"),
     "a number": Case("POST", f"{MODEL}/infer", b"7"),
     "no UTF-8": Case("POST", f"{MODEL}/infer", b'{"id": "\xff", "inputs": []}'),
-    "no UTF-8 in a good request": GOOD._replace(body=(GOOD.body or b"").replace(b'"inputs"', b'"id": "\xff", "inputs"')),
-    "one key twice": Case("POST", f"{MODEL}/infer", (GOOD.body or b"")[:-1] + b', "id": "a", "id": "b"}'),
+    "no UTF-8 in a good request": GOOD._replace(body=TEXT.replace(b'"inputs"', b'"id": "\xff", "inputs"')),
+    "one key twice": Case("POST", f"{MODEL}/infer", TEXT[:-1] + b', "id": "a", "id": "b"}'),
     # classes
     "classes": wanting(y(classification=2)),
     "classes, one": wanting(y(classification=1)),
@@ -383,22 +440,22 @@ CASES: dict[str, Case] = {
         tensor([True, False, True], datatype="BOOL"), model="bool", outputs=[y(classification=3)]
     ),
     "classes of FP16": binary(
-        np.float16(ROW).tobytes(), sized(6, datatype="FP16"), model="float16", outputs=[y(classification=3)]
+        HALVES, sized(6, datatype="FP16"), model="float16", outputs=[y(classification=3)]
     ),
     "classes of NaN": binary(
         struct.pack("<3f", 1, float("nan"), 2), sized(12), outputs=[y(classification=3)]
     ),
     # compression
-    "gzip in": packed(GOOD, "gzip", gzip.compress(GOOD.body or b"")),
-    "deflate in": packed(GOOD, "deflate", zlib.compress(GOOD.body or b"")),
+    "gzip in": packed(GOOD, "gzip", gzip.compress(TEXT)),
+    "deflate in": packed(GOOD, "deflate", zlib.compress(TEXT)),
     "gzip in, binary": packed(BINARY, "gzip", gzip.compress(BINARY.body or b"")),
     "deflate in, binary": packed(BINARY, "deflate", zlib.compress(BINARY.body or b"")),
-    "no gzip in": packed(GOOD, "gzip", GOOD.body or b""),
-    "half a gzip in": packed(GOOD, "gzip", gzip.compress(GOOD.body or b"")[:-12]),
-    "gzip for deflate": packed(GOOD, "deflate", gzip.compress(GOOD.body or b"")),
-    "deflate for gzip": packed(GOOD, "gzip", zlib.compress(GOOD.body or b"")),
-    "identity in": packed(GOOD, "identity", GOOD.body or b""),
-    "unknown encoding in": packed(GOOD, "br", GOOD.body or b""),
+    "no gzip in": packed(GOOD, "gzip", TEXT),
+    "half a gzip in": packed(GOOD, "gzip", gzip.compress(TEXT)[:-12]),
+    "gzip for deflate": packed(GOOD, "deflate", gzip.compress(TEXT)),
+    "deflate for gzip": packed(GOOD, "gzip", zlib.compress(TEXT)),
+    "identity in": packed(GOOD, "identity", TEXT),
+    "unknown encoding in": packed(GOOD, "br", TEXT),
     "gzip out": accepting(GOOD, "gzip"),
     "deflate out": accepting(GOOD, "deflate"),
     "gzip or deflate out": accepting(GOOD, "gzip, deflate"),
@@ -409,7 +466,7 @@ CASES: dict[str, Case] = {
     "identity out": accepting(GOOD, "identity"),
     "unknown encoding out": accepting(GOOD, "br"),
     "gzip out, binary": accepting(binary(F3, sized(12), parameters=BINARY_OUT), "gzip"),
-    "gzip out of metadata": get(MODEL, headers={"Accept-Encoding": "gzip"}),
+    "gzip out of metadata": get(MODEL, headers={"Accept-Encoding": "gzip"}, look=metadata),
     # traces and logs
     "trace": get("/v2/trace/setting", look=form),
     "trace of a model": get(f"{MODEL}/trace/setting", look=form),
@@ -419,10 +476,10 @@ CASES: dict[str, Case] = {
     "trace, no object": post("/v2/trace/setting", [1]),
     "trace, unknown": post("/v2/trace/setting", {"none": "1"}),
     "trace, of a wrong type": post("/v2/trace/setting", {"trace_rate": 1}),
-    "logging": get("/v2/logging"),
-    "logging, the same": post("/v2/logging", {"log_info": True}),
-    "logging, more": post("/v2/logging", {"log_verbose_level": 1}),
-    "logging, less": post("/v2/logging", {"log_verbose_level": 0}),
+    "logging": get("/v2/logging", look=form),
+    "logging, the same": post("/v2/logging", {"log_info": True}, look=form),
+    "logging, more": post("/v2/logging", {"log_verbose_level": 1}, look=form),
+    "logging, less": post("/v2/logging", {"log_verbose_level": 0}, look=form),
     "logging, unknown": post("/v2/logging", {"none": True}),
     "logging, of a wrong type": post("/v2/logging", {"log_info": 1}),
     "logging, no JSON": Case("POST", "/v2/logging", b"{"),
@@ -462,71 +519,259 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def CONFIG(value):
-    return {
-        name: value.get(name)
-        for name in ("name", "max_batch_size", "input", "output", "version_policy")
-    } | {"dynamic": "dynamic_batching" in value}
+class Known(NamedTuple):
+    """What hasten does otherwise on purpose.
+
+    Attributes:
+        why: The reason.
+        what: The facets that differ, or both statuses.
+        cases: Where.
+    """
+
+    why: str
+    what: tuple[str, ...]
+    cases: tuple[str, ...]
 
 
-def ask(port, case):
+CLIENTS_FAULT = "400 for 500"
+"""A request that can't be read is its client's fault, wherever Triton calls it the server's."""
+KNOWN = (
+    Known(
+        "What isn't there is 404 wherever it is asked for.",
+        ("404 for 400",),
+        ("unknown model ready", "unknown version ready", "statistics of an unknown model",
+         "statistics of an unknown version", "trace of an unknown model", "generate"),
+    ),
+    Known("The same.", ("404 for 500",), ("load of nothing",)),
+    Known("Nothing of that name is registered: a typing error would look like success.",
+          ("404 for 200",), ("unload of nothing",)),
+    Known("A region that isn't registered is a mistake in the request that names it.",
+          ("400 for 404",),
+          ("region that isn't there", "CUDA region that isn't there", "input in no region",
+           "output into no region")),
+    Known("No key is one that may not be registered.", ("403 for 400",), ("register without a key",)),
+    Known("Only what the protocol has is read; of an encoding that is a client's fault.",
+          ("400 for 501",), ("unknown encoding in",)),
+    Known("What is traced is set where the server is started.", ("403 for 500",),
+          ("trace, of a wrong type",)),
+    Known("RFC 3986: %61 is a, and an empty part at the end of a path is none.",
+          ("200 for 404",),
+          ("server metadata, slash", "metadata, slash", "metadata, percent-encoded",
+           "percent-encoded name")),
+    Known("RFC 9110: where GET is taken, so is HEAD.", ("200 for 405",),
+          ("HEAD of live", "HEAD of metadata")),
+    Known("Read as it can only be meant: other servers of the protocol take null for nothing, and "
+          "clients write numbers as text, or 0 and 1 for false and true.",
+          ("200 for 500",),
+          ("BOOL of numbers", "null parameters", "null outputs", "null id", "priority as text",
+           "timeout as text", "classes as text")),
+    Known("An extension: FP16 has a JSON form and classes, and the rows of a raw body are counted.",
+          ("200 for 400",),
+          ("FP16 in JSON", "FP16 in binary, JSON back", "classes of FP16",
+           "a raw body of two rows")),
+    Known("A parameter that isn't known is passed over, whatever it is called and has for a value.",
+          ("200 for 400",),
+          ("an unknown parameter, list", "an unknown parameter, null",
+           "an unknown parameter, object", "a parameter in the protocol's own space")),
+    Known("Data that is nested otherwise than the shape says is taken for a mistake.",
+          ("400 for 200",),
+          ("data nested unevenly", "data nested with another shape", "data nested too deep",
+           "data nested by half")),
+    Known("JSON has neither NaN nor infinity; few parsers would read the answer.",
+          ("500 for 200",), ("NaN back in JSON", "infinity back in JSON", "past FP32")),
+    Known("The same, of a request.", ("400 for 200",), ("NaN in JSON", "Infinity in JSON")),
+    Known("JSON is UTF-8; few parsers would read the answer.", ("400 for 200",),
+          ("no UTF-8 in a good request",)),
+    Known("A header that says something else than the body is taken for a mistake.",
+          ("400 for 200",), ("gzip for deflate", "deflate for gzip")),
+    Known("A setting that there isn't is said to be none instead of passed over.",
+          ("400 for 200",), ("trace, no object", "trace, unknown", "logging, unknown")),
+    Known("Outputs come in the order asked for.", ("outputs",),
+          ("two inputs, outputs the other way round", "two inputs, one output in binary")),
+    Known("Each output that is asked for is answered.", ("outputs",), ("one output twice",)),
+    Known("As Triton's own description of the extension has it, binary_data_output is the default "
+          "of all outputs, those that are listed included.",
+          ("tail", "in binary", "content type", "outputs"),
+          ("binary back, the output's own word missing", "classes in binary by default")),
+    Known("Most parsers keep the last of equal keys.", ("id",), ("one key twice",)),
+)  # fmt: skip
+
+
+def ask(port: int, case: Case) -> tuple[int, dict[str, str], bytes]:
+    """Send a request in a connection of its own; status, headers in lower case, body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.putrequest(case.method, case.path, skip_accept_encoding=True)
         for name, value in case.headers.items():
             connection.putheader(name, value)
-        if case.body is not None:
+        if case.body is not None and "Transfer-Encoding" not in case.headers:
             connection.putheader("Content-Length", str(len(case.body)))
         connection.endheaders(case.body)
         response = connection.getresponse()
-        return response.status, dict((k.lower(), v) for k, v in response.getheaders()), response.read()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, headers, response.read()
     finally:
         connection.close()
 
 
-def flat(value, place=""):
-    if isinstance(value, dict):
-        r = {}
-        for k, v in value.items():
-            r |= flat(v, f"{place}.{k}" if place else k)
-        return r or {place: "{}"}
-    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        r = {}
-        for k, v in enumerate(value):
-            r |= flat(v, f"{place}.{k}")
-        return r
-    return {place: json.dumps(value)}
+def single(value: Any) -> Any:
+    """Numbers as FP32 has them: the servers write the same one with more digits or fewer."""
+    return [float(np.float32(each)) if type(each) is float else each for each in value]
 
 
-def facets(reply, case):
+def facets(reply: tuple[int, dict[str, str], bytes], case: Case) -> dict[str, Any]:
+    """Take a reply apart into what a client may depend on."""
     status, headers, body = reply
-    r = {"status": status}
+    found: dict[str, Any] = {"status": status}
+    if case.method == "HEAD":
+        return found | {"body": body}
     if status != 200:
-        if case.method == "HEAD":
-            r["body"] = len(body)
-            return r
-        try:
-            v = json.loads(body)
-            r["error"] = v.keys() == {"error"} and type(v["error"]) is str
-            r["words"] = v.get("error")
-        except ValueError:
-            r["error"] = False
-            r["words"] = body
-        return r
-    r["content-type"] = headers.get("content-type")
-    enc = headers.get("content-encoding")
-    r["content-encoding"] = enc
-    if enc: body = zlib.decompress(body, 47)
+        return found | {"error": form(json.loads(body.decode(errors="replace")))}
+    encoding = headers.get("content-encoding")
+    body = zlib.decompress(body, 47) if encoding else body
     length = headers.get("inference-header-content-length")
-    r["binary"] = length is not None
-    head = body if length is None else body[: int(length)]
-    if length is not None:
-        r["tail"] = body[int(length):]
+    head, tail = (body, b"") if length is None else (body[: int(length)], body[int(length) :])
+    found |= {"encoding": encoding, "tail": tail, "in binary": length is not None}
     if not head:
-        r["empty"] = True
-        return r
-    value = json.loads(head)
+        return found
+    value = json.loads(head.decode(errors="replace"))
     for output in value.get("outputs", ()) if isinstance(value, dict) else ():
         if output["datatype"] in ("FP32", "FP16") and "data" in output:
-            output["data"] = [float(np.float32(x)) if type(x) is float else x for x in output["data"]]
-    return r | flat(case.look(value))
+            output["data"] = single(output["data"])
+    looked = case.look(value)
+    parts = looked if isinstance(looked, dict) else {"list": looked}
+    # As text, 1, 1.0 and true are different.
+    texts = {name: json.dumps(part, sort_keys=True, default=str) for name, part in parts.items()}
+    return found | {"content type": headers.get("content-type")} | texts
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the facets that differ; of different statuses these alone."""
+    if one["status"] != other["status"]:
+        return (f"{one['status']} for {other['status']}",)
+    missing = object()
+    return tuple(
+        name for name in {**one, **other} if one.get(name, missing) != other.get(name, missing)
+    )
+
+
+FLOATS = np.arange(3, dtype=np.float32)
+SHARED = "/v2/systemsharedmemory"
+KEY = "/hasten-test-oracle"
+
+
+def lying(offset: int, size: int) -> dict[str, Any]:
+    """Parameters of a tensor in the region."""
+    return {
+        "shared_memory_region": "r",
+        "shared_memory_offset": offset,
+        "shared_memory_byte_size": size,
+    }
+
+
+def shared(offset: int, size: int, **more: Any) -> Case:
+    """An inference whose input lies in the region."""
+    return asked(
+        {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": lying(offset, size)},
+        **more,
+    )
+
+
+REGISTER = {"key": KEY, "offset": 0, "byte_size": 64}
+"""From another offset on, this Triton reads behind the region."""
+STEPS = {
+    "register": post(f"{SHARED}/region/r/register", REGISTER),
+    "status": get(f"{SHARED}/status"),
+    "status of one": get(f"{SHARED}/region/r/status"),
+    "register again": post(f"{SHARED}/region/r/register", REGISTER),
+    "register too much": post(f"{SHARED}/region/s/register", {**REGISTER, "byte_size": 65}),
+    "register nothing": post(f"{SHARED}/region/s/register", {**REGISTER, "byte_size": 0}),
+    "input": shared(0, 12),
+    "input and output": shared(0, 12, outputs=[y(**lying(16, 12))]),
+    "output with more room": wanting(y(**lying(32, 20))),
+    "output without an offset": wanting(
+        y(shared_memory_region="r", shared_memory_byte_size=12), id="7"
+    ),
+    "classes": wanting(y(**lying(44, 20), classification=1)),
+    "output with less room": wanting(y(**lying(16, 8))),
+    "output beyond the end": wanting(y(**lying(56, 12))),
+    "input beyond the end": shared(56, 12),
+    "input of another size": shared(0, 8),
+    "input without a size": asked(
+        {"name": "x", "datatype": "FP32", "shape": [1, 3],
+         "parameters": {"shared_memory_region": "r"}}
+    ),
+    "input with data": asked(tensor(parameters=lying(0, 12))),
+    "input in binary, too": binary(
+        F3, {**sized(12), "parameters": {**sized(12)["parameters"], **lying(0, 12)}}
+    ),
+    "unregister": post(f"{SHARED}/region/r/unregister"),
+    "input after it": shared(0, 12),
+    "status after it": get(f"{SHARED}/status"),
+}  # fmt: skip
+"""Each after the others."""
+
+
+def steps(port: int) -> tuple[dict[str, Any], bytes]:
+    """Go through the steps; what came of each, and what is in the region in the end."""
+    region = shm.create_shared_memory_region("r", KEY, 64)
+    try:
+        shm.set_shared_memory_region(region, [FLOATS])
+        found = {name: ask(port, case) for name, case in STEPS.items()}
+        return found, shm.get_contents_as_numpy(region, np.uint8, [64]).tobytes()
+    finally:
+        ask(port, post(f"{SHARED}/unregister"))
+        shm.destroy_shared_memory_region(region)
+
+
+KNOWN_STEPS = {
+    # Triton refuses with 500 what is the client's fault.
+    "register too much": (CLIENTS_FAULT,),
+    "register nothing": (CLIENTS_FAULT,),
+    "output with less room": (CLIENTS_FAULT,),
+    # The answer says where each output lies.
+    "input and output": ("outputs",),
+    "output with more room": ("outputs",),
+    "output without an offset": ("outputs",),
+    # Classes are written there like any other output.
+    "classes": ("200 for 400",),
+    # A region that isn't registered is a mistake in the request that names it.
+    "input after it": ("400 for 404",),
+}
+
+
+def test_shared_memory_is_read_and_written_as_by_triton(both: Any) -> None:
+    (here, left), (there, other) = steps(both.hasten.http), steps(both.triton.http)
+    found = {
+        name: differences(facets(here[name], case), facets(there[name], case))
+        for name, case in STEPS.items()
+    }
+    assert {name: what for name, what in found.items() if what} == KNOWN_STEPS
+    assert left[:44] == other[:44]  # the classes lie behind
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_request_each(both: Any) -> None:
+    """Statistics are of the same form only after the first."""
+    for port in (both.hasten.http, both.triton.http):
+        assert ask(port, GOOD)[0] == 200
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hasten_answers_as_triton_does(both: Any, name: str) -> None:
+    case = CASES[name]
+    here, there = ask(both.hasten.http, case), ask(both.triton.http, case)
+    found = differences(facets(here, case), facets(there, case))
+    known = [each.what for each in KNOWN if name in each.cases]
+    assert [found] == (known or [(CLIENTS_FAULT,) if CLIENTS_FAULT in found else ()]), (here, there)
+
+
+def test_every_known_difference_is_of_a_case() -> None:
+    listed = [name for each in KNOWN for name in each.cases]
+    assert set(listed) <= set(CASES)
+    assert len(listed) == len(set(listed))
+
+
+def test_the_client_is_blamed_for_its_faults_alone(both: Any) -> None:
+    case = CASES["data too short"]
+    assert (ask(both.hasten.http, case)[0], ask(both.triton.http, case)[0]) == (400, 500)

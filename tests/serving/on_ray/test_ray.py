@@ -213,7 +213,7 @@ class Clients:
                 continue
             with self._lock:
                 self.answers[answer.status] += 1
-                retry = answer.getheader("Retry-After") is not None and b"retry" in text
+                retry = answer.getheader("Retry-After") is not None and b"error" in text
                 self.told_to_retry += answer.status == 503 and retry
             if answer.status == 503:
                 time.sleep(0.05)

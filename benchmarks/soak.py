@@ -1,0 +1,120 @@
+"""A server under load for long: does its memory stay flat, is any request lost, do swaps show?
+
+    python benchmarks/soak.py BUNDLE [--minutes 10] [--rate 200] [--swap-every 60]
+
+Requests come at random times over HTTP, one test of a minute after another; the bundle is loaded anew every
+so often while they do. Memory is what the serving process has resident, read once a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hasten import loadtest
+from hasten.testing.servers import ServerProcess
+
+_PATIENCE_S = 60.0
+
+
+@dataclass
+class Soak:
+    """What it came to.
+
+    Attributes:
+        resident_bytes: Of the serving process, once a second.
+        outcomes: What became of requests -> how many.
+        p99_ns: Of each test.
+        swaps: How often the bundle was loaded anew.
+    """
+
+    resident_bytes: list[int] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    p99_ns: list[float] = field(default_factory=list)
+    swaps: int = 0
+
+    @property
+    def growth_bytes(self) -> float:
+        """Of the last fifth over the second: the first is its warming up."""
+        fifth = max(1, len(self.resident_bytes) // 5)
+        second, last = self.resident_bytes[fifth : 2 * fifth], self.resident_bytes[-fifth:]
+        return float(np.median(last) - np.median(second))
+
+
+def soak(bundle: Path, seconds: float, rate_per_s: float, swap_every_s: float) -> Soak:
+    """Serve a bundle, and put it under load."""
+    result = Soak()
+    with ServerProcess(f"soaked={bundle}", "--allow-control") as server:
+        ended = threading.Event()
+        watchers = [
+            threading.Thread(target=_watch_memory, args=(server, result, ended)),
+            threading.Thread(target=_swap, args=(server, result, swap_every_s, ended)),
+        ]
+        for watcher in watchers:
+            watcher.start()
+        end_s = time.monotonic() + seconds
+        try:
+            while (left_s := end_s - time.monotonic()) > 0:
+                _test(server, result, rate_per_s, min(60.0, left_s))
+        finally:
+            ended.set()
+            for watcher in watchers:
+                watcher.join()
+    return result
+
+
+def _test(server: ServerProcess, result: Soak, rate_per_s: float, seconds: float) -> None:
+    test = loadtest.run(
+        f"http://{server.host}", "soaked", rate_per_s, max(seconds, 0.5), warmup_s=0.2
+    )
+    for outcome in test.outcomes:
+        name = f"{outcome.kind} {outcome.status or ''} {outcome.message}".strip()
+        result.outcomes[name] = result.outcomes.get(name, 0) + outcome.count
+    result.p99_ns.append(float(np.quantile(test.latency_ns, 0.99)))
+
+
+def _watch_memory(server: ServerProcess, result: Soak, ended: threading.Event) -> None:
+    status = Path(f"/proc/{server.serving_pid()}/status")
+    while not ended.wait(1.0):
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        result.resident_bytes.append(1024 * int(line.split()[1]))
+
+
+def _swap(server: ServerProcess, result: Soak, every_s: float, ended: threading.Event) -> None:
+    """Have the bundle loaded anew: opened, warmed, compared, and put in its own place."""
+    while not ended.wait(every_s):
+        client = http.client.HTTPConnection(server.host, timeout=_PATIENCE_S)
+        client.request("POST", "/v2/repository/models/soaked/load")
+        response = client.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"the swap failed: {response.read()!r}")
+        client.close()
+        result.swaps += 1
+
+
+def main() -> None:
+    """Print what it came to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, default=200.0)
+    parser.add_argument("--swap-every", type=float, default=60.0)
+    given = parser.parse_args()
+    result = soak(given.bundle, 60 * given.minutes, given.rate, given.swap_every)
+    memory = np.array(result.resident_bytes) / 2**20
+    print(
+        f"memory: {memory[0]:.1f} MiB at first, {memory[-1]:.1f} at last, {memory.max():.1f} at most"
+    )
+    print(f"growth, last fifth over second: {result.growth_bytes / 2**20:+.2f} MiB")
+    print(f"p99 by minute: {', '.join(f'{ns / 1e6:.3g} ms' for ns in result.p99_ns)}")
+    print(f"swaps: {result.swaps}; " + "; ".join(f"{n:,} {k}" for k, n in result.outcomes.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What a replica on Ray does without Ray: its files, its load, the roster, the joined metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hasten.bundle import read
+from hasten.errors import InputError
+from hasten.records import from_record, to_record
+from hasten.serving.federation import joined
+from hasten.serving.ingress import Entry
+from hasten.serving.ray_cluster import deploy
+from hasten.serving.replica import (
+    Load,
+    Roster,
+    packed,
+    placed,
+    target,
+    unpacked,
+    wanted_replicas,
+)
+from hasten.serving.run import settings_of
+from hasten.serving.settings import ServerSettings
+from hasten.testing.models import identity
+from hasten.testing.servers import bundle_of
+
+SECOND = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    return bundle_of(folder, identity(folder), "m")
+
+
+# -- files
+
+
+def test_parcels_hold_the_bundles_the_libraries_and_the_token(bundle: Path, tmp_path: Path) -> None:
+    library, token = tmp_path / "ops.so", tmp_path / "token"
+    library.write_bytes(b"code")
+    token.write_text("a token that is long enough\n".replace(" ", "-"))
+    settings = settings_of(
+        [bundle, f"other={bundle}"], custom_ops=[library, library], token_file=token
+    )
+    parcels = packed(settings, lambda data: data)
+    root = tmp_path / "root"
+    root.mkdir()
+    folders = [placed(root, each.name, each.files) for each in parcels]
+    there = unpacked(settings, folders)
+    assert len(parcels) == 4
+    for before, after in zip(settings.models, there.models, strict=True):
+        assert after.path.is_relative_to(root)
+        assert (after.name, after.version) == (before.name, before.version)
+        assert read(after.path) == read(before.path)
+        assert [p.read_bytes() for p in after.settings.custom_ops] == [b"code", b"code"]
+    assert there.token() == settings.token()
+    assert from_record(ServerSettings, to_record(there)) == there
+
+
+def test_files_that_are_there_are_not_written_again(tmp_path: Path) -> None:
+    folder = placed(tmp_path, "parcel", {"a/b": b"1"})
+    (folder / "a" / "b").write_bytes(b"2")
+    assert placed(tmp_path, "parcel", {"a/b": b"1"}) == folder
+    assert (folder / "a" / "b").read_bytes() == b"2"
+    assert [each.name for each in tmp_path.iterdir()] == ["parcel"]
+
+
+# -- the roster
+
+
+def test_a_replica_that_says_nothing_is_forgotten() -> None:
+    now_s = [0.0]
+    roster = Roster(clock_s=lambda: now_s[0])
+    entry = Entry("127.0.0.1", 1)
+    roster.enter("quiet", entry)
+    now_s[0] = 10.0
+    roster.enter("loud", entry)
+    now_s[0] = 15.0
+    assert roster.book().entries == {"loud": entry}
+
+
+def test_a_failure_counts_until_a_replica_comes() -> None:
+    roster = Roster(clock_s=lambda: 0.0)
+    roster.fail("why")
+    assert roster.book().failure == "why"
+    roster.enter("one", Entry("127.0.0.1", 1))
+    assert roster.book().failure == ""
+
+
+# -- the load
+
+
+def statistics(requests: int, rows: int, spent_ns: int) -> dict[str, Any]:
+    success = {"count": requests, "ns": spent_ns}
+    model = {"name": "m", "version": "1", "inference_count": rows}
+    return {"model_stats": [{**model, "inference_stats": {"success": success}}]}
+
+
+def test_the_load_is_what_is_under_way_over_what_may_be() -> None:
+    now_ns = [SECOND]
+    load = Load({("m", "1"): 8}, lambda: now_ns[0])
+    assert load.since_last(statistics(0, 0, 0)) == 0
+    now_ns[0] += SECOND
+    # 100 requests of 2 rows, 40 ms each: 4 requests under way in the mean.
+    assert load.since_last(statistics(100, 200, 4 * SECOND)) == pytest.approx(1.0)
+    now_ns[0] += SECOND
+    assert load.since_last(statistics(100, 200, 4 * SECOND)) == 0
+
+
+def test_a_server_that_was_started_anew_has_no_negative_load() -> None:
+    now_ns = [SECOND]
+    load = Load({("m", "1"): 1}, lambda: now_ns[0])
+    load.since_last(statistics(100, 100, SECOND))
+    now_ns[0] += SECOND
+    assert load.since_last(statistics(1, 1, 1000)) == 0
+
+
+def test_the_target_is_the_best_batch_of_each_session_and_one_that_waits() -> None:
+    config: dict[str, Any] = {"instance_group": [{"count": 2}]}
+    assert target(config) == 4
+    config["dynamic_batching"] = {"preferred_batch_size": [4, 16]}
+    assert target(config) == 34
+
+
+def test_replicas_are_wanted_for_the_load_of_all() -> None:
+    context = SimpleNamespace(aggregated_metrics={"load": {"a": 1.2, "b": 0.4}})
+    assert wanted_replicas(context)[0] == pytest.approx(2.0)
+    assert wanted_replicas(SimpleNamespace(aggregated_metrics=None)) == (0.0, {})
+
+
+# -- the metrics of all
+
+
+def test_families_are_together_and_every_sample_says_whose_it_is() -> None:
+    page = '# HELP n What\n# TYPE n counter\nn{{model="a b"}} {0}\n# TYPE up gauge\nup {0}\n'
+    assert joined({"r1": page.format(1), "r2": page.format(2)}) == (
+        "# HELP n What\n# TYPE n counter\n"
+        'n{replica="r1",model="a b"} 1\nn{replica="r2",model="a b"} 2\n'
+        '# TYPE up gauge\nup{replica="r1"} 1\nup{replica="r2"} 2\n'
+    )
+
+
+# -- what is refused before Ray is asked
+
+
+def test_without_ray_it_is_said_what_to_install(bundle: Path) -> None:
+    if importlib.util.find_spec("ray") is not None:
+        pytest.skip("Ray is installed")
+    with pytest.raises(InputError) as caught:
+        deploy(settings_of([bundle]))
+    assert str(caught.value) == "serving on Ray needs ray: pip install 'hasten[ray]'"
+
+
+@pytest.mark.parametrize(
+    ("change", "replicas", "message"),
+    [
+        (
+            {},
+            (2, 1),
+            "the replicas are from 1 up, at least as many at most; got 2 to 1",
+        ),
+        ({"http": None}, (1, 1), "nothing to listen on: give --http or --grpc a port"),
+        (
+            {"shared_memory": "/x*"},
+            (1, 1),
+            "replicas on Ray may be on other machines than their clients: leave --shared-memory out",
+        ),
+        (
+            {"control": True},
+            (1, 1),
+            "a client that loads or unloads a model would reach one replica of several: leave "
+            "--allow-control out",
+        ),
+    ],
+)
+def test_what_replicas_can_t_have_is_said(
+    bundle: Path, change: dict[str, Any], replicas: tuple[int, int], message: str
+) -> None:
+    settings = dataclasses.replace(settings_of([bundle]), **change)
+    with pytest.raises(InputError) as caught:
+        deploy(settings, min_replicas=replicas[0], max_replicas=replicas[1])
+    assert str(caught.value) == message
