@@ -15,6 +15,9 @@ from hasten.cli.options import (
     custom_ops_option,
     one_line_errors,
 )
+from hasten.errors import InputError
+
+IMAGE = "hasten-models:latest"
 
 
 @click.command()
@@ -83,15 +86,59 @@ from hasten.cli.options import (
 )
 @click.option("--trace", is_flag=True, help="Send OpenTelemetry spans, as its OTEL_ variables say.")
 @click.option("--json-logs", is_flag=True, help="One JSON object a line.")
+@click.option("--on", type=click.Choice(["ray"]), help="A cluster, instead of this process.")
+@click.option("--ray-address", help="Of a Ray cluster; one of this machine's own without.")
+@click.option("--min-replicas", type=int, help="Of a cluster; 1 by default.")
+@click.option("--max-replicas", type=int, help="Of a cluster; as many as at least by default.")
+@click.option(
+    "--write-kserve",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write an InferenceService and a Dockerfile instead.",
+)
+@click.option("--image", help="Of --write-kserve; hasten-models:latest by default.")
 @custom_ops_option
-def serve(bundles: tuple[str, ...], **options: Any) -> None:
+def serve(
+    bundles: tuple[str, ...],
+    on: str | None,
+    write_kserve: Path | None,
+    **options: Any,
+) -> None:
     """Serve bundles to any client of the Open Inference Protocol, over HTTP and gRPC.
 
     A bundle is served under its folder's name, or as NAME=BUNDLE or NAME:VERSION=BUNDLE. SIGHUP
     loads what was replaced on disk; SIGTERM answers what is under way and ends.
     """
+    cluster = _given(options, "ray_address", "min_replicas", "max_replicas")
+    kserve = _given(options, "image")
     with one_line_errors():
-        from hasten import serve as run
+        if cluster and on is None:
+            raise InputError(f"--{min(cluster).replace('_', '-')} is of a cluster: add --on ray")
+        if kserve and write_kserve is None:
+            raise InputError("--image is of --write-kserve: name a folder")
+        if on is not None and write_kserve is not None:
+            raise InputError("--on and --write-kserve are two ways to serve: leave one of them out")
+        if write_kserve is not None:
+            from hasten.serving.kserve import write_kserve as write
+            from hasten.serving.run import settings_of
 
-        code = run(bundles, say=click.echo, **options)
+            write(write_kserve, settings_of(bundles, **options), **kserve)
+            click.echo(f"next: docker build --tag {kserve.get('image', IMAGE)} {write_kserve}")
+            code = 0
+        elif on is not None:
+            from hasten.serving.ray_cluster import deploy
+            from hasten.serving.run import settings_of
+
+            address = cluster.pop("ray_address", None)
+            settings = settings_of(bundles, **options)
+            code = deploy(settings, address=address, say=click.echo, **cluster)
+        else:
+            from hasten import serve as run
+
+            code = run(bundles, say=click.echo, **options)
     raise SystemExit(code)
+
+
+def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Take options out that were given."""
+    return {name: value for name in names if (value := options.pop(name)) is not None}
