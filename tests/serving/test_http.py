@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import gzip
 import json
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hasten.serving.http import Connection
 from hasten.serving.state import Limits
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of
@@ -168,13 +170,13 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
         (with_input(shape=[-1, 4]), "input 'x': (-1, 4) is the shape of no tensor"),
         (
             with_input(datatype="INT32", data=[1.5, 2, 3, 4]),
-            "input 'x': its data has something that is no INT32",
+            "input 'x': the model takes FP32[batch, 4]; got INT32[1, 4]",
         ),
         (
             with_input(datatype="UINT8", data=[256, 2, 3, 4]),
-            "input 'x': its data has something that is no UINT8",
+            "input 'x': the model takes FP32[batch, 4]; got UINT8[1, 4]",
         ),
-        (with_input(datatype="BF16"), "input 'x': BF16 comes as bytes only"),
+        (with_input(datatype="BF16"), "input 'x': the model takes FP32[batch, 4]; got BF16[1, 4]"),
         (with_input(name="z"), "the model 'solid' takes the inputs x; got z"),
         ({"inputs": []}, "the model 'solid' takes the inputs x; got none"),
         (
@@ -337,13 +339,13 @@ def test_bodies_may_be_compressed_both_ways(
 ) -> None:
     status, headers, body = ask(
         server,
-        body=compress(json.dumps(JSON_REQUEST).encode()),
+        body=compress(json.dumps(with_input(shape=[32, 4], data=[0.123] * 128)).encode()),
         headers={"Content-Encoding": encoding, "Accept-Encoding": encoding},
     )
     assert status == 200
     assert headers["content-encoding"] == encoding
     plain = gzip.decompress(body) if encoding == "gzip" else zlib.decompress(body)
-    assert json.loads(plain)["outputs"][0]["data"] == ROW.tolist()
+    assert json.loads(plain)["outputs"][0]["data"] == [0.123] * 128
 
 
 def test_a_body_that_grows_without_end_is_refused(server: ServerThread) -> None:
@@ -451,22 +453,97 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: ServerThr
     assert json.loads(body)["error"] == "a body of over 1,048,576 bytes isn't taken"
 
 
-def test_all_bodies_together_are_bounded(server: ServerThread) -> None:
+def test_all_bodies_together_are_bounded_by_what_came_of_them(server: ServerThread) -> None:
+    whole = request(headers={}, body=b"")[:-2].replace(b": 0", b": 1048576") + b"\r\n"
     with contextlib.ExitStack() as stack:
-        for _ in range(2):
-            client = stack.enter_context(Client(server))
-            client.send(request(headers={}, body=b"")[:-2].replace(b": 0", b": 1048576") + b"\r\n")
-        time.sleep(0.1)
-        status, headers, body = ask(server, body=json.dumps(JSON_REQUEST).encode())
+        clients = [stack.enter_context(Client(server)) for _ in range(3)]
+        for client in clients:
+            client.send(whole)
+        time.sleep(0.1)  # announced alone, they take no memory
+        assert ask(server, body=json.dumps(JSON_REQUEST).encode())[0] == 200
+        for client in clients[:2]:
+            client.send(bytes(1048575))
+        deadline_s = time.monotonic() + 5
+        while held(server)[1] < 2 * 1048575 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        clients[2].send(bytes(1000))
+        status, headers, body = clients[2].answer()
         assert (status, headers["retry-after"]) == (503, "1")
         assert json.loads(body)["error"] == (
             "overloaded: requests of 2,097,152 bytes are under way; retry later"
         )
     deadline_s = time.monotonic() + 5
-    while server.call(lambda: server.server.state.body_bytes) and time.monotonic() < deadline_s:
+    while server.call(lambda: held(server))[1] and time.monotonic() < deadline_s:
         time.sleep(0.01)
-    assert server.call(lambda: server.server.state.body_bytes) == 0
+    assert server.call(lambda: held(server))[1] == 0
     assert ask(server, body=json.dumps(JSON_REQUEST).encode())[0] == 200
+
+
+def test_an_offer_of_another_protocol_is_no_reason_not_to_answer(server: ServerThread) -> None:
+    """As Java's client makes it with each first request."""
+    offer = {
+        "Connection": "Upgrade, HTTP2-Settings",
+        "Upgrade": "h2c",
+        "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    }
+    with Client(server) as client:
+        for _ in range(2):
+            client.send(request(body=json.dumps(JSON_REQUEST).encode(), headers=offer))
+            status, _, body = client.answer()
+            assert status == 200
+            assert json.loads(body)["outputs"][0]["data"] == ROW.tolist()
+        client.send(b"CONNECT here:80 HTTP/1.1\r\nHost: here\r\n\r\n")
+        status, _, body = client.answer()
+    assert (status, json.loads(body)["error"]) == (405, "this is no proxy: there is no CONNECT")
+
+
+def test_a_client_that_takes_no_answers_gets_no_more_of_them(tmp_path: Path) -> None:
+    """Requests pile up at the client: the server doesn't hold their answers."""
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    with ServerThread(place_of(bundle)) as patient, Client(patient) as client:
+        client.socket.settimeout(0.5)
+        one = request("/", method="GET")
+        with contextlib.suppress(TimeoutError):
+            for _ in range(200):
+                client.send(one * 500)
+
+        def unsent() -> int:
+            (connection,) = patient.server.state.connections
+            assert isinstance(connection, Connection)
+            return connection._transport.get_write_buffer_size()
+
+        assert patient.call(unsent) < 4 << 20
+
+
+def test_an_error_waits_for_the_answer_before_it(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(request(body=json.dumps(JSON_REQUEST).encode()) + b"\0garbage\r\n\r\n")
+        assert client.answer()[0] == 200
+        assert client.answer()[0] == 400
+        assert client.at_end()
+
+
+def test_two_servers_in_one_process_dont_mix_requests(server: ServerThread, tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+
+    def ask_on(one: ServerThread, number: int) -> None:
+        rows = np.full((1, 4), number, np.float32)
+        with Client(one) as client:
+            for _ in range(300):
+                headers = {"Inference-Header-Content-Length": "0"}
+                client.send(request(body=rows.tobytes(), headers=headers))
+                status, _, body = client.answer()
+                assert status == 200
+                assert body.endswith(rows.tobytes())
+
+    with ServerThread(place_of(bundle)) as other:
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            calls = [
+                threads.submit(ask_on, one, number)
+                for number, one in enumerate((server, other, server, other))
+            ]
+            for call in calls:
+                call.result()
 
 
 def test_headers_without_end_are_refused(server: ServerThread) -> None:

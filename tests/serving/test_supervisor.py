@@ -244,11 +244,12 @@ def test_tls_encrypts(bundles: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["nothing.hasten"], "nothing.hasten is no bundle: it has no manifest.json"),
+        (["nothing.hasten"], "no bundle at nothing.hasten: no such folder"),
         (["{solid}", "--max-batch", "0"], "--max-batch is from 1 to 64; got 0"),
         (["{solid}", "--tls-cert", "x.pem"], "TLS needs both a certificate and its key: --tls-cert and --tls-key"),
         (["{solid}", "--token-file", "none"], "can't read the token in none: No such file or directory"),
-        (["a:0={solid}"], "'a:0={solid}': write NAME=PATH or NAME:VERSION=PATH, the version from 1"),
+        (["a:0={solid}"], "'a:0={solid}': write NAME=PATH or NAME:VERSION=PATH; got the version '0', which is a whole number from 1"),
+        (["={solid}"], "'={solid}': there is no name before the equals sign; write NAME=PATH"),
         (["a:1={solid}", "a:1={solid}"], "version 1 of 'a' is given twice"),
         (["{solid}", "--shared-memory", "("], "--shared-memory is no pattern: missing ), unterminated subpattern at position 0"),
     ],

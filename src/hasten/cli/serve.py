@@ -34,7 +34,7 @@ IMAGE = "hasten-models:latest"
 @click.option(
     "--max-wait",
     "max_wait_s",
-    type=Seconds(),
+    type=Latency(),
     default="1s",
     show_default=True,
     help="Who would wait longer for others is refused.",

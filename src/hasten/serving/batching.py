@@ -26,6 +26,7 @@ INLINE_NS = 100_000
 """A batch that is shorter runs on the event loop's own thread: to hand it to another takes as long,
 more so where both want the interpreter."""
 _INLINE_STEP = 1.05
+_COARSE_NS = 1_000_000
 _TRY_AGAIN = 256
 """After so many batches that were too long for the loop's thread, one is tried there again."""
 
@@ -106,7 +107,7 @@ class Batching:
         """Of the curve's latencies, on the loop's own thread; elsewhere waits are in what is measured."""
         self._elsewhere = 0
         self._looking = False
-        self._waiting: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.Handle | None = None
         self._emptied: asyncio.Future[None] | None = None
 
     def submit(self, item: Task) -> None:
@@ -126,6 +127,9 @@ class Batching:
         if item.deadline_ns != math.inf:
             delay_s = max(0.0, (item.deadline_ns - now_ns) / 1e9)
             item.timer = self._loop.call_later(delay_s, self._late, item)
+        elif item.priority > 1:  # the urgent could go first for ever
+            delay_s = self.scheduler.most_wait_ns / 1e9
+            item.timer = self._loop.call_later(delay_s, self._overtaken, item)
         self._look_soon()
 
     def cancel(self, item: Task) -> None:
@@ -146,11 +150,26 @@ class Batching:
         """Its deadline is now, be it queued or running."""
         if item.state == "done":
             return
+        left_ns = item.deadline_ns - self._clock_ns()
+        if left_ns > 0:  # the loop's timers go by whole milliseconds
+            item.timer = self._loop.call_later(left_ns / 1e9, self._late, item)
+            return
         where = "in the queue" if item.state == "queued" else "while it was computed"
         self.scheduler.drop(item)
         self._settle(item)
         item.reply(ProtocolError(Kind.LATE, f"the deadline passed {where}"), None)
         self._look_soon()
+
+    def _overtaken(self, item: Task) -> None:
+        """It waited as long as anybody may; what runs is let be."""
+        if item.state != "queued":
+            return
+        self.scheduler.drop(item)
+        self._settle(item)
+        failure = ProtocolError(
+            Kind.OVERLOADED, "overloaded: others went first for too long; retry later", 1.0
+        )
+        item.reply(failure, None)
 
     def _look_soon(self) -> None:
         """Decide once all that has arrived by now is in."""
@@ -176,14 +195,27 @@ class Batching:
                 self._tell_if_empty()
                 return
             if isinstance(step, Wait):
-                delay_s = max(0.0, (step.until_ns - now_ns) / 1e9)
-                self._waiting = self._loop.call_later(delay_s, self._look)
+                self._wait(step.until_ns, now_ns)
                 return
             if self._short(step.rows):
                 self._run_here(step, now_ns)
                 self._look_soon()  # a turn of the loop later, so that bytes come and go meanwhile
                 return
             self._run_there(step, now_ns)
+
+    def _wait(self, until_ns: int, now_ns: int) -> None:
+        """Look again at a time, to the microsecond: the loop's timers go by whole milliseconds."""
+        left_ns = until_ns - now_ns
+        if left_ns <= 0:
+            self._look()
+        elif left_ns >= _COARSE_NS:
+            delay_s = left_ns // 1_000_000 / 1e3
+            self._waiting = self._loop.call_later(delay_s, self._wait_on, until_ns)
+        else:
+            self._waiting = self._loop.call_soon(self._wait_on, until_ns)
+
+    def _wait_on(self, until_ns: int) -> None:
+        self._wait(until_ns, self._clock_ns())
 
     def _run_there(self, run: Run[Task], now_ns: int) -> None:
         """Run a batch on a thread of its own."""
@@ -241,6 +273,10 @@ class Batching:
     def _answer(self, run: Run[Task], outputs: Tensors | Exception, timing: Timing) -> None:
         """Give each of a batch's requests its own rows."""
         began_ns = self._clock_ns()
+        if isinstance(outputs, Exception) and len(run.items) > 1:
+            # One of them may be to blame: the others aren't to pay for it.
+            self.scheduler.put_back([item for item in run.items if item.state != "done"])
+            return
         row = 0
         for item in run.items:
             begin, row = row, row + item.rows
@@ -305,6 +341,7 @@ class _Thread:
                 self._loop.call_soon_threadsafe(self._landed, self, run, number, *result)
             except RuntimeError:  # the loop was closed meanwhile: nobody waits
                 return
+            del job, run, result  # or the last request's memory would wait here for the next
 
     def run(self, run: Run[Task]) -> tuple[Tensors | Exception, Timing]:
         """Stack the requests and run the engine."""

@@ -15,7 +15,8 @@ from typing import Self
 
 RESTING, WORKING, SENDING, ANSWERED = 0, 1, 2, 3
 _ENGINES = 4096
-MOST_MODELS = 255
+MOST_MODELS = 127
+_STANDBY = 128
 
 
 class Board:
@@ -46,18 +47,24 @@ class Board:
         """What a connection is at."""
         return self._memory[slot]
 
-    def working_models(self) -> set[int]:
-        """The models whose engines are at work, from 0."""
-        return {each - 1 for each in self._memory[self.connections :] if each}
+    def working_models(self) -> set[tuple[int, bool]]:
+        """The models whose engines are at work, from 0; and whether it is the one that stands by."""
+        marks = {each for each in self._memory[self.connections :] if each}
+        return {((each & ~_STANDBY) - 1, each >= _STANDBY) for each in marks}
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._memory.close()
+        os.close(self.number)
 
     def slot(self, slot: int, closed: Callable[[int], None]) -> BoardSlot:
         """Where a connection states what it is at."""
         return BoardSlot(self._memory, slot, closed)
 
-    def engine(self, model: int) -> contextlib.AbstractContextManager[None]:
+    def engine(self, model: int, standby: bool) -> contextlib.AbstractContextManager[None]:
         """A context for one engine thread of a model, to be entered whenever it works."""
         place = self.connections + next(self._threads) % _ENGINES
-        return _Engine(self._memory, place, model + 1)
+        return _Engine(self._memory, place, model + 1 + (_STANDBY if standby else 0))
 
 
 class BoardSlot:

@@ -33,8 +33,10 @@ def tensor_size(
         raise ProtocolError(
             Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is the shape of no tensor"
         )
-    size = count_of(shape) * (item_size(datatype) or 4)
-    if size > left:
+    each = item_size(datatype) or 4
+    size = count_of(shape) * each
+    # A tensor without elements still has a shape that arrays must be able to have.
+    if max(size, count_of(n or 1 for n in shape) * each) > left:
         raise ProtocolError(
             Kind.TOO_LARGE,
             f"input {name!r:.100} would take {size:,} bytes; a request's tensors take at most "
@@ -68,7 +70,7 @@ def whole_number(parameters: Mapping[str, Any], name: str) -> int:
         ProtocolError: it is something else.
     """
     value = parameters.get(name, 0)
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if type(value) is not int or not 0 <= value < 2**63:
         raise ProtocolError(

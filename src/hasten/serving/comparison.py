@@ -11,6 +11,8 @@ from hasten.tensors import Array, Tensors
 _TOLERANCE = 0.02
 """Of the largest number in a row: what int8 kernels for one row and for many may differ by."""
 
+_FLOATS = "fV"
+"""numpy's kinds of numbers that may be NaN: bfloat16 is "V"."""
 _FAR = 0.05
 """Of the largest number in a row: what counts as another answer where there are no classes."""
 
@@ -26,7 +28,7 @@ def unlike_rows(answers: Tensors, others: Tensors, tolerance: float = _TOLERANCE
     Returns:
         bool of shape `(rows,)`: numbers differ by more, or integers at all, or only one is NaN.
     """
-    rows = len(next(iter(others.values())))
+    rows = _rows(others)
     unlike = np.zeros(rows, bool)
     for name, other in others.items():
         mine = answers[name]
@@ -45,6 +47,13 @@ def unlike_rows(answers: Tensors, others: Tensors, tolerance: float = _TOLERANCE
     return unlike
 
 
+def _rows(outputs: Tensors) -> int:
+    """How many rows all outputs have; 1 where their first axes aren't the rows'."""
+    first = {array.shape[:1] for array in outputs.values()}
+    (sizes,) = first if len(first) == 1 else ((1,),)
+    return sizes[0] if sizes else 1
+
+
 def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
     """Say which rows decide otherwise: another class, or numbers that are further off than 5%.
 
@@ -55,16 +64,27 @@ def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
     Returns:
         bool of shape `(rows,)`.
     """
-    rows = len(next(iter(exact.values())))
+    rows = _rows(exact)
     unlike = np.zeros(rows, bool)
     for name, other in exact.items():
         mine = answers[name]
-        scores = other.ndim == 2 and other.shape[1] > 1 and other.dtype.kind == "f"
+        scores = other.shape[:1] == (rows,) and other.ndim == 2 and other.shape[1] > 1
+        scores = scores and other.dtype.kind == "f"
         if scores and mine.shape == other.shape:
             unlike |= mine.argmax(axis=1) != other.argmax(axis=1)
         else:
             unlike |= unlike_rows({name: mine}, {name: other}, _FAR)
     return unlike
+
+
+def broken_rows(tensors: Tensors) -> Array:
+    """Say which rows have a NaN in them: bool of shape `(rows,)`."""
+    rows = _rows(tensors)
+    broken = np.zeros(rows, bool)
+    for array in tensors.values():
+        if array.dtype.kind in _FLOATS:
+            broken |= np.isnan(array.astype(np.float32).reshape(rows, -1)).any(axis=1)
+    return broken
 
 
 def is_broken(answers: Tensors) -> bool:
@@ -73,6 +93,7 @@ def is_broken(answers: Tensors) -> bool:
     A sum tells in one pass over the memory; only where it isn't a number, each element is looked at.
     """
     for array in answers.values():
-        if array.dtype.kind == "f" and not math.isfinite(array.sum()) and np.isnan(array).any():
+        suspect = array.dtype.kind in _FLOATS and not math.isfinite(array.sum())
+        if suspect and np.isnan(array.astype(np.float32)).any():
             return True
     return False

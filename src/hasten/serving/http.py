@@ -38,7 +38,6 @@ from hasten.serving.state import ServerState
 
 log = logging.getLogger("hasten.serving")
 
-_RECEIVE_BYTES = 64 << 10
 _DIRECT_BYTES = 64 << 10
 """A body that is longer is received into memory of its own, but for what came with its headers."""
 _ALIGNMENT = 64
@@ -48,6 +47,7 @@ _LINGER_S = 1.0
 """How long a client that is hung up on may still be sending, for it to see why."""
 _MOST_ROUTES = 4096
 _LONGEST_ROUTE = 1024
+_LONGEST_NUMBER = 20
 _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
 
@@ -153,8 +153,6 @@ class Connection(asyncio.BufferedProtocol):
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
-    _received = bytearray(_RECEIVE_BYTES)
-    """Shared: what arrives is parsed before anything else is received."""
     _paths: dict[bytes, tuple[str, str] | None] = {}
 
     def __init__(
@@ -168,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
         self._number = id(self)
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
-        self._view = memoryview(self._received)
+        self._view = state.received
         self._head_bytes = 0
         self._url = self._method = b""
         self._headers: dict[bytes, bytes] = {}
@@ -188,6 +186,12 @@ class Connection(asyncio.BufferedProtocol):
         """When the request that is being received began."""
         self._stuck_ns: int | None = None
         """Since when the client takes nothing of its answer."""
+        self._unsent = 0
+        self._opened_ns: int | None = clock_ns()
+        """When it was opened, until a request came."""
+        self._upgrading = False
+        self._refusal: ProtocolError | None = None
+        """What is to be said once the answer under way is sent."""
 
     # -- the transport
 
@@ -210,16 +214,23 @@ class Connection(asyncio.BufferedProtocol):
         self._state.body_bytes -= self._reserved + sum(each[5] for each in self._backlog)
         self._reserved = 0
         self._backlog.clear()
+        # The parser refers to this: memory would wait for a collection.
+        self._body, self._pieces, self._parser = None, [], None  # type: ignore[assignment]
         if self._slot is not None:
             self._slot.closed()
 
     def pause_writing(self) -> None:
-        """The client doesn't take its answer."""
-        self._stuck_ns = self._clock_ns()
+        """The client doesn't take its answers: nothing more is asked of it, or answered."""
+        self._stuck_ns, self._unsent = self._clock_ns(), self._transport.get_write_buffer_size()
+        self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It does again."""
         self._stuck_ns = None
+        if self._backlog and not self._busy:
+            self._next_soon()
+        elif not self._backlog and not self._hung_up:
+            self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to receive: into the body itself, where it is a long one."""
@@ -229,20 +240,29 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         """So many bytes were received."""
-        if self._hung_up:
+        if self._hung_up or self._refusal is not None:
             return
         if self._in_body and self._body is not None:
             self._filled += count
+            try:
+                self._reserve(count)
+            except ProtocolError as failure:
+                self._refuse(failure)
+                return
             if self._filled == self._size:
                 self._parser = httptools.HttpRequestParser(self)  # for what comes after this body
                 self.on_message_complete()
             return
         if not self._in_body:
             self._head_bytes += count
+        self._feed(self._view[:count])
+
+    def _feed(self, data: Any) -> None:
+        """Parse, and refuse what can't be."""
         try:
-            self._parser.feed_data(self._view[:count])
-        except httptools.HttpParserUpgrade:
-            self._refuse(ProtocolError(Kind.INVALID, "there is no other protocol to upgrade to"))
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            self._without_upgrade(data[error.args[0] :])
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, ProtocolError):
@@ -254,6 +274,18 @@ class Connection(asyncio.BufferedProtocol):
         else:
             if not self._in_body and self._head_bytes > self._state.limits.header_bytes:
                 self._refuse(self._long_head())
+
+    def _without_upgrade(self, rest: Any) -> None:
+        """Read a request that offers another protocol as if it didn't: RFC 9110, 7.8."""
+        self._upgrading = False
+        if self._method == b"CONNECT":
+            self._refuse(ProtocolError(Kind.NO_METHOD, "this is no proxy: there is no CONNECT"))
+            return
+        gone = (b"upgrade", b"connection", b"http2-settings")
+        lines = [b"%s %s HTTP/1.1" % (self._method, self._url)]
+        lines += [b"%s: %s" % each for each in self._headers.items() if each[0] not in gone]
+        self._parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join([*lines, b"", b""]) + bytes(rest))
 
     def eof_received(self) -> bool:
         """The client sends no more: it went away, be it in the middle of a request."""
@@ -276,7 +308,12 @@ class Connection(asyncio.BufferedProtocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
+        """A header; behind a chunked body they are counted, and mean nothing."""
+        if self._in_body:
+            self._head_bytes += len(name) + len(value)
+            if self._head_bytes > self._state.limits.header_bytes:
+                raise self._long_head()
+            return
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -285,14 +322,17 @@ class Connection(asyncio.BufferedProtocol):
         Raises:
             ProtocolError: it isn't.
         """
-        if self._head_bytes > self._state.limits.header_bytes + _RECEIVE_BYTES:
+        if self._head_bytes > self._state.limits.header_bytes + len(self._view):
             raise self._long_head()
+        self._method = self._parser.get_method()
+        if self._parser.should_upgrade() or self._method == b"CONNECT":
+            self._upgrading = True
+            return
         self._head_bytes = 0
         self._in_body = True
         self._keep_alive = (
             self._parser.should_keep_alive() and self._parser.get_http_version() != "1.0"
         )
-        self._method = self._parser.get_method()
         headers = self._headers
         if self._state.token is not None and not self._may_enter():
             raise ProtocolError(
@@ -300,14 +340,14 @@ class Connection(asyncio.BufferedProtocol):
             )
         stated = headers.get(b"content-length")
         if stated is not None:
-            size = int(stated) if stated.isdigit() and len(stated) < 20 else -1
+            size = int(stated) if stated.isdigit() and len(stated) < _LONGEST_NUMBER else -1
             if size < 0:
                 raise ProtocolError(Kind.INVALID, f"Content-Length is no size: {stated[:40]!r}")
-            self._reserve(size)
+            self._check_room(size)
             if size > _DIRECT_BYTES:
                 self._body = _memory(size, headers.get(b"inference-header-content-length", b""))
                 self._size = size
-        if headers.get(b"expect", b"").lower() == b"100-continue":
+        if headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _may_enter(self) -> bool:
@@ -320,11 +360,16 @@ class Connection(asyncio.BufferedProtocol):
         return hmac.compare_digest(given, b"Bearer " + token)
 
     def _reserve(self, size: int) -> None:
-        """Count memory of a body that is to come.
+        """Count bytes of a body that came: what is only announced takes no memory.
 
         Raises:
             ProtocolError: it is too large, or too much is there already.
         """
+        self._check_room(size)
+        self._reserved += size
+        self._state.body_bytes += size
+
+    def _check_room(self, size: int) -> None:
         limits, state = self._state.limits, self._state
         if self._reserved + size > limits.body_bytes:
             raise ProtocolError(
@@ -336,34 +381,32 @@ class Connection(asyncio.BufferedProtocol):
                 f"overloaded: requests of {limits.bodies_bytes:,} bytes are under way; retry later",
                 retry_s=1.0,
             )
-        self._reserved += size
-        state.body_bytes += size
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body."""
+        self._reserve(len(piece))
         if self._body is not None:
             end = self._filled + len(piece)
             self._body[self._filled : end] = piece
             self._filled = end
             return
-        self._filled += len(piece)
-        if self._filled > self._reserved:  # chunks: nobody said how many there will be
-            likely = min(2 * self._filled, self._state.limits.body_bytes)
-            self._reserve(max(self._filled, likely) - self._reserved)
         self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
         """A request is there, whole."""
         if self._body is not None and self._filled < self._size:
             return  # the parser was left behind
-        self._in_body, self._began_ns = False, None
+        if self._upgrading:
+            return
+        self._in_body, self._began_ns, self._opened_ns = False, None, None
+        self._head_bytes = 0
         body: Any = self._body
         if body is None:
             pieces = self._pieces
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._body, self._pieces = None, []
         reserved, self._reserved = self._reserved, 0
-        if self._busy:
+        if self._busy or self._stuck_ns is not None or self._backlog:
             self._backlog.append(
                 (self._method, self._url, self._headers, body, self._keep_alive, reserved)
             )
@@ -415,21 +458,16 @@ class Connection(asyncio.BufferedProtocol):
         exchange.model = model
         if b"content-encoding" in headers:
             body = self._plain(exchange, headers, body)
+        trace = headers.get(b"traceparent", b"").decode("latin-1")
         stated = headers.get(b"inference-header-content-length")
-        if stated == b"0":
-            query = raw_query(body, *path, model.inputs)
-        else:
-            if stated is not None and not stated.isdigit():
-                raise ProtocolError(
-                    Kind.INVALID, f"Inference-Header-Content-Length is no size: {stated[:40]!r}"
-                )
-            length = None if stated is None else int(stated)
-            known = None if length is None else model.planned(body, length)
-            query = known or read_body(body, length, *path, state.memory, state.limits.body_bytes)
+        try:
+            query = self._read(model, path, stated, body)
+        except ProtocolError as failure:
+            model.unread(failure, arrived_ns, trace)
+            raise
         query.source = self._number
         query.arrived_ns, query.parsed_ns = arrived_ns, self._clock_ns()
-        if b"traceparent" in headers:
-            query.trace = headers[b"traceparent"].decode("latin-1")
+        query.trace = trace
         exchange.query = query
         ticket = model.submit(query, exchange.deliver)
         if not ticket.over:
@@ -437,14 +475,35 @@ class Connection(asyncio.BufferedProtocol):
         if query.plan is None and stated is not None and stated != b"0":
             model.plan(query, body, int(stated), ticket)
 
+    def _read(
+        self, model: ServedModel, path: tuple[str, str], stated: bytes | None, body: Any
+    ) -> Query:
+        state = self._state
+        if stated == b"0":
+            return raw_query(body, *path, model.inputs)
+        if stated is not None and not (stated.isdigit() and len(stated) < _LONGEST_NUMBER):
+            raise ProtocolError(
+                Kind.INVALID, f"Inference-Header-Content-Length is no size: {stated[:40]!r}"
+            )
+        length = None if stated is None else int(stated)
+        known = None if length is None else model.planned(body, length)
+        return known or read_body(
+            body, length, *path, state.memory, state.limits.body_bytes, model.check_input
+        )
+
     def _plain(self, exchange: _Exchange, headers: dict[bytes, bytes], body: Any) -> Any:
         """Return a body without its compression; its memory is counted."""
         encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
         if encoding in ("", "identity"):
             return body
         limits, state = self._state.limits, self._state
-        room = min(limits.body_bytes, max(0, limits.bodies_bytes - state.body_bytes))
-        data = decompressed(body, encoding, room)
+        data = decompressed(body, encoding, limits.body_bytes)
+        if state.body_bytes + len(data) > limits.bodies_bytes:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: requests of {limits.bodies_bytes:,} bytes are under way; retry later",
+                retry_s=1.0,
+            )
         exchange.reserved += len(data)
         state.body_bytes += len(data)
         return data
@@ -501,20 +560,29 @@ class Connection(asyncio.BufferedProtocol):
                 slot.sending()
             self._transport.writelines((head, *pieces))
         self._busy = False
+        if slot is not None:  # once it was handed to the system, at this turn's end
+            asyncio.get_running_loop().call_soon(self._answered)
         if not keep_alive:
             self._transport.close()
-            return
-        if slot is not None:
-            slot.answered()
-        if self._backlog:
-            self._busy = True  # until its turn, which isn't within this one's
-            asyncio.get_running_loop().call_soon(self._next)
+        elif self._backlog:
+            if self._stuck_ns is None:
+                self._next_soon()
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
+
+    def _answered(self) -> None:
+        if self._slot is not None and not self._busy:
+            self._slot.answered()
+
+    def _next_soon(self) -> None:
+        """Go on with what came meanwhile, in a turn of its own."""
+        self._busy = True
+        asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
-        """Go on with what came meanwhile."""
-        if self._lost or self._hung_up or not self._backlog:
+        if self._lost or self._hung_up:
             return
-        if len(self._backlog) == 1:
+        if len(self._backlog) == 1 and self._refusal is None:
             self._transport.resume_reading()
         self._begin(*self._backlog.popleft())
 
@@ -524,8 +592,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._state.body_bytes -= self._reserved
         self._reserved = 0
-        if self._busy:  # an earlier request's answer would come after this one
-            self._transport.close()
+        self._body, self._pieces, self._began_ns = None, [], None
+        if self._busy or self._backlog:  # the answers to what came before go first
+            self._refusal = failure
+            self._transport.pause_reading()
             return
         head, pieces = head_of(failure_response(failure), keep_alive=False)
         self._transport.writelines((head, *pieces))
@@ -539,9 +609,13 @@ class Connection(asyncio.BufferedProtocol):
     def overdue(self, now_ns: int) -> bool:
         """Whether the client is too slow: in sending a request, or in taking its answer."""
         limits = self._state.limits
-        sending = self._began_ns is not None and now_ns - self._began_ns > limits.receive_ns
-        stuck = self._stuck_ns is not None and now_ns - self._stuck_ns > limits.send_ns
-        return sending or stuck
+        if self._stuck_ns is not None:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:
+                self._unsent, self._stuck_ns = unsent, now_ns
+            return now_ns - self._stuck_ns > limits.send_ns
+        began_ns = self._began_ns if self._opened_ns is None else self._opened_ns
+        return began_ns is not None and now_ns - began_ns > limits.receive_ns
 
     def rest(self) -> None:
         """Note that nothing is under way, where that is so."""
@@ -560,7 +634,8 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def idle(self) -> bool:
         """Whether nothing is under way on it."""
-        return not self._busy and not self._in_body and self._head_bytes == 0
+        sent = self._transport.get_write_buffer_size() == 0
+        return not self._busy and self._began_ns is None and sent
 
     def close(self) -> None:
         """Close it, once what is written is sent."""
@@ -691,7 +766,7 @@ def _remember(paths: dict[bytes, tuple[str, str] | None], url: bytes) -> tuple[s
 
 def _memory(size: int, header: bytes) -> memoryview:
     """Take memory for a body, laid so that what follows its JSON is aligned for a processor."""
-    begin = int(header) if header.isdigit() and len(header) < 20 else 0
+    begin = int(header) if header.isdigit() and len(header) < _LONGEST_NUMBER else 0
     room = np.empty(size + 2 * _ALIGNMENT, np.uint8)
     shift = -(room.ctypes.data + begin) % _ALIGNMENT
     return memoryview(room)[shift : shift + size]  # type: ignore[arg-type]

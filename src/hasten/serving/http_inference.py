@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -59,6 +59,7 @@ def read_body(
     version: str,
     memory: SharedMemory,
     most_bytes: int,
+    check: Callable[[str, str, tuple[int, ...]], None] = lambda name, datatype, shape: None,
 ) -> Query:
     """Read a request; tensors behind the JSON stay where they are in `body`.
 
@@ -70,6 +71,7 @@ def read_body(
         version: Out of the path, or "".
         memory: The registered regions.
         most_bytes: Of all tensors together.
+        check: Called with each input's name, datatype and shape before it is decoded.
 
     Raises:
         ProtocolError: it is none of the protocol's.
@@ -90,7 +92,7 @@ def read_body(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(Kind.INVALID, f"the request is no JSON: {error}") from error
     try:
-        inputs, end = _inputs(head.inputs, view, header_bytes, memory, most_bytes)
+        inputs, end = _inputs(head.inputs, view, header_bytes, memory, most_bytes, check)
     except InputError as error:
         raise ProtocolError(Kind.INVALID, str(error)) from error
     if end != size and header_bytes is not None:
@@ -143,6 +145,7 @@ def _inputs(
     header_bytes: int | None,
     memory: SharedMemory,
     most_bytes: int,
+    check: Callable[[str, str, tuple[int, ...]], None],
 ) -> tuple[dict[str, Array], int]:
     inputs: dict[str, Array] = {}
     place = len(view) if header_bytes is None else header_bytes
@@ -153,6 +156,7 @@ def _inputs(
             raise ProtocolError(Kind.INVALID, f"input {name!r:.100} is given twice")
         shape = tuple(tensor.shape)
         left -= tensor_size(name, tensor.datatype, shape, left, most_bytes)
+        check(name, tensor.datatype, shape)
         if (size := parameters.get("binary_data_size")) is not None:
             if type(size) is not int or size < 0 or place + size > len(view):
                 raise ProtocolError(
@@ -220,6 +224,8 @@ def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
     if tensor.datatype == "BYTES":
         return _texts(_flat(data, count, where), shape, where)
     written = bytes(tensor.data)
+    if b'"' in written:  # a text among numbers: numpy would make each as long as the longest
+        raise _no_value(tensor.datatype, where)
     if tensor.datatype != "BOOL" and (b"t" in written or b"f" in written):
         raise _no_value(tensor.datatype, where)  # numpy makes numbers of true and false
     try:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from hasten.bundle import Loaded, Manifest, load
+from hasten.bundle import Loaded, Manifest, load, read
 from hasten.bundle.evidence import batch_curve
 from hasten.errors import CandidateError
 from hasten.measure.curve import CurvePoint
@@ -109,7 +109,8 @@ def open_bundle(
     path: Path,
     settings: ModelSettings,
     *,
-    running: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    running: Callable[..., contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    gently: bool = False,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> Opened:
     """Open a bundle, warm every batch shape, and compare what batches answer.
@@ -118,6 +119,7 @@ def open_bundle(
         path: The folder.
         settings: How it is to be served.
         running: Entered while an engine works: who crashes in there is to blame.
+        gently: Rest after each run of the warm-up for as long as it took: others are being served.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Raises:
@@ -139,7 +141,7 @@ def open_bundle(
         opened = Opened(
             path=path,
             manifest=manifest,
-            which=settings.which,
+            which=settings.which if manifest.exact is not None else "winner",
             sessions=sessions,
             standby=_standby(path, settings, manifest, undo),
             latencies=Latencies({1: 1.0}),
@@ -147,16 +149,17 @@ def open_bundle(
             batched=_batched(sessions[0]),
             notes=list(sessions[0].not_certified),
         )
-        _warm_up(opened, shared, settings.most_rows, clock_ns)
+        _warm_up(opened, shared, settings.most_rows, _Timer(clock_ns, gently))
         undo.pop_all()
         return opened
 
 
 def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None) -> Loaded:
     """Open it; what `load` warns of is in the notes."""
+    which = settings.which if read(path).exact is not None else "winner"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return load(path, which=settings.which, custom_ops=settings.custom_ops, threads=threads)
+        return load(path, which=which, custom_ops=settings.custom_ops, threads=threads)
 
 
 def _standby(
@@ -209,27 +212,59 @@ def requests_of(
     return made
 
 
+class _Timer:
+    """Times requests; between them it may rest.
+
+    Args:
+        clock_ns: Monotonic clock, in nanoseconds.
+        gently: Rest after each request for as long as it took.
+    """
+
+    def __init__(self, clock_ns: Callable[[], int], gently: bool) -> None:
+        self.clock_ns, self._gently = clock_ns, gently
+
+    def median_ns(self, sessions: Sequence[Loaded], request: Tensors, runs: int) -> float:
+        """The median time of a request, after one that isn't timed, on every session."""
+        times = []
+        for session in sessions:
+            self._once_ns(session, request)
+            end_ns = self.clock_ns() + _TIMED_NS
+            for _ in range(runs):
+                times.append(self._once_ns(session, request))
+                if times[-1] + self.clock_ns() > end_ns:
+                    break
+        return max(1.0, float(np.median(times)))
+
+    def _once_ns(self, session: Loaded, request: Tensors) -> int:
+        began_ns = self.clock_ns()
+        session.run(request)
+        took_ns = self.clock_ns() - began_ns
+        if self._gently:
+            time.sleep(took_ns / 1e9)
+        return took_ns
+
+
 def _warm_up(
     opened: Opened,
     curve: Sequence[CurvePoint],
     most_rows: int,
-    clock_ns: Callable[[], int],
+    timer: _Timer,
 ) -> None:
     """Run every batch shape on every session; find which of them give a request its own answer."""
     rng = np.random.default_rng(0)
     specs = opened.first.request
     lone = requests_of(specs, 1 if opened.batched else None, rng)
     alone = opened.first.run(lone)
-    times = {1: _timed(opened.sessions, lone, clock_ns, _RUNS)}
+    times = {1: timer.median_ns(opened.sessions, lone, _RUNS)}
     if opened.standby is not None:
         opened.standby.run(lone)
     sizes = [1]
     if opened.batched and all(array.shape[:1] == (1,) for array in alone.values()):
         each_bytes = sum(array.nbytes for array in lone.values())
-        end_ns = clock_ns() + _BUDGET_NS
+        end_ns = timer.clock_ns() + _BUDGET_NS
         for size in SIZES[1:]:
             expected_ns = size * times[sizes[-1]] / sizes[-1]
-            enough = expected_ns > _SLOWEST_NS or clock_ns() + 3 * expected_ns > end_ns
+            enough = expected_ns > _SLOWEST_NS or timer.clock_ns() + 3 * expected_ns > end_ns
             if size > most_rows or enough or size * each_bytes > _BYTES:
                 break
             batch = _stacked(lone, requests_of(specs, size - 1, rng, _LOUD))
@@ -238,7 +273,7 @@ def _warm_up(
                 opened.notes.append(f"served one by one: {unlike}")
                 sizes = [1]
                 break
-            times[size] = _timed(opened.sessions, batch, clock_ns, 2 if curve else _RUNS)
+            times[size] = timer.median_ns(opened.sessions, batch, 2 if curve else _RUNS)
             sizes.append(size)
     elif opened.batched:
         opened.batched = False
@@ -249,23 +284,6 @@ def _warm_up(
     opened.latencies = Latencies(measured, opened.sizes)
     for size in sizes:
         opened.latencies.observe(size, times[size])
-
-
-def _timed(
-    sessions: Sequence[Loaded], request: Tensors, clock_ns: Callable[[], int], runs: int
-) -> float:
-    """The median time of a request, after one that isn't timed, on every session."""
-    times = []
-    for session in sessions:
-        session.run(request)
-        end_ns = clock_ns() + _TIMED_NS
-        for _ in range(runs):
-            began_ns = clock_ns()
-            session.run(request)
-            times.append(clock_ns() - began_ns)
-            if times[-1] + clock_ns() > end_ns:
-                break
-    return max(1.0, float(np.median(times)))
 
 
 def _stacked(first: Tensors, others: Tensors) -> dict[str, Array]:

@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Coroutine
@@ -21,6 +22,7 @@ from hasten.serving.channel import (
     CONNECTION,
     DRAIN,
     FAILED,
+    LOST,
     MOST_MESSAGE,
     READY,
     RELOAD,
@@ -43,13 +45,24 @@ class Office:
     def __init__(self, channel: socket.socket, board: Board, settings: ServerSettings) -> None:
         self._channel, self._board, self._settings = channel, board, settings
         self._loop = asyncio.get_running_loop()
-        self._server = Server(settings, board)
+        self._server: Server
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def work(self) -> int:
         """Serve until told to end; the exit code."""
+        try:
+            return await self._work()
+        except HastenError as error:
+            self._say(FAILED, str(error))
+        except Exception as error:
+            log.exception("the server failed")
+            self._say(FAILED, f"{type(error).__name__}: {error}")
+        return 2
+
+    async def _work(self) -> int:
         settings = self._settings
+        self._server = Server(settings, self._board)
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel.fileno(), self._hear)
         try:
@@ -57,11 +70,14 @@ class Office:
             if settings.grpc is not None:
                 grpc_port = await self._server.listen_grpc(settings.host, settings.grpc)
             self._say(UP, json.dumps({"grpc": grpc_port}))
-            await self._server.load()
-        except HastenError as error:
-            self._say(FAILED, str(error))
+            loading = self._loop.create_task(self._server.load())
+            await asyncio.wait({loading, self._over}, return_when=asyncio.FIRST_COMPLETED)
+            if self._over.done():  # told to end before all was loaded
+                return 0
+            loading.result()
+        except HastenError:
             await self._server.close()
-            return 2
+            raise
         gc.collect()
         gc.freeze()  # what is here stays: no collection needs to look at it
         gc.set_threshold(_GARBAGE, 20, 50)
@@ -71,16 +87,15 @@ class Office:
         return 0
 
     def _say(self, what: int, text: str) -> None:
-        data = bytes([what]) + text.encode()[:MOST_MESSAGE]
+        self._send(bytes([what]) + text.encode()[:MOST_MESSAGE])
+
+    def _closed(self, slot: int) -> None:
+        self._send(SLOT.pack(CLOSED, slot))
+
+    def _send(self, data: bytes) -> None:
         with contextlib.suppress(OSError):
             self._channel.setblocking(True)
             self._channel.send(data)
-        self._channel.setblocking(False)
-
-    def _closed(self, slot: int) -> None:
-        with contextlib.suppress(OSError):
-            self._channel.setblocking(True)
-            self._channel.send(SLOT.pack(CLOSED, slot))
         self._channel.setblocking(False)
 
     def _hear(self) -> None:
@@ -95,7 +110,9 @@ class Office:
             if not data:  # the supervisor is gone: nobody could be served
                 os._exit(1)
             what, slot = SLOT.unpack(data)
-            if what == CONNECTION:
+            if what == CONNECTION and not numbers:  # too many files are open
+                self._send(SLOT.pack(LOST, slot))
+            elif what == CONNECTION:
                 accepted = socket.socket(fileno=numbers[0])
                 accepted.setblocking(False)
                 self._begin(self._server.take(accepted, self._board.slot(slot, self._closed)))
@@ -119,6 +136,8 @@ def main() -> NoReturn:
     """Serve what the arguments say: the channel's number, the board's, and the settings' file's."""
     import uvloop
 
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor says what they mean
     channel_number, board_number, settings_number = map(int, sys.argv[1:4])
     with os.fdopen(settings_number) as file:
         settings = from_record(ServerSettings, json.load(file))

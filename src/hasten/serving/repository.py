@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,8 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hasten.serving")
 
+UNLOADED = "unloaded"
 _COMPARED = 8
-_LEAST_IMPORTANT = 19
+_PATIENCE_S = 30.0
 State: TypeAlias = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 Marker: TypeAlias = Callable[["Registered"], Callable[[], contextlib.AbstractContextManager[None]]]
 
@@ -44,6 +43,7 @@ class Registered:
         path: The bundle's folder.
         settings: How to serve it.
         state: What it is doing.
+        tried: Whether it was loaded, or failed to be.
         reason: Why it isn't ready.
         served: It, where it is ready.
     """
@@ -53,6 +53,7 @@ class Registered:
     path: Path
     settings: ModelSettings
     state: State = "UNAVAILABLE"
+    tried: bool = False
     reason: str = ""
     served: ServedModel | None = None
 
@@ -79,8 +80,7 @@ class Repository:
             self._versions.setdefault(one.name, {})[one.version] = one
         self._busy: dict[str, asyncio.Lock] = {}
         self._loading = ThreadPoolExecutor(1, "hasten-loading")
-        # What takes another's place takes what time live requests leave.
-        self._replacing = ThreadPoolExecutor(1, "hasten-replacing", initializer=_stand_back)
+        self._replacing = ThreadPoolExecutor(1, "hasten-replacing")
 
     def __iter__(self) -> Iterator[Registered]:
         for versions in self._versions.values():
@@ -94,8 +94,9 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether every version that was asked for is ready."""
-        return all(one.state == "READY" for one in self if one.reason != "unloaded")
+        """Whether every version is ready that can be: what failed to load doesn't hold up the others."""
+        loading = any(one.state == "LOADING" or not one.tried for one in self)
+        return not loading and any(self.served())
 
     def find(self, name: str, version: str = "") -> ServedModel:
         """Return a version, by default the newest that is ready.
@@ -122,7 +123,7 @@ class Repository:
         for one in candidates:
             if one.served is not None:
                 return one.served
-        reason = candidates[0].reason or candidates[0].state.lower()
+        reason = candidates[0].reason or "loading"
         raise ProtocolError(Kind.UNAVAILABLE, f"the model {name!r} isn't ready: {reason}", 1.0)
 
     def versions(self, name: str) -> list[str]:
@@ -179,8 +180,9 @@ class Repository:
             old = one.served
             if old is None:
                 one.state, one.reason = "LOADING", "loading"
+            one.tried = True
             try:
-                thread = self._replacing if any(self.served()) else self._loading
+                thread = self._replacing if old is not None else self._loading
                 opened = await self._loop.run_in_executor(thread, self._opened, one, old)
             except Exception as error:
                 if old is None:
@@ -209,26 +211,52 @@ class Repository:
     def _opened(self, one: Registered, old: ServedModel | None) -> Opened:
         """Open and compare; on the loading thread."""
         settings = one.settings
-        opened = open_bundle(one.path, settings, running=self._marker(one))
+        opened = open_bundle(one.path, settings, running=self._marker(one), gently=old is not None)
         try:
             with self._marker(one)():
                 _check_interface(opened, old)
                 broken = _compare(opened)
-            if broken and old is not None:
-                raise CandidateError(
-                    f"{opened.path} answers NaN here where its exact model doesn't"
-                )
+                if old is not None:
+                    self._compare_with(opened, old, broken)
         except BaseException:
             opened.close()
             raise
         opened.broken = broken
         return opened
 
+    def _compare_with(self, opened: Opened, old: ServedModel, broken: bool) -> None:
+        """Ask a model and the one whose place it takes the same, and note how often they disagree.
+
+        Raises:
+            CandidateError: it answers NaN where the other, or its exact model, doesn't.
+        """
+        rng = np.random.default_rng(2)
+        disagreed = compared = 0
+        for _ in range(_COMPARED):
+            request = requests_of(opened.first.request, 1 if opened.batched else None, rng)
+            answers = opened.first.run(request)
+            try:
+                asked = asyncio.run_coroutine_threadsafe(old.ask(request), self._loop)
+                before = asked.result(_PATIENCE_S)
+            except (ProtocolError, TimeoutError):  # it is overloaded, or on its way out
+                continue
+            if broken or (is_broken(answers) and not is_broken(before)):
+                raise CandidateError(
+                    f"{opened.path} answers NaN here where its exact model or what is served doesn't"
+                )
+            rows = disagreeing_rows(answers, before)
+            compared += len(rows)
+            disagreed += int(rows.sum())
+        opened.notes.append(
+            f"it takes the place of another: on random inputs, {disagreed} of {compared} answers "
+            "differ"
+        )
+
     async def unload(self, one: Registered) -> None:
         """Take a version out; what it has taken in is answered."""
         async with self._busy.setdefault(f"{one.name}/{one.version}", asyncio.Lock()):
             old, one.served = one.served, None
-            one.state, one.reason = "UNAVAILABLE", "unloaded"
+            one.state, one.reason = "UNAVAILABLE", UNLOADED
             if old is not None:
                 one.state = "UNLOADING"
                 await self._retire(old)
@@ -242,6 +270,8 @@ class Repository:
         """Load every version whose bundle was replaced on disk since."""
         for one in self:
             served = one.served
+            if served is None and one.reason == UNLOADED:
+                continue  # it was asked to be
             if served is None or await self._loop.run_in_executor(
                 self._replacing, changed, served.opened
             ):
@@ -258,8 +288,8 @@ class Repository:
             if one.served is not None:
                 one.served.close()
                 one.served = None
-        self._loading.shutdown(wait=True)
-        self._replacing.shutdown(wait=True)
+        self._loading.shutdown(wait=False, cancel_futures=True)
+        self._replacing.shutdown(wait=False, cancel_futures=True)
 
 
 def changed(opened: Opened) -> bool:
@@ -268,11 +298,6 @@ def changed(opened: Opened) -> bool:
         return read(opened.path) != opened.manifest
     except InputError:
         return True
-
-
-def _stand_back() -> None:
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_IMPORTANT)
 
 
 def _check_interface(opened: Opened, old: ServedModel | None) -> None:
@@ -340,14 +365,31 @@ def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
     found: list[tuple[str, str, Path]] = []
     for text in arguments:
         name, version, path = _parts(text)
+        if not path.exists():
+            raise InputError(f"no bundle at {path}: no such folder")
         if not (path / MANIFEST).is_file():
-            raise InputError(f"{path} is no bundle: it has no {MANIFEST}")
+            raise InputError(
+                f"{path} is no bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
+            )
+        _check_name(name, text)
         taken = {each[1] for each in found if each[0] == name}
         version = version or str(1 + max(map(int, taken), default=0))
         if version in taken:
             raise InputError(f"version {version} of {name!r} is given twice")
         found.append((name, version, path))
     return sorted(found, key=lambda each: (each[0], int(each[1])))
+
+
+def _check_name(name: str, text: str) -> None:
+    """Check that clients can say a name.
+
+    Raises:
+        InputError: it isn't text.
+    """
+    if not name.isprintable():
+        raise InputError(
+            f"{text!r}: {name!r} is no name that clients could ask for: give NAME=PATH"
+        )
 
 
 def _parts(text: str) -> tuple[str, str, Path]:
@@ -358,5 +400,10 @@ def _parts(text: str) -> tuple[str, str, Path]:
         return name.removesuffix(".hasten") or name, "", path
     name, _, version = left.partition(":")
     if not name or (version and not (version.isascii() and version.isdigit() and int(version))):
-        raise InputError(f"{text!r}: write NAME=PATH or NAME:VERSION=PATH, the version from 1")
+        raise InputError(
+            f"{text!r}: write NAME=PATH or NAME:VERSION=PATH; got the version {version!r}, which is a "
+            "whole number from 1"
+            if name
+            else f"{text!r}: there is no name before the equals sign; write NAME=PATH"
+        )
     return name, version.lstrip("0"), Path(right)

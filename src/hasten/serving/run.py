@@ -90,6 +90,12 @@ def settings_of(
         re.compile(shared_memory)
     except re.error as error:
         raise InputError(f"--shared-memory is no pattern: {error}") from error
+    if http and http == grpc:
+        raise InputError(f"--http and --grpc are both {http}: give each a port of its own")
+    if grpc is not None and max_body_bytes >= 1 << 31:
+        raise InputError(
+            "a message of gRPC is below 2 GiB: give a smaller --max-body, or no --grpc"
+        )
     model = ModelSettings(
         deadline_ns=round(1e9 * (deadline_s or 0)),
         most_wait_ns=round(1e9 * max_wait_s),

@@ -346,6 +346,13 @@ class Scheduler(Generic[P]):
         if took_ns is not None:
             self.latencies.observe(busy.rows, took_ns)
 
+    def put_back(self, items: list[P]) -> None:
+        """Queue those again, at their place, that a batch failed with: each alone now."""
+        for item in items:
+            item.state, item.key = "queued", object()
+            heapq.heappush(self._heap, item)
+            self._rows[item.priority] = self._rows.get(item.priority, 0) + item.rows
+
     # -- what leaves without an answer of the model's
 
     def drop(self, item: P) -> bool:
@@ -422,8 +429,8 @@ class Scheduler(Generic[P]):
     @property
     def idle(self) -> bool:
         """Whether nothing is queued and nothing runs."""
-        return not self._running and self._first() is None
+        return not self._running and not self._rows
 
 
 def _ms(span_ns: float) -> str:
-    return f"{max(0.0, span_ns) / 1e6:.3g} ms"
+    return f"{float(f'{max(0.0, span_ns) / 1e6:.3g}'):g} ms"

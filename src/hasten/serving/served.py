@@ -9,7 +9,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -21,7 +21,7 @@ from hasten.protocol.errors import Kind, ProtocolError
 from hasten.protocol.requests import Answer, Query
 from hasten.serving.batching import Batching, Task, Timing
 from hasten.serving.caching import Cache, content_key
-from hasten.serving.comparison import is_broken
+from hasten.serving.comparison import broken_rows, is_broken
 from hasten.serving.opening import ModelSettings, Opened
 from hasten.serving.plans import Plan, Plans
 from hasten.serving.scheduling import Scheduler
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from hasten.serving.tracing import Tracing
 
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
-Running: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
+Running: TypeAlias = Callable[..., contextlib.AbstractContextManager[None]]
+"""Makes a context for one engine thread; `True` for one of the exact model that stands by."""
 
 log = logging.getLogger("hasten.serving")
 
@@ -84,6 +85,7 @@ class ServedModel:
         self._specs = [_Spec(spec, opened.batched) for spec in self.inputs]
         self._names = [spec.name for spec in self.outputs]
         self._exact_lock = threading.Lock()
+        self._exact_mark = running(True)
         self._flights: dict[bytes, list[Ticket]] = {}
         self._batching = Batching(
             [self._runner(session) for session in opened.sessions],
@@ -140,6 +142,8 @@ class ServedModel:
             rows, key = plan.rows, plan.key
         else:
             rows, key = self._looked_at(query)
+        if self.cache is not None:  # what lies in shared memory may change under its hash
+            query.inputs = {name: np.array(array) for name, array in query.inputs.items()}
         timeout_ns = query.timeout_ns or self.settings.deadline_ns
         deadline_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
         ticket = Ticket(self, query, done, rows, key, deadline_ns, query.inputs)
@@ -175,6 +179,11 @@ class ServedModel:
                 self._flights.pop(ticket.content, None)
             raise
 
+    def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
+        """Count a request that couldn't be read."""
+        query = Query(self.name, self.version, "", {}, arrived_ns=arrived_ns, trace=trace)
+        self._refused(query, failure)
+
     def _refused(self, query: Query, failure: ProtocolError) -> None:
         now_ns = self._clock_ns()
         self.statistics.refused(failure.kind.name, query.arrived_ns, now_ns)
@@ -206,11 +215,7 @@ class ServedModel:
             if array is None:
                 raise self._unfit(inputs)
             if array.dtype != spec.dtype or not spec.fits(array.shape):
-                raise ProtocolError(
-                    Kind.INVALID,
-                    f"input {spec.name!r}: the model takes {spec.words}; got "
-                    f"{_datatype(array)}{list(array.shape)}",
-                )
+                raise spec.mismatch(_datatype(array), array.shape)
             if spec.batched:
                 if rows and array.shape[0] != rows:
                     raise ProtocolError(
@@ -233,7 +238,19 @@ class ServedModel:
             )
         return rows or 1, sizes
 
-    def _unfit(self, inputs: Tensors) -> ProtocolError:
+    def check_input(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
+        """Check what a request states of an input, before it is decoded.
+
+        Raises:
+            ProtocolError: the model doesn't take it.
+        """
+        spec = next((spec for spec in self._specs if spec.name == name), None)
+        if spec is None:
+            raise self._unfit([name])
+        if datatype != spec.datatype or not spec.fits(shape):
+            raise spec.mismatch(datatype, shape)
+
+    def _unfit(self, inputs: Iterable[str]) -> ProtocolError:
         names = ", ".join(spec.name for spec in self._specs)
         got = ", ".join(inputs) or "none"
         return ProtocolError(
@@ -298,26 +315,24 @@ class ServedModel:
 
     def _runner(self, session: Loaded) -> Callable[[Tensors], dict[str, Array]]:
         """What a batch is run by: a session, and behind it the exact model."""
-        standby, running, run = self.opened.standby, self._running, session.run
+        standby, run, mark = self.opened.standby, session.run, self._running()
 
         def plain(inputs: Tensors) -> dict[str, Array]:
-            with running():
+            with mark:
                 return run(inputs)
 
         def guarded(inputs: Tensors) -> dict[str, Array]:
             if self.fell_back:
                 return self._ask_exact(inputs)
             try:
-                with running():
+                with mark:
                     outputs = run(inputs)
                 if not is_broken(outputs):
                     return outputs
                 why = "an answer has a NaN in it"
             except CandidateError as error:
                 outputs, why = None, str(error)
-            if any(is_broken({name: array}) for name, array in inputs.items()):
-                if outputs is None:
-                    raise CandidateError(why)
+            if outputs is not None and not _of_its_own(inputs, outputs):
                 return outputs  # what is asked in no numbers is answered in none
             return self._instead(inputs, outputs, why)
 
@@ -343,8 +358,25 @@ class ServedModel:
 
     def _ask_exact(self, inputs: Tensors) -> dict[str, Array]:
         assert self.opened.standby is not None
-        with self._exact_lock, self._running():
+        with self._exact_lock, self._exact_mark:
             return self.opened.standby.run(inputs)
+
+    async def ask(self, inputs: Tensors) -> Tensors:
+        """Answer a request of the server's own, in the queue like any other.
+
+        Raises:
+            ProtocolError: it got no answer.
+        """
+        future: asyncio.Future[Answer | ProtocolError] = asyncio.get_running_loop().create_future()
+        now_ns = self._clock_ns()
+        query = Query(
+            self.name, self.version, "", dict(inputs), arrived_ns=now_ns, parsed_ns=now_ns
+        )
+        self.submit(query, future.set_result)
+        answer = await future
+        if isinstance(answer, ProtocolError):
+            raise answer
+        return answer.outputs
 
     def shadowed(self, inputs: Tensors, outputs: Tensors) -> None:
         """Maybe ask the exact model the same, once there is time."""
@@ -365,6 +397,14 @@ class ServedModel:
         if self._shadow is not None:
             self._shadow.close()
         self.opened.close()
+
+
+def _of_its_own(inputs: Tensors, outputs: Tensors) -> bool:
+    """Whether a row has NaN in its answer and none in what was asked: others' are their own."""
+    asked, answered = broken_rows(inputs), broken_rows(outputs)
+    if asked.shape != answered.shape:
+        return bool(answered.any() and not asked.any())
+    return bool((answered & ~asked).any())
 
 
 class Ticket(Task):
@@ -463,19 +503,27 @@ class Ticket(Task):
 class _Spec:
     """An input's spec, as a request is checked against it."""
 
-    __slots__ = ("_shape", "batched", "dtype", "name", "words")
+    __slots__ = ("_shape", "batched", "datatype", "dtype", "name", "words")
 
     def __init__(self, spec: TensorSpec, batched: bool) -> None:
         self.name, self.batched = spec.name, batched
         self.dtype = np.dtype(spec.dtype)
         self._shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
         shape = ", ".join(map(str, spec.shape))
-        self.words = f"{datatype_of(spec.dtype)}[{shape}]"
+        self.datatype = datatype_of(spec.dtype)
+        self.words = f"{self.datatype}[{shape}]"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a shape has this rank and every settled size."""
         return len(shape) == len(self._shape) and all(
             want is None or want == size for want, size in zip(self._shape, shape, strict=True)
+        )
+
+    def mismatch(self, datatype: str, shape: tuple[int, ...]) -> ProtocolError:
+        """Say what the model takes, and what came."""
+        return ProtocolError(
+            Kind.INVALID,
+            f"input {self.name!r}: the model takes {self.words}; got {datatype}{list(shape)}",
         )
 
 

@@ -81,7 +81,7 @@ class Server:
     def _marker(self, one: Registered) -> Running:
         board, number = self._board, self._numbers[id(one)]
         assert board is not None
-        return lambda: board.engine(number)
+        return lambda standby=False: board.engine(number, standby)
 
     # -- connections
 
@@ -170,7 +170,9 @@ class Server:
                 break
             await asyncio.sleep(0.02)
         for connection in list(self.state.connections):
-            connection.close()
+            connection.close()  # once what is written is sent
+        while self.state.connections and self._loop.time() < end_s:
+            await asyncio.sleep(0.02)
         if ending is not None:
             await ending
         with contextlib.suppress(TimeoutError):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 
-from hasten.errors import CandidateError
 from hasten.serving.comparison import disagreeing_rows
 from hasten.serving.statistics import Statistics
 from hasten.tensors import Tensors
 
+log = logging.getLogger("hasten.serving")
+
+_LOOKS, _PAUSE_S = 100, 0.01
+"""How long a sample waits for a moment without live requests."""
 _MOST_WAITING = 4
 """What comes while so many wait isn't looked at: a sample is as good as another."""
 _LEAST_IMPORTANT = 19
@@ -57,13 +62,23 @@ class Shadow:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_IMPORTANT)
         while (job := self._jobs.get()) is not None:
             inputs, outputs = job
-            try:
-                exact = self._exact(inputs)
-            except CandidateError:
+            if not self._waited():
                 continue
-            rows = disagreeing_rows(outputs, exact)
+            try:
+                rows = disagreeing_rows(outputs, self._exact(inputs))
+            except Exception:  # it is about watching: what it watches goes on
+                log.exception("an answer couldn't be compared with the exact model's")
+                continue
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 self._loop.call_soon_threadsafe(self._count, len(rows), int(rows.sum()))
+
+    def _waited(self) -> bool:
+        """Wait until no live request would be held up; False where that doesn't come to be."""
+        for _ in range(_LOOKS):
+            if self._idle():
+                return True
+            time.sleep(_PAUSE_S)
+        return False
 
     def _count(self, looked: int, disagreed: int) -> None:
         self._statistics.shadowed += looked

@@ -10,6 +10,8 @@ from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.repository import Repository
 from hasten.serving.shared_memory import SharedMemory
 
+_RECEIVE_BYTES = 64 << 10
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -69,6 +71,7 @@ class ServerState:
         body_bytes: Of all bodies under way.
         draining: Whether the server is about to end.
         began_s: Wall clock, seconds since 1970.
+        received: Where bytes arrive: what is there is parsed before anything else is received.
     """
 
     repository: Repository
@@ -81,6 +84,7 @@ class ServerState:
     body_bytes: int = 0
     draining: bool = False
     began_s: float = field(default_factory=time.time)
+    received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 
     @property
     def ready(self) -> bool:

@@ -12,23 +12,25 @@ import dataclasses
 import json
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 from hasten.errors import InputError
 from hasten.records import to_record
-from hasten.serving.board import MOST_MODELS, WORKING, Board
+from hasten.serving.board import ANSWERED, MOST_MODELS, WORKING, Board
 from hasten.serving.channel import (
     CLOSED,
     CONNECTION,
     DRAIN,
     FAILED,
+    LOST,
     MOST_MESSAGE,
     READY,
     RELOAD,
@@ -46,11 +48,22 @@ _PAUSES_S = (0.0, 0.5, 2.0, 5.0, 10.0, 30.0)
 _CALM_S = 60.0
 """After so long without a crash, the next one counts as the first."""
 _LINGER_S = 1.0
-_BUSY = json.dumps({"error": "the server is starting again: retry"}).encode()
-_SORRY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(_BUSY), _BUSY)
-)
+_BREATH_S = 0.1
+_LAST_RESORT_S = 10.0
+_SPARE_FILES = 128
+"""That a process needs besides its connections: models, libraries, threads' pipes."""
+
+
+def _sorry(why: str) -> bytes:
+    body = json.dumps({"error": why}).encode()
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+    )
+
+
+_STARTING = _sorry("the server is starting again: retry")
+_CROWDED = _sorry("too many connections are open: close some, or retry")
 
 
 class Supervisor:
@@ -85,6 +98,9 @@ class Supervisor:
         self._start_at_s: float | None = None
         self._code = 0
         self._listener: socket.socket | None = None
+        self._order_given = False
+        self._accept_at_s: float | None = None
+        self._kill_at_s: float | None = None
 
     # -- the run
 
@@ -97,21 +113,25 @@ class Supervisor:
         settings = self._settings
         settings.token()
         settings.tls()
+        _allow_files(settings.limits.connections)
         if settings.http is None and settings.grpc is None:
             raise InputError("nothing to listen on: give --http or --grpc a port")
         self._listen()
-        signals, before = _signals(self._on_signal)
-        self._selector.register(signals, selectors.EVENT_READ, lambda: signals.recv(64))
-        self._start()
-        try:
-            while self._process is not None or self._start_at_s is not None:
-                for key, _ in self._selector.select(self._patience_s()):
-                    key.data()
-                self._look_at_the_clock()
-            return self._code
-        finally:
-            self._end(before)
-            signals.close()
+        with _Signals() as signals:
+            self._selector.register(
+                signals.reading, selectors.EVENT_READ, lambda: self._heed(signals)
+            )
+            self._start()
+            try:
+                while self._process is not None or self._start_at_s is not None:
+                    for key, _ in self._selector.select(self._patience_s()):
+                        # What came before in this round may have been the end of it.
+                        if self._selector.get_map().get(key.fd) is key:
+                            key.data()
+                    self._look_at_the_clock()
+                return self._code
+            finally:
+                self._end()
 
     def _listen(self) -> None:
         if self._settings.http is None:
@@ -132,9 +152,8 @@ class Supervisor:
 
     def _patience_s(self) -> float | None:
         """How long nothing needs to be looked at; None for as long as nothing happens."""
-        times = [*self._leaving.values()]
-        if self._start_at_s is not None:
-            times.append(self._start_at_s)
+        others = (self._start_at_s, self._accept_at_s, self._kill_at_s)
+        times = [*self._leaving.values(), *(at_s for at_s in others if at_s is not None)]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _look_at_the_clock(self) -> None:
@@ -143,6 +162,19 @@ class Supervisor:
             self._forget(connection)
         if self._start_at_s is not None and self._start_at_s <= now_s:
             self._start()
+        if self._accept_at_s is not None and self._accept_at_s <= now_s:
+            self._accept_at_s = None
+            if self._listener is not None:
+                self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        if self._kill_at_s is not None and self._kill_at_s <= now_s:
+            self._kill_at_s = None
+            if self._process is not None:
+                log.error("it didn't end in the time that it was given")
+                self._process.kill()
+
+    def _heed(self, signals: _Signals) -> None:
+        for number in signals.came():
+            self._on_signal(number)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP:
@@ -159,9 +191,12 @@ class Supervisor:
         log.info("draining")
         if self._listener is not None:
             self._accept()  # what has connected by now is served
-            self._selector.unregister(self._listener)
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._listener)
             self._listener.close()
             self._listener = None
+        self._kill_at_s = time.monotonic() + self._settings.limits.drain_ns / 1e9 + _LAST_RESORT_S
+        self._order_given = True
         self._order(DRAIN)
 
     def _order(self, what: int) -> None:
@@ -178,13 +213,16 @@ class Supervisor:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError:  # it is gone already, or there are too many files
+            except ConnectionError:  # it is gone already
+                continue
+            except OSError:  # too many files are open: the others wait for their turn
+                self._selector.unregister(self._listener)
+                self._accept_at_s = time.monotonic() + _BREATH_S
                 return
             connection.setblocking(False)
-            with contextlib.suppress(OSError):
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _set_up(connection)
             if not self._free:
-                self._turn_away(connection)
+                self._turn_away(connection, _CROWDED)
             elif self._up:
                 self._hand_on(connection)
             else:
@@ -194,7 +232,7 @@ class Supervisor:
         """Give a connection to the process, and keep a second name for it."""
         assert self._channel is not None
         if not self._free:
-            self._turn_away(connection)
+            self._turn_away(connection, _CROWDED)
             return
         slot = self._free.pop()
         self._held[slot] = connection
@@ -207,6 +245,9 @@ class Supervisor:
 
     def _keep(self, connection: socket.socket) -> None:
         """Hold a connection until a process is up; if it asks before, it is told no."""
+        if len(self._kept) >= self._settings.limits.connections:
+            self._turn_away(connection)
+            return
         self._kept.add(connection)
         self._selector.register(
             connection, selectors.EVENT_READ, lambda: self._asked_too_early(connection)
@@ -217,13 +258,15 @@ class Supervisor:
         self._selector.unregister(connection)
         self._turn_away(connection)
 
-    def _turn_away(self, connection: socket.socket) -> None:
+    def _turn_away(self, connection: socket.socket, why: bytes = _STARTING) -> None:
         """Answer 503; what the client is still sending is read, or it wouldn't see why."""
-        if self._settings.certificate is not None:  # what encrypts died with the process
+        # What encrypts died with the process.
+        crowded = len(self._leaving) >= self._settings.limits.connections
+        if self._settings.certificate is not None or crowded:
             connection.close()
             return
         try:
-            connection.send(_SORRY)
+            connection.send(why)
             connection.shutdown(socket.SHUT_WR)
         except OSError:
             connection.close()
@@ -251,33 +294,37 @@ class Supervisor:
     def _start(self) -> None:
         self._start_at_s = None
         self._board.clear()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        reading, writing = os.pipe()
-        record = json.dumps(to_record(self._settings)).encode()
-        fds = (theirs.fileno(), self._board.number, reading)
         try:
-            self._process = subprocess.Popen(
+            ours, self._process = self._started()
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError as error:
+            log.error("can't start the serving process: %s", error.strerror or error)
+            self._start_at_s = time.monotonic() + _PAUSES_S[1]
+            return
+        ours.setblocking(False)
+        self._channel, self._up = ours, False
+        self._selector.register(ours, selectors.EVENT_READ, self._hear)
+        self._selector.register(self._pidfd, selectors.EVENT_READ, self._died)
+
+    def _started(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, open(os.memfd_create("hasten-settings"), "w+b") as told:  # noqa: PTH123
+            told.write(json.dumps(to_record(self._settings)).encode())
+            told.seek(0)
+            fds = (theirs.fileno(), self._board.number, told.fileno())
+            return ours, subprocess.Popen(
                 [sys.executable, "-m", "hasten.serving.process", *map(str, fds)],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **OFF},
                 process_group=0,  # a Ctrl-C is for the supervisor to pass on
             )
-        finally:
-            theirs.close()
-            os.close(reading)
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write(record)
-        ours.setblocking(False)
-        self._channel, self._up = ours, False
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._selector.register(ours, selectors.EVENT_READ, self._hear)
-        self._selector.register(self._pidfd, selectors.EVENT_READ, self._died)
 
     def _hear(self) -> None:
         """Take what the process says."""
         channel = self._channel
-        assert channel is not None
+        if channel is None:
+            return
         while True:
             try:
                 data = channel.recv(MOST_MESSAGE + 1)
@@ -288,12 +335,15 @@ class Supervisor:
                     self._selector.unregister(channel)
                 return
             what, text = data[0], data[1:]
-            if what == CLOSED:
+            if what in (CLOSED, LOST):
                 _, slot = SLOT.unpack(data)
                 connection = self._held.pop(slot, None)
                 if connection is not None:
-                    connection.close()
                     self._free.append(slot)
+                    if what == CLOSED:
+                        connection.close()
+                    else:
+                        self._turn_away(connection, _CROWDED)
             elif what == UP:
                 self._up = True
                 self._where(json.loads(text))
@@ -342,6 +392,9 @@ class Supervisor:
         self._process, self._channel, self._up = None, None, False
         self._take_back()
         if self._ending:
+            if code and self._order_given and not self._code:
+                log.error("the serving process died of %s before all was answered", _cause(code))
+                self._code = 1
             return
         self._blame(code)
         now_s = time.monotonic()
@@ -354,36 +407,43 @@ class Supervisor:
         for slot, connection in list(self._held.items()):
             state = self._board.at(slot)
             self._free.append(slot)
-            if state == WORKING:
+            if state == WORKING or (state == ANSWERED and self._asks(connection)):
                 self._turn_away(connection)
-            elif state or self._ending:
+            elif state or self._ending or self._settings.certificate is not None:
                 connection.close()
             else:
                 self._keep(connection)
         self._held.clear()
 
+    def _asks(self, connection: socket.socket) -> bool:
+        """Whether a client has sent something that nobody has read."""
+        if self._ending:
+            return False
+        try:
+            return bool(connection.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
     def _blame(self, code: int) -> None:
         """Serve those models exactly whose engines were at work when it crashed."""
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         blamed = self._board.working_models() if -code in _BLAMED else set()
-        log.error("the serving process died of %s; it starts again", how)
+        log.error("the serving process died of %s; it starts again", _cause(code))
         models = list(self._settings.models)
-        for number in sorted(blamed):
-            model = models[number]
-            if model.settings.which == "exact":
+        for number, standby in sorted(blamed):
+            model, settings = models[number], models[number].settings
+            if standby and settings.which == "winner":
+                what = "the exact model's engine was at work: it doesn't stand by any more"
+                settings = dataclasses.replace(settings, standby=False, shadow=0.0)
+            elif settings.which == "winner":
+                what = "its engine was at work: the exact model answers from now on"
+                settings = dataclasses.replace(settings, which="exact")
+            else:
                 continue
-            log.error(
-                "its engine was at work: the exact model answers from now on",
-                extra={"model": model.name, "version": model.version},
-            )
-            exact = dataclasses.replace(model.settings, which="exact")
-            models[number] = dataclasses.replace(model, settings=exact)
+            log.error("%s", what, extra={"model": model.name, "version": model.version})
+            models[number] = dataclasses.replace(model, settings=settings)
         self._settings = dataclasses.replace(self._settings, models=tuple(models))
 
-    def _end(self, before: Sequence[tuple[int, Any]]) -> None:
-        for number, handler in before:
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(-1)
+    def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -392,17 +452,73 @@ class Supervisor:
         if self._listener is not None:
             self._listener.close()
         self._selector.close()
+        self._board.close()
 
 
-def _signals(
-    handle: Callable[[int], None],
-) -> tuple[socket.socket, list[tuple[int, Any]]]:
-    """Handle signals between selections; a socket that wakes them, and the handlers before."""
-    reading, writing = socket.socketpair()
-    writing.setblocking(False)
-    signal.set_wakeup_fd(writing.detach(), warn_on_full_buffer=False)
-    before: list[tuple[int, Any]] = [
-        (number, signal.signal(number, lambda n, frame: handle(n)))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    ]
-    return reading, before
+def _allow_files(connections: int) -> None:
+    """Raise what this process and its children may open to what so many connections need.
+
+    Raises:
+        InputError: the system allows fewer.
+    """
+    need = connections + _SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < need:
+        raise InputError(
+            f"{connections} connections take {need} open files; the system allows {hard}: raise "
+            "ulimit -n, or give --max-connections"
+        )
+    if soft != resource.RLIM_INFINITY and soft < need:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+
+
+def _cause(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _set_up(connection: socket.socket) -> None:
+    """Send small answers at once, and find out about clients that are gone without a word."""
+    options = (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    )
+    for level, name, value in options:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(level, name, value)
+
+
+class _Signals:
+    """SIGTERM, SIGINT and SIGHUP as bytes on a socket: they interrupt nothing.
+
+    Attributes:
+        reading: Readable when one came.
+    """
+
+    def __init__(self) -> None:
+        self.reading, self._writing = socket.socketpair()
+        self.reading.setblocking(False)
+        self._writing.setblocking(False)
+
+    def came(self) -> bytes:
+        """The numbers of those that came."""
+        with contextlib.suppress(BlockingIOError):
+            return self.reading.recv(64)
+        return b""
+
+    def __enter__(self) -> Self:
+        self._wakeup = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        self._before = [
+            (number, signal.signal(number, lambda number, frame: None))
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        self.reading.close()
+        self._writing.close()
