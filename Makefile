@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-digits test test-keras check clean
+.PHONY: demo demo-digits test test-keras test-ray test-triton check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -20,6 +20,18 @@ test-keras:
 	$(PYTHON) -m venv .venv-keras
 	.venv-keras/bin/python -m pip install --quiet --editable '.[keras]' hypothesis pytest pytest-timeout
 	.venv-keras/bin/python -m pytest tests/frontends/test_keras.py
+
+# Ray has an environment of its own; its wheel brings the proxy that stands in front.
+test-ray:
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --editable '.[ray,optimize]' hypothesis pytest pytest-timeout 'tritonclient[grpc,http]>=2.60'
+	.venv-ray/bin/python -m pytest tests/serving/on_ray
+
+# Triton, to compare answers with: its wheel wants an older numpy, so an environment of its own.
+test-triton: $(VENV)/.test
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --requirement tests/serving/oracle/requirements.txt
+	HASTEN_TRITON=.venv-triton $(BIN)/python -m pytest tests/serving/oracle
 
 check: $(VENV)/.test
 	scripts/check
@@ -39,4 +51,4 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-keras build dist *.hasten *.hasten.work
+	rm -rf $(VENV) .venv-keras .venv-ray .venv-triton build dist *.hasten *.hasten.work

@@ -177,6 +177,7 @@ class Comparison:
         self._found.overload = {
             "rate_per_s": rate_per_s,
             "deadline_ns": deadline_ns,
+            "capacity_per_s": rate_per_s / OVERLOAD,
             "goodput_per_s": within / settings["duration_s"],
             "block": asdict(block),
             "memory_bytes": [before, contestant.running.memory_bytes()],

@@ -47,23 +47,24 @@ def closed_table(found: Found) -> str:
     """Return the table of the closed loops, the fastest first."""
     base = next((one for name, one in found.rounds.items() if name.startswith(found.base)), None)
     named = "the floor" if found.base == FLOOR else found.base
-    head = ("server", "asked by", "p50, 1 client", f"over {named}", f"req/s, {MANY} clients")
-    rows = [(*head, f"of {named}", "idle CPU", "memory")]
+    head = ("server", "asked by", "p50, 1 client", f"over {named}", "added")
+    rows = [(*head, f"req/s, {MANY} clients", f"of {named}", "idle CPU", "memory")]
     for name, one in sorted(found.rounds.items(), key=_p50):
         server, way = _parted(name)
         if one.failed:
-            rows.append((server, way, one.failed.replace("|", "/"), *["-"] * 5))
+            rows.append((server, way, one.failed.replace("|", "/"), *["-"] * 6))
             continue
-        over, share = "-", "-"
+        over, added, share = "-", "-", "-"
         if base is not None and not base.failed:
             over = _ratio(one.p50_over(base))
+            added = f"{(one.p50.estimate - base.p50.estimate) / 1e6:.3f} ms"
             share = f"{100 * one.rate_over(base).estimate:.0f}%"
         idle, memory = "-", "-"
         if server in found.idle:
             idle = f"{100 * found.idle[server]:.1f}%"
             memory = f"{found.memory_bytes[server] / 2**20:.0f} MiB"
         rows.append(
-            (server, way, _milliseconds(one.p50), over, _rate(one.rate), share, idle, memory)
+            (server, way, _milliseconds(one.p50), over, added, _rate(one.rate), share, idle, memory)
         )
     return table(rows)
 
@@ -99,7 +100,9 @@ def overload_line(found: Found) -> str:
     p99 = "-" if block["p99_ns"] is None else f"{block['p99_ns'] / 1e6:.1f} ms"
     return (
         f"hasten at {overload['rate_per_s']:.0f} requests/s, each to be answered within "
-        f"{overload['deadline_ns'] / 1e6:.1f} ms: {overload['goodput_per_s']:.0f} per second were; p99 "
+        f"{overload['deadline_ns'] / 1e6:.1f} ms: {overload['goodput_per_s']:.0f} per second were "
+        f"({100 * overload['goodput_per_s'] / overload['capacity_per_s']:.0f}% of what it answers at "
+        "most); p99 "
         f"of what was answered {p99}; statuses {block['statuses']}; {block['unanswered']} unanswered; "
         f"memory {before / 2**20:.0f} MiB before, {after / 2**20:.0f} MiB after"
     )

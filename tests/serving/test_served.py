@@ -92,6 +92,14 @@ def test_a_nan_that_was_asked_in_is_nobodys_fault(bundles: Path) -> None:
         assert served(server, "guarded").answers == "winner"
 
 
+def test_a_row_that_was_asked_in_no_numbers_hides_no_other_rows_nan(bundles: Path) -> None:
+    with ServerThread(place_of(bundles / "guarded.hasten")) as server:
+        first, second = answer(server, "guarded", [[np.nan, 2, 3, 4], [1, 2, 3, 100]])
+        assert np.isnan(first[0])
+        assert second == [1, 2, 3, 100]
+        assert served(server, "guarded").answers == "exact"
+
+
 def test_without_another_exact_model_a_nan_is_the_answer(bundles: Path) -> None:
     with ServerThread(place_of(bundles / "unguarded.hasten")) as server:
         assert np.isnan(answer(server, "unguarded", [1, 2, 3, 100])[0][3])
@@ -324,6 +332,9 @@ def test_what_cant_take_a_models_place_leaves_it_there(tmp_path: Path) -> None:
         client = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
         bundle_of(tmp_path, models.linear_classifier(tmp_path), "kept")
         with pytest.raises(InferenceServerException, match="takes and gives x: float32"):
+            client.load_model("kept")
+        bundle_of(tmp_path, models.undefined(tmp_path), "kept")
+        with pytest.raises(InferenceServerException, match="answers NaN here where its exact"):
             client.load_model("kept")
         shutil.rmtree(path)
         with pytest.raises(InferenceServerException, match="can't load 'kept': no bundle at"):

@@ -163,6 +163,42 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
         assert ("the exact model answers from now on" in server.errors) == (which == "exact")
 
 
+def test_a_signal_to_the_serving_process_ends_nothing(bundles: Path) -> None:
+    """As systemd sends it to all processes of a service: what it means, the supervisor says."""
+    with ServerProcess(bundles / "slow.hasten", "--max-batch", "1") as server:
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            calls = [threads.submit(ask, server.http_port, "slow") for _ in range(2)]
+            time.sleep(0.1)
+            os.kill(server.serving_pid(), signal.SIGTERM)
+            assert server.end(signal.SIGTERM) == 0
+            assert [call.result()[0] for call in calls] == [200] * 2
+
+
+def test_a_bundle_without_an_exact_model_comes_back_after_a_crash(tmp_path: Path) -> None:
+    path = bundle_of(tmp_path, models.slow(tmp_path, 15_000), keep_exact=False)
+    with ServerProcess(path, "--max-batch", "1") as server:
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            call = threads.submit(ask, server.http_port, "slow")
+            time.sleep(0.05)
+            os.kill(server.serving_pid(), signal.SIGSEGV)
+            call.result()
+        until(lambda: ready(server))
+        assert ask(server.http_port, "slow")[0] == 200
+
+
+def test_one_damaged_bundle_doesnt_hold_up_the_others(tmp_path: Path) -> None:
+    good = bundle_of(tmp_path, models.solid(tmp_path))
+    bad = bundle_of(tmp_path, models.mirrored(tmp_path))
+    (bad / "model" / "mirrored.onnx").write_bytes(b"no model")
+    with ServerProcess(good, bad) as server:
+        assert ready(server)
+        assert ask(server.http_port, "solid")[0] == 200
+        status, answer = ask(server.http_port, "mirrored")
+        assert status == 503
+        assert answer["error"].startswith("the model 'mirrored' isn't ready: ")
+        assert "has 8 bytes, " in answer["error"]
+
+
 def test_who_comes_while_it_starts_again_is_told_to_retry(bundles: Path) -> None:
     with ServerProcess(bundles / "solid.hasten") as server:
         os.kill(server.serving_pid(), signal.SIGKILL)

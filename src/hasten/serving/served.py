@@ -346,7 +346,7 @@ class ServedModel:
             exact = self._ask_exact(inputs)
         except CandidateError as error:
             raise CandidateError(why) from error
-        if outputs is not None and is_broken(exact):
+        if outputs is not None and not _of_its_own(exact, outputs):
             return outputs  # the model is like that
         self.fell_back = True
         log.error(
@@ -399,9 +399,9 @@ class ServedModel:
         self.opened.close()
 
 
-def _of_its_own(inputs: Tensors, outputs: Tensors) -> bool:
-    """Whether a row has NaN in its answer and none in what was asked: others' are their own."""
-    asked, answered = broken_rows(inputs), broken_rows(outputs)
+def _of_its_own(others: Tensors, outputs: Tensors) -> bool:
+    """Whether a row of an answer has NaN that isn't in what was asked, or in the exact answer."""
+    asked, answered = broken_rows(others), broken_rows(outputs)
     if asked.shape != answered.shape:
         return bool(answered.any() and not asked.any())
     return bool((answered & ~asked).any())

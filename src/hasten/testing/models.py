@@ -141,6 +141,16 @@ def fragile(folder: Path) -> Path:
     return _write(folder / "fragile.onnx", text, {})
 
 
+def undefined(folder: Path) -> Path:
+    """Write x: float32[batch, 4] -> y: NaN, whatever is asked."""
+    text = """
+        undefined (float[batch, 4] x) => (float[batch, 4] y) {
+            zero = Sub(x, x)
+            y = Div(zero, zero)
+        }"""
+    return _write(folder / "undefined.onnx", text, {})
+
+
 def solid(folder: Path) -> Path:
     """Write x: float32[batch, 4] -> y, the same: what `fragile` should be."""
     text = """

@@ -35,6 +35,7 @@ def bundle_of(
     *,
     engine: Engine = ONE_THREAD,
     exact: Path | None = None,
+    keep_exact: bool = True,
     extra: Mapping[str, Any] = {},
 ) -> Path:
     """Write a bundle of an .onnx file whose only open dimension is the batch.
@@ -45,6 +46,7 @@ def bundle_of(
         name: Of the folder, without ".hasten"; by default the model's.
         engine: What runs it.
         exact: The exact model; by default the winner itself.
+        keep_exact: Whether the bundle holds it.
         extra: Evidence.
     """
     path = folder / f"{name or model.stem}.hasten"
@@ -54,7 +56,7 @@ def bundle_of(
     winner = built(place / "winner", model, engine)
     other = winner if exact is None else built(place / "exact", exact, ONE_THREAD)
     status = "exact" if exact is None else "certified"
-    write(path, stated(winner, other, status=status), extra)
+    write(path, stated(winner, other if keep_exact else None, status=status), extra)
     return path
 
 

@@ -1,0 +1,184 @@
+"""A model's queue at work on a real event loop: functions stand for engines."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving.batching import Batching, Task, Timing
+from hasten.serving.latencies import Latencies
+from hasten.serving.scheduling import Scheduler
+from hasten.serving.statistics import Statistics
+from hasten.tensors import Array, Tensors
+
+MS = 1_000_000
+SIZES = (1, 2, 3, 4, 6, 8)
+PATIENCE_S = 20.0
+
+
+class Asked(Task):
+    """A request whose answer is a future."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, number: float, left_ns: float = math.inf, priority: int = 1) -> None:
+        now_ns = time.perf_counter_ns()
+        self.rows, self.key, self.priority = 1, "x", priority
+        self.deadline_ns, self.arrived_ns = now_ns + left_ns, now_ns
+        self.state, self.queued_ns, self.order = "new", 0, 0
+        self.tried, self.source, self.timer = False, 0, None
+        self.inputs = {"x": np.full((1, 2), number, np.float32)}
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
+        self.answer.set_result(
+            outputs if isinstance(outputs, ProtocolError) else outputs["x"].tolist()
+        )
+
+
+Model = Callable[[Tensors], dict[str, Array]]
+
+
+def batching(model: Model, span_ns: float = MS, sessions: int = 1) -> Batching:
+    """A queue of a model whose batches are said to take the same whatever their size."""
+    latencies = Latencies(dict.fromkeys(SIZES, span_ns), SIZES)
+    scheduler: Scheduler[Any] = Scheduler(latencies, 10e9, sessions)
+    return Batching([model] * sessions, scheduler, Statistics(), asyncio.get_running_loop())
+
+
+def until_told(model: Model) -> tuple[Model, threading.Event, threading.Event]:
+    """Let a model's first batch take until it is told to go on; and tell when it has begun."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(inputs: Tensors) -> dict[str, Array]:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return model(inputs)
+
+    return held, begun, go_on
+
+
+async def submitted(queue: Batching, *items: Asked) -> None:
+    for item in items:
+        queue.submit(item)
+    await asyncio.sleep(0)
+
+
+def same(inputs: Tensors) -> dict[str, Array]:
+    return {"x": np.array(inputs["x"])}
+
+
+def choosy(inputs: Tensors) -> dict[str, Array]:
+    if (inputs["x"] == 13).any():
+        raise ValueError("thirteen")
+    return same(inputs)
+
+
+@pytest.mark.parametrize("span_ns", [MS / 100, MS], ids=["on the loop's thread", "on its own"])
+def test_one_request_that_fails_doesnt_fail_its_batch(span_ns: float) -> None:
+    async def work() -> list[Any]:
+        queue = batching(choosy, span_ns)
+        items = [Asked(number) for number in (1, 2, 13, 4, 5)]
+        await submitted(queue, *items)
+        answers = [await asyncio.wait_for(item.answer, PATIENCE_S) for item in items]
+        queue.close()
+        return answers
+
+    answers = asyncio.run(work())
+    failure = answers.pop(2)
+    assert answers == [[[n, n]] for n in (1, 2, 4, 5)]
+    assert isinstance(failure, ProtocolError)
+    assert (failure.kind, str(failure)) == (
+        Kind.INTERNAL,
+        "the engine failed: ValueError: thirteen",
+    )
+
+
+def test_each_request_of_many_gets_its_own_answer_on_several_sessions() -> None:
+    async def work() -> None:
+        queue = batching(same, sessions=3)
+        items = [Asked(number) for number in range(500)]
+        for item in items:
+            queue.submit(item)
+            if item.inputs["x"][0, 0] % 7 == 0:
+                await asyncio.sleep(0.001)
+        for number, item in enumerate(items):
+            assert await asyncio.wait_for(item.answer, PATIENCE_S) == [[number, number]]
+        await asyncio.wait_for(queue.drained(), PATIENCE_S)
+        queue.close()
+
+    asyncio.run(work())
+
+
+def test_a_deadline_isnt_early() -> None:
+    """Below the millisecond that loops' timers go by, too."""
+
+    async def work() -> list[float]:
+        held, begun, go_on = until_told(same)
+        queue = batching(held, MS)
+        first = Asked(0)
+        await submitted(queue, first)
+        assert begun.wait(PATIENCE_S)
+        for running in queue.scheduler._running.values():
+            running.end_ns = 0  # it is believed to be over
+        queue.scheduler.latencies._factor = queue.scheduler.latencies._tail = 1e-3
+        late = []
+        for left_ns in (1.2 * MS, 1.45 * MS, 2.3 * MS):
+            item = Asked(1, left_ns)
+            queue.submit(item)
+            failure = await asyncio.wait_for(item.answer, PATIENCE_S)
+            assert isinstance(failure, ProtocolError)
+            late.append(time.perf_counter_ns() - item.deadline_ns)
+        go_on.set()
+        await first.answer
+        queue.close()
+        return late
+
+    assert all(each >= 0 for each in asyncio.run(work()))
+
+
+def test_what_waits_behind_a_batch_is_refused_when_the_model_goes() -> None:
+    async def work() -> Any:
+        held, begun, go_on = until_told(same)
+        queue = batching(held)
+        first, second = Asked(1), Asked(2)
+        await submitted(queue, first)
+        assert begun.wait(PATIENCE_S)
+        await submitted(queue, second)
+        queue.close()
+        go_on.set()
+        return await first.answer, await second.answer
+
+    answer, failure = asyncio.run(work())
+    assert answer == [[1, 1]]
+    assert (failure.kind, str(failure)) == (Kind.UNAVAILABLE, "the model was unloaded")
+
+
+def test_the_patient_are_told_when_others_went_first_for_too_long() -> None:
+    async def work() -> Any:
+        held, begun, go_on = until_told(same)
+        queue = batching(held)
+        queue.scheduler.most_wait_ns = 30 * MS
+        first, patient = Asked(1), Asked(2, priority=2)
+        await submitted(queue, first)
+        assert begun.wait(PATIENCE_S)
+        await submitted(queue, patient)
+        failure = await asyncio.wait_for(patient.answer, PATIENCE_S)
+        go_on.set()
+        await first.answer
+        queue.close()
+        return failure
+
+    failure = asyncio.run(work())
+    assert (failure.kind, str(failure)) == (
+        Kind.OVERLOADED,
+        "overloaded: others went first for too long; retry later",
+    )
