@@ -171,9 +171,11 @@ def test_the_patient_are_told_when_others_went_first_for_too_long() -> None:
         await submitted(queue, first)
         assert begun.wait(PATIENCE_S)
         await submitted(queue, patient)
-        failure = await asyncio.wait_for(patient.answer, PATIENCE_S)
+        await asyncio.sleep(0.05)
+        await submitted(queue, *(Asked(3) for _ in range(3)))
         go_on.set()
-        await first.answer
+        failure = await asyncio.wait_for(patient.answer, PATIENCE_S)
+        await asyncio.wait_for(queue.drained(), PATIENCE_S)
         queue.close()
         return failure
 

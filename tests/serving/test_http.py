@@ -270,24 +270,28 @@ def test_requests_that_look_alike_get_answers_of_their_own(server: ServerThread)
             "parameters": {"binary_data_size": rows.nbytes},
         }
         value = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+        if "id" in more:
+            value = {"id": more["id"], **value}
         head = json.dumps(value).encode()
         path = more.pop("path", "/v2/models/solid/infer")
         headers = {"Inference-Header-Content-Length": str(len(head))}
         return request(path, head + rows.tobytes() + more.get("tail", b""), headers=headers)
 
     with Client(server) as client:
-        for number in range(6):
+        for number, name in enumerate(["", "", "7", "8", "seven", '"', "\\\\", "é", "9", ""]):
             for shape, path, version in (
                 ((1, 4), "/v2/models/solid/infer", "2"),
                 ((2, 4), "/v2/models/solid/infer", "2"),
                 ((1, 4), "/v2/models/solid/versions/1/infer", "1"),
             ):
                 rows = np.full(shape, number, np.float32)
-                client.send(whole(rows, path=path))
+                given = {"id": name} if name else {}
+                client.send(whole(rows, path=path, **given))
                 status, headers, body = client.answer()
                 length = int(headers["inference-header-content-length"])
                 said = json.loads(body[:length])
                 assert (status, said["model_version"]) == (200, version)
+                assert said.get("id", "") == name
                 assert said["outputs"][0]["shape"] == list(shape)
                 assert body[length:] == rows.tobytes()
             client.send(whole(rows, tail=b"more"))

@@ -101,7 +101,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(bundle: Path) -> Iterator[ServedModel]:
-    with ServerThread(place_of(bundle, "doors", priority=2)) as server:
+    with ServerThread(place_of(bundle, "doors")) as server:
         yield server.server.state.repository.find("doors")
 
 

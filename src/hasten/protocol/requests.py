@@ -54,7 +54,7 @@ class Query:
         inputs: Arrays by input name, as they came: not yet checked against the model.
         outputs: What is asked for; empty for all.
         binary: Whether all come as bytes where `outputs` names none.
-        priority: 0 for the model's own, else from 1, the highest.
+        priority: 0 where none is stated, else from 1, the highest.
         timeout_ns: From its arrival; 0 for the server's own.
         arrived_ns: Monotonic clock, when its last byte was there.
         parsed_ns: When it was decoded.

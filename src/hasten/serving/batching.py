@@ -127,9 +127,6 @@ class Batching:
         if item.deadline_ns != math.inf:
             delay_s = max(0.0, (item.deadline_ns - now_ns) / 1e9)
             item.timer = self._loop.call_later(delay_s, self._late, item)
-        elif item.priority > 1:  # the urgent could go first for ever
-            delay_s = self.scheduler.most_wait_ns / 1e9
-            item.timer = self._loop.call_later(delay_s, self._overtaken, item)
         self._look_soon()
 
     def cancel(self, item: Task) -> None:
@@ -160,17 +157,6 @@ class Batching:
         item.reply(ProtocolError(Kind.LATE, f"the deadline passed {where}"), None)
         self._look_soon()
 
-    def _overtaken(self, item: Task) -> None:
-        """It waited as long as anybody may; what runs is let be."""
-        if item.state != "queued":
-            return
-        self.scheduler.drop(item)
-        self._settle(item)
-        failure = ProtocolError(
-            Kind.OVERLOADED, "overloaded: others went first for too long; retry later", 1.0
-        )
-        item.reply(failure, None)
-
     def _look_soon(self) -> None:
         """Decide once all that has arrived by now is in."""
         if not self._looking:
@@ -186,10 +172,12 @@ class Batching:
             now_ns = self._clock_ns()
             for item in self.scheduler.hopeless(now_ns):
                 self._settle(item)
-                failure = ProtocolError(
-                    Kind.OVERLOADED, "can't answer in time any more; retry later", retry_s=0.0
+                why = (
+                    "overloaded: others went first for too long; retry later"
+                    if item.deadline_ns == math.inf
+                    else "can't answer in time any more; retry later"
                 )
-                item.reply(failure, None)
+                item.reply(ProtocolError(Kind.OVERLOADED, why, retry_s=0.0), None)
             step = self.scheduler.next(now_ns)
             if step is None:
                 self._tell_if_empty()

@@ -32,7 +32,7 @@ from hasten.serving.http_inference import (
     read_body,
     write_answer,
 )
-from hasten.serving.plans import Plan, pieces_of, signature
+from hasten.serving.plans import Plan, pieces_of
 from hasten.serving.served import ServedModel, Ticket
 from hasten.serving.state import ServerState
 
@@ -681,10 +681,11 @@ class _Exchange:
         same = plan is not None and self._keep_alive and not connection._state.draining
         if same and self._headers.get(b"accept-encoding", b"identity") == b"identity":
             assert plan is not None
-            if plan.answer is not None and plan.answer[0] == signature(answer.outputs):
+            known = plan.head(answer.outputs, query.id)
+            if known is not None:
                 pieces = pieces_of(answer.outputs)
                 size = sum(map(len, pieces))
-                connection.send(plan.answer[1], pieces, size, self.reserved, True)
+                connection.send(known, pieces, size, self.reserved, True)
                 model.statistics.encoded(connection._clock_ns() - began_ns)
                 return
         try:
@@ -721,7 +722,7 @@ class _Exchange:
         if same and header_bytes is not None and not extra.startswith(b"Content-Encoding"):
             assert plan is not None
             if len(pieces) == 1 + len(answer.outputs):  # every output as bytes
-                plan.answer = signature(answer.outputs), head + bytes(pieces[0])
+                plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
         connection.send(head, pieces, size, self.reserved, keep_alive)
         model.statistics.encoded(connection._clock_ns() - began_ns)
 

@@ -45,7 +45,6 @@ class ModelSettings:
         most_wait_ns: A request that would wait longer is refused.
         most_rows: The largest batch, at most.
         sessions: How many batches run side by side; None as the batch curve advises.
-        priority: Of a request that states none; 1 is the highest.
         cache_bytes: Of answers to keep; 0 for none.
         shadow: The share of requests that the exact model is asked, too.
         standby: Keep the exact model open, to fall back on.
@@ -57,7 +56,6 @@ class ModelSettings:
     most_wait_ns: int = 1_000_000_000
     most_rows: int = 32
     sessions: int | None = None
-    priority: int = 1
     cache_bytes: int = 0
     shadow: float = 0.0
     standby: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from hasten.protocol.datatypes import to_bytes
 from hasten.protocol.requests import Query, Wanted
 from hasten.tensors import Array, Tensors
 
+_ID = re.compile(rb'"id" ?: ?"([ !#-\[\]-~]{1,128})"')
 _MOST = 64
 _LONGEST = 4096
 
@@ -23,7 +25,7 @@ class Place(NamedTuple):
         dtype: numpy's.
         shape: As it was checked against the model.
         size: Of its elements, how many.
-        offset: From the body's begin.
+        offset: From the JSON's end.
     """
 
     name: str
@@ -34,17 +36,17 @@ class Place(NamedTuple):
 
 
 class Plan:
-    """What follows from a request's JSON, its tensors being bytes behind it.
+    """What follows from a request's JSON but for its id, its tensors being bytes behind it.
 
     Args:
         query: The first such request, as it was read.
-        body_bytes: Of the whole body.
-        header_bytes: Of its JSON.
+        tail_bytes: Of all tensors.
         rows: Samples in it.
         key: Requests of equal keys can share a batch.
 
     Attributes:
-        answer: The shapes and types of the answer's outputs, and all that is sent before them.
+        answer: The shapes and types of the answer's outputs, the length of the id, and all that is
+            sent before them: up to the id, and after it.
     """
 
     __slots__ = (
@@ -56,35 +58,33 @@ class Plan:
         "_timeout_ns",
         "_version",
         "answer",
-        "body_bytes",
         "key",
         "rows",
+        "tail_bytes",
     )
 
-    def __init__(
-        self, query: Query, body_bytes: int, header_bytes: int, rows: int, key: Hashable
-    ) -> None:
+    def __init__(self, query: Query, tail_bytes: int, rows: int, key: Hashable) -> None:
         self._model, self._version = query.model, query.version
         self._outputs, self._binary = query.outputs, query.binary
         self._priority, self._timeout_ns = query.priority, query.timeout_ns
-        self.body_bytes, self.rows, self.key = body_bytes, rows, key
+        self.tail_bytes, self.rows, self.key = tail_bytes, rows, key
         self._places = []
-        offset = header_bytes
+        offset = 0
         for name, array in query.inputs.items():
             self._places.append(Place(name, array.dtype, array.shape, array.size, offset))
             offset += array.nbytes
-        self.answer: tuple[list[tuple[Any, ...]], bytes] | None = None
+        self.answer: tuple[list[tuple[Any, ...]], int, bytes, bytes] | None = None
 
-    def query(self, body: Any) -> Query:
+    def query(self, body: Any, header_bytes: int, id_: str) -> Query:
         """Read a body whose JSON is the plan's."""
         inputs: dict[str, Array] = {}
         for name, dtype, shape, size, offset in self._places:
-            array = np.frombuffer(body, dtype, size, offset)
+            array = np.frombuffer(body, dtype, size, header_bytes + offset)
             inputs[name] = (array if array.flags.aligned else array.copy()).reshape(shape)
         return Query(
             self._model,
             self._version,
-            "",
+            id_,
             inputs,
             self._outputs,
             self._binary,
@@ -93,33 +93,70 @@ class Plan:
             plan=self,
         )
 
+    def head(self, outputs: Tensors, id_: str) -> bytes | None:
+        """What is sent before an answer's outputs; None where it isn't known."""
+        if self.answer is None:
+            return None
+        like, length, before, after = self.answer
+        if like != signature(outputs) or length != len(id_):
+            return None
+        return before + id_.encode() + after if id_ else before
+
+    def note(self, outputs: Tensors, id_: str, head: bytes) -> None:
+        """Keep what was sent before an answer's outputs."""
+        before, between, after = head, b"", b""
+        if id_:
+            before, between, after = head.rpartition(b'"id":"' + id_.encode() + b'"')
+            if not between:
+                return
+            before, after = before + b'"id":"', b'"' + after
+        self.answer = signature(outputs), len(id_), before, after
+
 
 class Plans:
     """The plans of one open model: of the JSON that its clients send again and again."""
 
     def __init__(self) -> None:
-        self._kept: dict[bytes, Plan] = {}
+        self._kept: dict[tuple[bytes, int], Plan] = {}
 
-    def find(self, body: Any, header_bytes: int) -> Plan | None:
-        """Return the plan of a body's JSON, where it was seen before."""
+    def find(self, body: Any, header_bytes: int) -> Query | None:
+        """Read a body whose JSON was seen before, but for its id; None where it wasn't."""
         if header_bytes > _LONGEST:
             return None
-        plan = self._kept.get(bytes(body[:header_bytes]))
-        return plan if plan is not None and plan.body_bytes == len(body) else None
+        key, id_ = _without_id(bytes(body[:header_bytes]))
+        plan = self._kept.get(key)
+        if plan is None or plan.tail_bytes != len(body) - header_bytes:
+            return None
+        return plan.query(body, header_bytes, id_)
 
     def note(self, query: Query, body: Any, header_bytes: int, rows: int, key: Hashable) -> None:
-        """Keep what followed from a request's JSON, where all its tensors were bytes behind it.
-
-        One with an id won't come again.
-        """
+        """Keep what followed from a request's JSON, where all its tensors were bytes behind it."""
         size = sum(array.nbytes for array in query.inputs.values())
         plain = all(array.dtype != object and array.nbytes for array in query.inputs.values())
         same = plain and header_bytes + size == len(body) and not _elsewhere(query.outputs)
-        if query.id or not same or header_bytes > _LONGEST:
+        if not same or header_bytes > _LONGEST:
+            return
+        place, id_ = _without_id(bytes(body[:header_bytes]))
+        if id_ != query.id:  # it is written in another way, or isn't the request's own
             return
         if len(self._kept) >= _MOST:
             self._kept.clear()
-        self._kept[bytes(body[:header_bytes])] = Plan(query, len(body), header_bytes, rows, key)
+        self._kept[place] = Plan(query, size, rows, key)
+
+
+def _without_id(header: bytes) -> tuple[tuple[bytes, int], str]:
+    """Return a request's JSON without its id, and where that was; and the id.
+
+    Two that are alike so differ in the id alone: it is plain text, with nothing that JSON escapes,
+    and there is one such place.
+    """
+    found = _ID.search(header)
+    if found is None:
+        return (header, -1), ""
+    begin, end = found.span(1)
+    if _ID.search(header, end) is not None:
+        return (header, -1), ""
+    return (header[:begin] + header[end:], begin), found[1].decode()
 
 
 def _elsewhere(outputs: tuple[Wanted, ...]) -> bool:

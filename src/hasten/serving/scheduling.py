@@ -16,6 +16,8 @@ from typing import Generic, TypeVar
 from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.latencies import Latencies
 
+USUAL_PRIORITY = 2
+"""Of a request that states none: some can go before it, and some behind."""
 _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
 """Of the capacity: from this load on, batches are expected to be full."""
@@ -372,6 +374,8 @@ class Scheduler(Generic[P]):
         found: list[P] = []
         if len(self._running) >= self.sessions:
             return found
+        if len(self._rows) > 1:
+            found += self._overtaken(now_ns)
         while (head := self._first()) is not None and not head.tried:
             if head.deadline_ns == math.inf:
                 break
@@ -380,6 +384,18 @@ class Scheduler(Generic[P]):
                 break
             self.drop(head)
             found.append(head)
+        return found
+
+    def _overtaken(self, now_ns: int) -> list[P]:
+        """Take out whom others of higher priority kept waiting longer than anybody may wait."""
+        most_ns = self.most_wait_ns
+        found = [
+            each
+            for each in self._heap
+            if each.state == "queued" and now_ns - each.queued_ns > most_ns
+        ]
+        for each in found:
+            self.drop(each)
         return found
 
     def _holds_up(self, head: P, now_ns: int) -> bool:

@@ -24,7 +24,7 @@ from hasten.serving.caching import Cache, content_key
 from hasten.serving.comparison import broken_rows, is_broken
 from hasten.serving.opening import ModelSettings, Opened
 from hasten.serving.plans import Plan, Plans
-from hasten.serving.scheduling import Scheduler
+from hasten.serving.scheduling import USUAL_PRIORITY, Scheduler
 from hasten.serving.shadow import Shadow
 from hasten.serving.statistics import NOT_RUN, Served, Statistics
 from hasten.tensors import Array, Tensors, TensorSpec
@@ -163,8 +163,7 @@ class ServedModel:
 
     def planned(self, body: Any, header_bytes: int) -> Query | None:
         """Read a body whose JSON was seen before; None where it wasn't."""
-        plan = self._plans.find(body, header_bytes)
-        return None if plan is None else plan.query(body)
+        return self._plans.find(body, header_bytes)
 
     def plan(self, query: Query, body: Any, header_bytes: int, ticket: Ticket) -> None:
         """Keep what followed from a request's JSON."""
@@ -432,7 +431,7 @@ class Ticket(Task):
         inputs: Tensors,
     ) -> None:
         self.rows, self.key, self.deadline_ns, self.inputs = rows, key, deadline_ns, inputs
-        self.priority = query.priority or model.settings.priority
+        self.priority = query.priority or USUAL_PRIORITY
         self.source = query.source
         self.arrived_ns = query.arrived_ns
         self.state, self.queued_ns, self.order, self.tried = "new", 0, 0, False

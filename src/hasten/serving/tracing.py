@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hasten.errors import InputError
 from hasten.protocol.errors import ProtocolError
 from hasten.protocol.requests import Query
+from hasten.serving.scheduling import USUAL_PRIORITY
 
 if TYPE_CHECKING:
     from hasten.serving.served import ServedModel, Ticket
@@ -120,7 +121,7 @@ class Tracing:
             query.arrived_ns + shift_ns,
             now_ns + shift_ns,
             0 if ticket is None else ticket.rows,
-            query.priority or model.settings.priority,
+            query.priority or USUAL_PRIORITY,
             "" if failure is None else failure.kind.name,
             "" if failure is None else str(failure),
             *(
