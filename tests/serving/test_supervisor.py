@@ -186,6 +186,32 @@ def test_a_bundle_without_an_exact_model_comes_back_after_a_crash(tmp_path: Path
         assert ask(server.http_port, "slow")[0] == 200
 
 
+def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
+    (tmp_path / "exact").mkdir()
+    slow, exact = models.slow(tmp_path, 9_000), models.slow(tmp_path / "exact", 8_999)
+    path = bundle_of(tmp_path, slow, "model", exact=exact)
+
+    def answers() -> str:
+        config = json.loads(get(server.http_port, "/v2/models/model/config")[1])
+        return str(config["parameters"]["answers"]["string_value"])
+
+    with ServerProcess(path, "--max-batch", "1") as server:
+        with concurrent.futures.ThreadPoolExecutor(5) as threads:
+            calls = [threads.submit(ask, server.http_port, "model") for _ in range(5)]
+            time.sleep(0.15)
+            os.kill(server.serving_pid(), signal.SIGSEGV)
+            for call in calls:
+                call.result()
+        until(lambda: ready(server))
+        assert answers() == "exact"
+        bundle_of(tmp_path, models.slow(tmp_path, 9_001), "model", exact=exact)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: answers() == "winner")
+        os.kill(server.serving_pid(), signal.SIGKILL)
+        until(lambda: ready(server))
+        assert answers() == "winner"
+
+
 def test_one_damaged_bundle_doesnt_hold_up_the_others(tmp_path: Path) -> None:
     good = bundle_of(tmp_path, models.solid(tmp_path))
     bad = bundle_of(tmp_path, models.mirrored(tmp_path))

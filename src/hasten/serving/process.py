@@ -22,6 +22,7 @@ from hasten.serving.channel import (
     CONNECTION,
     DRAIN,
     FAILED,
+    FORGIVEN,
     LOST,
     MOST_MESSAGE,
     READY,
@@ -30,6 +31,7 @@ from hasten.serving.channel import (
     UP,
 )
 from hasten.serving.logs import log_to_stderr
+from hasten.serving.repository import Registered
 from hasten.serving.server import Server
 from hasten.serving.settings import ServerSettings
 
@@ -63,6 +65,7 @@ class Office:
     async def _work(self) -> int:
         settings = self._settings
         self._server = Server(settings, self._board)
+        self._server.state.repository.forgiven = self._forgiven
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel.fileno(), self._hear)
         try:
@@ -91,6 +94,9 @@ class Office:
 
     def _closed(self, slot: int) -> None:
         self._send(SLOT.pack(CLOSED, slot))
+
+    def _forgiven(self, one: Registered) -> None:
+        self._send(SLOT.pack(FORGIVEN, self._server.number(one)))
 
     def _send(self, data: bytes) -> None:
         with contextlib.suppress(OSError):

@@ -65,6 +65,10 @@ class Repository:
         registered: What may be served.
         loop: The event loop.
         marker: What to enter while a version's engine works.
+        tracing: Sends spans.
+
+    Attributes:
+        forgiven: Told of a version that was served exactly after a crash, and isn't any more.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Repository:
         tracing: Tracing | None = None,
     ) -> None:
         self._loop, self._marker, self._tracing = loop, marker, tracing
+        self.forgiven: Callable[[Registered], None] = lambda one: None
         self._versions: dict[str, dict[str, Registered]] = {}
         for one in registered:
             self._versions.setdefault(one.name, {})[one.version] = one
@@ -191,6 +196,9 @@ class Repository:
                 if isinstance(error, HastenError):
                     raise
                 raise CandidateError(f"{one.path}: {type(error).__name__}: {error}") from error
+            if one.settings.which == "exact" and opened.which == "winner":
+                one.settings = replace(one.settings, which="winner")
+                self.forgiven(one)
             one.served = ServedModel(
                 one.name,
                 one.version,
@@ -211,6 +219,8 @@ class Repository:
     def _opened(self, one: Registered, old: ServedModel | None) -> Opened:
         """Open and compare; on the loading thread."""
         settings = one.settings
+        if old is not None and settings.which == "exact" and changed(old.opened):
+            settings = replace(settings, which="winner")  # another bundle did what it is blamed for
         opened = open_bundle(one.path, settings, running=self._marker(one), gently=old is not None)
         try:
             with self._marker(one)():

@@ -83,6 +83,10 @@ class Server:
         assert board is not None
         return lambda standby=False: board.engine(number, standby)
 
+    def number(self, one: Registered) -> int:
+        """Which of the settings' models it is, from 0."""
+        return self._numbers[id(one)]
+
     # -- connections
 
     def connection(self, slot: Slot | None = None) -> Connection:

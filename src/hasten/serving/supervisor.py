@@ -30,6 +30,7 @@ from hasten.serving.channel import (
     CONNECTION,
     DRAIN,
     FAILED,
+    FORGIVEN,
     LOST,
     MOST_MESSAGE,
     READY,
@@ -79,7 +80,7 @@ class Supervisor:
     ) -> None:
         if len(settings.models) > MOST_MODELS:
             raise InputError(f"one server serves at most {MOST_MODELS} models")
-        self._settings, self._say = settings, say
+        self._settings, self._say, self._asked = settings, say, settings.models
         self._board = Board.new(settings.limits.connections)
         self._selector = selectors.DefaultSelector()
         self._free = list(range(settings.limits.connections - 1, -1, -1))
@@ -344,6 +345,11 @@ class Supervisor:
                         connection.close()
                     else:
                         self._turn_away(connection, _CROWDED)
+            elif what == FORGIVEN:
+                _, number = SLOT.unpack(data)
+                models = list(self._settings.models)
+                models[number] = self._asked[number]
+                self._settings = dataclasses.replace(self._settings, models=tuple(models))
             elif what == UP:
                 self._up = True
                 self._where(json.loads(text))
