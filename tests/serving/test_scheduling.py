@@ -78,6 +78,8 @@ class Simulation:
             elif kind == "end":
                 number, run, took_ns = what
                 self.queue.ended(number, took_ns, now_ns)
+                for one in run.items:
+                    self.queue.judge(late=now_ns > one.deadline_ns)
                 self.done += [(one, now_ns) for one in run.items]
             self.late += self.queue.hopeless(now_ns)
             while (step := self.queue.next(now_ns)) is not None:

@@ -152,6 +152,7 @@ class Batching:
             item.timer = self._loop.call_later(left_ns / 1e9, self._late, item)
             return
         where = "in the queue" if item.state == "queued" else "while it was computed"
+        self.scheduler.judge(late=True)
         self.scheduler.drop(item)
         self._settle(item)
         item.reply(ProtocolError(Kind.LATE, f"the deadline passed {where}"), None)
@@ -271,6 +272,8 @@ class Batching:
             if item.state == "done":
                 continue
             self._settle(item)
+            if item.deadline_ns != math.inf:
+                self.scheduler.judge(late=began_ns > item.deadline_ns)
             if isinstance(outputs, Exception):
                 item.reply(_failure(outputs), None)
             elif len(run.items) == 1:

@@ -21,6 +21,7 @@ USUAL_PRIORITY = 2
 _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
 """Of the capacity: from this load on, batches are expected to be full."""
+_STRETCH, _MOST_LATE, _MOST_MARGIN = 0.05, 0.005, 3.0
 _COMPANY_NS = 1_000_000
 """Requests of several connections that come closer together are looked for company first."""
 _TRY_AFTER_NS = 50_000_000
@@ -112,6 +113,7 @@ class Scheduler(Generic[P]):
     _waiting_since_ns: int | None = None
     _ended_ns: int | None = None
     _source: int = 0
+    _margin: float = 1.0
     _left: int = 0
     """Queued items that were dropped, and are still in the heap."""
 
@@ -151,6 +153,7 @@ class Scheduler(Generic[P]):
         ahead = sum(n for priority, n in self._rows.items() if priority <= item.priority)
         left_ns = item.deadline_ns - now_ns
         wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns)
+        wait_ns, own_ns = wait_ns * self._margin, own_ns * self._margin
         late_ns = wait_ns + own_ns - left_ns
         if late_ns > 0 and not self._lone_try(item, now_ns):
             item.state = "done"
@@ -168,6 +171,16 @@ class Scheduler(Generic[P]):
                 "allowed; retry later",
                 retry_s=(wait_ns - self.most_wait_ns) / 1e9,
             )
+
+    def judge(self, *, late: bool) -> None:
+        """Learn from a promise: predictions are stretched until about one in 200 isn't kept.
+
+        What they leave out, others at work on the same processors above all, shows here alone.
+        """
+        if late:
+            self._margin = min(self._margin * (1 + _STRETCH), _MOST_MARGIN)
+        else:
+            self._margin = max(self._margin * (1 - _STRETCH * _MOST_LATE), 1.0)
 
     def _plan(self, rows: int, ahead: int, left_ns: float, now_ns: int) -> tuple[float, float]:
         """Predict how long a request waits, and how long its batch takes.
