@@ -1,6 +1,8 @@
 """What holds for every test: nothing is sent, nothing is written outside a temporary folder."""
 
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -39,3 +41,20 @@ def exact_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             engines=("onnxruntime",),
         )
     return folder / "model.hasten"
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEM file that certifies 127.0.0.1 by itself; `key.pem` beside it is its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate with: apt-get install openssl")
+    folder = tmp_path_factory.mktemp("certificate")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+        *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
+        *("-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-keyout", str(key), "-out", str(certificate)),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate

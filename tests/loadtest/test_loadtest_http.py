@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -377,22 +375,6 @@ def test_large_requests_and_answers_arrive_whole(serve: Serve, http: Http) -> No
     found = load(server, 40.0, arrivals="constant", batch=20_000)
     assert kinds(found) == {("ok", "200"): 8}
     assert {len(one.body) > 160_000 for one in server.inferences} == {True}
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here to make a certificate with")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return tmp_path / "cert.pem"
 
 
 def test_encrypted_connections_are_checked_against_the_certificates_given(

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import queue
-import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -893,18 +891,8 @@ def test_with_a_token_only_those_who_bring_it_come_in(tmp_path: Path, linear: Pa
     )
 
 
-def test_calls_can_be_encrypted(tmp_path: Path, linear: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here to make a certificate with")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = [
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-        *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
-        *("-addext", "subjectAltName=IP:127.0.0.1"),
-        *("-keyout", str(key), "-out", str(certificate)),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-
+def test_calls_can_be_encrypted(certificate: Path, linear: Path) -> None:
+    key = certificate.with_name("key.pem")
     with ServerThread(place_of(linear), grpc=True, certificate=certificate, key=key) as server:
         with triton.InferenceServerClient(
             server.grpc_url, ssl=True, root_certificates=str(certificate)

@@ -59,14 +59,12 @@ class Request:
     Attributes:
         method: "GET", "POST", ...
         path: Percent-decoded parts, without empty ones.
-        query: What follows the question mark.
         body: Decompressed.
         headers: Lower-case names.
     """
 
     method: str
     path: tuple[str, ...]
-    query: str
     body: bytes
     headers: dict[bytes, bytes]
 
@@ -511,15 +509,13 @@ class Connection(asyncio.BufferedProtocol):
     def _other(
         self, exchange: _Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: Any
     ) -> None:
-        path, _, query = url.partition(b"?")
-        text = path.decode("latin-1")
+        text = url.partition(b"?")[0].decode("latin-1")
         parts = tuple(unquote(part) for part in text.split("/") if part)
         if b"content-encoding" in headers:
             body = self._plain(exchange, headers, body)
         request = Request(
             "GET" if method == b"HEAD" else method.decode(),
             parts,
-            query.decode("latin-1"),
             bytes(body),
             headers,
         )

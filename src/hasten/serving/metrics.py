@@ -132,19 +132,6 @@ _GAUGES: tuple[tuple[str, str, Value], ...] = (
 )
 
 
-def exposition(state: ServerState, accepted: str) -> tuple[bytes, str]:
-    """Write all metrics in the format that is asked for.
-
-    Args:
-        state: The server's.
-        accepted: The Accept header; OpenMetrics where it names it, else Prometheus' own text.
-
-    Returns:
-        The text, and its content type.
-    """
-    return written(collected(state), accepted)
-
-
 def collected(state: ServerState) -> list[Any]:
     """Take what was counted, on the event loop's thread: as families of the Prometheus client."""
     models = list(state.repository.served())
