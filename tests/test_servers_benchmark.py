@@ -94,7 +94,7 @@ def test_the_floor_fills_the_table_and_who_has_no_environment_is_left_out_aloud(
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:2] == ["floor", "raw bytes"]
     assert cells[3] == "1.00x (1.00 to 1.00)"
-    assert cells[5] == "100%"
+    assert cells[6] == "100%"
     assert head.count("|") == row.count("|")
     assert versions.startswith("uvicorn ")
     assert client.startswith("The client used at most ")

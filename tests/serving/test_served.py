@@ -27,14 +27,14 @@ PATIENCE_S = 20.0
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `solid`, `guarded` (fragile, exactly solid), `slow` (some 0.3 s), `brisk`."""
+    """A folder with `solid`, `guarded` (fragile, exactly solid), `slow` (some 0.4 s), `brisk`."""
     folder = tmp_path_factory.mktemp("served")
     solid = models.solid(folder)
     bundle_of(folder, solid)
     bundle_of(folder, models.fragile(folder), "guarded", exact=solid)
     bundle_of(folder, models.fragile(folder), "unguarded")
     bundle_of(folder, models.slow(folder, 3_000), "brisk")
-    bundle_of(folder, models.slow(folder, 40_000))
+    bundle_of(folder, models.slow(folder, 50_000))
     return folder
 
 
@@ -66,7 +66,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def slow_server(bundles: Path) -> Iterator[ServerThread]:
-    with ServerThread(place_of(bundles / "slow.hasten", most_rows=1)) as server:
+    place = place_of(bundles / "slow.hasten", most_rows=1, most_wait_ns=60 * 10**9)
+    with ServerThread(place) as server:
         yield server
 
 
@@ -149,7 +150,9 @@ def test_the_cache_keeps_no_more_than_it_may(bundles: Path) -> None:
 
 
 def test_equal_requests_at_the_same_time_run_once(bundles: Path) -> None:
-    place = place_of(bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1)
+    place = place_of(
+        bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1, most_wait_ns=60 * 10**9
+    )
     with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(8) as threads:
         calls = [threads.submit(answer, server, "slow", [1, 2, 3, 4]) for _ in range(8)]
         answers = [call.result() for call in calls]
@@ -160,7 +163,9 @@ def test_equal_requests_at_the_same_time_run_once(bundles: Path) -> None:
 
 
 def test_who_asked_the_same_is_answered_though_the_first_goes_away(bundles: Path) -> None:
-    place = place_of(bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1)
+    place = place_of(
+        bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1, most_wait_ns=60 * 10**9
+    )
     with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(8) as threads:
         blocker = threads.submit(answer, server, "slow", [9, 9, 9, 9])
         until(lambda: busy(server))
@@ -385,7 +390,7 @@ def test_a_lone_request_frees_its_memory_at_once(bundles: Path) -> None:
         def tickets() -> int:
             from hasten.serving.served import Ticket
 
-            return sum(isinstance(each, Ticket) for each in gc.get_objects())
+            return sum(type(each) is Ticket for each in gc.get_objects())
 
         gc.disable()
         try:

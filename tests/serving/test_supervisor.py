@@ -84,7 +84,7 @@ def test_it_says_where_it_listens_serves_and_ends_when_asked_to(bundles: Path) -
 
 
 def test_what_is_under_way_at_the_end_is_answered(bundles: Path) -> None:
-    with ServerProcess(bundles / "slow.hasten", "--max-batch", "1") as server:
+    with ServerProcess(bundles / "slow.hasten", "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(4) as threads:
             calls = [threads.submit(ask, server.http_port, "slow") for _ in range(4)]
             until(lambda: b'"queue":{"count"' in get(server.http_port, "/v2/models/stats")[1])
@@ -136,7 +136,7 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
 ) -> None:
     """SIGSEGV is what an engine that breaks dies of; SIGKILL is no engine's doing."""
     with ServerProcess(
-        bundles / "slow.hasten", bundles / "solid.hasten", "--max-batch", "1"
+        bundles / "slow.hasten", bundles / "solid.hasten", "--max-batch", "1", "--max-wait", "60s"
     ) as server:
         idle = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
         assert ask(0, "solid", connection=idle)[0] == 200
@@ -165,7 +165,7 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
 
 def test_a_signal_to_the_serving_process_ends_nothing(bundles: Path) -> None:
     """As systemd sends it to all processes of a service: what it means, the supervisor says."""
-    with ServerProcess(bundles / "slow.hasten", "--max-batch", "1") as server:
+    with ServerProcess(bundles / "slow.hasten", "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             calls = [threads.submit(ask, server.http_port, "slow") for _ in range(2)]
             time.sleep(0.1)
@@ -176,7 +176,7 @@ def test_a_signal_to_the_serving_process_ends_nothing(bundles: Path) -> None:
 
 def test_a_bundle_without_an_exact_model_comes_back_after_a_crash(tmp_path: Path) -> None:
     path = bundle_of(tmp_path, models.slow(tmp_path, 15_000), keep_exact=False)
-    with ServerProcess(path, "--max-batch", "1") as server:
+    with ServerProcess(path, "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             call = threads.submit(ask, server.http_port, "slow")
             time.sleep(0.05)
@@ -195,7 +195,7 @@ def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
         config = json.loads(get(server.http_port, "/v2/models/model/config")[1])
         return str(config["parameters"]["answers"]["string_value"])
 
-    with ServerProcess(path, "--max-batch", "1") as server:
+    with ServerProcess(path, "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(5) as threads:
             calls = [threads.submit(ask, server.http_port, "model") for _ in range(5)]
             time.sleep(0.15)

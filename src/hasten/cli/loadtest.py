@@ -28,7 +28,7 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
             self.fail(f"{value!r} is no shape; write image:1,3,224,224", param, ctx)
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url")
 @click.option("--model", required=True, help="Its name at the server.")
 @click.option("--version", default="", help="Of the model; by default the server chooses.")

@@ -20,7 +20,7 @@ from hasten.errors import InputError
 IMAGE = "hasten-models:latest"
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
 @click.option("--http", type=int, default=8000, show_default=True, help="The port of HTTP.")
 @click.option("--grpc", type=int, help="The port of gRPC; none without.")
