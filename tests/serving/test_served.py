@@ -93,6 +93,16 @@ def test_a_nan_that_was_asked_in_is_nobodys_fault(bundles: Path) -> None:
         assert served(server, "guarded").answers == "winner"
 
 
+def test_larger_batches_than_the_certificates_are_told_of(bundles: Path) -> None:
+    told = (
+        "batches of up to 32 were compared with lone requests; the certificate is about its own "
+        "batch size: --max-batch 1 keeps to that"
+    )
+    for most_rows, expected in ((32, True), (1, False)):
+        with ServerThread(place_of(bundles / "guarded.hasten", most_rows=most_rows)) as server:
+            assert (told in served(server, "guarded").opened.notes) == expected
+
+
 def test_a_row_that_was_asked_in_no_numbers_hides_no_other_rows_nan(bundles: Path) -> None:
     with ServerThread(place_of(bundles / "guarded.hasten")) as server:
         first, second = answer(server, "guarded", [[np.nan, 2, 3, 4], [1, 2, 3, 100]])
