@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from hasten.protocol.errors import Kind, ProtocolError
-from hasten.serving.batching import Batching, Task, Timing
-from hasten.serving.latencies import Latencies
-from hasten.serving.scheduling import Scheduler
-from hasten.serving.statistics import Statistics
+from hasten.serving.models.batching import Batching, Task, Timing
+from hasten.serving.models.latencies import Latencies
+from hasten.serving.models.scheduling import Scheduler
+from hasten.serving.models.statistics import Statistics
 from hasten.tensors import Array, Tensors
 
 MS = 1_000_000

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from hasten.protocol.errors import ProtocolError
-from hasten.serving.http_inference import read_body
-from hasten.serving.shared_memory import SharedMemory
+from hasten.serving.wire.http_bodies import read_body
+from hasten.serving.wire.shared_memory import SharedMemory
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of
 

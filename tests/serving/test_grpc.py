@@ -23,9 +23,9 @@ from hasten.errors import InputError
 from hasten.protocol.errors import ProtocolError
 from hasten.protocol.messages import METHODS, SERVICE, message
 from hasten.protocol.requests import Answer, Query
-from hasten.serving.grpc import GrpcServer
-from hasten.serving.grpc_calls import Inference
-from hasten.serving.repository import Repository
+from hasten.serving.grpc.calls import Inference
+from hasten.serving.grpc.service import GrpcServer
+from hasten.serving.models.repository import Repository
 from hasten.serving.settings import ServerSettings
 from hasten.serving.state import Limits, ServerState
 from hasten.tensors import Array

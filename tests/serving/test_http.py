@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hasten.serving.http import Connection
+from hasten.serving.http.connection import Connection
 from hasten.serving.state import Limits
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of

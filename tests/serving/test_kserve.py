@@ -17,7 +17,7 @@ import yaml
 from hasten.bundle import load, read
 from hasten.cli.serve import serve
 from hasten.errors import InputError, IntegrityError
-from hasten.serving.kserve import arguments, requirements, write_kserve
+from hasten.serving.cluster.kserve import arguments, requirements, write_kserve
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 from hasten.testing.models import identity

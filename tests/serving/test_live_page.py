@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasten.serving.page import figures
+from hasten.serving.http.page import figures
 from hasten.serving.settings import ModelPlace
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
-from hasten.serving.statistics import BOUNDS_NS, STAGES
+from hasten.serving.models.statistics import BOUNDS_NS, STAGES
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of
 

@@ -13,10 +13,10 @@ import pytest
 from hasten.bundle import read
 from hasten.errors import InputError
 from hasten.records import from_record, to_record
-from hasten.serving.federation import joined
-from hasten.serving.ingress import Entry
-from hasten.serving.ray_cluster import deploy
-from hasten.serving.replica import (
+from hasten.serving.cluster.federation import joined
+from hasten.serving.cluster.ingress import Entry
+from hasten.serving.cluster.ray_cluster import deploy
+from hasten.serving.cluster.replica import (
     Load,
     Roster,
     packed,

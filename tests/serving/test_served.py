@@ -18,7 +18,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from hasten.serving.statistics import Statistics
+from hasten.serving.models.statistics import Statistics
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of
 
@@ -398,7 +398,7 @@ def test_a_lone_request_frees_its_memory_at_once(bundles: Path) -> None:
         answer(server, "solid", [1, 2, 3, 4])
 
         def tickets() -> int:
-            from hasten.serving.served import Ticket
+            from hasten.serving.models.served import Ticket
 
             return sum(type(each) is Ticket for each in gc.get_objects())
 

@@ -20,9 +20,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from hasten.errors import InputError
 from hasten.protocol.errors import Kind, ProtocolError
 from hasten.protocol.requests import Query
-from hasten.serving.batching import Timing
-from hasten.serving.served import ServedModel, Ticket
-from hasten.serving.tracing import Tracing
+from hasten.serving.models.batching import Timing
+from hasten.serving.models.served import ServedModel, Ticket
+from hasten.serving.observation.tracing import Tracing
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.serving.window import SECONDS, Window, quantiles_ns
+from hasten.serving.models.window import SECONDS, Window, quantiles_ns
 
 SECOND = 1_000_000_000
 SPANS = st.lists(st.integers(1100, 16 * SECOND), min_size=1, max_size=50)

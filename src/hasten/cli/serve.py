@@ -119,14 +119,14 @@ def serve(
         if on is not None and write_kserve is not None:
             raise InputError("--on and --write-kserve are two ways to serve: leave one of them out")
         if write_kserve is not None:
-            from hasten.serving.kserve import write_kserve as write
+            from hasten.serving.cluster.kserve import write_kserve as write
             from hasten.serving.run import settings_of
 
             write(write_kserve, settings_of(bundles, **options), **kserve)
             click.echo(f"next: docker build --tag {kserve.get('image', IMAGE)} {write_kserve}")
             code = 0
         elif on is not None:
-            from hasten.serving.ray_cluster import deploy
+            from hasten.serving.cluster.ray_cluster import deploy
             from hasten.serving.run import settings_of
 
             address = cluster.pop("ray_address", None)

@@ -7,9 +7,9 @@ from typing import Any
 
 from hasten.protocol.datatypes import datatype_of
 from hasten.protocol.errors import ProtocolError
-from hasten.serving.repository import Registered, Repository
-from hasten.serving.served import ServedModel
-from hasten.serving.statistics import Duration, Statistics
+from hasten.serving.models.repository import Registered, Repository
+from hasten.serving.models.served import ServedModel
+from hasten.serving.models.statistics import Duration, Statistics
 from hasten.tensors import TensorSpec
 
 SERVER = "hasten"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import InputError
-from hasten.serving.opening import ModelSettings
-from hasten.serving.repository import places
+from hasten.serving.models.opening import ModelSettings
+from hasten.serving.models.repository import places
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.serving.state import Limits
 
@@ -165,7 +165,7 @@ def supervise(settings: ServerSettings, say: Callable[[str], None] = lambda text
         InputError: the extra isn't installed, a port can't be had, or no model can be loaded.
     """
     from hasten.serving.logs import log_to_stderr
-    from hasten.serving.supervisor import Supervisor
+    from hasten.serving.supervision.supervisor import Supervisor
 
     log_to_stderr(as_json=settings.json_logs)
     return Supervisor(settings, say).run()

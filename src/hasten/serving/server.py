@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
 from hasten.serving.board import Board
-from hasten.serving.http import Connection, Slot
-from hasten.serving.repository import Registered, Repository
-from hasten.serving.routes import Routes
-from hasten.serving.served import Running
+from hasten.serving.http.connection import Connection, Slot
+from hasten.serving.http.routes import Routes
+from hasten.serving.models.repository import Registered, Repository
+from hasten.serving.models.served import Running
 from hasten.serving.settings import ServerSettings
-from hasten.serving.shared_memory import SharedMemory
 from hasten.serving.state import ServerState
+from hasten.serving.wire.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
-    from hasten.serving.grpc import GrpcServer
-    from hasten.serving.tracing import Tracing
+    from hasten.serving.grpc.service import GrpcServer
+    from hasten.serving.observation.tracing import Tracing
 
 log = logging.getLogger("hasten.serving")
 
@@ -59,7 +59,7 @@ class Server:
         self._tls: ssl.SSLContext | None = settings.tls()
         self._tracing: Tracing | None = None
         if settings.trace:
-            from hasten.serving.tracing import Tracing
+            from hasten.serving.observation.tracing import Tracing
 
             self._tracing = Tracing()
         marker = _no_marker if board is None else self._marker
@@ -129,7 +129,7 @@ class Server:
         Raises:
             InputError: it can't be had, or gRPC isn't installed.
         """
-        from hasten.serving.grpc import GrpcServer
+        from hasten.serving.grpc.service import GrpcServer
 
         self._grpc = GrpcServer(self.state, self.settings)
         return await self._grpc.start(host, port)

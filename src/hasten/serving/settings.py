@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.errors import InputError
-from hasten.serving.opening import ModelSettings
-from hasten.serving.repository import Registered
+from hasten.serving.models.opening import ModelSettings
+from hasten.serving.models.repository import Registered
 from hasten.serving.state import Limits
 
 _LEAST_TOKEN = 16

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar, overload
 from hasten.bundle import write
 from hasten.engines.base import Engine
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.serving.opening import ModelSettings
+from hasten.serving.models.opening import ModelSettings
 from hasten.serving.server import Server
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.testing.bundles import built, stated

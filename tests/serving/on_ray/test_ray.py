@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from hasten.serving.ingress import Entry
+from hasten.serving.cluster.ingress import Entry
 from hasten.testing.models import identity, slow
 from hasten.testing.servers import ServerThread, bundle_of, place_of
 
@@ -39,7 +39,7 @@ DEPLOY = """
 import sys
 from hasten.errors import HastenError
 from hasten.serving.logs import log_to_stderr
-from hasten.serving.ray_cluster import deploy
+from hasten.serving.cluster.ray_cluster import deploy
 from hasten.serving.run import settings_of
 
 bundle, address, least, most = sys.argv[1:]

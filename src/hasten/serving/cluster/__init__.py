@@ -1,0 +1,1 @@
+"""More than one machine: on a Ray cluster, or by what Kubernetes reads."""

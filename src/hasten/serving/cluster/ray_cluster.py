@@ -1,0 +1,381 @@
+"""Serve on a Ray cluster: replicas as a Ray Serve application, and the door to them here.
+
+Bundles are put into the cluster's object store once; each machine's first replica writes them to its
+own disk, and every replica checks every sum. So nothing has to lie at the same path everywhere, but
+the same hasten, with the engines, has to be installed on every node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hasten.bundle import read
+from hasten.errors import InputError
+from hasten.records import to_record
+from hasten.serving.cluster.federation import Federation
+from hasten.serving.cluster.ingress import Entry, Ingress
+from hasten.serving.cluster.replica import Book, Parcel, Replica, Roster, packed, wanted_replicas
+from hasten.serving.settings import ServerSettings
+from hasten.telemetry import OFF
+
+log = logging.getLogger("hasten.serving")
+
+APPLICATION = "hasten"
+NAMESPACE = "hasten"
+ROSTER = "hasten-roster"
+_LOOK_S = 0.2
+_ANSWER_S = 10.0
+_KNOCK_S = 5.0
+_LEAST_SLOTS = 16
+_UPSCALE_DELAY_S = 5.0
+_DOWNSCALE_DELAY_S = 60.0
+_LOOK_BACK_S = 15.0
+_GRACE_S = 10.0
+"""Beside what a replica may drain: for its goodbye, and to free its engines."""
+
+
+def deploy(
+    settings: ServerSettings,
+    *,
+    address: str | None = None,
+    min_replicas: int = 1,
+    max_replicas: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+) -> int:
+    """Serve on a Ray cluster until SIGTERM or SIGINT, then end the application.
+
+    Args:
+        settings: What to serve, and where to listen on this machine, which is a node of the cluster.
+        address: The cluster's, HOST:PORT; by default what RAY_ADDRESS says, and where that says
+            nothing a cluster of this machine alone, for as long as this runs.
+        min_replicas: How many there are at least.
+        max_replicas: How many there are when there is much to do.
+        say: Told what a person should know: where it listens, when it is ready.
+
+    Returns:
+        The exit code: 0 where it ended because it was asked to.
+
+    Raises:
+        InputError: Ray isn't installed, no cluster answers, a port can't be had, or the models
+            can't be served.
+    """
+    _check(settings, min_replicas, max_replicas)
+    ray, serve = _ray()
+    with contextlib.ExitStack() as ending:
+        folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
+        entries: dict[str, Entry] = {}
+        federation = ending.enter_context(Federation(lambda: _places(entries)))
+        slots = max(_LEAST_SLOTS, 4 * max_replicas)
+        ingress = Ingress(settings, folder, slots, federation.port)
+        ending.callback(ingress.close)
+        ending.enter_context(_connected(ray, address or os.environ.get("RAY_ADDRESS")))
+        ended = ending.enter_context(_told_to_end())  # after Ray has set its own handlers
+        _warn_of_room(ray, settings, min_replicas, say)
+        parcels = packed(settings, ray.put)
+        roster = _start_roster(ray)
+        ending.callback(_end_application, serve)
+        ray.get(roster.put_in.remote(parcels))
+        _start_application(serve, settings, min_replicas, max_replicas)
+        ingress.start()
+        _say_where(settings, ingress, say)
+        watch = Watch(ray, serve, roster, parcels, ingress, entries)
+        watch.until(lambda: len(watch.serving) >= min_replicas, ended)
+        if not ended.is_set():
+            say("ready")
+        watch.until(lambda: False, ended)
+        log.info("draining")
+        ingress.drain()
+    return 0
+
+
+class Watch:
+    """Tells the door which replicas there are.
+
+    Args:
+        ray: The module.
+        serve: The module.
+        roster: The roster's handle.
+        parcels: What it has to have.
+        ingress: The door.
+        entries: Kept up to date with the replicas.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        serve: Any,
+        roster: Any,
+        parcels: list[Parcel],
+        ingress: Ingress,
+        entries: dict[str, Entry],
+    ) -> None:
+        self._ray, self._serve, self._roster, self._ingress = ray, serve, roster, ingress
+        self._parcels, self._entries = parcels, entries
+        self._ever_served = self._lost = False
+
+    @property
+    def serving(self) -> list[str]:
+        """The replicas that take requests."""
+        return [name for name, entry in self._entries.items() if not entry.leaving]
+
+    def until(self, enough: Callable[[], bool], ended: threading.Event) -> None:
+        """Look on until it is enough, or it is to end.
+
+        Raises:
+            InputError: the models can't be served, or there is no door any more.
+        """
+        while not enough() and not ended.wait(_LOOK_S):
+            self._look()
+            self._ingress.look_after()
+
+    def _look(self) -> None:
+        try:
+            book: Book = self._ray.get(self._roster.book.remote(), timeout=_ANSWER_S)
+            if not book.stocked:  # it was started anew
+                self._ray.get(self._roster.put_in.remote(self._parcels), timeout=_ANSWER_S)
+        except self._ray.exceptions.RayError as error:
+            if not self._lost:  # the replicas that the door knows go on answering
+                log.error("the cluster doesn't say which replicas there are: %s", error)
+            self._lost = True
+            return
+        if self._lost or not book.stocked:
+            # What was forgotten with the roster comes back with each replica's next word.
+            self._lost = not book.stocked
+            return
+        before = len(self._entries)
+        self._entries.clear()
+        self._entries.update(book.entries)
+        if before != len(book.entries):
+            log.info("replicas: %d", len(self.serving))
+        self._ever_served = self._ever_served or bool(book.entries)
+        self._ingress.update(book.entries)
+        if not self._ever_served:
+            self._check_application(book.failure)
+
+    def _check_application(self, failure: str) -> None:
+        """Say why there will be no replica, once there won't.
+
+        Raises:
+            InputError: that.
+        """
+        if failure:
+            raise InputError(failure)
+        application = self._serve.status().applications.get(APPLICATION)
+        if application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [
+                application.message,
+                *(each.message for each in application.deployments.values()),
+            ]
+            text = " ".join(" ".join(reasons).split())
+            raise InputError(f"Ray can't deploy the models: {text:.600}")
+
+
+def _ray() -> tuple[Any, Any]:
+    try:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's workers step back for everybody else; here they are whom everybody waits for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        import ray
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    except ImportError as error:
+        raise InputError("serving on Ray needs ray: pip install 'hasten[ray]'") from error
+    return ray, serve
+
+
+def _check(settings: ServerSettings, min_replicas: int, max_replicas: int) -> None:
+    """Check what is asked for, before anything is started.
+
+    Raises:
+        InputError: what can't be.
+    """
+    if not 1 <= min_replicas <= max_replicas:
+        raise InputError(
+            f"the replicas are from 1 up, at least as many at most; got {min_replicas} to "
+            f"{max_replicas}"
+        )
+    if settings.http is None and settings.grpc is None:
+        raise InputError("nothing to listen on: give --http or --grpc a port")
+    if settings.shared_memory:
+        raise InputError(
+            "replicas on Ray may be on other machines than their clients: leave --shared-memory out"
+        )
+    if settings.control:
+        raise InputError(
+            "a client that loads or unloads a model would reach one replica of several: leave "
+            "--allow-control out"
+        )
+    settings.token()
+    settings.tls()
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """Set an event on SIGTERM or SIGINT; the second one ends at once."""
+    ended = threading.Event()
+
+    def end(number: int, frame: Any) -> None:
+        if ended.is_set():
+            raise KeyboardInterrupt
+        ended.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        yield ended
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, address: str | None) -> Iterator[None]:
+    """Join a cluster, or start one.
+
+    Raises:
+        InputError: none answers.
+    """
+    if address is not None and address.startswith("ray://"):
+        raise InputError(
+            f"{address} is the address for Ray's clients; the door has to be on a node of the "
+            "cluster: run this there, with the address HOST:6379 or auto"
+        )
+    # Its own cluster is on the loopback alone; nobody else has to reach it.
+    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        _knock(address or "")
+        ray.init(
+            address=address or "local",
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({} if address else own),
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"no Ray cluster answers at {address or 'this machine'}: {reason:.300}; start one by "
+            "`ray start --head`, and run this on one of its nodes"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens there: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+
+
+def _cpus(settings: ServerSettings) -> int:
+    """The processors that a replica takes: models share them, as in any server."""
+    return max(read(model.path).target.threads for model in settings.models)
+
+
+def _warn_of_room(
+    ray: Any, settings: ServerSettings, replicas: int, say: Callable[[str], None]
+) -> None:
+    wanted, there = replicas * _cpus(settings), int(ray.cluster_resources().get("CPU", 0))
+    if wanted > there:
+        say(
+            f"{replicas} replicas of {_cpus(settings)} processors don't fit into the cluster's "
+            f"{there}: waiting for more nodes"
+        )
+
+
+def _start_roster(ray: Any) -> Any:
+    """Start what knows the replicas; on this node, and only as long as this process.
+
+    Raises:
+        InputError: there is one already.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, name=ROSTER)(Roster)
+    try:
+        return actor.options(scheduling_strategy=here).remote()
+    except ValueError as error:
+        raise InputError(
+            f"the application {APPLICATION!r} is served on this cluster already: end that first"
+        ) from error
+
+
+def _start_application(
+    serve: Any, settings: ServerSettings, min_replicas: int, max_replicas: int
+) -> None:
+    """Have replicas made; returns before there are any."""
+    drain_s = settings.limits.drain_ns / 1e9
+    environment = {**OFF, "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
+    deployment = serve.deployment(
+        name="Replica",
+        autoscaling_config={
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "upscale_delay_s": _UPSCALE_DELAY_S,
+            "downscale_delay_s": _DOWNSCALE_DELAY_S,
+            "look_back_period_s": _LOOK_BACK_S,
+            "policy": {"policy_function": wanted_replicas},
+        },
+        ray_actor_options={
+            "num_cpus": _cpus(settings),
+            "runtime_env": {"env_vars": environment},
+        },
+        health_check_period_s=1.0,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=drain_s + _GRACE_S,
+        graceful_shutdown_wait_loop_s=0.1,
+    )(Replica)
+    # What encrypts is here; a replica is asked in the clear, within the cluster.
+    record = to_record(dataclasses.replace(settings, certificate=None, key=None))
+    serve.start(proxy_location="Disabled")
+    serve.run_many(
+        [
+            serve.RunTarget(
+                deployment.bind(record, ROSTER, NAMESPACE, version("hasten")),
+                name=APPLICATION,
+                route_prefix=None,
+            )
+        ],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def _end_application(serve: Any) -> None:
+    try:
+        serve.delete(APPLICATION)
+    except Exception as error:  # the cluster may be gone, and the application with it
+        log.error("the application can't be ended: %s", " ".join(str(error).split())[:300])
+
+
+def _places(entries: dict[str, Entry]) -> dict[str, tuple[str, int]]:
+    return {name: (entry.host, entry.http) for name, entry in list(entries.items())}
+
+
+def _say_where(settings: ServerSettings, ingress: Ingress, say: Callable[[str], None]) -> None:
+    host = settings.host
+    shown = f"[{host}]" if ":" in host else host
+    if ingress.http is not None:
+        say(f"listening on {'https' if settings.certificate else 'http'}://{shown}:{ingress.http}")
+    if ingress.grpc is not None:
+        say(f"listening on grpc://{shown}:{ingress.grpc}")

@@ -1,0 +1,245 @@
+"""Inference calls over gRPC: one request in a call of its own, or many in a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.protocol.requests import Answer, Query
+from hasten.serving.models.served import ServedModel, Ticket
+from hasten.serving.state import ServerState
+from hasten.serving.wire.grpc_messages import (
+    Request,
+    query_of,
+    read_request,
+    streamed,
+    streamed_failure,
+    write_answer,
+)
+
+log = logging.getLogger("hasten.serving")
+
+_MOST_IN_STREAM = 128
+"""Requests of one stream that are under way; more are left with the client."""
+
+
+class Inference:
+    """A request under way.
+
+    Args:
+        state: The server's.
+        context: Of its call.
+        data: The message on the wire.
+        clock_ns: Monotonic clock, in nanoseconds.
+
+    Attributes:
+        id: What comes back with the answer.
+        final: Whether even an error is to be marked as the last answer.
+    """
+
+    __slots__ = (
+        "_arrived_ns",
+        "_clock_ns",
+        "_context",
+        "_data",
+        "_model",
+        "_query",
+        "_reserved",
+        "_state",
+        "_ticket",
+        "final",
+        "id",
+    )
+
+    def __init__(
+        self, state: ServerState, context: Any, data: bytes, clock_ns: Callable[[], int]
+    ) -> None:
+        self._state, self._context, self._data = state, context, data
+        self._clock_ns, self._arrived_ns = clock_ns, clock_ns()
+        self._reserved = 0
+        self._model: ServedModel
+        self._query: Query
+        self._ticket: Ticket | None = None
+        self.id, self.final = "", False
+
+    def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:
+        """Hand it to its model; `done` gets the answer, maybe before this returns.
+
+        Raises:
+            ProtocolError: it can't be answered.
+        """
+        state = self._state
+        if state.draining:
+            raise leaving()
+        self._reserve(len(self._data))
+        request = read_request(self._data)
+        self.id, self.final = request.id, request.wants_final
+        model = self._model = state.repository.find(
+            request.message.model_name, request.message.model_version
+        )
+        query = self._query = self._read(request)
+        query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
+        ticket = model.submit(query, done)
+        if not ticket.over:
+            self._ticket = ticket
+
+    def _reserve(self, size: int) -> None:
+        state = self._state
+        most = state.limits.bodies_bytes
+        if state.body_bytes + size > most:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: requests of {most:,} bytes are under way; retry later",
+                retry_s=1.0,
+            )
+        self._reserved = size
+        state.body_bytes += size
+
+    def _read(self, request: Request) -> Query:
+        state, context = self._state, self._context
+        query = query_of(request, state.memory, state.limits.body_bytes)
+        left_s = context.time_remaining()
+        if left_s is not None:
+            left_ns = max(1, int(left_s * 1e9))
+            query.timeout_ns = min(query.timeout_ns or left_ns, left_ns)
+        query.trace = metadata_of(context, "traceparent").decode("latin-1")
+        return query
+
+    def written(self, answer: Answer, *, in_stream: bool = False) -> bytes:
+        """Return the answer as it is sent.
+
+        Raises:
+            ProtocolError: it can't be written where it was to be.
+        """
+        model = self._model
+        began_ns = self._clock_ns()
+        data = write_answer(answer, self._query, self._state.memory, model.most_rows > 0, in_stream)
+        model.statistics.encoded(self._clock_ns() - began_ns)
+        return data
+
+    def end(self) -> None:
+        """Let go of it: answered, or nobody waits for it any more."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None and not ticket.over:
+            ticket.model.cancel(ticket)
+        self._state.body_bytes -= self._reserved
+        self._reserved = 0
+
+
+class Stream:
+    """A stream of requests: side by side, each answered as soon as it can be.
+
+    Args:
+        state: The server's.
+        context: Of its call.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
+
+    def __init__(self, state: ServerState, context: Any, clock_ns: Callable[[], int]) -> None:
+        self._state, self._context, self._clock_ns = state, context, clock_ns
+        self._under_way: set[Inference] = set()
+        self._answers: deque[bytes] = deque()
+        self._open = 0
+        """Requests that were read, and whose answers aren't yet sent."""
+        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self._why: ProtocolError | None = None
+
+    async def run(self) -> None:
+        """Answer until the client has no more requests, or goes away.
+
+        Raises:
+            ProtocolError: it ends before, and why.
+        """
+        self._reading = asyncio.get_running_loop().create_task(self._read())
+        try:
+            while self._open or not self._reading.done():
+                await self._changed.wait()
+                self._changed.clear()
+                while self._answers:
+                    await self._context.write(self._answers.popleft())
+                    self._open -= 1
+                    self._room.set()
+        finally:
+            self._reading.cancel()
+            for inference in self._under_way:
+                inference.end()
+            self._under_way.clear()
+        if self._why is not None:
+            raise self._why
+
+    def drain(self) -> None:
+        """Read no more requests."""
+        self._why = leaving()
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def _read(self) -> None:
+        from grpc.aio import EOF
+
+        try:
+            while True:
+                data = await self._context.read()
+                if data is EOF:
+                    return
+                self._begin(data)
+                while self._open >= _MOST_IN_STREAM:
+                    self._room.clear()
+                    await self._room.wait()
+        except Exception:
+            self._why = own_fault()
+        finally:
+            self._changed.set()
+
+    def _begin(self, data: bytes) -> None:
+        inference = Inference(self._state, self._context, data, self._clock_ns)
+        self._open += 1
+        self._under_way.add(inference)
+        try:
+            inference.begin(partial(self._answer, inference))
+        except ProtocolError as failure:
+            self._answer(inference, failure)
+        except Exception:
+            self._answer(inference, own_fault())
+
+    def _answer(self, inference: Inference, answer: Answer | ProtocolError) -> None:
+        """Queue what goes back on a request."""
+        if inference not in self._under_way:
+            return
+        self._under_way.discard(inference)
+        try:
+            if isinstance(answer, Answer):
+                data = streamed(inference.written(answer, in_stream=True))
+            else:
+                data = streamed_failure(str(answer), inference.id, inference.final)
+        except ProtocolError as failure:
+            data = streamed_failure(str(failure), inference.id, inference.final)
+        except Exception:
+            data = streamed_failure(str(own_fault()), inference.id, inference.final)
+        inference.end()
+        self._answers.append(data)
+        self._changed.set()
+
+
+def metadata_of(context: Any, wanted: str) -> bytes:
+    """Return what a call brought beside its message under a name; b"" for nothing."""
+    for name, value in context.invocation_metadata() or ():
+        if name == wanted:
+            return value if isinstance(value, bytes) else value.encode()
+    return b""
+
+
+def own_fault() -> ProtocolError:
+    """Log what is being handled, and return what the client is told of it."""
+    log.exception("a request broke the server's own code")
+    return ProtocolError(Kind.INTERNAL, "the server failed; its log has the reason")
+
+
+def leaving() -> ProtocolError:
+    """What is answered while the server drains."""
+    return ProtocolError(Kind.UNAVAILABLE, "the server is draining", 1.0)

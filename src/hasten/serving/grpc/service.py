@@ -1,0 +1,237 @@
+"""The gRPC front end: calls in, requests out, answers back, on the event loop that HTTP is on.
+
+Messages come and go as bytes: what can't be read is answered in the protocol's words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import math
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from hasten.errors import InputError
+from hasten.protocol import messages
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.protocol.requests import Answer
+from hasten.serving.grpc.calls import Inference, Stream, leaving, metadata_of, own_fault
+from hasten.serving.grpc.methods import Methods
+from hasten.serving.settings import ServerSettings
+from hasten.serving.state import ServerState
+from hasten.serving.wire.grpc_messages import read_message
+
+_MOST_SENT_BYTES = 2**31 - 1
+_OPEN = ("ServerLive", "ServerReady")
+"""Methods that need no token."""
+_MISSING = "serving over gRPC needs grpcio and protobuf: pip install 'hasten[serve]'"
+
+
+class GrpcServer:
+    """The gRPC port of a server.
+
+    Args:
+        state: The server's.
+        settings: The same.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
+
+    def __init__(
+        self,
+        state: ServerState,
+        settings: ServerSettings,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._state, self._clock_ns = state, clock_ns
+        self._settings = settings
+        self._methods = Methods(state)
+        self._statuses: dict[Kind, Any] = {}
+        self._server: Any = None
+        self._streams: set[Stream] = set()
+
+    # -- begin and end
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; return the port.
+
+        Args:
+            host: A name or an address.
+            port: 0 for any that is free.
+
+        Raises:
+            InputError: it can't be had, or gRPC isn't installed.
+        """
+        try:
+            import grpc
+            from google.protobuf import json_format  # noqa: F401
+        except ImportError as error:
+            raise InputError(_MISSING) from error
+        _check_place(host, port)
+        self._statuses = {kind: getattr(grpc.StatusCode, kind.grpc) for kind in Kind}
+        limits = self._state.limits
+        server = grpc.aio.server(
+            options=self._options(), maximum_concurrent_rpcs=limits.connections
+        )
+        handlers: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(self._unary(name))
+            for name in messages.METHODS
+            if name not in ("ModelInfer", "ModelStreamInfer")
+        }
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(messages.SERVICE, handlers),)
+        )
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            taken = self._add_port(grpc, server, place)
+        except RuntimeError as error:
+            raise InputError(f"can't listen on {host}:{port} for gRPC") from error
+        await server.start()
+        self._server = server
+        return taken
+
+    def _options(self) -> list[tuple[str, int]]:
+        limits = self._state.limits
+        return [
+            # What is larger is refused when its length is known, before memory is taken for it.
+            ("grpc.max_receive_message_length", limits.body_bytes + limits.header_bytes),
+            ("grpc.max_send_message_length", _MOST_SENT_BYTES),
+            ("grpc.max_metadata_size", limits.header_bytes),
+            ("grpc.absolute_max_metadata_size", 2 * limits.header_bytes),
+            ("grpc.max_concurrent_streams", limits.connections),
+            ("grpc.max_allowed_incoming_connections", limits.connections),
+            ("grpc.so_reuseport", 0),
+            # A client that is gone without a word is noticed, and clients may look for the server.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        ]
+
+    def _add_port(self, grpc: Any, server: Any, place: str) -> int:
+        certificate, key = self._settings.certificate, self._settings.key
+        if certificate is None or key is None:
+            return int(server.add_insecure_port(place))
+        pair = key.read_bytes(), certificate.read_bytes()
+        return int(server.add_secure_port(place, grpc.ssl_server_credentials([pair])))
+
+    async def drain(self) -> None:
+        """Take no new calls, and wait for those under way as long as the limits say."""
+        for stream in list(self._streams):
+            stream.drain()
+        if self._server is not None:
+            await self._server.stop(self._state.limits.drain_ns / 1e9)
+
+    async def close(self) -> None:
+        """End everything now."""
+        if self._server is not None:
+            await self._server.stop(None)
+
+    # -- what every call goes through
+
+    def _check_token(self, context: Any) -> None:
+        """Check that the client may come in.
+
+        Raises:
+            ProtocolError: it brings no token, or another one.
+        """
+        token = self._state.token
+        if token is None:
+            return
+        given = metadata_of(context, "authorization")
+        if not hmac.compare_digest(given, b"Bearer " + token):
+            raise ProtocolError(
+                Kind.UNAUTHENTICATED, "this server wants a token: send authorization: Bearer TOKEN"
+            )
+
+    def _refuse(self, context: Any, failure: ProtocolError) -> bytes:
+        """End a call with an error."""
+        # Not by `context.abort`: its exception and the call would keep each other in memory.
+        context.set_code(self._statuses[failure.kind])
+        context.set_details(str(failure))
+        if failure.retry_s is not None:
+            seconds = max(1, math.ceil(failure.retry_s))
+            context.set_trailing_metadata((("retry-after", str(seconds)),))
+        return b""
+
+    def _unary(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        """What answers a method that isn't inference."""
+        request_name = messages.METHODS[name].request
+
+        async def call(data: bytes, context: Any) -> bytes:
+            try:
+                if name not in _OPEN:
+                    self._check_token(context)
+                answer = await self._methods.answer(name, read_message(request_name, data))
+                return answer.SerializeToString()  # type: ignore[no-any-return]
+            except ProtocolError as failure:
+                return self._refuse(context, failure)
+            except Exception:
+                return self._refuse(context, own_fault())
+
+        return call
+
+    # -- inference
+
+    async def _infer(self, data: bytes, context: Any) -> bytes:
+        inference = Inference(self._state, context, data, self._clock_ns)
+        answered: asyncio.Future[Answer | ProtocolError] = (
+            asyncio.get_running_loop().create_future()
+        )
+        try:
+            self._check_token(context)
+            inference.begin(partial(_settle, answered))
+            answer = await answered
+            if isinstance(answer, ProtocolError):
+                return self._refuse(context, answer)
+            return inference.written(answer)
+        except ProtocolError as failure:
+            return self._refuse(context, failure)
+        except Exception:
+            return self._refuse(context, own_fault())
+        finally:
+            inference.end()
+
+    async def _stream(self, requests: Any, context: Any) -> None:
+        try:
+            self._check_token(context)
+            if self._state.draining:
+                raise leaving()
+            stream = Stream(self._state, context, self._clock_ns)
+            self._streams.add(stream)
+            try:
+                await stream.run()
+            finally:
+                self._streams.discard(stream)
+        except ProtocolError as failure:
+            self._refuse(context, failure)
+        except Exception:
+            self._refuse(context, own_fault())
+
+
+def _settle(
+    answered: asyncio.Future[Answer | ProtocolError], answer: Answer | ProtocolError
+) -> None:
+    if not answered.done():  # the client may have gone away a moment ago
+        answered.set_result(answer)
+
+
+def _check_place(host: str, port: int) -> None:
+    """Ask the system for the place first: gRPC doesn't say why it can't be had.
+
+    Raises:
+        InputError: it can't.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(f"can't listen on {host}:{port}: {error.strerror or error}") from error

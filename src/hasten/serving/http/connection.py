@@ -1,0 +1,768 @@
+"""HTTP/1.1 on a socket: bytes in, requests out, answers back. The hot path of the server.
+
+Parsed by httptools, straight into the handler: no task, no queue and no second parser between a
+socket and the model. A long body is received into its own memory, where its tensors then lie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import httptools
+import numpy as np
+import orjson
+
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.protocol.requests import Answer, Query
+from hasten.serving.models.served import ServedModel, Ticket
+from hasten.serving.state import ServerState
+from hasten.serving.wire.http_bodies import (
+    chosen_encoding,
+    compressed,
+    decompressed,
+    raw_query,
+    read_body,
+    write_answer,
+)
+from hasten.serving.wire.plans import Plan, pieces_of
+
+log = logging.getLogger("hasten.serving")
+
+_DIRECT_BYTES = 64 << 10
+"""A body that is longer is received into memory of its own, but for what came with its headers."""
+_ALIGNMENT = 64
+_SMALL_BYTES = 64 << 10
+"""An answer that is shorter is sent in one piece."""
+_LINGER_S = 1.0
+"""How long a client that is hung up on may still be sending, for it to see why."""
+_MOST_ROUTES = 4096
+_LONGEST_ROUTE = 1024
+_LONGEST_NUMBER = 20
+_JSON = b"application/json"
+_BINARY = b"application/octet-stream"
+
+
+@dataclass(slots=True)
+class Request:
+    """What isn't an inference.
+
+    Attributes:
+        method: "GET", "POST", ...
+        path: Percent-decoded parts, without empty ones.
+        body: Decompressed.
+        headers: Lower-case names.
+    """
+
+    method: str
+    path: tuple[str, ...]
+    body: bytes
+    headers: dict[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Response:
+    """What is sent back.
+
+    Attributes:
+        status: Of HTTP.
+        body: Its bytes.
+        content_type: Of the body.
+        headers: Further ones.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    content_type: bytes = _JSON
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Slot(Protocol):
+    """Where a connection states what it is at, for who answers if this process dies."""
+
+    def working(self) -> None:
+        """A request is under way, and nothing of its answer is sent."""
+
+    def sending(self) -> None:
+        """A part of the answer is sent."""
+
+    def answered(self) -> None:
+        """The answer was handed to the system, or will be at once."""
+
+    def resting(self) -> None:
+        """No request is under way, and none was for a while."""
+
+    def closed(self) -> None:
+        """The connection is gone."""
+
+
+class Routes(Protocol):
+    """What answers all that isn't an inference."""
+
+    def handle(self, request: Request) -> Response | Coroutine[Any, Any, Response]:
+        """Answer, now or later.
+
+        Raises:
+            ProtocolError: with what error.
+        """
+
+
+def failure_response(failure: ProtocolError) -> Response:
+    """Return an error in the protocol's form."""
+    headers = []
+    if failure.retry_s is not None:
+        headers.append((b"Retry-After", b"%d" % max(1, math.ceil(failure.retry_s))))
+    if failure.kind is Kind.UNAUTHENTICATED:
+        headers.append((b"WWW-Authenticate", b"Bearer"))
+    return Response(failure.kind.http, orjson.dumps({"error": str(failure)}), headers=headers)
+
+
+def _own_fault() -> ProtocolError:
+    return ProtocolError(Kind.INTERNAL, "the server failed; its log has the reason")
+
+
+def inference_path(url: bytes) -> tuple[str, str] | None:
+    """Return model and version of an inference's path; None where it is another's."""
+    parts = url.partition(b"?")[0].split(b"/")
+    if len(parts) not in (5, 7) or parts[:3] != [b"", b"v2", b"models"] or parts[-1] != b"infer":
+        return None
+    if len(parts) == 7 and parts[4] != b"versions":
+        return None
+    version = parts[5] if len(parts) == 7 else b""
+    return unquote(parts[3].decode("latin-1")), unquote(version.decode("latin-1"))
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client's connection.
+
+    Args:
+        state: The server's.
+        routes: Answers what isn't an inference.
+        slot: Where it states what it is at.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
+
+    _paths: dict[bytes, tuple[str, str] | None] = {}
+
+    def __init__(
+        self,
+        state: ServerState,
+        routes: Routes,
+        slot: Slot | None = None,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._state, self._routes, self._slot, self._clock_ns = state, routes, slot, clock_ns
+        self._number = id(self)
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._view = state.received
+        self._head_bytes = 0
+        self._url = self._method = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._pieces: list[bytes] = []
+        self._body: Any = None
+        """Memory of a long body's own."""
+        self._filled = self._size = self._reserved = 0
+        self._in_body = False
+        self._keep_alive = True
+        self._busy = False
+        self._ticket: Ticket | None = None
+        self._exchange: _Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._backlog: deque[tuple[bytes, bytes, dict[bytes, bytes], Any, bool, int]] = deque()
+        self._hung_up = self._lost = False
+        self._began_ns: int | None = None
+        """When the request that is being received began."""
+        self._stuck_ns: int | None = None
+        """Since when the client takes nothing of its answer."""
+        self._unsent = 0
+        self._opened_ns: int | None = clock_ns()
+        """When it was opened, until a request came."""
+        self._upgrading = False
+        self._refusal: ProtocolError | None = None
+        """What is to be said once the answer under way is sent."""
+
+    # -- the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
+        self._transport = transport  # type: ignore[assignment]
+        self._state.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client went away: nothing of what it asked needs to be computed."""
+        self._lost = True
+        self._state.connections.discard(self)
+        if self._ticket is not None:
+            self._ticket.model.cancel(self._ticket)
+            self._ticket = None
+        if self._exchange is not None:
+            self._reserved += self._exchange.reserved
+            self._exchange = None
+        self._state.body_bytes -= self._reserved + sum(each[5] for each in self._backlog)
+        self._reserved = 0
+        self._backlog.clear()
+        # The parser refers to this: memory would wait for a collection.
+        self._body, self._pieces, self._parser = None, [], None  # type: ignore[assignment]
+        if self._slot is not None:
+            self._slot.closed()
+
+    def pause_writing(self) -> None:
+        """The client doesn't take its answers: nothing more is asked of it, or answered."""
+        self._stuck_ns, self._unsent = self._clock_ns(), self._transport.get_write_buffer_size()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._stuck_ns = None
+        if self._backlog and not self._busy:
+            self._next_soon()
+        elif not self._backlog and not self._hung_up:
+            self._transport.resume_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to receive: into the body itself, where it is a long one."""
+        if self._in_body and self._body is not None:
+            return self._body[self._filled :]  # type: ignore[no-any-return]
+        return self._view
+
+    def buffer_updated(self, count: int) -> None:
+        """So many bytes were received."""
+        if self._hung_up or self._refusal is not None:
+            return
+        if self._in_body and self._body is not None:
+            self._filled += count
+            try:
+                self._reserve(count)
+            except ProtocolError as failure:
+                self._refuse(failure)
+                return
+            if self._filled == self._size:
+                self._parser = httptools.HttpRequestParser(self)  # for what comes after this body
+                self.on_message_complete()
+            return
+        if not self._in_body:
+            self._head_bytes += count
+        self._feed(self._view[:count])
+
+    def _feed(self, data: Any) -> None:
+        """Parse, and refuse what can't be."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            self._without_upgrade(data[error.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if not isinstance(cause, ProtocolError):
+                log.exception("a request broke the server's own code", exc_info=cause)
+                cause = _own_fault()
+            self._refuse(cause)
+        except httptools.HttpParserError as error:
+            self._refuse(ProtocolError(Kind.INVALID, f"this is no HTTP/1.1: {error}"))
+        else:
+            if not self._in_body and self._head_bytes > self._state.limits.header_bytes:
+                self._refuse(self._long_head())
+
+    def _without_upgrade(self, rest: Any) -> None:
+        """Read a request that offers another protocol as if it didn't: RFC 9110, 7.8."""
+        self._upgrading = False
+        if self._method == b"CONNECT":
+            self._refuse(ProtocolError(Kind.NO_METHOD, "this is no proxy: there is no CONNECT"))
+            return
+        gone = (b"upgrade", b"connection", b"http2-settings")
+        lines = [b"%s %s HTTP/1.1" % (self._method, self._url)]
+        lines += [b"%s: %s" % each for each in self._headers.items() if each[0] not in gone]
+        self._parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join([*lines, b"", b""]) + bytes(rest))
+
+    def eof_received(self) -> bool:
+        """The client sends no more: it went away, be it in the middle of a request."""
+        return False
+
+    def _long_head(self) -> ProtocolError:
+        most = self._state.limits.header_bytes
+        return ProtocolError(Kind.HEADERS, f"the request's headers have over {most:,} bytes")
+
+    # -- the parser
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        self._url, self._headers, self._pieces = b"", {}, []
+        self._body, self._filled, self._size = None, 0, 0
+        self._began_ns = self._clock_ns()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of its target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; behind a chunked body they are counted, and mean nothing."""
+        if self._in_body:
+            self._head_bytes += len(name) + len(value)
+            if self._head_bytes > self._state.limits.header_bytes:
+                raise self._long_head()
+            return
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Decide whether its body is received at all, before memory is taken for it.
+
+        Raises:
+            ProtocolError: it isn't.
+        """
+        if self._head_bytes > self._state.limits.header_bytes + len(self._view):
+            raise self._long_head()
+        self._method = self._parser.get_method()
+        if self._parser.should_upgrade() or self._method == b"CONNECT":
+            self._upgrading = True
+            return
+        self._head_bytes = 0
+        self._in_body = True
+        self._keep_alive = (
+            self._parser.should_keep_alive() and self._parser.get_http_version() != "1.0"
+        )
+        headers = self._headers
+        if self._state.token is not None and not self._may_enter():
+            raise ProtocolError(
+                Kind.UNAUTHENTICATED, "this server wants a token: send Authorization: Bearer TOKEN"
+            )
+        stated = headers.get(b"content-length")
+        if stated is not None:
+            size = int(stated) if stated.isdigit() and len(stated) < _LONGEST_NUMBER else -1
+            if size < 0:
+                raise ProtocolError(Kind.INVALID, f"Content-Length is no size: {stated[:40]!r}")
+            self._check_room(size)
+            if size > _DIRECT_BYTES:
+                self._body = _memory(size, headers.get(b"inference-header-content-length", b""))
+                self._size = size
+        if headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _may_enter(self) -> bool:
+        token = self._state.token
+        assert token is not None
+        path = self._url.partition(b"?")[0].rstrip(b"/")
+        if path in (b"/v2/health/live", b"/v2/health/ready", b""):
+            return True
+        given = self._headers.get(b"authorization", b"")
+        return hmac.compare_digest(given, b"Bearer " + token)
+
+    def _reserve(self, size: int) -> None:
+        """Count bytes of a body that came: what is only announced takes no memory.
+
+        Raises:
+            ProtocolError: it is too large, or too much is there already.
+        """
+        self._check_room(size)
+        self._reserved += size
+        self._state.body_bytes += size
+
+    def _check_room(self, size: int) -> None:
+        limits, state = self._state.limits, self._state
+        if self._reserved + size > limits.body_bytes:
+            raise ProtocolError(
+                Kind.TOO_LARGE, f"a body of over {limits.body_bytes:,} bytes isn't taken"
+            )
+        if state.body_bytes + size > limits.bodies_bytes:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: requests of {limits.bodies_bytes:,} bytes are under way; retry later",
+                retry_s=1.0,
+            )
+
+    def on_body(self, piece: bytes) -> None:
+        """A piece of the body."""
+        self._reserve(len(piece))
+        if self._body is not None:
+            end = self._filled + len(piece)
+            self._body[self._filled : end] = piece
+            self._filled = end
+            return
+        self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        """A request is there, whole."""
+        if self._body is not None and self._filled < self._size:
+            return  # the parser was left behind
+        if self._upgrading:
+            return
+        self._in_body, self._began_ns, self._opened_ns = False, None, None
+        self._head_bytes = 0
+        body: Any = self._body
+        if body is None:
+            pieces = self._pieces
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._body, self._pieces = None, []
+        reserved, self._reserved = self._reserved, 0
+        if self._busy or self._stuck_ns is not None or self._backlog:
+            self._backlog.append(
+                (self._method, self._url, self._headers, body, self._keep_alive, reserved)
+            )
+            self._transport.pause_reading()
+            return
+        self._begin(self._method, self._url, self._headers, body, self._keep_alive, reserved)
+
+    # -- a request
+
+    def _begin(
+        self,
+        method: bytes,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        body: Any,
+        keep_alive: bool,
+        reserved: int,
+    ) -> None:
+        """Answer a request, now or once its model has."""
+        self._busy = True
+        if self._slot is not None:
+            self._slot.working()
+        exchange = _Exchange(self, headers, keep_alive, reserved, method == b"HEAD")
+        self._exchange = exchange
+        arrived_ns = self._clock_ns()
+        try:
+            paths = Connection._paths
+            path = paths[url] if url in paths else _remember(paths, url)
+            if path is not None and method == b"POST":
+                self._infer(exchange, path, headers, body, arrived_ns)
+            else:
+                self._other(exchange, method, url, headers, body)
+        except ProtocolError as failure:
+            exchange.respond(failure_response(failure))
+        except Exception:
+            log.exception("a request broke the server's own code")
+            exchange.respond(failure_response(_own_fault()))
+
+    def _infer(
+        self,
+        exchange: _Exchange,
+        path: tuple[str, str],
+        headers: dict[bytes, bytes],
+        body: Any,
+        arrived_ns: int,
+    ) -> None:
+        state = self._state
+        model = state.repository.find(*path)
+        exchange.model = model
+        if b"content-encoding" in headers:
+            body = self._plain(exchange, headers, body)
+        trace = headers.get(b"traceparent", b"").decode("latin-1")
+        stated = headers.get(b"inference-header-content-length")
+        try:
+            query = self._read(model, path, stated, body)
+        except ProtocolError as failure:
+            model.unread(failure, arrived_ns, trace)
+            raise
+        query.source = self._number
+        query.arrived_ns, query.parsed_ns = arrived_ns, self._clock_ns()
+        query.trace = trace
+        exchange.query = query
+        ticket = model.submit(query, exchange.deliver)
+        if not ticket.over:
+            self._ticket = ticket
+        if query.plan is None and stated != b"0":
+            model.plan(query, body, None if stated is None else int(stated), ticket)
+
+    def _read(
+        self, model: ServedModel, path: tuple[str, str], stated: bytes | None, body: Any
+    ) -> Query:
+        state = self._state
+        if stated == b"0":
+            return raw_query(body, *path, model.inputs)
+        if stated is not None and not (stated.isdigit() and len(stated) < _LONGEST_NUMBER):
+            raise ProtocolError(
+                Kind.INVALID, f"Inference-Header-Content-Length is no size: {stated[:40]!r}"
+            )
+        length = None if stated is None else int(stated)
+        return model.planned(body, length) or read_body(
+            body, length, *path, state.memory, state.limits.body_bytes, model.check_input
+        )
+
+    def _plain(self, exchange: _Exchange, headers: dict[bytes, bytes], body: Any) -> Any:
+        """Return a body without its compression; its memory is counted."""
+        encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
+        if encoding in ("", "identity"):
+            return body
+        limits, state = self._state.limits, self._state
+        data = decompressed(body, encoding, limits.body_bytes)
+        if state.body_bytes + len(data) > limits.bodies_bytes:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: requests of {limits.bodies_bytes:,} bytes are under way; retry later",
+                retry_s=1.0,
+            )
+        exchange.reserved += len(data)
+        state.body_bytes += len(data)
+        return data
+
+    def _other(
+        self, exchange: _Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: Any
+    ) -> None:
+        text = url.partition(b"?")[0].decode("latin-1")
+        parts = tuple(unquote(part) for part in text.split("/") if part)
+        if b"content-encoding" in headers:
+            body = self._plain(exchange, headers, body)
+        request = Request(
+            "GET" if method == b"HEAD" else method.decode(),
+            parts,
+            bytes(body),
+            headers,
+        )
+        answer = self._routes.handle(request)
+        if isinstance(answer, Response):
+            exchange.respond(answer)
+            return
+        self._task = asyncio.get_running_loop().create_task(self._later(exchange, answer))
+
+    async def _later(self, exchange: _Exchange, answer: Coroutine[Any, Any, Response]) -> None:
+        try:
+            response = await answer
+        except ProtocolError as failure:
+            response = failure_response(failure)
+        except Exception:
+            log.exception("a request broke the server's own code")
+            response = failure_response(_own_fault())
+        self._task = None
+        exchange.respond(response)
+
+    # -- the answer
+
+    def send(
+        self, head: bytes, pieces: Sequence[Any], size: int, reserved: int, keep_alive: bool
+    ) -> None:
+        """Send an answer, and go on with what came meanwhile."""
+        if self._lost:
+            return
+        self._ticket = self._exchange = None
+        self._state.body_bytes -= reserved
+        if self._hung_up:
+            return
+        slot = self._slot
+        if size <= _SMALL_BYTES:
+            self._transport.write(b"".join((head, *pieces)))
+        else:
+            if slot is not None:
+                slot.sending()
+            self._transport.writelines((head, *pieces))
+        self._busy = False
+        if slot is not None:  # once it was handed to the system, at this turn's end
+            asyncio.get_running_loop().call_soon(self._answered)
+        if not keep_alive:
+            self._transport.close()
+        elif self._backlog:
+            if self._stuck_ns is None:
+                self._next_soon()
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
+
+    def _answered(self) -> None:
+        if self._slot is not None and not self._busy:
+            self._slot.answered()
+
+    def _next_soon(self) -> None:
+        """Go on with what came meanwhile, in a turn of its own."""
+        self._busy = True
+        asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._lost or self._hung_up:
+            return
+        if len(self._backlog) == 1 and self._refusal is None:
+            self._transport.resume_reading()
+        self._begin(*self._backlog.popleft())
+
+    def _refuse(self, failure: ProtocolError) -> None:
+        """Say why, and hang up: what follows in the stream can't be understood."""
+        if self._hung_up:
+            return
+        self._state.body_bytes -= self._reserved
+        self._reserved = 0
+        self._body, self._pieces, self._began_ns = None, [], None
+        if self._busy or self._backlog:  # the answers to what came before go first
+            self._refusal = failure
+            self._transport.pause_reading()
+            return
+        head, pieces = head_of(failure_response(failure), keep_alive=False)
+        self._transport.writelines((head, *pieces))
+        self._hung_up = True
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        asyncio.get_running_loop().call_later(_LINGER_S, self._transport.close)
+
+    # -- what the server asks of it
+
+    def overdue(self, now_ns: int) -> bool:
+        """Whether the client is too slow: in sending a request, or in taking its answer."""
+        limits = self._state.limits
+        if self._stuck_ns is not None:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:
+                self._unsent, self._stuck_ns = unsent, now_ns
+            return now_ns - self._stuck_ns > limits.send_ns
+        began_ns = self._began_ns if self._opened_ns is None else self._opened_ns
+        return began_ns is not None and now_ns - began_ns > limits.receive_ns
+
+    def rest(self) -> None:
+        """Note that nothing is under way, where that is so."""
+        if self._slot is not None and self.idle:
+            self._slot.resting()
+
+    def end_slow(self) -> None:
+        """Hang up on a client that is too slow."""
+        if self._stuck_ns is not None:
+            self._transport.abort()
+            return
+        self._refuse(
+            ProtocolError(Kind.SLOW, "the request didn't come whole in the time that is given")
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way on it."""
+        sent = self._transport.get_write_buffer_size() == 0
+        return not self._busy and self._began_ns is None and sent
+
+    def close(self) -> None:
+        """Close it, once what is written is sent."""
+        self._transport.close()
+
+
+class _Exchange:
+    """A request and what goes back on it."""
+
+    __slots__ = (
+        "_connection",
+        "_head_only",
+        "_headers",
+        "_keep_alive",
+        "model",
+        "query",
+        "reserved",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        headers: dict[bytes, bytes],
+        keep_alive: bool,
+        reserved: int,
+        head_only: bool,
+    ) -> None:
+        self._connection, self._headers = connection, headers
+        self._keep_alive, self.reserved, self._head_only = keep_alive, reserved, head_only
+        self.model: ServedModel | None = None
+        self.query: Query | None = None
+
+    def deliver(self, answer: Answer | ProtocolError) -> None:
+        """Send what the model answered."""
+        connection, model, query = self._connection, self.model, self.query
+        assert model is not None
+        assert query is not None
+        if isinstance(answer, ProtocolError):
+            self.respond(failure_response(answer))
+            return
+        began_ns = connection._clock_ns()
+        plan: Plan | None = query.plan
+        same = plan is not None and self._keep_alive and not connection._state.draining
+        if same and self._headers.get(b"accept-encoding", b"identity") == b"identity":
+            assert plan is not None
+            known = plan.head(answer.outputs, query.id)
+            if known is not None:
+                pieces = pieces_of(answer.outputs)
+                size = sum(map(len, pieces))
+                connection.send(known, pieces, size, self.reserved, True)
+                model.statistics.encoded(connection._clock_ns() - began_ns)
+                return
+        try:
+            pieces, header_bytes = write_answer(
+                answer, query, connection._state.memory, model.most_rows > 0
+            )
+        except ProtocolError as failure:
+            self.respond(failure_response(failure))
+            return
+        except Exception:  # it would leave the client without an answer
+            log.exception("a request broke the server's own code")
+            self.respond(failure_response(_own_fault()))
+            return
+        extra = b""
+        accepted = self._headers.get(b"accept-encoding")
+        if accepted is not None and accepted != b"identity":
+            encoding = chosen_encoding(accepted.decode("latin-1"))
+            if encoding is not None:
+                pieces = [compressed(pieces, encoding)]
+                extra = b"Content-Encoding: %s\r\n" % encoding.encode()
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+        if header_bytes is not None:
+            extra += b"Inference-Header-Content-Length: %d\r\n" % header_bytes
+        keep_alive = self._keep_alive and not connection._state.draining
+        if not keep_alive:
+            extra += b"Connection: close\r\n"
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s\r\n" % (
+            _JSON if header_bytes is None else _BINARY,
+            size,
+            extra,
+        )
+        if same and header_bytes is not None and not extra.startswith(b"Content-Encoding"):
+            assert plan is not None
+            if len(pieces) == 1 + len(answer.outputs):  # every output as bytes
+                plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
+        connection.send(head, pieces, size, self.reserved, keep_alive)
+        model.statistics.encoded(connection._clock_ns() - began_ns)
+
+    def respond(self, response: Response) -> None:
+        """Send anything else."""
+        state = self._connection._state
+        keep_alive = self._keep_alive and not state.draining
+        head, pieces = head_of(response, keep_alive)
+        if self._head_only:
+            pieces = []
+        self._connection.send(head, pieces, len(response.body), self.reserved, keep_alive)
+
+
+def head_of(response: Response, keep_alive: bool) -> tuple[bytes, list[bytes]]:
+    """Return an answer's head, and its body as pieces."""
+    lines = [
+        b"HTTP/1.1 %d %s" % (response.status, _phrase(response.status)),
+        b"Content-Type: " + response.content_type,
+        b"Content-Length: %d" % len(response.body),
+        *(name + b": " + value for name, value in response.headers),
+    ]
+    if not keep_alive:
+        lines.append(b"Connection: close")
+    return b"\r\n".join((*lines, b"", b"")), [response.body]
+
+
+def _phrase(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b"Client Closed Request"
+
+
+def _remember(paths: dict[bytes, tuple[str, str] | None], url: bytes) -> tuple[str, str] | None:
+    found = inference_path(url)
+    if len(url) <= _LONGEST_ROUTE:
+        if len(paths) >= _MOST_ROUTES:
+            paths.clear()
+        paths[bytes(url)] = found
+    return found
+
+
+def _memory(size: int, header: bytes) -> memoryview:
+    """Take memory for a body, laid so that what follows its JSON is aligned for a processor."""
+    begin = int(header) if header.isdigit() and len(header) < _LONGEST_NUMBER else 0
+    room = np.empty(size + 2 * _ALIGNMENT, np.uint8)
+    shift = -(room.ctypes.data + begin) % _ALIGNMENT
+    return memoryview(room)[shift : shift + size]  # type: ignore[arg-type]

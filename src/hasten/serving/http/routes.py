@@ -1,0 +1,336 @@
+"""Every HTTP path but inference: health, metadata, statistics, repository, shared memory, metrics, page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+import orjson
+
+from hasten.errors import HastenError
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving import facts, logs
+from hasten.serving.http import page
+from hasten.serving.http.connection import Request, Response
+from hasten.serving.models.repository import Registered
+from hasten.serving.observation import metrics
+from hasten.serving.state import ServerState
+
+Handler: TypeAlias = "Callable[..., Response | Coroutine[Any, Any, Response]]"
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(status, orjson.dumps(value))
+
+
+class Routes:
+    """The paths of one server.
+
+    Args:
+        state: The server's.
+    """
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        model = "v2/models/{name}"
+        version = "v2/models/{name}/versions/{version}"
+        region = "/region/{region}"
+        self._tables: dict[str, list[tuple[tuple[str, ...], Handler]]] = {"GET": [], "POST": []}
+        for method, path, handler in (
+            ("GET", "", self._page),
+            ("GET", "live.json", self._live_page),
+            ("GET", "metrics", self._metrics),
+            ("GET", "openapi.json", self._openapi),
+            ("GET", "v2", self._server),
+            ("GET", "v2/health/live", self._alive),
+            ("GET", "v2/health/ready", self._ready),
+            ("GET", "v2/models/stats", self._statistics),  # before a model of that name
+            ("GET", model, self._metadata),
+            ("GET", version, self._metadata),
+            ("GET", f"{model}/ready", self._model_ready),
+            ("GET", f"{version}/ready", self._model_ready),
+            ("GET", f"{model}/config", self._config),
+            ("GET", f"{version}/config", self._config),
+            ("GET", f"{model}/stats", self._statistics),
+            ("GET", f"{version}/stats", self._statistics),
+            ("GET", "v2/trace/setting", self._trace),
+            ("POST", "v2/trace/setting", self._set_trace),
+            ("GET", f"{model}/trace/setting", self._trace),
+            ("POST", f"{model}/trace/setting", self._set_trace),
+            ("GET", "v2/logging", self._logging),
+            ("POST", "v2/logging", self._set_logging),
+            ("POST", "v2/repository/index", self._index),
+            ("POST", "v2/repository/models/{name}/load", self._load),
+            ("POST", "v2/repository/models/{name}/unload", self._unload),
+            ("GET", "v2/systemsharedmemory/status", self._regions),
+            ("GET", f"v2/systemsharedmemory{region}/status", self._regions),
+            ("POST", f"v2/systemsharedmemory{region}/register", self._register),
+            ("POST", "v2/systemsharedmemory/unregister", self._unregister),
+            ("POST", f"v2/systemsharedmemory{region}/unregister", self._unregister),
+            ("GET", "v2/cudasharedmemory/status", self._no_cuda_regions),
+            ("GET", f"v2/cudasharedmemory{region}/status", self._no_cuda_region),
+            ("POST", f"v2/cudasharedmemory{region}/register", self._no_cuda),
+            ("POST", "v2/cudasharedmemory/unregister", self._no_cuda_regions),
+            ("POST", f"v2/cudasharedmemory{region}/unregister", self._no_cuda_region),
+        ):
+            self._tables[method].append((tuple(part for part in path.split("/") if part), handler))
+
+    def handle(self, request: Request) -> Response | Coroutine[Any, Any, Response]:
+        """Answer a request.
+
+        Raises:
+            ProtocolError: there is no such path, or not for this method.
+        """
+        allowed = []
+        for method, table in self._tables.items():
+            found = _match(table, request.path)
+            if found is None:
+                continue
+            if method == request.method:
+                handler, given = found
+                return handler(request, **given)
+            allowed.append(method)
+        path = "/".join(request.path)
+        if _is_inference(request.path):
+            allowed.append("POST")
+        if allowed:
+            failure = ProtocolError(
+                Kind.NO_METHOD,
+                f"/{path:.200} takes {' or '.join(allowed)}; got {request.method:.20}",
+            )
+            return Response(
+                failure.kind.http,
+                orjson.dumps({"error": str(failure)}),
+                headers=[(b"Allow", ", ".join(allowed).encode())],
+            )
+        raise ProtocolError(Kind.NOT_FOUND, f"there is nothing at /{path:.200}")
+
+    # -- health and metadata
+
+    def _server(self, request: Request) -> Response:
+        return _json(facts.server_metadata())
+
+    def _alive(self, request: Request) -> Response:
+        return Response(200)
+
+    def _ready(self, request: Request) -> Response:
+        if self._state.ready:
+            return Response(200)
+        why = "the server is draining" if self._state.draining else "models are still loading"
+        return _json({"error": why}, 503)
+
+    def _metadata(self, request: Request, name: str, version: str = "") -> Response:
+        repository = self._state.repository
+        model = repository.find(name, version)
+        versions = [version] if version else repository.versions(name)
+        return _json(facts.model_metadata(model, versions))
+
+    def _model_ready(self, request: Request, name: str, version: str = "") -> Response:
+        self._state.repository.find(name, version)
+        return Response(200)
+
+    def _config(self, request: Request, name: str, version: str = "") -> Response:
+        return _json(facts.model_config(self._state.repository.find(name, version)))
+
+    def _statistics(self, request: Request, name: str = "", version: str = "") -> Response:
+        return _json(facts.model_statistics(facts.found(self._state.repository, name, version)))
+
+    # -- what is traced and logged
+
+    def _trace(self, request: Request, name: str = "") -> Response:
+        if name:
+            self._state.repository.find(name)
+        return _json(facts.trace_settings(self._state.tracing))
+
+    def _set_trace(self, request: Request, name: str = "") -> Response:
+        if name:
+            self._state.repository.find(name)
+        now = facts.trace_settings(self._state.tracing)
+        check_trace(now, _object(request.body))
+        return _json(now)
+
+    def _logging(self, request: Request) -> Response:
+        return _json(logs.settings())
+
+    def _set_logging(self, request: Request) -> Response:
+        change_logs(self._state, _object(request.body))
+        return _json(logs.settings())
+
+    # -- the repository
+
+    def _index(self, request: Request) -> Response:
+        wanted = _object(request.body) if request.body.strip() else {}
+        ready = wanted.get("ready", False)
+        if type(ready) is not bool:
+            raise ProtocolError(Kind.INVALID, f"ready is true or false; got {ready!r:.40}")
+        return _json(facts.repository_index(self._state.repository, ready=ready))
+
+    def _load(self, request: Request, name: str) -> Coroutine[Any, Any, Response]:
+        return self._change(request, name, load=True)
+
+    def _unload(self, request: Request, name: str) -> Coroutine[Any, Any, Response]:
+        return self._change(request, name, load=False)
+
+    async def _change(self, request: Request, name: str, *, load: bool) -> Response:
+        self._state.check_control("load and unload models")
+        wanted = _object(request.body) if request.body.strip() else {}
+        parameters = wanted.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ProtocolError(Kind.INVALID, "parameters are a JSON object")
+        await change_models(self._state, name, parameters, load=load)
+        return Response(200)
+
+    # -- shared memory
+
+    def _regions(self, request: Request, region: str = "") -> Response:
+        return _json(
+            [
+                {
+                    "name": one.name,
+                    "key": one.key,
+                    "offset": one.offset,
+                    "byte_size": one.size_bytes,
+                }
+                for one in self._state.memory.status(region)
+            ]
+        )
+
+    def _register(self, request: Request, region: str) -> Response:
+        wanted = _object(request.body)
+        key, offset, size = (
+            wanted.get(n, d) for n, d in (("key", ""), ("offset", 0), ("byte_size", 0))
+        )
+        if type(key) is not str or type(offset) is not int or type(size) is not int:
+            raise ProtocolError(
+                Kind.INVALID, "a region has a key (text), an offset and a byte_size (whole numbers)"
+            )
+        self._state.memory.register(region, key, offset, size)
+        return Response(200)
+
+    def _unregister(self, request: Request, region: str = "") -> Response:
+        self._state.memory.unregister(region)
+        return Response(200)
+
+    def _no_cuda_regions(self, request: Request) -> Response:
+        return _json([]) if request.method == "GET" else Response(200)
+
+    def _no_cuda_region(self, request: Request, region: str) -> Response:
+        if request.method == "POST":
+            return Response(200)
+        raise no_cuda_region(region)
+
+    def _no_cuda(self, request: Request, region: str) -> Response:
+        raise ProtocolError(Kind.INVALID, NO_CUDA)
+
+    # -- for people and their monitoring
+
+    async def _metrics(self, request: Request) -> Response:
+        accepted = request.headers.get(b"accept", b"").decode("latin-1")
+        collected = metrics.collected(self._state)
+        # Requests go on while thousands of lines are written.
+        body, content_type = await asyncio.to_thread(metrics.written, collected, accepted)
+        return Response(200, body, content_type.encode())
+
+    def _openapi(self, request: Request) -> Response:
+        return Response(200, files("hasten.protocol").joinpath("openapi.json").read_bytes())
+
+    def _page(self, request: Request) -> Response:
+        return Response(200, page.PAGE, b"text/html; charset=utf-8", page.HEADERS)
+
+    def _live_page(self, request: Request) -> Response:
+        return _json(page.figures(self._state))
+
+
+NO_CUDA = "this server has no CUDA shared memory: send tensors, or use system shared memory"
+
+
+def _match(
+    table: list[tuple[tuple[str, ...], Handler]], path: tuple[str, ...]
+) -> tuple[Handler, dict[str, str]] | None:
+    for pattern, handler in table:
+        if len(pattern) != len(path):
+            continue
+        given = {}
+        for part, want in zip(path, pattern, strict=True):
+            if want[0] == "{":
+                given[want[1:-1]] = part
+            elif part != want:
+                break
+        else:
+            return handler, given
+    return None
+
+
+def _is_inference(path: tuple[str, ...]) -> bool:
+    return path[:2] == ("v2", "models") and path[-1:] == ("infer",) and len(path) in (4, 6)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(Kind.INVALID, f"the request is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ProtocolError(Kind.INVALID, "the request is no JSON object")
+    return value
+
+
+def no_cuda_region(name: str) -> ProtocolError:
+    """What is answered to who asks for one."""
+    return ProtocolError(Kind.INVALID, f"no CUDA shared memory region {name!r:.100} is registered")
+
+
+def check_trace(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Check that nothing else is to be traced than what is, for HTTP and gRPC alike.
+
+    Raises:
+        ProtocolError: there is no such setting, or clients may not change it.
+    """
+    for setting, value in wanted.items():
+        if setting not in now:
+            raise ProtocolError(
+                Kind.INVALID, f"there is no setting {setting!r:.40}; there are {', '.join(now)}"
+            )
+        if value is not None and value != now[setting]:
+            raise ProtocolError(
+                Kind.FORBIDDEN, "what is traced is set where the server is started: --trace"
+            )
+
+
+def change_logs(state: ServerState, wanted: dict[str, Any]) -> None:
+    """Change what is logged, for HTTP and gRPC alike.
+
+    Raises:
+        ProtocolError: clients may not, or it can't be.
+    """
+    state.check_control("change what is logged")
+    if wrong := logs.change(wanted):
+        raise ProtocolError(Kind.INVALID, wrong)
+
+
+async def change_models(
+    state: ServerState, name: str, parameters: dict[str, Any], *, load: bool
+) -> None:
+    """Load or unload every version of a registered name, for HTTP and gRPC alike.
+
+    Raises:
+        ProtocolError: it isn't registered, what is asked can't be, or loading failed.
+    """
+    versions: list[Registered] = state.repository.registered(name)
+    if load and parameters:
+        raise ProtocolError(
+            Kind.INVALID,
+            f"a registered bundle is loaded as it is; got the parameters "
+            f"{', '.join(parameters):.200}: leave them out",
+        )
+    for one in versions:
+        work = state.repository.load(one) if load else state.repository.unload(one)
+        try:
+            await asyncio.shield(work)  # it goes on though who asked for it goes away
+        except ProtocolError:
+            raise
+        except HastenError as error:
+            raise ProtocolError(Kind.INVALID, f"can't load {name!r}: {error}") from error

@@ -1,0 +1,1 @@
+"""Models that are open: their queues, their engines, what they did."""

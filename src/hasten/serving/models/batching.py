@@ -1,0 +1,376 @@
+"""One model's queue at work: the event loop decides, threads run the engine.
+
+Everything here but `_Thread.work` is called on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from hasten.errors import HastenError
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving.models.scheduling import Pending, Run, Scheduler, Wait
+from hasten.serving.models.statistics import Statistics
+from hasten.tensors import Array, Tensors
+
+INLINE_NS = 100_000
+"""A batch that is shorter runs on the event loop's own thread: to hand it to another takes as long,
+more so where both want the interpreter."""
+_INLINE_STEP = 1.05
+_COARSE_NS = 1_000_000
+_TRY_AGAIN = 256
+"""After so many batches that were too long for the loop's thread, one is tried there again."""
+
+Model: TypeAlias = Callable[[Tensors], dict[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When an answered request got how far, on the monotonic clock.
+
+    Attributes:
+        begun_ns: Its batch left the queue.
+        stacked_ns: The batch's inputs were together.
+        computed_ns: The engine was done.
+        rows: Of the batch.
+    """
+
+    begun_ns: int
+    stacked_ns: int
+    computed_ns: int
+    rows: int
+
+    def since(self, queued_ns: int, now_ns: int) -> tuple[int, int, int, int, int]:
+        """Spans: in the queue, stacking, computing, taking apart; and the batch's rows."""
+        return (
+            self.begun_ns - queued_ns,
+            self.stacked_ns - self.begun_ns,
+            self.computed_ns - self.stacked_ns,
+            now_ns - self.computed_ns,
+            self.rows,
+        )
+
+
+class Task(Pending):
+    """A request that can be run.
+
+    Attributes:
+        inputs: Checked arrays by input name.
+        timer: Ends it at its deadline.
+    """
+
+    __slots__ = ("inputs", "timer")
+
+    inputs: Tensors
+    timer: asyncio.TimerHandle | None
+
+    def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
+        """Take the answer; called once, on the loop's thread."""
+        raise NotImplementedError
+
+
+class Batching:
+    """The queue of one model version, and the threads that empty it.
+
+    Args:
+        models: What runs a batch, one per session; called by one thread at a time.
+        scheduler: Decides.
+        statistics: Of the batches.
+        loop: The event loop.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        scheduler: Scheduler[Task],
+        statistics: Statistics,
+        loop: asyncio.AbstractEventLoop,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self.scheduler = scheduler
+        self._statistics = statistics
+        self._loop = loop
+        self._clock_ns = clock_ns
+        self._threads = [_Thread(model, loop, self._landed, clock_ns) for model in models]
+        self._free = list(self._threads)
+        self._inline_factor = 1.0
+        """Of the curve's latencies, on the loop's own thread; elsewhere waits are in what is measured."""
+        self._elsewhere = 0
+        self._looking = False
+        self._waiting: asyncio.Handle | None = None
+        self._emptied: asyncio.Future[None] | None = None
+
+    def submit(self, item: Task) -> None:
+        """Take a request in.
+
+        Raises:
+            ProtocolError: it is refused.
+        """
+        now_ns = self._clock_ns()
+        if (run := self.scheduler.take_alone(item, now_ns)) is not None:
+            if self._short(item.rows):
+                self._run_here(run, now_ns)
+            else:
+                self._run_there(run, now_ns)
+            return
+        self.scheduler.offer(item, now_ns)
+        if item.deadline_ns != math.inf:
+            delay_s = max(0.0, (item.deadline_ns - now_ns) / 1e9)
+            item.timer = self._loop.call_later(delay_s, self._late, item)
+        self._look_soon()
+
+    def cancel(self, item: Task) -> None:
+        """Its client went away: it won't run, and nobody is told."""
+        if item.state == "done":
+            return
+        self.scheduler.drop(item)
+        self._settle(item)
+        self._look_soon()
+
+    def _settle(self, item: Task) -> None:
+        """Note that nothing more is to be said to it."""
+        item.state = "done"
+        if item.timer is not None:
+            item.timer.cancel()
+
+    def _late(self, item: Task) -> None:
+        """Its deadline is now, be it queued or running."""
+        if item.state == "done":
+            return
+        left_ns = item.deadline_ns - self._clock_ns()
+        if left_ns > 0:  # the loop's timers go by whole milliseconds
+            item.timer = self._loop.call_later(left_ns / 1e9, self._late, item)
+            return
+        where = "in the queue" if item.state == "queued" else "while it was computed"
+        self.scheduler.judge(late=True)
+        self.scheduler.drop(item)
+        self._settle(item)
+        item.reply(ProtocolError(Kind.LATE, f"the deadline passed {where}"), None)
+        self._look_soon()
+
+    def _look_soon(self) -> None:
+        """Decide once all that has arrived by now is in."""
+        if not self._looking:
+            self._looking = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        while True:
+            now_ns = self._clock_ns()
+            for item in self.scheduler.hopeless(now_ns):
+                self._settle(item)
+                why = (
+                    "overloaded: others went first for too long; retry later"
+                    if item.deadline_ns == math.inf
+                    else "can't answer in time any more; retry later"
+                )
+                item.reply(ProtocolError(Kind.OVERLOADED, why, retry_s=0.0), None)
+            step = self.scheduler.next(now_ns)
+            if step is None:
+                self._tell_if_empty()
+                return
+            if isinstance(step, Wait):
+                self._wait(step.until_ns, now_ns)
+                return
+            if self._short(step.rows):
+                self._run_here(step, now_ns)
+                self._look_soon()  # a turn of the loop later, so that bytes come and go meanwhile
+                return
+            self._run_there(step, now_ns)
+
+    def _wait(self, until_ns: int, now_ns: int) -> None:
+        """Look again at a time, to the microsecond: the loop's timers go by whole milliseconds."""
+        left_ns = until_ns - now_ns
+        if left_ns <= 0:
+            self._look()
+        elif left_ns >= _COARSE_NS:
+            delay_s = left_ns // 1_000_000 / 1e3
+            self._waiting = self._loop.call_later(delay_s, self._wait_on, until_ns)
+        else:
+            self._waiting = self._loop.call_soon(self._wait_on, until_ns)
+
+    def _wait_on(self, until_ns: int) -> None:
+        self._wait(until_ns, self._clock_ns())
+
+    def _run_there(self, run: Run[Task], now_ns: int) -> None:
+        """Run a batch on a thread of its own."""
+        number = self.scheduler.begun(run, now_ns)
+        self._free.pop().jobs.put((run, number))
+
+    def _run_here(self, run: Run[Task], now_ns: int) -> None:
+        """Run a short batch on the loop's own thread."""
+        number = self.scheduler.begun(run, now_ns)
+        thread = self._free.pop()
+        outputs, timing = thread.run(run)
+        ratio = (timing.computed_ns - now_ns) / self.scheduler.latencies.measured_ns(run.rows)
+        # Towards the median: now and then the system takes the processor away for long.
+        self._inline_factor *= _INLINE_STEP if ratio > self._inline_factor else 1 / _INLINE_STEP
+        self._ended(thread, number, outputs, timing)
+        self._answer(run, outputs, timing)
+        self._tell_if_empty()
+
+    def _short(self, rows: int) -> bool:
+        """Whether a batch is so short that it is run right here."""
+        if self.scheduler.latencies.measured_ns(rows) * self._inline_factor <= INLINE_NS:
+            return True
+        self._elsewhere += 1
+        if (
+            self._elsewhere >= _TRY_AGAIN
+            and self.scheduler.latencies.measured_ns(rows) <= INLINE_NS
+        ):
+            self._elsewhere = 0
+            return True
+        return False
+
+    def _landed(
+        self,
+        thread: _Thread,
+        run: Run[Task],
+        number: int,
+        outputs: Tensors | Exception,
+        timing: Timing,
+    ) -> None:
+        """A batch is done on its thread: the engine first, it runs while these are answered."""
+        self._ended(thread, number, outputs, timing)
+        if self.scheduler.queued_rows:
+            self._look()
+        self._answer(run, outputs, timing)
+        self._look_soon()
+
+    def _ended(
+        self, thread: _Thread, number: int, outputs: Tensors | Exception, timing: Timing
+    ) -> None:
+        self._free.append(thread)
+        failed = isinstance(outputs, Exception)
+        took_ns = None if failed else timing.computed_ns - timing.begun_ns
+        self.scheduler.ended(number, took_ns, timing.computed_ns)
+
+    def _answer(self, run: Run[Task], outputs: Tensors | Exception, timing: Timing) -> None:
+        """Give each of a batch's requests its own rows."""
+        began_ns = self._clock_ns()
+        if isinstance(outputs, Exception) and len(run.items) > 1:
+            # One of them may be to blame: the others aren't to pay for it.
+            self.scheduler.put_back([item for item in run.items if item.state != "done"])
+            return
+        row = 0
+        for item in run.items:
+            begin, row = row, row + item.rows
+            if item.state == "done":
+                continue
+            self._settle(item)
+            if item.deadline_ns != math.inf:
+                self.scheduler.judge(late=began_ns > item.deadline_ns)
+            if isinstance(outputs, Exception):
+                item.reply(_failure(outputs), None)
+            elif len(run.items) == 1:
+                item.reply(outputs, timing)
+            else:
+                own = {name: array[begin:row] for name, array in outputs.items()}
+                item.reply(own, timing)
+        if not isinstance(outputs, Exception):
+            self._statistics.ran(
+                run.rows,
+                timing.stacked_ns - timing.begun_ns,
+                timing.computed_ns - timing.stacked_ns,
+                self._clock_ns() - began_ns,
+            )
+
+    def _tell_if_empty(self) -> None:
+        if self._emptied is not None and self.scheduler.idle and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    async def drained(self) -> None:
+        """Wait until every request that was taken in is answered."""
+        if not self.scheduler.idle:
+            self._emptied = self._loop.create_future()
+            await self._emptied
+
+    def close(self) -> None:
+        """Refuse what is queued, and end the threads once their batch is done."""
+        for item in self.scheduler.drain():
+            self._settle(item)
+            item.reply(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0), None)
+        for thread in self._threads:
+            thread.jobs.put(None)
+
+
+class _Thread:
+    """Runs batches of one session, each as it is handed over."""
+
+    def __init__(
+        self,
+        model: Model,
+        loop: asyncio.AbstractEventLoop,
+        landed: Callable[..., None],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self.jobs: queue.SimpleQueue[tuple[Run[Task], int] | None] = queue.SimpleQueue()
+        self._model, self._loop, self._landed = model, loop, landed
+        self._clock_ns = clock_ns
+        threading.Thread(target=self.work, name="hasten-engine", daemon=True).start()
+
+    def work(self) -> None:
+        """Until None comes."""
+        while (job := self.jobs.get()) is not None:
+            run, number = job
+            result = self.run(run)
+            try:
+                self._loop.call_soon_threadsafe(self._landed, self, run, number, *result)
+            except RuntimeError:  # the loop was closed meanwhile: nobody waits
+                return
+            del job, run, result  # or the last request's memory would wait here for the next
+
+    def run(self, run: Run[Task]) -> tuple[Tensors | Exception, Timing]:
+        """Stack the requests and run the engine."""
+        begun_ns = stacked_ns = self._clock_ns()
+        try:
+            inputs = _stacked(run.items)
+            stacked_ns = self._clock_ns()
+            answers = self._model(inputs)
+            if len(run.items) > 1:
+                _check_rows(answers, run.rows)
+            outputs: Tensors | Exception = answers
+        except Exception as error:
+            outputs = error
+        return outputs, Timing(begun_ns, stacked_ns, self._clock_ns(), run.rows)
+
+
+def _stacked(items: Sequence[Task]) -> Tensors:
+    """One request's inputs as they are, several requests' rows below each other."""
+    first: Tensors = items[0].inputs
+    if len(items) == 1:
+        return first
+    return {name: np.concatenate([item.inputs[name] for item in items]) for name in first}
+
+
+def _check_rows(outputs: Tensors, rows: int) -> None:
+    """Check that every output can be cut into its requests' rows."""
+    for name, array in outputs.items():
+        if array.shape[:1] != (rows,):
+            raise ProtocolError(
+                Kind.INTERNAL,
+                f"the output {name!r} of {rows} rows has the shape {list(array.shape)}; serve this "
+                "model with --max-batch 1",
+            )
+
+
+def _failure(error: Exception) -> ProtocolError:
+    if isinstance(error, ProtocolError):
+        return error
+    if isinstance(error, HastenError):
+        return ProtocolError(Kind.INTERNAL, str(error))
+    return ProtocolError(Kind.INTERNAL, f"the engine failed: {type(error).__name__}: {error}")

@@ -1,0 +1,308 @@
+"""From a bundle's folder to sessions that are warm, and the largest batch whose answers hold."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from hasten.bundle import Loaded, Manifest, load, read
+from hasten.bundle.evidence import batch_curve
+from hasten.errors import CandidateError
+from hasten.measure.curve import CurvePoint
+from hasten.serving.models.comparison import unlike_rows
+from hasten.serving.models.latencies import Latencies
+from hasten.tensors import Array, Tensors, TensorSpec
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""The batches that are made: each is warmed, since an engine compiles for a shape when it first comes."""
+_BUDGET_NS = 5e9
+"""Of the warm-up, after the first request of each session."""
+_SLOWEST_NS = 1e9
+_BYTES = 64 << 20
+"""Of one batch's inputs, at most."""
+_RUNS = 5
+_TIMED_NS = 100_000_000
+"""Of one batch shape: what takes longer is timed less often."""
+_LOUD = 8.0
+"""How much louder a batch mate is, in the comparison: a scale that is shared shows."""
+_ALIKE = 0.1
+"""Ways to share the threads whose p50 is so much above the least are as good for one client."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How a model is served.
+
+    Attributes:
+        deadline_ns: Of a request that states none; 0 for none.
+        most_wait_ns: A request that would wait longer is refused.
+        most_rows: The largest batch, at most.
+        sessions: How many batches run side by side; None as the batch curve advises.
+        cache_bytes: Of answers to keep; 0 for none.
+        shadow: The share of requests that the exact model is asked, too.
+        standby: Keep the exact model open, to fall back on.
+        which: The model to serve: after a crash, the exact one.
+        custom_ops: Libraries with operators of the user's own.
+    """
+
+    deadline_ns: int = 0
+    most_wait_ns: int = 1_000_000_000
+    most_rows: int = 32
+    sessions: int | None = None
+    cache_bytes: int = 0
+    shadow: float = 0.0
+    standby: bool = True
+    which: Literal["winner", "exact"] = "winner"
+    custom_ops: tuple[Path, ...] = ()
+
+
+@dataclass
+class Opened:
+    """A bundle, open and warm.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it states.
+        which: What answers.
+        sessions: To run side by side, each on its own share of the threads.
+        standby: The exact model, or None where it is what answers, is left out or isn't wanted.
+        latencies: Of its batches.
+        sizes: The batches to make.
+        batched: Whether requests bring a batch axis that is open.
+        notes: What whoever serves it should know.
+        broken: Whether it answers NaN where the exact model doesn't.
+    """
+
+    path: Path
+    manifest: Manifest
+    which: Literal["winner", "exact"]
+    sessions: list[Loaded]
+    standby: Loaded | None
+    latencies: Latencies
+    sizes: tuple[int, ...]
+    batched: bool
+    notes: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    @property
+    def first(self) -> Loaded:
+        """One of its sessions."""
+        return self.sessions[0]
+
+    def close(self) -> None:
+        """Free the engines."""
+        for session in (*self.sessions, self.standby):
+            if session is not None:
+                session.close()
+
+
+def open_bundle(
+    path: Path,
+    settings: ModelSettings,
+    *,
+    running: Callable[..., contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    gently: bool = False,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+) -> Opened:
+    """Open a bundle, warm every batch shape, and compare what batches answer.
+
+    Args:
+        path: The folder.
+        settings: How it is to be served.
+        running: Entered while an engine works: who crashes in there is to blame.
+        gently: Rest after each run of the warm-up for as long as it took: others are being served.
+        clock_ns: Monotonic clock, in nanoseconds.
+
+    Raises:
+        InputError: no bundle, a damaged one, or an engine isn't installed.
+        CandidateError: the engine can't open the model here, or fails on a request.
+    """
+    with contextlib.ExitStack() as undo, running():
+        first = undo.enter_context(_quiet_load(path, settings))
+        manifest = first.manifest
+        curve = batch_curve(path, manifest) if settings.which == "winner" else ()
+        threads, count = _sharing(curve, settings.sessions, manifest.target.threads)
+        sessions = [first]
+        if threads != manifest.target.threads and count > 1:
+            first.close()
+            sessions = []
+        while len(sessions) < count:
+            sessions.append(undo.enter_context(_quiet_load(path, settings, threads=threads)))
+        shared = [p for p in curve if p.threads == threads and p.sessions == count]
+        opened = Opened(
+            path=path,
+            manifest=manifest,
+            which=settings.which if manifest.exact is not None else "winner",
+            sessions=sessions,
+            standby=_standby(path, settings, manifest, undo),
+            latencies=Latencies({1: 1.0}),
+            sizes=(1,),
+            batched=_batched(sessions[0]),
+            notes=list(sessions[0].not_certified),
+        )
+        _warm_up(opened, shared, settings.most_rows, _Timer(clock_ns, gently))
+        undo.pop_all()
+        return opened
+
+
+def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None) -> Loaded:
+    """Open it; what `load` warns of is in the notes."""
+    which = settings.which if read(path).exact is not None else "winner"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load(path, which=which, custom_ops=settings.custom_ops, threads=threads)
+
+
+def _standby(
+    path: Path, settings: ModelSettings, manifest: Manifest, undo: contextlib.ExitStack
+) -> Loaded | None:
+    """Open the exact model beside a winner that isn't it."""
+    wanted = settings.standby or settings.shadow > 0
+    if not wanted or settings.which == "exact" or manifest.exact in (None, manifest.winner):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return undo.enter_context(load(path, which="exact", custom_ops=settings.custom_ops))
+
+
+def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) -> tuple[int, int]:
+    """Choose the threads of each session and how many there are.
+
+    Of the ways in which one client waits about as short as it can, the one of most throughput.
+    """
+    if sessions is not None:
+        return max(1, threads // sessions), sessions
+    ones = [point for point in curve if point.batch == 1]
+    if not ones:
+        return threads, 1
+    least_ns = min(point.p50_ns for point in ones)
+    good = [point for point in ones if point.p50_ns <= (1 + _ALIKE) * least_ns]
+    best = max(good, key=lambda point: (point.throughput_per_s, -point.sessions))
+    return best.threads, best.sessions
+
+
+def _batched(session: Loaded) -> bool:
+    """Whether all inputs and outputs have one open first axis, and any size of it will do."""
+    axes = {spec.shape[:1] for spec in session.inputs}
+    open_ = len(axes) == 1 and all(axis and isinstance(axis[0], str) for axis in axes)
+    return open_ and session.batch_sizes is None and all(spec.shape for spec in session.outputs)
+
+
+def requests_of(
+    specs: Sequence[TensorSpec], rows: int | None, rng: np.random.Generator, loud: float = 1.0
+) -> dict[str, Array]:
+    """Make up a request of so many rows; None for as many as the specs say."""
+    made = {}
+    for spec in specs:
+        sizes = spec.sizes if rows is None else (rows, *spec.sizes[1:])
+        if np.dtype(spec.dtype).kind == "f":
+            array = loud * rng.standard_normal(sizes, np.float32)
+            made[spec.name] = array.astype(spec.dtype, copy=False)
+        else:
+            made[spec.name] = rng.integers(0, 2, sizes, np.int8).astype(spec.dtype)
+    return made
+
+
+class _Timer:
+    """Times requests; between them it may rest.
+
+    Args:
+        clock_ns: Monotonic clock, in nanoseconds.
+        gently: Rest after each request for as long as it took.
+    """
+
+    def __init__(self, clock_ns: Callable[[], int], gently: bool) -> None:
+        self.clock_ns, self._gently = clock_ns, gently
+
+    def median_ns(self, sessions: Sequence[Loaded], request: Tensors, runs: int) -> float:
+        """The median time of a request, after one that isn't timed, on every session."""
+        times = []
+        for session in sessions:
+            self._once_ns(session, request)
+            end_ns = self.clock_ns() + _TIMED_NS
+            for _ in range(runs):
+                times.append(self._once_ns(session, request))
+                if times[-1] + self.clock_ns() > end_ns:
+                    break
+        return max(1.0, float(np.median(times)))
+
+    def _once_ns(self, session: Loaded, request: Tensors) -> int:
+        began_ns = self.clock_ns()
+        session.run(request)
+        took_ns = self.clock_ns() - began_ns
+        if self._gently:
+            time.sleep(took_ns / 1e9)
+        return took_ns
+
+
+def _warm_up(
+    opened: Opened,
+    curve: Sequence[CurvePoint],
+    most_rows: int,
+    timer: _Timer,
+) -> None:
+    """Run every batch shape on every session; find which of them give a request its own answer."""
+    rng = np.random.default_rng(0)
+    specs = opened.first.request
+    lone = requests_of(specs, 1 if opened.batched else None, rng)
+    alone = opened.first.run(lone)
+    times = {1: timer.median_ns(opened.sessions, lone, _RUNS)}
+    if opened.standby is not None:
+        opened.standby.run(lone)
+    sizes = [1]
+    if opened.batched and all(array.shape[:1] == (1,) for array in alone.values()):
+        each_bytes = sum(array.nbytes for array in lone.values())
+        end_ns = timer.clock_ns() + _BUDGET_NS
+        for size in SIZES[1:]:
+            expected_ns = size * times[sizes[-1]] / sizes[-1]
+            enough = expected_ns > _SLOWEST_NS or timer.clock_ns() + 3 * expected_ns > end_ns
+            if size > most_rows or enough or size * each_bytes > _BYTES:
+                break
+            batch = _stacked(lone, requests_of(specs, size - 1, rng, _LOUD))
+            unlike = _unlike_alone(opened, batch, alone)
+            if unlike:
+                opened.notes.append(f"served one by one: {unlike}")
+                sizes = [1]
+                break
+            times[size] = timer.median_ns(opened.sessions, batch, 2 if curve else _RUNS)
+            sizes.append(size)
+    elif opened.batched:
+        opened.batched = False
+    opened.sizes = tuple(sizes)
+    if sizes[-1] > 1 and opened.which == "winner" and opened.manifest.status == "certified":
+        opened.notes.append(
+            f"batches of up to {sizes[-1]} were compared with lone requests; the certificate is about "
+            "its own batch size: --max-batch 1 keeps to that"
+        )
+    measured = {point.batch: point.p50_ns for point in curve if point.batch <= sizes[-1]}
+    if 1 not in measured:
+        measured = {size: times[size] for size in sizes}
+    opened.latencies = Latencies(measured, opened.sizes)
+    for size in sizes:
+        opened.latencies.observe(size, times[size])
+
+
+def _stacked(first: Tensors, others: Tensors) -> dict[str, Array]:
+    return {name: np.concatenate([array, others[name]]) for name, array in first.items()}
+
+
+def _unlike_alone(opened: Opened, batch: Tensors, alone: Tensors) -> str:
+    """Say why a batch's first row isn't what it is alone; "" where it is."""
+    rows = len(next(iter(batch.values())))
+    try:
+        answers = opened.first.run(batch)
+    except CandidateError as error:
+        return f"a batch of {rows} fails: {error}"
+    for name, array in answers.items():
+        if array.shape[:1] != (rows,):
+            return f"the output {name!r} of a batch of {rows} has the shape {list(array.shape)}"
+    if unlike_rows({name: array[:1] for name, array in answers.items()}, alone).any():
+        return f"in a batch of {rows} the answers depend on the batch mates"
+    return ""

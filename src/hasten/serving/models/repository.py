@@ -1,0 +1,419 @@
+"""The models that are registered, by name and version; loading, unloading, and taking another's place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from hasten.bundle import MANIFEST, read
+from hasten.errors import CandidateError, HastenError, InputError
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving.models.comparison import disagreeing_rows, is_broken
+from hasten.serving.models.opening import ModelSettings, Opened, open_bundle, requests_of
+from hasten.serving.models.served import ServedModel
+from hasten.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from hasten.serving.observation.tracing import Tracing
+
+log = logging.getLogger("hasten.serving")
+
+UNLOADED = "unloaded"
+_COMPARED = 8
+_PATIENCE_S = 30.0
+State: TypeAlias = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+Marker: TypeAlias = Callable[["Registered"], Callable[[], contextlib.AbstractContextManager[None]]]
+
+
+@dataclass
+class Registered:
+    """A version of a model that may be served.
+
+    Attributes:
+        name: As clients call it.
+        version: A number, as text.
+        path: The bundle's folder.
+        settings: How to serve it.
+        state: What it is doing.
+        tried: Whether it was loaded, or failed to be.
+        reason: Why it isn't ready.
+        served: It, where it is ready.
+    """
+
+    name: str
+    version: str
+    path: Path
+    settings: ModelSettings
+    state: State = "UNAVAILABLE"
+    tried: bool = False
+    reason: str = ""
+    served: ServedModel | None = None
+
+
+class Repository:
+    """The registered models. On the event loop's thread, but for the loading itself.
+
+    Args:
+        registered: What may be served.
+        loop: The event loop.
+        marker: What to enter while a version's engine works.
+        tracing: Sends spans.
+
+    Attributes:
+        forgiven: Told of a version that was served exactly after a crash, and isn't any more.
+    """
+
+    def __init__(
+        self,
+        registered: list[Registered],
+        loop: asyncio.AbstractEventLoop,
+        marker: Marker = lambda one: contextlib.nullcontext,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._loop, self._marker, self._tracing = loop, marker, tracing
+        self.forgiven: Callable[[Registered], None] = lambda one: None
+        self._versions: dict[str, dict[str, Registered]] = {}
+        for one in registered:
+            self._versions.setdefault(one.name, {})[one.version] = one
+        self._busy: dict[str, asyncio.Lock] = {}
+        self._loading = ThreadPoolExecutor(1, "hasten-loading")
+        self._replacing = ThreadPoolExecutor(1, "hasten-replacing")
+
+    def __iter__(self) -> Iterator[Registered]:
+        for versions in self._versions.values():
+            yield from versions.values()
+
+    def served(self) -> Iterator[ServedModel]:
+        """Every version that is ready."""
+        for one in self:
+            if one.served is not None:
+                yield one.served
+
+    @property
+    def ready(self) -> bool:
+        """Whether every version is ready that can be: what failed to load doesn't hold up the others."""
+        loading = any(one.state == "LOADING" or not one.tried for one in self)
+        return not loading and any(self.served())
+
+    def find(self, name: str, version: str = "") -> ServedModel:
+        """Return a version, by default the newest that is ready.
+
+        Raises:
+            ProtocolError: there is none such, or it isn't ready.
+        """
+        versions = self._versions.get(name)
+        if versions is None:
+            raise ProtocolError(
+                Kind.NOT_FOUND, f"unknown model {name!r:.200}; see v2/repository/index"
+            )
+        if version:
+            one = versions.get(version)
+            if one is None:
+                raise ProtocolError(
+                    Kind.NOT_FOUND,
+                    f"the model {name!r} has no version {version!r:.40}; it has "
+                    f"{', '.join(versions)}",
+                )
+            candidates = [one]
+        else:
+            candidates = list(reversed(versions.values()))
+        for one in candidates:
+            if one.served is not None:
+                return one.served
+        reason = candidates[0].reason or "loading"
+        raise ProtocolError(Kind.UNAVAILABLE, f"the model {name!r} isn't ready: {reason}", 1.0)
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model that are ready, oldest first."""
+        return [one.version for one in self._versions.get(name, {}).values() if one.served]
+
+    def registered(self, name: str) -> list[Registered]:
+        """Every version of a registered name.
+
+        Raises:
+            ProtocolError: it isn't registered.
+        """
+        if name not in self._versions:
+            raise ProtocolError(
+                Kind.NOT_FOUND,
+                f"no bundle is registered as {name!r:.200}: only what the server was started with "
+                "can be loaded",
+            )
+        return list(self._versions[name].values())
+
+    def registered_or_unknown(self, name: str) -> list[Registered]:
+        """Every version of a name.
+
+        Raises:
+            ProtocolError: it isn't known.
+        """
+        self.find(name)
+        return list(self._versions[name].values())
+
+    async def load_all(self) -> None:
+        """Load everything; what fails says so, the others go on.
+
+        Raises:
+            InputError: nothing could be loaded.
+        """
+        for one in self:
+            with contextlib.suppress(HastenError):
+                await self.load(one)
+        failed = [one for one in self if one.served is None]
+        if len(failed) == len(list(self)):
+            raise InputError("; ".join(f"{one.name}: {one.reason}" for one in failed))
+
+    async def load(self, one: Registered) -> None:
+        """Load a version, or the bundle that is at its path now in the place of what is served.
+
+        The new one is opened, warmed in every batch shape and compared before requests go to it;
+        the old one answers until then, and what it has taken in. No request is lost, none gets
+        parts of both.
+
+        Raises:
+            HastenError: it can't be loaded; what is served goes on.
+        """
+        async with self._busy.setdefault(f"{one.name}/{one.version}", asyncio.Lock()):
+            old = one.served
+            if old is None:
+                one.state, one.reason = "LOADING", "loading"
+            one.tried = True
+            try:
+                thread = self._replacing if old is not None else self._loading
+                opened = await self._loop.run_in_executor(thread, self._opened, one, old)
+            except Exception as error:
+                if old is None:
+                    one.state, one.reason = "UNAVAILABLE", str(error)
+                log.error("%s", error, extra={"model": one.name, "version": one.version})
+                if isinstance(error, HastenError):
+                    raise
+                raise CandidateError(f"{one.path}: {type(error).__name__}: {error}") from error
+            if one.settings.which == "exact" and opened.which == "winner":
+                one.settings = replace(one.settings, which="winner")
+                self.forgiven(one)
+            one.served = ServedModel(
+                one.name,
+                one.version,
+                opened,
+                one.settings,
+                self._loop,
+                old.statistics if old is not None else None,
+                self._marker(one),
+                tracing=self._tracing,
+            )
+            one.state, one.reason = "READY", ""
+            for note in opened.notes:
+                log.warning("%s", note, extra={"model": one.name, "version": one.version})
+            log.info("ready", extra={"model": one.name, "version": one.version})
+            if old is not None:
+                await self._retire(old)
+
+    def _opened(self, one: Registered, old: ServedModel | None) -> Opened:
+        """Open and compare; on the loading thread."""
+        settings = one.settings
+        if old is not None and settings.which == "exact" and changed(old.opened):
+            settings = replace(settings, which="winner")  # another bundle did what it is blamed for
+        opened = open_bundle(one.path, settings, running=self._marker(one), gently=old is not None)
+        try:
+            with self._marker(one)():
+                _check_interface(opened, old)
+                broken = _compare(opened)
+                if old is not None:
+                    self._compare_with(opened, old, broken)
+        except BaseException:
+            opened.close()
+            raise
+        opened.broken = broken
+        return opened
+
+    def _compare_with(self, opened: Opened, old: ServedModel, broken: bool) -> None:
+        """Ask a model and the one whose place it takes the same, and note how often they disagree.
+
+        Raises:
+            CandidateError: it answers NaN where the other, or its exact model, doesn't.
+        """
+        rng = np.random.default_rng(2)
+        disagreed = compared = 0
+        for _ in range(_COMPARED):
+            request = requests_of(opened.first.request, 1 if opened.batched else None, rng)
+            answers = opened.first.run(request)
+            try:
+                asked = asyncio.run_coroutine_threadsafe(old.ask(request), self._loop)
+                before = asked.result(_PATIENCE_S)
+            except (ProtocolError, TimeoutError):  # it is overloaded, or on its way out
+                continue
+            if broken or (is_broken(answers) and not is_broken(before)):
+                raise CandidateError(
+                    f"{opened.path} answers NaN here where its exact model or what is served doesn't"
+                )
+            rows = disagreeing_rows(answers, before)
+            compared += len(rows)
+            disagreed += int(rows.sum())
+        opened.notes.append(
+            f"it takes the place of another: on random inputs, {disagreed} of {compared} answers "
+            "differ"
+        )
+
+    async def unload(self, one: Registered) -> None:
+        """Take a version out; what it has taken in is answered."""
+        async with self._busy.setdefault(f"{one.name}/{one.version}", asyncio.Lock()):
+            old, one.served = one.served, None
+            one.state, one.reason = "UNAVAILABLE", UNLOADED
+            if old is not None:
+                one.state = "UNLOADING"
+                await self._retire(old)
+                one.state = "UNAVAILABLE"
+
+    async def _retire(self, old: ServedModel) -> None:
+        await old.drained()
+        await self._loop.run_in_executor(self._replacing, old.close)
+
+    async def reload_changed(self) -> None:
+        """Load every version whose bundle was replaced on disk since."""
+        for one in self:
+            served = one.served
+            if served is None and one.reason == UNLOADED:
+                continue  # it was asked to be
+            if served is None or await self._loop.run_in_executor(
+                self._replacing, changed, served.opened
+            ):
+                with contextlib.suppress(HastenError):
+                    await self.load(one)
+
+    async def drained(self) -> None:
+        """Wait until every request is answered."""
+        await asyncio.gather(*(served.drained() for served in self.served()))
+
+    def close(self) -> None:
+        """Free every engine."""
+        for one in self:
+            if one.served is not None:
+                one.served.close()
+                one.served = None
+        self._loading.shutdown(wait=False, cancel_futures=True)
+        self._replacing.shutdown(wait=False, cancel_futures=True)
+
+
+def changed(opened: Opened) -> bool:
+    """Whether another bundle is at a path than the one that was opened there."""
+    try:
+        return read(opened.path) != opened.manifest
+    except InputError:
+        return True
+
+
+def _check_interface(opened: Opened, old: ServedModel | None) -> None:
+    """Check that those who ask a model can ask what takes its place.
+
+    Raises:
+        CandidateError: they would have to be other ones.
+    """
+    if old is None:
+        return
+    told = _interface(old.inputs, old.outputs)
+    now = _interface(opened.first.inputs, opened.first.outputs)
+    if told != now:
+        raise CandidateError(
+            f"{opened.path} takes and gives {now}; what is served as {old.name!r} takes and gives "
+            f"{told}: unload that first, or register this under another name"
+        )
+
+
+def _compare(opened: Opened) -> bool:
+    """Compare a model that is to be served with its exact one, and note what is odd.
+
+    Returns:
+        Whether it answers NaN where the exact one doesn't.
+    """
+    rng = np.random.default_rng(1)
+    disagreed = compared = 0
+    for _ in range(_COMPARED if opened.standby is not None else 0):
+        assert opened.standby is not None
+        request = requests_of(opened.first.request, 1 if opened.batched else None, rng)
+        answers, exact = opened.first.run(request), opened.standby.run(request)
+        if is_broken(answers) and not is_broken(exact):
+            opened.notes.append("it answers NaN here: the exact model answers in its place")
+            return True
+        rows = disagreeing_rows(answers, exact)
+        compared += len(rows)
+        disagreed += int(rows.sum())
+    if 2 * disagreed > compared:
+        opened.notes.append(
+            f"on {compared} random inputs, {disagreed} answers weren't the exact model's"
+        )
+    return False
+
+
+def _interface(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:
+    """What clients see of a model; open dimensions are alike whatever they are called."""
+    specs = [
+        replace(s, shape=tuple(n if isinstance(n, int) else "?" for n in s.shape))
+        for s in (*inputs, *outputs)
+    ]
+    return ", ".join(map(str, specs))
+
+
+def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
+    """Read what the command line says: PATH, NAME=PATH or NAME:VERSION=PATH, each a bundle.
+
+    A name that comes again is its next version.
+
+    Returns:
+        Name, version and folder, by name and version.
+
+    Raises:
+        InputError: no name, a version that is no number, one twice, or no bundle there.
+    """
+    found: list[tuple[str, str, Path]] = []
+    for text in arguments:
+        name, version, path = _parts(text)
+        if not path.exists():
+            raise InputError(f"no bundle at {path}: no such folder")
+        if not (path / MANIFEST).is_file():
+            raise InputError(
+                f"{path} is no bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
+            )
+        _check_name(name, text)
+        taken = {each[1] for each in found if each[0] == name}
+        version = version or str(1 + max(map(int, taken), default=0))
+        if version in taken:
+            raise InputError(f"version {version} of {name!r} is given twice")
+        found.append((name, version, path))
+    return sorted(found, key=lambda each: (each[0], int(each[1])))
+
+
+def _check_name(name: str, text: str) -> None:
+    """Check that clients can say a name.
+
+    Raises:
+        InputError: it isn't text.
+    """
+    if not name.isprintable():
+        raise InputError(
+            f"{text!r}: {name!r} is no name that clients could ask for: give NAME=PATH"
+        )
+
+
+def _parts(text: str) -> tuple[str, str, Path]:
+    left, equals, right = text.partition("=")
+    if not equals or "/" in left:
+        path = Path(text)
+        name = path.name or path.resolve().name
+        return name.removesuffix(".hasten") or name, "", path
+    name, _, version = left.partition(":")
+    if not name or (version and not (version.isascii() and version.isdigit() and int(version))):
+        raise InputError(
+            f"{text!r}: write NAME=PATH or NAME:VERSION=PATH; got the version {version!r}, which is a "
+            "whole number from 1"
+            if name
+            else f"{text!r}: there is no name before the equals sign; write NAME=PATH"
+        )
+    return name, version.lstrip("0"), Path(right)

@@ -1,0 +1,465 @@
+"""Who runs next, with whom, and who is refused: pure, the clock is handed in.
+
+A request waits for three reasons only: an engine is busy, somebody of a higher priority goes first,
+or the batch curve says that waiting for the next arrival lowers the mean latency. The third is a
+decision, not a delay: it is taken anew whenever something arrives, and ends by itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving.models.latencies import Latencies
+
+USUAL_PRIORITY = 2
+"""Of a request that states none: some can go before it, and some behind."""
+_RATE_WEIGHT = 1 / 16
+_FULL = 0.9
+"""Of the capacity: from this load on, batches are expected to be full."""
+_STRETCH, _MOST_LATE, _MOST_MARGIN = 0.05, 0.005, 3.0
+_COMPANY_NS = 1_000_000
+"""Requests of several connections that come closer together are looked for company first."""
+_TRY_AFTER_NS = 50_000_000
+_MOST_GAP_NS = 10e9
+
+
+_LEAST_HOPE = 0.5
+"""Arrivals expected within the wait that would pay at all: below, the mean gain is negative."""
+
+
+@dataclass(eq=False, slots=True)
+class Pending:
+    """A request that waits for its answer.
+
+    Attributes:
+        rows: Samples in it.
+        key: Requests of equal keys can share a batch.
+        priority: From 1, the highest; what is equal goes by arrival.
+        deadline_ns: Monotonic clock; `math.inf` for none.
+        arrived_ns: Monotonic clock.
+        state: "new", "queued", "running", "done" (answered, refused or dropped).
+        queued_ns: When it was taken in.
+        order: Of its arrival.
+        source: Which connection brought it; 0 where nobody says.
+        tried: Whether it runs though it will hardly be in time: to see how fast the machine is now.
+    """
+
+    rows: int
+    key: Hashable
+    priority: int
+    deadline_ns: float
+    arrived_ns: int
+    state: str = "new"
+    queued_ns: int = 0
+    order: int = 0
+    tried: bool = False
+    source: int = 0
+
+    def __lt__(self, other: Pending) -> bool:
+        return (self.priority, self.order) < (other.priority, other.order)
+
+
+P = TypeVar("P", bound=Pending)
+
+
+@dataclass(slots=True)
+class Run(Generic[P]):
+    """Run these now, as one batch."""
+
+    items: list[P]
+    rows: int
+
+
+@dataclass(slots=True)
+class Wait:
+    """Look again at this time, or when something arrives or ends."""
+
+    until_ns: int
+
+
+@dataclass(slots=True)
+class _Busy:
+    rows: int
+    end_ns: float
+
+
+@dataclass
+class Scheduler(Generic[P]):
+    """The queue of one model.
+
+    Args:
+        latencies: Of its batches.
+        most_wait_ns: A request that would wait longer is refused, whatever its deadline.
+        sessions: How many batches run side by side.
+    """
+
+    latencies: Latencies
+    most_wait_ns: float
+    sessions: int = 1
+    _rows: dict[int, int] = field(default_factory=dict)
+    """Priority -> rows that are queued."""
+    _heap: list[P] = field(default_factory=list)
+    _running: dict[int, _Busy] = field(default_factory=dict)
+    _runs: int = 0
+    _orders: int = 0
+    _gap_ns: float = _MOST_GAP_NS
+    _gaps: int = 0
+    _last_ns: int | None = None
+    _waiting_since_ns: int | None = None
+    _ended_ns: int | None = None
+    _source: int = 0
+    _margin: float = 1.0
+    _left: int = 0
+    """Queued items that were dropped, and are still in the heap."""
+
+    # -- arrivals
+
+    def offer(self, item: P, now_ns: int) -> None:
+        """Take a request in.
+
+        Raises:
+            ProtocolError: it can't be answered by its deadline, or would wait too long; when to retry.
+        """
+        self._note_arrival(now_ns)
+        if item.deadline_ns <= now_ns:
+            item.state = "done"
+            raise ProtocolError(Kind.LATE, "the deadline had passed when the request came")
+        if self._running or self._rows or item.deadline_ns != math.inf:
+            self._admit(item, now_ns)
+        self._orders += 1
+        item.order, item.state, item.queued_ns = self._orders, "queued", now_ns
+        heapq.heappush(self._heap, item)
+        self._rows[item.priority] = self._rows.get(item.priority, 0) + item.rows
+
+    def take_alone(self, item: P, now_ns: int) -> Run[P] | None:
+        """Take a request in that can go at once: all is idle, and no company is to be expected."""
+        if self._running or self._rows or item.deadline_ns != math.inf:
+            return None
+        again = item.source == self._source != 0
+        self._source = item.source
+        if not again and self.rate_per_ns(now_ns) * _COMPANY_NS > 1:
+            return None
+        self._note_arrival(now_ns)
+        item.state, item.queued_ns = "running", now_ns
+        return Run([item], item.rows)
+
+    def _admit(self, item: P, now_ns: int) -> None:
+        """Refuse what would be late, or would wait too long."""
+        ahead = sum(n for priority, n in self._rows.items() if priority <= item.priority)
+        left_ns = item.deadline_ns - now_ns
+        wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns)
+        wait_ns, own_ns = wait_ns * self._margin, own_ns * self._margin
+        late_ns = wait_ns + own_ns - left_ns
+        if late_ns > 0 and not self._lone_try(item, now_ns):
+            item.state = "done"
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"can't answer in time: {_ms(wait_ns)} of waiting and {_ms(own_ns)} of computing are "
+                f"ahead, {_ms(left_ns)} are left; retry later or allow more",
+                retry_s=late_ns / 1e9,
+            )
+        if wait_ns > self.most_wait_ns:
+            item.state = "done"
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: {_ms(wait_ns)} of waiting are ahead, {_ms(self.most_wait_ns)} are "
+                "allowed; retry later",
+                retry_s=(wait_ns - self.most_wait_ns) / 1e9,
+            )
+
+    def judge(self, *, late: bool) -> None:
+        """Learn from a promise: predictions are stretched until about one in 200 isn't kept.
+
+        What they leave out, others at work on the same processors above all, shows here alone.
+        """
+        if late:
+            self._margin = min(self._margin * (1 + _STRETCH), _MOST_MARGIN)
+        else:
+            self._margin = max(self._margin * (1 - _STRETCH * _MOST_LATE), 1.0)
+
+    def _plan(self, rows: int, ahead: int, left_ns: float, now_ns: int) -> tuple[float, float]:
+        """Predict how long a request waits, and how long its batch takes.
+
+        Where requests come faster than they are answered, batches will be full: its own too, since
+        others join behind it. They are as large as gives most throughput, and half of the time
+        that is left allows: the other half is for the batch before.
+        """
+        latencies = self.latencies
+        size = latencies.best
+        if left_ns != math.inf and size > 1:
+            size = latencies.largest(left_ns / 2)
+        busy_ns = self._busy_ns(now_ns)
+        full = self._is_full(size, now_ns)
+        batch = max(rows, size if full and (ahead or busy_ns) else min(size, ahead + rows))
+        before = max(0, -(-(ahead + rows) // max(size, rows)) - 1)
+        wait_ns = busy_ns + before * latencies.expected_ns(size) / self.sessions
+        return wait_ns, latencies.promised_ns(min(batch, latencies.most))
+
+    def _busy_ns(self, now_ns: int) -> float:
+        """How long until a session is free."""
+        if len(self._running) < self.sessions:
+            return 0.0
+        return max(0.0, min(each.end_ns for each in self._running.values()) - now_ns)
+
+    def _lone_try(self, item: P, now_ns: int) -> bool:
+        """Whether to try all the same: nobody is hurt, and by the curve it may be in time.
+
+        Without it a machine that was slow for a while would refuse everything from then on, and
+        never learn that it is fast again.
+        """
+        alone = not self._rows and not self._running
+        rested = self._ended_ns is None or now_ns - self._ended_ns >= _TRY_AFTER_NS
+        item.tried = (
+            alone and rested and now_ns + self.latencies.measured_ns(item.rows) <= item.deadline_ns
+        )
+        return item.tried
+
+    def wait_ns(self, now_ns: int) -> float:
+        """How long a request that came now would wait."""
+        return self._plan(1, self.queued_rows, math.inf, now_ns)[0]
+
+    def _note_arrival(self, now_ns: int) -> None:
+        if self._last_ns is not None:
+            gap_ns = min(float(now_ns - self._last_ns), _MOST_GAP_NS)
+            self._gaps += 1
+            self._gap_ns += max(_RATE_WEIGHT, 1 / self._gaps) * (gap_ns - self._gap_ns)
+        self._last_ns = now_ns
+
+    def rate_per_ns(self, now_ns: int) -> float:
+        """Arrivals of late; a silence that goes on lowers it."""
+        silent_ns = now_ns - (self._last_ns or now_ns)
+        return 1 / max(self._gap_ns, silent_ns, 1.0)
+
+    # -- departures
+
+    def next(self, now_ns: int) -> Run[P] | Wait | None:
+        """Say what to do now; None where there is nothing to do until something happens.
+
+        What can't be in time any more stays out; see `hopeless`.
+        """
+        if len(self._running) >= self.sessions or not self._first():
+            self._waiting_since_ns = None
+            return None
+        rows, items = self._choose(now_ns)
+        until_ns = self._worth_waiting(rows, items, now_ns)
+        if until_ns is not None:
+            return Wait(until_ns)
+        self._waiting_since_ns = None
+        for item in items:
+            item.state = "running"
+        self._remove(items)
+        return Run(items, rows)
+
+    def _first(self) -> P | None:
+        """The head of the queue."""
+        while self._heap and self._heap[0].state != "queued":
+            heapq.heappop(self._heap)
+            self._left -= 1
+        return self._heap[0] if self._heap else None
+
+    def _in_order(self) -> Iterator[P]:
+        """Queued requests in their order; few are looked at, so the heap isn't sorted whole."""
+        if len(self._heap) <= 4:
+            yield from sorted(each for each in self._heap if each.state == "queued")
+            return
+        count = 4 * self.latencies.most + self._left
+        yield from (each for each in heapq.nsmallest(count, self._heap) if each.state == "queued")
+
+    def _choose(self, now_ns: int) -> tuple[int, list[P]]:
+        """Choose the next batch: the head, and those after it that may join."""
+        head = self._heap[0]
+        if len(self._heap) == 1:
+            return head.rows, [head]
+        able = [head]
+        if self.latencies.most > head.rows and len(self._heap) > 1:
+            able = [each for each in self._in_order() if each.key == head.key]
+        goal = self._goal(min(self.latencies.most, sum(each.rows for each in able)), now_ns)
+        rows, tightest_ns = 0, math.inf
+        items: list[P] = []
+        for each in able:
+            if items and rows + each.rows > goal:
+                break
+            tightest = min(tightest_ns, each.deadline_ns)
+            late = now_ns + self.latencies.promised_ns(rows + each.rows) > tightest
+            if items and late and tightest != math.inf:
+                break
+            tightest_ns = tightest
+            rows += each.rows
+            items.append(each)
+        while len(items) > 1 and rows not in self.latencies.sizes:  # no engine is warm for it
+            rows -= items.pop().rows
+        return rows, items
+
+    def _goal(self, rows: int, now_ns: int) -> int:
+        """How many of so many rows go first: soonest in the mean, fast enough for what arrives."""
+        if rows <= 1:
+            return rows
+        first = self.latencies.first[rows]
+        if first == rows:
+            return rows
+        # Small batches first answers sooner only if the queue ever ends.
+        load = self.rate_per_ns(now_ns)
+        for size in self.latencies.sizes:
+            if first < size <= min(rows, self.latencies.best) and (
+                first * self.sessions < 1.2 * load * self.latencies.expected_ns(first)
+            ):
+                first = size
+        return first
+
+    def _worth_waiting(self, rows: int, items: list[P], now_ns: int) -> int | None:
+        """Until when to wait for one more arrival; None to go now.
+
+        With q rows there, T(b) the time of a batch and an arrival after w: going now, the q are done
+        after T(q) and the newcomer after max(T(q) - w, 0) + T(1); waiting, all are done after
+        w + T(q + 1), the newcomer having waited T(q + 1). The difference of the sums is linear in w;
+        its mean over exponential w at the present rate decides, given up at w*, where it is zero.
+        """
+        if rows + 1 not in self.latencies.sizes or len(items) < len(self._heap) - self._left:
+            return None
+        if rows != len(items):  # requests with several rows each: what comes next isn't one row
+            return None
+        now_t, next_t = self.latencies.expected_ns(rows), self.latencies.expected_ns(rows + 1)
+        gain_ns = rows * now_t + now_t + self.latencies.expected_ns(1) - (rows + 1) * next_t
+        limit_ns = gain_ns / (rows + 1)
+        if limit_ns <= 0:
+            return None
+        rate = self.rate_per_ns(now_ns)
+        if rate * limit_ns < _LEAST_HOPE:
+            return None
+        gone = math.exp(-rate * limit_ns)
+        mean_ns = (
+            gain_ns * (1 - gone)
+            - (rows + 1) * (1 / rate - gone * (limit_ns + 1 / rate))
+            - rows * limit_ns * gone
+        )
+        if mean_ns <= 0:
+            return None
+        since_ns = self._waiting_since_ns
+        if since_ns is None:
+            since_ns = self._waiting_since_ns = now_ns
+        # However often somebody comes, nobody waits longer than a batch takes.
+        end_ns = min(now_ns + limit_ns, since_ns + self.latencies.expected_ns(1))
+        latest_ns = min(each.deadline_ns for each in items) - self.latencies.promised_ns(rows + 1)
+        end_ns = min(end_ns, latest_ns)
+        return math.ceil(end_ns) if end_ns > now_ns else None
+
+    def begun(self, run: Run[P], now_ns: int) -> int:
+        """Note that a batch runs; return the number to end it by."""
+        self._runs += 1
+        self._running[self._runs] = _Busy(run.rows, now_ns + self.latencies.expected_ns(run.rows))
+        return self._runs
+
+    def ended(self, number: int, took_ns: float | None, now_ns: int) -> None:
+        """Note that a batch was run, and for how long; None teaches nothing."""
+        busy = self._running.pop(number)
+        self._ended_ns = now_ns
+        if took_ns is not None:
+            self.latencies.observe(busy.rows, took_ns)
+
+    def put_back(self, items: list[P]) -> None:
+        """Queue those again, at their place, that a batch failed with: each alone now."""
+        for item in items:
+            item.state, item.key = "queued", object()
+            heapq.heappush(self._heap, item)
+            self._rows[item.priority] = self._rows.get(item.priority, 0) + item.rows
+
+    # -- what leaves without an answer of the model's
+
+    def drop(self, item: P) -> bool:
+        """Take a queued request out: its client went away. False where it isn't queued."""
+        if item.state != "queued":
+            return False
+        item.state = "done"
+        self._remove([item])
+        return True
+
+    def hopeless(self, now_ns: int) -> list[P]:
+        """Take out what can't be answered by its deadline, or only at the cost of others'.
+
+        Under overload a head whose time is nearly up would have to go in a small batch: slower by
+        the row, so those behind it would be late too, and soon all batches small.
+        """
+        found: list[P] = []
+        if len(self._running) >= self.sessions:
+            return found
+        if len(self._rows) > 1:
+            found += self._overtaken(now_ns)
+        while (head := self._first()) is not None and not head.tried:
+            if head.deadline_ns == math.inf:
+                break
+            late = now_ns + self.latencies.expected_ns(head.rows) > head.deadline_ns
+            if not late and not self._holds_up(head, now_ns):
+                break
+            self.drop(head)
+            found.append(head)
+        return found
+
+    def _overtaken(self, now_ns: int) -> list[P]:
+        """Take out whom others of higher priority kept waiting longer than anybody may wait."""
+        most_ns = self.most_wait_ns
+        found = [
+            each
+            for each in self._heap
+            if each.state == "queued" and now_ns - each.queued_ns > most_ns
+        ]
+        for each in found:
+            self.drop(each)
+        return found
+
+    def _holds_up(self, head: P, now_ns: int) -> bool:
+        """Whether a head with little time left makes a batch small that could be full without it."""
+        if self.latencies.best == 1:
+            return False
+        size = self.latencies.largest((head.deadline_ns - head.arrived_ns) / 2)
+        tight = now_ns + self.latencies.promised_ns(size) > head.deadline_ns
+        enough = self.queued_rows - head.rows >= size > head.rows
+        return tight and enough and self._is_full(size, now_ns)
+
+    def _is_full(self, size: int, now_ns: int) -> bool:
+        """Whether requests come nearly as fast as batches of this size answer them, or faster."""
+        work = self.rate_per_ns(now_ns) * self.latencies.expected_ns(size)
+        return work > _FULL * size * self.sessions
+
+    def drain(self) -> list[P]:
+        """Take everything out that is queued, in order."""
+        items = sorted(each for each in self._heap if each.state == "queued")
+        for item in items:
+            self.drop(item)
+        self._heap, self._left = [], 0
+        return items
+
+    def _remove(self, items: list[P]) -> None:
+        """Forget what is queued no more; it stays in the heap until it comes up."""
+        if len(items) == len(self._heap):  # all there was
+            self._heap.clear()
+            self._rows.clear()
+            self._left = 0
+            return
+        for item in items:
+            self._rows[item.priority] -= item.rows
+            if not self._rows[item.priority]:
+                del self._rows[item.priority]
+        self._left += len(items)
+        if self._left > 64 and 2 * self._left > len(self._heap):
+            self._heap = [each for each in self._heap if each.state == "queued"]
+            heapq.heapify(self._heap)
+            self._left = 0
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows of all that is queued."""
+        return sum(self._rows.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued and nothing runs."""
+        return not self._running and not self._rows
+
+
+def _ms(span_ns: float) -> str:
+    return f"{float(f'{max(0.0, span_ns) / 1e6:.3g}'):g} ms"

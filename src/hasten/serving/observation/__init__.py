@@ -1,0 +1,1 @@
+"""What is told to who watches the server: metrics and traces."""

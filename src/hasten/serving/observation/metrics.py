@@ -1,0 +1,320 @@
+"""Prometheus metrics, made of the models' statistics whenever somebody asks for them.
+
+What Triton counts, too, has Triton's names, so that dashboards and autoscalers for it work here.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from typing import Any, TypeAlias
+
+from hasten.protocol.errors import Kind
+from hasten.serving.models.opening import SIZES
+from hasten.serving.models.served import ServedModel
+from hasten.serving.models.statistics import BOUNDS_NS, STAGES
+from hasten.serving.state import ServerState
+
+Value: TypeAlias = Callable[[ServedModel], float]
+
+_MODEL = ("model", "version")
+_UNTYPED = re.compile(rb"^(# TYPE nv_\w+) untyped$", re.MULTILINE)
+_REASONS = {
+    Kind.OVERLOADED: "REJECTED",
+    Kind.LATE: "REJECTED",
+    Kind.INTERNAL: "BACKEND",
+    Kind.GONE: "CANCELED",
+}
+"""Why a request failed, in Triton's words; else OTHER."""
+
+_TRITON: tuple[tuple[str, str, Value], ...] = (
+    (
+        "nv_inference_request_success",
+        "Requests that were answered",
+        lambda model: model.statistics.totals["success"].count,
+    ),
+    ("nv_inference_count", "Samples that were answered", lambda model: model.statistics.rows),
+    ("nv_inference_exec_count", "Batches that were run", lambda model: model.statistics.executions),
+    (
+        "nv_inference_request_duration_us",
+        "Time of all answered requests together, in microseconds",
+        lambda model: model.statistics.totals["success"].ns // 1000,
+    ),
+    (
+        "nv_inference_queue_duration_us",
+        "Time that requests were queued, in microseconds",
+        lambda model: model.statistics.totals["queue"].ns // 1000,
+    ),
+    (
+        "nv_inference_compute_input_duration_us",
+        "Time in which inputs were stacked, in microseconds",
+        lambda model: model.statistics.totals["compute_input"].ns // 1000,
+    ),
+    (
+        "nv_inference_compute_infer_duration_us",
+        "Time in the engine, in microseconds",
+        lambda model: model.statistics.totals["compute_infer"].ns // 1000,
+    ),
+    (
+        "nv_inference_compute_output_duration_us",
+        "Time in which outputs were cut apart, in microseconds",
+        lambda model: model.statistics.totals["compute_output"].ns // 1000,
+    ),
+    (
+        "nv_cache_num_hits_per_model",
+        "Requests whose answer was kept",
+        lambda model: model.statistics.cache_hit.count,
+    ),
+    (
+        "nv_cache_num_misses_per_model",
+        "Requests whose answer was not kept",
+        lambda model: model.statistics.cache_miss.count,
+    ),
+    (
+        "nv_cache_hit_duration_per_model",
+        "Time of look-ups that found an answer, in microseconds",
+        lambda model: model.statistics.cache_hit.ns // 1000,
+    ),
+    (
+        "nv_cache_miss_duration_per_model",
+        "Time of look-ups that found none, in microseconds",
+        lambda model: model.statistics.cache_miss.ns // 1000,
+    ),
+)
+"""Triton's counters."""
+
+_COUNTERS: tuple[tuple[str, str, Value], ...] = (
+    (
+        "hasten_cancelled",
+        "Requests whose client went away before the answer",
+        lambda model: model.statistics.cancel.count,
+    ),
+    (
+        "hasten_shadow_samples",
+        "Answered samples that the exact model was asked, too",
+        lambda model: model.statistics.shadowed,
+    ),
+    (
+        "hasten_shadow_disagreements",
+        "Of these, samples that it answers otherwise",
+        lambda model: model.statistics.disagreed,
+    ),
+    (
+        "hasten_exact_answers",
+        "Requests that the exact model answered since the fast one gave no numbers",
+        lambda model: model.statistics.replaced,
+    ),
+)
+_GAUGES: tuple[tuple[str, str, Value], ...] = (
+    ("hasten_queued_rows", "Samples that wait", lambda model: model.queued_rows),
+    (
+        "hasten_queue_wait_seconds",
+        "How long a request that came now would wait",
+        lambda model: model.wait_ns / 1e9,
+    ),
+    (
+        "hasten_answers_exact",
+        "1 where the exact model answers, 0 where the winner does",
+        lambda model: model.answers == "exact",
+    ),
+    (
+        "hasten_cache_bytes",
+        "Of the answers that are kept",
+        lambda model: model.cache.size_bytes if model.cache is not None else 0,
+    ),
+    (
+        "hasten_cache_entries",
+        "Answers that are kept",
+        lambda model: len(model.cache) if model.cache is not None else 0,
+    ),
+)
+
+
+def collected(state: ServerState) -> list[Any]:
+    """Take what was counted, on the event loop's thread: as families of the Prometheus client."""
+    models = list(state.repository.served())
+    return [
+        *_of_triton(models),
+        *_counters(models),
+        *_gauges(models),
+        _stages(models),
+        _batches(models),
+        *_models(state),
+        *_server(state),
+    ]
+
+
+def written(families: list[Any], accepted: str) -> tuple[bytes, str]:
+    """Write what was taken, and what the system says of this process; on any thread.
+
+    Most of the time goes here: a millisecond or more to a model.
+    """
+    from prometheus_client import CollectorRegistry, ProcessCollector
+    from prometheus_client.exposition import choose_encoder
+
+    try:
+        encode, content_type = choose_encoder(accepted)
+    except (TypeError, ValueError):  # a version that is no number
+        encode, content_type = choose_encoder("")
+    registry = CollectorRegistry()
+    registry.register(_Taken(families))
+    registry.register(ProcessCollector(registry=None))
+    text: bytes = encode(registry)
+    # The client names every counter *_total. In the format that Triton speaks, its names are
+    # counters; in OpenMetrics they can't be, and stay unknown.
+    return _UNTYPED.sub(rb"\1 counter", text), content_type
+
+
+class _Taken:
+    """Families, as a registry asks for them."""
+
+    def __init__(self, families: list[Any]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Any]:
+        """Return them."""
+        return self._families
+
+
+def _models(state: ServerState) -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    ready = GaugeMetricFamily(
+        "hasten_model_ready", "1 where a registered model answers", labels=_MODEL
+    )
+    facts = GaugeMetricFamily(
+        "hasten_model_info",
+        "What is served: its certificate's status, what runs it, which model answers",
+        labels=(*_MODEL, "status", "platform", "answers"),
+    )
+    for one in state.repository:
+        model = one.served
+        ready.add_metric((one.name, one.version), model is not None)
+        if model is not None:
+            status = model.opened.manifest.status
+            facts.add_metric((*_labels(model), status, model.platform, model.answers), 1)
+    yield ready
+    yield facts
+
+
+def _server(state: ServerState) -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    yield GaugeMetricFamily("hasten_ready", "1 where requests are answered", state.ready)
+    yield GaugeMetricFamily("hasten_connections", "Open HTTP connections", len(state.connections))
+    yield GaugeMetricFamily(
+        "hasten_body_bytes", "Of all requests that are under way", state.body_bytes
+    )
+    facts = GaugeMetricFamily("hasten_server_info", "Of the server", labels=("version",))
+    facts.add_metric((_own_version(),), 1)
+    yield facts
+
+
+@functools.cache
+def _own_version() -> str:
+    return version("hasten")
+
+
+def _labels(model: ServedModel) -> tuple[str, str]:
+    return model.name, model.version
+
+
+def _of_triton(models: list[ServedModel]) -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily, UnknownMetricFamily
+
+    for name, meaning, value in _TRITON:
+        family = UnknownMetricFamily(name, meaning, labels=_MODEL)
+        for model in models:
+            family.add_metric(_labels(model), value(model))
+        yield family
+    failures = UnknownMetricFamily(
+        "nv_inference_request_failure", "Requests that got no answer", labels=(*_MODEL, "reason")
+    )
+    for model in models:
+        for reason, count in _failures(model).items():
+            failures.add_metric((*_labels(model), reason), count)
+    yield failures
+    pending = GaugeMetricFamily(
+        "nv_inference_pending_request_count", "What waits for an engine, in samples", labels=_MODEL
+    )
+    for model in models:
+        pending.add_metric(_labels(model), model.queued_rows)
+    yield pending
+
+
+def _failures(model: ServedModel) -> dict[str, int]:
+    counts = {"REJECTED": 0, "CANCELED": model.statistics.cancel.count, "BACKEND": 0, "OTHER": 0}
+    for kind, count in model.statistics.refusals.items():
+        counts[_REASONS.get(Kind[kind], "OTHER")] += count
+    return counts
+
+
+def _counters(models: list[ServedModel]) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily
+
+    for name, meaning, value in _COUNTERS:
+        family = CounterMetricFamily(name, meaning, labels=_MODEL)
+        for model in models:
+            family.add_metric(_labels(model), value(model))
+        yield family
+    refusals = CounterMetricFamily(
+        "hasten_refusals", "Requests that got an error, by its kind", labels=(*_MODEL, "kind")
+    )
+    for model in models:
+        for kind, count in model.statistics.refusals.items():
+            refusals.add_metric((*_labels(model), kind), count)
+    yield refusals
+
+
+def _gauges(models: list[ServedModel]) -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    for name, meaning, value in _GAUGES:
+        family = GaugeMetricFamily(name, meaning, labels=_MODEL)
+        for model in models:
+            family.add_metric(_labels(model), value(model))
+        yield family
+
+
+def _stages(models: list[ServedModel]) -> Any:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(
+        "hasten_stage_seconds", "What answered requests spent where", labels=(*_MODEL, "stage")
+    )
+    bounds = [repr(bound / 1e9) for bound in BOUNDS_NS]
+    for model in models:
+        stages = model.statistics.stages
+        for stage in STAGES:
+            histogram = stages[stage]
+            buckets = _cumulated(bounds, histogram.counts)
+            family.add_metric((*_labels(model), stage), buckets, histogram.sum_ns / 1e9)
+    return family
+
+
+def _batches(models: list[ServedModel]) -> Any:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(
+        "hasten_batch_rows", "Samples of a batch that was run", labels=_MODEL
+    )
+    for model in models:
+        sizes = {rows: each.compute_infer.count for rows, each in model.statistics.batches.items()}
+        counts = [0] * (len(SIZES) + 1)
+        for rows, count in sizes.items():
+            counts[sum(rows > size for size in SIZES)] += count
+        buckets = _cumulated([str(float(size)) for size in SIZES], counts)
+        family.add_metric(_labels(model), buckets, sum(r * count for r, count in sizes.items()))
+    return family
+
+
+def _cumulated(bounds: Iterable[str], counts: Iterable[int]) -> list[tuple[str, int]]:
+    """Buckets as Prometheus has them: each counts those below it, too."""
+    below = 0
+    buckets = []
+    for bound, count in zip((*bounds, "+Inf"), counts, strict=True):
+        below += count
+        buckets.append((bound, below))
+    return buckets

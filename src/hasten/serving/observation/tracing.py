@@ -1,0 +1,205 @@
+"""Spans of requests, sent by OpenTelemetry's own exporter to where its environment variables say.
+
+The event loop only notes what a request came to; a thread makes spans of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hasten.errors import InputError
+from hasten.protocol.errors import ProtocolError
+from hasten.protocol.requests import Query
+from hasten.serving.models.scheduling import USUAL_PRIORITY
+
+if TYPE_CHECKING:
+    from hasten.serving.models.served import ServedModel, Ticket
+
+log = logging.getLogger("hasten.serving")
+
+_MOST_WAITING = 16_384
+"""Requests whose spans aren't made yet; what comes beyond isn't traced."""
+
+
+class Finished(NamedTuple):
+    """What is noted of a request; times on the wall clock, in nanoseconds since 1970.
+
+    Attributes:
+        parent: The caller's `traceparent`, or "".
+        model: Its name.
+        version: Its version.
+        arrived_ns: When its last byte was there.
+        ended_ns: When it was answered.
+        rows: Its samples; 0 where it was refused before they were counted.
+        priority: Its priority.
+        error: The kind of what went wrong, or "".
+        message: What went wrong, or "".
+        queued_ns: When it went into the queue; 0 like all below where it wasn't run.
+        begun_ns: When its batch left the queue.
+        stacked_ns: When the batch's inputs were together.
+        computed_ns: When the engine was done.
+        batch_rows: Of the batch.
+    """
+
+    parent: str
+    model: str
+    version: str
+    arrived_ns: int
+    ended_ns: int
+    rows: int
+    priority: int
+    error: str
+    message: str
+    queued_ns: int
+    begun_ns: int
+    stacked_ns: int
+    computed_ns: int
+    batch_rows: int
+
+
+class Tracing:
+    """Sends spans, from when it is made until it is closed.
+
+    Args:
+        wall_ns: Wall clock, nanoseconds since 1970.
+
+    Raises:
+        InputError: OpenTelemetry isn't installed.
+    """
+
+    def __init__(self, wall_ns: Callable[[], int] = time.time_ns) -> None:
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ImportError as error:
+            raise InputError(
+                f"--trace needs OpenTelemetry ({error}): pip install 'hasten[otel]'"
+            ) from error
+        own = {"service.name": "hasten", "service.version": version("hasten")}
+        # What the environment says of the service goes before what it says of itself.
+        resource = Resource.create(own).merge(OTELResourceDetector().detect())
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("hasten.serving", version("hasten"))
+        self._wall_ns = wall_ns
+        self._waiting: queue.Queue[Finished | None] = queue.Queue(_MOST_WAITING)
+        self._left_out = 0
+        self._thread = threading.Thread(target=self._work, name="hasten-tracing", daemon=True)
+        self._thread.start()
+
+    def finished(
+        self,
+        model: ServedModel,
+        query: Query,
+        now_ns: int,
+        failure: ProtocolError | None = None,
+        ticket: Ticket | None = None,
+    ) -> None:
+        """Note a request that was answered, failed or was refused.
+
+        Args:
+            model: Whose.
+            query: What was asked.
+            now_ns: When it was answered, on the monotonic clock.
+            failure: Why it got an error.
+            ticket: What was under way; None where it was refused before.
+        """
+        shift_ns = self._wall_ns() - now_ns
+        timing = None if ticket is None else ticket.timing
+        noted = Finished(
+            query.trace,
+            model.name,
+            model.version,
+            query.arrived_ns + shift_ns,
+            now_ns + shift_ns,
+            0 if ticket is None else ticket.rows,
+            query.priority or USUAL_PRIORITY,
+            "" if failure is None else failure.kind.name,
+            "" if failure is None else str(failure),
+            *(
+                (0, 0, 0, 0, 0)
+                if timing is None or ticket is None
+                else (
+                    ticket.queued_ns + shift_ns,
+                    timing.begun_ns + shift_ns,
+                    timing.stacked_ns + shift_ns,
+                    timing.computed_ns + shift_ns,
+                    timing.rows,
+                )
+            ),
+        )
+        try:
+            self._waiting.put_nowait(noted)
+        except queue.Full:
+            self._left_out += 1
+
+    def close(self) -> None:
+        """Send what is left; waits for the receiver, up to half a minute."""
+        self._waiting.put(None)
+        self._thread.join()
+        self._provider.shutdown()
+        if self._left_out:
+            log.warning(
+                "%d requests weren't traced, there were too many: set OTEL_TRACES_SAMPLER",
+                self._left_out,
+            )
+
+    def _work(self) -> None:
+        while (noted := self._waiting.get()) is not None:
+            try:
+                self._make(noted)
+            except Exception:  # tracing is never why something else ends
+                log.exception("a request wasn't traced")
+
+    def _make(self, noted: Finished) -> None:
+        """Make the spans of a request; where its parent isn't sampled, neither is it."""
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        from opentelemetry.trace.status import Status, StatusCode
+
+        parent = TraceContextTextMapPropagator().extract({"traceparent": noted.parent})
+        span = self._tracer.start_span(
+            f"infer {noted.model}",
+            context=parent,
+            kind=trace.SpanKind.SERVER,
+            attributes=_attributes(noted),
+            start_time=noted.arrived_ns,
+        )
+        if not span.is_recording():
+            return
+        if noted.batch_rows:
+            inside = trace.set_span_in_context(span)
+            for name, begin_ns, end_ns in (
+                ("queue", noted.queued_ns, noted.begun_ns),
+                ("batch", noted.begun_ns, noted.stacked_ns),
+                ("compute", noted.stacked_ns, noted.computed_ns),
+            ):
+                part = self._tracer.start_span(name, context=inside, start_time=begin_ns)
+                part.end(end_ns)
+        if noted.error:
+            span.set_status(Status(StatusCode.ERROR, noted.message))
+        span.end(noted.ended_ns)
+
+
+def _attributes(noted: Finished) -> dict[str, Any]:
+    """By the semantic conventions where they have a name for it."""
+    attributes: dict[str, Any] = {
+        "hasten.model": noted.model,
+        "hasten.version": noted.version,
+        "hasten.priority": noted.priority,
+    }
+    if noted.rows:
+        attributes["hasten.rows"] = noted.rows
+    if noted.batch_rows:
+        attributes["hasten.batch_rows"] = noted.batch_rows
+    if noted.error:
+        attributes["error.type"] = noted.error
+    return attributes

@@ -1,0 +1,1 @@
+"""The process that serves, and the one that keeps it."""

@@ -1,0 +1,164 @@
+"""The process that serves: run by the supervisor, which hands it connections and orders."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn
+
+from hasten.errors import HastenError
+from hasten.records import from_record
+from hasten.serving.board import Board
+from hasten.serving.logs import log_to_stderr
+from hasten.serving.models.repository import Registered
+from hasten.serving.server import Server
+from hasten.serving.settings import ServerSettings
+from hasten.serving.supervision.channel import (
+    CLOSED,
+    CONNECTION,
+    DRAIN,
+    FAILED,
+    FORGIVEN,
+    LOST,
+    MOST_MESSAGE,
+    READY,
+    RELOAD,
+    SLOT,
+    UP,
+)
+
+log = logging.getLogger("hasten.serving")
+
+_GARBAGE = 20_000
+"""Requests leave no cycles behind; what little else does is looked for seldom."""
+
+
+class Office:
+    """The other end of the supervisor's channel."""
+
+    def __init__(self, channel: socket.socket, board: Board, settings: ServerSettings) -> None:
+        self._channel, self._board, self._settings = channel, board, settings
+        self._loop = asyncio.get_running_loop()
+        self._server: Server
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def work(self) -> int:
+        """Serve until told to end; the exit code."""
+        try:
+            return await self._work()
+        except HastenError as error:
+            self._say(FAILED, str(error))
+        except Exception as error:
+            log.exception("the server failed")
+            self._say(FAILED, f"{type(error).__name__}: {error}")
+        return 2
+
+    async def _work(self) -> int:
+        settings = self._settings
+        self._server = Server(settings, self._board)
+        self._server.state.repository.forgiven = self._forgiven
+        self._channel.setblocking(False)
+        self._loop.add_reader(self._channel.fileno(), self._hear)
+        try:
+            grpc_port = 0
+            if settings.grpc is not None:
+                grpc_port = await self._server.listen_grpc(settings.host, settings.grpc)
+            self._say(UP, json.dumps({"grpc": grpc_port}))
+            loading = self._loop.create_task(self._server.load())
+            await asyncio.wait({loading, self._over}, return_when=asyncio.FIRST_COMPLETED)
+            if self._over.done():  # told to end before all was loaded
+                return 0
+            loading.result()
+        except HastenError:
+            await self._server.close()
+            raise
+        gc.collect()
+        gc.freeze()  # what is here stays: no collection needs to look at it
+        gc.set_threshold(_GARBAGE, 20, 50)
+        self._say(READY, "")
+        await self._over
+        await self._server.close()
+        return 0
+
+    def _say(self, what: int, text: str) -> None:
+        self._send(bytes([what]) + text.encode()[:MOST_MESSAGE])
+
+    def _closed(self, slot: int) -> None:
+        self._send(SLOT.pack(CLOSED, slot))
+
+    def _forgiven(self, one: Registered) -> None:
+        self._send(SLOT.pack(FORGIVEN, self._server.number(one)))
+
+    def _send(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.setblocking(True)
+            self._channel.send(data)
+        self._channel.setblocking(False)
+
+    def _hear(self) -> None:
+        """Take what the supervisor sent."""
+        while True:
+            try:
+                data, numbers, _, _ = socket.recv_fds(self._channel, SLOT.size, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, numbers = b"", []
+            if not data:  # the supervisor is gone: nobody could be served
+                os._exit(1)
+            what, slot = SLOT.unpack(data)
+            if what == CONNECTION and not numbers:  # too many files are open
+                self._send(SLOT.pack(LOST, slot))
+            elif what == CONNECTION:
+                accepted = socket.socket(fileno=numbers[0])
+                accepted.setblocking(False)
+                self._begin(self._server.take(accepted, self._board.slot(slot, self._closed)))
+            elif what == DRAIN:
+                self._begin(self._drain())
+            elif what == RELOAD:
+                self._begin(self._server.state.repository.reload_changed())
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self) -> None:
+        await self._server.drain()
+        if not self._over.done():
+            self._over.set_result(None)
+
+
+def main() -> NoReturn:
+    """Serve what the arguments say: the channel's number, the board's, and the settings' file's."""
+    import uvloop
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor says what they mean
+    channel_number, board_number, settings_number = map(int, sys.argv[1:4])
+    with os.fdopen(settings_number) as file:
+        settings = from_record(ServerSettings, json.load(file))
+    log_to_stderr(as_json=settings.json_logs)
+    channel = socket.socket(fileno=channel_number)
+    board = Board(board_number, settings.limits.connections)
+
+    async def work() -> int:
+        return await Office(channel, board, settings).work()
+
+    code = uvloop.run(work())
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)  # engines' threads of their own don't keep it
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,530 @@
+"""Holds the port and every connection, and outlives the process that serves.
+
+It accepts, hands each connection on and keeps a second name for it. When the serving process dies,
+whoever waits for an answer gets 503 from here, whoever comes meanwhile too, and a new process starts:
+on the exact model, where the fast one's engine was at work when it died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import resource
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+from hasten.errors import InputError
+from hasten.records import to_record
+from hasten.serving.board import ANSWERED, MOST_MODELS, WORKING, Board
+from hasten.serving.settings import ServerSettings
+from hasten.serving.supervision.channel import (
+    CLOSED,
+    CONNECTION,
+    DRAIN,
+    FAILED,
+    FORGIVEN,
+    LOST,
+    MOST_MESSAGE,
+    READY,
+    RELOAD,
+    SLOT,
+    UP,
+)
+from hasten.telemetry import OFF
+
+log = logging.getLogger("hasten.serving")
+
+_BLAMED = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+"""What an engine that breaks dies of; SIGKILL is the system's or a person's doing."""
+_PAUSES_S = (0.0, 0.5, 2.0, 5.0, 10.0, 30.0)
+_CALM_S = 60.0
+"""After so long without a crash, the next one counts as the first."""
+_LINGER_S = 1.0
+_BREATH_S = 0.1
+_LAST_RESORT_S = 10.0
+_SPARE_FILES = 128
+"""That a process needs besides its connections: models, libraries, threads' pipes."""
+
+
+def _sorry(why: str) -> bytes:
+    body = json.dumps({"error": why}).encode()
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+    )
+
+
+_STARTING = _sorry("the server is starting again: retry")
+_CROWDED = _sorry("too many connections are open: close some, or retry")
+
+
+class Supervisor:
+    """Runs one serving process after another.
+
+    Args:
+        settings: What to serve.
+        say: Told what a person should know: where it listens, when it is ready.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        if len(settings.models) > MOST_MODELS:
+            raise InputError(f"one server serves at most {MOST_MODELS} models")
+        self._settings, self._say, self._asked = settings, say, settings.models
+        self._board = Board.new(settings.limits.connections)
+        self._selector = selectors.DefaultSelector()
+        self._free = list(range(settings.limits.connections - 1, -1, -1))
+        self._held: dict[int, socket.socket] = {}
+        """Slot -> a second name of a connection that the process serves."""
+        self._kept: set[socket.socket] = set()
+        """Connections that nobody serves until a process is up."""
+        self._leaving: dict[socket.socket, float] = {}
+        """Connections that were told no, and until when they may still be sending."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._channel: socket.socket | None = None
+        self._up = self._ever_ready = self._ending = False
+        self._crashes = 0
+        self._last_crash_s = -_CALM_S
+        self._start_at_s: float | None = None
+        self._code = 0
+        self._listener: socket.socket | None = None
+        self._order_given = False
+        self._accept_at_s: float | None = None
+        self._kill_at_s: float | None = None
+
+    # -- the run
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; the exit code.
+
+        Raises:
+            InputError: the port can't be had, or nothing can be served.
+        """
+        settings = self._settings
+        settings.token()
+        settings.tls()
+        _allow_files(settings.limits.connections)
+        if settings.http is None and settings.grpc is None:
+            raise InputError("nothing to listen on: give --http or --grpc a port")
+        self._listen()
+        with _Signals() as signals:
+            self._selector.register(
+                signals.reading, selectors.EVENT_READ, lambda: self._heed(signals)
+            )
+            self._start()
+            try:
+                while self._process is not None or self._start_at_s is not None:
+                    for key, _ in self._selector.select(self._patience_s()):
+                        # What came before in this round may have been the end of it.
+                        if self._selector.get_map().get(key.fd) is key:
+                            key.data()
+                    self._look_at_the_clock()
+                return self._code
+            finally:
+                self._end()
+
+    def _listen(self) -> None:
+        if self._settings.http is None:
+            return
+        host, port = self._settings.host, self._settings.http
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            raise InputError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+        listener.setblocking(False)
+        self._listener = listener
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+
+    def _patience_s(self) -> float | None:
+        """How long nothing needs to be looked at; None for as long as nothing happens."""
+        others = (self._start_at_s, self._accept_at_s, self._kill_at_s)
+        times = [*self._leaving.values(), *(at_s for at_s in others if at_s is not None)]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _look_at_the_clock(self) -> None:
+        now_s = time.monotonic()
+        for connection in [one for one, end_s in self._leaving.items() if end_s <= now_s]:
+            self._forget(connection)
+        if self._start_at_s is not None and self._start_at_s <= now_s:
+            self._start()
+        if self._accept_at_s is not None and self._accept_at_s <= now_s:
+            self._accept_at_s = None
+            if self._listener is not None:
+                self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        if self._kill_at_s is not None and self._kill_at_s <= now_s:
+            self._kill_at_s = None
+            if self._process is not None:
+                log.error("it didn't end in the time that it was given")
+                self._process.kill()
+
+    def _heed(self, signals: _Signals) -> None:
+        for number in signals.came():
+            self._on_signal(number)
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            if self._up:
+                self._order(RELOAD)
+            return
+        if self._ending or not self._up:
+            self._code = 128 + number if self._ending else 0
+            self._ending, self._start_at_s = True, None
+            if self._process is not None:
+                self._process.kill()
+            return
+        self._ending = True
+        log.info("draining")
+        if self._listener is not None:
+            self._accept()  # what has connected by now is served
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+        self._kill_at_s = time.monotonic() + self._settings.limits.drain_ns / 1e9 + _LAST_RESORT_S
+        self._order_given = True
+        self._order(DRAIN)
+
+    def _order(self, what: int) -> None:
+        assert self._channel is not None
+        with contextlib.suppress(OSError):
+            self._channel.send(SLOT.pack(what, 0))
+
+    # -- connections
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # it is gone already
+                continue
+            except OSError:  # too many files are open: the others wait for their turn
+                self._selector.unregister(self._listener)
+                self._accept_at_s = time.monotonic() + _BREATH_S
+                return
+            connection.setblocking(False)
+            _set_up(connection)
+            if not self._free:
+                self._turn_away(connection, _CROWDED)
+            elif self._up:
+                self._hand_on(connection)
+            else:
+                self._keep(connection)
+
+    def _hand_on(self, connection: socket.socket) -> None:
+        """Give a connection to the process, and keep a second name for it."""
+        assert self._channel is not None
+        if not self._free:
+            self._turn_away(connection, _CROWDED)
+            return
+        slot = self._free.pop()
+        self._held[slot] = connection
+        try:
+            socket.send_fds(self._channel, [SLOT.pack(CONNECTION, slot)], [connection.fileno()])
+        except OSError:  # it died, or it is far behind
+            del self._held[slot]
+            self._free.append(slot)
+            self._turn_away(connection)
+
+    def _keep(self, connection: socket.socket) -> None:
+        """Hold a connection until a process is up; if it asks before, it is told no."""
+        if len(self._kept) >= self._settings.limits.connections:
+            self._turn_away(connection)
+            return
+        self._kept.add(connection)
+        self._selector.register(
+            connection, selectors.EVENT_READ, lambda: self._asked_too_early(connection)
+        )
+
+    def _asked_too_early(self, connection: socket.socket) -> None:
+        self._kept.discard(connection)
+        self._selector.unregister(connection)
+        self._turn_away(connection)
+
+    def _turn_away(self, connection: socket.socket, why: bytes = _STARTING) -> None:
+        """Answer 503; what the client is still sending is read, or it wouldn't see why."""
+        # What encrypts died with the process.
+        crowded = len(self._leaving) >= self._settings.limits.connections
+        if self._settings.certificate is not None or crowded:
+            connection.close()
+            return
+        try:
+            connection.send(why)
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            connection.close()
+            return
+        self._leaving[connection] = time.monotonic() + _LINGER_S
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._read_on(connection))
+
+    def _read_on(self, connection: socket.socket) -> None:
+        try:
+            if connection.recv(1 << 16):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._forget(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        del self._leaving[connection]
+        self._selector.unregister(connection)
+        connection.close()
+
+    # -- the process
+
+    def _start(self) -> None:
+        self._start_at_s = None
+        self._board.clear()
+        try:
+            ours, self._process = self._started()
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError as error:
+            log.error("can't start the serving process: %s", error.strerror or error)
+            self._start_at_s = time.monotonic() + _PAUSES_S[1]
+            return
+        ours.setblocking(False)
+        self._channel, self._up = ours, False
+        self._selector.register(ours, selectors.EVENT_READ, self._hear)
+        self._selector.register(self._pidfd, selectors.EVENT_READ, self._died)
+
+    def _started(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, open(os.memfd_create("hasten-settings"), "w+b") as told:  # noqa: PTH123
+            told.write(json.dumps(to_record(self._settings)).encode())
+            told.seek(0)
+            fds = (theirs.fileno(), self._board.number, told.fileno())
+            return ours, subprocess.Popen(
+                [sys.executable, "-m", "hasten.serving.supervision.process", *map(str, fds)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **OFF},
+                process_group=0,  # a Ctrl-C is for the supervisor to pass on
+            )
+
+    def _hear(self) -> None:
+        """Take what the process says."""
+        channel = self._channel
+        if channel is None:
+            return
+        while True:
+            try:
+                data = channel.recv(MOST_MESSAGE + 1)
+            except OSError:
+                return
+            if not data:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(channel)
+                return
+            what, text = data[0], data[1:]
+            if what in (CLOSED, LOST):
+                _, slot = SLOT.unpack(data)
+                connection = self._held.pop(slot, None)
+                if connection is not None:
+                    self._free.append(slot)
+                    if what == CLOSED:
+                        connection.close()
+                    else:
+                        self._turn_away(connection, _CROWDED)
+            elif what == FORGIVEN:
+                _, number = SLOT.unpack(data)
+                models = list(self._settings.models)
+                models[number] = self._asked[number]
+                self._settings = dataclasses.replace(self._settings, models=tuple(models))
+            elif what == UP:
+                self._up = True
+                self._where(json.loads(text))
+                for connection in list(self._kept):
+                    self._kept.discard(connection)
+                    self._selector.unregister(connection)
+                    self._hand_on(connection)
+            elif what == READY:
+                self._ever_ready = True
+                self._say("ready")
+            elif what == FAILED:
+                self._failed(text.decode())
+
+    def _where(self, ports: dict[str, Any]) -> None:
+        if self._ever_ready:
+            return
+        host = self._settings.host
+        shown = f"[{host}]" if ":" in host else host
+        if self._listener is not None:
+            scheme = "https" if self._settings.certificate else "http"
+            self._say(f"listening on {scheme}://{shown}:{self._listener.getsockname()[1]}")
+        if self._settings.grpc is not None:
+            self._say(f"listening on grpc://{shown}:{ports['grpc']}")
+            # The same port again, should it start anew.
+            self._settings = dataclasses.replace(self._settings, grpc=ports["grpc"])
+
+    def _failed(self, why: str) -> None:
+        """It can't serve: at first nobody can wait for it, later it may yet come back."""
+        if self._ever_ready:
+            log.error("%s", why)
+            return
+        self._ending = True
+        raise InputError(why)
+
+    def _died(self) -> None:
+        process, channel = self._process, self._channel
+        assert process is not None
+        assert channel is not None
+        code = process.wait()
+        self._selector.unregister(self._pidfd)
+        os.close(self._pidfd)
+        self._hear()  # its last words
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(channel)
+        channel.close()
+        self._process, self._channel, self._up = None, None, False
+        self._take_back()
+        if self._ending:
+            if code and self._order_given and not self._code:
+                log.error("the serving process died of %s before all was answered", _cause(code))
+                self._code = 1
+            return
+        self._blame(code)
+        now_s = time.monotonic()
+        self._crashes = self._crashes + 1 if now_s - self._last_crash_s < _CALM_S else 0
+        self._last_crash_s = now_s
+        self._start_at_s = now_s + _PAUSES_S[min(self._crashes, len(_PAUSES_S) - 1)]
+
+    def _take_back(self) -> None:
+        """Answer whoever waits for the dead process; keep the others for the next one."""
+        for slot, connection in list(self._held.items()):
+            state = self._board.at(slot)
+            self._free.append(slot)
+            if state == WORKING or (state == ANSWERED and self._asks(connection)):
+                self._turn_away(connection)
+            elif state or self._ending or self._settings.certificate is not None:
+                connection.close()
+            else:
+                self._keep(connection)
+        self._held.clear()
+
+    def _asks(self, connection: socket.socket) -> bool:
+        """Whether a client has sent something that nobody has read."""
+        if self._ending:
+            return False
+        try:
+            return bool(connection.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def _blame(self, code: int) -> None:
+        """Serve those models exactly whose engines were at work when it crashed."""
+        blamed = self._board.working_models() if -code in _BLAMED else set()
+        log.error("the serving process died of %s; it starts again", _cause(code))
+        models = list(self._settings.models)
+        for number, standby in sorted(blamed):
+            model, settings = models[number], models[number].settings
+            if standby and settings.which == "winner":
+                what = "the exact model's engine was at work: it doesn't stand by any more"
+                settings = dataclasses.replace(settings, standby=False, shadow=0.0)
+            elif settings.which == "winner":
+                what = "its engine was at work: the exact model answers from now on"
+                settings = dataclasses.replace(settings, which="exact")
+            else:
+                continue
+            log.error("%s", what, extra={"model": model.name, "version": model.version})
+            models[number] = dataclasses.replace(model, settings=settings)
+        self._settings = dataclasses.replace(self._settings, models=tuple(models))
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        for connection in (*self._held.values(), *self._kept, *self._leaving):
+            connection.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._selector.close()
+        self._board.close()
+
+
+def _allow_files(connections: int) -> None:
+    """Raise what this process and its children may open to what so many connections need.
+
+    Raises:
+        InputError: the system allows fewer.
+    """
+    need = connections + _SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < need:
+        raise InputError(
+            f"{connections} connections take {need} open files; the system allows {hard}: raise "
+            "ulimit -n, or give --max-connections"
+        )
+    if soft != resource.RLIM_INFINITY and soft < need:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+
+
+def _cause(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _set_up(connection: socket.socket) -> None:
+    """Send small answers at once, and find out about clients that are gone without a word."""
+    options = (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    )
+    for level, name, value in options:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(level, name, value)
+
+
+class _Signals:
+    """SIGTERM, SIGINT and SIGHUP as bytes on a socket: they interrupt nothing.
+
+    Attributes:
+        reading: Readable when one came.
+    """
+
+    def __init__(self) -> None:
+        self.reading, self._writing = socket.socketpair()
+        self.reading.setblocking(False)
+        self._writing.setblocking(False)
+
+    def came(self) -> bytes:
+        """The numbers of those that came."""
+        with contextlib.suppress(BlockingIOError):
+            return self.reading.recv(64)
+        return b""
+
+    def __enter__(self) -> Self:
+        self._wakeup = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        self._before = [
+            (number, signal.signal(number, lambda number, frame: None))
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        self.reading.close()
+        self._writing.close()

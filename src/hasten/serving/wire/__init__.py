@@ -1,0 +1,1 @@
+"""Requests out of bytes, answers into bytes: no socket, no model."""

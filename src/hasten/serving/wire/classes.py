@@ -1,0 +1,32 @@
+"""The classification extension: the highest scores instead of a tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hasten.protocol.datatypes import datatype_of_array
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.tensors import Array
+
+
+def classes_of(array: Array, count: int, batched: bool) -> Array:
+    """Return the highest scores as the protocol's classification: "score:index", highest first.
+
+    Raises:
+        ProtocolError: they aren't numbers.
+    """
+    whole = array.dtype.kind in "iu"
+    if not whole and array.dtype.kind != "f":
+        raise ProtocolError(
+            Kind.INVALID, f"classification is of numbers; the output is {datatype_of_array(array)}"
+        )
+    rows = array.reshape(len(array), -1) if batched and array.ndim > 1 else array.reshape(1, -1)
+    count = min(count, rows.shape[1])
+    # Of whole numbers, the complement turns the order round without ever overflowing.
+    order = np.argsort(~rows if whole else -rows, axis=1, kind="stable")[:, :count]
+    found = np.empty(order.shape, object)
+    for row, places in enumerate(order):
+        for rank, place in enumerate(places):
+            score = rows[row, place]
+            found[row, rank] = f"{score}:{place}".encode() if whole else b"%f:%d" % (score, place)
+    return found if batched and array.ndim > 1 else found[0]

@@ -1,0 +1,342 @@
+"""Inference requests and answers as gRPC messages; tensors' bytes stay where they came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hasten.errors import InputError
+from hasten.protocol.datatypes import (
+    count_of,
+    datatype_of_array,
+    from_bytes,
+    numpy_type,
+    to_bytes,
+)
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.protocol.messages import message
+from hasten.protocol.requests import Answer, Parameters, Query, Wanted
+from hasten.serving.wire.checks import region_of, tensor_size, whole_number
+from hasten.serving.wire.classes import classes_of
+from hasten.serving.wire.shared_memory import SharedMemory
+from hasten.tensors import Array
+
+_LARGE_BYTES = 32 << 10
+"""From here on, copies take longer than to look for the tensors in the message's bytes."""
+_MOST_FIELDS = 4096
+"""Of a large request: inputs, outputs, parameters and tensors' bytes; each takes memory of its own."""
+_BYTES_FIELD = 2
+"""The wire type of text, bytes and messages; a field's key is 8 times its number and this."""
+_RAW_INPUT = 7 << 3 | _BYTES_FIELD
+_RAW_OUTPUT = bytes([6 << 3 | _BYTES_FIELD])
+_STREAM_ERROR = bytes([1 << 3 | _BYTES_FIELD])
+_STREAM_RESPONSE = bytes([2 << 3 | _BYTES_FIELD])
+
+_FIELDS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Datatype -> where its elements are, one by one."""
+
+
+class Request(NamedTuple):
+    """A request, its tensors not yet decoded.
+
+    Attributes:
+        message: `ModelInferRequest`, maybe without raw_input_contents.
+        raw: These.
+    """
+
+    message: Any
+    raw: Sequence[Any]
+
+    @property
+    def id(self) -> str:
+        """What comes back in the answer."""
+        return self.message.id  # type: ignore[no-any-return]
+
+    @property
+    def wants_final(self) -> bool:
+        """Whether a stream's last answer is to be marked as such, even where it is an error."""
+        parameters = self.message.parameters
+        name = "triton_enable_empty_final_response"
+        return name in parameters and parameters[name].bool_param is True
+
+
+def read_request(data: bytes) -> Request:
+    """Read a `ModelInferRequest`; the tensors of a large one stay in `data`.
+
+    Raises:
+        ProtocolError: it is none, or one of too many fields.
+    """
+    head, raw = _apart(data) if len(data) > _LARGE_BYTES else (data, [])
+    read = read_message("ModelInferRequest", head)
+    return Request(read, raw or read.raw_input_contents)
+
+
+def read_message(name: str, data: bytes) -> Any:
+    """Read a message.
+
+    Args:
+        name: Of the message, in the protocol.
+        data: On the wire.
+
+    Raises:
+        ProtocolError: it can't be read.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        return message(name).FromString(data)
+    except DecodeError as error:
+        raise ProtocolError(Kind.INVALID, f"the request is no {name}: {error}") from error
+
+
+def _apart(data: bytes) -> tuple[bytes, list[memoryview]]:
+    """Take a `ModelInferRequest` apart: the rest of the message, and its raw_input_contents.
+
+    What doesn't look like one is handed back whole: protobuf says what is wrong with it.
+
+    Raises:
+        ProtocolError: it has too many fields.
+    """
+    view, size = memoryview(data), len(data)
+    rest: list[memoryview] = []
+    raw: list[memoryview] = []
+    place = kept = fields = 0
+    try:
+        while place < size:
+            fields += 1
+            if fields > _MOST_FIELDS:
+                raise ProtocolError(
+                    Kind.INVALID,
+                    f"a request has at most {_MOST_FIELDS:,} inputs, outputs and parameters",
+                )
+            key, begin = _number(data, place)
+            length, begin = _number(data, begin)
+            end = begin + length
+            if key & 7 != _BYTES_FIELD or end > size:
+                return data, []
+            if key == _RAW_INPUT:
+                rest.append(view[kept:place])
+                raw.append(view[begin:end])
+                kept = end
+            place = end
+    except IndexError:
+        return data, []
+    return b"".join((*rest, view[kept:])), raw
+
+
+def _number(data: bytes, place: int) -> tuple[int, int]:
+    """Read a variable-length integer; return it and where it ends."""
+    value = data[place]
+    place += 1
+    if value < 128:
+        return value, place
+    value &= 127
+    for shift in range(7, 64, 7):
+        byte = data[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+    raise IndexError
+
+
+def query_of(request: Request, memory: SharedMemory, most_bytes: int) -> Query:
+    """Decode a request's tensors and what else it asks for.
+
+    Args:
+        request: As it was read.
+        memory: The registered regions.
+        most_bytes: Of all tensors together.
+
+    Raises:
+        ProtocolError: it is none of the protocol's.
+    """
+    head = request.message
+    try:
+        inputs = _inputs(request, memory, most_bytes)
+    except InputError as error:
+        raise ProtocolError(Kind.INVALID, str(error)) from error
+    parameters = _parameters(head.parameters) if head.parameters else None
+    return Query(
+        head.model_name,
+        head.model_version,
+        head.id,
+        inputs,
+        tuple([_wanted(each) for each in head.outputs]) if head.outputs else (),
+        True,
+        whole_number(parameters, "priority") if parameters else 0,
+        1000 * whole_number(parameters, "timeout") if parameters else 0,
+    )
+
+
+def _inputs(request: Request, memory: SharedMemory, most_bytes: int) -> dict[str, Array]:
+    inputs: dict[str, Array] = {}
+    raw = request.raw
+    left, place = most_bytes, 0
+    for tensor in request.message.inputs:
+        name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+        if name in inputs:
+            raise ProtocolError(Kind.INVALID, f"input {name!r:.100} is given twice")
+        left -= tensor_size(name, datatype, shape, left, most_bytes)
+        parameters = tensor.parameters
+        try:
+            if parameters and "shared_memory_region" in parameters:
+                if tensor.HasField("contents") and tensor.contents.ByteSize():
+                    raise InputError("it has contents, and lies in shared memory")
+                data: Any = memory.read(region_of(name, _parameters(parameters)))
+            elif not raw:
+                inputs[name] = _from_contents(tensor, datatype, shape)
+                continue
+            elif place == len(raw):
+                raise InputError(f"raw_input_contents end before it, after {place}")
+            elif tensor.HasField("contents") and tensor.contents.ByteSize():
+                raise InputError("it has contents, where the request has raw_input_contents")
+            else:
+                data = raw[place]
+                place += 1
+            inputs[name] = from_bytes(data, datatype, shape)
+        except InputError as error:
+            raise ProtocolError(Kind.INVALID, f"input {name!r:.100}: {error}") from error
+    if place != len(raw):
+        raise ProtocolError(
+            Kind.INVALID,
+            f"{len(raw)} raw_input_contents came for {place} inputs outside of shared memory",
+        )
+    return inputs
+
+
+def _parameters(given: Any) -> Parameters:
+    """Read parameters: one without a value is None."""
+    return {
+        name: getattr(parameter, choice)
+        if (choice := parameter.WhichOneof("parameter_choice"))
+        else None
+        for name, parameter in given.items()
+    }
+
+
+def _wanted(output: Any) -> Wanted:
+    name = output.name
+    if not output.parameters:
+        return Wanted(name, True)
+    parameters = _parameters(output.parameters)
+    region = region_of(name, parameters) if "shared_memory_region" in parameters else None
+    return Wanted(name, True, whole_number(parameters, "classification"), region)
+
+
+def _from_contents(tensor: Any, datatype: str, shape: tuple[int, ...]) -> Array:
+    """Read a tensor that came element by element."""
+    if datatype not in _FIELDS:
+        raise InputError(f"{datatype} comes in raw_input_contents only")
+    field = _FIELDS[datatype]
+    elements = getattr(tensor.contents, field)
+    if len(tensor.contents.ListFields()) > 1:
+        raise InputError(f"{datatype} comes in {field}; others of its contents are filled, too")
+    count = count_of(shape)
+    if len(elements) != count:
+        raise InputError(
+            f"{datatype}{list(shape)} has {count:,} elements; {field} has {len(elements):,}"
+        )
+    if datatype == "BYTES":
+        array = np.empty(count, object)
+        array[:] = list(elements)
+        return array.reshape(shape)
+    dtype = numpy_type(datatype)
+    if dtype.itemsize >= 4 or dtype.kind == "b":
+        return np.fromiter(elements, dtype, count).reshape(shape)
+    # There are no smaller numbers in a message than of 32 bits.
+    wide = np.fromiter(elements, np.int64, count)
+    limits = np.iinfo(dtype)
+    if count and not (limits.min <= wide.min() and wide.max() <= limits.max):
+        raise InputError(f"its {field} have something that is no {datatype}")
+    return wide.astype(dtype).reshape(shape)
+
+
+def write_answer(
+    answer: Answer, query: Query, memory: SharedMemory, batched: bool, final: bool = False
+) -> bytes:
+    """Write a `ModelInferResponse` as it is sent.
+
+    Args:
+        answer: What to write.
+        query: What asked.
+        memory: Where outputs are written that are asked for there.
+        batched: Whether the first axis counts the samples, for classes.
+        final: Whether to mark it as the last answer to its request.
+
+    Raises:
+        ProtocolError: an output doesn't fit its region.
+    """
+    head = message("ModelInferResponse")(
+        model_name=answer.model, model_version=answer.version, id=answer.id
+    )
+    for name, value in answer.parameters.items():
+        _set_parameter(head.parameters[name], value)
+    if final:
+        head.parameters["triton_final_response"].bool_param = True
+    pieces: list[Any] = [b""]
+    for each in query.outputs or [Wanted(name) for name in answer.outputs]:
+        array = answer.outputs[each.name]
+        if each.classes:
+            array = classes_of(array, each.classes, batched)
+        output = head.outputs.add()
+        output.name, output.datatype = each.name, datatype_of_array(array)
+        output.shape.extend(array.shape)
+        data = to_bytes(array)
+        if each.region is not None:
+            memory.write(each.region, data)
+            parameters = output.parameters
+            parameters["shared_memory_region"].string_param = each.region.name
+            parameters["shared_memory_byte_size"].int64_param = len(data)
+            if each.region.offset:
+                parameters["shared_memory_offset"].int64_param = each.region.offset
+            data = b""
+        # As a field of the message they would be copied twice before they are sent.
+        pieces += [_RAW_OUTPUT, _varying(len(data)), data]
+    pieces[0] = head.SerializeToString()
+    return b"".join(pieces)
+
+
+def _set_parameter(parameter: Any, value: Any) -> None:
+    kinds: Mapping[type, str] = {bool: "bool", int: "int64", float: "double"}
+    choice = kinds.get(type(value), "string")
+    setattr(parameter, f"{choice}_param", value if choice != "string" else str(value))
+
+
+def streamed(response: bytes) -> bytes:
+    """Write a `ModelStreamInferResponse` around a `ModelInferResponse`."""
+    return b"".join((_STREAM_RESPONSE, _varying(len(response)), response))
+
+
+def streamed_failure(failure: str, request_id: str, final: bool) -> bytes:
+    """Write a `ModelStreamInferResponse` with an error in it, and whose it is."""
+    head = message("ModelInferResponse")(id=request_id)
+    if final:
+        head.parameters["triton_final_response"].bool_param = True
+    said = failure.encode()
+    return b"".join((_STREAM_ERROR, _varying(len(said)), said, streamed(head.SerializeToString())))
+
+
+def _varying(number: int) -> bytes:
+    """Write a variable-length integer."""
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    written.append(number)
+    return bytes(written)

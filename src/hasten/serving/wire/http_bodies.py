@@ -1,0 +1,432 @@
+"""Inference requests and answers as HTTP bodies: JSON, with tensors in it or as bytes behind it."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+
+from hasten.errors import InputError
+from hasten.protocol.datatypes import (
+    count_of,
+    datatype_of,
+    datatype_of_array,
+    from_bytes,
+    item_size,
+    numpy_type,
+    to_bytes,
+)
+from hasten.protocol.errors import Kind, ProtocolError
+from hasten.protocol.requests import Answer, Query, Wanted
+from hasten.serving.wire.checks import MOST_RANK, region_of, tensor_size, whole_number
+from hasten.serving.wire.classes import classes_of
+from hasten.serving.wire.json_numbers import numbers
+from hasten.serving.wire.shared_memory import SharedMemory
+from hasten.tensors import Array, TensorSpec
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    datatype: str = ""
+    shape: list[int] = []
+    data: msgspec.Raw = msgspec.Raw(b"")
+    parameters: dict[str, Any] | None = None
+
+
+class _Wanted(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Body(msgspec.Struct):
+    inputs: list[_Tensor]
+    id: str | None = None
+    outputs: list[_Wanted] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+_WEIGHT = re.compile(r"q=([01](?:\.\d{0,3})?)")
+
+
+def read_body(
+    body: Any,
+    header_bytes: int | None,
+    model: str,
+    version: str,
+    memory: SharedMemory,
+    most_bytes: int,
+    check: Callable[[str, str, tuple[int, ...]], None] = lambda name, datatype, shape: None,
+) -> Query:
+    """Read a request; tensors behind the JSON stay where they are in `body`.
+
+    Args:
+        body: The whole body, decompressed.
+        header_bytes: Length of its JSON, as Inference-Header-Content-Length states; None where it
+            is JSON to its end.
+        model: Out of the path.
+        version: Out of the path, or "".
+        memory: The registered regions.
+        most_bytes: Of all tensors together.
+        check: Called with each input's name, datatype and shape before it is decoded.
+
+    Raises:
+        ProtocolError: it is none of the protocol's.
+    """
+    size = len(body)
+    if header_bytes is not None and not 0 <= header_bytes <= size:
+        raise ProtocolError(
+            Kind.INVALID,
+            f"Inference-Header-Content-Length is {header_bytes}; the body has {size} bytes",
+        )
+    view = memoryview(body)
+    try:
+        head = _decode(body if header_bytes is None else view[:header_bytes])
+    except msgspec.ValidationError as error:
+        raise ProtocolError(
+            Kind.INVALID, f"the request doesn't follow the protocol: {error}"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(Kind.INVALID, f"the request is no JSON: {error}") from error
+    try:
+        inputs, end = _inputs(head.inputs, view, header_bytes, memory, most_bytes, check)
+    except InputError as error:
+        raise ProtocolError(Kind.INVALID, str(error)) from error
+    if end != size and header_bytes is not None:
+        raise ProtocolError(
+            Kind.INVALID, f"{size - end} bytes are left in the body after its inputs' tensors"
+        )
+    parameters = head.parameters
+    binary = _switch(parameters, "binary_data_output", False) if parameters else False
+    return Query(
+        model,
+        version,
+        head.id or "",
+        inputs,
+        tuple([_wanted(each, binary) for each in head.outputs]) if head.outputs else (),
+        binary,
+        whole_number(parameters, "priority") if parameters else 0,
+        1000 * whole_number(parameters, "timeout") if parameters else 0,
+    )
+
+
+def raw_query(body: Any, model: str, version: str, specs: Sequence[TensorSpec]) -> Query:
+    """Read a body that is the model's only input as it is, whose open sizes follow from its length.
+
+    Raises:
+        ProtocolError: the model has several inputs, or the length isn't one of its shapes'.
+    """
+    if len(specs) != 1:
+        raise ProtocolError(
+            Kind.INVALID,
+            f"a body without JSON is one input; the model {model!r} takes {len(specs)}",
+        )
+    spec = specs[0]
+    open_ = [place for place, size in enumerate(spec.shape) if not isinstance(size, int)]
+    each = (item_size(datatype_of(spec.dtype)) or 1) * count_of(
+        size for size in spec.shape if isinstance(size, int)
+    )
+    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+    if open_:
+        shape[open_[0]] = len(body) // max(1, each)
+    try:
+        array = from_bytes(body, datatype_of(spec.dtype), tuple(shape))
+    except InputError as error:
+        raise ProtocolError(Kind.INVALID, f"input {spec.name!r}: {error}") from error
+    return Query(model, version, "", {spec.name: array}, (), True)
+
+
+def _inputs(
+    tensors: list[_Tensor],
+    view: memoryview,
+    header_bytes: int | None,
+    memory: SharedMemory,
+    most_bytes: int,
+    check: Callable[[str, str, tuple[int, ...]], None],
+) -> tuple[dict[str, Array], int]:
+    inputs: dict[str, Array] = {}
+    place = len(view) if header_bytes is None else header_bytes
+    left = most_bytes
+    for tensor in tensors:
+        name, parameters = tensor.name, tensor.parameters or {}
+        if name in inputs:
+            raise ProtocolError(Kind.INVALID, f"input {name!r:.100} is given twice")
+        shape = tuple(tensor.shape)
+        left -= tensor_size(name, tensor.datatype, shape, left, most_bytes)
+        check(name, tensor.datatype, shape)
+        if (size := parameters.get("binary_data_size")) is not None:
+            if type(size) is not int or size < 0 or place + size > len(view):
+                raise ProtocolError(
+                    Kind.INVALID,
+                    f"input {name!r:.100} announces {size!r:.40} bytes; {len(view) - place} are left",
+                )
+            if tensor.data or "shared_memory_region" in parameters:
+                raise _two_ways(name)
+            data = view[place : place + size]
+            place += size
+        elif "shared_memory_region" in parameters:
+            if tensor.data:
+                raise _two_ways(name)
+            data = memory.read(region_of(name, parameters))
+        else:
+            inputs[name] = _from_json(tensor, shape)
+            continue
+        try:
+            inputs[name] = from_bytes(data, tensor.datatype, shape)
+        except InputError as error:
+            raise ProtocolError(Kind.INVALID, f"input {name!r:.100}: {error}") from error
+    return inputs, place
+
+
+def _two_ways(name: str) -> ProtocolError:
+    return ProtocolError(
+        Kind.INVALID,
+        f"input {name!r:.100} comes in two ways: as data, by binary_data_size or in shared memory",
+    )
+
+
+def _wanted(wanted: _Wanted, binary: bool) -> Wanted:
+    parameters = wanted.parameters
+    if not parameters:
+        return Wanted(wanted.name, binary)
+    region = region_of(wanted.name, parameters) if "shared_memory_region" in parameters else None
+    said = _switch(parameters, "binary_data", binary)
+    return Wanted(wanted.name, said, whole_number(parameters, "classification"), region)
+
+
+def _switch(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Read a parameter that is true or false."""
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        raise ProtocolError(
+            Kind.INVALID, f"the parameter {name!r} is true or false; got {value!r:.40}"
+        )
+    return value
+
+
+def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
+    """Read a tensor's data, flat or nested."""
+    where = f"input {tensor.name!r:.100}"
+    if tensor.datatype == "BF16":
+        raise ProtocolError(Kind.INVALID, f"{where}: BF16 comes as bytes only")
+    if not tensor.data:
+        raise ProtocolError(Kind.INVALID, f"{where} has no data")
+    if (quick := numbers(memoryview(tensor.data), tensor.datatype, shape)) is not None:
+        return quick
+    try:
+        data = orjson.loads(memoryview(tensor.data))
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(Kind.INVALID, f"{where}: its data can't be read: {error}") from error
+    if not isinstance(data, list):
+        raise ProtocolError(Kind.INVALID, f"{where}: its data is no list")
+    count = count_of(shape)
+    if tensor.datatype == "BYTES":
+        return _texts(_flat(data, count, where), shape, where)
+    written = bytes(tensor.data)
+    if b'"' in written:  # a text among numbers: numpy would make each as long as the longest
+        raise _no_value(tensor.datatype, where)
+    if tensor.datatype != "BOOL" and (b"t" in written or b"f" in written):
+        raise _no_value(tensor.datatype, where)  # numpy makes numbers of true and false
+    try:
+        array = np.array(data)
+    except ValueError as error:  # ragged
+        raise ProtocolError(Kind.INVALID, f"{where}: its data is nested unevenly") from error
+    if array.size != count:
+        raise ProtocolError(
+            Kind.INVALID, f"{where}: {list(shape)} has {count:,} elements; got {array.size:,}"
+        )
+    if array.ndim != 1 and array.shape != shape and count:
+        raise ProtocolError(
+            Kind.INVALID, f"{where}: data is flat or {list(shape)}; got {list(array.shape)}"
+        )
+    if array.dtype.kind == "f" and tensor.datatype == "UINT64":
+        array = _large(_flat(data, count, where), array)
+    return _cast(array, tensor.datatype, where).reshape(shape)
+
+
+def _large(data: list[Any], array: Array) -> Array:
+    """Return whole numbers on both sides of 2**63 as such: numpy makes floats of them."""
+    if all(type(each) is int and 0 <= each < 2**64 for each in data):
+        return np.array(data, np.uint64)
+    return array
+
+
+def _cast(array: Array, datatype: str, where: str) -> Array:
+    """Give JSON's numbers their type, where they have a value in it."""
+    dtype = numpy_type(datatype)
+    if not array.size:
+        return np.empty(0, dtype)
+    kind = array.dtype.kind
+    if dtype.kind == "b":
+        if kind == "b" or (kind in "iu" and ((array == 0) | (array == 1)).all()):
+            return array.astype(dtype)
+    elif kind in "iuf" and dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return array.astype(dtype)
+    elif kind in "iu":
+        limits = np.iinfo(dtype)
+        if int(array.min()) >= limits.min and int(array.max()) <= limits.max:
+            return array.astype(dtype)
+    raise _no_value(datatype, where)
+
+
+def _no_value(datatype: str, where: str) -> ProtocolError:
+    return ProtocolError(Kind.INVALID, f"{where}: its data has something that is no {datatype}")
+
+
+def _flat(data: list[Any], count: int, where: str) -> list[Any]:
+    """Take nested lists apart; no deeper than a tensor has axes."""
+    for _ in range(MOST_RANK):
+        if not any(isinstance(each, list) for each in data):
+            break
+        if not all(isinstance(each, list) for each in data):
+            raise ProtocolError(Kind.INVALID, f"{where}: its data is nested unevenly")
+        data = [element for each in data for element in each]
+    if len(data) != count:
+        raise ProtocolError(
+            Kind.INVALID, f"{where}: {count:,} elements were announced; got {len(data):,}"
+        )
+    return data
+
+
+def _texts(data: list[Any], shape: tuple[int, ...], where: str) -> Array:
+    array = np.empty(len(data), object)
+    for place, element in enumerate(data):
+        if not isinstance(element, str):
+            raise ProtocolError(Kind.INVALID, f"{where}: its data has something that is no text")
+        array[place] = element.encode()
+    return array.reshape(shape)
+
+
+def write_answer(
+    answer: Answer, query: Query, memory: SharedMemory, batched: bool
+) -> tuple[list[Any], int | None]:
+    """Write an answer.
+
+    Args:
+        answer: What to write.
+        query: What asked.
+        memory: Where outputs are written that are asked for there.
+        batched: Whether the first axis counts the samples, for classes.
+
+    Returns:
+        The body's pieces; and the length of its JSON, or None where it is all JSON.
+
+    Raises:
+        ProtocolError: an output doesn't fit its region, has no classes, or can't be written as JSON.
+    """
+    wanted = query.outputs or [Wanted(name, query.binary) for name in answer.outputs]
+    outputs, tail = [], []
+    for each in wanted:
+        array = answer.outputs[each.name]
+        if each.classes:
+            array = classes_of(array, each.classes, batched)
+        entry: dict[str, Any] = {
+            "name": each.name,
+            "datatype": datatype_of_array(array),
+            "shape": array.shape,
+        }
+        if each.region is not None:
+            data = to_bytes(array)
+            memory.write(each.region, data)
+            entry["parameters"] = {
+                "shared_memory_region": each.region.name,
+                "shared_memory_byte_size": len(data),
+            } | ({"shared_memory_offset": each.region.offset} if each.region.offset else {})
+        elif each.binary:
+            data = to_bytes(array)
+            entry["parameters"] = {"binary_data_size": len(data)}
+            tail.append(data)
+        else:
+            entry["data"] = _to_json(array, each.name)
+        outputs.append(entry)
+    head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    if answer.id:
+        head["id"] = answer.id
+    if answer.parameters:
+        head["parameters"] = answer.parameters
+    head["outputs"] = outputs
+    data = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
+    return ([data, *tail], len(data)) if tail else ([data], None)
+
+
+def _to_json(array: Array, name: str) -> Any:
+    """What the encoder makes a flat list of."""
+    flat = array.reshape(-1)
+    if flat.dtype == object:
+        try:
+            return [element.decode() for element in flat]
+        except UnicodeDecodeError as error:
+            raise ProtocolError(
+                Kind.INVALID, f"output {name!r} isn't UTF-8: ask for it with binary_data"
+            ) from error
+    if flat.dtype.kind not in "biuf":
+        raise ProtocolError(
+            Kind.INVALID,
+            f"output {name!r} of {flat.dtype} has no JSON form: ask for it with binary_data",
+        )
+    if flat.dtype == np.float16:
+        flat = flat.astype(np.float32)
+    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+        raise ProtocolError(
+            Kind.INTERNAL,
+            f"output {name!r} has infinite or undefined numbers, which JSON doesn't have: ask for it "
+            "with binary_data",
+        )
+    return np.ascontiguousarray(flat)
+
+
+def decompressed(body: Any, encoding: str, most_bytes: int) -> bytes:
+    """Decompress a body, no further than it may be large.
+
+    Raises:
+        ProtocolError: an encoding that isn't known, a damaged or too large body.
+    """
+    bits = {"gzip": 31, "x-gzip": 31, "deflate": 15}.get(encoding)
+    if bits is None:
+        raise ProtocolError(
+            Kind.INVALID, f"Content-Encoding is gzip or deflate; got {encoding!r:.40}"
+        )
+    engine = zlib.decompressobj(bits)
+    try:
+        data = engine.decompress(body, most_bytes + 1)
+    except zlib.error as error:
+        if encoding != "deflate":
+            raise ProtocolError(Kind.INVALID, f"the body is no {encoding}: {error}") from error
+        engine = zlib.decompressobj(-15)  # some send it without zlib's header
+        try:
+            data = engine.decompress(body, most_bytes + 1)
+        except zlib.error as again:
+            raise ProtocolError(Kind.INVALID, f"the body is no {encoding}: {again}") from again
+    if len(data) > most_bytes:
+        raise ProtocolError(Kind.TOO_LARGE, f"decompressed, the body has over {most_bytes:,} bytes")
+    if not engine.eof or engine.unused_data:
+        raise ProtocolError(Kind.INVALID, f"the body is no whole {encoding}")
+    return data
+
+
+def compressed(pieces: Sequence[Any], encoding: str) -> bytes:
+    """Compress a body; `encoding` is "gzip" or "deflate"."""
+    engine = zlib.compressobj(1, zlib.DEFLATED, 31 if encoding == "gzip" else 15)
+    return b"".join([*(engine.compress(piece) for piece in pieces), engine.flush()])
+
+
+def chosen_encoding(accepted: str) -> str | None:
+    """Return what a client likes best of what is known; None for no compression.
+
+    Source: RFC 9110, section 12.5.3.
+    """
+    best, most = None, 0.0
+    for part in accepted.lower().split(","):
+        name, _, weight = part.partition(";")
+        if (name := name.strip()) in ("gzip", "deflate"):
+            found = _WEIGHT.fullmatch(weight.replace(" ", ""))
+            quality = float(found[1]) if found else 1.0
+            if quality > most:
+                best, most = name, quality
+    return best

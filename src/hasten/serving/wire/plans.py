@@ -1,0 +1,246 @@
+"""Requests that look alike are read once: what follows from their JSON is kept, and only tensors change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hasten.protocol.datatypes import datatype_of_array, to_bytes
+from hasten.protocol.requests import Query, Wanted
+from hasten.serving.wire.json_numbers import numbers
+from hasten.tensors import Array, Tensors
+
+_ID = re.compile(rb'"id" ?: ?"([ !#-\[\]-~]{1,128})"')
+_DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
+_DATA_KEY = re.compile(rb'"data"[ \t\r\n]*:')
+_MOST = 64
+_LONGEST = 4096
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in a body.
+
+    Attributes:
+        name: Of the input.
+        datatype: The protocol's.
+        dtype: numpy's.
+        shape: As it was checked against the model.
+        size: Of its elements, how many.
+        offset: From the JSON's end.
+    """
+
+    name: str
+    datatype: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    size: int
+    offset: int
+
+
+class Plan:
+    """What follows from a request's JSON but for its id and its tensors.
+
+    Args:
+        query: The first such request, as it was read.
+        tail_bytes: Of all tensors behind the JSON; None where the one tensor is in it, as numbers.
+        rows: Samples in it.
+        key: Requests of equal keys can share a batch.
+
+    Attributes:
+        answer: The shapes and types of the answer's outputs, the length of the id, and all that is
+            sent before them: up to the id, and after it.
+    """
+
+    __slots__ = (
+        "_binary",
+        "_model",
+        "_outputs",
+        "_places",
+        "_priority",
+        "_timeout_ns",
+        "_version",
+        "answer",
+        "key",
+        "rows",
+        "tail_bytes",
+    )
+
+    def __init__(self, query: Query, tail_bytes: int | None, rows: int, key: Hashable) -> None:
+        self._model, self._version = query.model, query.version
+        self._outputs, self._binary = query.outputs, query.binary
+        self._priority, self._timeout_ns = query.priority, query.timeout_ns
+        self.tail_bytes, self.rows, self.key = tail_bytes, rows, key
+        self._places = []
+        offset = 0
+        for name, array in query.inputs.items():
+            datatype = datatype_of_array(array)
+            self._places.append(Place(name, datatype, array.dtype, array.shape, array.size, offset))
+            offset += array.nbytes
+        self.answer: tuple[list[tuple[Any, ...]], int, bytes, bytes] | None = None
+
+    def query(self, body: Any, header_bytes: int, id_: str) -> Query:
+        """Read a body whose JSON is the plan's."""
+        inputs: dict[str, Array] = {}
+        for name, _, dtype, shape, size, offset in self._places:
+            array = np.frombuffer(body, dtype, size, header_bytes + offset)
+            inputs[name] = (array if array.flags.aligned else array.copy()).reshape(shape)
+        return self._query(inputs, id_)
+
+    def text_query(self, data: memoryview, id_: str) -> Query | None:
+        """Read the numbers of a body whose JSON is the plan's but for them; None for no such."""
+        place = self._places[0]
+        array = numbers(data, place.datatype, place.shape)
+        return None if array is None else self._query({place.name: array}, id_)
+
+    def _query(self, inputs: dict[str, Array], id_: str) -> Query:
+        return Query(
+            self._model,
+            self._version,
+            id_,
+            inputs,
+            self._outputs,
+            self._binary,
+            self._priority,
+            self._timeout_ns,
+            plan=self,
+        )
+
+    def head(self, outputs: Tensors, id_: str) -> bytes | None:
+        """What is sent before an answer's outputs; None where it isn't known."""
+        if self.answer is None:
+            return None
+        like, length, before, after = self.answer
+        if like != signature(outputs) or length != len(id_):
+            return None
+        return before + id_.encode() + after if id_ else before
+
+    def note(self, outputs: Tensors, id_: str, head: bytes) -> None:
+        """Keep what was sent before an answer's outputs."""
+        before, between, after = head, b"", b""
+        if id_:
+            before, between, after = head.rpartition(b'"id":"' + id_.encode() + b'"')
+            if not between:
+                return
+            before, after = before + b'"id":"', b'"' + after
+        self.answer = signature(outputs), len(id_), before, after
+
+
+class Plans:
+    """The plans of one open model: of the JSON that its clients send again and again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[bytes, int], Plan | None] = {}
+        """None for what can't be read so."""
+
+    def find(self, body: Any, header_bytes: int | None) -> Query | None:
+        """Read a body whose JSON was seen before, but for its id; None where it wasn't.
+
+        Args:
+            body: The whole.
+            header_bytes: Of its JSON; None where it is all JSON, with one tensor's numbers in it.
+        """
+        if header_bytes is None:
+            if (text := _text(body)) is None:
+                return None
+            key, id_, data = text
+            plan = self._kept.get(key)
+            return None if plan is None else plan.text_query(data, id_)
+        if header_bytes > _LONGEST:
+            return None
+        key, id_ = _without_id(bytes(body[:header_bytes]))
+        plan = self._kept.get(key)
+        if plan is None or plan.tail_bytes != len(body) - header_bytes:
+            return None
+        return plan.query(body, header_bytes, id_)
+
+    def note(
+        self, query: Query, body: Any, header_bytes: int | None, rows: int, key: Hashable
+    ) -> None:
+        """Keep what followed from a request's JSON, where it is of use for the next."""
+        if _elsewhere(query.outputs):
+            return
+        if header_bytes is None:
+            self._note_text(query, body, rows, key)
+            return
+        size = sum(array.nbytes for array in query.inputs.values())
+        plain = all(array.dtype != object and array.nbytes for array in query.inputs.values())
+        if not plain or header_bytes + size != len(body) or header_bytes > _LONGEST:
+            return
+        place, id_ = _without_id(bytes(body[:header_bytes]))
+        if id_ == query.id:  # else it is written in another way, or isn't the request's own
+            self._keep(place, Plan(query, size, rows, key))
+
+    def _note_text(self, query: Query, body: Any, rows: int, key: Hashable) -> None:
+        """Keep it where the one input's numbers are found, and would be in the next body."""
+        if len(query.inputs) != 1 or (text := _text(body)) is None or text[0] in self._kept:
+            return
+        place, id_, data = text
+        plan = Plan(query, None, rows, key)
+        again = plan.text_query(data, id_) if id_ == query.id else None
+        (array,) = query.inputs.values()
+        same = again is not None and all(
+            np.array_equal(array, other) for other in again.inputs.values()
+        )
+        self._keep(place, plan if same else None)
+
+    def _keep(self, place: tuple[bytes, int], plan: Plan | None) -> None:
+        if len(self._kept) >= _MOST:
+            self._kept.clear()
+        self._kept[place] = plan
+
+
+def _text(body: Any) -> tuple[tuple[bytes, int], str, memoryview] | None:
+    """Split a body that is all JSON: all but its id and its only list of data; the id; that list.
+
+    Two whose first part is alike differ in nothing else, whatever else the list is, as long as it is
+    one: JSON stays JSON where a value takes another's place.
+
+    Returns:
+        None where there isn't one such list, or something is written in a way that could hide one.
+    """
+    head = bytes(body[:_LONGEST])
+    found = _DATA.search(head)
+    if found is None:
+        return None
+    begin = found.end()
+    rest = max(begin, len(body) - _LONGEST)
+    tail = bytes(body[rest:])
+    texts, objects = tail.find(b'"'), tail.find(b"}")
+    end = tail.rfind(b"]", 0, min(texts, objects) if texts >= 0 else objects) + 1
+    around = head[:begin] + b"\0" + tail[end:]
+    if not end or b"\\" in around or len(_DATA_KEY.findall(around)) != 1:
+        return None
+    return (*_without_id(around), memoryview(body)[begin : rest + end])
+
+
+def _without_id(header: bytes) -> tuple[tuple[bytes, int], str]:
+    """Return a request's JSON without its id, and where that was; and the id.
+
+    Two that are alike so differ in the id alone: it is plain text, with nothing that JSON escapes,
+    and there is one such place.
+    """
+    found = _ID.search(header)
+    if found is None:
+        return (header, -1), ""
+    begin, end = found.span(1)
+    if _ID.search(header, end) is not None:
+        return (header, -1), ""
+    return (header[:begin] + header[end:], begin), found[1].decode()
+
+
+def _elsewhere(outputs: tuple[Wanted, ...]) -> bool:
+    """Whether an output is written elsewhere, or its classes are asked for."""
+    return any(each.region is not None or each.classes for each in outputs)
+
+
+def signature(outputs: Tensors) -> list[tuple[Any, ...]]:
+    """What an answer's head follows from."""
+    return [(array.dtype, array.shape) for array in outputs.values()]
+
+
+def pieces_of(outputs: Mapping[str, Array]) -> list[Any]:
+    """The outputs as they are sent."""
+    return [to_bytes(array) for array in outputs.values()]
