@@ -9,7 +9,8 @@ are of rounds. Every answer is checked. Each peer answers by `hasten.load(bundle
 model's own time is the same everywhere.
 
 Two models: 1,000 float32 that come back as they are, beside an echo on bare uvicorn, the floor; and
-what `--bundle` names, as an EfficientNet-Lite0, beside the model alone in this process. That one is
+what `--bundle` names, as an EfficientNet-Lite0, beside the model alone in this process, and beside the
+floor once more, which takes the same bytes and gives as many back. That one is
 also asked at a fixed rate, with latency from when a request was due: every server at 80% of what
 hasten answers at most, and hasten at twice that, with a deadline.
 """
@@ -29,7 +30,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).with_suffix("")))
 from catalogue import FLOOR, HASTEN, SERVERS, Server, Way, set_up
-from findings import MANY, Found, client_line, closed_table, open_table, overload_line
+from findings import (
+    MANY,
+    Found,
+    client_line,
+    closed_table,
+    open_table,
+    overload_line,
+    server_line,
+)
 from processes import Running, idle_share, started
 from subjects import Subject, identity_bundle
 from turns import Block, Client, alone, take_turns
@@ -138,7 +147,11 @@ class Comparison:
     def open(self) -> None:
         """Ask everyone at a rate that hasten keeps up with, or where it isn't there the fastest."""
         rounds = {each.name: self._found.rounds[each.name] for each in self._contestants}
-        rates = {name: one.rate.estimate for name, one in rounds.items() if not one.failed}
+        rates = {
+            name: one.rate.estimate
+            for name, one in rounds.items()
+            if not one.failed and SERVERS[name.partition(" / ")[0]].serves
+        }
         if not rates:
             return
         hastens = [rate for name, rate in rates.items() if name.startswith(f"{HASTEN} /")]
@@ -226,7 +239,7 @@ def report(subject: Subject, found: Found) -> None:
     """Print a subject's tables."""
     versions = ", ".join(dict.fromkeys(found.versions.values()))
     print(f"\n## {subject.name}\n\n{closed_table(found)}\n\n{versions}.", flush=True)
-    print(client_line(found), flush=True)
+    print(client_line(found), server_line(found), flush=True)
     if found.open:
         print(f"\nAt {found.rate_per_s:.0f} requests/s, by chance in time:\n\n{open_table(found)}")
     if found.overload:
@@ -284,7 +297,11 @@ def main() -> None:
                 (Subject(arguments.bundle.stem, arguments.bundle.resolve(), TOLERANCE), ALONE)
             )
         for subject, base in subjects:
-            taking = [SERVERS[name] for name in names if base == FLOOR or SERVERS[name].serves]
+            taking = [
+                SERVERS[name]
+                for name in names
+                if base == FLOOR or name == FLOOR or SERVERS[name].serves
+            ]
             found = compare(subject, taking, base, settings, folder / subject.name)
             report(subject, found)
             results["subjects"][subject.name] = asdict(found)

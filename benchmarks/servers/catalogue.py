@@ -43,7 +43,7 @@ def hasten_command(place: Place) -> list[str]:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to ask a server: the path, `{model}` in it, and the format's name."""
+    """One way to ask a server: the path, as `Format.request` takes it, and the format's name."""
 
     path: str
     format: str
@@ -94,7 +94,7 @@ FLOOR, HASTEN = "floor", "hasten"
 SERVERS = {
     one.name: one
     for one in (
-        Server(FLOOR, (Way("/", "raw"),), "uvicorn", "floor", serves=False),
+        Server(FLOOR, (Way("/{answer_bytes}", "raw"),), "uvicorn", "floor", serves=False),
         Server("granian", (Way("/", "raw"),), "granian", "floor", serves=False),
         Server(HASTEN, _OPEN_WAYS, "hasten", command=hasten_command),
         Server("triton", _OPEN_WAYS, "nvidia-pytriton", "triton"),

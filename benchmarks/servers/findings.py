@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalogue import FLOOR
+import numpy as np
+from catalogue import FLOOR, HASTEN
 from formats import FORMATS
 from turns import Block, Rounds
 
@@ -67,6 +68,26 @@ def closed_table(found: Found) -> str:
             (server, way, _milliseconds(one.p50), over, added, _rate(one.rate), share, idle, memory)
         )
     return table(rows)
+
+
+def server_line(found: Found) -> str:
+    """Say what hasten adds to the model, beyond what it takes to bring and take the same bytes."""
+    named = {name.partition(" / ")[0]: one for name, one in found.rounds.items()}
+    parts = [named.get(name) for name in (HASTEN, found.base, FLOOR)]
+    if found.base == FLOOR or any(one is None or one.failed for one in parts):
+        return ""
+    hasten, model, floor = (
+        {place: block.p50_ns for place, block in one.one.items()} for one in parts if one
+    )
+    added = [hasten[place] - model[place] for place in hasten]
+    beyond = [hasten[place] - model[place] - floor[place] for place in hasten]
+    low, middle, high = np.quantile(beyond, (0.25, 0.5, 0.75)) / 1e6
+    return (
+        f"With one client hasten adds {np.median(added) / 1e6:.3f} ms to {found.base} (median of "
+        f"{len(added)} rounds); bringing and taking the same bytes without a model takes "
+        f"{np.median(list(floor.values())) / 1e6:.3f} ms, and beyond both are {middle:.3f} ms (half of "
+        f"the rounds: {low:.3f} to {high:.3f})."
+    )
 
 
 def client_line(found: Found) -> str:

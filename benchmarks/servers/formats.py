@@ -21,11 +21,13 @@ class Names:
         model: As in the path.
         input: Of the one input.
         output: Of the first output.
+        answer_bytes: Of the first output, for who only pretends.
     """
 
     model: str
     input: str
     output: str
+    answer_bytes: int
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class Format:
     numbers: Callable[[bytes, int], np.ndarray]
 
     def request(self, path: str, names: Names, array: np.ndarray, timeout_us: int = 0) -> bytes:
-        """Return a whole HTTP/1.1 request; `{model}` in the path is the model's name."""
+        """Return a whole HTTP/1.1 request; `{model}` and `{answer_bytes}` in the path are known."""
         headers, body = self.body(names, array, timeout_us)
         lines = [
-            f"POST {path.format(model=names.model)} HTTP/1.1",
+            f"POST {path.format(model=names.model, answer_bytes=names.answer_bytes)} HTTP/1.1",
             "Host: 127.0.0.1",
             *(f"{name}: {value}" for name, value in headers.items()),
             f"Content-Length: {len(body)}",

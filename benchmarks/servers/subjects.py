@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from catalogue import Server, Way
-from formats import FORMATS, Names
+from formats import FLOAT32, FORMATS, Names
 from tally import EXPECTED, REQUESTS
 
 import hasten
@@ -53,10 +53,12 @@ class Subject:
         self.name, self.bundle, self.tolerance = name, bundle, tolerance
         artifact = read(bundle).winner.artifact
         (spec,) = artifact.request
-        self._names = Names(name, spec.name, artifact.outputs[0].name)
         rng = np.random.default_rng(0)
         self._arrays = [_drawn(spec.sizes, rng) for _ in range(REQUESTS_EACH)]
         self._fast = hasten.load(bundle)
+        output = artifact.outputs[0].name
+        answer_bytes = self._fast(self._arrays[0])[output].nbytes
+        self._names = Names(name, spec.name, output, answer_bytes)
         self._expected = np.stack([self._answer(turn).reshape(-1) for turn in range(REQUESTS_EACH)])
         check_distinct(self._expected, tolerance)
         self.alone: Callable[[int], object] = self._answer
@@ -76,7 +78,8 @@ class Subject:
         for turn in range(REQUESTS_EACH):
             request = self.request(server, way, turn, timeout_us)
             (folder / REQUESTS.format(turn)).write_bytes(request)
-        echoed = np.stack([array.reshape(-1) for array in self._arrays])
+        numbers = self._names.answer_bytes // FLOAT32.itemsize
+        echoed = np.stack([array.reshape(-1)[:numbers] for array in self._arrays])
         np.save(folder / EXPECTED, self._expected if server.serves else echoed)
         return folder
 

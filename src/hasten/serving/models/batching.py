@@ -18,6 +18,7 @@ import numpy as np
 
 from hasten.errors import HastenError
 from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving.models.company import Company
 from hasten.serving.models.scheduling import Pending, Run, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
 from hasten.tensors import Array, Tensors
@@ -26,6 +27,8 @@ INLINE_NS = 100_000
 """A batch that is shorter runs on the event loop's own thread: to hand it to another takes as long,
 more so where both want the interpreter."""
 _INLINE_STEP = 1.05
+_LONE_NS = 10_000_000
+"""So does one of a client that is alone: what the hand-over costs hardly shows in longer ones."""
 _COARSE_NS = 1_000_000
 _TRY_AGAIN = 256
 """After so many batches that were too long for the loop's thread, one is tried there again."""
@@ -86,6 +89,7 @@ class Batching:
         scheduler: Decides.
         statistics: Of the batches.
         loop: The event loop.
+        company: Who talks to the server.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
@@ -95,9 +99,11 @@ class Batching:
         scheduler: Scheduler[Task],
         statistics: Statistics,
         loop: asyncio.AbstractEventLoop,
+        company: Company,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.scheduler = scheduler
+        self._company = company
         self._statistics = statistics
         self._loop = loop
         self._clock_ns = clock_ns
@@ -118,7 +124,7 @@ class Batching:
         """
         now_ns = self._clock_ns()
         if (run := self.scheduler.take_alone(item, now_ns)) is not None:
-            if self._short(item.rows):
+            if self._belongs_here(run, now_ns):
                 self._run_here(run, now_ns)
             else:
                 self._run_there(run, now_ns)
@@ -186,7 +192,7 @@ class Batching:
             if isinstance(step, Wait):
                 self._wait(step.until_ns, now_ns)
                 return
-            if self._short(step.rows):
+            if self._belongs_here(step, now_ns):
                 self._run_here(step, now_ns)
                 self._look_soon()  # a turn of the loop later, so that bytes come and go meanwhile
                 return
@@ -222,6 +228,22 @@ class Batching:
         self._ended(thread, number, outputs, timing)
         self._answer(run, outputs, timing)
         self._tell_if_empty()
+
+    def _belongs_here(self, run: Run[Task], now_ns: int) -> bool:
+        """Whether a batch is run right here, on the event loop's own thread."""
+        return self._short(run.rows) or self._is_lone(run, now_ns)
+
+    def _is_lone(self, run: Run[Task], now_ns: int) -> bool:
+        """Whether nobody is to be heard while a batch runs, its own deadline included."""
+        item, scheduler = run.items[0], self.scheduler
+        if not self._company.alone(item.source, now_ns) or len(run.items) > 1:
+            return False
+        latencies = scheduler.latencies
+        return (
+            scheduler.idle
+            and latencies.expected_ns(run.rows) <= _LONE_NS
+            and now_ns + latencies.promised_ns(run.rows) <= item.deadline_ns
+        )
 
     def _short(self, rows: int) -> bool:
         """Whether a batch is so short that it is run right here."""

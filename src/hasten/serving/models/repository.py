@@ -16,6 +16,7 @@ import numpy as np
 from hasten.bundle import MANIFEST, read
 from hasten.errors import CandidateError, HastenError, InputError
 from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving.models.company import Company
 from hasten.serving.models.comparison import disagreeing_rows, is_broken
 from hasten.serving.models.opening import ModelSettings, Opened, open_bundle, requests_of
 from hasten.serving.models.served import ServedModel
@@ -68,6 +69,7 @@ class Repository:
         tracing: Sends spans.
 
     Attributes:
+        company: Who talks to the server.
         forgiven: Told of a version that was served exactly after a crash, and isn't any more.
     """
 
@@ -79,6 +81,7 @@ class Repository:
         tracing: Tracing | None = None,
     ) -> None:
         self._loop, self._marker, self._tracing = loop, marker, tracing
+        self.company = Company()
         self.forgiven: Callable[[Registered], None] = lambda one: None
         self._versions: dict[str, dict[str, Registered]] = {}
         for one in registered:
@@ -205,6 +208,7 @@ class Repository:
                 opened,
                 one.settings,
                 self._loop,
+                self.company,
                 old.statistics if old is not None else None,
                 self._marker(one),
                 tracing=self._tracing,

@@ -21,6 +21,7 @@ from hasten.protocol.errors import Kind, ProtocolError
 from hasten.protocol.requests import Answer, Query
 from hasten.serving.models.batching import Batching, Task, Timing
 from hasten.serving.models.caching import Cache, content_key
+from hasten.serving.models.company import Company
 from hasten.serving.models.comparison import broken_rows, is_broken
 from hasten.serving.models.opening import ModelSettings, Opened
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
@@ -48,6 +49,7 @@ class ServedModel:
         opened: Its sessions, warm.
         settings: How it is served.
         loop: The event loop; everything but the engines is on its thread.
+        company: Who talks to the server.
         statistics: Goes on where a bundle takes another's place.
         running: Entered while an engine works: who crashes in there is to blame.
         clock_ns: Monotonic clock, in nanoseconds.
@@ -66,6 +68,7 @@ class ServedModel:
         opened: Opened,
         settings: ModelSettings,
         loop: asyncio.AbstractEventLoop,
+        company: Company,
         statistics: Statistics | None = None,
         running: Running = contextlib.nullcontext,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
@@ -92,6 +95,7 @@ class ServedModel:
             Scheduler(opened.latencies, settings.most_wait_ns, len(opened.sessions)),
             self.statistics,
             loop,
+            company,
             clock_ns,
         )
         self._shadow: Shadow | None = None
