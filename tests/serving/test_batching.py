@@ -14,6 +14,7 @@ import pytest
 
 from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.models.batching import Batching, Task, Timing
+from hasten.serving.models.company import Company
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import Scheduler
 from hasten.serving.models.statistics import Statistics
@@ -47,11 +48,15 @@ class Asked(Task):
 Model = Callable[[Tensors], dict[str, Array]]
 
 
-def batching(model: Model, span_ns: float = MS, sessions: int = 1) -> Batching:
+def batching(
+    model: Model, span_ns: float = MS, sessions: int = 1, company: Company | None = None
+) -> Batching:
     """A queue of a model whose batches are said to take the same whatever their size."""
     latencies = Latencies(dict.fromkeys(SIZES, span_ns), SIZES)
     scheduler: Scheduler[Any] = Scheduler(latencies, 10e9, sessions)
-    return Batching([model] * sessions, scheduler, Statistics(), asyncio.get_running_loop())
+    company = company or Company()
+    loop = asyncio.get_running_loop()
+    return Batching([model] * sessions, scheduler, Statistics(), loop, company)
 
 
 def until_told(model: Model) -> tuple[Model, threading.Event, threading.Event]:
@@ -184,3 +189,65 @@ def test_the_patient_are_told_when_others_went_first_for_too_long() -> None:
         Kind.OVERLOADED,
         "overloaded: others went first for too long; retry later",
     )
+
+
+@pytest.mark.parametrize(
+    ("heard", "left_ns", "span_ns", "here"),
+    [
+        ([7], math.inf, MS, True),
+        ([7], 1e9, MS, True),
+        ([7], math.inf, 50 * MS, False),
+        ([7, 8, 7], math.inf, MS, False),
+        ([7, 0], math.inf, MS, False),
+    ],
+    ids=["alone", "in time", "too long", "another was heard", "gRPC was heard"],
+)
+def test_who_is_alone_is_answered_on_the_loops_thread(
+    heard: list[int], left_ns: float, span_ns: float, here: bool
+) -> None:
+    threads: list[str] = []
+
+    def model(inputs: Tensors) -> dict[str, Array]:
+        threads.append(threading.current_thread().name)
+        return same(inputs)
+
+    async def work() -> Any:
+        company = Company()
+        now_ns = time.perf_counter_ns()
+        company.heard(heard[0], now_ns - 1_000_000_000)
+        for source in heard[1:]:
+            company.heard(source, now_ns)
+        queue = batching(model, span_ns, company=company)
+        item = Asked(3, left_ns)
+        item.source = 7
+        await submitted(queue, item)
+        answer = await asyncio.wait_for(item.answer, PATIENCE_S)
+        queue.close()
+        return answer
+
+    assert asyncio.run(work()) == [[3, 3]]
+    assert (threads == [threading.current_thread().name]) is here
+
+
+def test_two_requests_of_who_is_alone_arent_run_on_the_loops_thread() -> None:
+    """Only one can be under way on a connection; where there are more, the loop is wanted."""
+    threads: list[str] = []
+
+    def model(inputs: Tensors) -> dict[str, Array]:
+        threads.append(threading.current_thread().name)
+        return same(inputs)
+
+    async def work() -> None:
+        company = Company()
+        company.heard(7, time.perf_counter_ns() - 1_000_000_000)
+        queue = batching(model, company=company)
+        items = [Asked(number, 1e9) for number in range(6)]
+        for item in items:
+            item.source = 7
+        await submitted(queue, *items)
+        for item in items:
+            await asyncio.wait_for(item.answer, PATIENCE_S)
+        queue.close()
+
+    asyncio.run(work())
+    assert "hasten-engine" in threads

@@ -28,6 +28,7 @@ _TRY_AFTER_NS = 50_000_000
 _MOST_GAP_NS = 10e9
 
 
+_GAIN = 1.02
 _LEAST_HOPE = 0.5
 """Arrivals expected within the wait that would pay at all: below, the mean gain is negative."""
 
@@ -186,19 +187,38 @@ class Scheduler(Generic[P]):
         """Predict how long a request waits, and how long its batch takes.
 
         Where requests come faster than they are answered, batches will be full: its own too, since
-        others join behind it. They are as large as gives most throughput, and half of the time
-        that is left allows: the other half is for the batch before.
+        others join behind it.
         """
         latencies = self.latencies
-        size = latencies.best
-        if left_ns != math.inf and size > 1:
-            size = latencies.largest(left_ns / 2)
+        size = self._size(left_ns, now_ns)
         busy_ns = self._busy_ns(now_ns)
         full = self._is_full(size, now_ns)
         batch = max(rows, size if full and (ahead or busy_ns) else min(size, ahead + rows))
         before = max(0, -(-(ahead + rows) // max(size, rows)) - 1)
         wait_ns = busy_ns + before * latencies.expected_ns(size) / self.sessions
         return wait_ns, latencies.promised_ns(min(batch, latencies.most))
+
+    def _size(self, left_ns: float, now_ns: int) -> int:
+        """The batch of most throughput, where requests have so much time from their arrival.
+
+        Whoever comes while a batch before runs is in time for the next if what is left of the one
+        and the whole of the other fit: with batches of half of the time, everybody. Larger ones are
+        filled, too, where enough come late in the batch before; who comes early is refused then.
+        """
+        latencies = self.latencies
+        if left_ns == math.inf or latencies.best == 1:
+            return latencies.best
+        chosen = latencies.largest(left_ns / 2 / self._margin)
+        rate, best = self.rate_per_ns(now_ns), 0.0
+        for size in latencies.sizes:
+            took_ns = self._margin * latencies.promised_ns(size)
+            if size > latencies.best or took_ns > left_ns:
+                break
+            coming = rate * min(took_ns / self.sessions, left_ns - took_ns)
+            rows_per_ns = _filled(size, coming) / took_ns
+            if size < chosen or rows_per_ns > best * _GAIN:
+                chosen, best = max(size, chosen), rows_per_ns
+        return chosen
 
     def _busy_ns(self, now_ns: int) -> float:
         """How long until a session is free."""
@@ -344,7 +364,8 @@ class Scheduler(Generic[P]):
             since_ns = self._waiting_since_ns = now_ns
         # However often somebody comes, nobody waits longer than a batch takes.
         end_ns = min(now_ns + limit_ns, since_ns + self.latencies.expected_ns(1))
-        latest_ns = min(each.deadline_ns for each in items) - self.latencies.promised_ns(rows + 1)
+        took_ns = self._margin * self.latencies.promised_ns(rows + 1)
+        latest_ns = min(each.deadline_ns for each in items) - took_ns
         end_ns = min(end_ns, latest_ns)
         return math.ceil(end_ns) if end_ns > now_ns else None
 
@@ -415,7 +436,7 @@ class Scheduler(Generic[P]):
         """Whether a head with little time left makes a batch small that could be full without it."""
         if self.latencies.best == 1:
             return False
-        size = self.latencies.largest((head.deadline_ns - head.arrived_ns) / 2)
+        size = self._size(head.deadline_ns - head.arrived_ns, now_ns)
         tight = now_ns + self.latencies.promised_ns(size) > head.deadline_ns
         enough = self.queued_rows - head.rows >= size > head.rows
         return tight and enough and self._is_full(size, now_ns)
@@ -459,6 +480,12 @@ class Scheduler(Generic[P]):
     def idle(self) -> bool:
         """Whether nothing is queued and nothing runs."""
         return not self._running and not self._rows
+
+
+def _filled(size: int, coming: float) -> float:
+    """How many rows of a batch are filled in the mean, where a Poisson number comes."""
+    spread = math.sqrt(coming)
+    return min(size, coming) - 0.4 * spread * math.exp(-abs(size - coming) / max(spread, 1e-9))
 
 
 def _ms(span_ns: float) -> str:
