@@ -145,8 +145,8 @@ def test_nobody_there_is_an_error_and_no_hang(
 def test_a_format_carries_every_float32_as_it_is(load: Load, name: str) -> None:
     formats = load("formats")
     array = np.random.default_rng(0).standard_normal((1, 5), np.float32)
-    names = formats.Names("model", "x", "y")
-    request = formats.FORMATS[name].request("/{model}", names, array)
+    names = formats.Names("model", "x", "y", array.nbytes)
+    request = formats.FORMATS[name].request("/{model}", formats.Ask(names, array))
     head, _, body = request.partition(b"\r\n\r\n")
     assert head.startswith(b"POST /model HTTP/1.1\r\n")
     assert f"Content-Length: {len(body)}".encode() in head

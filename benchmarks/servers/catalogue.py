@@ -12,6 +12,7 @@ from pathlib import Path
 
 PEERS = Path(__file__).with_name("peers")
 ENVIRONMENTS = Path.home() / ".cache" / "hasten-benchmarks" / "servers"
+REGIONS = "/hasten-benchmark-.*"
 _FLOOR_NEEDS = ("httptools", "numpy", "uvicorn", "uvloop")
 
 
@@ -38,7 +39,8 @@ def hasten_command(place: Place) -> list[str]:
     """Return what starts hasten's own server."""
     model = f"{place.model}={place.bundle}"
     hasten = Path(sys.executable).with_name("hasten")
-    return [str(hasten), "serve", model, "--http", str(place.port)]
+    options = ["--http", str(place.port), "--shared-memory", REGIONS]
+    return [str(hasten), "serve", model, *options]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Server:
 
     Attributes:
         name: Its folder among the peers, where it has one.
-        ways: How it is asked, the leanest way first.
+        ways: How it is asked, the leanest way of a client elsewhere first.
         package: Whose version is told.
         environment: The folder of its virtual environment; None for that of this process.
         command: What starts it; None for its folder's app.
@@ -89,6 +91,7 @@ class Server:
 
 _OPEN = "/v2/models/{model}/infer"
 _OPEN_WAYS = (Way(_OPEN, "open-binary"), Way(_OPEN, "open-json"))
+_SHARED_WAYS = (*_OPEN_WAYS, Way(_OPEN, "open-shared"))
 FLOOR, HASTEN = "floor", "hasten"
 
 SERVERS = {
@@ -96,8 +99,8 @@ SERVERS = {
     for one in (
         Server(FLOOR, (Way("/{answer_bytes}", "raw"),), "uvicorn", "floor", serves=False),
         Server("granian", (Way("/", "raw"),), "granian", "floor", serves=False),
-        Server(HASTEN, _OPEN_WAYS, "hasten", command=hasten_command),
-        Server("triton", _OPEN_WAYS, "nvidia-pytriton", "triton"),
+        Server(HASTEN, _SHARED_WAYS, "hasten", command=hasten_command),
+        Server("triton", _SHARED_WAYS, "nvidia-pytriton", "triton"),
         Server("pytriton", _OPEN_WAYS, "nvidia-pytriton", "triton"),
         Server("mlserver", _OPEN_WAYS[1:], "mlserver", "mlserver"),
         Server(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from catalogue import FLOOR, HASTEN
@@ -15,6 +14,29 @@ from hasten.measure.intervals import Ratio
 
 MANY = 16
 """Clients, beside the one."""
+OVERLOAD = 2.0
+"""Of what is answered at most."""
+
+
+@dataclass
+class Overload:
+    """Twice what can be answered was asked.
+
+    Attributes:
+        name: The contestant.
+        deadline_ns: Of each request.
+        blocks: What came of it, round by round.
+        goodput_per_s: What was answered in time.
+        capacity_per_s: What it answered to 16 clients of a closed loop before and after.
+        memory_bytes: PSS, before and after all rounds.
+    """
+
+    name: str
+    deadline_ns: float
+    blocks: list[Block] = field(default_factory=list)
+    goodput_per_s: list[float] = field(default_factory=list)
+    capacity_per_s: list[float] = field(default_factory=list)
+    memory_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -30,7 +52,7 @@ class Found:
         versions: Server -> its package and version, of those that were up.
         rate_per_s: Of the open loops.
         open: Contestant -> its blocks at that rate.
-        overload: Of hasten.
+        overload: Of hasten, one for each way and deadline.
     """
 
     base: str
@@ -41,7 +63,7 @@ class Found:
     versions: dict[str, str] = field(default_factory=dict)
     rate_per_s: float = 0.0
     open: dict[str, list[Block]] = field(default_factory=dict)
-    overload: dict[str, Any] = field(default_factory=dict)
+    overload: list[Overload] = field(default_factory=list)
 
 
 def closed_table(found: Found) -> str:
@@ -72,7 +94,9 @@ def closed_table(found: Found) -> str:
 
 def server_line(found: Found) -> str:
     """Say what hasten adds to the model, beyond what it takes to bring and take the same bytes."""
-    named = {name.partition(" / ")[0]: one for name, one in found.rounds.items()}
+    named: dict[str, Rounds] = {}
+    for name, one in found.rounds.items():
+        named.setdefault(_parted(name)[0], one)  # its leanest way over a connection
     parts = [named.get(name) for name in (HASTEN, found.base, FLOOR)]
     if found.base == FLOOR or any(one is None or one.failed for one in parts):
         return ""
@@ -114,19 +138,29 @@ def open_table(found: Found) -> str:
     return table(rows)
 
 
-def overload_line(found: Found) -> str:
+def overload_table(found: Found) -> str:
     """Return what came of the overload."""
-    overload = found.overload
-    block, (before, after) = overload["block"], overload["memory_bytes"]
-    p99 = "-" if block["p99_ns"] is None else f"{block['p99_ns'] / 1e6:.1f} ms"
-    return (
-        f"hasten at {overload['rate_per_s']:.0f} requests/s, each to be answered within "
-        f"{overload['deadline_ns'] / 1e6:.1f} ms: {overload['goodput_per_s']:.0f} per second were "
-        f"({100 * overload['goodput_per_s'] / overload['capacity_per_s']:.0f}% of what it answers at "
-        "most); p99 "
-        f"of what was answered {p99}; statuses {block['statuses']}; {block['unanswered']} unanswered; "
-        f"memory {before / 2**20:.0f} MiB before, {after / 2**20:.0f} MiB after"
-    )
+    head = ("server", "asked by", "deadline", "asked", "in time", "of what it answers at most")
+    rows = [(*head, "p99 of the answered", "late", "memory before, after")]
+    for one in found.overload:
+        share = np.array(one.goodput_per_s) / np.array(one.capacity_per_s)
+        p99_ns = [block.p99_ns for block in one.blocks if block.p99_ns is not None]
+        statuses = [block.statuses for block in one.blocks]
+        late = sum(each.get("504", 0) for each in statuses) + sum(b.unanswered for b in one.blocks)
+        asked = sum(sum(each.values()) for each in statuses)
+        rows.append(
+            (
+                *_parted(one.name),
+                f"{one.deadline_ns / 1e6:.1f} ms",
+                f"{OVERLOAD * np.median(one.capacity_per_s):.0f}/s",
+                f"{np.median(one.goodput_per_s):.0f}/s",
+                f"{100 * np.median(share):.0f}% ({100 * share.min():.0f} to {100 * share.max():.0f})",
+                f"{np.median(p99_ns) / 1e6:.1f} ms" if p99_ns else "-",
+                f"{late} of {asked:,}",
+                ", ".join(f"{size / 2**20:.0f} MiB" for size in one.memory_bytes),
+            )
+        )
+    return table(rows)
 
 
 def _p50(item: tuple[str, Rounds]) -> float:

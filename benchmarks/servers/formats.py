@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 FLOAT32 = np.dtype(np.float32)
+SHARED = "open-shared"
+"""The format whose inputs lie in shared memory; the answer comes over the connection."""
 ID = "1"
 """Of each request: a server that makes one up would answer the same request with other bytes."""
 
@@ -22,12 +24,31 @@ class Names:
         input: Of the one input.
         output: Of the first output.
         answer_bytes: Of the first output, for who only pretends.
+        region: Of shared memory, with the inputs of all requests, one after another.
     """
 
     model: str
     input: str
     output: str
     answer_bytes: int
+    region: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request asks.
+
+    Attributes:
+        names: Of the model.
+        array: Its input.
+        turn: Which request it is.
+        timeout_us: Until the deadline; 0 for none.
+    """
+
+    names: Names
+    array: np.ndarray
+    turn: int = 0
+    timeout_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,17 +57,18 @@ class Format:
 
     Attributes:
         title: For the table.
-        body: Names, array and microseconds until the deadline (0 for none) -> headers and body.
+        body: What is asked -> headers and body.
         numbers: An answer's body, and how many numbers it should hold -> the numbers.
     """
 
     title: str
-    body: Callable[[Names, np.ndarray, int], tuple[dict[str, str], bytes]]
+    body: Callable[[Ask], tuple[dict[str, str], bytes]]
     numbers: Callable[[bytes, int], np.ndarray]
 
-    def request(self, path: str, names: Names, array: np.ndarray, timeout_us: int = 0) -> bytes:
+    def request(self, path: str, ask: Ask) -> bytes:
         """Return a whole HTTP/1.1 request; `{model}` and `{answer_bytes}` in the path are known."""
-        headers, body = self.body(names, array, timeout_us)
+        headers, body = self.body(ask)
+        names = ask.names
         lines = [
             f"POST {path.format(model=names.model, answer_bytes=names.answer_bytes)} HTTP/1.1",
             "Host: 127.0.0.1",
@@ -56,8 +78,8 @@ class Format:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def _raw(names: Names, array: np.ndarray, timeout_us: int) -> tuple[dict[str, str], bytes]:
-    return {"Content-Type": "application/octet-stream"}, array.tobytes()
+def _raw(ask: Ask) -> tuple[dict[str, str], bytes]:
+    return {"Content-Type": "application/octet-stream"}, ask.array.tobytes()
 
 
 def _raw_numbers(body: bytes, count: int) -> np.ndarray:
@@ -66,8 +88,8 @@ def _raw_numbers(body: bytes, count: int) -> np.ndarray:
     return np.frombuffer(body, FLOAT32)
 
 
-def _json(names: Names, array: np.ndarray, timeout_us: int) -> tuple[dict[str, str], bytes]:
-    document = {"data": array.reshape(-1).tolist()}
+def _json(ask: Ask) -> tuple[dict[str, str], bytes]:
+    document = {"data": ask.array.reshape(-1).tolist()}
     return {"Content-Type": "application/json"}, json.dumps(document).encode()
 
 
@@ -79,19 +101,19 @@ def _json_numbers(body: bytes, count: int) -> np.ndarray:
 _BOUNDARY = "hasten-benchmark"
 
 
-def _form(names: Names, array: np.ndarray, timeout_us: int) -> tuple[dict[str, str], bytes]:
+def _form(ask: Ask) -> tuple[dict[str, str], bytes]:
     head = (
         f"--{_BOUNDARY}\r\n"
         'Content-Disposition: form-data; name="file"; filename="x"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n"
     )
-    body = head.encode() + array.tobytes() + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    body = head.encode() + ask.array.tobytes() + f"\r\n--{_BOUNDARY}--\r\n".encode()
     return {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, body
 
 
-def _open_json(names: Names, array: np.ndarray, timeout_us: int) -> tuple[dict[str, str], bytes]:
-    tensor = _tensor(names, array) | {"data": array.reshape(-1).tolist()}
-    document = {"id": ID, "inputs": [tensor]} | _parameters(timeout_us)
+def _open_json(ask: Ask) -> tuple[dict[str, str], bytes]:
+    tensor = _tensor(ask) | {"data": ask.array.reshape(-1).tolist()}
+    document = {"id": ID, "inputs": [tensor]} | _parameters(ask)
     return {"Content-Type": "application/json"}, json.dumps(document).encode()
 
 
@@ -99,16 +121,26 @@ def _open_json_numbers(body: bytes, count: int) -> np.ndarray:
     return _flat(json.loads(body)["outputs"][0]["data"])
 
 
-def _open_binary(names: Names, array: np.ndarray, timeout_us: int) -> tuple[dict[str, str], bytes]:
-    tensor = _tensor(names, array) | {"parameters": {"binary_data_size": array.nbytes}}
-    output = {"name": names.output, "parameters": {"binary_data": True}}
-    document = {"id": ID, "inputs": [tensor], "outputs": [output]} | _parameters(timeout_us)
+def _open_binary(ask: Ask) -> tuple[dict[str, str], bytes]:
+    tensor = _tensor(ask) | {"parameters": {"binary_data_size": ask.array.nbytes}}
+    document = {"id": ID, "inputs": [tensor], "outputs": [_output(ask)]} | _parameters(ask)
     head = json.dumps(document).encode()
     headers = {
         "Content-Type": "application/octet-stream",
         "Inference-Header-Content-Length": str(len(head)),
     }
-    return headers, head + array.tobytes()
+    return headers, head + ask.array.tobytes()
+
+
+def _open_shared(ask: Ask) -> tuple[dict[str, str], bytes]:
+    place = {
+        "shared_memory_region": ask.names.region,
+        "shared_memory_byte_size": ask.array.nbytes,
+        "shared_memory_offset": ask.turn * ask.array.nbytes,
+    }
+    tensor = _tensor(ask) | {"parameters": place}
+    document = {"id": ID, "inputs": [tensor], "outputs": [_output(ask)]} | _parameters(ask)
+    return {"Content-Type": "application/json"}, json.dumps(document).encode()
 
 
 def _open_binary_numbers(body: bytes, count: int) -> np.ndarray:
@@ -116,12 +148,16 @@ def _open_binary_numbers(body: bytes, count: int) -> np.ndarray:
     return np.frombuffer(body[-FLOAT32.itemsize * count :], FLOAT32)
 
 
-def _tensor(names: Names, array: np.ndarray) -> dict[str, object]:
-    return {"name": names.input, "shape": list(array.shape), "datatype": "FP32"}
+def _tensor(ask: Ask) -> dict[str, object]:
+    return {"name": ask.names.input, "shape": list(ask.array.shape), "datatype": "FP32"}
 
 
-def _parameters(timeout_us: int) -> dict[str, object]:
-    return {"parameters": {"timeout": timeout_us}} if timeout_us else {}
+def _output(ask: Ask) -> dict[str, object]:
+    return {"name": ask.names.output, "parameters": {"binary_data": True}}
+
+
+def _parameters(ask: Ask) -> dict[str, object]:
+    return {"parameters": {"timeout": ask.timeout_us}} if ask.timeout_us else {}
 
 
 def _flat(nested: Sequence[object]) -> np.ndarray:
@@ -134,5 +170,6 @@ FORMATS = {
     "form": Format("a form with a file", _form, _raw_numbers),
     "open-json": Format("Open Inference, JSON", _open_json, _open_json_numbers),
     "open-binary": Format("Open Inference, binary", _open_binary, _open_binary_numbers),
+    SHARED: Format("Open Inference, shared memory", _open_shared, _open_binary_numbers),
 }
 """By name."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import os
 import tempfile
 from collections.abc import Callable
+from http import HTTPStatus
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
 import onnx
 from catalogue import Server, Way
-from formats import FLOAT32, FORMATS, Names
+from formats import FLOAT32, FORMATS, Ask, Names
 from tally import EXPECTED, REQUESTS
 
 import hasten
@@ -58,7 +63,12 @@ class Subject:
         self._fast = hasten.load(bundle)
         output = artifact.outputs[0].name
         answer_bytes = self._fast(self._arrays[0])[output].nbytes
-        self._names = Names(name, spec.name, output, answer_bytes)
+        each = self._arrays[0].nbytes
+        label = f"hasten-benchmark-{os.getpid()}-{name}"
+        self._memory = SharedMemory(label, create=True, size=each * REQUESTS_EACH)
+        for turn, array in enumerate(self._arrays):
+            self._memory.buf[turn * each : (turn + 1) * each] = array.tobytes()
+        self._names = Names(name, spec.name, output, answer_bytes, label)
         self._expected = np.stack([self._answer(turn).reshape(-1) for turn in range(REQUESTS_EACH)])
         check_distinct(self._expected, tolerance)
         self.alone: Callable[[int], object] = self._answer
@@ -69,8 +79,23 @@ class Subject:
 
     def request(self, server: Server, way: Way, turn: int = 0, timeout_us: int = 0) -> bytes:
         """Return a whole request; with 0 microseconds it has no deadline."""
-        array = self._arrays[turn]
-        return FORMATS[way.format].request(way.path, self._names, array, timeout_us)
+        ask = Ask(self._names, self._arrays[turn], turn, timeout_us)
+        return FORMATS[way.format].request(way.path, ask)
+
+    def register(self, port: int) -> None:
+        """Tell a server on 127.0.0.1 where the inputs lie in shared memory.
+
+        Raises:
+            RuntimeError: it doesn't want to know.
+        """
+        client = http.client.HTTPConnection("127.0.0.1", port)
+        body = json.dumps({"key": f"/{self._names.region}", "byte_size": self._memory.size})
+        path = f"/v2/systemsharedmemory/region/{self._names.region}/register"
+        client.request("POST", path, body)
+        response = client.getresponse()
+        if response.status != HTTPStatus.OK:
+            raise RuntimeError(f"no shared memory: {response.read()!r}")
+        client.close()
 
     def lay_out(self, server: Server, way: Way, folder: Path, timeout_us: int = 0) -> Path:
         """Write the requests, and what they must be answered with, into a new folder; return it."""
@@ -84,8 +109,10 @@ class Subject:
         return folder
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model and the memory."""
         self._fast.close()
+        self._memory.close()
+        self._memory.unlink()
 
 
 def check_distinct(expected: np.ndarray, tolerance: float) -> None:
