@@ -21,6 +21,8 @@ from hasten import loadtest
 from hasten.testing.servers import ServerProcess
 
 _PATIENCE_S = 60.0
+_AFTER_NS = 200_000_000
+"""A swap is felt so long: and its time and the requests' are told to about that."""
 
 
 @dataclass
@@ -30,14 +32,16 @@ class Soak:
     Attributes:
         resident_bytes: Of the serving process, once a second.
         outcomes: What became of requests -> how many.
-        p99_ns: Of each test.
-        swaps: How often the bundle was loaded anew.
+        due_ns: When each right answer's request was due, on the monotonic clock.
+        latency_ns: How long each of those took from then.
+        swaps: When the bundle was loaded anew: asked for, and done.
     """
 
     resident_bytes: list[int] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
-    p99_ns: list[float] = field(default_factory=list)
-    swaps: int = 0
+    due_ns: list[int] = field(default_factory=list)
+    latency_ns: list[int] = field(default_factory=list)
+    swaps: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def growth_bytes(self) -> float:
@@ -45,6 +49,15 @@ class Soak:
         fifth = max(1, len(self.resident_bytes) // 5)
         second, last = self.resident_bytes[fifth : 2 * fifth], self.resident_bytes[-fifth:]
         return float(np.median(last) - np.median(second))
+
+    @property
+    def beside_swaps(self) -> np.ndarray:
+        """Which of the answers were due while the bundle was being loaded, or just after."""
+        due_ns = np.array(self.due_ns)
+        found = np.zeros(len(due_ns), bool)
+        for begin_ns, end_ns in self.swaps:
+            found |= (begin_ns <= due_ns) & (due_ns <= end_ns + _AFTER_NS)
+        return found
 
 
 def soak(bundle: Path, seconds: float, rate_per_s: float, swap_every_s: float) -> Soak:
@@ -76,7 +89,9 @@ def _test(server: ServerProcess, result: Soak, rate_per_s: float, seconds: float
     for outcome in test.outcomes:
         name = f"{outcome.kind} {outcome.status or ''} {outcome.message}".strip()
         result.outcomes[name] = result.outcomes.get(name, 0) + outcome.count
-    result.p99_ns.append(float(np.quantile(test.latency_ns, 0.99)))
+    begin_ns = time.monotonic_ns() - test.elapsed_ns
+    result.due_ns += [begin_ns + due for due in test.due_ns]
+    result.latency_ns += test.latency_ns
 
 
 def _watch_memory(server: ServerProcess, result: Soak, ended: threading.Event) -> None:
@@ -89,13 +104,14 @@ def _watch_memory(server: ServerProcess, result: Soak, ended: threading.Event) -
 def _swap(server: ServerProcess, result: Soak, every_s: float, ended: threading.Event) -> None:
     """Have the bundle loaded anew: opened, warmed, compared, and put in its own place."""
     while not ended.wait(every_s):
+        begin_ns = time.monotonic_ns()
         client = http.client.HTTPConnection(server.host, timeout=_PATIENCE_S)
         client.request("POST", "/v2/repository/models/soaked/load")
         response = client.getresponse()
         if response.status != 200:
             raise RuntimeError(f"the swap failed: {response.read()!r}")
         client.close()
-        result.swaps += 1
+        result.swaps.append((begin_ns, time.monotonic_ns()))
 
 
 def main() -> None:
@@ -112,8 +128,21 @@ def main() -> None:
         f"memory: {memory[0]:.1f} MiB at first, {memory[-1]:.1f} at last, {memory.max():.1f} at most"
     )
     print(f"growth, last fifth over second: {result.growth_bytes / 2**20:+.2f} MiB")
-    print(f"p99 by minute: {', '.join(f'{ns / 1e6:.3g} ms' for ns in result.p99_ns)}")
-    print(f"swaps: {result.swaps}; " + "; ".join(f"{n:,} {k}" for k, n in result.outcomes.items()))
+    latency_ns, swapping = np.array(result.latency_ns), result.beside_swaps
+    for name, of in (("while swapping", swapping), ("else", ~swapping)):
+        if of.any():
+            p50, p99, most = np.quantile(latency_ns[of], (0.5, 0.99, 1)) / 1e6
+            print(
+                f"{name}: {of.sum():,} answers, p50 {p50:.3g} ms, p99 {p99:.3g} ms, most {most:.3g}"
+            )
+    for minute in range(int(given.minutes)):
+        of = (np.array(result.due_ns) - result.due_ns[0]) // 60_000_000_000 == minute
+        if of.any():
+            p99 = np.quantile(latency_ns[of], 0.99) / 1e6
+            print(f"minute {minute + 1}: p99 {p99:.3g} ms")
+    spans = [f"{(end - begin) / 1e9:.1f}" for begin, end in result.swaps]
+    print(f"{len(spans)} swaps, which took {', '.join(spans)} s")
+    print("; ".join(f"{count:,} {name}" for name, count in result.outcomes.items()))
 
 
 if __name__ == "__main__":

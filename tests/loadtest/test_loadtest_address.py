@@ -70,7 +70,7 @@ def test_a_file_without_a_token_is_named_but_not_shown(tmp_path: Path, content: 
     with pytest.raises(InputError) as raised:
         access(parse_address("http://host"), file)
     assert str(raised.value) == (
-        f"{file} holds no token: one word of ASCII, of at most 16384 bytes"
+        f"{file} has no token: one word of 1 to 16,384 characters of ASCII"
     )
 
 
@@ -97,4 +97,7 @@ def test_settings_that_are_of_no_use_are_refused(tmp_path: Path) -> None:
 def test_a_token_that_cant_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         access(parse_address("http://host"), tmp_path / "none")
-    assert str(raised.value) == f"can't read {tmp_path / 'none'}: No such file or directory"
+    assert (
+        str(raised.value)
+        == f"can't read the token in {tmp_path / 'none'}: No such file or directory"
+    )

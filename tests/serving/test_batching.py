@@ -107,6 +107,28 @@ def test_one_request_that_fails_doesnt_fail_its_batch(span_ns: float) -> None:
     )
 
 
+def test_a_batch_that_fails_while_its_model_is_drained_is_tried_again_one_by_one() -> None:
+    async def work() -> list[Any]:
+        model, begun, go_on = until_told(choosy)
+        queue = batching(model)
+        items = [Asked(number) for number in (1, 13, 3)]
+        await submitted(queue, *items)
+        drained = asyncio.ensure_future(queue.drained())
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        behind = Asked(7, 20e9)
+        queue.submit(behind)
+        behind.deadline_ns = 0.0  # it is hopeless by the time the batch has failed
+        go_on.set()
+        await asyncio.wait_for(drained, PATIENCE_S)
+        queue.close()
+        return [item.answer.result() for item in items]
+
+    first, failed, last = asyncio.run(work())
+    assert (first, last) == ([[1, 1]], [[3, 3]])
+    assert isinstance(failed, ProtocolError)
+    assert failed.kind is Kind.INTERNAL
+
+
 def test_each_request_of_many_gets_its_own_answer_on_several_sessions() -> None:
     async def work() -> None:
         queue = batching(same, sessions=3)

@@ -25,12 +25,14 @@ from hasten.protocol.messages import METHODS, SERVICE, message
 from hasten.protocol.requests import Answer, Query
 from hasten.serving.grpc.calls import Inference
 from hasten.serving.grpc.service import GrpcServer
+from hasten.serving.models.company import Company
 from hasten.serving.models.repository import Repository
 from hasten.serving.settings import ServerSettings
 from hasten.serving.state import Limits, ServerState
 from hasten.tensors import Array
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of
+from hasten.testing.waiting import until
 
 TOKEN = "0123456789abcdef"
 X = np.arange(16, dtype=np.float32).reshape(1, 16)
@@ -127,13 +129,6 @@ def call(
             except grpc.RpcError as error:
                 ended = error
         return ended.code().name, ended.details(), dict(ended.trailing_metadata() or ())
-
-
-def until(true: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end_s, "it didn't come to be"
-        time.sleep(0.005)
 
 
 def slow_model(server: ServerThread) -> Any:
@@ -649,7 +644,7 @@ class Captured:
 
 def state_of(model: Captured) -> Any:
     return SimpleNamespace(
-        repository=SimpleNamespace(find=lambda *_: model),
+        repository=SimpleNamespace(find=lambda *_: model, company=Company()),
         memory=None,
         limits=Limits(),
         draining=False,

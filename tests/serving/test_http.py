@@ -299,6 +299,25 @@ def test_requests_that_look_alike_get_answers_of_their_own(server: ServerThread)
             assert (status, json.loads(body)["error"][:16]) == (400, "4 bytes are left")
 
 
+def test_json_that_looks_alike_gets_answers_of_its_own(server: ServerThread) -> None:
+    with Client(server) as client:
+        for number, name in enumerate(["", "", "7", "8", "seven", '"', "é", "9", ""]):
+            for rows in (np.full((1, 4), number + 0.5), np.full((2, 4), -number)):
+                for data in (rows.ravel().tolist(), rows.tolist()):
+                    value = with_input(shape=list(rows.shape), data=data) | {"id": name}
+                    client.send(request(body=json.dumps(value).encode()))
+                    status, _, body = client.answer()
+                    said = json.loads(body)
+                    assert (status, said.get("id", "")) == (200, name)
+                    assert said["outputs"][0]["shape"] == list(rows.shape)
+                    assert said["outputs"][0]["data"] == rows.ravel().tolist()
+            value = with_input(data=[1, 2, 3, None]) | {"id": name}
+            client.send(request(body=json.dumps(value).encode()))
+            status, _, body = client.answer()
+            error = "input 'x': its data has something that is no FP32"
+            assert (status, json.loads(body)["error"]) == (400, error)
+
+
 def test_bytes_after_the_tensors_are_refused(server: ServerThread) -> None:
     head = json.dumps(with_input(data=[1, 2, 3, 4])).encode()
     status, _, body = ask(
@@ -350,6 +369,22 @@ def test_bodies_may_be_compressed_both_ways(
     assert headers["content-encoding"] == encoding
     plain = gzip.decompress(body) if encoding == "gzip" else zlib.decompress(body)
     assert json.loads(plain)["outputs"][0]["data"] == [0.123] * 128
+
+
+def test_others_are_answered_while_a_body_is_unpacked(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    packed = zlib.compress(b" " * (500 << 20), 1)
+    with (
+        ServerThread(place_of(bundle), limits=Limits(body_bytes=512 << 20)) as server,
+        Client(server) as slow,
+        Client(server) as quick,
+    ):
+        slow.send(request(body=packed, headers={"Content-Encoding": "deflate"}))
+        time.sleep(0.05)
+        quick.send(request(body=json.dumps(JSON_REQUEST).encode()))
+        assert quick.answer()[0] == 200
+        assert sum(not one.idle for one in server.server.state.connections) == 1
+        assert slow.answer()[0] == 400
 
 
 def test_a_body_that_grows_without_end_is_refused(server: ServerThread) -> None:

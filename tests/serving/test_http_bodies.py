@@ -138,7 +138,7 @@ def test_an_answer_that_cant_be_written_is_an_error_and_no_silence(
         raise TypeError("broken")
 
     bundle = bundle_of(tmp_path, models.identity(tmp_path, sizes="3"))
-    monkeypatch.setattr("hasten.serving.http.connection.write_answer", broken)
+    monkeypatch.setattr("hasten.serving.http.exchange.write_answer", broken)
     with ServerThread(place_of(bundle, "m")) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
         for _ in range(2):  # the connection goes on

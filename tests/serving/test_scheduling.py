@@ -65,6 +65,7 @@ class Simulation:
         noise: How much longer than expected a batch takes, at most.
         gone: When whose client goes away.
         dropped: Whose client went away while they were queued.
+        harmful: What no batch that it is in gets an answer for.
         most_running: Batches that ran side by side.
     """
 
@@ -72,6 +73,7 @@ class Simulation:
     noise: float = 0.0
     gone: list[tuple[int, Pending]] = field(default_factory=list)
     dropped: list[Pending] = field(default_factory=list)
+    harmful: list[Pending] = field(default_factory=list)
     most_running: int = 0
     done: list[tuple[Pending, int]] = field(default_factory=list)
     refused: list[Pending] = field(default_factory=list)
@@ -105,10 +107,7 @@ class Simulation:
                     self.dropped.append(what)
             elif kind == "end":
                 number, run, took_ns = what
-                self.queue.ended(number, took_ns, now_ns)
-                for one in run.items:
-                    self.queue.judge(late=now_ns > one.deadline_ns)
-                self.done += [(one, now_ns) for one in run.items]
+                self._ended(number, run, took_ns, now_ns)
             self.late += self.queue.hopeless(now_ns)
             while (step := self.queue.next(now_ns)) is not None:
                 if isinstance(step, Wait):
@@ -119,6 +118,16 @@ class Simulation:
                 count += 1
                 heapq.heappush(events, self._begun(step, now_ns, count, random))
         self.end_ns = now_ns
+
+    def _ended(self, number: int, run: Run[Pending], took_ns: float, now_ns: int) -> None:
+        if len(run.items) > 1 and any(one in self.harmful for one in run.items):
+            self.queue.ended(number, None, now_ns)
+            self.queue.put_back(run.items)
+            return
+        self.queue.ended(number, took_ns, now_ns)
+        for one in run.items:
+            self.queue.judge(late=now_ns > one.deadline_ns)
+        self.done += [(one, now_ns) for one in run.items]
 
     def _begun(
         self, run: Run[Pending], now_ns: int, count: int, random: np.random.Generator
@@ -144,11 +153,12 @@ ARRIVALS = st.lists(
         st.integers(1, 3),
         st.integers(0, 2),
         st.one_of(st.none(), st.integers(0, 10 * MS)),
+        st.booleans(),
     ),
     max_size=60,
 )
 CURVES = st.sampled_from([flat, steep, usual, measured])
-Arrival = tuple[int, float, int, int, int, int | None]
+Arrival = tuple[int, float, int, int, int, int | None, bool]
 
 
 @settings(max_examples=300, deadline=None)
@@ -161,13 +171,15 @@ def test_every_request_is_answered_once_or_refused_and_order_is_kept(
     sessions: int,
 ) -> None:
     """Whatever comes, with whatever deadline, from wherever, and whoever of them goes away."""
-    items, gone = [], []
-    for at, left, rows, priority, source, leaves in sorted(arrivals, key=lambda each: each[0]):
+    items, gone, harmful = [], [], []
+    for at, left, rows, priority, source, leaves, harms in sorted(arrivals, key=lambda x: x[0]):
         items.append(item(at, at + left, rows, priority, source))
+        if harms:
+            harmful.append(items[-1])
         if leaves is not None:
             gone.append((at + leaves, items[-1]))
     queue: Scheduler[Pending] = Scheduler(curve(), most_wait_ns, sessions)
-    simulation = Simulation(queue, noise, gone)
+    simulation = Simulation(queue, noise, gone, harmful=harmful)
     simulation.run(items)
     ended = [one for one, _ in simulation.done]
     ended += simulation.refused + simulation.late + simulation.dropped
@@ -331,6 +343,23 @@ def test_a_higher_priority_goes_first_and_waits_only_for_its_equals() -> None:
     assert step.items == [urgent]
     with pytest.raises(ProtocolError):
         queue.offer(item(0, 5 * MS, priority=2), 0)
+
+
+def test_who_is_promoted_goes_with_its_new_equals() -> None:
+    queue = scheduler(steep())
+    first, second, third = (item(0, priority=priority) for priority in (2, 3, 3))
+    for one in (first, second, third):
+        queue.offer(one, 0)
+    queue.promote(third, 1)
+    queue.promote(second, 5)  # nobody is put behind
+    order = []
+    while (step := queue.next(0)) is not None:
+        assert isinstance(step, Run)
+        order += step.items
+        queue.ended(queue.begun(step, 0), MS, 0)
+    assert order == [third, first, second]
+    queue.promote(second, 1)
+    assert queue.queued_rows == 0
 
 
 def test_only_requests_of_one_shape_share_a_batch() -> None:

@@ -8,8 +8,7 @@ import http.client
 import json
 import shutil
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from hasten.errors import InputError
 from hasten.serving.models.statistics import Statistics
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of
+from hasten.testing.waiting import until
 
 PATIENCE_S = 20.0
 
@@ -55,13 +56,6 @@ def answer(server: ServerThread, model: str, row: Any, **options: Any) -> Any:
 
 def served(server: ServerThread, name: str) -> Any:
     return server.server.state.repository.find(name)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end_s, "it never came to be"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -187,6 +181,31 @@ def test_who_asked_the_same_is_answered_though_the_first_goes_away(bundles: Path
         assert len(second.result()[0]) == 256
         blocker.result()
         assert served(server, "slow").statistics.executions == 2
+
+
+def test_who_waits_for_an_equal_request_takes_it_to_its_own_place(bundles: Path) -> None:
+    place = place_of(
+        bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1, most_wait_ns=60 * 10**9
+    )
+    order: list[str] = []
+
+    def ask(name: str, row: list[int], priority: int) -> None:
+        answer(server, "slow", row, priority=priority)
+        order.append(name)
+
+    with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(8) as threads:
+        statistics = served(server, "slow").statistics
+        calls = [threads.submit(ask, "first", [9, 9, 9, 9], 2)]
+        until(lambda: busy(server))
+        calls.append(threads.submit(ask, "other", [8, 8, 8, 8], 2))
+        until(lambda: statistics.cache_miss.count == 2)
+        calls.append(threads.submit(ask, "patient", [1, 2, 3, 4], 2))
+        until(lambda: statistics.cache_miss.count == 3)
+        calls.append(threads.submit(ask, "urgent", [1, 2, 3, 4], 1))
+        for call in calls:
+            call.result()
+    assert order[0] == "first"
+    assert order[3] == "other"
 
 
 def raw_request(server: ServerThread) -> socket.socket:
@@ -373,6 +392,16 @@ def test_a_model_can_be_unloaded_and_loaded_again(bundles: Path) -> None:
         with pytest.raises(InferenceServerException, match="no bundle is registered as 'other'"):
             client.load_model("other")
         client.close()
+
+
+def test_more_sessions_than_there_are_threads_are_refused(bundles: Path) -> None:
+    with (
+        pytest.raises(
+            InputError, match=r"1000 sessions side by side were asked for; .* has threads"
+        ),
+        ServerThread(place_of(bundles / "solid.hasten", sessions=1000)),
+    ):
+        pass
 
 
 def test_nothing_is_loaded_or_registered_unless_a_flag_allows_it(bundles: Path) -> None:

@@ -12,7 +12,6 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 
 from hasten.testing import models
 from hasten.testing.servers import ServerProcess, bundle_of
+from hasten.testing.waiting import until
 
 PATIENCE_S = 30.0
 ROW = [1.0, 2.0, 3.0, 4.0]
@@ -35,13 +35,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "exact").mkdir()
     bundle_of(folder, slow, exact=models.slow(folder / "exact", 14_999))
     return folder
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end_s, "it never came to be"
-        time.sleep(0.01)
 
 
 def ask(
@@ -271,6 +264,59 @@ def test_more_connections_than_are_allowed_are_turned_away(bundles: Path) -> Non
         until(lambda: get(server.http_port, "/v2/health/live")[0] == 200)
         for one in held:
             one.close()
+
+
+def test_connections_that_rest_make_room_where_nearly_all_are_taken(bundles: Path) -> None:
+    with ServerProcess(bundles / "solid.hasten", "--max-connections", "4") as server:
+        held = [socket.create_connection(("127.0.0.1", server.http_port)) for _ in range(4)]
+        for one in held:
+            one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert one.recv(100).startswith(b"HTTP/1.1 200")
+            one.settimeout(PATIENCE_S)
+
+        def work() -> None:
+            for one in held[2:]:
+                one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+                assert one.recv(100).startswith(b"HTTP/1.1 200")
+
+        def there_is_room() -> bool:
+            work()
+            time.sleep(0.2)
+            return get(server.http_port, "/v2/health/live")[0] == 200
+
+        until(there_is_room)
+        assert b"" in {one.recv(100) for one in held[:1]}
+        work()
+        for one in held:
+            one.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "ends", "said"),
+    [
+        (200, False, "at most 72 connections are taken at once: the system allows 200 open files"),
+        (100, True, "a server takes 128 open files and one for each connection; the system allows"),
+    ],
+)
+def test_where_few_files_may_be_open_fewer_connections_are_taken(
+    bundles: Path, files: int, ends: bool, said: str
+) -> None:
+    code = "from hasten.cli import main; main()"
+    command = f"ulimit -n {files}; exec {sys.executable} -c '{code}' serve {bundles}/solid.hasten"
+    process = subprocess.Popen(
+        ["sh", "-c", f"{command} --http 0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    if not ends:
+        process.stdout.readline()
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == (2 if ends else 0)
+    assert said in errors
 
 
 def test_encrypted_requests_are_answered(bundles: Path, certificate: Path) -> None:

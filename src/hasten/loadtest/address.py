@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hasten.errors import InputError
+from hasten.protocol.tokens import read_token
 
 _PORTS = {"http": 80, "https": 443, "grpc": 80, "grpcs": 443}
 _FORMS = "http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT"
-_MOST_TOKEN = 16_384
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,5 @@ def access(
         raise InputError(
             "--ca says which certificates are trusted, --insecure that all are: give one"
         )
-    token = ""
-    if token_file is not None:
-        try:
-            with token_file.open("rb") as file:
-                token = file.read(_MOST_TOKEN + 1).decode("ascii").strip()
-        except OSError as error:
-            raise InputError(f"can't read {token_file}: {error.strerror or error}") from error
-        except UnicodeDecodeError:
-            token = "\n"  # said below, without what is in the file
-        if not token or len(token) > _MOST_TOKEN or not all("!" <= char <= "~" for char in token):
-            raise InputError(
-                f"{token_file} holds no token: one word of ASCII, of at most {_MOST_TOKEN} bytes"
-            )
+    token = "" if token_file is None else read_token(token_file)
     return Access(token, ca, insecure)

@@ -60,7 +60,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
         "name": model.name,
         "platform": model.platform,
         "backend": SERVER,
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"all": {}},
         "max_batch_size": model.most_rows,
         "input": [
             {

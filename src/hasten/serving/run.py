@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings
@@ -134,11 +134,37 @@ def settings_of(
     )
 
 
+class Options(TypedDict, total=False):
+    """What `settings_of` takes beside bundles; that says what they mean."""
+
+    http: int | None
+    grpc: int | None
+    host: str
+    max_batch: int
+    sessions: int | None
+    deadline_s: float | None
+    max_wait_s: float
+    cache_bytes: int
+    shadow: float
+    standby: bool
+    custom_ops: Sequence[Path]
+    shared_memory: str
+    allow_control: bool
+    token_file: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    max_body_bytes: int
+    max_connections: int
+    drain_s: float
+    trace: bool
+    json_logs: bool
+
+
 def serve(
     bundles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     say: Callable[[str], None] = lambda text: None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> int:
     """Serve bundles until SIGTERM or SIGINT; from the main thread.
 

@@ -30,6 +30,9 @@ log = logging.getLogger("hasten.serving")
 _SWITCH_S = 0.0005
 """An engine that is done waits at most so long for the interpreter; five milliseconds by default."""
 _SWEEP_S = 1.0
+_QUIET_SWEEPS = 5
+_FULL = 0.9
+"""Of the connections that are taken at once: from there on, those that rest make room."""
 _HANDSHAKE_S = 10.0
 _GOODBYE_S = 0.25
 """How long an idle connection may still bring a request while the server drains."""
@@ -147,8 +150,18 @@ class Server:
                 connection.end_slow()
             else:
                 connection.rest()
+        self._make_room()
         if self.state.connections:
             self._sweep_soon()
+
+    def _make_room(self) -> None:
+        """Close what has been quiet for longest, where nearly all connections are taken."""
+        held = self.state.connections
+        too_many = len(held) - int(_FULL * self.settings.limits.connections)
+        if too_many > 0:
+            quiet = [one for one in held if one.idle and one.quiet >= _QUIET_SWEEPS]
+            for connection in sorted(quiet, key=lambda one: -one.quiet)[:too_many]:
+                connection.close()
 
     # -- begin and end
 

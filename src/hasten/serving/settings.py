@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.errors import InputError
+from hasten.protocol.tokens import read_token
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.repository import Registered
 from hasten.serving.state import Limits
@@ -75,18 +76,7 @@ class ServerSettings:
         """
         if self.token_file is None:
             return None
-        try:
-            token = self.token_file.read_bytes().strip()
-        except OSError as error:
-            raise InputError(
-                f"can't read the token in {self.token_file}: {error.strerror}"
-            ) from error
-        if len(token) < _LEAST_TOKEN or not token.isascii() or b" " in token or b"\n" in token:
-            raise InputError(
-                f"{self.token_file} has no token: one line of {_LEAST_TOKEN} characters or more, "
-                "without spaces"
-            )
-        return token
+        return read_token(self.token_file, _LEAST_TOKEN).encode()
 
     def tls(self) -> ssl.SSLContext | None:
         """Return what encrypts connections.

@@ -43,6 +43,10 @@ class Held(Protocol):
     def idle(self) -> bool:
         """Whether nothing is under way on it."""
 
+    @property
+    def quiet(self) -> int:
+        """How often nothing had come since it was looked at before, the last times."""
+
     def overdue(self, now_ns: int) -> bool:
         """Whether its client is too slow."""
 

@@ -111,7 +111,7 @@ def index(value: Any) -> Any:
 
 def configuration(value: Any) -> Any:
     """What clients read."""
-    read = ("name", "max_batch_size", "input", "output", "version_policy")
+    read = ("name", "max_batch_size", "input", "output")
     return {name: value["config"].get(name) for name in read}
 
 

@@ -69,7 +69,6 @@ def configuration(value: Any) -> Any:
     return {
         "name": value["name"],
         "max_batch_size": value["max_batch_size"],
-        "version_policy": value["version_policy"],
         "dynamic_batching": "dynamic_batching" in value,
         "ensemble or sequence": "ensemble_scheduling" in value or "sequence_batching" in value,
         "decoupled": value.get("model_transaction_policy", {}).get("decoupled", False),

@@ -9,32 +9,32 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import unquote
 
 import httptools
 import numpy as np
-import orjson
 
 from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Answer, Query
+from hasten.protocol.requests import Query
+from hasten.serving.http.exchange import Exchange
+from hasten.serving.http.messages import (
+    Request,
+    Response,
+    failure_response,
+    head_of,
+    own_fault,
+)
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.state import ServerState
 from hasten.serving.wire.http_bodies import (
-    chosen_encoding,
-    compressed,
     decompressed,
     raw_query,
     read_body,
-    write_answer,
 )
-from hasten.serving.wire.plans import Plan, pieces_of
 
 log = logging.getLogger("hasten.serving")
 
@@ -48,42 +48,6 @@ _LINGER_S = 1.0
 _MOST_ROUTES = 4096
 _LONGEST_ROUTE = 1024
 _LONGEST_NUMBER = 20
-_JSON = b"application/json"
-_BINARY = b"application/octet-stream"
-
-
-@dataclass(slots=True)
-class Request:
-    """What isn't an inference.
-
-    Attributes:
-        method: "GET", "POST", ...
-        path: Percent-decoded parts, without empty ones.
-        body: Decompressed.
-        headers: Lower-case names.
-    """
-
-    method: str
-    path: tuple[str, ...]
-    body: bytes
-    headers: dict[bytes, bytes]
-
-
-@dataclass(slots=True)
-class Response:
-    """What is sent back.
-
-    Attributes:
-        status: Of HTTP.
-        body: Its bytes.
-        content_type: Of the body.
-        headers: Further ones.
-    """
-
-    status: int = 200
-    body: bytes = b""
-    content_type: bytes = _JSON
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 class Slot(Protocol):
@@ -116,20 +80,6 @@ class Routes(Protocol):
         """
 
 
-def failure_response(failure: ProtocolError) -> Response:
-    """Return an error in the protocol's form."""
-    headers = []
-    if failure.retry_s is not None:
-        headers.append((b"Retry-After", b"%d" % max(1, math.ceil(failure.retry_s))))
-    if failure.kind is Kind.UNAUTHENTICATED:
-        headers.append((b"WWW-Authenticate", b"Bearer"))
-    return Response(failure.kind.http, orjson.dumps({"error": str(failure)}), headers=headers)
-
-
-def _own_fault() -> ProtocolError:
-    return ProtocolError(Kind.INTERNAL, "the server failed; its log has the reason")
-
-
 def inference_path(url: bytes) -> tuple[str, str] | None:
     """Return model and version of an inference's path; None where it is another's."""
     parts = url.partition(b"?")[0].split(b"/")
@@ -149,6 +99,11 @@ class Connection(asyncio.BufferedProtocol):
         routes: Answers what isn't an inference.
         slot: Where it states what it is at.
         clock_ns: Monotonic clock, in nanoseconds.
+
+    Attributes:
+        state: The server's.
+        clock_ns: Monotonic clock, in nanoseconds.
+        quiet: How often nothing had come since it was looked at before, the last times.
     """
 
     _paths: dict[bytes, tuple[str, str] | None] = {}
@@ -160,8 +115,9 @@ class Connection(asyncio.BufferedProtocol):
         slot: Slot | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        self._state, self._routes, self._slot, self._clock_ns = state, routes, slot, clock_ns
+        self.state, self._routes, self._slot, self.clock_ns = state, routes, slot, clock_ns
         self._number = id(self)
+        self.quiet = 0
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
         self._view = state.received
@@ -176,7 +132,7 @@ class Connection(asyncio.BufferedProtocol):
         self._keep_alive = True
         self._busy = False
         self._ticket: Ticket | None = None
-        self._exchange: _Exchange | None = None
+        self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._backlog: deque[tuple[bytes, bytes, dict[bytes, bytes], Any, bool, int]] = deque()
         self._hung_up = self._lost = False
@@ -197,20 +153,20 @@ class Connection(asyncio.BufferedProtocol):
         """Begin."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
-        self._state.connections.add(self)
-        self._state.repository.company.heard(self._number, self._clock_ns())
+        self.state.connections.add(self)
+        self.state.repository.company.heard(self._number, self.clock_ns())
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client went away: nothing of what it asked needs to be computed."""
         self._lost = True
-        self._state.connections.discard(self)
+        self.state.connections.discard(self)
         if self._ticket is not None:
             self._ticket.model.cancel(self._ticket)
             self._ticket = None
         if self._exchange is not None:
             self._reserved += self._exchange.reserved
             self._exchange = None
-        self._state.body_bytes -= self._reserved + sum(each[5] for each in self._backlog)
+        self.state.body_bytes -= self._reserved + sum(each[5] for each in self._backlog)
         self._reserved = 0
         self._backlog.clear()
         # The parser refers to this: memory would wait for a collection.
@@ -220,7 +176,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The client doesn't take its answers: nothing more is asked of it, or answered."""
-        self._stuck_ns, self._unsent = self._clock_ns(), self._transport.get_write_buffer_size()
+        self._stuck_ns, self._unsent = self.clock_ns(), self._transport.get_write_buffer_size()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -239,9 +195,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         """So many bytes were received."""
-        company = self._state.repository.company
+        company = self.state.repository.company
         if company.source != self._number:
-            company.heard(self._number, self._clock_ns())
+            company.heard(self._number, self.clock_ns())
         if self._hung_up or self._refusal is not None:
             return
         if self._in_body and self._body is not None:
@@ -269,12 +225,12 @@ class Connection(asyncio.BufferedProtocol):
             cause = error.__context__
             if not isinstance(cause, ProtocolError):
                 log.exception("a request broke the server's own code", exc_info=cause)
-                cause = _own_fault()
+                cause = own_fault()
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(ProtocolError(Kind.INVALID, f"this is no HTTP/1.1: {error}"))
         else:
-            if not self._in_body and self._head_bytes > self._state.limits.header_bytes:
+            if not self._in_body and self._head_bytes > self.state.limits.header_bytes:
                 self._refuse(self._long_head())
 
     def _without_upgrade(self, rest: Any) -> None:
@@ -294,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     def _long_head(self) -> ProtocolError:
-        most = self._state.limits.header_bytes
+        most = self.state.limits.header_bytes
         return ProtocolError(Kind.HEADERS, f"the request's headers have over {most:,} bytes")
 
     # -- the parser
@@ -303,7 +259,7 @@ class Connection(asyncio.BufferedProtocol):
         """A request's first byte."""
         self._url, self._headers, self._pieces = b"", {}, []
         self._body, self._filled, self._size = None, 0, 0
-        self._began_ns = self._clock_ns()
+        self._began_ns = self.clock_ns()
 
     def on_url(self, url: bytes) -> None:
         """A piece of its target."""
@@ -313,7 +269,7 @@ class Connection(asyncio.BufferedProtocol):
         """A header; behind a chunked body they are counted, and mean nothing."""
         if self._in_body:
             self._head_bytes += len(name) + len(value)
-            if self._head_bytes > self._state.limits.header_bytes:
+            if self._head_bytes > self.state.limits.header_bytes:
                 raise self._long_head()
             return
         self._headers[name.lower()] = value
@@ -324,7 +280,7 @@ class Connection(asyncio.BufferedProtocol):
         Raises:
             ProtocolError: it isn't.
         """
-        if self._head_bytes > self._state.limits.header_bytes + len(self._view):
+        if self._head_bytes > self.state.limits.header_bytes + len(self._view):
             raise self._long_head()
         self._method = self._parser.get_method()
         if self._parser.should_upgrade() or self._method == b"CONNECT":
@@ -336,7 +292,7 @@ class Connection(asyncio.BufferedProtocol):
             self._parser.should_keep_alive() and self._parser.get_http_version() != "1.0"
         )
         headers = self._headers
-        if self._state.token is not None and not self._may_enter():
+        if self.state.token is not None and not self._may_enter():
             raise ProtocolError(
                 Kind.UNAUTHENTICATED, "this server wants a token: send Authorization: Bearer TOKEN"
             )
@@ -353,7 +309,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _may_enter(self) -> bool:
-        token = self._state.token
+        token = self.state.token
         assert token is not None
         path = self._url.partition(b"?")[0].rstrip(b"/")
         if path in (b"/v2/health/live", b"/v2/health/ready", b""):
@@ -369,10 +325,10 @@ class Connection(asyncio.BufferedProtocol):
         """
         self._check_room(size)
         self._reserved += size
-        self._state.body_bytes += size
+        self.state.body_bytes += size
 
     def _check_room(self, size: int) -> None:
-        limits, state = self._state.limits, self._state
+        limits, state = self.state.limits, self.state
         if self._reserved + size > limits.body_bytes:
             raise ProtocolError(
                 Kind.TOO_LARGE, f"a body of over {limits.body_bytes:,} bytes isn't taken"
@@ -429,11 +385,49 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         """Answer a request, now or once its model has."""
         self._busy = True
+        self.quiet = 0
         if self._slot is not None:
             self._slot.working()
-        exchange = _Exchange(self, headers, keep_alive, reserved, method == b"HEAD")
+        exchange = Exchange(self, headers, keep_alive, reserved, method == b"HEAD")
         self._exchange = exchange
-        arrived_ns = self._clock_ns()
+        arrived_ns = self.clock_ns()
+        if b"content-encoding" in headers:
+            unpacking = self._unpack(exchange, method, url, headers, body, arrived_ns)
+            self._task = asyncio.get_running_loop().create_task(unpacking)
+            return
+        self._answer(exchange, method, url, headers, body, arrived_ns)
+
+    async def _unpack(
+        self,
+        exchange: Exchange,
+        method: bytes,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        body: Any,
+        arrived_ns: int,
+    ) -> None:
+        """Answer a request whose body is compressed: others are answered while it is unpacked."""
+        try:
+            body = await self._plain(exchange, headers, body)
+        except ProtocolError as failure:
+            exchange.respond(failure_response(failure))
+        except Exception:
+            log.exception("a request broke the server's own code")
+            exchange.respond(failure_response(own_fault()))
+        else:
+            if not self._lost:
+                self._answer(exchange, method, url, headers, body, arrived_ns)
+
+    def _answer(
+        self,
+        exchange: Exchange,
+        method: bytes,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        body: Any,
+        arrived_ns: int,
+    ) -> None:
+        """Answer a request whose body is as it was written."""
         try:
             paths = Connection._paths
             path = paths[url] if url in paths else _remember(paths, url)
@@ -445,21 +439,19 @@ class Connection(asyncio.BufferedProtocol):
             exchange.respond(failure_response(failure))
         except Exception:
             log.exception("a request broke the server's own code")
-            exchange.respond(failure_response(_own_fault()))
+            exchange.respond(failure_response(own_fault()))
 
     def _infer(
         self,
-        exchange: _Exchange,
+        exchange: Exchange,
         path: tuple[str, str],
         headers: dict[bytes, bytes],
         body: Any,
         arrived_ns: int,
     ) -> None:
-        state = self._state
+        state = self.state
         model = state.repository.find(*path)
         exchange.model = model
-        if b"content-encoding" in headers:
-            body = self._plain(exchange, headers, body)
         trace = headers.get(b"traceparent", b"").decode("latin-1")
         stated = headers.get(b"inference-header-content-length")
         try:
@@ -468,7 +460,7 @@ class Connection(asyncio.BufferedProtocol):
             model.unread(failure, arrived_ns, trace)
             raise
         query.source = self._number
-        query.arrived_ns, query.parsed_ns = arrived_ns, self._clock_ns()
+        query.arrived_ns, query.parsed_ns = arrived_ns, self.clock_ns()
         query.trace = trace
         exchange.query = query
         ticket = model.submit(query, exchange.deliver)
@@ -480,7 +472,7 @@ class Connection(asyncio.BufferedProtocol):
     def _read(
         self, model: ServedModel, path: tuple[str, str], stated: bytes | None, body: Any
     ) -> Query:
-        state = self._state
+        state = self.state
         if stated == b"0":
             return raw_query(body, *path, model.inputs)
         if stated is not None and not (stated.isdigit() and len(stated) < _LONGEST_NUMBER):
@@ -492,13 +484,15 @@ class Connection(asyncio.BufferedProtocol):
             body, length, *path, state.memory, state.limits.body_bytes, model.check_input
         )
 
-    def _plain(self, exchange: _Exchange, headers: dict[bytes, bytes], body: Any) -> Any:
+    async def _plain(self, exchange: Exchange, headers: dict[bytes, bytes], body: Any) -> Any:
         """Return a body without its compression; its memory is counted."""
         encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
         if encoding in ("", "identity"):
             return body
-        limits, state = self._state.limits, self._state
-        data = decompressed(body, encoding, limits.body_bytes)
+        limits, state = self.state.limits, self.state
+        data = await asyncio.to_thread(decompressed, body, encoding, limits.body_bytes)
+        if self._lost:
+            return data
         if state.body_bytes + len(data) > limits.bodies_bytes:
             raise ProtocolError(
                 Kind.OVERLOADED,
@@ -510,12 +504,10 @@ class Connection(asyncio.BufferedProtocol):
         return data
 
     def _other(
-        self, exchange: _Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: Any
+        self, exchange: Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: Any
     ) -> None:
         text = url.partition(b"?")[0].decode("latin-1")
         parts = tuple(unquote(part) for part in text.split("/") if part)
-        if b"content-encoding" in headers:
-            body = self._plain(exchange, headers, body)
         request = Request(
             "GET" if method == b"HEAD" else method.decode(),
             parts,
@@ -528,14 +520,14 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._task = asyncio.get_running_loop().create_task(self._later(exchange, answer))
 
-    async def _later(self, exchange: _Exchange, answer: Coroutine[Any, Any, Response]) -> None:
+    async def _later(self, exchange: Exchange, answer: Coroutine[Any, Any, Response]) -> None:
         try:
             response = await answer
         except ProtocolError as failure:
             response = failure_response(failure)
         except Exception:
             log.exception("a request broke the server's own code")
-            response = failure_response(_own_fault())
+            response = failure_response(own_fault())
         self._task = None
         exchange.respond(response)
 
@@ -548,7 +540,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             return
         self._ticket = self._exchange = None
-        self._state.body_bytes -= reserved
+        self.state.body_bytes -= reserved
         if self._hung_up:
             return
         slot = self._slot
@@ -589,7 +581,7 @@ class Connection(asyncio.BufferedProtocol):
         """Say why, and hang up: what follows in the stream can't be understood."""
         if self._hung_up:
             return
-        self._state.body_bytes -= self._reserved
+        self.state.body_bytes -= self._reserved
         self._reserved = 0
         self._body, self._pieces, self._began_ns = None, [], None
         if self._busy or self._backlog:  # the answers to what came before go first
@@ -607,7 +599,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def overdue(self, now_ns: int) -> bool:
         """Whether the client is too slow: in sending a request, or in taking its answer."""
-        limits = self._state.limits
+        limits = self.state.limits
         if self._stuck_ns is not None:
             unsent = self._transport.get_write_buffer_size()
             if unsent < self._unsent:
@@ -618,7 +610,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def rest(self) -> None:
         """Note that nothing is under way, where that is so."""
-        if self._slot is not None and self.idle:
+        if not self.idle:
+            return
+        self.quiet += 1
+        if self._slot is not None:
             self._slot.resting()
 
     def end_slow(self) -> None:
@@ -639,120 +634,6 @@ class Connection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close it, once what is written is sent."""
         self._transport.close()
-
-
-class _Exchange:
-    """A request and what goes back on it."""
-
-    __slots__ = (
-        "_connection",
-        "_head_only",
-        "_headers",
-        "_keep_alive",
-        "model",
-        "query",
-        "reserved",
-    )
-
-    def __init__(
-        self,
-        connection: Connection,
-        headers: dict[bytes, bytes],
-        keep_alive: bool,
-        reserved: int,
-        head_only: bool,
-    ) -> None:
-        self._connection, self._headers = connection, headers
-        self._keep_alive, self.reserved, self._head_only = keep_alive, reserved, head_only
-        self.model: ServedModel | None = None
-        self.query: Query | None = None
-
-    def deliver(self, answer: Answer | ProtocolError) -> None:
-        """Send what the model answered."""
-        connection, model, query = self._connection, self.model, self.query
-        assert model is not None
-        assert query is not None
-        if isinstance(answer, ProtocolError):
-            self.respond(failure_response(answer))
-            return
-        began_ns = connection._clock_ns()
-        plan: Plan | None = query.plan
-        same = plan is not None and self._keep_alive and not connection._state.draining
-        if same and self._headers.get(b"accept-encoding", b"identity") == b"identity":
-            assert plan is not None
-            known = plan.head(answer.outputs, query.id)
-            if known is not None:
-                pieces = pieces_of(answer.outputs)
-                size = sum(map(len, pieces))
-                connection.send(known, pieces, size, self.reserved, True)
-                model.statistics.encoded(connection._clock_ns() - began_ns)
-                return
-        try:
-            pieces, header_bytes = write_answer(
-                answer, query, connection._state.memory, model.most_rows > 0
-            )
-        except ProtocolError as failure:
-            self.respond(failure_response(failure))
-            return
-        except Exception:  # it would leave the client without an answer
-            log.exception("a request broke the server's own code")
-            self.respond(failure_response(_own_fault()))
-            return
-        extra = b""
-        accepted = self._headers.get(b"accept-encoding")
-        if accepted is not None and accepted != b"identity":
-            encoding = chosen_encoding(accepted.decode("latin-1"))
-            if encoding is not None:
-                pieces = [compressed(pieces, encoding)]
-                extra = b"Content-Encoding: %s\r\n" % encoding.encode()
-        size = 0
-        for piece in pieces:
-            size += len(piece)
-        if header_bytes is not None:
-            extra += b"Inference-Header-Content-Length: %d\r\n" % header_bytes
-        keep_alive = self._keep_alive and not connection._state.draining
-        if not keep_alive:
-            extra += b"Connection: close\r\n"
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s\r\n" % (
-            _JSON if header_bytes is None else _BINARY,
-            size,
-            extra,
-        )
-        if same and header_bytes is not None and not extra.startswith(b"Content-Encoding"):
-            assert plan is not None
-            if len(pieces) == 1 + len(answer.outputs):  # every output as bytes
-                plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
-        connection.send(head, pieces, size, self.reserved, keep_alive)
-        model.statistics.encoded(connection._clock_ns() - began_ns)
-
-    def respond(self, response: Response) -> None:
-        """Send anything else."""
-        state = self._connection._state
-        keep_alive = self._keep_alive and not state.draining
-        head, pieces = head_of(response, keep_alive)
-        if self._head_only:
-            pieces = []
-        self._connection.send(head, pieces, len(response.body), self.reserved, keep_alive)
-
-
-def head_of(response: Response, keep_alive: bool) -> tuple[bytes, list[bytes]]:
-    """Return an answer's head, and its body as pieces."""
-    lines = [
-        b"HTTP/1.1 %d %s" % (response.status, _phrase(response.status)),
-        b"Content-Type: " + response.content_type,
-        b"Content-Length: %d" % len(response.body),
-        *(name + b": " + value for name, value in response.headers),
-    ]
-    if not keep_alive:
-        lines.append(b"Connection: close")
-    return b"\r\n".join((*lines, b"", b"")), [response.body]
-
-
-def _phrase(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b"Client Closed Request"
 
 
 def _remember(paths: dict[bytes, tuple[str, str] | None], url: bytes) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from hasten.errors import HastenError
 from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving import facts, logs
 from hasten.serving.http import page
-from hasten.serving.http.connection import Request, Response
+from hasten.serving.http.messages import Request, Response
 from hasten.serving.models.repository import Registered
 from hasten.serving.observation import metrics
 from hasten.serving.state import ServerState

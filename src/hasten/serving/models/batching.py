@@ -143,6 +143,11 @@ class Batching:
         self._settle(item)
         self._look_soon()
 
+    def promote(self, item: Task, priority: int) -> None:
+        """One of a higher priority waits for the same answer."""
+        self.scheduler.promote(item, priority)
+        self._look_soon()
+
     def _settle(self, item: Task) -> None:
         """Note that nothing more is to be said to it."""
         item.state = "done"
@@ -268,7 +273,7 @@ class Batching:
     ) -> None:
         """A batch is done on its thread: the engine first, it runs while these are answered."""
         self._ended(thread, number, outputs, timing)
-        if self.scheduler.queued_rows:
+        if self.scheduler.queued_rows and not isinstance(outputs, Exception):
             self._look()
         self._answer(run, outputs, timing)
         self._look_soon()

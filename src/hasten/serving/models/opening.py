@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from hasten.bundle import Loaded, Manifest, load, read
 from hasten.bundle.evidence import batch_curve
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.comparison import unlike_rows
 from hasten.serving.models.latencies import Latencies
@@ -129,6 +130,12 @@ def open_bundle(
         manifest = first.manifest
         curve = batch_curve(path, manifest) if settings.which == "winner" else ()
         threads, count = _sharing(curve, settings.sessions, manifest.target.threads)
+        most = max(manifest.target.threads, len(os.sched_getaffinity(0)))
+        if count > most:
+            raise InputError(
+                f"{count} sessions side by side were asked for; {path} has threads for {most} here: "
+                f"--sessions {most}"
+            )
         sessions = [first]
         if threads != manifest.target.threads and count > 1:
             first.close()

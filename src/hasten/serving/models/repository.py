@@ -216,7 +216,8 @@ class Repository:
             one.state, one.reason = "READY", ""
             for note in opened.notes:
                 log.warning("%s", note, extra={"model": one.name, "version": one.version})
-            log.info("ready", extra={"model": one.name, "version": one.version})
+            what = "ready" if old is None else "ready, in place of what was served before"
+            log.info("%s", what, extra={"model": one.name, "version": one.version})
             if old is not None:
                 await self._retire(old)
 

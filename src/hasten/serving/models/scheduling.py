@@ -135,7 +135,7 @@ class Scheduler(Generic[P]):
         self._orders += 1
         item.order, item.state, item.queued_ns = self._orders, "queued", now_ns
         heapq.heappush(self._heap, item)
-        self._rows[item.priority] = self._rows.get(item.priority, 0) + item.rows
+        self._count(item.priority, item.rows)
 
     def take_alone(self, item: P, now_ns: int) -> Run[P] | None:
         """Take a request in that can go at once: all is idle, and no company is to be expected."""
@@ -384,10 +384,25 @@ class Scheduler(Generic[P]):
 
     def put_back(self, items: list[P]) -> None:
         """Queue those again, at their place, that a batch failed with: each alone now."""
+        self._forget_left()  # they may be among what is still in the heap
         for item in items:
             item.state, item.key = "queued", object()
             heapq.heappush(self._heap, item)
-            self._rows[item.priority] = self._rows.get(item.priority, 0) + item.rows
+            self._count(item.priority, item.rows)
+
+    def promote(self, item: P, priority: int) -> None:
+        """Let a queued request go with those of a higher priority: one of them waits for its answer."""
+        if item.state != "queued" or priority >= item.priority:
+            return
+        self._count(item.priority, -item.rows)
+        self._count(priority, item.rows)
+        item.priority = priority
+        heapq.heapify(self._heap)
+
+    def _count(self, priority: int, rows: int) -> None:
+        self._rows[priority] = self._rows.get(priority, 0) + rows
+        if not self._rows[priority]:
+            del self._rows[priority]
 
     # -- what leaves without an answer of the model's
 
@@ -462,14 +477,16 @@ class Scheduler(Generic[P]):
             self._left = 0
             return
         for item in items:
-            self._rows[item.priority] -= item.rows
-            if not self._rows[item.priority]:
-                del self._rows[item.priority]
+            self._count(item.priority, -item.rows)
         self._left += len(items)
         if self._left > 64 and 2 * self._left > len(self._heap):
-            self._heap = [each for each in self._heap if each.state == "queued"]
-            heapq.heapify(self._heap)
-            self._left = 0
+            self._forget_left()
+
+    def _forget_left(self) -> None:
+        """Take out of the heap what isn't queued any more."""
+        self._heap = [each for each in self._heap if each.state == "queued"]
+        heapq.heapify(self._heap)
+        self._left = 0
 
     @property
     def queued_rows(self) -> int:

@@ -90,6 +90,7 @@ class ServedModel:
         self._exact_lock = threading.Lock()
         self._exact_mark = running(True)
         self._flights: dict[bytes, list[Ticket]] = {}
+        """Content -> the request that is asked, and those that wait for its answer."""
         self._batching = Batching(
             [self._runner(session) for session in opened.sessions],
             Scheduler(opened.latencies, settings.most_wait_ns, len(opened.sessions)),
@@ -287,16 +288,18 @@ class ServedModel:
             self.statistics.cache_hit.add(now_ns - began_ns)
             self._flights[key].append(ticket)
             ticket.join(now_ns)
+            self._batching.promote(self._flights[key][0], ticket.priority)
             return True
         self.statistics.cache_miss.add(now_ns - began_ns)
-        self._flights[key] = []
+        self._flights[key] = [ticket]
         return False
 
     def _fly_on(self, ticket: Ticket, outputs: Tensors | None = None) -> None:
         """Share an answer with those who asked the same, or let one of them ask anew."""
         if ticket.content is None or ticket.follows:
             return
-        others = [each for each in self._flights.pop(ticket.content, ()) if not each.over]
+        flight = self._flights.pop(ticket.content, ())
+        others = [each for each in flight if each is not ticket and not each.over]
         if outputs is not None and self.cache is not None:
             self.cache.put(ticket.content, outputs)
         for place, other in enumerate(others):
@@ -306,7 +309,7 @@ class ServedModel:
                 continue
             other.leave()
             other.follows = False
-            self._flights[ticket.content] = others[place + 1 :]
+            self._flights[ticket.content] = others[place:]
             try:
                 self._enqueue(other)
             except ProtocolError as failure:

@@ -80,6 +80,10 @@ class Supervisor:
     ) -> None:
         if len(settings.models) > MOST_MODELS:
             raise InputError(f"one server serves at most {MOST_MODELS} models")
+        limits = settings.limits
+        connections = _allowed_connections(limits.connections)
+        limits = dataclasses.replace(limits, connections=connections)
+        settings = dataclasses.replace(settings, limits=limits)
         self._settings, self._say, self._asked = settings, say, settings.models
         self._board = Board.new(settings.limits.connections)
         self._selector = selectors.DefaultSelector()
@@ -114,7 +118,6 @@ class Supervisor:
         settings = self._settings
         settings.token()
         settings.tls()
-        _allow_files(settings.limits.connections)
         if settings.http is None and settings.grpc is None:
             raise InputError("nothing to listen on: give --http or --grpc a port")
         self._listen()
@@ -461,21 +464,32 @@ class Supervisor:
         self._board.close()
 
 
-def _allow_files(connections: int) -> None:
+def _allowed_connections(connections: int) -> int:
     """Raise what this process and its children may open to what so many connections need.
 
+    Returns:
+        As many connections as the system allows.
+
     Raises:
-        InputError: the system allows fewer.
+        InputError: it allows none.
     """
     need = connections + _SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < need:
-        raise InputError(
-            f"{connections} connections take {need} open files; the system allows {hard}: raise "
-            "ulimit -n, or give --max-connections"
+        if hard <= _SPARE_FILES:
+            raise InputError(
+                f"a server takes {_SPARE_FILES} open files and one for each connection; the system "
+                f"allows {hard}: raise ulimit -n"
+            )
+        connections, need = hard - _SPARE_FILES, hard
+        log.warning(
+            "at most %d connections are taken at once: the system allows %d open files, see ulimit -n",
+            connections,
+            hard,
         )
     if soft != resource.RLIM_INFINITY and soft < need:
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+    return connections
 
 
 def _cause(code: int) -> str:

@@ -1,0 +1,130 @@
+"""One request of a connection, and what goes back on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from hasten.protocol.errors import ProtocolError
+from hasten.protocol.requests import Answer, Query
+from hasten.serving.http.messages import JSON, Response, failure_response, head_of, own_fault
+from hasten.serving.models.served import ServedModel
+from hasten.serving.state import ServerState
+from hasten.serving.wire.http_bodies import chosen_encoding, compressed, write_answer
+from hasten.serving.wire.plans import Plan, pieces_of
+
+log = logging.getLogger("hasten.serving")
+
+_BINARY = b"application/octet-stream"
+
+
+class Sender(Protocol):
+    """What brought the request.
+
+    Attributes:
+        state: The server's.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
+
+    state: ServerState
+    clock_ns: Callable[[], int]
+
+    def send(
+        self, head: bytes, pieces: Sequence[Any], size: int, reserved: int, keep_alive: bool
+    ) -> None:
+        """Send an answer, and go on with what came meanwhile."""
+
+
+class Exchange:
+    """A request and what goes back on it."""
+
+    __slots__ = (
+        "_connection",
+        "_head_only",
+        "_headers",
+        "_keep_alive",
+        "model",
+        "query",
+        "reserved",
+    )
+
+    def __init__(
+        self,
+        connection: Sender,
+        headers: dict[bytes, bytes],
+        keep_alive: bool,
+        reserved: int,
+        head_only: bool,
+    ) -> None:
+        self._connection, self._headers = connection, headers
+        self._keep_alive, self.reserved, self._head_only = keep_alive, reserved, head_only
+        self.model: ServedModel | None = None
+        self.query: Query | None = None
+
+    def deliver(self, answer: Answer | ProtocolError) -> None:
+        """Send what the model answered."""
+        connection, model, query = self._connection, self.model, self.query
+        assert model is not None
+        assert query is not None
+        if isinstance(answer, ProtocolError):
+            self.respond(failure_response(answer))
+            return
+        began_ns = connection.clock_ns()
+        plan: Plan | None = query.plan
+        same = plan is not None and self._keep_alive and not connection.state.draining
+        if same and self._headers.get(b"accept-encoding", b"identity") == b"identity":
+            assert plan is not None
+            known = plan.head(answer.outputs, query.id)
+            if known is not None:
+                pieces = pieces_of(answer.outputs)
+                size = sum(map(len, pieces))
+                connection.send(known, pieces, size, self.reserved, True)
+                model.statistics.encoded(connection.clock_ns() - began_ns)
+                return
+        try:
+            pieces, header_bytes = write_answer(
+                answer, query, connection.state.memory, model.most_rows > 0
+            )
+        except ProtocolError as failure:
+            self.respond(failure_response(failure))
+            return
+        except Exception:  # it would leave the client without an answer
+            log.exception("a request broke the server's own code")
+            self.respond(failure_response(own_fault()))
+            return
+        extra = b""
+        accepted = self._headers.get(b"accept-encoding")
+        if accepted is not None and accepted != b"identity":
+            encoding = chosen_encoding(accepted.decode("latin-1"))
+            if encoding is not None:
+                pieces = [compressed(pieces, encoding)]
+                extra = b"Content-Encoding: %s\r\n" % encoding.encode()
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+        if header_bytes is not None:
+            extra += b"Inference-Header-Content-Length: %d\r\n" % header_bytes
+        keep_alive = self._keep_alive and not connection.state.draining
+        if not keep_alive:
+            extra += b"Connection: close\r\n"
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s\r\n" % (
+            JSON if header_bytes is None else _BINARY,
+            size,
+            extra,
+        )
+        if same and header_bytes is not None and not extra.startswith(b"Content-Encoding"):
+            assert plan is not None
+            if len(pieces) == 1 + len(answer.outputs):  # every output as bytes
+                plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
+        connection.send(head, pieces, size, self.reserved, keep_alive)
+        model.statistics.encoded(connection.clock_ns() - began_ns)
+
+    def respond(self, response: Response) -> None:
+        """Send anything else."""
+        state = self._connection.state
+        keep_alive = self._keep_alive and not state.draining
+        head, pieces = head_of(response, keep_alive)
+        if self._head_only:
+            pieces = []
+        self._connection.send(head, pieces, len(response.body), self.reserved, keep_alive)
