@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.comparison import unlike_rows
 from hasten.serving.models.latencies import Latencies
+from hasten.serving.models.pace import Pace
 from hasten.tensors import Array, Tensors, TensorSpec
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -28,7 +28,8 @@ _BUDGET_NS = 5e9
 _SLOWEST_NS = 1e9
 _BYTES = 64 << 20
 """Of one batch's inputs, at most."""
-_RUNS = 5
+_RUNS, _FEW_RUNS = 5, 2
+"""Of each batch shape; few where the curve says how long it takes."""
 _TIMED_NS = 100_000_000
 """Of one batch shape: what takes longer is timed less often."""
 _LOUD = 8.0
@@ -109,8 +110,7 @@ def open_bundle(
     settings: ModelSettings,
     *,
     running: Callable[..., contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    gently: bool = False,
-    clock_ns: Callable[[], int] = time.perf_counter_ns,
+    pace: Pace | None = None,
 ) -> Opened:
     """Open a bundle, warm every batch shape, and compare what batches answer.
 
@@ -118,8 +118,7 @@ def open_bundle(
         path: The folder.
         settings: How it is to be served.
         running: Entered while an engine works: who crashes in there is to blame.
-        gently: Rest after each run of the warm-up for as long as it took: others are being served.
-        clock_ns: Monotonic clock, in nanoseconds.
+        pace: Of the warm-up; None for at once.
 
     Raises:
         InputError: no bundle, a damaged one, or an engine isn't installed.
@@ -154,7 +153,7 @@ def open_bundle(
             batched=_batched(sessions[0]),
             notes=list(sessions[0].not_certified),
         )
-        _warm_up(opened, shared, settings.most_rows, _Timer(clock_ns, gently))
+        _warm_up(opened, shared, settings.most_rows, pace or Pace())
         undo.pop_all()
         return opened
 
@@ -217,68 +216,42 @@ def requests_of(
     return made
 
 
-class _Timer:
-    """Times requests; between them it may rest.
-
-    Args:
-        clock_ns: Monotonic clock, in nanoseconds.
-        gently: Rest after each request for as long as it took.
-    """
-
-    def __init__(self, clock_ns: Callable[[], int], gently: bool) -> None:
-        self.clock_ns, self._gently = clock_ns, gently
-
-    def median_ns(self, sessions: Sequence[Loaded], request: Tensors, runs: int) -> float:
-        """The median time of a request, after one that isn't timed, on every session."""
-        times = []
-        for session in sessions:
-            self._once_ns(session, request)
-            end_ns = self.clock_ns() + _TIMED_NS
-            for _ in range(runs):
-                times.append(self._once_ns(session, request))
-                if times[-1] + self.clock_ns() > end_ns:
-                    break
-        return max(1.0, float(np.median(times)))
-
-    def _once_ns(self, session: Loaded, request: Tensors) -> int:
-        began_ns = self.clock_ns()
-        session.run(request)
-        took_ns = self.clock_ns() - began_ns
-        if self._gently:
-            time.sleep(took_ns / 1e9)
-        return took_ns
-
-
 def _warm_up(
     opened: Opened,
     curve: Sequence[CurvePoint],
     most_rows: int,
-    timer: _Timer,
+    pace: Pace,
 ) -> None:
     """Run every batch shape on every session; find which of them give a request its own answer."""
     rng = np.random.default_rng(0)
     specs = opened.first.request
     lone = requests_of(specs, 1 if opened.batched else None, rng)
-    alone = opened.first.run(lone)
-    times = {1: timer.median_ns(opened.sessions, lone, _RUNS)}
+    alone = pace.run(opened.first, lone)
+    times = {1: _median_ns(opened.sessions, lone, _RUNS, pace)}
     if opened.standby is not None:
-        opened.standby.run(lone)
-    sizes = [1]
+        pace.run(opened.standby, lone)
+    sizes, known = [1], {point.batch: point.p50_ns for point in curve}
     if opened.batched and all(array.shape[:1] == (1,) for array in alone.values()):
         each_bytes = sum(array.nbytes for array in lone.values())
-        end_ns = timer.clock_ns() + _BUDGET_NS
+        end_ns = pace.clock_ns() + _BUDGET_NS
         for size in SIZES[1:]:
             expected_ns = size * times[sizes[-1]] / sizes[-1]
-            enough = expected_ns > _SLOWEST_NS or timer.clock_ns() + 3 * expected_ns > end_ns
+            enough = expected_ns > _SLOWEST_NS or pace.clock_ns() + 3 * expected_ns > end_ns
             if size > most_rows or enough or size * each_bytes > _BYTES:
                 break
             batch = _stacked(lone, requests_of(specs, size - 1, rng, _LOUD))
-            unlike = _unlike_alone(opened, batch, alone)
+            unlike = _unlike_alone(opened, batch, alone, pace)
             if unlike:
                 opened.notes.append(f"served one by one: {unlike}")
                 sizes = [1]
                 break
-            times[size] = timer.median_ns(opened.sessions, batch, 2 if curve else _RUNS)
+            if size in known and pace.patient:  # it is long, and somebody waits meanwhile
+                for session in opened.sessions[1:]:
+                    pace.run(session, batch)
+                times[size] = known[size] * times[1] / known[1]
+            else:
+                runs = _FEW_RUNS if size in known else _RUNS
+                times[size] = _median_ns(opened.sessions, batch, runs, pace)
             sizes.append(size)
     elif opened.batched:
         opened.batched = False
@@ -288,23 +261,38 @@ def _warm_up(
             f"batches of up to {sizes[-1]} were compared with lone requests; the certificate is about "
             "its own batch size: --max-batch 1 keeps to that"
         )
-    measured = {point.batch: point.p50_ns for point in curve if point.batch <= sizes[-1]}
+    measured = {size: p50_ns for size, p50_ns in known.items() if size <= sizes[-1]}
     if 1 not in measured:
         measured = {size: times[size] for size in sizes}
     opened.latencies = Latencies(measured, opened.sizes)
-    for size in sizes:
-        opened.latencies.observe(size, times[size])
+    if not pace.patient:  # else they say how busy the machine was
+        for size in sizes:
+            opened.latencies.observe(size, times[size])
+
+
+def _median_ns(sessions: Sequence[Loaded], request: Tensors, runs: int, pace: Pace) -> float:
+    """The median time of a request, after one that isn't timed, on every session."""
+    times: list[int] = []
+    for session in sessions:
+        pace.run(session, request)
+        end_ns = pace.clock_ns() + _TIMED_NS
+        for _ in range(runs):
+            pace.run(session, request)
+            times.append(pace.took_ns)
+            if times[-1] + pace.clock_ns() > end_ns:
+                break
+    return max(1.0, float(np.median(times)))
 
 
 def _stacked(first: Tensors, others: Tensors) -> dict[str, Array]:
     return {name: np.concatenate([array, others[name]]) for name, array in first.items()}
 
 
-def _unlike_alone(opened: Opened, batch: Tensors, alone: Tensors) -> str:
+def _unlike_alone(opened: Opened, batch: Tensors, alone: Tensors, pace: Pace) -> str:
     """Say why a batch's first row isn't what it is alone; "" where it is."""
     rows = len(next(iter(batch.values())))
     try:
-        answers = opened.first.run(batch)
+        answers = pace.run(opened.first, batch)
     except CandidateError as error:
         return f"a batch of {rows} fails: {error}"
     for name, array in answers.items():

@@ -18,7 +18,9 @@ from hasten.errors import CandidateError, HastenError, InputError
 from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.models.company import Company
 from hasten.serving.models.comparison import disagreeing_rows, is_broken
+from hasten.serving.models.courtesy import giving_way
 from hasten.serving.models.opening import ModelSettings, Opened, open_bundle, requests_of
+from hasten.serving.models.pace import Pace
 from hasten.serving.models.served import ServedModel
 from hasten.tensors import TensorSpec
 
@@ -226,20 +228,26 @@ class Repository:
         settings = one.settings
         if old is not None and settings.which == "exact" and changed(old.opened):
             settings = replace(settings, which="winner")  # another bundle did what it is blamed for
-        opened = open_bundle(one.path, settings, running=self._marker(one), gently=old is not None)
-        try:
-            with self._marker(one)():
-                _check_interface(opened, old)
-                broken = _compare(opened)
-                if old is not None:
-                    self._compare_with(opened, old, broken)
-        except BaseException:
-            opened.close()
-            raise
+        pace = Pace(self._idle if old is not None else None)
+        with giving_way() if old is not None else contextlib.nullcontext():
+            opened = open_bundle(one.path, settings, running=self._marker(one), pace=pace)
+            try:
+                with self._marker(one)():
+                    _check_interface(opened, old)
+                    broken = _compare(opened, pace)
+                    if old is not None:
+                        self._compare_with(opened, old, broken, pace)
+            except BaseException:
+                opened.close()
+                raise
         opened.broken = broken
         return opened
 
-    def _compare_with(self, opened: Opened, old: ServedModel, broken: bool) -> None:
+    def _idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return all(model.idle for model in list(self.served()))
+
+    def _compare_with(self, opened: Opened, old: ServedModel, broken: bool, pace: Pace) -> None:
         """Ask a model and the one whose place it takes the same, and note how often they disagree.
 
         Raises:
@@ -249,7 +257,7 @@ class Repository:
         disagreed = compared = 0
         for _ in range(_COMPARED):
             request = requests_of(opened.first.request, 1 if opened.batched else None, rng)
-            answers = opened.first.run(request)
+            answers = pace.run(opened.first, request)
             try:
                 asked = asyncio.run_coroutine_threadsafe(old.ask(request), self._loop)
                 before = asked.result(_PATIENCE_S)
@@ -332,7 +340,7 @@ def _check_interface(opened: Opened, old: ServedModel | None) -> None:
         )
 
 
-def _compare(opened: Opened) -> bool:
+def _compare(opened: Opened, pace: Pace) -> bool:
     """Compare a model that is to be served with its exact one, and note what is odd.
 
     Returns:
@@ -343,7 +351,7 @@ def _compare(opened: Opened) -> bool:
     for _ in range(_COMPARED if opened.standby is not None else 0):
         assert opened.standby is not None
         request = requests_of(opened.first.request, 1 if opened.batched else None, rng)
-        answers, exact = opened.first.run(request), opened.standby.run(request)
+        answers, exact = pace.run(opened.first, request), pace.run(opened.standby, request)
         if is_broken(answers) and not is_broken(exact):
             opened.notes.append("it answers NaN here: the exact model answers in its place")
             return True

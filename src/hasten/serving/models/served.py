@@ -101,9 +101,7 @@ class ServedModel:
         )
         self._shadow: Shadow | None = None
         if settings.shadow and opened.standby is not None:
-            self._shadow = Shadow(
-                self._ask_exact, loop, self.statistics, lambda: self._batching.scheduler.idle
-            )
+            self._shadow = Shadow(self._ask_exact, loop, self.statistics, lambda: self.idle)
         self._random = random.Random(0).random
 
     # -- what clients ask about it
@@ -119,6 +117,11 @@ class ServedModel:
     def answers(self) -> str:
         """Which model answers: "winner" or "exact"."""
         return "exact" if self.fell_back else self.opened.which
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return self._batching.scheduler.idle
 
     @property
     def queued_rows(self) -> int:

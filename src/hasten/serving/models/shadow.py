@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 
 from hasten.serving.models.comparison import disagreeing_rows
+from hasten.serving.models.courtesy import give_way
 from hasten.serving.models.statistics import Statistics
 from hasten.tensors import Tensors
 
@@ -21,7 +21,6 @@ _LOOKS, _PAUSE_S = 100, 0.01
 """How long a sample waits for a moment without live requests."""
 _MOST_WAITING = 4
 """What comes while so many wait isn't looked at: a sample is as good as another."""
-_LEAST_IMPORTANT = 19
 
 
 class Shadow:
@@ -58,8 +57,7 @@ class Shadow:
         self._jobs.put(None)
 
     def _work(self) -> None:
-        with contextlib.suppress(OSError):  # of this thread alone, on Linux
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_IMPORTANT)
+        give_way()
         while (job := self._jobs.get()) is not None:
             inputs, outputs = job
             if not self._waited():

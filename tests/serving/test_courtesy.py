@@ -1,0 +1,83 @@
+"""A model that is to take another's place is opened in what time that one leaves."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hasten.serving.models import courtesy
+from hasten.serving.models.courtesy import giving_way
+from hasten.serving.models.pace import Pace
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="niceness is of threads on Linux")
+
+
+def niceness(thread: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, thread)
+
+
+@pytest.fixture
+def worker() -> Iterator[Any]:
+    """Starts a thread that stays, and returns its number."""
+    end = threading.Event()
+
+    def start() -> int:
+        thread = threading.Thread(target=end.wait)
+        thread.start()
+        assert thread.native_id is not None
+        return thread.native_id
+
+    yield start
+    end.set()
+
+
+def test_threads_that_begin_meanwhile_give_way_and_come_back(worker: Any) -> None:
+    if not courtesy._may_come_back():
+        pytest.skip("this user may not raise a thread's priority again: CAP_SYS_NICE")
+    here, other = threading.get_native_id(), worker()
+    before = niceness(here)
+    with pytest.raises(KeyError), giving_way():
+        begun = worker()
+        assert (niceness(here), niceness(begun), niceness(other)) == (19, 19, before)
+        raise KeyError
+    assert (niceness(here), niceness(begun), niceness(other)) == (before,) * 3
+
+
+def test_where_nothing_can_come_back_nothing_gives_way(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courtesy, "_may_come_back", lambda: False)
+    before = niceness(threading.get_native_id())
+    with giving_way():
+        assert niceness(worker()) == niceness(threading.get_native_id()) == before
+
+
+class Session:
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, request: Any) -> Any:
+        self.runs += 1
+        return request
+
+
+def test_a_run_waits_until_nobody_else_does_but_not_for_ever() -> None:
+    asked: list[int] = []
+
+    def idle() -> bool:
+        asked.append(session.runs)
+        return len(asked) % 3 == 0
+
+    session: Any = Session()
+    pace = Pace(idle)
+    assert pace.patient
+    assert pace.run(session, {"x": 1}) == {"x": 1}
+    assert pace.run(session, {"x": 2}) == {"x": 2}
+    assert asked == [0, 0, 0, 1, 1, 1]
+    assert Pace(lambda: False).run(session, {"x": 3}) == {"x": 3}
+    assert session.runs == 3
