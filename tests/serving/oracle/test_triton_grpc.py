@@ -457,9 +457,6 @@ KNOWN_STEPS = {
     "output with less room": ("INVALID_ARGUMENT for INTERNAL",),
     # Data that no input takes is taken for a mistake.
     "input with raw": ("INVALID_ARGUMENT for OK",),
-    # The answer says where each output lies.
-    "input and output": ("outputs",),
-    "output": ("outputs",),
 }
 
 

@@ -728,10 +728,6 @@ KNOWN_STEPS = {
     "register too much": (CLIENTS_FAULT,),
     "register nothing": (CLIENTS_FAULT,),
     "output with less room": (CLIENTS_FAULT,),
-    # The answer says where each output lies.
-    "input and output": ("outputs",),
-    "output with more room": ("outputs",),
-    "output without an offset": ("outputs",),
     # Classes are written there like any other output.
     "classes": ("200 for 400",),
     # A region that isn't registered is a mistake in the request that names it.

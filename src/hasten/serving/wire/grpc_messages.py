@@ -300,11 +300,6 @@ def write_answer(
         data = to_bytes(array)
         if each.region is not None:
             memory.write(each.region, data)
-            parameters = output.parameters
-            parameters["shared_memory_region"].string_param = each.region.name
-            parameters["shared_memory_byte_size"].int64_param = len(data)
-            if each.region.offset:
-                parameters["shared_memory_offset"].int64_param = each.region.offset
             data = b""
         # As a field of the message they would be copied twice before they are sent.
         pieces += [_RAW_OUTPUT, _varying(len(data)), data]

@@ -332,12 +332,8 @@ def write_answer(
             "shape": array.shape,
         }
         if each.region is not None:
-            data = to_bytes(array)
-            memory.write(each.region, data)
-            entry["parameters"] = {
-                "shared_memory_region": each.region.name,
-                "shared_memory_byte_size": len(data),
-            } | ({"shared_memory_offset": each.region.offset} if each.region.offset else {})
+            # Parameters that say so would be as Triton's documents have it; its clients stumble on any.
+            memory.write(each.region, to_bytes(array))
         elif each.binary:
             data = to_bytes(array)
             entry["parameters"] = {"binary_data_size": len(data)}
