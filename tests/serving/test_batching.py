@@ -251,6 +251,32 @@ def test_who_is_alone_is_answered_on_the_loops_thread(
     assert (threads == [threading.current_thread().name]) is here
 
 
+def test_an_answer_that_comes_after_its_deadline_is_none() -> None:
+    """On the loop's own thread no timer can say so while the engine works."""
+
+    def model(inputs: Tensors) -> dict[str, Array]:
+        time.sleep(0.03)
+        return same(inputs)
+
+    async def work() -> Any:
+        company = Company()
+        company.heard(7, time.perf_counter_ns() - 1_000_000_000)
+        queue = batching(model, company=company)
+        item = Asked(3, 20 * MS)
+        item.source = 7
+        await submitted(queue, item)
+        answer = await asyncio.wait_for(item.answer, PATIENCE_S)
+        queue.close()
+        return answer
+
+    answer = asyncio.run(work())
+    assert isinstance(answer, ProtocolError)
+    assert (answer.kind, str(answer)) == (
+        Kind.LATE,
+        "the deadline passed while it was computed",
+    )
+
+
 def test_two_requests_of_who_is_alone_arent_run_on_the_loops_thread() -> None:
     """Only one can be under way on a connection; where there are more, the loop is wanted."""
     threads: list[str] = []

@@ -76,11 +76,13 @@ def test_a_run_waits_until_nobody_else_does_but_not_for_ever() -> None:
         return len(asked) % 3 == 0
 
     session: Any = Session()
-    pace = Pace(idle)
+    slept_s: list[float] = []
+    pace = Pace(idle, sleep=slept_s.append)
     assert pace.patient
     request = {"x": np.zeros(1)}
     assert pace.run(session, request) is request
     assert pace.run(session, request) is request
     assert asked == [0, 0, 0, 1, 1, 1]
-    assert Pace(lambda: False).run(session, request) is request
+    assert Pace(lambda: False, sleep=slept_s.append).run(session, request) is request
+    assert sum(slept_s) > 0.1
     assert session.runs == 3

@@ -20,6 +20,7 @@ from hasten.serving.http.connection import Connection
 from hasten.serving.state import Limits
 from hasten.testing import models
 from hasten.testing.servers import ServerThread, bundle_of, place_of
+from hasten.testing.waiting import until
 
 ROW = np.arange(4, dtype=np.float32)
 JSON_REQUEST = {
@@ -385,6 +386,44 @@ def test_others_are_answered_while_a_body_is_unpacked(tmp_path: Path) -> None:
         assert quick.answer()[0] == 200
         assert sum(not one.idle for one in server.server.state.connections) == 1
         assert slow.answer()[0] == 400
+
+
+def test_who_leaves_while_a_body_is_unpacked_leaves_nothing(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    packed = zlib.compress(b" " * (100 << 20), 1)
+    with ServerThread(place_of(bundle), limits=Limits(body_bytes=512 << 20)) as server:
+        for _ in range(8):
+            with Client(server) as client:
+                client.send(request(body=packed, headers={"Content-Encoding": "deflate"}))
+                until(lambda: server.server.state.body_bytes > 0)
+        until(lambda: held(server) == (0, 0))
+        # What nobody waits for isn't unpacked: two threads had at most one body each.
+        assert server.server.state.unpacking._work_queue.qsize() <= 8
+        status, _, _ = ask(
+            server,
+            body=zlib.compress(json.dumps(JSON_REQUEST).encode()),
+            headers={"Content-Encoding": "deflate"},
+        )
+        assert status == 200
+        assert held(server) == (0, 0)
+
+
+def test_an_output_that_is_asked_for_twice_is_answered_anew_each_time(server: ServerThread) -> None:
+    binary = {"name": "y", "parameters": {"binary_data": True}}
+    outputs = [binary, {"name": "y"}]
+    with Client(server) as client:
+        for number in range(5):
+            rows = np.full((1, 4), number, np.float32)
+            tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4]}
+            tensor["parameters"] = {"binary_data_size": rows.nbytes}
+            head = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+            length = {"Inference-Header-Content-Length": str(len(head))}
+            client.send(request(body=head + rows.tobytes(), headers=length))
+            status, headers, body = client.answer()
+            assert status == 200
+            length_back = int(headers["inference-header-content-length"])
+            assert body[length_back:] == rows.tobytes()
+            assert json.loads(body[:length_back])["outputs"][1]["data"] == rows.ravel().tolist()
 
 
 def test_a_body_that_grows_without_end_is_refused(server: ServerThread) -> None:

@@ -389,6 +389,20 @@ def test_a_dropped_request_leaves_no_trace() -> None:
     assert queue.next(0) is None or not queue.queued_rows
 
 
+def test_a_machine_that_is_faster_than_the_curve_is_found_out() -> None:
+    """By the curve nobody is in time, but a batch was seen that took a tenth of it."""
+    latencies = flat(40 * MS)
+    latencies.observe(1, 4 * MS)
+    queue, answered = scheduler(latencies), 0
+    for now_ns in range(0, 100 * 60 * MS, 60 * MS):
+        queue.offer(item(now_ns, now_ns + 15 * MS), now_ns)
+        step = queue.next(now_ns)
+        assert isinstance(step, Run)
+        queue.ended(queue.begun(step, now_ns), 4 * MS, now_ns)
+        answered += 1
+    assert answered == 100
+
+
 def test_a_stall_is_forgotten_once_requests_are_quick_again() -> None:
     """A machine that was slow for a while doesn't refuse everything from then on."""
     latencies = flat()

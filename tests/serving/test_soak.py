@@ -20,5 +20,6 @@ def test_a_server_under_load_and_swaps_loses_nothing_and_keeps_its_memory(
     result = soak(bundle, 6.0, 200.0, 1.0)
     assert len(result.swaps) >= 3
     assert result.beside_swaps.any()
+    assert not result.failed
     assert result.outcomes.keys() == {"ok 200"}
     assert result.growth_bytes < 32 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,6 +76,7 @@ class ServerState:
         body_bytes: Of all bodies under way.
         draining: Whether the server is about to end.
         began_s: Wall clock, seconds since 1970.
+        unpacking: Threads for compressed bodies: few, so that what they unpack at once is bounded.
         received: Where bytes arrive: what is there is parsed before anything else is received.
     """
 
@@ -88,6 +90,9 @@ class ServerState:
     body_bytes: int = 0
     draining: bool = False
     began_s: float = field(default_factory=time.time)
+    unpacking: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(2, "hasten-unpacking")
+    )
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 
     @property

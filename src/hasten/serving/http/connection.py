@@ -134,6 +134,7 @@ class Connection(asyncio.BufferedProtocol):
         self._ticket: Ticket | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
+        self._unpacking: asyncio.Task[None] | None = None
         self._backlog: deque[tuple[bytes, bytes, dict[bytes, bytes], Any, bool, int]] = deque()
         self._hung_up = self._lost = False
         self._began_ns: int | None = None
@@ -163,6 +164,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._ticket is not None:
             self._ticket.model.cancel(self._ticket)
             self._ticket = None
+        if self._unpacking is not None:
+            self._unpacking.cancel()
         if self._exchange is not None:
             self._reserved += self._exchange.reserved
             self._exchange = None
@@ -392,8 +395,8 @@ class Connection(asyncio.BufferedProtocol):
         self._exchange = exchange
         arrived_ns = self.clock_ns()
         if b"content-encoding" in headers:
-            unpacking = self._unpack(exchange, method, url, headers, body, arrived_ns)
-            self._task = asyncio.get_running_loop().create_task(unpacking)
+            work = self._unpack(exchange, method, url, headers, body, arrived_ns)
+            self._unpacking = asyncio.get_running_loop().create_task(work)
             return
         self._answer(exchange, method, url, headers, body, arrived_ns)
 
@@ -409,14 +412,14 @@ class Connection(asyncio.BufferedProtocol):
         """Answer a request whose body is compressed: others are answered while it is unpacked."""
         try:
             body = await self._plain(exchange, headers, body)
+            self._unpacking = None
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
         except Exception:
             log.exception("a request broke the server's own code")
             exchange.respond(failure_response(own_fault()))
         else:
-            if not self._lost:
-                self._answer(exchange, method, url, headers, body, arrived_ns)
+            self._answer(exchange, method, url, headers, body, arrived_ns)
 
     def _answer(
         self,
@@ -467,7 +470,10 @@ class Connection(asyncio.BufferedProtocol):
         if not ticket.over:
             self._ticket = ticket
         if query.plan is None and stated != b"0":
-            model.plan(query, body, None if stated is None else int(stated), ticket)
+            try:
+                model.plan(query, body, None if stated is None else int(stated), ticket)
+            except Exception:  # it may be answered already
+                log.exception("what is alike in requests couldn't be kept")
 
     def _read(
         self, model: ServedModel, path: tuple[str, str], stated: bytes | None, body: Any
@@ -490,9 +496,10 @@ class Connection(asyncio.BufferedProtocol):
         if encoding in ("", "identity"):
             return body
         limits, state = self.state.limits, self.state
-        data = await asyncio.to_thread(decompressed, body, encoding, limits.body_bytes)
-        if self._lost:
-            return data
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(
+            state.unpacking, decompressed, body, encoding, limits.body_bytes
+        )
         if state.body_bytes + len(data) > limits.bodies_bytes:
             raise ProtocolError(
                 Kind.OVERLOADED,

@@ -115,7 +115,8 @@ class Exchange:
         )
         if same and header_bytes is not None and not extra.startswith(b"Content-Encoding"):
             assert plan is not None
-            if len(pieces) == 1 + len(answer.outputs):  # every output as bytes
+            asked = len(query.outputs) or len(answer.outputs)
+            if len(pieces) == 1 + asked == 1 + len(answer.outputs):  # every output as bytes, once
                 plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
         connection.send(head, pieces, size, self.reserved, keep_alive)
         model.statistics.encoded(connection.clock_ns() - began_ns)

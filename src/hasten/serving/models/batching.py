@@ -143,6 +143,10 @@ class Batching:
         self._settle(item)
         self._look_soon()
 
+    def stay_away(self) -> None:
+        """Run nothing long on the loop's thread any more; from any thread."""
+        self._company = Company()  # in which nobody is ever alone
+
     def promote(self, item: Task, priority: int) -> None:
         """One of a higher priority waits for the same answer."""
         self.scheduler.promote(item, priority)
@@ -166,7 +170,7 @@ class Batching:
         self.scheduler.judge(late=True)
         self.scheduler.drop(item)
         self._settle(item)
-        item.reply(ProtocolError(Kind.LATE, f"the deadline passed {where}"), None)
+        item.reply(_late(where), None)
         self._look_soon()
 
     def _look_soon(self) -> None:
@@ -299,10 +303,13 @@ class Batching:
             if item.state == "done":
                 continue
             self._settle(item)
+            late = began_ns > item.deadline_ns
             if item.deadline_ns != math.inf:
-                self.scheduler.judge(late=began_ns > item.deadline_ns)
+                self.scheduler.judge(late=late)
             if isinstance(outputs, Exception):
                 item.reply(_failure(outputs), None)
+            elif late:  # its timer couldn't tell while the loop's own thread was at work
+                item.reply(_late("while it was computed"), None)
             elif len(run.items) == 1:
                 item.reply(outputs, timing)
             else:
@@ -393,6 +400,10 @@ def _check_rows(outputs: Tensors, rows: int) -> None:
                 f"the output {name!r} of {rows} rows has the shape {list(array.shape)}; serve this "
                 "model with --max-batch 1",
             )
+
+
+def _late(where: str) -> ProtocolError:
+    return ProtocolError(Kind.LATE, f"the deadline passed {where}")
 
 
 def _failure(error: Exception) -> ProtocolError:

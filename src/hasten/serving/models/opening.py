@@ -24,7 +24,7 @@ from hasten.tensors import Array, Tensors, TensorSpec
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """The batches that are made: each is warmed, since an engine compiles for a shape when it first comes."""
 _BUDGET_NS = 5e9
-"""Of the warm-up, after the first request of each session."""
+"""Of the engine's time in the warm-up, after the first request of each session."""
 _SLOWEST_NS = 1e9
 _BYTES = 64 << 20
 """Of one batch's inputs, at most."""
@@ -227,16 +227,16 @@ def _warm_up(
     specs = opened.first.request
     lone = requests_of(specs, 1 if opened.batched else None, rng)
     alone = pace.run(opened.first, lone)
-    times = {1: _median_ns(opened.sessions, lone, _RUNS, pace)}
+    times = {1: _timed_ns(opened.sessions, lone, _RUNS, pace)}
     if opened.standby is not None:
         pace.run(opened.standby, lone)
     sizes, known = [1], {point.batch: point.p50_ns for point in curve}
     if opened.batched and all(array.shape[:1] == (1,) for array in alone.values()):
         each_bytes = sum(array.nbytes for array in lone.values())
-        end_ns = pace.clock_ns() + _BUDGET_NS
+        most_ns = pace.spent_ns + _BUDGET_NS
         for size in SIZES[1:]:
             expected_ns = size * times[sizes[-1]] / sizes[-1]
-            enough = expected_ns > _SLOWEST_NS or pace.clock_ns() + 3 * expected_ns > end_ns
+            enough = expected_ns > _SLOWEST_NS or pace.spent_ns + 3 * expected_ns > most_ns
             if size > most_rows or enough or size * each_bytes > _BYTES:
                 break
             batch = _stacked(lone, requests_of(specs, size - 1, rng, _LOUD))
@@ -245,13 +245,13 @@ def _warm_up(
                 opened.notes.append(f"served one by one: {unlike}")
                 sizes = [1]
                 break
-            if size in known and pace.patient:  # it is long, and somebody waits meanwhile
+            if pace.patient and {1, size} <= known.keys():  # it is long, and somebody waits
                 for session in opened.sessions[1:]:
                     pace.run(session, batch)
                 times[size] = known[size] * times[1] / known[1]
             else:
                 runs = _FEW_RUNS if size in known else _RUNS
-                times[size] = _median_ns(opened.sessions, batch, runs, pace)
+                times[size] = _timed_ns(opened.sessions, batch, runs, pace)
             sizes.append(size)
     elif opened.batched:
         opened.batched = False
@@ -265,23 +265,22 @@ def _warm_up(
     if 1 not in measured:
         measured = {size: times[size] for size in sizes}
     opened.latencies = Latencies(measured, opened.sizes)
-    if not pace.patient:  # else they say how busy the machine was
-        for size in sizes:
-            opened.latencies.observe(size, times[size])
+    for size in sizes if not pace.patient else (1,):  # long ones were disturbed by live requests
+        opened.latencies.observe(size, times[size])
 
 
-def _median_ns(sessions: Sequence[Loaded], request: Tensors, runs: int, pace: Pace) -> float:
-    """The median time of a request, after one that isn't timed, on every session."""
+def _timed_ns(sessions: Sequence[Loaded], request: Tensors, runs: int, pace: Pace) -> float:
+    """The time of a request, after one that isn't timed, on every session."""
     times: list[int] = []
     for session in sessions:
         pace.run(session, request)
-        end_ns = pace.clock_ns() + _TIMED_NS
+        most_ns = pace.spent_ns + _TIMED_NS
         for _ in range(runs):
             pace.run(session, request)
             times.append(pace.took_ns)
-            if times[-1] + pace.clock_ns() > end_ns:
+            if times[-1] + pace.spent_ns > most_ns:
                 break
-    return max(1.0, float(np.median(times)))
+    return pace.typical_ns(times)
 
 
 def _stacked(first: Tensors, others: Tensors) -> dict[str, Array]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from hasten.bundle import Loaded
 from hasten.tensors import Array, Tensors
@@ -18,18 +20,21 @@ class Pace:
         idle: Whether no live request waits or runs: each run waits for that, a tenth of a second at
             most, and for as long as it took after it; None for at once.
         clock_ns: Monotonic clock, in nanoseconds.
+        sleep: For seconds.
 
     Attributes:
         took_ns: The last run.
+        spent_ns: All runs together.
     """
 
     def __init__(
         self,
         idle: Callable[[], bool] | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._idle, self.clock_ns = idle, clock_ns
-        self.took_ns = 0
+        self._idle, self._clock_ns, self._sleep = idle, clock_ns, sleep
+        self.took_ns = self.spent_ns = 0
 
     @property
     def patient(self) -> bool:
@@ -43,15 +48,23 @@ class Pace:
             CandidateError: as of the session's `run`.
         """
         self._wait()
-        began_ns = self.clock_ns()
+        began_ns = self._clock_ns()
         answers = session.run(request)
-        self.took_ns = self.clock_ns() - began_ns
+        self.took_ns = self._clock_ns() - began_ns
+        self.spent_ns += self.took_ns
         if self._idle is not None:
-            time.sleep(self.took_ns / 1e9)
+            self._sleep(self.took_ns / 1e9)
         return answers
+
+    def typical_ns(self, times: Sequence[int]) -> float:
+        """What a run takes that was timed several times.
+
+        The median; beside live requests the least, which they disturbed least.
+        """
+        return max(1.0, float(min(times) if self.patient else np.median(times)))
 
     def _wait(self) -> None:
         for _ in range(_LOOKS if self._idle is not None else 0):
             if self._idle is not None and self._idle():
                 return
-            time.sleep(_PAUSE_S)
+            self._sleep(_PAUSE_S)

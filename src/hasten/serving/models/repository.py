@@ -215,6 +215,8 @@ class Repository:
                 self._marker(one),
                 tracing=self._tracing,
             )
+            if old is not None:
+                one.served.learn_from(old)
             one.state, one.reason = "READY", ""
             for note in opened.notes:
                 log.warning("%s", note, extra={"model": one.name, "version": one.version})
@@ -228,8 +230,9 @@ class Repository:
         settings = one.settings
         if old is not None and settings.which == "exact" and changed(old.opened):
             settings = replace(settings, which="winner")  # another bundle did what it is blamed for
-        pace = Pace(self._idle if old is not None else None)
-        with giving_way() if old is not None else contextlib.nullcontext():
+        others = any(self.served())
+        pace = Pace(self._idle if others else None)
+        with giving_way() if others else contextlib.nullcontext():
             opened = open_bundle(one.path, settings, running=self._marker(one), pace=pace)
             try:
                 with self._marker(one)():
@@ -270,6 +273,10 @@ class Repository:
             rows = disagreeing_rows(answers, before)
             compared += len(rows)
             disagreed += int(rows.sum())
+        if opened.batched and opened.sizes[-1] < old.most_rows:
+            opened.notes.append(
+                f"requests may bring {opened.sizes[-1]} rows from now on; it was {old.most_rows}"
+            )
         opened.notes.append(
             f"it takes the place of another: on random inputs, {disagreed} of {compared} answers "
             "differ"

@@ -99,6 +99,8 @@ class ServedModel:
             company,
             clock_ns,
         )
+        if self.fell_back:
+            self._batching.stay_away()
         self._shadow: Shadow | None = None
         if settings.shadow and opened.standby is not None:
             self._shadow = Shadow(self._ask_exact, loop, self.statistics, lambda: self.idle)
@@ -117,6 +119,10 @@ class ServedModel:
     def answers(self) -> str:
         """Which model answers: "winner" or "exact"."""
         return "exact" if self.fell_back else self.opened.which
+
+    def learn_from(self, old: ServedModel) -> None:
+        """Go on with what was learned of a model whose place this one takes."""
+        self._batching.scheduler.learn_from(old._batching.scheduler)
 
     @property
     def idle(self) -> bool:
@@ -316,7 +322,7 @@ class ServedModel:
             try:
                 self._enqueue(other)
             except ProtocolError as failure:
-                other.fail(failure)
+                other.tell(failure)  # it is counted already
                 continue
             return
 
@@ -358,6 +364,7 @@ class ServedModel:
         if outputs is not None and not _of_its_own(exact, outputs):
             return outputs  # the model is like that
         self.fell_back = True
+        self._batching.stay_away()
         log.error(
             "the exact model answers from now on: %s",
             why,
@@ -455,18 +462,28 @@ class Ticket(Task):
         """Wait for an equal request's answer, no longer than its own deadline."""
         self.follows = True
         if self.deadline_ns != math.inf:
-            loop = asyncio.get_running_loop()
             delay_s = max(0.0, (self.deadline_ns - now_ns) / 1e9)
-            late = ProtocolError(
-                Kind.LATE, "the deadline passed while an equal request was computed"
-            )
-            self.timer = loop.call_later(delay_s, self.fail, late)
+            self.timer = asyncio.get_running_loop().call_later(delay_s, self._late)
+
+    def _late(self) -> None:
+        """The deadline is now, or in a moment: the loop's timers go by whole milliseconds."""
+        now_ns = self.model._clock_ns()
+        if now_ns < self.deadline_ns:
+            self.join(now_ns)
+            return
+        late = "the deadline passed while an equal request was computed"
+        self.fail(ProtocolError(Kind.LATE, late))
 
     def leave(self) -> None:
         """Wait for it no more."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+    def tell(self, failure: ProtocolError) -> None:
+        """Answer with a failure that is counted elsewhere."""
+        self.over = True
+        self._done(failure)
 
     def fail(self, failure: ProtocolError) -> None:
         """Answer with a failure."""

@@ -81,7 +81,7 @@ class Supervisor:
         if len(settings.models) > MOST_MODELS:
             raise InputError(f"one server serves at most {MOST_MODELS} models")
         limits = settings.limits
-        connections = _allowed_connections(limits.connections)
+        connections = _allowed_connections(limits.connections, 1 if settings.grpc is None else 2)
         limits = dataclasses.replace(limits, connections=connections)
         settings = dataclasses.replace(settings, limits=limits)
         self._settings, self._say, self._asked = settings, say, settings.models
@@ -464,8 +464,12 @@ class Supervisor:
         self._board.close()
 
 
-def _allowed_connections(connections: int) -> int:
+def _allowed_connections(connections: int, ports: int) -> int:
     """Raise what this process and its children may open to what so many connections need.
+
+    Args:
+        connections: Of each port.
+        ports: How many there are.
 
     Returns:
         As many connections as the system allows.
@@ -473,15 +477,15 @@ def _allowed_connections(connections: int) -> int:
     Raises:
         InputError: it allows none.
     """
-    need = connections + _SPARE_FILES
+    need = ports * connections + _SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < need:
-        if hard <= _SPARE_FILES:
+        connections, need = (hard - _SPARE_FILES) // ports, hard
+        if connections < 1:
             raise InputError(
                 f"a server takes {_SPARE_FILES} open files and one for each connection; the system "
                 f"allows {hard}: raise ulimit -n"
             )
-        connections, need = hard - _SPARE_FILES, hard
         log.warning(
             "at most %d connections are taken at once: the system allows %d open files, see ulimit -n",
             connections,

@@ -16,7 +16,7 @@ from hasten.tensors import Array, Tensors
 _ID = re.compile(rb'"id" ?: ?"([ !#-\[\]-~]{1,128})"')
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
 _DATA_KEY = re.compile(rb'"data"[ \t\r\n]*:')
-_MOST = 64
+_MOST, _MOST_SEEN = 64, 256
 _LONGEST = 4096
 
 
@@ -134,6 +134,8 @@ class Plans:
     def __init__(self) -> None:
         self._kept: dict[tuple[bytes, int], Plan | None] = {}
         """None for what can't be read so."""
+        self._seen: set[tuple[bytes, int]] = set()
+        """What came once: of some clients each request is another, with a deadline of its own."""
 
     def find(self, body: Any, header_bytes: int | None) -> Query | None:
         """Read a body whose JSON was seen before, but for its id; None where it wasn't.
@@ -170,7 +172,8 @@ class Plans:
         if not plain or header_bytes + size != len(body) or header_bytes > _LONGEST:
             return
         place, id_ = _without_id(bytes(body[:header_bytes]))
-        if id_ == query.id:  # else it is written in another way, or isn't the request's own
+        # Else the id is written in another way, or isn't the request's own.
+        if id_ == query.id and self._again(place):
             self._keep(place, Plan(query, size, rows, key))
 
     def _note_text(self, query: Query, body: Any, rows: int, key: Hashable) -> None:
@@ -178,6 +181,8 @@ class Plans:
         if len(query.inputs) != 1 or (text := _text(body)) is None or text[0] in self._kept:
             return
         place, id_, data = text
+        if not self._again(place):
+            return
         plan = Plan(query, None, rows, key)
         again = plan.text_query(data, id_) if id_ == query.id else None
         (array,) = query.inputs.values()
@@ -185,6 +190,15 @@ class Plans:
             np.array_equal(array, other) for other in again.inputs.values()
         )
         self._keep(place, plan if same else None)
+
+    def _again(self, place: tuple[bytes, int]) -> bool:
+        """Whether it came before."""
+        if place in self._seen:
+            return True
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
+        self._seen.add(place)
+        return False
 
     def _keep(self, place: tuple[bytes, int], plan: Plan | None) -> None:
         if len(self._kept) >= _MOST:

@@ -1,0 +1,94 @@
+"""What a swap leaves as it was: speed that was learned, rows that may come, deadlines that are kept."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from hasten.measure.closed_loop import Block
+from hasten.measure.curve import CURVE, CurvePoint, curve_record
+from hasten.serving.models.opening import SIZES
+from hasten.target import Target
+from hasten.testing import models
+from hasten.testing.servers import ServerThread, bundle_of, place_of
+from hasten.testing.waiting import until
+
+MS = 1_000_000
+
+
+def with_curve(p50_ms: Mapping[int, float]) -> dict[str, Any]:
+    """Evidence of what batches took where a bundle was made."""
+    points = [
+        CurvePoint(batch, Target.host().threads, 1, {turn: _block(ms) for turn in range(3)})
+        for batch, ms in p50_ms.items()
+    ]
+    return {CURVE: curve_record(points)}
+
+
+def _block(ms: float) -> Block:
+    return Block((round(ms * MS),) * 5, round(5 * ms * MS))
+
+
+def infer(client: triton.InferenceServerClient, rows: int = 1, **options: Any) -> Any:
+    data = np.arange(4 * rows, dtype=np.float32).reshape(rows, 4)
+    tensor = triton.InferInput("x", [rows, 4], "FP32")
+    tensor.set_data_from_numpy(data)
+    return client.infer("model", [tensor], **options).as_numpy("y")
+
+
+def load(server: ServerThread) -> None:
+    client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+    client.load_model("model")
+    client.close()
+
+
+@pytest.mark.parametrize("curve", [True, False], ids=["by its curve", "without one"])
+def test_deadlines_go_by_this_machine_after_a_swap_too(tmp_path: Path, curve: bool) -> None:
+    """The machine that the bundle was made on was slower by far: by its curve nothing is in time."""
+    extra = with_curve({size: 500.0 * size for size in (1, 2, 4, 8)}) if curve else {}
+    bundle = bundle_of(tmp_path, models.solid(tmp_path), "model", extra=extra)
+    with ServerThread(place_of(bundle), control=True) as server:
+        client = triton.InferenceServerClient(server.host)
+        for _ in range(3):
+            for _ in range(5):
+                assert infer(client, timeout=300_000).tolist() == [[0, 1, 2, 3]]
+            load(server)
+        client.close()
+
+
+def test_a_swap_beside_load_leaves_the_batches_as_they_were(tmp_path: Path) -> None:
+    model = models.slow(tmp_path, 300)
+    curve = with_curve({size: 1.0 + 0.1 * size for size in (1, 2, 4, 8, 16, 32)})
+    bundle = bundle_of(tmp_path, model, "model", extra=curve)
+    with (
+        ServerThread(place_of(bundle), control=True) as server,
+        concurrent.futures.ThreadPoolExecutor(3) as threads,
+    ):
+        served = server.server.state.repository
+        before = served.find("model").opened.sizes
+        assert before == tuple(size for size in SIZES if size <= 32)
+        ended = threading.Event()
+
+        def ask(rows: int) -> int:
+            client, count = triton.InferenceServerClient(server.host), 0
+            while not ended.is_set():
+                assert infer(client, rows).shape == (rows, 256)
+                count += 1
+            client.close()
+            return count
+
+        calls = [threads.submit(ask, rows) for rows in (1, 3, 32)]
+        old = served.find("model")
+        until(lambda: old.statistics.executions > 20)
+        load(server)
+        until(lambda: served.find("model") is not old)
+        ended.set()
+        assert all(call.result() > 3 for call in calls)
+        assert served.find("model").opened.sizes == before
