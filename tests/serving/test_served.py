@@ -232,6 +232,19 @@ def test_what_a_client_that_went_away_asked_is_not_computed(slow_server: ServerT
     assert statistics.executions == 1
 
 
+def test_a_client_that_closes_its_half_while_it_waits_counts_as_gone(
+    slow_server: ServerThread,
+) -> None:
+    statistics = served(slow_server, "slow").statistics
+    connection = raw_request(slow_server)
+    until(lambda: busy(slow_server))
+    connection.shutdown(socket.SHUT_WR)
+    until(lambda: statistics.cancel.count == 1)
+    assert connection.recv(100) == b""
+    connection.close()
+    assert answer(slow_server, "slow", [1, 2, 3, 4])
+
+
 def test_a_deadline_holds_while_another_batch_runs(slow_server: ServerThread) -> None:
     """It was thought to be in time: the batch before it takes longer than such batches do."""
     model = served(slow_server, "slow")
