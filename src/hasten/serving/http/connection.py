@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import httptools
@@ -48,6 +48,26 @@ _LINGER_S = 1.0
 _MOST_ROUTES = 4096
 _LONGEST_ROUTE = 1024
 _LONGEST_NUMBER = 20
+
+
+class Received(NamedTuple):
+    """A request as it came, whole.
+
+    Attributes:
+        method: As "GET".
+        url: Its target.
+        headers: Lower-case names.
+        body: As it was sent.
+        keep_alive: Whether its client may ask again on this connection.
+        reserved: Bytes of it that are counted.
+    """
+
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+    body: Any
+    keep_alive: bool
+    reserved: int
 
 
 class Slot(Protocol):
@@ -135,7 +155,7 @@ class Connection(asyncio.BufferedProtocol):
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._unpacking: asyncio.Task[None] | None = None
-        self._backlog: deque[tuple[bytes, bytes, dict[bytes, bytes], Any, bool, int]] = deque()
+        self._backlog: deque[Received] = deque()
         self._hung_up = self._lost = False
         self._began_ns: int | None = None
         """When the request that is being received began."""
@@ -169,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._exchange is not None:
             self._reserved += self._exchange.reserved
             self._exchange = None
-        self.state.body_bytes -= self._reserved + sum(each[5] for each in self._backlog)
+        self.state.body_bytes -= self._reserved + sum(each.reserved for each in self._backlog)
         self._reserved = 0
         self._backlog.clear()
         # The parser refers to this: memory would wait for a collection.
@@ -367,51 +387,37 @@ class Connection(asyncio.BufferedProtocol):
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._body, self._pieces = None, []
         reserved, self._reserved = self._reserved, 0
+        received = Received(
+            self._method, self._url, self._headers, body, self._keep_alive, reserved
+        )
         if self._busy or self._stuck_ns is not None or self._backlog:
-            self._backlog.append(
-                (self._method, self._url, self._headers, body, self._keep_alive, reserved)
-            )
+            self._backlog.append(received)
             self._transport.pause_reading()
             return
-        self._begin(self._method, self._url, self._headers, body, self._keep_alive, reserved)
+        self._begin(received)
 
     # -- a request
 
-    def _begin(
-        self,
-        method: bytes,
-        url: bytes,
-        headers: dict[bytes, bytes],
-        body: Any,
-        keep_alive: bool,
-        reserved: int,
-    ) -> None:
+    def _begin(self, received: Received) -> None:
         """Answer a request, now or once its model has."""
         self._busy = True
         self.quiet = 0
         if self._slot is not None:
             self._slot.working()
+        method, _, headers, _, keep_alive, reserved = received
         exchange = Exchange(self, headers, keep_alive, reserved, method == b"HEAD")
         self._exchange = exchange
         arrived_ns = self.clock_ns()
         if b"content-encoding" in headers:
-            work = self._unpack(exchange, method, url, headers, body, arrived_ns)
+            work = self._unpack(exchange, received, arrived_ns)
             self._unpacking = asyncio.get_running_loop().create_task(work)
             return
-        self._answer(exchange, method, url, headers, body, arrived_ns)
+        self._answer(exchange, received, arrived_ns)
 
-    async def _unpack(
-        self,
-        exchange: Exchange,
-        method: bytes,
-        url: bytes,
-        headers: dict[bytes, bytes],
-        body: Any,
-        arrived_ns: int,
-    ) -> None:
+    async def _unpack(self, exchange: Exchange, received: Received, arrived_ns: int) -> None:
         """Answer a request whose body is compressed: others are answered while it is unpacked."""
         try:
-            body = await self._plain(exchange, headers, body)
+            body = await self._plain(exchange, received.headers, received.body)
             self._unpacking = None
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
@@ -419,25 +425,18 @@ class Connection(asyncio.BufferedProtocol):
             log.exception("a request broke the server's own code")
             exchange.respond(failure_response(own_fault()))
         else:
-            self._answer(exchange, method, url, headers, body, arrived_ns)
+            self._answer(exchange, received._replace(body=body), arrived_ns)
 
-    def _answer(
-        self,
-        exchange: Exchange,
-        method: bytes,
-        url: bytes,
-        headers: dict[bytes, bytes],
-        body: Any,
-        arrived_ns: int,
-    ) -> None:
+    def _answer(self, exchange: Exchange, received: Received, arrived_ns: int) -> None:
         """Answer a request whose body is as it was written."""
+        method, url, headers, body, _, _ = received
         try:
             paths = Connection._paths
             path = paths[url] if url in paths else _remember(paths, url)
             if path is not None and method == b"POST":
                 self._infer(exchange, path, headers, body, arrived_ns)
             else:
-                self._other(exchange, method, url, headers, body)
+                self._other(exchange, received)
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
         except Exception:
@@ -510,9 +509,8 @@ class Connection(asyncio.BufferedProtocol):
         state.body_bytes += len(data)
         return data
 
-    def _other(
-        self, exchange: Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: Any
-    ) -> None:
+    def _other(self, exchange: Exchange, received: Received) -> None:
+        method, url, headers, body, _, _ = received
         text = url.partition(b"?")[0].decode("latin-1")
         parts = tuple(unquote(part) for part in text.split("/") if part)
         request = Request(
@@ -582,7 +580,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if len(self._backlog) == 1 and self._refusal is None:
             self._transport.resume_reading()
-        self._begin(*self._backlog.popleft())
+        self._begin(self._backlog.popleft())
 
     def _refuse(self, failure: ProtocolError) -> None:
         """Say why, and hang up: what follows in the stream can't be understood."""

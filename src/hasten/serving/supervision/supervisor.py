@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from hasten.errors import InputError
 from hasten.records import to_record
@@ -39,6 +38,8 @@ from hasten.serving.supervision.channel import (
     SLOT,
     UP,
 )
+from hasten.serving.supervision.signals import Signals
+from hasten.serving.supervision.sockets import allowed_connections, set_up
 from hasten.telemetry import OFF
 
 log = logging.getLogger("hasten.serving")
@@ -51,8 +52,6 @@ _CALM_S = 60.0
 _LINGER_S = 1.0
 _BREATH_S = 0.1
 _LAST_RESORT_S = 10.0
-_SPARE_FILES = 128
-"""That a process needs besides its connections: models, libraries, threads' pipes."""
 
 
 def _sorry(why: str) -> bytes:
@@ -81,7 +80,7 @@ class Supervisor:
         if len(settings.models) > MOST_MODELS:
             raise InputError(f"one server serves at most {MOST_MODELS} models")
         limits = settings.limits
-        connections = _allowed_connections(limits.connections, 1 if settings.grpc is None else 2)
+        connections = allowed_connections(limits.connections, 1 if settings.grpc is None else 2)
         limits = dataclasses.replace(limits, connections=connections)
         settings = dataclasses.replace(settings, limits=limits)
         self._settings, self._say, self._asked = settings, say, settings.models
@@ -121,7 +120,7 @@ class Supervisor:
         if settings.http is None and settings.grpc is None:
             raise InputError("nothing to listen on: give --http or --grpc a port")
         self._listen()
-        with _Signals() as signals:
+        with Signals() as signals:
             self._selector.register(
                 signals.reading, selectors.EVENT_READ, lambda: self._heed(signals)
             )
@@ -176,7 +175,7 @@ class Supervisor:
                 log.error("it didn't end in the time that it was given")
                 self._process.kill()
 
-    def _heed(self, signals: _Signals) -> None:
+    def _heed(self, signals: Signals) -> None:
         for number in signals.came():
             self._on_signal(number)
 
@@ -224,7 +223,7 @@ class Supervisor:
                 self._accept_at_s = time.monotonic() + _BREATH_S
                 return
             connection.setblocking(False)
-            _set_up(connection)
+            set_up(connection)
             if not self._free:
                 self._turn_away(connection, _CROWDED)
             elif self._up:
@@ -464,85 +463,5 @@ class Supervisor:
         self._board.close()
 
 
-def _allowed_connections(connections: int, ports: int) -> int:
-    """Raise what this process and its children may open to what so many connections need.
-
-    Args:
-        connections: Of each port.
-        ports: How many there are.
-
-    Returns:
-        As many connections as the system allows.
-
-    Raises:
-        InputError: it allows none.
-    """
-    need = ports * connections + _SPARE_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < need:
-        connections, need = (hard - _SPARE_FILES) // ports, hard
-        if connections < 1:
-            raise InputError(
-                f"a server takes {_SPARE_FILES} open files and one for each connection; the system "
-                f"allows {hard}: raise ulimit -n"
-            )
-        log.warning(
-            "at most %d connections are taken at once: the system allows %d open files, see ulimit -n",
-            connections,
-            hard,
-        )
-    if soft != resource.RLIM_INFINITY and soft < need:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
-    return connections
-
-
 def _cause(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _set_up(connection: socket.socket) -> None:
-    """Send small answers at once, and find out about clients that are gone without a word."""
-    options = (
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    )
-    for level, name, value in options:
-        with contextlib.suppress(OSError):
-            connection.setsockopt(level, name, value)
-
-
-class _Signals:
-    """SIGTERM, SIGINT and SIGHUP as bytes on a socket: they interrupt nothing.
-
-    Attributes:
-        reading: Readable when one came.
-    """
-
-    def __init__(self) -> None:
-        self.reading, self._writing = socket.socketpair()
-        self.reading.setblocking(False)
-        self._writing.setblocking(False)
-
-    def came(self) -> bytes:
-        """The numbers of those that came."""
-        with contextlib.suppress(BlockingIOError):
-            return self.reading.recv(64)
-        return b""
-
-    def __enter__(self) -> Self:
-        self._wakeup = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
-        self._before = [
-            (number, signal.signal(number, lambda number, frame: None))
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before:
-            signal.signal(number, handler)
-        self.reading.close()
-        self._writing.close()
