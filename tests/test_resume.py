@@ -21,7 +21,7 @@ from hasten.measure.environment import versions
 from hasten.pipeline.base import Pipeline
 from hasten.progress import Progress
 from hasten.testing import models
-from hasten.testing.quick import quick_runs
+from hasten.testing.quick import ROUNDS, quick_runs
 
 ENGINE = "hasten.testing.rivals:Rival"
 
@@ -54,10 +54,16 @@ def events(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
-def started(place: Path, until: str, count: int = 1, *more: str) -> subprocess.Popen[str]:
+def started(
+    place: Path, until: str, count: int = 1, *more: str, rounds: int = ROUNDS
+) -> subprocess.Popen[str]:
     """Start a run, and wait until its journal has so many events of a kind."""
     process = subprocess.Popen(
-        command(place, *more), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command(place, *more),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HASTEN_QUICK_ROUNDS": str(rounds)},
     )
     deadline = time.monotonic() + 60
     while sum(e["kind"] == until for e in events(place)) < count:
@@ -146,7 +152,7 @@ def test_trials_that_are_done_are_not_run_again(place: Path, quick: None) -> Non
 def test_ctrl_c_says_how_to_go_on_and_leaves_the_best_so_far_marked_uncertified(
     place: Path,
 ) -> None:
-    process = started(place, "round", 1)
+    process = started(place, "round", 1, rounds=400)  # it goes on for long enough
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -23,7 +23,7 @@ from hasten.measure.intervals import Statistic
 from hasten.measure.latency import Pace, pace_for
 from hasten.search import grid as grids
 
-ROUNDS = 12
+ROUNDS = int(os.environ.get("HASTEN_QUICK_ROUNDS", "12"))
 """Short ones: the interval of a few long ones would take in 1 on a busy host, whoever raced."""
 SETTLED = 0.5
 TURN = {"warmup_ns": 2_000_000, "block_ns": 6_000_000, "at_least": 8}
