@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -21,11 +21,8 @@ from hasten.serving.models.comparison import disagreeing_rows, is_broken
 from hasten.serving.models.courtesy import giving_way
 from hasten.serving.models.opening import ModelSettings, Opened, open_bundle, requests_of
 from hasten.serving.models.pace import Pace
-from hasten.serving.models.served import ServedModel
+from hasten.serving.models.served import ServedModel, Watcher
 from hasten.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from hasten.serving.observation.tracing import Tracing
 
 log = logging.getLogger("hasten.serving")
 
@@ -80,7 +77,7 @@ class Repository:
         registered: list[Registered],
         loop: asyncio.AbstractEventLoop,
         marker: Marker = lambda one: contextlib.nullcontext,
-        tracing: Tracing | None = None,
+        tracing: Watcher | None = None,
     ) -> None:
         self._loop, self._marker, self._tracing = loop, marker, tracing
         self.company = Company()

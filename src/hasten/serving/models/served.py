@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -30,14 +30,33 @@ from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.wire.plans import Plan, Plans
 from hasten.tensors import Array, Tensors, TensorSpec
 
-if TYPE_CHECKING:
-    from hasten.serving.observation.tracing import Tracing
-
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
 Running: TypeAlias = Callable[..., contextlib.AbstractContextManager[None]]
 """Makes a context for one engine thread; `True` for one of the exact model that stands by."""
 
 log = logging.getLogger("hasten.serving")
+
+
+class Watcher(Protocol):
+    """Who is told of every request that ends: what sends its spans."""
+
+    def finished(
+        self,
+        model: ServedModel,
+        query: Query,
+        now_ns: int,
+        failure: ProtocolError | None = None,
+        ticket: Ticket | None = None,
+    ) -> None:
+        """Note a request that was answered, failed or was refused.
+
+        Args:
+            model: Whose.
+            query: What was asked.
+            now_ns: When it was answered, on the monotonic clock.
+            failure: Why it got an error.
+            ticket: What was under way; None where it was refused before.
+        """
 
 
 class ServedModel:
@@ -72,7 +91,7 @@ class ServedModel:
         statistics: Statistics | None = None,
         running: Running = contextlib.nullcontext,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
-        tracing: Tracing | None = None,
+        tracing: Watcher | None = None,
     ) -> None:
         self.name, self.version = name, version
         self.tracing = tracing
