@@ -33,6 +33,14 @@ def test_the_command_prints_the_record_as_json(serve: Any, http: Any) -> None:
     assert len(record["latency_ns"]) == record["requests"] == len(record["lag_ns"])
 
 
+def test_where_nothing_was_answered_rightly_it_ends_with_1(serve: Any, http: Any) -> None:
+    server = serve(http.error(503, "too much"))
+    options = ["--rate", "50", "--for", "0.2s", "--warmup", "0s"]
+    done = CliRunner().invoke(loadtest, [server.url, "--model", "m", *options])
+    assert done.exit_code == 1
+    assert "latency: no request was answered rightly" in done.output
+
+
 def test_a_server_that_isnt_there_ends_with_2_and_one_line() -> None:
     done = CliRunner().invoke(loadtest, ["http://127.0.0.1:1", "--model", "m", "--rate", "9"])
     assert done.exit_code == 2

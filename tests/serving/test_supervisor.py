@@ -157,6 +157,38 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
         assert ("the exact model answers from now on" in server.errors) == (which == "exact")
 
 
+def test_who_crashes_again_and_again_is_started_later_and_says_so(bundles: Path) -> None:
+    with ServerProcess(bundles / "solid.hasten") as server:
+        for _ in range(3):
+            until(lambda: ready(server))
+            os.kill(server.serving_pid(), signal.SIGKILL)
+            time.sleep(0.2)
+        client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
+        client.request("GET", "/v2/health/live")
+        response = client.getresponse()
+        assert (response.status, response.headers["Retry-After"]) == (503, "2")
+        client.close()
+        until(lambda: ready(server))
+        assert server.end(signal.SIGTERM) == 0
+        died = "hasten: error: the serving process died of signal SIGKILL; it starts again"
+        told = [line for line in server.errors.splitlines() if line.startswith(died)]
+        assert told == [died, f"{died} in 0.5 s", f"{died} in 2 s"]
+
+
+@pytest.mark.parametrize("sent", [b"POST /v2/mod", b"the head"])
+def test_who_was_still_sending_when_it_crashed_is_told_too(bundles: Path, sent: bytes) -> None:
+    head = b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 100000\r\n\r\n"
+    with ServerProcess(bundles / "solid.hasten") as server:
+        connection = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S)
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        connection.sendall(sent if sent != b"the head" else head + bytes(1000))
+        time.sleep(0.3)
+        os.kill(server.serving_pid(), signal.SIGKILL)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 503")
+        connection.close()
+
+
 def test_a_signal_to_the_serving_process_ends_nothing(bundles: Path) -> None:
     """As systemd sends it to all processes of a service: what it means, the supervisor says."""
     with ServerProcess(bundles / "slow.hasten", "--max-batch", "1", "--max-wait", "60s") as server:

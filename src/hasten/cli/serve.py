@@ -57,7 +57,7 @@ IMAGE = "hasten-models:latest"
     "--shared-memory",
     default="",
     metavar="PATTERN",
-    help="What clients may register; none without.",
+    help="What clients may register, a regular expression as /frames-.*; none without.",
 )
 @click.option(
     "--allow-control", is_flag=True, help="Clients may load and unload what is registered here."
@@ -124,6 +124,7 @@ def serve(
 
             write(write_kserve, settings_of(bundles, **options), **kserve)
             click.echo(f"next: docker build --tag {kserve.get('image', IMAGE)} {write_kserve}")
+            click.echo("where hasten isn't on your index: --build-arg HASTEN=what pip installs")
             code = 0
         elif on is not None:
             from hasten.serving.cluster.ray_cluster import deploy

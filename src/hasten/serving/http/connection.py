@@ -283,6 +283,8 @@ class Connection(asyncio.BufferedProtocol):
         self._url, self._headers, self._pieces = b"", {}, []
         self._body, self._filled, self._size = None, 0, 0
         self._began_ns = self.clock_ns()
+        if self._slot is not None and not self._busy:
+            self._slot.working()
 
     def on_url(self, url: bytes) -> None:
         """A piece of its target."""
@@ -354,7 +356,8 @@ class Connection(asyncio.BufferedProtocol):
         limits, state = self.state.limits, self.state
         if self._reserved + size > limits.body_bytes:
             raise ProtocolError(
-                Kind.TOO_LARGE, f"a body of over {limits.body_bytes:,} bytes isn't taken"
+                Kind.TOO_LARGE,
+                f"a body of over {limits.body_bytes:,} bytes isn't taken, see --max-body",
             )
         if state.body_bytes + size > limits.bodies_bytes:
             raise ProtocolError(
@@ -567,7 +570,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(self._refusal)
 
     def _answered(self) -> None:
-        if self._slot is not None and not self._busy:
+        if self._slot is not None and not self._busy and self._began_ns is None:
             self._slot.answered()
 
     def _next_soon(self) -> None:
@@ -593,6 +596,8 @@ class Connection(asyncio.BufferedProtocol):
             self._refusal = failure
             self._transport.pause_reading()
             return
+        if self._slot is not None:
+            self._slot.sending()
         head, pieces = head_of(failure_response(failure), keep_alive=False)
         self._transport.writelines((head, *pieces))
         self._hung_up = True

@@ -304,6 +304,9 @@ class Repository:
             ):
                 with contextlib.suppress(HastenError):
                     await self.load(one)
+            else:
+                extra = {"model": one.name, "version": one.version}
+                log.info("its bundle is the one that is served: nothing to load", extra=extra)
 
     async def drained(self) -> None:
         """Wait until every request is answered."""

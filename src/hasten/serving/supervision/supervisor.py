@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import selectors
 import signal
@@ -54,15 +55,14 @@ _BREATH_S = 0.1
 _LAST_RESORT_S = 10.0
 
 
-def _sorry(why: str) -> bytes:
+def _sorry(why: str, retry_s: int = 1) -> bytes:
     body = json.dumps({"error": why}).encode()
     return (
-        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-        b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: %d\r\n"
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (retry_s, len(body), body)
     )
 
 
-_STARTING = _sorry("the server is starting again: retry")
 _CROWDED = _sorry("too many connections are open: close some, or retry")
 
 
@@ -261,7 +261,7 @@ class Supervisor:
         self._selector.unregister(connection)
         self._turn_away(connection)
 
-    def _turn_away(self, connection: socket.socket, why: bytes = _STARTING) -> None:
+    def _turn_away(self, connection: socket.socket, why: bytes = b"") -> None:
         """Answer 503; what the client is still sending is read, or it wouldn't see why."""
         # What encrypts died with the process.
         crowded = len(self._leaving) >= self._settings.limits.connections
@@ -269,13 +269,17 @@ class Supervisor:
             connection.close()
             return
         try:
-            connection.send(why)
+            connection.send(why or self._starting())
             connection.shutdown(socket.SHUT_WR)
         except OSError:
             connection.close()
             return
         self._leaving[connection] = time.monotonic() + _LINGER_S
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read_on(connection))
+
+    def _starting(self) -> bytes:
+        left_s = 0.0 if self._start_at_s is None else self._start_at_s - time.monotonic()
+        return _sorry("the server is starting again: retry", max(1, math.ceil(left_s)))
 
     def _read_on(self, connection: socket.socket) -> None:
         try:
@@ -398,17 +402,23 @@ class Supervisor:
             self._selector.unregister(channel)
         channel.close()
         self._process, self._channel, self._up = None, None, False
+        if not self._ending:
+            self._start_again(code)
         self._take_back()
-        if self._ending:
-            if code and self._order_given and not self._code:
-                log.error("the serving process died of %s before all was answered", _cause(code))
-                self._code = 1
-            return
-        self._blame(code)
+        if self._ending and code and self._order_given and not self._code:
+            log.error("the serving process died of %s before all was answered", _cause(code))
+            self._code = 1
+
+    def _start_again(self, code: int) -> None:
+        """Plan the next process: the more often one has crashed of late, the later."""
         now_s = time.monotonic()
         self._crashes = self._crashes + 1 if now_s - self._last_crash_s < _CALM_S else 0
         self._last_crash_s = now_s
-        self._start_at_s = now_s + _PAUSES_S[min(self._crashes, len(_PAUSES_S) - 1)]
+        pause_s = _PAUSES_S[min(self._crashes, len(_PAUSES_S) - 1)]
+        self._start_at_s = now_s + pause_s
+        again = f"again in {pause_s:g} s" if pause_s else "again"
+        log.error("the serving process died of %s; it starts %s", _cause(code), again)
+        self._blame(code)
 
     def _take_back(self) -> None:
         """Answer whoever waits for the dead process; keep the others for the next one."""
@@ -435,7 +445,6 @@ class Supervisor:
     def _blame(self, code: int) -> None:
         """Serve those models exactly whose engines were at work when it crashed."""
         blamed = self._board.working_models() if -code in _BLAMED else set()
-        log.error("the serving process died of %s; it starts again", _cause(code))
         models = list(self._settings.models)
         for number, standby in sorted(blamed):
             model, settings = models[number], models[number].settings

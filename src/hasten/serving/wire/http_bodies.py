@@ -267,7 +267,9 @@ def _cast(array: Array, datatype: str, where: str) -> Array:
             return array.astype(dtype)
     elif kind in "iuf" and dtype.kind == "f":
         with np.errstate(over="ignore"):
-            return array.astype(dtype)
+            narrow = array.astype(dtype)
+        if np.isfinite(narrow).all():  # JSON has no other numbers: these are too large
+            return narrow
     elif kind in "iu":
         limits = np.iinfo(dtype)
         if int(array.min()) >= limits.min and int(array.max()) <= limits.max:

@@ -55,8 +55,10 @@ def numbers(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array | 
         limits = np.iinfo(dtype)
         if not (limits.min <= int(wide.min()) and int(wide.max()) <= limits.max):
             return None
-    with np.errstate(over="ignore"):
         return wide.astype(dtype).reshape(shape)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(dtype)
+    return narrow.reshape(shape) if np.isfinite(narrow).all() else None
 
 
 def _decoded(data: memoryview, kind: str) -> Array:
