@@ -356,8 +356,7 @@ class Connection(asyncio.BufferedProtocol):
         limits, state = self.state.limits, self.state
         if self._reserved + size > limits.body_bytes:
             raise ProtocolError(
-                Kind.TOO_LARGE,
-                f"a body of over {limits.body_bytes:,} bytes isn't taken, see --max-body",
+                Kind.TOO_LARGE, f"a body of over {limits.body_bytes:,} bytes isn't taken"
             )
         if state.body_bytes + size > limits.bodies_bytes:
             raise ProtocolError(

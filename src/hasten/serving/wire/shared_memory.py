@@ -62,9 +62,7 @@ class SharedMemory:
             )
         if not _KEY.fullmatch(key) or key.strip("/.") == "" or not self._allowed.fullmatch(key):
             raise ProtocolError(
-                Kind.FORBIDDEN,
-                f"the shared memory object {key!r:.100} may not be registered here: --shared-memory is "
-                "a regular expression for all of its name, as /frames-.*",
+                Kind.FORBIDDEN, f"the shared memory object {key!r:.100} may not be registered here"
             )
         if name in self._regions:
             raise ProtocolError(Kind.INVALID, f"a region {name!r:.100} is registered already")
