@@ -23,7 +23,7 @@ from hasten.measure.intervals import Statistic
 from hasten.measure.latency import Pace, pace_for
 from hasten.search import grid as grids
 
-ROUNDS = int(os.environ.get("HASTEN_QUICK_ROUNDS", "12"))
+ROUNDS = 12
 """Short ones: the interval of a few long ones would take in 1 on a busy host, whoever raced."""
 SETTLED = 0.5
 TURN = {"warmup_ns": 2_000_000, "block_ns": 6_000_000, "at_least": 8}
@@ -52,7 +52,7 @@ def quick_runs(
     cpus = os.sched_getaffinity(0)
     with contextlib.ExitStack() as undo:
         for module, name, value in (
-            (hasten.run, "RACE_ROUNDS", ROUNDS),
+            (hasten.run, "RACE_ROUNDS", int(os.environ.get("HASTEN_RACE_ROUNDS", ROUNDS))),
             (hasten.delivery, "FINAL_ROUNDS", ROUNDS),
             (hasten.optimization, "pace_for", shorter),
             (hasten.benchmark, "Pace", functools.partial(Pace, **TURN)),
