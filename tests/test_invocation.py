@@ -21,10 +21,10 @@ plain = (
 values = plain | st.lists(plain, max_size=3)
 
 
-def run(
+def optimize(
     model: Any, data: Any, *, max_drop: float = 0.01, out: Any = "m", resume: bool = False
 ) -> Invocation:
-    return invocation(run, locals())
+    return invocation(optimize, locals())
 
 
 def python(words: str) -> dict[str, Any]:
@@ -40,10 +40,10 @@ def python(words: str) -> dict[str, Any]:
 
 def test_what_was_typed_is_kept_word_for_word() -> None:
     with typed(("optimize", "my model.onnx", "--data", "a;b.npz", "--resume")):
-        asked = run("ignored", "ignored")
+        asked = optimize("ignored", "ignored")
     assert asked == Invocation(("optimize", "my model.onnx", "--data", "a;b.npz"))
     assert asked.in_words() == "hasten optimize 'my model.onnx' --data 'a;b.npz'"
-    assert run("m.onnx", "d.npz").words == ()
+    assert optimize("m.onnx", "d.npz").words == ()
 
 
 @given(st.lists(st.text(), min_size=1))
@@ -53,7 +53,7 @@ def test_no_word_is_more_than_one_word(words: list[str]) -> None:
 
 
 def test_python_is_asked_again_as_it_was_asked() -> None:
-    asked = run(Path("m.onnx"), np.zeros(3), max_drop=0.05, resume=True)
+    asked = optimize(Path("m.onnx"), np.zeros(3), max_drop=0.05, resume=True)
     assert asked.in_words() == (
         "import hasten\n"
         "\n"
@@ -66,8 +66,8 @@ def test_python_is_asked_again_as_it_was_asked() -> None:
 
 
 def test_a_list_of_live_objects_is_an_object() -> None:
-    assert run([object()], "d").arguments["model"] == {"live": "an object of type list"}
-    assert run([Path("a"), "b"], "d").arguments["model"] == ["a", "b"]
+    assert optimize([object()], "d").arguments["model"] == {"live": "an object of type list"}
+    assert optimize([Path("a"), "b"], "d").arguments["model"] == ["a", "b"]
 
 
 @given(st.dictionaries(st.sampled_from(["model", "data", "out"]), values))
@@ -76,7 +76,7 @@ def test_arguments_of_a_file_are_values_and_never_code(arguments: dict[str, Any]
 
 
 def test_a_number_that_json_does_not_have_is_named() -> None:
-    asked = run("m", "d", max_drop=float("inf"))
+    asked = optimize("m", "d", max_drop=float("inf"))
     assert asked.arguments["max_drop"] == {"live": "the number inf"}
     assert "max_drop=max_drop,  # the number inf" in asked.in_words()
     assert python(Invocation(arguments={"out": float("inf")}).in_words()) == {}
@@ -96,5 +96,5 @@ def test_what_is_no_argument_is_left_out() -> None:
 
 
 def test_an_invocation_is_a_record() -> None:
-    for asked in (Invocation(("optimize", "m")), run(Path("m"), 3, max_drop=0.5)):
+    for asked in (Invocation(("optimize", "m")), optimize(Path("m"), 3, max_drop=0.5)):
         assert from_record(Invocation, to_record(asked)) == asked

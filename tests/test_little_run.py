@@ -9,6 +9,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import hasten
 from hasten.bundle import read
+from hasten.frontends.onnx import load
+from hasten.passes.little import Little, Student
+from hasten.reporting.evidence import gathered
+from hasten.reporting.rows import won
+from hasten.search.grid import grid
+from hasten.target import Target
 from hasten.testing.quick import quick_runs
 
 FEATURES, HIDDEN, CLASSES = 16, 30_000, 4
@@ -102,6 +108,62 @@ def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_els
         assert 0 < again < of
     else:
         np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-3)
+
+
+def wrong(folder: Path) -> Path:
+    """Write a classifier as fast as the small one, that is wrong about most."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["scores"])],
+        "wrong",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", CLASSES])],
+        [numpy_helper.from_array(-CLEAR, "w")],
+    )
+    return _saved(graph, folder / "wrong.onnx")
+
+
+def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_path: Path) -> None:
+    with quick_runs(passes=True):
+        result = hasten.optimize(
+            big(tmp_path),
+            X,
+            max_drop=0.3,
+            metric="agreement",
+            little=[
+                Student("small", small(tmp_path), trained="by hand"),
+                Student("wrong", wrong(tmp_path)),
+            ],
+            engines=("onnxruntime",),
+            budget_s=1e-3,
+            notes=["made for a test"],
+            out=tmp_path / "b.hasten",
+        )
+    assert "made for a test" in result.notes
+    by_name = {way.name: way for way in result.ways}
+    assert set(by_name) <= {"as it is", "small", "wrong"}
+    assert {"as it is", "small"} <= set(by_name)
+    assert by_name["small"].trained == "by hand"
+    assert by_name["small"].label == result.winner.label
+    assert by_name["small"].said == result.why
+    assert by_name["small"].ratio.estimate < by_name["as it is"].ratio.estimate
+    assert result.budget_ns == 1e6
+    said = won(result)
+    assert said.startswith("the way that won: small; ")
+    assert "within the budget of 1 ms" in said
+    page = (tmp_path / "b.hasten" / "report.html").read_text()
+    assert "The ways to a lighter model" in page
+    assert "by hand" in page
+    (again,) = gathered(tmp_path / "b.hasten").result.ways[:1]
+    assert again == result.ways[0]
+
+
+def test_a_little_model_in_int8_is_not_quantized_again(tmp_path: Path) -> None:
+    little = Little(small(tmp_path), (), "0", "small", quantized=True)
+    model = load(big(tmp_path)).settled_by({"x": X[0]})
+    proposals = [c for c in grid(model, Target.host(), littles=[little]) if little in c.passes]
+    assert proposals
+    assert all(c.passes == (little,) for c in proposals)
+    assert not any(c.engine.float_only for c in proposals)
 
 
 def test_a_model_of_another_task_is_refused_before_anything_is_tried(tmp_path: Path) -> None:

@@ -11,15 +11,19 @@ if TYPE_CHECKING:
     from hasten.benchmark import bench
     from hasten.bundle import load
     from hasten.errors import CandidateError, InputError, IntegrityError
+    from hasten.lightening import lighten
     from hasten.optimization import optimize
     from hasten.profiling import profile
     from hasten.recertification import certify
     from hasten.reporting.publication import report
     from hasten.scenarios import load_test
     from hasten.serving.run import serve
+    from hasten.shortlisting import shortlist
 
 _WHERE = {
     "optimize": "hasten.optimization",
+    "lighten": "hasten.lightening",
+    "shortlist": "hasten.shortlisting",
     "load": "hasten.bundle",
     "bench": "hasten.benchmark",
     "load_test": "hasten.scenarios",
@@ -38,12 +42,14 @@ __all__ = [
     "IntegrityError",
     "bench",
     "certify",
+    "lighten",
     "load",
     "load_test",
     "optimize",
     "profile",
     "report",
     "serve",
+    "shortlist",
 ]
 __version__ = "0.1.0"
 

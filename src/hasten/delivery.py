@@ -24,7 +24,7 @@ from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.measure.environment import environment
 from hasten.measure.scenario import in_words, load_record
 from hasten.measure.sweep import BUDGET_S, sweep
-from hasten.outcomes import asked, evidence, ladder, outcomes
+from hasten.outcomes import asked, best_of_ways, evidence, ladder, outcomes, ways
 from hasten.passes.little import Little
 from hasten.pipeline.base import Pipeline
 from hasten.progress import Progress
@@ -68,6 +68,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Smaller models that are compared with each other.
+
+    Attributes:
+        trained: Name -> how it came about, in words; empty where there are none with names.
+        budget_s: What one request may take, in seconds; None for no limit.
+    """
+
+    trained: Mapping[str, str] = field(default_factory=dict)
+    budget_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Delivery:
     """What a bundle needs besides the run.
 
@@ -79,6 +92,7 @@ class Delivery:
         accept_uncertified: Whether the fastest ships though nothing certifies.
         latency_bound_s: That a server's requests are to stay under, in seconds; None for none.
         invocation: How the run was asked for.
+        compared: Smaller models that the result sets side by side.
     """
 
     out: Path
@@ -88,6 +102,7 @@ class Delivery:
     accept_uncertified: bool
     latency_bound_s: float | None = None
     invocation: Invocation = field(default_factory=Invocation)
+    compared: Compared = field(default_factory=Compared)
 
     def interim(self, run: Run, trial: Trial) -> None:
         """Write the best so far, marked uncertified; a finished bundle there stays till the end.
@@ -115,7 +130,9 @@ class Delivery:
         passed = last_certified(judged)
         winner = passed[0] if passed else exact
         loose = _fastest_uncertified(run, judged, winner)
-        final = self._fresh_figures(run, [exact, winner, loose])
+        budget_s = self.compared.budget_s
+        best = best_of_ways(run, budget_s) if self.compared.trained else {}
+        final = self._fresh_figures(run, [exact, winner, loose, *best.values()])
         choice = self._settled(run, final, exact, judged, loose)
         shown = _shown(run, choice, loose)
         run.notes += [
@@ -144,6 +161,8 @@ class Delivery:
             asked=asked(run, self.invocation),
             limits=reached,
             loads=tuple(in_words(test)[0] for test in loaded),
+            ways=ways(run, final, judged, best, self.compared.trained),
+            budget_ns=None if budget_s is None else 1e9 * budget_s,
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {**evidence(run, final, judged, roles), "result.json": to_record(result)}

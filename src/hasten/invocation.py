@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+_ASKED: ContextVar[Invocation | None] = ContextVar("asked", default=None)
 _LIVE = "live"
 _NOT_ASKED = ("listen", "resume")
 """Of who listens nothing depends, and whoever asks again begins anew."""
@@ -24,12 +25,14 @@ class Invocation:
 
     Attributes:
         words: Of the command line, without the program's name; empty where Python asked.
-        arguments: Of `hasten.optimize`, those that aren't the defaults: texts, numbers and lists of
+        arguments: Of the function, those that aren't the defaults: texts, numbers and lists of
             them as they were given; of anything else only what it was, as {"live": "an object of type torch Sequential"}.
+        function: Of hasten, that Python called.
     """
 
     words: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
+    function: str = "optimize"
 
     def in_words(self) -> str:
         """The command line, or the Python code; safe to paste whatever the words are."""
@@ -37,7 +40,8 @@ class Invocation:
             return shlex.join(["hasten", *self.words])
         lines = [_argument(name, value) for name, value in self.arguments.items()]
         shown = [f"    {line}" for line in lines if line]
-        return "\n".join(["import hasten", "", "hasten.optimize(", *shown, ")"])
+        called = self.function if self.function.isidentifier() else "optimize"
+        return "\n".join(["import hasten", "", f"hasten.{called}(", *shown, ")"])
 
 
 def _argument(name: str, value: Any) -> str:
@@ -68,13 +72,15 @@ def invocation(function: Callable[..., Any], given: Mapping[str, Any]) -> Invoca
     """
     if words := _TYPED.get():
         return Invocation(words)
+    if (outer := _ASKED.get()) is not None:
+        return outer
     defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
     asked = {
         name: _plain(given[name])
         for name, default in defaults.items()
         if name not in _NOT_ASKED and given[name] is not default
     }
-    return Invocation(arguments=asked)
+    return Invocation(arguments=asked, function=function.__name__)
 
 
 def _plain(value: Any) -> Any:
@@ -89,6 +95,16 @@ def _plain(value: Any) -> Any:
     kind = type(value)
     what = f"{kind.__module__.partition('.')[0]} {kind.__qualname__}".removeprefix("builtins ")
     return {_LIVE: f"an object of type {what}"}
+
+
+@contextlib.contextmanager
+def asking(outer: Invocation) -> Iterator[None]:
+    """Say that what runs inside is part of what was asked for so."""
+    token = _ASKED.set(outer)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
 
 
 @contextlib.contextmanager

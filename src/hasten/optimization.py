@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +19,7 @@ from hasten.certificate.verdict import Guard, Judgement, goal
 from hasten.certification import guarded
 from hasten.data.images import ImageFolder
 from hasten.data.source import open_data
-from hasten.delivery import Delivery, check_place
+from hasten.delivery import Compared, Delivery, check_place
 from hasten.errors import InputError, full_disk
 from hasten.frontends.source import find_model, load_model, load_with_data
 from hasten.invocation import invocation
@@ -33,7 +33,7 @@ from hasten.metrics.base import Metric
 from hasten.metrics.custom import Custom
 from hasten.metrics.detection_f1 import DetectionF1
 from hasten.model import Model
-from hasten.passes.little import Little
+from hasten.passes.little import Little, Student
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.pipeline.base import Pipeline, check_steps
 from hasten.pipeline.config import from_module
@@ -73,6 +73,8 @@ def optimize(
     keep_exact: bool = True,
     accept_uncertified: bool = False,
     latency_bound_s: float | None = None,
+    budget_s: float | None = None,
+    notes: Sequence[str] = (),
     resume: bool = False,
     listen: Listener = nobody,
 ) -> Result:
@@ -92,9 +94,9 @@ def optimize(
         objective: What of a request's latency is to be small: its "p50", its "mean", or its "p99",
             which takes longer to tell.
         training: Training data to calibrate from; then all of `data` judges.
-        little: A smaller model of the same inputs and outputs, as `model` is given. It is tried in
-            the model's place, as it is and in int8, and in a cascade: it answers, and the model is
-            asked where its answer was close.
+        little: A smaller model of the same inputs and outputs, as `model` is given, or several by
+            name. Each is tried in the model's place, as it is and in int8, and in a cascade: it
+            answers, and the model is asked where its answer was close.
         pipeline: From an image file to the model's input, for a folder of images.
         engines: Which runtimes to try.
         keep_float: Nodes that no pass may quantize.
@@ -108,6 +110,9 @@ def optimize(
         accept_uncertified: Ship the fastest even where nothing certifies, marked so.
         latency_bound_s: What requests that come at random times are to stay under, in seconds: the
             highest rate at which 99% do is measured of what ships.
+        budget_s: What one request may take, in seconds: of several smaller models the most accurate
+            version under it is compared, and the result says whether what ships stays under it.
+        notes: What the result is to say besides.
         resume: Go on with the run that was stopped.
         listen: Told of each step.
 
@@ -141,7 +146,8 @@ def optimize(
         parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
         source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
         check_nodes(read_onnx(source, weights=False), keep_float)
-        smaller = None if little is None else _little(little, source, parts, custom_ops, folder)
+        students = _students(little)
+        smaller = _littles(students, source, parts, custom_ops, folder)
         scored = guarded(_metric(metric, parts, source), guard)
         target = Target.host()
         options = [max_drop, scored, guard, confidence, list(engines), list(keep_float), seed]
@@ -155,7 +161,7 @@ def optimize(
                 "set of versions": versions() | {"search": str(SEARCH_VERSION)},
                 "options": options,
                 "objective": objective,
-                "little model": smaller and smaller.sha256,
+                "little model": [(one.name, one.sha256) for one in smaller],
                 "file of the metric's function": scored.source_sha256
                 if isinstance(scored, Custom)
                 else None,
@@ -164,7 +170,14 @@ def optimize(
         deadline = None if time_limit_s is None else begin + time_limit_s
         kept = tuple(keep_float)
         delivery = Delivery(
-            bundle, population, pipeline, keep_exact, accept_uncertified, latency_bound_s, asked
+            bundle,
+            population,
+            pipeline,
+            keep_exact,
+            accept_uncertified,
+            latency_bound_s,
+            asked,
+            Compared({one.name: one.trained for one in students if one.name}, budget_s),
         )
         run = Run(
             bench=Workbench(
@@ -183,13 +196,16 @@ def optimize(
             on_better=delivery.interim,
             pace=pace_for(objective, min(Pace.limit_s, trial_limit_s)),
         )
+        run.notes += notes
         calibrating = 0 if known is not None else calibration
         if pipeline is not None and isinstance(dataset, ImageFolder):
             run.notes.append(f"images were prepared by {', '.join(map(label, pipeline.steps))}")
         run.notes += _warnings(parts, scored, guard, max_drop, confidence, calibrating)
         with contextlib.closing(run):
             # One way: what to try, how each did, who is worth certifying, who passes, what ships.
-            run.try_all(grid(source, target, engine_names=engines, keep_float=kept, little=smaller))
+            run.try_all(
+                grid(source, target, engine_names=engines, keep_float=kept, littles=smaller)
+            )
             exact, rungs = run.freeze_ladder()
             judged = run.certify(rungs)
             run.notes += _shortfall(judged, parts, calibrating)
@@ -218,22 +234,43 @@ def _cleared_up(folder: Path, journal: Journal) -> Iterator[None]:
         raise InputError(f"can't write {full.filename or folder}: {full.strerror}") from error
 
 
-def _little(
-    little: Any, source: Model, parts: Parts, custom_ops: Sequence[Path], folder: Path
-) -> Little:
-    """Read the smaller model, exported with a sample of the data where it is live."""
+def _students(little: Any) -> list[Student]:
+    """Return the smaller models that a caller handed in, one without a name, or several by name."""
+    if little is None:
+        return []
+    if isinstance(little, Mapping):
+        little = [Student(str(name), model) for name, model in little.items()]
+    students = little if isinstance(little, (list, tuple)) else [Student("", little)]
+    return [
+        one if isinstance(one, Student) else Student(f"{i + 1}", one)
+        for i, one in enumerate(students)
+    ]
+
+
+def _littles(
+    students: Sequence[Student],
+    source: Model,
+    parts: Parts,
+    custom_ops: Sequence[Path],
+    folder: Path,
+) -> list[Little]:
+    """Read the smaller models, exported with a sample of the data where they are live."""
     place = folder / "little"
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    found = find_model(little)
     first = {name: array[0] for name, array in parts.search.inputs([0]).items()}
 
     def sample(names: Sequence[str]) -> dict[str, Array]:
         """The original's inputs by the names that a live model gives them, in order."""
         return dict(zip(names or first, first.values(), strict=False))
 
-    model = load_model(found, sample, place, custom_ops if isinstance(found, Path) else ())
-    return Little.of(model, source)
+    found = []
+    for number, student in enumerate(students):
+        own = place / str(number)
+        own.mkdir(parents=True)
+        named = find_model(student.model)
+        model = load_model(named, sample, own, custom_ops if isinstance(named, Path) else ())
+        found.append(Little.of(model, source, student.name, quantized=student.quantized))
+    return found
 
 
 def _metric(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:

@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from hasten.candidate import Trial
 from hasten.certificate.drop import Drop, observed_drop
 from hasten.certificate.verdict import Judgement
 from hasten.invocation import Invocation
+from hasten.measure.intervals import quantile
+from hasten.passes.little import little_of
 from hasten.records import to_record, type_name
-from hasten.result import Asked, Fate, Limit, Outcome, Rung
+from hasten.result import Asked, Fate, Limit, Outcome, Rung, Way
 from hasten.run import Run
-from hasten.search.race import Standings
+from hasten.search.race import BASELINE, Standings
+
+ORIGINAL = "as it is"
+"""The way of whoever changes no architecture: the original, in whatever precision."""
 
 
 def outcomes(run: Run, limits: Mapping[str, Limit] = MappingProxyType({})) -> tuple[Outcome, ...]:
@@ -95,6 +102,78 @@ def evidence(
             "groups": run.parts.group_hashes,
         },
     }
+
+
+def best_of_ways(run: Run, budget_s: float | None) -> dict[str, str]:
+    """Return for each way its best candidate's key: under the budget the one that is likeliest to be
+    accurate enough, without one the fastest of those that probably are.
+
+    Args:
+        run: Behind it the search.
+        budget_s: In seconds, or None.
+    """
+    by_way: dict[str, list[Trial]] = {}
+    for trial in run.trials.measured():
+        if trial.candidate.exact or trial.scores:
+            little = little_of(trial.candidate.passes)
+            by_way.setdefault(ORIGINAL if little is None else little.name, []).append(trial)
+    limit, ratio, risk = run.order.max_drop, run.trials.ratio, run.trials.risk
+    found = {}
+    for name, trials in by_way.items():
+        fast = [t for t in trials if budget_s is not None and latency_ns(t) <= 1e9 * budget_s]
+        safe = [t for t in trials if risk(t) <= limit]
+        best = (
+            min(fast, key=lambda t: (max(risk(t), limit), ratio(t).estimate))
+            if fast
+            else min(safe or trials, key=lambda t: ratio(t).estimate)
+        )
+        found[name] = best.candidate.key
+    return found
+
+
+def latency_ns(trial: Trial) -> float:
+    """Return a measured trial's p50 in its few turns, in nanoseconds."""
+    assert trial.measurement is not None
+    blocks = [np.asarray(block) for block in trial.measurement.rounds.values()]
+    return float(np.median(np.concatenate(blocks)))
+
+
+def ways(
+    run: Run,
+    final: Standings,
+    judged: Sequence[tuple[str, Judgement | str]],
+    best: Mapping[str, str],
+    trained: Mapping[str, str],
+) -> tuple[Way, ...]:
+    """Return the ways' best, fastest first, by the fresh rounds; whoever fell out of them is left out.
+
+    Args:
+        run: Behind it the search.
+        final: The fresh rounds.
+        judged: What the sealed data said, safest first.
+        best: Way -> its best candidate's key.
+        trained: Way -> how it came about.
+    """
+    said = {key: e if isinstance(e, str) else e.in_words() for key, e in judged}
+    baseline, found = run.trials.baseline.key, []
+    for name, key in best.items():
+        who = BASELINE if key == baseline else key
+        if not final.stands(who):
+            continue
+        trial, exact = run.trials.done[key], run.candidate(key).exact
+        untested = "exact" if exact else "not tested on the sealed data"
+        found.append(
+            Way(
+                name=name,
+                label=run.candidate(key).label,
+                ratio=final.ratio(who),
+                p50=quantile(final.rounds[who], 0.5),
+                drop=_drop(run, trial),
+                said=said.get(key, untested),
+                trained=trained.get(name, ""),
+            )
+        )
+    return tuple(sorted(found, key=lambda way: way.ratio.estimate))
 
 
 def _fate(run: Run, trial: Trial) -> Fate:

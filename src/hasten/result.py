@@ -150,6 +150,29 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Way:
+    """One way to a lighter model, by the best that it came to, timed in the same rounds as the others.
+
+    Attributes:
+        name: "as it is" for the original in other forms; of the others as they were handed in.
+        label: What its best candidate is.
+        ratio: Latency over the default engine's.
+        p50: Of single requests.
+        drop: Of its scores on the search split; None for an exact one.
+        said: What the sealed data said of it, or that they weren't asked.
+        trained: How it came about, in words.
+    """
+
+    name: str
+    label: str
+    ratio: Ratio
+    p50: Quantile
+    drop: Drop | None
+    said: str
+    trained: str = ""
+
+
+@dataclass(frozen=True)
 class Asked:
     """What was asked for.
 
@@ -199,6 +222,8 @@ class Result:
             where a p99 was and isn't established.
         limits: How far models are from what the machine can do; empty where that isn't known.
         loads: What ships under load, a line for each scenario.
+        ways: The ways to a lighter model that were compared; empty where there was but one.
+        budget_ns: What one request may take; None where that wasn't asked.
     """
 
     bundle: Path
@@ -218,6 +243,8 @@ class Result:
     objective: Statistic = "p50"
     limits: tuple[Limit, ...] = ()
     loads: tuple[str, ...] = ()
+    ways: tuple[Way, ...] = ()
+    budget_ns: float | None = None
 
     @property
     def winner(self) -> Row:

@@ -12,7 +12,7 @@ from hasten.errors import InputError
 from hasten.passes.base import Pass
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
-from hasten.passes.little import Little
+from hasten.passes.little import Little, little_of
 from hasten.passes.simplify import Simplify
 from hasten.search.grid import engine_kinds, grid, neighbours, variations
 from hasten.target import Target
@@ -153,7 +153,7 @@ def test_a_little_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_
     desk: Desk, host: Target
 ) -> None:
     little = Little(desk.model.path, (), "0")
-    proposals = grid(desk.model, host, little=little)
+    proposals = grid(desk.model, host, littles=[little])
     beside = [c for c in proposals if little in c.passes]
     assert {type(c.engine) for c in beside if c.passes == (little,)} == {
         OnnxRuntime,
@@ -162,4 +162,17 @@ def test_a_little_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_
     }
     plain = {c.passes for c in proposals if c.passes and not c.exact and little not in c.passes}
     assert {c.passes[1:] for c in beside if len(c.passes) == 2} == plain
-    assert variations(beside, desk.model, host) == []
+    varied = variations(beside, desk.model, host)
+    assert varied
+    assert all(c.passes[0] == little and len(c.passes) == 2 for c in varied)
+    assert not set(varied) & set(proposals)
+
+
+def test_of_many_little_models_the_two_fastest_are_varied(desk: Desk, host: Target) -> None:
+    littles = [Little(desk.model.path, (), "0", name) for name in ("a", "b", "c")]
+    proposals = grid(desk.model, host, littles=littles)
+    by_speed = sorted(proposals, key=lambda c: (not c.passes, c.passes[:1] != (littles[1],)))
+    varied = variations(by_speed, desk.model, host)
+    named = {step.name for c in varied for step in c.passes if isinstance(step, Little)}
+    assert "b" in named
+    assert len({little_of(c.passes) for c in varied}) == 2

@@ -1,9 +1,13 @@
 """The command line: parse, call, print; no logic."""
 
 from hasten.cli.commands import main
+from hasten.cli.lighten import lighten
 from hasten.cli.loadtest import loadtest
 from hasten.cli.serve import serve
+from hasten.cli.shortlist import shortlist
 
+main.add_command(shortlist)
+main.add_command(lighten)
 main.add_command(serve)
 main.add_command(loadtest)
 

@@ -132,7 +132,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
                 listen=listen,
                 **options,
             )
-        click.echo(_json(result) if as_json else summary(result, began))
+        click.echo(as_text(result) if as_json else summary(result, began))
 
 
 @main.command()
@@ -177,7 +177,7 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
 
         result = run(bundle, **options)
         if as_json:
-            click.echo(_json(result))
+            click.echo(as_text(result))
             return
         click.echo(table([result.against, result.bundle]))
         click.echo(f"{result.threads} thread(s), batch 1, requests: {result.requests}")
@@ -201,7 +201,7 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
         from hasten import certify as run
 
         result = run(bundle, data, pipeline=image_pipeline_of(options), **options)
-        click.echo(_json(result) if as_json else result.in_words())
+        click.echo(as_text(result) if as_json else result.in_words())
     raise SystemExit(0 if result.passed else 1)
 
 
@@ -219,7 +219,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     with one_line_errors():
         manifest = read(bundle)
         if as_json:
-            click.echo(_json(manifest))
+            click.echo(as_text(manifest))
             return
         curve = batch_curve(bundle, manifest)
         size = sum(size_bytes for _, size_bytes in manifest.files.values())
@@ -294,7 +294,7 @@ def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
 
         profiles = run(model, pipeline=image_pipeline_of(options), **options)
         if as_json:
-            click.echo(_json(profiles))
+            click.echo(as_text(profiles))
             return
         click.echo("\n\n".join(profile_table(one, top) for one in profiles))
 
@@ -318,7 +318,7 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
         from hasten.reporting.evidence import gathered
 
         if as_json:
-            click.echo(_json(gathered(bundle)))
+            click.echo(as_text(gathered(bundle)))
             return
         click.echo(f"report: {run(bundle, out)}")
 
@@ -333,10 +333,10 @@ def _under_load(as_json: bool, bundle: str, options: dict[str, Any]) -> None:
     result = load_test(
         bundle, **options, listen=lambda load: click.echo(try_in_words(load), err=True)
     )
-    click.echo(_json(result) if as_json else "\n".join(in_words(result)))
+    click.echo(as_text(result) if as_json else "\n".join(in_words(result)))
 
 
-def _json(record: Any) -> str:
+def as_text(record: Any) -> str:
     from hasten.records import to_record
 
     return json.dumps(to_record(record), indent=1)

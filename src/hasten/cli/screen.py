@@ -10,11 +10,15 @@ from typing import Any, Self
 
 from hasten.cli.tables import aligned
 from hasten.progress import Progress
-from hasten.reporting.rows import columns
+from hasten.reporting.rows import columns, way_columns, won
 from hasten.result import Limit, Result, Row
 
 _STAGES = {
     "prepare": "preparing",
+    "shortlist": "timing architectures",
+    "prune": "pruning",
+    "train": "training",
+    "int8": "looking at int8",
     "transform": "making models",
     "try": "trying",
     "race": "racing",
@@ -132,6 +136,7 @@ def summary(result: Result, began: float) -> str:
             if result.limits
             else []
         ),
+        *_ways(result),
         *result.loads,
         f"for: {result.population}",
         *(
@@ -145,6 +150,14 @@ def summary(result: Result, began: float) -> str:
         f"next: hasten bench {result.bundle} --against YOUR_DEPLOYMENT",
     ]
     return "\n".join(lines)
+
+
+def _ways(result: Result) -> list[str]:
+    """The ways to a lighter model side by side, and which won."""
+    if not result.ways:
+        return []
+    noun = result.asked.noun if result.asked else "score"
+    return ["", aligned(way_columns(result.ways, score=noun)), "", won(result)]
 
 
 def _limits(limits: Sequence[Limit]) -> str:

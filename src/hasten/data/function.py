@@ -11,6 +11,7 @@ import numpy as np
 
 from hasten.data.arrays import ArrayDataset
 from hasten.data.dataset import Dataset
+from hasten.data.rereading import Rereading
 from hasten.data.samples import RESERVED, holds_numbers, tensors_hash
 from hasten.data.spool import SpoolWriter
 from hasten.errors import InputError
@@ -18,24 +19,32 @@ from hasten.records import load_object
 from hasten.tensors import Array
 
 
-def call_function(source: str, names: Sequence[str], folder: Path) -> Dataset:
+def call_function(
+    source: str, names: Sequence[str], folder: Path, *, reread: bool = False
+) -> Dataset:
     """Call "module:function" or "file.py:function", and read what it gives.
 
     Args:
         source: A function without arguments, or a value.
         names: The model's inputs.
         folder: Where samples that come one by one are written; empty, or doesn't exist yet.
+        reread: See `from_python`.
 
     Raises:
         InputError: there is no such function, or it gives no data.
     """
     found = load_object(source)
     given = found() if callable(found) and not isinstance(found, Dataset) else found
-    return from_python(given, names, folder, source)
+    return from_python(given, names, folder, source, reread=reread)
 
 
 def from_python(
-    given: Any, names: Sequence[str], folder: Path, source: str = "the data"
+    given: Any,
+    names: Sequence[str],
+    folder: Path,
+    source: str = "the data",
+    *,
+    reread: bool = False,
 ) -> Dataset:
     """Read data that Python code hands over.
 
@@ -53,6 +62,8 @@ def from_python(
         names: The model's inputs; empty where it doesn't say, and the data's own names count.
         folder: Empty, or doesn't exist yet.
         source: What to call the data in a message.
+        reread: Read the samples of a sequence anew whenever they are asked for, instead of writing
+            them once: training goes on with those that are made up anew each time.
 
     Raises:
         InputError: it is none of these, or its parts don't fit together.
@@ -76,6 +87,8 @@ def from_python(
         raise InputError(
             f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"
         )
+    if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+        return Rereading(len(given), lambda i: _parts(given[i], i, names, source), source)
     return _spooled(_each(given), names, folder, source)
 
 

@@ -23,6 +23,8 @@ def open_data(
     model_inputs: Sequence[TensorSpec],
     pipeline: Pipeline | None = None,
     workdir: Path | None = None,
+    *,
+    reread: bool = False,
 ) -> Dataset:
     """Open data of any kind.
 
@@ -34,6 +36,7 @@ def open_data(
         pipeline: From an image file to the model's input; a folder of images needs it.
         workdir: Where data is unpacked to; empty, or doesn't exist yet. By default a temporary
             folder that goes with the data set.
+        reread: See `from_python`.
 
     Raises:
         InputError: there is no such data, or it doesn't fit together.
@@ -61,9 +64,9 @@ def open_data(
         raise InputError(f"{folder} isn't empty: give a new folder to unpack data to")
     try:
         if isinstance(source, str):
-            dataset = call_function(source, names, folder)
+            dataset = call_function(source, names, folder, reread=reread)
         else:
-            dataset = from_python(source, names, folder)
+            dataset = from_python(source, names, folder, reread=reread)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # What was written is no whole data set.
         raise

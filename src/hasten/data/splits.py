@@ -100,6 +100,34 @@ def split(
     )
 
 
+def held_out(dataset: Dataset, count: int, seed: int = 0) -> tuple[Subset, Subset]:
+    """Part training data: what is trained on, and what tells how the training does.
+
+    Args:
+        dataset: Training data; whole units are drawn, as in `split`.
+        count: How many samples are held out, about; a fifth of the data at most.
+        seed: Any integer.
+
+    Returns:
+        The rest, and what is held out.
+
+    Raises:
+        InputError: too few samples, or one that can't be used.
+    """
+    check_counts(dict.fromkeys(dataset.names, len(dataset)), dataset.labels, dataset.groups)
+    hashes = _hashes(dataset)
+    order = _order(_units(hashes, dataset), hashes, seed)
+    if len(order) < 2:
+        raise InputError(
+            f"the training data has {len(dataset)} samples that are all alike or of one group; give "
+            "at least two that differ"
+        )
+    share = min(count / len(dataset), 0.2)
+    out = max(1, round(share * len(order)))
+    chosen, rest = np.concatenate(order[:out]), np.concatenate(order[out:])
+    return Subset(dataset, np.sort(rest)), Subset(dataset, np.sort(chosen))
+
+
 def _hashes(dataset: Dataset) -> npt.NDArray[np.uint8]:
     """Return `(n, 32)` bytes: every sample's content hash, read one at a time."""
     hashes = np.empty((len(dataset), 32), np.uint8)

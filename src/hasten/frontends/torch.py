@@ -141,7 +141,7 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
     given = named_inputs(sample, module, names)
     check_dtypes(given, module)
     source = _Module(module, given, names is not None)
-    with _evaluating(module), _quiet(), torch.no_grad():
+    with evaluating(module), _quiet(), torch.no_grad():
         outputs = _output_names(source, 1)
         try:
             program = source.to_onnx(outputs, EXPORT_BATCH, open_batch=True)
@@ -193,7 +193,7 @@ def load_program(path: Path) -> Any:
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Put a module and its parts in eval mode, and each back in the mode that it had."""
     before = [(part, part.training) for part in module.modules()]
     try:
@@ -218,7 +218,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _flat(outputs: Any) -> dict[str, Any]:
+def flat_outputs(outputs: Any) -> dict[str, Any]:
     """Return output tensors by name: by key, by position, or "output" where there is one."""
     import torch
     from torch.utils import _pytree as pytree
@@ -237,7 +237,7 @@ def _output_names(source: _Module | _Program, batch: int) -> list[str]:
     """Run the source once, and name what it gives."""
     args, kwargs = source.arguments(batch)
     try:
-        outputs = _flat(source(args, kwargs))
+        outputs = flat_outputs(source(args, kwargs))
     except Exception as error:  # The user's own code runs here.
         shown = ", ".join(
             f"{name} {array.dtype}{[batch, *array.shape]}" for name, array in source.sample.items()
@@ -298,7 +298,7 @@ def _check_batch(
     program: Any, source: _Module | _Program, outputs: Sequence[str], batch: int
 ) -> None:
     args, kwargs = source.arguments(batch)
-    wanted = [tensor.detach().cpu() for tensor in _flat(source(args, kwargs)).values()]
+    wanted = [tensor.detach().cpu() for tensor in flat_outputs(source(args, kwargs)).values()]
     try:
         answers = [tensor.detach().cpu() for tensor in program(*args, **kwargs)]
     except Exception as error:  # The runtime raises what it likes.

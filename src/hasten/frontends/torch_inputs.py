@@ -51,6 +51,11 @@ def takes_any_inputs(module: Any) -> bool:
     )
 
 
+def takes(module: torch.nn.Module, names: Sequence[str]) -> bool:
+    """Whether forward has parameters of these names."""
+    return set(names) <= set(inspect.signature(module.forward).parameters)
+
+
 def numbered_names(count: int) -> list[str]:
     """Name the inputs of a module that names none."""
     return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]

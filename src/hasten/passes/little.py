@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from hasten.data.dataset import Dataset
 from hasten.errors import InputError
@@ -19,6 +19,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Student:
+    """A smaller model that is to be tried, as a caller hands it in.
+
+    Attributes:
+        name: Which one.
+        model: An ONNX path, or anything else that a model is read from.
+        quantized: Whether it is in int8 already, by explicit QDQ.
+        trained: How it came about, in words.
+    """
+
+    name: str
+    model: Any
+    quantized: bool = False
+    trained: str = ""
+
+
+@dataclass(frozen=True)
 class Little(Pass):
     """Answer by a smaller model that a person has beside the original: alone, or in a cascade.
 
@@ -28,11 +45,15 @@ class Little(Pass):
         path: Its ONNX file.
         files: What belongs to it, in the same folder.
         sha256: Of all of them.
+        name: Which one, where there are several.
+        quantized: Whether it is in int8 already, by explicit QDQ.
     """
 
     path: Path = field(metadata={"in label": False})
     files: tuple[Path, ...] = field(metadata={"in label": False})
     sha256: str = field(metadata={"in label": False})
+    name: str = ""
+    quantized: bool = False
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
@@ -40,13 +61,15 @@ class Little(Pass):
         yield from ()
 
     @classmethod
-    def of(cls, model: Model, original: Model) -> Self:
+    def of(cls, model: Model, original: Model, name: str = "", *, quantized: bool = False) -> Self:
         """Check that a model can stand in the original's place.
 
         Args:
             model: It takes and gives as many tensors of the same types and sizes: under the same
                 names, or else in the same order.
             original: With `request` settled.
+            name: Which one, where there are several.
+            quantized: Whether it is in int8 already.
 
         Raises:
             InputError: it takes or gives something else.
@@ -60,10 +83,11 @@ class Little(Pass):
             if len(own) != len(other) or not all(
                 _fits(by_name[paired[spec.name]], spec) for spec in other
             ):
+                which = f"the little model {name}".rstrip()
                 raise InputError(
-                    f"the little model {what} {_listed(own)}; the original {what} {_listed(other)}"
+                    f"{which} {what} {_listed(own)}; the original {what} {_listed(other)}"
                 )
-        return cls(model.path, model.files, model.sha256)
+        return cls(model.path, model.files, model.sha256, name, quantized)
 
     def source(self, original: Model) -> Model:
         """Return its own file as a model; it calls what it takes and gives by names of its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.measure.intervals import Quantile
-from hasten.result import Row
+from hasten.result import Result, Row, Way
 
 
 def latency(value_ns: float, *bounds_ns: float) -> str:
@@ -46,3 +46,50 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     if any(row.p99.high_ns is not None for row in rows):
         return table
     return [line[:_P99] + line[_P99 + 1 :] for line in table]
+
+
+WAYS = ("way", "at its best", "p50", "faster")
+
+
+def way_columns(ways: Sequence[Way], *, score: str = "accuracy") -> list[tuple[str, ...]]:
+    """Return the head and the rows of the table of ways, fastest first.
+
+    Args:
+        ways: As the result has them.
+        score: What falls, in words.
+    """
+    return [(*WAYS, f"{score} lost in the search", "sealed data"), *map(_way, ways)]
+
+
+def _way(way: Way) -> tuple[str, ...]:
+    fall = "none: exact"
+    if way.drop is not None:
+        points = (100 * end for end in (way.drop.estimate, way.drop.low, way.drop.high))
+        fall = "{:+.2f} points ({:+.2f} to {:+.2f})".format(*points)
+    faster = f"{1 / way.ratio.estimate:.2f}x ({1 / way.ratio.high:.2f} to {1 / way.ratio.low:.2f})"
+    return (way.name, way.label, claimed(way.p50), faster, fall, way.said)
+
+
+def won(result: Result) -> str:
+    """Say which way won, at which latency, and whether another is as good; empty without ways."""
+    if not result.ways:
+        return ""
+    own = next((way for way in result.ways if way.label == result.winner.label), None)
+    which = own.name if own is not None else "the original"
+    lines = [f"the way that won: {which}"]
+    if result.budget_ns is not None:
+        p50_ns = result.winner.p50.value_ns
+        within = "within" if p50_ns <= result.budget_ns else "OVER"
+        lines.append(f"{latency(p50_ns)}, {within} the budget of {latency(result.budget_ns)}")
+    ties = [way.name for way in result.ways if own is not None and _ties(way, own)]
+    if ties:
+        lines.append(f"{' and '.join(ties)} did as well, as far as the search split tells")
+    return "; ".join(lines)
+
+
+def _ties(other: Way, own: Way) -> bool:
+    """Whether another way is no slower and no worse, within both intervals."""
+    if other.name == own.name or other.drop is None or own.drop is None:
+        return False
+    as_fast = other.ratio.low <= own.ratio.high and own.ratio.low <= 1.1 * other.ratio.high
+    return as_fast and other.drop.low <= own.drop.high and own.drop.low <= other.drop.high

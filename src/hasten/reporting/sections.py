@@ -19,7 +19,7 @@ from hasten.reporting.markup import (
     section,
     table,
 )
-from hasten.reporting.rows import claimed, columns, latency
+from hasten.reporting.rows import claimed, columns, latency, way_columns, won
 from hasten.result import Outcome, Result
 
 NONE = Html("")
@@ -121,6 +121,29 @@ def figures(report: Report) -> Html:
         )
         if plot
         else NONE,
+    )
+
+
+def ways(report: Report) -> Html:
+    """The ways to a lighter model, side by side at one latency."""
+    result = report.result
+    if not result.ways:
+        return NONE
+    head, *rows = way_columns(result.ways, score=result.asked.noun if result.asked else "score")
+    shown = [(way, name(label), *rest) for way, label, *rest in rows]
+    trained = [(way.name, way.trained) for way in result.ways if way.trained]
+    budget = "" if result.budget_ns is None else f" under {latency(result.budget_ns)}"
+    return section(
+        "ways",
+        "The ways to a lighter model",
+        paragraph(f"{won(result)}."),
+        table("The ways, fastest first", head, shown),
+        paragraph(
+            f"Each way by its most accurate form{budget}, or where none is, its fastest; timed in the "
+            "same rounds as the figures above. The search split orients; only the sealed data certify.",
+            class_="quiet",
+        ),
+        table("How they came about", ("way", "training"), trained) if trained else NONE,
     )
 
 
@@ -312,7 +335,7 @@ def again(report: Report) -> Html:
 
 
 SECTIONS: tuple[Callable[[Report], Html], ...] = (
-    *(answers, notes, figures, trials, distributions, certificate),
+    *(answers, notes, figures, ways, trials, distributions, certificate),
     *(profile, limit, curve, load, failures, environment, again),
 )
 """In the order of the page."""

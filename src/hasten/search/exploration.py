@@ -72,7 +72,7 @@ class Exploration:
         """Try the grid; further variants where the fastest aren't accurate enough; neighbours of the best."""
         model, target = self.trials.bench.model, self.trials.bench.target
         if self._try(grid) and not self._over() and not self._fastest_surely_passes():
-            ranked = [t.candidate for t in self._ranked()]
+            ranked = [t.candidate for t in self._worth_varying()]
             self._try(variations(ranked, model, target, self._order.keep_float))
         common = (self.trials, self._try, self._likely_passes, self._surely_passes)
         if not self._over():
@@ -89,6 +89,16 @@ class Exploration:
             passing = [t for t in trials if self._likely_passes(t)] or trials
             ratios = [self.trials.ratio(t).estimate for t in passing]
             self._try(neighbours(best, self._helpful(), target), min(ratios, default=1.0))
+
+    def _worth_varying(self) -> list[Trial]:
+        """What ran through, fastest first, but for smaller models that are wrong in any form."""
+        ranked = self._ranked()
+        able = {
+            little_of(t.candidate.passes)
+            for t in ranked
+            if t.scores and self.trials.drop(t) < self._order.max_drop
+        }
+        return [t for t in ranked if (own := little_of(t.candidate.passes)) is None or own in able]
 
     def _over(self) -> bool:
         """Whether the time is up, or what is left to gain is less than a few turns tell apart."""

@@ -18,6 +18,7 @@ from hasten.target import Target
 T = TypeVar("T")
 ENGINES = ("onnxruntime", "openvino", "litert")
 _ENGINES_PER_VARIANT = 2
+_SOURCES_VARIED = 2
 _EXACT_PASSES = ("simplify", "fix_shapes")
 _LOSSY_PASSES = (
     "static_quantization",
@@ -77,7 +78,8 @@ def _useful(step: Pass, engine: Engine) -> bool:
 
 def _takes(engine: Engine, step: Pass) -> bool:
     """Whether an engine can run what a pass makes."""
-    quantized = step.gives == "onnx" and not step.exact and not isinstance(step, Little)
+    lossy = step.quantized if isinstance(step, Little) else not step.exact
+    quantized = step.gives == "onnx" and lossy
     return step.gives in engine.formats and not (quantized and engine.float_only)
 
 
@@ -87,7 +89,7 @@ def grid(
     *,
     engine_names: Sequence[str] = ENGINES,
     keep_float: tuple[str, ...] = (),
-    little: Little | None = None,
+    littles: Sequence[Little] = (),
 ) -> list[Single]:
     """Return the first proposals: every pass's likeliest variant on every engine.
 
@@ -98,7 +100,7 @@ def grid(
         target: The device.
         engine_names: Which runtimes to try.
         keep_float: Nodes of the original that no pass may quantize.
-        little: A smaller model to try in its place, as it is and in int8.
+        littles: Smaller models to try in its place, as they are and in int8.
 
     Raises:
         InputError: an engine's name is unknown, or none is installed.
@@ -117,8 +119,9 @@ def grid(
         for engine in engines
         if _takes(engine, step)
     ]
-    if little is not None:
-        chains = [(little,), *((little, step) for step in _likeliest(little.source(model), target))]
+    for little in littles:
+        further = [] if little.quantized else _likeliest(little.source(model), target)
+        chains = [(little,), *((little, step) for step in further)]
         lossy += [
             Single(chain, engine)
             for chain in chains
@@ -138,26 +141,37 @@ def variations(
 ) -> list[Single]:
     """Return the passes' further variants, each on the two engines on which its first did best.
 
-    For when the first variants are fast and not accurate enough.
+    For when the first variants are fast and not accurate enough. Of the original and the smaller
+    models those two are varied that the fastest were made of.
 
     Args:
         fastest: What was tried, fastest first.
         model: The original.
         target: The device.
-        keep_float: Nodes that no pass may quantize.
+        keep_float: Nodes of the original that no pass may quantize.
     """
+    sources = dict.fromkeys(little_of(c.passes) for c in fastest if _varies(c.passes))
     found: list[list[Single]] = []
-    for queue in _passes(_LOSSY_PASSES, model, target):
-        own = [c for c in fastest if little_of(c.passes) is None]
-        ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
-        found.append(
-            [
-                Single((_kept(step, keep_float),), engine)
-                for step in queue[1:]
-                for engine in list(dict.fromkeys(ranked))[:_ENGINES_PER_VARIANT]
-            ]
-        )
+    for little in list(sources)[:_SOURCES_VARIED]:
+        begin = () if little is None else (little,)
+        own = [c for c in fastest if little_of(c.passes) == little]
+        kept = keep_float if little is None else ()
+        source = model if little is None else little.source(model)
+        for queue in _passes(_LOSSY_PASSES, source, target):
+            ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
+            found.append(
+                [
+                    Single((*begin, _kept(step, kept)), engine)
+                    for step in queue[1:]
+                    for engine in list(dict.fromkeys(ranked))[:_ENGINES_PER_VARIANT]
+                ]
+            )
     return list(_by_turns(found))
+
+
+def _varies(passes: Sequence[Pass]) -> bool:
+    """Whether there may be other variants of what quantized a model."""
+    return bool(passes) and not passes[-1].exact and not isinstance(passes[-1], Little)
 
 
 def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) -> list[Single]:

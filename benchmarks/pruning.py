@@ -1,0 +1,324 @@
+"""Pruning to a share of the latency, on five architectures and two engines.
+
+    python benchmarks/pruning.py [MODEL ...] [--share 0.6] [--engine openvino] [--cache FOLDER]
+
+Each network is pruned for each engine by its measured int8 layers, takes one step of fine-tuning
+(mechanics: nothing here says how accurate it could become), is exported, quantized, and timed against
+its unpruned self of the same precision, in turns. Prints a Markdown table: how many of the
+multiplications stay, how much of the latency, and speed-up over reduction of multiplications. The
+answers column is how far the engine's answers lie from the torch module's, relative to their size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+import yolov3_tiny
+from models import CACHE, MODELS, ImageNetCrops
+from torch import nn
+
+from hasten.data.arrays import ArrayDataset
+from hasten.data.spool import write_spool
+from hasten.demos import photos
+from hasten.engines.base import Engine
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.openvino import OpenVino
+from hasten.frontends.torch import export
+from hasten.measure.intervals import Ratio, paired_ratio
+from hasten.measure.latency import Pace, Round, rounds
+from hasten.measure.workbench import Bench, Opened
+from hasten.model import Model
+from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.onnx_files import is_transformer, read_onnx
+from hasten.passes.static_quantization import StaticQuantization
+from hasten.pruning.channels import Prunable, Pruned
+from hasten.pruning.costs import measure
+from hasten.pruning.importance import sensitivity
+from hasten.pruning.layers import layers, tensors
+from hasten.pruning.normalization import recalibrate
+from hasten.pruning.tokens import fastest
+from hasten.target import Target
+from hasten.tensors import Array
+
+ENGINES: dict[str, Engine] = {"openvino": OpenVino(), "onnxruntime": OnnxRuntime()}
+BATCHES, BATCH = 4, 4
+ROUNDS = 12
+PATIENCE = 10
+"""So many times the rounds are waited for, for some in which each thread has its processor."""
+MERGED = (2, 4, 8, 13)
+"""Tokens to merge in each block, of 196."""
+TRIES = 3
+"""How often the costs are corrected by what the pruned network took, until it is near the target."""
+NEAR = 0.04
+ASKED = 0.8
+COLUMNS = (
+    "model",
+    "engine",
+    "MACs kept",
+    "precision",
+    "latency kept",
+    "asked",
+    "speed-up / MAC reduction",
+    "answers off by",
+)
+
+
+class Heads(nn.Module):
+    """A detector up to its heads, which are differentiable."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [head for _, head in self.network.heads(x)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One architecture.
+
+    Attributes:
+        module: Makes it.
+        data: Its pictures.
+    """
+
+    module: Callable[[], nn.Module]
+    data: Callable[[], Any]
+
+
+def pictures() -> Any:
+    """Return ImageNet-like crops."""
+    return ImageNetCrops(photos.photo_files(), BATCHES * BATCH)
+
+
+SUBJECTS = {
+    "mobilenet_v2": Subject(lambda: MODELS["mobilenet_v2"].module(CACHE), pictures),
+    "efficientnet_lite0": Subject(
+        photos.pretrained, lambda: photos.RandomCrops(photos.photo_files(), BATCHES * BATCH)
+    ),
+    "resnet18": Subject(lambda: torchvision.models.resnet18(weights=None), pictures),
+    "vit_tiny": Subject(
+        lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False), pictures
+    ),
+    "yolov3_tiny": Subject(
+        lambda: Heads(yolov3_tiny.pretrained().network),
+        lambda: yolov3_tiny.LetterboxedCrops(BATCHES * BATCH),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One precision of one pruned network on one engine."""
+
+    precision: str
+    ratio: Ratio
+    off: float
+
+
+class Table:
+    """Where one network is pruned, exported and timed."""
+
+    def __init__(self, module: nn.Module, pixels: Array, engine: Engine, folder: Path, cache: Path):
+        self.module, self.pixels, self.engine = module.eval(), pixels, engine
+        self.folder, self.cache = folder, cache
+        self.bench = Bench(folder, Target.host(), 300.0)
+        self.sample = (torch.from_numpy(pixels[:1]),)
+        self.batches = [
+            (torch.from_numpy(pixels[i : i + BATCH]),) for i in range(0, len(pixels), BATCH)
+        ]
+        self.spool = write_spool(ArrayDataset({"x": pixels}), folder / "requests")
+        self.plain = {p: self.opened(self.module, "plain", p) for p in ("i8", "f32")}
+
+    def opened(self, module: nn.Module, name: str, precision: str) -> Opened:
+        """Export, quantize, build and open a module."""
+        folder = self.folder / f"{name}-{precision}-{time.monotonic_ns()}"
+        for part in ("exported", "quantized", "built"):
+            (folder / part).mkdir(parents=True)
+        model = export(module, {"x": self.pixels[0]}, folder / "exported")
+        model = model.settled_by({"x": self.pixels[0]})
+        if precision == "i8":
+            model = self._quantized(model, folder / "quantized")
+        artifact = self.bench.build(self.engine, model, folder / "built")
+        return self.bench.open_built(self.engine, artifact)
+
+    def _quantized(self, model: Model, folder: Path) -> Model:
+        transformer = is_transformer(read_onnx(model, weights=False))
+        if isinstance(self.engine, OpenVino):
+            return NncfQuantization(samples=16, transformer=transformer)(model, self.spool, folder)
+        return StaticQuantization(samples=16, compute_only=transformer)(model, self.spool, folder)
+
+    def ratio(self, ours: Opened, precision: str, count: int = ROUNDS) -> tuple[Ratio, float]:
+        """Time a pruned network against its unpruned self in turns; and the latter's p50 in ns."""
+        entrants = {"pruned": ours.worker, "plain": self.plain[precision].worker}
+        turns = rounds(
+            entrants, self.spool.folder, threads=self.bench.target.threads, pace=Pace(), seed=0
+        )
+        seen: list[Round] = []
+        for turn in turns:
+            if turn.failed:
+                raise SystemExit(str(turn.failed))
+            if turn.counts or turn.number >= PATIENCE * count:
+                seen.append(turn)
+            if len(seen) == count:
+                break
+        taken = {n: {turn.number: turn.latency_ns[n] for turn in seen} for n in entrants}
+        plain_ns = float(np.median([np.median(block) for block in taken["plain"].values()]))
+        return paired_ratio(taken["pruned"], taken["plain"]), plain_ns
+
+    def pruned(self, share: float) -> Pruned:
+        """Prune to a share of the latency; the costs are corrected by what came of it."""
+        before = layers(self.module, self.sample)
+        costs = measure(before, self.bench, self.engine, self.cache)
+        same, plain_ns = self.ratio(self.opened(self.module, "same", "i8"), "i8", 6)
+        print(
+            f"  plain {plain_ns / 1e6:.2f} ms (A/A {same.estimate:.3f}), snap {costs.snap}, "
+            f"layers alone {costs.predicted_ns(before) / 1e6:.2f} ms",
+            flush=True,
+        )
+        measured: list[tuple[Any, float]] = [(before, plain_ns)]
+        prunable = Prunable(self.module, self.sample, sensitivity(self.batches))
+        best, gap = None, 1.0
+        for _ in range(TRIES):
+            found = prunable.to(costs.corrected(measured), share * plain_ns)
+            opened = self.opened(found.module, "try", "i8")
+            ratio, _ = self.ratio(opened, "i8", 6)
+            opened.worker.kill()
+            print(
+                f"  asked {share:.2f}, predicted {found.predicted_ns / plain_ns:.2f}, "
+                f"took {ratio.estimate:.2f}, {found.macs_after / found.macs_before:.2f} of the MACs, "
+                f"blocks skipped: {', '.join(found.plan.skipped) or 'none'}",
+                flush=True,
+            )
+            if abs(ratio.estimate - share) < gap:
+                best, gap = found, abs(ratio.estimate - share)
+            if gap < NEAR:
+                break
+            measured.append((layers(found.module, self.sample), ratio.estimate * plain_ns))
+        assert best is not None
+        return best
+
+    def rows(self, module: nn.Module) -> list[Row]:
+        """Time a pruned module in each precision, and compare its answers with torch's."""
+        found = []
+        for precision in ("i8", "f32"):
+            opened = self.opened(module, "pruned", precision)
+            off = self.off(opened, module)
+            ratio, _ = self.ratio(opened, precision)
+            opened.worker.kill()
+            found.append(Row(precision, ratio, off))
+        return found
+
+    def merged(self) -> str:
+        """Say whether merging tokens is faster, and at how many."""
+
+        def latency_ns(module: nn.Module) -> float:
+            opened = self.opened(module, "merged", "i8")
+            try:
+                ratio, plain_ns = self.ratio(opened, "i8", 6)
+            finally:
+                opened.worker.kill()
+            print(
+                f"  {getattr(module.blocks, 'merged', 0)} merged: {ratio.estimate:.3f} "
+                f"({ratio.low:.3f} to {ratio.high:.3f})",
+                flush=True,
+            )
+            return ratio.estimate * plain_ns
+
+        best = fastest(self.module, latency_ns, MERGED)
+        return "merging tokens is no faster" if best is None else f"fastest with {best[0]} merged"
+
+    def off(self, opened: Opened, module: nn.Module) -> float:
+        """Return how far the answers are from the module's, relative to their size."""
+        answers = list(self.bench.predict_one(opened, self.spool).values())
+        with torch.no_grad():
+            wanted = [tensor.numpy() for tensor in tensors(module.eval()(*self.sample))]
+        return max(
+            float(np.linalg.norm(one - other) / np.linalg.norm(other))
+            for one, other in zip(answers, wanted, strict=True)
+        )
+
+    def close(self) -> None:
+        """End the processes."""
+        for opened in self.plain.values():
+            opened.worker.kill()
+
+
+def one_step(
+    module: nn.Module, original: nn.Module, batches: Sequence[tuple[torch.Tensor]]
+) -> None:
+    """Take one step towards the original's answers."""
+    recalibrate(module, batches)
+    module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-4)
+    with torch.no_grad():
+        wanted = tensors(original(*batches[0]))
+    given = tensors(module(*batches[0]))
+    loss = torch.stack(
+        [nn.functional.mse_loss(g, w) for g, w in zip(given, wanted, strict=True)]
+    ).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    module.eval()
+
+
+def run(name: str, engine: str, share: float, cache: Path, tokens: bool) -> list[str]:
+    """Prune one model for one engine; return lines of the table."""
+    torch.manual_seed(0)
+    subject = SUBJECTS[name]
+    module, data = subject.module().eval(), subject.data()
+    pixels = data.inputs(range(BATCHES * BATCH))[data.names[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table(module, pixels, ENGINES[engine], Path(folder), cache)
+        try:
+            begin = time.monotonic()
+            if tokens:
+                print(f"  {table.merged()}", flush=True)
+                return []
+            pruned = table.pruned(share)
+            one_step(pruned.module, module, table.batches)
+            rows = table.rows(pruned.module)
+        finally:
+            table.close()
+    macs = pruned.macs_after / pruned.macs_before
+    print(f"  {time.monotonic() - begin:.0f} s", flush=True)
+    return [
+        f"| {name} | {engine} | {macs:.3f} | {row.precision} | {row.ratio.estimate:.3f} "
+        f"({row.ratio.low:.3f} to {row.ratio.high:.3f}) | {share if row.precision == 'i8' else '-'} | "
+        f"{macs / row.ratio.estimate:.2f} | {row.off:.1e} |"
+        for row in rows
+    ]
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(SUBJECTS))
+    parser.add_argument("--share", type=float, default=0.6, help="of the int8 latency")
+    parser.add_argument("--engine", choices=ENGINES, help="one of the two alone")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "hasten-layers")
+    parser.add_argument("--tokens", action="store_true", help="merge tokens instead, of a ViT")
+    options = parser.parse_args()
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    for name in options.models or SUBJECTS:
+        for engine in [options.engine] if options.engine else ENGINES:
+            print(f"{name} on {engine}", flush=True)
+            lines += run(name, engine, options.share, options.cache, options.tokens)
+            print("\n".join(lines[-2:]), flush=True)
+    print("\n".join(lines))
+    print(f"asked of speed-up / MAC reduction in int8: {ASKED} or more")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Samples of a Python sequence that are read anew whenever they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hasten.data.dataset import Dataset
+from hasten.data.samples import check_counts, stack, tensors_hash
+from hasten.errors import InputError
+from hasten.tensors import Array
+
+_LOOKED_AT = 4
+"""Samples read twice, to see whether they come again as they were."""
+
+Parts = tuple[Any, ...]
+"""A sample: inputs by name, and its label and its group where it has them."""
+
+
+class Rereading(Dataset):
+    """A data set that makes its samples as it gives them, as one that augments does.
+
+    All are read once when it is opened, for their labels and hashes. The hash of a sample is that of
+    its first reading.
+
+    Attributes:
+        repeats: Whether a sample is the same whenever it is read.
+    """
+
+    def __init__(self, count: int, read: Callable[[int], Parts], source: str) -> None:
+        """Read every sample once.
+
+        Args:
+            count: How many there are.
+            read: From a position to a sample.
+            source: What to call the data in a message.
+
+        Raises:
+            InputError: there are none, one can't be read, or they are unlike each other.
+        """
+        if count < 1:
+            raise InputError(f"{source} has no samples")
+        self._read, self._hashes = read, []
+        rows: list[Parts] = []
+        for index in range(count):
+            inputs, *more = read(index)
+            self._hashes.append(tensors_hash(inputs))
+            rows.append(tuple(np.asarray(part) for part in more))
+            if len(rows[-1]) != len(rows[0]):
+                raise InputError(
+                    f"{source}: sample {index} has {1 + len(more)} parts, the first has "
+                    f"{1 + len(rows[0])}"
+                )
+            if rows[-1] and rows[-1][0].shape != rows[0][0].shape:
+                raise InputError(
+                    f"{source}: the label of sample {index} has the shape "
+                    f"{list(rows[-1][0].shape)}, the first {list(rows[0][0].shape)}"
+                )
+        self.names = tuple(read(0)[0])
+        self.labels = np.stack([row[0] for row in rows]) if rows[0] else None
+        self.groups = np.array([row[1][()] for row in rows]) if len(rows[0]) > 1 else None
+        check_counts({"samples": count}, self.labels, self.groups, source)
+        looked_at = np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)
+        self.repeats = all(tensors_hash(read(int(i))[0]) == self._hashes[i] for i in looked_at)
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
+        samples = [self._read(int(index))[0] for index in indices]
+        return {name: stack(name, [s[name] for s in samples], indices) for name in self.names}
+
+    def content_hash(self, index: int) -> bytes:
+        return self._hashes[index]

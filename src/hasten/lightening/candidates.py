@@ -1,0 +1,101 @@
+"""Which ways there are within the budget, and their training, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasten.errors import CandidateError, InputError
+from hasten.lightening.int8 import LOST, QuantizationAware, int8_score
+from hasten.lightening.pruned import PrunedNetwork
+from hasten.lightening.students import fitting
+from hasten.lightening.task import Task
+from hasten.lightening.ways import Lighter, Way, hopeless, train_way
+from hasten.measure.prospects import fastest
+from hasten.reporting.rows import latency
+
+
+def trained(
+    task: Task, kinds: Sequence[str], students: int, architectures: Sequence[str]
+) -> list[Lighter]:
+    """Train what fits the budget, and what int8 costs too much once more for that.
+
+    What fails is noted, and the others go on.
+
+    Args:
+        task: What they are to do.
+        kinds: Of ways: "students", "pruned", "scratch".
+        students: How many other architectures.
+        architectures: Names to choose among; empty for the whole catalogue.
+
+    Raises:
+        InputError: nothing meets the budget, with the fastest that there is; or nothing came of it.
+    """
+    original = fastest(
+        {"the model": task.source},
+        task.target,
+        task.folder / "prospects",
+        engines=task.engines,
+        listen=task.listen,
+    )["the model"]
+    task.notes.append(
+        f"the model itself takes {latency(original.latency_ns)} ({original.label}); the budget is "
+        f"{latency(task.budget_ns)}"
+    )
+    failed: list[str] = []
+    ways: list[Way] = []
+    if "pruned" in kinds:
+        try:
+            ways.append(PrunedNetwork.of(task, original))
+        except CandidateError as why:
+            failed.append(f"pruned: {why}")
+    if "students" in kinds or "scratch" in kinds:
+        try:
+            found = fitting(task, students, architectures)
+            ways += found if "students" in kinds else []
+            ways += (
+                [found[0].alone()] if "scratch" in kinds and task.data.labels is not None else []
+            )
+        except (CandidateError, InputError) as why:
+            failed.append(f"students: {why}")
+    if not ways:
+        raise InputError(
+            f"nothing meets the budget of {latency(task.budget_ns)}: {'; '.join(failed)}"
+        )
+    task.notes.extend(failed)
+    done: list[Lighter] = []
+    for way in ways:
+        _train(task, way, done)
+    for lighter in list(done):
+        if _int8_costs(task, lighter):
+            _train(task, QuantizationAware(lighter), done)
+    if not done:
+        raise InputError(f"no way came through: {'; '.join(task.notes)}")
+    return done
+
+
+def _train(task: Task, way: Way, done: list[Lighter]) -> None:
+    """Train one, and add it to those that are through; what it fails for is noted."""
+    try:
+        lighter = train_way(task, way, hopeless([one.training for one in done]))
+    except CandidateError as why:
+        task.notes.append(f"{way.name}: {why}")
+        return
+    done.append(lighter)
+    if lighter.training.note:
+        task.notes.append(f"{way.name}: {lighter.training.note}")
+
+
+def _int8_costs(task: Task, lighter: Lighter) -> bool:
+    """Whether int8 costs a network a large part of what may be lost."""
+    score = int8_score(task, lighter)
+    if score is None:
+        return False
+    lost = lighter.training.score - score
+    task.tell(
+        "int8",
+        lighter.way.name,
+        1,
+        1,
+        f"{lighter.way.name}: {100 * lost:+.2f} points lost in int8 on what was held out",
+    )
+    return lost > LOST * task.max_drop

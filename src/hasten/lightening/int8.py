@@ -1,0 +1,152 @@
+"""What a lighter network loses in int8, and the way that teaches it to lose less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from hasten.candidate import Single
+from hasten.data.spool import Spool
+from hasten.engines.base import Engine
+from hasten.errors import CandidateError
+from hasten.lightening.task import Task
+from hasten.lightening.ways import Lighter, Stage, Way
+from hasten.measure.workbench import Workbench
+from hasten.model import Model
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.static_quantization import StaticQuantization
+from hasten.records import digest
+from hasten.search.grid import engine_kinds
+from hasten.tensors import Array
+from hasten.training import quantization_aware
+from hasten.training.network import Network
+
+LOST = 1 / 3
+"""Of the most that may be lost: where int8 costs more, it is worth training for."""
+_PASSES: tuple[type[Pass], ...] = (StaticQuantization, NncfQuantization)
+
+
+def int8_score(task: Task, lighter: Lighter) -> float | None:
+    """Return the mean score of the best of a network's int8 forms on what was held out.
+
+    By each quantizer's likeliest settings, on the first engine that runs what it makes.
+
+    Args:
+        task: What it is to do.
+        lighter: The network.
+
+    Returns:
+        None where no quantizer or no engine takes it.
+    """
+    model = lighter.model
+    folder = lighter.model.path.parent / "int8"
+    folder.mkdir(exist_ok=True)
+    bench = Workbench(
+        folder,
+        task.target,
+        memory_bytes=task.target.memory_bytes // 2,
+        model=model,
+        calibration=task.calibration,
+        calibration_hash=digest(
+            [task.calibration.content_hash(i).hex() for i in range(len(task.calibration))]
+        ),
+    )
+    samples, exact = task.held_out, _exact(task)
+    scores = []
+    for number, candidate in enumerate(forms := _forms(task, model)):
+        task.tell("int8", f"{lighter.way.name} in int8", number, len(forms))
+        try:
+            scores.append(_score(task, bench, candidate, samples, exact))
+        except (CandidateError, Skipped) as why:
+            task.notes.append(f"{lighter.way.name} in int8 ({candidate.label}): {why}")
+    return max(scores, default=None)
+
+
+def _forms(task: Task, model: Model) -> list[Single]:
+    """Return each quantizer's likeliest variant on the first engine that takes it."""
+    engines: list[Engine] = [
+        engine
+        for kind in engine_kinds(task.engines)
+        for engine in list(kind.variants(task.target))[:1]
+    ]
+    found = []
+    for kind in _PASSES:
+        step = next(iter(kind.variants(model, task.target)), None)
+        able = [e for e in engines if step and step.gives in e.formats and not e.float_only]
+        if step is not None and able:
+            found.append(Single((step,), able[0]))
+    return found
+
+
+def _score(
+    task: Task,
+    bench: Workbench,
+    candidate: Single,
+    samples: Spool,
+    exact: Sequence[dict[str, Array]],
+) -> float:
+    opened = bench.open(candidate)
+    try:
+        scores, at = [], 0
+        for outputs, own in zip(bench.predict(opened, samples), exact, strict=True):
+            named = dict(zip(own, outputs.values(), strict=True))
+            size = len(next(iter(own.values())))
+            labels = None if samples.labels is None else samples.labels[at : at + size]
+            scores.append(task.metric.score(named, own, labels))
+            at += size
+        return float(np.concatenate(scores).mean())
+    finally:
+        opened.worker.kill()
+
+
+def _exact(task: Task) -> list[dict[str, Array]]:
+    """Return the user's own network's answers to what was held out, chunk by chunk."""
+    count = len(task.held_out)
+    chunks = (
+        task.held_out.inputs(range(first, min(first + Workbench.chunk, count)))
+        for first in range(0, count, Workbench.chunk)
+    )
+    return list(task.network.answers(chunks))
+
+
+@dataclass(frozen=True)
+class QuantizationAware(Way):
+    """Teach a network that is trained already to answer as it will in int8.
+
+    Attributes:
+        of: What it is taught.
+    """
+
+    quantized: ClassVar[bool] = True
+
+    of: Lighter
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """As the network's, and what it was taught."""
+        return f"{self.of.way.name}, trained for int8"
+
+    @property
+    def taught(self) -> bool:  # type: ignore[override]
+        """As the network was."""
+        return self.of.way.taught
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        return (Stage(0.25, rate=0.05),)
+
+    def begin(
+        self, task: Task, number: int, before: torch.nn.Module | None, folder: Path
+    ) -> torch.nn.Module:
+        network = Network(self.of.module, task.network.inputs)
+        return quantization_aware.prepare(network, task.calibration).module
+
+    def export(self, task: Task, module: torch.nn.Module, folder: Path) -> Model:
+        network = Network(module, task.network.inputs, low_precision=False)
+        return quantization_aware.export(network, task.sample, folder)

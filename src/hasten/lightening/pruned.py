@@ -1,0 +1,230 @@
+"""The model itself with fewer channels and blocks: cut in steps, and taught again after each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hasten.candidate import Single
+from hasten.engines.base import Engine
+from hasten.errors import CandidateError, InputError
+from hasten.lightening.task import Task
+from hasten.lightening.ways import Stage, Way
+from hasten.measure.prospects import Prospect, fastest
+from hasten.measure.workbench import Bench
+from hasten.pruning import tokens
+from hasten.pruning.channels import Prunable, schedule
+from hasten.pruning.costs import Costs, measure
+from hasten.pruning.importance import Losses, sensitivity
+from hasten.pruning.layers import layers
+from hasten.pruning.normalization import recalibrate
+from hasten.pruning.plan import Plan, apply
+from hasten.records import from_record, read_json, write_json
+from hasten.search.grid import engine_kinds
+from hasten.training import features
+from hasten.training.examples import Batch, Examples
+from hasten.training.network import Network
+
+STAGES = (Stage(0.2, 0.5), Stage(0.2, 0.5), Stage(0.6))
+"""Two thirds of the cuts are made on the way, each followed by a short training."""
+BATCHES, SMALL = 12, 8
+"""By which it is told what a channel is worth: many small ones tell more than few large ones."""
+MERGED = (1, 2, 4, 8, 16)
+"""Tokens that each block of a vision transformer may merge."""
+_MERGED_SHARE = 0.5
+"""Of the way to the budget, at most, by merging tokens: channels hurt less from there on."""
+_TRIES = 4
+
+
+@dataclass(frozen=True)
+class PrunedNetwork(Way):
+    """The user's own network with less in it.
+
+    Attributes:
+        costs: Of its layers on this machine.
+        merged: Of a vision transformer, how many tokens each block merges.
+        now_ns: What it takes, with them merged.
+        way: In what form it is timed.
+        name: For people.
+    """
+
+    costs: Costs = field(repr=False)
+    merged: int
+    now_ns: float
+    way: Single
+    name: str = "pruned"
+
+    @classmethod
+    def of(cls, task: Task, original: Prospect) -> PrunedNetwork:
+        """See what the network's layers take, and whether the budget can be reached by cutting them.
+
+        Raises:
+            CandidateError: it can't, with the least that it comes to.
+            InputError: the network can't be traced.
+        """
+        task.tell("prune", "timing layers", 0, 1)
+        module = task.network.frozen().module
+        way = Single(original.passes, original.engine)
+        merged, now_ns = _merged(task, module, way, original.latency_ns)
+        if merged:
+            module = apply(module, Plan(merged=merged))
+        costs = _costs(task, module, original, now_ns)
+        network = cls(costs, merged, now_ns, way)
+        if now_ns <= task.budget_ns:
+            raise CandidateError(
+                f"the model is within the budget as it is ({now_ns / 1e6:.3g} ms): nothing is cut"
+            )
+        # Once all at a time, to see how far: it corrects what layers take by a whole small network.
+        once = Prunable(module, _sample(task), _losses(task)).to(costs, task.budget_ns)
+        took_ns = network.measured_ns(task, once.module)
+        both = [
+            (layers(module, _sample(task)), now_ns),
+            (layers(once.module, _sample(task)), took_ns),
+        ]
+        return cls(costs.corrected(both), merged, now_ns, way)
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        return STAGES
+
+    def begin(
+        self, task: Task, number: int, before: torch.nn.Module | None, folder: Path
+    ) -> torch.nn.Module:
+        module = task.network.frozen().module if before is None else before
+        file = folder / "plan.json"
+        if not file.exists():
+            target_ns = schedule(self.now_ns, task.budget_ns, len(STAGES))[number]
+            write_json(file, self._plan(task, module, target_ns, first=before is None))
+        smaller = apply(module, from_record(Plan, read_json(file))).requires_grad_(True)
+        recalibrate(smaller, _batches(task))
+        return smaller
+
+    def _plan(self, task: Task, module: torch.nn.Module, target_ns: float, *, first: bool) -> Plan:
+        """Choose what goes in a step, such that what is left takes as long as it should when measured."""
+        begin = Plan(merged=self.merged if first else 0)
+        if begin.merged:
+            module = apply(module, begin)
+        task.tell("prune", f"to {target_ns / 1e6:.3g} ms", 0, 1)
+        network = Prunable(module, _sample(task), _losses(task))
+        aim_ns = target_ns
+        for attempt in range(_TRIES):
+            pruned = network.to(self.costs, aim_ns)
+            if target_ns > task.budget_ns * 1.001:
+                break
+            took_ns = self.measured_ns(task, pruned.module)
+            task.tell("prune", "measured", attempt + 1, _TRIES, f"pruned to {took_ns / 1e6:.3g} ms")
+            if took_ns <= target_ns:
+                break
+            aim_ns = pruned.predicted_ns * 0.98 * target_ns / took_ns
+        else:
+            raise CandidateError(
+                f"pruning came to {took_ns / 1e6:.3g} ms where {target_ns / 1e6:.3g} were asked"
+            )
+        return begin.then(pruned.plan)
+
+    def measured_ns(self, task: Task, module: torch.nn.Module) -> float:
+        """Return what a network takes on this machine.
+
+        Raises:
+            CandidateError: it can't be exported or run.
+        """
+        return measured_ns(task, module, self.way)
+
+
+def measured_ns(task: Task, module: torch.nn.Module, way: Single) -> float:
+    """Return what a network takes in one form, weights aside."""
+    folder = task.folder / "measured"
+    folder.mkdir(exist_ok=True)
+    try:
+        model = task.export(module, folder)
+    except InputError as error:
+        raise CandidateError(str(error)) from error
+    found = fastest(
+        {"it": model}, task.target, task.folder / "prospects", only=lambda one: one == way
+    )
+    return found["it"].latency_ns
+
+
+def _merged(task: Task, module: torch.nn.Module, way: Single, now_ns: float) -> tuple[int, float]:
+    """Return how many tokens a vision transformer is to merge in each block, and what it takes then."""
+    try:
+        tokens.merging(module, 0)
+    except InputError:
+        return 0, now_ns
+    target_ns = now_ns * (task.budget_ns / now_ns) ** _MERGED_SHARE
+    found = tokens.fastest(module, lambda m: measured_ns(task, m, way), MERGED, target_ns)
+    if found is None:
+        task.notes.append("merging tokens made the model no faster here")
+        return 0, now_ns
+    return found
+
+
+def _costs(task: Task, module: torch.nn.Module, original: Prospect, now_ns: float) -> Costs:
+    """Time the layers on the engine that is fastest, or on the first that tells how long each takes."""
+    engines: list[Engine] = [original.engine]
+    engines += [next(iter(kind.variants(task.target))) for kind in engine_kinds(task.engines)]
+    engine = next((one for one in engines if type(one).has_profiler()), None)
+    if engine is None:
+        raise CandidateError("no engine tells how long each layer takes")
+    folder = task.folder / "costs"
+    folder.mkdir(exist_ok=True)
+    bench = Bench(folder, task.target, memory_bytes=task.target.memory_bytes // 4)
+    found = layers(module, _sample(task))
+    precision: Any = "i8" if original.precision == "int8" else "f32"
+    costs = measure(found, bench, engine, folder, precision)
+    return costs.corrected([(found, now_ns)])
+
+
+def _sample(task: Task) -> tuple[torch.Tensor, ...]:
+    """One sample, as the network is called with it."""
+    device = task.network.device
+    return tuple(torch.from_numpy(task.sample[n][None]).to(device) for n in task.network.inputs)
+
+
+def _batches(task: Task) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Some training data, as the network is called with it."""
+    examples = Examples(task.data, min(SMALL, len(task.data)), seed=task.seed)
+    for step in range(min(BATCHES, examples.steps)):
+        inputs = examples.at(step, task.network.device).inputs
+        yield tuple(inputs[name] for name in task.network.inputs)
+
+
+def _losses(task: Task) -> Losses:
+    """What tells what of the network matters.
+
+    What it is taught by is no use: it is its own teacher as yet, and so at the least. Labels tell it;
+    without them, how far the answers would move, or of a detector the layers inside.
+    """
+    objective = task.objective
+    labelled = task.data.labels is not None
+    if (
+        labelled
+        and (objective.kind == "classes" or objective.loss)
+        and not objective.feature_weight
+    ):
+        return lambda module: _by_labels(task, module)
+    return sensitivity(list(_batches(task)), lambda module, batch: _seen(task, module, batch))
+
+
+def _by_labels(task: Task, module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    network = Network(module, task.network.inputs, low_precision=False)
+    examples = Examples(task.data, min(SMALL, len(task.data)), seed=task.seed)
+    for step in range(min(BATCHES, examples.steps)):
+        batch: Batch = examples.at(step, network.device)
+        yield task.objective.of(batch, network(batch.inputs), None)
+
+
+def _seen(task: Task, module: torch.nn.Module, batch: Any) -> Any:
+    """What a network answers, or what its last layers give where answers take no gradient."""
+    inputs = dict(zip(task.network.inputs, batch, strict=True))
+    network = Network(module, task.network.inputs, low_precision=False)
+    if not task.objective.feature_weight:
+        return network(inputs)
+    names = features.shared_layers(network, task.network, inputs)[-2:]
+    with features.watched(module, names) as seen:
+        network(inputs)
+    return seen()

@@ -1,0 +1,271 @@
+"""The run, top to bottom: what fits the budget -> train -> one race with all else -> certify -> bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hasten.certificate.planning import check_limits
+from hasten.certificate.verdict import Guard
+from hasten.data.source import open_data
+from hasten.data.splits import held_out, split
+from hasten.delivery import check_place
+from hasten.errors import CandidateError, InputError
+from hasten.frontends.extras import missing_extra
+from hasten.frontends.source import find_model, load_with_data
+from hasten.frontends.torch_inputs import input_names
+from hasten.invocation import asking, invocation
+from hasten.metrics import default_metric, parse_metric
+from hasten.metrics.base import Metric
+from hasten.optimization import optimize
+from hasten.passes.little import Student
+from hasten.pipeline.base import Pipeline
+from hasten.pipeline.config import from_module
+from hasten.progress import Listener, nobody
+from hasten.records import digest, load_object
+from hasten.result import Result
+from hasten.search.grid import ENGINES
+from hasten.target import Target
+from hasten.workspace import JOURNAL, check_same_run, claimed
+
+Kind = Literal["students", "pruned", "scratch"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def lighten(
+    model: Any,
+    train: Any,
+    data: Any,
+    *,
+    budget_ms: float,
+    max_drop: float = 0.01,
+    out: str | Path = "model.hasten",
+    metric: str | Metric | None = None,
+    guard: Guard = "net",
+    confidence: float = 0.95,
+    ways: Sequence[str] = KINDS,
+    students: int = 1,
+    architectures: Sequence[str] = (),
+    minutes: float = 30.0,
+    epochs: float = 100.0,
+    batch: int = 64,
+    rate: float = 2e-3,
+    loss: Any = None,
+    features: float | None = None,
+    pipeline: Pipeline | None = None,
+    engines: Sequence[str] = ENGINES,
+    population: str = "inputs like the ones in this data",
+    calibration: int = 300,
+    seed: int = 0,
+    keep_exact: bool = True,
+    accept_uncertified: bool = False,
+    resume: bool = False,
+    listen: Listener = nobody,
+) -> Result:
+    """Train lighter networks that fit a budget, and find the one that is certified in the model's place.
+
+    Without training data that can't be done: a network with a fifth of its channels cut off is wrong
+    about most of what it knew until it has learnt again.
+
+    Args:
+        model: A live torch network, "file.py:name" of one, or of a function that gives one.
+        train: Training data, as `data` is given; labels teach too where it has them.
+        data: What judges, as `hasten.optimize` takes it.
+        budget_ms: What one request may take on this machine, in milliseconds.
+        max_drop: The most that accuracy may fall, in absolute share: 0.01 is one point.
+        out: The bundle's folder.
+        metric: As `hasten.optimize` takes it.
+        guard: What is bounded.
+        confidence: Of the certificate.
+        ways: "students": other architectures, taught by the model; "pruned": the model with fewer
+            channels and blocks; "scratch": the first student's architecture, by labels alone.
+        students: How many other architectures are trained.
+        architectures: Names from the catalogue to choose among; all by default.
+        minutes: How long each way trains, at most.
+        epochs: Passes over the training data, at most.
+        batch: Samples per step.
+        rate: The highest learning rate.
+        loss: In the place of that by labels: called with the outputs by name and the labels, it gives
+            a scalar tensor; or "my.py:loss".
+        features: The weight of layers inside in what is learnt, 0 to 1; by default 0 where outputs
+            can be learnt, 1 where they take no gradient.
+        pipeline: From an image file to the model's input, for folders of images.
+        engines: Which runtimes to try.
+        population: What `data` was drawn from, in words, for the certificate.
+        calibration: How many training samples set the quantizers' ranges.
+        seed: Of all orders.
+        keep_exact: Keep the exact model in the bundle.
+        accept_uncertified: Ship the fastest even where nothing certifies, marked so.
+        resume: Go on with the run that was stopped.
+        listen: Told of each step.
+
+    Raises:
+        InputError: the model, the data or an option can't be used, or nothing meets the budget.
+    """
+    asked = invocation(lighten, locals())
+    check_limits(max_drop, confidence)
+    _check_options(budget_ms, minutes, epochs, batch, rate, students, ways, features)
+    bundle = Path(out)
+    check_place(bundle)
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_extra("training lighter networks", "torch") from error
+    # Here, since they need torch.
+    from hasten.lightening.candidates import trained
+    from hasten.lightening.task import (
+        HELD_OUT,
+        Task,
+        check_labels,
+        kind_of,
+        spooled,
+    )
+    from hasten.training.loop import Recipe
+    from hasten.training.network import Network
+    from hasten.training.objective import Objective
+
+    module = find_model(model)
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(
+            f"lighten trains a live torch network, as file.py:name gives one; {model} is none"
+        )
+    folder = bundle.with_name(bundle.name + ".training")
+    with claimed(folder, resume=resume) as journal, _cleared_up(folder):
+        preparation = pipeline or from_module(model)
+        source, dataset = load_with_data(module, data, preparation, (), folder)
+        source = source.settled_by({n: a[0] for n, a in dataset.inputs([0]).items()})
+        unpacked = folder / "unpacked-training"
+        known = open_data(train, source.inputs, preparation, unpacked, reread=True)
+        judging = _metric(metric, dataset.labels, source.outputs)
+        check_labels(known, dataset, judging, source)
+        split(dataset, calibration=calibration, seed=seed, training=known)  # before any training
+        rest, out_of = held_out(known, HELD_OUT, seed)
+        own_loss = load_object(loss) if isinstance(loss, str) else loss
+        weight = features if features is not None else _feature_weight(source)
+        options = [budget_ms, max_drop, judging, guard, confidence, list(ways), students]
+        options += [list(architectures), minutes, epochs, batch, rate, weight, list(engines), seed]
+        check_same_run(
+            journal,
+            {
+                "model": source.sha256,
+                "training data": digest([len(rest), rest.content_hash(0).hex()]),
+                "data": digest([len(dataset), dataset.content_hash(0).hex()]),
+                "machine": Target.host(),
+                "options": options,
+            },
+        )
+        task = Task(
+            network=Network(module, input_names(module) or tuple(s.name for s in source.inputs)),
+            source=source,
+            data=rest,
+            held_out=spooled(out_of, folder / "held-out"),
+            calibration=spooled(rest, folder / "calibration", calibration, seed),
+            metric=judging,
+            objective=Objective(kind_of(judging), feature_weight=weight, loss=own_loss),
+            recipe=Recipe(60 * minutes, epochs, batch, rate, seed=seed),
+            budget_ns=1e6 * budget_ms,
+            max_drop=max_drop,
+            target=Target.host(),
+            engines=tuple(engines),
+            folder=folder,
+            repeats=getattr(known, "repeats", True),
+            seed=seed,
+            listen=listen,
+        )
+        lighter = trained(task, ways, students, architectures)
+        with asking(asked):
+            result = optimize(
+                source.path,
+                dataset,
+                training=rest,
+                little=[
+                    Student(one.way.name, one.model.path, one.way.quantized, one.in_words)
+                    for one in lighter
+                ],
+                max_drop=max_drop,
+                out=out,
+                metric=judging,
+                guard=guard,
+                confidence=confidence,
+                pipeline=pipeline,
+                engines=engines,
+                population=population,
+                calibration=calibration,
+                seed=seed,
+                keep_exact=keep_exact,
+                accept_uncertified=accept_uncertified,
+                budget_s=budget_ms / 1e3,
+                resume=resume and (bundle.with_name(bundle.name + ".work") / JOURNAL).exists(),
+                notes=task.notes,
+                listen=listen,
+            )
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _check_options(
+    budget_ms: float,
+    minutes: float,
+    epochs: float,
+    batch: int,
+    rate: float,
+    students: int,
+    ways: Sequence[str],
+    features: float | None,
+) -> None:
+    """Check the options that are numbers and names.
+
+    Raises:
+        InputError: which is out of its range.
+    """
+    for name, value, unit in (
+        ("budget", budget_ms, "milliseconds"),
+        ("time for each way", minutes, "minutes"),
+        ("number of epochs", epochs, "passes over the data"),
+        ("learning rate", rate, "AdamW's steps"),
+    ):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"the {name} is in {unit}, above 0: got {value}")
+    if batch < 2:
+        raise InputError(f"a batch has at least 2 samples, since it is normalized by: got {batch}")
+    unknown = [way for way in ways if way not in KINDS]
+    if unknown or not ways:
+        raise InputError(
+            f"ways are {', '.join(KINDS)}: got {', '.join(map(repr, unknown)) or 'none'}"
+        )
+    if students < 1:
+        raise InputError(f"give at least 1 student, or leave that way out: got {students}")
+    if features is not None and not 0 <= features <= 1:
+        raise InputError(f"the weight of features is between 0 and 1: got {features}")
+
+
+def _metric(metric: str | Metric | None, labels: Any, outputs: Any) -> Metric:
+    if isinstance(metric, Metric):
+        return metric
+    return default_metric(labels, outputs) if metric is None else parse_metric(metric)
+
+
+def _feature_weight(source: Any) -> float:
+    """1 where the answers are detections, which take no useful gradient."""
+    return float({"boxes", "scores", "labels"} <= {spec.name for spec in source.outputs})
+
+
+@contextlib.contextmanager
+def _cleared_up(folder: Path) -> Iterator[None]:
+    """Remove the work folder of a run that came to nothing; one with a training stays, to be resumed.
+
+    Raises:
+        InputError: as what it is around; a candidate's failure that nothing else stands in for.
+    """
+    try:
+        yield
+    except (InputError, CandidateError) as error:
+        if not any(folder.glob("ways/*/*/checkpoint.pt")):
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, CandidateError):
+            raise InputError(str(error)) from error
+        raise

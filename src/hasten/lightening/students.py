@@ -1,0 +1,104 @@
+"""Another architecture in the model's place: the most promising that fits the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from hasten.architectures.building import build, deployed
+from hasten.architectures.catalogue import find
+from hasten.errors import InputError
+from hasten.lightening.task import Task
+from hasten.lightening.ways import Stage, Way
+from hasten.model import Model
+from hasten.shortlisting import shortlist
+
+
+@dataclass(frozen=True)
+class StudentNetwork(Way):
+    """A network of the catalogue, with fresh weights.
+
+    Attributes:
+        architecture: Its name there.
+        width: Factor of the number of channels.
+        pixels: Side of what it works on; None for the input's own.
+        classes: How many it tells apart.
+        input_shape: `(channels, height, width)`.
+        by_labels: Whether labels alone teach it.
+    """
+
+    architecture: str
+    width: float
+    pixels: int | None
+    classes: int
+    input_shape: tuple[int, ...]
+    by_labels: bool = False
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The architecture with its knobs."""
+        size = "" if self.pixels is None else f" at {self.pixels} px"
+        alone = ", by labels alone" if self.by_labels else ""
+        return f"{self.architecture} x{self.width:g}{size}{alone}"
+
+    @property
+    def taught(self) -> bool:  # type: ignore[override]
+        """Whether the user's own network teaches it."""
+        return not self.by_labels
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        return (Stage(1.0),)
+
+    def begin(
+        self, task: Task, number: int, before: torch.nn.Module | None, folder: Path
+    ) -> torch.nn.Module:
+        architecture = find(self.architecture)
+        return build(
+            architecture, self.classes, self.input_shape, self.width, self.pixels, task.seed
+        )
+
+    def export(self, task: Task, module: torch.nn.Module, folder: Path) -> Model:
+        return task.export(deployed(module), folder)
+
+    def alone(self) -> StudentNetwork:
+        """Return the same architecture, taught by labels alone."""
+        return replace(self, by_labels=True)
+
+
+def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[StudentNetwork]:
+    """Return the most promising architectures within the budget, of one family each.
+
+    Args:
+        task: What they are to do.
+        count: How many.
+        architectures: Names to choose among; empty for the whole catalogue.
+
+    Raises:
+        InputError: the task isn't one for them, or none fits, with the fastest that there is.
+    """
+    shape = [spec.sizes for spec in task.source.request]
+    kind = task.source.request[0].dtype
+    if task.classes is None or len(shape) != 1 or len(shape[0]) != 4 or kind != "float32":
+        raise InputError(
+            "other architectures tell classes apart in float32 images (1, channels, height, width); "
+            f"the model takes {', '.join(map(str, task.source.request))} and gives "
+            f"{', '.join(map(str, task.source.outputs))}"
+        )
+    found = shortlist(
+        "classify",
+        task.classes,
+        shape[0][1:],
+        task.budget_ns / 1e9,
+        engines=task.engines,
+        architectures=architectures,
+        target=task.target,
+        listen=task.listen,
+    )
+    return [
+        StudentNetwork(entry.architecture, entry.width, entry.pixels, task.classes, shape[0][1:])
+        for entry in found.entries[:count]
+    ]

@@ -1,0 +1,433 @@
+"""How fast networks are on this machine before anything is trained: weights don't matter to latency."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from hasten.candidate import Single
+from hasten.data.requests import random_requests
+from hasten.data.spool import write_spool
+from hasten.engines.base import Artifact, Engine
+from hasten.errors import CandidateError, InputError
+from hasten.measure.latency import Pace, rounds
+from hasten.measure.process import Worker
+from hasten.measure.workbench import Bench
+from hasten.model import Model
+from hasten.passes.base import Pass
+from hasten.progress import Listener, Progress, nobody
+from hasten.records import digest, from_record, load_object, to_record
+from hasten.target import Target
+
+ENGINES = ("onnxruntime", "openvino", "litert")
+ROUNDS = 6
+"""Each in turn: the median round lies between the fastest and the slowest of 6 in 97% of cases."""
+PACE = Pace(warmup_ns=6_000_000, block_ns=14_000_000, limit_s=60.0)
+_FIRST_LOOK = Pace(warmup_ns=3_000_000, block_ns=7_000_000, limit_s=60.0)
+_CLOSE = 1.15
+"""What is so much slower than the best at first sight may be the best all the same."""
+_FINALISTS = 2
+_OPEN_AT_ONCE = 16
+_MOST_ROUNDS = 2 * ROUNDS
+_SAMPLES = 4
+"""Of random numbers, to quantize with: the ranges that they set are wrong, and as fast as right ones."""
+_AT_ONCE = 2
+_INT8 = ("nncf_quantization", "static_quantization", "litert_quantization")
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """How fast a network will be, on the best of the ways tried.
+
+    Attributes:
+        label: The way, for people: "nncf_quantization(preset=performance) + openvino".
+        precision: "int8", or the engine's: "f32".
+        latency_ns: Median of the rounds' medians.
+        low_ns: The fastest round's median.
+        high_ns: The slowest round's median.
+        size_bytes: Of what the engine opens.
+        engine: Of the best way.
+        passes: Of the best way, with their usual settings.
+        others: First looks at the other ways: label -> latency in ns.
+        left_out: Ways that can't run it: label -> why, in one line.
+    """
+
+    label: str
+    precision: str
+    latency_ns: float
+    low_ns: float
+    high_ns: float
+    size_bytes: int
+    engine: Engine
+    passes: tuple[Pass, ...]
+    others: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Subject:
+    """A network on its way through.
+
+    Attributes:
+        model: With its request settled.
+        folder: Of its own.
+        samples: A spool's folder.
+        built: What each way made.
+        looks: What each way took at first sight, in ns.
+        left_out: Label -> why a way can't run it.
+    """
+
+    model: Model
+    folder: Path
+    samples: Path
+    built: dict[Single, Artifact] = field(default_factory=dict)
+    looks: dict[Single, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def finalists(self) -> list[Single]:
+        ranked = sorted(self.looks, key=self.looks.__getitem__)
+        return [way for way in ranked if self.looks[way] <= _CLOSE * self.looks[ranked[0]]][
+            :_FINALISTS
+        ]
+
+
+def ways(
+    model: Model, target: Target, engines: Sequence[str] = ENGINES, *, int8: bool = True
+) -> list[Single]:
+    """Return the ways worth a look for a model: each engine's exact one, and its own int8.
+
+    Args:
+        model: With its request settled.
+        target: The device.
+        engines: Names; those that aren't installed are left out.
+        int8: Whether to look at int8.
+
+    Raises:
+        InputError: a name is unknown, or none is installed.
+    """
+    kinds = installed(engines)
+    found = [Single((), next(iter(kind.variants(target)))) for kind in kinds]
+    if not int8:
+        return found
+    steps = []
+    for name in _INT8:
+        kind: type[Pass] = load_object(Pass.registry[name])
+        with contextlib.suppress(StopIteration, ImportError):
+            steps.append(next(iter(kind.variants(model, target))))
+    for step in steps:
+        for engine in [way.engine for way in found if not way.passes]:
+            takes = step.gives in engine.formats
+            if takes and not (step.gives == "onnx" and (engine.float_only or _own(engine, steps))):
+                found.append(Single((step,), engine))
+    return found
+
+
+def fastest(
+    models: Mapping[str, Model],
+    target: Target,
+    folder: Path,
+    *,
+    engines: Sequence[str] = ENGINES,
+    int8: bool = True,
+    only: Callable[[Single], bool] = lambda way: True,
+    seed: int = 0,
+    listen: Listener = nobody,
+) -> dict[str, Prospect]:
+    """Find the best way for each network, and what it takes, in turns with all the others.
+
+    Every way gets a short look first; those that are about the best of a network are then timed in
+    turns with all networks' best, in random order, so that a noisy host slows them alike.
+
+    Args:
+        models: ONNX models by name, each with its request settled.
+        target: The device.
+        folder: Work folder; made, and what is written there is removed.
+        engines: Names of those to try.
+        int8: Whether to try int8.
+        only: Whether a way is worth a look; all are by default.
+        seed: Of the orders.
+        listen: Told of each network, in the stage "prospects".
+
+    Returns:
+        Name -> prospect; a network that no way can run is missing.
+
+    Raises:
+        InputError: an engine's name is unknown or none is installed, or a model isn't settled.
+        CandidateError: no way can run any of them, with the first one's reasons.
+    """
+    installed(engines)
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(folder, target, limit_s=120.0, memory_bytes=target.memory_bytes // 4)
+    subjects = _subjects(models, folder, seed)
+    try:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            makers = _Makers(bench)
+            with contextlib.closing(makers):
+                chosen = [
+                    list(filter(only, ways(one.model, target, engines, int8=int8)))
+                    for one in subjects.values()
+                ]
+                list(pool.map(makers.make, subjects.values(), chosen))
+        _look(bench, subjects, listen)
+        found = _in_turns(bench, subjects, seed)
+    finally:
+        for subject in subjects.values():
+            shutil.rmtree(subject.folder, ignore_errors=True)
+    for number, name in enumerate(subjects):
+        one = found.get(name)
+        outcome = f"{one.latency_ns / 1e6:.3g} ms, {one.label}" if one else "no way to run it"
+        listen(Progress("prospects", name, number + 1, len(subjects), f"{name}: {outcome}"))
+    return found
+
+
+def installed(names: Sequence[str]) -> list[type[Engine]]:
+    """Return the engines of these names that are installed.
+
+    Raises:
+        InputError: a name is unknown, or none is installed.
+    """
+    found, missing = [], []
+    for name in names:
+        if name not in Engine.registry and ":" not in name:
+            raise InputError(
+                f"no engine is called {name!r}; this version has: {', '.join(ENGINES)}"
+            )
+        kind: type[Engine] = load_object(Engine.registry.get(name, name))
+        try:
+            kind.version()
+            found.append(kind)
+        except InputError as error:
+            missing.append(str(error))
+    if not found:
+        raise InputError(f"no engine to try: {'; '.join(missing) or 'none was named'}")
+    return found
+
+
+def _own(engine: Engine, steps: Sequence[Pass]) -> bool:
+    """Whether a pass makes what this engine alone takes: that is never slower there."""
+    return any(step.gives != "onnx" and step.gives in engine.formats for step in steps)
+
+
+def _subjects(models: Mapping[str, Model], folder: Path, seed: int) -> dict[str, _Subject]:
+    spools: dict[str, Path] = {}
+    found = {}
+    for number, (name, model) in enumerate(models.items()):
+        if not model.request:
+            raise InputError(f"{name}: the model's request isn't settled; call settled_by first")
+        key = digest(to_record(model.request))[:12]
+        if key not in spools:
+            samples = folder / f"samples-{key}"
+            shutil.rmtree(samples, ignore_errors=True)
+            spools[key] = write_spool(random_requests(model.request, seed), samples).folder
+        own = folder / f"prospect-{number}"
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir()
+        found[name] = _Subject(model, own, spools[key])
+    return found
+
+
+class _Makers:
+    """Processes that transform and build one model after another: each imports its libraries once."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._own = threading.local()
+        self._all: list[Worker] = []
+
+    def close(self) -> None:
+        """End them."""
+        for worker in self._all:
+            worker.kill()
+
+    def make(self, subject: _Subject, chosen: Sequence[Single]) -> None:
+        """Build a network for every way that can have it."""
+        made: dict[tuple[Pass, ...], Model | str] = {(): subject.model}
+        for number, way in enumerate(chosen):
+            try:
+                if way.passes not in made:
+                    made[way.passes] = self._transformed(subject, way.passes)
+                model = made[way.passes]
+                if isinstance(model, str):
+                    raise CandidateError(model)
+                subject.built[way] = from_record(
+                    Artifact,
+                    self._ask(
+                        "build",
+                        engine=to_record(way.engine),
+                        model=to_record(model),
+                        target=to_record(self._bench.target),
+                        workdir=str(subject.folder / f"artifact-{number}"),
+                    ),
+                )
+            except CandidateError as error:
+                subject.left_out[way.label] = str(error)
+
+    def _transformed(self, subject: _Subject, passes: Sequence[Pass]) -> Model | str:
+        """Run passes, or return why that can't be done."""
+        model = subject.model
+        for number, step in enumerate(passes):
+            workdir = subject.folder / f"{digest(to_record(list(passes)))[:12]}-{number}"
+            workdir.mkdir()
+            try:
+                outcome = self._ask(
+                    "transform",
+                    model=to_record(model),
+                    original=False,
+                    step=to_record(_quick(step)),
+                    calibration=str(subject.samples),
+                    workdir=str(workdir),
+                )
+            except CandidateError as error:
+                return str(error)
+            if "skipped" in outcome:
+                return str(outcome["skipped"])
+            model = from_record(Model, outcome["model"])
+        return model
+
+    def _ask(self, do: str, **command: object) -> dict[str, object]:
+        worker: Worker | None = getattr(self._own, "worker", None)
+        if worker is None or not worker.alive:
+            worker = Worker(self._bench.log, self._bench.memory_bytes)
+            self._own.worker = worker
+            self._all.append(worker)
+        reply: dict[str, object] = worker.ask(do, limit_s=self._bench.limit_s, **command)
+        return reply
+
+
+def _quick(step: Pass) -> Pass:
+    """The same with few samples, where it takes samples."""
+    if any(f.name == "samples" for f in fields(step)):  # type: ignore[arg-type]
+        return replace(step, samples=_SAMPLES)  # type: ignore[type-var]
+    return step
+
+
+def _look(bench: Bench, subjects: Mapping[str, _Subject], listen: Listener) -> None:
+    """Time every way for a moment, where there are several; one process does all of a network's."""
+    for number, (name, subject) in enumerate(subjects.items()):
+        listen(Progress("prospects", name, number, len(subjects)))
+        if len(subject.built) < 2:
+            subject.looks = dict.fromkeys(subject.built, 0.0)
+            continue
+        worker = Worker(bench.log, bench.memory_bytes)
+        for way, artifact in subject.built.items():
+            if not worker.alive:
+                worker = Worker(bench.log, bench.memory_bytes)
+            try:
+                _open(worker, bench, way, artifact)
+                subject.looks[way] = float(np.median(_time(worker, subject.samples)))
+            except CandidateError as error:
+                subject.left_out[way.label] = str(error)
+        worker.kill()
+
+
+def _open(worker: Worker, bench: Bench, way: Single, artifact: Artifact) -> None:
+    worker.ask(
+        "open",
+        limit_s=bench.limit_s,
+        engine=to_record(way.engine),
+        artifact=to_record(artifact),
+        target=to_record(bench.target),
+    )
+
+
+def _time(worker: Worker, samples: Path) -> list[int]:
+    latencies: list[int] = worker.ask(
+        "time",
+        limit_s=_FIRST_LOOK.limit_s,
+        samples=str(samples),
+        first=0,
+        warmup_ns=_FIRST_LOOK.warmup_ns,
+        block_ns=_FIRST_LOOK.block_ns,
+        at_least=_FIRST_LOOK.at_least,
+        at_most=_FIRST_LOOK.at_most,
+    )
+    return latencies
+
+
+def _in_turns(bench: Bench, subjects: Mapping[str, _Subject], seed: int) -> dict[str, Prospect]:
+    """Time every network's finalists in turns, as many at once as memory should hold."""
+    entries = [(name, way) for name, one in subjects.items() for way in one.finalists]
+    entries.sort(key=lambda entry: str(subjects[entry[0]].samples))
+    medians: dict[tuple[str, Single], list[float]] = {}
+    for samples, group in itertools.groupby(entries, lambda entry: subjects[entry[0]].samples):
+        members = list(group)
+        for first in range(0, len(members), _OPEN_AT_ONCE):
+            batch = members[first : first + _OPEN_AT_ONCE]
+            medians |= _race(bench, subjects, samples, batch, seed)
+    found = {}
+    for name, subject in subjects.items():
+        own = {way: medians[name, way] for way in subject.finalists if (name, way) in medians}
+        if own:
+            best = min(own, key=lambda way: float(np.median(own[way])))
+            found[name] = _prospect(subject, best, own[best])
+    if subjects and not found:
+        name, subject = next(iter(subjects.items()))
+        reasons = "; ".join(f"{label}: {why}" for label, why in subject.left_out.items())
+        raise CandidateError(f"no engine runs {name}: {reasons or 'there is none'}")
+    return found
+
+
+def _race(
+    bench: Bench,
+    subjects: Mapping[str, _Subject],
+    samples: Path,
+    entries: Sequence[tuple[str, Single]],
+    seed: int,
+) -> dict[tuple[str, Single], list[float]]:
+    """Return each entry's median of each round, in ns; one that fails is told of in `left_out`."""
+    entrants: dict[str, Worker] = {}
+    try:
+        for number, (name, way) in enumerate(entries):
+            subject = subjects[name]
+            worker = entrants[str(number)] = Worker(bench.log, bench.memory_bytes)
+            try:
+                _open(worker, bench, way, subject.built[way])
+                worker.sleep()
+            except CandidateError as error:
+                entrants.pop(str(number)).kill()
+                subject.left_out[way.label] = str(error)
+        turns = rounds(entrants, samples, threads=bench.target.threads, pace=PACE, seed=seed)
+        taken = []
+        for turn in turns:
+            for key, why in turn.failed.items():
+                name, way = entries[int(key)]
+                subjects[name].left_out[way.label] = why
+                entrants.pop(key).kill()
+            taken.append(turn)
+            if sum(one.counts for one in taken) >= ROUNDS or len(taken) >= _MOST_ROUNDS:
+                break
+    finally:
+        for worker in entrants.values():
+            worker.kill()
+    calm = [turn for turn in taken if turn.counts]
+    if len(calm) < ROUNDS:
+        calm = taken  # a host that is never calm is what the network will run on
+    return {
+        entries[int(key)]: [float(np.median(turn.latency_ns[key])) for turn in calm]
+        for key in entrants
+    }
+
+
+def _prospect(subject: _Subject, way: Single, medians: Sequence[float]) -> Prospect:
+    lossy = any(not step.exact for step in way.passes)
+    return Prospect(
+        label=way.label,
+        precision="int8" if lossy else str(getattr(way.engine, "precision", "f32")),
+        latency_ns=float(np.median(medians)),
+        low_ns=min(medians),
+        high_ns=max(medians),
+        size_bytes=subject.built[way].size_bytes,
+        engine=way.engine,
+        passes=way.passes,
+        others={one.label: ns for one, ns in subject.looks.items() if one != way},
+        left_out=dict(subject.left_out),
+    )

@@ -1,0 +1,225 @@
+"""Roundings in the graph of a network, as int8 will have them, and how they are learned."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from hasten.errors import CandidateError
+from hasten.passes.static_quantization import StaticQuantization
+from hasten.training.captured_graph import Captured, settled
+from hasten.training.quantized_file import Range
+
+_TENSORS, _WEIGHTS = "hasten_tensors", "hasten_weights"
+"""Where a prepared graph keeps its roundings."""
+_LEAST_STEP = 1e-12
+_HALF = 0.501
+"""Of a step: how far rounding moves what lies inside of a range."""
+
+
+@dataclass(frozen=True)
+class RoundedTensors:
+    """A range, and the operations of the captured graph whose results are rounded to it.
+
+    Attributes:
+        range: As calibrated.
+        nodes: Names in the captured graph; none where the tensors are inside of one operation.
+    """
+
+    range: Range
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RoundedWeights:
+    """A parameter that is rounded around 0, its largest magnitude to `highest`.
+
+    Attributes:
+        parameter: Its name in the captured graph.
+        axis: With a scale of its own for each position; None for one scale in all.
+        highest: 127, or 64.
+    """
+
+    parameter: str
+    axis: int | None
+    highest: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a network is rounded: with the float network, all that it takes to prepare it again.
+
+    Attributes:
+        quantization: The pass whose places these are.
+        tensors: Activations, with calibrated ranges.
+        weights: Parameters.
+        unmatched: What the file rounds and training doesn't, since it is inside of one operation
+            of torch, or a constant that no parameter is equal to; by the names in the file.
+    """
+
+    quantization: StaticQuantization
+    tensors: tuple[RoundedTensors, ...]
+    weights: tuple[RoundedWeights, ...]
+    unmatched: tuple[str, ...]
+
+
+class _Rounding(torch.autograd.Function):
+    """To integers and back, with a gradient for what is inside of the range, and for the scale."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int
+    ) -> torch.Tensor:
+        y = torch.fake_quantize_per_tensor_affine(x, scale, zero, low, high)
+        ctx.save_for_backward(x, y, scale)
+        ctx.share = 1 / math.sqrt(max(1, x.numel()) * max(high, 1))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, y, scale = ctx.saved_tensors
+        inside = (y - x).abs() <= scale * _HALF
+        passed = gradients[0] * inside
+        along = (gradients[0] * y).sum() - (passed * x).sum()
+        return passed, (along / scale) * ctx.share, None, None, None
+
+
+class ActivationRounding(torch.nn.Module):
+    """Rounds to the integers of a range whose scale is learned, as a factor on the calibrated one.
+
+    The factor is learned as its logarithm, so that a step of any optimizer is small next to the
+    scale, and weight decay leads back to the calibrated range.
+
+    Source: gradient of the scale and its size, Esser et al., arXiv:1902.08153, eq. 3 and section
+    2.2; logarithm, Jain et al., arXiv:1903.08066, section 3.2.
+    """
+
+    calibrated: torch.Tensor
+    zero: torch.Tensor
+
+    def __init__(self, own: Range) -> None:
+        super().__init__()
+        self.lowest, self.highest = own.lowest, own.highest
+        self.largest = own.largest_scale or math.inf
+        self.register_buffer("calibrated", torch.tensor([own.scale]))
+        self.register_buffer("zero", torch.tensor([own.zero], dtype=torch.int32))
+        self.drift = torch.nn.Parameter(torch.zeros(1))
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """One step, `(1,)`."""
+        return (self.calibrated * self.drift.exp()).clamp(_LEAST_STEP, self.largest)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Round."""
+        rounded: torch.Tensor = _Rounding.apply(  # type: ignore[no-untyped-call]
+            x, self.scale, self.zero, self.lowest, self.highest
+        )
+        return rounded
+
+
+class WeightRounding(torch.nn.Module):
+    """Rounds around 0, the largest magnitude of each channel to the highest integer."""
+
+    def __init__(self, axis: int | None, highest: int) -> None:
+        super().__init__()
+        self.axis, self.highest = axis, highest
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Round."""
+        low, high = -self.highest, self.highest
+        size = weight.detach().abs()
+        if self.axis is None:
+            step = _step(size.max(), high)
+            zero = torch.zeros((), dtype=torch.int32, device=weight.device)
+            return torch.fake_quantize_per_tensor_affine(weight, step, zero, low, high)
+        others = [i for i in range(weight.ndim) if i != self.axis]
+        steps = _step(size.amax(others), high)
+        zeros = torch.zeros_like(steps, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, steps, zeros, self.axis, low, high)
+
+
+def _step(largest: torch.Tensor, high: int) -> torch.Tensor:
+    return torch.where(largest > 0, largest / high, torch.ones_like(largest))
+
+
+class Prepared(torch.nn.Module):
+    """A network that answers as it will in int8, and can be trained.
+
+    It computes as in eval mode in both modes: batch normalization is folded in, nothing is dropped.
+    Train it in float32, not under autocast: bfloat16 has fewer digits than the integers.
+
+    Attributes:
+        placement: Where it is rounded.
+        operations: As a graph, with the parameters and the roundings.
+    """
+
+    def __init__(self, exact: Captured, placement: Placement) -> None:
+        """Put roundings into a captured network, which is used up.
+
+        Raises:
+            CandidateError: the graph has no such operation or parameter.
+        """
+        super().__init__()
+        self.placement = placement
+        self.structure = exact.structure
+        self.operations = _rounded(exact.operations, placement)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Answer as the module that it was made of, in its outputs' structure."""
+        return self.structure.of(self.operations(*inputs))
+
+    def ranges(self) -> Iterator[Range]:
+        """Yield the ranges as learned; as calibrated, where nothing in the graph has them."""
+        for i, one in enumerate(self.placement.tensors):
+            if not one.nodes:
+                yield one.range
+                continue
+            rounding = self.operations.get_submodule(f"{_TENSORS}.{i}")
+            assert isinstance(rounding, ActivationRounding)
+            yield replace(one.range, scale=rounding.scale.item())
+
+    def exact(self) -> Captured:
+        """Return a copy that doesn't round, with the parameters as they are now."""
+        graph = copy.deepcopy(self.operations)
+        for node in list(graph.graph.find_nodes(op="call_module")):
+            if str(node.target).startswith((f"{_TENSORS}.", f"{_WEIGHTS}.")):
+                node.replace_all_uses_with(node.args[0])
+                graph.graph.erase_node(node)
+        return Captured(settled(graph), self.structure)
+
+
+def _rounded(graph: fx.GraphModule, placement: Placement) -> fx.GraphModule:
+    """Put roundings behind operations and parameters."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    reads = {str(n.target): n for n in graph.graph.find_nodes(op="get_attr")}
+    inputs = list(graph.graph.find_nodes(op="placeholder"))
+    for i, tensors in enumerate(placement.tensors):
+        graph.add_submodule(f"{_TENSORS}.{i}", ActivationRounding(tensors.range))
+        for name in tensors.nodes:
+            node = _there(nodes, name)
+            after = inputs[-1] if node in inputs else node
+            _round_behind(graph, node, after, f"{_TENSORS}.{i}")
+    for i, weight in enumerate(placement.weights):
+        graph.add_submodule(f"{_WEIGHTS}.{i}", WeightRounding(weight.axis, weight.highest))
+        node = _there(reads, weight.parameter)
+        _round_behind(graph, node, node, f"{_WEIGHTS}.{i}")
+    return settled(graph)
+
+
+def _there(nodes: Mapping[str, fx.Node], name: str) -> fx.Node:
+    if name not in nodes:
+        raise CandidateError(f"the network isn't the one that was prepared: it has no {name!r}")
+    return nodes[name]
+
+
+def _round_behind(graph: fx.GraphModule, node: fx.Node, after: fx.Node, target: str) -> None:
+    with graph.graph.inserting_after(after):
+        rounding = graph.graph.call_module(target, (node,))
+    node.replace_all_uses_with(rounding, delete_user_cb=lambda user: user is not rounding)

@@ -1,0 +1,153 @@
+"""How fast untrained networks are: the best way for each, in turns, and why others can't run it."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import CandidateError, InputError
+from hasten.frontends import onnx
+from hasten.measure.prospects import Prospect, fastest, ways
+from hasten.model import Model
+from hasten.passes.static_quantization import StaticQuantization
+from hasten.progress import Progress
+from hasten.records import from_record, to_record
+from hasten.target import Target
+from hasten.testing import models
+from hasten.testing.rivals import BUSY_NS
+
+RIVAL = "hasten.testing.rivals:Rival"
+ORT = ("onnxruntime",)
+
+
+@pytest.fixture
+def target() -> Target:
+    return Target.host().with_threads(1)
+
+
+def settled(write: Callable[[Path], Path], folder: Path, *shape: int) -> Model:
+    return onnx.load(write(folder)).settled_by({"x": np.zeros(shape, np.float32)})
+
+
+def test_every_network_gets_its_best_way_with_an_interval(tmp_path: Path, target: Target) -> None:
+    subjects = {
+        "linear": settled(models.linear_classifier, tmp_path, 16),
+        "slow": settled(models.slow, tmp_path, 4),
+    }
+    told: list[Progress] = []
+    found = fastest(
+        subjects, target, tmp_path / "work", engines=ORT, int8=False, listen=told.append
+    )
+    assert list(found) == ["linear", "slow"]
+    for one in found.values():
+        assert one.label == "onnxruntime"
+        assert one.precision == "f32"
+        assert one.engine == OnnxRuntime()
+        assert 0 < one.low_ns <= one.latency_ns <= one.high_ns
+        assert one.size_bytes > 0
+    assert found["slow"].latency_ns > 10 * found["linear"].latency_ns  # 1000 products, not one
+    assert [one.outcome for one in told if one.outcome] == [
+        f"{name}: {one.latency_ns / 1e6:.3g} ms, onnxruntime" for name, one in found.items()
+    ]
+
+
+def test_the_faster_of_two_engines_is_named_and_the_other_one_remembered(
+    tmp_path: Path, target: Target
+) -> None:
+    subject = {"linear": settled(models.linear_classifier, tmp_path, 16)}
+    (one,) = fastest(
+        subject, target, tmp_path / "work", engines=(RIVAL, "onnxruntime"), int8=False
+    ).values()
+    assert one.label == "onnxruntime"
+    assert [ns > BUSY_NS for ns in one.others.values()] == [True]
+
+
+def test_int8_is_tried_and_told_with_its_usual_settings(tmp_path: Path, target: Target) -> None:
+    model = settled(models.small_cnn, tmp_path, 3, 32, 32)
+    proposed = ways(model, target, ORT)
+    assert [type(step) for way in proposed for step in way.passes] == [StaticQuantization]
+    found = fastest(
+        {"cnn": model}, target, tmp_path / "work", engines=ORT, only=lambda way: bool(way.passes)
+    )
+    (one,) = found.values()
+    assert one.precision == "int8"
+    assert (
+        one.passes == proposed[1].passes
+    )  # as many samples as ever, not the few it was tried with
+    assert one.size_bytes < model.size_bytes
+
+
+def test_openvino_has_its_own_int8_and_onnx_runtime_its_own(tmp_path: Path, target: Target) -> None:
+    model = settled(models.small_cnn, tmp_path, 3, 32, 32)
+    labels = [way.label for way in ways(model, target, ("onnxruntime", "openvino"))]
+    assert labels[:2] == ["onnxruntime", "openvino"]
+    quantized = [label.partition("(")[0].split(" ")[0] for label in labels[2:]]
+    assert quantized == ["nncf_quantization", "static_quantization"]
+    assert labels[2].endswith("+ openvino")
+    assert labels[3].endswith("+ onnxruntime")
+
+
+def test_an_engine_that_cannot_run_a_network_is_left_out_with_its_reason(
+    tmp_path: Path, target: Target
+) -> None:
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        pytest.skip("LiteRT isn't installed: no engine that lacks loops")
+    subject = {"slow": settled(models.slow, tmp_path, 4)}
+    found = fastest(
+        subject, target, tmp_path / "work", engines=("litert", "onnxruntime"), int8=False
+    )
+    assert found["slow"].label == "onnxruntime"
+    assert list(found["slow"].left_out) == ["litert"]
+    assert "Loop" in found["slow"].left_out["litert"]
+
+
+def test_a_network_that_nothing_runs_is_missing_beside_one_that_runs(
+    tmp_path: Path, target: Target
+) -> None:
+    broken = settled(models.unknown_operator, tmp_path, 4)
+    good = settled(models.linear_classifier, tmp_path, 16)
+    told: list[Progress] = []
+    found = fastest(
+        {"broken": broken, "good": good},
+        target,
+        tmp_path / "work",
+        engines=ORT,
+        int8=False,
+        listen=told.append,
+    )
+    assert list(found) == ["good"]
+    assert "broken: no way to run it" in [one.outcome for one in told]
+    with pytest.raises(CandidateError) as alone:
+        fastest({"broken": broken}, target, tmp_path / "work", engines=ORT, int8=False)
+    assert str(alone.value).startswith("no engine runs broken: onnxruntime: ")
+    assert "Frobnicate" in str(alone.value)
+
+
+def test_nothing_is_left_in_the_work_folder_but_samples(tmp_path: Path, target: Target) -> None:
+    subject = {"linear": settled(models.linear_classifier, tmp_path, 16)}
+    fastest(subject, target, tmp_path / "work", engines=ORT, int8=False)
+    left = {path.name.partition("-")[0] for path in (tmp_path / "work").iterdir()}
+    assert left == {"samples", "workers.log"}
+
+
+def test_a_prospect_is_read_back_as_it_was_written(tmp_path: Path, target: Target) -> None:
+    subject = {"linear": settled(models.linear_classifier, tmp_path, 16)}
+    (one,) = fastest(subject, target, tmp_path / "work", engines=ORT, int8=False).values()
+    assert from_record(Prospect, to_record(one)) == one
+
+
+def test_what_cannot_be_asked_is_refused_in_one_line(tmp_path: Path, target: Target) -> None:
+    model = onnx.load(models.linear_classifier(tmp_path))
+    with pytest.raises(InputError) as open_shapes:
+        fastest({"linear": model}, target, tmp_path / "work", engines=ORT)
+    assert str(open_shapes.value) == (
+        "linear: the model's request isn't settled; call settled_by first"
+    )
+    with pytest.raises(InputError) as unknown:
+        fastest({}, target, tmp_path / "work", engines=("tensorrt",))
+    assert str(unknown.value) == (
+        "no engine is called 'tensorrt'; this version has: onnxruntime, openvino, litert"
+    )
