@@ -46,8 +46,9 @@ $(VENV)/.demo: pyproject.toml demo-packages.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-deps --requirement demo-packages.txt
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo
+$(VENV)/.test: $(VENV)/.demo tests/packages.txt
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/packages.txt
 	touch $@
 
 clean:

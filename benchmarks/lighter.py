@@ -14,10 +14,9 @@ Prints the table of the ways, and what was certified.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,15 @@ from garments import CACHE, Images
 from safetensors.torch import load_file, save
 
 import hasten
+from hasten.cli.screen import PlainScreen, summary
 from hasten.data.arrays import ArrayDataset
-from hasten.data.dataset import Subset
 from hasten.data.splits import held_out
+from hasten.frontends.torch import export
+from hasten.measure.prospects import fastest
 from hasten.metrics.top_k import Top1
 from hasten.progress import Progress
 from hasten.records import digest, write_whole
+from hasten.target import Target
 from hasten.training.loop import Recipe, Trainer
 from hasten.training.network import Network
 from hasten.training.objective import Objective
@@ -104,5 +106,46 @@ def said(progress: Progress) -> None:
         print(progress.outcome, file=sys.stderr, flush=True)
 
 
+def int8_ms(network: Any) -> float:
+    """Return what the teacher takes in its fastest form on this machine."""
+    sample = {"x": judged(1).inputs([0])["x"][0]}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = export(network, sample, folder).settled_by(sample)
+        found = fastest({"teacher": model}, Target.host(), folder / "prospects")["teacher"]
+    print(f"teacher: {found.latency_ns / 1e6:.3f} ms, {found.label}", flush=True)
+    return found.latency_ns / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=15, help="How long each way trains.")
+    parser.add_argument("--share", type=float, default=1 / 3, help="Of the teacher's int8 latency.")
+    parser.add_argument("--students", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("lighter.hasten"))
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    network = teacher(arguments.cache)
+    note = arguments.out.with_suffix(".budget")
+    if not arguments.resume:
+        note.write_text(str(arguments.share * int8_ms(network)))
+    result = hasten.lighten(
+        network,
+        known(),
+        judged(),
+        budget_ms=float(note.read_text()),
+        max_drop=0.01,
+        minutes=arguments.minutes,
+        students=arguments.students,
+        out=arguments.out,
+        population="images of clothes like Fashion-MNIST's",
+        resume=arguments.resume,
+        listen=PlainScreen(),
+    )
+    print(summary(result, began))
+
+
 if __name__ == "__main__":
-    teacher()
+    main()

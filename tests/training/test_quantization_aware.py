@@ -33,7 +33,9 @@ from hasten.training.rounding import ActivationRounding, Placement, Prepared
 PASS = StaticQuantization(reduce_range=NARROW)
 ENGINES = pytest.mark.parametrize("engine", [OnnxRuntime(), OpenVino()], ids=["ort", "openvino"])
 CLOSE = 0.06
-"""Root mean square, as a share of the answers': of values that round to the next integer."""
+"""Root mean square, as a share of the answers', by which int8 may move them."""
+SAME = 0.004
+"""The same where one or two values are on the edge between two integers."""
 
 
 class Depthwise(nn.Module):
@@ -202,7 +204,7 @@ def test_the_file_answers_as_the_trained_network(
     case = cases(make)
     assert case.model.inputs[0].shape[0] == "batch"
     got = answers(case.model, ArrayDataset({"x": images(16, seed=2)}), tmp_path / "run", engine)
-    assert error_between(answered(case.learned), got) < CLOSE / 3
+    assert error_between(answered(case.learned), got) < SAME
 
 
 @pytest.mark.parametrize("make", [Depthwise, Heads])

