@@ -140,7 +140,7 @@ def test_what_to_measure_next_follows_from_what_was_measured() -> None:
 
 def test_a_way_far_behind_on_all_networks_is_not_tried_again() -> None:
     def prospect(best: str, **others: float) -> Prospect:
-        return Prospect(best, "f32", 1.0, 1.0, 1.0, 1, Null(), (), others)
+        return Prospect(best, "f32", 1.0, 1.0, 1.0, 1, Null(), (), others=others)
 
     first = prospect("onnxruntime", openvino=2.0, litert=1.2)
     second = prospect("onnxruntime(threads=1)", openvino=3.0, litert=4.0)

@@ -21,7 +21,7 @@ from hasten.testing.quick import quick_runs
 GOLDEN = Path(__file__).parents[1] / "golden" / "help.txt"
 COMMANDS = (
     *("optimize", "bench", "certify", "inspect", "doctor", "demo", "profile", "report"),
-    *("serve", "loadtest"),
+    *("shortlist", "lighten", "serve", "loadtest"),
 )
 
 

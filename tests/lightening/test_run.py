@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.lightening.conftest import corners, taught, wide
 
 import hasten
 from hasten.bundle import read
@@ -18,7 +19,6 @@ from hasten.progress import Progress
 from hasten.reporting.rows import won
 from hasten.target import Target
 from hasten.testing.quick import quick_runs
-from tests.lightening.conftest import corners, taught, wide
 
 KNOWN, JUDGED = corners(700, 2), corners(1500, 3)
 
@@ -45,9 +45,9 @@ def test_a_stopped_run_goes_on_and_ends_with_a_certified_lighter_model(tmp_path:
     def run(*, resume: bool, stop: bool) -> hasten.result.Result:
         def listen(progress: Progress) -> None:
             heard.append(progress)
-            if stop and progress.stage == "train" and progress.doing.startswith("lcnet"):
-                if progress.done >= 20:
-                    raise StopError
+            training = progress.stage == "train" and progress.doing.startswith("lcnet")
+            if stop and training and progress.done >= 20:
+                raise StopError
 
         with quick_runs(passes=True):
             return hasten.lighten(

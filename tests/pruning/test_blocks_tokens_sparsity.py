@@ -35,7 +35,7 @@ def test_blocks_that_keep_the_shape_are_found_and_judged() -> None:
     before = answers(module, sample)
     found = hurts(module, sensitivity([sample]), ("1", "2"))
     assert found["1"] == 0
-    assert found["2"] > 0.01
+    assert found["2"] > 0.001
     assert torch.equal(answers(module, sample)[0], before[0])
 
 

@@ -119,7 +119,7 @@ _WAYS = ("students", "pruned", "scratch")
 @click.option("--resume", is_flag=True, help="Go on with the run that was stopped.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) -> None:
-    """Train lighter networks in MODEL's place, and find one that is certified within a budget."""
+    """Train lighter networks in MODEL's place, and certify one within a budget."""
     began = time.monotonic()
     with one_line_errors("stopped; what is done is kept, go on with --resume"):
         from hasten import lighten as run

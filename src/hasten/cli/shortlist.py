@@ -107,6 +107,10 @@ def in_words(result: Shortlist, top: int) -> str:
         f"most promising first; {len(result.measured)} networks known, untrained",
         f"{measure}: as published of width 1 and the usual input, not of this one",
     ]
+    if busy := sum(not one.prospect.calm for one in result.measured):
+        lines.append(
+            f"note: the host was busy while {busy} of them were measured; --fresh measures anew"
+        )
     if not result.complete:
         lines.append("note: the time limit left something to try; call again to go on")
     lines += [f"note: {name}: {why}" for name, why in result.failed.items()]

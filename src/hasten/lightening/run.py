@@ -11,15 +11,12 @@ from typing import Any, Literal, get_args
 
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
-from hasten.data.source import open_data
-from hasten.data.splits import held_out, split
+from hasten.data.splits import split
 from hasten.delivery import check_place
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.extras import missing_extra
-from hasten.frontends.source import find_model, load_with_data
-from hasten.frontends.torch_inputs import input_names
+from hasten.frontends.source import find_model
 from hasten.invocation import asking, invocation
-from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
 from hasten.optimization import optimize
 from hasten.passes.little import Student
@@ -117,16 +114,9 @@ def lighten(
         raise missing_extra("training lighter networks", "torch") from error
     # Here, since they need torch.
     from hasten.lightening.candidates import trained
-    from hasten.lightening.task import (
-        HELD_OUT,
-        Task,
-        check_labels,
-        kind_of,
-        spooled,
-    )
+    from hasten.lightening.given import Given
+    from hasten.lightening.task import task_of
     from hasten.training.loop import Recipe
-    from hasten.training.network import Network
-    from hasten.training.objective import Objective
 
     module = find_model(model)
     if not isinstance(module, torch.nn.Module):
@@ -135,63 +125,50 @@ def lighten(
         )
     folder = bundle.with_name(bundle.name + ".training")
     with claimed(folder, resume=resume) as journal, _cleared_up(folder):
-        preparation = pipeline or from_module(model)
-        source, dataset = load_with_data(module, data, preparation, (), folder)
-        source = source.settled_by({n: a[0] for n, a in dataset.inputs([0]).items()})
-        unpacked = folder / "unpacked-training"
-        known = open_data(train, source.inputs, preparation, unpacked, reread=True)
-        judging = _metric(metric, dataset.labels, source.outputs)
-        check_labels(known, dataset, judging, source)
-        split(dataset, calibration=calibration, seed=seed, training=known)  # before any training
-        rest, out_of = held_out(known, HELD_OUT, seed)
-        own_loss = load_object(loss) if isinstance(loss, str) else loss
-        weight = features if features is not None else _feature_weight(source)
-        options = [budget_ms, max_drop, judging, guard, confidence, list(ways), students]
-        options += [list(architectures), minutes, epochs, batch, rate, weight, list(engines), seed]
+        given = Given.read(module, train, data, pipeline or from_module(model), metric, folder)
+        split(given.judged, calibration=calibration, seed=seed, training=given.training)  # in time
+        recipe = Recipe(60 * minutes, epochs, batch, rate, seed=seed)
+        options = [budget_ms, max_drop, given.metric, guard, confidence, list(ways), students]
+        options += [list(architectures), recipe, features, list(engines), calibration]
         check_same_run(
             journal,
             {
-                "model": source.sha256,
-                "training data": digest([len(rest), rest.content_hash(0).hex()]),
-                "data": digest([len(dataset), dataset.content_hash(0).hex()]),
+                "model": given.source.sha256,
+                "set of training data": given.training_digest,
+                "data": digest([len(given.judged), given.judged.content_hash(0).hex()]),
                 "machine": Target.host(),
                 "options": options,
             },
         )
-        task = Task(
-            network=Network(module, input_names(module) or tuple(s.name for s in source.inputs)),
-            source=source,
-            data=rest,
-            held_out=spooled(out_of, folder / "held-out"),
-            calibration=spooled(rest, folder / "calibration", calibration, seed),
-            metric=judging,
-            objective=Objective(kind_of(judging), feature_weight=weight, loss=own_loss),
-            recipe=Recipe(60 * minutes, epochs, batch, rate, seed=seed),
+        task = task_of(
+            given,
+            module,
+            recipe,
+            folder,
             budget_ns=1e6 * budget_ms,
             max_drop=max_drop,
-            target=Target.host(),
-            engines=tuple(engines),
-            folder=folder,
-            repeats=getattr(known, "repeats", True),
-            seed=seed,
+            engines=engines,
+            calibration=calibration,
+            loss=load_object(loss) if isinstance(loss, str) else loss,
+            features=features,
             listen=listen,
         )
         lighter = trained(task, ways, students, architectures)
         with asking(asked):
             result = optimize(
-                source.path,
-                dataset,
-                training=rest,
+                given.source.path,
+                given.judged,
+                training=task.data,
                 little=[
                     Student(one.way.name, one.model.path, one.way.quantized, one.in_words)
                     for one in lighter
                 ],
                 max_drop=max_drop,
                 out=out,
-                metric=judging,
+                metric=given.metric,
                 guard=guard,
                 confidence=confidence,
-                pipeline=pipeline,
+                pipeline=given.preparation,
                 engines=engines,
                 population=population,
                 calibration=calibration,
@@ -241,17 +218,6 @@ def _check_options(
         raise InputError(f"give at least 1 student, or leave that way out: got {students}")
     if features is not None and not 0 <= features <= 1:
         raise InputError(f"the weight of features is between 0 and 1: got {features}")
-
-
-def _metric(metric: str | Metric | None, labels: Any, outputs: Any) -> Metric:
-    if isinstance(metric, Metric):
-        return metric
-    return default_metric(labels, outputs) if metric is None else parse_metric(metric)
-
-
-def _feature_weight(source: Any) -> float:
-    """1 where the answers are detections, which take no useful gradient."""
-    return float({"boxes", "scores", "labels"} <= {spec.name for spec in source.outputs})
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,20 @@ import numpy as np
 import torch
 
 from hasten.data.dataset import Dataset, Subset
+from hasten.data.splits import held_out
 from hasten.data.spool import Spool, write_spool
-from hasten.errors import InputError
 from hasten.frontends import torch as frontend
+from hasten.frontends.torch_inputs import input_names
+from hasten.lightening.given import Given
+from hasten.metrics.agreement import Agreement
 from hasten.metrics.base import Metric
-from hasten.metrics.outputs import class_labels
-from hasten.metrics.top_k import Top1, Top5
 from hasten.model import Model
 from hasten.progress import Listener, Progress, nobody
 from hasten.records import type_name
 from hasten.target import Target
 from hasten.training.loop import Recipe
 from hasten.training.network import Network
-from hasten.training.objective import Kind, Objective
+from hasten.training.objective import Kind, Loss, Objective
 
 HELD_OUT = 2000
 """Training samples that nothing is trained on, at most: they tell how a training does."""
@@ -102,41 +104,69 @@ class Task:
         self.listen(Progress(stage, doing, done, total, outcome))
 
 
-def kind_of(metric: Metric) -> Kind:
-    """Whether answers count as classes or as numbers."""
-    return "classes" if type_name(metric) in _CLASSES else "values"
+def task_of(
+    given: Given,
+    module: torch.nn.Module,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    budget_ns: float,
+    max_drop: float,
+    engines: Sequence[str],
+    calibration: int,
+    loss: Loss | None,
+    features: float | None,
+    listen: Listener,
+) -> Task:
+    """Return what the ways have in common; what is held out and what calibrates is written.
 
-
-def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Model) -> None:
-    """Check that the training data knows the classes that it will be judged by.
+    Args:
+        given: What was read.
+        module: The teacher.
+        recipe: How long and how fast each way is trained.
+        folder: Where all is written.
+        budget_ns: What one request may take.
+        max_drop: The most that the mean score may fall.
+        engines: Which runtimes to try.
+        calibration: How many samples set the quantizers' ranges.
+        loss: In the place of that by labels.
+        features: The weight of layers inside; None for what the outputs need.
+        listen: Told of each step.
 
     Raises:
-        InputError: labels that are no classes of the model, or classes that the training data lacks.
+        InputError: too few samples, or training data without labels that nothing else stands for.
     """
-    if not isinstance(metric, (Top1, Top5)) or training.labels is None or judged.labels is None:
-        return
-    size = source.outputs[0].shape[-1]
-    if not isinstance(size, int):
-        return
-    found = []
-    for which, data in (("the training data", training), ("the data to judge on", judged)):
-        assert data.labels is not None
-        try:
-            numbers = class_labels(data.labels, np.empty((len(data), size)), "top1")
-        except InputError as error:
-            raise InputError(f"{which}: {str(error).removeprefix('top1: ')}") from error
-        found.append(set(np.unique(numbers).tolist()))
-    lacking = sorted(found[1] - found[0])
-    if lacking:
-        raise InputError(
-            f"the training data has other classes than the data to judge on: it lacks {_listed(lacking)}; "
-            "give training data of all classes"
-        )
+    rest, held = held_out(given.training, HELD_OUT, recipe.seed)
+    kind: Kind = "classes" if type_name(given.metric) in _CLASSES else "values"
+    names = tuple(spec.name for spec in given.source.inputs)
+    if features is None:
+        found = {spec.name for spec in given.source.outputs}
+        features = float(found >= {"boxes", "scores", "labels"})  # they take no useful gradient
+    return Task(
+        network=Network(module, input_names(module) or names),
+        source=given.source,
+        data=rest,
+        held_out=spooled(held, folder / "held-out"),
+        calibration=spooled(rest, folder / "calibration", calibration, recipe.seed),
+        metric=_steering(given.metric, labelled=held.labels is not None),
+        objective=Objective(kind, feature_weight=features, loss=loss),
+        recipe=recipe,
+        budget_ns=budget_ns,
+        max_drop=max_drop,
+        target=Target.host(),
+        engines=tuple(engines),
+        folder=folder,
+        repeats=given.repeats,
+        seed=recipe.seed,
+        listen=listen,
+    )
 
 
-def _listed(classes: list[int]) -> str:
-    shown = ", ".join(map(str, classes[:5]))
-    return shown if len(classes) <= 5 else f"{shown} and {len(classes) - 5} more"
+def _steering(metric: Metric, *, labelled: bool) -> Metric:
+    """Return how a training is judged: without labels, by how often it agrees with the model."""
+    if labelled or not metric.needs_labels:
+        return metric
+    return Agreement(getattr(metric, "output", None))
 
 
 def spooled(data: Dataset, folder: Path, count: int | None = None, seed: int = 0) -> Spool:

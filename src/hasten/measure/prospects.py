@@ -5,26 +5,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from hasten.candidate import Single
-from hasten.data.requests import random_requests
-from hasten.data.spool import write_spool
 from hasten.engines.base import Artifact, Engine
 from hasten.errors import CandidateError, InputError
 from hasten.measure.latency import Pace, rounds
+from hasten.measure.making import Makers, Subject, subjects_of
 from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
 from hasten.model import Model
 from hasten.passes.base import Pass
 from hasten.progress import Listener, Progress, nobody
-from hasten.records import digest, from_record, load_object, to_record
+from hasten.records import load_object, to_record
 from hasten.target import Target
 
 ENGINES = ("onnxruntime", "openvino", "litert")
@@ -32,13 +30,8 @@ ROUNDS = 6
 """Each in turn: the median round lies between the fastest and the slowest of 6 in 97% of cases."""
 PACE = Pace(warmup_ns=6_000_000, block_ns=14_000_000, limit_s=60.0)
 _FIRST_LOOK = Pace(warmup_ns=3_000_000, block_ns=7_000_000, limit_s=60.0)
-_CLOSE = 1.15
-"""What is so much slower than the best at first sight may be the best all the same."""
-_FINALISTS = 2
 _OPEN_AT_ONCE = 16
 _MOST_ROUNDS = 2 * ROUNDS
-_SAMPLES = 4
-"""Of random numbers, to quantize with: the ranges that they set are wrong, and as fast as right ones."""
 _AT_ONCE = 2
 _INT8 = ("nncf_quantization", "static_quantization", "litert_quantization")
 
@@ -56,6 +49,7 @@ class Prospect:
         size_bytes: Of what the engine opens.
         engine: Of the best way.
         passes: Of the best way, with their usual settings.
+        calm: Whether the host gave the threads their cores in enough rounds.
         others: First looks at the other ways: label -> latency in ns.
         left_out: Ways that can't run it: label -> why, in one line.
     """
@@ -68,36 +62,9 @@ class Prospect:
     size_bytes: int
     engine: Engine
     passes: tuple[Pass, ...]
+    calm: bool = True
     others: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class _Subject:
-    """A network on its way through.
-
-    Attributes:
-        model: With its request settled.
-        folder: Of its own.
-        samples: A spool's folder.
-        built: What each way made.
-        looks: What each way took at first sight, in ns.
-        left_out: Label -> why a way can't run it.
-    """
-
-    model: Model
-    folder: Path
-    samples: Path
-    built: dict[Single, Artifact] = field(default_factory=dict)
-    looks: dict[Single, float] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def finalists(self) -> list[Single]:
-        ranked = sorted(self.looks, key=self.looks.__getitem__)
-        return [way for way in ranked if self.looks[way] <= _CLOSE * self.looks[ranked[0]]][
-            :_FINALISTS
-        ]
 
 
 def ways(
@@ -167,10 +134,10 @@ def fastest(
     installed(engines)
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, target, limit_s=120.0, memory_bytes=target.memory_bytes // 4)
-    subjects = _subjects(models, folder, seed)
+    subjects = subjects_of(models, folder, seed)
     try:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            makers = _Makers(bench)
+            makers = Makers(bench)
             with contextlib.closing(makers):
                 chosen = [
                     list(filter(only, ways(one.model, target, engines, int8=int8)))
@@ -217,100 +184,7 @@ def _own(engine: Engine, steps: Sequence[Pass]) -> bool:
     return any(step.gives != "onnx" and step.gives in engine.formats for step in steps)
 
 
-def _subjects(models: Mapping[str, Model], folder: Path, seed: int) -> dict[str, _Subject]:
-    spools: dict[str, Path] = {}
-    found = {}
-    for number, (name, model) in enumerate(models.items()):
-        if not model.request:
-            raise InputError(f"{name}: the model's request isn't settled; call settled_by first")
-        key = digest(to_record(model.request))[:12]
-        if key not in spools:
-            samples = folder / f"samples-{key}"
-            shutil.rmtree(samples, ignore_errors=True)
-            spools[key] = write_spool(random_requests(model.request, seed), samples).folder
-        own = folder / f"prospect-{number}"
-        shutil.rmtree(own, ignore_errors=True)
-        own.mkdir()
-        found[name] = _Subject(model, own, spools[key])
-    return found
-
-
-class _Makers:
-    """Processes that transform and build one model after another: each imports its libraries once."""
-
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._own = threading.local()
-        self._all: list[Worker] = []
-
-    def close(self) -> None:
-        """End them."""
-        for worker in self._all:
-            worker.kill()
-
-    def make(self, subject: _Subject, chosen: Sequence[Single]) -> None:
-        """Build a network for every way that can have it."""
-        made: dict[tuple[Pass, ...], Model | str] = {(): subject.model}
-        for number, way in enumerate(chosen):
-            try:
-                if way.passes not in made:
-                    made[way.passes] = self._transformed(subject, way.passes)
-                model = made[way.passes]
-                if isinstance(model, str):
-                    raise CandidateError(model)
-                subject.built[way] = from_record(
-                    Artifact,
-                    self._ask(
-                        "build",
-                        engine=to_record(way.engine),
-                        model=to_record(model),
-                        target=to_record(self._bench.target),
-                        workdir=str(subject.folder / f"artifact-{number}"),
-                    ),
-                )
-            except CandidateError as error:
-                subject.left_out[way.label] = str(error)
-
-    def _transformed(self, subject: _Subject, passes: Sequence[Pass]) -> Model | str:
-        """Run passes, or return why that can't be done."""
-        model = subject.model
-        for number, step in enumerate(passes):
-            workdir = subject.folder / f"{digest(to_record(list(passes)))[:12]}-{number}"
-            workdir.mkdir()
-            try:
-                outcome = self._ask(
-                    "transform",
-                    model=to_record(model),
-                    original=False,
-                    step=to_record(_quick(step)),
-                    calibration=str(subject.samples),
-                    workdir=str(workdir),
-                )
-            except CandidateError as error:
-                return str(error)
-            if "skipped" in outcome:
-                return str(outcome["skipped"])
-            model = from_record(Model, outcome["model"])
-        return model
-
-    def _ask(self, do: str, **command: object) -> dict[str, object]:
-        worker: Worker | None = getattr(self._own, "worker", None)
-        if worker is None or not worker.alive:
-            worker = Worker(self._bench.log, self._bench.memory_bytes)
-            self._own.worker = worker
-            self._all.append(worker)
-        reply: dict[str, object] = worker.ask(do, limit_s=self._bench.limit_s, **command)
-        return reply
-
-
-def _quick(step: Pass) -> Pass:
-    """The same with few samples, where it takes samples."""
-    if any(f.name == "samples" for f in fields(step)):  # type: ignore[arg-type]
-        return replace(step, samples=_SAMPLES)  # type: ignore[type-var]
-    return step
-
-
-def _look(bench: Bench, subjects: Mapping[str, _Subject], listen: Listener) -> None:
+def _look(bench: Bench, subjects: Mapping[str, Subject], listen: Listener) -> None:
     """Time every way for a moment, where there are several; one process does all of a network's."""
     for number, (name, subject) in enumerate(subjects.items()):
         listen(Progress("prospects", name, number, len(subjects)))
@@ -353,11 +227,11 @@ def _time(worker: Worker, samples: Path) -> list[int]:
     return latencies
 
 
-def _in_turns(bench: Bench, subjects: Mapping[str, _Subject], seed: int) -> dict[str, Prospect]:
+def _in_turns(bench: Bench, subjects: Mapping[str, Subject], seed: int) -> dict[str, Prospect]:
     """Time every network's finalists in turns, as many at once as memory should hold."""
     entries = [(name, way) for name, one in subjects.items() for way in one.finalists]
     entries.sort(key=lambda entry: str(subjects[entry[0]].samples))
-    medians: dict[tuple[str, Single], list[float]] = {}
+    medians: dict[tuple[str, Single], tuple[list[float], bool]] = {}
     for samples, group in itertools.groupby(entries, lambda entry: subjects[entry[0]].samples):
         members = list(group)
         for first in range(0, len(members), _OPEN_AT_ONCE):
@@ -367,8 +241,8 @@ def _in_turns(bench: Bench, subjects: Mapping[str, _Subject], seed: int) -> dict
     for name, subject in subjects.items():
         own = {way: medians[name, way] for way in subject.finalists if (name, way) in medians}
         if own:
-            best = min(own, key=lambda way: float(np.median(own[way])))
-            found[name] = _prospect(subject, best, own[best])
+            best = min(own, key=lambda way: float(np.median(own[way][0])))
+            found[name] = _prospect(subject, best, *own[best])
     if subjects and not found:
         name, subject = next(iter(subjects.items()))
         reasons = "; ".join(f"{label}: {why}" for label, why in subject.left_out.items())
@@ -378,12 +252,15 @@ def _in_turns(bench: Bench, subjects: Mapping[str, _Subject], seed: int) -> dict
 
 def _race(
     bench: Bench,
-    subjects: Mapping[str, _Subject],
+    subjects: Mapping[str, Subject],
     samples: Path,
     entries: Sequence[tuple[str, Single]],
     seed: int,
-) -> dict[tuple[str, Single], list[float]]:
-    """Return each entry's median of each round, in ns; one that fails is told of in `left_out`."""
+) -> dict[tuple[str, Single], tuple[list[float], bool]]:
+    """Return each entry's median of each round, in ns, and whether the rounds were calm.
+
+    One that fails is told of in `left_out`.
+    """
     entrants: dict[str, Worker] = {}
     try:
         for number, (name, way) in enumerate(entries):
@@ -408,16 +285,17 @@ def _race(
     finally:
         for worker in entrants.values():
             worker.kill()
-    calm = [turn for turn in taken if turn.counts]
-    if len(calm) < ROUNDS:
-        calm = taken  # a host that is never calm is what the network will run on
+    counted = [turn for turn in taken if turn.counts]
+    calm = len(counted) >= ROUNDS
+    if not calm:
+        counted = taken  # a host that is never calm is what the network will run on
     return {
-        entries[int(key)]: [float(np.median(turn.latency_ns[key])) for turn in calm]
+        entries[int(key)]: ([float(np.median(turn.latency_ns[key])) for turn in counted], calm)
         for key in entrants
     }
 
 
-def _prospect(subject: _Subject, way: Single, medians: Sequence[float]) -> Prospect:
+def _prospect(subject: Subject, way: Single, medians: Sequence[float], calm: bool) -> Prospect:
     lossy = any(not step.exact for step in way.passes)
     return Prospect(
         label=way.label,
@@ -428,6 +306,7 @@ def _prospect(subject: _Subject, way: Single, medians: Sequence[float]) -> Prosp
         size_bytes=subject.built[way].size_bytes,
         engine=way.engine,
         passes=way.passes,
+        calm=calm,
         others={one.label: ns for one, ns in subject.looks.items() if one != way},
         left_out=dict(subject.left_out),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hasten.errors import InputError
-from hasten.pruning.importance import Losses, loss_values, mean_change
+from hasten.pruning.importance import Losses, loss_values, mean_square_change
 from hasten.pruning.layers import Sample, answers
 from hasten.pruning.plan import Skip
 
@@ -49,11 +49,9 @@ def candidates(module: nn.Module, sample: Sample) -> tuple[str, ...]:
 
 
 def hurts(module: nn.Module, losses: Losses, blocks: tuple[str, ...]) -> dict[str, float]:
-    """Return how far the loss moves, on average over the batches, when each block is skipped alone.
+    """Return how far the loss moves when each block is skipped alone: the mean square over the batches.
 
-    This is in the unit of `importance`, so that blocks and channels can be compared.
-
-    Source: the drop by removal of blocks, as in Lin et al., arXiv:2303.10318 (depth shrinking).
+    This is in the unit of `importance.importance`, so that blocks and channels can be compared.
     """
     if not blocks:
         return {}
@@ -61,7 +59,7 @@ def hurts(module: nn.Module, losses: Losses, blocks: tuple[str, ...]) -> dict[st
     found = {}
     for name in blocks:
         with skipping(module, name):
-            found[name] = mean_change(module, losses, before)
+            found[name] = mean_square_change(module, losses, before)
     return found
 
 

@@ -128,11 +128,14 @@ class Prunable:
 
     def to(self, costs: Costs, target_ns: float, *, least: float = LEAST) -> Pruned:
         """Prune to a latency, as `prune` does."""
+        original = self._looks[()].layers
+        macs = sum(layer.shape.macs for layer in original)
+        before_ns = costs.predicted_ns(original)
         skipped: tuple[str, ...] = ()
         while True:
             look = self._looks[skipped]
             shrinking = Shrinking(look, costs, least)
-            block = shrinking.run(target_ns)
+            block = shrinking.run(target_ns, (before_ns, macs))
             if block is None:
                 break
             before, skipped = look, (*skipped, block)
@@ -141,14 +144,14 @@ class Prunable:
                 self._looks[skipped] = self._look(now, before)
         plan = Plan(skipped, shrinking.cuts())
         smaller = apply(self._module, plan)
-        original, after = self._looks[()].layers, layers(smaller, self._sample)
+        after = layers(smaller, self._sample)
         return Pruned(
             smaller,
             plan,
             _changes(original, after),
-            costs.predicted_ns(original),
+            before_ns,
             costs.predicted_ns(after),
-            sum(layer.shape.macs for layer in original),
+            macs,
             sum(layer.shape.macs for layer in after),
         )
 

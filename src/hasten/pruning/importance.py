@@ -25,7 +25,9 @@ def importance(
 
     Without a channel, the weights by which other layers read it are gone: to first order the loss
     moves by the sum of these weights times their gradients, over all the layers that read it.
-    Its size is averaged over the batches, so small batches tell more.
+    Its square is averaged over the batches, so small batches tell more. Squares add up where
+    channels (or blocks, see `blocks.hurts`) have nothing to do with each other; sizes would count
+    many small ones for more than they do together.
 
     Args:
         module: Its parameters stay as they are; it is in eval mode while it is looked at.
@@ -57,7 +59,7 @@ def importance(
                 loss.backward()  # type: ignore[no-untyped-call]
                 count += 1
                 for group in groups:
-                    totals[group.root] += np.abs(_moved(module, group))
+                    totals[group.root] += _moved(module, group) ** 2
                 moved = moved or any(totals[group.root].any() for group in groups)
     finally:
         module.zero_grad(set_to_none=True)
@@ -126,10 +128,10 @@ def sensitivity(
     return losses
 
 
-def mean_change(module: nn.Module, losses: Losses, before: Sequence[float]) -> float:
-    """Return how far a module's losses are from what they were, on average over the batches."""
+def mean_square_change(module: nn.Module, losses: Losses, before: Sequence[float]) -> float:
+    """Return the square of how far a module's losses are from what they were, on average."""
     now = loss_values(module, losses)
-    return float(np.mean([abs(one - other) for one, other in zip(now, before, strict=True)]))
+    return float(np.mean([(one - other) ** 2 for one, other in zip(now, before, strict=True)]))
 
 
 def loss_values(module: nn.Module, losses: Losses) -> list[float]:

@@ -19,6 +19,9 @@ _FINEST_SNAP = 8
 _STEPS_PER_GROUP = 4
 """A group with fewer steps of the snap takes smaller ones, down to 8 channels."""
 
+WORTH = 0.85
+"""Speed-up over the reduction of products, which is kept to as long as there is a choice."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -46,12 +49,14 @@ class _Option:
         count: How many of the group's channels stay; None for a block.
         hurt: How far the loss moves.
         saved_ns: What it saves.
+        saved_macs: Multiplications that it takes out.
     """
 
     name: str
     count: int | None
     hurt: float
     saved_ns: float
+    saved_macs: int
 
 
 class Shrinking:
@@ -68,6 +73,7 @@ class Shrinking:
         self._steps = {
             g.root: steps(g, costs.snap, least * costs.width(g.root, g.channels)) for g in groups
         }
+        self._known: dict[tuple[str, int, int], int] = {}
         self.counts = {group.root: group.channels for group in groups}
         # Layer -> (group, whether of what it reads, how many of its indices go with a channel).
         self._parts: dict[str, list[tuple[str, bool, int]]] = {}
@@ -86,42 +92,57 @@ class Shrinking:
             for root in self._groups
         }
 
-    def latency_ns(self, layers: Sequence[Layer], counts: Mapping[str, int]) -> float:
-        """Return what some of the layers take with so many channels left in each group."""
-        total = 0.0
+    def takes(self, layers: Sequence[Layer], counts: Mapping[str, int]) -> tuple[float, int]:
+        """Return nanoseconds and products of some layers, with so many channels in each group."""
+        total_ns, macs = 0.0, 0
         for layer in layers:
             inputs, outputs = layer.shape.inputs, layer.shape.outputs
             for root, reads, each in self._parts.get(layer.name, ()):
                 gone = each * (self._groups[root].channels - counts[root])
                 inputs, outputs = (inputs - gone, outputs) if reads else (inputs, outputs - gone)
-            total += self._costs.at(layer.name, inputs, outputs)
-        return total
+            total_ns += self._costs.at(layer.name, inputs, outputs)
+            macs += self._macs(layer, inputs, outputs)
+        return total_ns, macs
 
-    def predicted_ns(self) -> float:
-        """Return what all takes now."""
-        return self._costs.constant_ns + self.latency_ns(self._layers, self.counts)
+    def _macs(self, layer: Layer, inputs: int, outputs: int) -> int:
+        key = (layer.name, inputs, outputs)
+        if key not in self._known:
+            self._known[key] = layer.shape.of(inputs, outputs).macs
+        return self._known[key]
+
+    def now(self) -> tuple[float, int]:
+        """Return what all takes now: nanoseconds and products."""
+        layers_ns, macs = self.takes(self._layers, self.counts)
+        return self._costs.constant_ns + layers_ns, macs
 
     def options(self) -> Iterator[_Option]:
         """Yield all that could go next and saves time."""
         for root, group in self._groups.items():
             touched, have = self._touched[root], self.counts[root]
-            takes = self.latency_ns(touched, self.counts)
+            now_ns, now_macs = self.takes(touched, self.counts)
             lost = self._lost[root]
             for count in self._steps[root]:
                 if count >= have:
                     continue
-                saved = takes - self.latency_ns(touched, {**self.counts, root: count})
-                hurt = lost[group.channels - count] - lost[group.channels - have]
-                if saved > 0:
-                    yield _Option(root, count, float(hurt), saved)
+                then_ns, then_macs = self.takes(touched, {**self.counts, root: count})
+                hurt = float(lost[group.channels - count] - lost[group.channels - have])
+                if then_ns < now_ns:
+                    yield _Option(root, count, hurt, now_ns - then_ns, now_macs - then_macs)
         for name, hurt in self._blocks.items():
             inside = [layer for layer in self._layers if layer.name.startswith(f"{name}.")]
-            saved = self.latency_ns(inside, self.counts)
-            if saved > 0:
-                yield _Option(name, None, hurt, saved)
+            saved_ns, saved_macs = self.takes(inside, self.counts)
+            if saved_ns > 0:
+                yield _Option(name, None, hurt, saved_ns, saved_macs)
 
-    def run(self, target_ns: float) -> str | None:
+    def run(self, target_ns: float, whole: tuple[float, int]) -> str | None:
         """Take out what hurts least for the time that it saves, until the target is reached.
+
+        What would lose many products for little time waits until there is nothing else: products
+        are what fine-tuning works with.
+
+        Args:
+            target_ns: The latency to reach.
+            whole: Nanoseconds and products of the network that nothing was taken out of.
 
         Returns:
             A block that is to go next; None when the target is reached with channels alone.
@@ -129,17 +150,13 @@ class Shrinking:
         Raises:
             CandidateError: it can't be reached.
         """
-        while (takes := self.predicted_ns()) > target_ns:
+        while (now := self.now())[0] > target_ns:
             options = list(self.options())
             if not options:
                 raise CandidateError(
-                    f"pruning can't reach {target_ns / 1e6:.3f} ms: the least is {takes / 1e6:.3f} ms"
+                    f"pruning can't reach {target_ns / 1e6:.3f} ms: the least is {now[0] / 1e6:.3f} ms"
                 )
-            best = min(options, key=lambda one: (one.hurt / one.saved_ns, -one.saved_ns))
-            if best.saved_ns > takes - target_ns:
-                # Any that is enough will do: of these, what hurts least.
-                enough = [one for one in options if one.saved_ns >= takes - target_ns]
-                best = min(enough, key=lambda one: (one.hurt, -one.saved_ns))
+            best = _best(options, now, target_ns, whole)
             if best.count is None:
                 return best.name
             self.counts[best.name] = best.count
@@ -154,6 +171,24 @@ class Shrinking:
                 if self.counts[root] < group.channels
             ]
         )
+
+
+def _best(
+    options: list[_Option], now: tuple[float, int], target_ns: float, whole: tuple[float, int]
+) -> _Option:
+    """Return what hurts least for the time that it saves, of what keeps products in proportion."""
+
+    def worth(one: _Option) -> float:
+        macs, time_ns = (now[1] - one.saved_macs) / whole[1], (now[0] - one.saved_ns) / whole[0]
+        return macs / time_ns
+
+    good = [one for one in options if worth(one) >= WORTH] or options
+    best = min(good, key=lambda one: (one.hurt / one.saved_ns, -one.saved_ns))
+    left_ns = now[0] - target_ns
+    if best.saved_ns > left_ns:
+        # Any that is enough will do: of these, what hurts least.
+        best = min((o for o in good if o.saved_ns >= left_ns), key=lambda o: (o.hurt, -o.saved_ns))
+    return best
 
 
 def steps(group: Group, snap: int, least: float) -> tuple[int, ...]:

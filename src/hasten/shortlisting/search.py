@@ -213,22 +213,24 @@ class Search:
     def run(self) -> bool:
         """Measure until nothing more is to be gained, or time is up; return whether it is complete."""
         estimates = Estimates(self.families, self.budget_ns)
-        batch, batch_s = estimates.first(_FIRST), 0.0
+        batch, each_s = estimates.first(_FIRST), 0.0
         while batch:
             every_way = not self.known
             new = self._recalled(batch)
             began = time.monotonic()
-            if new and self.known and began + batch_s / 2 >= self.deadline:
+            if new and self.known and began + each_s / 2 >= self.deadline:
                 return False
             self._measure(new)
             if new:
-                batch_s = time.monotonic() - began
+                each_s = (time.monotonic() - began) / len(new)
             if every_way:
                 self._slow = slow_kinds([one.prospect for one in self.known.values()])
             for option in batch:
                 prospect = self.known[option].prospect
                 estimates.learn(option, None if prospect is None else prospect.latency_ns)
-            batch = estimates.next(_AT_ONCE, _WORTH)
+            left_s = self.deadline - time.monotonic()
+            at_once = round(left_s / each_s) if each_s else _AT_ONCE
+            batch = estimates.next(max(1, min(_AT_ONCE, at_once)), _WORTH)
         return True
 
     def entries(self) -> list[Entry]:

@@ -1,0 +1,122 @@
+"""What a person hands in for a lighter model: the model, two sets of data, and how answers are judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hasten.data.dataset import Dataset
+from hasten.data.images import ImageFolder
+from hasten.data.source import open_data
+from hasten.errors import InputError
+from hasten.frontends.source import load_with_data
+from hasten.metrics import default_metric, parse_metric
+from hasten.metrics.base import Metric
+from hasten.metrics.outputs import class_labels
+from hasten.metrics.top_k import Top1, Top5
+from hasten.model import Model
+from hasten.pipeline.base import Pipeline, check_steps
+from hasten.records import digest
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a person handed in, read.
+
+    Attributes:
+        source: The model as a file, with its request settled.
+        judged: What judges.
+        training: What is trained on.
+        metric: How answers are judged.
+        preparation: From an image file to the model's input, where `judged` is a folder of images.
+    """
+
+    source: Model
+    judged: Dataset
+    training: Dataset
+    metric: Metric
+    preparation: Pipeline | None
+
+    @classmethod
+    def read(
+        cls,
+        module: torch.nn.Module,
+        train: Any,
+        data: Any,
+        preparation: Pipeline | None,
+        metric: str | Metric | None,
+        folder: Path,
+    ) -> Given:
+        """Read a live model and both sets of data.
+
+        Args:
+            module: The model.
+            train: As `open_data` takes it; the samples of a sequence are read anew in each epoch.
+            data: As `open_data` takes it.
+            preparation: From an image file to the model's input.
+            metric: As `hasten.optimize` takes it.
+            folder: Where all is written.
+
+        Raises:
+            InputError: one can't be used, or they don't fit each other.
+        """
+        check_steps(preparation)
+        source, judged = load_with_data(module, data, preparation, (), folder)
+        source = source.settled_by({n: a[0] for n, a in judged.inputs([0]).items()})
+        unpacked = folder / "unpacked-training"
+        training = open_data(train, source.inputs, preparation, unpacked, reread=True)
+        if metric is None:
+            metric = default_metric(judged.labels, source.outputs)
+        elif isinstance(metric, str):
+            metric = parse_metric(metric)
+        check_labels(training, judged, metric, source)
+        folder_of_images = isinstance(judged, ImageFolder)
+        return cls(source, judged, training, metric, preparation if folder_of_images else None)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a training sample is the same whenever it is read."""
+        return bool(getattr(self.training, "repeats", True))
+
+    @property
+    def training_digest(self) -> str:
+        """What tells the training data from others; of those made anew each time their number alone."""
+        count = len(self.training)
+        looked_at = np.linspace(0, count - 1, 32 if self.repeats else 0).astype(int)
+        return digest([count, [self.training.content_hash(int(i)).hex() for i in looked_at]])
+
+
+def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Model) -> None:
+    """Check that the training data knows the classes that it will be judged by.
+
+    Raises:
+        InputError: labels that are no classes of the model, or classes that the training data lacks.
+    """
+    if not isinstance(metric, (Top1, Top5)) or training.labels is None or judged.labels is None:
+        return
+    size = source.outputs[0].shape[-1]
+    if not isinstance(size, int):
+        return
+    found = []
+    for which, data in (("the training data", training), ("the data to judge on", judged)):
+        assert data.labels is not None
+        try:
+            numbers = class_labels(data.labels, np.empty((len(data), size)), "top1")
+        except InputError as error:
+            raise InputError(f"{which}: {str(error).removeprefix('top1: ')}") from error
+        found.append(set(np.unique(numbers).tolist()))
+    lacking = sorted(found[1] - found[0])
+    if lacking:
+        raise InputError(
+            f"the training data has other classes than the data to judge on: it lacks {_listed(lacking)}; "
+            "give training data of all classes"
+        )
+
+
+def _listed(classes: list[int]) -> str:
+    shown = ", ".join(map(str, classes[:5]))
+    return shown if len(classes) <= 5 else f"{shown} and {len(classes) - 5} more"

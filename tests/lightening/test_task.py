@@ -1,0 +1,107 @@
+"""What a person hands in for a lighter model, as it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.lightening.conftest import corners, wide
+
+from hasten.data.arrays import ArrayDataset
+from hasten.errors import InputError
+from hasten.lightening.given import Given
+from hasten.lightening.task import Task, task_of
+from hasten.metrics.agreement import Agreement
+from hasten.metrics.top_k import Top1
+from hasten.progress import nobody
+from hasten.training.loop import Recipe
+
+
+def given(folder: Path, train: object, data: object, metric: str | None = None) -> Given:
+    folder.mkdir()
+    return Given.read(wide(8), train, data, None, metric, folder)
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    return given(tmp_path_factory.mktemp("read") / "a", corners(100, 1), corners(60, 2))
+
+
+def task(folder: Path, read: Given, features: float | None = None) -> Task:
+    return task_of(
+        read,
+        wide(8),
+        Recipe(),
+        folder,
+        budget_ns=1e6,
+        max_drop=0.01,
+        engines=("onnxruntime",),
+        calibration=20,
+        loss=None,
+        features=features,
+        listen=nobody,
+    )
+
+
+def test_labels_that_only_judge_leave_training_to_agree_with_the_model(
+    tmp_path: Path, read: Given
+) -> None:
+    assert read.metric == Top1()
+    assert task(tmp_path / "a", read).metric == Top1()
+    unlabelled = ArrayDataset({"input": corners(100, 1)[0]})
+    without = dataclasses.replace(read, training=unlabelled)
+    assert task(tmp_path / "b", without).metric == Agreement()
+
+
+def test_a_fifth_at_most_is_held_out_and_some_of_the_rest_calibrates(
+    tmp_path: Path, read: Given
+) -> None:
+    made = task(tmp_path / "a", read)
+    assert (len(made.data), len(made.held_out), len(made.calibration)) == (80, 20, 20)
+    hashes = [{d.content_hash(i) for i in range(len(d))} for d in (made.data, made.held_out)]
+    assert not hashes[0] & hashes[1]
+    assert {made.calibration.content_hash(i) for i in range(20)} <= hashes[0]
+    assert made.classes == 4
+    again = task(tmp_path / "a", read)  # as a resumed run does
+    assert [again.held_out.content_hash(i) for i in range(20)] == [
+        made.held_out.content_hash(i) for i in range(20)
+    ]
+
+
+def test_other_training_data_has_another_digest(read: Given) -> None:
+    same, other = (
+        dataclasses.replace(read, training=ArrayDataset({"input": corners(100, seed)[0]}))
+        for seed in (1, 4)
+    )
+    assert read.training_digest == same.training_digest != other.training_digest
+
+
+def test_a_sequence_is_read_anew_each_time(tmp_path: Path) -> None:
+    class Noisy:
+        """Augments: no two readings are alike."""
+
+        rng = np.random.default_rng(0)
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            return self.rng.standard_normal((1, 16, 16), dtype=np.float32), index % 4
+
+    noisy = given(tmp_path / "a", Noisy(), corners(60, 2))
+    assert not noisy.repeats
+    made = task(tmp_path / "a", noisy)
+    assert not made.repeats
+    first, second = (made.data.inputs([0])["input"] for _ in range(2))
+    assert (first != second).any()
+
+
+def test_numbers_that_need_a_tolerance_need_a_metric(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        given(tmp_path / "a", corners(100, 1), (corners(60, 2)[0], np.zeros((60, 4)) + 0.5))
+    assert "say which with --metric" in str(error.value)
+    made = task(tmp_path / "b", given(tmp_path / "b", corners(90, 1), corners(60, 2), "embedding"))
+    assert made.objective.kind == "values"
+    assert made.classes is None
