@@ -33,6 +33,7 @@ from hasten.demos import photos
 from hasten.engines.base import Engine
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.openvino import OpenVino
+from hasten.errors import CandidateError
 from hasten.frontends.torch import export
 from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import Pace, Round, rounds
@@ -130,10 +131,18 @@ class Row:
 class Table:
     """Where one network is pruned, exported and timed."""
 
-    def __init__(self, module: nn.Module, pixels: Array, engine: Engine, folder: Path, cache: Path):
+    def __init__(
+        self,
+        module: nn.Module,
+        pixels: Array,
+        engine: Engine,
+        folder: Path,
+        cache: Path,
+        threads: int,
+    ):
         self.module, self.pixels, self.engine = module.eval(), pixels, engine
         self.folder, self.cache = folder, cache
-        self.bench = Bench(folder, Target.host(), 300.0)
+        self.bench = Bench(folder, Target.host().with_threads(threads), 300.0)
         self.sample = (torch.from_numpy(pixels[:1]),)
         self.batches = [
             (torch.from_numpy(pixels[i : i + BATCH]),) for i in range(0, len(pixels), BATCH)
@@ -191,7 +200,11 @@ class Table:
         prunable = Prunable(self.module, self.sample, sensitivity(self.batches))
         best, gap = None, 1.0
         for _ in range(TRIES):
-            found = prunable.to(costs.corrected(measured), share * plain_ns)
+            try:
+                found = prunable.to(costs.corrected(measured), share * plain_ns)
+            except CandidateError as error:
+                print(f"  {error}", flush=True)
+                break
             opened = self.opened(found.module, "try", "i8")
             ratio, _ = self.ratio(opened, "i8", 6)
             opened.worker.kill()
@@ -206,7 +219,8 @@ class Table:
             if gap < NEAR:
                 break
             measured.append((layers(found.module, self.sample), ratio.estimate * plain_ns))
-        assert best is not None
+        if best is None:
+            raise SystemExit("the target can't be reached")
         return best
 
     def rows(self, module: nn.Module) -> list[Row]:
@@ -273,20 +287,20 @@ def one_step(
     module.eval()
 
 
-def run(name: str, engine: str, share: float, cache: Path, tokens: bool) -> list[str]:
+def run(name: str, engine: str, options: argparse.Namespace) -> list[str]:
     """Prune one model for one engine; return lines of the table."""
     torch.manual_seed(0)
     subject = SUBJECTS[name]
     module, data = subject.module().eval(), subject.data()
     pixels = data.inputs(range(BATCHES * BATCH))[data.names[0]]
     with tempfile.TemporaryDirectory() as folder:
-        table = Table(module, pixels, ENGINES[engine], Path(folder), cache)
+        table = Table(module, pixels, ENGINES[engine], Path(folder), options.cache, options.threads)
         try:
             begin = time.monotonic()
-            if tokens:
+            if options.tokens:
                 print(f"  {table.merged()}", flush=True)
                 return []
-            pruned = table.pruned(share)
+            pruned = table.pruned(options.share)
             one_step(pruned.module, module, table.batches)
             rows = table.rows(pruned.module)
         finally:
@@ -295,7 +309,7 @@ def run(name: str, engine: str, share: float, cache: Path, tokens: bool) -> list
     print(f"  {time.monotonic() - begin:.0f} s", flush=True)
     return [
         f"| {name} | {engine} | {macs:.3f} | {row.precision} | {row.ratio.estimate:.3f} "
-        f"({row.ratio.low:.3f} to {row.ratio.high:.3f}) | {share if row.precision == 'i8' else '-'} | "
+        f"({row.ratio.low:.3f} to {row.ratio.high:.3f}) | {options.share if row.precision == 'i8' else '-'} | "
         f"{macs / row.ratio.estimate:.2f} | {row.off:.1e} |"
         for row in rows
     ]
@@ -308,13 +322,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.6, help="of the int8 latency")
     parser.add_argument("--engine", choices=ENGINES, help="one of the two alone")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "hasten-layers")
+    parser.add_argument("--threads", type=int, default=1, help="1: few hosts give two their cores")
     parser.add_argument("--tokens", action="store_true", help="merge tokens instead, of a ViT")
     options = parser.parse_args()
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     for name in options.models or SUBJECTS:
         for engine in [options.engine] if options.engine else ENGINES:
             print(f"{name} on {engine}", flush=True)
-            lines += run(name, engine, options.share, options.cache, options.tokens)
+            lines += run(name, engine, options)
             print("\n".join(lines[-2:]), flush=True)
     print("\n".join(lines))
     print(f"asked of speed-up / MAC reduction in int8: {ASKED} or more")

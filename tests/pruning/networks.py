@@ -85,7 +85,7 @@ class TwoHeaded(nn.Module):
 
 def plain() -> nn.Module:
     """Convolutions and a linear layer over all pixels."""
-    return nn.Sequential(conv(3, 32), conv(32, 64, 2), Head(64 * 64, pooled=False))
+    return nn.Sequential(conv(3, 32), nn.MaxPool2d(2), conv(32, 64), Head(64 * 64, pooled=False))
 
 
 def residual() -> nn.Module:

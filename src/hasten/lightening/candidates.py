@@ -98,4 +98,10 @@ def _int8_costs(task: Task, lighter: Lighter) -> bool:
         1,
         f"{lighter.way.name}: {100 * lost:+.2f} points lost in int8 on what was held out",
     )
+    if lost > LOST * task.max_drop and task.objective.feature_weight == 1:
+        task.notes.append(
+            f"{lighter.way.name} loses {100 * lost:.2f} points in int8; it isn't trained for that, since its "
+            "answers take no gradient"
+        )
+        return False
     return lost > LOST * task.max_drop

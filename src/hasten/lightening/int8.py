@@ -145,7 +145,8 @@ class QuantizationAware(Way):
         self, task: Task, number: int, before: torch.nn.Module | None, folder: Path
     ) -> torch.nn.Module:
         network = Network(self.of.module, task.network.inputs)
-        return quantization_aware.prepare(network, task.calibration).module
+        usual = next(StaticQuantization.variants(self.of.model, task.target))
+        return quantization_aware.prepare(network, task.calibration, usual).module
 
     def export(self, task: Task, module: torch.nn.Module, folder: Path) -> Model:
         network = Network(module, task.network.inputs, low_precision=False)

@@ -16,10 +16,12 @@ from hasten.pruning.layers import Layer, Shape
 from hasten.pruning.microbenchmarks import Precision, timed
 from hasten.records import digest, from_record, read_json, to_record, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 _POINTS = 4
 """On each axis of a grid, at most; the widths between are interpolated."""
 SNAPS = (8, 16, 32)
+_DRAWN = 0.03
+"""How much what the first network tells weighs: less than its measurement, more than noise."""
 _SLOWER = 1.05
 _HEAVIEST = 3
 
@@ -66,13 +68,17 @@ class Costs:
     Attributes:
         grids: Layer -> its times; a layer that isn't there costs nothing.
         snap: Channels come in multiples of this.
+        areas: Layer -> how many values of each channel it gives.
         factor: What the layers' times are multiplied by.
-        constant_ns: What is added.
+        value_ns: What is added for each value that a layer gives: what runs over it afterwards.
+        constant_ns: What is added once.
     """
 
     grids: Mapping[str, Grid]
     snap: int = 8
+    areas: Mapping[str, int] = field(default_factory=dict)
     factor: float = 1.0
+    value_ns: float = 0.0
     constant_ns: float = 0.0
     _known: dict[tuple[str, int, int], float] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -87,7 +93,9 @@ class Costs:
         key = (name, inputs, outputs)
         if key not in self._known:
             grid = self.grids.get(name)
-            self._known[key] = 0.0 if grid is None else self.factor * grid.at(inputs, outputs)
+            alone_ns = 0.0 if grid is None else grid.at(inputs, outputs)
+            after_ns = self.value_ns * self.areas.get(name, 0) * outputs
+            self._known[key] = self.factor * alone_ns + after_ns
         return self._known[key]
 
     def width(self, name: str, channels: int) -> int:
@@ -102,27 +110,44 @@ class Costs:
     def corrected(self, measured: Sequence[tuple[Sequence[Layer], float]]) -> Costs:
         """Return these costs so that they predict what whole networks took.
 
-        One network settles the factor alone; two or more the constant as well, by least squares
-        of the relative errors.
+        A network that takes longer than its layers alone is taken to spend the rest on the values
+        that lie between them, until others that were measured tell it apart.
 
         Args:
-            measured: A network's layers, and its latency in nanoseconds.
+            measured: A network's layers, and its latency in nanoseconds; the first weighs most.
 
         Raises:
             InputError: none is given.
+
+        Source: least squares of the relative errors with no coefficient below 0 (Lawson and
+        Hanson, 1974), drawn towards what the first network tells.
         """
+        from scipy.optimize import nnls
+
         if not measured:
             raise InputError("costs are corrected by networks that were measured; got none")
-        plain = replace(self, factor=1.0, constant_ns=0.0)
-        sums = np.array([plain.predicted_ns(layers) for layers, _ in measured])
+        plain = replace(self, factor=1.0, value_ns=0.0, constant_ns=0.0)
         took = np.array([latency_ns for _, latency_ns in measured])
-        factor, constant = float(took.sum() / max(sums.sum(), 1.0)), 0.0
-        if len(measured) > 1 and np.ptp(sums) > 0.02 * sums.max():
-            rows = np.stack([sums, np.ones_like(sums)], 1) / took[:, None]
-            slope, rest = np.linalg.lstsq(rows, np.ones(len(took)), rcond=None)[0]
-            if slope > 0 and rest >= 0:
-                factor, constant = float(slope), float(rest)
-        return replace(plain, factor=factor, constant_ns=constant)
+        columns = np.array(
+            [[plain.predicted_ns(layers), self._values(layers), 1.0] for layers, _ in measured]
+        )
+        sizes = columns[0] / took[0]
+        sizes[sizes == 0] = 1.0
+        rows = columns / took[:, None] / sizes
+        layers_share = float(columns[0, 0] / took[0])
+        if layers_share >= 1 or not columns[0, 1]:
+            layers_share = 1.0  # all of it, faster or slower than alone
+        drawn = np.array([layers_share, 1 - layers_share, 0.0])
+        found, _ = nnls(
+            np.vstack([rows, _DRAWN * np.eye(3)]),
+            np.concatenate([np.ones(len(took)), _DRAWN * drawn]),
+        )
+        factor, value_ns, constant_ns = (float(n) for n in found / sizes)
+        return replace(plain, factor=factor, value_ns=value_ns, constant_ns=constant_ns)
+
+    def _values(self, layers: Sequence[Layer]) -> float:
+        """Return how many values the layers give."""
+        return float(sum(self.areas.get(one.name, 0) * one.shape.outputs for one in layers))
 
 
 def widths(channels: int, points: int = _POINTS) -> tuple[int, ...]:
@@ -210,7 +235,11 @@ def measure(
     grids = {shape: grid(shape, times.__getitem__) for shape in shapes}
     if snap is None:
         snap = _snap(grids, bench, engine, cache, precision)
-    return Costs({layer.name: grids[layer.shape] for layer in layers}, snap)
+    return Costs(
+        {layer.name: grids[layer.shape] for layer in layers},
+        snap,
+        {layer.name: layer.shape.area for layer in layers},
+    )
 
 
 def _points(shape: Shape) -> list[Shape]:

@@ -32,6 +32,8 @@ class Shape:
         dilation: Of a convolution.
         groups: Of a convolution that isn't depthwise; that of a depthwise one is `outputs`.
         batch: How many samples (or windows) it reads at once.
+        pooling: Kernel, stride and padding of the max pooling that follows a convolution; (0, 0, 0)
+            where none does. It takes time by the same channels.
     """
 
     kind: Kind
@@ -44,12 +46,33 @@ class Shape:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     batch: int = 1
+    pooling: tuple[int, int, int] = (0, 0, 0)
 
     def of(self, inputs: int, outputs: int) -> Shape:
         """Return the same layer with other numbers of channels."""
         if self.kind == "depthwise":
             return replace(self, inputs=outputs, outputs=outputs)
         return replace(self, inputs=inputs, outputs=outputs)
+
+    @property
+    def area(self) -> int:
+        """How many values of each channel it gives; 0 of attention, whose channels stay in it."""
+        if self.kind == "attention":
+            return 0
+        if self.kind == "linear":
+            return self.size[0]
+        return self.given[0] * self.given[1] * self.batch
+
+    @property
+    def given(self) -> tuple[int, int]:
+        """Height and width of what a convolution gives."""
+        height, width = (
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(
+                self.size, self.padding, self.dilation, self.kernel, self.stride, strict=True
+            )
+        )
+        return height, width
 
     @property
     def macs(self) -> int:
@@ -60,12 +83,7 @@ class Shape:
         if self.kind == "attention":
             return 2 * rows * self.size[0] * self.inputs * self.outputs
         each = 1 if self.kind == "depthwise" else self.inputs // self.groups
-        height, width = (
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(
-                self.size, self.padding, self.dilation, self.kernel, self.stride, strict=True
-            )
-        )
+        height, width = self.given
         kernel = self.kernel[0] * self.kernel[1]
         return self.batch * height * width * kernel * each * self.outputs
 
@@ -138,6 +156,8 @@ def layers(module: nn.Module, sample: Sample) -> tuple[Layer, ...]:
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d | nn.Linear) or is_attention(part):
             hooks.append(part.register_forward_pre_hook(_noting(name, found), with_kwargs=True))
+        elif isinstance(part, nn.MaxPool2d):
+            hooks.append(part.register_forward_pre_hook(_pooling(found)))
     try:
         answers(module, sample)
     finally:
@@ -152,6 +172,30 @@ def _noting(name: str, found: list[Layer]) -> Callable[..., None]:
         found.append(Layer(name, shape_of(part, tuple(given.shape))))
 
     return note
+
+
+def _pooling(found: list[Layer]) -> Callable[..., None]:
+    """Note a pooling of what the last convolution gave, as far as its shape tells."""
+
+    def note(part: nn.Module, args: tuple[Any, ...]) -> None:
+        numbers = [_one(getattr(part, name)) for name in ("kernel_size", "stride", "padding")]
+        if not found or None in numbers:
+            return
+        last = found[-1].shape
+        spatial = last.kind in ("convolution", "depthwise") and last.pooling == (0, 0, 0)
+        if spatial and tuple(args[0].shape[1:]) == (last.outputs, *last.given):
+            kernel, stride, padding = (int(n or 0) for n in numbers)
+            pooled = replace(last, pooling=(kernel, stride, padding))
+            found[-1] = Layer(found[-1].name, pooled)
+
+    return note
+
+
+def _one(setting: int | tuple[int, ...]) -> int | None:
+    """Return a setting that is the same for height and width."""
+    if isinstance(setting, int):
+        return setting
+    return setting[0] if len(set(setting)) == 1 else None
 
 
 def shape_of(part: nn.Module, given: tuple[int, ...]) -> Shape:

@@ -213,10 +213,22 @@ def _product(text: _Text, made: str, shape: Shape, quantized: bool) -> str:
         )
         text.lines.append(f"{made} = Conv <{attributes}> ({read}, {weights})")
     text.lines.append(f"relu_{made} = Relu({made})")
+    last = f"relu_{made}"
+    if quantized:
+        text.lines += _rounded(last, f"out_{made}")
+        last = f"out_{made}"
+    if not any(shape.pooling):
+        return last
+    kernel, stride, padding = ((n, n) for n in shape.pooling)
+    attributes = (
+        f"kernel_shape = {_numbers(kernel)}, strides = {_numbers(stride)}, "
+        f"pads = {_numbers((*padding, *padding))}"
+    )
+    text.lines.append(f"{made}_pooled = MaxPool <{attributes}> ({last})")
     if not quantized:
-        return f"relu_{made}"
-    text.lines += _rounded(f"relu_{made}", f"out_{made}")
-    return f"out_{made}"
+        return f"{made}_pooled"
+    text.lines += _rounded(f"{made}_pooled", f"end_{made}")
+    return f"end_{made}"
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -35,10 +36,16 @@ class Estimates:
     families: Mapping[str, Sequence[Option]]
     budget_ns: float
     taken: dict[str, dict[Option, float]] = field(default_factory=dict)
+    _looks: Counter[str] = field(default_factory=Counter)
 
-    def learn(self, option: Option, latency_ns: float | None) -> None:
-        """Take in a measurement; None where nothing can run the option."""
-        own = self.taken.setdefault(option.architecture.family, {})
+    def learn(self, option: Option, latency_ns: float | None, *, recalled: bool = False) -> None:
+        """Take in a measurement; None where nothing can run the option.
+
+        What is recalled from an earlier search doesn't count as a look at its family.
+        """
+        family = option.architecture.family
+        self._looks[family] += not recalled
+        own = self.taken.setdefault(family, {})
         own[option] = math.inf if latency_ns is None else latency_ns
 
     def predicted_ns(self, option: Option) -> float:
@@ -78,7 +85,7 @@ class Estimates:
     def _better(self, family: str, worth: float) -> Iterator[Option]:
         """Yield the most promising option that probably fits, if it beats what is known to fit."""
         own = self.taken.get(family, {})
-        if len(own) >= _MOST_LOOKS:
+        if self._looks[family] >= _MOST_LOOKS:
             return
         budget_ns = self.budget_ns if self._points(family) else _MARGIN * self.budget_ns
         beat = max((one.promise for one in self._fitting(family)), default=-math.inf)
@@ -99,8 +106,7 @@ class Estimates:
         quickest = []
         for name, options in self.families.items():
             new = [one for one in options if one not in self.taken.get(name, {})]
-            looks = len(self.taken.get(name, {}))
-            if new and looks < _MOST_LOOKS:
+            if new and self._looks[name] < _MOST_LOOKS:
                 quickest.append(min(new, key=self.predicted_ns))
         quickest.sort(key=self.predicted_ns)
         return [one for one in quickest if self.predicted_ns(one) < known][:count]

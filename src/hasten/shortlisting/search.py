@@ -23,6 +23,8 @@ from hasten.target import Target
 
 TIME_LIMIT_S = 60.0
 _AT_ONCE = 8
+_EACH_S = 3.0
+"""What one takes to write, build and time, before that is known: on two quiet cores."""
 _WORTH = 0.5
 """Points of promise that a further look at a family must be able to gain."""
 _SAME = 1.5
@@ -213,24 +215,20 @@ class Search:
     def run(self) -> bool:
         """Measure until nothing more is to be gained, or time is up; return whether it is complete."""
         estimates = Estimates(self.families, self.budget_ns)
-        batch, each_s = estimates.first(_FIRST), 0.0
+        self._recall()
+        self._learn(estimates, list(self.known), recalled=True)
+        batch = estimates.next(_AT_ONCE, _WORTH) if self.known else estimates.first(_FIRST)
+        each_s = _EACH_S
         while batch:
-            every_way = not self.known
-            new = self._recalled(batch)
             began = time.monotonic()
-            if new and self.known and began + each_s / 2 >= self.deadline:
+            if self.known and began + each_s / 2 >= self.deadline:
                 return False
-            self._measure(new)
-            if new:
-                each_s = (time.monotonic() - began) / len(new)
-            if every_way:
-                self._slow = slow_kinds([one.prospect for one in self.known.values()])
-            for option in batch:
-                prospect = self.known[option].prospect
-                estimates.learn(option, None if prospect is None else prospect.latency_ns)
-            left_s = self.deadline - time.monotonic()
-            at_once = round(left_s / each_s) if each_s else _AT_ONCE
-            batch = estimates.next(max(1, min(_AT_ONCE, at_once)), _WORTH)
+            self._measure(batch)
+            self._learn(estimates, batch)
+            now = time.monotonic()
+            each_s = (now - began) / len(batch)
+            at_once = max(1, min(_AT_ONCE, round((self.deadline - now) / each_s)))
+            batch = estimates.next(at_once, _WORTH)
         return True
 
     def entries(self) -> list[Entry]:
@@ -251,16 +249,23 @@ class Search:
             if found.prospect is not None
         ]
 
-    def _recalled(self, batch: Sequence[Option]) -> list[Option]:
-        """Take what the cache has; return the rest."""
-        new = []
-        for option in batch:
+    def _recall(self) -> None:
+        """Take what the cache has."""
+        for option in (one for own in self.families.values() for one in own):
             found = None if self.fresh else self.cache.get(option)
-            if found is None:
-                new.append(option)
-            else:
+            if found is not None:
                 self._note(option, found)
-        return new
+
+    def _learn(
+        self, estimates: Estimates, options: Sequence[Option], *, recalled: bool = False
+    ) -> None:
+        """Take in what was found, for what to measure next and by which ways."""
+        if not self._slow:
+            self._slow = slow_kinds([one.prospect for one in self.known.values()])
+        for option in options:
+            prospect = self.known[option].prospect
+            latency_ns = None if prospect is None else prospect.latency_ns
+            estimates.learn(option, latency_ns, recalled=recalled)
 
     def _note(self, option: Option, found: Measured) -> None:
         self.known[option] = found
