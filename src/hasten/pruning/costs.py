@@ -16,9 +16,9 @@ from hasten.pruning.layers import Layer, Shape
 from hasten.pruning.microbenchmarks import Precision, timed
 from hasten.records import digest, from_record, read_json, to_record, write_json
 
-SCHEMA = 2
-_POINTS = 4
-"""On each axis of a grid, at most; the widths between are interpolated."""
+SCHEMA = 3
+_POINTS = 6
+"""About so many on each axis of a grid, at most half as many more."""
 SNAPS = (8, 16, 32)
 _DRAWN = 0.03
 """How much what the first network tells weighs: less than its measurement, more than noise."""

@@ -32,6 +32,8 @@ class Shape:
         dilation: Of a convolution.
         groups: Of a convolution that isn't depthwise; that of a depthwise one is `outputs`.
         batch: How many samples (or windows) it reads at once.
+        signed: Whether it reads values below 0, as the sample shows: then integers have a zero point,
+            which takes some runtimes twice the time.
         pooling: Kernel, stride and padding of the max pooling that follows a convolution; (0, 0, 0)
             where none does. It takes time by the same channels.
     """
@@ -46,6 +48,7 @@ class Shape:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     batch: int = 1
+    signed: bool = False
     pooling: tuple[int, int, int] = (0, 0, 0)
 
     def of(self, inputs: int, outputs: int) -> Shape:
@@ -169,7 +172,8 @@ def layers(module: nn.Module, sample: Sample) -> tuple[Layer, ...]:
 def _noting(name: str, found: list[Layer]) -> Callable[..., None]:
     def note(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = (*args, *kwargs.values())[0]
-        found.append(Layer(name, shape_of(part, tuple(given.shape))))
+        shape = shape_of(part, tuple(given.shape))
+        found.append(Layer(name, replace(shape, signed=bool((given < 0).any()))))
 
     return note
 

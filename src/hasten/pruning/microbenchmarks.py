@@ -118,18 +118,23 @@ class _Text:
 
     lines: list[str] = field(default_factory=list)
     values: dict[str, Array] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def read(self, shape: tuple[int, ...], quantized: bool) -> str:
-        """Return the name of a tensor of this shape; layers that read the same share it."""
-        name = f"in_{'i8' if quantized else 'f32'}_{'x'.join(map(str, shape))}"
-        base = f"{name}_base"
+    def read(self, shape: tuple[int, ...], zero: str | None) -> str:
+        """Return the name of a tensor of this shape, in int8 if it has a zero point.
+
+        Layers that read the same share it.
+        """
+        name = f"in_{zero}_{'x'.join(map(str, shape))}"
+        base = f"base_{'x'.join(map(str, shape))}"
         if base not in self.values:
             self.values[base] = self.rng.standard_normal(shape, np.float32)
+        if name not in self.named:
+            self.named.add(name)
             self.lines.append(f"{name}_sum = Add(x, {base})")
-            self.lines += (
-                _rounded(f"{name}_sum", name) if quantized else [f"{name} = Relu({name}_sum)"]
-            )
+            last = [f"{name} = Relu({name}_sum)"]
+            self.lines += last if zero is None else _rounded(f"{name}_sum", name, zero)
         return name
 
     def weights(self, name: str, shape: tuple[int, ...], quantized: bool) -> str:
@@ -142,10 +147,10 @@ class _Text:
         return name
 
 
-def _rounded(source: str, name: str) -> list[str]:
+def _rounded(source: str, name: str, zero: str) -> list[str]:
     return [
-        f"{name}_q = QuantizeLinear({source}, scale, zero)",
-        f"{name} = DequantizeLinear({name}_q, scale, zero)",
+        f"{name}_q = QuantizeLinear({source}, scale, {zero})",
+        f"{name} = DequantizeLinear({name}_q, scale, {zero})",
     ]
 
 
@@ -164,7 +169,8 @@ def _write(shapes: Sequence[Shape], path: Path, precision: Precision) -> None:
     quantized = precision == "i8"
     text.values |= {
         "scale": np.array(4 / 255, np.float32),
-        "zero": np.array(0, np.uint8),
+        "positive": np.array(0, np.uint8),
+        "signed": np.array(100, np.uint8),
         "weight_scale": np.array(1 / 512, np.float32),
         "weight_zero": np.array(0, np.int8),
     }
@@ -201,7 +207,8 @@ def _read_by(shape: Shape) -> tuple[int, ...]:
 
 
 def _product(text: _Text, made: str, shape: Shape, quantized: bool) -> str:
-    read = text.read(_read_by(shape), quantized)
+    zero = None if not quantized else "signed" if shape.signed else "positive"
+    read = text.read(_read_by(shape), zero)
     weights = text.weights(f"w_{made}", _weights_of(shape), quantized)
     if shape.kind == "linear":
         text.lines.append(f"{made} = MatMul({read}, {weights})")
@@ -212,11 +219,8 @@ def _product(text: _Text, made: str, shape: Shape, quantized: bool) -> str:
             f"pads = {_numbers((*shape.padding, *shape.padding))}, dilations = {_numbers(shape.dilation)}"
         )
         text.lines.append(f"{made} = Conv <{attributes}> ({read}, {weights})")
-    text.lines.append(f"relu_{made} = Relu({made})")
-    last = f"relu_{made}"
-    if quantized:
-        text.lines += _rounded(last, f"out_{made}")
-        last = f"out_{made}"
+    last = f"out_{made}"
+    text.lines += _rounded(made, last, zero) if zero else [f"{last} = Relu({made})"]
     if not any(shape.pooling):
         return last
     kernel, stride, padding = ((n, n) for n in shape.pooling)
@@ -225,9 +229,9 @@ def _product(text: _Text, made: str, shape: Shape, quantized: bool) -> str:
         f"pads = {_numbers((*padding, *padding))}"
     )
     text.lines.append(f"{made}_pooled = MaxPool <{attributes}> ({last})")
-    if not quantized:
+    if zero is None:
         return f"{made}_pooled"
-    text.lines += _rounded(f"{made}_pooled", f"end_{made}")
+    text.lines += _rounded(f"{made}_pooled", f"end_{made}", zero)
     return f"end_{made}"
 
 
@@ -238,8 +242,8 @@ def _numbers(values: Sequence[int]) -> str:
 def _attention(text: _Text, made: str, shape: Shape) -> str:
     """Scaled products of queries and keys, a softmax, and the product with the values."""
     batch, heads, rows, width = _read_by(shape)
-    query = text.read((batch, heads, rows, width), False)
-    keys = text.read((batch, heads, width, rows), False)
+    query = text.read((batch, heads, rows, width), None)
+    keys = text.read((batch, heads, width, rows), None)
     text.lines += [
         f"{made}_scores = MatMul({query}, {keys})",
         f"{made}_shares = Softmax <axis = -1> ({made}_scores)",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import nn
 
 from hasten.errors import CandidateError
-from hasten.pruning.costs import Costs
+from hasten.pruning.costs import Costs, widths
 from hasten.pruning.layers import Layer
 from hasten.pruning.plan import Cut
 from hasten.pruning.structure import Group, cuts_of
@@ -71,7 +71,7 @@ class Shrinking:
             g.root: np.concatenate([[0.0], np.cumsum(np.sort(v))]) for g, v in groups.items()
         }
         self._steps = {
-            g.root: steps(g, costs.snap, least * costs.width(g.root, g.channels)) for g in groups
+            g.root: steps(g, costs.snap, costs.width(g.root, g.channels), least) for g in groups
         }
         self._known: dict[tuple[str, int, int], int] = {}
         self.counts = {group.root: group.channels for group in groups}
@@ -191,14 +191,22 @@ def _best(
     return best
 
 
-def steps(group: Group, snap: int, least: float) -> tuple[int, ...]:
-    """Return how many of a group's channels may be left, at least so many, the most first.
+def steps(group: Group, snap: int, width: int, least: float) -> tuple[int, ...]:
+    """Return how many of a group's channels may be left, the most first.
 
-    They are multiples of the snap. Heads go one by one. A narrow group takes smaller steps, halved down to 8 channels.
+    These are widths at which layers are timed: between them kernels are as slow as at the next.
+
+    Args:
+        group: Its heads go one by one.
+        snap: The rest are multiples of it; in a narrow group of half of it, down to 8.
+        width: How many channels there were at first.
+        least: Share of these that stays at least.
     """
-    step = 1 if group.heads else snap
-    while step > _FINEST_SNAP and group.channels < _STEPS_PER_GROUP * step:
+    lowest = max(1, least * width)
+    if group.heads:
+        return tuple(n for n in range(group.channels - 1, 0, -1) if n >= lowest)
+    step = snap
+    while step > _FINEST_SNAP and width < _STEPS_PER_GROUP * step:
         step //= 2
-    lowest = max(step, int(np.ceil(least)))
-    top = (group.channels - 1) // step * step
-    return tuple(n for n in range(top, 0, -step) if n >= lowest)
+    fit = [n for n in widths(width) if n % step == 0 and lowest <= n < group.channels]
+    return tuple(sorted(fit, reverse=True))
