@@ -1,6 +1,6 @@
 """Pruning to a share of the latency, on five architectures and two engines.
 
-    python benchmarks/pruning.py [MODEL ...] [--share 0.6] [--engine openvino] [--cache FOLDER]
+    python benchmarks/pruning.py [MODEL ...] [--shares 0.6 0.7 0.8] [--engine openvino] [--cache FOLDER]
 
 Each network is pruned for each engine by its measured int8 layers, takes one step of fine-tuning
 (mechanics: nothing here says how accurate it could become), is exported, quantized, and timed against
@@ -12,6 +12,7 @@ answers column is how far the engine's answers lie from the torch module's, rela
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,21 +31,23 @@ from torch import nn
 from hasten.data.arrays import ArrayDataset
 from hasten.data.spool import write_spool
 from hasten.demos import photos
-from hasten.engines.base import Engine
+from hasten.engines.base import Artifact, Engine
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.openvino import OpenVino
 from hasten.errors import CandidateError
 from hasten.frontends.torch import export
 from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import Pace, Round, rounds
+from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench, Opened
 from hasten.model import Model
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import is_transformer, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.pruning.channels import Prunable, Pruned
-from hasten.pruning.costs import measure
+from hasten.pruning.costs import Costs, measure
 from hasten.pruning.importance import sensitivity
+from hasten.pruning.in_network import in_network
 from hasten.pruning.layers import layers, tensors
 from hasten.pruning.normalization import recalibrate
 from hasten.pruning.tokens import fastest
@@ -54,8 +57,8 @@ from hasten.tensors import Array
 ENGINES: dict[str, Engine] = {"openvino": OpenVino(), "onnxruntime": OnnxRuntime()}
 BATCHES, BATCH = 4, 4
 ROUNDS = 12
-PATIENCE = 10
-"""So many times the rounds are waited for, for some in which each thread has its processor."""
+PATIENCE_S = 30
+"""So long a round waits for others to leave a processor idle; after twice as many rounds none waits."""
 MERGED = (2, 4, 8, 13)
 """Tokens to merge in each block, of 196."""
 TRIES = 3
@@ -63,14 +66,8 @@ TRIES = 3
 NEAR = 0.04
 ASKED = 0.8
 COLUMNS = (
-    "model",
-    "engine",
-    "MACs kept",
-    "precision",
-    "latency kept",
-    "asked",
-    "speed-up / MAC reduction",
-    "answers off by",
+    *("model", "engine", "asked", "MACs kept", "precision", "latency kept"),
+    *("speed-up / MAC reduction", "answers off by"),
 )
 
 
@@ -148,19 +145,44 @@ class Table:
             (torch.from_numpy(pixels[i : i + BATCH]),) for i in range(0, len(pixels), BATCH)
         ]
         self.spool = write_spool(ArrayDataset({"x": pixels}), folder / "requests")
-        self.plain = {p: self.opened(self.module, "plain", p) for p in ("i8", "f32")}
+        self.plain = {p: self.opened(self.module, p) for p in ("i8", "f32")}
+        self.layers = layers(self.module, self.sample)
+        self.prunable = Prunable(self.module, self.sample, sensitivity(self.batches))
 
-    def opened(self, module: nn.Module, name: str, precision: str) -> Opened:
+    def opened(self, module: nn.Module, precision: str) -> Opened:
         """Export, quantize, build and open a module."""
-        folder = self.folder / f"{name}-{precision}-{time.monotonic_ns()}"
+        artifact, _ = self._built(module, precision)
+        return self.bench.open_built(self.engine, artifact)
+
+    def _built(self, module: nn.Module, precision: str) -> tuple[Artifact, Path]:
+        """Return what the engine opens, and the ONNX file that it was made of."""
+        folder = self.folder / f"{precision}-{time.monotonic_ns()}"
         for part in ("exported", "quantized", "built"):
             (folder / part).mkdir(parents=True)
-        model = export(module, {"x": self.pixels[0]}, folder / "exported")
-        model = model.settled_by({"x": self.pixels[0]})
+        exported = export(module, {"x": self.pixels[0]}, folder / "exported")
+        model = exported.settled_by({"x": self.pixels[0]})
         if precision == "i8":
             model = self._quantized(model, folder / "quantized")
-        artifact = self.bench.build(self.engine, model, folder / "built")
-        return self.bench.open_built(self.engine, artifact)
+        return self.bench.build(self.engine, model, folder / "built"), exported.path
+
+    def costs(self) -> tuple[Costs, list[tuple[Any, float]]]:
+        """Measure the layers, alone and in the network; and the network."""
+        artifact, exported = self._built(self.module, "i8")
+        quiet(1)
+        alone = measure(self.layers, self.bench, self.engine, self.cache)
+        profiling = Bench(self.folder, self.bench.target, 300.0, original=exported)
+        steps = profiling.profile(self.engine, artifact, self.spool, requests=24)
+        times_ns = in_network(self.layers, exported, steps)
+        with self.bench.open_built(self.engine, artifact).worker as same:
+            twice, plain_ns = self.ratio(same, "i8", 6)
+        print(
+            f"  plain {plain_ns / 1e6:.2f} ms (A/A {twice.estimate:.3f}), snap {alone.snap}, layers "
+            f"alone {alone.predicted_ns(self.layers) / 1e6:.2f} ms, in the network "
+            f"{sum(times_ns.values()) / 1e6:.2f} ms",
+            flush=True,
+        )
+        rest_ns = sum(step.median_ns for step in steps) - sum(times_ns.values())
+        return alone.scaled(self.layers, times_ns, rest_ns), [(self.layers, plain_ns)]
 
     def _quantized(self, model: Model, folder: Path) -> Model:
         transformer = is_transformer(read_onnx(model, weights=False))
@@ -168,17 +190,22 @@ class Table:
             return NncfQuantization(samples=16, transformer=transformer)(model, self.spool, folder)
         return StaticQuantization(samples=16, compute_only=transformer)(model, self.spool, folder)
 
-    def ratio(self, ours: Opened, precision: str, count: int = ROUNDS) -> tuple[Ratio, float]:
+    def ratio(self, ours: Worker, precision: str, count: int = ROUNDS) -> tuple[Ratio, float]:
         """Time a pruned network against its unpruned self in turns; and the latter's p50 in ns."""
-        entrants = {"pruned": ours.worker, "plain": self.plain[precision].worker}
+        entrants = {"pruned": ours, "plain": self.plain[precision].worker}
         turns = rounds(
-            entrants, self.spool.folder, threads=self.bench.target.threads, pace=Pace(), seed=0
+            entrants,
+            self.spool.folder,
+            threads=self.bench.target.threads,
+            pace=Pace(),
+            seed=0,
+            probe=quiet,
         )
         seen: list[Round] = []
         for turn in turns:
             if turn.failed:
                 raise SystemExit(str(turn.failed))
-            if turn.counts or turn.number >= PATIENCE * count:
+            if turn.counts or turn.number >= 2 * count:
                 seen.append(turn)
             if len(seen) == count:
                 break
@@ -186,28 +213,17 @@ class Table:
         plain_ns = float(np.median([np.median(block) for block in taken["plain"].values()]))
         return paired_ratio(taken["pruned"], taken["plain"]), plain_ns
 
-    def pruned(self, share: float) -> Pruned:
-        """Prune to a share of the latency; the costs are corrected by what came of it."""
-        before = layers(self.module, self.sample)
-        costs = measure(before, self.bench, self.engine, self.cache)
-        same, plain_ns = self.ratio(self.opened(self.module, "same", "i8"), "i8", 6)
-        print(
-            f"  plain {plain_ns / 1e6:.2f} ms (A/A {same.estimate:.3f}), snap {costs.snap}, "
-            f"layers alone {costs.predicted_ns(before) / 1e6:.2f} ms",
-            flush=True,
-        )
-        measured: list[tuple[Any, float]] = [(before, plain_ns)]
-        prunable = Prunable(self.module, self.sample, sensitivity(self.batches))
-        best, gap = None, 1.0
+    def pruned(self, share: float, costs: Costs, measured: list[tuple[Any, float]]) -> Pruned:
+        """Prune to a share of the latency; what came of it is added to what was measured."""
+        best, gap, plain_ns = None, 1.0, measured[0][1]
         for _ in range(TRIES):
             try:
-                found = prunable.to(costs.corrected(measured), share * plain_ns)
+                found = self.prunable.to(costs.corrected(measured), share * plain_ns)
             except CandidateError as error:
                 print(f"  {error}", flush=True)
                 break
-            opened = self.opened(found.module, "try", "i8")
-            ratio, _ = self.ratio(opened, "i8", 6)
-            opened.worker.kill()
+            with self.opened(found.module, "i8").worker as worker:
+                ratio, _ = self.ratio(worker, "i8", 6)
             print(
                 f"  asked {share:.2f}, predicted {found.predicted_ns / plain_ns:.2f}, "
                 f"took {ratio.estimate:.2f}, {found.macs_after / found.macs_before:.2f} of the MACs, "
@@ -227,10 +243,10 @@ class Table:
         """Time a pruned module in each precision, and compare its answers with torch's."""
         found = []
         for precision in ("i8", "f32"):
-            opened = self.opened(module, "pruned", precision)
-            off = self.off(opened, module)
-            ratio, _ = self.ratio(opened, precision)
-            opened.worker.kill()
+            opened = self.opened(module, precision)
+            with opened.worker as worker:
+                off = self.off(opened, module)
+                ratio, _ = self.ratio(worker, precision)
             found.append(Row(precision, ratio, off))
         return found
 
@@ -238,11 +254,8 @@ class Table:
         """Say whether merging tokens is faster, and at how many."""
 
         def latency_ns(module: nn.Module) -> float:
-            opened = self.opened(module, "merged", "i8")
-            try:
-                ratio, plain_ns = self.ratio(opened, "i8", 6)
-            finally:
-                opened.worker.kill()
+            with self.opened(module, "i8").worker as worker:
+                ratio, plain_ns = self.ratio(worker, "i8", 6)
             print(
                 f"  {getattr(module.blocks, 'merged', 0)} merged: {ratio.estimate:.3f} "
                 f"({ratio.low:.3f} to {ratio.high:.3f})",
@@ -269,6 +282,23 @@ class Table:
             opened.worker.kill()
 
 
+def quiet(_: int) -> bool:
+    """Wait until others leave a processor idle; whether they did within a while."""
+    for _ in range(PATIENCE_S * 20):
+        before = _ticks()
+        time.sleep(0.05)
+        idle, total = (now - then for now, then in zip(_ticks(), before, strict=True))
+        if idle * (os.cpu_count() or 1) >= 0.9 * total:
+            return True
+    return False
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the processors' idle time and all time. Source: proc(5), /proc/stat."""
+    numbers = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return numbers[3] + numbers[4], sum(numbers)
+
+
 def one_step(
     module: nn.Module, original: nn.Module, batches: Sequence[tuple[torch.Tensor]]
 ) -> None:
@@ -288,38 +318,50 @@ def one_step(
 
 
 def run(name: str, engine: str, options: argparse.Namespace) -> list[str]:
-    """Prune one model for one engine; return lines of the table."""
+    """Prune one model for one engine, less and less until it is worth its MACs; return the lines."""
     torch.manual_seed(0)
     subject = SUBJECTS[name]
     module, data = subject.module().eval(), subject.data()
     pixels = data.inputs(range(BATCHES * BATCH))[data.names[0]]
+    lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        table = Table(module, pixels, ENGINES[engine], Path(folder), options.cache, options.threads)
+        engine_of = ENGINES[engine]
+        table = Table(module, pixels, engine_of, Path(folder), options.cache, options.threads)
         try:
-            begin = time.monotonic()
             if options.tokens:
                 print(f"  {table.merged()}", flush=True)
                 return []
-            pruned = table.pruned(options.share)
-            one_step(pruned.module, module, table.batches)
-            rows = table.rows(pruned.module)
+            costs, measured = table.costs()
+            for share in options.shares:
+                pruned = table.pruned(share, costs, measured)
+                one_step(pruned.module, module, table.batches)
+                rows = table.rows(pruned.module)
+                macs = pruned.macs_after / pruned.macs_before
+                lines += [_line(name, engine, macs, share, row) for row in rows]
+                print("\n".join(lines[-2:]), flush=True)
+                if macs / rows[0].ratio.estimate >= ASKED:
+                    break
         finally:
             table.close()
-    macs = pruned.macs_after / pruned.macs_before
-    print(f"  {time.monotonic() - begin:.0f} s", flush=True)
-    return [
-        f"| {name} | {engine} | {macs:.3f} | {row.precision} | {row.ratio.estimate:.3f} "
-        f"({row.ratio.low:.3f} to {row.ratio.high:.3f}) | {options.share if row.precision == 'i8' else '-'} | "
-        f"{macs / row.ratio.estimate:.2f} | {row.off:.1e} |"
-        for row in rows
-    ]
+    return lines
+
+
+def _line(name: str, engine: str, macs: float, share: float, row: Row) -> str:
+    ratio = row.ratio
+    return (
+        f"| {name} | {engine} | {share if row.precision == 'i8' else '-'} | {macs:.3f} | "
+        f"{row.precision} | {ratio.estimate:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) | "
+        f"{macs / ratio.estimate:.2f} | {row.off:.1e} |"
+    )
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(SUBJECTS))
-    parser.add_argument("--share", type=float, default=0.6, help="of the int8 latency")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.6, 0.7, 0.8], help="of the int8 latency"
+    )
     parser.add_argument("--engine", choices=ENGINES, help="one of the two alone")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "hasten-layers")
     parser.add_argument("--threads", type=int, default=1, help="1: few hosts give two their cores")
@@ -330,7 +372,6 @@ def main() -> None:
         for engine in [options.engine] if options.engine else ENGINES:
             print(f"{name} on {engine}", flush=True)
             lines += run(name, engine, options)
-            print("\n".join(lines[-2:]), flush=True)
     print("\n".join(lines))
     print(f"asked of speed-up / MAC reduction in int8: {ASKED} or more")
 

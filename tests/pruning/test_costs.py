@@ -10,12 +10,16 @@ import torch
 from tests.pruning.networks import conv, made
 from torch import nn
 
+from hasten.data.arrays import ArrayDataset
+from hasten.data.spool import write_spool
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.openvino import OpenVino
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError, InputError
+from hasten.frontends.torch import export
 from hasten.measure.workbench import Bench
 from hasten.pruning.costs import Costs, Grid, axes, grid, measure, widths
+from hasten.pruning.in_network import in_network
 from hasten.pruning.layers import Layer, Shape, layers
 from hasten.target import Target
 
@@ -84,6 +88,33 @@ def test_what_a_network_takes_beyond_its_layers_goes_with_the_values_they_give()
     assert costs.predicted_ns(_network(8)) == pytest.approx(200 + 2 * 160)
     faster = alone.corrected([(_network(16), 200.0)])
     assert (faster.factor, faster.value_ns) == pytest.approx((0.5, 0))
+
+
+def test_layers_are_scaled_to_what_they_took_in_the_network() -> None:
+    costs = _costs().scaled(_network(16), {"a": 450.0, "b": 9000.0}, 50.0)
+    assert costs.predicted_ns(_network(16)) == pytest.approx(450 + 400 + 50)
+    assert costs.predicted_ns(_network(8)) == pytest.approx(150 + 400 + 50)
+    faster = costs.corrected([(_network(16), 450.0)])
+    assert (faster.factor, faster.constant_ns) == pytest.approx((0.5, 25))
+
+
+@pytest.mark.parametrize("engine", [OpenVino(), OnnxRuntime()], ids=["openvino", "onnxruntime"])
+def test_every_layer_is_found_in_the_profile_of_its_network(
+    engine: OpenVino | OnnxRuntime, tmp_path: Path
+) -> None:
+    module, (x,) = made("two-headed")
+    for folder in ("exported", "built", "bench"):
+        (tmp_path / folder).mkdir()
+    model = export(module, {"x": x[0].numpy()}, tmp_path / "exported")
+    model = model.settled_by({"x": x[0].numpy()})
+    spool = write_spool(ArrayDataset({"x": x.numpy()}), tmp_path / "requests")
+    target = Target.host().with_threads(1)
+    bench = Bench(tmp_path / "bench", target, 60.0, original=model.path)
+    artifact = bench.build(engine, model, tmp_path / "built")
+    found = layers(module, (x[:1],))
+    times_ns = in_network(found, model.path, bench.profile(engine, artifact, spool))
+    assert times_ns.keys() == {layer.name for layer in found}
+    assert in_network(found[1:], model.path, ()) == {}
 
 
 def test_products_are_counted_as_a_convolution_makes_them() -> None:

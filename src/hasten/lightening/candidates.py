@@ -10,7 +10,8 @@ from hasten.lightening.pruned import PrunedNetwork
 from hasten.lightening.students import fitting
 from hasten.lightening.task import Task
 from hasten.lightening.ways import Lighter, Way, hopeless, train_way
-from hasten.measure.prospects import fastest
+from hasten.measure.prospects import Prospect, fastest
+from hasten.records import from_record
 from hasten.reporting.rows import latency
 
 
@@ -30,13 +31,7 @@ def trained(
     Raises:
         InputError: nothing meets the budget, with the fastest that there is; or nothing came of it.
     """
-    original = fastest(
-        {"the model": task.source},
-        task.target,
-        task.folder / "prospects",
-        engines=task.engines,
-        listen=task.listen,
-    )["the model"]
+    original = from_record(Prospect, task.kept("original", lambda: _original(task)))
     task.notes.append(
         f"the model itself takes {latency(original.latency_ns)} ({original.label}); the budget is "
         f"{latency(task.budget_ns)}"
@@ -71,6 +66,17 @@ def trained(
     if not done:
         raise InputError(f"no way came through: {'; '.join(task.notes)}")
     return done
+
+
+def _original(task: Task) -> Prospect:
+    """Time the user's own network, in its fastest form on this machine."""
+    return fastest(
+        {"the model": task.source},
+        task.target,
+        task.folder / "prospects",
+        engines=task.engines,
+        listen=task.listen,
+    )["the model"]
 
 
 def _train(task: Task, way: Way, done: list[Lighter]) -> None:

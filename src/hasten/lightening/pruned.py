@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hasten.measure.prospects import Prospect, fastest
 from hasten.measure.workbench import Bench
 from hasten.pruning import tokens
 from hasten.pruning.channels import Prunable, schedule
-from hasten.pruning.costs import Costs, measure
+from hasten.pruning.costs import Costs, Grid, measure
 from hasten.pruning.importance import Losses, sensitivity
 from hasten.pruning.layers import layers
 from hasten.pruning.normalization import recalibrate
@@ -66,26 +66,13 @@ class PrunedNetwork(Way):
             CandidateError: it can't, with the least that it comes to.
             InputError: the network can't be traced.
         """
-        task.tell("prune", "timing layers", 0, 1)
-        module = task.network.frozen().module
         way = Single(original.passes, original.engine)
-        merged, now_ns = _merged(task, module, way, original.latency_ns)
-        if merged:
-            module = apply(module, Plan(merged=merged))
-        costs = _costs(task, module, original, now_ns)
-        network = cls(costs, merged, now_ns, way)
-        if now_ns <= task.budget_ns:
-            raise CandidateError(
-                f"the model is within the budget as it is ({now_ns / 1e6:.3g} ms): nothing is cut"
-            )
-        # Once all at a time, to see how far: it corrects what layers take by a whole small network.
-        once = Prunable(module, _sample(task), _losses(task)).to(costs, task.budget_ns)
-        took_ns = network.measured_ns(task, once.module)
-        both = [
-            (layers(module, _sample(task)), now_ns),
-            (layers(once.module, _sample(task)), took_ns),
-        ]
-        return cls(costs.corrected(both), merged, now_ns, way)
+        found = task.kept("layers", lambda: _found_out(task, original, way))
+        grids = {
+            name: from_record(Grid, grid) for name, grid in found["costs"].pop("grids").items()
+        }
+        costs = Costs(grids=grids, **found["costs"])
+        return cls(costs, found["merged"], found["now_ns"], way)
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -115,7 +102,7 @@ class PrunedNetwork(Way):
             pruned = network.to(self.costs, aim_ns)
             if target_ns > task.budget_ns * 1.001:
                 break
-            took_ns = self.measured_ns(task, pruned.module)
+            took_ns = measured_ns(task, pruned.module, self.way)
             task.tell("prune", "measured", attempt + 1, _TRIES, f"pruned to {took_ns / 1e6:.3g} ms")
             if took_ns <= target_ns:
                 break
@@ -126,13 +113,26 @@ class PrunedNetwork(Way):
             )
         return begin.then(pruned.plan)
 
-    def measured_ns(self, task: Task, module: torch.nn.Module) -> float:
-        """Return what a network takes on this machine.
 
-        Raises:
-            CandidateError: it can't be exported or run.
-        """
-        return measured_ns(task, module, self.way)
+def _found_out(task: Task, original: Prospect, way: Single) -> dict[str, Any]:
+    """Find out what the network's layers take, and whether the budget can be reached by cutting them."""
+    task.tell("prune", "timing layers", 0, 1)
+    module = task.network.frozen().module
+    merged, now_ns = _merged(task, module, way, original.latency_ns)
+    if merged:
+        module = apply(module, Plan(merged=merged))
+    if now_ns <= task.budget_ns:
+        raise CandidateError(
+            f"the model is within the budget as it is ({now_ns / 1e6:.3g} ms): nothing is cut"
+        )
+    costs = _costs(task, module, original, now_ns)
+    # Once all at a time: what layers take is corrected by a whole small network, too.
+    once = Prunable(module, _sample(task), _losses(task)).to(costs, task.budget_ns)
+    took_ns = measured_ns(task, once.module, way)
+    both = [(layers(m, _sample(task)), ns) for m, ns in ((module, now_ns), (once.module, took_ns))]
+    costs = costs.corrected(both)
+    kept = {f.name: getattr(costs, f.name) for f in fields(costs) if f.init and f.repr}
+    return {"costs": kept, "merged": merged, "now_ns": now_ns}
 
 
 def measured_ns(task: Task, module: torch.nn.Module, way: Single) -> float:

@@ -88,17 +88,20 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
             f"the model takes {', '.join(map(str, task.source.request))} and gives "
             f"{', '.join(map(str, task.source.outputs))}"
         )
-    found = shortlist(
-        "classify",
-        task.classes,
-        shape[0][1:],
-        task.budget_ns / 1e9,
-        engines=task.engines,
-        architectures=architectures,
-        target=task.target,
-        listen=task.listen,
-    )
-    return [
-        StudentNetwork(entry.architecture, entry.width, entry.pixels, task.classes, shape[0][1:])
-        for entry in found.entries[:count]
-    ]
+    classes, sizes = task.classes, shape[0][1:]
+
+    def chosen() -> list[tuple[str, float, int | None]]:
+        found = shortlist(
+            "classify",
+            classes,
+            sizes,
+            task.budget_ns / 1e9,
+            engines=task.engines,
+            architectures=architectures,
+            target=task.target,
+            listen=task.listen,
+        )
+        return [(one.architecture, one.width, one.pixels) for one in found.entries]
+
+    known = task.kept("shortlist", chosen)[:count]
+    return [StudentNetwork(name, width, pixels, classes, sizes) for name, width, pixels in known]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from hasten.metrics.agreement import Agreement
 from hasten.metrics.base import Metric
 from hasten.model import Model
 from hasten.progress import Listener, Progress, nobody
-from hasten.records import type_name
+from hasten.records import read_json, type_name, write_json
 from hasten.target import Target
 from hasten.training.loop import Recipe
 from hasten.training.network import Network
@@ -88,6 +88,16 @@ class Task:
         names = [spec.name for spec in self.source.inputs]
         model = frontend.export(module, [self.sample[name] for name in names], folder, names)
         return model.settled_by(self.sample)
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what was found out before, as JSON has it; else find it out and keep it.
+
+        A resumed run so goes the way that it went, whatever a busy host would say now.
+        """
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            write_json(file, make())
+        return read_json(file)
 
     @property
     def classes(self) -> int | None:

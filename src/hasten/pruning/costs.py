@@ -22,6 +22,8 @@ _POINTS = 6
 SNAPS = (8, 16, 32)
 _DRAWN = 0.03
 """How much what the first network tells weighs: less than its measurement, more than noise."""
+_STRANGE = 4.0
+"""A layer that takes so many times more or less than alone was fused with something else."""
 _SLOWER = 1.05
 _HEAVIEST = 3
 
@@ -107,11 +109,36 @@ class Costs:
         """Return what a network of these layers takes."""
         return self.constant_ns + sum(self.layer_ns(layer) for layer in layers)
 
+    def scaled(
+        self, layers: Sequence[Layer], times_ns: Mapping[str, float], rest_ns: float = 0.0
+    ) -> Costs:
+        """Return these costs with each layer's times in proportion, so that it takes what it took.
+
+        Alone a layer may find its weights in a cache, or not, otherwise than in its network.
+
+        Args:
+            layers: Of the network that was profiled.
+            times_ns: Layer -> what it took there, as `in_network` says; others stay as they are.
+            rest_ns: What all else took there, which stays.
+        """
+        alone_ns: dict[str, float] = {}
+        for layer in layers:
+            if layer.name in self.grids:
+                grid = self.grids[layer.name]
+                took = grid.at(layer.shape.inputs, layer.shape.outputs)
+                alone_ns[layer.name] = alone_ns.get(layer.name, 0.0) + took
+        grids = dict(self.grids)
+        for name, took in alone_ns.items():
+            ratio = min(max(times_ns.get(name, took) / took, 1 / _STRANGE), _STRANGE)
+            times = tuple(tuple(ratio * t for t in row) for row in grids[name].times_ns)
+            grids[name] = replace(grids[name], times_ns=times)
+        return replace(self, grids=grids, constant_ns=rest_ns)
+
     def corrected(self, measured: Sequence[tuple[Sequence[Layer], float]]) -> Costs:
         """Return these costs so that they predict what whole networks took.
 
-        A network that takes longer than its layers alone is taken to spend the rest on the values
-        that lie between them, until others that were measured tell it apart.
+        A network that takes longer than its layers and the constant is taken to spend the rest on
+        the values that lie between layers, until others that were measured tell it apart.
 
         Args:
             measured: A network's layers, and its latency in nanoseconds; the first weighs most.
@@ -134,10 +161,10 @@ class Costs:
         sizes = columns[0] / took[0]
         sizes[sizes == 0] = 1.0
         rows = columns / took[:, None] / sizes
-        layers_share = float(columns[0, 0] / took[0])
-        if layers_share >= 1 or not columns[0, 1]:
-            layers_share = 1.0  # all of it, faster or slower than alone
-        drawn = np.array([layers_share, 1 - layers_share, 0.0])
+        alone, rest = float(columns[0, 0] / took[0]), self.constant_ns / took[0]
+        if alone + rest >= 1 or not columns[0, 1]:
+            alone, rest = alone / (alone + rest), rest / (alone + rest)
+        drawn = np.array([alone, 1 - alone - rest, rest])
         found, _ = nnls(
             np.vstack([rows, _DRAWN * np.eye(3)]),
             np.concatenate([np.ones(len(took)), _DRAWN * drawn]),
