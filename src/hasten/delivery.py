@@ -24,7 +24,7 @@ from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.measure.environment import environment
 from hasten.measure.scenario import in_words, load_record
 from hasten.measure.sweep import BUDGET_S, sweep
-from hasten.outcomes import asked, best_of_ways, evidence, ladder, outcomes, ways
+from hasten.outcomes import asked, best_of_ways, evidence, ladder, outcomes, way_of, ways
 from hasten.passes.little import Little
 from hasten.pipeline.base import Pipeline
 from hasten.progress import Progress
@@ -163,6 +163,7 @@ class Delivery:
             loads=tuple(in_words(test)[0] for test in loaded),
             ways=ways(run, final, judged, best, self.compared.trained),
             budget_ns=None if budget_s is None else 1e9 * budget_s,
+            way=way_of(run.candidate(choice.winner)) if best else "",
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {**evidence(run, final, judged, roles), "result.json": to_record(result)}

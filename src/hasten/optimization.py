@@ -128,6 +128,8 @@ def optimize(
         if limit_s is not None and not limit_s > 0:
             raise InputError(f"the {name} limit is in seconds, above 0: got {limit_s}")
     check_bound(latency_bound_s)
+    if budget_s is not None and not (math.isfinite(budget_s) and budget_s > 0):
+        raise InputError(f"the budget is in seconds, above 0: got {budget_s}")
     bundle = Path(out)
     check_place(bundle)
     folder = bundle.with_name(bundle.name + ".work")
@@ -241,10 +243,14 @@ def _students(little: Any) -> list[Student]:
     if isinstance(little, Mapping):
         little = [Student(str(name), model) for name, model in little.items()]
     students = little if isinstance(little, (list, tuple)) else [Student("", little)]
-    return [
+    found = [
         one if isinstance(one, Student) else Student(f"{i + 1}", one)
         for i, one in enumerate(students)
     ]
+    names = [one.name for one in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"smaller models need names of their own: got {', '.join(names)}")
+    return found
 
 
 def _littles(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.candidate import Trial
+from hasten.candidate import Candidate, Trial
 from hasten.certificate.drop import Drop, observed_drop
 from hasten.certificate.verdict import Judgement
 from hasten.invocation import Invocation
@@ -115,8 +115,7 @@ def best_of_ways(run: Run, budget_s: float | None) -> dict[str, str]:
     by_way: dict[str, list[Trial]] = {}
     for trial in run.trials.measured():
         if trial.candidate.exact or trial.scores:
-            little = little_of(trial.candidate.passes)
-            by_way.setdefault(ORIGINAL if little is None else little.name, []).append(trial)
+            by_way.setdefault(way_of(trial.candidate), []).append(trial)
     limit, ratio, risk = run.order.max_drop, run.trials.ratio, run.trials.risk
     found = {}
     for name, trials in by_way.items():
@@ -131,11 +130,17 @@ def best_of_ways(run: Run, budget_s: float | None) -> dict[str, str]:
     return found
 
 
+def way_of(candidate: Candidate) -> str:
+    """Return the name of the smaller model that a candidate is made of, or the original's."""
+    little = little_of(candidate.passes)
+    return ORIGINAL if little is None else little.name
+
+
 def latency_ns(trial: Trial) -> float:
-    """Return a measured trial's p50 in its few turns, in nanoseconds."""
+    """Return a measured trial's p50 in its few turns, in nanoseconds; of a cascade its mean."""
     assert trial.measurement is not None
-    blocks = [np.asarray(block) for block in trial.measurement.rounds.values()]
-    return float(np.median(np.concatenate(blocks)))
+    taken = np.concatenate([np.asarray(block) for block in trial.measurement.rounds.values()])
+    return float(taken.mean() if trial.candidate.engine.uneven else np.median(taken))
 
 
 def ways(

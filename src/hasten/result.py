@@ -224,6 +224,7 @@ class Result:
         loads: What ships under load, a line for each scenario.
         ways: The ways to a lighter model that were compared; empty where there was but one.
         budget_ns: What one request may take; None where that wasn't asked.
+        way: The way whose model the bundle serves; empty where none were compared.
     """
 
     bundle: Path
@@ -245,6 +246,7 @@ class Result:
     loads: tuple[str, ...] = ()
     ways: tuple[Way, ...] = ()
     budget_ns: float | None = None
+    way: str = ""
 
     @property
     def winner(self) -> Row:

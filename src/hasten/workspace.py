@@ -101,6 +101,12 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[Journal]:
         yield Journal(path)
 
 
+def begun(folder: Path) -> bool:
+    """Whether a run that can be resumed lies in a work folder."""
+    path = folder / JOURNAL
+    return path.is_file() and path.stat().st_size > 0
+
+
 def discard(folder: Path) -> None:
     """Remove the work folder of a stopped run; a live run's, or any other folder, stays."""
     with contextlib.suppress(OSError), (folder / JOURNAL).open("rb") as file:

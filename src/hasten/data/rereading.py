@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from hasten.data.samples import check_counts, stack, tensors_hash
 from hasten.errors import InputError
 from hasten.tensors import Array
 
-_LOOKED_AT = 4
-"""Samples read twice, to see whether they come again as they were."""
+_LOOKED_AT, _TIMES = 32, 3
+"""Samples read again, and how often, to see whether they come as they were."""
 
 Parts = tuple[Any, ...]
 """A sample: inputs by name, and its label and its group where it has them."""
@@ -22,8 +23,8 @@ Parts = tuple[Any, ...]
 class Rereading(Dataset):
     """A data set that makes its samples as it gives them, as one that augments does.
 
-    All are read once when it is opened, for their labels and hashes. The hash of a sample is that of
-    its first reading.
+    All are read once when it is opened, for their labels and hashes. Where a sample is another each
+    time, its hash is of its position and its label: nothing else is the same in the next process.
 
     Attributes:
         repeats: Whether a sample is the same whenever it is read.
@@ -63,7 +64,16 @@ class Rereading(Dataset):
         self.groups = np.array([row[1][()] for row in rows]) if len(rows[0]) > 1 else None
         check_counts({"samples": count}, self.labels, self.groups, source)
         looked_at = np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)
-        self.repeats = all(tensors_hash(read(int(i))[0]) == self._hashes[i] for i in looked_at)
+        self.repeats = all(
+            tensors_hash(read(int(i))[0]) == self._hashes[i]
+            for _ in range(_TIMES)
+            for i in looked_at
+        )
+        if not self.repeats:
+            self._hashes = [
+                hashlib.sha256(b"%d" % i + b"".join(part.tobytes() for part in row)).digest()
+                for i, row in enumerate(rows)
+            ]
 
     def __len__(self) -> int:
         return len(self._hashes)

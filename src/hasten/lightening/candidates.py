@@ -31,7 +31,7 @@ def trained(
     Raises:
         InputError: nothing meets the budget, with the fastest that there is; or nothing came of it.
     """
-    original = from_record(Prospect, task.kept("original", lambda: _original(task)))
+    original = from_record(Prospect, task.kept("original", lambda: _original(task)), trusted=True)
     task.notes.append(
         f"the model itself takes {latency(original.latency_ns)} ({original.label}); the budget is "
         f"{latency(task.budget_ns)}"
@@ -41,15 +41,16 @@ def trained(
     if "pruned" in kinds:
         try:
             ways.append(PrunedNetwork.of(task, original))
-        except CandidateError as why:
+        except (CandidateError, InputError) as why:
             failed.append(f"pruned: {why}")
     if "students" in kinds or "scratch" in kinds:
         try:
             found = fitting(task, students, architectures)
             ways += found if "students" in kinds else []
-            ways += (
-                [found[0].alone()] if "scratch" in kinds and task.data.labels is not None else []
-            )
+            if "scratch" in kinds and task.data.labels is not None:
+                ways.append(found[0].alone())
+            elif "scratch" in kinds:
+                failed.append("scratch: the training data has no labels to learn from alone")
         except (CandidateError, InputError) as why:
             failed.append(f"students: {why}")
     if not ways:
@@ -87,8 +88,8 @@ def _train(task: Task, way: Way, done: list[Lighter]) -> None:
         task.notes.append(f"{way.name}: {why}")
         return
     done.append(lighter)
-    if lighter.training.note:
-        task.notes.append(f"{way.name}: {lighter.training.note}")
+    if lighter.note:
+        task.notes.append(f"{way.name}: {lighter.note}")
 
 
 def _int8_costs(task: Task, lighter: Lighter) -> bool:

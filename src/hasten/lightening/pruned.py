@@ -12,6 +12,7 @@ import torch
 from hasten.candidate import Single
 from hasten.engines.base import Engine
 from hasten.errors import CandidateError, InputError
+from hasten.frontends.torch import evaluating
 from hasten.lightening.task import Task
 from hasten.lightening.ways import Stage, Way
 from hasten.measure.prospects import Prospect, fastest
@@ -24,6 +25,7 @@ from hasten.pruning.layers import layers
 from hasten.pruning.normalization import recalibrate
 from hasten.pruning.plan import Plan, apply
 from hasten.records import from_record, read_json, write_json
+from hasten.reporting.rows import latency
 from hasten.search.grid import engine_kinds
 from hasten.training import features
 from hasten.training.examples import Batch, Examples
@@ -68,6 +70,8 @@ class PrunedNetwork(Way):
         """
         way = Single(original.passes, original.engine)
         found = task.kept("layers", lambda: _found_out(task, original, way))
+        if "failure" in found:
+            raise CandidateError(found["failure"])
         grids = {
             name: from_record(Grid, grid) for name, grid in found["costs"].pop("grids").items()
         }
@@ -85,7 +89,10 @@ class PrunedNetwork(Way):
         file = folder / "plan.json"
         if not file.exists():
             target_ns = schedule(self.now_ns, task.budget_ns, len(STAGES))[number]
-            write_json(file, self._plan(task, module, target_ns, first=before is None))
+            try:
+                write_json(file, self._plan(task, module, target_ns, first=before is None))
+            except InputError as why:
+                raise CandidateError(str(why)) from why
         smaller = apply(module, from_record(Plan, read_json(file))).requires_grad_(True)
         recalibrate(smaller, _batches(task))
         return smaller
@@ -115,16 +122,31 @@ class PrunedNetwork(Way):
 
 
 def _found_out(task: Task, original: Prospect, way: Single) -> dict[str, Any]:
-    """Find out what the network's layers take, and whether the budget can be reached by cutting them."""
+    """Find out what the network's layers take, or why it can't be cut down to the budget."""
+    try:
+        return _looked_into(task, original, way)
+    except (CandidateError, InputError) as why:
+        return {"failure": str(why)}
+
+
+def _looked_into(task: Task, original: Prospect, way: Single) -> dict[str, Any]:
+    """Find out what the network's layers take, and whether the budget can be reached by cutting them.
+
+    Raises:
+        CandidateError: it can't.
+        InputError: the network can't be traced.
+    """
     task.tell("prune", "timing layers", 0, 1)
     module = task.network.frozen().module
+    if original.latency_ns <= task.budget_ns:
+        raise CandidateError(
+            f"the model is within the budget as it is ({latency(original.latency_ns)}): nothing is cut"
+        )
     merged, now_ns = _merged(task, module, way, original.latency_ns)
+    if now_ns <= task.budget_ns:
+        merged, now_ns = 0, original.latency_ns  # fewer channels hurt less than so many tokens gone
     if merged:
         module = apply(module, Plan(merged=merged))
-    if now_ns <= task.budget_ns:
-        raise CandidateError(
-            f"the model is within the budget as it is ({now_ns / 1e6:.3g} ms): nothing is cut"
-        )
     costs = _costs(task, module, original, now_ns)
     # Once all at a time: what layers take is corrected by a whole small network, too.
     once = Prunable(module, _sample(task), _losses(task)).to(costs, task.budget_ns)
@@ -144,7 +166,11 @@ def measured_ns(task: Task, module: torch.nn.Module, way: Single) -> float:
     except InputError as error:
         raise CandidateError(str(error)) from error
     found = fastest(
-        {"it": model}, task.target, task.folder / "prospects", only=lambda one: one == way
+        {"it": model},
+        task.target,
+        task.folder / "prospects",
+        engines=task.engines,
+        only=lambda one: one == way,
     )
     return found["it"].latency_ns
 
@@ -224,7 +250,8 @@ def _seen(task: Task, module: torch.nn.Module, batch: Any) -> Any:
     network = Network(module, task.network.inputs, low_precision=False)
     if not task.objective.feature_weight:
         return network(inputs)
-    names = features.shared_layers(network, task.network, inputs)[-2:]
+    with evaluating(task.network.module):
+        names = features.shared_layers(network, task.network, inputs)[-2:]
     with features.watched(module, names) as seen:
         network(inputs)
     return seen()

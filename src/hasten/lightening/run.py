@@ -27,7 +27,7 @@ from hasten.records import digest, load_object
 from hasten.result import Result
 from hasten.search.grid import ENGINES
 from hasten.target import Target
-from hasten.workspace import JOURNAL, check_same_run, claimed
+from hasten.workspace import begun, check_same_run, claimed
 
 Kind = Literal["students", "pruned", "scratch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -124,6 +124,11 @@ def lighten(
             f"lighten trains a live torch network, as file.py:name gives one; {model} is none"
         )
     folder = bundle.with_name(bundle.name + ".training")
+    work = bundle.with_name(bundle.name + ".work")
+    if begun(work) and not resume:
+        raise InputError(
+            f"an unfinished run lies in {work}: go on with it by --resume, or remove that folder"
+        )
     with claimed(folder, resume=resume) as journal, _cleared_up(folder):
         given = Given.read(module, train, data, pipeline or from_module(model), metric, folder)
         split(given.judged, calibration=calibration, seed=seed, training=given.training)  # in time
@@ -176,7 +181,7 @@ def lighten(
                 keep_exact=keep_exact,
                 accept_uncertified=accept_uncertified,
                 budget_s=budget_ms / 1e3,
-                resume=resume and (bundle.with_name(bundle.name + ".work") / JOURNAL).exists(),
+                resume=resume and begun(work),
                 notes=task.notes,
                 listen=listen,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,14 @@ import torch
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.splits import held_out
 from hasten.data.spool import Spool, write_spool
+from hasten.errors import InputError, IntegrityError
 from hasten.frontends import torch as frontend
 from hasten.frontends.torch_inputs import input_names
 from hasten.lightening.given import Given
 from hasten.metrics.agreement import Agreement
 from hasten.metrics.base import Metric
+from hasten.metrics.choice import default_metric
+from hasten.metrics.custom import Custom
 from hasten.model import Model
 from hasten.progress import Listener, Progress, nobody
 from hasten.records import read_json, type_name, write_json
@@ -147,11 +151,12 @@ def task_of(
         InputError: too few samples, or training data without labels that nothing else stands for.
     """
     rest, held = held_out(given.training, HELD_OUT, recipe.seed)
-    kind: Kind = "classes" if type_name(given.metric) in _CLASSES else "values"
+    kind = _kind(given)
     names = tuple(spec.name for spec in given.source.inputs)
     if features is None:
         found = {spec.name for spec in given.source.outputs}
-        features = float(found >= {"boxes", "scores", "labels"})  # they take no useful gradient
+        # Detections take no useful gradient.
+        features = float(loss is None and found >= {"boxes", "scores", "labels"})
     return Task(
         network=Network(module, input_names(module) or names),
         source=given.source,
@@ -172,6 +177,19 @@ def task_of(
     )
 
 
+def _kind(given: Given) -> Kind:
+    """Whether answers count as classes or as numbers; of a metric of one's own the outputs tell."""
+    if type_name(given.metric) in _CLASSES:
+        return "classes"
+    if not isinstance(given.metric, Custom):
+        return "values"
+    try:
+        default_metric(given.training.labels, given.source.outputs)
+    except InputError:
+        return "values"
+    return "classes"
+
+
 def _steering(metric: Metric, *, labelled: bool) -> Metric:
     """Return how a training is judged: without labels, by how often it agrees with the model."""
     if labelled or not metric.needs_labels:
@@ -180,9 +198,11 @@ def _steering(metric: Metric, *, labelled: bool) -> Metric:
 
 
 def spooled(data: Dataset, folder: Path, count: int | None = None, seed: int = 0) -> Spool:
-    """Write samples to disk, some or all; what a stopped run left there is replaced."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write samples to disk, some or all; what a stopped run has written whole stays."""
     if count is not None and count < len(data):
         rows = np.random.default_rng(seed).permutation(len(data))[:count]
         data = Subset(data, np.sort(rows))
+    with contextlib.suppress(IntegrityError):
+        return Spool.open(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return write_spool(data, folder)

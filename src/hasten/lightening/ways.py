@@ -86,6 +86,7 @@ class Lighter:
         training: Of its last stage.
         seconds: Of all its stages.
         model: Its file, with its request settled.
+        note: Why a stage ended before its time; empty where none did.
     """
 
     way: Way
@@ -93,12 +94,13 @@ class Lighter:
     training: Training
     seconds: float
     model: Model
+    note: str = ""
 
     @property
     def in_words(self) -> str:
         """How it came about, in a line."""
         minutes = self.seconds / 60
-        early = f"; ended early: {self.training.note}" if self.training.note else ""
+        early = f"; ended early: {self.note}" if self.note else ""
         return (
             f"trained {minutes:.1f} min, {self.training.epochs:.3g} epochs at last; "
             f"{100 * self.training.score:.1f}% on what was held out{early}"
@@ -135,7 +137,8 @@ def train_way(task: Task, way: Way, doomed: Doomed) -> Lighter:
     out.mkdir()
     model = way.export(task, module.eval(), out)
     seconds = sum(training.seconds for training in trainings)
-    return Lighter(way, module, trainings[-1], seconds, model)
+    note = "; ".join(training.note for training in trainings if training.note)
+    return Lighter(way, module, trainings[-1], seconds, model, note)
 
 
 def _trainer(

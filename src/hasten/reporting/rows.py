@@ -74,13 +74,13 @@ def won(result: Result) -> str:
     """Say which way won, at which latency, and whether another is as good; empty without ways."""
     if not result.ways:
         return ""
-    own = next((way for way in result.ways if way.label == result.winner.label), None)
-    which = own.name if own is not None else "the original"
-    lines = [f"the way that won: {which}"]
+    own = next((way for way in result.ways if way.name == result.way), None)
+    lines = [f"the way that won: {result.way}"]
     if result.budget_ns is not None:
-        p50_ns = result.winner.p50.value_ns
-        within = "within" if p50_ns <= result.budget_ns else "OVER"
-        lines.append(f"{latency(p50_ns)}, {within} the budget of {latency(result.budget_ns)}")
+        winner = result.winner
+        took_ns = winner.mean_ns if winner.statistic == "mean" else winner.p50.value_ns
+        within = "within" if took_ns <= result.budget_ns else "OVER"
+        lines.append(f"{latency(took_ns)}, {within} the budget of {latency(result.budget_ns)}")
     ties = [way.name for way in result.ways if own is not None and _ties(way, own)]
     if ties:
         lines.append(f"{' and '.join(ties)} did as well, as far as the search split tells")

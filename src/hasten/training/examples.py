@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Examples:
     def at(self, step: int, device: torch.device) -> Batch:
         """Return the batch of a step, counted over all epochs: the same whenever it is asked for."""
         epoch, place = divmod(step, self.steps)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
+        order = _order(self.seed, epoch, len(self.data))
         chosen = order[place * self.batch : (place + 1) * self.batch]
         batch = self._read(chosen, device)
         draw = np.random.default_rng([self.seed, step, 1])
@@ -85,3 +86,9 @@ class Examples:
         """Yield all inputs once, in the data's order."""
         for first in range(0, len(self.data), self.batch):
             yield self.data.inputs(range(first, min(first + self.batch, len(self.data))))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> Array:
+    """Return the order of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(count)

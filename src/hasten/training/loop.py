@@ -30,6 +30,8 @@ LOOKS = 8
 _TIMED = 4
 """Steps that tell how long one takes; as many before them aren't counted."""
 _SAVED_S = 60.0
+_OVERRUN = 1.25
+"""Of its time: where the host became so much slower than the first steps were, it ends."""
 _LARGEST_GRADIENT = 5.0
 
 Doomed = Callable[[float, float], str | None]
@@ -175,6 +177,9 @@ class Trainer:
                     best = copy.deepcopy(self._average.module.state_dict())
                 curve.append((step, score))
                 note = None if step == total else self.doomed(step / total, score)
+                spent = before + time.monotonic() - began
+                if note is None and step < total and spent > _OVERRUN * self.recipe.seconds:
+                    note = f"out of time after {step} of {total} steps"
                 looked = f"{self.name}: {100 * score:.1f}% after {step} of {total} steps"
             if total and (looked or time.monotonic() - saved > _SAVED_S):
                 spent = before + time.monotonic() - began

@@ -70,12 +70,8 @@ class Network:
 
 
 def tensors(arrays: Mapping[str, Array], device: torch.device) -> dict[str, torch.Tensor]:
-    """Return arrays as tensors on a device; images with their channels last, as kernels like them."""
-    found = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    return {
-        name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-        for name, tensor in found.items()
-    }
+    """Return arrays as tensors on a device, laid out as they are: a network may flatten by a view."""
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def multiplies_bfloat16(device: str) -> bool:

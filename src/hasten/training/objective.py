@@ -52,7 +52,7 @@ class Objective:
         Raises:
             InputError: there is neither a teacher nor a label to learn from, or they don't fit.
         """
-        labelled = batch.labels is not None and (self.kind == "classes" or self.loss is not None)
+        labelled = self.loss is not None or (batch.labels is not None and self.kind == "classes")
         share = 0.0 if wanted is None else self.teacher_weight if labelled else 1.0
         if share == 0 and not labelled:
             raise InputError("nothing to learn from: give a teacher, labels of classes, or a loss")
@@ -88,16 +88,16 @@ class Objective:
         return apart * self.temperature**2
 
     def _by_labels(self, batch: Batch, outputs: Outputs) -> torch.Tensor:
-        assert batch.labels is not None
         own = self._by(outputs, batch.labels)
-        if batch.partner is None:
+        if batch.partner is None or batch.labels is None:
             return own
         other = self._by(outputs, batch.labels[batch.partner])
         return batch.weight * own + (1 - batch.weight) * other
 
-    def _by(self, outputs: Outputs, labels: torch.Tensor) -> torch.Tensor:
+    def _by(self, outputs: Outputs, labels: torch.Tensor | None) -> torch.Tensor:
         if self.loss is not None:
             return self.loss(outputs, labels)
+        assert labels is not None
         scores = [t for t in outputs.values() if t.ndim == 2 and t.is_floating_point()]
         if len(scores) != 1:
             raise InputError(

@@ -94,7 +94,7 @@ class ActivationRounding(torch.nn.Module):
     """Rounds to the integers of a range whose scale is learned, as a factor on the calibrated one.
 
     The factor is learned as its logarithm, so that a step of any optimizer is small next to the
-    scale, and weight decay leads back to the calibrated range.
+    scale.
 
     Source: gradient of the scale and its size, Esser et al., arXiv:1902.08153, eq. 3 and section
     2.2; logarithm, Jain et al., arXiv:1903.08066, section 3.2.
