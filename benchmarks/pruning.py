@@ -186,8 +186,9 @@ class Table:
 
     def _quantized(self, model: Model, folder: Path) -> Model:
         transformer = is_transformer(read_onnx(model, weights=False))
-        if isinstance(self.engine, OpenVino):
-            return NncfQuantization(samples=16, transformer=transformer)(model, self.spool, folder)
+        if isinstance(self.engine, OpenVino) and not transformer:
+            return NncfQuantization(samples=16)(model, self.spool, folder)
+        # NNCF corrects no bias of a transformer with random weights, and is refused for it.
         return StaticQuantization(samples=16, compute_only=transformer)(model, self.spool, folder)
 
     def ratio(self, ours: Worker, precision: str, count: int = ROUNDS) -> tuple[Ratio, float]:

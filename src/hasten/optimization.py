@@ -20,6 +20,7 @@ from hasten.certification import guarded
 from hasten.data.images import ImageFolder
 from hasten.data.source import open_data
 from hasten.delivery import Compared, Delivery, check_place
+from hasten.engines.installed import ENGINES
 from hasten.errors import InputError, full_disk
 from hasten.frontends.source import find_model, load_model, load_with_data
 from hasten.invocation import invocation
@@ -41,7 +42,7 @@ from hasten.progress import Listener, nobody
 from hasten.records import type_name
 from hasten.result import Result
 from hasten.run import Run
-from hasten.search.grid import ENGINES, grid
+from hasten.search.grid import grid
 from hasten.search.journal import Journal
 from hasten.search.order import Order
 from hasten.target import Target

@@ -16,6 +16,7 @@ from hasten.data.dataset import Dataset
 from hasten.data.requests import first_requests, first_samples, random_requests
 from hasten.data.spool import Spool, write_spool
 from hasten.engines.base import Artifact, Engine
+from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.engines.layers import LayerTime, summarize
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.source import find_model, load_model, load_with_data
@@ -25,7 +26,6 @@ from hasten.model import Model
 from hasten.pipeline.base import Pipeline
 from hasten.pipeline.config import from_module
 from hasten.records import type_name
-from hasten.search.grid import ENGINES, engine_kinds
 from hasten.target import Target
 
 __all__ = ["Profile", "profile", "remarks", "summarize"]

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from hasten.candidate import Single
+from hasten.engines.installed import engine_kinds
 from hasten.engines.litert import LiteRt
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime import OnnxRuntime
@@ -14,7 +15,7 @@ from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
 from hasten.passes.little import Little, little_of
 from hasten.passes.simplify import Simplify
-from hasten.search.grid import engine_kinds, grid, neighbours, variations
+from hasten.search.grid import grid, neighbours, variations
 from hasten.target import Target
 from hasten.testing.desk import Desk
 from hasten.testing.faults import Faulty

@@ -9,7 +9,7 @@ from hasten.lightening.int8 import LOST, QuantizationAware, int8_score
 from hasten.lightening.pruned import PrunedNetwork
 from hasten.lightening.students import fitting
 from hasten.lightening.task import Task
-from hasten.lightening.ways import Lighter, Way, hopeless, train_way
+from hasten.lightening.ways import Lighter, Way, folder_name, hopeless, train_way
 from hasten.measure.prospects import Prospect, fastest
 from hasten.records import from_record
 from hasten.reporting.rows import latency
@@ -83,7 +83,9 @@ def _original(task: Task) -> Prospect:
 def _train(task: Task, way: Way, done: list[Lighter]) -> None:
     """Train one, and add it to those that are through; what it fails for is noted."""
     try:
-        lighter = train_way(task, way, hopeless([one.training for one in done]))
+        # Others began elsewhere: a pruned network has the teacher's memory of what is held out.
+        alike = [one.training for one in done if type(one.way) is type(way)]
+        lighter = train_way(task, way, hopeless(alike))
     except CandidateError as why:
         task.notes.append(f"{way.name}: {why}")
         return
@@ -94,7 +96,8 @@ def _train(task: Task, way: Way, done: list[Lighter]) -> None:
 
 def _int8_costs(task: Task, lighter: Lighter) -> bool:
     """Whether int8 costs a network a large part of what may be lost."""
-    score = int8_score(task, lighter)
+    kept = f"int8-{folder_name(lighter.way.name)}"
+    score: float | None = task.kept(kept, lambda: int8_score(task, lighter))
     if score is None:
         return False
     lost = lighter.training.score - score

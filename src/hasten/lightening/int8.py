@@ -13,6 +13,7 @@ import torch
 from hasten.candidate import Single
 from hasten.data.spool import Spool
 from hasten.engines.base import Engine
+from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError
 from hasten.lightening.task import Task
 from hasten.lightening.ways import Lighter, Stage, Way
@@ -22,7 +23,6 @@ from hasten.passes.base import Pass, Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.records import digest
-from hasten.search.grid import engine_kinds
 from hasten.tensors import Array
 from hasten.training import quantization_aware
 from hasten.training.network import Network

@@ -11,6 +11,7 @@ import torch
 
 from hasten.candidate import Single
 from hasten.engines.base import Engine
+from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.torch import evaluating
 from hasten.lightening.task import Task
@@ -26,7 +27,6 @@ from hasten.pruning.normalization import recalibrate
 from hasten.pruning.plan import Plan, apply
 from hasten.records import from_record, read_json, write_json
 from hasten.reporting.rows import latency
-from hasten.search.grid import engine_kinds
 from hasten.training import features
 from hasten.training.examples import Batch, Examples
 from hasten.training.network import Network

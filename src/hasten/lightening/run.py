@@ -13,6 +13,7 @@ from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
 from hasten.data.splits import split
 from hasten.delivery import check_place
+from hasten.engines.installed import ENGINES
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.extras import missing_extra
 from hasten.frontends.source import find_model
@@ -25,7 +26,6 @@ from hasten.pipeline.config import from_module
 from hasten.progress import Listener, nobody
 from hasten.records import digest, load_object
 from hasten.result import Result
-from hasten.search.grid import ENGINES
 from hasten.target import Target
 from hasten.workspace import begun, check_same_run, claimed
 

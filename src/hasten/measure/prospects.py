@@ -14,7 +14,8 @@ import numpy as np
 
 from hasten.candidate import Single
 from hasten.engines.base import Artifact, Engine
-from hasten.errors import CandidateError, InputError
+from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.errors import CandidateError
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.making import Makers, Subject, subjects_of
 from hasten.measure.process import Worker
@@ -25,7 +26,6 @@ from hasten.progress import Listener, Progress, nobody
 from hasten.records import load_object, to_record
 from hasten.target import Target
 
-ENGINES = ("onnxruntime", "openvino", "litert")
 ROUNDS = 6
 """Each in turn: the median round lies between the fastest and the slowest of 6 in 97% of cases."""
 PACE = Pace(warmup_ns=6_000_000, block_ns=14_000_000, limit_s=60.0)
@@ -81,7 +81,7 @@ def ways(
     Raises:
         InputError: a name is unknown, or none is installed.
     """
-    kinds = installed(engines)
+    kinds = engine_kinds(engines)
     found = [Single((), next(iter(kind.variants(target)))) for kind in kinds]
     if not int8:
         return found
@@ -131,7 +131,7 @@ def fastest(
         InputError: an engine's name is unknown or none is installed, or a model isn't settled.
         CandidateError: no way can run any of them, with the first one's reasons.
     """
-    installed(engines)
+    engine_kinds(engines)
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, target, limit_s=120.0, memory_bytes=target.memory_bytes // 4)
     subjects = subjects_of(models, folder, seed)
@@ -153,29 +153,6 @@ def fastest(
         one = found.get(name)
         outcome = f"{one.latency_ns / 1e6:.3g} ms, {one.label}" if one else "no way to run it"
         listen(Progress("prospects", name, number + 1, len(subjects), f"{name}: {outcome}"))
-    return found
-
-
-def installed(names: Sequence[str]) -> list[type[Engine]]:
-    """Return the engines of these names that are installed.
-
-    Raises:
-        InputError: a name is unknown, or none is installed.
-    """
-    found, missing = [], []
-    for name in names:
-        if name not in Engine.registry and ":" not in name:
-            raise InputError(
-                f"no engine is called {name!r}; this version has: {', '.join(ENGINES)}"
-            )
-        kind: type[Engine] = load_object(Engine.registry.get(name, name))
-        try:
-            kind.version()
-            found.append(kind)
-        except InputError as error:
-            missing.append(str(error))
-    if not found:
-        raise InputError(f"no engine to try: {'; '.join(missing) or 'none was named'}")
     return found
 
 

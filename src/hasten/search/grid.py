@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from hasten.candidate import Single
 from hasten.engines.base import Engine
-from hasten.errors import InputError
+from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.model import Model
 from hasten.passes.base import Pass
 from hasten.passes.little import Little, little_of
@@ -16,7 +16,6 @@ from hasten.records import load_object
 from hasten.target import Target
 
 T = TypeVar("T")
-ENGINES = ("onnxruntime", "openvino", "litert")
 _ENGINES_PER_VARIANT = 2
 _SOURCES_VARIED = 2
 _EXACT_PASSES = ("simplify", "fix_shapes")
@@ -26,30 +25,6 @@ _LOSSY_PASSES = (
     "litert_quantization",
     "dynamic_quantization",
 )
-
-
-def engine_kinds(names: Sequence[str]) -> list[type[Engine]]:
-    """Return the engines of these names that are installed.
-
-    Raises:
-        InputError: a name is unknown, or none is installed.
-    """
-    found, missing = [], []
-    for name in names:
-        if name not in Engine.registry and ":" not in name:
-            raise InputError(
-                f"no engine is called {name!r}; this version has: {', '.join(ENGINES)}"
-            )
-        kind: type[Engine] = load_object(Engine.registry.get(name, name))
-        try:
-            kind.version()
-        except InputError as error:
-            missing.append(str(error))
-            continue
-        found.append(kind)
-    if not found:
-        raise InputError(f"no engine to try: {'; '.join(missing) or 'none was named'}")
-    return found
 
 
 def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:

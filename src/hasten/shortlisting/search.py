@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.architectures.catalogue import Task
+from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.errors import CandidateError, InputError
-from hasten.measure.prospects import ENGINES, Prospect, fastest, installed
+from hasten.measure.prospects import Prospect, fastest
 from hasten.progress import Listener, Progress, nobody
 from hasten.shortlisting.cache import Cache, Measured, default_folder
 from hasten.shortlisting.estimates import Estimates
@@ -121,7 +122,7 @@ def shortlist(
         raise InputError(f"the budget is a time above 0, as 2ms: got {budget_s}")
     if not time_limit_s > 0:
         raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s}")
-    installed(engines)
+    engine_kinds(engines)
     target = target or Target.host()
     known = Cache.of(cache or default_folder(), classes, input_shape, engines, target)
     families = options(task, input_shape, architectures)
