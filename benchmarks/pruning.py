@@ -172,7 +172,7 @@ class Table:
         alone = measure(self.layers, self.bench, self.engine, self.cache)
         profiling = Bench(self.folder, self.bench.target, 300.0, original=exported)
         steps = profiling.profile(self.engine, artifact, self.spool, requests=24)
-        times_ns = in_network(self.layers, exported, steps)
+        times_ns, rest_ns = in_network(self.layers, exported, steps)
         with self.bench.open_built(self.engine, artifact).worker as same:
             twice, plain_ns = self.ratio(same, "i8", 6)
         print(
@@ -181,7 +181,6 @@ class Table:
             f"{sum(times_ns.values()) / 1e6:.2f} ms",
             flush=True,
         )
-        rest_ns = sum(step.median_ns for step in steps) - sum(times_ns.values())
         return alone.scaled(self.layers, times_ns, rest_ns), [(self.layers, plain_ns)]
 
     def _quantized(self, model: Model, folder: Path) -> Model:

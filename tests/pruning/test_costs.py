@@ -92,9 +92,9 @@ def test_what_a_network_takes_beyond_its_layers_goes_with_the_values_they_give()
 
 def test_layers_are_scaled_to_what_they_took_in_the_network() -> None:
     costs = _costs().scaled(_network(16), {"a": 450.0, "b": 9000.0}, 50.0)
-    assert costs.predicted_ns(_network(16)) == pytest.approx(450 + 400 + 50)
-    assert costs.predicted_ns(_network(8)) == pytest.approx(150 + 400 + 50)
-    faster = costs.corrected([(_network(16), 450.0)])
+    assert costs.predicted_ns(_network(16)) == pytest.approx(450 + 3000 + 50)
+    assert costs.predicted_ns(_network(8)) == pytest.approx(150 + 3000 + 50)
+    faster = costs.corrected([(_network(16), 1750.0)])
     assert (faster.factor, faster.constant_ns) == pytest.approx((0.5, 25))
 
 
@@ -112,9 +112,13 @@ def test_every_layer_is_found_in_the_profile_of_its_network(
     bench = Bench(tmp_path / "bench", target, 60.0, original=model.path)
     artifact = bench.build(engine, model, tmp_path / "built")
     found = layers(module, (x[:1],))
-    times_ns = in_network(found, model.path, bench.profile(engine, artifact, spool))
+    steps = bench.profile(engine, artifact, spool)
+    times_ns, rest_ns = in_network(found, model.path, steps)
     assert times_ns.keys() == {layer.name for layer in found}
-    assert in_network(found[1:], model.path, ()) == {}
+    assert all(time_ns > 0 for time_ns in times_ns.values())
+    whole_ns = sum(step.median_ns for step in steps)
+    assert sum(times_ns.values()) + rest_ns == pytest.approx(whole_ns)
+    assert in_network(found[1:], model.path, steps) == ({}, 0.0)
 
 
 def test_products_are_counted_as_a_convolution_makes_them() -> None:

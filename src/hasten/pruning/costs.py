@@ -22,8 +22,8 @@ _POINTS = 6
 SNAPS = (8, 16, 32)
 _DRAWN = 0.03
 """How much what the first network tells weighs: less than its measurement, more than noise."""
-_STRANGE = 4.0
-"""A layer that takes so many times more or less than alone was fused with something else."""
+_STRANGE = 30.0
+"""A layer isn't taken for so many times slower than alone: something else hangs on it."""
 _SLOWER = 1.05
 _HEAVIEST = 3
 
@@ -129,7 +129,7 @@ class Costs:
                 alone_ns[layer.name] = alone_ns.get(layer.name, 0.0) + took
         grids = dict(self.grids)
         for name, took in alone_ns.items():
-            ratio = min(max(times_ns.get(name, took) / took, 1 / _STRANGE), _STRANGE)
+            ratio = min(times_ns.get(name, took) / took, _STRANGE)
             times = tuple(tuple(ratio * t for t in row) for row in grids[name].times_ns)
             grids[name] = replace(grids[name], times_ns=times)
         return replace(self, grids=grids, constant_ns=rest_ns)
