@@ -27,7 +27,7 @@ def corners(count: int, seed: int) -> tuple[Array, Array]:
     return x, labels
 
 
-def wide(width: int = 192) -> nn.Module:
+def wide(width: int = 256) -> nn.Module:
     """Return a network far wider than the task needs."""
     torch.manual_seed(0)
 

@@ -23,6 +23,12 @@ from hasten.testing.quick import quick_runs
 KNOWN, JUDGED = corners(700, 2), corners(1500, 3)
 
 
+@pytest.fixture(autouse=True)
+def no_cache_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a busy host measured for somebody else says nothing here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 class StopError(Exception):
     """The run is stopped by its listener."""
 
@@ -68,7 +74,7 @@ def test_a_stopped_run_goes_on_and_ends_with_a_certified_lighter_model(tmp_path:
             )
 
     with quick_runs():
-        limit_ms = budget_ms(module, 0.5, tmp_path / "budget")
+        limit_ms = budget_ms(module, 0.6, tmp_path / "budget")
     with pytest.raises(StopError):
         run(resume=False, stop=True)
     trained = [p for p in heard if p.stage == "train" and p.doing == "pruned"]
