@@ -89,10 +89,13 @@ class Subject:
     Attributes:
         module: Makes it.
         data: Its pictures.
+        random: Its weights are random: its normalization is set by the pictures, as the pruned one's
+            is, since integers that are mostly 0 are multiplied faster.
     """
 
     module: Callable[[], nn.Module]
     data: Callable[[], Any]
+    random: bool = False
 
 
 def pictures() -> Any:
@@ -105,7 +108,7 @@ SUBJECTS = {
     "efficientnet_lite0": Subject(
         photos.pretrained, lambda: photos.RandomCrops(photos.photo_files(), BATCHES * BATCH)
     ),
-    "resnet18": Subject(lambda: torchvision.models.resnet18(weights=None), pictures),
+    "resnet18": Subject(lambda: torchvision.models.resnet18(weights=None), pictures, random=True),
     "vit_tiny": Subject(
         lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False), pictures
     ),
@@ -323,6 +326,8 @@ def run(name: str, engine: str, options: argparse.Namespace) -> list[str]:
     subject = SUBJECTS[name]
     module, data = subject.module().eval(), subject.data()
     pixels = data.inputs(range(BATCHES * BATCH))[data.names[0]]
+    if subject.random:
+        recalibrate(module, [(torch.from_numpy(pixels),)])
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         engine_of = ENGINES[engine]

@@ -1,6 +1,7 @@
 """Which architectures fit a budget: only what was measured and fits, and what is the fastest if none does."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,18 @@ QUICK: Any = {
 }
 
 
-def found(folder: Path, budget_s: float = 10.0, listen: list[Progress] | None = None) -> Shortlist:
+def found(
+    folder: Path, budget_s: float = 10.0, listen: list[Progress] | None = None, **options: Any
+) -> Shortlist:
     heard: list[Progress] = [] if listen is None else listen
-    return run("classify", 4, SHAPE, budget_s, cache=folder, listen=heard.append, **QUICK)
+    asked = QUICK | options
+    return run("classify", 4, SHAPE, budget_s, cache=folder, listen=heard.append, **asked)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    found(folder)
+    found(folder, time_limit_s=math.inf)
     return folder
 
 
@@ -98,6 +102,12 @@ def test_a_cache_that_cannot_be_read_is_measured_anew(cache: Path) -> None:
     ("arguments", "message"),
     [
         (("classify", 4, SHAPE, 0.0), "the budget is a time above 0, as 2ms: got 0.0"),
+        (("classify", 0, SHAPE, 1.0), "a network tells at least 1 class apart: got 0"),
+        (
+            ("classify", 4, (16, 16), 1.0),
+            "a sample is (channels, height, width), each above 0: got (16, 16)",
+        ),
+        (("segment", 4, SHAPE, 1.0), "architectures classify or detect: got 'segment'"),
         (
             ("classify", 4, (3, 6, 6), 1.0),
             "an input of 3x6x6 is too small for these architectures: give a longer side of 8 pixels "

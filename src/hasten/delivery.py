@@ -134,6 +134,8 @@ class Delivery:
         best = best_of_ways(run, budget_s) if self.compared.trained else {}
         final = self._fresh_figures(run, [exact, winner, loose, *best.values()])
         choice = self._settled(run, final, exact, judged, loose)
+        way = way_of(run.candidate(choice.winner)) if best else ""
+        best |= {way: choice.winner} if way else {}
         shown = _shown(run, choice, loose)
         run.notes += [
             UNEVEN.format(run.candidate(key).label)
@@ -163,7 +165,7 @@ class Delivery:
             loads=tuple(in_words(test)[0] for test in loaded),
             ways=ways(run, final, judged, best, self.compared.trained),
             budget_ns=None if budget_s is None else 1e9 * budget_s,
-            way=way_of(run.candidate(choice.winner)) if best else "",
+            way=way,
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {**evidence(run, final, judged, roles), "result.json": to_record(result)}

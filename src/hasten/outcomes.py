@@ -156,7 +156,7 @@ def ways(
         run: Behind it the search.
         final: The fresh rounds.
         judged: What the sealed data said, safest first.
-        best: Way -> its best candidate's key.
+        best: Way -> its best candidate's key; what ships, for its own way.
         trained: Way -> how it came about.
     """
     said = {key: e if isinstance(e, str) else e.in_words() for key, e in judged}

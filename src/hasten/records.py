@@ -13,6 +13,7 @@ import enum
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import secrets
@@ -169,6 +170,14 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hex, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_digest(function: Any) -> str | None:
+    """Return the SHA-256 of the file that a function was written in; None where there is none."""
+    try:
+        return file_digest(Path(inspect.getfile(function)))
+    except (TypeError, OSError):
+        return None
 
 
 def write_whole(path: Path, data: bytes) -> None:

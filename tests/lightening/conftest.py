@@ -1,8 +1,10 @@
-"""A wide network for images of which one corner is bright, that far smaller ones do as well as."""
+"""A wide network, that far smaller ones do as well as, and images: made up, and real ones."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ def corners(count: int, seed: int) -> tuple[Array, Array]:
     return x, labels
 
 
-def wide(width: int = 256) -> nn.Module:
+def wide(width: int = 256, classes: int = 4) -> nn.Module:
     """Return a network far wider than the task needs."""
     torch.manual_seed(0)
 
@@ -36,24 +38,38 @@ def wide(width: int = 256) -> nn.Module:
 
     return nn.Sequential(
         *(*block(1, width), *block(width, width), nn.MaxPool2d(2), *block(width, width)),
-        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 4)),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, classes)),
     )
 
 
-def taught(folder: Path) -> nn.Module:
+def clothes() -> tuple[tuple[Array, Array], ...]:
+    """Return cuts of real labelled images `(n, 1, 16, 16)` in [-1, 1]: to teach by, to train on, to judge.
+
+    Fashion-MNIST's where Debian's dataset-fashion-mnist is installed, else handwritten digits.
+    """
+    garments = importlib.import_module("garments")
+    _, known, judged = garments.labelled()
+
+    def cut(images: Any) -> tuple[Array, Array]:
+        halved = images.pixels.reshape(-1, 14, 2, 14, 2).mean((2, 4), dtype=np.float32)
+        framed = np.pad(halved, ((0, 0), (1, 1), (1, 1)))
+        return framed[:, None] / 127.5 - 1, images.labels
+
+    return cut(known[:900]), cut(known[900:1900]), cut(judged[:1500])
+
+
+def taught(examples: tuple[Array, Array], folder: Path) -> nn.Module:
     """Return the wide network, trained for a few seconds."""
-    module = wide()
-    known, judged = (
-        ArrayDataset({"input": x}, labels) for x, labels in (corners(600, 0), corners(200, 1))
-    )
+    x, labels = examples
+    module = wide(classes=10)
     Trainer(
         Network(module, ("input",)),
         None,
-        known,
-        judged,
+        ArrayDataset({"input": x[:-200]}, labels[:-200]),
+        ArrayDataset({"input": x[-200:]}, labels[-200:]),
         Top1(),
         Objective(),
-        Recipe(seconds=8, epochs=3, batch=32, rate=5e-3),
+        Recipe(seconds=10, epochs=4, batch=32, rate=5e-3, mixed=0),
         folder / "teacher.pt",
     ).train()
     return module

@@ -11,7 +11,7 @@ from tests.pruning.networks import KINDS, Residual, conv, costs, made, silence, 
 from torch import nn
 
 from hasten.errors import CandidateError, InputError
-from hasten.pruning.channels import Pruned, prune, schedule
+from hasten.pruning.channels import Prunable, Pruned, schedule
 from hasten.pruning.importance import Losses, importance, loss_values, sensitivity
 from hasten.pruning.layers import Sample, answers, layers
 from hasten.pruning.plan import Plan, apply
@@ -23,7 +23,8 @@ def halved(module: nn.Module, sample: Sample, share: float = 0.6, **settings: ob
     """Prune to a share of the made-up latency."""
     table = costs(module, sample)
     target_ns = share * table.predicted_ns(layers(module, sample))
-    return prune(module, sample, table, target_ns, squares(sample), **settings)  # type: ignore[arg-type]
+    network = Prunable(module, sample, squares(sample), **settings)  # type: ignore[arg-type]
+    return network.to(table, target_ns)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,7 +79,7 @@ def test_plans_of_several_steps_make_one() -> None:
     now_ns = table.predicted_ns(layers(module, sample))
     step, plan = module, Plan()
     for target_ns in schedule(now_ns, 0.5 * now_ns, 3):
-        pruned = prune(step, sample, table, target_ns, squares(sample))
+        pruned = Prunable(step, sample, squares(sample)).to(table, target_ns)
         step, plan = pruned.module, plan.then(pruned.plan)
     whole = apply(module, plan)
     assert table.predicted_ns(layers(whole, sample)) <= 0.5 * now_ns

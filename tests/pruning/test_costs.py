@@ -136,7 +136,7 @@ def test_a_pooling_counts_with_the_convolution_before_it() -> None:
 
 
 @pytest.mark.parametrize("engine", [OpenVino(), OnnxRuntime()], ids=["openvino", "onnxruntime"])
-@pytest.mark.parametrize("kind", ["plain", "separable", "transformer"])
+@pytest.mark.parametrize("kind", ["plain", "transformer"])
 def test_every_layer_is_measured_once_and_kept(
     engine: OpenVino | OnnxRuntime, kind: str, tmp_path: Path
 ) -> None:

@@ -137,8 +137,8 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
         time.sleep(2.2)  # from then on it counts as idle
         pid = server.serving_pid()
         with concurrent.futures.ThreadPoolExecutor(3) as threads:
-            calls = [threads.submit(ask, server.http_port, "slow") for _ in range(3)]
-            time.sleep(0.15)
+            calls = [threads.submit(ask, server.http_port, "slow") for _ in range(4)]
+            until(lambda: any(call.done() for call in calls))
             os.kill(pid, number)
             answers = [call.result() for call in calls]
         assert [status for status, _ in answers if status != 200], "nobody waited"
@@ -223,9 +223,10 @@ def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
 
     with ServerProcess(path, "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(5) as threads:
+            pid = server.serving_pid()
             calls = [threads.submit(ask, server.http_port, "model") for _ in range(5)]
-            time.sleep(0.15)
-            os.kill(server.serving_pid(), signal.SIGSEGV)
+            until(lambda: any(call.done() for call in calls))
+            os.kill(pid, signal.SIGSEGV)
             for call in calls:
                 call.result()
         until(lambda: ready(server))

@@ -75,6 +75,15 @@ def test_a_stopped_training_goes_on_and_ends_as_if_it_never_was(tmp_path: Path) 
     assert torch.allclose(weights(again), weights(whole), atol=1e-5)
 
 
+def test_the_callers_random_numbers_go_on_as_they_were(tmp_path: Path) -> None:
+    module = cnn()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trainer(tmp_path, module).train()
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_a_finished_training_is_read_and_not_repeated(tmp_path: Path) -> None:
     module = cnn()
     first = trainer(tmp_path, module).train()

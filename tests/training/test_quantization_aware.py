@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,11 @@ from hasten.errors import CandidateError
 from hasten.frontends import torch as frontend
 from hasten.model import Model
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.records import from_record, to_record
 from hasten.tensors import Array
 from hasten.testing.pass_tests import NARROW, answers, error_between
 from hasten.training.network import Network
-from hasten.training.quantization_aware import export, prepare, rebuild
-from hasten.training.rounding import ActivationRounding, Placement, Prepared
+from hasten.training.quantization_aware import export, prepare
+from hasten.training.rounding import ActivationRounding, Prepared
 
 PASS = StaticQuantization(reduce_range=NARROW)
 ENGINES = pytest.mark.parametrize("engine", [OnnxRuntime(), OpenVino()], ids=["ort", "openvino"])
@@ -295,18 +293,6 @@ def test_one_that_loses_in_int8_wins_it_back(tmp_path: Path) -> None:
     assert scores[1] > 0.9
 
 
-def test_a_state_fits_a_network_that_was_built_anew(cases: Cases, tmp_path: Path) -> None:
-    own = cases(Depthwise).learned
-    record = json.dumps(to_record(own.placement))
-    torch.save(own.state_dict(), tmp_path / "state.pt")
-    torch.manual_seed(5)
-    placement = from_record(Placement, json.loads(record))
-    again = rebuild(Network(Depthwise(), ("x",)), placement, {"x": images(1)[0]})
-    assert error_between(answered(own), answered(again.module)) > CLOSE
-    again.module.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert error_between(answered(own), answered(again.module)) == 0
-
-
 def test_a_copy_learns_by_itself(cases: Cases) -> None:
     own = cases(Depthwise).fresh
     other = copy.deepcopy(own)
@@ -373,14 +359,6 @@ def test_what_has_no_product_is_refused() -> None:
         "the network can't be trained for int8: nothing to quantize: there is no convolution or "
         "matrix product to take on"
     )
-
-
-def test_another_network_does_not_fit_a_placement(cases: Cases) -> None:
-    own = cases(Depthwise).fresh
-    with pytest.raises(
-        CandidateError, match=r"^the network isn't the one that was prepared: it ha"
-    ):
-        rebuild(trained(pruned), own.placement, {"x": images(1)[0]})
 
 
 def test_a_file_that_answers_otherwise_is_refused(cases: Cases, tmp_path: Path) -> None:

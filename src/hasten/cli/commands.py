@@ -24,8 +24,6 @@ from hasten.cli.options import (
 from hasten.errors import InputError
 from hasten.invocation import typed
 
-_ENGINES = ("onnxruntime", "openvino", "litert")
-
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hasten")
@@ -118,6 +116,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     with one_line_errors("stopped; what is done is kept, go on with --resume"):
         from hasten import optimize as run
         from hasten.cli.screen import screen, summary
+        from hasten.engines.installed import ENGINES
 
         pipeline = image_pipeline_of(options)
         with typed(click.get_current_context().obj), screen() as listen:
@@ -125,7 +124,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
                 model,
                 data,
                 pipeline=pipeline,
-                engines=options.pop("engines") or _ENGINES,
+                engines=options.pop("engines") or ENGINES,
                 time_limit_s=options.pop("time_limit"),
                 trial_limit_s=options.pop("trial_limit"),
                 keep_exact=not options.pop("no_exact"),

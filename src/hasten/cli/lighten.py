@@ -18,7 +18,6 @@ from hasten.cli.options import (
 )
 from hasten.invocation import typed
 
-_ENGINES = ("onnxruntime", "openvino", "litert")
 _WAYS = ("students", "pruned", "scratch")
 
 
@@ -125,6 +124,7 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
         from hasten import lighten as run
         from hasten.cli.commands import as_text
         from hasten.cli.screen import screen, summary
+        from hasten.engines.installed import ENGINES
 
         pipeline = image_pipeline_of(options)
         with typed(click.get_current_context().obj), screen() as listen:
@@ -135,7 +135,7 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
                 pipeline=pipeline,
                 budget_ms=1e3 * options.pop("budget_s"),
                 ways=options.pop("ways") or _WAYS,
-                engines=options.pop("engines") or _ENGINES,
+                engines=options.pop("engines") or ENGINES,
                 keep_exact=not options.pop("no_exact"),
                 listen=listen,
                 **options,

@@ -95,6 +95,7 @@ def shortlist(as_json: bool, top: int, engines: tuple[str, ...], **options: Any)
 def in_words(result: Shortlist, top: int) -> str:
     """Write a shortlist as a table, and what to know of it."""
     from hasten.cli.tables import aligned
+    from hasten.reporting.rows import latency
 
     measure = "ImageNet top-1" if result.task == "classify" else "COCO AP"
     head = ("architecture", "width", "pixels", "p50", "fastest by", "mult-adds", "params", measure)
@@ -103,7 +104,7 @@ def in_words(result: Shortlist, top: int) -> str:
     lines = [
         aligned([head, *(_row(one, own) for one in shown)]),
         "",
-        f"{len(shown)} of {len(result.entries)} families that fit {result.budget_ns / 1e6:g} ms, the "
+        f"{len(shown)} of {len(result.entries)} families that fit {latency(result.budget_ns)}, the "
         f"most promising first; {len(result.measured)} networks known, untrained",
         f"{measure}: as published of width 1 and the usual input, not of this one",
     ]
@@ -118,13 +119,14 @@ def in_words(result: Shortlist, top: int) -> str:
 
 
 def _row(one: Entry, own_pixels: int) -> Sequence[str]:
+    from hasten.reporting.rows import latency
+
     prospect = one.prospect
-    low, high = (f"{ns / 1e6:.3g}" for ns in (prospect.low_ns, prospect.high_ns))
     return (
         one.architecture,
         f"{one.width:g}",
         str(one.pixels or own_pixels),
-        f"{prospect.latency_ns / 1e6:.3g} ms ({low} to {high})",
+        latency(prospect.latency_ns, prospect.low_ns, prospect.high_ns),
         prospect.label,
         f"{one.madds / 1e6:.3g}M",
         f"{one.parameters / 1e6:.3g}M",

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from hasten.candidate import Single
-from hasten.data.spool import Spool
 from hasten.engines.base import Engine
 from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError
@@ -22,8 +21,6 @@ from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.records import digest
-from hasten.tensors import Array
 from hasten.training import quantization_aware
 from hasten.training.network import Network
 
@@ -45,24 +42,12 @@ def int8_score(task: Task, lighter: Lighter) -> float | None:
         None where no quantizer or no engine takes it.
     """
     model = lighter.model
-    folder = lighter.model.path.parent / "int8"
-    folder.mkdir(exist_ok=True)
-    bench = Workbench(
-        folder,
-        task.target,
-        memory_bytes=task.target.memory_bytes // 2,
-        model=model,
-        calibration=task.calibration,
-        calibration_hash=digest(
-            [task.calibration.content_hash(i).hex() for i in range(len(task.calibration))]
-        ),
-    )
-    samples, exact = task.held_out, _exact(task)
+    bench = task.workbench(model, model.path.parent / "int8")
     scores = []
     for number, candidate in enumerate(forms := _forms(task, model)):
         task.tell("int8", f"{lighter.way.name} in int8", number, len(forms))
         try:
-            scores.append(_score(task, bench, candidate, samples, exact))
+            scores.append(_score(task, bench, candidate))
         except (CandidateError, Skipped) as why:
             task.notes.append(f"{lighter.way.name} in int8 ({candidate.label}): {why}")
     return max(scores, default=None)
@@ -84,17 +69,11 @@ def _forms(task: Task, model: Model) -> list[Single]:
     return found
 
 
-def _score(
-    task: Task,
-    bench: Workbench,
-    candidate: Single,
-    samples: Spool,
-    exact: Sequence[dict[str, Array]],
-) -> float:
-    opened = bench.open(candidate)
+def _score(task: Task, bench: Workbench, candidate: Single) -> float:
+    samples, opened = task.held_out, bench.open(candidate)
     try:
         scores, at = [], 0
-        for outputs, own in zip(bench.predict(opened, samples), exact, strict=True):
+        for outputs, own in zip(bench.predict(opened, samples), task.exact, strict=True):
             named = dict(zip(own, outputs.values(), strict=True))
             size = len(next(iter(own.values())))
             labels = None if samples.labels is None else samples.labels[at : at + size]
@@ -103,16 +82,6 @@ def _score(
         return float(np.concatenate(scores).mean())
     finally:
         opened.worker.kill()
-
-
-def _exact(task: Task) -> list[dict[str, Array]]:
-    """Return the user's own network's answers to what was held out, chunk by chunk."""
-    count = len(task.held_out)
-    chunks = (
-        task.held_out.inputs(range(first, min(first + Workbench.chunk, count)))
-        for first in range(0, count, Workbench.chunk)
-    )
-    return list(task.network.answers(chunks))
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ from hasten.lightening.task import Task
 from hasten.lightening.ways import Stage, Way
 from hasten.measure.prospects import Prospect, fastest
 from hasten.measure.workbench import Bench
+from hasten.passes.base import Skipped
 from hasten.pruning import tokens
 from hasten.pruning.channels import Prunable, schedule
 from hasten.pruning.costs import Costs, Grid, measure
 from hasten.pruning.importance import Losses, sensitivity
-from hasten.pruning.layers import layers
+from hasten.pruning.in_network import in_network
+from hasten.pruning.layers import Layer, layers
 from hasten.pruning.normalization import recalibrate
 from hasten.pruning.plan import Plan, apply
 from hasten.records import from_record, read_json, write_json
@@ -40,6 +42,8 @@ MERGED = (1, 2, 4, 8, 16)
 _MERGED_SHARE = 0.5
 """Of the way to the budget, at most, by merging tokens: channels hurt less from there on."""
 _TRIES = 4
+_PROFILED = 24
+"""Requests whose layers are timed."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class PrunedNetwork(Way):
         begin = Plan(merged=self.merged if first else 0)
         if begin.merged:
             module = apply(module, begin)
-        task.tell("prune", f"to {target_ns / 1e6:.3g} ms", 0, 1)
+        task.tell("prune", f"to {latency(target_ns)}", 0, 1)
         network = Prunable(module, _sample(task), _losses(task))
         aim_ns = target_ns
         for attempt in range(_TRIES):
@@ -110,13 +114,13 @@ class PrunedNetwork(Way):
             if target_ns > task.budget_ns * 1.001:
                 break
             took_ns = measured_ns(task, pruned.module, self.way)
-            task.tell("prune", "measured", attempt + 1, _TRIES, f"pruned to {took_ns / 1e6:.3g} ms")
+            task.tell("prune", "measured", attempt + 1, _TRIES, f"pruned to {latency(took_ns)}")
             if took_ns <= target_ns:
                 break
             aim_ns = pruned.predicted_ns * 0.98 * target_ns / took_ns
         else:
             raise CandidateError(
-                f"pruning came to {took_ns / 1e6:.3g} ms where {target_ns / 1e6:.3g} were asked"
+                f"pruning came to {latency(took_ns)} where {latency(target_ns)} was asked"
             )
         return begin.then(pruned.plan)
 
@@ -202,7 +206,26 @@ def _costs(task: Task, module: torch.nn.Module, original: Prospect, now_ns: floa
     found = layers(module, _sample(task))
     precision: Any = "i8" if original.precision == "int8" else "f32"
     costs = measure(found, bench, engine, folder, precision)
+    if engine == original.engine:
+        way = Single(original.passes, engine)
+        costs = costs.scaled(found, *_inside(task, module, way, found, folder))
     return costs.corrected([(found, now_ns)])
+
+
+def _inside(
+    task: Task, module: torch.nn.Module, way: Single, found: Sequence[Layer], folder: Path
+) -> tuple[dict[str, float], float]:
+    """Return what each layer takes inside the network, and all else; nothing where it can't be told."""
+    try:
+        model = task.export(module, folder)
+        bench = task.workbench(model, folder / "inside")
+        opened = bench.open(way)
+        opened.worker.kill()
+        steps = bench.profile(way.engine, opened.artifact, task.calibration, requests=_PROFILED)
+        return in_network(found, model.path, steps)
+    except (CandidateError, InputError, Skipped) as why:
+        task.notes.append(f"layers were timed alone, not inside the network: {why}")
+        return {}, 0.0
 
 
 def _sample(task: Task) -> tuple[torch.Tensor, ...]:

@@ -18,13 +18,15 @@ from hasten.errors import CandidateError, InputError
 from hasten.frontends.extras import missing_extra
 from hasten.frontends.source import find_model
 from hasten.invocation import asking, invocation
+from hasten.measure.environment import versions
 from hasten.metrics.base import Metric
+from hasten.metrics.custom import Custom
 from hasten.optimization import optimize
 from hasten.passes.little import Student
 from hasten.pipeline.base import Pipeline
 from hasten.pipeline.config import from_module
 from hasten.progress import Listener, nobody
-from hasten.records import digest, load_object
+from hasten.records import digest, load_object, source_digest
 from hasten.result import Result
 from hasten.target import Target
 from hasten.workspace import begun, check_same_run, claimed
@@ -133,6 +135,7 @@ def lighten(
         given = Given.read(module, train, data, pipeline or from_module(model), metric, folder)
         split(given.judged, calibration=calibration, seed=seed, training=given.training)  # in time
         recipe = Recipe(60 * minutes, epochs, batch, rate, seed=seed)
+        own_loss = load_object(loss) if isinstance(loss, str) else loss
         options = [budget_ms, max_drop, given.metric, guard, confidence, list(ways), students]
         options += [list(architectures), recipe, features, list(engines), calibration]
         check_same_run(
@@ -142,7 +145,13 @@ def lighten(
                 "set of training data": given.training_digest,
                 "data": digest([len(given.judged), given.judged.content_hash(0).hex()]),
                 "machine": Target.host(),
+                "pipeline": given.preparation,
+                "set of versions": versions(),
                 "options": options,
+                "loss": None if loss is None else [_named(own_loss), source_digest(own_loss)],
+                "file of the metric's function": given.metric.source_sha256
+                if isinstance(given.metric, Custom)
+                else None,
             },
         )
         task = task_of(
@@ -154,7 +163,7 @@ def lighten(
             max_drop=max_drop,
             engines=engines,
             calibration=calibration,
-            loss=load_object(loss) if isinstance(loss, str) else loss,
+            loss=own_loss,
             features=features,
             listen=listen,
         )
@@ -187,6 +196,10 @@ def lighten(
             )
     shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _named(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _check_options(

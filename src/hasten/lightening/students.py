@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from hasten.errors import InputError
 from hasten.lightening.task import Task
 from hasten.lightening.ways import Stage, Way
 from hasten.model import Model
-from hasten.shortlisting import shortlist
+from hasten.shortlisting import Shortlist, shortlist
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
         )
     classes, sizes = task.classes, shape[0][1:]
 
-    def chosen() -> list[tuple[str, float, int | None]]:
+    def chosen() -> dict[str, Any]:
         found = shortlist(
             "classify",
             classes,
@@ -101,7 +102,22 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
             target=task.target,
             listen=task.listen,
         )
-        return [(one.architecture, one.width, one.pixels) for one in found.entries]
+        entries = [(one.architecture, one.width, one.pixels) for one in found.entries]
+        return {"entries": entries, "notes": _cautions(found)}
 
-    known = task.kept("shortlist", chosen)[:count]
-    return [StudentNetwork(name, width, pixels, classes, sizes) for name, width, pixels in known]
+    known = task.kept("shortlist", chosen)
+    task.notes.extend(known["notes"])
+    chosen_few = known["entries"][:count]
+    return [StudentNetwork(name, wide, side, classes, sizes) for name, wide, side in chosen_few]
+
+
+def _cautions(found: Shortlist) -> list[str]:
+    """Say what a busy host or the time limit may have kept from the list."""
+    notes = []
+    if any(not one.prospect.calm for one in found.measured):
+        notes.append(
+            "the host was busy while architectures were timed: larger ones may fit the budget"
+        )
+    if not found.complete:
+        notes.append("not every architecture that may fit the budget was timed: time was up")
+    return notes

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from hasten.errors import InputError, IntegrityError
 from hasten.frontends import torch as frontend
 from hasten.frontends.torch_inputs import input_names
 from hasten.lightening.given import Given
+from hasten.measure.workbench import Workbench
 from hasten.metrics.agreement import Agreement
 from hasten.metrics.base import Metric
 from hasten.metrics.choice import default_metric
 from hasten.metrics.custom import Custom
 from hasten.model import Model
 from hasten.progress import Listener, Progress, nobody
-from hasten.records import read_json, type_name, write_json
+from hasten.records import digest, read_json, type_name, write_json
 from hasten.target import Target
+from hasten.tensors import Array
 from hasten.training.loop import Recipe
 from hasten.training.network import Network
 from hasten.training.objective import Kind, Loss, Objective
@@ -83,6 +86,16 @@ class Task:
         """One sample of the training data, without an axis for samples."""
         return {name: array[0] for name, array in self.data.inputs([0]).items()}
 
+    @cached_property
+    def exact(self) -> list[dict[str, Array]]:
+        """The user's own network's answers to what is held out, `Workbench.chunk` samples at a time."""
+        count = len(self.held_out)
+        chunks = (
+            self.held_out.inputs(range(first, min(first + Workbench.chunk, count)))
+            for first in range(0, count, Workbench.chunk)
+        )
+        return list(self.network.answers(chunks))
+
     def export(self, module: torch.nn.Module, folder: Path) -> Model:
         """Write a network as an ONNX file that takes its inputs under the original's names.
 
@@ -92,6 +105,19 @@ class Task:
         names = [spec.name for spec in self.source.inputs]
         model = frontend.export(module, [self.sample[name] for name in names], folder, names)
         return model.settled_by(self.sample)
+
+    def workbench(self, model: Model, folder: Path) -> Workbench:
+        """Return where a network's int8 forms are made, by the training samples that calibrate."""
+        folder.mkdir(exist_ok=True)
+        hashes = [self.calibration.content_hash(i).hex() for i in range(len(self.calibration))]
+        return Workbench(
+            folder,
+            self.target,
+            memory_bytes=self.target.memory_bytes // 2,
+            model=model,
+            calibration=self.calibration,
+            calibration_hash=digest(hashes),
+        )
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what was found out before, as JSON has it; else find it out and keep it.

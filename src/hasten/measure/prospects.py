@@ -169,15 +169,17 @@ def _look(bench: Bench, subjects: Mapping[str, Subject], listen: Listener) -> No
             subject.looks = dict.fromkeys(subject.built, 0.0)
             continue
         worker = Worker(bench.log, bench.memory_bytes)
-        for way, artifact in subject.built.items():
-            if not worker.alive:
-                worker = Worker(bench.log, bench.memory_bytes)
-            try:
-                _open(worker, bench, way, artifact)
-                subject.looks[way] = float(np.median(_time(worker, subject.samples)))
-            except CandidateError as error:
-                subject.left_out[way.label] = str(error)
-        worker.kill()
+        try:
+            for way, artifact in subject.built.items():
+                if not worker.alive:
+                    worker = Worker(bench.log, bench.memory_bytes)
+                try:
+                    _open(worker, bench, way, artifact)
+                    subject.looks[way] = float(np.median(_time(worker, subject.samples)))
+                except CandidateError as error:
+                    subject.left_out[way.label] = str(error)
+        finally:
+            worker.kill()
 
 
 def _open(worker: Worker, bench: Bench, way: Single, artifact: Artifact) -> None:

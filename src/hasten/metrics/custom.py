@@ -6,14 +6,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from hasten.errors import InputError
 from hasten.metrics.base import Metric
-from hasten.records import file_digest, load_object
+from hasten.records import load_object, source_digest
 from hasten.tensors import Array, Tensors
 
 
@@ -42,10 +41,7 @@ class Custom(Metric):
     @property
     def source_sha256(self) -> str | None:
         """SHA-256 of the file that the function was written in; None where there is none."""
-        try:
-            return file_digest(Path(inspect.getfile(self._function)))
-        except (TypeError, OSError):
-            return None
+        return source_digest(self._function)
 
     @cached_property
     def _takes_exact(self) -> bool:

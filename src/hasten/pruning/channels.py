@@ -60,56 +60,21 @@ def schedule(now_ns: float, target_ns: float, steps: int) -> tuple[float, ...]:
     return tuple(now_ns * (target_ns / now_ns) ** (i / steps) for i in range(1, steps + 1))
 
 
-def prune(
-    module: nn.Module,
-    sample: Sample,
-    costs: Costs,
-    target_ns: float,
-    losses: Losses,
-    *,
-    keep: Sequence[str] = (),
-    least: float = LEAST,
-    blocks: bool = True,
-) -> Pruned:
-    """Take out of a copy what hurts least for the time that it saves, down to a latency.
+class Prunable:
+    """A module that may be pruned to several latencies; what is found out of it is kept.
 
     What the outputs are made of stays, and so does whatever can't be proven to be removable; see
-    `structure.groups`. When a block goes, all that was chosen so far is chosen anew without it.
+    `structure.groups`.
 
     Args:
-        module: Untouched. It may have been pruned before, with these costs as well.
-        sample: What it can run, as the costs were measured.
-        costs: Of the layers of the module that the first step began with, by name.
-        target_ns: By these costs.
+        module: Untouched. It may have been pruned before.
+        sample: What it can run, as costs are measured.
         losses: What hurts; see `importance.importance`.
         keep: Layers that must give all their channels, by path; so no block with one goes.
-        least: Of each group's channels as the costs know them, the share that stays at least.
         blocks: Whether whole blocks may go.
 
     Raises:
         InputError: the module can't run the sample, can't be traced, or a loss has no gradient.
-        CandidateError: the target can't be reached; it says what the least is.
-
-    Source: importance lost for latency saved, by a table of measured latencies: Shen et al., HALP,
-    arXiv:2110.10811; Yang et al., NetAdapt, arXiv:1804.03230.
-    """
-    return Prunable(module, sample, losses, keep=keep, blocks=blocks).to(
-        costs, target_ns, least=least
-    )
-
-
-class Prunable:
-    """A module that may be pruned to several latencies; what is found out of it is kept.
-
-    Args:
-        module: Untouched.
-        sample: As for `prune`, like the rest.
-        losses: What hurts.
-        keep: Layers that must give all their channels, by path.
-        blocks: Whether whole blocks may go.
-
-    Raises:
-        InputError: as `prune` says.
     """
 
     def __init__(
@@ -127,7 +92,21 @@ class Prunable:
         self._looks[()] = self._look(copy.deepcopy(module))
 
     def to(self, costs: Costs, target_ns: float, *, least: float = LEAST) -> Pruned:
-        """Prune to a latency, as `prune` does."""
+        """Take out of a copy what hurts least for the time that it saves, down to a latency.
+
+        When a block goes, all that was chosen so far is chosen anew without it.
+
+        Args:
+            costs: Of the layers of the module, or of the one that it was pruned from, by name.
+            target_ns: By these costs.
+            least: Of each group's channels as the costs know them, the share that stays at least.
+
+        Raises:
+            CandidateError: the target can't be reached; it says what the least is.
+
+        Source: importance lost for latency saved, by a table of measured latencies: Shen et al., HALP,
+        arXiv:2110.10811; Yang et al., NetAdapt, arXiv:1804.03230.
+        """
         original = self._looks[()].layers
         macs = sum(layer.shape.macs for layer in original)
         before_ns = costs.predicted_ns(original)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hasten.errors import InputError
-from hasten.pruning.layers import Sample, call, evaluating, tensors
+from hasten.frontends.torch import evaluating
+from hasten.pruning.layers import Sample, call, tensors
 from hasten.pruning.structure import Group, Member
 
 Losses: TypeAlias = Callable[[nn.Module], Iterable[torch.Tensor]]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +10,8 @@ import torch
 from torch import nn
 
 from hasten.errors import InputError
+from hasten.frontends.torch import evaluating
+from hasten.passes.silence import first_line
 
 Sample: TypeAlias = tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
 """What a module is called with: tensors in order, or by the names of forward's parameters."""
@@ -117,18 +118,6 @@ def tensors(outputs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module and its parts in eval mode, and each back in the mode that it had."""
-    before = [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for part, training in before:
-            part.training = training
-
-
 def answers(module: nn.Module, sample: Sample) -> list[torch.Tensor]:
     """Return what a module in eval mode answers, without gradients.
 
@@ -139,7 +128,7 @@ def answers(module: nn.Module, sample: Sample) -> list[torch.Tensor]:
         try:
             return tensors(call(module, sample))
         except Exception as error:  # the user's own code runs here
-            raise InputError(f"the model can't run the sample: {_first_line(error)}") from error
+            raise InputError(f"the model can't run the sample: {first_line(error)}") from error
 
 
 def is_attention(module: nn.Module) -> bool:
@@ -238,7 +227,3 @@ def _pair(pair: tuple[int, ...]) -> tuple[int, int]:
 def macs(module: nn.Module, sample: Sample) -> int:
     """Return how many multiplications one sample takes."""
     return sum(layer.shape.macs for layer in layers(module, sample))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

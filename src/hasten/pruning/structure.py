@@ -13,7 +13,8 @@ from torch import nn
 
 from hasten.errors import InputError
 from hasten.frontends.extras import missing_extra
-from hasten.pruning.layers import Sample, answers, call, evaluating, is_attention, tensors
+from hasten.frontends.torch import evaluating
+from hasten.pruning.layers import Sample, answers, call, is_attention, tensors
 from hasten.pruning.plan import Axis, Cut, carry_out, cuttable
 
 _TOLERANCE = 1e-3

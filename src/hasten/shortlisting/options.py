@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from hasten.architectures.catalogue import CATALOGUE, Architecture, Task, find
 from hasten.errors import InputError
@@ -51,9 +52,11 @@ def options(
         names: Architectures, or families of them, to choose among; all by default.
 
     Raises:
-        InputError: a name is unknown or does something else, or the input is too small for all.
+        InputError: the task or a name is unknown, an architecture does something else, or the input
+            is too small for all.
     """
-    families = {one.family for one in CATALOGUE}
+    if task not in get_args(Task):
+        raise InputError(f"architectures {' or '.join(get_args(Task))}: got {task!r}")
     chosen = [one for one in CATALOGUE if one.task == task]
     if names:
         for name in names:
@@ -62,7 +65,6 @@ def options(
                 raise InputError(f"the architecture {name} isn't one to {task}")
         chosen = [one for one in chosen if one.name in names or one.family in names]
     found: dict[str, list[Option]] = {one.family: [] for one in chosen}
-    assert found.keys() <= families
     for architecture in chosen:
         for pixels in _pixels(architecture, max(input_shape[1:])):
             sides = [

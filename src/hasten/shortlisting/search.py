@@ -122,6 +122,12 @@ def shortlist(
         raise InputError(f"the budget is a time above 0, as 2ms: got {budget_s}")
     if not time_limit_s > 0:
         raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s}")
+    if classes < 1:
+        raise InputError(f"a network tells at least 1 class apart: got {classes}")
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise InputError(
+            f"a sample is (channels, height, width), each above 0: got {tuple(input_shape)}"
+        )
     engine_kinds(engines)
     target = target or Target.host()
     known = Cache.of(cache or default_folder(), classes, input_shape, engines, target)
@@ -228,7 +234,7 @@ class Search:
             self._learn(estimates, batch)
             now = time.monotonic()
             each_s = (now - began) / len(batch)
-            at_once = max(1, min(_AT_ONCE, round((self.deadline - now) / each_s)))
+            at_once = max(1, round(min(_AT_ONCE, (self.deadline - now) / each_s)))
             batch = estimates.next(at_once, _WORTH)
         return True
 
@@ -283,7 +289,7 @@ class Search:
             try:
                 untrained[option.name] = written(option, self.classes, self.input_shape, own)
             except CandidateError as error:
-                self._found(option, Measured(0, 0, None, str(error)))
+                self._keep(option, Measured(0, 0, None, str(error)))
         prospects, failure = self._timed(untrained, self._slow)
         left = {name: one for name, one in untrained.items() if name not in prospects}
         if left and self._slow:  # what can't have the fast ways may have a slow one
@@ -293,8 +299,10 @@ class Search:
             if option.name in untrained:
                 one = untrained[option.name]
                 prospect = prospects.get(option.name)
-                why = "" if prospect else failure
-                self._found(option, Measured(one.madds, one.parameters, prospect, why))
+                if prospect is None:  # perhaps for the host was busy: the next call tries again
+                    self._note(option, Measured(one.madds, one.parameters, None, failure))
+                else:
+                    self._keep(option, Measured(one.madds, one.parameters, prospect))
                 shutil.rmtree(one.model.path.parent, ignore_errors=True)
 
     def _timed(
@@ -316,7 +324,7 @@ class Search:
             return {}, str(error)
         return found, "no engine runs it"
 
-    def _found(self, option: Option, found: Measured) -> None:
+    def _keep(self, option: Option, found: Measured) -> None:
         self.cache.keep(option, found)
         self._note(option, found)
 

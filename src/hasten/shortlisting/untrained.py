@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hasten.architectures.building import build, deployed, multiply_adds
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, HastenError
 from hasten.frontends import onnx
 from hasten.model import Model
 from hasten.shortlisting.options import Option
@@ -75,7 +75,9 @@ def written(option: Option, classes: int, input_shape: Sequence[int], folder: Pa
                 opset_version=_OPSET,
             )
             madds, parameters = multiply_adds(*knobs)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except HastenError:
+        raise
+    except Exception as error:  # timm and the exporter raise what their parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CandidateError(f"{option.name} can't be exported: {lines[0]}") from error
     model = onnx.load(path).settled_by({"x": np.zeros(tuple(input_shape), np.float32)})

@@ -21,7 +21,7 @@ class State:
         module: The network's state.
         average: The averaged network's.
         optimizer: Its state.
-        generator: Of torch's random numbers.
+        generators: Of torch's random numbers: the host's, and that of the device beside it.
         best: The averaged network's state where it did best; None before the first look.
         curve: (step, score) at each look.
         step: Steps that are behind.
@@ -33,7 +33,7 @@ class State:
     module: dict[str, Any]
     average: dict[str, Any]
     optimizer: dict[str, Any]
-    generator: torch.Tensor
+    generators: list[torch.Tensor]
     best: dict[str, Any] | None
     curve: list[tuple[int, float]]
     step: int

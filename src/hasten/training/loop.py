@@ -120,12 +120,21 @@ class Trainer:
     _exact: list[dict[str, Array]] = field(default_factory=list)
 
     def train(self) -> Training:
-        """Train, or go on from where a stopped training was.
+        """Train, or go on from where a stopped training was. The caller's random numbers stay as they are.
 
         Raises:
             CandidateError: the loss was no number before there was anything to keep.
             InputError: the data can't be read, nothing can be learnt, or the disk is full.
         """
+        with torch.random.fork_rng(self._cuda()):
+            return self._train()
+
+    def _cuda(self) -> list[torch.device]:
+        """The GPU that it trains on, if it does."""
+        device = self.network.device
+        return [device] if device.type == "cuda" else []
+
+    def _train(self) -> Training:
         recipe, module = self.recipe, self.network.module
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         batch = max(1, min(recipe.batch, len(self.data)))
@@ -298,7 +307,7 @@ class Trainer:
             module=self.network.module.state_dict(),
             average=self._average.state_dict(),
             optimizer=self._optimizer.state_dict(),
-            generator=torch.get_rng_state(),
+            generators=[torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda())],
             best=best,
             curve=curve,
             step=step,
@@ -311,7 +320,10 @@ class Trainer:
         self.network.module.load_state_dict(state.module)
         self._average.load_state_dict(state.average)
         self._optimizer.load_state_dict(state.optimizer)
-        torch.set_rng_state(state.generator)
+        host, *others = state.generators
+        torch.set_rng_state(host)
+        for device, generator in zip(self._cuda(), others, strict=False):
+            torch.cuda.set_rng_state(generator, device)
 
     def _finished(self, state: State) -> Training:
         if state.best is None:

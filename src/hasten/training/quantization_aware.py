@@ -78,27 +78,11 @@ def prepare(
     return Network(Prepared(graph, placement), network.inputs, low_precision=False)
 
 
-def rebuild(network: Network, placement: Placement, sample: Tensors) -> Network:
-    """Prepare a network as it was prepared before, to load a state into.
-
-    Args:
-        network: In float, as it was then, whatever its weights.
-        placement: Of the module that was prepared.
-        sample: Any sample by input name, without an axis for samples.
-
-    Raises:
-        CandidateError: it isn't the network that the placement is of.
-    """
-    rows = {name: np.stack([sample[name]] * 2) for name in network.inputs}
-    prepared = Prepared(_captured(network, rows), placement)
-    return Network(prepared, network.inputs, low_precision=False)
-
-
 def export(network: Network, sample: Tensors, workdir: Path) -> Model:
     """Write a prepared network as an ONNX file with explicit QDQ.
 
     Args:
-        network: From `prepare` or `rebuild`, trained or not.
+        network: From `prepare`, trained or not.
         sample: One sample by input name, without an axis for samples; its answers are checked.
         workdir: Empty, exists.
 
