@@ -52,4 +52,4 @@ $(VENV)/.test: $(VENV)/.demo tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-keras .venv-ray .venv-triton build dist *.hasten *.hasten.work
+	rm -rf $(VENV) .venv-keras .venv-ray .venv-triton build dist *.hasten *.hasten.work *.hasten.training

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import openvino
 import pytest
+import torch
+from torch import nn
 
 from hasten.data.arrays import ArrayDataset
 from hasten.frontends.source import load_model
@@ -137,3 +139,54 @@ def test_what_lost_more_than_the_limit_is_no_rival_to_beat(load: Load) -> None:
     assert (first, over_any.estimate) == ("wrong", pytest.approx(2.0))
     assert (second, over_accurate.estimate) == ("accurate", pytest.approx(0.5))
     assert found.over(("wrong",), 0.05) is None
+
+
+def test_the_teacher_of_the_lighter_models_is_trained_once(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("timm")
+    lighter = load("lighter")
+    monkeypatch.setattr(lighter, "TAUGHT", 120)
+    monkeypatch.setattr(lighter, "RECIPE", lighter.Recipe(seconds=2, epochs=1, batch=16))
+    weights = [lighter.teacher(tmp_path).fc.weight for _ in range(2)]
+    assert (weights[0] == weights[1]).all()
+    known, judged = lighter.known(300), lighter.judged(200)
+    assert known.inputs([0, 1])["x"].shape == (2, 1, 28, 28)
+    assert not {known.content_hash(i) for i in range(300)} & {
+        judged.content_hash(i) for i in range(200)
+    }
+
+
+class SmallCnn(nn.Module):
+    """Two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 96, 3, padding=1), nn.BatchNorm2d(96), nn.ReLU()),
+            *(nn.Conv2d(96, 96, 3, padding=1), nn.BatchNorm2d(96), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layers(x)
+        return found
+
+
+def test_a_pruned_network_is_timed_beside_itself_on_an_engine(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("timm")
+    pruning = load("pruning")
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((16, 3, 48, 48), np.float32)
+
+    subject = pruning.Subject(SmallCnn, lambda: ArrayDataset({"x": pixels}), random=True)
+    monkeypatch.setattr(pruning, "SUBJECTS", {"cnn": subject})
+    monkeypatch.setattr(pruning, "PATIENCE_S", 0)
+    options = ["cnn", "--shares", "0.7", "--engine", "onnxruntime", "--cache", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["pruning.py", *options])
+    pruning.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| cnn")]
+    assert [line.split(" | ")[4] for line in lines[-2:]] == ["i8", "f32"]
+    assert all(0 < float(line.split(" | ")[3]) < 1 for line in lines)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import traceback
+from pathlib import Path
 
 
 class HastenError(Exception):
@@ -19,6 +21,16 @@ class CandidateError(HastenError):
 
 class IntegrityError(InputError):
     """A bundle or a record is damaged, truncated, tampered with, or from a newer version."""
+
+
+def told(error: BaseException) -> str:
+    """Return what another's code raised, in one line: its type, what it says, and where."""
+    lines = str(error).strip().splitlines()
+    said = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return said  # that names its line itself
+    return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
 def full_disk(error: BaseException | None) -> OSError | None:

@@ -114,11 +114,11 @@ def best_of_ways(run: Run, budget_s: float | None) -> dict[str, str]:
     """
     by_way: dict[str, list[Trial]] = {}
     for trial in run.trials.measured():
-        if trial.candidate.exact or trial.scores:
-            by_way.setdefault(way_of(trial.candidate), []).append(trial)
+        by_way.setdefault(way_of(trial.candidate), []).append(trial)
     limit, ratio, risk = run.order.max_drop, run.trials.ratio, run.trials.risk
     found = {}
-    for name, trials in by_way.items():
+    for name, tried in by_way.items():
+        trials = [t for t in tried if t.candidate.exact or t.scores] or tried
         fast = [t for t in trials if budget_s is not None and latency_ns(t) <= 1e9 * budget_s]
         safe = [t for t in trials if risk(t) <= limit]
         best = (
@@ -167,6 +167,8 @@ def ways(
             continue
         trial, exact = run.trials.done[key], run.candidate(key).exact
         untested = "exact" if exact else "not tested on the sealed data"
+        if not exact and not trial.scores:
+            untested = "not faster than what there is: not judged"
         found.append(
             Way(
                 name=name,

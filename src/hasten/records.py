@@ -25,7 +25,7 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import HastenError, InputError, IntegrityError, told
 
 T = TypeVar("T")
 
@@ -58,6 +58,10 @@ def load_object(path: str) -> Any:
             module = importlib.import_module(module_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"can't import {path!r}: {error}") from error
+    except HastenError:
+        raise
+    except Exception as error:  # the user's own code runs here
+        raise InputError(f"can't import {path!r}: {told(error)}") from error
     if not hasattr(module, name):
         raise InputError(f"can't import {path!r}: {module_name} has no {name!r}")
     return getattr(module, name)

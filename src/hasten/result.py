@@ -254,6 +254,17 @@ class Result:
         return next(row for row in reversed(self.rows) if row.role != "fastest uncertified")
 
     @property
+    def latency_ns(self) -> float:
+        """What a request to the winner takes: its p50, a cascade's mean."""
+        winner = self.winner
+        return winner.mean_ns if winner.statistic == "mean" else winner.p50.value_ns
+
+    @property
+    def within_budget(self) -> bool | None:
+        """Whether that is within the budget; None where none was given."""
+        return None if self.budget_ns is None else self.latency_ns <= self.budget_ns
+
+    @property
     def speedup(self) -> float:
         """The winner's, over the default engine."""
         return self.winner.speedup

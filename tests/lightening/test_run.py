@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ from hasten.bundle import read
 from hasten.errors import InputError
 from hasten.frontends.torch import export
 from hasten.measure.prospects import fastest
-from hasten.progress import Listener, Progress
+from hasten.progress import Progress
+from hasten.reporting.evidence import gathered
 from hasten.reporting.rows import won
-from hasten.result import Result
 from hasten.target import Target
 from hasten.tensors import Array
 from hasten.testing.quick import quick_runs
@@ -48,68 +47,67 @@ def budget_ms(module: torch.nn.Module, image: Array, share: float, folder: Path)
     return share * found["it"].latency_ns / 1e6
 
 
-def run(
-    module: torch.nn.Module,
-    known: tuple[Array, Array],
-    judged: tuple[Array, Array],
-    limit_ms: float,
-    out: Path,
-    *,
-    resume: bool,
-    listen: Listener,
-) -> Result:
-    with quick_runs(passes=True):
-        return hasten.lighten(
-            module,
-            known,
-            judged,
-            budget_ms=limit_ms,
-            max_drop=0.2,
-            out=out,
-            architectures=["lcnet"],
-            minutes=0.08,
-            epochs=5,
-            batch=32,
-            rate=5e-3,
-            engines=("onnxruntime",),
-            resume=resume,
-            listen=listen,
-        )
+SCRIPT = """
+import sys
+from hasten.cli import main
+from hasten.testing.quick import quick_runs
+with quick_runs(passes=True):
+    main()
+"""
+NETWORK = """
+import torch
+from tests.lightening.conftest import wide
+def net():
+    network = wide(classes=10)
+    network.load_state_dict(torch.load({file!r}, weights_only=True))
+    return network
+"""
 
 
-def run_and_be_killed(*asked: Any) -> None:
-    """As `run`, until the student has looked once at how it does."""
+def started(folder: Path, limit_ms: float, *options: str) -> subprocess.Popen[str]:
+    """Start the command on what lies in a folder."""
+    said = [f"{folder / 'net.py'}:net", f"--train={folder / 'known.npz'}"]
+    said += [f"--data={folder / 'judged.npz'}", f"--budget={limit_ms}ms", "--max-drop=20%"]
+    said += ["--architecture=lcnet", "--minutes=0.05", "--epochs=5", "--batch=32", "--rate=5e-3"]
+    said += ["--engine=onnxruntime", f"--out={folder / 'b.hasten'}", *options]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "lighten", *said],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
 
-    def listen(progress: Progress) -> None:
-        learning = progress.stage == "train" and progress.doing.startswith("lcnet")
-        if learning and progress.outcome:
-            os.kill(os.getpid(), signal.SIGKILL)
 
-    run(*asked, resume=False, listen=listen)
-
-
-def test_a_killed_run_goes_on_and_ends_with_a_certified_lighter_model(
+def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     examples, known, judged = clothes()
     module = taught(examples, tmp_path)
-    before = [p.detach().clone() for p in module.parameters()]
-    out = tmp_path / "b.hasten"
+    torch.save(module.state_dict(), tmp_path / "net.pt")
+    (tmp_path / "net.py").write_text(NETWORK.format(file=str(tmp_path / "net.pt")))
+    for name, (x, labels) in (("known", known), ("judged", judged)):
+        np.savez(tmp_path / f"{name}.npz", input=x, labels=labels)
     with quick_runs():
         limit_ms = budget_ms(module, known[0][0], 0.6, tmp_path / "budget")
-    asked = (module, known, judged, limit_ms, out)
-    process = multiprocessing.get_context("spawn").Process(target=run_and_be_killed, args=asked)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    heard: list[Progress] = []
-    result = run(*asked, resume=True, listen=heard.append)
-    trained = {p.doing for p in heard if p.stage == "train"}
-    assert "pruned" not in trained  # it was through
-    assert any("labels alone" in name for name in trained)
+    again: list[str] = []
+    for words in ("pruned: ", "the baseline"):
+        with started(tmp_path, limit_ms, *again) as process:
+            assert process.stderr is not None
+            heard: list[str] = []
+            while words not in (line := process.stderr.readline()):
+                assert line, "".join(heard)
+                heard.append(line)
+            process.kill()
+        again = ["--resume"]
+    with started(tmp_path, limit_ms, "--resume", "--json") as process:
+        printed, said = process.communicate()
+    assert process.returncode == 0, said
+    assert "after " not in said  # no training was left
+    assert json.loads(printed)["status"] == "certified"
 
-    assert result.status == "certified", result.why
+    result = gathered(tmp_path / "b.hasten").result
     names = {way.name for way in result.ways}
     assert "pruned" in names
     assert any(name.startswith("lcnet") and "labels alone" in name for name in names)
@@ -118,15 +116,14 @@ def test_a_killed_run_goes_on_and_ends_with_a_certified_lighter_model(
     assert all(way.trained for way in result.ways if way.name != "as it is")
     assert any(note.startswith("the model itself takes ") for note in result.notes)
     assert not (tmp_path / "b.hasten.training").exists()
-    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
-    assert read(out).winner.label.startswith("little(")
-    with hasten.load(out) as fast:
+    assert read(tmp_path / "b.hasten").winner.label.startswith("little(")
+    with hasten.load(tmp_path / "b.hasten") as fast:
         found = np.concatenate([fast(judged[0][i : i + 1])["output"] for i in range(100)])
     exact = module(torch.from_numpy(judged[0][:100])).argmax(1).numpy()
     right = (found.argmax(1) == judged[1][:100]).mean()
     assert right > (exact == judged[1][:100]).mean() - 0.2
     assert result.asked is not None
-    assert result.asked.invocation.function == "lighten"
+    assert result.asked.invocation.words[0] == "lighten"
 
 
 def refused(tmp_path: Path, **options: object) -> str:
@@ -142,7 +139,9 @@ def test_a_budget_that_nothing_meets_is_refused_with_the_fastest_that_there_is(
     tmp_path: Path,
 ) -> None:
     said = refused(tmp_path, budget_ms=1e-4, architectures=["lcnet"])
-    assert said.startswith("nothing meets the budget of 0.1 µs: pruned: pruning can't reach ")
+    assert said.startswith(
+        "found no way to a model within 0.1 µs: pruned: pruning can't reach 0.0001 ms"
+    )
     assert "the least is " in said
     assert "the fastest is lcnet" in said
 
@@ -198,6 +197,83 @@ def test_a_stopped_run_does_not_go_on_with_another_loss(tmp_path: Path) -> None:
         run(by_another, resume=True)
 
 
+def vector(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    return outputs["output"].sum(1)
+
+
+def constant(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(())
+
+
+def no_number(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    return outputs["output"].sum() * torch.nan
+
+
+def other_output(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    return outputs["logits"].sum()
+
+
+CALLED = "called with the outputs output [8, 4] and labels [8]"
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (vector, f"a loss gives a tensor of one number: {CALLED}, it gave [8]"),
+        (constant, f"a loss depends on the outputs: {CALLED}, it gave a constant"),
+        (no_number, f"the loss of the model itself is nan, {CALLED}"),
+        (other_output, f"the loss failed, {CALLED}: KeyError: 'logits' (test_run.py:"),
+        (3, "a loss is a function of outputs and labels: got 3"),
+    ],
+)
+def test_a_loss_that_can_not_be_learnt_by_is_refused_before_anything_is_timed(
+    tmp_path: Path, loss: object, said: str
+) -> None:
+    assert refused(tmp_path, loss=loss).startswith(said)
+
+
+def test_training_samples_that_are_not_what_the_model_takes_are_refused(tmp_path: Path) -> None:
+    x, labels = KNOWN
+    assert refused(tmp_path, train=(x.astype(np.uint8), labels)) == (
+        "the training data's input is uint8 [1, 16, 16] for a sample; the model takes float32 "
+        "[1, 16, 16]"
+    )
+    assert refused(tmp_path, train=(x.transpose(0, 2, 3, 1).copy(), labels)) == (
+        "the training data's input is float32 [16, 16, 1] for a sample; the model takes float32 "
+        "[1, 16, 16]"
+    )
+
+
+class Broken:
+    """Samples of which one can't be read."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> tuple[Array, int]:
+        if index == 20:
+            raise OSError("cannot identify image file")
+        return KNOWN[0][index], int(KNOWN[1][index])
+
+
+def test_a_sample_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    said = refused(tmp_path, train=Broken())
+    assert "sample 20: OSError: cannot identify image file (test_run.py:" in said
+
+
+def test_a_model_within_the_budget_is_left_to_optimize(tmp_path: Path) -> None:
+    with quick_runs():
+        said = refused(tmp_path, budget_ms=1000.0)
+    assert said.startswith("the model is within the budget of 1000 ms as it is, by ")
+    assert said.endswith("let optimize certify that, or give a smaller budget")
+
+
+def test_a_metric_of_labels_wants_labels_before_anything_is_trained(tmp_path: Path) -> None:
+    assert refused(tmp_path, data=JUDGED[0], metric="top1").startswith(
+        "the metric top1 needs labels and the data to judge on has none"
+    )
+
+
 class Branching(torch.nn.Module):
     """Goes one of two ways, as the numbers say: no tracer can follow."""
 
@@ -212,15 +288,19 @@ class Branching(torch.nn.Module):
 
 def test_a_model_that_can_not_be_traced_is_refused_in_one_line(tmp_path: Path) -> None:
     said = refused(tmp_path, model=Branching())
-    assert said.startswith("torch can't export the model to ONNX: ")
-    assert "\n" not in said
+    assert said.startswith("torch can't export the model to ONNX: test_run.py:")
+    assert said.endswith(
+        "goes one way or another by a number that is computed (return out if float(out.sum()) > 0 "
+        "else -out); torch.where gives one of both without that"
+    )
 
 
 def test_what_is_no_live_network_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     file.write_bytes(b"")
     assert refused(tmp_path, model=str(file)) == (
-        f"lighten trains a live torch network, as file.py:name gives one; {file} is none"
+        f"lighten trains a live torch network, as file.py:name gives one; {file} is none "
+        "(optimize takes it as it is)"
     )
 
 
@@ -228,14 +308,18 @@ def test_what_is_no_live_network_is_refused(tmp_path: Path) -> None:
     ("option", "value", "said"),
     [
         ("budget_ms", 0.0, "the budget is in milliseconds, above 0: got 0.0"),
+        ("budget_ms", "3ms", "the budget is in milliseconds, above 0: got '3ms'"),
+        ("max_drop", "1%", "max_drop is a share between 0 and 1: got 1%; 1% is 0.01"),
+        ("architectures", "mobilenetv9", None),
         ("minutes", -1, "the time for each way is in minutes, above 0: got -1"),
-        ("batch", 1, "a batch has at least 2 samples, since it is normalized by: got 1"),
-        ("ways", ["magic"], "ways are students, pruned, scratch: got 'magic'"),
+        ("batch", 1, "a batch has at least 2 samples, whose mean and variance normalize it: got 1"),
+        ("ways", "magic", "ways are students, pruned, scratch: got 'magic'"),
         ("students", 0, "give at least 1 student, or leave that way out: got 0"),
         ("features", 2.0, "the weight of features is between 0 and 1: got 2.0"),
     ],
 )
 def test_options_out_of_range_are_refused(
-    tmp_path: Path, option: str, value: object, said: str
+    tmp_path: Path, option: str, value: object, said: str | None
 ) -> None:
-    assert refused(tmp_path, **{option: value}) == said
+    came = refused(tmp_path, **{option: value})
+    assert came == said or (said is None and came.startswith("the catalogue has no architecture"))

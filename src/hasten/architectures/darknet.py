@@ -30,12 +30,32 @@ class Section(NamedTuple):
     settings: dict[str, str]
 
     def number(self, name: str, default: int = 0) -> int:
-        """Return a setting that is a whole number."""
-        return int(self.settings.get(name, default))
+        """Return a setting that is a whole number.
+
+        Raises:
+            InputError: it is something else.
+        """
+        (found,) = self._whole(name, str(default))
+        return found
 
     def numbers(self, name: str) -> list[int]:
-        """Return a setting that is a list of whole numbers."""
-        return [int(part) for part in self.settings[name].split(",")]
+        """Return a setting that is a list of whole numbers.
+
+        Raises:
+            InputError: it is missing, or something else.
+        """
+        if name not in self.settings:
+            raise InputError(f"a .cfg file says {name}= in [{self.kind}]; this one doesn't")
+        return self._whole(name, "")
+
+    def _whole(self, name: str, default: str) -> list[int]:
+        text = self.settings.get(name, default)
+        try:
+            return [int(part) for part in text.split(",")]
+        except ValueError as error:
+            raise InputError(
+                f"{name}={text} in [{self.kind}] of a .cfg file is no whole number"
+            ) from error
 
 
 def read_sections(text: str) -> list[Section]:
@@ -186,7 +206,12 @@ def _stored_of(layer: Any) -> Iterator[tuple[torch.Tensor, bool]]:
 
 def _routes(section: Section, position: int) -> list[int]:
     """Return the layers that a [route] reads; negative numbers count back from it."""
-    return [i if i >= 0 else position + i for i in section.numbers("layers")]
+    found = [i if i >= 0 else position + i for i in section.numbers("layers")]
+    if not all(0 <= i < position for i in found):
+        raise InputError(
+            f"layers={section.settings['layers']} in [route] of a .cfg file: no such layers before it"
+        )
+    return found
 
 
 def _routed(given: list[torch.Tensor], section: Section) -> torch.Tensor:
@@ -237,6 +262,8 @@ def _convolution(section: Section, channels: int) -> tuple[nn.Module, int]:
 def _pool(section: Section) -> nn.Module:
     stride = section.number("stride", 1)
     size = section.number("size", stride)
+    if section.number("padding", size - 1) != size - 1:
+        raise InputError("a .cfg file with padding= in [maxpool] isn't read here")
     if size % 2:
         return nn.MaxPool2d(size, stride, padding=size // 2)
     if size == stride == 2:

@@ -1,6 +1,7 @@
 """What a certificate may be asked for, and how much data it would take."""
 
 import math
+from numbers import Real
 
 from scipy import special
 
@@ -17,9 +18,9 @@ def check_limits(max_drop: float, confidence: float) -> None:
     Raises:
         InputError: it isn't a share between 0 and 1, or a confidence below a half.
     """
-    if not 0 < max_drop < 1:
+    if not (isinstance(max_drop, Real) and 0 < max_drop < 1):
         raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
-    if not 0.5 <= confidence < 1:
+    if not (isinstance(confidence, Real) and 0.5 <= confidence < 1):
         raise InputError(f"confidence is at least 0.5 and below 1: got {confidence}; 95% is 0.95")
 
 

@@ -118,7 +118,10 @@ _WAYS = ("students", "pruned", "scratch")
 @click.option("--resume", is_flag=True, help="Go on with the run that was stopped.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) -> None:
-    """Train lighter networks in MODEL's place, and certify one within a budget."""
+    """Train lighter networks in MODEL's place, and certify one within a budget.
+
+    The exit code is 0 if what ships is within it, 1 if nothing that is could be certified.
+    """
     began = time.monotonic()
     with one_line_errors("stopped; what is done is kept, go on with --resume"):
         from hasten import lighten as run
@@ -141,3 +144,5 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
                 **options,
             )
         click.echo(as_text(result) if as_json else summary(result, began))
+    if not result.within_budget:
+        raise SystemExit(1)

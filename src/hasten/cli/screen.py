@@ -79,6 +79,7 @@ class LiveScreen:
             transient=True,
         )
         self._tasks: dict[str, Any] = {}
+        self._done: dict[str, int] = {}
         self._best: str | None = None
 
     def __enter__(self) -> Self:
@@ -98,6 +99,9 @@ class LiveScreen:
         stage = _STAGES.get(progress.stage, progress.stage)
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=progress.total, doing="")
+        if progress.done < self._done.get(stage, 0):  # the next one: its time counts anew
+            self._bar.reset(self._tasks[stage])
+        self._done[stage] = progress.done
         self._bar.update(
             self._tasks[stage],
             completed=progress.done,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hasten.data.dataset import Dataset
-from hasten.data.samples import check_counts, stack, tensors_hash
-from hasten.errors import InputError
+from hasten.data.samples import check_counts, check_finite, stack, tensors_hash
+from hasten.errors import HastenError, InputError, told
 from hasten.tensors import Array
 
 _LOOKED_AT, _TIMES = 32, 3
@@ -43,10 +43,15 @@ class Rereading(Dataset):
         """
         if count < 1:
             raise InputError(f"{source} has no samples")
-        self._read, self._hashes = read, []
+        self._make, self._source, self._hashes = read, source, []
         rows: list[Parts] = []
         for index in range(count):
-            inputs, *more = read(index)
+            inputs, *more = self._read(index)
+            try:
+                for name, array in inputs.items():
+                    check_finite(name, np.asarray(array)[None], [index])
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from error
             self._hashes.append(tensors_hash(inputs))
             rows.append(tuple(np.asarray(part) for part in more))
             if len(rows[-1]) != len(rows[0]):
@@ -59,13 +64,13 @@ class Rereading(Dataset):
                     f"{source}: the label of sample {index} has the shape "
                     f"{list(rows[-1][0].shape)}, the first {list(rows[0][0].shape)}"
                 )
-        self.names = tuple(read(0)[0])
+        self.names = tuple(self._read(0)[0])
         self.labels = np.stack([row[0] for row in rows]) if rows[0] else None
         self.groups = np.array([row[1][()] for row in rows]) if len(rows[0]) > 1 else None
         check_counts({"samples": count}, self.labels, self.groups, source)
         looked_at = np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)
         self.repeats = all(
-            tensors_hash(read(int(i))[0]) == self._hashes[i]
+            tensors_hash(self._read(int(i))[0]) == self._hashes[i]
             for _ in range(_TIMES)
             for i in looked_at
         )
@@ -74,6 +79,14 @@ class Rereading(Dataset):
                 hashlib.sha256(b"%d" % i + b"".join(part.tobytes() for part in row)).digest()
                 for i, row in enumerate(rows)
             ]
+
+    def _read(self, index: int) -> Parts:
+        try:
+            return self._make(index)
+        except HastenError:
+            raise
+        except Exception as error:  # the user's own code runs here
+            raise InputError(f"{self._source}: sample {index}: {told(error)}") from error
 
     def __len__(self) -> int:
         return len(self._hashes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hasten.data.dataset import Dataset
 from hasten.data.source import open_data
-from hasten.errors import InputError
+from hasten.errors import HastenError, InputError, told
 from hasten.frontends import onnx
 from hasten.model import Model
 from hasten.pipeline.base import Pipeline
@@ -121,7 +121,12 @@ def _from_code(source: str) -> Any:
     found = load_object(source)
     is_model = _kind(found) is not None
     if callable(found) and not is_model:
-        found = found()
+        try:
+            found = found()
+        except HastenError:
+            raise
+        except Exception as error:  # the user's own code runs here
+            raise InputError(f"{source} failed: {told(error)}") from error
     if isinstance(found, (str, Path)):
         inner = _from_path(Path(found))
         if inner is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +29,12 @@ from hasten.frontends.torch_inputs import (
 )
 from hasten.model import Model
 from hasten.tensors import Array
+
+_BRANCH = re.compile(
+    r'data-dependent.*call raised this error:\s+File "([^"]+)", line (\d+), in \S+\n([^\n]*)',
+    re.DOTALL,
+)
+"""In what torch.export says of a branch."""
 
 if TYPE_CHECKING:
     import torch
@@ -207,15 +216,14 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence torch's exporter, which warns and logs of its own workings."""
-    log = logging.getLogger("torch")
-    level = log.level
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        log.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(disabled)
 
 
 def flat_outputs(outputs: Any) -> dict[str, Any]:
@@ -340,5 +348,12 @@ def _reason(error: BaseException) -> str:
     """Return the first line of what lies at the bottom of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
+    branch = _BRANCH.search(str(error))
+    if branch:
+        file, line, code = branch.groups()
+        return (
+            f"{Path(file).name}:{line} goes one way or another by a number that is computed "
+            f"({code.strip()}); torch.where gives one of both without that"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from hasten.errors import CandidateError, InputError
 from hasten.lightening.int8 import LOST, QuantizationAware, int8_score
 from hasten.lightening.pruned import PrunedNetwork
 from hasten.lightening.students import fitting
 from hasten.lightening.task import Task
-from hasten.lightening.ways import Lighter, Way, folder_name, hopeless, train_way
+from hasten.lightening.ways import (
+    Lighter,
+    Unchanged,
+    Way,
+    folder_name,
+    hopeless,
+    train_way,
+)
 from hasten.measure.prospects import Prospect, fastest
 from hasten.records import from_record
 from hasten.reporting.rows import latency
+from hasten.training.loop import Training
 
 
 def trained(
@@ -36,6 +46,8 @@ def trained(
         f"the model itself takes {latency(original.latency_ns)} ({original.label}); the budget is "
         f"{latency(task.budget_ns)}"
     )
+    if original.latency_ns <= task.budget_ns:
+        return [_within(task, original)]
     failed: list[str] = []
     ways: list[Way] = []
     if "pruned" in kinds:
@@ -52,11 +64,12 @@ def trained(
             elif "scratch" in kinds:
                 failed.append("scratch: the training data has no labels to learn from alone")
         except (CandidateError, InputError) as why:
-            failed.append(f"students: {why}")
+            failed.append(f"other architectures: {why}")
     if not ways:
         raise InputError(
-            f"nothing meets the budget of {latency(task.budget_ns)}: {'; '.join(failed)}"
+            f"found no way to a model within {latency(task.budget_ns)}: {'; '.join(failed)}"
         )
+    before = len(task.notes)
     task.notes.extend(failed)
     done: list[Lighter] = []
     for way in ways:
@@ -65,8 +78,38 @@ def trained(
         if _int8_costs(task, lighter):
             _train(task, QuantizationAware(lighter), done)
     if not done:
-        raise InputError(f"no way came through: {'; '.join(task.notes)}")
+        raise InputError(f"no way came through: {'; '.join(task.notes[before:])}")
     return done
+
+
+def _within(task: Task, original: Prospect) -> Lighter:
+    """Return the model itself, trained for int8, where it is within the budget in int8 alone.
+
+    Raises:
+        InputError: int8 costs it little, or it is within the budget without: nothing is to be trained.
+    """
+    itself = Lighter(Unchanged(), task.network.module, _judged(task), 0.0, task.source)
+    done: list[Lighter] = []
+    if original.precision == "int8" and _int8_costs(task, itself):
+        _train(task, QuantizationAware(itself), done)
+    if not done:
+        raise InputError(
+            f"the model is within the budget of {latency(task.budget_ns)} as it is, by "
+            f"{original.label} at {latency(original.latency_ns)}: let optimize certify that, or give "
+            "a smaller budget"
+        )
+    return done[0]
+
+
+def _judged(task: Task) -> Training:
+    """Return what the model itself comes to on what is held out, as if it had been trained here."""
+    labels, scores, at = task.held_out.labels, [], 0
+    for outputs in task.exact:
+        size = len(next(iter(outputs.values())))
+        rows = None if labels is None else labels[at : at + size]
+        scores.append(task.metric.score(outputs, outputs, rows))
+        at += size
+    return Training(float(np.concatenate(scores).mean()), (), 0, 0.0, 0.0, None)
 
 
 def _original(task: Task) -> Prospect:
@@ -87,9 +130,14 @@ def _train(task: Task, way: Way, done: list[Lighter]) -> None:
         alike = [one.training for one in done if type(one.way) is type(way)]
         lighter = train_way(task, way, hopeless(alike))
     except CandidateError as why:
-        task.notes.append(f"{way.name}: {why}")
+        task.notes.append(f"{way.name}: {str(why).removeprefix(f'{way.name}: ')}")
         return
     done.append(lighter)
+    if lighter.training.epochs < 1:
+        task.notes.append(
+            f"{way.name} saw {lighter.training.epochs:.0%} of the training data in the time that it had: "
+            "give more minutes"
+        )
     if lighter.note:
         task.notes.append(f"{way.name}: {lighter.note}")
 

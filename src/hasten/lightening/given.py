@@ -21,7 +21,7 @@ from hasten.metrics.outputs import class_labels
 from hasten.metrics.top_k import Top1, Top5
 from hasten.model import Model
 from hasten.pipeline.base import Pipeline, check_steps
-from hasten.records import digest
+from hasten.records import digest, type_name
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class Given:
             metric = default_metric(judged.labels, source.outputs)
         elif isinstance(metric, str):
             metric = parse_metric(metric)
+        if metric.needs_labels and judged.labels is None:
+            raise InputError(
+                f"the metric {type_name(metric)} needs labels and the data to judge on has none; give "
+                "labels, or use --metric agreement"
+            )
+        check_samples(training, source)
         check_labels(training, judged, metric, source)
         folder_of_images = isinstance(judged, ImageFolder)
         return cls(source, judged, training, metric, preparation if folder_of_images else None)
@@ -91,6 +97,26 @@ class Given:
         return digest([count, [self.training.content_hash(int(i)).hex() for i in looked_at]])
 
 
+def check_samples(training: Dataset, source: Model) -> None:
+    """Check that training samples are what the model takes.
+
+    Raises:
+        InputError: an input is missing, or of another type or size.
+    """
+    found = {name: array[0] for name, array in training.inputs([0]).items()}
+    for spec in source.request:
+        if spec.name not in found:
+            raise InputError(
+                f"the training data has no {spec.name}, which the model takes: it has {', '.join(found)}"
+            )
+        own, sizes = found[spec.name], tuple(spec.sizes[1:])
+        if (str(own.dtype), own.shape) != (spec.dtype, sizes):
+            raise InputError(
+                f"the training data's {spec.name} is {own.dtype} {list(own.shape)} for a sample; the model "
+                f"takes {spec.dtype} {list(sizes)}"
+            )
+
+
 def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Model) -> None:
     """Check that the training data knows the classes that it will be judged by.
 
@@ -99,7 +125,12 @@ def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Mod
     """
     if not isinstance(metric, (Top1, Top5, Agreement)) or training.labels is None:
         return
-    size = source.outputs[0].shape[-1]
+    scores = [
+        spec
+        for spec in source.outputs
+        if (spec.name == metric.output if metric.output else len(spec.shape) == 2)
+    ]
+    size = scores[0].shape[-1] if len(scores) == 1 else None
     if not isinstance(size, int):
         return
     found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +22,6 @@ from hasten.passes.base import Pass, Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.training import quantization_aware
-from hasten.training.network import Network
 
 LOST = 1 / 3
 """Of the most that may be lost: where int8 costs more, it is worth training for."""
@@ -113,10 +112,10 @@ class QuantizationAware(Way):
     def begin(
         self, task: Task, number: int, before: torch.nn.Module | None, folder: Path
     ) -> torch.nn.Module:
-        network = Network(self.of.module, task.network.inputs)
+        network = replace(task.network, module=self.of.way.deployed(self.of.module))
         usual = next(StaticQuantization.variants(self.of.model, task.target))
         return quantization_aware.prepare(network, task.calibration, usual).module
 
     def export(self, task: Task, module: torch.nn.Module, folder: Path) -> Model:
-        network = Network(module, task.network.inputs, low_precision=False)
+        network = replace(task.network, module=module, low_precision=False)
         return quantization_aware.export(network, task.sample, folder)

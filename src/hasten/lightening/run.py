@@ -6,14 +6,16 @@ import contextlib
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hasten.bundle import MANIFEST
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
 from hasten.data.splits import split
 from hasten.delivery import check_place
-from hasten.engines.installed import ENGINES
+from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.extras import missing_extra
 from hasten.frontends.source import find_model
@@ -28,6 +30,7 @@ from hasten.pipeline.config import from_module
 from hasten.progress import Listener, nobody
 from hasten.records import digest, load_object, source_digest
 from hasten.result import Result
+from hasten.shortlisting.options import check_names
 from hasten.target import Target
 from hasten.workspace import begun, check_same_run, claimed
 
@@ -106,8 +109,11 @@ def lighten(
         InputError: the model, the data or an option can't be used, or nothing meets the budget.
     """
     asked = invocation(lighten, locals())
+    ways, architectures, engines = map(_listed, (ways, architectures, engines))
     check_limits(max_drop, confidence)
     _check_options(budget_ms, minutes, epochs, batch, rate, students, ways, features)
+    check_names("classify", architectures)
+    engine_kinds(engines)
     bundle = Path(out)
     check_place(bundle)
     try:
@@ -123,21 +129,22 @@ def lighten(
     module = find_model(model)
     if not isinstance(module, torch.nn.Module):
         raise InputError(
-            f"lighten trains a live torch network, as file.py:name gives one; {model} is none"
+            f"lighten trains a live torch network, as file.py:name gives one; {model} is none (optimize "
+            "takes it as it is)"
         )
     folder = bundle.with_name(bundle.name + ".training")
     work = bundle.with_name(bundle.name + ".work")
     if begun(work) and not resume:
         raise InputError(
-            f"an unfinished run lies in {work}: go on with it by --resume, or remove that folder"
+            f"an unfinished run lies in {work}: go on with it by --resume, or remove it and {folder}"
         )
-    with claimed(folder, resume=resume) as journal, _cleared_up(folder):
-        given = Given.read(module, train, data, pipeline or from_module(model), metric, folder)
+    with claimed(folder, resume=resume) as journal, _cleared_up(folder, resume=resume):
+        given = Given.read(module, train, data, pipeline or from_module(module), metric, folder)
         split(given.judged, calibration=calibration, seed=seed, training=given.training)  # in time
         recipe = Recipe(60 * minutes, epochs, batch, rate, seed=seed)
         own_loss = load_object(loss) if isinstance(loss, str) else loss
-        options = [budget_ms, max_drop, given.metric, guard, confidence, list(ways), students]
-        options += [list(architectures), recipe, features, list(engines), calibration]
+        if loss is not None and not callable(own_loss):
+            raise InputError(f"a loss is a function of outputs and labels: got {loss}")
         check_same_run(
             journal,
             {
@@ -147,7 +154,13 @@ def lighten(
                 "machine": Target.host(),
                 "pipeline": given.preparation,
                 "set of versions": versions(),
-                "options": options,
+                "budget": budget_ms,
+                "limit": [max_drop, guard, confidence],
+                "metric": given.metric,
+                "set of ways": [list(ways), students, list(architectures)],
+                "recipe": [recipe, features],
+                "set of engines": list(engines),
+                "number of calibration samples": calibration,
                 "loss": None if loss is None else [_named(own_loss), source_digest(own_loss)],
                 "file of the metric's function": given.metric.source_sha256
                 if isinstance(given.metric, Custom)
@@ -168,6 +181,10 @@ def lighten(
             listen=listen,
         )
         lighter = trained(task, ways, students, architectures)
+        if journal.last("race") is not None and not begun(work) and _newer(bundle, journal.path):
+            shutil.rmtree(folder, ignore_errors=True)  # it was killed just before it did so itself
+            raise InputError(f"nothing to resume: the run came to its end, in {bundle}")
+        journal.append("race")
         with asking(asked):
             result = optimize(
                 given.source.path,
@@ -198,6 +215,16 @@ def lighten(
     return result
 
 
+def _newer(bundle: Path, journal: Path) -> bool:
+    """Whether a bundle was written after the last entry of a journal."""
+    manifest = bundle / MANIFEST
+    return manifest.is_file() and manifest.stat().st_mtime > journal.stat().st_mtime
+
+
+def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def _named(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
@@ -223,10 +250,12 @@ def _check_options(
         ("number of epochs", epochs, "passes over the data"),
         ("learning rate", rate, "AdamW's steps"),
     ):
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"the {name} is in {unit}, above 0: got {value}")
+        if not isinstance(value, Real) or not (math.isfinite(value) and value > 0):
+            raise InputError(f"the {name} is in {unit}, above 0: got {value!r}")
     if batch < 2:
-        raise InputError(f"a batch has at least 2 samples, since it is normalized by: got {batch}")
+        raise InputError(
+            f"a batch has at least 2 samples, whose mean and variance normalize it: got {batch}"
+        )
     unknown = [way for way in ways if way not in KINDS]
     if unknown or not ways:
         raise InputError(
@@ -239,8 +268,9 @@ def _check_options(
 
 
 @contextlib.contextmanager
-def _cleared_up(folder: Path) -> Iterator[None]:
-    """Remove the work folder of a run that came to nothing; one with a training stays, to be resumed.
+def _cleared_up(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Remove the work folder of a run that came to nothing; one with a training, or that was begun
+    before, stays to be resumed.
 
     Raises:
         InputError: as what it is around; a candidate's failure that nothing else stands in for.
@@ -248,7 +278,7 @@ def _cleared_up(folder: Path) -> Iterator[None]:
     try:
         yield
     except (InputError, CandidateError) as error:
-        if not any(folder.glob("ways/*/*/checkpoint.pt")):
+        if not resume and not any(folder.glob("ways/*/*/checkpoint.pt")):
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, CandidateError):
             raise InputError(str(error)) from error

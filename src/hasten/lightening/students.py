@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,6 @@ from hasten.architectures.catalogue import find
 from hasten.errors import InputError
 from hasten.lightening.task import Task
 from hasten.lightening.ways import Stage, Way
-from hasten.model import Model
 from hasten.shortlisting import Shortlist, shortlist
 
 
@@ -62,8 +60,8 @@ class StudentNetwork(Way):
             architecture, self.classes, self.input_shape, self.width, self.pixels, task.seed
         )
 
-    def export(self, task: Task, module: torch.nn.Module, folder: Path) -> Model:
-        return task.export(deployed(module), folder)
+    def deployed(self, module: torch.nn.Module) -> torch.nn.Module:
+        return deployed(module)
 
     def alone(self) -> StudentNetwork:
         """Return the same architecture, taught by labels alone."""
@@ -91,7 +89,7 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
         )
     classes, sizes = task.classes, shape[0][1:]
 
-    def chosen() -> dict[str, Any]:
+    def chosen() -> list[tuple[str, float, int | None]]:
         found = shortlist(
             "classify",
             classes,
@@ -102,13 +100,11 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
             target=task.target,
             listen=task.listen,
         )
-        entries = [(one.architecture, one.width, one.pixels) for one in found.entries]
-        return {"entries": entries, "notes": _cautions(found)}
+        task.notes.extend(_cautions(found))
+        return [(one.architecture, one.width, one.pixels) for one in found.entries]
 
-    known = task.kept("shortlist", chosen)
-    task.notes.extend(known["notes"])
-    chosen_few = known["entries"][:count]
-    return [StudentNetwork(name, wide, side, classes, sizes) for name, wide, side in chosen_few]
+    known = task.kept("shortlist", chosen)[:count]
+    return [StudentNetwork(name, width, pixels, classes, sizes) for name, width, pixels in known]
 
 
 def _cautions(found: Shortlist) -> list[str]:

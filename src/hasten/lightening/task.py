@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.splits import held_out
 from hasten.data.spool import Spool, write_spool
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, told
 from hasten.frontends import torch as frontend
 from hasten.frontends.torch_inputs import input_names
 from hasten.lightening.given import Given
@@ -30,12 +30,14 @@ from hasten.progress import Listener, Progress, nobody
 from hasten.records import digest, read_json, type_name, write_json
 from hasten.target import Target
 from hasten.tensors import Array
+from hasten.training.examples import Examples
 from hasten.training.loop import Recipe
 from hasten.training.network import Network
 from hasten.training.objective import Kind, Loss, Objective
 
 HELD_OUT = 2000
 """Training samples that nothing is trained on, at most: they tell how a training does."""
+_FEW = 8
 _CLASSES = {"top1", "top5", "agreement"}
 
 
@@ -122,12 +124,18 @@ class Task:
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what was found out before, as JSON has it; else find it out and keep it.
 
-        A resumed run so goes the way that it went, whatever a busy host would say now.
+        A resumed run so goes the way that it went, whatever a busy host would say now. So are the notes
+        that were made meanwhile.
         """
         file = self.folder / f"{name}.json"
         if not file.exists():
-            write_json(file, make())
-        return read_json(file)
+            before = len(self.notes)
+            found = make()
+            write_json(file, {"found": found, "notes": self.notes[before:]})
+            del self.notes[before:]
+        kept = read_json(file)
+        self.notes.extend(kept["notes"])
+        return kept["found"]
 
     @property
     def classes(self) -> int | None:
@@ -183,8 +191,15 @@ def task_of(
         found = {spec.name for spec in given.source.outputs}
         # Detections take no useful gradient.
         features = float(loss is None and found >= {"boxes", "scores", "labels"})
+    network = Network(
+        module,
+        input_names(module) or names,
+        outputs=tuple(spec.name for spec in given.source.outputs),
+    )
+    if loss is not None:
+        check_loss(loss, network, rest)
     return Task(
-        network=Network(module, input_names(module) or names),
+        network=network,
         source=given.source,
         data=rest,
         held_out=spooled(held, folder / "held-out"),
@@ -201,6 +216,35 @@ def task_of(
         seed=recipe.seed,
         listen=listen,
     )
+
+
+def check_loss(loss: Loss, network: Network, data: Dataset) -> None:
+    """Call a loss of the user's own once, with the model's answers to some training samples.
+
+    Raises:
+        InputError: it fails, or doesn't give a number that depends on the outputs.
+    """
+    batch = Examples(data, min(_FEW, len(data))).at(0, network.device)
+    with torch.no_grad():
+        answers = replace(network.frozen(), low_precision=False)(batch.inputs)
+    outputs = {
+        name: tensor.detach().requires_grad_(tensor.is_floating_point())
+        for name, tensor in answers.items()
+    }
+    given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in outputs.items())
+    shown = "none" if batch.labels is None else str(list(batch.labels.shape))
+    called = f"called with the outputs {given} and labels {shown}"
+    try:
+        found = loss(outputs, batch.labels)
+    except Exception as error:  # the user's own code runs here
+        raise InputError(f"the loss failed, {called}: {told(error)}") from error
+    if not isinstance(found, torch.Tensor) or found.numel() != 1:
+        what = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise InputError(f"a loss gives a tensor of one number: {called}, it gave {what}")
+    if not found.requires_grad:
+        raise InputError(f"a loss depends on the outputs: {called}, it gave a constant")
+    if not bool(torch.isfinite(found)):
+        raise InputError(f"the loss of the model itself is {float(found.detach())}, {called}")
 
 
 def _kind(given: Given) -> Kind:

@@ -12,13 +12,15 @@ from typing import ClassVar
 
 import torch
 
-from hasten.errors import InputError
-from hasten.frontends.torch_inputs import takes
+from hasten.errors import CandidateError, InputError
 from hasten.lightening.task import Task
 from hasten.model import Model
-from hasten.training.loop import Doomed, Trainer, Training
-from hasten.training.network import Network
+from hasten.passes.silence import first_line
+from hasten.training.loop import LOOKS, Doomed, Trainer, Training
 from hasten.training.teacher import Teacher
+
+_ALIKE = 0.5 / LOOKS
+"""Of a training: looks so near to each other are at the same time."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,33 @@ class Way(ABC):
             InputError: the user's network can't be used for it.
         """
 
+    def deployed(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Return what was trained as it is to answer: what exists for training alone is gone."""
+        return module
+
     def export(self, task: Task, module: torch.nn.Module, folder: Path) -> Model:
-        """Write what was trained as an ONNX file."""
-        return task.export(module, folder)
+        """Write what was trained as an ONNX file.
+
+        Raises:
+            InputError: it can't be exported.
+        """
+        return task.export(self.deployed(module), folder)
+
+
+@dataclass(frozen=True)
+class Unchanged(Way):
+    """The user's own network as it is; nothing of it is trained."""
+
+    name: str = "the model"
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        return ()
+
+    def begin(
+        self, task: Task, number: int, before: torch.nn.Module | None, folder: Path
+    ) -> torch.nn.Module:
+        return task.network.frozen().module
 
 
 @dataclass(frozen=True)
@@ -130,12 +156,18 @@ def train_way(task: Task, way: Way, doomed: Doomed) -> Lighter:
         trainer = _trainer(task, way, stage, module, own / "checkpoint.pt")
         if last:
             trainer.doomed = doomed
-        trainings.append(trainer.train())
+        try:
+            trainings.append(trainer.train())
+        except RuntimeError as error:  # torch's, as of a GPU without memory left
+            raise CandidateError(first_line(error)) from error
     assert module is not None
     out = folder / "exported"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    model = way.export(task, module.eval(), out)
+    try:
+        model = way.export(task, module.eval(), out)
+    except InputError as error:
+        raise CandidateError(str(error)) from error
     seconds = sum(training.seconds for training in trainings)
     note = "; ".join(training.note for training in trainings if training.note)
     return Lighter(way, module, trainings[-1], seconds, model, note)
@@ -151,11 +183,8 @@ def _trainer(
         mixed=task.recipe.mixed if way.taught else 0.0,
     )
     lower = task.network.low_precision and not way.quantized
-    inputs = task.network.inputs
-    if len(inputs) > 1 and not takes(module, inputs):
-        raise InputError(f"{way.name} takes one input; the model takes {', '.join(inputs)}")
     return Trainer(
-        network=Network(module, inputs, lower),
+        network=replace(task.network, module=module, low_precision=lower),
         teacher=Teacher(task.network, len(task.data), repeats=task.repeats) if way.taught else None,
         data=task.data,
         judged=task.held_out,
@@ -165,6 +194,7 @@ def _trainer(
         checkpoint=checkpoint,
         listen=task.listen,
         name=way.name,
+        reference=task.network,
     )
 
 
@@ -186,7 +216,7 @@ def hopeless(finished: Sequence[Training]) -> Doomed:
         best = max(training.score for training in finished)
         gains = [
             training.score
-            - min((s for at, s in training.curve if at >= share - 1e-6), default=training.score)
+            - min((s for at, s in training.curve if at >= share - _ALIKE), default=training.score)
             for training in finished
         ]
         reach = score + 1.5 * max(0.0, *gains) + 0.01

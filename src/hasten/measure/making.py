@@ -85,9 +85,11 @@ class Makers:
         self._bench = bench
         self._own = threading.local()
         self._all: list[Worker] = []
+        self._closed = False
 
     def close(self) -> None:
-        """End them."""
+        """End them; whoever still asks for one gets a `CandidateError`."""
+        self._closed = True
         for worker in self._all:
             worker.kill()
 
@@ -137,6 +139,8 @@ class Makers:
         return model
 
     def _ask(self, do: str, **command: object) -> dict[str, object]:
+        if self._closed:
+            raise CandidateError("the run is being stopped")
         worker: Worker | None = getattr(self._own, "worker", None)
         if worker is None or not worker.alive:
             worker = Worker(self._bench.log, self._bench.memory_bytes)

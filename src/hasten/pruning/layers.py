@@ -222,8 +222,3 @@ def shape_of(part: nn.Module, given: tuple[int, ...]) -> Shape:
 
 def _pair(pair: tuple[int, ...]) -> tuple[int, int]:
     return pair[0], pair[1]
-
-
-def macs(module: nn.Module, sample: Sample) -> int:
-    """Return how many multiplications one sample takes."""
-    return sum(layer.shape.macs for layer in layers(module, sample))

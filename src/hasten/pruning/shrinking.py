@@ -154,7 +154,7 @@ class Shrinking:
             options = list(self.options())
             if not options:
                 raise CandidateError(
-                    f"pruning can't reach {target_ns / 1e6:.3f} ms: the least is {now[0] / 1e6:.3f} ms"
+                    f"pruning can't reach {target_ns / 1e6:.3g} ms: the least is {now[0] / 1e6:.3g} ms"
                 )
             best = _best(options, now, target_ns, whole)
             if best.count is None:

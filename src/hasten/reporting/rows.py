@@ -77,10 +77,10 @@ def won(result: Result) -> str:
     own = next((way for way in result.ways if way.name == result.way), None)
     lines = [f"the way that won: {result.way}"]
     if result.budget_ns is not None:
-        winner = result.winner
-        took_ns = winner.mean_ns if winner.statistic == "mean" else winner.p50.value_ns
-        within = "within" if took_ns <= result.budget_ns else "OVER"
-        lines.append(f"{latency(took_ns)}, {within} the budget of {latency(result.budget_ns)}")
+        within = "within" if result.within_budget else "OVER"
+        lines.append(
+            f"{latency(result.latency_ns)}, {within} the budget of {latency(result.budget_ns)}"
+        )
     ties = [way.name for way in result.ways if own is not None and _ties(way, own)]
     if ties:
         lines.append(f"{' and '.join(ties)} did as well, as far as the search split tells")

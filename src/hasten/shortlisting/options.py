@@ -58,11 +58,8 @@ def options(
     if task not in get_args(Task):
         raise InputError(f"architectures {' or '.join(get_args(Task))}: got {task!r}")
     chosen = [one for one in CATALOGUE if one.task == task]
+    check_names(task, names)
     if names:
-        for name in names:
-            task_of = next((a.task for a in CATALOGUE if a.family == name), None)
-            if (task_of or find(name).task) != task:
-                raise InputError(f"the architecture {name} isn't one to {task}")
         chosen = [one for one in chosen if one.name in names or one.family in names]
     found: dict[str, list[Option]] = {one.family: [] for one in chosen}
     for architecture in chosen:
@@ -83,6 +80,18 @@ def options(
             f"{least} pixels or more"
         )
     return found
+
+
+def check_names(task: Task, names: Sequence[str]) -> None:
+    """Check that architectures, or families of them, are known and do a task.
+
+    Raises:
+        InputError: which isn't, or doesn't.
+    """
+    for name in names:
+        task_of = next((a.task for a in CATALOGUE if a.family == name), None)
+        if (task_of or find(name).task) != task:
+            raise InputError(f"the architecture {name} isn't one to {task}")
 
 
 def _pixels(architecture: Architecture, side: int) -> list[int | None]:

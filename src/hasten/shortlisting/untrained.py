@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from hasten.architectures.building import build, deployed, multiply_adds
-from hasten.errors import CandidateError, HastenError
+from hasten.errors import CandidateError
 from hasten.frontends import onnx
+from hasten.frontends.extras import missing_extra
 from hasten.model import Model
+from hasten.passes.silence import first_line
 from hasten.shortlisting.options import Option
 
 _OPSET = 18
@@ -49,9 +51,12 @@ def written(option: Option, classes: int, input_shape: Sequence[int], folder: Pa
 
     Raises:
         CandidateError: it can't be built or exported.
-        InputError: torch isn't installed, or a knob doesn't fit.
+        InputError: torch isn't installed.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_extra("building architectures", "torch") from error
 
     knobs: tuple[Any, ...] = (
         option.architecture,
@@ -75,11 +80,8 @@ def written(option: Option, classes: int, input_shape: Sequence[int], folder: Pa
                 opset_version=_OPSET,
             )
             madds, parameters = multiply_adds(*knobs)
-    except HastenError:
-        raise
     except Exception as error:  # timm and the exporter raise what their parts raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CandidateError(f"{option.name} can't be exported: {lines[0]}") from error
+        raise CandidateError(f"{option.name} can't be exported: {first_line(error)}") from error
     model = onnx.load(path).settled_by({"x": np.zeros(tuple(input_shape), np.float32)})
     return Untrained(model, madds, parameters)
 

@@ -23,9 +23,8 @@ class State:
         optimizer: Its state.
         generators: Of torch's random numbers: the host's, and that of the device beside it.
         best: The averaged network's state where it did best; None before the first look.
-        curve: (step, score) at each look.
+        curve: (share of the training, score) at each look.
         step: Steps that are behind.
-        total: Steps in all.
         seconds: Spent so far.
         note: Why it ended before its time; None where it didn't.
     """
@@ -35,9 +34,8 @@ class State:
     optimizer: dict[str, Any]
     generators: list[torch.Tensor]
     best: dict[str, Any] | None
-    curve: list[tuple[int, float]]
+    curve: list[tuple[float, float]]
     step: int
-    total: int
     seconds: float
     note: str | None = None
 
@@ -64,5 +62,5 @@ class State:
             state = cls(**torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load raises what its parts raise
             raise InputError(f"{path} is damaged; remove {path.parent} to train anew") from error
-        state.curve = [(int(step), float(score)) for step, score in state.curve]
+        state.curve = [(float(share), float(score)) for share, score in state.curve]
         return state

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,9 @@ from hasten.training.teacher import Teacher
 
 LOOKS = 8
 """How often a training looks at how it does, the last time at its end."""
-_TIMED = 4
-"""Steps that tell how long one takes; as many before them aren't counted."""
 _SAVED_S = 60.0
-_OVERRUN = 1.25
-"""Of its time: where the host became so much slower than the first steps were, it ends."""
+_LEAST_RATE = 0.05
+"""Of the highest learning rate: what the first steps take."""
 _LARGEST_GRADIENT = 5.0
 
 Doomed = Callable[[float, float], str | None]
@@ -43,12 +41,13 @@ class Recipe:
     """How long and how fast a network learns.
 
     Attributes:
-        seconds: How long, about: the first steps tell how many that is.
-        epochs: Passes over the data, at most.
+        seconds: How long, at most; the learning rate falls by the clock, so a host that is slower for a
+            while costs steps and nothing else.
+        epochs: Passes over the data, at most: where they are through sooner, the rate falls by them.
         batch: Samples per step.
         rate: The highest learning rate, of AdamW; it rises for a while and falls as a cosine.
         weight_decay: Of AdamW.
-        warmup: The share of the steps in which the rate rises.
+        warmup: The share of the training in which the rate rises.
         averaging: Decay per step of the average of weights that is kept; it begins lower.
         mixed: The share of batches whose samples are mixed in pairs.
         seed: Of orders and dropped units.
@@ -73,7 +72,7 @@ class Training:
 
     Attributes:
         score: Mean score on what was held out.
-        curve: (share of the steps, score) at each look.
+        curve: (share of the training, score) at each look.
         steps: That were taken.
         epochs: The same in passes over the data.
         seconds: Over all its sessions.
@@ -104,6 +103,7 @@ class Trainer:
         listen: Told of the steps.
         name: What is trained, in a few words.
         doomed: Asked at each look whether to go on.
+        reference: Whose answers the metric compares with, where it does; the teacher's by default.
     """
 
     network: Network
@@ -117,6 +117,7 @@ class Trainer:
     listen: Listener = nobody
     name: str = "training"
     doomed: Doomed = lambda share, score: None
+    reference: Network | None = None
     _exact: list[dict[str, Array]] = field(default_factory=list)
 
     def train(self) -> Training:
@@ -147,7 +148,7 @@ class Trainer:
         state = State.read(self.checkpoint)
         if state is None:
             torch.manual_seed(recipe.seed)
-            state = self._state(None, [], 0, 0, 0.0)
+            state = self._state(None, [], 0, 0.0)
         else:
             self._restore(state)
         try:
@@ -159,53 +160,59 @@ class Trainer:
         return self._finished(state)
 
     def _learn(self, state: State) -> State:
-        """Take the steps that are left."""
-        total = state.total
+        """Take the steps that there is time for, or that so many epochs have."""
         began = saved = time.monotonic()
-        before = state.seconds
-        best, curve, note = state.best, list(state.curve), state.note
-        step, timed = state.step, 0.0
-        while (total == 0 or step < total) and note is None:
-            if total == 0 and step == 2 * _TIMED:
-                each = (time.monotonic() - timed) / _TIMED
-                total = self._count(each, step)
-            if step == _TIMED:
-                timed = time.monotonic()
-            loss = self._step(step, total)
+        step, curve, best, note = state.step, list(state.curve), state.best, state.note
+        looked_s = 0.0
+        share = max(self._share(step, state.seconds), curve[-1][0] if curve else 0.0)
+        while share < 1 and note is None:
+            loss = self._step(step, share)
             if not math.isfinite(loss):
                 note = f"the loss was {loss} at step {step + 1}"
-                break
-            step += 1
-            looked = None
-            if total and step in self._looks(total):
+            else:
+                step += 1
+            spent = state.seconds + time.monotonic() - began
+            share = self._share(step, spent + looked_s)
+            outcome = None
+            if self._due(share, curve) or (note is not None and step and not curve):
+                look = time.monotonic()
                 score = self._score()
+                looked_s = time.monotonic() - look
                 if not math.isfinite(score):
-                    note = f"its answers were no numbers after step {step}"
-                    break
-                if not curve or score >= max(s for _, s in curve):
-                    best = copy.deepcopy(self._average.module.state_dict())
-                curve.append((step, score))
-                note = None if step == total else self.doomed(step / total, score)
-                spent = before + time.monotonic() - began
-                if note is None and step < total and spent > _OVERRUN * self.recipe.seconds:
-                    note = f"out of time after {step} of {total} steps"
-                looked = f"{self.name}: {100 * score:.1f}% after {step} of {total} steps"
-            if total and (looked or time.monotonic() - saved > _SAVED_S):
-                spent = before + time.monotonic() - began
-                self._state(best, curve, step, total, spent, note).write(self.checkpoint)
+                    note = note or f"its answers were no numbers after step {step}"
+                else:
+                    if not curve or score >= max(s for _, s in curve):
+                        best = copy.deepcopy(self._average.module.state_dict())
+                    curve.append((share, score))
+                    outcome = f"{self.name}: {100 * score:.1f}% after {step} steps"
+                    if note is None and share < 1:
+                        note = self.doomed(share, score)
+            if outcome or note or time.monotonic() - saved > _SAVED_S:
+                spent = state.seconds + time.monotonic() - began
+                self._state(best, curve, step, spent, note).write(self.checkpoint)
                 saved = time.monotonic()
-            if looked or step % 10 == 0:
-                self._tell(step, total, looked if note is None else f"{looked}; {note}")
-        spent = before + time.monotonic() - began
-        done = self._state(best, curve, step, total, spent, note)
-        done.write(self.checkpoint)
-        return done
+            if outcome or note or step % 10 == 0:
+                said = "; ".join(filter(None, (outcome or self.name, note)))
+                self._tell(step, share, said if outcome or note else None)
+        spent = state.seconds + time.monotonic() - began
+        return self._state(best, curve, step, spent, note)
 
-    def _step(self, step: int, total: int) -> float:
+    def _share(self, step: int, spent_s: float) -> float:
+        """Of the training, what is behind: by the clock or by the epochs, whichever ends it first."""
+        steps = math.ceil(self.recipe.epochs * self._examples.steps)
+        return min(1.0, max(step / steps, spent_s / self.recipe.seconds))
+
+    @staticmethod
+    def _due(share: float, curve: Sequence[tuple[float, float]]) -> bool:
+        """Whether it is time to look at how it does."""
+        last = curve[-1][0] if curve else 0.0
+        return math.floor(share * LOOKS + 1e-9) > math.floor(last * LOOKS + 1e-9)
+
+    def _step(self, step: int, share: float) -> float:
         """Take one step; return the loss, whatever it is: then nothing was changed."""
         module = self.network.module.train()
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate(step, total)
+            group["lr"] = self._rate(share)
         batch = self._examples.at(step, self.network.device)
         loss = self._loss(batch)
         value = float(loss.detach())
@@ -242,24 +249,13 @@ class Trainer:
         inputs = self._examples.at(0, self.network.device).inputs
         return features.shared_layers(self.network, self.teacher.network, inputs)
 
-    def _count(self, step_s: float, behind: int) -> int:
-        """Return how many steps there is time for."""
-        looks_s = LOOKS * (step_s / 3) * len(self.judged) / self._examples.batch
-        fits = int((self.recipe.seconds - looks_s) / step_s)
-        wanted = math.ceil(self.recipe.epochs * self._examples.steps)
-        return max(behind + 1, min(fits, wanted))
-
-    def _looks(self, total: int) -> set[int]:
-        return {max(1, round(total * (look + 1) / LOOKS)) for look in range(LOOKS)}
-
-    def _rate(self, step: int, total: int) -> float:
-        """The learning rate of a step; before their number is known they are the first of many."""
-        least = 2 * _TIMED
-        warm = max(1.0, self.recipe.warmup * total if total else 4 * least)
-        if step < warm:
-            return self.recipe.rate * (step + 1) / (warm + 1)
-        along = (step - warm) / max(1.0, total - warm)
-        return self.recipe.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, along)))
+    def _rate(self, share: float) -> float:
+        """The learning rate when so much is behind: it rises for a while and falls as a cosine."""
+        warm = self.recipe.warmup
+        if share < warm:
+            return self.recipe.rate * max(_LEAST_RATE, share / warm)
+        along = (share - warm) / (1 - warm)
+        return self.recipe.rate * 0.5 * (1 + math.cos(math.pi * along))
 
     def _fold(
         self,
@@ -277,10 +273,11 @@ class Trainer:
 
     def _score(self) -> float:
         """Return the averaged network's mean score on what was held out."""
-        network = Network(self._average.module, self.network.inputs)
+        network = replace(self.network, module=self._average.module)
         examples = Examples(self.judged, self._examples.batch)
-        if not self._exact and self.teacher is not None:
-            self._exact.extend(self.teacher.network.answers(examples.in_order()))
+        reference = self.reference or (self.teacher.network if self.teacher else None)
+        if not self._exact and reference is not None:
+            self._exact.extend(reference.answers(examples.in_order()))
         scores: list[Array] = []
         at = 0
         for number, outputs in enumerate(network.answers(examples.in_order())):
@@ -297,9 +294,8 @@ class Trainer:
     def _state(
         self,
         best: dict[str, torch.Tensor] | None,
-        curve: list[tuple[int, float]],
+        curve: list[tuple[float, float]],
         step: int,
-        total: int,
         seconds: float,
         note: str | None = None,
     ) -> State:
@@ -311,7 +307,6 @@ class Trainer:
             best=best,
             curve=curve,
             step=step,
-            total=total,
             seconds=seconds,
             note=note,
         )
@@ -332,15 +327,16 @@ class Trainer:
         self.network.module.eval()
         return Training(
             score=max(score for _, score in state.curve),
-            curve=tuple((step / max(1, state.total), score) for step, score in state.curve),
+            curve=tuple(state.curve),
             steps=state.step,
             epochs=state.step / self._examples.steps,
             seconds=state.seconds,
             note=state.note,
         )
 
-    def _tell(self, done: int, total: int, outcome: str | None = None) -> None:
-        self.listen(Progress("train", self.name, done, total or done, outcome))
+    def _tell(self, done: int, share: float, outcome: str | None = None) -> None:
+        total = max(done, round(done / share) if share else 0)
+        self.listen(Progress("train", self.name, done, total, outcome))
 
 
 def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, object]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 
+from hasten.errors import InputError
 from hasten.frontends.torch import evaluating, flat_outputs
 from hasten.frontends.torch_inputs import takes
 from hasten.tensors import Array
@@ -25,23 +26,35 @@ class Network:
         module: Gives a tensor, or tensors in tuples and mappings.
         inputs: The data's names, in the order in which the module takes them.
         low_precision: Whether it may compute in bfloat16 where the machine multiplies that faster.
+        outputs: What the outputs are called, in order; by default as an export calls them.
     """
 
     module: torch.nn.Module
     inputs: tuple[str, ...]
     low_precision: bool = True
+    outputs: tuple[str, ...] = ()
 
     def __call__(self, inputs: Named) -> dict[str, torch.Tensor]:
-        """Answer a batch; outputs by the names that an export gives them, in float32 where floats."""
+        """Answer a batch; outputs by name, in float32 where floats.
+
+        Raises:
+            InputError: it has another number of outputs than names.
+        """
         tensors = [inputs[name] for name in self.inputs]
         with self._precision():
             if takes(self.module, self.inputs):
                 answers = self.module(**dict(zip(self.inputs, tensors, strict=True)))
             else:
                 answers = self.module(*tensors)
+        found = flat_outputs(answers)
+        names = self.outputs or tuple(found)
+        if len(names) != len(found):
+            raise InputError(
+                f"a network gives {', '.join(found)} where {', '.join(names)} are asked for"
+            )
         return {
             name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in flat_outputs(answers).items()
+            for name, tensor in zip(names, found.values(), strict=True)
         }
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:
@@ -58,11 +71,11 @@ class Network:
     def frozen(self) -> Network:
         """Return a copy that only answers: the module that a caller handed in stays as it is."""
         module = copy.deepcopy(self.module).eval().requires_grad_(False)
-        return Network(module, self.inputs, self.low_precision)
+        return replace(self, module=module)
 
     def answers(self, batches: Iterator[dict[str, Array]]) -> Iterator[dict[str, Array]]:
         """Answer batches as they would be answered in use: in eval mode, in full precision."""
-        exact = Network(self.module, self.inputs, low_precision=False)
+        exact = replace(self, low_precision=False)
         with evaluating(self.module), torch.no_grad():
             for batch in batches:
                 found = exact(tensors(batch, self.device))

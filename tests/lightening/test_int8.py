@@ -1,0 +1,83 @@
+"""A network that int8 costs too much, taught once more with int8's rounding in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from tests.lightening.conftest import corners, wide
+
+from hasten.data.arrays import ArrayDataset
+from hasten.lightening.given import Given
+from hasten.lightening.int8 import QuantizationAware, int8_score
+from hasten.lightening.students import StudentNetwork
+from hasten.lightening.task import Task, task_of
+from hasten.lightening.ways import train_way
+from hasten.metrics.agreement import Agreement
+from hasten.passes.onnx_files import op_counts
+from hasten.progress import nobody
+from hasten.training.loop import Recipe
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    """To tell four corners apart, with a teacher that gives its answer in a mapping."""
+
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = wide(8)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.inner(x)}
+
+    module = Named()
+    known, judged = corners(400, 1), corners(60, 2)
+    work = tmp_path / "a"
+    work.mkdir()
+    training, judging = (ArrayDataset({"x": x}, labels) for x, labels in (known, judged))
+    return task_of(
+        Given.read(module, training, judging, None, None, work),
+        module,
+        Recipe(seconds=6, epochs=12, batch=32, rate=1e-2),
+        work,
+        budget_ns=1e9,
+        max_drop=0.01,
+        engines=("onnxruntime",),
+        calibration=50,
+        loss=None,
+        features=None,
+        listen=nobody,
+    )
+
+
+def never(share: float, score: float) -> None:
+    return None
+
+
+def test_a_student_is_trained_for_int8_as_it_is_deployed(task: Task) -> None:
+    """Of a network with branches for training alone: they are merged before int8 is taught."""
+    alone = StudentNetwork("mobileone-s0-s8", 1.0, None, 4, (1, 16, 16), by_labels=True)
+    first = train_way(task, alone, never)
+    assert [spec.name for spec in first.model.outputs] == ["output"]
+    taught = train_way(task, QuantizationAware(first), never)
+    counts = [op_counts(onnx.load(one.model.path)) for one in (first, taught)]
+    assert counts[0]["Conv"] == counts[1]["Conv"]
+    assert counts[1]["QuantizeLinear"] > 0
+    assert taught.training.steps > 0
+    score = int8_score(task, first)
+    assert score is not None
+    assert 0 < score <= 1
+
+
+def test_what_learns_from_labels_alone_is_still_compared_with_the_model(task: Task) -> None:
+    """Agreement with oneself would always be whole."""
+    judged_by = dataclasses.replace(task, metric=Agreement())
+    short = dataclasses.replace(
+        judged_by, recipe=dataclasses.replace(task.recipe, epochs=1, rate=1e-6)
+    )
+    alone = StudentNetwork("lcnet-s8", 0.5, None, 4, (1, 16, 16), by_labels=True)
+    assert train_way(short, alone, never).training.score < 0.9
