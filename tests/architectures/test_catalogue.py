@@ -131,11 +131,10 @@ def test_knobs_that_a_network_lacks_are_refused() -> None:
     assert refusal("lcnet", (3, 64)) == (
         "an input is channels x height x width, as 3x64x64: got 3x64"
     )
-    with pytest.raises(InputError) as refused:
-        find("mobilenet")
-    assert str(refused.value).startswith(
-        "the catalogue has no architecture 'mobilenet'; it has: mobilenetv2, mobilenetv2-s16, "
-    )
+    for name, rest in (("lcnt", "like it are lcnet, "), ("xyz", "it has: mobilenetv2, ")):
+        with pytest.raises(InputError) as refused:
+            find(name)
+        assert str(refused.value).startswith(f"the catalogue has no architecture {name!r}; {rest}")
 
 
 def test_every_line_has_a_name_of_its_own() -> None:

@@ -11,14 +11,20 @@ import torch
 from tests.lightening.conftest import corners, wide
 
 from hasten.data.arrays import ArrayDataset
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import InputError
+from hasten.lightening import candidates
 from hasten.lightening.given import Given
 from hasten.lightening.int8 import QuantizationAware, int8_score
 from hasten.lightening.students import StudentNetwork
 from hasten.lightening.task import Task, task_of
 from hasten.lightening.ways import train_way
+from hasten.measure.prospects import Prospect
 from hasten.metrics.agreement import Agreement
 from hasten.passes.onnx_files import op_counts
+from hasten.passes.static_quantization import StaticQuantization
 from hasten.progress import nobody
+from hasten.records import to_record, write_json
 from hasten.training.loop import Recipe
 
 
@@ -81,3 +87,22 @@ def test_what_learns_from_labels_alone_is_still_compared_with_the_model(task: Ta
     )
     alone = StudentNetwork("lcnet-s8", 0.5, None, 4, (1, 16, 16), by_labels=True)
     assert train_way(short, alone, never).training.score < 0.9
+
+
+def test_a_model_that_only_int8_brings_within_the_budget_is_itself_trained_for_it(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantized = Prospect(
+        *("static_quantization + onnxruntime", "int8", 1e5, 1e5, 1e5, 1000),
+        OnnxRuntime(),
+        (StaticQuantization(),),
+    )
+    write_json(task.folder / "original.json", {"found": to_record(quantized), "notes": []})
+    monkeypatch.setattr(candidates, "int8_score", lambda task, lighter: 0.0)
+    (lighter,) = candidates.trained(task, ["pruned"], 1, ())
+    assert lighter.way.name == "the model, trained for int8"
+    assert op_counts(onnx.load(lighter.model.path))["QuantizeLinear"] > 0
+    monkeypatch.setattr(candidates, "int8_score", lambda task, lighter: 1.0)
+    (task.folder / "int8-the-model.json").unlink()
+    with pytest.raises(InputError, match="let optimize certify that, or give a smaller budget"):
+        candidates.trained(task, ["pruned"], 1, ())

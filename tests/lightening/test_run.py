@@ -103,11 +103,12 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
         again = ["--resume"]
     with started(tmp_path, limit_ms, "--resume", "--json") as process:
         printed, said = process.communicate()
-    assert process.returncode == 0, said
+    assert process.returncode in (0, 1), said
     assert "after " not in said  # no training was left
     assert json.loads(printed)["status"] == "certified"
 
     result = gathered(tmp_path / "b.hasten").result
+    assert process.returncode == (0 if result.within_budget else 1)
     names = {way.name for way in result.ways}
     assert "pruned" in names
     assert any(name.startswith("lcnet") and "labels alone" in name for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,10 +148,15 @@ def find(name: str) -> Architecture:
     """Return the architecture of this name.
 
     Raises:
-        InputError: there is none; names those that there are.
+        InputError: there is none; names those that are called alike, or else the families.
     """
     found = next((one for one in CATALOGUE if one.name == name), None)
     if found is None:
-        known = ", ".join(one.name for one in CATALOGUE)
-        raise InputError(f"the catalogue has no architecture {name!r}; it has: {known}")
+        known = list(dict.fromkeys(one.family for one in CATALOGUE))
+        names = [one.name for one in CATALOGUE]
+        alike = difflib.get_close_matches(name, list(dict.fromkeys([*known, *names])), 4)
+        raise InputError(
+            f"the catalogue has no architecture {name!r}; "
+            + (f"like it are {', '.join(alike)}" if alike else f"it has: {', '.join(known)}")
+        )
     return found

@@ -106,7 +106,8 @@ def lighten(
         listen: Told of each step.
 
     Raises:
-        InputError: the model, the data or an option can't be used, or nothing meets the budget.
+        InputError: the model, the data or an option can't be used, nothing meets the budget, or the
+            model does as it is.
     """
     asked = invocation(lighten, locals())
     ways, architectures, engines = map(_listed, (ways, architectures, engines))

@@ -192,8 +192,8 @@ class Trainer:
                 self._state(best, curve, step, spent, note).write(self.checkpoint)
                 saved = time.monotonic()
             if outcome or note or step % 10 == 0:
-                said = "; ".join(filter(None, (outcome or self.name, note)))
-                self._tell(step, share, said if outcome or note else None)
+                said = f"{outcome}; {note}" if outcome and note else outcome
+                self._tell(step, share, said or (note and f"{self.name}: {note}"))
         spent = state.seconds + time.monotonic() - began
         return self._state(best, curve, step, spent, note)
 
