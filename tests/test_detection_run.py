@@ -16,6 +16,7 @@ from PIL import Image
 import hasten
 from hasten.architectures.detection import letterbox
 from hasten.metrics.detection_f1 import DetectionF1
+from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.tensors import Tensors
 from hasten.testing.quick import quick_runs
 
@@ -49,7 +50,7 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
     with torch.no_grad():
         before = found(lambda x: detector(torch.from_numpy(x)), yolo.names())
     assert before >= SHOWN
-    with quick_runs(passes=True):
+    with quick_runs(passes=NncfQuantization):
         result = hasten.optimize(
             detector,
             yolo.LetterboxedCrops(60),
@@ -57,10 +58,11 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
             max_drop=0.2,
             calibration=10,
             engines=("openvino",),
+            time_limit_s=45,
             out=tmp_path / "yolo.hasten",
         )
     assert result.status in ("certified", "exact"), result.why
-    assert any("nncf" in label and "lost on" in said for label, said in result.tried.items())
+    assert any("lost on" in said for label, said in result.tried.items() if "nncf" in label)
     assert result.asked is not None
     assert result.asked.noun == "F1"
     with hasten.load(tmp_path / "yolo.hasten") as fast:

@@ -48,7 +48,7 @@ def task(tmp_path: Path) -> Task:
     return task_of(
         Given.read(module, training, judging, None, None, work),
         module,
-        Recipe(seconds=6, epochs=12, batch=32, rate=1e-2),
+        Recipe(seconds=4, epochs=12, batch=32, rate=1e-2),
         work,
         budget_ns=1e9,
         max_drop=0.01,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,12 @@ from hasten.errors import InputError
 from hasten.lightening.task import Task
 from hasten.lightening.ways import Stage, Way
 from hasten.shortlisting import Shortlist, shortlist
+from hasten.training.examples import Examples
+
+_EPOCHS = 4.0
+"""An architecture that would see the data less often isn't taken where another would do so."""
+_LOOKED_AT, _STEPS = 5, 3
+"""More architectures than are asked for, and steps of each, to see how fast they learn."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,24 @@ class StudentNetwork(Way):
     def deployed(self, module: torch.nn.Module) -> torch.nn.Module:
         return deployed(module)
 
+    def epochs(self, task: Task) -> float:
+        """Return about how often it would see the training data in the time that there is."""
+        module = self.begin(task, 0, None, task.folder).to(task.network.device).train()
+        network, teacher = replace(task.network, module=module), task.network.frozen()
+        examples = Examples(task.data, min(task.recipe.batch, len(task.data)), seed=task.seed)
+        took_s = []
+        for step in range(_STEPS):
+            began = time.monotonic()
+            batch = examples.at(step, network.device)
+            with torch.no_grad():
+                teacher(batch.inputs)
+            torch.stack(
+                [o.square().mean() for o in network(batch.inputs).values()]
+            ).sum().backward()  # type: ignore[no-untyped-call]
+            took_s.append(time.monotonic() - began)
+            task.tell("shortlist", f"training {self.name}", step + 1, _STEPS)
+        return task.recipe.seconds / min(took_s) / examples.steps
+
     def alone(self) -> StudentNetwork:
         """Return the same architecture, taught by labels alone."""
         return replace(self, by_labels=True)
@@ -103,8 +128,20 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
         task.notes.extend(_cautions(found))
         return [(one.architecture, one.width, one.pixels) for one in found.entries]
 
-    known = task.kept("shortlist", chosen)[:count]
-    return [StudentNetwork(name, width, pixels, classes, sizes) for name, width, pixels in known]
+    known = task.kept("shortlist", chosen)
+    found = [StudentNetwork(name, width, pixels, classes, sizes) for name, width, pixels in known]
+    epochs: dict[str, float] = task.kept(
+        "epochs", lambda: {one.name: one.epochs(task) for one in found[: count + _LOOKED_AT]}
+    )
+    able = [one for one in found if epochs.get(one.name, 0.0) >= min(_EPOCHS, task.recipe.epochs)]
+    if not able:
+        return sorted(found, key=lambda one: -epochs.get(one.name, 0.0))[:count]
+    for one in found[: found.index(able[0])]:
+        task.notes.append(
+            f"{one.name} isn't trained: in the time that there is it would see the data "
+            f"{epochs.get(one.name, 0.0):.1f} times"
+        )
+    return able[:count]
 
 
 def _cautions(found: Shortlist) -> list[str]:

@@ -21,6 +21,7 @@ from hasten.candidate import Single
 from hasten.cli import main
 from hasten.measure.intervals import Statistic
 from hasten.measure.latency import Pace, pace_for
+from hasten.passes.base import Pass
 from hasten.search import grid as grids
 
 ROUNDS = 12
@@ -31,12 +32,17 @@ TURN = {"warmup_ns": 2_000_000, "block_ns": 6_000_000, "at_least": 8}
 
 @contextlib.contextmanager
 def quick_runs(
-    *, passes: bool = False, curve_s: float = 0.0, limits: bool = False, load_s: float = 0.0
+    *,
+    passes: bool | type[Pass] = False,
+    curve_s: float = 0.0,
+    limits: bool = False,
+    load_s: float = 0.0,
 ) -> Iterator[None]:
     """Make the runs inside short.
 
     Args:
-        passes: Whether models are transformed at all; False tries the engines alone.
+        passes: Whether models are transformed at all, or by which pass alone; False tries the
+            engines alone.
         curve_s: How long the batch curve may take; 0 for none.
         limits: Whether what ships is profiled and set against what the machine can do.
         load_s: How long each scenario of a load may take; 0 for none.
@@ -47,7 +53,9 @@ def quick_runs(
         return replace(usual, **TURN | {"at_least": max(usual.at_least, TURN["at_least"])})
 
     def untouched(*args: Any, **named: Any) -> list[Single]:
-        return [c for c in grids.grid(*args, **named) if passes or not c.passes]
+        kind = passes if isinstance(passes, type) else Pass
+        chosen = [c for c in grids.grid(*args, **named) if passes or not c.passes]
+        return [c for c in chosen if all(isinstance(step, kind) for step in c.passes)]
 
     cpus = os.sched_getaffinity(0)
     with contextlib.ExitStack() as undo:
