@@ -384,7 +384,7 @@ def test_others_are_answered_while_a_body_is_unpacked(tmp_path: Path) -> None:
         time.sleep(0.05)
         quick.send(request(body=json.dumps(JSON_REQUEST).encode()))
         assert quick.answer()[0] == 200
-        assert sum(not one.idle for one in server.server.state.connections) == 1
+        until(lambda: sum(not one.idle for one in server.server.state.connections) == 1)
         assert slow.answer()[0] == 400
 
 

@@ -104,7 +104,7 @@ class Call:
         try:
             answer = await self._infer(request, metadata=client.fields)
         except grpc.aio.AioRpcError as error:
-            fate = self._fate(error.code().name)
+            fate = self._fate(error.code().name, error.details() or "")
             self._traffic.ended(turn, fate, error.details() or "")
         else:
             ended_ns = self._traffic.clock_ns()
@@ -112,13 +112,17 @@ class Call:
             self._traffic.ended(turn, fate, message, ended_ns)
         self._traffic.ready(self)
 
-    def _fate(self, status: str) -> Fate:
-        """Of a call that failed; gRPC calls it UNAVAILABLE too where there is no connection."""
+    def _fate(self, status: str, details: str) -> Fate:
+        """Of a call that failed; gRPC calls it UNAVAILABLE too where there is no connection.
+
+        Nor does it know at once: what a server that goes away leaves is told by GOAWAY.
+        """
         if status == "DEADLINE_EXCEEDED":
             return Fate("late", status)
         if status not in _REFUSED:
             return Fate("error", status)
         ready = self._channel.get_state() == grpc.ChannelConnectivity.READY
+        ready &= "GOAWAY" not in details
         return Fate("refused", status) if ready or status != "UNAVAILABLE" else CONNECTION
 
 
