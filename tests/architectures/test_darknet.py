@@ -181,6 +181,23 @@ def test_scale_x_y_lets_a_centre_reach_over_its_cell() -> None:
             "[maxpool]\nsize=4\nstride=2\n",
             "a .cfg file with [maxpool] size=4 stride=2 isn't read here",
         ),
+        (
+            "[maxpool]\nsize=2\nstride=2\npadding=0\n",
+            "a .cfg file with padding= in [maxpool] isn't read here",
+        ),
+        (
+            "[convolutional]\nfilters=many\n",
+            "filters=many in [convolutional] of a .cfg file is no whole number",
+        ),
+        (
+            "[convolutional]\nfilters=4,8\n",
+            "filters= in [convolutional] of a .cfg file is one whole number",
+        ),
+        ("[route]\n", "a .cfg file says layers= in [route]; this one doesn't"),
+        (
+            "[route]\nlayers=-3\n",
+            "layers=-3 in [route] of a .cfg file: no such layers before it",
+        ),
         ("nonsense\n", "a .cfg file has sections of name=value: got 'nonsense'"),
     ],
 )

@@ -65,6 +65,10 @@ def test_samples_unlike_each_other_are_refused(tmp_path: Path) -> None:
             "the data: the label of sample 1 has the shape [2], the first [1]",
         ),
         ([], "the data has no samples"),
+        (
+            [(x, 0), (x * np.nan, 0)],
+            "the data: input 'x': sample 1 has NaN or Inf; mend it or leave it out",
+        ),
     ):
         with pytest.raises(InputError) as error:
             open_data(given, [X], None, tmp_path / "d", reread=True)

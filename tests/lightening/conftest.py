@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from hasten.data.arrays import ArrayDataset
+from hasten.lightening.given import Given
+from hasten.lightening.task import Task, task_of
 from hasten.metrics.top_k import Top1
+from hasten.progress import nobody
 from hasten.tensors import Array
 from hasten.training.loop import Recipe, Trainer
 from hasten.training.network import Network
@@ -73,3 +76,28 @@ def taught(examples: tuple[Array, Array], folder: Path) -> nn.Module:
         folder / "teacher.pt",
     ).train()
     return module
+
+
+def task_for(
+    read: Given,
+    module: nn.Module,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    calibration: int = 20,
+    features: float | None = None,
+) -> Task:
+    """Return what the ways have in common, within a budget that anything meets."""
+    return task_of(
+        read,
+        module,
+        recipe,
+        folder,
+        budget_ns=1e9,
+        max_drop=0.01,
+        engines=("onnxruntime",),
+        calibration=calibration,
+        loss=None,
+        features=features,
+        listen=nobody,
+    )

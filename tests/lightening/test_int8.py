@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from tests.lightening.conftest import corners, wide
+from tests.lightening.conftest import corners, task_for, wide
 
 from hasten.data.arrays import ArrayDataset
 from hasten.engines.onnxruntime import OnnxRuntime
@@ -17,13 +17,12 @@ from hasten.lightening import candidates
 from hasten.lightening.given import Given
 from hasten.lightening.int8 import QuantizationAware, int8_score
 from hasten.lightening.students import StudentNetwork
-from hasten.lightening.task import Task, task_of
+from hasten.lightening.task import Task
 from hasten.lightening.ways import train_way
 from hasten.measure.prospects import Prospect
 from hasten.metrics.agreement import Agreement
 from hasten.passes.onnx_files import op_counts
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.progress import nobody
 from hasten.records import to_record, write_json
 from hasten.training.loop import Recipe
 
@@ -45,18 +44,12 @@ def task(tmp_path: Path) -> Task:
     work = tmp_path / "a"
     work.mkdir()
     training, judging = (ArrayDataset({"x": x}, labels) for x, labels in (known, judged))
-    return task_of(
+    return task_for(
         Given.read(module, training, judging, None, None, work),
         module,
         Recipe(seconds=4, epochs=12, batch=32, rate=1e-2),
         work,
-        budget_ns=1e9,
-        max_drop=0.01,
-        engines=("onnxruntime",),
         calibration=50,
-        loss=None,
-        features=None,
-        listen=nobody,
     )
 
 

@@ -14,6 +14,7 @@ from tests.lightening.conftest import clothes, corners, taught, wide
 
 import hasten
 from hasten.bundle import read
+from hasten.data.arrays import ArrayDataset
 from hasten.errors import InputError
 from hasten.frontends.torch import export
 from hasten.measure.prospects import fastest
@@ -242,6 +243,24 @@ def test_training_samples_that_are_not_what_the_model_takes_are_refused(tmp_path
     assert refused(tmp_path, train=(x.transpose(0, 2, 3, 1).copy(), labels)) == (
         "the training data's input is float32 [16, 16, 1] for a sample; the model takes float32 "
         "[1, 16, 16]"
+    )
+
+
+def test_training_data_without_the_models_input_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, train=ArrayDataset({"pixels": KNOWN[0]}, KNOWN[1])) == (
+        "the training data has no input, which the model takes: it has pixels"
+    )
+
+
+def test_a_model_whose_function_fails_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "m.py"
+    file.write_text("def model():\n    raise FileNotFoundError('weights.pt')\n")
+    assert refused(tmp_path, model=f"{file}:model") == (
+        f"{file}:model failed: FileNotFoundError: weights.pt (m.py:2)"
+    )
+    file.with_name("n.py").write_text("def model(:\n")
+    assert refused(tmp_path, model=f"{file.with_name('n.py')}:model").startswith(
+        f"can't import '{file.with_name('n.py')}:model': SyntaxError: invalid syntax (n.py, line 1)"
     )
 
 

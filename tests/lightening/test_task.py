@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.lightening.conftest import corners, wide
+from tests.lightening.conftest import corners, task_for, wide
 
 from hasten.data.arrays import ArrayDataset
 from hasten.errors import InputError
 from hasten.lightening.given import Given
-from hasten.lightening.task import Task, task_of
+from hasten.lightening.task import Task
 from hasten.metrics.agreement import Agreement
 from hasten.metrics.top_k import Top1
-from hasten.progress import nobody
 from hasten.training.loop import Recipe
 
 
@@ -30,19 +29,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Given:
 
 
 def task(folder: Path, read: Given, features: float | None = None) -> Task:
-    return task_of(
-        read,
-        wide(8),
-        Recipe(),
-        folder,
-        budget_ns=1e6,
-        max_drop=0.01,
-        engines=("onnxruntime",),
-        calibration=20,
-        loss=None,
-        features=features,
-        listen=nobody,
-    )
+    return task_for(read, wide(8), Recipe(), folder, features=features)
 
 
 def test_labels_that_only_judge_leave_training_to_agree_with_the_model(

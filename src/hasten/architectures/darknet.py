@@ -35,7 +35,9 @@ class Section(NamedTuple):
         Raises:
             InputError: it is something else.
         """
-        (found,) = self._whole(name, str(default))
+        found, *more = self._whole(name, str(default))
+        if more:
+            raise InputError(f"{name}= in [{self.kind}] of a .cfg file is one whole number")
         return found
 
     def numbers(self, name: str) -> list[int]:

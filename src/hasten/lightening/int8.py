@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from hasten.candidate import Single
@@ -69,16 +68,9 @@ def _forms(task: Task, model: Model) -> list[Single]:
 
 
 def _score(task: Task, bench: Workbench, candidate: Single) -> float:
-    samples, opened = task.held_out, bench.open(candidate)
+    opened = bench.open(candidate)
     try:
-        scores, at = [], 0
-        for outputs, own in zip(bench.predict(opened, samples), task.exact, strict=True):
-            named = dict(zip(own, outputs.values(), strict=True))
-            size = len(next(iter(own.values())))
-            labels = None if samples.labels is None else samples.labels[at : at + size]
-            scores.append(task.metric.score(named, own, labels))
-            at += size
-        return float(np.concatenate(scores).mean())
+        return task.score(bench.predict(opened, task.held_out))
     finally:
         opened.worker.kill()
 

@@ -14,6 +14,7 @@ from hasten.architectures.catalogue import find
 from hasten.errors import InputError
 from hasten.lightening.task import Task
 from hasten.lightening.ways import Stage, Way
+from hasten.passes.silence import first_line
 from hasten.shortlisting import Shortlist, shortlist
 from hasten.training.examples import Examples
 
@@ -71,7 +72,19 @@ class StudentNetwork(Way):
         return deployed(module)
 
     def epochs(self, task: Task) -> float:
-        """Return about how often it would see the training data in the time that there is."""
+        """Return about how often it would see the training data in the time that there is.
+
+        0 where it can't be trained here, as where a GPU's memory is too small.
+        """
+        with torch.random.fork_rng(devices=[]):
+            try:
+                return task.recipe.seconds / self._epoch_s(task)
+            except RuntimeError as error:
+                task.notes.append(f"{self.name} can't be trained: {first_line(error)}")
+                return 0.0
+
+    def _epoch_s(self, task: Task) -> float:
+        """Return what an epoch takes, by a few of its steps."""
         module = self.begin(task, 0, None, task.folder).to(task.network.device).train()
         network, teacher = replace(task.network, module=module), task.network.frozen()
         examples = Examples(task.data, min(task.recipe.batch, len(task.data)), seed=task.seed)
@@ -86,7 +99,7 @@ class StudentNetwork(Way):
             ).sum().backward()  # type: ignore[no-untyped-call]
             took_s.append(time.monotonic() - began)
             task.tell("shortlist", f"training {self.name}", step + 1, _STEPS)
-        return task.recipe.seconds / min(took_s) / examples.steps
+        return min(took_s) * examples.steps
 
     def alone(self) -> StudentNetwork:
         """Return the same architecture, taught by labels alone."""

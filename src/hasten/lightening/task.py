@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,22 @@ class Task:
             for first in range(0, count, Workbench.chunk)
         )
         return list(self.network.answers(chunks))
+
+    def score(self, answers: Iterable[Mapping[str, Array]]) -> float:
+        """Return the mean score of answers to what is held out, in chunks as `exact` has them.
+
+        Args:
+            answers: Outputs by any name, in the original's order.
+        """
+        scores, at = [], 0
+        for outputs, own in zip(answers, self.exact, strict=True):
+            named = dict(zip(own, outputs.values(), strict=True))
+            size = len(next(iter(own.values())))
+            rows = self.held_out.labels
+            labels = None if rows is None else rows[at : at + size]
+            scores.append(self.metric.score(named, own, labels))
+            at += size
+        return float(np.concatenate(scores).mean())
 
     def export(self, module: torch.nn.Module, folder: Path) -> Model:
         """Write a network as an ONNX file that takes its inputs under the original's names.
