@@ -133,7 +133,7 @@ def test_what_to_measure_next_follows_from_what_was_measured() -> None:
     """A world in which latency is what multiply-adds say, three times what is guessed at first."""
     families = options("classify", (3, 64, 64), ("lcnet", "resnet10"))
     estimates = Estimates(families, budget_ns=1e6)
-    batch = estimates.first(("resnet10", "lcnet"))
+    batch = estimates.first(("resnet10", "lcnet"), 2)
     looks = 0
     while batch:
         for option in batch:

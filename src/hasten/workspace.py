@@ -27,7 +27,7 @@ JOURNAL = "journal.jsonl"
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
 _BEGIN = b'{"kind": "begin"'
 """What every run's journal begins with: see `check_same_run`."""
-SEARCH_VERSION = 4
+SEARCH_VERSION = 5
 """Counted up where a candidate of before has another key or another speed, though nothing that it is
 made of says so: what a journal holds of it no longer counts."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,7 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
                 heard.append(line)
             process.kill()
         again = ["--resume"]
+    shutil.copytree(tmp_path / "b.hasten.training", tmp_path / "left")
     with started(tmp_path, limit_ms, "--resume", "--json") as process:
         printed, said = process.communicate()
     assert process.returncode in (0, 1), said
@@ -126,6 +128,14 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     assert right > (exact == judged[1][:100]).mean() - 0.2
     assert result.asked is not None
     assert result.asked.invocation.words[0] == "lighten"
+
+    # As where it is killed between its end and the removal of its folder:
+    shutil.copytree(tmp_path / "left", tmp_path / "b.hasten.training")
+    with started(tmp_path, limit_ms, "--resume") as process:
+        _, said = process.communicate()
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith("hasten: nothing to resume: the run came to its end")
+    assert not (tmp_path / "b.hasten.training").exists()
 
 
 def refused(tmp_path: Path, **options: object) -> str:

@@ -10,6 +10,9 @@ import pytest
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 from hasten.frontends import onnx
+from hasten.measure import making
+from hasten.measure.making import Makers
+from hasten.measure.process import Worker
 from hasten.measure.prospects import Prospect, fastest, ways
 from hasten.model import Model
 from hasten.passes.static_quantization import StaticQuantization
@@ -52,6 +55,32 @@ def test_every_network_gets_its_best_way_with_an_interval(tmp_path: Path, target
     assert [one.outcome for one in told if one.outcome] == [
         f"{name}: {one.latency_ns / 1e6:.3g} ms, onnxruntime" for name, one in found.items()
     ]
+
+
+def test_processes_and_models_may_come_one_after_another(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Worker] = []
+
+    class Counted(Worker):
+        def __init__(self, log: Path, memory_bytes: int) -> None:
+            super().__init__(log, memory_bytes)
+            started.append(self)
+
+    monkeypatch.setattr(making, "Worker", Counted)
+    model = settled(models.linear_classifier, tmp_path, 16)
+    work = tmp_path / "work"
+    with Makers(work, target) as makers:
+        for name in ("first", "second"):
+            found = fastest(
+                iter([(name, model)]), target, work, engines=ORT, int8=False, makers=makers
+            )
+            assert list(found) == [name]
+            assert all(worker.alive for worker in started)
+    assert len(started) == 2  # both calls had the same ones
+    assert not any(worker.alive for worker in started)
+    with pytest.raises(CandidateError, match="the run is being stopped"):
+        fastest({"late": model}, target, work, engines=ORT, int8=False, makers=makers)
 
 
 def test_the_faster_of_two_engines_is_named_and_the_other_one_remembered(

@@ -146,6 +146,69 @@ def test_a_node_that_openvino_merges_away_cant_be_kept(build: Any, tmp_path: Pat
         run(NncfQuantization(keep_float=("same",)), model, tmp_path)
 
 
+def rounded(operation: Any) -> bool:
+    """Whether an operation rounds, or changes the shape of what was rounded."""
+    while operation.get_type_name() == "Reshape":
+        operation = operation.input_value(0).get_node()
+    return bool(operation.get_type_name() == "FakeQuantize")
+
+
+def readers(model: Model) -> set[str]:
+    """Return the operations that read rounded numbers in any place, but for changes of shape."""
+    return {
+        name
+        for name, operation in operations(model).items()
+        if operation.get_type_name() != "Reshape"
+        and any(rounded(value.get_node()) for value in operation.input_values())
+    }
+
+
+@pytest.mark.parametrize("keep", [(), ("conv1",)])
+def test_a_draft_rounds_what_nncf_rounds(
+    convnet: Model, tmp_path: Path, keep: tuple[str, ...]
+) -> None:
+    value = NncfQuantization("performance", keep_float=keep)
+    (tmp_path / "draft").mkdir()
+    draft = value.draft(convnet, samples_of(convnet), tmp_path / "draft")
+    assert readers(draft) == readers(run(value, convnet, tmp_path))
+    first = operations(draft)["conv2/WithoutBiases"].input_value(0).get_node()
+    assert first.input_value(1).get_node().get_data() == 0.0  # a Clip to 0 and more is before it
+
+
+def test_a_draft_of_attention_rounds_its_products_alone(attention: Model, tmp_path: Path) -> None:
+    value = NncfQuantization("mixed", transformer=True)
+    draft = value.draft(attention, samples_of(attention), tmp_path)
+    products = {"query", "key", "value", "out"}
+    assert products <= {name.split("/")[0] for name in readers(draft)}
+    assert "skip" not in readers(draft)
+
+
+def test_what_is_behind_the_last_product_stays_in_float(build: Any, tmp_path: Path) -> None:
+    """As boxes that a detector decodes from what its last convolution gives."""
+    model = build(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        decoded (float[batch, 3, 8, 8] x) => (float[batch, 8, 8, 8] y)
+        <float[8, 3, 3, 3] w, float[8] b, float[8, 8, 1, 1] v>
+        {
+            [first] c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+            [gate] g = Sigmoid (c)
+            [between] m = Mul (c, g)
+            [last] d = Conv (m, v)
+            [scale] e = Exp (d)
+            [shift] y = Add (e, d)
+        }
+        """
+    )
+    result = run(NncfQuantization(), model, tmp_path)
+    found = readers(result)
+    assert {"first/WithoutBiases", "last"} <= found
+    assert not any(name.startswith(("y", "shift", "scale")) for name in found)
+    (tmp_path / "draft").mkdir()
+    draft = NncfQuantization().draft(model, samples_of(model), tmp_path / "draft")
+    assert not any(name.startswith(("y", "shift", "scale")) for name in readers(draft))
+
+
 def test_why_it_was_skipped_is_said_in_full(elementwise: Model, tmp_path: Path) -> None:
     message = r"^nothing to quantize: there is no convolution or matrix product to take on$"
     with pytest.raises(Skipped, match=message):

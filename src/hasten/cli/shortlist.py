@@ -68,7 +68,7 @@ class Shape(click.ParamType[tuple[int, ...]]):
     "--time-limit",
     "time_limit_s",
     type=Seconds(),
-    default="60s",
+    default="30s",
     show_default=True,
     help="Nothing new is measured after so long.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class Given:
                 "labels, or use --metric agreement"
             )
         check_samples(training, source)
+        check_names(training, judged)
         check_labels(training, judged, metric, source)
         folder_of_images = isinstance(judged, ImageFolder)
         return cls(source, judged, training, metric, preparation if folder_of_images else None)
@@ -117,6 +119,23 @@ def check_samples(training: Dataset, source: Model) -> None:
             )
 
 
+def check_names(training: Dataset, judged: Dataset) -> None:
+    """Check that two folders of images number their classes alike: each numbers its own, sorted.
+
+    Raises:
+        InputError: they have other classes.
+    """
+    if not (isinstance(training, ImageFolder) and isinstance(judged, ImageFolder)):
+        return
+    known, asked = training.classes or (), judged.classes or ()
+    if known and asked and known != asked:
+        only = sorted(set(known) ^ set(asked))
+        raise InputError(
+            "the training data has other classes than the data to judge on: only one of them has the "
+            f"folder {_listed(only)}; give both the same class folders"
+        )
+
+
 def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Model) -> None:
     """Check that the training data knows the classes that it will be judged by.
 
@@ -150,6 +169,6 @@ def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Mod
         )
 
 
-def _listed(classes: list[int]) -> str:
+def _listed(classes: Sequence[object]) -> str:
     shown = ", ".join(map(str, classes[:5]))
     return shown if len(classes) <= 5 else f"{shown} and {len(classes) - 5} more"

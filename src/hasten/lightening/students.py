@@ -20,6 +20,8 @@ from hasten.training.examples import Examples
 
 _EPOCHS = 4.0
 """An architecture that would see the data less often isn't taken where another would do so."""
+_SHORTLIST_S = 60.0
+"""What follows trains for minutes: longer than who asks for the list alone wants to wait."""
 _LOOKED_AT, _STEPS = 5, 3
 """More architectures than are asked for, and steps of each, to see how fast they learn."""
 
@@ -136,6 +138,7 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
             engines=task.engines,
             architectures=architectures,
             target=task.target,
+            time_limit_s=_SHORTLIST_S,
             listen=task.listen,
         )
         task.notes.extend(_cautions(found))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from hasten.candidate import Single
 from hasten.data.requests import random_requests
@@ -18,12 +18,13 @@ from hasten.measure.workbench import Bench
 from hasten.model import Model
 from hasten.passes.base import Pass
 from hasten.records import digest, from_record, to_record
+from hasten.target import Target
 
+AT_ONCE = 2
+"""Processes that make models ready: what they run takes one core each, most of the time."""
 _CLOSE = 1.15
 """What is so much slower than the best at first sight may be the best all the same."""
 _FINALISTS = 2
-_SAMPLES = 4
-"""Of random numbers, to quantize with: the ranges that they set are wrong, and as fast as right ones."""
 
 
 @dataclass
@@ -55,43 +56,64 @@ class Subject:
         ]
 
 
-def subjects_of(models: Mapping[str, Model], folder: Path, seed: int) -> dict[str, Subject]:
-    """Give each model a folder of its own, and random requests; models of one input share them.
+def subject_of(name: str, model: Model, folder: Path, number: int, seed: int) -> Subject:
+    """Give a model a folder of its own, and random requests; models of one input share those.
 
     Raises:
-        InputError: a model's request isn't settled.
+        InputError: the model's request isn't settled.
     """
-    spools: dict[str, Path] = {}
-    found = {}
-    for number, (name, model) in enumerate(models.items()):
-        if not model.request:
-            raise InputError(f"{name}: the model's request isn't settled; call settled_by first")
-        key = digest(to_record(model.request))[:12]
-        if key not in spools:
-            samples = folder / f"samples-{key}"
-            shutil.rmtree(samples, ignore_errors=True)
-            spools[key] = write_spool(random_requests(model.request, seed), samples).folder
-        own = folder / f"prospect-{number}"
-        shutil.rmtree(own, ignore_errors=True)
-        own.mkdir()
-        found[name] = Subject(model, own, spools[key])
-    return found
+    if not model.request:
+        raise InputError(f"{name}: the model's request isn't settled; call settled_by first")
+    samples = folder / f"samples-{digest([to_record(model.request), seed])[:12]}"
+    if not samples.exists():
+        write_spool(random_requests(model.request, seed), samples)
+    own = folder / f"prospect-{number}"
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir()
+    return Subject(model, own, samples)
 
 
 class Makers:
-    """Processes that transform and build one model after another: each imports its libraries once."""
+    """Processes that transform and build one model after another: each imports its libraries once.
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._own = threading.local()
+    Args:
+        folder: Where their output goes; must exist when one is asked.
+        target: The device.
+    """
+
+    def __init__(self, folder: Path, target: Target) -> None:
+        self.bench = Bench(folder, target, limit_s=120.0, memory_bytes=target.memory_bytes // 4)
+        self._idle: list[Worker] = []
         self._all: list[Worker] = []
         self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End them; whoever still asks for one gets a `CandidateError`."""
         self._closed = True
         for worker in self._all:
             worker.kill()
+
+    def start(self, most: int) -> None:
+        """Start what is missing of two, or of fewer: they end with the thread that started them.
+
+        Raises:
+            CandidateError: these were ended.
+        """
+        self._idle = [worker for worker in self._idle if worker.alive]
+        while len(self._idle) < min(most, AT_ONCE):
+            self._idle.append(self._started())
+
+    def rest(self) -> None:
+        """Stop them until they are asked again: while others are timed, they had better not run."""
+        for worker in self._idle:
+            if worker.alive:
+                worker.sleep()
 
     def make(self, subject: Subject, chosen: Sequence[Single]) -> None:
         """Build a network for every way that can have it."""
@@ -109,7 +131,7 @@ class Makers:
                         "build",
                         engine=to_record(way.engine),
                         model=to_record(model),
-                        target=to_record(self._bench.target),
+                        target=to_record(self.bench.target),
                         workdir=str(subject.folder / f"artifact-{number}"),
                     ),
                 )
@@ -127,7 +149,8 @@ class Makers:
                     "transform",
                     model=to_record(model),
                     original=False,
-                    step=to_record(_quick(step)),
+                    step=to_record(step),
+                    draft=True,
                     calibration=str(subject.samples),
                     workdir=str(workdir),
                 )
@@ -139,19 +162,23 @@ class Makers:
         return model
 
     def _ask(self, do: str, **command: object) -> dict[str, object]:
-        if self._closed:
-            raise CandidateError("the run is being stopped")
-        worker: Worker | None = getattr(self._own, "worker", None)
-        if worker is None or not worker.alive:
-            worker = Worker(self._bench.log, self._bench.memory_bytes)
-            self._own.worker = worker
-            self._all.append(worker)
-        reply: dict[str, object] = worker.ask(do, limit_s=self._bench.limit_s, **command)
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = self._started()
+        if not worker.alive:
+            worker = self._started()
+        try:
+            reply: dict[str, object] = worker.ask(do, limit_s=self.bench.limit_s, **command)
+        finally:
+            self._idle.append(worker)
         return reply
 
-
-def _quick(step: Pass) -> Pass:
-    """The same with few samples, where it takes samples."""
-    if any(f.name == "samples" for f in fields(step)):  # type: ignore[arg-type]
-        return replace(step, samples=_SAMPLES)  # type: ignore[type-var]
-    return step
+    def _started(self) -> Worker:
+        if self._closed:
+            raise CandidateError("the run is being stopped")
+        worker = Worker(self.bench.log, self.bench.memory_bytes)
+        self._all.append(worker)
+        if self._closed:  # meanwhile
+            worker.kill()
+        return worker

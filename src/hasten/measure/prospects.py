@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from hasten.engines.base import Artifact, Engine
 from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.errors import CandidateError
 from hasten.measure.latency import Pace, rounds
-from hasten.measure.making import Makers, Subject, subjects_of
+from hasten.measure.making import AT_ONCE, Makers, Subject, subject_of
 from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
 from hasten.model import Model
@@ -32,7 +32,6 @@ PACE = Pace(warmup_ns=6_000_000, block_ns=14_000_000, limit_s=60.0)
 _FIRST_LOOK = Pace(warmup_ns=3_000_000, block_ns=7_000_000, limit_s=60.0)
 _OPEN_AT_ONCE = 16
 _MOST_ROUNDS = 2 * ROUNDS
-_AT_ONCE = 2
 _INT8 = ("nncf_quantization", "static_quantization", "litert_quantization")
 
 
@@ -99,7 +98,7 @@ def ways(
 
 
 def fastest(
-    models: Mapping[str, Model],
+    models: Mapping[str, Model] | Iterable[tuple[str, Model]],
     target: Target,
     folder: Path,
     *,
@@ -107,6 +106,7 @@ def fastest(
     int8: bool = True,
     only: Callable[[Single], bool] = lambda way: True,
     seed: int = 0,
+    makers: Makers | None = None,
     listen: Listener = nobody,
 ) -> dict[str, Prospect]:
     """Find the best way for each network, and what it takes, in turns with all the others.
@@ -115,13 +115,16 @@ def fastest(
     turns with all networks' best, in random order, so that a noisy host slows them alike.
 
     Args:
-        models: ONNX models by name, each with its request settled.
+        models: ONNX models by name, each with its request settled. Where they come one by one, each
+            is made ready while the next one is waited for.
         target: The device.
         folder: Work folder; made, and what is written there is removed.
         engines: Names of those to try.
         int8: Whether to try int8.
         only: Whether a way is worth a look; all are by default.
         seed: Of the orders.
+        makers: Processes of this folder and target that earlier calls left, with their libraries
+            imported; own ones by default.
         listen: Told of each network, in the stage "prospects".
 
     Returns:
@@ -133,25 +136,36 @@ def fastest(
     """
     engine_kinds(engines)
     folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(folder, target, limit_s=120.0, memory_bytes=target.memory_bytes // 4)
-    subjects = subjects_of(models, folder, seed)
+    for left in folder.glob("samples-*"):
+        shutil.rmtree(left)
+    subjects: dict[str, Subject] = {}
     try:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            makers = Makers(bench)
-            with contextlib.closing(makers):
-                chosen = [
-                    list(filter(only, ways(one.model, target, engines, int8=int8)))
-                    for one in subjects.values()
-                ]
-                list(pool.map(makers.make, subjects.values(), chosen))
+        with contextlib.ExitStack() as closing, ThreadPoolExecutor(AT_ONCE) as pool:
+            if makers is None:
+                makers = closing.enter_context(Makers(folder, target))
+            entries = models.items() if isinstance(models, Mapping) else models
+            makers.start(len(models) if isinstance(models, Mapping) else AT_ONCE)
+            try:
+                made = []
+                for name, model in entries:
+                    subject = subjects[name] = subject_of(name, model, folder, len(subjects), seed)
+                    chosen = list(filter(only, ways(model, target, engines, int8=int8)))
+                    made.append(pool.submit(makers.make, subject, chosen))
+                for one in made:
+                    one.result()
+            except BaseException:
+                makers.close()  # the pool waits for what is under way
+                raise
+            makers.rest()
+        bench = makers.bench
         _look(bench, subjects, listen)
         found = _in_turns(bench, subjects, seed)
     finally:
         for subject in subjects.values():
             shutil.rmtree(subject.folder, ignore_errors=True)
     for number, name in enumerate(subjects):
-        one = found.get(name)
-        outcome = f"{one.latency_ns / 1e6:.3g} ms, {one.label}" if one else "no way to run it"
+        best = found.get(name)
+        outcome = f"{best.latency_ns / 1e6:.3g} ms, {best.label}" if best else "no way to run it"
         listen(Progress("prospects", name, number + 1, len(subjects), f"{name}: {outcome}"))
     return found
 
@@ -162,24 +176,23 @@ def _own(engine: Engine, steps: Sequence[Pass]) -> bool:
 
 
 def _look(bench: Bench, subjects: Mapping[str, Subject], listen: Listener) -> None:
-    """Time every way for a moment, where there are several; one process does all of a network's."""
-    for number, (name, subject) in enumerate(subjects.items()):
-        listen(Progress("prospects", name, number, len(subjects)))
-        if len(subject.built) < 2:
-            subject.looks = dict.fromkeys(subject.built, 0.0)
-            continue
-        worker = Worker(bench.log, bench.memory_bytes)
-        try:
+    """Time every way for a moment, where there are several; one process does all that it survives."""
+    with contextlib.ExitStack() as closing:
+        worker: Worker | None = None
+        for number, (name, subject) in enumerate(subjects.items()):
+            listen(Progress("prospects", name, number, len(subjects)))
+            if len(subject.built) < 2:
+                subject.looks = dict.fromkeys(subject.built, 0.0)
+                continue
             for way, artifact in subject.built.items():
-                if not worker.alive:
+                if worker is None or not worker.alive:
                     worker = Worker(bench.log, bench.memory_bytes)
+                    closing.callback(worker.kill)
                 try:
                     _open(worker, bench, way, artifact)
                     subject.looks[way] = float(np.median(_time(worker, subject.samples)))
                 except CandidateError as error:
                     subject.left_out[way.label] = str(error)
-        finally:
-            worker.kill()
 
 
 def _open(worker: Worker, bench: Bench, way: Single, artifact: Artifact) -> None:
@@ -242,15 +255,25 @@ def _race(
     """
     entrants: dict[str, Worker] = {}
     try:
-        for number, (name, way) in enumerate(entries):
-            subject = subjects[name]
-            worker = entrants[str(number)] = Worker(bench.log, bench.memory_bytes)
+        for number in range(len(entries)):
+            entrants[str(number)] = Worker(bench.log, bench.memory_bytes)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            opened = [
+                pool.submit(_open, entrants[str(number)], bench, way, subjects[name].built[way])
+                for number, (name, way) in enumerate(entries)
+            ]
             try:
-                _open(worker, bench, way, subject.built[way])
-                worker.sleep()
-            except CandidateError as error:
-                entrants.pop(str(number)).kill()
-                subject.left_out[way.label] = str(error)
+                for number, (name, way) in enumerate(entries):
+                    try:
+                        opened[number].result()
+                        entrants[str(number)].sleep()
+                    except CandidateError as error:
+                        entrants.pop(str(number)).kill()
+                        subjects[name].left_out[way.label] = str(error)
+            except BaseException:
+                for worker in entrants.values():
+                    worker.kill()  # the pool waits for what they are asked
+                raise
         turns = rounds(entrants, samples, threads=bench.target.threads, pace=PACE, seed=seed)
         taken = []
         for turn in turns:

@@ -112,13 +112,12 @@ class _Process:
         self.request: tuple[TensorSpec, ...] = ()
 
     def transform(self, command: dict[str, Any]) -> Any:
-        """Run one pass on the original or on what earlier passes made of it."""
+        """Run one pass, or draft it, on the original or on what earlier passes made of it."""
         step = from_record(Pass, command["step"], trusted=True)
+        run = step.draft if command.get("draft") else step
         calibration = Spool.open(Path(command["calibration"]))
         try:
-            model = step(
-                from_record(Model, command["model"]), calibration, Path(command["workdir"])
-            )
+            model = run(from_record(Model, command["model"]), calibration, Path(command["workdir"]))
         except InputError as error:
             if command["original"]:
                 raise
@@ -154,7 +153,8 @@ class _Process:
         return to_record(artifact)
 
     def open(self, command: dict[str, Any]) -> Any:
-        """Load an artifact, once for each session; it stays open until the process ends."""
+        """Load an artifact, once for each session; it stays open until the next one is."""
+        self.closing.close()
         engine = from_record(Engine, command["engine"], trusted=True)
         artifact = from_record(Artifact, command["artifact"])
         target = from_record(Target, command["target"])

@@ -64,3 +64,11 @@ class Pass(Value, ABC):
             Skipped: nothing to do, with the reason.
             CandidateError: failed, or took no effect.
         """
+
+    def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        """Write what is as fast as what a call gives, sooner, where that is possible.
+
+        Its answers may be wrong: it is good for nothing but to be timed. Arguments, what is returned
+        and errors are a call's.
+        """
+        return self(model, calibration, workdir)

@@ -63,6 +63,11 @@ class LitertQuantization(Pass):
             yield cls()
             yield cls("layer")
 
+    def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        """Quantize by the ranges of one sample."""
+        quick = replace(self, samples=1, rounding="nearest")
+        return quick(model, calibration, workdir)
+
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model, weights=False)
         check_nodes(proto, self.keep_float)

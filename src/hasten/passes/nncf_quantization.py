@@ -15,6 +15,7 @@ from hasten.errors import CandidateError, HastenError
 from hasten.model import Format, Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
+from hasten.passes.fake_quantize import round_everywhere
 from hasten.passes.onnx_files import (
     check_nodes,
     compute_nodes,
@@ -22,7 +23,7 @@ from hasten.passes.onnx_files import (
     read_onnx,
     saturates,
 )
-from hasten.passes.openvino_graphs import PRODUCTS, converted, operations_of
+from hasten.passes.openvino_graphs import PRODUCTS, behind_products, converted, operations_of
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.weight_rounding import round_weights
 from hasten.target import Target
@@ -35,7 +36,7 @@ class NncfQuantization(Pass):
     """Quantize weights and activations to int8 and correct the biases for the error made.
 
     The result is OpenVINO's own format, for OpenVINO alone: there it is faster than the same
-    through ONNX.
+    through ONNX. What comes behind the last product stays in float.
 
     Attributes:
         preset: Activations with a zero point ("mixed") or around 0 ("performance").
@@ -84,14 +85,40 @@ class NncfQuantization(Pass):
         else:
             yield cls("performance", rounding="layer")
 
+    def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        """Put roundings where NNCF does, in a tenth of its time; where that isn't known, call it.
+
+        A draft took 0.95 to 1.05 of the latency.
+        """
+        import openvino
+
+        proto = read_onnx(model)
+        self._to_quantize(proto)
+        with silenced(), telemetry_off():
+            try:
+                graph = converted(model)
+            except Exception as error:
+                raise CandidateError(f"OpenVINO failed: {first_line(error)}") from error
+            kept = [*operations_of(graph, proto, self.keep_float), *behind_products(graph)]
+            try:
+                done = round_everywhere(
+                    graph,
+                    kept=kept,
+                    symmetric=self.preset == "performance",
+                    compute_only=self.transformer,
+                )
+            except Exception:  # an unusual graph: what failed here need not fail there
+                done = 0
+            if done:
+                path = workdir / "draft.xml"
+                openvino.save_model(graph, path, compress_to_fp16=False)
+                files = (path.with_suffix(".bin"),)
+                return replace(model, path=path, format="openvino", files=files)
+        return self(model, calibration, workdir)
+
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
-        check_nodes(proto, self.keep_float)
-        names = compute_nodes(proto, self.keep_float)
-        if not names:
-            raise Skipped(
-                "nothing to quantize: there is no convolution or matrix product to take on"
-            )
+        self._to_quantize(proto)
         path = workdir / "quantized.xml"
         source = model
         if self.rounding == "layer":
@@ -110,6 +137,16 @@ class NncfQuantization(Pass):
                 file.unlink()
         return replace(model, path=path, format="openvino", files=(path.with_suffix(".bin"),))
 
+    def _to_quantize(self, proto: onnx.ModelProto) -> list[str]:
+        """Return the names of what there is to quantize; raise Skipped where there is nothing."""
+        check_nodes(proto, self.keep_float)
+        names = compute_nodes(proto, self.keep_float)
+        if not names:
+            raise Skipped(
+                "nothing to quantize: there is no convolution or matrix product to take on"
+            )
+        return names
+
     def _quantize(
         self, model: Model, proto: onnx.ModelProto, calibration: Dataset, path: Path
     ) -> None:
@@ -119,6 +156,7 @@ class NncfQuantization(Pass):
         graph = converted(model)
         biases = _biases(graph)
         kept = operations_of(graph, proto, self.keep_float)
+        alone = list(dict.fromkeys([*kept, *behind_products(graph)]))
         requests = CalibrationRequests(model, calibration, self.samples)
         overflow_fix = nncf.OverflowFix.ENABLE if self.reduce_range else nncf.OverflowFix.DISABLE
         quantized = nncf.quantize(
@@ -128,7 +166,7 @@ class NncfQuantization(Pass):
             subset_size=len(requests),
             fast_bias_correction=self.fast_bias_correction,
             model_type=nncf.ModelType.TRANSFORMER if self.transformer else None,
-            ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
+            ignored_scope=nncf.IgnoredScope(names=alone) if alone else None,
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow_fix),
         )
         _prove(quantized, biases, kept, len(compute_nodes(proto, self.keep_float)))

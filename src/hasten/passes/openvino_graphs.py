@@ -12,6 +12,11 @@ from hasten.model import Model, libraries
 
 PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 """Operations that carry a bias in an Add behind them."""
+_TRANSPOSED = frozenset({"ConvolutionBackpropData", "GroupConvolutionBackpropData"})
+_RECURRENT = {"GRUCell", "GRUSequence", "LSTMCell", "LSTMSequence", "RNNCell", "RNNSequence"}
+_LABORIOUS = PRODUCTS | _TRANSPOSED | _RECURRENT
+_LABORIOUS |= {"Einsum", "If", "Interpolate", "Loop", "ScaledDotProductAttention", "TensorIterator"}
+"""What takes long, or may hold what does."""
 
 
 def converted(model: Model) -> Any:
@@ -47,6 +52,41 @@ def operations_of(graph: Any, proto: onnx.ModelProto, names: Sequence[str]) -> l
             )
         found += mine
     return found
+
+
+def behind_products(graph: Any) -> list[str]:
+    """Return the names of operations that lead to nothing laborious, as a detector's decoding of boxes.
+
+    They are a small part of the work, and 8 bits are few for coordinates. A product's own bias isn't
+    one of them.
+    """
+    leads: set[str] = set()
+    found = []
+    for operation in reversed(graph.get_ordered_ops()):
+        name = operation.get_friendly_name()
+        readers = [
+            target.get_node().get_friendly_name()
+            for output in operation.outputs()
+            for target in output.get_target_inputs()
+        ]
+        if operation.get_type_name() in _LABORIOUS or leads.intersection(readers):
+            leads.add(name)
+        elif operation.get_type_name() not in ("Constant", "Result") and not _is_bias(operation):
+            found.append(name)
+    return found[::-1]
+
+
+def _is_bias(operation: Any) -> bool:
+    """Whether an operation adds a constant to what a product gives."""
+    if operation.get_type_name() != "Add":
+        return False
+    kinds = set()
+    for value in operation.input_values():
+        node = value.get_node()
+        while node.get_type_name() == "Convert":  # of float16 weights
+            node = node.input_value(0).get_node()
+        kinds.add(node.get_type_name())
+    return "Constant" in kinds and bool(kinds & (PRODUCTS | _TRANSPOSED))
 
 
 def bias_of(product: Any) -> tuple[Any, int] | None:

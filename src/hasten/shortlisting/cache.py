@@ -16,7 +16,7 @@ from hasten.records import digest, from_record, read_json, to_record, write_json
 from hasten.shortlisting.options import Option
 from hasten.target import Target
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from hasten.architectures.catalogue import Task
 from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.errors import CandidateError, InputError
+from hasten.measure.making import Makers
 from hasten.measure.prospects import Prospect, fastest
+from hasten.model import Model
 from hasten.progress import Listener, Progress, nobody
 from hasten.shortlisting.cache import Cache, Measured, default_folder
 from hasten.shortlisting.estimates import Estimates
@@ -22,16 +25,17 @@ from hasten.shortlisting.options import Option, options
 from hasten.shortlisting.untrained import Untrained, written
 from hasten.target import Target
 
-TIME_LIMIT_S = 60.0
+TIME_LIMIT_S = 30.0
 _AT_ONCE = 8
-_EACH_S = 3.0
+_EACH_S = 1.5
 """What one takes to write, build and time, before that is known: on two quiet cores."""
-_WORTH = 0.5
+_WORTH = 1.0
 """Points of promise that a further look at a family must be able to gain."""
-_SAME = 1.5
+_SAME = 1.3
 """A way that was so much slower than the best on every network of the first look isn't tried again."""
-_FIRST = ("resnet10", "mobilenetv4-small", "yolov3-tiny", "ssdlite")
-"""Families to try every way on: dense convolutions and depthwise ones, of each task."""
+_UNLIKE = 3
+_FIRST = ("resnet10", "mobilenetv4-small", "vit-tiny", "yolov3-tiny", "ssdlite")
+"""Families to try every way on: dense convolutions, depthwise ones and attention, of each task."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,15 @@ def shortlist(
             deadline=time.monotonic() + time_limit_s,
             listen=listen,
         )
-        complete = search.run()
+        with search.makers:
+            complete = search.run()
     entries = search.entries()
     best: dict[str, Entry] = {}
     for entry in sorted(entries, key=lambda one: -one.promise):
         if entry.prospect.latency_ns <= search.budget_ns:
             best.setdefault(entry.family, entry)
     if not best:
-        raise nothing_fits(input_shape, budget_s, entries, search.failed)
+        raise nothing_fits(input_shape, budget_s, entries, search.failed, complete=complete)
     return Shortlist(
         task,
         classes,
@@ -167,20 +172,27 @@ def shortlist(
 
 
 def nothing_fits(
-    input_shape: Sequence[int], budget_s: float, entries: Sequence[Entry], failed: Mapping[str, str]
+    input_shape: Sequence[int],
+    budget_s: float,
+    entries: Sequence[Entry],
+    failed: Mapping[str, str],
+    *,
+    complete: bool,
 ) -> InputError:
-    """Return the error that names the fastest that there is."""
+    """Return the error that names the fastest that there is, or that was found in the time given."""
     shown = "x".join(map(str, input_shape))
     if not entries:
         why = next(iter(failed.values()), "the time limit left no time to measure one")
         return InputError(f"no architecture of the catalogue could be measured at {shown}: {why}")
     one = min(entries, key=lambda entry: entry.prospect.latency_ns)
     size = f" at {one.pixels} px" if one.pixels else ""
+    found = "is" if complete else "that was found in the time limit is"
+    advice = "give at least that" if complete else "give at least that, or more time to look"
     least_ms = math.ceil(one.prospect.latency_ns / 1e4) / 100
     return InputError(
         f"no architecture of the catalogue answers {shown} in {budget_s * 1e3:g} ms on this "
-        f"machine: the fastest is {one.architecture} x{one.width:g}{size} at {least_ms:g} ms; give at "
-        "least that"
+        f"machine: the fastest {found} {one.architecture} x{one.width:g}{size} at {least_ms:g} ms; "
+        f"{advice}"
     )
 
 
@@ -219,12 +231,21 @@ class Search:
     failed: dict[str, str] = field(default_factory=dict)
     _slow: set[str] = field(default_factory=set)
 
+    @cached_property
+    def makers(self) -> Makers:
+        """Processes that make networks ready, for the whole search."""
+        return Makers(self._prospects, self.target)
+
+    @property
+    def _prospects(self) -> Path:
+        return self.folder / "prospects"
+
     def run(self) -> bool:
         """Measure until nothing more is to be gained, or time is up; return whether it is complete."""
         estimates = Estimates(self.families, self.budget_ns)
         self._recall()
         self._learn(estimates, list(self.known), recalled=True)
-        batch = estimates.next(_AT_ONCE, _WORTH) if self.known else estimates.first(_FIRST)
+        batch = estimates.next(_AT_ONCE, _WORTH) if self.known else estimates.first(_FIRST, _UNLIKE)
         each_s = _EACH_S
         while batch:
             began = time.monotonic()
@@ -282,18 +303,24 @@ class Search:
     def _measure(self, batch: Sequence[Option]) -> None:
         """Measure options in turns with each other, and keep what was found."""
         untrained: dict[str, Untrained] = {}
-        for number, option in enumerate(batch):
-            own = self.folder / f"{len(self.known)}-{number}"
-            own.mkdir()
-            self._tell(option.name, "writing")
-            try:
-                untrained[option.name] = written(option, self.classes, self.input_shape, own)
-            except CandidateError as error:
-                self._keep(option, Measured(0, 0, None, str(error)))
-        prospects, failure = self._timed(untrained, self._slow)
+
+        def each() -> Iterator[tuple[str, Model]]:
+            for number, option in enumerate(batch):
+                own = self.folder / f"{len(self.known)}-{number}"
+                own.mkdir()
+                self._tell(option.name, "writing")
+                try:
+                    one = written(option, self.classes, self.input_shape, own)
+                except CandidateError as error:
+                    self._keep(option, Measured(0, 0, None, str(error)))
+                    continue
+                untrained[option.name] = one
+                yield option.name, one.model
+
+        prospects, failure = self._timed(each(), self._slow)
         left = {name: one for name, one in untrained.items() if name not in prospects}
         if left and self._slow:  # what can't have the fast ways may have a slow one
-            again, failure = self._timed(left, set())
+            again, failure = self._timed([(name, one.model) for name, one in left.items()], set())
             prospects |= again
         for option in batch:
             if option.name in untrained:
@@ -306,18 +333,17 @@ class Search:
                 shutil.rmtree(one.model.path.parent, ignore_errors=True)
 
     def _timed(
-        self, untrained: Mapping[str, Untrained], slow: set[str]
+        self, models: Iterable[tuple[str, Model]], slow: set[str]
     ) -> tuple[dict[str, Prospect], str]:
         """Return what could be measured by ways that aren't slow, and why the rest couldn't."""
-        if not untrained:
-            return {}, ""
         try:
             found = fastest(
-                {name: one.model for name, one in untrained.items()},
+                models,
                 self.target,
-                self.folder / "prospects",
+                self._prospects,
                 engines=self.engines,
                 only=lambda way: _kind(way.label) not in slow,
+                makers=self.makers,
                 listen=lambda progress: self._tell(progress.doing, "timing", progress.outcome),
             )
         except CandidateError as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hasten.architectures.building import build, deployed, multiply_adds
+from hasten.architectures.building import build, deployed, multiply_adds, parameters
 from hasten.errors import CandidateError
 from hasten.frontends import onnx
 from hasten.frontends.extras import missing_extra
@@ -67,37 +68,56 @@ def written(option: Option, classes: int, input_shape: Sequence[int], folder: Pa
     )
     path = folder / "untrained.onnx"
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _one_thread():
             warnings.simplefilter("ignore")  # the old exporter tells of its age
             module = build(*knobs)
-            _settle(module, input_shape)
+            madds = _settle(module, input_shape)
+            ready = deployed(module)
+            if parameters(ready) < parameters(module):  # branches were merged
+                madds, _ = multiply_adds(*knobs)
             torch.onnx.export(
-                deployed(module),
+                ready,
                 (torch.zeros(1, *input_shape),),
                 str(path),
                 dynamo=False,
                 input_names=["x"],
                 opset_version=_OPSET,
             )
-            madds, parameters = multiply_adds(*knobs)
     except Exception as error:  # timm and the exporter raise what their parts raise
         raise CandidateError(f"{option.name} can't be exported: {first_line(error)}") from error
     model = onnx.load(path).settled_by({"x": np.zeros(tuple(input_shape), np.float32)})
-    return Untrained(model, madds, parameters)
+    return Untrained(model, madds, parameters(ready))
 
 
-def _settle(module: Any, input_shape: Sequence[int]) -> None:
-    """Set the statistics of all normalizations by one batch of random inputs."""
+def _settle(module: Any, input_shape: Sequence[int]) -> int:
+    """Set the statistics of all normalizations by one batch of random inputs.
+
+    Returns:
+        The multiply-adds of one input, as `multiply_adds` counts them.
+    """
     import torch
     from torch import nn
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.momentum = 1.0
+    # By plain products: the counter doesn't know the processor's fused attention.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+        module.train()(torch.randn(_BATCH, *input_shape))
+    return int(counter.get_total_flops()) // 2 // _BATCH
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: several wait for each other longer than so little takes."""
+    import torch
 
     threads = torch.get_num_threads()
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0
+    torch.set_num_threads(1)
     try:
-        torch.set_num_threads(1)  # several wait for each other longer than this takes
-        with torch.no_grad():
-            module.train()(torch.randn(_BATCH, *input_shape))
+        yield
     finally:
         torch.set_num_threads(threads)

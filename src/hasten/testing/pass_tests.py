@@ -164,6 +164,30 @@ class PassTests:
         with pytest.raises(Skipped, match=r".{10,}"):
             run(value, idle_model, tmp_path)
 
+    def test_a_draft_can_be_timed_in_the_results_place(
+        self, value: Pass, model: Model, result: Model, tmp_path: Path
+    ) -> None:
+        data, workdir = samples_of(model), tmp_path / "draft"
+        workdir.mkdir()
+        draft = value.draft(model, data, workdir)
+        assert {draft.path, *draft.files} == set(workdir.iterdir())
+        assert (draft.format, draft.inputs, draft.request) == (
+            result.format,
+            result.inputs,
+            result.request,
+        )
+        whole = answers(result, data, tmp_path / "whole", self.engine)
+        drafted = answers(draft, data, tmp_path / "drafted", self.engine)
+        assert {name: one.shape for name, one in drafted.items()} == {
+            name: one.shape for name, one in whole.items()
+        }
+
+    def test_a_draft_of_nothing_is_skipped_too(
+        self, value: Pass, idle_model: Model, tmp_path: Path
+    ) -> None:
+        with pytest.raises(Skipped, match=r".{10,}"):
+            value.draft(idle_model, samples_of(idle_model), tmp_path)
+
     def test_it_says_nothing_and_leaves_logging_as_it_was(
         self, value: Pass, model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:

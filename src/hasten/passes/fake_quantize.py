@@ -1,0 +1,138 @@
+"""Roundings put where a quantizer puts them, with made-up ranges: for timing alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hasten.passes.openvino_graphs import PRODUCTS
+
+_CHANNEL_AXES: dict[str, tuple[int, ...]] = {
+    "Convolution": (0,),
+    "GroupConvolution": (0, 1),
+    "ConvolutionBackpropData": (1,),
+    "GroupConvolutionBackpropData": (0, 2),
+}
+_BETWEEN = {
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Concat")),
+    **dict.fromkeys(("AvgPool", "ReduceMean", "Interpolate", "MVN"), 1),
+}
+"""What else works in int8 where all that it reads is rounded: how many of its inputs; None: all."""
+_OTHERS = {"Divide", "GroupNormalization", "Maximum", "Minimum", "NormalizeL2", "Power"} | {
+    *("GRUCell", "GRUSequence", "LSTMCell", "LSTMSequence", "RNNSequence", "SquaredDifference")
+}
+"""What a quantizer may round and isn't rounded here."""
+_KEEP_SIGN = {"AvgPool", "MaxPool", "ReduceMean", "Reshape", "Slice", "Split", "Squeeze"} | {
+    *("StridedSlice", "Transpose", "Unsqueeze", "VariadicSplit")
+}
+_NEVER_NEGATIVE = {"HardSigmoid", "HSigmoid", "Relu", "Sigmoid", "Softmax"}
+_LARGEST = 4.0
+_DEEPEST = 8
+
+
+def round_everywhere(
+    graph: Any, *, kept: Sequence[str] = (), symmetric: bool = True, compute_only: bool = False
+) -> int:
+    """Put a FakeQuantize of 8 bits before what a convolutional network or a transformer has in int8.
+
+    In place. A graph that has other operations which a quantizer may round is left as it is.
+
+    Args:
+        graph: An `openvino.Model` as its converter gives it.
+        kept: Friendly names of operations to leave in float.
+        symmetric: Activations around 0; False gives those that can be negative a zero point.
+        compute_only: Before convolutions and matrix products alone.
+
+    Returns:
+        How many convolutions and matrix products read rounded numbers; 0 where it was left as it is.
+
+    Source: Jacob et al., arXiv:1712.05877, section 3: roundings simulated where integers will be.
+    """
+    import openvino
+
+    made: dict[tuple[str, int], Any] = {}
+    done = 0
+    every = graph.get_ordered_ops()
+    between = [one for one in every if one.get_friendly_name() not in kept]
+    if not compute_only and any(one.get_type_name() in _OTHERS for one in between):
+        return 0
+    for operation in every:
+        kind = operation.get_type_name()
+        product = kind in _CHANNEL_AXES or kind in PRODUCTS
+        if operation.get_friendly_name() in kept or not (
+            product or (kind in _BETWEEN and not compute_only)
+        ):
+            continue
+        inputs = operation.inputs()[:2] if product else operation.inputs()[: _BETWEEN[kind]]
+        sources = [one.get_source_output() for one in inputs]
+        if not product and any(_constant(one.get_node()) for one in sources):
+            continue
+        if any(one.get_element_type() != openvino.Type.f32 for one in sources):
+            continue
+        for place, (target, source) in enumerate(zip(inputs, sources, strict=True)):
+            if _constant(source.get_node()):
+                rounded = _weights(operation, place, source)
+            else:
+                key = (source.get_node().get_friendly_name(), source.get_index())
+                rounded = made.get(key) or made.setdefault(key, _activations(source, symmetric))
+            target.replace_source_output(rounded.output(0))
+        done += product
+    graph.validate_nodes_and_infer_types()
+    return done
+
+
+def _constant(node: Any) -> bool:
+    """Whether a node gives weights: a constant, perhaps converted or in another shape."""
+    while node.get_type_name() in ("Convert", "Reshape"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
+
+
+def _weights(operation: Any, place: int, source: Any) -> Any:
+    """Round weights, with a scale for each channel that they give."""
+    shape = list(source.get_partial_shape().to_shape())
+    axes = _CHANNEL_AXES.get(operation.get_type_name(), ())
+    if (
+        not axes and place == 1 and len(shape) > 1
+    ):  # a matrix product: the axis that isn't summed over
+        transposed = operation.get_attributes()["transpose_b"]
+        axes = (len(shape) - 2 if transposed else len(shape) - 1,)
+    scales = np.full([n if axis in axes else 1 for axis, n in enumerate(shape)], 0.5, np.float32)
+    return _fake_quantize(source, -scales, scales, 255)
+
+
+def _activations(source: Any, symmetric: bool) -> Any:
+    if _never_negative(source):
+        low = 0.0
+    else:
+        low = -_LARGEST * 128 / 127 if symmetric else -0.75 * _LARGEST
+    return _fake_quantize(source, low, _LARGEST, 256)
+
+
+def _never_negative(source: Any, depth: int = 0) -> bool:
+    """Whether numbers are 0 or more by what made them: they take the faster unsigned integers."""
+    node = source.get_node()
+    kind = node.get_type_name()
+    if kind in _NEVER_NEGATIVE:
+        return True
+    if kind == "Clamp":
+        return bool(node.get_attributes()["min"] >= 0)
+    if depth == _DEEPEST:
+        return False
+    if kind in _KEEP_SIGN:
+        return _never_negative(node.input_value(0), depth + 1)
+    if kind in ("Add", "Concat", "Multiply"):
+        values = node.input_values()
+        return all(
+            not _constant(one.get_node()) and _never_negative(one, depth + 1) for one in values
+        )
+    return False
+
+
+def _fake_quantize(source: Any, low: Any, high: Any, levels: int) -> Any:
+    from openvino import opset13 as operations
+
+    ends = [operations.constant(np.asarray(end, np.float32)) for end in (low, high)]
+    return operations.fake_quantize(source, *ends, *ends, levels)
