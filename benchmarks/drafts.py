@@ -6,9 +6,8 @@ python benchmarks/drafts.py [--input 3x64x64]
 from __future__ import annotations
 
 import argparse
-import random
+import itertools
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,46 +18,54 @@ from hasten.candidate import Single
 from hasten.data.requests import random_requests
 from hasten.data.spool import Spool, write_spool
 from hasten.errors import CandidateError
+from hasten.measure.latency import Pace, rounds
+from hasten.measure.process import Worker
 from hasten.measure.prospects import ways
-from hasten.measure.worker import time_requests
 from hasten.model import Model
 from hasten.passes.base import Skipped
+from hasten.records import to_record
 from hasten.shortlisting.options import options
 from hasten.shortlisting.untrained import written
 from hasten.target import Target
 
 ROUNDS = 15
-WARMUP_NS, BLOCK_NS = 5_000_000, 15_000_000
+PACE = Pace(warmup_ns=5_000_000, block_ns=15_000_000, limit_s=60.0)
 CLASSES = 43
 
 
-def medians_ns(model: Model, way: Single, spool: Spool, folder: Path) -> dict[str, list[float]]:
-    """Time both forms of a model in turns; return the medians of the rounds."""
+def shares(model: Model, way: Single, spool: Spool, folder: Path) -> tuple[float, float]:
+    """Time both forms of a model in turns, each in a process of its own that sleeps meanwhile.
+
+    Returns:
+        The median latency of the whole in ns, and the median of the rounds' ratios.
+    """
     target = Target.host()
-    request = {spec.name: spool.inputs([0])[spec.name] for spec in model.request}
-    taken: dict[str, list[float]] = {"whole": [], "draft": []}
-    with ExitStack() as opened:
-        sessions = {}
-        for kind in taken:
+    with ExitStack() as closing:
+        entrants = {}
+        for kind in ("whole", "draft"):
             workdir, built = folder / kind, folder / f"{kind}-built"
             workdir.mkdir(parents=True)
             built.mkdir()
             step = way.passes[0]
             made = (step if kind == "whole" else step.draft)(model, spool, workdir)
             artifact = way.engine.build(made, target, built)
-            sessions[kind] = opened.enter_context(way.engine.open(artifact, target))
-        for _ in range(ROUNDS):
-            for kind in random.sample(list(sessions), 2):
-                times = time_requests(
-                    sessions[kind].run,
-                    [request],
-                    warmup_ns=WARMUP_NS,
-                    block_ns=BLOCK_NS,
-                    at_least=5,
-                    at_most=10_000,
-                )
-                taken[kind].append(float(np.median(times)))
-    return taken
+            worker = closing.enter_context(Worker(folder / "log", target.memory_bytes // 4))
+            worker.ask(
+                "open",
+                limit_s=60,
+                engine=to_record(way.engine),
+                artifact=to_record(artifact),
+                target=to_record(target),
+            )
+            worker.sleep()
+            entrants[kind] = worker
+        turns = rounds(entrants, spool.folder, threads=target.threads, pace=PACE, seed=0)
+        each = [
+            [float(np.median(turn.latency_ns[kind])) for kind in entrants]
+            for turn in itertools.islice(turns, ROUNDS)
+        ]
+    taken = np.array(each)
+    return float(np.median(taken[:, 0])), float(np.median(taken[:, 1] / taken[:, 0]))
 
 
 def main() -> None:
@@ -73,7 +80,7 @@ def main() -> None:
         work = Path(name)
         spool: Spool | None = None
         for family, own in options(task, shape).items():
-            option = max(own, key=lambda one: (one.width == 1, -one.madds))
+            option = max(own, key=lambda one: (one.width == 1, one.pixels is None, -one.madds))
             folder = work / family
             folder.mkdir()
             try:
@@ -85,17 +92,14 @@ def main() -> None:
             for number, way in enumerate(ways(model, Target.host())):
                 if not way.passes:
                     continue
-                began = time.monotonic()
                 try:
-                    taken = medians_ns(model, way, spool, folder / str(number))
+                    whole_ns, share = shares(model, way, spool, folder / str(number))
                 except (CandidateError, Skipped) as error:
                     print(f"{option.name}, {way.label}: {error}")
                     continue
-                each = np.array(taken["draft"]) / np.array(taken["whole"])
-                ratios.setdefault(way.label, []).append(float(np.median(each)))
+                ratios.setdefault(way.label, []).append(share)
                 print(
-                    f"{option.name}, {way.label}: {np.median(taken['whole']) / 1e6:.3f} ms, drafted "
-                    f"{np.median(each):.3f} of it ({time.monotonic() - began:.0f} s)",
+                    f"{option.name}, {way.label}: {whole_ns / 1e6:.3f} ms, drafted {share:.3f} of it",
                     flush=True,
                 )
     for label, found in ratios.items():

@@ -15,13 +15,18 @@ import pytest
 import torch
 from torch import nn
 
+from hasten.candidate import Single
 from hasten.data.arrays import ArrayDataset
+from hasten.data.requests import random_requests
+from hasten.data.spool import write_spool
+from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.frontends.source import load_model
 from hasten.metrics.agreement import Agreement
 from hasten.metrics.embedding import Embedding
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import op_counts
 from hasten.passes.silence import silenced
+from hasten.passes.static_quantization import StaticQuantization
 from hasten.search.race import BASELINE, Standings
 from hasten.telemetry import telemetry_off
 from hasten.testing import models
@@ -171,6 +176,20 @@ class SmallCnn(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.layers(x)
         return found
+
+
+def test_a_drafted_network_is_timed_beside_the_whole_one(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drafts = load("drafts")
+    monkeypatch.setattr(drafts, "ROUNDS", 2)
+    zeros = {"x": np.zeros((3, 32, 32), np.float32)}
+    model = load_model(models.small_cnn(tmp_path), None, tmp_path).settled_by(zeros)
+    spool = write_spool(random_requests(model.request, 0), tmp_path / "spool")
+    way = Single((StaticQuantization(),), OnnxRuntime())
+    whole_ns, share = drafts.shares(model, way, spool, tmp_path / "work")
+    assert whole_ns > 0
+    assert share > 0
 
 
 def test_a_pruned_network_is_timed_beside_itself_on_an_engine(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from hasten.architectures.building import multiply_adds
 from hasten.cli import main
 from hasten.engines.null import Null
 from hasten.errors import InputError
@@ -17,7 +18,8 @@ from hasten.shortlisting import Shortlist
 from hasten.shortlisting import shortlist as run
 from hasten.shortlisting.estimates import Estimates
 from hasten.shortlisting.options import options
-from hasten.shortlisting.search import slow_kinds
+from hasten.shortlisting.search import nothing_fits, slow_kinds
+from hasten.shortlisting.untrained import written
 from hasten.target import Target
 
 torch = pytest.importorskip("torch")
@@ -90,6 +92,24 @@ def test_a_budget_that_nothing_meets_names_the_fastest(cache: Path) -> None:
     assert found(cache, least_ms / 1e3).entries
 
 
+def test_a_search_that_was_cut_short_says_so_of_the_fastest(cache: Path) -> None:
+    entries = found(cache).entries
+    text = str(nothing_fits(SHAPE, 1e-9, entries, {}, complete=False))
+    assert "the fastest that was found in the time limit is lcnet-s" in text
+    assert text.endswith("give at least that, or more time to look")
+
+
+@pytest.mark.parametrize("name", ["lcnet-s8", "mobileone-s0-s8", "vit-tiny-s8"])
+def test_what_is_written_takes_as_many_products_as_the_catalogue_counts(
+    tmp_path: Path, name: str
+) -> None:
+    (own,) = options("classify", (3, 32, 32), (name,)).values()
+    option = min(own, key=lambda one: one.madds)
+    one = written(option, 4, (3, 32, 32), tmp_path)
+    counted = multiply_adds(option.architecture, 4, (3, 32, 32), option.width, option.pixels)
+    assert (one.madds, one.parameters) == counted
+
+
 def test_a_cache_that_cannot_be_read_is_measured_anew(cache: Path) -> None:
     files = list((cache / "prospects").iterdir())
     for file in files:
@@ -133,7 +153,7 @@ def test_what_to_measure_next_follows_from_what_was_measured() -> None:
     """A world in which latency is what multiply-adds say, three times what is guessed at first."""
     families = options("classify", (3, 64, 64), ("lcnet", "resnet10"))
     estimates = Estimates(families, budget_ns=1e6)
-    batch = estimates.first(("resnet10", "lcnet"), 2)
+    batch = estimates.first(("resnet10", "lcnet"))
     looks = 0
     while batch:
         for option in batch:
@@ -152,7 +172,7 @@ def test_a_way_far_behind_on_all_networks_is_not_tried_again() -> None:
     def prospect(best: str, **others: float) -> Prospect:
         return Prospect(best, "f32", 1.0, 1.0, 1.0, 1, Null(), (), others=others)
 
-    first = prospect("onnxruntime", openvino=2.0, litert=1.2)
+    first = prospect("onnxruntime", openvino=2.0, litert=1.1)
     second = prospect("onnxruntime(threads=1)", openvino=3.0, litert=4.0)
     assert slow_kinds([first, second, None]) == {"openvino"}
 

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.lightening.conftest import corners, task_for, wide
 
 from hasten.data.arrays import ArrayDataset
+from hasten.data.images import ImageFolder
 from hasten.errors import InputError
-from hasten.lightening.given import Given
+from hasten.lightening.given import Given, check_names
 from hasten.lightening.task import Task
 from hasten.metrics.agreement import Agreement
 from hasten.metrics.top_k import Top1
+from hasten.pipeline.base import Pipeline
+from hasten.pipeline.image import Decode, ToLayout
 from hasten.training.loop import Recipe
 
 
@@ -40,6 +44,23 @@ def test_labels_that_only_judge_leave_training_to_agree_with_the_model(
     unlabelled = ArrayDataset({"input": corners(100, 1)[0]})
     without = dataclasses.replace(read, training=unlabelled)
     assert task(tmp_path / "b", without).metric == Agreement()
+
+
+def test_folders_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    """Each numbers its own, sorted: a class that one lacks would be taken for the next one."""
+    for which, names in (("train", "abc"), ("eval", "ac")):
+        for name in names:
+            (tmp_path / which / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / which / name / "0.png")
+    plain = Pipeline((Decode(), ToLayout()))
+    training, judged = (ImageFolder(tmp_path / which, plain, "x") for which in ("train", "eval"))
+    check_names(training, training)
+    with pytest.raises(InputError) as refused:
+        check_names(training, judged)
+    assert str(refused.value) == (
+        "the training data has other classes than the data to judge on: only one of them has the "
+        "folder b; give both the same class folders"
+    )
 
 
 def test_a_fifth_at_most_is_held_out_and_some_of_the_rest_calibrates(

@@ -175,12 +175,34 @@ def test_a_draft_rounds_what_nncf_rounds(
     assert first.input_value(1).get_node().get_data() == 0.0  # a Clip to 0 and more is before it
 
 
-def test_a_draft_of_attention_rounds_its_products_alone(attention: Model, tmp_path: Path) -> None:
+def test_a_draft_of_attention_is_nncfs(attention: Model, tmp_path: Path) -> None:
     value = NncfQuantization("mixed", transformer=True)
-    draft = value.draft(attention, samples_of(attention), tmp_path)
-    products = {"query", "key", "value", "out"}
-    assert products <= {name.split("/")[0] for name in readers(draft)}
-    assert "skip" not in readers(draft)
+    (tmp_path / "draft").mkdir()
+    draft = value.draft(attention, samples_of(attention), tmp_path / "draft")
+    assert readers(draft) == readers(run(value, attention, tmp_path))
+
+
+LSTM = """
+<ir_version: 10, opset_import: ["": 20]>
+recurrent (float[1, 5, 8] x) => (float[1, 4] y)
+<float[1, 24, 8] w, float[1, 24, 6] r, int64[1] axis = {0}, float[8, 8] u, float[6, 4] v>
+{
+    [foot] f = MatMul (x, u)
+    [turn] t = Transpose <perm = [1, 0, 2]> (f)
+    [steps] all, last, cell = LSTM <hidden_size = 6> (t, w, r)
+    [squeeze] h = Squeeze (last, axis)
+    [head] y = MatMul (h, v)
+}
+"""
+
+
+def test_a_draft_of_what_it_does_not_know_is_nncfs(build: Any, tmp_path: Path) -> None:
+    model = build(LSTM)
+    (tmp_path / "draft").mkdir()
+    draft = NncfQuantization().draft(model, samples_of(model), tmp_path / "draft")
+    kinds = [one.get_type_name() for one in operations(draft).values()]
+    whole = operations(run(NncfQuantization(), model, tmp_path)).values()
+    assert sorted(kinds) == sorted(one.get_type_name() for one in whole)
 
 
 def test_what_is_behind_the_last_product_stays_in_float(build: Any, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Shape(click.ParamType[tuple[int, ...]]):
     "--time-limit",
     "time_limit_s",
     type=Seconds(),
-    default="30s",
+    default="40s",
     show_default=True,
     help="Nothing new is measured after so long.",
 )

@@ -32,10 +32,8 @@ _LARGEST = 4.0
 _DEEPEST = 8
 
 
-def round_everywhere(
-    graph: Any, *, kept: Sequence[str] = (), symmetric: bool = True, compute_only: bool = False
-) -> int:
-    """Put a FakeQuantize of 8 bits before what a convolutional network or a transformer has in int8.
+def round_everywhere(graph: Any, *, kept: Sequence[str] = (), symmetric: bool = True) -> int:
+    """Put a FakeQuantize of 8 bits before what a convolutional network has in int8.
 
     In place. A graph that has other operations which a quantizer may round is left as it is.
 
@@ -43,7 +41,6 @@ def round_everywhere(
         graph: An `openvino.Model` as its converter gives it.
         kept: Friendly names of operations to leave in float.
         symmetric: Activations around 0; False gives those that can be negative a zero point.
-        compute_only: Before convolutions and matrix products alone.
 
     Returns:
         How many convolutions and matrix products read rounded numbers; 0 where it was left as it is.
@@ -56,14 +53,12 @@ def round_everywhere(
     done = 0
     every = graph.get_ordered_ops()
     between = [one for one in every if one.get_friendly_name() not in kept]
-    if not compute_only and any(one.get_type_name() in _OTHERS for one in between):
+    if any(one.get_type_name() in _OTHERS for one in between):
         return 0
     for operation in every:
         kind = operation.get_type_name()
         product = kind in _CHANNEL_AXES or kind in PRODUCTS
-        if operation.get_friendly_name() in kept or not (
-            product or (kind in _BETWEEN and not compute_only)
-        ):
+        if operation.get_friendly_name() in kept or not (product or kind in _BETWEEN):
             continue
         inputs = operation.inputs()[:2] if product else operation.inputs()[: _BETWEEN[kind]]
         sources = [one.get_source_output() for one in inputs]

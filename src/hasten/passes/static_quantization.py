@@ -91,10 +91,8 @@ class StaticQuantization(Pass):
             yield replace(first, rounding="layer")
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Quantize by the ranges of one sample, one scale per weight tensor: 0.95 to 1 of the latency."""
-        quick = replace(
-            self, samples=1, calibration="minmax", rounding="nearest", per_channel=False
-        )
+        """Quantize by the ranges of one sample."""
+        quick = replace(self, samples=1, calibration="minmax", rounding="nearest")
         return quick(model, calibration, workdir)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:

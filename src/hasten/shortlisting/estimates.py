@@ -57,7 +57,7 @@ class Estimates:
         usual = [math.log(ns / _guess(one)) for one, ns in every]
         return _guess(option) * (math.exp(sum(usual) / len(usual)) if usual else 1.0)
 
-    def first(self, families: Sequence[str], count: int) -> list[Option]:
+    def first(self, families: Sequence[str], count: int = 2) -> list[Option]:
         """Return options of so many unlike families, each probably near the budget."""
         chosen = [name for name in families if name in self.families]
         chosen += [name for name in self.families if name not in chosen]
