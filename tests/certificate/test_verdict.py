@@ -44,6 +44,10 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
             "95% confident that accuracy falls by at most 0.53 points (n=1,204: 4 lost, 3 gained)",
         ),
         (
+            judged(7000, 46, 83),
+            "95% confident that accuracy falls by at most 0.001 points (n=7,000: 46 lost, 83 gained)",
+        ),
+        (
             judged(299, 0, 0, metric="top1"),
             "95% confident that top-1 accuracy falls by at most 1 point (n=299: 0 lost, 0 gained)",
         ),

@@ -218,7 +218,8 @@ def test_what_is_behind_the_last_product_stays_in_float(build: Any, tmp_path: Pa
             [between] m = Mul (c, g)
             [last] d = Conv (m, v)
             [scale] e = Exp (d)
-            [shift] y = Add (e, d)
+            [score] s = Sigmoid (d)
+            [shift] y = Add (e, s)
         }
         """
     )

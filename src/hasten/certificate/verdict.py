@@ -243,11 +243,15 @@ def _two_digits(share: float) -> str:
 
 
 def _rounded_up(share: float, limit: float) -> str:
-    """In percent to two significant digits, never below the share; the limit itself where that is nearer."""
+    """In percent, never below the share; the limit itself where that is nearer.
+
+    Two significant digits, and no more than three decimals.
+    """
     if share <= 0:
         return "0"
-    unit = 10.0 ** (math.floor(math.log10(100 * share)) - 1)
-    return f"{min(math.ceil(100 * share / unit - 1e-9) * unit, 100 * limit):.6g}"
+    unit = 10.0 ** max(math.floor(math.log10(100 * share)) - 1, -3)
+    units = max(1, math.ceil(100 * share / unit - 1e-9))
+    return f"{min(units * unit, 100 * limit):.6g}"
 
 
 def _points(share: str) -> str:
