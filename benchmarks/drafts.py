@@ -1,6 +1,8 @@
 """Whether a drafted quantization is as fast as the whole: each family of the catalogue, in turns.
 
-python benchmarks/drafts.py [--input 3x64x64]
+    python benchmarks/drafts.py [--input 3x64x64] [--task detect]
+
+Prints what each family takes as a whole, and what share of that its draft takes.
 """
 
 from __future__ import annotations

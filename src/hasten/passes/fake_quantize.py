@@ -51,14 +51,13 @@ def round_everywhere(graph: Any, *, kept: Sequence[str] = (), symmetric: bool = 
 
     made: dict[tuple[str, int], Any] = {}
     done = 0
-    every = graph.get_ordered_ops()
-    between = [one for one in every if one.get_friendly_name() not in kept]
-    if any(one.get_type_name() in _OTHERS for one in between):
+    free = [one for one in graph.get_ordered_ops() if one.get_friendly_name() not in kept]
+    if any(one.get_type_name() in _OTHERS for one in free):
         return 0
-    for operation in every:
+    for operation in free:
         kind = operation.get_type_name()
         product = kind in _CHANNEL_AXES or kind in PRODUCTS
-        if operation.get_friendly_name() in kept or not (product or kind in _BETWEEN):
+        if not (product or kind in _BETWEEN):
             continue
         inputs = operation.inputs()[:2] if product else operation.inputs()[: _BETWEEN[kind]]
         sources = [one.get_source_output() for one in inputs]
