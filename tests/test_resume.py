@@ -152,7 +152,12 @@ def test_trials_that_are_done_are_not_run_again(place: Path, quick: None) -> Non
 def test_ctrl_c_says_how_to_go_on_and_leaves_the_best_so_far_marked_uncertified(
     place: Path,
 ) -> None:
-    process = started(place, "round", 1, rounds=5000)  # it goes on for long enough
+    # A suite that a shell started in the background ignores the signal, and so would the run.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = started(place, "round", 1, rounds=60)  # it goes on for long enough
+    finally:
+        signal.signal(signal.SIGINT, before)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
