@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from hasten.engines.base import Artifact, Engine
+from hasten.engines.estimates import Estimate, Source
 from hasten.passes.base import Pass
 from hasten.records import Value, digest, to_record, type_name
 
@@ -62,7 +63,6 @@ class Single:
 
 
 Candidate: TypeAlias = Single
-Source: TypeAlias = Literal["measured", "place-and-route", "compiler estimate", "none"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Trial:
         failure: Why it fell out, in one line; None where it didn't.
         skipped: Why there was nothing to do; None where there was.
         properties: What the engine says that it does.
+        estimate: What was said of it beforehand, where its device isn't here.
     """
 
     candidate: Candidate
@@ -103,3 +104,4 @@ class Trial:
     failure: str | None = None
     skipped: str | None = None
     properties: dict[str, str] | None = None
+    estimate: Estimate | None = None

@@ -13,7 +13,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.records import file_digest
 from hasten.tensors import Array, TensorSpec
 
-Format: TypeAlias = Literal["onnx", "openvino", "tflite"]
+Format: TypeAlias = Literal["onnx", "openvino", "tflite", "dais", "stablehlo"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,15 @@ class Model:
 
     Attributes:
         path: The file that an engine is pointed at.
-        format: "onnx", "openvino" for its IR (.xml; the weights are in `files`), or "tflite".
+        format: "onnx"; "openvino" for its IR (.xml; the weights are in `files`); "tflite"; "dais" for
+            da4ml's fixed-point programs; or "stablehlo" for what `jax.export` writes.
         inputs: What the model takes; open dimensions have names.
         outputs: What it gives.
         request: The inputs of one request, every size settled by the data; empty until then.
         files: Further files that belong to it, in the folder of `path`: external data, IR weights.
         custom_ops: Libraries with operators of the user's own, for the engines to load.
         origin: The model that the run began with, where passes made this one of it.
+        program: The .pt2 exported program that it came from, for targets that start from there.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Model:
     files: tuple[Path, ...] = ()
     custom_ops: tuple[Path, ...] = ()
     origin: Model | None = None
+    program: Path | None = None
 
     @cached_property
     def sha256(self) -> str:

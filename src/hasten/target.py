@@ -1,4 +1,4 @@
-"""The facts of the device that a model must run on: here, this host."""
+"""The facts of the device that a model must run on, and of this host."""
 
 from __future__ import annotations
 
@@ -30,22 +30,35 @@ class Target:
     """A device and the part of it that this process may use.
 
     Attributes:
-        kind: "host", the only kind so far; attached devices and compile-only ones come later.
+        kind: "host"; "attached", a device of this host; or "compile-only", one that isn't here:
+            then all else is said of the host that compiles.
         processor: Its model name.
         cpus: The processors that this process may run on (affinity mask and cgroup cpuset).
         threads: How many an engine may keep busy: `len(cpus)`, less where a cgroup quota says so.
         isa: Instruction sets that matter to engines: "avx2", "avx512f", "avx512_vnni", ...
         memory_bytes: What this process may use: the cgroup's limit or the machine's memory.
         system: The operating system, its release and the machine: "Linux 6.1.0 x86_64".
+        device: The device as it is asked for: "host", "cuda", "fpga:ecp5-85k", "tpu:v5e".
     """
 
-    kind: Literal["host"]
+    kind: Literal["host", "attached", "compile-only"]
     processor: str
     cpus: tuple[int, ...]
     threads: int
     isa: tuple[str, ...]
     memory_bytes: int
     system: str
+    device: str = "host"
+
+    @property
+    def family(self) -> str:
+        """The device's family: "fpga" of "fpga:ecp5-85k"."""
+        return self.device.partition(":")[0]
+
+    @property
+    def part(self) -> str:
+        """Which of its family it is: "ecp5-85k" of "fpga:ecp5-85k"; empty where there is but one."""
+        return self.device.partition(":")[2]
 
     @classmethod
     def host(
@@ -78,6 +91,10 @@ class Target:
             memory_bytes=min((_machine_memory_bytes(proc), *_memory_limits_bytes(groups))),
             system=f"{system.sysname} {system.release} {system.machine}",
         )
+
+    def with_device(self, device: str, *, present: bool) -> Target:
+        """Return this host as one that has a device, or only compiles for it."""
+        return replace(self, kind="attached" if present else "compile-only", device=device)
 
     def with_threads(self, threads: int) -> Target:
         """Return the same device with fewer or more threads for an engine."""

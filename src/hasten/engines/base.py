@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError
 from hasten.model import Format, Model
@@ -85,11 +86,14 @@ class Engine(Value, ABC):
         settles: Whether open shapes are settled to the certified request's when it opens a model,
             so that doing it beforehand changes nothing.
         float_only: Whether of ONNX models it takes only those that nothing has quantized.
+        faithful: Whether what a session answers on this host is what the device answers, bit for
+            bit; only then is it a certificate for a device that isn't here.
     """
 
     uneven: ClassVar[bool] = False
     settles: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
+    faithful: ClassVar[bool] = True
     registry: ClassVar[Mapping[str, str]] = {
         "null": "hasten.engines.null:Null",
         "reference": "hasten.engines.reference:Reference",
@@ -148,6 +152,21 @@ class Engine(Value, ABC):
         Raises:
             CandidateError: the runtime can't load it.
         """
+
+    def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
+        """Say what can be known of an artifact on a device that isn't here, by the device's own tools.
+
+        Args:
+            artifact: What `build` made.
+            target: The device, of kind "compile-only".
+            workdir: Empty, exists; what the tools wrote stays there.
+
+        Raises:
+            CandidateError: the device can't hold or run it (which resource, by how much), or a tool
+                failed.
+            InputError: a tool isn't installed.
+        """
+        return Estimate("none")
 
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]

@@ -1,0 +1,145 @@
+"""The devices that a model can be made for, and whether this host has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hasten.errors import InputError
+from hasten.target import Target
+
+
+@dataclass(frozen=True)
+class Family:
+    """Devices that one set of engines makes models for.
+
+    Attributes:
+        noun: What they are.
+        parts: The devices' names within the family, the default first; empty where there is but one.
+        engines: What makes models for them, by name.
+        extra: What brings the engines.
+        present: Whether a host has one, by its /sys and /dev.
+        from_program: Whether its engines start from the framework's program, and not from ONNX.
+        trained: Whether models for it are trained too, where there are training data.
+    """
+
+    noun: str
+    parts: tuple[str, ...]
+    engines: tuple[str, ...]
+    extra: str
+    present: Callable[[Path], bool]
+    from_program: bool = False
+    trained: bool = False
+
+
+def _nowhere(root: Path) -> bool:
+    """Whether a host has a device that is always compiled for elsewhere."""
+    return False
+
+
+def _nvidia(root: Path) -> bool:
+    """Whether there is an NVIDIA GPU: a device node of its driver's, or of a Jetson's."""
+    return any(any(root.glob(f"dev/{name}")) for name in ("nvidia[0-9]*", "nvhost-gpu", "nvgpu"))
+
+
+def _pci(root: Path, vendor: str, kinds: tuple[str, ...]) -> bool:
+    """Whether there is a PCI device of a vendor and of one of these classes.
+
+    Source: Linux, Documentation/ABI/testing/sysfs-bus-pci; PCI Code and ID Assignment, class codes.
+    """
+    for device in root.glob("sys/bus/pci/devices/*"):
+        try:
+            made_by = (device / "vendor").read_text().strip()
+            kind = (device / "class").read_text().strip()
+        except OSError:
+            continue
+        if made_by == vendor and any(kind.startswith(prefix) for prefix in kinds):
+            return True
+    return False
+
+
+def _tpu(root: Path) -> bool:
+    """Whether there is one of Google's accelerators, and its device node."""
+    nodes = any(any(root.glob(name)) for name in ("dev/accel[0-9]*", "dev/vfio/[0-9]*"))
+    return nodes and _pci(root, "0x1ae0", ("0x",))
+
+
+def _intel_npu(root: Path) -> bool:
+    """Whether there is one of Intel's neural processing units, and its device node."""
+    return any(root.glob("dev/accel/accel*")) and _pci(root, "0x8086", ("0x1200",))
+
+
+def _intel_gpu(root: Path) -> bool:
+    """Whether there is one of Intel's graphics processors, and its device node."""
+    return any(root.glob("dev/dri/renderD*")) and _pci(root, "0x8086", ("0x03",))
+
+
+FAMILIES: Mapping[str, Family] = {
+    "cuda": Family(
+        "NVIDIA GPU",
+        ("sm80", "sm75", "sm86", "sm87", "sm89", "sm100", "sm120", "sm121"),
+        ("onnxruntime_cuda", "tensorrt", "tensorrt_rtx", "torch_cuda"),
+        "gpu",
+        _nvidia,
+    ),
+    "tpu": Family(
+        "Google TPU",
+        ("v5e", "v4", "v5p", "v6e", "tpu7x"),
+        ("tpu",),
+        "tpu",
+        _tpu,
+        from_program=True,
+    ),
+    "fpga": Family(
+        "FPGA",
+        ("ecp5-85k", "ecp5-45k", "ecp5-25k", "ice40-hx8k", "ice40-up5k"),
+        ("fpga",),
+        "fpga",
+        _nowhere,
+        trained=True,
+    ),
+    "npu": Family("Intel NPU", (), ("openvino_npu",), "edge", _intel_npu),
+    "igpu": Family("Intel GPU", (), ("openvino_igpu",), "edge", _intel_gpu),
+    "qnn": Family("Qualcomm HTP", (), ("qnn",), "edge", _nowhere),
+    "coreml": Family("Apple Core ML", (), ("coreml",), "edge", _nowhere),
+}
+
+
+def family_of(target: Target) -> Family:
+    """Return the family of a target that isn't the host itself."""
+    return FAMILIES[target.family]
+
+
+def find_target(device: str, *, root: Path = Path("/")) -> Target:
+    """Return the target of a name: "host", "cuda", "cuda:sm89", "fpga:ecp5", "tpu:v5e", ...
+
+    The name of a part may be cut short where the beginning is enough to tell; the family alone names
+    its default.
+
+    Args:
+        device: The name.
+        root: Where /sys and /dev are.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    host = Target.host()
+    if device == "host":
+        return host
+    name, colon, part = device.partition(":")
+    family = FAMILIES.get(name)
+    if family is None:
+        raise InputError(f"no target is called {device!r}; there are: host, {', '.join(FAMILIES)}")
+    if not family.parts:
+        if colon:
+            raise InputError(f"the target {name} has no parts to name: got {device!r}")
+        return host.with_device(name, present=family.present(root))
+    found = [known for known in family.parts if known == part] or [
+        known for known in family.parts if known.startswith(part)
+    ]
+    if not found:
+        raise InputError(
+            f"no {family.noun} is called {part!r}; there are: {', '.join(family.parts)}"
+        )
+    return host.with_device(f"{name}:{found[0]}", present=not colon and family.present(root))

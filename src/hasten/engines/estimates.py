@@ -1,0 +1,36 @@
+"""What a toolchain says of an artifact that nothing has run on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Source: TypeAlias = Literal["measured", "place-and-route", "compiler estimate", "none"]
+"""Where a figure comes from. Unlike sources are never ranked together; only the first two are ever
+shown as a latency."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What can be known beforehand of an artifact on its device.
+
+    Attributes:
+        source: Where the figures come from.
+        latency_ns: Of one request, in nanoseconds, where the source is "place-and-route"; else None.
+        rank: What candidates for one device are compared by, less is faster; None where the
+            toolchain says nothing of the kind.
+        unit: Of `rank`: "ns", "cycles".
+        figures: What else it says, by name: areas, clocks, sizes, with units in the names.
+        limits: Of a figure's name, how much of it the device has.
+    """
+
+    source: Source
+    latency_ns: float | None = None
+    rank: float | None = None
+    unit: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.latency_ns is None or self.source in ("measured", "place-and-route")
