@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hasten.benchmark import bench
     from hasten.bundle import load
+    from hasten.cross_compilation.run import cross_compile
     from hasten.errors import CandidateError, InputError, IntegrityError
     from hasten.lightening import lighten
     from hasten.optimization import optimize
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "optimize": "hasten.optimization",
+    "cross_compile": "hasten.cross_compilation.run",
     "lighten": "hasten.lightening",
     "shortlist": "hasten.shortlisting",
     "load": "hasten.bundle",
@@ -42,6 +44,7 @@ __all__ = [
     "IntegrityError",
     "bench",
     "certify",
+    "cross_compile",
     "lighten",
     "load",
     "load_test",

@@ -36,6 +36,8 @@ def _short(setting: object) -> str:
         return str(setting)
     if all(isinstance(item, str) for item in setting):
         return f"{len(setting)} nodes"
+    if any(dataclasses.is_dataclass(item) for item in setting):
+        return f"{len(setting)}, {digest([to_record(item) for item in setting])[:4]}"
     return "/".join(f"{item:g}" for item in setting)
 
 

@@ -6,22 +6,20 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from hasten.candidate import label
-from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
-from hasten.certificate.planning import check_limits, samples_needed
-from hasten.certificate.verdict import Guard, Judgement, goal
+from hasten.certificate.planning import check_limits
+from hasten.certificate.verdict import Guard
 from hasten.certification import guarded
 from hasten.data.images import ImageFolder
 from hasten.data.source import open_data
 from hasten.delivery import Compared, Delivery, check_place
+from hasten.devices import family_of, find_target
 from hasten.engines.installed import ENGINES
-from hasten.errors import InputError, full_disk
+from hasten.errors import InputError
 from hasten.frontends.source import find_model, load_model, load_with_data
 from hasten.invocation import invocation
 from hasten.measure.environment import versions
@@ -29,23 +27,19 @@ from hasten.measure.intervals import Statistic
 from hasten.measure.latency import Pace, pace_for
 from hasten.measure.scenario import check_bound
 from hasten.measure.workbench import Workbench
-from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
 from hasten.metrics.custom import Custom
-from hasten.metrics.detection_f1 import DetectionF1
 from hasten.model import Model
 from hasten.passes.little import Little, Student
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.pipeline.base import Pipeline, check_steps
 from hasten.pipeline.config import from_module
+from hasten.preparation import cleared_up, metric_for, shortfall, warnings
 from hasten.progress import Listener, nobody
-from hasten.records import type_name
 from hasten.result import Result
 from hasten.run import Run
 from hasten.search.grid import grid
-from hasten.search.journal import Journal
 from hasten.search.order import Order
-from hasten.target import Target
 from hasten.tensors import Array
 from hasten.workspace import SEARCH_VERSION, Parts, check_same_run, claimed, data_digest, lay_out
 
@@ -75,6 +69,7 @@ def optimize(
     accept_uncertified: bool = False,
     latency_bound_s: float | None = None,
     budget_s: float | None = None,
+    target: str = "host",
     notes: Sequence[str] = (),
     resume: bool = False,
     listen: Listener = nobody,
@@ -113,6 +108,8 @@ def optimize(
             highest rate at which 99% do is measured of what ships.
         budget_s: What one request may take, in seconds: of several smaller models the most accurate
             version under it is compared, and the result says whether what ships stays under it.
+        target: "host", or a device of this host: "cuda", "tpu", "npu", "igpu". For others see
+            `hasten.cross_compile`.
         notes: What the result is to say besides.
         resume: Go on with the run that was stopped.
         listen: Told of each step.
@@ -133,8 +130,16 @@ def optimize(
         raise InputError(f"the budget is in seconds, above 0: got {budget_s}")
     bundle = Path(out)
     check_place(bundle)
+    device = find_target(target)
+    if device.kind == "compile-only":
+        raise InputError(
+            f"{device.device} isn't here; hasten.cross_compile makes a model for it, or hasten optimize "
+            "--target on the command line"
+        )
+    if device.kind == "attached":
+        engines = family_of(device).engines
     folder = bundle.with_name(bundle.name + ".work")
-    with claimed(folder, resume=resume) as journal, _cleared_up(folder, journal):
+    with claimed(folder, resume=resume) as journal, cleared_up(folder, journal):
         model = find_model(model)
         preparation = pipeline or from_module(model)
         check_steps(preparation)
@@ -151,15 +156,14 @@ def optimize(
         check_nodes(read_onnx(source, weights=False), keep_float)
         students = _students(little)
         smaller = _littles(students, source, parts, custom_ops, folder)
-        scored = guarded(_metric(metric, parts, source), guard)
-        target = Target.host()
+        scored = guarded(metric_for(metric, parts, source), guard)
         options = [max_drop, scored, guard, confidence, list(engines), list(keep_float), seed]
         check_same_run(
             journal,
             {
                 "model": source.sha256,
                 "data": data_digest(parts),
-                "machine": target,
+                "machine": device,
                 "pipeline": pipeline,
                 "set of versions": versions() | {"search": str(SEARCH_VERSION)},
                 "options": options,
@@ -185,9 +189,9 @@ def optimize(
         run = Run(
             bench=Workbench(
                 folder,
-                target,
+                device,
                 limit_s=trial_limit_s,
-                memory_bytes=target.memory_bytes // 2,
+                memory_bytes=device.memory_bytes // 2,
                 model=source,
                 calibration=parts.calibration,
                 calibration_hash=parts.calibration_hash,
@@ -203,38 +207,18 @@ def optimize(
         calibrating = 0 if known is not None else calibration
         if pipeline is not None and isinstance(dataset, ImageFolder):
             run.notes.append(f"images were prepared by {', '.join(map(label, pipeline.steps))}")
-        run.notes += _warnings(parts, scored, guard, max_drop, confidence, calibrating)
+        run.notes += warnings(parts, scored, guard, max_drop, confidence, calibrating)
         with contextlib.closing(run):
             # One way: what to try, how each did, who is worth certifying, who passes, what ships.
             run.try_all(
-                grid(source, target, engine_names=engines, keep_float=kept, littles=smaller)
+                grid(source, device, engine_names=engines, keep_float=kept, littles=smaller)
             )
             exact, rungs = run.freeze_ladder()
             judged = run.certify(rungs)
-            run.notes += _shortfall(judged, parts, calibrating)
+            run.notes += shortfall(judged, parts, calibrating)
             result = delivery.finish(run, exact, judged, begin)
     shutil.rmtree(folder, ignore_errors=True)
     return result
-
-
-@contextlib.contextmanager
-def _cleared_up(folder: Path, journal: Journal) -> Iterator[None]:
-    """Remove the work folder of a run that came to nothing; one with trials stays, to be resumed.
-
-    Raises:
-        InputError: as what it is around, or the disk is full.
-    """
-    try:
-        yield
-    except (InputError, OSError) as error:
-        full = None if isinstance(error, InputError) else full_disk(error)
-        if not isinstance(error, InputError) and full is None:
-            raise
-        if journal.last("trial") is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if full is None:
-            raise
-        raise InputError(f"can't write {full.filename or folder}: {full.strerror}") from error
 
 
 def _students(little: Any) -> list[Student]:
@@ -278,77 +262,3 @@ def _littles(
         model = load_model(named, sample, own, custom_ops if isinstance(named, Path) else ())
         found.append(Little.of(model, source, student.name, quantized=student.quantized))
     return found
-
-
-def _metric(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:
-    """The metric asked for, or what labels and outputs suggest."""
-    if isinstance(metric, Metric):
-        chosen = metric
-    elif metric is not None:
-        chosen = parse_metric(metric)
-    else:
-        chosen = default_metric(parts.search.labels, model.outputs)
-    if chosen.needs_labels and parts.search.labels is None:
-        raise InputError(
-            f"the metric {type_name(chosen)} needs labels and the data has none; give labels, or "
-            "use --metric agreement"
-        )
-    return chosen
-
-
-def _warnings(
-    parts: Parts,
-    scored: Metric,
-    guard: Guard,
-    max_drop: float,
-    confidence: float,
-    calibration: int,
-) -> list[str]:
-    """Say beforehand when even a perfect candidate couldn't be certified on so little data.
-
-    Args:
-        parts: The data, split.
-        scored: What is scored.
-        guard: What is bounded.
-        max_drop: The limit, in absolute share.
-        confidence: Of the certificate.
-        calibration: How many samples of this same data calibrate, at most.
-    """
-    sealed = len(np.unique(parts.sealed_units))
-    grouped = sealed < len(parts.sealed)
-    method = ONE_SHARE if guard != "net" else EXACT
-    if grouped or isinstance(scored, DetectionF1):
-        method = BETTING
-    least = samples_needed(0.0, 0.0, max_drop, confidence, method=method)
-    if sealed >= least:
-        return []
-    noun = "groups" if grouped else "samples"
-    return [
-        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(scored), max_drop)}, even where "
-        f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, calibration):,} {noun} "
-        "in all"
-    ]
-
-
-def _in_all(draws: int, parts: Parts, calibration: int) -> int:
-    """Return how many draws the data must have for so many of them to be sealed."""
-    sealed, searched = (len(np.unique(u)) for u in (parts.sealed_units, parts.search_units))
-    judging = draws * (1 + searched / sealed)
-    samples_each = (len(parts.search) + len(parts.sealed)) / (searched + sealed)
-    # The split calibrates on a third of all draws at most: on half as many as judge.
-    return math.ceil(judging + min(calibration / samples_each, judging / 2))
-
-
-def _shortfall(
-    judged: Sequence[tuple[str, Judgement | str]], parts: Parts, calibration: int
-) -> list[str]:
-    """Say how much data would probably settle what the sealed data couldn't."""
-    entry = judged[0][1] if judged else None  # where the safest passed, something is certified
-    if not isinstance(entry, Judgement) or entry.samples_needed is None:
-        return []
-    sealed = len(np.unique(parts.sealed_units))
-    total = _in_all(entry.samples_needed, parts, calibration)
-    return [
-        f"{sealed:,} draws were sealed of the data; for {entry.samples_needed:,} of them it takes some "
-        f"{total:,} in all, or a larger limit"
-    ]

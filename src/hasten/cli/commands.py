@@ -108,11 +108,26 @@ def main() -> None:
     type=Latency(),
     help="Measure how many requests a second stay under it, as 20ms.",
 )
+@click.option(
+    "--target",
+    default="host",
+    show_default=True,
+    help="The device: cuda, tpu:v5e, fpga:ecp5, qnn, ...; hasten doctor lists them.",
+)
+@click.option(
+    "--budget", "budget_s", type=Latency(), help="What one request may take, as 200ns or 5ms."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run that was stopped.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     """Make the fastest certified version of MODEL."""
     began = time.monotonic()
+    with one_line_errors():
+        from hasten.devices import find_target
+
+        if find_target(options["target"]).kind == "compile-only":
+            _elsewhere(as_json, model, data, options, began)
+            return
     with one_line_errors("stopped; what is done is kept, go on with --resume"):
         from hasten import optimize as run
         from hasten.cli.screen import screen, summary
@@ -132,6 +147,49 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
                 **options,
             )
         click.echo(as_text(result) if as_json else summary(result, began))
+
+
+def _elsewhere(
+    as_json: bool,
+    model: str,
+    data: str,
+    options: dict[str, Any],
+    began: float,
+) -> None:
+    """Make it for a device that isn't here."""
+    context = click.get_current_context()
+    only_here = {
+        "objective": "--objective",
+        "little": "--little",
+        "engines": "--engine",
+        "keep_float": "--keep-float",
+        "custom_ops": "--custom-ops",
+        "latency_bound_s": "--latency-bound",
+    }
+    for name, flag in only_here.items():
+        value = options.pop(name)
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and value:
+            raise InputError(f"{flag} is for a device that is here: leave it out with --target")
+    with one_line_errors("stopped; what is done is kept, go on with --resume"):
+        from hasten import cross_compile as run
+        from hasten.cli.screen import foresight_summary, screen
+
+        pipeline = image_pipeline_of(options)
+        given = options.pop("trial_limit")
+        source = context.get_parameter_source("trial_limit")
+        limit = {"trial_limit_s": given} if source is not click.core.ParameterSource.DEFAULT else {}
+        with typed(context.obj), screen() as listen:
+            result = run(
+                model,
+                data,
+                pipeline=pipeline,
+                time_limit_s=options.pop("time_limit"),
+                keep_exact=not options.pop("no_exact"),
+                listen=listen,
+                **limit,
+                **options,
+            )
+        click.echo(as_text(result) if as_json else foresight_summary(result, began))
 
 
 @main.command()

@@ -44,10 +44,10 @@ class Seconds(click.ParamType[float]):
 
 
 class Latency(click.ParamType[float]):
-    """A latency in seconds, written "20ms", "500us" or "0.02s"."""
+    """A latency in seconds, written "20ms", "500us", "200ns" or "0.02s"."""
 
     name = "latency"
-    _units = {"ms": 1e-3, "us": 1e-6, "s": 1.0}
+    _units = {"ms": 1e-3, "us": 1e-6, "ns": 1e-9, "s": 1.0}
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         text = str(value)
@@ -57,7 +57,7 @@ class Latency(click.ParamType[float]):
                 raise ValueError(text)
             return float(text.removesuffix(unit)) * self._units[unit]
         except ValueError:
-            self.fail(f"{text!r} is no latency; write 20ms, 500us or 0.02s", param, ctx)
+            self.fail(f"{text!r} is no latency; write 20ms, 500us, 200ns or 0.02s", param, ctx)
 
 
 class Size(click.ParamType[int]):

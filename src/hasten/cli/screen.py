@@ -9,7 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from hasten.cli.tables import aligned
+from hasten.foreseen import Foresight
 from hasten.progress import Progress
+from hasten.reporting import foresight_rows
 from hasten.reporting.rows import columns, way_columns, won
 from hasten.result import Limit, Result, Row
 
@@ -21,6 +23,8 @@ _STAGES = {
     "int8": "looking at int8",
     "transform": "making models",
     "try": "trying",
+    "widths": "trying bit widths",
+    "design": "placing and routing",
     "race": "racing",
     "certify": "certifying",
     "figures": "taking fresh figures",
@@ -152,6 +156,29 @@ def summary(result: Result, began: float) -> str:
         "",
         f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",
         f"next: hasten bench {result.bundle} --against YOUR_DEPLOYMENT",
+    ]
+    return "\n".join(lines)
+
+
+def foresight_summary(result: Foresight, began: float) -> str:
+    """The end of a run for a device that isn't here: how fast by its tools, how sure, where it is."""
+    lines = [
+        "",
+        aligned(foresight_rows.columns(result)),
+        "",
+        f"{result.noun}, {result.device}: {foresight_rows.headline(result)}",
+        *filter(None, [foresight_rows.within(result)]),
+        f"{result.status}: {result.why}",
+        *filter(None, [result.compared]),
+        f"for: {result.population}",
+        *(
+            f"failed: {row.label}: {row.said}"
+            for row in result.rows
+            if row.said.startswith("failed")
+        ),
+        *(f"note: {note}" for note in result.notes),
+        "",
+        f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",
     ]
     return "\n".join(lines)
 

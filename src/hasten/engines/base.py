@@ -100,6 +100,8 @@ class Engine(Value, ABC):
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
         "litert": "hasten.engines.litert:LiteRt",
+        "fixed_point": "hasten.engines.fixed_point:FixedPointProgram",
+        "fpga": "hasten.engines.fpga:Fpga",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]
@@ -136,6 +138,15 @@ class Engine(Value, ABC):
     @abstractmethod
     def version(cls) -> str:
         """Return the runtime's version. Raises InputError where it isn't installed."""
+
+    @classmethod
+    def check_tools(cls, target: Target) -> None:
+        """Check that the programs are there that make models for a device, before any work.
+
+        Raises:
+            InputError: one isn't installed; how it can be.
+        """
+        return
 
     @abstractmethod
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:

@@ -17,6 +17,7 @@ import numpy as np
 from hasten.candidate import Candidate
 from hasten.data.spool import Spool
 from hasten.engines.base import Artifact, Engine
+from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError
 from hasten.measure.environment import versions
@@ -113,6 +114,29 @@ class Bench:
                 workdir=str(folder),
             )
         return from_record(Artifact, built)
+
+    def estimate(self, engine: Engine, artifact: Artifact, folder: Path) -> Estimate:
+        """Ask a device's own tools about an artifact, in a process that ends with it.
+
+        Args:
+            engine: Whose it is.
+            artifact: What it built.
+            folder: Where the tools write; empty.
+
+        Raises:
+            CandidateError: the device can't hold it, or a tool failed or hung.
+            InputError: a tool isn't installed.
+        """
+        with Worker(self.log, self.memory_bytes) as worker:
+            record = worker.ask(
+                "estimate",
+                limit_s=self.limit_s,
+                engine=to_record(engine),
+                artifact=to_record(artifact),
+                target=to_record(self.target),
+                workdir=str(folder),
+            )
+        return from_record(Estimate, record)
 
     def profile(
         self,

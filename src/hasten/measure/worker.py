@@ -152,6 +152,13 @@ class _Process:
         )
         return to_record(artifact)
 
+    def estimate(self, command: dict[str, Any]) -> Any:
+        """Ask the device's own tools about an artifact."""
+        engine = from_record(Engine, command["engine"], trusted=True)
+        artifact = from_record(Artifact, command["artifact"])
+        target = from_record(Target, command["target"])
+        return to_record(engine.estimate(artifact, target, Path(command["workdir"])))
+
     def open(self, command: dict[str, Any]) -> Any:
         """Load an artifact, once for each session; it stays open until the next one is."""
         self.closing.close()

@@ -33,6 +33,8 @@ class Pass(Value, ABC):
         "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
         "little": "hasten.passes.little:Little",
         "float_layers": "hasten.passes.float_layers:FloatLayers",
+        "fixed_point": "hasten.passes.fixed_point:FixedPoint",
+        "hgq_training": "hasten.passes.hgq_training:HgqTraining",
         "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
         "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",

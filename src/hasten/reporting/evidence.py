@@ -203,7 +203,7 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
             return None
         try:
             # Typed as it is read, so that what isn't wanted never gets into memory.
-            return msgspec.json.decode(_whole_letters(data), type=kind, dec_hook=_path)
+            return msgspec.json.decode(_whole_letters(data), type=kind, dec_hook=as_path)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise IntegrityError(f"{folder}: evidence/{name} is damaged: {error}") from error
 
@@ -235,7 +235,8 @@ def _whole_letters(data: bytes) -> bytes:
     return _HALF.sub(lambda found: found[1] or rb"\ufffd", data)
 
 
-def _path(kind: type, value: Any) -> Any:
+def as_path(kind: type, value: Any) -> Any:
+    """Read a path, which JSON has as a text."""
     if issubclass(kind, Path):
         return Path(value)
     raise ValueError(f"a {kind.__name__} can't be read")
@@ -249,14 +250,14 @@ def _implausible(result: Result, manifest: Manifest) -> str | None:
         return "it has no row of what ships"
     if len(result.outcomes) > _MOST:
         return f"it has {len(result.outcomes):,} candidates; at most {_MOST:,} are shown"
-    if not all(abs(number) < _LARGEST for number in _numbers(to_record(result))):
+    if not all(abs(number) < _LARGEST for number in numbers(to_record(result))):
         return "it has a number that is infinite, or larger than any"
     if not all(list(bounds) == sorted(bounds) for bounds in _ascending(result)):
         return "it has an interval that isn't one, or a figure that is out of range"
     return None
 
 
-def _numbers(record: Any) -> Iterator[float]:
+def numbers(record: Any) -> Iterator[float]:
     """Yield every number of a record."""
     left = [record]
     while left:

@@ -18,6 +18,10 @@ class Html(str):
     """Markup that goes into the page as it is."""
 
 
+NONE = Html("")
+"""Nothing to show."""
+
+
 def text(value: str) -> Html:
     """Escape a text; nothing in it steers the reader's screen."""
     return value if isinstance(value, Html) else Html(escape(one_line(value)))

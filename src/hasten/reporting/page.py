@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hasten.reporting.evidence import Report
 from hasten.reporting.markup import Html, element, paragraph, text
 from hasten.reporting.sections import SECTIONS, headline
@@ -19,24 +21,41 @@ BEGINNING = (
 def render(report: Report) -> bytes:
     """Write a report as HTML."""
     result = report.result
-    title = f"{result.bundle.name}: {headline(result)}"
     threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
+    return whole_page(
+        bundle_name=result.bundle.name,
+        headline=headline(result),
+        about=f"{report.target.processor}, {threads}, batch 1",
+        sections=[made for make in SECTIONS if (made := make(report))],
+        version=report.environment.get("hasten", ""),
+    )
+
+
+def whole_page(
+    *, bundle_name: str, headline: str, about: str, sections: Sequence[Html], version: str
+) -> bytes:
+    """Put a page together.
+
+    Args:
+        bundle_name: What it is about.
+        headline: The result in a few words.
+        about: Where it holds.
+        sections: In order.
+        version: Of hasten.
+    """
     head = (
         f"{BEGINNING}"
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head>"
+        f"<title>{text(f'{bundle_name}: {headline}')}</title><style>{STYLE}</style></head>"
     )
-    sections = [made for make in SECTIONS if (made := make(report))]
     header = element(
         "header",
-        paragraph(result.bundle.name, class_="kicker"),
-        element("h1", headline(result)),
-        paragraph(f"{report.target.processor}, {threads}, batch 1", class_="quiet"),
+        paragraph(bundle_name, class_="kicker"),
+        element("h1", headline),
+        paragraph(about, class_="quiet"),
     )
-    footer = element(
-        "footer", paragraph(f"Made by hasten {report.environment.get('hasten', '')}".strip())
-    )
+    footer = element("footer", paragraph(f"Made by hasten {version}".strip()))
     body = element("body", header, element("main", *sections), footer)
     return Html(f"{head}{body}</html>\n").encode()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from hasten.errors import InputError
 from hasten.records import write_whole
+from hasten.reporting import foresight
 from hasten.reporting.evidence import gathered
+from hasten.reporting.foresight import gathered_foresight
 from hasten.reporting.page import BEGINNING, render
 
 
@@ -28,9 +30,10 @@ def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
     """
     folder = Path(bundle)
     file = folder.with_name(f"{folder.name}.html") if out is None else Path(out)
-    records = gathered(folder)
+    found = gathered_foresight(folder)
+    page = render(gathered(folder)) if found is None else foresight.render(*found)
     _check_place(file, folder)
-    write_whole(file, render(records))
+    write_whole(file, page)
     return file
 
 

@@ -9,6 +9,7 @@ from hasten.reporting import accuracy_plots, machine_plots, speed_plots
 from hasten.reporting.commands import commands
 from hasten.reporting.evidence import Floor, Loaded, Report
 from hasten.reporting.markup import (
+    NONE,
     Html,
     code,
     details,
@@ -21,8 +22,6 @@ from hasten.reporting.markup import (
 )
 from hasten.reporting.rows import claimed, columns, latency, way_columns, won
 from hasten.result import Outcome, Result
-
-NONE = Html("")
 
 
 def headline(result: Result) -> str:

@@ -244,7 +244,7 @@ class Trials:
                 return dataclasses.replace(trial, scores=tuple(map(float, same)))
             same = None
             parts.append(part)
-            if self._hopeless(np.concatenate(parts)):
+            if hopeless(self._falls(np.concatenate(parts)), len(self.samples), self._max_drop):
                 break
         return dataclasses.replace(trial, scores=tuple(map(float, np.concatenate(parts))))
 
@@ -266,15 +266,6 @@ class Trials:
                 f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
                 f"the largest output; {EXACT_TOLERANCE:.0e} is rounding"
             )
-
-    def _hopeless(self, scores: Array) -> bool:
-        """Whether the drop so far is over the limit by more than three standard errors."""
-        n = len(scores)
-        if n < min(_LEAST_SCORED, len(self.samples)):
-            return False
-        differences = self._falls(scores)
-        error = float(differences.std()) / np.sqrt(n)
-        return bool(float(differences.mean()) - 3 * error > self._max_drop)
 
     @property
     def binary(self) -> bool:
@@ -347,6 +338,21 @@ def risk(falls: Array, draws: int) -> float:
     """
     mean, energy = float(falls.mean()), float((falls**2).mean())
     return max(mean, 0.0) + _ONE_SIDED_95 * math.sqrt(energy / draws)
+
+
+def hopeless(falls: Array, samples: int, max_drop: float) -> bool:
+    """Whether the drop so far is over the limit by more than three standard errors.
+
+    Args:
+        falls: Of the samples so far, `(n,)`.
+        samples: How many there are in all.
+        max_drop: The limit.
+    """
+    n = len(falls)
+    if n < min(_LEAST_SCORED, samples):
+        return False
+    error = float(falls.std()) / np.sqrt(n)
+    return bool(float(falls.mean()) - 3 * error > max_drop)
 
 
 def ratio(trial: Trial, statistic: Statistic = "p50") -> Ratio:

@@ -1,0 +1,186 @@
+"""What to make for an FPGA: fewer and fewer bits, then designs of the few programs that are worth one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+from hasten.candidate import Single, Trial
+from hasten.cross_compilation.board import Board
+from hasten.engines.fixed_point import FixedPointProgram, cost, layers
+from hasten.engines.fpga import Fpga
+from hasten.passes.base import Pass
+from hasten.passes.fixed_point import FixedPoint, LayerWidth
+from hasten.progress import Listener, Progress
+
+WIDTHS = (12, 10, 8, 7, 6, 5, 4, 3)
+_LEAST = 2
+_REFINED = 24
+"""Programs that are made on the way to fewer bits of single layers."""
+_DESIGNS = 3
+"""Programs that designs are made of."""
+_TUNED = 1
+"""Designs that other cuts are tried of."""
+
+
+@dataclasses.dataclass
+class FixedPointSearch:
+    """The search for an FPGA.
+
+    Attributes:
+        board: Where candidates are made.
+        trained: Passes that hand in programs of networks trained for few bits.
+        listen: Told of each step.
+    """
+
+    board: Board
+    trained: Sequence[Pass]
+    listen: Listener
+
+    def explore(self) -> None:
+        """Try widths for the whole network, then for single layers; make designs of the best."""
+        for step in self.trained:
+            self._judge(step)
+        self._narrow_all()
+        self._narrow_layers()
+        self._designs()
+
+    @property
+    def _late(self) -> bool:
+        deadline = self.board.order.deadline
+        return deadline is not None and time.monotonic() > deadline
+
+    def _judge(self, step: Pass) -> Trial:
+        candidate = Single((step,), FixedPointProgram())
+        count = len(self.board.done)
+        self.listen(Progress("widths", candidate.label, count, count + 1))
+        trial = self.board.judge(candidate)
+        said = f"{candidate.label}: {self.board.said(trial)}"
+        if trial.properties and not trial.failure:
+            said += f", some {cost(trial.properties):,.0f} adders"
+        self.listen(Progress("widths", candidate.label, count + 1, count + 1, said))
+        return trial
+
+    def _narrow_all(self) -> None:
+        """Give all numbers fewer and fewer bits, until twice in a row too much is lost."""
+        failures = 0
+        for bits in WIDTHS:
+            if self._late or failures > 1:
+                return
+            trial = self._judge(FixedPoint(bits, bits, bits))
+            if trial.skipped or (trial.failure and not trial.artifact):
+                return
+            failures = 0 if self.board.able(trial) else failures + 1
+
+    def _narrow_layers(self) -> None:
+        """From the smallest that is under the limit, take bits where they cost least accuracy."""
+        best = self._smallest(FixedPoint)
+        left = _REFINED
+        while best is not None and left > 0 and not self._late:
+            step = best.candidate.passes[-1]
+            assert isinstance(step, FixedPoint)
+            better = None
+            for other in _fewer(step, layers(best.properties or {})):
+                if left <= 0 or self._late:
+                    break
+                left -= 1
+                trial = self._judge(other)
+                if self.board.able(trial) and _cost(trial) < _cost(best):
+                    better = trial
+                    break
+            if better is None:
+                return
+            best = better
+
+    def _smallest(self, kind: type[Pass]) -> Trial | None:
+        """Return the smallest program of a kind that is under the limit."""
+        able = [t for t in self._programs() if isinstance(t.candidate.passes[-1], kind)]
+        return min(able, key=_cost, default=None)
+
+    def _programs(self) -> list[Trial]:
+        """Return the programs under the limit."""
+        return [
+            trial
+            for trial in self.board.done.values()
+            if isinstance(trial.candidate.engine, FixedPointProgram) and self.board.able(trial)
+        ]
+
+    def _worth_a_design(self) -> list[Trial]:
+        """Return programs that no other is both as small and as safe as, the smallest first."""
+        kept: list[Trial] = []
+        for trial in sorted(self._programs(), key=_cost):
+            if not kept or self.board.risk(trial) < self.board.risk(kept[-1]):
+                kept.append(trial)
+        if len(kept) > _DESIGNS:
+            span = (len(kept) - 1) / (_DESIGNS - 1)
+            kept = [kept[round(i * span)] for i in range(_DESIGNS)]
+        return kept
+
+    def _designs(self) -> None:
+        """Place and route designs of the programs worth it, then other cuts of the fastest."""
+        made = [
+            self._design(program, Fpga()) for program in self._worth_a_design() if not self._late
+        ]
+        for trial in sorted((t for t in made if t.estimate), key=_rank)[:_TUNED]:
+            program = self.board.done[Single(trial.candidate.passes, FixedPointProgram()).key]
+            for engine in trial.candidate.engine.tunings(self.board.bench.target):
+                if self._late:
+                    return
+                assert isinstance(engine, Fpga)
+                self._design(program, engine)
+
+    def _design(self, program: Trial, engine: Fpga) -> Trial:
+        candidate = Single(program.candidate.passes, engine)
+        count = len(self.board.done)
+        self.listen(Progress("design", candidate.label, count, count + 1))
+        trial = self.board.estimate(self.board.made_as(program, candidate))
+        said = f"{candidate.label}: {self.board.said(trial)}"
+        if trial.estimate is not None:
+            said = f"{candidate.label}: {_rank(trial):.1f} ns, place-and-route"
+        self.listen(Progress("design", candidate.label, count + 1, count + 1, said))
+        return trial
+
+
+def _cost(trial: Trial) -> float:
+    return cost(trial.properties or {})
+
+
+def _rank(trial: Trial) -> float:
+    assert trial.estimate is not None
+    assert trial.estimate.rank is not None
+    return trial.estimate.rank
+
+
+def _fewer(step: FixedPoint, nodes: Sequence[str]) -> Iterator[FixedPoint]:
+    """Yield what has a bit less somewhere: everywhere of one kind first, then in one layer."""
+    if step.weight_bits > _LEAST:
+        yield dataclasses.replace(step, weight_bits=step.weight_bits - 1, layers=_less(step, 1, 0))
+    if step.activation_bits > _LEAST:
+        yield dataclasses.replace(
+            step, activation_bits=step.activation_bits - 1, layers=_less(step, 0, 1)
+        )
+    if step.input_bits > _LEAST:
+        yield dataclasses.replace(step, input_bits=step.input_bits - 1)
+    own = {layer.node: layer for layer in step.layers}
+    for node in nodes:
+        now = own.get(node, LayerWidth(node, step.weight_bits, step.activation_bits))
+        for weights, activations in ((1, 0), (0, 1)):
+            less = LayerWidth(node, now.weights - weights, now.activations - activations)
+            if min(less.weights, less.activations) >= _LEAST:
+                others = {**own, node: less}
+                yield dataclasses.replace(
+                    step, layers=tuple(others[name] for name in sorted(others))
+                )
+
+
+def _less(step: FixedPoint, weights: int, activations: int) -> tuple[LayerWidth, ...]:
+    """Return a step's single layers with so many bits less, as far as they can."""
+    return tuple(
+        LayerWidth(
+            layer.node,
+            max(_LEAST, layer.weights - weights),
+            max(_LEAST, layer.activations - activations),
+        )
+        for layer in step.layers
+    )

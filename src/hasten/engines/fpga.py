@@ -1,0 +1,203 @@
+"""Designs for FPGAs: pipelined RTL, its answers by simulation, area and clock by place and route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.estimates import Estimate
+from hasten.errors import CandidateError
+from hasten.fpga import design as rtl
+from hasten.fpga import program, toolchain
+from hasten.fpga.parts import PARTS, Part
+from hasten.fpga.place_and_route import route, synthesize
+from hasten.fpga.simulation import Simulation
+from hasten.model import Format, Model
+from hasten.records import read_json, write_json
+from hasten.target import Target
+from hasten.tensors import Array, Tensors
+
+DESIGN = "design.json"
+_TOOL_LIMIT_S = 3600.0
+"""Of one tool; a run's own limit for a step is shorter."""
+
+
+@dataclass(frozen=True)
+class Fpga(Engine):
+    """A program as a pipeline that takes a new request at every clock edge.
+
+    Attributes:
+        cut: How many additions may follow each other within a clock cycle: fewer cycles, or a
+            faster clock.
+        seed: Of the placement.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"dais"})
+
+    cut: float = 2.0
+    seed: int = 1
+
+    @property
+    def exact(self) -> bool:
+        """Never: the program was rounded."""
+        return False
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """One cut: another changes no answer."""
+        yield cls()
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Other cuts."""
+        for cut in (1.0, 3.0, 4.0, 6.0):
+            yield type(self)(cut, self.seed)
+
+    @classmethod
+    def version(cls) -> str:
+        """da4ml's; the tools' stand in what they print."""
+        return program.version()
+
+    @classmethod
+    def check_tools(cls, target: Target) -> None:
+        """Check that synthesis, place and route, and simulation can be run.
+
+        Raises:
+            InputError: one can't.
+        """
+        for tool in ("yosys", part_of(target).router, "verilator"):
+            toolchain.needed(tool)
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Write the RTL, its constraints and its test bench.
+
+        Raises:
+            CandidateError: the program can't be cut into stages.
+        """
+        loaded = program.load(model.path)
+        design = rtl.pipelined(loaded, self.cut)
+        files = [*loaded.save(workdir), *rtl.write(design, workdir)]
+        files.append(_constraints(workdir))
+        vectors = model.path.parent / program.VECTORS
+        if vectors.exists():
+            rounded = np.load(vectors)["requests"]
+            files += rtl.write_test_bench(design, rounded, loaded.answers(rounded), workdir)
+        path = workdir / DESIGN
+        write_json(
+            path,
+            {
+                "cut": self.cut,
+                "cycles": design.cycles,
+                "requests_per_cycle": 1,
+                "top": rtl.TOP,
+                "bits_in": design.width_in,
+                "bits_out": design.width_out,
+                "da4ml": self.version(),
+            },
+        )
+        return Artifact(path, model.inputs, model.outputs, model.request, tuple(files))
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Compile the RTL by Verilator; where that isn't installed, run the program it was made of.
+
+        Raises:
+            CandidateError: the artifact is damaged, or the RTL isn't its program's.
+        """
+        folder = artifact.path.parent
+        loaded = program.load(folder / program.PROGRAM)
+        if toolchain.find("verilator") is None:
+            yield DesignSession(artifact, loaded, None)
+            return
+        simulation = Simulation(rtl.pipelined(loaded, self.cut), folder / "rtl")
+        try:
+            yield DesignSession(artifact, loaded, simulation)
+        finally:
+            simulation.close()
+
+    def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
+        """Synthesize, place and route the design in a harness.
+
+        Raises:
+            CandidateError: it doesn't fit or can't be routed, or a tool failed or hung.
+            InputError: a tool isn't installed.
+        """
+        part, folder = part_of(target), artifact.path.parent
+        sources = sorted((folder / "rtl").glob("*.v"))
+        netlist = synthesize(sources, part, workdir, _TOOL_LIMIT_S)
+        routed = route(netlist, part, workdir, limit_s=_TOOL_LIMIT_S, seed=self.seed)
+        netlist.unlink()  # many times the size of all else
+        facts = read_json(artifact.path)
+        cycles, latency_ns = facts["cycles"], 1e9 * facts["cycles"] / routed.clock_hz
+        taken = {name: float(count) for name, count in routed.used.items() if count}
+        return Estimate(
+            source="place-and-route",
+            latency_ns=latency_ns,
+            rank=latency_ns,
+            unit="ns",
+            figures={
+                "cycles": float(cycles),
+                "clock_mhz": routed.clock_hz / 1e6,
+                "harness_registers": float(facts["bits_in"] + facts["bits_out"] + 1),
+                **taken,
+            },
+            limits={name: float(routed.available[name]) for name in taken},
+        )
+
+
+def part_of(target: Target) -> Part:
+    """Return the part that a target names.
+
+    Raises:
+        CandidateError: it is no FPGA.
+    """
+    if target.part not in PARTS:
+        raise CandidateError(
+            f"an FPGA's design is for one of {', '.join(PARTS)}: got {target.device!r}"
+        )
+    return PARTS[target.part]
+
+
+def _constraints(folder: Path) -> Path:
+    """Write what every board needs to be told, to be completed with its pins."""
+    path = folder / "design.lpf"
+    path.write_text(
+        "# The clock that place and route reached stands in the report; pins are the board's.\n"
+        'BLOCK RESETPATHS;\nBLOCK ASYNCPATHS;\nFREQUENCY PORT "clk" 100 MHZ;\n'
+    )
+    return path
+
+
+class DesignSession(Session):
+    """A design's answers: by its RTL where that was compiled, else by its program."""
+
+    def __init__(
+        self, artifact: Artifact, loaded: program.Program, simulation: Simulation | None
+    ) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = None
+        self._program, self._simulation = loaded, simulation
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: an input is missing.
+        """
+        try:
+            rounded = self._program.ports.encode(inputs)
+        except KeyError as error:
+            raise CandidateError(f"the design was given no input {error.args[0]!r}") from error
+        who: Any = self._simulation or self._program
+        return self._program.ports.decode(who.answers(rounded), self.outputs)
+
+    def properties(self) -> Mapping[str, str]:
+        """Where answers come from."""
+        if self._simulation is None:
+            return {"answers": "the fixed-point program: Verilator isn't installed"}
+        return {"answers": f"the RTL, by {toolchain.version('verilator')}"}

@@ -1,0 +1,245 @@
+"""A fixed-point program on disk: da4ml's operations, and what its ports mean."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from hasten.errors import CandidateError, InputError
+from hasten.fpga.formats import Format
+from hasten.records import to_record, write_json
+from hasten.tensors import Array, Tensors, TensorSpec
+
+Epilogue: TypeAlias = Literal["none", "softmax", "log_softmax"]
+PROGRAM, PORTS = "program.json", "ports.json"
+VECTORS = "vectors.npz"
+"""Requests to test a design with, beside its program: an array `requests`, as its ports take them."""
+_MOST_OPERATIONS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tensor that goes into or out of a design, as bits of one bus, the first element lowest.
+
+    Attributes:
+        name: The model's.
+        shape: Without an axis for samples.
+        signed: Of each element in order, whether its highest bit is a sign.
+        integer: Bits before the point, the sign's not counted.
+        fraction: Bits behind the point.
+        epilogue: What is left to whoever reads an output: the softmax behind it.
+        axis: Of the softmax.
+        shift: Of each element of an input, by how many binary places the design's number is smaller
+            than the model's; empty for none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    signed: tuple[int, ...]
+    integer: tuple[int, ...]
+    fraction: tuple[int, ...]
+    epilogue: Epilogue = "none"
+    axis: int = -1
+    shift: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return len(self.signed)
+
+    @property
+    def widths(self) -> Array:
+        """Bits of each element."""
+        bits = np.add(np.add(self.signed, self.integer), self.fraction)
+        return np.maximum(0, bits)
+
+    @property
+    def format(self) -> Format:
+        """The elements' formats, flat."""
+        return Format(*(np.asarray(v) for v in (self.signed, self.integer, self.fraction)))
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What goes into a design and out of it, in the bus's order.
+
+    Attributes:
+        inputs: The model's.
+        outputs: The model's.
+        layers: Names of the products in between, whose widths can be set.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    layers: tuple[str, ...] = ()
+
+    def encode(self, inputs: Tensors) -> Array:
+        """Round a request's inputs to what the design takes.
+
+        Args:
+            inputs: By name, each `(batch, *shape)` or `shape`.
+
+        Returns:
+            float64, `(batch, elements of all inputs)`: the design's own numbers.
+        """
+        flat = []
+        for port in self.inputs:
+            values = np.asarray(inputs[port.name], np.float64).reshape(-1, port.size)
+            if port.shift:
+                values = values * np.exp2(-np.asarray(port.shift, np.float64))
+            flat.append(port.format.rounded(values))
+        return np.concatenate(flat, axis=1)
+
+    def decode(self, answers: Array, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+        """Turn a design's answers into the model's outputs.
+
+        Args:
+            answers: `(batch, elements of all outputs)`.
+            specs: The model's outputs.
+        """
+        found, start = {}, 0
+        dtypes = {spec.name: spec.dtype for spec in specs}
+        batched = {spec.name: len(spec.shape) for spec in specs}
+        for port in self.outputs:
+            part = answers[:, start : start + port.size].reshape(len(answers), *port.shape)
+            start += port.size
+            if batched[port.name] == len(port.shape):
+                part = part[0]
+            if port.epilogue != "none":
+                part = part - part.max(axis=port.axis, keepdims=True)
+                logarithms = part - np.log(np.exp(part).sum(axis=port.axis, keepdims=True))
+                part = np.exp(logarithms) if port.epilogue == "softmax" else logarithms
+            found[port.name] = np.ascontiguousarray(part.astype(dtypes[port.name]))
+        return found
+
+
+@dataclass(frozen=True)
+class Program:
+    """A fixed-point program: what it computes, and its ports.
+
+    Attributes:
+        logic: da4ml's `CombLogic`.
+        ports: What goes in and comes out.
+    """
+
+    logic: Any
+    ports: Ports
+
+    @property
+    def cost(self) -> float:
+        """About how many 1-bit full adders it takes, by da4ml's count."""
+        return float(self.logic.cost)
+
+    def answers(self, rounded: Array, threads: int = 1) -> Array:
+        """Run it: bit for bit what the design answers.
+
+        Args:
+            rounded: What `Ports.encode` gives.
+            threads: At most so many.
+
+        Returns:
+            float64, `(batch, elements of all outputs)`, exact.
+        """
+        return np.asarray(self.logic.predict(rounded, n_threads=threads), np.float64)
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        """Write it into a folder; return its two files."""
+        self.logic.save(folder / PROGRAM)
+        write_json(folder / PORTS, to_record(self.ports))
+        return folder / PROGRAM, folder / PORTS
+
+
+def version() -> str:
+    """Return da4ml's version.
+
+    Raises:
+        InputError: it isn't installed.
+    """
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("da4ml")
+    except PackageNotFoundError as error:
+        raise InputError("a design for an FPGA needs da4ml: pip install 'hasten[fpga]'") from error
+
+
+def load(path: Path) -> Program:
+    """Read a program, checked: RTL is written of it, and a bundle is untrusted.
+
+    Args:
+        path: Of program.json; ports.json lies beside it.
+
+    Raises:
+        CandidateError: it is none, or damaged.
+        InputError: da4ml isn't installed.
+    """
+    version()
+    from da4ml.types import CombLogic
+
+    try:
+        data = json.loads(path.read_bytes())
+        _check(data)
+        logic = CombLogic.deserialize(data)
+        ports = msgspec.convert(json.loads((path.parent / PORTS).read_bytes()), Ports)
+    except CandidateError:
+        raise
+    except Exception as error:
+        raise CandidateError(f"{path.name} is no fixed-point program: {error}") from error
+    for side, count in zip((ports.inputs, ports.outputs), logic.shape, strict=True):
+        if sum(port.size for port in side) != count:
+            raise CandidateError(f"{PORTS} doesn't fit {path.name}: it has other ports")
+    return Program(logic, ports)
+
+
+def _check(data: Any) -> None:
+    """Check that a program is numbers, that it reads only what comes before, and isn't endless.
+
+    Raises:
+        CandidateError: it isn't.
+    """
+    wrong = CandidateError(
+        "the fixed-point program is damaged: its operations aren't numbers in order"
+    )
+    if not (isinstance(data, list) and len(data) in (8, 9)):
+        raise wrong
+    shape, operations = data[0], data[5]
+    if not (_integers(shape, 2) and isinstance(operations, list)):
+        raise wrong
+    if len(operations) > _MOST_OPERATIONS:
+        raise CandidateError(f"the fixed-point program has {len(operations):,} operations")
+    for vector, size in zip(data[1:4], (shape[0], shape[1], shape[1]), strict=True):
+        if not _integers(vector, size):
+            raise wrong
+    if not (len(data[4]) == shape[1] and all(isinstance(v, bool) for v in data[4])):
+        raise wrong
+    if any(not -1 <= index < len(operations) for index in data[2]):
+        raise wrong
+    for place, operation in enumerate(operations):
+        if not (isinstance(operation, list) and len(operation) == 7):
+            raise wrong
+        id0, id1, opcode, constant, interval, latency, cost = operation
+        if not _integers([id0, id1, opcode, constant], 4):
+            raise wrong
+        if not (isinstance(interval, list) and len(interval) == 3 and _numbers(interval)):
+            raise wrong
+        most = shape[0] if opcode == -1 else place
+        if not (_numbers([latency, cost]) and -1 <= id0 < most and -1 <= id1 < place):
+            raise wrong
+
+
+def _integers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    )
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(isinstance(v, (int, float)) and abs(v) < 2**63 for v in values)

@@ -1,0 +1,121 @@
+"""A float network as a fixed-point program for an FPGA, after training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import onnx
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError
+from hasten.fpga import program
+from hasten.fpga.program import VECTORS
+from hasten.fpga.ranges import observed
+from hasten.fpga.tracing import PRODUCTS, Overflow, Widths, trace
+from hasten.model import Format, Model
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.calibration import CalibrationRequests
+from hasten.passes.fix_shapes import FixShapes
+from hasten.passes.onnx_files import op_counts, read_onnx
+from hasten.passes.silence import first_line, silenced
+from hasten.target import Target
+
+BENCHED = 64
+"""Calibration samples that a design's test bench asks."""
+
+
+@dataclass(frozen=True)
+class LayerWidth:
+    """Bits of one node.
+
+    Attributes:
+        node: Its name in the simplified graph.
+        weights: Of its largest weights.
+        activations: Of what goes into it.
+    """
+
+    node: str
+    weights: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class FixedPoint(Pass):
+    """Round weights and what goes into products to fixed-point numbers; sums stay exact.
+
+    The scales are powers of two: each output's weights have one, each tensor has one, and each input
+    of the model. Integer bits are set by calibration.
+
+    Attributes:
+        weight_bits: Of an output's largest weight, its sign included.
+        activation_bits: Of what goes into a product, its sign included.
+        input_bits: Of each of the model's inputs.
+        overflow: What becomes of a number beyond what calibration showed: "saturate", "wrap" (with a
+            bit to spare), or "grow", which leaves out no bit before the point.
+        layers: Nodes with bits of their own.
+        samples: How many samples set the ranges.
+    """
+
+    gives: ClassVar[Format] = "dais"
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    input_bits: int = 8
+    overflow: Overflow = "grow"
+    layers: tuple[LayerWidth, ...] = ()
+    samples: int = 300
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        if target.family != "fpga":
+            return
+        for bits in (8, 6, 12, 16):
+            yield cls(bits, bits, bits)
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        for name, bits in (
+            ("weight_bits", self.weight_bits),
+            ("activation_bits", self.activation_bits),
+            ("input_bits", self.input_bits),
+        ):
+            if not 2 <= bits <= 24:
+                raise CandidateError(f"{name} is from 2 to 24: got {bits}")
+        requests = CalibrationRequests(model, calibration, self.samples)
+        proto = settled(model, calibration, workdir)
+        if not any(op_counts(proto)[name] for name in PRODUCTS):
+            raise Skipped("it has no product to round")
+        own = {layer.node: (layer.weights, layer.activations) for layer in self.layers}
+        widths = Widths(self.weight_bits, self.activation_bits, self.input_bits, self.overflow, own)
+        program.version()
+        traced = trace(proto, observed(proto, requests), widths, model.request, model.outputs)
+        path, ports = traced.save(workdir)
+        rounded = [traced.ports.encode(requests[i]) for i in range(min(BENCHED, len(requests)))]
+        np.savez(workdir / VECTORS, requests=np.concatenate(rounded))
+        return replace(model, path=path, format="dais", files=(ports, workdir / VECTORS))
+
+
+def settled(model: Model, calibration: Dataset, workdir: Path) -> onnx.ModelProto:
+    """Return the float graph with every shape settled, constants folded and normalizations merged.
+
+    Raises:
+        CandidateError: it can't be simplified.
+    """
+    folder = workdir / "settled"
+    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(Skipped):
+        model = FixShapes()(model, calibration, folder)
+    with silenced():
+        import onnxslim
+
+        try:
+            proto: onnx.ModelProto = onnxslim.slim(read_onnx(model))
+        except Exception as error:
+            raise CandidateError(f"onnxslim failed: {first_line(error)}") from error
+    for node in proto.graph.node:
+        node.name = node.name or next(filter(None, node.output), "")
+    return proto
