@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-digits test test-keras test-ray test-triton check clean
+.PHONY: demo demo-digits test test-fpga test-keras test-ray test-triton check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -33,6 +33,12 @@ test-triton: $(VENV)/.test
 	.venv-triton/bin/python -m pip install --quiet --requirement tests/serving/oracle/requirements.txt
 	HASTEN_TRITON=.venv-triton $(BIN)/python -m pytest tests/serving/oracle
 
+# FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian.
+test-fpga:
+	$(PYTHON) -m venv .venv-fpga
+	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout scikit-learn
+	.venv-fpga/bin/python -m pytest tests/fpga
+
 check: $(VENV)/.test
 	scripts/check
 
@@ -52,4 +58,4 @@ $(VENV)/.test: $(VENV)/.demo tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-keras .venv-ray .venv-triton build dist *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton build dist *.hasten *.hasten.work *.hasten.training

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from hasten.devices import FAMILIES, find_target
 from hasten.engines.base import Engine
 from hasten.errors import InputError
 from hasten.records import load_object
@@ -60,7 +61,30 @@ def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
                 else f"missing: pip install 'hasten[{extra}]' adds {adds}",
             )
         )
+    findings += [(name, target_in_words(name)) for name in FAMILIES]
     return [*findings, *(_ceilings(target) if ceilings else ())]
+
+
+def target_in_words(name: str) -> str:
+    """Say whether a device is here, models can be made for it from here, or what that takes.
+
+    Args:
+        name: Of its family: "cuda", "fpga", ...
+    """
+    family, target = FAMILIES[name], find_target(name)
+    ready, missing = [], []
+    for engine in family.engines:
+        kind: type[Engine] = load_object(Engine.registry[engine])
+        try:
+            version = kind.version()
+            kind.check_tools(target)
+            ready.append(f"{engine} {version}")
+        except InputError as error:
+            missing.append(str(error))
+    here = target.kind == "attached"
+    if ready:
+        return f"{family.noun}, {'present' if here else 'compile-only'}: {', '.join(ready)}"
+    return f"{family.noun}, {'present, and nothing makes models for it' if here else 'absent'}: {missing[0]}"
 
 
 def _ceilings(target: Target) -> Iterator[tuple[str, str]]:

@@ -16,8 +16,9 @@ from hasten.errors import CandidateError
 from hasten.fpga import design as rtl
 from hasten.fpga import program, toolchain
 from hasten.fpga.parts import PARTS, Part
-from hasten.fpga.place_and_route import route, synthesize
+from hasten.fpga.place_and_route import count, route, synthesize, too_large
 from hasten.fpga.simulation import Simulation
+from hasten.fpga.vendor import write_projects
 from hasten.model import Format, Model
 from hasten.records import read_json, write_json
 from hasten.target import Target
@@ -26,6 +27,11 @@ from hasten.tensors import Array, Tensors
 DESIGN = "design.json"
 _TOOL_LIMIT_S = 3600.0
 """Of one tool; a run's own limit for a step is shorter."""
+
+_HOPELESS = 2.0
+"""Times a part's lookup tables: what synthesis makes of a 1-bit adder is some 1.5 of them."""
+_XILINX = "xcup"
+"""AMD's UltraScale+, in yosys's words: cells are counted for it too, and nothing else is known."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Fpga(Engine):
         design = rtl.pipelined(loaded, self.cut)
         files = [*loaded.save(workdir), *rtl.write(design, workdir)]
         files.append(_constraints(workdir))
+        files += write_projects(loaded, design, workdir)
         vectors = model.path.parent / program.VECTORS
         if vectors.exists():
             rounded = np.load(vectors)["requests"]
@@ -129,9 +136,13 @@ class Fpga(Engine):
         """
         part, folder = part_of(target), artifact.path.parent
         sources = sorted((folder / "rtl").glob("*.v"))
+        adders = round(program.load(folder / program.PROGRAM).cost)
+        if adders > _HOPELESS * part.luts:  # no need to let yosys count for an hour
+            raise CandidateError(too_large(part, "1-bit adders (about)", adders, part.luts))
         netlist = synthesize(sources, part, workdir, _TOOL_LIMIT_S)
         routed = route(netlist, part, workdir, limit_s=_TOOL_LIMIT_S, seed=self.seed)
         netlist.unlink()  # many times the size of all else
+        xilinx = count(sources, _XILINX, workdir, _TOOL_LIMIT_S)
         facts = read_json(artifact.path)
         cycles, latency_ns = facts["cycles"], 1e9 * facts["cycles"] / routed.clock_hz
         taken = {name: float(count) for name, count in routed.used.items() if count}
@@ -145,6 +156,7 @@ class Fpga(Engine):
                 "clock_mhz": routed.clock_hz / 1e6,
                 "harness_registers": float(facts["bits_in"] + facts["bits_out"] + 1),
                 **taken,
+                **{f"{_XILINX} {name}, counted": float(n) for name, n in xilinx.items()},
             },
             limits={name: float(routed.available[name]) for name in taken},
         )

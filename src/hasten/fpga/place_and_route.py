@@ -65,7 +65,7 @@ def synthesize(sources: list[Path], part: Part, folder: Path, limit_s: float) ->
     cells = json.loads(counts.read_text())["design"]["num_cells_by_type"]
     logic = cells.get("LUT4", 0) + 2 * cells.get("CCU2C", 0) + cells.get("SB_LUT4", 0)
     if logic > part.luts:
-        raise CandidateError(_too_large(part, part.logic, logic, part.luts))
+        raise CandidateError(too_large(part, part.logic, logic, part.luts))
     return netlist
 
 
@@ -125,19 +125,20 @@ def _overfull(log: str, part: Part) -> str:
     """Say which resource a part has too little of, where that is why a router gave up."""
     for name, used, available in _USED.findall(log):
         if int(used) > int(available):
-            return _too_large(part, name, int(used), int(available))
+            return too_large(part, name, int(used), int(available))
     return ""
 
 
-def _too_large(part: Part, resource: str, used: int, available: int) -> str:
+def too_large(part: Part, resource: str, used: int, available: int) -> str:
+    """Say which resource a part has too little of, and by how much."""
     return (
         f"doesn't fit {part.name}: it needs {used:,} {resource} of {available:,} "
         f"({used / max(1, available):.1f} times)"
     )
 
 
-def counts(sources: list[Path], family: str, folder: Path, limit_s: float) -> dict[str, int]:
-    """Count the cells that yosys maps a design to on a Xilinx family: counts, and no latency.
+def count(sources: list[Path], family: str, folder: Path, limit_s: float) -> dict[str, int]:
+    """Count the cells that yosys maps a design to on a family of AMD's: counts, and no latency.
 
     Args:
         sources: Verilog files.
@@ -145,17 +146,25 @@ def counts(sources: list[Path], family: str, folder: Path, limit_s: float) -> di
         folder: Where the log goes.
         limit_s: How long it may take.
 
+    Returns:
+        Lookup tables, carry chains and registers.
+
     Raises:
         CandidateError: yosys failed or took too long.
         InputError: yosys isn't installed.
     """
     found = folder / f"cells-{family}.json"
     script = (
-        f"read_verilog {' '.join(f.name for f in sources if f.stem != HARNESS)}; "
-        f"synth_xilinx -family {family} -top {TOP} -noiopad; tee -q -o {found.resolve()} stat -json"
+        f"read_verilog {' '.join(file.name for file in sources if file.stem != HARNESS)}; "
+        f"synth_xilinx -family {family} -top {TOP} -noiopad -noclkbuf; "
+        f"tee -q -o {found.resolve()} stat -json"
     )
     toolchain.run(
         "yosys", ["-q", "-p", script], sources[0].parent, folder / f"{family}.log", limit_s=limit_s
     )
-    cells = json.loads(found.read_text())["design"]["num_cells_by_type"]
-    return {name: int(count) for name, count in sorted(cells.items()) if not name.startswith("$")}
+    cells: dict[str, int] = json.loads(found.read_text())["design"]["num_cells_by_type"]
+    kinds = {"LUT": ("LUT",), "CARRY": ("CARRY",), "FF": ("FD",)}
+    return {
+        kind: sum(n for name, n in cells.items() if name.startswith(prefixes))
+        for kind, prefixes in kinds.items()
+    }

@@ -217,7 +217,7 @@ def _formats(made: Trainable) -> tuple[Array, Array, Array]:
         raise CandidateError("the network's first layer doesn't round its input")
     shape = tuple(made.network.inputs[0].shape[1:])
     found = []
-    for part in zip(*(layer.iq.kif for layer in entering), strict=True):
+    for part in zip(*(layer.iq.quantizer.kif for layer in entering), strict=True):
         largest = np.max([np.broadcast_to(np.asarray(p)[0], shape) for p in part], axis=0)
         found.append(np.moveaxis(largest, -1, 0) if len(shape) > 1 else largest)
     signed, integer, fraction = (np.asarray(part).astype(np.int64) for part in found)

@@ -1,0 +1,174 @@
+"""Designs: RTL answers as its program does, fits or says why not, and its test bench tells right from wrong."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from hasten.data.arrays import ArrayDataset
+from hasten.devices import find_target
+from hasten.engines.fixed_point import FixedPointProgram
+from hasten.engines.fpga import Fpga
+from hasten.errors import CandidateError, InputError
+from hasten.fpga import toolchain
+from hasten.frontends.torch import export
+from hasten.passes.fixed_point import FixedPoint
+from hasten.target import Target
+from hasten.testing import tasks
+
+pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
+pytestmark = pytest.mark.skipif(
+    any(toolchain.find(tool) is None for tool in ("verilator", "yosys", "nextpnr-ecp5")),
+    reason="needs Debian's verilator, yosys and nextpnr-ecp5",
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A design for the breast-cancer data, 30-6-2, of 5 bits; with its program's artifact and the test set."""
+    folder = tmp_path_factory.mktemp("design")
+    (x, _), (held_out, _) = tasks.cancer()
+    for name in ("source", "fixed", "program", "rtl"):
+        (folder / name).mkdir()
+    model = export(tasks.perceptron((6,), 40), [x[0]], folder / "source").settled_by(
+        {"input": x[0]}
+    )
+    fixed = FixedPoint(5, 5, 5)(model, ArrayDataset({"input": x}), folder / "fixed")
+    target = find_target("fpga:ecp5-25k")
+    program = FixedPointProgram().build(fixed, Target.host(), folder / "program")
+    return Fpga(2.0).build(fixed, target, folder / "rtl"), program, held_out
+
+
+def test_the_rtl_answers_the_whole_test_set_as_its_program_does_bit_for_bit(built, target):
+    design, program, x = built
+    with Fpga(2.0).open(design, target) as rtl, FixedPointProgram().open(program, target) as exact:
+        assert rtl.properties()["answers"].startswith("the RTL, by Verilator")
+        found, wanted = rtl.run({"input": x}), exact.run({"input": x})
+    (name,) = wanted
+    assert len(x) == 285
+    assert (
+        len(np.unique(wanted[name], axis=0)) > 50
+    )  # answers that differ, or equality shows nothing
+    assert np.array_equal(found[name], wanted[name])
+
+
+def test_only_modules_that_are_used_are_kept(built):
+    design, _, _ = built
+    text = "".join(f.read_text() for f in design.files if f.name.startswith("network"))
+    kept = {f.stem for f in design.files if f.suffix == ".v" and f.parent.name == "rtl"}
+    library = {name for name in kept if not name.startswith("network") and name != "harness"}
+    assert "shift_adder" in library
+    assert all(name in text for name in library)
+
+
+def test_the_test_bench_passes_and_fails_where_an_answer_is_changed(built, tmp_path):
+    design, _, _ = built
+    folder = shutil.copytree(design.path.parent, tmp_path / "copy")
+    answers = folder / "test_bench" / "answers.mem"
+    assert _simulated(folder, tmp_path / "right").startswith("PASS: 64 answers")
+    lines = answers.read_text().splitlines()
+    lines[7] = f"{int(lines[7], 16) ^ 1:x}"
+    answers.write_text("\n".join(lines) + "\n")
+    assert "FAIL: 1 of 64 answers are wrong" in _simulated(
+        folder, tmp_path / "wrong", again=tmp_path / "right"
+    )
+
+
+def _simulated(folder, made, again=None):
+    """Run a test bench by Verilator; `again` is where it was compiled before."""
+    bench = folder / "test_bench"
+    if again is None:
+        again = made
+        subprocess.run(
+            ["verilator", "--binary", "--timing", "-Wno-fatal", "-CFLAGS", "-O0", "-j", "2"]
+            + ["--top-module", "test_bench", "-Mdir", str(made), "test_bench.v"]
+            + [
+                f"../rtl/{file.name}"
+                for file in sorted((folder / "rtl").glob("*.v"))
+                if file.stem != "harness"
+            ],
+            cwd=bench,
+            check=True,
+            capture_output=True,
+        )
+    ran = subprocess.run([again / "Vtest_bench"], cwd=bench, capture_output=True, text=True)
+    return ran.stdout
+
+
+def test_rtl_that_was_changed_is_not_compiled(built, target, tmp_path):
+    design, _, _ = built
+    folder = shutil.copytree(design.path.parent, tmp_path / "copy")
+    file = folder / "rtl" / "network.v"
+    file.write_text(file.read_text().replace("endmodule", "initial $system(0);\nendmodule"))
+    changed = type(design)(folder / design.path.name, design.inputs, design.outputs, design.request)
+    with pytest.raises(CandidateError) as error, Fpga(2.0).open(changed, target):
+        pass
+    assert str(error.value) == (
+        "network.v isn't what this version of da4ml writes of the program: it was changed, or comes from "
+        "another version"
+    )
+
+
+def test_without_verilator_the_program_answers_and_says_so(built, target, monkeypatch):
+    design, program, x = built
+    monkeypatch.setattr(toolchain, "find", lambda name: None)
+    with Fpga(2.0).open(design, target) as rtl, FixedPointProgram().open(program, target) as exact:
+        assert rtl.properties() == {"answers": "the fixed-point program: Verilator isn't installed"}
+        assert np.array_equal(*(next(iter(s.run({"input": x}).values())) for s in (rtl, exact)))
+
+
+def test_a_design_is_placed_and_routed(built, target, tmp_path):
+    design, _, _ = built
+    found = Fpga(2.0).estimate(design, target, tmp_path)
+    assert found.source == "place-and-route"
+    assert found.latency_ns == pytest.approx(
+        1e3 * found.figures["cycles"] / found.figures["clock_mhz"]
+    )
+    assert 20 < found.figures["clock_mhz"] < 500
+    assert 0 < found.figures["TRELLIS_COMB"] < found.limits["TRELLIS_COMB"] == 24288
+    assert (tmp_path / "configuration.txt").stat().st_size > 10_000
+
+
+def test_more_additions_in_a_cycle_take_fewer_cycles(built, tmp_path, target):
+    design, _, _ = built
+    cycles = []
+    for cut in (1.0, 2.0, 4.0):
+        from hasten.fpga import design as rtl
+        from hasten.fpga import program
+
+        loaded = program.load(design.path.parent / "program.json")
+        cycles.append(rtl.pipelined(loaded, cut).cycles)
+    assert cycles == sorted(cycles, reverse=True)
+    assert cycles[0] > cycles[-1]
+
+
+@pytest.mark.parametrize(
+    ("part", "resource"),
+    [("ice40-up5k", "ICESTORM_LC"), ("ice40-hx8k", "1-bit adders \\(about\\)")],
+)
+def test_a_design_that_does_not_fit_says_which_resource_and_by_how_much(part, resource, tmp_path):
+    """Synthesis tells; what is hopeless is refused before it."""
+    (x, _), _ = tasks.cancer()
+    for name in ("source", "fixed", "rtl", "tools"):
+        (tmp_path / name).mkdir()
+    small = part == "ice40-up5k"
+    network = tasks.perceptron((12,) if small else (40,), 0)
+    model = export(network, [x[0]], tmp_path / "source").settled_by({"input": x[0]})
+    bits = 6 if small else 12
+    fixed = FixedPoint(bits, bits, bits)(model, ArrayDataset({"input": x}), tmp_path / "fixed")
+    target = find_target(f"fpga:{part}")
+    design = Fpga(4.0).build(fixed, target, tmp_path / "rtl")
+    with pytest.raises(
+        CandidateError,
+        match=rf"^doesn't fit Lattice iCE40\S+, \w+: it needs [\d,]+ {resource} of [\d,]+ \([\d.]+ times\)$",
+    ):
+        Fpga(4.0).estimate(design, target, tmp_path / "tools")
+
+
+def test_missing_tools_are_named_before_any_work(monkeypatch, target):
+    monkeypatch.setattr(toolchain, "find", lambda name: None if name == "nextpnr-ecp5" else name)
+    with pytest.raises(InputError, match=r"^nextpnr-ecp5 isn't installed, which places and routes"):
+        Fpga.check_tools(target)

@@ -1,0 +1,61 @@
+"""Networks trained for few bits: their programs answer as the trained networks do, and are smaller."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hasten.data.arrays import ArrayDataset
+from hasten.data.spool import write_spool
+from hasten.errors import CandidateError
+from hasten.fpga import program
+from hasten.frontends.torch import export
+from hasten.passes.fixed_point import FixedPoint
+from hasten.passes.hgq_training import HgqTraining
+from hasten.testing import tasks
+
+pytest.importorskip("hgq", reason="needs hasten[fpga]: make test-fpga")
+
+
+def trained(network, task, folder, **settings):
+    """Train a network for few bits; return the program, and the one of 8 bits for comparison."""
+    (x, y), (held_out, labels) = task
+    for name in ("source", "trained", "rounded"):
+        (folder / name).mkdir()
+    model = export(network, [x[0]], folder / "source").settled_by({"input": x[0]})
+    data = ArrayDataset({"input": x}, y)
+    spool = write_spool(data, folder / "training")
+    step = HgqTraining(spool.folder, "0" * 64, **settings)
+    own = program.load(step(model, data, folder / "trained").path)
+    eight = program.load(FixedPoint(8, 8, 8)(model, data, folder / "rounded").path)
+    answers = own.answers(own.ports.encode({"input": held_out}))
+    return own, eight, float((answers.argmax(axis=1) == labels).mean())
+
+
+def test_a_perceptron_becomes_smaller_and_still_answers_right(tmp_path):
+    own, eight, accuracy = trained(
+        tasks.perceptron((8,), 40), tasks.cancer(), tmp_path, pressure=10.0, epochs=60
+    )
+    assert own.cost < 0.5 * eight.cost
+    assert accuracy > 0.93
+    assert own.ports.inputs[0].shift  # raw features, each brought into range by a shift
+
+
+def test_a_convolutional_network_keeps_the_order_of_its_pixels(tmp_path):
+    own, eight, accuracy = trained(
+        tasks.small_cnn(15), tasks.digits(), tmp_path, pressure=3.0, epochs=12
+    )
+    assert own.cost < eight.cost
+    assert accuracy > 0.8
+    assert own.ports.inputs[0].shape == (1, 8, 8)
+
+
+def test_what_cannot_be_trained_so_is_named_with_its_node(written, samples, tmp_path):
+    weights = {"w": np.eye(4, dtype=np.float32)}
+    model = written("h = MatMul(x, w) [bend] r = Sigmoid(h) y = MatMul(r, w)", (4,), weights)
+    spool = write_spool(samples((4,)), tmp_path / "training")
+    with pytest.raises(
+        CandidateError,
+        match=r"^the operator Sigmoid \(node 'bend'\) can't be trained for few bits; these can: Add, ",
+    ):
+        HgqTraining(spool.folder, "0" * 64, epochs=1)(model, samples((4,)), tmp_path)
