@@ -120,7 +120,7 @@ def test_an_operator_without_a_fixed_point_form_is_named_with_its_node(written, 
 
 
 def test_a_graph_without_a_product_is_skipped(written, samples, tmp_path):
-    with pytest.raises(Skipped, match="it has no product to round"):
+    with pytest.raises(Skipped, match="it has no product and no tree to round"):
         FixedPoint()(written("y = Relu(x)", SIX, {}), samples(SIX), tmp_path)
 
 

@@ -15,7 +15,7 @@ from hasten.fpga.formats import Format
 from hasten.records import to_record, write_json
 from hasten.tensors import Array, Tensors, TensorSpec
 
-Epilogue: TypeAlias = Literal["none", "softmax", "log_softmax"]
+Epilogue: TypeAlias = Literal["none", "softmax", "log_softmax", "logistic", "two", "label"]
 PROGRAM, PORTS = "program.json", "ports.json"
 VECTORS = "vectors.npz"
 """Requests to test a design with, beside its program: an array `requests`, as its ports take them."""
@@ -32,8 +32,12 @@ class Port:
         signed: Of each element in order, whether its highest bit is a sign.
         integer: Bits before the point, the sign's not counted.
         fraction: Bits behind the point.
-        epilogue: What is left to whoever reads an output: the softmax behind it.
+        epilogue: What is left to whoever reads an output: the softmax behind it; "logistic", or "two",
+            where two classes share one sum s and get 1 - p and p, p being its logistic or s itself;
+            or "label", the class whose sum is the largest.
         axis: Of the softmax.
+        classes: Labels, in the order of the sums.
+        meet: Where two classes share one sum: above it, it is the second.
         shift: Of each element of an input, by how many binary places the design's number is smaller
             than the model's; empty for none.
     """
@@ -46,6 +50,8 @@ class Port:
     epilogue: Epilogue = "none"
     axis: int = -1
     shift: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
+    meet: float = 0.0
 
     @property
     def size(self) -> int:
@@ -108,14 +114,26 @@ class Ports:
         for port in self.outputs:
             part = answers[:, start : start + port.size].reshape(len(answers), *port.shape)
             start += port.size
-            if batched[port.name] == len(port.shape):
+            if batched[port.name] == len(port.shape) and port.epilogue != "label":
                 part = part[0]
-            if port.epilogue != "none":
-                part = part - part.max(axis=port.axis, keepdims=True)
-                logarithms = part - np.log(np.exp(part).sum(axis=port.axis, keepdims=True))
-                part = np.exp(logarithms) if port.epilogue == "softmax" else logarithms
+            part = _finished(part, port)
             found[port.name] = np.ascontiguousarray(part.astype(dtypes[port.name]))
         return found
+
+
+def _finished(part: Array, port: Port) -> Array:
+    """Do what a design leaves to whoever reads its answers."""
+    if port.epilogue in ("softmax", "log_softmax"):
+        part = part - part.max(axis=port.axis, keepdims=True)
+        logarithms = part - np.log(np.exp(part).sum(axis=port.axis, keepdims=True))
+        return np.asarray(np.exp(logarithms) if port.epilogue == "softmax" else logarithms)
+    if port.epilogue in ("logistic", "two"):
+        share = part if port.epilogue == "two" else 0.5 * (1 + np.tanh(0.5 * part))
+        return np.concatenate([1 - share, share], axis=-1)
+    if port.epilogue == "label":
+        chosen = part[..., 0] > port.meet if len(port.classes) > port.size else part.argmax(axis=-1)
+        return np.asarray(port.classes)[chosen.astype(np.int64)]
+    return part
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from hasten.errors import CandidateError
+from hasten.fpga import trees
 from hasten.fpga.formats import Format, format_for, rounded_weights
 from hasten.fpga.program import Epilogue, Port, Ports, Program
 from hasten.fpga.ranges import Range
@@ -18,6 +19,7 @@ from hasten.tensors import Array, TensorSpec
 
 Overflow: TypeAlias = Literal["saturate", "wrap", "grow"]
 PRODUCTS = frozenset({"Gemm", "MatMul", "Conv"})
+TREES = frozenset({"TreeEnsembleClassifier", "TreeEnsembleRegressor"})
 _KEEPS_ROUNDING = frozenset(
     {
         "Relu",
@@ -99,6 +101,8 @@ class _Tracer:
         self._values: dict[str, Any] = {}
         self._rounded: set[str] = set()
         """Tensors whose sums have half a step in them already."""
+        self._endings: dict[str, dict[str, Any]] = {}
+        """What is left to whoever reads an output, as fields of its port."""
         self._narrow: dict[tuple[str, int], Any] = {}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in proto.graph.node:
@@ -115,12 +119,13 @@ class _Tracer:
             self._values[spec.name] = value
             ports_in.append(port)
             begin.append(np.ravel(value._vars))
-        epilogues: dict[str, tuple[Epilogue, int]] = {}
+        epilogues = self._endings
         results = {spec.name for spec in outputs}
         for node in self._graph.node:
             if self._left_to_the_reader(node, results):
                 kind: Epilogue = "softmax" if node.op_type == "Softmax" else "log_softmax"
-                epilogues[node.output[0]] = (kind, int(_attributes(node).get("axis", -1)))
+                axis = int(_attributes(node).get("axis", -1))
+                epilogues[node.output[0]] = {"epilogue": kind, "axis": axis}
                 self._values[node.output[0]] = self._value(node.input[0])
                 continue
             self._apply(node)
@@ -129,7 +134,7 @@ class _Tracer:
             value = self._values.get(spec.name)
             if value is None:
                 raise CandidateError(f"the output {spec.name!r} doesn't depend on the inputs")
-            ports_out.append(_port(spec.name, value, *epilogues.get(spec.name, ("none", -1))))
+            ports_out.append(_port(spec.name, value, epilogues.get(spec.name, {})))
             end.append(np.ravel(value._vars))
         logic = comb_trace(np.concatenate(begin), np.concatenate(end), keep_dead_inputs=True)
         products = tuple(n.name for n in self._graph.node if n.op_type in PRODUCTS)
@@ -154,6 +159,9 @@ class _Tracer:
         if not any(name in self._values for name in node.input):
             self._fold(node)
             return
+        if node.domain == "ai.onnx.ml" and node.op_type in TREES:
+            self._grow(node)
+            return
         make = _OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is None:
             raise CandidateError(
@@ -169,6 +177,37 @@ class _Tracer:
                 f"the operator {node.op_type} (node {node.name!r}) has no fixed-point form with these "
                 f"settings: {error or type(error).__name__}"
             ) from error
+
+    def _grow(self, node: onnx.NodeProto) -> None:
+        """Turn trees into comparisons. A classifier's label is left to whoever reads the sums."""
+        ensemble = trees.read(node)
+        given = self._value(node.input[0])
+        sums = ensemble.sums(
+            list(np.ravel(given._vars)), self._widths.of(node.name)[0], self._hardware
+        )
+        value = self._arrays(np.array([sums], dtype=object), hwconf=self._hardware)
+        if node.op_type == "TreeEnsembleRegressor":
+            self._values[node.output[0]] = value
+            return
+        two = len(ensemble.classes) > len(sums)
+        transform = {"LOGISTIC": "logistic", "SOFTMAX": "softmax", "NONE": "two"}[
+            ensemble.transform
+        ]
+        if not two and transform != "softmax":
+            transform = "none"
+            if ensemble.transform == "LOGISTIC":
+                raise CandidateError(
+                    f"a logistic of each class (node {node.name!r}) isn't left to readers"
+                )
+        meet = 0.5 if ensemble.positive else 0.0
+        label: dict[str, Any] = {"epilogue": "label", "classes": ensemble.classes, "meet": meet}
+        scores: dict[str, Any] = {"epilogue": transform}
+        for name, ending in zip(node.output, (label, scores), strict=True):
+            self._values[name], self._endings[name] = value, ending
+            if any(name in reader.input for reader in self._graph.node):
+                raise CandidateError(
+                    f"what trees say (node {node.name!r}) has to be the model's answer"
+                )
 
     def _fold(self, node: onnx.NodeProto) -> None:
         """Work out a node of constants alone."""
@@ -303,9 +342,8 @@ def _flat(form: Format) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ..
     return signed, integer, fraction
 
 
-def _port(name: str, value: Any, epilogue: Epilogue, axis: int) -> Port:
-    size = tuple(value.shape[1:])
-    return Port(name, size, *_flat(Format(*value.kif)), epilogue=epilogue, axis=axis)
+def _port(name: str, value: Any, ending: Mapping[str, Any]) -> Port:
+    return Port(name, tuple(value.shape[1:]), *_flat(Format(*value.kif)), **ending)
 
 
 def _settled(ports: Sequence[Port], logic: Any) -> list[Port]:
@@ -317,9 +355,7 @@ def _settled(ports: Sequence[Port], logic: Any) -> list[Port]:
         own = forms[start : start + port.size]
         start += port.size
         signed, integer, fraction = (tuple(int(v) for v in part) for part in zip(*own, strict=True))
-        found.append(
-            Port(port.name, port.shape, signed, integer, fraction, port.epilogue, port.axis)
-        )
+        found.append(replace(port, signed=signed, integer=integer, fraction=fraction))
     return found
 
 

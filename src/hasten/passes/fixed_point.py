@@ -16,7 +16,7 @@ from hasten.errors import CandidateError
 from hasten.fpga import program
 from hasten.fpga.program import VECTORS
 from hasten.fpga.ranges import observed
-from hasten.fpga.tracing import PRODUCTS, Overflow, Widths, trace
+from hasten.fpga.tracing import PRODUCTS, TREES, Overflow, Widths, trace
 from hasten.model import Format, Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
@@ -87,8 +87,8 @@ class FixedPoint(Pass):
                 raise CandidateError(f"{name} is from 2 to 24: got {bits}")
         requests = CalibrationRequests(model, calibration, self.samples)
         proto = settled(model, calibration, workdir)
-        if not any(op_counts(proto)[name] for name in PRODUCTS):
-            raise Skipped("it has no product to round")
+        if not any(op_counts(proto)[name] for name in (*PRODUCTS, *TREES)):
+            raise Skipped("it has no product and no tree to round")
         own = {layer.node: (layer.weights, layer.activations) for layer in self.layers}
         widths = Widths(self.weight_bits, self.activation_bits, self.input_bits, self.overflow, own)
         program.version()

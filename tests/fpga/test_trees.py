@@ -1,0 +1,74 @@
+"""Boosted trees as comparisons and choices: answers as ONNX Runtime gives them, but for rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from hasten.data.arrays import ArrayDataset
+from hasten.fpga import program
+from hasten.frontends.onnx import load
+from hasten.passes.fixed_point import FixedPoint
+from hasten.testing import tasks
+
+pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
+skl2onnx = pytest.importorskip("skl2onnx", reason="needs skl2onnx, which writes trees as ONNX")
+
+
+def written(estimator, x, path):
+    """Write a scikit-learn model as ONNX, batch 1."""
+    types = [("x", skl2onnx.common.data_types.FloatTensorType([1, x.shape[1]]))]
+    options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "classes_") else None
+    onnx.save(
+        skl2onnx.convert_sklearn(estimator, "m", types, target_opset=17, options=options), path
+    )
+    return load(path).settled_by({"x": x[0]})
+
+
+def compared(estimator, x, held_out, folder, bits=16):
+    """Return ONNX Runtime's answers to what is held out, and the program's, and its cost."""
+    model = written(estimator, x, folder / "model.onnx")
+    (folder / "fixed").mkdir()
+    made = FixedPoint(bits, bits, bits)(model, ArrayDataset({"x": x}), folder / "fixed")
+    loaded = program.load(made.path)
+    found = loaded.ports.decode(loaded.answers(loaded.ports.encode({"x": held_out})), made.outputs)
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    rows = [session.run(None, {"x": row[None]}) for row in held_out]
+    wanted = {n: np.concatenate([row[i] for row in rows]) for i, n in enumerate(names)}
+    return wanted, found
+
+
+def test_boosted_trees_of_two_classes_answer_alike(tmp_path):
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    (x, y), (held_out, _) = tasks.cancer()
+    forest = GradientBoostingClassifier(n_estimators=20, max_depth=3, random_state=0).fit(x, y)
+    wanted, found = compared(forest, x, held_out, tmp_path)
+    assert (wanted["label"] == found["label"]).mean() > 0.99
+    close = np.abs(wanted["probabilities"] - found["probabilities"]).max(axis=1) < 1e-2
+    assert close.mean() > 0.98  # a feature on the other side of a threshold changes a tree's answer
+
+
+def test_a_random_forest_of_ten_classes_answers_alike(tmp_path):
+    from sklearn.ensemble import RandomForestClassifier
+
+    (x, y), (held_out, _) = tasks.digits()
+    x, held_out = x.reshape(len(x), -1), held_out.reshape(len(held_out), -1)
+    forest = RandomForestClassifier(n_estimators=5, max_depth=5, random_state=0).fit(x, y)
+    wanted, found = compared(forest, x, held_out, tmp_path, bits=12)
+    assert (wanted["label"] == found["label"]).mean() > 0.98
+
+
+def test_a_regression_by_trees_answers_alike(tmp_path):
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    (x, y), (held_out, _) = tasks.cancer()
+    forest = GradientBoostingRegressor(n_estimators=20, max_depth=3, random_state=0).fit(x, y)
+    wanted, found = compared(forest, x, held_out, tmp_path)
+    (name,) = wanted
+    assert np.median(np.abs(wanted[name] - found[name])) < 1e-3
