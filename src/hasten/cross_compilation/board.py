@@ -147,6 +147,21 @@ class Board:
         artifact = dataclasses.replace(artifact, files=(*artifact.files, *written))
         return self._keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
 
+    def ask_further(self, trial: Trial) -> Trial:
+        """Ask the device's tools for what is asked of a winner alone.
+
+        Raises:
+            CandidateError: a tool failed or hung.
+        """
+        assert trial.estimate is not None
+        artifact = self.artifact(trial)
+        folder = artifact.path.parent / ROUTED
+        folder.mkdir(exist_ok=True)
+        further = self.bench.further_figures(trial.candidate.engine, artifact, folder)
+        figures = {**trial.estimate.figures, **further}
+        estimate = dataclasses.replace(trial.estimate, figures=figures)
+        return self._keep(dataclasses.replace(trial, estimate=estimate))
+
     def made_as(self, judged: Trial, candidate: Single) -> Trial:
         """Build what computes the same as a judged candidate on another engine; its scores are that one's."""
         known = self.done.get(candidate.key)

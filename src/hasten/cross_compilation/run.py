@@ -355,6 +355,11 @@ class _Run:
         """Write the bundle of what passed, or say why nothing did."""
         passed = last_certified(judged)
         status, why, winner = self._choice(judged, passed)
+        if winner is not None:
+            try:
+                winner = self.board.ask_further(winner)
+            except CandidateError as error:
+                self.notes.append(f"not all figures of {winner.candidate.label} are known: {error}")
         board, order = self.board, self.board.order
         judgement = passed[1] if passed else _first_judgement(judged)
         result = Foresight(

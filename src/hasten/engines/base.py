@@ -179,6 +179,25 @@ class Engine(Value, ABC):
         """
         return Estimate("none")
 
+    def further_figures(
+        self, artifact: Artifact, target: Target, workdir: Path
+    ) -> Mapping[str, float]:
+        """Return what is worth knowing of an artifact that ships, and takes too long to ask of each.
+
+        Args:
+            artifact: What `build` made.
+            target: The device, of kind "compile-only".
+            workdir: Exists; what the tools write stays there.
+
+        Returns:
+            Figures by name, as an estimate has them.
+
+        Raises:
+            CandidateError: a tool failed or hung.
+            InputError: a tool isn't installed.
+        """
+        return {}
+
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
     ) -> tuple[LayerTime, ...]:

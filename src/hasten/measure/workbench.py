@@ -121,22 +121,28 @@ class Bench:
         Args:
             engine: Whose it is.
             artifact: What it built.
-            folder: Where the tools write; empty.
+            folder: Where the tools write; exists.
 
         Raises:
             CandidateError: the device can't hold it, or a tool failed or hung.
             InputError: a tool isn't installed.
         """
+        return from_record(Estimate, self._told("estimate", engine, artifact, folder))
+
+    def further_figures(self, engine: Engine, artifact: Artifact, folder: Path) -> dict[str, float]:
+        """Ask a device's own tools for what is asked of a winner alone; otherwise as `estimate`."""
+        return dict(self._told("further_figures", engine, artifact, folder))
+
+    def _told(self, what: str, engine: Engine, artifact: Artifact, folder: Path) -> Any:
         with Worker(self.log, self.memory_bytes) as worker:
-            record = worker.ask(
-                "estimate",
+            return worker.ask(
+                what,
                 limit_s=self.limit_s,
                 engine=to_record(engine),
                 artifact=to_record(artifact),
                 target=to_record(self.target),
                 workdir=str(folder),
             )
-        return from_record(Estimate, record)
 
     def profile(
         self,

@@ -155,9 +155,12 @@ class _Process:
     def estimate(self, command: dict[str, Any]) -> Any:
         """Ask the device's own tools about an artifact."""
         engine = from_record(Engine, command["engine"], trusted=True)
-        artifact = from_record(Artifact, command["artifact"])
-        target = from_record(Target, command["target"])
-        return to_record(engine.estimate(artifact, target, Path(command["workdir"])))
+        return to_record(engine.estimate(*_of_device(command)))
+
+    def further_figures(self, command: dict[str, Any]) -> Any:
+        """Ask the device's own tools for what is asked of a winner alone."""
+        engine = from_record(Engine, command["engine"], trusted=True)
+        return dict(engine.further_figures(*_of_device(command)))
 
     def open(self, command: dict[str, Any]) -> Any:
         """Load an artifact, once for each session; it stays open until the next one is."""
@@ -286,6 +289,11 @@ class _Process:
             if left <= 0:
                 break
         return requests
+
+
+def _of_device(command: dict[str, Any]) -> tuple[Artifact, Target, Path]:
+    artifact = from_record(Artifact, command["artifact"])
+    return artifact, from_record(Target, command["target"]), Path(command["workdir"])
 
 
 def _first_to_go() -> None:
