@@ -35,6 +35,7 @@ class Pass(Value, ABC):
         "float_layers": "hasten.passes.float_layers:FloatLayers",
         "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
         "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
+        "qnn_quantization": "hasten.passes.qnn_quantization:QnnQuantization",
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
     }
