@@ -119,6 +119,14 @@ FAMILIES: Mapping[str, Family] = {
         _qualcomm_htp,
         passes=("qnn_quantization",),
     ),
+    "litert": Family(
+        "LiteRT interpreter elsewhere",
+        (),
+        ("litert_reference",),
+        "litert",
+        _nowhere,
+        passes=("litert_quantization",),
+    ),
     "coreml": Family("Apple Core ML", (), ("coreml",), "edge", _nowhere),
 }
 

@@ -290,5 +290,5 @@ def choices(engine: Engine, model: Model, images: Array, folder: Path) -> Array:
     folder.mkdir()
     artifact = engine.build(model, phone(), folder)
     with engine.open(artifact, phone()) as session:
-        logits = [session.run({"x": image[None]})["logits"] for image in images]
+        logits = [session.run({"x": image[None]})["output"] for image in images]
     return np.concatenate(logits).argmax(1)

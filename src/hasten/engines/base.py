@@ -100,6 +100,7 @@ class Engine(Value, ABC):
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
         "litert": "hasten.engines.litert:LiteRt",
+        "litert_reference": "hasten.engines.litert_reference:LiteRtReference",
         "qnn": "hasten.engines.qnn:Qnn",
         "cascade": "hasten.engines.cascade:Cascade",
     }
