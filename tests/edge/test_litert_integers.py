@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("ai_edge_quantizer", reason="needs LiteRT: pip install 'hasten[litert]'")
 
 from ai_edge_litert import schema_py_generated as schema  # noqa: E402
-from conftest import Build, Digits, device, settled  # noqa: E402
+from tests.edge.edge_models import Build, Digits, device, settled  # noqa: E402
 
 from hasten.data.arrays import ArrayDataset  # noqa: E402
 from hasten.engines.litert import LiteRt  # noqa: E402

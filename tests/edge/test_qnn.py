@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime_qnn", reason="needs QNN: pip install 'hasten[edge]'")
 
-from conftest import Build, Digits, device, settled  # noqa: E402
+from tests.edge.edge_models import Build, Digits, device, settled  # noqa: E402
 
 from hasten.devices import FAMILIES  # noqa: E402
 from hasten.engines.base import Artifact, Engine  # noqa: E402

@@ -99,6 +99,8 @@ class Engine(Value, ABC):
         "reference": "hasten.engines.reference:Reference",
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
+        "openvino_npu": "hasten.engines.openvino_npu:OpenVinoNpu",
+        "openvino_igpu": "hasten.engines.openvino_igpu:OpenVinoIgpu",
         "litert": "hasten.engines.litert:LiteRt",
         "litert_reference": "hasten.engines.litert_reference:LiteRtReference",
         "qnn": "hasten.engines.qnn:Qnn",
