@@ -141,7 +141,7 @@ FAMILIES: Mapping[str, Family] = {
         _nowhere,
         passes=("litert_quantization",),
     ),
-    "coreml": Family("Apple Core ML", (), ("coreml",), "edge", _nowhere),
+    "coreml": Family("Apple Core ML", (), ("coreml",), "edge", _nowhere, passes=()),
 }
 
 

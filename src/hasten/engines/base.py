@@ -103,6 +103,7 @@ class Engine(Value, ABC):
         "openvino_igpu": "hasten.engines.openvino_igpu:OpenVinoIgpu",
         "litert": "hasten.engines.litert:LiteRt",
         "litert_reference": "hasten.engines.litert_reference:LiteRtReference",
+        "coreml": "hasten.engines.coreml:CoreMl",
         "qnn": "hasten.engines.qnn:Qnn",
         "cascade": "hasten.engines.cascade:Cascade",
     }

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from hasten.engines.artifacts import place
+from hasten.engines.artifacts import place, settled_request
 from hasten.engines.base import Artifact
 from hasten.engines.openvino import OpenVino, converted
-from hasten.errors import CandidateError, InputError
+from hasten.errors import InputError
 from hasten.model import Model
 from hasten.target import Target
 from hasten.telemetry import import_quietly
@@ -63,11 +63,7 @@ class OpenVinoNpu(OpenVino):
         Raises:
             CandidateError: it can't be converted or compiled, or a shape is open.
         """
-        settled = model.request or model.inputs
-        if still := [spec for spec in settled if not spec.static]:
-            raise CandidateError(
-                f"the NPU takes settled shapes only: got {still[0]}; settle it by a sample of data"
-            )
+        settled = settled_request(model, "the NPU")
         artifact = place(model, workdir) if model.format == "openvino" else converted(model, workdir)
         artifact = replace(artifact, inputs=settled)
         self._compile(artifact, target, settled)

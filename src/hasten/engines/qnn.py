@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from hasten.engines.artifacts import batch_sizes, place
+from hasten.engines.artifacts import batch_sizes, place, settle, settled_request
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import failed
@@ -20,7 +20,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.model import Format, Model
 from hasten.target import Target
 from hasten.telemetry import import_quietly
-from hasten.tensors import Array, Tensors, TensorSpec
+from hasten.tensors import Array, Tensors
 
 DEFAULT_PART = "sm8550"
 _PROVIDER = "QNNExecutionProvider"
@@ -75,12 +75,8 @@ class Qnn(Engine):
             CandidateError: it can't be compiled: which operator, which node; or a shape is open.
         """
         artifact = place(model, workdir)
-        settled = model.request or model.inputs
-        if still := [spec for spec in settled if not spec.static]:
-            raise CandidateError(
-                f"the HTP takes settled shapes only: got {still[0]}; settle it by a sample of data"
-            )
-        _settle(artifact.path, settled)
+        settled = settled_request(model, "the HTP")
+        settle(artifact.path, settled, "QNN can't load the model")
         compiled = workdir / f"{model.path.stem}_htp.onnx"
         session = self._load(
             artifact.path,
@@ -193,28 +189,6 @@ def _runs_on(target: Target) -> str:
     if target.kind == "attached":
         return "HTP"
     return f"QNN's simulator of the HTP of {target.part or DEFAULT_PART}"
-
-
-def _settle(path: Path, request: tuple[TensorSpec, ...]) -> None:
-    """Write the shapes of one request into an ONNX file; what follows from them is worked out later."""
-    import onnx
-
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except Exception as error:
-        raise failed("QNN can't load the model", error) from error
-    settled = {spec.name: spec.sizes for spec in request}
-    for value in proto.graph.input:
-        if value.name in settled:
-            dims = value.type.tensor_type.shape.dim
-            del dims[:]
-            for size in settled[value.name]:
-                dims.add().dim_value = size
-    for value in proto.graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            dim.ClearField("dim_param")
-    del proto.graph.value_info[:]
-    path.write_bytes(proto.SerializeToString())
 
 
 @contextmanager
