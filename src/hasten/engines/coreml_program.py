@@ -317,6 +317,20 @@ def _softmax(a: _Arguments) -> Any:
     return a.tensor("x").softmax(a.axis)
 
 
+def _depth_to_space(a: _Arguments) -> Any:
+    x, block = a.tensor("x"), a.block_size
+    n, c, h, w = x.shape
+    x = x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2)
+    return x.reshape(n, c // block**2, h * block, w * block)
+
+
+def _space_to_depth(a: _Arguments) -> Any:
+    x, block = a.tensor("x"), a.block_size
+    n, c, h, w = x.shape
+    x = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(n, c * block**2, h // block, w // block)
+
+
 def _reduce_square(a: _Arguments) -> Any:
     return a.tensor("x").square().sum(a.axes(), keepdim=bool(a.keep_dims))
 
@@ -438,6 +452,9 @@ _OPERATORS: Mapping[str, Callable[[_Arguments], Any]] = {
     **{f"reduce_{name}": _reduce(torch) for name, torch in (("mean", "mean"), ("sum", "sum"))},
     **{f"reduce_{name}": _reduce(f"a{name}") for name in ("max", "min")},
     "reduce_sum_square": _reduce_square,
+    "reduce_l2_norm": lambda a: _reduce_square(a).sqrt(),
+    "reduce_l1_norm": lambda a: a.tensor("x").abs().sum(a.axes(), keepdim=bool(a.keep_dims)),
+    "reduce_log_sum_exp": _reduce("logsumexp"),
     "reduce_argmax": _arg("argmax"),
     "reduce_argmin": _arg("argmin"),
     "equal": _binary("eq"),
@@ -484,6 +501,9 @@ _OPERATORS: Mapping[str, Callable[[_Arguments], Any]] = {
     "gather_along_axis": _gather_along_axis,
     "upsample_nearest_neighbor": _upsample("nearest"),
     "upsample_bilinear": _upsample("bilinear"),
+    "depth_to_space": _depth_to_space,
+    "space_to_depth": _space_to_depth,
+    "pixel_shuffle": lambda a: _functional().pixel_shuffle(a.tensor("x"), a.upscale_factor),
     "cast": lambda a: a.tensor("x"),
     "identity": lambda a: a.tensor("x"),
 }
