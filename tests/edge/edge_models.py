@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from hasten.data.arrays import ArrayDataset
-from hasten.frontends.onnx import load
 from hasten.model import Model
 from hasten.target import Target
 from hasten.tensors import Array

@@ -1,4 +1,3 @@
-import json
 import platform
 import sys
 from collections import Counter
@@ -12,20 +11,20 @@ import pytest
 pytest.importorskip("coremltools", reason="needs Core ML Tools: pip install 'hasten[edge]'")
 pytest.importorskip("onnx2coreml", reason="needs onnx2coreml: pip install 'hasten[edge]'")
 
-import coremltools as ct  # noqa: E402
+import coremltools as ct
+from tests.edge.edge_models import Build, Digits, device, settled
 
-from hasten.data.arrays import ArrayDataset  # noqa: E402
-from hasten.engines.base import Artifact  # noqa: E402
-from hasten.engines.coreml import CoreMl  # noqa: E402
-from hasten.errors import CandidateError, InputError  # noqa: E402
-from hasten.frontends.onnx import load  # noqa: E402
-from hasten.model import Model  # noqa: E402
-from hasten.search.grid import grid  # noqa: E402
-from hasten.target import Target  # noqa: E402
-from hasten.testing import models  # noqa: E402
-from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for  # noqa: E402
-from hasten.testing.pass_tests import answers, error_between, samples_of  # noqa: E402
-from tests.edge.edge_models import Build, Digits, device, settled  # noqa: E402
+from hasten.data.arrays import ArrayDataset
+from hasten.engines.base import Artifact
+from hasten.engines.coreml import CoreMl
+from hasten.errors import CandidateError, InputError
+from hasten.frontends.onnx import load
+from hasten.model import Model
+from hasten.search.grid import grid
+from hasten.target import Target
+from hasten.testing import models
+from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for
+from hasten.testing.pass_tests import answers, error_between, samples_of
 
 PHONE = device("coreml")
 
@@ -167,7 +166,6 @@ def test_digits_are_still_read_from_packages(digits: Digits, tmp_path: Path) -> 
         reads[name] = answers(digits.model, data, folder, engine)["output"].argmax(1)
         sizes[name] = sum(f.stat().st_size for f in folder.rglob("weight.bin"))
     right = {name: float(np.mean(read == digits.labels)) for name, read in reads.items()}
-    print(json.dumps({"right": right, "weights' bytes": sizes, "digits": len(digits.labels)}))
     assert np.all(reads["float"] == reads["f32, float weights"])
     assert min(right.values()) > right["float"] - 0.01
     assert sizes["f16, int8 weights"] < 0.6 * sizes["f16, float weights"]

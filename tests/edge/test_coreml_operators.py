@@ -7,8 +7,9 @@ import pytest
 pytest.importorskip("coremltools", reason="needs Core ML Tools: pip install 'hasten[edge]'")
 pytest.importorskip("onnx2coreml", reason="needs onnx2coreml: pip install 'hasten[edge]'")
 
-from hasten.engines.coreml import CoreMl  # noqa: E402
-from tests.edge.edge_models import Build, device  # noqa: E402
+from tests.edge.edge_models import Build, device
+
+from hasten.engines.coreml import CoreMl
 
 PICTURES = {
     "strides and uneven pads": "y = Conv <strides = [2, 1], pads = [1, 0, 2, 1]> (x, w)",

@@ -1,29 +1,26 @@
-import json
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
 pytest.importorskip("ai_edge_quantizer", reason="needs LiteRT: pip install 'hasten[litert]'")
 
-from ai_edge_litert import schema_py_generated as schema  # noqa: E402
-from tests.edge.edge_models import Build, Digits, device, settled  # noqa: E402
+from ai_edge_litert import schema_py_generated as schema
+from tests.edge.edge_models import Build, Digits, device, settled
 
-from hasten.data.arrays import ArrayDataset  # noqa: E402
-from hasten.engines.litert import LiteRt  # noqa: E402
-from hasten.engines.litert_reference import LiteRtReference  # noqa: E402
-from hasten.errors import CandidateError  # noqa: E402
-from hasten.frontends.onnx import load  # noqa: E402
-from hasten.model import Model  # noqa: E402
-from hasten.passes import litert_quantization  # noqa: E402
-from hasten.passes.litert_quantization import LitertQuantization  # noqa: E402
-from hasten.search.grid import grid  # noqa: E402
-from hasten.target import Target  # noqa: E402
-from hasten.tensors import Array  # noqa: E402
-from hasten.testing import models  # noqa: E402
-from hasten.testing.engine_tests import EngineTests  # noqa: E402
-from hasten.testing.pass_tests import (  # noqa: E402
+from hasten.data.arrays import ArrayDataset
+from hasten.engines.litert import LiteRt
+from hasten.engines.litert_reference import LiteRtReference
+from hasten.errors import CandidateError
+from hasten.frontends.onnx import load
+from hasten.model import Model
+from hasten.passes.litert_quantization import LitertQuantization
+from hasten.search.grid import grid
+from hasten.target import Target
+from hasten.tensors import Array
+from hasten.testing import models
+from hasten.testing.engine_tests import EngineTests
+from hasten.testing.pass_tests import (
     PassTests,
     answers,
     error_between,
@@ -52,7 +49,7 @@ def types(model: Model) -> list[set[str]]:
 
 class TestIntegers(PassTests):
     bound = 0.05
-    engine: ClassVar = LiteRtReference()
+    engine = LiteRtReference()
 
     @pytest.fixture
     def value(self) -> LitertQuantization:
@@ -114,9 +111,7 @@ def test_halves_are_rounded_away_from_zero(build: Build, tmp_path: Path) -> None
     )
 
 
-def test_what_lives_at_once_and_the_file_are_told_and_no_time(
-    build: Build, tmp_path: Path
-) -> None:
+def test_what_lives_at_once_and_the_file_are_told_and_no_time(build: Build, tmp_path: Path) -> None:
     text = """
     <ir_version: 10, opset_import: ["": 20]>
     chain (float[1, 8] x) => (float[1, 4] y) <float[8, 32] a, float[32, 4] b>
@@ -181,7 +176,6 @@ def test_digits_are_still_read_in_integers(digits: Digits, tmp_path: Path) -> No
     reads: dict[str, Array] = {name: array.argmax(1) for name, array in logits.items()}
     right = {name: float(np.mean(read == digits.labels)) for name, read in reads.items()}
     agree = float(np.mean(reads["float"] == reads["reference"]))
-    print(json.dumps({"right": right, "agrees with float": agree, "digits": len(digits.labels)}))
     assert right["float"] > 0.97
     assert right["reference"] > right["float"] - 0.02
     assert agree > 0.98

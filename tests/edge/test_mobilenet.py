@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ _NEEDED = (
     *("onnxruntime_qnn", "coremltools", "onnx2coreml", "ai_edge_quantizer"),
 )
 if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-    pytest.skip(
-        f"needs {', '.join(missing)}: make test-edge brings them", allow_module_level=True
-    )
+    pytest.skip(f"needs {', '.join(missing)}: make test-edge brings them", allow_module_level=True)
+
+from tests.edge.edge_models import device, settled  # noqa: E402
 
 from hasten.demos import package_folder  # noqa: E402
 from hasten.demos.photos import RandomCrops, photo_files  # noqa: E402
@@ -37,7 +38,6 @@ from hasten.passes.litert_quantization import LitertQuantization  # noqa: E402
 from hasten.passes.qnn_quantization import QnnQuantization  # noqa: E402
 from hasten.target import Target  # noqa: E402
 from hasten.tensors import Array  # noqa: E402
-from tests.edge.edge_models import device, settled  # noqa: E402
 
 CROPS = int(os.environ.get("HASTEN_EDGE_CROPS", "4"))
 """How many are answered; docs/targets/edge.md has the figures of 60."""
@@ -115,7 +115,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
         name: {"agreement": judge.agreement(name), "error": round(judge.error(name), 4)}
         for name in judge.logits
     }
-    print(json.dumps({"crops": CROPS, **told}, indent=1))
+    sys.stdout.write(json.dumps({"crops": CROPS, **told}, indent=1))
 
 
 def off(judge: Judge, names: Sequence[str]) -> dict[str, float]:
@@ -134,7 +134,7 @@ def test_one_qdq_file_is_answered_by_the_simulator_as_well_as_by_others(judge: J
     for part in ("sm8550", "sm8450") if CROPS > 4 else ("sm8550",):
         judge.ask(f"QDQ on QNN {part}", Qnn(), model, device(f"qnn:{part}"))
     names = [name for name in judge.logits if name.startswith("QDQ")]
-    print(json.dumps(off(judge, names), indent=1))
+    sys.stdout.write(json.dumps(off(judge, names), indent=1))
     assert min(judge.agreement(name) for name in names) >= 0.5
     assert max(judge.error(name) for name in names) < 0.3
 

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,22 +9,22 @@ import pytest
 
 pytest.importorskip("onnxruntime_qnn", reason="needs QNN: pip install 'hasten[edge]'")
 
-from tests.edge.edge_models import Build, Digits, device, settled  # noqa: E402
+from tests.edge.edge_models import Build, Digits, device, settled
 
-from hasten.devices import FAMILIES  # noqa: E402
-from hasten.engines.base import Artifact, Engine  # noqa: E402
-from hasten.engines.onnxruntime import OnnxRuntime  # noqa: E402
-from hasten.engines.qnn import Qnn  # noqa: E402
-from hasten.errors import CandidateError, InputError  # noqa: E402
-from hasten.frontends.onnx import load, read  # noqa: E402
-from hasten.model import Model  # noqa: E402
-from hasten.passes.qnn_quantization import QnnQuantization  # noqa: E402
-from hasten.search.grid import grid  # noqa: E402
-from hasten.target import Target  # noqa: E402
-from hasten.tensors import Array  # noqa: E402
-from hasten.testing import models  # noqa: E402
-from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for  # noqa: E402
-from hasten.testing.pass_tests import (  # noqa: E402
+from hasten.devices import FAMILIES
+from hasten.engines.base import Artifact, Engine
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.qnn import Qnn
+from hasten.errors import CandidateError, InputError
+from hasten.frontends.onnx import load, read
+from hasten.model import Model
+from hasten.passes.qnn_quantization import QnnQuantization
+from hasten.search.grid import grid
+from hasten.target import Target
+from hasten.tensors import Array
+from hasten.testing import models
+from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for
+from hasten.testing.pass_tests import (
     PassTests,
     answers,
     error_between,
@@ -131,7 +130,7 @@ def test_the_artifact_is_a_context_binary_with_its_source(convnet: Model, tmp_pa
 def test_the_generation_of_the_htp_shows_in_the_answers(convnet: Model, tmp_path: Path) -> None:
     model = quantized(convnet, tmp_path)
     requests = [request_for(model.request, seed=seed) for seed in range(20)]
-    found = {}
+    found: dict[str, Array] = {}
     for part in ("sm8450", "sm8550", "sm8450"):
         artifact = build_in(tmp_path / f"built{len(found)}{part}", model, phone(part))
         with Qnn().open(artifact, phone(part)) as session:
@@ -161,7 +160,11 @@ Qnn().build(load(models.two_inputs(folder, batch=1)), find_target(sys.argv[2]), 
 def test_the_compiler_tells_a_size_and_no_time(convnet: Model, tmp_path: Path) -> None:
     artifact = build_in(tmp_path / "built", quantized(convnet, tmp_path), phone())
     estimate = Qnn().estimate(artifact, phone(), tmp_path)
-    assert (estimate.source, estimate.latency_ns, estimate.rank) == ("compiler estimate", None, None)
+    assert (estimate.source, estimate.latency_ns, estimate.rank) == (
+        "compiler estimate",
+        None,
+        None,
+    )
     assert estimate.figures == {
         "context_binary_size_bytes": artifact.files[0].stat().st_size,
     }
@@ -279,7 +282,6 @@ def test_digits_are_still_read_by_the_simulator(digits: Digits, tmp_path: Path) 
     }
     right = {name: float(np.mean(read == digits.labels)) for name, read in reads.items()}
     agree = float(np.mean(reads["float"] == reads["qnn"]))
-    print(json.dumps({"right": right, "agrees with float": agree, "digits": len(digits.labels)}))
     assert right["float"] > 0.97
     assert right["qnn"] > right["float"] - 0.02
     assert agree > 0.98
@@ -291,4 +293,4 @@ def choices(engine: Engine, model: Model, images: Array, folder: Path) -> Array:
     artifact = engine.build(model, phone(), folder)
     with engine.open(artifact, phone()) as session:
         logits = [session.run({"x": image[None]})["output"] for image in images]
-    return np.concatenate(logits).argmax(1)
+    return np.argmax(np.concatenate(logits), 1)

@@ -162,7 +162,9 @@ def _converted(path: Path, precision: Literal["f32", "f16"]) -> Any:
             f"Core ML's converter can't take the operator {operator} (node {nodes[0]!r})"
         ) from error
     except ConversionError as error:
-        what = f"Core ML's converter can't take the operator {error.op_key} (node {error.node_name!r})"
+        what = (
+            f"Core ML's converter can't take the operator {error.op_key} (node {error.node_name!r})"
+        )
         raise failed(what, Exception(str(error.cause))) from error
     except Exception as error:
         raise failed("Core ML's converter can't take the model", error, path) from error

@@ -116,7 +116,8 @@ class _Arguments:
             value = self._constants[var]
         else:
             value = self._constants[var] = _constant(var.val)
-        return value.float() if value.is_floating_point() else value
+        read: torch.Tensor = value.float() if value.is_floating_point() else value
+        return read
 
 
 def _constant(value: Any) -> torch.Tensor:
@@ -167,9 +168,7 @@ def _reduce(name: str) -> Callable[[_Arguments], Any]:
 
 
 def _gelu(a: _Arguments) -> Any:
-    return _functional().gelu(
-        a.tensor("x"), approximate="none" if a.mode == "EXACT" else "tanh"
-    )
+    return _functional().gelu(a.tensor("x"), approximate="none" if a.mode == "EXACT" else "tanh")
 
 
 def _hard_sigmoid(a: _Arguments) -> Any:
@@ -364,7 +363,7 @@ def _expand_dims(a: _Arguments) -> Any:
 def _split(a: _Arguments) -> Any:
     x = a.tensor("x")
     if a.split_sizes is not None:
-        return x.split(a.ints("split_sizes"), a.axis)
+        return x.split(a.ints("split_sizes"), a.axis)  # type: ignore[no-untyped-call]
     return x.chunk(a.num_splits, a.axis)
 
 

@@ -265,7 +265,8 @@ class _Scale:
         scaled = floats / np.float32(self.scale)
         rounded = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)) + self.zero_point
         limits = np.iinfo(self.dtype)
-        return np.clip(rounded, limits.min, limits.max).astype(self.dtype)
+        integers: Array = np.clip(rounded, limits.min, limits.max).astype(self.dtype)
+        return integers
 
     def to_floats(self, integers: Array) -> Array:
         """Return what they stand for, in float32."""

@@ -64,7 +64,9 @@ class OpenVinoNpu(OpenVino):
             CandidateError: it can't be converted or compiled, or a shape is open.
         """
         settled = settled_request(model, "the NPU")
-        artifact = place(model, workdir) if model.format == "openvino" else converted(model, workdir)
+        artifact = (
+            place(model, workdir) if model.format == "openvino" else converted(model, workdir)
+        )
         artifact = replace(artifact, inputs=settled)
         self._compile(artifact, target, settled)
         return artifact

@@ -66,7 +66,9 @@ class Qnn(Engine):
             import_quietly("onnxruntime")
             return str(import_quietly("onnxruntime_qnn").__version__)
         except ImportError as error:
-            raise InputError(f"QNN isn't installed ({error}): pip install 'hasten[edge]'") from error
+            raise InputError(
+                f"QNN isn't installed ({error}): pip install 'hasten[edge]'"
+            ) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Compile the model for the shapes of its request, and prove that the HTP takes all of it.
@@ -195,7 +197,9 @@ def _runs_on(target: Target) -> str:
 def _quiet() -> Iterator[None]:
     """Send nowhere what QNN's libraries print when they are loaded; no setting stops it."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # there is no standard output
+        with contextlib.suppress(
+            OSError, ValueError, AttributeError
+        ):  # there is no standard output
             sys.stdout.flush()
             kept = os.dup(1)
             stack.callback(os.close, kept)

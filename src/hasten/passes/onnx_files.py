@@ -137,4 +137,6 @@ def saturates(target: Target) -> bool:
     Without VNNI or AMX two such products are summed in 16 bits. A device beside the processor has
     arithmetic of its own, which none of those here does so.
     """
-    return target.family == "host" and not any("vnni" in name or name == "amx_int8" for name in target.isa)
+    return target.family == "host" and not any(
+        "vnni" in name or name == "amx_int8" for name in target.isa
+    )
