@@ -293,4 +293,5 @@ def choices(engine: Engine, model: Model, images: Array, folder: Path) -> Array:
     artifact = engine.build(model, phone(), folder)
     with engine.open(artifact, phone()) as session:
         logits = [session.run({"x": image[None]})["output"] for image in images]
-    return np.argmax(np.concatenate(logits), 1)
+    chosen: Array = np.concatenate(logits).argmax(1)
+    return chosen
