@@ -15,6 +15,7 @@ import coremltools as ct
 from tests.edge.edge_models import Build, Digits, device, settled
 
 from hasten.data.arrays import ArrayDataset
+from hasten.engines import coreml
 from hasten.engines.base import Artifact
 from hasten.engines.coreml import CoreMl
 from hasten.errors import CandidateError, InputError
@@ -278,6 +279,21 @@ def test_a_missing_converter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         "Core ML Tools aren't installed (import of onnx2coreml halted; None in sys.modules): "
         "pip install 'hasten[edge]'"
     )
+
+
+def test_a_package_out_of_a_bundle_is_opened_under_the_suffix_that_core_ml_knows(
+    convnet: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = build_in(tmp_path / "a", CoreMl(), convnet)
+    moved = artifact.path.parent.rename(tmp_path / "winner")
+    files = tuple(moved / file.relative_to(artifact.path.parent) for file in artifact.files)
+    opened: list[Path] = []
+    monkeypatch.setattr(coreml, "_interpreter", opened.append)
+    bundled = replace(artifact, path=moved / "Manifest.json", files=files)
+    with CoreMl().open(bundled, PHONE):
+        assert opened[-1].suffix == ".mlpackage"
+        assert (opened[-1] / "Data/com.apple.CoreML/model.mlmodel").exists()
+    assert not opened[-1].exists()
 
 
 def test_only_the_size_is_told(convnet: Model, tmp_path: Path) -> None:

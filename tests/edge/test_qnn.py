@@ -258,6 +258,33 @@ print("after")
     assert (ran.stdout, ran.stderr) == ("after\n", "")
 
 
+@pytest.mark.parametrize("name", ["conv1", "conv2", "head"])
+def test_a_kept_node_is_computed_in_float16_between_integers(
+    name: str, convnet: Model, tmp_path: Path
+) -> None:
+    model = run(QnnQuantization(keep_float=(name,)), convnet, tmp_path)
+    data = samples_of(convnet, count=8)
+    exact = answers(convnet, data, tmp_path / "a")
+    kept = error_between(exact, answers(model, data, tmp_path / "b", Qnn()))
+    everywhere = quantized(convnet, tmp_path, "everywhere")
+    assert kept != error_between(exact, answers(everywhere, data, tmp_path / "c", Qnn()))
+    assert 0 < kept < 0.05
+
+
+def test_a_quantizer_that_changes_nothing_is_refused(
+    convnet: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(self: QnnQuantization, source: Path, path: Path, reader: object) -> None:
+        path.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(QnnQuantization, "_quantize", copied)
+    with pytest.raises(CandidateError) as caught:
+        quantized(convnet, tmp_path)
+    assert str(caught.value) == (
+        "ONNX Runtime's quantizer left all 3 convolutions and matrix products in float"
+    )
+
+
 def test_the_htp_alone_is_offered_its_own_quantization(convnet: Model) -> None:
     passes = {
         type(step).__name__
