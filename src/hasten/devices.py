@@ -22,6 +22,7 @@ class Family:
         present: Whether a host has one, by its /sys and /dev.
         from_program: Whether its engines start from the framework's program, and not from ONNX.
         trained: Whether models for it are trained too, where there are training data.
+        passes: The lossy passes worth trying, by name; None for all that have a variant for it.
     """
 
     noun: str
@@ -31,6 +32,7 @@ class Family:
     present: Callable[[Path], bool]
     from_program: bool = False
     trained: bool = False
+    passes: tuple[str, ...] | None = None
 
 
 def _nowhere(root: Path) -> bool:
@@ -75,6 +77,14 @@ def _intel_gpu(root: Path) -> bool:
     return any(root.glob("dev/dri/renderD*")) and _pci(root, "0x8086", ("0x03",))
 
 
+def _qualcomm_htp(root: Path) -> bool:
+    """Whether there is the device node by which a Snapdragon's compute DSP, the HTP, is called.
+
+    Source: Linux, drivers/misc/fastrpc.c; "-secure" is the one for signed processes.
+    """
+    return any(any(root.glob(f"dev/{name}")) for name in ("fastrpc-cdsp*", "adsprpc-smd*"))
+
+
 FAMILIES: Mapping[str, Family] = {
     "cuda": Family(
         "NVIDIA GPU",
@@ -99,10 +109,39 @@ FAMILIES: Mapping[str, Family] = {
         _nowhere,
         trained=True,
     ),
-    "npu": Family("Intel NPU", (), ("openvino_npu",), "edge", _intel_npu),
-    "igpu": Family("Intel GPU", (), ("openvino_igpu",), "edge", _intel_gpu),
-    "qnn": Family("Qualcomm HTP", (), ("qnn",), "edge", _nowhere),
-    "coreml": Family("Apple Core ML", (), ("coreml",), "edge", _nowhere),
+    "npu": Family(
+        "Intel NPU",
+        (),
+        ("openvino_npu",),
+        "edge",
+        _intel_npu,
+        passes=("static_quantization", "nncf_quantization"),
+    ),
+    "igpu": Family(
+        "Intel GPU",
+        (),
+        ("openvino_igpu",),
+        "edge",
+        _intel_gpu,
+        passes=("static_quantization", "nncf_quantization"),
+    ),
+    "qnn": Family(
+        "Qualcomm chip",
+        ("sm8550", "sm8450", "sm8650", "sm8750", "sm8850", "sc8380xp"),
+        ("qnn",),
+        "edge",
+        _qualcomm_htp,
+        passes=("qnn_quantization",),
+    ),
+    "litert": Family(
+        "LiteRT interpreter elsewhere",
+        (),
+        ("litert_reference",),
+        "litert",
+        _nowhere,
+        passes=("litert_quantization",),
+    ),
+    "coreml": Family("Apple Core ML", (), ("coreml",), "edge", _nowhere, passes=()),
 }
 
 

@@ -21,6 +21,10 @@ _EXTRAS = {
     "torch": (("torch", "onnxscript"), "models from PyTorch"),
     "keras": (("keras",), "models from Keras 3"),
     "litert": (("ai_edge_litert", "ai_edge_quantizer"), "LiteRT, and int8 for it"),
+    "edge": (
+        ("ai_edge_litert", "ai_edge_quantizer", "coremltools", "onnx2coreml", "onnxruntime_qnn"),
+        "models for Core ML, Qualcomm chips and LiteRT elsewhere",
+    ),
     "loadgen": (("mlperf_loadgen",), "load tests by MLCommons LoadGen"),
 }
 

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 from hasten.engines.base import Artifact
+from hasten.engines.failures import failed
 from hasten.errors import CandidateError
 from hasten.model import Model
+from hasten.tensors import TensorSpec
 
 
 def place(model: Model, workdir: Path) -> Artifact:
@@ -49,3 +51,48 @@ def batch_sizes(artifact: Artifact) -> tuple[int, ...] | None:
     sizes = {spec.shape[0] for spec in artifact.inputs if spec.shape}
     only = sizes.pop() if len(sizes) == 1 else 1
     return (int(only),)
+
+
+def settled_request(model: Model, taker: str) -> tuple[TensorSpec, ...]:
+    """Return the inputs of one request, for what takes no others.
+
+    Raises:
+        CandidateError: a shape is open.
+    """
+    specs = model.request or model.inputs
+    if still := [spec for spec in specs if not spec.static]:
+        raise CandidateError(
+            f"{taker} takes settled shapes only: got {still[0]}; settle it by a sample of data"
+        )
+    return specs
+
+
+def settle(path: Path, request: tuple[TensorSpec, ...], what: str) -> None:
+    """Write the shapes of one request into an ONNX file; what follows from them is for its reader.
+
+    Args:
+        path: The file, which is changed.
+        request: Its inputs with every size settled.
+        what: What can't be done where the file can't be read: "QNN can't load the model".
+
+    Raises:
+        CandidateError: it can't be read.
+    """
+    import onnx
+
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise failed(what, error) from error
+    settled = {spec.name: spec.sizes for spec in request}
+    for value in proto.graph.input:
+        if value.name in settled:
+            dims = value.type.tensor_type.shape.dim
+            del dims[:]
+            for size in settled[value.name]:
+                dims.add().dim_value = size
+    for value in proto.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    del proto.graph.value_info[:]
+    path.write_bytes(proto.SerializeToString())

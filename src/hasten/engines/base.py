@@ -99,9 +99,14 @@ class Engine(Value, ABC):
         "reference": "hasten.engines.reference:Reference",
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
+        "openvino_npu": "hasten.engines.openvino_npu:OpenVinoNpu",
+        "openvino_igpu": "hasten.engines.openvino_igpu:OpenVinoIgpu",
         "litert": "hasten.engines.litert:LiteRt",
         "fixed_point": "hasten.engines.fixed_point:FixedPointProgram",
         "fpga": "hasten.engines.fpga:Fpga",
+        "litert_reference": "hasten.engines.litert_reference:LiteRtReference",
+        "coreml": "hasten.engines.coreml:CoreMl",
+        "qnn": "hasten.engines.qnn:Qnn",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]

@@ -39,6 +39,8 @@ class LiteRt(Engine):
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "tflite"})
     settles: ClassVar[bool] = True
     float_only: ClassVar[bool] = True
+    kernels: ClassVar[str] = "AUTO"
+    """LiteRT's name of what chooses them."""
 
     threads: int | None = None
 
@@ -98,7 +100,7 @@ class LiteRt(Engine):
         Raises:
             CandidateError: it can't be loaded.
         """
-        session = LiteRtSession(artifact, self.threads or target.threads)
+        session = LiteRtSession(artifact, self.threads or target.threads, self.kernels)
         try:
             yield session
         finally:
@@ -161,18 +163,24 @@ def _alone(
 class LiteRtSession(Session):
     """One interpreter, given other shapes where batches of another size come.
 
+    What the artifact has in float and the file in integers is scaled on the way.
+
     Attributes:
         sizes: By input name, the shapes that the file is made for.
     """
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, kernels: str = "AUTO") -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
         self._threads = threads
         try:
             with quiet():
                 runtime = import_quietly("ai_edge_litert.interpreter")
-                interpreter = runtime.Interpreter(str(artifact.path), num_threads=threads)
+                interpreter = runtime.Interpreter(
+                    str(artifact.path),
+                    num_threads=threads,
+                    experimental_op_resolver_type=getattr(runtime.OpResolverType, kernels),
+                )
                 interpreter.allocate_tensors()
             inputs, outputs = _tensors(interpreter)
         except Exception as error:
@@ -185,6 +193,8 @@ class LiteRtSession(Session):
         self._now = self.sizes
         self._from = [(spec.name, inputs[spec.name]["index"]) for spec in artifact.inputs]
         self._to = [(spec.name, outputs[spec.name]["index"]) for spec in artifact.outputs]
+        self._scales_in = _scales(artifact.inputs, inputs)
+        self._scales_out = _scales(artifact.outputs, outputs)
         self._interpreter: Any = interpreter
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
@@ -202,9 +212,15 @@ class LiteRtSession(Session):
                     self._resize({name: inputs[name].shape for name in self.sizes})
                     break
             for name, index in self._from:
-                interpreter.set_tensor(index, inputs[name])
+                given = inputs[name]
+                if (scale := self._scales_in.get(name)) is not None:
+                    given = scale.to_integers(given)
+                interpreter.set_tensor(index, given)
             interpreter.invoke()
-            return {name: interpreter.get_tensor(index) for name, index in self._to}
+            answers = {name: interpreter.get_tensor(index) for name, index in self._to}
+            for name, scale in self._scales_out.items():
+                answers[name] = scale.to_floats(answers[name])
+            return answers
         except CandidateError:
             raise
         except Exception as error:
@@ -234,6 +250,38 @@ class LiteRtSession(Session):
             self._interpreter.resize_tensor_input(index, sizes[name])
         self._interpreter.allocate_tensors()
         self._now = sizes
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How a file's integers stand for floats: r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1."""
+
+    dtype: str
+    scale: float
+    zero_point: int
+
+    def to_integers(self, floats: Array) -> Array:
+        """Round to the nearest, halves away from zero, as LiteRT's own operator does."""
+        scaled = floats / np.float32(self.scale)
+        rounded = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)) + self.zero_point
+        limits = np.iinfo(self.dtype)
+        integers: Array = np.clip(rounded, limits.min, limits.max).astype(self.dtype)
+        return integers
+
+    def to_floats(self, integers: Array) -> Array:
+        """Return what they stand for, in float32."""
+        return (integers.astype(np.float32) - self.zero_point) * np.float32(self.scale)
+
+
+def _scales(specs: Sequence[TensorSpec], found: Mapping[str, Any]) -> dict[str, _Scale]:
+    """Return the scales of what the file has in integers where the specs say floats."""
+    scales = {}
+    for spec in specs:
+        dtype = np.dtype(found[spec.name]["dtype"])
+        scale, zero_point = found[spec.name]["quantization"]
+        if spec.dtype == "float32" and dtype.kind in "iu" and scale:
+            scales[spec.name] = _Scale(dtype.name, float(scale), int(zero_point))
+    return scales
 
 
 def _takes(spec: TensorSpec, sizes: tuple[int, ...]) -> bool:

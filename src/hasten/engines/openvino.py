@@ -23,6 +23,15 @@ from hasten.target import Target
 from hasten.telemetry import import_quietly, telemetry_off
 from hasten.tensors import Array, Tensors, TensorSpec
 
+_PROPERTIES = {
+    "precision_hint": "INFERENCE_PRECISION_HINT",
+    "threads": "INFERENCE_NUM_THREADS",
+    "streams": "NUM_STREAMS",
+    "pinning": "ENABLE_CPU_PINNING",
+    "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+    "devices": "EXECUTION_DEVICES",
+}
+"""As sessions call them, and as OpenVINO does; a plugin knows some."""
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
 """Precision -> the instruction sets that make it faster than f32. avx512_fp16 alone doesn't: oneDNN computes
 in f32 there."""
@@ -48,6 +57,11 @@ class OpenVino(Engine):
     precision: Literal["f32", "f16", "bf16"] = "f32"
     threads: int | None = None
     pinning: bool = False
+
+    @property
+    def plugin(self) -> str:
+        """OpenVINO's name of the device."""
+        return "CPU"
 
     @property
     def exact(self) -> bool:
@@ -94,7 +108,7 @@ class OpenVino(Engine):
         if model.format == "openvino":
             artifact = place(model, workdir)
         else:
-            artifact = _converted(model, workdir)
+            artifact = converted(model, workdir)
         self._compile(artifact, target)
         return artifact
 
@@ -143,9 +157,9 @@ class OpenVino(Engine):
         core, graph = self._read(artifact)
         if (settled := _settled(graph, request)) is not graph:
             with contextlib.suppress(Exception):  # then it is open, as it was proven to compile
-                return core.compile_model(settled, "CPU", settings)
+                return core.compile_model(settled, self.plugin, settings)
         try:
-            return core.compile_model(graph, "CPU", settings)
+            return core.compile_model(graph, self.plugin, settings)
         except Exception as error:
             raise failed("OpenVINO can't compile the model", error) from error
 
@@ -179,7 +193,7 @@ class OpenVino(Engine):
         return settings
 
 
-def _converted(model: Model, workdir: Path) -> Artifact:
+def converted(model: Model, workdir: Path) -> Artifact:
     """Write an ONNX model as IR, through the converter: its graph is smaller than the reader's."""
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
@@ -280,21 +294,20 @@ class OpenVinoSession(Session):
 
     def properties(self) -> Mapping[str, str]:
         """What the plugin settled on, and how many of its operators run in which precision."""
-        executed = Counter(
-            str(node.rt_info["runtimePrecision"].value)
-            for node in self._compiled.get_runtime_model().get_ordered_ops()
-            if "runtimePrecision" in node.rt_info
-        )
-        return {
-            "executed_precisions": ", ".join(f"{n} {kind}" for kind, n in executed.most_common()),
-            "precision_hint": self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
-            "threads": str(self._compiled.get_property("INFERENCE_NUM_THREADS")),
-            "streams": str(self._compiled.get_property("NUM_STREAMS")),
-            "pinning": str(self._compiled.get_property("ENABLE_CPU_PINNING")),
-            "dynamic_quantization_group_size": str(
-                self._compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
-            ),
-        }
+        found = {}
+        with contextlib.suppress(Exception):  # not every plugin shows what it made of the model
+            executed = Counter(
+                str(node.rt_info["runtimePrecision"].value)
+                for node in self._compiled.get_runtime_model().get_ordered_ops()
+                if "runtimePrecision" in node.rt_info
+            )
+            found["executed_precisions"] = ", ".join(f"{n} {k}" for k, n in executed.most_common())
+        known = set(self._compiled.get_property("SUPPORTED_PROPERTIES"))
+        for name, key in _PROPERTIES.items():
+            if key in known:
+                value = self._compiled.get_property(key)
+                found[name] = value.to_string() if hasattr(value, "to_string") else str(value)
+        return found
 
     def close(self) -> None:
         """Free the requests, the compiled models and the buffers."""

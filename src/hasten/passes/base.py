@@ -37,6 +37,7 @@ class Pass(Value, ABC):
         "hgq_training": "hasten.passes.hgq_training:HgqTraining",
         "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
         "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
+        "qnn_quantization": "hasten.passes.qnn_quantization:QnnQuantization",
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
     }

@@ -37,8 +37,7 @@ _NORMALIZATIONS = ":norm"
 class LitertQuantization(Pass):
     """Quantize weights and activations to int8, for LiteRT alone.
 
-    Inputs and outputs stay in float. Weights have one scale per channel, around 0; activations one
-    per tensor, with a zero point.
+    Weights have one scale per channel, around 0; activations one per tensor, with a zero point.
 
     Attributes:
         rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
@@ -46,6 +45,8 @@ class LitertQuantization(Pass):
         keep_float: Names of ONNX nodes to leave alone. What lies between them and the products or sums before
             stays in float too: LiteRT's int8 rounds what every operator gives, and so what they'd read.
         samples: How many samples to calibrate on at most.
+        ends: What the file takes and gives: "float"; or "int8", for interpreters and delegates that have
+            integers only. Then nothing at all stays in float, and the engine scales at the border.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -55,13 +56,15 @@ class LitertQuantization(Pass):
     rounding: Literal["nearest", "layer"] = "nearest"
     keep_float: tuple[str, ...] = ()
     samples: int = 100
+    ends: Literal["float", "int8"] = "float"
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield both ways to round, where the quantizer is installed."""
+        """Yield both ways to round, where the quantizer is installed; in integers alone for the edge."""
         if all(map(importlib.util.find_spec, ("ai_edge_litert", "ai_edge_quantizer"))):
-            yield cls()
-            yield cls("layer")
+            ends: Literal["float", "int8"] = "int8" if target.family == "litert" else "float"
+            yield cls(ends=ends)
+            yield cls("layer", ends=ends)
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Quantize by the ranges of one sample."""
@@ -71,6 +74,10 @@ class LitertQuantization(Pass):
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model, weights=False)
         check_nodes(proto, self.keep_float)
+        if self.ends == "int8" and self.keep_float:
+            raise CandidateError(
+                f"a model of integers alone keeps nothing in float: asked to keep {self.keep_float[0]!r}"
+            )
         names = compute_nodes(proto, self.keep_float)
         if not names:
             raise Skipped(
@@ -125,8 +132,10 @@ class LitertQuantization(Pass):
         from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
 
         recipes = [*recipe.static_wi8_ai8()]
-        skipped = [(".*", "INPUT"), (".*", "OUTPUT"), (_NORMALIZATIONS, "*")]
-        skipped += [(_scope(name), "*") for name in kept]
+        skipped: list[tuple[str, str]] = []
+        if self.ends == "float":
+            skipped += [(".*", "INPUT"), (".*", "OUTPUT"), (_NORMALIZATIONS, "*")]
+            skipped += [(_scope(name), "*") for name in kept]
         recipes += [
             {
                 "regex": regex,
@@ -174,6 +183,12 @@ class LitertQuantization(Pass):
             raise CandidateError(
                 f"the AI Edge Quantizer left all {wanted} convolutions and matrix products in float"
             )
+        if self.ends == "int8":
+            for operator in graph.operators:
+                read = [graph.tensors[i] for i in (*operator.inputs, *operator.outputs) if i >= 0]
+                if any(tensor.type == schema.TensorType.FLOAT32 for tensor in read):
+                    node = graph.tensors[operator.outputs[0]].name.decode()
+                    raise CandidateError(f"the AI Edge Quantizer left the node {node!r} in float")
         for name in self.keep_float:
             if any(re.search(_scope(name), f"{tensor};") for tensor in done):
                 raise CandidateError(f"the AI Edge Quantizer quantized {name!r} all the same")

@@ -134,6 +134,9 @@ def is_transformer(proto: onnx.ModelProto) -> bool:
 def saturates(target: Target) -> bool:
     """Whether products of uint8 and int8 overflow on a processor unless weights have 7 bits.
 
-    Without VNNI or AMX two such products are summed in 16 bits.
+    Without VNNI or AMX two such products are summed in 16 bits. A device beside the processor has
+    arithmetic of its own, which none of those here does so.
     """
-    return not any("vnni" in name or name == "amx_int8" for name in target.isa)
+    return target.family == "host" and not any(
+        "vnni" in name or name == "amx_int8" for name in target.isa
+    )

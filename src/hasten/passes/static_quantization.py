@@ -111,22 +111,22 @@ class StaticQuantization(Pass):
                 )
             source = round_weights(model, calibration, workdir, self.keep_float)
         prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
-        reader = _Reader(CalibrationRequests(model, calibration, self.samples))
+        reader = Reader(CalibrationRequests(model, calibration, self.samples))
         try:
-            with silenced(), _registered(model.custom_ops):
-                _prepare(source, prepared)
+            with silenced(), registered(model.custom_ops):
+                prepare(source, prepared)
                 self._quantize(prepared, raw, reader, external=bool(model.files))
         except HastenError:
             raise
         except Exception as error:
             raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
         result = onnx.load(str(raw))
-        self._prove(result, len(names))
+        prove_quantized(result, len(names), self.keep_float)
         for file in workdir.iterdir():
             file.unlink()
         return write_onnx(result, model, workdir / "quantized.onnx")
 
-    def _quantize(self, source: Path, path: Path, reader: _Reader, *, external: bool) -> None:
+    def _quantize(self, source: Path, path: Path, reader: Reader, *, external: bool) -> None:
         from onnxruntime import quantization as ort
 
         symmetric = self.activations == "symmetric"
@@ -159,29 +159,30 @@ class StaticQuantization(Pass):
             },
         )
 
-    def _prove(self, result: onnx.ModelProto, wanted: int) -> None:
-        """Raise CandidateError unless some weights became int8 and the kept ones didn't."""
-        dequantized = {
-            name
-            for node in result.graph.node
-            if node.op_type == "DequantizeLinear"
-            for name in node.output
-        }
-        done = {
-            node.name
-            for node in result.graph.node
-            if node.op_type in COMPUTE_OPS and dequantized.issuperset(node.input[:2])
-        }
-        if not done:
-            raise CandidateError(
-                f"ONNX Runtime's quantizer left all {wanted} convolutions and matrix products in float"
-            )
-        for name in self.keep_float:
-            if name in done:
-                raise CandidateError(f"ONNX Runtime's quantizer quantized {name!r} all the same")
+
+def prove_quantized(result: onnx.ModelProto, wanted: int, keep_float: Sequence[str]) -> None:
+    """Raise CandidateError unless some weights became int8 and the kept ones didn't."""
+    dequantized = {
+        name
+        for node in result.graph.node
+        if node.op_type == "DequantizeLinear"
+        for name in node.output
+    }
+    done = {
+        node.name
+        for node in result.graph.node
+        if node.op_type in COMPUTE_OPS and dequantized.issuperset(node.input[:2])
+    }
+    if not done:
+        raise CandidateError(
+            f"ONNX Runtime's quantizer left all {wanted} convolutions and matrix products in float"
+        )
+    for name in keep_float:
+        if name in done:
+            raise CandidateError(f"ONNX Runtime's quantizer quantized {name!r} all the same")
 
 
-class _Reader:
+class Reader:
     """What ONNX Runtime's calibrators read: requests of a range, None at its end."""
 
     def __init__(self, requests: CalibrationRequests) -> None:
@@ -202,7 +203,7 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _registered(custom_ops: Sequence[Path]) -> Iterator[None]:
+def registered(custom_ops: Sequence[Path]) -> Iterator[None]:
     """Give the calibrators' sessions the model's operator libraries: the quantizer takes none."""
     found = list(libraries(custom_ops, "RegisterCustomOps"))
     if not found:
@@ -228,7 +229,7 @@ def _registered(custom_ops: Sequence[Path]) -> Iterator[None]:
         CalibraterBase.create_inference_session = original
 
 
-def _prepare(model: Model, path: Path) -> None:
+def prepare(model: Model, path: Path) -> None:
     """Infer shapes: the quantizer leaves tensors of unknown shape in float. Name all nodes."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

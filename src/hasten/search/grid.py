@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from hasten.candidate import Single
+from hasten.devices import FAMILIES
 from hasten.engines.base import Engine
 from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.model import Model
@@ -23,6 +24,7 @@ _LOSSY_PASSES = (
     "static_quantization",
     "nncf_quantization",
     "litert_quantization",
+    "qnn_quantization",
     "dynamic_quantization",
 )
 
@@ -36,6 +38,9 @@ def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:
 
 
 def _passes(names: Sequence[str], model: Model, target: Target) -> list[list[Pass]]:
+    family = FAMILIES.get(target.family)
+    if family is not None and family.passes is not None:
+        names = [name for name in names if name in family.passes or name in _EXACT_PASSES]
     kinds: list[type[Pass]] = [load_object(Pass.registry[name]) for name in names]
     return [list(kind.variants(model, target)) for kind in kinds]
 

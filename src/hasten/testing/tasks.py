@@ -39,10 +39,10 @@ def _trained(network: Any, data: tuple[Array, Array], epochs: int) -> Any:
     x, y = torch.from_numpy(data[0]), torch.from_numpy(data[1])
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.1)
     for _ in range(epochs):
-        for batch in torch.split(torch.randperm(len(x)), 32):  # type: ignore[no-untyped-call]
+        for batch in torch.split(torch.randperm(len(x)), 32):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(network(x[batch]), y[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return network.eval()
 
