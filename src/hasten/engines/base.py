@@ -100,6 +100,10 @@ class Engine(Value, ABC):
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
         "litert": "hasten.engines.litert:LiteRt",
+        "tensorrt_rtx": "hasten.engines.tensorrt_rtx:TensorrtRtx",
+        "tensorrt": "hasten.engines.tensorrt:Tensorrt",
+        "onnxruntime_cuda": "hasten.engines.onnxruntime_cuda:OnnxRuntimeCuda",
+        "torch_cuda": "hasten.engines.torch_cuda:TorchCuda",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]

@@ -36,6 +36,8 @@ class Pass(Value, ABC):
         "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
         "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
+        "tensorrt_quantization": "hasten.passes.tensorrt_quantization:TensorrtQuantization",
+        "half_precision": "hasten.passes.half_precision:HalfPrecision",
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
     }
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})

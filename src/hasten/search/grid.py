@@ -24,6 +24,8 @@ _LOSSY_PASSES = (
     "nncf_quantization",
     "litert_quantization",
     "dynamic_quantization",
+    "tensorrt_quantization",
+    "half_precision",
 )
 
 
