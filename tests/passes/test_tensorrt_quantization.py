@@ -1,0 +1,94 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.tensorrt_profile import alterations, violations
+from hasten.model import Model
+from hasten.passes.onnx_files import COMPUTE_OPS, read_onnx
+from hasten.passes.static_quantization import StaticQuantization
+from hasten.passes.tensorrt_quantization import TensorrtQuantization
+from hasten.testing.pass_tests import PassTests, host, run
+
+GPU = host().with_device("cuda:sm80", present=False)
+
+
+class TestTensorrtQuantization(PassTests):
+    bound = 0.02
+    engine = OnnxRuntime(graph_optimization="disabled")
+
+    @pytest.fixture
+    def value(self) -> TensorrtQuantization:
+        return TensorrtQuantization()
+
+    @pytest.fixture
+    def model(self, convnet: Model) -> Model:
+        return convnet
+
+    @pytest.fixture
+    def idle_model(self, elementwise: Model) -> Model:
+        return elementwise
+
+    def test_tensorrt_takes_it(self, result: Model) -> None:
+        assert violations(result.path) == alterations(result.path) == ()
+
+    def test_products_read_pairs_around_zero_and_nothing_else_is_quantized(
+        self, result: Model
+    ) -> None:
+        graph = read_onnx(result).graph
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        makers = {name: node for node in graph.node for name in node.output}
+        products = [node for node in graph.node if node.op_type in COMPUTE_OPS]
+        pairs = set()
+        for product in products:
+            for name in product.input[:2]:
+                back = makers[name]
+                there = makers[back.input[0]]
+                assert (there.op_type, back.op_type) == ("QuantizeLinear", "DequantizeLinear")
+                assert constants[back.input[2]].dtype == np.int8
+                assert not constants[back.input[2]].any()
+                pairs |= {there.name, back.name}
+            assert all(name in constants for name in product.input[2:])
+        assert {n.name for n in graph.node if n.op_type.endswith("Linear")} == pairs
+
+    def test_weights_have_a_scale_for_each_output_channel(self, result: Model) -> None:
+        graph = read_onnx(result).graph
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        scaled = [
+            (constants[n.input[0]].shape, constants[n.input[1]].size)
+            for n in graph.node
+            if n.op_type == "QuantizeLinear" and n.input[0] in constants
+        ]
+        assert scaled
+        assert all(scales in shape and scales > 1 for shape, scales in scaled)
+
+
+class TestAttention(TestTensorrtQuantization):
+    bound = 0.05
+
+    @pytest.fixture
+    def model(self, attention: Model) -> Model:
+        return attention
+
+
+def test_it_is_for_nvidias_gpus_alone(convnet: Model, attention: Model) -> None:
+    assert list(TensorrtQuantization.variants(convnet, host())) == []
+    assert list(TensorrtQuantization.variants(convnet, GPU)) == [
+        TensorrtQuantization(),
+        TensorrtQuantization(rounding="layer"),
+    ]
+    assert list(TensorrtQuantization.variants(attention, GPU)) == [TensorrtQuantization()]
+    assert list(StaticQuantization.variants(convnet, GPU)) == []
+
+
+def test_a_layer_that_is_kept_in_float_reads_no_pair(convnet: Model, tmp_path: Path) -> None:
+    whole = read_onnx(convnet).graph
+    kept = next(node.name for node in whole.node if node.op_type == "Conv")
+    result = run(replace(TensorrtQuantization(), keep_float=(kept,)), convnet, tmp_path)
+    graph = read_onnx(result).graph
+    pairs = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    node = next(node for node in graph.node if node.name == kept)
+    assert pairs.isdisjoint(node.input)
