@@ -24,15 +24,6 @@ def sm80(tmp_path: Path) -> Target:
     return find_target("cuda:sm80", root=tmp_path).with_threads(1)
 
 
-@pytest.fixture
-def gpu() -> Target:
-    """This host's GPU."""
-    target = find_target("cuda")
-    if target.kind != "attached":
-        pytest.skip("no NVIDIA GPU here: what runs on one isn't run")
-    return target
-
-
 @dataclass(frozen=True)
 class Subject:
     """A network with samples for it.

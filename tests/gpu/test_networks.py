@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ pytest.importorskip(
 
 
 @pytest.fixture(scope="session")
-def quantized(subject, tmp_path_factory):  # type: ignore[no-untyped-def]
+def quantized(subject: Any, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A network in int8."""
     return TensorrtQuantization()(subject.model, subject.data, tmp_path_factory.mktemp("int8"))
 
@@ -40,8 +41,8 @@ def plan_bytes(model: Model, device: str, folder: Path) -> float:
 
 
 def test_int8_is_taken_and_built_and_keeps_a_quarter_of_the_weights(
-    subject, quantized, tmp_path
-) -> None:  # type: ignore[no-untyped-def]
+    subject: Any, quantized: Model, tmp_path: Path
+) -> None:
     assert violations(quantized.path) == alterations(quantized.path) == ()
     int8 = plan_bytes(quantized, "cuda:sm80", tmp_path / "int8")
     float32 = plan_bytes(subject.model, "cuda:sm80", tmp_path / "float32")
@@ -49,8 +50,8 @@ def test_int8_is_taken_and_built_and_keeps_a_quarter_of_the_weights(
 
 
 def test_half_precision_is_built_for_turing_and_keeps_half_of_the_weights(
-    subject, tmp_path
-) -> None:  # type: ignore[no-untyped-def]
+    subject: Any, tmp_path: Path
+) -> None:
     (tmp_path / "half").mkdir()
     half = HalfPrecision()(subject.model, subject.data, tmp_path / "half")
     assert violations(half.path, "sm75") == alterations(half.path) == ()
@@ -59,11 +60,13 @@ def test_half_precision_is_built_for_turing_and_keeps_half_of_the_weights(
 
 
 @pytest.mark.parametrize("part", [part for part in FAMILIES["cuda"].parts if part != "sm75"])
-def test_int8_is_built_for_every_gpu_but_turing(part: str, quantized, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_int8_is_built_for_every_gpu_but_turing(
+    part: str, quantized: Model, tmp_path: Path
+) -> None:
     assert plan_bytes(quantized, f"cuda:{part}", tmp_path / part) > 0
 
 
-def test_float32_products_of_matrices_arent_for_turing(quantized, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_float32_products_of_matrices_arent_for_turing(quantized: Model, tmp_path: Path) -> None:
     with pytest.raises(
         CandidateError,
         match=r"^TensorRT can't take the model: (Gemm|MatMul) \(node '\w+'\): sm75 has no matrix product in float32: take half precision",
@@ -71,7 +74,9 @@ def test_float32_products_of_matrices_arent_for_turing(quantized, tmp_path) -> N
         plan_bytes(quantized, "cuda:sm75", tmp_path / "sm75")
 
 
-def test_answers_in_int8_stay_within_the_bound_on_this_host(subject, quantized, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_answers_in_int8_stay_within_the_bound_on_this_host(
+    subject: Any, quantized: Model, tmp_path: Path
+) -> None:
     exact = answers(subject.model, subject.data, tmp_path / "exact")
     plain = OnnxRuntime(graph_optimization="disabled")
     quick = answers(quantized, subject.data, tmp_path / "quick", plain)
