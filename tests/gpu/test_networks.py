@@ -22,6 +22,9 @@ pytest.importorskip(
 )
 
 
+PLAIN = OnnxRuntime(graph_optimization="disabled")
+
+
 @pytest.fixture(scope="session")
 def quantized(subject: Any, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A network in int8."""
@@ -59,6 +62,20 @@ def test_half_precision_is_built_for_turing_and_keeps_half_of_the_weights(
     assert size < 0.6 * plan_bytes(subject.model, "cuda:sm80", tmp_path / "float32")
 
 
+def test_int8_with_the_rest_in_half_precision_is_built_for_every_gpu(
+    subject: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mixed").mkdir()
+    step = TensorrtQuantization(half=True)
+    mixed = step(subject.model, subject.data, tmp_path / "mixed")
+    assert violations(mixed.path, "sm75") == alterations(mixed.path) == ()
+    for part in FAMILIES["cuda"].parts:
+        assert plan_bytes(mixed, f"cuda:{part}", tmp_path / part) > 0
+    exact = answers(subject.model, subject.data, tmp_path / "exact")
+    quick = answers(mixed, subject.data, tmp_path / "quick", PLAIN)
+    assert 0 < error_between(exact, quick) < subject.bound
+
+
 @pytest.mark.parametrize("part", [part for part in FAMILIES["cuda"].parts if part != "sm75"])
 def test_int8_is_built_for_every_gpu_but_turing(
     part: str, quantized: Model, tmp_path: Path
@@ -78,6 +95,5 @@ def test_answers_in_int8_stay_within_the_bound_on_this_host(
     subject: Any, quantized: Model, tmp_path: Path
 ) -> None:
     exact = answers(subject.model, subject.data, tmp_path / "exact")
-    plain = OnnxRuntime(graph_optimization="disabled")
-    quick = answers(quantized, subject.data, tmp_path / "quick", plain)
+    quick = answers(quantized, subject.data, tmp_path / "quick", PLAIN)
     assert 0 < error_between(exact, quick) < subject.bound

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,13 +75,54 @@ class TestAttention(TestTensorrtQuantization):
         return attention
 
 
+class TestWithTheRestInHalfPrecision(TestTensorrtQuantization):
+    @pytest.fixture
+    def value(self) -> TensorrtQuantization:
+        return TensorrtQuantization(half=True)
+
+    def test_every_gpu_takes_it_and_scales_are_float16(self, result: Model) -> None:
+        assert violations(result.path, "sm75") == ()
+        graph = read_onnx(result).graph
+        kinds = {t.name: t.data_type for t in graph.initializer}
+        scales = {kinds[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear"}
+        assert scales == {onnx.TensorProto.FLOAT16}
+
+
+class TestAttentionWithTheRestInHalfPrecision(TestWithTheRestInHalfPrecision):
+    bound = 0.05
+
+    @pytest.fixture
+    def model(self, attention: Model) -> Model:
+        return attention
+
+
+def test_an_older_operator_set_is_converted_for_scales_in_half_precision(
+    build: Any, tmp_path: Path
+) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["": 17]>
+    older (float[batch, 16] x) => (float[batch, 8] y) <float[16, 8] w> { y = MatMul (x, w) }
+    """
+    result = run(TensorrtQuantization(half=True), build(text, "older"), tmp_path)
+    assert read_onnx(result).opset_import[0].version >= 19
+    assert violations(result.path, "sm75") == ()
+
+
 def test_it_is_for_nvidias_gpus_alone(convnet: Model, attention: Model) -> None:
     assert list(TensorrtQuantization.variants(convnet, host())) == []
     assert list(TensorrtQuantization.variants(convnet, GPU)) == [
+        TensorrtQuantization(half=True),
+        TensorrtQuantization(half=True, rounding="layer"),
         TensorrtQuantization(),
-        TensorrtQuantization(rounding="layer"),
     ]
-    assert list(TensorrtQuantization.variants(attention, GPU)) == [TensorrtQuantization()]
+    assert list(TensorrtQuantization.variants(attention, GPU)) == [
+        TensorrtQuantization(half=True),
+        TensorrtQuantization(),
+    ]
+    turing = replace(GPU, device="cuda:sm75")
+    assert list(TensorrtQuantization.variants(attention, turing)) == [
+        TensorrtQuantization(half=True)
+    ]
     assert list(StaticQuantization.variants(convnet, GPU)) == []
 
 

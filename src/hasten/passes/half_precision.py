@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -47,14 +47,7 @@ class HalfPrecision(Pass):
         wanted = compute_nodes(proto, self.keep_float)
         if not wanted:
             raise Skipped("nothing to halve: there is no convolution or matrix product to take on")
-        left = sorted({*self.keep_float, *_beyond(proto)})
-        try:
-            with silenced():
-                result = _converted(proto, left)
-        except Exception as error:
-            raise CandidateError(
-                f"ONNX Runtime's float16 converter failed: {first_line(error)}"
-            ) from error
+        result = halved(proto, self.keep_float)
         self._prove(result, wanted)
         return write_onnx(result, model, workdir / "half.onnx")
 
@@ -76,6 +69,23 @@ class HalfPrecision(Pass):
                 raise CandidateError(
                     f"ONNX Runtime's float16 converter halved {name!r} all the same"
                 )
+
+
+def halved(proto: onnx.ModelProto, keep_float: Iterable[str]) -> onnx.ModelProto:
+    """Return a graph that computes in float16, but for some nodes, and for weights that are too large for it.
+
+    Raises:
+        CandidateError: the converter failed.
+    """
+    left = sorted({*keep_float, *_beyond(proto)})
+    try:
+        with silenced():
+            result: onnx.ModelProto = _converted(proto, left)
+    except Exception as error:
+        raise CandidateError(
+            f"ONNX Runtime's float16 converter failed: {first_line(error)}"
+        ) from error
+    return result
 
 
 def _converted(proto: onnx.ModelProto, left: list[str]) -> Any:
