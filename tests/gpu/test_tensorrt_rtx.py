@@ -2,6 +2,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from hasten.devices import FAMILIES, find_target
 from hasten.engines import tensorrt_rtx
 from hasten.engines.base import Artifact
+from hasten.engines.tensorrt_plans import built
 from hasten.engines.tensorrt_rtx import TensorrtRtx
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.onnx import load
@@ -131,13 +133,23 @@ def test_another_target_than_a_gpu_is_refused(tmp_path: Path) -> None:
         build(models.linear_classifier(tmp_path), Target.host())
 
 
-def test_tf32_is_another_plan_and_isnt_exact(sm80: Target, tmp_path: Path) -> None:
-    (tmp_path / "tf32").mkdir()
-    exact = build(models.small_cnn(tmp_path), sm80)
-    rounded = build(models.small_cnn(tmp_path / "tf32"), sm80, TensorrtRtx(tf32=True))
-    assert plan_of(exact).read_bytes() != plan_of(rounded).read_bytes()
-    assert TensorrtRtx().exact
-    assert not TensorrtRtx(tf32=True).exact
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_off_where_it_isnt_asked_for(
+    tf32: bool, sm80: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(*given: Any, configure: Any, **settings: Any) -> Artifact:
+        def look(config: Any) -> None:
+            seen.append(config.get_flag(trt.BuilderFlag.TF32))
+            configure(config)
+
+        return built(*given, configure=look, **settings)
+
+    monkeypatch.setattr(tensorrt_rtx, "built", watched)
+    build(models.small_cnn(tmp_path), sm80, TensorrtRtx(tf32=tf32))
+    assert seen == [tf32]
+    assert TensorrtRtx(tf32=tf32).exact != tf32
 
 
 def test_without_the_gpu_only_what_answers_otherwise_is_tried(sm80: Target) -> None:

@@ -283,7 +283,7 @@ class _Plan:
             raise CandidateError(f"TensorRT can't load the plan: {said}")
 
     def execution(self, inputs: Tensors) -> _PlanExecution:
-        context = self._engine.create_execution_context()
+        context = self._context()
         if context is None:
             raise CandidateError("TensorRT has no memory for the plan on this device")
         context.set_optimization_profile_async(0, self._device.stream)
@@ -299,6 +299,19 @@ class _Plan:
                 raise CandidateError(f"TensorRT can't tell the sizes of {name!r} beforehand")
             outputs[name] = (sizes, spec.dtype)
         return _PlanExecution(context, outputs, self._device.stream)
+
+    def _context(self) -> Any:
+        """Return a new context, its kernels those for the request's sizes from the first run on.
+
+        TensorRT for RTX compiles on the device, by default beside the first runs and for later ones: a graph
+        captured meanwhile would keep the slower kernels, where it lets itself be captured at all.
+        """
+        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return self._engine.create_execution_context(config)
 
     def properties(self) -> Mapping[str, str]:
         engine = self._engine

@@ -127,17 +127,13 @@ def opened(
     Raises:
         CandidateError: it can't be loaded.
     """
-    with ExitStack() as closing:
+    with _precise(_torch(), precision), ExitStack() as closing:
         closing.callback(device.close)
-        closing.enter_context(_precise(_torch(), precision))
         network = _Program(artifact, device, mode, precision)
         session = DeviceSession(artifact, device, network, _batches(artifact), capture=False)
-        closing.pop_all()
-    with _precise(_torch(), precision):
-        try:
-            yield session
-        finally:
-            session.close()
+        closing.pop_all()  # the session closes the device
+        closing.callback(session.close)
+        yield session
 
 
 class _Program:
