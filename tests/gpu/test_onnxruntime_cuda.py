@@ -20,6 +20,9 @@ class TestOnnxRuntimeCudaOverThisHost(EngineTests):
 
     engine = OnnxRuntimeCuda()
 
+    def test_the_first_variant_is_the_default(self, target: Target) -> None:
+        super().test_the_first_variant_is_the_default(replace(target, kind="attached"))
+
     def test_the_version_is_a_word(self) -> None:
         if not HAS_CUDA:
             pytest.skip("this ONNX Runtime has no CUDA")
@@ -60,6 +63,7 @@ def test_only_cudas_kernels_without_tf32_are_exact(sm80: Target) -> None:
     assert not OnnxRuntimeCuda(tf32=True).exact
     assert not OnnxRuntimeCuda("tensorrt").exact
     assert list(OnnxRuntimeCuda.variants(sm80)) == []
+    assert list(OnnxRuntimeCuda.variants(Target.host())) == []
     attached = replace(sm80, kind="attached")
     assert [one.exact for one in OnnxRuntimeCuda.variants(attached)][:2] == [True, False]
     assert list(OnnxRuntimeCuda().tunings(attached)) == [OnnxRuntimeCuda(cuda_graph=True)]

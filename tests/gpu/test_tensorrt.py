@@ -38,3 +38,4 @@ def test_it_builds_for_no_gpu_that_isnt_here(
     ):
         Tensorrt().build(model, sm80, tmp_path)
     assert list(Tensorrt.variants(sm80)) == []
+    assert list(Tensorrt.variants(Target.host())) == []

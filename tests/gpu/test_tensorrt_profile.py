@@ -38,6 +38,19 @@ def test_what_would_be_taken_for_something_else_is_said(graph: Graph, tmp_path: 
     assert str(alterations(path)[0]) == graph.says
 
 
+@pytest.mark.parametrize("graph", [GOOD[0], BROKEN[0], BROKEN[10]], ids=named)
+def test_weights_outside_of_the_file_are_looked_at_too(graph: Graph, tmp_path: Path) -> None:
+    path = graph.write(tmp_path)
+    onnx.save_model(
+        onnx.load(path), path, save_as_external_data=True, location="data", size_threshold=0
+    )
+    assert (tmp_path / "data").exists()
+    assert [str(found) for found in violations(path)[:1]] == ([graph.says] if graph.says else [])
+    (tmp_path / "data").unlink()
+    with pytest.raises(CandidateError, match=r"^can't read 's': [^\n]+$"):
+        violations(path)
+
+
 def test_what_a_gpu_lacks_is_no_matter_where_it_isnt_known_which(tmp_path: Path) -> None:
     for graph in BROKEN:
         if "float8" in graph.name or "Turing" in graph.name:

@@ -175,6 +175,7 @@ def test_nothing_in_a_program_is_unpickled(model: Model, tmp_path: Path) -> None
 def test_only_float32_is_exact_and_nothing_is_tried_without_the_gpu(sm80: Target) -> None:
     attached = replace(sm80, kind="attached")
     assert list(TorchCuda.variants(sm80)) == []
+    assert list(TorchCuda.variants(HOST)) == []
     assert [(one.precision, one.exact) for one in TorchCuda.variants(attached)] == [
         ("f32", True),
         ("tf32", False),

@@ -58,10 +58,8 @@ class OnnxRuntimeCuda(Engine):
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield both providers that are installed; nothing without the device, since nothing is compiled."""
-        if target.kind == "compile-only":
-            return
-        yield cls()
         if target.kind == "attached":
+            yield cls()
             yield cls(tf32=True)
             if _NAMES["tensorrt"] in _providers():
                 yield cls("tensorrt")

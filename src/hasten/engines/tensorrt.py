@@ -45,7 +45,7 @@ class Tensorrt(Engine):
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield float32 as it is, and TF32; nothing without the device, which it builds on."""
-        if target.kind != "compile-only":
+        if target.kind == "attached":
             yield cls()
             yield cls(tf32=True)
 

@@ -126,22 +126,33 @@ class _Node:
 
 @dataclass
 class _Scope:
-    """What is known of the values of a graph, and of those around it."""
+    """What is known of the values of a graph, and of those around it.
 
+    Attributes:
+        folder: Where external data lies.
+    """
+
+    folder: Path
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
     makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     def within(self) -> _Scope:
-        return _Scope(dict(self.constants), dict(self.makers), dict(self.types), dict(self.sizes))
+        constants, makers = dict(self.constants), dict(self.makers)
+        return _Scope(self.folder, constants, makers, dict(self.types), dict(self.sizes))
 
     def value(self, name: str) -> Array | None:
         """Return a constant's value; None where it isn't one, or is computed."""
         import onnx
 
         tensor = self.constants.get(name)
-        return None if tensor is None else onnx.numpy_helper.to_array(tensor)
+        if tensor is None:
+            return None
+        try:
+            return onnx.numpy_helper.to_array(tensor, str(self.folder))
+        except Exception as error:
+            raise CandidateError(f"can't read {name!r}: {str(error).splitlines()[0]}") from error
 
     def settled(self, name: str) -> bool:
         """Whether a value follows from constants alone."""
@@ -212,16 +223,15 @@ def _read(path: Path) -> _Graph:
     import onnx
 
     try:
-        proto = onnx.load(str(path))
+        proto = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))
     except Exception as error:
         raise CandidateError(f"can't read {path.name}: {str(error).splitlines()[0]}") from error
-    with_shapes = proto
-    if path.stat().st_size < onnx.checker.MAXIMUM_PROTOBUF // 2:
-        with_shapes = onnx.shape_inference.infer_shapes(proto)
     graph = _Graph(functions=frozenset((f.domain, f.name) for f in proto.functions))
-    _walk(with_shapes.graph, _Scope(), graph)
+    _walk(proto.graph, _Scope(path.parent), graph)
     for function in proto.functions:
-        scope = _Scope(makers={name: node for node in function.node for name in node.output})
+        scope = _Scope(
+            path.parent, makers={name: node for node in function.node for name in node.output}
+        )
         graph.nodes += [_Node(node, scope) for node in function.node]
     return graph
 

@@ -56,10 +56,8 @@ class TorchCuda(Engine):
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield every precision; nothing without the device, since nothing is compiled."""
-        if target.kind == "compile-only":
-            return
-        yield cls()
         if target.kind == "attached":
+            yield cls()
             yield from (cls(precision="tf32"), cls(precision="f16"), cls(precision="bf16"))
 
     def tunings(self, target: Target) -> Iterator[Self]:
