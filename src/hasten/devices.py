@@ -88,7 +88,7 @@ def _qualcomm_htp(root: Path) -> bool:
 FAMILIES: Mapping[str, Family] = {
     "cuda": Family(
         "NVIDIA GPU",
-        ("sm80", "sm75", "sm86", "sm87", "sm89", "sm100", "sm120", "sm121"),
+        ("sm80", "sm75", "sm86", "sm89", "sm120", "sm121"),
         ("onnxruntime_cuda", "tensorrt", "tensorrt_rtx", "torch_cuda"),
         "gpu",
         _nvidia,

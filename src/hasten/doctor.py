@@ -25,6 +25,7 @@ _EXTRAS = {
         ("ai_edge_litert", "ai_edge_quantizer", "coremltools", "onnx2coreml", "onnxruntime_qnn"),
         "models for Core ML, Qualcomm chips and LiteRT elsewhere",
     ),
+    "gpu": (("cuda", "tensorrt_rtx_bindings", "torch"), "NVIDIA GPUs"),
     "loadgen": (("mlperf_loadgen",), "load tests by MLCommons LoadGen"),
 }
 

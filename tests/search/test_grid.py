@@ -95,9 +95,9 @@ def test_engines_are_found_by_name_or_by_import_path() -> None:
 
 def test_an_unknown_engine_is_named_with_those_that_there_are() -> None:
     with pytest.raises(InputError) as error:
-        engine_kinds(["onnxruntime", "tensorrt"])
+        engine_kinds(["onnxruntime", "tvm"])
     assert str(error.value) == (
-        "no engine is called 'tensorrt'; this version has: onnxruntime, openvino, litert"
+        "no engine is called 'tvm'; this version has: onnxruntime, openvino, litert"
     )
 
 

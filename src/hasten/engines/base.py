@@ -107,6 +107,10 @@ class Engine(Value, ABC):
         "litert_reference": "hasten.engines.litert_reference:LiteRtReference",
         "coreml": "hasten.engines.coreml:CoreMl",
         "qnn": "hasten.engines.qnn:Qnn",
+        "tensorrt_rtx": "hasten.engines.tensorrt_rtx:TensorrtRtx",
+        "tensorrt": "hasten.engines.tensorrt:Tensorrt",
+        "onnxruntime_cuda": "hasten.engines.onnxruntime_cuda:OnnxRuntimeCuda",
+        "torch_cuda": "hasten.engines.torch_cuda:TorchCuda",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]

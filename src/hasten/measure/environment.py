@@ -19,6 +19,9 @@ PACKAGES = (
     "ai-edge-quantizer",
     "onnxslim",
     "torch",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
 )
 
 

@@ -39,6 +39,8 @@ class Pass(Value, ABC):
         "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
         "qnn_quantization": "hasten.passes.qnn_quantization:QnnQuantization",
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
+        "tensorrt_quantization": "hasten.passes.tensorrt_quantization:TensorrtQuantization",
+        "half_precision": "hasten.passes.half_precision:HalfPrecision",
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
     }
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})

@@ -48,6 +48,8 @@ class DynamicQuantization(Pass):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        if target.family == "cuda":  # TensorRT has none of its operators
+            return
         counts = op_counts(read_onnx(model, weights=False))
         if not counts["Conv"]:
             for per_channel in (True, False):

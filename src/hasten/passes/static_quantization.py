@@ -39,8 +39,8 @@ class StaticQuantization(Pass):
     """Quantize weights and activations to int8, with activation ranges set from samples.
 
     The default, uint8 activations and int8 weights, is what runtimes on x86-64 are fastest with;
-    int8 activations run at half its speed in ONNX Runtime. `symmetric` activations with
-    `quantize_bias=False` is the profile that TensorRT takes as well.
+    int8 activations run at half its speed in ONNX Runtime. What TensorRT takes is another pass:
+    `TensorrtQuantization`.
 
     Attributes:
         per_channel: One weight scale per output channel, not one per weight tensor.
@@ -76,8 +76,11 @@ class StaticQuantization(Pass):
 
         `compute_only` suits attention alone: in a convolutional network it quantizes what a
         convolution gives before its activation clips it. Symmetric activations and one scale per
-        weight tensor were never faster for the accuracy that they cost.
+        weight tensor were never faster for the accuracy that they cost. NVIDIA's GPUs have a pass of
+        their own.
         """
+        if target.family == "cuda":
+            return
         proto = read_onnx(model, weights=False)
         first = cls(reduce_range=saturates(target))
         if is_transformer(proto):
@@ -148,16 +151,21 @@ class StaticQuantization(Pass):
             nodes_to_exclude=list(self.keep_float),
             use_external_data_format=external,
             calibrate_method=methods[self.calibration],
-            extra_options={
-                "ActivationSymmetric": symmetric,
-                "WeightSymmetric": True,
-                "QuantizeBias": self.quantize_bias,
-                "CalibTensorRangeSymmetric": symmetric,
-                # One sample at a time: the histogram calibrators else hold every activation of
-                # every sample. CalibMaxIntermediateOutputs is no way out, it drops what it held.
-                "CalibStridedMinMax": 1,
-            },
+            extra_options=self._options(),
         )
+
+    def _options(self) -> dict[str, Any]:
+        """Return what the quantizer takes besides its arguments."""
+        symmetric = self.activations == "symmetric"
+        return {
+            "ActivationSymmetric": symmetric,
+            "WeightSymmetric": True,
+            "QuantizeBias": self.quantize_bias,
+            "CalibTensorRangeSymmetric": symmetric,
+            # One sample at a time: the histogram calibrators else hold every activation of
+            # every sample. CalibMaxIntermediateOutputs is no way out, it drops what it held.
+            "CalibStridedMinMax": 1,
+        }
 
 
 def prove_quantized(result: onnx.ModelProto, wanted: int, keep_float: Sequence[str]) -> None:

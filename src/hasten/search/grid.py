@@ -26,6 +26,8 @@ _LOSSY_PASSES = (
     "litert_quantization",
     "qnn_quantization",
     "dynamic_quantization",
+    "tensorrt_quantization",
+    "half_precision",
 )
 
 

@@ -1,0 +1,117 @@
+"""Half precision, by ONNX Runtime's converter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError
+from hasten.model import Model
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.onnx_files import check_nodes, compute_nodes, read_onnx, write_onnx
+from hasten.passes.silence import first_line, silenced
+from hasten.target import Target
+
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class HalfPrecision(Pass):
+    """Compute in float16; inputs and outputs keep their types.
+
+    TensorRT's networks are strongly typed: precision is what the graph says, and no flag. Weights beyond
+    float16's range stay in float32 with the node that reads them. There is no bfloat16: no runtime here
+    answers such graphs on a processor, so nothing could judge it before it ships.
+
+    Attributes:
+        keep_float: Names of nodes to leave in float32.
+    """
+
+    keep_float: tuple[str, ...] = ()
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        """There is one, for NVIDIA's GPUs alone."""
+        if target.family == "cuda":
+            yield cls()
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        proto = read_onnx(model)
+        check_nodes(proto, self.keep_float)
+        wanted = compute_nodes(proto, self.keep_float)
+        if not wanted:
+            raise Skipped("nothing to halve: there is no convolution or matrix product to take on")
+        result = halved(proto, self.keep_float)
+        self._prove(result, wanted)
+        return write_onnx(result, model, workdir / "half.onnx")
+
+    def _prove(self, result: onnx.ModelProto, wanted: list[str]) -> None:
+        """Raise CandidateError unless some products compute in float16 and the kept ones don't."""
+        types = _types(result)
+        half = {
+            node.name
+            for node in result.graph.node
+            if any(types.get(name) == onnx.TensorProto.FLOAT16 for name in node.output)
+        }
+        if half.isdisjoint(wanted):
+            raise CandidateError(
+                f"ONNX Runtime's float16 converter left all {len(wanted)} convolutions and "
+                "matrix products in float32"
+            )
+        for name in self.keep_float:
+            if name in half:
+                raise CandidateError(
+                    f"ONNX Runtime's float16 converter halved {name!r} all the same"
+                )
+
+
+def halved(proto: onnx.ModelProto, keep_float: Iterable[str]) -> onnx.ModelProto:
+    """Return a graph that computes in float16, but for some nodes, and for weights that are too large for it.
+
+    Raises:
+        CandidateError: the converter failed.
+    """
+    left = sorted({*keep_float, *_beyond(proto)})
+    try:
+        with silenced():
+            result: onnx.ModelProto = _converted(proto, left)
+    except Exception as error:
+        raise CandidateError(
+            f"ONNX Runtime's float16 converter failed: {first_line(error)}"
+        ) from error
+    return result
+
+
+def _converted(proto: onnx.ModelProto, left: list[str]) -> Any:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    result = convert_float_to_float16(proto, keep_io_types=True, node_block_list=left)
+    OnnxModel.graph_topological_sort(result.graph)  # it appends its casts
+    return result
+
+
+def _beyond(proto: onnx.ModelProto) -> Iterator[str]:
+    """Yield the names of nodes that read weights too large for float16."""
+    large = {
+        tensor.name
+        for tensor in proto.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+        and np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) > _LARGEST
+    }
+    for node in proto.graph.node:
+        if large.intersection(node.input):
+            yield node.name
+
+
+def _types(proto: onnx.ModelProto) -> dict[str, int]:
+    """Return the element types of a graph's values by name, as far as they can be inferred."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    values = (*graph.value_info, *graph.output)
+    return {value.name: value.type.tensor_type.elem_type for value in values}

@@ -1,0 +1,83 @@
+"""Static int8 quantization to the QDQ that TensorRT takes, by ONNX Runtime's quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import onnx
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError
+from hasten.model import Model
+from hasten.passes.half_precision import halved
+from hasten.passes.onnx_files import COMPUTE_OPS, is_transformer, read_onnx, write_onnx
+from hasten.passes.silence import first_line
+from hasten.passes.static_quantization import StaticQuantization
+from hasten.target import Target
+
+_HALF_SCALES = 19
+"""The first of ONNX's operator sets whose quantizers take scales in float16."""
+
+
+@dataclass(frozen=True)
+class TensorrtQuantization(StaticQuantization):
+    """Quantize to int8 around 0, in pairs of QuantizeLinear and DequantizeLinear, biases in float.
+
+    What a product reads is quantized, and not what it gives: an activation behind it is then fused with it,
+    and rounds once. Weights stay in float in the file, each with a pair of its own and one scale per output
+    channel, and TensorRT stores them as int8.
+
+    Attributes:
+        half: Whether what isn't quantized computes in float16, scales included.
+
+    Source: NVIDIA TensorRT documentation, "Working with Quantized Types", "Q/DQ Placement Recommendations".
+    """
+
+    activations: Literal["asymmetric", "symmetric"] = "symmetric"
+    quantize_bias: bool = False
+    compute_only: bool = True
+    half: bool = False
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        """Yield the rest in half precision, the fastest and all that Turing takes; then weights rounded by layer
+        in convolutional networks, and the rest in float32. For NVIDIA's GPUs alone."""
+        if target.family != "cuda":
+            return
+        yield cls(half=True)
+        if not is_transformer(read_onnx(model, weights=False)):
+            yield cls(half=True, rounding="layer")
+        if target.part != "sm75":
+            yield cls()
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        result = super().__call__(model, calibration, workdir)
+        if not self.half:
+            return result
+        proto = halved(_scaled_in_half(read_onnx(result)), self.keep_float)
+        for file in workdir.iterdir():
+            file.unlink()
+        return write_onnx(proto, model, workdir / "quantized.onnx")
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {
+            "AddQDQPairToWeight": True,
+            "OpTypesToExcludeOutputQuantization": sorted(COMPUTE_OPS),
+        }
+
+
+def _scaled_in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph in the operator set that quantizes float16, or a newer one."""
+    version = next(one.version for one in proto.opset_import if one.domain in ("", "ai.onnx"))
+    if version >= _HALF_SCALES:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, _HALF_SCALES)
+    except Exception as error:
+        raise CandidateError(
+            f"half precision beside int8 needs operator set {_HALF_SCALES}, and the model's, {version}, "
+            f"can't be converted: {first_line(error)}"
+        ) from error
