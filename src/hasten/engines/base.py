@@ -100,6 +100,7 @@ class Engine(Value, ABC):
         "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
         "openvino": "hasten.engines.openvino:OpenVino",
         "litert": "hasten.engines.litert:LiteRt",
+        "tpu": "hasten.engines.tpu:Tpu",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]

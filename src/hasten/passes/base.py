@@ -36,6 +36,7 @@ class Pass(Value, ABC):
         "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
         "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
+        "jax_program": "hasten.passes.jax_program:JaxProgram",
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
     }
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
