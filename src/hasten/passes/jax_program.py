@@ -16,6 +16,7 @@ from hasten.target import Target
 from hasten.tensors import TensorSpec
 from hasten.xla import conversion, stablehlo
 from hasten.xla.conversion import Precision, Program
+from hasten.xla.stablehlo import Kinds
 
 
 @dataclass(frozen=True)
@@ -131,22 +132,14 @@ class JaxProgram(Pass):
         """Raise unless the written program computes as it was meant to."""
         found = stablehlo.products(exported)
         if self.precision == "int8":
-            done = found.count(("i8", "i8", "i32"))
-            if done < quantized:
+            done = found.count(Kinds("i8", "i8", "i32"))
+            if done != quantized:
                 raise CandidateError(f"{done} of {quantized} products are in int8 in the StableHLO")
         elif self.precision == "bf16":
-            wide = [kinds for kinds in found if "f32" in kinds[:2]]
+            wide = [kinds for kinds in found if "f32" in (kinds.left, kinds.right)]
             if wide:
                 raise CandidateError(f"{len(wide)} products stayed in float32 in the StableHLO")
             if "bf16>" not in stablehlo.text(exported):
                 raise Skipped("nothing to compute in bfloat16: there are no floats")
-        else:
-            products = [line for line in stablehlo.text(exported).splitlines() if _of_floats(line)]
-            if any("HIGHEST" not in line for line in products):
-                raise CandidateError(
-                    "a product of float32 isn't of full precision in the StableHLO"
-                )
-
-
-def _of_floats(line: str) -> bool:
-    return ("dot_general" in line or "convolution" in line) and "f32>," in line
+        elif not all(kinds.full for kinds in found if kinds.left == "f32"):
+            raise CandidateError("a product of float32 isn't of full precision in the StableHLO")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,6 @@ from hasten.xla.conversion import Function
 from hasten.xla.environment import first_line, load_jax, silenced
 
 PLATFORMS = ("cpu", "tpu")
-_PRODUCT = re.compile(
-    r"stablehlo\.(?:dot_general|convolution)\b.*?"
-    r": \(tensor<[^>]*?(\w+)>, tensor<[^>]*?(\w+)>\) -> tensor<[^>]*?(\w+)>"
-)
 _LACKING = re.compile(r"MLIR translation rule for primitive '(\w+)' not found for platforms?\b(.*)")
 
 
@@ -66,23 +63,61 @@ def read(path: Path) -> Any:
         raise CandidateError(f"{path.name} is no program of JAX's: {first_line(error)}") from error
 
 
-def products(exported: Any) -> list[tuple[str, str, str]]:
-    """Return the element types of every matrix product and convolution in an exported program.
+@dataclass(frozen=True)
+class Kinds:
+    """What a matrix product or a convolution computes in, on a TPU.
 
-    Returns:
-        Of both operands and the result: "f32", "bf16", "i8", "i32", ...
+    Attributes:
+        left: Element type of its first operand: "f32", "bf16", "i8".
+        right: Of its second.
+        result: Of what it gives.
+        full: Whether it is asked for full precision.
     """
-    return [(_element(a), _element(b), _element(c)) for a, b, c in _PRODUCT.findall(text(exported))]
+
+    left: str
+    right: str
+    result: str
+    full: bool = False
+
+
+def products(exported: Any) -> list[Kinds]:
+    """Return what every matrix product and convolution of an exported program computes in."""
+    found: list[Kinds] = []
+    for operation in _walked(_module(exported).operation):
+        if operation.name in ("stablehlo.dot_general", "stablehlo.convolution"):
+            values = (*operation.operands, *operation.results)
+            left, right, result = (str(value.type.element_type) for value in values)
+            settings = dict(operation.attributes)
+            found.append(Kinds(left, right, result, "HIGHEST" in str(settings.get("precision_config"))))
+    return found
 
 
 def text(exported: Any) -> str:
     """Return an exported program as text, long constants left out."""
+    return str(_module(exported).operation.get_asm(large_elements_limit=8))
+
+
+def _module(exported: Any) -> Any:
     jax = load_jax()
+    given = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in exported.in_avals]
+    args, kwargs = jax.tree.unflatten(exported.in_tree, given)
     with silenced():
-        given = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in exported.in_avals]
-        args, kwargs = jax.tree.unflatten(exported.in_tree, given)
-        module = jax.jit(exported.call).lower(*args, **kwargs).compiler_ir("stablehlo")
-        return str(module.operation.get_asm(large_elements_limit=8))
+        return jax.jit(exported.call).lower(*args, **kwargs).compiler_ir("stablehlo")
+
+
+def _walked(operation: Any) -> Iterator[Any]:
+    """Yield an operation and all in it; where platforms differ, what is the TPU's alone."""
+    operation = operation.operation
+    yield operation
+    regions = list(operation.regions)
+    if operation.name == "stablehlo.case" and len(regions) == len(PLATFORMS):
+        chosen = operation.operands[0].owner
+        if getattr(chosen, "name", "") == "stablehlo.case":  # which platform it is
+            regions = regions[PLATFORMS.index("tpu") :]
+    for region in regions:
+        for block in region:
+            for inner in block:
+                yield from _walked(inner)
 
 
 def shapes(exported: Any) -> dict[str, tuple[int, ...]]:
@@ -101,11 +136,6 @@ def narrowed(dtype: str) -> str:
     if dtype in ("float64", "complex64", "complex128"):
         raise CandidateError(f"the model takes or gives {dtype}, which a TPU doesn't compute in")
     return {"int64": "int32", "uint64": "uint32"}.get(dtype, dtype)
-
-
-def _element(word: str) -> str:
-    """Return "f32" of "1x64x256xf32"."""
-    return word.rpartition("x")[2]
 
 
 def _refused(error: Exception, function: Function, given: Any) -> str:
