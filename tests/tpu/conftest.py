@@ -12,8 +12,6 @@ from hasten.tensors import Array
 pytest.register_assert_rewrite("hasten.testing.engine_tests", "hasten.testing.pass_tests")
 
 NEEDED = ("jax", "libtpu", "torchax")
-GENERATIONS = ("v5e", "v4", "v6e")
-"""What the tests compile for; v5p and tpu7x take the same way, and benchmarks/tpu.py goes it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

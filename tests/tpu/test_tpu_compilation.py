@@ -1,3 +1,5 @@
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -6,24 +8,28 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra torch: pip install 'hasten[torch]'")
 
-from conftest import GENERATIONS  # noqa: E402
 
-from hasten.data.arrays import ArrayDataset  # noqa: E402
-from hasten.devices import FAMILIES, find_target  # noqa: E402
-from hasten.engines import tpu  # noqa: E402
-from hasten.engines.estimates import Estimate  # noqa: E402
-from hasten.engines.tpu import Tpu  # noqa: E402
-from hasten.errors import CandidateError  # noqa: E402
-from hasten.measure.process import Worker  # noqa: E402
-from hasten.model import Model  # noqa: E402
-from hasten.passes.jax_program import JaxProgram  # noqa: E402
-from hasten.records import to_record  # noqa: E402
-from hasten.target import Target  # noqa: E402
-from hasten.tensors import Array  # noqa: E402
-from hasten.testing.networks import Encoder, Linear, with_program  # noqa: E402
-from hasten.testing.pass_tests import answers, run, samples_of  # noqa: E402
+from hasten.data.arrays import ArrayDataset
+from hasten.devices import FAMILIES, find_target
+from hasten.engines import tpu
+from hasten.engines.estimates import Estimate
+from hasten.engines.tpu import Tpu
+from hasten.errors import CandidateError
+from hasten.measure.process import Worker
+from hasten.model import Model
+from hasten.passes.jax_program import JaxProgram
+from hasten.records import to_record
+from hasten.target import Target
+from hasten.tensors import Array, TensorSpec
+from hasten.testing.networks import Encoder, Linear, with_program
+from hasten.testing.pass_tests import answers, run
+from hasten.xla.conversion import Precision
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
+GENERATIONS = ("v5e", "v4", "v6e")
+"""The others take the same way, and benchmarks/tpu.py goes it."""
+SIDE = 2048
 SAMPLE = np.zeros((64, 256), np.float32)
 
 
@@ -49,34 +55,43 @@ def test_every_generation_that_can_be_named_can_be_compiled_for() -> None:
     assert set(tpu.GENERATIONS) == set(FAMILIES["tpu"].parts)
 
 
+@pytest.fixture(scope="module")
+def mobilenet(
+    mobilenet_v2: Any, photos: Array, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Model]:
+    """MobileNetV2 in every precision, ranges set by the photographs."""
+    folder = tmp_path_factory.mktemp("mobilenet")
+    model = with_program(mobilenet_v2, {"x": photos[0]}, folder)
+    results = {}
+    for precision in PRECISIONS:
+        (folder / precision).mkdir()
+        step = JaxProgram(precision)
+        results[precision] = step(model, ArrayDataset({"x": photos}), folder / precision)
+    return results
+
+
 def test_mobilenet_with_its_real_weights_answers_as_torch_does(
-    mobilenet_v2: Any, photos: Array, tmp_path: Path
+    mobilenet: Mapping[str, Model], mobilenet_v2: Any, photos: Array, tmp_path: Path
 ) -> None:
     import torch
 
-    model = with_program(mobilenet_v2, {"x": photos[0]}, tmp_path)
-    data = ArrayDataset({"x": photos})
+    data = ArrayDataset({"x": photos[::3]})
     with torch.no_grad():
-        want = mobilenet_v2(torch.from_numpy(photos)).numpy()
+        want = mobilenet_v2(torch.from_numpy(photos[::3])).numpy()
     off = {}
-    for precision in ("f32", "bf16", "int8"):
-        (tmp_path / precision).mkdir()
-        result = JaxProgram(precision)(model, data, tmp_path / precision)
-        got = answers(result, data, tmp_path / f"{precision}-answers", Tpu())["output"]
+    for precision, model in mobilenet.items():
+        got = answers(model, data, tmp_path / precision, Tpu())["output"]
         off[precision] = float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
-    assert off["f32"] < 1e-5 < off["bf16"] < 0.05 < off["int8"] < 0.4
+    assert off["f32"] < 1e-5 < off["bf16"] < 0.1
+    assert off["int8"] < 0.2
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", GENERATIONS)
 def test_mobilenet_with_its_real_weights_compiles(
-    part: str, mobilenet_v2: Any, photos: Array, tmp_path: Path
+    part: str, mobilenet: Mapping[str, Model], tmp_path: Path
 ) -> None:
     target = find_target(f"tpu:{part}")
-    model = with_program(mobilenet_v2, {"x": photos[0]}, tmp_path)
-    (tmp_path / "bf16").mkdir()
-    result = JaxProgram("bf16")(model, ArrayDataset({"x": photos[:1]}), tmp_path / "bf16")
-    found = estimated(result, target, tmp_path / "built")
+    found = estimated(mobilenet["bf16"], target, tmp_path / "built")
     check(found, target)
     assert found.figures["flops"] > 5e8
 
@@ -86,7 +101,7 @@ def test_an_encoder_compiles_in_every_precision(part: str, tmp_path: Path) -> No
     target = find_target(f"tpu:{part}")
     model = with_program(Encoder(), {"x": SAMPLE}, tmp_path)
     sizes = []
-    for precision in ("f32", "bf16", "int8"):
+    for precision in PRECISIONS:
         result = run(JaxProgram(precision), model, tmp_path, precision)
         found = estimated(result, target, tmp_path / f"{precision}-built")
         check(found, target)
@@ -94,80 +109,78 @@ def test_an_encoder_compiles_in_every_precision(part: str, tmp_path: Path) -> No
     assert sizes[0] > sizes[1] > sizes[2]
 
 
-def test_cycles_of_a_product_follow_the_arithmetic(tmp_path: Path) -> None:
-    """A v5e's matrix unit multiplies twice as many int8 as bfloat16; float32 takes six bfloat16.
+@pytest.mark.parametrize("part", ["v5e", "v5p"])
+def test_cycles_of_a_product_follow_the_arithmetic(part: str, tmp_path: Path) -> None:
+    """Matrix units multiply twice as many int8 as bfloat16; float32 takes six products of bfloat16.
 
-    Source: Google Cloud's documentation, "TPU v5e": 394 TOPS of int8, 197 TFLOPS of bfloat16.
+    Source: Google Cloud's documentation, "TPU v5e" and "TPU v5p": 394 and 918 TOPS of int8, 197 and
+    459 TFLOPS of bfloat16.
     """
-    rows, width = 4096, 2048
-    target = find_target("tpu:v5e")
-    model = with_program(Linear(width), {"x": np.zeros((rows, width), np.float32)}, tmp_path)
-    cycles = {}
-    for precision in ("f32", "bf16", "int8"):
-        result = run(JaxProgram(precision, samples=1), model, tmp_path, precision)
-        estimate = estimated(result, target, tmp_path / f"{precision}-built")
-        assert estimate.rank is not None
-        cycles[precision] = _of_product(tmp_path / f"{precision}-built")
-    least = rows * width * width / (4 * 128 * 128)  # four matrix units of 128 by 128
-    assert 1 < cycles["bf16"] / least < 1.3
-    assert 0.4 < cycles["int8"] / cycles["bf16"] < 0.65
-    assert 4 < cycles["f32"] / cycles["bf16"] < 8
+    target = find_target(f"tpu:{part}")
+    cycles = {
+        dtype: estimated(_product(dtype, tmp_path), target, tmp_path / f"{dtype}-built").rank
+        for dtype in ("float32", "bfloat16", "int8")
+    }
+    assert None not in cycles.values()
+    units = {"v5e": 4, "v5p": 8}[part]  # of 128 by 128
+    least = SIDE**3 / (units * 128 * 128)
+    assert 1 < (cycles["bfloat16"] or 0) / least < 1.3
+    assert 0.4 < (cycles["int8"] or 0) / (cycles["bfloat16"] or 1) < 0.65
+    assert 4 < (cycles["float32"] or 0) / (cycles["bfloat16"] or 1) < 8
 
 
-def _of_product(folder: Path) -> float:
-    import json
+def _product(dtype: str, folder: Path) -> Model:
+    """Write one product of two square matrices."""
+    from hasten.xla import stablehlo
 
-    facts = json.loads((folder / tpu.FACTS).read_text())
-    return float(facts["cycles_by_node"]["linear"])
+    def multiplied(values: Mapping[str, Any]) -> dict[str, Any]:
+        import jax.numpy as jnp
+
+        gives = jnp.int32 if dtype == "int8" else jnp.float32
+        return {"y": jnp.matmul(values["a"], values["b"], preferred_element_type=gives)}
+
+    specs = tuple(TensorSpec(name, dtype, (SIDE, SIDE)) for name in "ab")
+    path = folder / f"{dtype}.stablehlo"
+    stablehlo.write(multiplied, specs, path, exact=True)
+    gives = TensorSpec("y", "int32" if dtype == "int8" else "float32", (SIDE, SIDE))
+    return Model(path, "stablehlo", specs, (gives,), specs)
 
 
 def test_what_a_tpu_has_no_room_for_says_by_how_much(tmp_path: Path) -> None:
-    import torch
+    from hasten.xla import stablehlo
 
-    class Wide(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            pairs = x[:, :, None] * x[:, None, :]
-            return pairs.cumsum(-1).sort(-1).values.cumsum(1).sort(1).values.sum()
+    side = 1 << 17
 
-    sample = {"x": np.zeros(100_000, np.float32)}
-    model = _of(Wide(), sample, tmp_path)
-    result = run(JaxProgram(), model, tmp_path)
+    def wide(values: Mapping[str, Any]) -> dict[str, Any]:
+        import jax
+
+        pairs = values["x"][0, :, None] * values["x"]
+        return {"y": jax.lax.sort(jax.lax.sort(pairs, dimension=0), dimension=1)[0]}
+
+    spec = TensorSpec("x", "float32", (1, side))
+    path = tmp_path / "model.stablehlo"
+    stablehlo.write(wide, [spec], path, exact=True)
+    model = Model(path, "stablehlo", (spec,), (TensorSpec("y", "float32", (side,)),), (spec,))
     (tmp_path / "built").mkdir()
     with pytest.raises(CandidateError) as caught:
-        Tpu().build(result, find_target("tpu:v5e"), tmp_path / "built")
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("XLA can't compile the model for tpu:v5e: RESOURCE_EXHAUSTED")
+        Tpu().build(model, find_target("tpu:v5e"), tmp_path / "built")
+    assert re.fullmatch(
+        r"XLA can't compile the model for tpu:v5e: RESOURCE_EXHAUSTED: .*\d+\.\d+G.*15\.75G.*",
+        str(caught.value),
+    )
 
 
-def _of(module: Any, sample: dict[str, Array], folder: Path) -> Model:
-    """Keep a program whose ONNX file nobody could run here; the model's specs are another's."""
-    from dataclasses import replace
-
-    import torch
-
-    from hasten.frontends.source import load_model
-    from hasten.frontends.torch import keep_program
-    from hasten.tensors import TensorSpec
-
-    other = load_model(torch.nn.Flatten(0), {"x": np.zeros(4, np.float32)}, folder)
-    spec = TensorSpec("x", "float32", (1, *sample["x"].shape))
-    with torch.device("meta"):
-        program = keep_program(module, sample, folder / "wide.pt2")
-    return replace(other, inputs=(spec,), request=(spec,), program=program)
-
-
-def test_a_compiler_that_takes_too_long_is_killed(mobilenet_v2: Any, tmp_path: Path) -> None:
-    sample = {"x": np.zeros((3, 224, 224), np.float32)}
-    model = with_program(mobilenet_v2, sample, tmp_path)
-    result = run(JaxProgram(), model, tmp_path)
+def test_a_compiler_that_takes_too_long_is_killed(
+    mobilenet: Mapping[str, Model], tmp_path: Path
+) -> None:
     target = find_target("tpu:v5e")
     with Worker(tmp_path / "log", target.memory_bytes) as worker:
-        with pytest.raises(CandidateError, match=r"^hung: no answer within 4 s, killed$"):
+        with pytest.raises(CandidateError, match=r"^hung: no answer within 3 s, killed$"):
             worker.ask(
                 "build",
-                limit_s=4,
+                limit_s=3,
                 engine=to_record(Tpu()),
-                model=to_record(result),
+                model=to_record(mobilenet["f32"]),
                 target=to_record(target),
                 workdir=str(tmp_path / "built"),
             )
@@ -193,4 +206,3 @@ def test_compiling_leaves_the_environment_alone(tmp_path: Path) -> None:
     result = run(JaxProgram(), model, tmp_path)
     estimated(result, find_target("tpu:v5e"), tmp_path / "built")
     assert dict(os.environ) == before
-    assert samples_of(model, 1)

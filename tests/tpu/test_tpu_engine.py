@@ -132,7 +132,9 @@ def test_what_was_built_for_another_device_has_no_estimate_here(tmp_path: Path) 
     facts.write_text('{"device": "tpu:v4", "figures": {}}')
     artifact = Artifact(tmp_path / "model.stablehlo", (spec,), (spec,), (spec,), (facts,))
     wanted = find_target("tpu:v5e")
-    with pytest.raises(CandidateError, match=r"^the artifact was built for tpu:v4, not for tpu:v5e$"):
+    with pytest.raises(
+        CandidateError, match=r"^the artifact was built for tpu:v4, not for tpu:v5e$"
+    ):
         Tpu().estimate(artifact, wanted, tmp_path)
 
 
@@ -150,4 +152,6 @@ def test_a_tpu_of_this_host_answers_as_its_processor_does(tmp_path: Path) -> Non
         with Tpu().open(artifact, where) as session:
             assert session.properties()["platform"] == ("cpu" if name == "host" else "tpu")
             answers[name] = session.run(request_for(model.inputs))
-    np.testing.assert_allclose(answers["tpu"]["logits"], answers["host"]["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        answers["tpu"]["logits"], answers["host"]["logits"], rtol=1e-4, atol=1e-4
+    )

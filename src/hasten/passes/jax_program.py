@@ -16,6 +16,7 @@ from hasten.target import Target
 from hasten.tensors import TensorSpec
 from hasten.xla import conversion, stablehlo
 from hasten.xla.conversion import Precision, Program
+from hasten.xla.products import Range
 from hasten.xla.stablehlo import Kinds
 
 
@@ -28,9 +29,9 @@ class JaxProgram(Pass):
     Attributes:
         precision: "f32": products of float32 in full precision, where a TPU would else take
             bfloat16; "bf16": weights and activations in bfloat16, normalizations and sums in
-            float32; "int8": as "bf16", and convolutions and matrix products with constant weights
-            in int8, one scale per output channel and one per activation, both around 0, with sums
-            in int32.
+            float32; "int8": as "bf16", and matrix products and convolutions with constant weights
+            in int8, one scale per output channel and one per activation, with sums in int32.
+            Depthwise convolutions aren't: the matrix units do nothing for them.
         keep_float: Names of the program's nodes to leave in bfloat16.
         samples: How many samples to set ranges by at most.
 
@@ -104,7 +105,7 @@ class JaxProgram(Pass):
                     f"{model.program.name} has {own} {what}, {model.path.name} has {wanted}"
                 )
 
-    def _ranges(self, program: Program, model: Model, calibration: Dataset) -> dict[str, float]:
+    def _ranges(self, program: Program, model: Model, calibration: Dataset) -> dict[str, Range]:
         """Return the ranges of what is multiplied, by node, where that is to be quantized."""
         if self.precision != "int8":
             return {}

@@ -46,7 +46,8 @@ def attention(
         shared = query.shape[-3] // key.shape[-3]
         key, value = (jnp.repeat(one, shared, axis=-3) for one in (key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = jnp.matmul(query, jnp.swapaxes(key, -1, -2)).astype(jnp.float32) * scale
+    turned = jnp.swapaxes(key, -1, -2)
+    scores = jnp.matmul(query, turned, preferred_element_type=jnp.float32) * scale
     if is_causal:
         scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
     if attn_mask is not None and attn_mask.dtype == bool:

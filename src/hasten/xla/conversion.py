@@ -10,10 +10,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from hasten.errors import CandidateError, HastenError, InputError
-from hasten.tensors import Array
 from hasten.xla.attention import attention
 from hasten.xla.environment import first_line, load_jax, load_torchax, silenced
-from hasten.xla.products import Product, product_of, quantized
+from hasten.xla.products import Range, in_bfloat16, product_of, quantized
 
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
 Function: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -118,7 +117,7 @@ def function_of(
     inputs: Sequence[str],
     outputs: Sequence[str],
     precision: Precision,
-    ranges: Mapping[str, float] | None = None,
+    ranges: Mapping[str, Range] | None = None,
     keep_float: Sequence[str] = (),
 ) -> Function:
     """Return a program as a JAX function of one dict, which gives one.
@@ -130,7 +129,7 @@ def function_of(
         precision: "f32": all as it is, products in full precision; "bf16": weights and activations
             in bfloat16, normalizations and sums in float32; "int8": as "bf16", and products
             with constant weights in int8.
-        ranges: For "int8", the largest magnitude that each product's input has, by its node's name.
+        ranges: For "int8", the range of each product's input, by its node's name.
         keep_float: For "int8", the names of products to leave in bfloat16.
 
     Raises:
@@ -142,8 +141,8 @@ def function_of(
 
 def products(
     program: Program, inputs: Sequence[str], outputs: Sequence[str], requests: Sequence[Any]
-) -> dict[str, float]:
-    """Find the products with constant weights, and how large their inputs get.
+) -> dict[str, Range]:
+    """Find the products with constant weights, and the ranges of their inputs.
 
     Args:
         program: What to look at.
@@ -152,13 +151,14 @@ def products(
         requests: What to run it on, in float32; at least one.
 
     Returns:
-        By the node's name, the largest magnitude; in the program's order.
+        By the node's name, in the program's order.
 
     Raises:
         CandidateError: it can't be converted or run, or an input isn't finite.
     """
     jax = load_jax()
     names: list[str] = []
+    ranges: dict[str, Range] = {}
 
     def run(values: Mapping[str, Any]) -> list[Any]:
         seen: dict[str, Any] = {}
@@ -167,16 +167,15 @@ def products(
         return list(seen.values())
 
     compiled = jax.jit(run)
-    largest: Array | None = None
     with silenced(), jax.default_matmul_precision("highest"):
-        for request in requests:
-            found = np.array([float(one) for one in compiled(request)])
-            largest = found if largest is None else np.maximum(largest, found)
-    assert largest is not None
-    for name, value in zip(names, largest, strict=True):
-        if not np.isfinite(value):
+        found = np.array([compiled(request) for request in requests])
+    for name, each in zip(
+        names, found.reshape(len(requests), len(names), 2).swapaxes(0, 1), strict=True
+    ):
+        if not np.isfinite(each).all():
             raise CandidateError(f"the input of {name!r} isn't finite on the calibration samples")
-    return dict(zip(names, map(float, largest), strict=True))
+        ranges[name] = Range(float(each[:, 0].min()), float(each[:, 1].max()))
+    return ranges
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class _Rules:
     """
 
     precision: Precision
-    ranges: Mapping[str, float]
+    ranges: Mapping[str, Range]
     keep_float: frozenset[str]
     seen: dict[str, Any] | None = None
 
@@ -262,13 +261,14 @@ def _interpreter(program: Program, table: Mapping[Any, Any], rules: _Rules) -> C
                 return super().call_function(target, args, kwargs)
             function = self._function(target)
             product = product_of(_called(target), args, kwargs)
-            if product is not None and not _constant(product.weight):
-                product = None
-            if product is not None and rules.seen is not None:
-                rules.seen[self.node.name] = jnp.abs(product.value).max().astype(jnp.float32)
+            if product is not None and _constant(product.weight) and not product.depthwise:
+                if rules.seen is not None:
+                    rules.seen[self.node.name] = (product.value.min(), product.value.max())
+                if (seen := self._range()) is not None:
+                    return quantized(product, seen)
+            if product is not None and rules.precision != "f32":
+                return in_bfloat16(product)
             args, kwargs = self._cast(target, args, kwargs)
-            if product is not None and (limit := self._limit(product)) is not None:
-                return quantized(product, limit, jnp.bfloat16)
             if all(map(_constant, _arrays((args, kwargs)))):
                 with jax.ensure_compile_time_eval():
                     return function(*args, **kwargs)
@@ -282,7 +282,7 @@ def _interpreter(program: Program, table: Mapping[Any, Any], rules: _Rules) -> C
                 raise CandidateError(f"torchax has no {_called(target)} (node {self.node.name!r})")
             return entry.func  # type: ignore[no-any-return]
 
-        def _limit(self, product: Product) -> float | None:
+        def _range(self) -> Range | None:
             """Return the range of a product's input where it is to be quantized."""
             name = self.node.name
             if rules.precision != "int8" or name in rules.keep_float:

@@ -15,6 +15,14 @@ LARGEST = 127
 
 
 @dataclass(frozen=True)
+class Range:
+    """The smallest and the largest number that were seen."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Product:
     """A convolution or a matrix product, and what it multiplies.
 
@@ -29,6 +37,11 @@ class Product:
     weight: Any
     bias: Any
     window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int] | None = None
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is a convolution of its own."""
+        return self.window is not None and self.window[3] > 1 and self.weight.shape[1] == 1
 
 
 def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Product | None:
@@ -54,59 +67,97 @@ def _spread(sizes: Sequence[int], axes: int) -> tuple[int, ...]:
     return tuple(map(int, sizes if len(sizes) == axes else list(sizes) * axes))
 
 
-def quantized(product: Product, limit: float, dtype: Any) -> Any:
+def in_bfloat16(product: Product) -> Any:
+    """Compute a product of bfloat16 with sums in float32, as the matrix units do.
+
+    Returns:
+        float32: what follows a sum rounds it, or doesn't.
+    """
+    jnp = load_jax().numpy
+    value, weight = product.value.astype(jnp.bfloat16), product.weight.astype(jnp.bfloat16)
+    total = _multiplied(value, weight, product.window, jnp.float32)
+    return total if product.bias is None else total + _along(product.bias, product)
+
+
+def quantized(product: Product, seen: Range) -> Any:
     """Compute a product in int8: weights by one scale per output channel, its input by one.
+
+    Weights are around 0. So is the input of a convolution that pads, as 0 is what it pads with; any
+    other has a zero point, whose part of each sum is known beforehand.
 
     Args:
         product: With a constant weight.
-        limit: The largest magnitude that its input has.
-        dtype: What the result is given in.
+        seen: The range that its input has.
 
-    Source: Jacob et al., arXiv:1712.05877, eq. 1, with zero points of 0.
+    Returns:
+        float32.
+
+    Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1 and 7.
     """
     jax = load_jax()
-    jnp, lax = jax.numpy, jax.lax
-    axis = 1 if product.window else -1
+    jnp = jax.numpy
     wide = np.asarray(product.weight).astype(np.float32)
     scales = np.abs(wide).max(axis=tuple(range(1, wide.ndim))) / LARGEST
     scales[scales == 0] = 1
-    weight = np.round(wide / scales.reshape(-1, *[1] * (wide.ndim - 1))).astype(np.int8)
-    step = (limit or 1.0) / LARGEST
-    shape = [1] * product.value.ndim
-    shape[axis] = -1
-    back = (scales * step).reshape(shape)
-    bias = None if product.bias is None else product.bias.astype(jnp.float32).reshape(shape)
-    value = jnp.clip(jnp.round(product.value.astype(jnp.float32) * (1 / step)), -LARGEST, LARGEST)
-    value = value.astype(jnp.int8)
+    rounded = np.round(wide / scales.reshape(-1, *[1] * (wide.ndim - 1))).astype(np.int8)
+    step, zero = _steps(seen, around_zero=product.window is not None and any(product.window[1]))
+    value = jnp.round(product.value.astype(jnp.float32) * (1 / step)) + zero
+    value = jnp.clip(value, -LARGEST - (zero != 0), LARGEST).astype(jnp.int8)
+    weight = jnp.asarray(rounded)
+
+    def in_integers(left: Any, right: Any) -> Any:
+        return _multiplied(left, right, product.window, jnp.int32)
+
+    def in_floats(left: Any, right: Any) -> Any:
+        # XLA for processors has no kernel for it and takes 40 times as long. Below 2**24 it's exact.
+        wide = (left.astype(jnp.float32), right.astype(jnp.float32))
+        return _multiplied(*wide, product.window, jnp.float32, precise=True).astype(jnp.int32)
+
     if product.window is None:
-        axes = (((value.ndim - 1,), (1,)), ((), ()))
-        total = lax.dot_general(value, jnp.asarray(weight), axes, preferred_element_type=jnp.int32)
+        total = in_integers(value, weight)
     else:
-        stride, padding, dilation, groups = product.window
+        total = jax.lax.platform_dependent(value, weight, cpu=in_floats, default=in_integers)
+    back, known = scales * step, rounded.astype(np.int64).sum(axis=tuple(range(1, wide.ndim)))
+    offset = -zero * known * back
+    if product.bias is not None:
+        offset = offset + np.asarray(product.bias).astype(np.float32)
+    return total.astype(jnp.float32) * _along(back, product) + _along(offset, product)
 
-        def convolved(left: Any, right: Any, **settings: Any) -> Any:
-            return lax.conv_general_dilated(
-                left,
-                right,
-                stride,
-                [(size, size) for size in padding],
-                rhs_dilation=dilation,
-                feature_group_count=groups,
-                **settings,
-            )
 
-        def in_integers(left: Any, right: Any) -> Any:
-            return convolved(left, right, preferred_element_type=jnp.int32)
+def _steps(seen: Range, *, around_zero: bool) -> tuple[float, int]:
+    """Return the step between two int8, and what stands for 0. The range has 0 in it, as any sum's part may be."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    if around_zero or high == low:
+        return max(-low, high) / LARGEST or 1.0, 0
+    step = (high - low) / 255
+    return step, round(-low / step) - 128
 
-        def in_floats(left: Any, right: Any) -> Any:
-            # XLA for processors has no kernel for integers: 100 times as long. Sums below 2**24 are exact.
-            wide = convolved(
-                left.astype(jnp.float32), right.astype(jnp.float32), precision=lax.Precision.HIGHEST
-            )
-            return wide.astype(jnp.int32)
 
-        total = lax.platform_dependent(
-            value, jnp.asarray(weight), cpu=in_floats, default=in_integers
+def _multiplied(value: Any, weight: Any, window: Any, gives: Any, *, precise: bool = False) -> Any:
+    """Multiply and sum in `gives`; `window` is a `Product`'s."""
+    lax = load_jax().lax
+    precision = lax.Precision.HIGHEST if precise else None
+    if window is None:
+        axes = (((value.ndim - 1,), (1,)), ((), ()))
+        return lax.dot_general(
+            value, weight, axes, precision=precision, preferred_element_type=gives
         )
-    result = total.astype(jnp.float32) * back
-    return (result if bias is None else result + bias).astype(dtype)
+    stride, padding, dilation, groups = window
+    return lax.conv_general_dilated(
+        value,
+        weight,
+        stride,
+        [(size, size) for size in padding],
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+        precision=precision,
+        preferred_element_type=gives,
+    )
+
+
+def _along(values: Any, product: Product) -> Any:
+    """Return one number per output channel, float32, to be broadcast over what a product gives."""
+    jnp = load_jax().numpy
+    shape = [1] * product.value.ndim
+    shape[1 if product.window else -1] = -1
+    return jnp.asarray(values, jnp.float32).reshape(shape)

@@ -88,7 +88,9 @@ def products(exported: Any) -> list[Kinds]:
             values = (*operation.operands, *operation.results)
             left, right, result = (str(value.type.element_type) for value in values)
             settings = dict(operation.attributes)
-            found.append(Kinds(left, right, result, "HIGHEST" in str(settings.get("precision_config"))))
+            found.append(
+                Kinds(left, right, result, "HIGHEST" in str(settings.get("precision_config")))
+            )
     return found
 
 
