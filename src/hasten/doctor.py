@@ -20,6 +20,7 @@ _EXTRAS = {
     "torch": (("torch", "onnxscript"), "models from PyTorch"),
     "keras": (("keras",), "models from Keras 3"),
     "litert": (("ai_edge_litert", "ai_edge_quantizer"), "LiteRT, and int8 for it"),
+    "tpu": (("jax", "libtpu", "torchax"), "models for Google's TPUs, compiled here"),
     "loadgen": (("mlperf_loadgen",), "load tests by MLCommons LoadGen"),
 }
 

@@ -220,13 +220,12 @@ def test_a_model_without_its_program_is_refused_in_a_line(tmp_path: Path) -> Non
 
 
 def test_an_operator_that_torchax_lacks_is_named_with_its_node(tmp_path: Path) -> None:
-    @torch.library.custom_op("hasten_tests::frobnicate", mutates_args=())
-    def frobnicate(x: torch.Tensor) -> torch.Tensor:
+    def copied(x: Any) -> Any:
         return x.clone()
 
-    @frobnicate.register_fake
-    def _(x: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(x)
+    copied.__annotations__ = {"x": torch.Tensor, "return": torch.Tensor}
+    frobnicate = torch.library.custom_op("hasten_tests::frobnicate", copied, mutates_args=())
+    frobnicate.register_fake(torch.empty_like)
 
     class Own(nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:

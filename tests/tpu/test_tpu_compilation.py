@@ -62,7 +62,7 @@ def mobilenet(
     """MobileNetV2 in every precision, ranges set by the photographs."""
     folder = tmp_path_factory.mktemp("mobilenet")
     model = with_program(mobilenet_v2, {"x": photos[0]}, folder)
-    results = {}
+    results: dict[str, Model] = {}
     for precision in PRECISIONS:
         (folder / precision).mkdir()
         step = JaxProgram(precision)

@@ -52,7 +52,8 @@ def _computed(kind: str, given: list[torch.Tensor], settings: Mapping[str, Any])
         case "Conv":
             sides = settings.get("pads", [0, 0, 0, 0])
             stride, groups = settings.get("strides", [1, 1]), settings.get("group", 1)
-            return functional.conv2d(*given, stride=stride, padding=sides[:2], groups=groups)
+            value, weight, bias = given
+            return functional.conv2d(value, weight, bias, stride, sides[:2], 1, groups)
         case "Gemm":
             return given[0] @ given[1] + given[2]
         case "GlobalAveragePool":
