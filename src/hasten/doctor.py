@@ -26,6 +26,7 @@ _EXTRAS = {
         "models for Core ML, Qualcomm chips and LiteRT elsewhere",
     ),
     "gpu": (("cuda", "tensorrt_rtx_bindings", "torch"), "NVIDIA GPUs"),
+    "tpu": (("jax", "libtpu", "torchax"), "models for Google's TPUs, compiled here"),
     "loadgen": (("mlperf_loadgen",), "load tests by MLCommons LoadGen"),
 }
 

@@ -111,6 +111,7 @@ class Engine(Value, ABC):
         "tensorrt": "hasten.engines.tensorrt:Tensorrt",
         "onnxruntime_cuda": "hasten.engines.onnxruntime_cuda:OnnxRuntimeCuda",
         "torch_cuda": "hasten.engines.torch_cuda:TorchCuda",
+        "tpu": "hasten.engines.tpu:Tpu",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,8 @@ def load_model(
     sample: Mapping[str, Array] | Sampler | None,
     workdir: Path,
     custom_ops: Sequence[Path] = (),
+    *,
+    keep_program: bool = False,
 ) -> Model:
     """Load a model of any kind. What it says itself is never asked for.
 
@@ -40,18 +43,32 @@ def load_model(
             where that fails and the model may take more. An ONNX file needs none.
         workdir: Where an exported file is written.
         custom_ops: Libraries with operators of the user's own.
+        keep_program: Whether torch's exported program is kept too, for targets that start from it.
 
     Raises:
-        InputError: there is no such model, it can't be exported, or an extra is missing.
+        InputError: there is no such model, it can't be exported, an extra is missing, or there is
+            no torch program to keep.
     """
     source = find_model(source)
+    if keep_program and (isinstance(source, Path) or _kind(source) == "keras"):
+        came = f"the ONNX file {source}" if isinstance(source, Path) else "a Keras model"
+        raise InputError(
+            f"this target starts from the torch program, not from ONNX: got {came}; "
+            "give the torch module or its .pt2 file"
+        )
     if isinstance(source, Path):
         return onnx.load(source, custom_ops)
-    return _export(source, sample, workdir, custom_ops)
+    return _export(source, sample, workdir, custom_ops, keep_program)
 
 
 def load_with_data(
-    source: Any, data: Any, pipeline: Pipeline | None, custom_ops: Sequence[Path], folder: Path
+    source: Any,
+    data: Any,
+    pipeline: Pipeline | None,
+    custom_ops: Sequence[Path],
+    folder: Path,
+    *,
+    keep_program: bool = False,
 ) -> tuple[Model, Dataset]:
     """Read a model and its data; a live model is exported with a sample of the data.
 
@@ -61,6 +78,7 @@ def load_with_data(
         pipeline: From an image file to the model's input.
         custom_ops: Libraries with operators of the user's own.
         folder: Where both are written; what an earlier call left there is replaced.
+        keep_program: As `load_model` takes it.
 
     Raises:
         InputError: either can't be used.
@@ -75,7 +93,7 @@ def load_with_data(
         opened.append(open_data(data, specs, pipeline, folder / "unpacked"))
         return {name: array[0] for name, array in opened[0].inputs([0]).items()}
 
-    model = load_model(source, sample, folder / "source", custom_ops)
+    model = load_model(source, sample, folder / "source", custom_ops, keep_program=keep_program)
     if not opened:
         opened.append(open_data(data, model.inputs, pipeline, folder / "unpacked"))
     return model, opened[0]
@@ -155,6 +173,7 @@ def _export(
     sample: Mapping[str, Array] | Sampler | None,
     workdir: Path,
     custom_ops: Sequence[Path],
+    keep_program: bool,
 ) -> Model:
     """Export a live model."""
     kind = _kind(source)
@@ -169,7 +188,12 @@ def _export(
 
         names = torch_inputs.input_names(source)
         more = torch_inputs.has_optional_inputs(source)
-        return torch.export(source, _sampled(sample, names, kind, more=more), workdir)
+        given = _sampled(sample, names, kind, more=more)
+        model = torch.export(source, given, workdir)
+        if keep_program:
+            kept = torch.keep_program(source, given, workdir / "program.pt2")
+            model = dataclasses.replace(model, program=kept)
+        return model
     from hasten.frontends import keras
 
     return keras.export(source, _sampled(sample, keras.input_names(source), kind), workdir)

@@ -182,6 +182,56 @@ def _export_program(program: ExportedProgram, sample: Sample, workdir: Path) -> 
     return _save(exported, workdir, note)
 
 
+def keep_program(
+    module: Any, sample: Sample, path: Path, names: Sequence[str] | None = None
+) -> Path:
+    """Write what a model computes as torch's exported program, for a batch of 1.
+
+    For what starts from torch and not from ONNX: a TPU. Its inputs are in the order of those of what
+    `export` gives, and so are its outputs.
+
+    Args:
+        module: As `export` takes it; in eval mode meanwhile.
+        sample: As `export` takes it.
+        path: Where to write; ends in .pt2.
+        names: As `export` takes it.
+
+    Raises:
+        InputError: torch isn't installed, the sample doesn't fit, the module can't be exported, or
+            the file can't be written.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_extra("a torch model", "torch") from error
+    try:
+        with _quiet(), torch.no_grad():
+            torch.export.save(_captured(module, sample, names), path)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch.export raises what its parts raise
+        raise InputError(f"torch can't export the model: {_reason(error)}") from error
+    return path
+
+
+def _captured(module: Any, sample: Sample, names: Sequence[str] | None) -> ExportedProgram:
+    """Capture what a module, or a program of any batch, does with a batch of 1."""
+    import torch
+
+    if isinstance(module, torch.export.ExportedProgram):
+        inputs = [str(name) for name in module.graph_signature.user_inputs]
+        args, kwargs = _Program(module, ordered(sample, inputs, inputs)).arguments(1)
+        return torch.export.export(module.module(), args, kwargs)
+    if names is None and takes_any_inputs(module):
+        names = list(sample) if isinstance(sample, Mapping) else numbered_names(len(sample))
+    given = named_inputs(sample, module, names)
+    args, kwargs = _Module(module, given, names is not None).arguments(1)
+    with evaluating(module):
+        return torch.export.export(module, args, kwargs)
+
+
 def load_program(path: Path) -> Any:
     """Load an exported program, as `torch.export.save` writes it.
 

@@ -41,6 +41,7 @@ class Pass(Value, ABC):
         "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
         "tensorrt_quantization": "hasten.passes.tensorrt_quantization:TensorrtQuantization",
         "half_precision": "hasten.passes.half_precision:HalfPrecision",
+        "jax_program": "hasten.passes.jax_program:JaxProgram",
         "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
     }
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})

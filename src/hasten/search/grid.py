@@ -20,6 +20,8 @@ T = TypeVar("T")
 _ENGINES_PER_VARIANT = 2
 _SOURCES_VARIED = 2
 _EXACT_PASSES = ("simplify", "fix_shapes")
+_CONVERSIONS = ("jax_program",)
+"""Each variant is a candidate from the beginning: without one there is nothing to run."""
 _LOSSY_PASSES = (
     "static_quantization",
     "nncf_quantization",
@@ -88,7 +90,13 @@ def grid(
         InputError: an engine's name is unknown, or none is installed.
     """
     engines = list(_by_turns([list(k.variants(target)) for k in engine_kinds(engine_names)]))
-    untouched = [Single((), engine) for engine in engines]
+    untouched = [Single((), engine) for engine in engines if model.format in engine.formats]
+    converted = [
+        Single((_kept(step, keep_float),), engine)
+        for step in _by_turns(_passes(_CONVERSIONS, model, target))
+        for engine in engines
+        if _takes(engine, step)
+    ]
     exact = [
         Single((step,), engine)
         for step in _by_turns(_passes(_EXACT_PASSES, model, target))
@@ -110,7 +118,7 @@ def grid(
             for engine in engines
             if _takes(engine, chain[-1])
         ]
-    return list(dict.fromkeys([*untouched, *exact, *lossy]))
+    return list(dict.fromkeys([*untouched, *converted, *exact, *lossy]))
 
 
 def _likeliest(model: Model, target: Target) -> list[Pass]:

@@ -1,0 +1,146 @@
+"""From torch's exported program to StableHLO by torchax and JAX, for TPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from hasten.data.dataset import Dataset
+from hasten.errors import CandidateError, InputError
+from hasten.model import Format, Model
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.calibration import CalibrationRequests
+from hasten.target import Target
+from hasten.tensors import TensorSpec
+from hasten.xla import conversion, stablehlo
+from hasten.xla.conversion import Precision, Program
+from hasten.xla.products import Range
+from hasten.xla.stablehlo import Kinds
+
+
+@dataclass(frozen=True)
+class JaxProgram(Pass):
+    """Convert the torch program that a model came from, for XLA alone.
+
+    Inputs and outputs are the model's own in every precision; the batch is 1.
+
+    Attributes:
+        precision: "f32": products of float32 in full precision, where a TPU would else take
+            bfloat16; "bf16": weights and activations in bfloat16, normalizations and sums in
+            float32; "int8": as "bf16", and matrix products and convolutions with constant weights
+            in int8, one scale per output channel and one per activation, with sums in int32.
+            Depthwise convolutions aren't: the matrix units do nothing for them.
+        keep_float: Names of the program's nodes to leave in bfloat16.
+        samples: How many samples to set ranges by at most.
+
+    Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
+    """
+
+    gives: ClassVar[Format] = "stablehlo"
+
+    precision: Precision = "f32"
+    keep_float: tuple[str, ...] = ()
+    samples: int = 100
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether it is in float32."""
+        return self.precision == "f32"
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        """Yield every precision, for TPUs alone."""
+        if target.family == "tpu":
+            yield cls("f32")
+            yield cls("bf16")
+            yield cls("int8")
+
+    def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        """Quantize by the ranges of one sample."""
+        return replace(self, samples=1)(model, calibration, workdir)
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        if model.program is None:
+            raise InputError(
+                f"{model.path.name}: a TPU starts from the torch program, not from ONNX; "
+                "give the torch module or its .pt2 file"
+            )
+        program = conversion.read_program(model.program)
+        inputs = [spec.name for spec in model.request]
+        outputs = [spec.name for spec in model.outputs]
+        self._check(program, model, inputs, outputs)
+        ranges = self._ranges(program, model, calibration)
+        function = conversion.function_of(
+            program, inputs, outputs, self.precision, ranges, self.keep_float
+        )
+        path = workdir / "model.stablehlo"
+        exported = stablehlo.write(function, model.request, path, exact=self.exact)
+        try:
+            self._prove(exported, len(ranges.keys() - set(self.keep_float)))
+        except Exception:
+            path.unlink()
+            raise
+        shapes = stablehlo.shapes(exported)
+        return replace(
+            model,
+            path=path,
+            format="stablehlo",
+            inputs=model.request,
+            outputs=tuple(TensorSpec(s.name, s.dtype, shapes[s.name]) for s in model.outputs),
+            files=(),
+            custom_ops=(),
+        )
+
+    def _check(self, program: Program, model: Model, inputs: list[str], outputs: list[str]) -> None:
+        """Raise CandidateError unless the program and the model have as many inputs and outputs."""
+        assert model.program is not None
+        for what, own, wanted in (
+            ("inputs", len(program.inputs), len(inputs)),
+            ("outputs", program.outputs, len(outputs)),
+        ):
+            if own != wanted:
+                raise CandidateError(
+                    f"{model.program.name} has {own} {what}, {model.path.name} has {wanted}"
+                )
+
+    def _ranges(self, program: Program, model: Model, calibration: Dataset) -> dict[str, Range]:
+        """Return the ranges of what is multiplied, by node, where that is to be quantized."""
+        if self.precision != "int8":
+            return {}
+        requests = CalibrationRequests(model, calibration, self.samples)
+        given = [
+            {s.name: request[s.name].astype(stablehlo.narrowed(s.dtype)) for s in model.request}
+            for request in requests
+        ]
+        ranges = conversion.products(
+            program, [s.name for s in model.request], [s.name for s in model.outputs], given
+        )
+        for name in self.keep_float:
+            if name not in ranges:
+                some = ", ".join(list(ranges)[:3])
+                raise CandidateError(
+                    f"keep_float: the torch program has no product {name!r}; it has {some}, ..."
+                )
+        if not ranges.keys() - set(self.keep_float):
+            raise Skipped(
+                "nothing to quantize: there is no convolution or matrix product to take on"
+            )
+        return ranges
+
+    def _prove(self, exported: Any, quantized: int) -> None:
+        """Raise unless the written program computes as it was meant to."""
+        found = stablehlo.products(exported)
+        if self.precision == "int8":
+            done = found.count(Kinds("i8", "i8", "i32"))
+            if done != quantized:
+                raise CandidateError(f"{done} of {quantized} products are in int8 in the StableHLO")
+        elif self.precision == "bf16":
+            wide = [kinds for kinds in found if "f32" in (kinds.left, kinds.right)]
+            if wide:
+                raise CandidateError(f"{len(wide)} products stayed in float32 in the StableHLO")
+            if "bf16>" not in stablehlo.text(exported):
+                raise Skipped("nothing to compute in bfloat16: there are no floats")
+        elif not all(kinds.full for kinds in found if kinds.left == "f32"):
+            raise CandidateError("a product of float32 isn't of full precision in the StableHLO")
