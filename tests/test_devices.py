@@ -22,7 +22,7 @@ def shown(root: Path, node: str, vendor: str, kind: str) -> Path:
     return root
 
 
-def test_the_host_is_a_target_too(tmp_path):
+def test_the_host_is_a_target_too(tmp_path: Path) -> None:
     target = find_target("host", root=tmp_path)
     assert (target.kind, target.device, target.family) == ("host", "host", "host")
 
@@ -37,7 +37,9 @@ def test_the_host_is_a_target_too(tmp_path):
         ("tpu:v6e", "tpu:v6e"),
     ],
 )
-def test_a_part_may_be_cut_short_and_a_family_names_its_default(name, device, tmp_path):
+def test_a_part_may_be_cut_short_and_a_family_names_its_default(
+    name: str, device: str, tmp_path: Path
+) -> None:
     target = find_target(name, root=tmp_path)
     assert (target.kind, target.device) == ("compile-only", device)
 
@@ -50,7 +52,9 @@ def test_a_part_may_be_cut_short_and_a_family_names_its_default(name, device, tm
         ("npu:1", "the target npu has no parts to name: got 'npu:1'"),
     ],
 )
-def test_names_of_nothing_are_refused_with_what_there_is(name, said, tmp_path):
+def test_names_of_nothing_are_refused_with_what_there_is(
+    name: str, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as error:
         find_target(name, root=tmp_path)
     assert str(error.value).startswith(said)
@@ -65,17 +69,19 @@ def test_names_of_nothing_are_refused_with_what_there_is(name, said, tmp_path):
         ("igpu", "dev/dri/renderD128", "0x8086", "0x030000"),
     ],
 )
-def test_a_device_that_the_kernel_shows_is_attached(name, node, vendor, kind, tmp_path):
+def test_a_device_that_the_kernel_shows_is_attached(
+    name: str, node: str, vendor: str, kind: str, tmp_path: Path
+) -> None:
     assert find_target(name, root=tmp_path).kind == "compile-only"
     assert find_target(name, root=shown(tmp_path, node, vendor, kind)).kind == "attached"
 
 
-def test_a_named_part_is_compiled_for_wherever_one_is(tmp_path):
+def test_a_named_part_is_compiled_for_wherever_one_is(tmp_path: Path) -> None:
     root = shown(tmp_path, "dev/nvidia0", "0x10de", "0x030200")
     assert find_target("cuda:sm86", root=root).kind == "compile-only"
 
 
-def test_every_family_has_engines_that_are_registered_and_an_extra():
+def test_every_family_has_engines_that_are_registered_and_an_extra() -> None:
     for name, family in FAMILIES.items():
         assert family.engines, name
         assert all(engine in Engine.registry for engine in family.engines), name

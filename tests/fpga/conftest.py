@@ -15,8 +15,6 @@ from hasten.frontends.onnx import load
 from hasten.model import Model
 from hasten.target import Target
 
-Written = Callable[..., Model]
-
 
 @pytest.fixture
 def target() -> Target:
@@ -25,7 +23,7 @@ def target() -> Target:
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Written:
+def written(tmp_path: Path) -> Callable[..., Model]:
     """Write a graph of ONNX text with constants, and settle it for one sample."""
 
     def write(body: str, shape: tuple[int, ...], constants: dict[str, np.ndarray]) -> Model:

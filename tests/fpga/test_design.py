@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hasten.data.arrays import ArrayDataset
 from hasten.devices import find_target
+from hasten.engines.base import Artifact
 from hasten.engines.fixed_point import FixedPointProgram
 from hasten.engines.fpga import Fpga
 from hasten.errors import CandidateError, InputError
@@ -17,9 +19,12 @@ from hasten.fpga import toolchain
 from hasten.frontends.torch import export
 from hasten.passes.fixed_point import FixedPoint
 from hasten.target import Target
+from hasten.tensors import Array
 from hasten.testing import tasks
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
+Built = tuple[Artifact, Artifact, Array]
+
 pytestmark = pytest.mark.skipif(
     any(toolchain.find(tool) is None for tool in ("verilator", "yosys", "nextpnr-ecp5")),
     reason="needs Debian's verilator, yosys and nextpnr-ecp5",
@@ -27,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A design for the breast-cancer data, 30-6-2, of 5 bits; with its program's artifact and the test set."""
     folder = tmp_path_factory.mktemp("design")
     (x, _), (held_out, _) = tasks.cancer()
@@ -42,7 +47,9 @@ def built(tmp_path_factory):
     return Fpga(2.0).build(fixed, target, folder / "rtl"), program, held_out
 
 
-def test_the_rtl_answers_the_whole_test_set_as_its_program_does_bit_for_bit(built, target):
+def test_the_rtl_answers_the_whole_test_set_as_its_program_does_bit_for_bit(
+    built: Built, target: Target
+) -> None:
     design, program, x = built
     with Fpga(2.0).open(design, target) as rtl, FixedPointProgram().open(program, target) as exact:
         assert rtl.properties()["answers"].startswith("the RTL, by Verilator")
@@ -55,7 +62,7 @@ def test_the_rtl_answers_the_whole_test_set_as_its_program_does_bit_for_bit(buil
     assert np.array_equal(found[name], wanted[name])
 
 
-def test_only_modules_that_are_used_are_kept(built):
+def test_only_modules_that_are_used_are_kept(built: Built) -> None:
     design, _, _ = built
     text = "".join(f.read_text() for f in design.files if f.name.startswith("network"))
     kept = {f.stem for f in design.files if f.suffix == ".v" and f.parent.name == "rtl"}
@@ -64,7 +71,9 @@ def test_only_modules_that_are_used_are_kept(built):
     assert all(name in text for name in library)
 
 
-def test_the_test_bench_passes_and_fails_where_an_answer_is_changed(built, tmp_path):
+def test_the_test_bench_passes_and_fails_where_an_answer_is_changed(
+    built: Built, tmp_path: Path
+) -> None:
     design, _, _ = built
     folder = shutil.copytree(design.path.parent, tmp_path / "copy")
     answers = folder / "test_bench" / "answers.mem"
@@ -77,7 +86,7 @@ def test_the_test_bench_passes_and_fails_where_an_answer_is_changed(built, tmp_p
     )
 
 
-def _simulated(folder, made, again=None):
+def _simulated(folder: Path, made: Path, again: Path | None = None) -> str:
     """Run a test bench by Verilator; `again` is where it was compiled before."""
     bench = folder / "test_bench"
     if again is None:
@@ -98,7 +107,7 @@ def _simulated(folder, made, again=None):
     return ran.stdout
 
 
-def test_rtl_that_was_changed_is_not_compiled(built, target, tmp_path):
+def test_rtl_that_was_changed_is_not_compiled(built: Built, target: Target, tmp_path: Path) -> None:
     design, _, _ = built
     folder = shutil.copytree(design.path.parent, tmp_path / "copy")
     file = folder / "rtl" / "network.v"
@@ -112,15 +121,18 @@ def test_rtl_that_was_changed_is_not_compiled(built, target, tmp_path):
     )
 
 
-def test_without_verilator_the_program_answers_and_says_so(built, target, monkeypatch):
+def test_without_verilator_the_program_answers_and_says_so(
+    built: Built, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     design, program, x = built
     monkeypatch.setattr(toolchain, "find", lambda name: None)
     with Fpga(2.0).open(design, target) as rtl, FixedPointProgram().open(program, target) as exact:
         assert rtl.properties() == {"answers": "the fixed-point program: Verilator isn't installed"}
-        assert np.array_equal(*(next(iter(s.run({"input": x}).values())) for s in (rtl, exact)))
+        found, wanted = rtl.run({"input": x}), exact.run({"input": x})
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_a_design_is_placed_and_routed(built, target, tmp_path):
+def test_a_design_is_placed_and_routed(built: Built, target: Target, tmp_path: Path) -> None:
     design, _, _ = built
     found = Fpga(2.0).estimate(design, target, tmp_path)
     assert found.source == "place-and-route"
@@ -132,7 +144,9 @@ def test_a_design_is_placed_and_routed(built, target, tmp_path):
     assert (tmp_path / "configuration.txt").stat().st_size > 10_000
 
 
-def test_more_additions_in_a_cycle_take_fewer_cycles(built, tmp_path, target):
+def test_more_additions_in_a_cycle_take_fewer_cycles(
+    built: Built, tmp_path: Path, target: Target
+) -> None:
     design, _, _ = built
     cycles = []
     for cut in (1.0, 2.0, 4.0):
@@ -149,7 +163,9 @@ def test_more_additions_in_a_cycle_take_fewer_cycles(built, tmp_path, target):
     ("part", "resource"),
     [("ice40-up5k", "ICESTORM_LC"), ("ice40-hx8k", "1-bit adders \\(about\\)")],
 )
-def test_a_design_that_does_not_fit_says_which_resource_and_by_how_much(part, resource, tmp_path):
+def test_a_design_that_does_not_fit_says_which_resource_and_by_how_much(
+    part: str, resource: str, tmp_path: Path
+) -> None:
     """Synthesis tells; what is hopeless is refused before it."""
     (x, _), _ = tasks.cancer()
     for name in ("source", "fixed", "rtl", "tools"):
@@ -168,7 +184,9 @@ def test_a_design_that_does_not_fit_says_which_resource_and_by_how_much(part, re
         Fpga(4.0).estimate(design, target, tmp_path / "tools")
 
 
-def test_missing_tools_are_named_before_any_work(monkeypatch, target):
+def test_missing_tools_are_named_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, target: Target
+) -> None:
     monkeypatch.setattr(toolchain, "find", lambda name: None if name == "nextpnr-ecp5" else name)
     with pytest.raises(InputError, match=r"^nextpnr-ecp5 isn't installed, which places and routes"):
         Fpga.check_tools(target)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from hasten.data.arrays import ArrayDataset
 from hasten.errors import CandidateError
 from hasten.fpga import program
+from hasten.model import Model
 from hasten.passes.fixed_point import FixedPoint
+
+Written = Callable[..., Model]
+Drawn = Callable[..., ArrayDataset]
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
 
 
 @pytest.fixture
-def saved(written, samples, tmp_path):
+def saved(written: Written, samples: Drawn, tmp_path: Path) -> Path:
     """A program's file."""
     weights = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
     model = written("y = MatMul(x, w)", (4,), {"w": weights})
@@ -24,7 +32,7 @@ def saved(written, samples, tmp_path):
     return FixedPoint(6, 6, 6)(model, samples((4,)), folder).path
 
 
-def test_a_program_that_is_read_back_answers_the_same(saved):
+def test_a_program_that_is_read_back_answers_the_same(saved: Path) -> None:
     one, other = program.load(saved), program.load(saved)
     rounded = one.ports.encode({"x": np.random.default_rng(0).standard_normal((20, 4))})
     assert np.array_equal(one.answers(rounded), other.answers(rounded))
@@ -41,7 +49,9 @@ def test_a_program_that_is_read_back_answers_the_same(saved):
         (lambda d: d[5].__setitem__(0, None), "aren't numbers in order"),
     ],
 )
-def test_a_damaged_program_is_refused(saved, damage, said):
+def test_a_damaged_program_is_refused(
+    saved: Path, damage: Callable[[Any], object], said: str
+) -> None:
     data = json.loads(saved.read_bytes())
     damage(data)
     if len(data) == 8:
@@ -51,7 +61,7 @@ def test_a_damaged_program_is_refused(saved, damage, said):
         program.load(saved)
 
 
-def test_ports_that_belong_to_another_program_are_refused(saved):
+def test_ports_that_belong_to_another_program_are_refused(saved: Path) -> None:
     ports = json.loads((saved.parent / program.PORTS).read_bytes())
     del ports["outputs"][0]["signed"][0]
     (saved.parent / program.PORTS).write_text(json.dumps(ports))

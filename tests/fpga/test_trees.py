@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,14 +13,16 @@ import pytest
 from hasten.data.arrays import ArrayDataset
 from hasten.fpga import program
 from hasten.frontends.onnx import load
+from hasten.model import Model
 from hasten.passes.fixed_point import FixedPoint
+from hasten.tensors import Array
 from hasten.testing import tasks
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
 skl2onnx = pytest.importorskip("skl2onnx", reason="needs skl2onnx, which writes trees as ONNX")
 
 
-def written(estimator, x, path):
+def written(estimator: Any, x: Array, path: Path) -> Model:
     """Write a scikit-learn model as ONNX, batch 1."""
     types = [("x", skl2onnx.common.data_types.FloatTensorType([1, x.shape[1]]))]
     options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "classes_") else None
@@ -27,7 +32,9 @@ def written(estimator, x, path):
     return load(path).settled_by({"x": x[0]})
 
 
-def compared(estimator, x, held_out, folder, bits=16):
+def compared(
+    estimator: Any, x: Array, held_out: Array, folder: Path, bits: int = 16
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return ONNX Runtime's answers to what is held out, and the program's, and its cost."""
     model = written(estimator, x, folder / "model.onnx")
     (folder / "fixed").mkdir()
@@ -43,7 +50,7 @@ def compared(estimator, x, held_out, folder, bits=16):
     return wanted, found
 
 
-def test_boosted_trees_of_two_classes_answer_alike(tmp_path):
+def test_boosted_trees_of_two_classes_answer_alike(tmp_path: Path) -> None:
     from sklearn.ensemble import GradientBoostingClassifier
 
     (x, y), (held_out, _) = tasks.cancer()
@@ -54,7 +61,7 @@ def test_boosted_trees_of_two_classes_answer_alike(tmp_path):
     assert close.mean() > 0.98  # a feature on the other side of a threshold changes a tree's answer
 
 
-def test_a_random_forest_of_ten_classes_answers_alike(tmp_path):
+def test_a_random_forest_of_ten_classes_answers_alike(tmp_path: Path) -> None:
     from sklearn.ensemble import RandomForestClassifier
 
     (x, y), (held_out, _) = tasks.digits()
@@ -64,7 +71,7 @@ def test_a_random_forest_of_ten_classes_answers_alike(tmp_path):
     assert (wanted["label"] == found["label"]).mean() > 0.98
 
 
-def test_a_regression_by_trees_answers_alike(tmp_path):
+def test_a_regression_by_trees_answers_alike(tmp_path: Path) -> None:
     from sklearn.ensemble import GradientBoostingRegressor
 
     (x, y), (held_out, _) = tasks.cancer()

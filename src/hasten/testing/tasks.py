@@ -42,7 +42,7 @@ def _trained(network: Any, data: tuple[Array, Array], epochs: int) -> Any:
         for batch in torch.split(torch.randperm(len(x)), 32):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(network(x[batch]), y[batch])
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
     return network.eval()
 
