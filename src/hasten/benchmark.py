@@ -12,6 +12,7 @@ from typing import Any
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
 from hasten.data.requests import first_requests
 from hasten.data.spool import Spool, write_spool
+from hasten.devices import at_hand, check_measurable
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
@@ -95,6 +96,8 @@ def bench(
     """
     folder = Path(bundle)
     manifest = read(folder)
+    target = at_hand(manifest.target)
+    check_measurable(target)
     winner = _held(folder, manifest.winner, manifest, custom_ops)
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
@@ -105,7 +108,7 @@ def bench(
             place / "requests",
         )
         other = _against(against, folder, manifest, samples, custom_ops, place)
-        standings, notes = _raced(other, winner, samples, place, rounds, seed)
+        standings, notes = _raced(other, winner, samples, place, rounds, seed, target)
         if not standings.stands(_CANDIDATE):
             raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
         if winner.engine.uneven:
@@ -153,16 +156,22 @@ def _against(
 
 
 def _raced(
-    other: _Rival, winner: _Rival, samples: Spool, place: Path, rounds: int, seed: int
+    other: _Rival,
+    winner: _Rival,
+    samples: Spool,
+    place: Path,
+    rounds: int,
+    seed: int,
+    target: Target,
 ) -> tuple[Standings, list[str]]:
     """Take turns on as many threads as the host gives; return the rounds, and what to say of them."""
-    asked = Target.host().threads
+    asked = target.threads
     usable = usable_threads(asked)
     notes = []
     if usable < asked:
         notes.append(f"{asked} threads: not established, one thread is quoted")
     for threads in dict.fromkeys((usable, 1)):
-        desk = Bench(place, Target.host().with_threads(threads))
+        desk = Bench(place, target.with_threads(threads))
         try:
             return _race(other, winner, samples, desk, rounds, seed), notes
         except NotEstablished as why:

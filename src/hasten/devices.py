@@ -182,3 +182,29 @@ def find_target(device: str, *, root: Path = Path("/")) -> Target:
             f"no {family.noun} is called {part!r}; there are: {', '.join(family.parts)}"
         )
     return host.with_device(f"{name}:{found[0]}", present=not colon and family.present(root))
+
+
+def at_hand(made_for: Target, *, root: Path = Path("/")) -> Target:
+    """Return this host as what a bundle was made for: with the device, where one of its family is here.
+
+    Args:
+        made_for: The bundle's target.
+        root: Where /sys and /dev are.
+    """
+    host, family = Target.host(), FAMILIES.get(made_for.family)
+    if family is None:
+        return host
+    return host.with_device(made_for.device, present=family.present(root))
+
+
+def check_measurable(target: Target) -> None:
+    """Check that what answers here is what it would be timed for.
+
+    Raises:
+        InputError: the device isn't here, and what stands in for it says nothing of its speed.
+    """
+    if target.kind == "compile-only":
+        raise InputError(
+            f"{target.device} isn't here, and what answers in its place says nothing of its speed: the "
+            "bundle's report has what the device's own tools say"
+        )

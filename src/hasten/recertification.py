@@ -20,6 +20,7 @@ from hasten.certification import guarded, judge_ladder, sealed_scores
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.source import open_data
 from hasten.data.spool import write_spool
+from hasten.devices import at_hand
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.measure.workbench import Bench, Opened
@@ -133,7 +134,7 @@ def certify(
     _check_fits(dataset, winner.request)
     kind, samples, units = _fresh(dataset, seen)
     parts = ((manifest.exact, exact), (manifest.winner, winner))
-    own, score = _scores(parts, manifest.target.threads, samples, judged_by, listen)
+    own, score = _scores(parts, manifest.target, samples, judged_by, listen)
     ((_, judgement),) = judge_ladder(
         own,
         ("winner",),
@@ -288,7 +289,7 @@ def _fresh(dataset: Dataset, seen: _Seen) -> tuple[Kind, Dataset, Array]:
 
 def _scores(
     parts: Sequence[tuple[Part, Artifact]],
-    threads: int,
+    made_for: Target,
     samples: Dataset,
     metric: Metric,
     listen: Callable[[int], None],
@@ -297,13 +298,14 @@ def _scores(
 
     Args:
         parts: The exact model, then the winner.
-        threads: As many as were certified; fewer where this host has fewer.
+        made_for: What the bundle was made for; as many threads as were certified, or all that this
+            host has.
         samples: What they are asked.
         metric: What is scored.
         listen: Told how many samples are behind.
     """
-    host = Target.host()
-    target = host.with_threads(max(1, min(threads, host.threads)))
+    host = at_hand(made_for)
+    target = host.with_threads(max(1, min(made_for.threads, host.threads)))
     opened: list[Opened] = []
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
         desk = Bench(Path(work), target)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from hasten.bundle import artifact_of, engine_of, read
 from hasten.data.requests import first_requests
 from hasten.data.spool import write_spool
+from hasten.devices import at_hand, check_measurable
 from hasten.errors import InputError
 from hasten.measure import loadgen
 from hasten.measure.probe import usable_threads
@@ -18,7 +19,6 @@ from hasten.measure.scenario import Load, LoadTest, Scenario, check_bound, in_wo
 from hasten.measure.sharing import Sharing, on_share
 from hasten.measure.under_load import Generator
 from hasten.measure.workbench import Bench
-from hasten.target import Target
 
 __all__ = ["LoadTest", "in_words", "load_test", "try_in_words"]
 
@@ -57,7 +57,8 @@ def load_test(
     _check(scenario, latency_bound_s, duration_s, sessions)
     folder = Path(bundle)
     manifest = read(folder)
-    target = Target.host()
+    target = at_hand(manifest.target)
+    check_measurable(target)
     threads = max(1, min(manifest.target.threads, target.threads))
     if not 1 <= sessions <= threads:
         raise InputError(f"sessions share {threads} threads, at least one each: got {sessions}")

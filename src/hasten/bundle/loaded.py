@@ -13,6 +13,7 @@ import numpy as np
 
 from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part, nested_engines
+from hasten.devices import at_hand
 from hasten.engines.base import Engine, Session
 from hasten.errors import InputError
 from hasten.records import from_record
@@ -247,7 +248,7 @@ def load(
     item = manifest.winner if which == "winner" else manifest.exact
     if item is None:
         raise InputError(f"{folder} was made with --no-exact: it holds no exact model")
-    here = Target.host()
+    here = at_hand(manifest.target)
     threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
     engine = engine_of(item, threads)
     for runtime in engine.runtimes:

@@ -268,9 +268,12 @@ class _Run:
 
     def _ladder(self) -> tuple[str, ...]:
         trials = [t for t in self.estimated() if self.board.able(t)]
-        if any(_rank(t) == float("inf") for t in trials):
-            return ()  # nothing says which is faster, so nothing is worth a risk
-        slowest = max((_rank(t) for t in trials), default=1.0)
+        if any(_ranked(t)[1] == "bytes" for t in trials):
+            trials = [t for t in trials if _ranked(t)[1] == "bytes"]
+            self.notes.append(
+                "how fast they are shows on the device alone: candidates were compared by their size"
+            )
+        slowest = max((_rank(t) for t in trials), default=1.0) or 1.0
         standings = [
             Standing(
                 t.candidate.key,
@@ -412,6 +415,9 @@ class _Run:
         able = [t for t in self.estimated() if self.board.able(t)]
         if self.wanted.accept_uncertified and able:
             return "uncertified", f"shipped by --accept-uncertified: {why}", able[0]
+        exact = next((t for t in self.estimated() if t.candidate.exact), None)
+        if exact is not None:
+            return "exact", f"{why}: what ships keeps the original's precision", exact
         return "exact", f"{why}: the bundle holds the original, for this host", None
 
     def _rows(self) -> Iterator[Foreseen]:
@@ -426,8 +432,8 @@ class _Run:
                 source=estimate.source,
                 said=self.board.said(trial),
                 latency_ns=estimate.latency_ns,
-                rank=estimate.rank,
-                unit=estimate.unit,
+                rank=_ranked(trial)[0],
+                unit=_ranked(trial)[1],
                 figures=estimate.figures,
                 limits=estimate.limits,
                 drop=self.board.drop(trial),
@@ -524,10 +530,20 @@ class _Run:
         self.wanted.listen(Progress(stage, doing, done, total))
 
 
-def _rank(trial: Trial) -> float:
-    """What trials are compared by; infinity where nothing says so."""
+def _ranked(trial: Trial) -> tuple[float, str]:
+    """What trials are compared by, less is better, and its unit: bytes where the tools rank nothing."""
     estimate: Estimate | None = trial.estimate
-    return float("inf") if estimate is None or estimate.rank is None else estimate.rank
+    if estimate is None:
+        return float("inf"), ""
+    if estimate.rank is not None:
+        return estimate.rank, estimate.unit
+    sizes = [value for name, value in estimate.figures.items() if name.endswith("size_bytes")]
+    artifact = trial.artifact
+    return (sizes or [0.0 if artifact is None else float(artifact.size_bytes)])[0], "bytes"
+
+
+def _rank(trial: Trial) -> float:
+    return _ranked(trial)[0]
 
 
 def _sure(ratio: float) -> Ratio:
@@ -545,5 +561,7 @@ def _why_not(judged: Sequence[tuple[str, Judgement | str]], estimated: bool) -> 
         entry = judged[0][1]
         return entry if isinstance(entry, str) else entry.in_words()
     if estimated:
-        return "nothing that the device's tools took was under the limit, or could be ranked"
+        return (
+            "the device's tools don't say which is the fastest of those under the limit, if any is"
+        )
     return "nothing could be made for the device that answers well enough"
