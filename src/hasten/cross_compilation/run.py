@@ -34,6 +34,7 @@ from hasten.cross_compilation.fixed_point import FixedPointSearch
 from hasten.cross_compilation.training import trainings
 from hasten.data.images import ImageFolder
 from hasten.data.source import open_data
+from hasten.data.spool import Spool, write_spool
 from hasten.devices import family_of, find_target
 from hasten.engines.estimates import Estimate
 from hasten.engines.fixed_point import FixedPointProgram
@@ -290,20 +291,36 @@ class _Run:
     def _agrees(self, key: str) -> bool:
         """Whether a design's RTL answers the search split as its program does; what doesn't falls out."""
         trial = self.board.done[key]
-        program = self.board.done.get(Single(trial.candidate.passes, FixedPointProgram()).key)
-        if program is None or program is trial:
-            return True
-        self._tell("certify", f"comparing the RTL of {trial.candidate.label}", 0, 1)
         try:
-            count = compare(self.board, program, trial, self.parts.search)
+            self._compared(trial, self.parts.search)
         except CandidateError as error:
             self.notes.append(f"{trial.candidate.label} fell out: {error}")
             return False
-        self.compared = (
-            f"the RTL answered {count:,} samples of the search split as its fixed-point program did, "
-            "bit for bit"
-        )
         return True
+
+    def _compared(self, trial: Trial, samples: Spool) -> int:
+        """Let a design's RTL and its program answer samples; return how many, 0 of what is no design.
+
+        Raises:
+            CandidateError: they differ, or one of both fails.
+        """
+        program = self.board.done.get(Single(trial.candidate.passes, FixedPointProgram()).key)
+        if program is None or program is trial:
+            return 0
+        self._tell("certify", f"comparing the RTL of {trial.candidate.label}", 0, 1)
+        return compare(self.board, program, trial, samples)
+
+    def _compared_on_all(self, trial: Trial) -> str:
+        """Compare what ships on the sealed data too, and say on how many samples it was compared."""
+        folder = self.board.bench.folder / "sealed"
+        shutil.rmtree(folder, ignore_errors=True)
+        count = self._compared(trial, write_spool(self.parts.sealed, folder))
+        if not count:
+            return ""
+        return (
+            f"the RTL answered {count + len(self.parts.search):,} samples, all that judged it, as its "
+            "fixed-point program did, bit for bit"
+        )
 
     def certify(self, rungs: Sequence[str]) -> list[tuple[str, Judgement | str]]:
         """Read the sealed data once and test the frozen ladder on it."""
@@ -404,7 +421,10 @@ class _Run:
         if passed is not None:
             trial = self.board.done[passed[0]]
             if trial.candidate.engine.faithful:
+                self.compared = self._compared_on_all(trial)
                 return "certified", passed[1].in_words(), trial
+            if trial.candidate.exact:
+                return "exact", "what ships keeps the original's precision", trial
             return (
                 "uncertified",
                 f"judged on this host, not on a {family_of(self.target).noun}, whose last bits may "
@@ -537,7 +557,7 @@ def _ranked(trial: Trial) -> tuple[float, str]:
         return float("inf"), ""
     if estimate.rank is not None:
         return estimate.rank, estimate.unit
-    sizes = [value for name, value in estimate.figures.items() if name.endswith("size_bytes")]
+    sizes = [value for name, value in estimate.figures.items() if name.endswith("bytes")]
     artifact = trial.artifact
     return (sizes or [0.0 if artifact is None else float(artifact.size_bytes)])[0], "bytes"
 
