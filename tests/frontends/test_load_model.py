@@ -170,3 +170,34 @@ def test_the_extra_is_said_as_it_is_typed() -> None:
     assert str(missing_extra("a torch model", "torch")) == (
         "a torch model needs the extra: pip install 'hasten[torch]'"
     )
+
+
+def test_a_program_is_kept_beside_the_onnx_file_where_it_is_asked_for(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout(0.5)).train()
+    model = load_model(module, {"x": X}, tmp_path, keep_program=True)
+    assert module.training
+    assert model.program == tmp_path / "program.pt2"
+    assert load_model(module, {"x": X}, tmp_path).program is None
+    kept, given = torch.export.load(model.program), torch.from_numpy(X[None])
+    torch.testing.assert_close(kept.module()(input=given), module.eval()(given))
+
+
+def test_a_program_of_any_batch_is_kept_for_one(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(
+        torch.nn.Linear(4, 2), (torch.zeros(2, 4),), dynamic_shapes=shapes
+    )
+    model = load_model(program, {"input": X}, tmp_path, keep_program=True)
+    kept = torch.export.load(model.program)
+    name = kept.graph_signature.user_inputs[0]
+    shape = next(node.meta["val"].shape for node in kept.graph.nodes if node.name == name)
+    assert tuple(shape) == (1, 4)
+
+
+def test_what_has_no_torch_program_is_refused_where_one_is_to_be_kept(relu: Path) -> None:
+    assert refused(relu, keep_program=True) == (
+        f"this target starts from the torch program, not from ONNX: got the ONNX file {relu}; "
+        "give the torch module or its .pt2 file"
+    )
