@@ -111,6 +111,18 @@ def test_a_node_that_only_the_builder_refuses_is_named_too(
     )
 
 
+def test_an_attention_without_a_kernel_is_named(sm80: Target, tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]>
+        g (float[1, 2, 16, 64] q, float[1, 2, 16, 64] k, float[1, 2, 16, 64] v)
+            => (float[1, 2, 16, 64] y) { [attend] y = Attention(q, k, v) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    with pytest.raises(
+        CandidateError,
+        match=r"^TensorRT can't build the model: .* Attention operation .* \(Attention, node 'attend'\)$",
+    ):
+        build(tmp_path / "model.onnx", sm80)
+
+
 def test_the_parts_of_the_family_are_those_that_it_builds_for(sm80: Target) -> None:
     known = {name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
     assert set(FAMILIES["cuda"].parts) == known

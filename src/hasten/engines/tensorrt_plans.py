@@ -259,12 +259,14 @@ def _node(said: str, path: Path) -> str:
     """Return which node a message names, with its operator, where it does."""
     words = {word.removeprefix("node_of_") for word in re.findall(r"[\w./:]+", said)}
     words |= {re.sub(r"_(U?\d+)$", "", word) for word in words}
+    operators = set(re.findall(r"(\w+) operation", said))
     with contextlib.suppress(Exception):  # this only adds to a message
         import onnx
 
-        for node in onnx.load(path, load_external_data=False).graph.node:
-            if words.intersection({node.name, *node.output} - {""}):
-                return f" ({node.op_type}, node {node.name or node.output[0]!r})"
+        nodes = onnx.load(path, load_external_data=False).graph.node
+        named = [one for one in nodes if words.intersection({one.name, *one.output} - {""})]
+        for node in named or [one for one in nodes if one.op_type in operators]:
+            return f" ({node.op_type}, node {node.name or node.output[0]!r})"
     return ""
 
 

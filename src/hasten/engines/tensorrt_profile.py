@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 _OPERATORS = """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
-    BatchNormalization BlackmanWindow Cast CastLike CausalConvWithState Ceil Celu Clip Concat
+    BatchNormalization BlackmanWindow Cast CastLike Ceil Celu Clip Concat
     Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DepthToSpace DequantizeLinear
     Div Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather GatherElements
     GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual
     GridSample GroupNormalization HammingWindow HannWindow HardSigmoid HardSwish Hardmax
     Identity If InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less
-    LessOrEqual LinearAttention Log LogSoftmax Loop LpNormalization LpPool MatMul Max MaxPool
+    LessOrEqual Log LogSoftmax Loop LpNormalization LpPool MatMul Max MaxPool
     Mean MeanVarianceNormalization Min Mish Mod Mul Neg Not OneHot Or PRelu Pad Pow
     QuantizeLinear RMSNormalization RNN RandomNormal RandomNormalLike RandomUniform
     RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax
     ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
-    ReverseSequence RoiAlign RotaryEmbedding Round STFT Scan Scatter ScatterElements ScatterND
+    ReverseSequence RotaryEmbedding Round STFT Scan Scatter ScatterElements ScatterND
     Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth
     Split Sqrt Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose
     Trilu Unsqueeze Upsample Where Xor
     """
 OPERATORS = frozenset(_OPERATORS.split())
-"""The operators of ONNX that it has. The parser says yes to NonMaxSuppression and NonZero as well, and then there is
-nothing that runs the one, and no plugin of the other."""
+"""The operators of ONNX that it has. The parser says yes to five more: nothing runs NonMaxSuppression, and the plugins
+for CausalConvWithState, LinearAttention, NonZero and RoiAlign aren't there."""
 
 _FOREIGN = {"com.microsoft": frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})}
 """What means the same in another domain. The parser goes by the name alone."""
@@ -72,7 +72,8 @@ class Violation:
 def violations(model: Path, part: str = "sm80") -> tuple[Violation, ...]:
     """Return what TensorRT refuses in a graph: of its values, then of its nodes in their order.
 
-    Not seen are limits of shapes: which of them a fused Attention in half precision has a kernel for.
+    Not seen are what single operators lack of their attributes, and of sizes that are inputs: the parser names
+    these. Nor which shapes and types a fused Attention has a kernel for: the builder knows that.
 
     Args:
         model: The ONNX file.
@@ -315,10 +316,6 @@ def _refused(node: _Node, part: str) -> Iterator[Violation]:
     if node.operator in ("QuantizeLinear", "DequantizeLinear"):
         yield from _pair(node)
     kinds = {node.scope.types.get(name, 0) for name in (*proto.input, *proto.output)}
-    if node.operator == "Attention" and _type("FLOAT") in kinds:
-        yield node.says(
-            "it has no attention in float32: take half precision, or products and a Softmax"
-        )
     if part == _TURING:
         yield from _turing(node, kinds)
     if _type("FLOAT8E4M3FN") in kinds and part and part not in _FLOAT8:

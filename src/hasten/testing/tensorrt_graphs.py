@@ -301,12 +301,10 @@ BROKEN = (
         part="sm75",
     ),
     Graph(
-        "attention in float32 as one operator",
-        """g (float[1, 2, 16, 64] q, float[1, 2, 16, 64] k, float[1, 2, 16, 64] v)
-             => (float[1, 2, 16, 64] y) { [attend] y = Attention(q, k, v) }""",
-        says="Attention (node 'attend'): it has no attention in float32: "
-        "take half precision, or products and a Softmax",
-        opset=23,
+        "an operator whose plugin isn't there",
+        """g (float[1, 2, 8, 8] x, float[3, 4] boxes, int64[3] of) => (float[3, 2, 2, 2] y) {
+               [align] y = RoiAlign <output_height = 2, output_width = 2> (x, boxes, of) }""",
+        says="RoiAlign (node 'align'): it has no such operator",
     ),
 )
 """What the parser or the builder refuses."""
