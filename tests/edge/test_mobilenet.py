@@ -142,6 +142,11 @@ def test_one_qdq_file_is_answered_by_the_simulator_as_well_as_by_others(judge: J
 def test_sixteen_bits_of_activations_are_nearer_to_float(judge: Judge) -> None:
     model = judge.quantized(QnnQuantization("uint16"), "qdq16")
     judge.ask("16 bits on QNN sm8550", Qnn(), model, device("qnn:sm8550"))
+    if CROPS > 4:
+        for step in (QnnQuantization(rounding="layer"), QnnQuantization("uint16", "layer")):
+            rounded = judge.quantized(step, f"{step.activations}-layer")
+            name = f"{step.activations} by layer on QNN sm8550"
+            judge.ask(name, Qnn(), rounded, device("qnn:sm8550"))
     assert judge.error("16 bits on QNN sm8550") < judge.error("QDQ on QNN sm8550")
     assert judge.agreement("16 bits on QNN sm8550") >= 0.5
 
