@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("onnxruntime_qnn", reason="needs QNN: pip install 'hasten[edge]'")
 
+from onnx.numpy_helper import to_array
 from tests.edge.edge_models import Build, Digits, device, settled
 
 from hasten.devices import FAMILIES
@@ -19,6 +20,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.frontends.onnx import load, read
 from hasten.model import Model
 from hasten.passes.qnn_quantization import QnnQuantization
+from hasten.passes.weight_rounding import round_weights
 from hasten.search.grid import grid
 from hasten.target import Target
 from hasten.tensors import Array
@@ -94,6 +96,26 @@ class TestQnnQuantization(PassTests):
         data = samples_of(model, count=8)
         exact = answers(model, data, tmp_path / "a")
         assert 0 < error_between(exact, answers(result, data, tmp_path / "b", Qnn())) < self.bound
+
+
+class TestQnnQuantizationByLayer(TestQnnQuantization):
+    @pytest.fixture
+    def value(self) -> QnnQuantization:
+        return QnnQuantization(rounding="layer")
+
+    def test_the_rounded_weights_are_stored_as_they_are(
+        self, model: Model, result: Model, tmp_path: Path
+    ) -> None:
+        (tmp_path / "rounded").mkdir()
+        rounded = round_weights(model, samples_of(model), tmp_path / "rounded")
+        wanted = {t.name: to_array(t) for t in read(rounded.path).graph.initializer}
+        stored = {t.name: to_array(t) for t in read(result.path).graph.initializer}
+        for name in ("w1", "w2"):
+            scale = stored[f"{name}_scale"].reshape(-1, 1, 1, 1)
+            np.testing.assert_allclose(stored[f"{name}_quantized"] * scale, wanted[name], atol=1e-6)
+        np.testing.assert_allclose(
+            stored["w3_quantized"] * stored["w3_scale"], wanted["w3"], atol=1e-6
+        )
 
 
 class TestQnnQuantizationTo16Bits(TestQnnQuantization):
@@ -295,7 +317,8 @@ def test_the_htp_alone_is_offered_its_own_quantization(convnet: Model) -> None:
     assert list(QnnQuantization.variants(convnet, Target.host())) == []
     assert list(QnnQuantization.variants(convnet, phone())) == [
         QnnQuantization(),
-        QnnQuantization("uint16"),
+        QnnQuantization(rounding="layer"),
+        QnnQuantization("uint16", "layer"),
     ]
 
 

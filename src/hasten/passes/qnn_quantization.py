@@ -17,6 +17,7 @@ from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import check_nodes, compute_nodes, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.static_quantization import Reader, prepare, prove_quantized, registered
+from hasten.passes.weight_rounding import round_weights
 from hasten.target import Target
 
 
@@ -24,11 +25,13 @@ from hasten.target import Target
 class QnnQuantization(Pass):
     """Quantize weights to int8 and activations to unsigned integers of 8 or 16 bits.
 
-    Convolutions have one weight scale per output channel, matrix products one per tensor: the HTP
-    has no other. A sigmoid's or tanh's range of 16 bits is the one that its operator is made for.
+    Convolutions and Gemm have one weight scale per output channel, MatMul one per tensor: QNN's takes
+    no other. A sigmoid's or tanh's range of 16 bits is the one that its operator is made for.
 
     Attributes:
         activations: "uint8", the fastest; "uint16", 256 times as fine, for what 8 bits cost too much.
+        rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
+            layer gives moves least; see `weight_rounding`.
         keep_float: Names of nodes to leave alone; the HTP computes them in float16.
         samples: How many samples to calibrate on at most.
 
@@ -36,19 +39,21 @@ class QnnQuantization(Pass):
     """
 
     activations: Literal["uint8", "uint16"] = "uint8"
+    rounding: Literal["nearest", "layer"] = "nearest"
     keep_float: tuple[str, ...] = ()
     samples: int = 100
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield both widths for the HTP, and nothing for any other device."""
+        """Yield the fastest, then the more accurate, for the HTP; nothing for any other device."""
         if target.family == "qnn":
             yield cls()
-            yield cls("uint16")
+            yield cls(rounding="layer")
+            yield cls("uint16", "layer")
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Quantize by the ranges of one sample."""
-        return replace(self, samples=1)(model, calibration, workdir)
+        return replace(self, samples=1, rounding="nearest")(model, calibration, workdir)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
@@ -58,11 +63,14 @@ class QnnQuantization(Pass):
             raise Skipped(
                 "nothing to quantize: there is no convolution or matrix product to take on"
             )
+        source = model
+        if self.rounding == "layer":
+            source = round_weights(model, calibration, workdir, self.keep_float)
         prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
         reader = Reader(CalibrationRequests(model, calibration, self.samples))
         try:
             with silenced(), registered(model.custom_ops):
-                prepare(model, prepared)
+                prepare(source, prepared)
                 self._quantize(prepared, raw, reader)
         except HastenError:
             raise
