@@ -140,7 +140,9 @@ class Fpga(Engine):
         if adders > _HOPELESS * part.luts:  # no need to let yosys count for an hour
             raise CandidateError(too_large(part, "1-bit adders (about)", adders, part.luts))
         netlist = synthesize(sources, part, workdir, _TOOL_LIMIT_S)
-        routed = route(netlist, part, workdir, limit_s=_TOOL_LIMIT_S, seed=self.seed)
+        routed = route(
+            netlist, part, workdir, limit_s=_TOOL_LIMIT_S, seed=self.seed, threads=target.threads
+        )
         netlist.unlink()  # many times the size of all else
         facts = read_json(artifact.path)
         cycles, latency_ns = facts["cycles"], 1e9 * facts["cycles"] / routed.clock_hz

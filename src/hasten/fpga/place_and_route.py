@@ -69,7 +69,9 @@ def synthesize(sources: list[Path], part: Part, folder: Path, limit_s: float) ->
     return netlist
 
 
-def route(netlist: Path, part: Part, folder: Path, *, limit_s: float, seed: int = 1) -> Routed:
+def route(
+    netlist: Path, part: Part, folder: Path, *, limit_s: float, seed: int = 1, threads: int = 1
+) -> Routed:
     """Place and route a netlist.
 
     Args:
@@ -78,6 +80,7 @@ def route(netlist: Path, part: Part, folder: Path, *, limit_s: float, seed: int 
         folder: Where report, configuration and log go.
         limit_s: How long it may take.
         seed: Of the placement.
+        threads: Of the refinement.
 
     Raises:
         CandidateError: it doesn't fit (which resource, by how much), can't be routed, or took too
@@ -98,6 +101,8 @@ def route(netlist: Path, part: Part, folder: Path, *, limit_s: float, seed: int 
         *("--json", str(netlist.resolve())),
         *("--freq", str(_AIMED_MHZ), "--timing-allow-fail"),
         *("--seed", str(seed)),
+        # The router's own refinement anneals: minutes where this takes seconds.
+        *("--parallel-refine", "--threads", str(threads)),
         *("--report", str(report), written, str(folder / "configuration.txt")),
     ]
     try:
