@@ -12,7 +12,7 @@ from hasten.cli.tables import aligned
 from hasten.foreseen import Foresight
 from hasten.progress import Progress
 from hasten.reporting import foresight_rows
-from hasten.reporting.rows import columns, way_columns, won
+from hasten.reporting.rows import columns, latency, way_columns, won
 from hasten.result import Limit, Result, Row
 
 _STAGES = {
@@ -145,6 +145,7 @@ def summary(result: Result, began: float) -> str:
             else []
         ),
         *_ways(result),
+        *_budget(result),
         *result.loads,
         f"for: {result.population}",
         *(
@@ -189,6 +190,14 @@ def _ways(result: Result) -> list[str]:
         return []
     noun = result.asked.noun if result.asked else "score"
     return ["", aligned(way_columns(result.ways, score=noun)), "", won(result)]
+
+
+def _budget(result: Result) -> list[str]:
+    """Whether what ships is within the budget, where that isn't said of ways already."""
+    if result.budget_ns is None or result.ways:
+        return []
+    within = "within" if result.within_budget else "OVER"
+    return [f"{latency(result.latency_ns)}, {within} the budget of {latency(result.budget_ns)}"]
 
 
 def _limits(limits: Sequence[Limit]) -> str:

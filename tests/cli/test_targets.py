@@ -1,0 +1,148 @@
+"""What the command line says of devices, and of bundles for those that aren't here."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import hasten
+from hasten.cli import main
+from hasten.cli.screen import foresight_summary
+from hasten.devices import at_hand
+from hasten.doctor import target_in_words
+from hasten.errors import InputError
+from hasten.foreseen import Foreseen, Foresight
+from hasten.invocation import Invocation
+from hasten.reporting.foresight_rows import columns
+from hasten.result import Asked
+from hasten.target import Target
+from hasten.testing import models, tasks
+
+WITHOUT_FPGA = pytest.mark.skipif(
+    importlib.util.find_spec("da4ml") is not None, reason="the extra fpga is installed"
+)
+
+
+def said(*arguments: object) -> str:
+    """Run a command that must end with 2, and return its one line."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_a_target_that_there_is_none_of_is_refused(tmp_path: Path) -> None:
+    line = said("optimize", "m.onnx", "--data", "e.npz", "--target", "gpu")
+    assert line.startswith("hasten: no target is called 'gpu'; there are: host, cuda, tpu, fpga, ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--engine", "openvino"), ("--little", "small.onnx"), ("--keep-float", "n")],
+)
+def test_what_needs_the_device_is_refused_without_it(option: str, value: str) -> None:
+    line = said("optimize", "m.onnx", "--data", "e.npz", "--target", "fpga", option, value)
+    assert line == f"hasten: {option} is for a device that is here: leave it out with --target"
+
+
+@WITHOUT_FPGA
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    line = said(
+        "optimize", models.linear_classifier(tmp_path), "--data", "e.npz", "--target", "fpga"
+    )
+    wanted = "a design for an FPGA needs da4ml: pip install 'hasten[fpga]'"
+    assert line == f"hasten: no engine to try: {wanted}"
+    assert target_in_words("fpga") == f"FPGA, absent: {wanted}"
+    assert not list(tmp_path.glob("*.work"))
+
+
+def test_doctor_lists_every_target_in_one_line_each() -> None:
+    result = CliRunner().invoke(main, ["doctor"])
+    lines = dict(line.split(":", 1) for line in result.output.splitlines())
+    for name in ("cuda", "tpu", "fpga", "npu", "igpu", "qnn", "litert", "coreml"):
+        assert any(word in lines[name] for word in ("present", "compile-only", "absent")), name
+
+
+def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs hasten[litert]")
+    monkeypatch.chdir(tmp_path)
+    _, (x, y) = tasks.digits()
+    made = hasten.cross_compile(tasks.small_cnn(10), ({"input": x}, y), "litert", max_drop=0.05)
+    assert made.status == "uncertified"
+    assert made.why.startswith("judged on this host, not on a LiteRT interpreter elsewhere")
+    shipped = made.shipped
+    assert shipped is not None
+    assert (shipped.latency_ns, shipped.unit) == (None, "bytes")
+    assert "int8" in shipped.label
+    with pytest.raises(InputError) as error:
+        hasten.bench(made.bundle)
+    assert str(error.value) == (
+        "litert isn't here, and what answers in its place says nothing of its speed: the bundle's report "
+        "has what the device's own tools say"
+    )
+    with pytest.warns(UserWarning, match="not certified here: judged on this host"):
+        loaded = hasten.load(made.bundle)
+    with loaded as model:
+        assert model({"input": x[:1]})["output"].shape == (1, 10)
+    page = hasten.report(made.bundle).read_text()
+    assert "Not known before it runs there." in page
+
+
+ASKED = Asked(Invocation(), "top_k", "top-1 accuracy", "net", 0.01, 0.95, 0, 10, 20)
+ROW = Foreseen(
+    "small",
+    "place-and-route",
+    "+0.00 points lost on 10",
+    latency_ns=91.7,
+    rank=91.7,
+    unit="ns",
+    figures={"cells": 5800.0, "clock_mhz": 109.1},
+    limits={"cells": 83640.0},
+    frontier=True,
+)
+RESULT = Foresight(
+    bundle=Path("m.hasten"),
+    status="certified",
+    why="95% confident",
+    judgement=None,
+    population="these",
+    device="fpga:ecp5-85k",
+    noun="FPGA",
+    rows=(ROW, Foreseen("large", "none", "failed: doesn't fit")),
+    winner="small",
+    compared="the RTL answered 30 samples as its program did",
+    area="cells",
+    notes=(),
+    seconds=1.0,
+    asked=ASKED,
+    budget_ns=90.0,
+)
+
+
+def test_a_latency_stands_only_beside_what_was_placed_and_routed_or_measured() -> None:
+    compiled = replace(
+        ROW, label="compiled", source="compiler estimate", latency_ns=None, unit="cycles"
+    )
+    table = columns(replace(RESULT, rows=(ROW, compiled)))
+    assert table[1][:4] == ("ships", "small", "91.7 ns", "place-and-route")
+    assert table[2][:5] == ("frontier", "compiled", "none", "compiler estimate", "92 cycles")
+    assert table[1][5] == "5,800 of 83,640 (7%)"
+
+
+def test_the_summary_says_that_a_budget_was_missed_and_what_failed() -> None:
+    lines = foresight_summary(RESULT, 0.0).splitlines()
+    assert "OVER the budget of 90 ns" in lines
+    assert "failed: large: failed: doesn't fit" in lines
+    assert "the RTL answered 30 samples as its program did" in lines
+
+
+def test_an_unknown_device_of_a_bundle_is_this_host() -> None:
+    odd = Target.host().with_device("quantum:1", present=True)
+    assert at_hand(odd).kind == "host"
