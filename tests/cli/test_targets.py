@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,10 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
         loaded = hasten.load(made.bundle)
     with loaded as model:
         assert model({"input": x[:1]})["output"].shape == (1, 10)
+    shown = CliRunner().invoke(main, ["inspect", str(made.bundle)])
+    assert "made for:     litert" in shown.output
+    told = CliRunner().invoke(main, ["report", str(made.bundle), "--json"])
+    assert json.loads(told.stdout)["winner"] == shipped.label
     page = hasten.report(made.bundle).read_text()
     assert "Not known before it runs there." in page
 

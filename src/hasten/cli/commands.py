@@ -288,6 +288,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
             ("population", (manifest.certificate or {}).get("population", "none")),
             ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
+            *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
             ("made at", manifest.created),
             ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, each as it was written"),
         ]
@@ -373,9 +374,11 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
     with one_line_errors():
         from hasten import report as run
         from hasten.reporting.evidence import gathered
+        from hasten.reporting.foresight import gathered_foresight
 
         if as_json:
-            click.echo(as_text(gathered(bundle)))
+            found = gathered_foresight(bundle)
+            click.echo(as_text(gathered(bundle) if found is None else found[0]))
             return
         click.echo(f"report: {run(bundle, out)}")
 
