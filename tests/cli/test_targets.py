@@ -97,7 +97,7 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     told = CliRunner().invoke(main, ["report", str(made.bundle), "--json"])
     assert json.loads(told.stdout)["winner"] == shipped.label
     page = hasten.report(made.bundle).read_text()
-    assert "Not known before it runs there." in page
+    assert "No latency is known before it runs there." in page
 
 
 ASKED = Asked(Invocation(), "top_k", "top-1 accuracy", "net", 0.01, 0.95, 0, 10, 20)

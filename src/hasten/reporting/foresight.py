@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from hasten import bundle
 from hasten.bundle import Manifest
 from hasten.errors import IntegrityError
-from hasten.foreseen import Foresight
+from hasten.foreseen import Foreseen, Foresight
 from hasten.records import to_record
 from hasten.reporting.drawing import AFTER, EXACT, QUIET, Plot
 from hasten.reporting.evidence import as_path, numbers
@@ -92,13 +92,7 @@ def _answers(result: Foresight) -> Html:
     if shipped is None:
         cards.append(_card("How fast is it?", "-", "Nothing for the device ships.", "bad"))
     else:
-        fast = latency_of(shipped) if shipped.latency_ns is not None else ranked_by(shipped) or "-"
-        by = (
-            f"By {shipped.source}, not by measurement."
-            if shipped.source != "none"
-            else "Not known before it runs there."
-        )
-        cards.append(_card("How fast is it?", fast, f"{by} {within(result)}".strip(), ""))
+        cards.append(_card("How fast is it?", *_how_fast(shipped, within(result)), ""))
     mark, tone = {
         "certified": ("✓ certified", "good"),
         "exact": ("✓ exact", "good"),
@@ -110,6 +104,21 @@ def _answers(result: Foresight) -> Html:
             _card("Does the device answer so?", "✓ compared", f"{result.compared}.", "good")
         )
     return element("section", element("ol", *cards, class_="answers"), id_="answers")
+
+
+def _how_fast(shipped: Foreseen, budget: str) -> tuple[str, str]:
+    """Its latency, where it has one, and how that is known."""
+    if shipped.latency_ns is not None:
+        return latency_of(shipped), f"By {shipped.source}, not by measurement. {budget}".strip()
+    said = "No latency is known before it runs there."
+    if ranked := ranked_by(shipped):
+        by = (
+            "a compiler's estimate"
+            if shipped.source == "compiler estimate"
+            else "no estimate of speed"
+        )
+        said += f" Candidates were compared by {shipped.unit}: {ranked}, {by}."
+    return "not known", f"{said} {budget}".strip()
 
 
 def _card(question: str, fact: str, said: str, tone: str) -> Html:
@@ -152,14 +161,16 @@ def _frontier(result: Foresight) -> Html:
         axes.plot([x for x, _ in line], [y for _, y in line], color=AFTER.stand_in, linewidth=1.2)
         if result.budget_ns is not None and unit == "ns":
             axes.axhline(result.budget_ns, color=EXACT.stand_in, linestyle="--", linewidth=1)
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        budget = [result.budget_ns] if result.budget_ns is not None and unit == "ns" else []
+        axes.set_xlim(0, 1.1 * max(row.figures[area] for row in points))
+        axes.set_ylim(0, 1.15 * max([row.rank or 0.0 for row in points] + budget))
         axes.set_xlabel("area, cells" if unit == "ns" else "memory, bytes")
         axes.set_ylabel(f"latency, {unit}" if unit == "ns" else unit)
 
+    title = "Latency against area" if unit == "ns" else f"{unit.capitalize()} against memory"
     plot = Plot(
         "frontier",
-        "Latency against area",
+        title,
         f"{len(points)} candidates; {len(best)} of them are on the frontier: no other under the limit is "
         "both faster and smaller.",
         draw,
@@ -176,7 +187,7 @@ def _frontier(result: Foresight) -> Html:
     )
     return section(
         "frontier",
-        "Latency against area",
+        title,
         plot.html(
             "Each dot is a candidate that the device's tools took; those joined by the line are the frontier."
         ),

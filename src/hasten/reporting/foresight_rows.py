@@ -64,8 +64,9 @@ def headline(result: Foresight) -> str:
     if shipped is None:
         return "Nothing for the device ships"
     sure = {"certified": "certified", "exact": "exact", "uncertified": "not certified"}
-    how = latency_of(shipped) if shipped.latency_ns is not None else ranked_by(shipped)
-    return f"{how or 'Made for the device'}, {sure[result.status]}"
+    if shipped.latency_ns is None:
+        return f"Made for {result.device}, {sure[result.status]}"
+    return f"{latency_of(shipped)} by {shipped.source}, {sure[result.status]}"
 
 
 def within(result: Foresight) -> str:
