@@ -220,7 +220,7 @@ def _facts(compiled: Any, device: Any, target: Target) -> dict[str, Any]:
         "loops_of_unknown_length": cycles.endless,
         "flops": costs.get("flops", 0.0),
         "accessed_bytes": costs.get("bytes accessed", 0.0),
-        "peak_memory_bytes": memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes,
+        "peak_memory_bytes": memory.peak_memory_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
