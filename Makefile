@@ -43,7 +43,7 @@ test-triton: $(VENV)/.test
 # FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian.
 test-fpga:
 	$(PYTHON) -m venv .venv-fpga
-	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout scikit-learn
+	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout scikit-learn skl2onnx
 	.venv-fpga/bin/python -m pytest -o timeout=900 tests/fpga
 
 # QNN and Core ML Tools have an environment of their own; real weights and pictures come with it.

@@ -15,7 +15,8 @@ from hasten.engines.base import Artifact
 from hasten.engines.fixed_point import FixedPointProgram
 from hasten.engines.fpga import Fpga
 from hasten.errors import CandidateError, InputError
-from hasten.fpga import toolchain
+from hasten.fpga import design as rtl
+from hasten.fpga import program, toolchain
 from hasten.frontends.torch import export
 from hasten.passes.fixed_point import FixedPoint
 from hasten.target import Target
@@ -43,17 +44,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     )
     fixed = FixedPoint(5, 5, 5)(model, ArrayDataset({"input": x}), folder / "fixed")
     target = find_target("fpga:ecp5-25k")
-    program = FixedPointProgram().build(fixed, Target.host(), folder / "program")
-    return Fpga(2.0).build(fixed, target, folder / "rtl"), program, held_out
+    made = FixedPointProgram().build(fixed, Target.host(), folder / "program")
+    return Fpga(2.0).build(fixed, target, folder / "rtl"), made, held_out
 
 
 def test_the_rtl_answers_the_whole_test_set_as_its_program_does_bit_for_bit(
     built: Built, target: Target
 ) -> None:
-    design, program, x = built
-    with Fpga(2.0).open(design, target) as rtl, FixedPointProgram().open(program, target) as exact:
-        assert rtl.properties()["answers"].startswith("the RTL, by Verilator")
-        found, wanted = rtl.run({"input": x}), exact.run({"input": x})
+    design, made, x = built
+    with (
+        Fpga(2.0).open(design, target) as simulated,
+        FixedPointProgram().open(made, target) as exact,
+    ):
+        assert simulated.properties()["answers"].startswith("the RTL, by Verilator")
+        found, wanted = simulated.run({"input": x}), exact.run({"input": x})
     (name,) = wanted
     assert len(x) == 285
     assert (
@@ -107,6 +111,22 @@ def _simulated(folder: Path, made: Path, again: Path | None = None) -> str:
     return ran.stdout
 
 
+def test_the_project_for_vitis_is_the_same_program_in_another_language(
+    built: Built, tmp_path: Path
+) -> None:
+    """Vitis isn't here; its sources are compiled by g++, with the number types that da4ml brings."""
+    from da4ml.codegen import HLSModel
+
+    design, _, x = built
+    loaded = program.load(design.path.parent / program.PROGRAM)
+    emulated = HLSModel(loaded.logic, "network", tmp_path, flavor="vitis", print_latency=False)
+    emulated.compile(openmp=False)
+    kept = design.path.parent / "vitis" / "src" / "network.hh"
+    assert kept.read_bytes() == (tmp_path / "src" / "network.hh").read_bytes()
+    rounded = loaded.ports.encode({"input": x})
+    assert np.array_equal(np.asarray(emulated.predict(rounded)), loaded.answers(rounded))
+
+
 def test_rtl_that_was_changed_is_not_compiled(built: Built, target: Target, tmp_path: Path) -> None:
     design, _, _ = built
     folder = shutil.copytree(design.path.parent, tmp_path / "copy")
@@ -124,11 +144,16 @@ def test_rtl_that_was_changed_is_not_compiled(built: Built, target: Target, tmp_
 def test_without_verilator_the_program_answers_and_says_so(
     built: Built, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    design, program, x = built
+    design, made, x = built
     monkeypatch.setattr(toolchain, "find", lambda name: None)
-    with Fpga(2.0).open(design, target) as rtl, FixedPointProgram().open(program, target) as exact:
-        assert rtl.properties() == {"answers": "the fixed-point program: Verilator isn't installed"}
-        found, wanted = rtl.run({"input": x}), exact.run({"input": x})
+    with (
+        Fpga(2.0).open(design, target) as simulated,
+        FixedPointProgram().open(made, target) as exact,
+    ):
+        assert simulated.properties() == {
+            "answers": "the fixed-point program: Verilator isn't installed"
+        }
+        found, wanted = simulated.run({"input": x}), exact.run({"input": x})
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
@@ -150,9 +175,6 @@ def test_more_additions_in_a_cycle_take_fewer_cycles(
     design, _, _ = built
     cycles = []
     for cut in (1.0, 2.0, 4.0):
-        from hasten.fpga import design as rtl
-        from hasten.fpga import program
-
         loaded = program.load(design.path.parent / "program.json")
         cycles.append(rtl.pipelined(loaded, cut).cycles)
     assert cycles == sorted(cycles, reverse=True)
