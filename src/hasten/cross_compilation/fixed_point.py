@@ -74,8 +74,11 @@ class FixedPointSearch:
             failures = 0 if self.board.able(trial) else failures + 1
 
     def _narrow_layers(self) -> None:
-        """From the smallest that is under the limit, take bits where they cost least accuracy."""
-        best = self._smallest(FixedPoint)
+        """From the fewest bits for all that are under the limit, take bits where they cost least accuracy.
+
+        A resumed run takes the same way, over what the journal has.
+        """
+        best = self._fewest_for_all()
         left = _REFINED
         while best is not None and left > 0 and not self._late:
             step = best.candidate.passes[-1]
@@ -93,9 +96,10 @@ class FixedPointSearch:
                 return
             best = better
 
-    def _smallest(self, kind: type[Pass]) -> Trial | None:
-        """Return the smallest program of a kind that is under the limit."""
-        able = [t for t in self._programs() if isinstance(t.candidate.passes[-1], kind)]
+    def _fewest_for_all(self) -> Trial | None:
+        """Return the smallest program under the limit whose numbers all have the same width."""
+        alike = {FixedPoint(bits, bits, bits) for bits in WIDTHS}
+        able = [t for t in self._programs() if t.candidate.passes[-1] in alike]
         return min(able, key=_cost, default=None)
 
     def _programs(self) -> list[Trial]:

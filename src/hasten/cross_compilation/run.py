@@ -240,6 +240,8 @@ class _Run:
                 f"the original's own {self.board.metric.noun} is {100 * share:.1f}% on "
                 f"{len(self.parts.search):,} samples of the search split"
             )
+        if self.board.journal.last("ladder") is not None:
+            return  # a stopped run was past it
         if self.target.family == "fpga":
             trained = [] if training is None else trainings(self.board, training)
             FixedPointSearch(self.board, trained, self.wanted.listen).explore()
