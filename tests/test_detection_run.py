@@ -58,7 +58,7 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
             max_drop=0.2,
             calibration=10,
             engines=("openvino",),
-            time_limit_s=45,
+            time_limit_s=120,
             out=tmp_path / "yolo.hasten",
         )
     assert result.status in ("certified", "exact"), result.why

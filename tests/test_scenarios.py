@@ -258,4 +258,4 @@ def test_words_that_do_not_go_together_are_refused(
 def test_a_latency_has_a_unit(exact_bundle: Path) -> None:
     shown = run("bench", exact_bundle, "--scenario", "server", "--latency-bound", "20")
     assert shown.exit_code == 2
-    assert "'20' is no latency; write 20ms, 500us or 0.02s" in shown.stderr
+    assert "'20' is no latency; write 20ms, 500us, 200ns or 0.02s" in shown.stderr
