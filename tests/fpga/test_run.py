@@ -28,8 +28,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Foresight:
     folder = tmp_path_factory.mktemp("run")
     _, (x, y) = tasks.cancer()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fixed_point, "WIDTHS", (8, 6, 4, 3))
-        patch.setattr(fixed_point, "_REFINED", 3)
+        patch.setattr(fixed_point, "WIDTHS", (6, 5, 4))
+        patch.setattr(fixed_point, "_REFINED", 2)
         patch.setattr(fixed_point, "_DESIGNS", 2)
         patch.setattr(fixed_point, "_TUNED", 0)
         return hasten.cross_compile(
