@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -14,34 +13,37 @@ from hasten.candidate import label
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
 from hasten.certification import guarded
-from hasten.data.images import ImageFolder
-from hasten.data.source import open_data
 from hasten.delivery import Compared, Delivery, check_place
 from hasten.devices import family_of, find_target
 from hasten.engines.installed import ENGINES
 from hasten.errors import InputError
-from hasten.frontends.source import find_model, load_model, load_with_data
+from hasten.frontends.source import find_model, load_model
 from hasten.invocation import invocation
 from hasten.measure.environment import versions
 from hasten.measure.intervals import Statistic
 from hasten.measure.latency import Pace, pace_for
 from hasten.measure.scenario import check_bound
-from hasten.measure.workbench import Workbench
 from hasten.metrics.base import Metric
 from hasten.metrics.custom import Custom
 from hasten.model import Model
 from hasten.passes.little import Little, Student
 from hasten.passes.onnx_files import check_nodes, read_onnx
-from hasten.pipeline.base import Pipeline, check_steps
-from hasten.pipeline.config import from_module
-from hasten.preparation import cleared_up, metric_for, shortfall, warnings
+from hasten.pipeline.base import Pipeline
+from hasten.preparation import (
+    check_seconds,
+    cleared_up,
+    metric_for,
+    prepare,
+    shortfall,
+    warnings,
+)
 from hasten.progress import Listener, nobody
 from hasten.result import Result
 from hasten.run import Run
 from hasten.search.grid import grid
 from hasten.search.order import Order
 from hasten.tensors import Array
-from hasten.workspace import SEARCH_VERSION, Parts, check_same_run, claimed, data_digest, lay_out
+from hasten.workspace import SEARCH_VERSION, Parts, check_same_run, claimed, data_digest
 
 
 def optimize(
@@ -122,12 +124,8 @@ def optimize(
     check_limits(max_drop, confidence)
     if objective not in get_args(Statistic):
         raise InputError(f"the objective is p50, p99 or mean: got {objective!r}")
-    for name, limit_s in (("time", time_limit_s), ("trial", trial_limit_s)):
-        if limit_s is not None and not limit_s > 0:
-            raise InputError(f"the {name} limit is in seconds, above 0: got {limit_s}")
+    check_seconds({"time limit": time_limit_s, "trial limit": trial_limit_s, "budget": budget_s})
     check_bound(latency_bound_s)
-    if budget_s is not None and not (math.isfinite(budget_s) and budget_s > 0):
-        raise InputError(f"the budget is in seconds, above 0: got {budget_s}")
     bundle = Path(out)
     check_place(bundle)
     device = find_target(target)
@@ -140,19 +138,17 @@ def optimize(
         engines = family_of(device).engines
     folder = bundle.with_name(bundle.name + ".work")
     with claimed(folder, resume=resume) as journal, cleared_up(folder, journal):
-        model = find_model(model)
-        preparation = pipeline or from_module(model)
-        check_steps(preparation)
-        source, dataset = load_with_data(model, data, preparation, custom_ops, folder)
-        if isinstance(dataset, ImageFolder):
-            pipeline = preparation  # tensors were prepared by whoever made them
-        known = (
-            None
-            if training is None
-            else open_data(training, source.inputs, preparation, folder / "unpacked-training")
+        ready = prepare(
+            model,
+            data,
+            folder,
+            training=training,
+            pipeline=pipeline,
+            calibration=calibration,
+            seed=seed,
+            custom_ops=custom_ops,
         )
-        parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
-        source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
+        source, parts, pipeline = ready.model, ready.parts, ready.pipeline
         check_nodes(read_onnx(source, weights=False), keep_float)
         students = _students(little)
         smaller = _littles(students, source, parts, custom_ops, folder)
@@ -187,15 +183,7 @@ def optimize(
             Compared({one.name: one.trained for one in students if one.name}, budget_s),
         )
         run = Run(
-            bench=Workbench(
-                folder,
-                device,
-                limit_s=trial_limit_s,
-                memory_bytes=device.memory_bytes // 2,
-                model=source,
-                calibration=parts.calibration,
-                calibration_hash=parts.calibration_hash,
-            ),
+            bench=ready.bench(device, trial_limit_s),
             journal=journal,
             parts=parts,
             order=Order(scored, guard, max_drop, confidence, seed, kept, deadline, objective),
@@ -204,8 +192,8 @@ def optimize(
             pace=pace_for(objective, min(Pace.limit_s, trial_limit_s)),
         )
         run.notes += notes
-        calibrating = 0 if known is not None else calibration
-        if pipeline is not None and isinstance(dataset, ImageFolder):
+        calibrating = 0 if ready.training is not None else calibration
+        if pipeline is not None and ready.images:
             run.notes.append(f"images were prepared by {', '.join(map(label, pipeline.steps))}")
         run.notes += warnings(parts, scored, guard, max_drop, confidence, calibrating)
         with contextlib.closing(run):

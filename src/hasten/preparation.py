@@ -1,26 +1,125 @@
-"""What a run does before it tries anything, whatever the device: the metric, and what the data can show."""
+"""What a run does before it tries anything, whatever the device: model and data, and what these can show."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
 from hasten.certificate.planning import samples_needed
 from hasten.certificate.verdict import Guard, Judgement, goal
+from hasten.data.dataset import Dataset
+from hasten.data.images import ImageFolder
+from hasten.data.source import open_data
 from hasten.errors import InputError, full_disk
+from hasten.frontends.source import find_model, load_with_data
+from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
 from hasten.metrics.detection_f1 import DetectionF1
 from hasten.model import Model
+from hasten.pipeline.base import Pipeline, check_steps
+from hasten.pipeline.config import from_module
 from hasten.records import type_name
 from hasten.search.journal import Journal
-from hasten.workspace import Parts
+from hasten.target import Target
+from hasten.workspace import Parts, lay_out
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model and its data, read and split.
+
+    Attributes:
+        model: With the shapes that the data settle.
+        parts: The data, laid out in the run's folder.
+        training: What was given besides, to train on and to calibrate from.
+        pipeline: From an image file to the model's input; None where there is none.
+        images: Whether the data are image files, which the pipeline prepared.
+        folder: The run's.
+    """
+
+    model: Model
+    parts: Parts
+    training: Dataset | None
+    pipeline: Pipeline | None
+    images: bool
+    folder: Path
+
+    def bench(self, device: Target, limit_s: float) -> Workbench:
+        """Return where candidates are made for a device, each step within a limit."""
+        return Workbench(
+            self.folder,
+            device,
+            limit_s=limit_s,
+            memory_bytes=device.memory_bytes // 2,
+            model=self.model,
+            calibration=self.parts.calibration,
+            calibration_hash=self.parts.calibration_hash,
+        )
+
+
+def prepare(
+    model: Any,
+    data: Any,
+    folder: Path,
+    *,
+    training: Any,
+    pipeline: Pipeline | None,
+    calibration: int,
+    seed: int,
+    custom_ops: Sequence[Path] = (),
+    keep_program: bool = False,
+) -> Prepared:
+    """Read a model and data as a run was given them, and split the data.
+
+    Args:
+        model: As `hasten.optimize` takes it, and so all others.
+        data: The same.
+        folder: The run's, claimed.
+        training: The same; None where there is none.
+        pipeline: The same; by default what the model says of itself.
+        calibration: How many samples set ranges, at most.
+        seed: Of the split.
+        custom_ops: Libraries with operators of the model's own.
+        keep_program: Keep the exported program of a live model beside its ONNX file.
+
+    Raises:
+        InputError: the model or the data can't be used.
+    """
+    model = find_model(model)
+    preparation = pipeline or from_module(model)
+    check_steps(preparation)
+    source, dataset = load_with_data(
+        model, data, preparation, custom_ops, folder, keep_program=keep_program
+    )
+    images = isinstance(dataset, ImageFolder)  # tensors were prepared by whoever made them
+    known = (
+        None
+        if training is None
+        else open_data(training, source.inputs, preparation, folder / "unpacked-training")
+    )
+    parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
+    source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
+    return Prepared(source, parts, known, preparation if images else pipeline, images, folder)
+
+
+def check_seconds(limits: Mapping[str, float | None]) -> None:
+    """Check limits that are in seconds, by name; None is no limit.
+
+    Raises:
+        InputError: one isn't above 0.
+    """
+    for name, limit_s in limits.items():
+        if limit_s is not None and not (math.isfinite(limit_s) and limit_s > 0):
+            raise InputError(f"the {name} is in seconds, above 0: got {limit_s}")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Foresight:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fixed_point, "WIDTHS", (6, 5, 4))
         patch.setattr(fixed_point, "_REFINED", 2)
-        patch.setattr(fixed_point, "_DESIGNS", 2)
         patch.setattr(fixed_point, "_TUNED", 0)
         return hasten.cross_compile(
             tasks.perceptron((6,), 40),

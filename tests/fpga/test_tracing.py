@@ -13,7 +13,7 @@ import pytest
 from hasten.data.arrays import ArrayDataset
 from hasten.errors import CandidateError
 from hasten.fpga import program
-from hasten.fpga.tracing import Overflow
+from hasten.fpga.values import Overflow
 from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.fixed_point import FixedPoint

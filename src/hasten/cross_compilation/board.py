@@ -14,11 +14,13 @@ from hasten.candidate import Single, Trial
 from hasten.certificate.drop import Drop, observed_drop
 from hasten.data.spool import Spool
 from hasten.engines.base import Artifact
+from hasten.engines.estimates import Estimate
 from hasten.errors import CandidateError, InputError
 from hasten.measure.accuracy import ExactAnswers, scored
 from hasten.measure.workbench import Opened, Workbench
 from hasten.metrics.base import Metric
 from hasten.passes.base import Skipped
+from hasten.progress import Listener, nobody
 from hasten.records import from_record
 from hasten.search.journal import Journal
 from hasten.search.order import Order
@@ -41,6 +43,7 @@ class Board:
         units: Samples with one number were drawn together.
         order: What was asked for.
         sealed_draws: How many draws there are to certify by.
+        listen: Told of each step.
         done: Key -> trial.
         exact: The original, on this host.
     """
@@ -51,6 +54,7 @@ class Board:
     units: Array
     order: Order
     sealed_draws: int
+    listen: Listener = nobody
     done: dict[str, Trial] = field(default_factory=dict)
     exact: Single = field(init=False)
     exact_artifact: Artifact = field(init=False)
@@ -241,6 +245,11 @@ class Board:
         whole = trial.scores is not None and len(trial.scores) == len(self.samples)
         return whole and not trial.failure and float(self.drops(trial).mean()) < self.order.max_drop
 
+    def estimated(self) -> list[Trial]:
+        """Trials that the device's tools told of, the fastest first where they rank."""
+        found = [t for t in self.done.values() if t.estimate and not t.failure]
+        return sorted(found, key=lambda t: (rank(t), self.risk(t)))
+
     @property
     def binary(self) -> bool:
         """Whether every score on the search split is 0 or 1."""
@@ -267,3 +276,20 @@ class Board:
         self.done[trial.candidate.key] = trial
         self.journal.append("trial", trial=trial)
         return trial
+
+
+def ranked(trial: Trial) -> tuple[float, str]:
+    """What trials are compared by, less is better, and its unit: bytes where the tools rank nothing."""
+    estimate: Estimate | None = trial.estimate
+    if estimate is None:
+        return float("inf"), ""
+    if estimate.rank is not None:
+        return estimate.rank, estimate.unit
+    sizes = [value for name, value in estimate.figures.items() if name.endswith("bytes")]
+    artifact = trial.artifact
+    return (sizes or [0.0 if artifact is None else float(artifact.size_bytes)])[0], "bytes"
+
+
+def rank(trial: Trial) -> float:
+    """What trials are compared by, less is better."""
+    return ranked(trial)[0]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from hasten.candidate import Trial
+from hasten.candidate import Single, Trial
 from hasten.cross_compilation.board import Board
 from hasten.data.spool import Spool
+from hasten.engines.fixed_point import FixedPointProgram
 from hasten.errors import CandidateError
+from hasten.progress import Progress
 
 
 def compare(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
@@ -35,3 +37,19 @@ def compare(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
                     )
             count += len(next(iter(mine.values())))
     return count
+
+
+def compare_with_program(board: Board, trial: Trial, samples: Spool) -> int:
+    """Let a design's RTL and the program that it was made of answer samples.
+
+    Returns:
+        How many samples were compared; 0 of what is no design.
+
+    Raises:
+        CandidateError: they differ, or one of both fails.
+    """
+    program = board.done.get(Single(trial.candidate.passes, FixedPointProgram()).key)
+    if program is None or program is trial:
+        return 0
+    board.listen(Progress("certify", f"comparing the RTL of {trial.candidate.label}", 0, 1))
+    return compare(board, program, trial, samples)

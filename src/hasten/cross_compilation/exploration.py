@@ -7,24 +7,23 @@ from collections.abc import Sequence
 
 from hasten.candidate import Single
 from hasten.cross_compilation.board import Board
-from hasten.progress import Listener, Progress
+from hasten.progress import Progress
 
 
-def explore(board: Board, candidates: Sequence[Single], listen: Listener) -> None:
+def explore(board: Board, candidates: Sequence[Single]) -> None:
     """Judge candidates on this host, and ask the device's tools about those that are under the limit.
 
     Args:
         board: Where they are made.
         candidates: In the order to try them.
-        listen: Told of each.
     """
     deadline = board.order.deadline
     for number, candidate in enumerate(candidates):
         if deadline is not None and time.monotonic() > deadline:
             return
-        listen(Progress("try", candidate.label, number, len(candidates)))
+        board.listen(Progress("try", candidate.label, number, len(candidates)))
         trial = board.judge(candidate)
         if board.able(trial) or (candidate.exact and trial.scores):
             trial = board.estimate(trial)
         said = f"{candidate.label}: {board.said(trial)}"
-        listen(Progress("try", candidate.label, number + 1, len(candidates), said))
+        board.listen(Progress("try", candidate.label, number + 1, len(candidates), said))

@@ -7,21 +7,21 @@ import time
 from collections.abc import Iterator, Sequence
 
 from hasten.candidate import Single, Trial
-from hasten.cross_compilation.board import Board
+from hasten.cross_compilation.board import Board, rank
 from hasten.engines.fixed_point import FixedPointProgram, cost, layers
 from hasten.engines.fpga import Fpga
 from hasten.passes.base import Pass
 from hasten.passes.fixed_point import FixedPoint, LayerWidth
-from hasten.progress import Listener, Progress
+from hasten.progress import Progress
 
 WIDTHS = (12, 10, 8, 7, 6, 5, 4, 3)
 _LEAST = 2
 _REFINED = 24
 """Programs that are made on the way to fewer bits of single layers."""
-_DESIGNS = 3
-"""Programs that designs are made of."""
 _TUNED = 1
 """Designs that other cuts are tried of."""
+_SMALLER = 0.9
+"""Times the adders of what couldn't be routed: what hardly has fewer can't be either."""
 
 
 @dataclasses.dataclass
@@ -30,18 +30,15 @@ class FixedPointSearch:
 
     Attributes:
         board: Where candidates are made.
-        trained: Passes that hand in programs of networks trained for few bits.
-        listen: Told of each step.
+        trained: Passes that hand in programs of networks trained for fewer and fewer bits.
     """
 
     board: Board
     trained: Sequence[Pass]
-    listen: Listener
 
     def explore(self) -> None:
-        """Try widths for the whole network, then for single layers; make designs of the best."""
-        for step in self.trained:
-            self._judge(step)
+        """Train for few bits, try widths for the whole network, then for single layers; make designs."""
+        self._train()
         self._narrow_all()
         self._narrow_layers()
         self._designs()
@@ -54,13 +51,22 @@ class FixedPointSearch:
     def _judge(self, step: Pass) -> Trial:
         candidate = Single((step,), FixedPointProgram())
         count = len(self.board.done)
-        self.listen(Progress("widths", candidate.label, count, count + 1))
+        self.board.listen(Progress("widths", candidate.label, count, count + 1))
         trial = self.board.judge(candidate)
         said = f"{candidate.label}: {self.board.said(trial)}"
         if trial.properties and not trial.failure:
             said += f", some {cost(trial.properties):,.0f} adders"
-        self.listen(Progress("widths", candidate.label, count + 1, count + 1, said))
+        self.board.listen(Progress("widths", candidate.label, count + 1, count + 1, said))
         return trial
+
+    def _train(self) -> None:
+        """Train for fewer and fewer bits, until too much is lost."""
+        for step in self.trained:
+            if self._late:
+                return
+            trial = self._judge(step)
+            if trial.failure or not self.board.able(trial):
+                return
 
     def _narrow_all(self) -> None:
         """Give all numbers fewer and fewer bits, until twice in a row too much is lost."""
@@ -110,50 +116,50 @@ class FixedPointSearch:
             if isinstance(trial.candidate.engine, FixedPointProgram) and self.board.able(trial)
         ]
 
-    def _worth_a_design(self) -> list[Trial]:
+    def _front(self) -> list[Trial]:
         """Return programs that no other is both as small and as safe as, the smallest first."""
         kept: list[Trial] = []
         for trial in sorted(self._programs(), key=_cost):
             if not kept or self.board.risk(trial) < self.board.risk(kept[-1]):
                 kept.append(trial)
-        if len(kept) > _DESIGNS:
-            span = (len(kept) - 1) / (_DESIGNS - 1)
-            kept = [kept[round(i * span)] for i in range(_DESIGNS)]
         return kept
 
     def _designs(self) -> None:
-        """Place and route designs of the programs worth it, then other cuts of the fastest."""
-        made = [
-            self._design(program, Fpga()) for program in self._worth_a_design() if not self._late
-        ]
-        for trial in sorted((t for t in made if t.estimate), key=_rank)[:_TUNED]:
-            program = self.board.done[Single(trial.candidate.passes, FixedPointProgram()).key]
-            for engine in trial.candidate.engine.tunings(self.board.bench.target):
+        """Place and route designs of the programs worth it, then other cuts of what will probably ship."""
+        front = self._front()
+        made: dict[int, Trial] = {}
+        for wanted in worth_designs([self.board.risk(t) for t in front], self.board.order.max_drop):
+            # What doesn't fit, or isn't routed in time, gives way to something smaller.
+            for place in range(wanted, -1, -1):
+                if place in made or self._late:
+                    break
+                if place < wanted and _cost(front[place]) > _SMALLER * _cost(front[place + 1]):
+                    continue
+                made[place] = self._design(front[place], Fpga())
+                if made[place].estimate is not None:
+                    break
+        routed = [place for place, trial in made.items() if trial.estimate is not None]
+        for place in routed[:_TUNED]:
+            for engine in made[place].candidate.engine.tunings(self.board.bench.target):
                 if self._late:
                     return
                 assert isinstance(engine, Fpga)
-                self._design(program, engine)
+                self._design(front[place], engine)
 
     def _design(self, program: Trial, engine: Fpga) -> Trial:
         candidate = Single(program.candidate.passes, engine)
         count = len(self.board.done)
-        self.listen(Progress("design", candidate.label, count, count + 1))
+        self.board.listen(Progress("design", candidate.label, count, count + 1))
         trial = self.board.estimate(self.board.made_as(program, candidate))
         said = f"{candidate.label}: {self.board.said(trial)}"
         if trial.estimate is not None:
-            said = f"{candidate.label}: {_rank(trial):.1f} ns, place-and-route"
-        self.listen(Progress("design", candidate.label, count + 1, count + 1, said))
+            said = f"{candidate.label}: {rank(trial):.1f} ns, place-and-route"
+        self.board.listen(Progress("design", candidate.label, count + 1, count + 1, said))
         return trial
 
 
 def _cost(trial: Trial) -> float:
     return cost(trial.properties or {})
-
-
-def _rank(trial: Trial) -> float:
-    assert trial.estimate is not None
-    assert trial.estimate.rank is not None
-    return trial.estimate.rank
 
 
 def _fewer(step: FixedPoint, nodes: Sequence[str]) -> Iterator[FixedPoint]:
@@ -188,3 +194,23 @@ def _less(step: FixedPoint, weights: int, activations: int) -> tuple[LayerWidth,
         )
         for layer in step.layers
     )
+
+
+def worth_designs(risks: Sequence[float], max_drop: float) -> list[int]:
+    """Choose programs to make designs of, the one that will probably ship first.
+
+    Args:
+        risks: The falls that programs would probably be certified for, the smallest program first,
+            falling.
+        max_drop: The limit.
+
+    Returns:
+        Places in `risks`: the smallest that would be certified, one that is twice as safe, or the
+        safest, for the case that it isn't, and the smallest of all, for the case of luck.
+    """
+    if not risks:
+        return []
+    last = len(risks) - 1
+    likely = next((i for i, risk in enumerate(risks) if risk <= max_drop), last)
+    safer = next((i for i, risk in enumerate(risks) if risk <= max_drop / 2), last)
+    return list(dict.fromkeys((likely, safer, 0)))

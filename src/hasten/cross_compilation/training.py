@@ -10,8 +10,8 @@ from hasten.data.spool import write_spool
 from hasten.passes.hgq_training import HgqTraining
 from hasten.records import digest
 
-PRESSURES = (1.0, 5.0, 20.0)
-"""How much the bits of all products weigh at the end: from hardly smaller to small."""
+PRESSURES = (1.0, 5.0, 20.0, 80.0, 320.0)
+"""How much the bits of all products weigh at the end: from hardly smaller to as small as it gets."""
 _LEAST_EPOCHS, _MOST_EPOCHS = 20, 300
 _SEEN = 80_000
 """Samples that a training sees, over all epochs."""

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from hasten.errors import CandidateError
 from hasten.fpga.program import Epilogue
 from hasten.fpga.ranges import Range
+from hasten.fpga.values import attributes
 from hasten.tensors import Array
 
 
@@ -155,7 +156,7 @@ class _Builder:
         """A Gemm or a MatMul."""
         from hgq.layers import QDense
 
-        settings = _attributes(node)
+        settings = attributes(node)
         weights = self.constant(node, 1)
         assert weights is not None
         if settings.get("transA", 0) or weights.ndim != 2:
@@ -177,7 +178,7 @@ class _Builder:
         """A two-dimensional convolution."""
         from hgq.layers import QConv2D
 
-        settings, weights = _attributes(node), self.constant(node, 1)
+        settings, weights = attributes(node), self.constant(node, 1)
         assert weights is not None
         if weights.ndim != 4 or settings.get("group", 1) != 1:
             raise CandidateError(f"this Conv (node {node.name!r}) can't be trained for few bits")
@@ -231,7 +232,7 @@ class _Builder:
 
     def affine(self, node: onnx.NodeProto) -> Any:
         """A normalization, or a sum or product with constants of each channel: left to the next product."""
-        value, settings = self._values[node.input[0]], _attributes(node)
+        value, settings = self._values[node.input[0]], attributes(node)
         shape = self._ranges[node.input[0]].low.shape
         scale, offset = np.ones(shape[1]), np.zeros(shape[1])
         if node.op_type == "BatchNormalization":
@@ -269,7 +270,7 @@ class _Builder:
         """A pooling over windows."""
         import hgq.layers
 
-        settings = _attributes(node)
+        settings = attributes(node)
         kernel = tuple(settings["kernel_shape"])
         strides = tuple(settings.get("strides", (1,) * len(kernel)))
         pads = list(settings.get("pads", (0,) * 2 * len(kernel)))
@@ -306,10 +307,6 @@ class _Builder:
     def kept(self, node: onnx.NodeProto) -> Any:
         """What does nothing."""
         return self._values[node.input[0]]
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
 _LAYERS: Mapping[str, Callable[[_Builder, onnx.NodeProto], Any]] = {

@@ -16,7 +16,8 @@ from hasten.errors import CandidateError
 from hasten.fpga import program
 from hasten.fpga.program import VECTORS
 from hasten.fpga.ranges import observed
-from hasten.fpga.tracing import PRODUCTS, TREES, Overflow, Widths, trace
+from hasten.fpga.tracing import TREES, trace
+from hasten.fpga.values import PRODUCTS, Overflow, Widths
 from hasten.model import Format, Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
