@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hasten.cross_compilation import fixed_point
 from hasten.errors import InputError
 from hasten.foreseen import Foresight
 from hasten.fpga import toolchain
+from hasten.progress import Listener, Progress
 from hasten.testing import tasks
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
@@ -101,6 +103,57 @@ def test_the_report_says_where_each_figure_comes_from(made: Foresight) -> None:
     assert again.read_text() == page
     record = json.loads((made.bundle / "evidence" / "foresight.json").read_bytes())
     assert record["device"] == "fpga:ecp5-25k"
+
+
+class _Stopped(Exception):
+    """Somebody pressed a key."""
+
+
+@pytest.mark.parametrize("stage", ["design", "certify"])
+def test_a_stopped_run_goes_on_where_it_was(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
+    monkeypatch.setattr(fixed_point, "_REFINED", 0)
+    monkeypatch.setattr(fixed_point, "_TUNED", 0)
+    _, (x, y) = tasks.cancer()
+    journal = tmp_path / "made.hasten.work" / "journal.jsonl"
+    network = tasks.perceptron((4,), 20)
+
+    def events() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in journal.read_text().splitlines()]
+
+    def run(listen: Listener, *, resume: bool) -> Foresight:
+        return hasten.cross_compile(
+            network,
+            ({"input": x}, y),
+            "fpga:ecp5-25k",
+            max_drop=0.05,
+            out=tmp_path / "made.hasten",
+            resume=resume,
+            listen=listen,
+        )
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        run(stop, resume=False)
+    before = [event["kind"] for event in events()]
+    assert "trial" in before
+    after: list[str] = []
+
+    def watch(progress: Progress) -> None:
+        after[:] = [event["kind"] for event in events()]
+
+    made = run(watch, resume=True)
+    assert made.status == "certified", made.why
+    # One program and its design: made once, the design once more with what place and route said.
+    assert after[: len(before)] == before
+    assert after.count("trial") == 3
+    assert after.count("sealed read") <= 1
+    assert not journal.exists()
 
 
 def test_a_device_that_is_not_there_by_name_is_refused(tmp_path: Path) -> None:

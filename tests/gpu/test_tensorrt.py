@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from hasten.engines import tensorrt
 from hasten.engines.tensorrt import Tensorrt
 from hasten.errors import CandidateError, InputError
 from hasten.frontends.onnx import load
@@ -29,7 +28,7 @@ def test_a_library_that_isnt_installed_is_said_with_what_to_take_instead(
 def test_it_builds_for_no_gpu_that_isnt_here(
     sm80: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt, "_toolkit", lambda: None)
+    monkeypatch.setattr(Tensorrt, "toolkit", lambda: None)
     model = load(models.linear_classifier(tmp_path))
     with pytest.raises(
         CandidateError,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.estimates import Estimate
-from hasten.engines.tensorrt_plans import answering, built, estimated, toolkit
-from hasten.errors import CandidateError
-from hasten.model import Format, Model
+from hasten.engines.base import Artifact
+from hasten.engines.tensorrt_plans import PlanEngine, bindings, built
+from hasten.errors import CandidateError, InputError
+from hasten.model import Model
 from hasten.target import Target
 
 _OLDEST = 10
@@ -20,27 +18,8 @@ _OLDEST = 10
 
 
 @dataclass(frozen=True)
-class Tensorrt(Engine):
-    """TensorRT, strongly typed: the graph says what is in int8, in half precision and in float32.
-
-    Attributes:
-        tf32: Whether products of float32 may round their operands to 10 bits.
-        largest_batch: The most requests at once, where the model's first axis is open.
-        cuda_graph: Whether a request's copies and kernels go as one CUDA graph.
-    """
-
-    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
-    settles: ClassVar[bool] = True
-    faithful: ClassVar[bool] = False
-
-    tf32: bool = False
-    largest_batch: int = 32
-    cuda_graph: bool = True
-
-    @property
-    def exact(self) -> bool:
-        """Without TF32."""
-        return not self.tf32
+class Tensorrt(PlanEngine):
+    """TensorRT, strongly typed: the graph says what is in int8, in half precision and in float32."""
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
@@ -49,19 +28,21 @@ class Tensorrt(Engine):
             yield cls()
             yield cls(tf32=True)
 
-    def tunings(self, target: Target) -> Iterator[Self]:
-        """Yield one request at a time."""
-        if target.kind == "attached" and self.largest_batch > 1:
-            yield replace(self, largest_batch=1)
-
     @classmethod
-    def version(cls) -> str:
-        """Return the library's version.
+    def toolkit(cls) -> Any:
+        """Return the library's bindings.
 
         Raises:
             InputError: it isn't installed, or too old.
         """
-        return str(_toolkit().__version__)
+        remedy = (
+            f"take version {_OLDEST} or newer from NVIDIA's own index, or TensorRT for RTX: "
+            "pip install 'hasten[gpu]'"
+        )
+        trt = bindings(("tensorrt", "tensorrt_bindings"), "TensorRT", remedy)
+        if int(trt.__version__.split(".")[0]) < _OLDEST:
+            raise InputError(f"TensorRT {trt.__version__} is too old: {remedy}")
+        return trt
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Write a plan for this host's GPU, and keep the model beside it.
@@ -69,7 +50,7 @@ class Tensorrt(Engine):
         Raises:
             CandidateError: there is no GPU, or the library can't take the model: which operator, which node.
         """
-        trt = _toolkit()
+        trt = self.toolkit()
         if target.family != "cuda" or target.kind != "attached":
             raise CandidateError(
                 f"TensorRT builds on the GPU that it builds for, and {target.device} isn't here: "
@@ -84,25 +65,3 @@ class Tensorrt(Engine):
             largest_batch=self.largest_batch,
             configure=lambda config: None,
         )
-
-    def open(self, artifact: Artifact, target: Target) -> AbstractContextManager[Session]:
-        """Load the plan; elsewhere than on its GPU answer from the model on this host.
-
-        Raises:
-            CandidateError: it can't be loaded.
-        """
-        trt = _toolkit() if target.kind == "attached" else None
-        return answering(artifact, target, self.largest_batch, trt=trt, graph=self.cuda_graph)
-
-    def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
-        """Return the plan's sizes."""
-        return estimated(artifact)
-
-
-def _toolkit() -> Any:
-    return toolkit(
-        ("tensorrt", "tensorrt_bindings"),
-        "TensorRT",
-        f"take version {_OLDEST} or newer from NVIDIA's own index, or TensorRT for RTX: "
-        "pip install 'hasten[gpu]'",
-    )

@@ -7,14 +7,15 @@ import functools
 import importlib
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from hasten.engines.artifacts import place
-from hasten.engines.base import Artifact, Session
+from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda import Cuda, Device
 from hasten.engines.device_session import DeviceSession
 from hasten.engines.estimates import Estimate
@@ -22,7 +23,7 @@ from hasten.engines.failures import LONGEST_REASON
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.engines.tensorrt_profile import Violation, alterations
 from hasten.errors import CandidateError, InputError
-from hasten.model import Model
+from hasten.model import Format, Model
 from hasten.target import Target
 from hasten.tensors import Tensors, TensorSpec
 
@@ -37,7 +38,7 @@ _NOISE = re.compile(
 _WHERE = re.compile(r"\s+In \w+ at /?[\w./]+:\d+\)?\.?$")
 
 
-def toolkit(names: Sequence[str], noun: str, remedy: str) -> Any:
+def bindings(names: Sequence[str], noun: str, remedy: str) -> Any:
     """Return a TensorRT's bindings, by the first of their names that can be imported.
 
     Raises:
@@ -50,6 +51,66 @@ def toolkit(names: Sequence[str], noun: str, remedy: str) -> Any:
         except (ImportError, OSError) as error:
             failures.append(str(error).splitlines()[0])
     raise InputError(f"{noun} isn't installed ({failures[-1]}): {remedy}")
+
+
+@dataclass(frozen=True)
+class PlanEngine(Engine):
+    """A TensorRT, strongly typed: the graph says what is in int8, in half precision and in float32.
+
+    Attributes:
+        tf32: Whether products of float32 may round their operands to 10 bits.
+        largest_batch: The most requests at once, where the model's first axis is open.
+        cuda_graph: Whether a request's copies and kernels go as one CUDA graph.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    settles: ClassVar[bool] = True
+    faithful: ClassVar[bool] = False
+
+    tf32: bool = False
+    largest_batch: int = 32
+    cuda_graph: bool = True
+
+    @property
+    def exact(self) -> bool:
+        """Without TF32."""
+        return not self.tf32
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield one request at a time."""
+        if target.kind == "attached" and self.largest_batch > 1:
+            yield replace(self, largest_batch=1)
+
+    @classmethod
+    @abstractmethod
+    def toolkit(cls) -> Any:
+        """Return the library's bindings.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the library's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        return str(cls.toolkit().__version__)
+
+    def open(self, artifact: Artifact, target: Target) -> AbstractContextManager[Session]:
+        """Load the plan where the device is; elsewhere answer from the model on this host.
+
+        Raises:
+            CandidateError: it can't be loaded.
+        """
+        trt = self.toolkit() if target.kind == "attached" else None
+        return answering(artifact, target, self.largest_batch, trt=trt, graph=self.cuda_graph)
+
+    def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
+        """Return the plan's sizes: the library says nothing of its time without the device."""
+        return estimated(artifact)
 
 
 class _Log:

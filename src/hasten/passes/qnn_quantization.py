@@ -7,17 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
-import onnx
-
 from hasten.data.dataset import Dataset
-from hasten.errors import CandidateError, HastenError
 from hasten.model import Model
-from hasten.passes.base import Pass, Skipped
-from hasten.passes.calibration import CalibrationRequests
-from hasten.passes.onnx_files import check_nodes, compute_nodes, read_onnx, write_onnx
-from hasten.passes.silence import first_line, silenced
-from hasten.passes.static_quantization import Reader, prepare, prove_quantized, registered
-from hasten.passes.weight_rounding import round_weights
+from hasten.passes.base import Pass
+from hasten.passes.static_quantization import Reader, Rounding, quantized
 from hasten.target import Target
 
 
@@ -39,7 +32,7 @@ class QnnQuantization(Pass):
     """
 
     activations: Literal["uint8", "uint16"] = "uint8"
-    rounding: Literal["nearest", "layer"] = "nearest"
+    rounding: Rounding = "nearest"
     keep_float: tuple[str, ...] = ()
     samples: int = 100
 
@@ -56,31 +49,15 @@ class QnnQuantization(Pass):
         return replace(self, samples=1, rounding="nearest")(model, calibration, workdir)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        proto = read_onnx(model)
-        check_nodes(proto, self.keep_float)
-        names = compute_nodes(proto, self.keep_float)
-        if not names:
-            raise Skipped(
-                "nothing to quantize: there is no convolution or matrix product to take on"
-            )
-        source = model
-        if self.rounding == "layer":
-            source = round_weights(model, calibration, workdir, self.keep_float)
-        prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
-        reader = Reader(CalibrationRequests(model, calibration, self.samples))
-        try:
-            with silenced(), registered(model.custom_ops):
-                prepare(source, prepared)
-                self._quantize(prepared, raw, reader)
-        except HastenError:
-            raise
-        except Exception as error:
-            raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
-        result = onnx.load(str(raw))
-        prove_quantized(result, len(names), self.keep_float)
-        for file in workdir.iterdir():
-            file.unlink()
-        return write_onnx(result, model, workdir / "quantized.onnx")
+        return quantized(
+            model,
+            calibration,
+            workdir,
+            self._quantize,
+            rounding=self.rounding,
+            keep_float=self.keep_float,
+            samples=self.samples,
+        )
 
     def _quantize(self, source: Path, path: Path, reader: Reader) -> None:
         from onnxruntime import quantization as ort

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import onnx
 
@@ -30,6 +30,7 @@ from hasten.passes.weight_rounding import round_weights
 from hasten.target import Target
 from hasten.tensors import Array
 
+Rounding: TypeAlias = Literal["nearest", "layer"]
 HISTOGRAM_SAMPLES = 32
 """Percentile and entropy look at every activation: 0.15 s a sample for a network of 0.4 GFLOP."""
 
@@ -66,7 +67,7 @@ class StaticQuantization(Pass):
     quantize_bias: bool = True
     compute_only: bool = False
     reduce_range: bool = False
-    rounding: Literal["nearest", "layer"] = "nearest"
+    rounding: Rounding = "nearest"
     keep_float: tuple[str, ...] = ()
     samples: int = 100
 
@@ -99,35 +100,19 @@ class StaticQuantization(Pass):
         return quick(model, calibration, workdir)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        proto = read_onnx(model)
-        check_nodes(proto, self.keep_float)
-        names = compute_nodes(proto, self.keep_float)
-        if not names:
-            raise Skipped(
-                "nothing to quantize: there is no convolution or matrix product to take on"
-            )
-        source = model
-        if self.rounding == "layer":
-            if self.reduce_range or not self.per_channel:
-                raise CandidateError(
-                    "weights rounded by layer take one scale per channel and 8 bits"
-                )
-            source = round_weights(model, calibration, workdir, self.keep_float)
-        prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
-        reader = Reader(CalibrationRequests(model, calibration, self.samples))
-        try:
-            with silenced(), registered(model.custom_ops):
-                prepare(source, prepared)
-                self._quantize(prepared, raw, reader, external=bool(model.files))
-        except HastenError:
-            raise
-        except Exception as error:
-            raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
-        result = onnx.load(str(raw))
-        prove_quantized(result, len(names), self.keep_float)
-        for file in workdir.iterdir():
-            file.unlink()
-        return write_onnx(result, model, workdir / "quantized.onnx")
+        if self.rounding == "layer" and (self.reduce_range or not self.per_channel):
+            raise CandidateError("weights rounded by layer take one scale per channel and 8 bits")
+        return quantized(
+            model,
+            calibration,
+            workdir,
+            lambda source, path, reader: self._quantize(
+                source, path, reader, external=bool(model.files)
+            ),
+            rounding=self.rounding,
+            keep_float=self.keep_float,
+            samples=self.samples,
+        )
 
     def _quantize(self, source: Path, path: Path, reader: Reader, *, external: bool) -> None:
         from onnxruntime import quantization as ort
@@ -166,6 +151,56 @@ class StaticQuantization(Pass):
             # every sample. CalibMaxIntermediateOutputs is no way out, it drops what it held.
             "CalibStridedMinMax": 1,
         }
+
+
+def quantized(
+    model: Model,
+    calibration: Dataset,
+    workdir: Path,
+    quantize: Callable[[Path, Path, Reader], None],
+    *,
+    rounding: Rounding,
+    keep_float: Sequence[str],
+    samples: int,
+) -> Model:
+    """Quantize a model by ONNX Runtime's quantizer, and look whether it did.
+
+    Args:
+        model: ONNX.
+        calibration: Samples to set ranges by.
+        workdir: Where to write.
+        quantize: Calls the quantizer, with a prepared file, where to write, and what to calibrate by.
+        rounding: Of the weights.
+        keep_float: Names of nodes to leave alone.
+        samples: How many samples to calibrate on at most.
+
+    Raises:
+        CandidateError: the quantizer failed, or left all in float.
+        Skipped: there is nothing to quantize.
+    """
+    proto = read_onnx(model)
+    check_nodes(proto, keep_float)
+    names = compute_nodes(proto, keep_float)
+    if not names:
+        raise Skipped("nothing to quantize: there is no convolution or matrix product to take on")
+    source = model
+    if rounding == "layer":
+        source = round_weights(model, calibration, workdir, keep_float)
+    prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
+    reader = Reader(CalibrationRequests(model, calibration, samples))
+    try:
+        with silenced(), registered(model.custom_ops):
+            prepare(source, prepared)
+            quantize(prepared, raw, reader)
+    except HastenError:
+        raise
+    except Exception as error:
+        raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
+    result = onnx.load(str(raw))
+    prove_quantized(result, len(names), keep_float)
+    for file in workdir.iterdir():
+        file.unlink()
+    return write_onnx(result, model, workdir / "quantized.onnx")
 
 
 def prove_quantized(result: onnx.ModelProto, wanted: int, keep_float: Sequence[str]) -> None:
