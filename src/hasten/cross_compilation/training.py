@@ -10,7 +10,7 @@ from hasten.data.spool import write_spool
 from hasten.passes.hgq_training import HgqTraining
 from hasten.records import digest
 
-PRESSURES = (1.0, 5.0, 20.0, 80.0, 320.0)
+PRESSURES = (1.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 """How much the bits of all products weigh at the end: from hardly smaller to as small as it gets."""
 _LEAST_EPOCHS, _MOST_EPOCHS = 20, 300
 _SEEN = 80_000
