@@ -194,7 +194,7 @@ class Delivery:
     ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...], Mapping[str, Limit]]:
         """Profile what ships and the exact model; set all against what the machine can do."""
         deadline = run.order.deadline
-        if not run.LIMITS or (deadline is not None and time.monotonic() > deadline):
+        if not run.limited or (deadline is not None and time.monotonic() > deadline):
             return {}, (), {}
         run.listen(Progress("limit", "what the machine can do", 0, 1))
         wanted = {role: key for role, key, _ in shown if role in ("fastest exact", "winner")}

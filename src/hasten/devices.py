@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hasten.errors import InputError
 from hasten.target import Target
@@ -20,8 +21,8 @@ class Family:
         engines: What makes models for them, by name.
         extra: What brings the engines.
         present: Whether a host has one, by its /sys and /dev.
-        from_program: Whether its engines start from the framework's program, and not from ONNX.
-        trained: Whether models for it are trained too, where there are training data.
+        program: Whether its engines take the framework's program and not ONNX: not at all, some do,
+            or all, so that there has to be one.
         passes: The lossy passes worth trying, by name; None for all that have a variant for it.
     """
 
@@ -30,8 +31,7 @@ class Family:
     engines: tuple[str, ...]
     extra: str
     present: Callable[[Path], bool]
-    from_program: bool = False
-    trained: bool = False
+    program: Literal["not taken", "taken", "needed"] = "not taken"
     passes: tuple[str, ...] | None = None
 
 
@@ -62,9 +62,9 @@ def _pci(root: Path, vendor: str, kinds: tuple[str, ...]) -> bool:
 
 
 def _tpu(root: Path) -> bool:
-    """Whether there is one of Google's accelerators, and its device node."""
+    """Whether there is one of Google's accelerators, which no PCI class is for, and its device node."""
     nodes = any(any(root.glob(name)) for name in ("dev/accel[0-9]*", "dev/vfio/[0-9]*"))
-    return nodes and _pci(root, "0x1ae0", ("0x",))
+    return nodes and _pci(root, "0x1ae0", ("0x00", "0x12", "0xff"))
 
 
 def _intel_npu(root: Path) -> bool:
@@ -92,6 +92,7 @@ FAMILIES: Mapping[str, Family] = {
         ("onnxruntime_cuda", "tensorrt", "tensorrt_rtx", "torch_cuda"),
         "gpu",
         _nvidia,
+        program="taken",
     ),
     "tpu": Family(
         "Google TPU",
@@ -99,15 +100,17 @@ FAMILIES: Mapping[str, Family] = {
         ("tpu",),
         "tpu",
         _tpu,
-        from_program=True,
+        program="needed",
     ),
     "fpga": Family(
         "FPGA",
-        ("ecp5-85k", "ecp5-45k", "ecp5-25k", "ice40-hx8k", "ice40-up5k"),
+        (
+            *("ecp5-85k", "ecp5-45k", "ecp5-25k", "ecp5-85k-8", "ecp5-45k-8", "ecp5-25k-8"),
+            *("ice40-hx8k", "ice40-up5k"),
+        ),
         ("fpga",),
         "fpga",
         _nowhere,
-        trained=True,
     ),
     "npu": Family(
         "Intel NPU",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hasten.devices import FAMILIES, find_target
 from hasten.engines.base import Engine
+from hasten.engines.installed import makes_for
 from hasten.errors import InputError
 from hasten.records import load_object
 from hasten.target import Target
@@ -25,6 +26,7 @@ _EXTRAS = {
         ("ai_edge_litert", "ai_edge_quantizer", "coremltools", "onnx2coreml", "onnxruntime_qnn"),
         "models for Core ML, Qualcomm chips and LiteRT elsewhere",
     ),
+    "fpga": (("da4ml", "hgq", "keras", "jax"), "designs for FPGAs"),
     "gpu": (("cuda", "tensorrt_rtx_bindings", "torch"), "NVIDIA GPUs"),
     "tpu": (("jax", "libtpu", "torchax"), "models for Google's TPUs, compiled here"),
     "loadgen": (("mlperf_loadgen",), "load tests by MLCommons LoadGen"),
@@ -81,6 +83,8 @@ def target_in_words(name: str) -> str:
     ready, missing = [], []
     for engine in family.engines:
         kind: type[Engine] = load_object(Engine.registry[engine])
+        if not makes_for(kind, target):
+            continue
         try:
             version = kind.version()
             kind.check_tools(target)

@@ -40,7 +40,7 @@ from hasten.preparation import (
 from hasten.progress import Listener, nobody
 from hasten.result import Result
 from hasten.run import Run
-from hasten.search.grid import grid
+from hasten.search.grid import grid, originals
 from hasten.search.order import Order
 from hasten.tensors import Array
 from hasten.workspace import SEARCH_VERSION, Parts, check_same_run, claimed, data_digest
@@ -147,6 +147,7 @@ def optimize(
             calibration=calibration,
             seed=seed,
             custom_ops=custom_ops,
+            device=device,
         )
         source, parts, pipeline = ready.model, ready.parts, ready.pipeline
         check_nodes(read_onnx(source, weights=False), keep_float)
@@ -198,9 +199,8 @@ def optimize(
         run.notes += warnings(parts, scored, guard, max_drop, confidence, calibrating)
         with contextlib.closing(run):
             # One way: what to try, how each did, who is worth certifying, who passes, what ships.
-            run.try_all(
-                grid(source, device, engine_names=engines, keep_float=kept, littles=smaller)
-            )
+            proposed = grid(source, device, engine_names=engines, keep_float=kept, littles=smaller)
+            run.try_all([*proposed, *originals(source)] if device.kind == "attached" else proposed)
             exact, rungs = run.freeze_ladder()
             judged = run.certify(rungs)
             run.notes += shortfall(judged, parts, calibrating)

@@ -18,8 +18,9 @@ from hasten.certificate.verdict import Guard, Judgement, goal
 from hasten.data.dataset import Dataset
 from hasten.data.images import ImageFolder
 from hasten.data.source import open_data
+from hasten.devices import family_of
 from hasten.errors import InputError, full_disk
-from hasten.frontends.source import find_model, load_with_data
+from hasten.frontends.source import check_has_program, find_model, load_with_data
 from hasten.measure.workbench import Workbench
 from hasten.metrics import default_metric, parse_metric
 from hasten.metrics.base import Metric
@@ -76,7 +77,7 @@ def prepare(
     calibration: int,
     seed: int,
     custom_ops: Sequence[Path] = (),
-    keep_program: bool = False,
+    device: Target,
 ) -> Prepared:
     """Read a model and data as a run was given them, and split the data.
 
@@ -89,7 +90,7 @@ def prepare(
         calibration: How many samples set ranges, at most.
         seed: Of the split.
         custom_ops: Libraries with operators of the model's own.
-        keep_program: Keep the exported program of a live model beside its ONNX file.
+        device: Whose engines may take the framework's program beside ONNX, or need it.
 
     Raises:
         InputError: the model or the data can't be used.
@@ -97,8 +98,11 @@ def prepare(
     model = find_model(model)
     preparation = pipeline or from_module(model)
     check_steps(preparation)
+    program = "not taken" if device.kind == "host" else family_of(device).program
+    if program == "needed":
+        check_has_program(model)
     source, dataset = load_with_data(
-        model, data, preparation, custom_ops, folder, keep_program=keep_program
+        model, data, preparation, custom_ops, folder, keep_program=program != "not taken"
     )
     images = isinstance(dataset, ImageFolder)  # tensors were prepared by whoever made them
     known = (

@@ -111,10 +111,15 @@ class Run:
             notes=self.notes,
         ).explore(grid)
 
+    @property
+    def limited(self) -> bool:
+        """Whether latencies are set against what this host can do: not those of a device in it."""
+        return self.LIMITS and self.bench.target.kind == "host"
+
     def _least(self, precision: str | None) -> Floor | None:
         """The least time that this machine can take for the model, whatever runs it, in one precision or
         the fastest that it has; None where it can't be told."""
-        if not self.LIMITS:
+        if not self.limited:
             return None
         self.trials.opened_baseline().worker.sleep()
         try:

@@ -62,6 +62,19 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.work"))
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is not None,
+    reason="the extra gpu is installed",
+)
+def test_an_engine_that_needs_the_device_makes_nothing_without_it(tmp_path: Path) -> None:
+    """torch and ONNX Runtime are here, and run on GPUs that are here."""
+    wanted = "TensorRT for RTX isn't installed (No module named 'tensorrt_rtx_bindings'): pip install 'hasten[gpu]'"
+    assert target_in_words("cuda") == f"NVIDIA GPU, absent: {wanted}"
+    model = models.linear_classifier(tmp_path)
+    line = said("optimize", model, "--data", "e.npz", "--target", "cuda:sm80")
+    assert line == f"hasten: no engine to try: {wanted}"
+
+
 def test_doctor_lists_every_target_in_one_line_each() -> None:
     result = CliRunner().invoke(main, ["doctor"])
     lines = dict(line.split(":", 1) for line in result.output.splitlines())

@@ -157,16 +157,33 @@ def test_without_verilator_the_program_answers_and_says_so(
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_a_design_is_placed_and_routed(built: Built, target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "logic", "available"),
+    [("ecp5-25k", "TRELLIS_COMB", 24288), ("ice40-hx8k", "ICESTORM_LC", 7680)],
+)
+def test_a_design_is_placed_and_routed(
+    part: str, logic: str, available: int, built: Built, tmp_path: Path
+) -> None:
     design, _, _ = built
-    found = Fpga(2.0).estimate(design, target, tmp_path)
+    folder = tmp_path / "a folder; with a space"
+    folder.mkdir()
+    found = Fpga(2.0).estimate(design, find_target(f"fpga:{part}"), folder)
     assert found.source == "place-and-route"
     assert found.latency_ns == pytest.approx(
         1e3 * found.figures["cycles"] / found.figures["clock_mhz"]
     )
     assert 20 < found.figures["clock_mhz"] < 500
-    assert 0 < found.figures["TRELLIS_COMB"] < found.limits["TRELLIS_COMB"] == 24288
-    assert (tmp_path / "configuration.txt").stat().st_size > 10_000
+    assert 0 < found.figures[logic] < found.limits[logic] == available
+    assert (folder / "configuration.txt").stat().st_size > 10_000
+
+
+def test_cells_of_a_part_for_other_tools_are_counts_alone(
+    built: Built, target: Target, tmp_path: Path
+) -> None:
+    design, _, _ = built
+    found = Fpga(2.0).further_figures(design, target, tmp_path)
+    assert set(found) == {"xcup LUT, counted", "xcup CARRY, counted", "xcup FF, counted"}
+    assert found["xcup LUT, counted"] > 100
 
 
 def test_more_additions_in_a_cycle_take_fewer_cycles(

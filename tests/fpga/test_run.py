@@ -105,7 +105,7 @@ def test_the_report_says_where_each_figure_comes_from(made: Foresight) -> None:
     assert record["device"] == "fpga:ecp5-25k"
 
 
-class _Stopped(Exception):
+class StoppedError(Exception):
     """Somebody pressed a key."""
 
 
@@ -136,9 +136,9 @@ def test_a_stopped_run_goes_on_where_it_was(
 
     def stop(progress: Progress) -> None:
         if progress.stage == stage:
-            raise _Stopped
+            raise StoppedError
 
-    with pytest.raises(_Stopped):
+    with pytest.raises(StoppedError):
         run(stop, resume=False)
     before = [event["kind"] for event in events()]
     assert "trial" in before

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -14,6 +15,7 @@ from hasten.data.arrays import ArrayDataset
 from hasten.errors import CandidateError
 from hasten.fpga import program
 from hasten.fpga.values import Overflow
+from hasten.frontends.onnx import load
 from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.fixed_point import FixedPoint
@@ -59,6 +61,16 @@ GRAPHS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     ),
     "mean of windows": (
         "h = Conv(x, k, c) r = Relu(h) p = AveragePool<kernel_shape=[2,2], strides=[2,2]>(r) y = Flatten(p)",
+        IMAGE,
+        K,
+    ),
+    "mean of windows with padding": (
+        "p = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x) y = Conv(p, k, c)",
+        IMAGE,
+        K,
+    ),
+    "mean of windows without their padding": (
+        'p = AveragePool<kernel_shape=[3,3], strides=[2,2], auto_pad="SAME_UPPER">(x) y = Conv(p, k, c)',
         IMAGE,
         K,
     ),
@@ -134,6 +146,30 @@ def test_an_operator_without_a_fixed_point_form_is_named_with_its_node(
         CandidateError, match=r"^no fixed-point form of the operator Erf \(node 'middle'\)"
     ):
         FixedPoint()(model, samples(SIX), tmp_path)
+
+
+def test_a_softmax_that_is_read_inside_is_not_left_to_the_reader(
+    written: Written, samples: Drawn, tmp_path: Path
+) -> None:
+    model = written("h = MatMul(x, w) y = Softmax<axis=1>(h) [last] z = MatMul(y, w)", SIX, W)
+    proto = onnx.load(model.path)
+    proto.graph.node[1].name = "inside"
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, [1, 6]))
+    onnx.save(proto, model.path)
+    both = load(model.path).settled_by({"x": np.zeros(6, np.float32)})
+    with pytest.raises(
+        CandidateError, match=r"^no fixed-point form of the operator Softmax \(node 'inside'\)"
+    ):
+        FixedPoint()(both, samples(SIX), tmp_path)
+
+
+def test_a_cast_to_integers_is_named_with_its_node(
+    written: Written, samples: Drawn, tmp_path: Path
+) -> None:
+    model = written("[cut] i = Cast<to=7>(x) f = Cast<to=1>(i) y = MatMul(f, w)", SIX, W)
+    with pytest.raises(CandidateError) as error:
+        FixedPoint()(model, samples(SIX), tmp_path)
+    assert str(error.value) == "a Cast to int64 (node 'cut') has no fixed-point form"
 
 
 def test_a_graph_without_a_product_is_skipped(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -248,7 +248,7 @@ class Board:
     def estimated(self) -> list[Trial]:
         """Trials that the device's tools told of, the fastest first where they rank."""
         found = [t for t in self.done.values() if t.estimate and not t.failure]
-        return sorted(found, key=lambda t: (rank(t), self.risk(t)))
+        return sorted(found, key=lambda t: (ranked(t)[1] == "bytes", rank(t), self.risk(t)))
 
     @property
     def binary(self) -> bool:
@@ -293,3 +293,8 @@ def ranked(trial: Trial) -> tuple[float, str]:
 def rank(trial: Trial) -> float:
     """What trials are compared by, less is better."""
     return ranked(trial)[0]
+
+
+def comparable(trials: Sequence[Trial]) -> list[Trial]:
+    """Return those that can be compared: whom the device's tools rank, or all, by their size, where none is."""
+    return [t for t in trials if ranked(t)[1] != "bytes"] or list(trials)

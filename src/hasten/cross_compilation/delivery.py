@@ -14,7 +14,7 @@ from hasten.bundle import Manifest, Status
 from hasten.candidate import Trial
 from hasten.certificate.verdict import Judgement
 from hasten.certification import last_certified
-from hasten.cross_compilation.board import Board, ranked
+from hasten.cross_compilation.board import Board, comparable, ranked
 from hasten.cross_compilation.comparison import compare_with_program
 from hasten.data.spool import write_spool
 from hasten.devices import family_of
@@ -185,7 +185,7 @@ class Delivery:
     def _frontier(self, trials: Sequence[Trial]) -> set[str]:
         """Return the keys of trials under the limit that no other is both faster and smaller than."""
         name, kept, least = self._area(), set(), float("inf")
-        for trial in trials:
+        for trial in comparable(trials):
             if trial.estimate is None or not self.board.able(trial):
                 continue
             area = trial.estimate.figures.get(name, 0.0)

@@ -128,13 +128,11 @@ class FixedPointSearch:
         """Place and route designs of the programs worth it, then other cuts of what will probably ship."""
         front = self._front()
         made: dict[int, Trial] = {}
+        costs = [_cost(trial) for trial in front]
         for wanted in worth_designs([self.board.risk(t) for t in front], self.board.order.max_drop):
-            # What doesn't fit, or isn't routed in time, gives way to something smaller.
-            for place in range(wanted, -1, -1):
+            for place in in_place_of(costs, wanted):
                 if place in made or self._late:
                     break
-                if place < wanted and _cost(front[place]) > _SMALLER * _cost(front[place + 1]):
-                    continue
                 made[place] = self._design(front[place], Fpga())
                 if made[place].estimate is not None:
                     break
@@ -214,3 +212,18 @@ def worth_designs(risks: Sequence[float], max_drop: float) -> list[int]:
     likely = next((i for i, risk in enumerate(risks) if risk <= max_drop), last)
     safer = next((i for i, risk in enumerate(risks) if risk <= max_drop / 2), last)
     return list(dict.fromkeys((likely, safer, 0)))
+
+
+def in_place_of(costs: Sequence[float], wanted: int) -> Iterator[int]:
+    """Yield a program, and the smaller ones to make a design of in turn where it doesn't fit or route in time.
+
+    Args:
+        costs: The programs' adders, rising.
+        wanted: Place of the one that is wanted.
+    """
+    yield wanted
+    failed = costs[wanted]
+    for place in range(wanted - 1, -1, -1):
+        if costs[place] <= _SMALLER * failed:
+            yield place
+            failed = costs[place]

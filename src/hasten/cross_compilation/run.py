@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from hasten import bundle
-from hasten.candidate import Single
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard, Judgement
 from hasten.certification import (
@@ -23,14 +22,14 @@ from hasten.certification import (
     sealed_scores,
 )
 from hasten.choose import Standing, ladder
-from hasten.cross_compilation.board import Board, rank, ranked
+from hasten.cross_compilation.board import Board, comparable, rank, ranked
 from hasten.cross_compilation.comparison import compare_with_program
 from hasten.cross_compilation.delivery import Delivery, Wanted
 from hasten.cross_compilation.exploration import explore
 from hasten.cross_compilation.fixed_point import FixedPointSearch
 from hasten.cross_compilation.training import trainings
 from hasten.devices import family_of, find_target
-from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError, InputError
 from hasten.foreseen import Foresight
 from hasten.invocation import invocation
@@ -48,7 +47,7 @@ from hasten.preparation import (
 )
 from hasten.progress import Listener, Progress, nobody
 from hasten.records import digest, from_record, to_record
-from hasten.search.grid import grid
+from hasten.search.grid import grid, originals
 from hasten.search.order import Order
 from hasten.target import Target
 from hasten.workspace import Parts, check_same_run, claimed, data_digest
@@ -118,7 +117,7 @@ def cross_compile(
     if device.kind != "compile-only":
         raise InputError(f"{device.device} is here: hasten.optimize measures it")
     begin, family, out = time.monotonic(), family_of(device), Path(out)
-    engines = engine_kinds(family.engines)
+    engines = engine_kinds(family.engines, device)
     for kind in engines:
         kind.check_tools(device)
     folder = out.with_name(out.name + ".work")
@@ -132,7 +131,7 @@ def cross_compile(
             pipeline=pipeline,
             calibration=calibration,
             seed=seed,
-            keep_program=family.from_program,
+            device=device,
         )
         source, parts, known, pipeline = ready.model, ready.parts, ready.training, ready.pipeline
         scored = guarded(metric_for(metric, parts, source), guard)
@@ -185,13 +184,8 @@ class _Run:
     def try_all(self, training: Any) -> None:
         """Make, judge and estimate candidates until nothing promising is left, or the time is up."""
         self._tell("prepare", "opening the original model", 0, 1)
-        host, model = Target.host(), self.board.bench.model
-        originals = [
-            Single((), engine)
-            for kind in engine_kinds(ENGINES)
-            for engine in list(kind.variants(host))[:1]
-        ]
-        self.board.begin(originals)
+        model = self.board.bench.model
+        self.board.begin(originals(model))
         share = float(self.board.exact_scores.mean())
         if self.board.metric.needs_labels:
             self.notes.append(
@@ -223,9 +217,8 @@ class _Run:
         return tuple(frozen["choice"]["rungs"])
 
     def _ladder(self) -> tuple[str, ...]:
-        trials = [t for t in self.board.estimated() if self.board.able(t)]
+        trials = comparable([t for t in self.board.estimated() if self.board.able(t)])
         if any(ranked(t)[1] == "bytes" for t in trials):
-            trials = [t for t in trials if ranked(t)[1] == "bytes"]
             self.notes.append(
                 "how fast they are shows on the device alone: candidates were compared by their size"
             )

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from hasten.engines.base import Engine
 from hasten.errors import InputError
 from hasten.records import load_object
+from hasten.target import Target
 
 ENGINES = ("onnxruntime", "openvino", "litert")
 """What is tried where nobody says otherwise."""
 
 
-def engine_kinds(names: Sequence[str]) -> list[type[Engine]]:
+def engine_kinds(names: Sequence[str], target: Target | None = None) -> list[type[Engine]]:
     """Return the engines of these names that are installed.
+
+    Args:
+        names: Whom to look for.
+        target: Leave out who makes nothing for this device: some need it to be here.
 
     Raises:
         InputError: a name is unknown, or none is installed.
@@ -25,6 +30,8 @@ def engine_kinds(names: Sequence[str]) -> list[type[Engine]]:
                 f"no engine is called {name!r}; this version has: {', '.join(ENGINES)}"
             )
         kind: type[Engine] = load_object(Engine.registry.get(name, name))
+        if target is not None and not makes_for(kind, target):
+            continue
         try:
             kind.version()
         except InputError as error:
@@ -34,3 +41,8 @@ def engine_kinds(names: Sequence[str]) -> list[type[Engine]]:
     if not found:
         raise InputError(f"no engine to try: {'; '.join(missing) or 'none was named'}")
     return found
+
+
+def makes_for(kind: type[Engine], target: Target) -> bool:
+    """Whether an engine makes anything for a device."""
+    return next(iter(kind.variants(target)), None) is not None

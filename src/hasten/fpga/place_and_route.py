@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ def synthesize(sources: list[Path], part: Part, folder: Path, limit_s: float) ->
     """
     netlist, counts = folder / "netlist.json", folder / "cells.json"
     script = (
-        f"read_verilog {' '.join(file.name for file in sources)}; "
-        f"{part.synthesis} -top {HARNESS} -json {netlist.resolve()}; "
-        f"tee -q -o {counts.resolve()} stat -json"
+        f"read_verilog {_names(sources)}; "
+        f"{part.synthesis} -top {HARNESS} -json {_quoted(netlist)}; "
+        f"tee -q -o {_quoted(counts)} stat -json"
     )
     toolchain.run(
         "yosys",
@@ -114,6 +115,22 @@ def route(
     return _read(json.loads(report.read_text()))
 
 
+def _names(sources: Sequence[Path]) -> str:
+    """Files as yosys's commands take them, which run beside them."""
+    return " ".join(f'"{file.name}"' for file in sources)
+
+
+def _quoted(path: Path) -> str:
+    """A path as yosys's commands take it.
+
+    Raises:
+        CandidateError: it has a quotation mark in it, which they don't take at all.
+    """
+    if '"' in str(path.resolve()):
+        raise CandidateError(f"yosys can't write to a path with a quotation mark: {path}")
+    return f'"{path.resolve()}"'
+
+
 def _read(report: dict[str, Any]) -> Routed:
     clocks = [clock["achieved"] for clock in report.get("fmax", {}).values()]
     if not clocks:
@@ -160,9 +177,9 @@ def count(sources: list[Path], family: str, folder: Path, limit_s: float) -> dic
     """
     found = folder / f"cells-{family}.json"
     script = (
-        f"read_verilog {' '.join(file.name for file in sources if file.stem != HARNESS)}; "
+        f"read_verilog {_names([file for file in sources if file.stem != HARNESS])}; "
         f"synth_xilinx -family {family} -top {TOP} -noiopad -noclkbuf; "
-        f"tee -q -o {found.resolve()} stat -json"
+        f"tee -q -o {_quoted(found)} stat -json"
     )
     toolchain.run(
         "yosys", ["-q", "-p", script], sources[0].parent, folder / f"{family}.log", limit_s=limit_s

@@ -19,7 +19,15 @@ Epilogue: TypeAlias = Literal["none", "softmax", "log_softmax", "logistic", "two
 PROGRAM, PORTS = "program.json", "ports.json"
 VECTORS = "vectors.npz"
 """Requests to test a design with, beside its program: an array `requests`, as its ports take them."""
-_MOST_OPERATIONS = 4_000_000
+_MOST_OPERATIONS, _MOST_BITS = 4_000_000, 256
+
+# da4ml's operations, by what they read. Source: da4ml/types.py, CombLogic.
+_OPCODES = frozenset({-1, 0, 1, 2, -2, 3, -3, 4, 5, 6, -6, 7, 8, 9, -9, 10})
+_WITH_TWO = frozenset({0, 1, 6, -6, 7, 10})
+_WITH_ONE = _OPCODES - {5}
+_SHIFTING = frozenset({0, 1})
+_CHOOSING = frozenset({6, -6})
+_LOOKING_UP = 8
 
 
 @dataclass(frozen=True)
@@ -238,6 +246,9 @@ def _check(data: Any) -> None:
         raise wrong
     if any(not -1 <= index < len(operations) for index in data[2]):
         raise wrong
+    if any(not -_MOST_BITS <= shift <= _MOST_BITS for shift in (*data[1], *data[3])):
+        raise wrong
+    tables = len(data[8]) if len(data) == 9 and isinstance(data[8], list) else 0
     for place, operation in enumerate(operations):
         if not (isinstance(operation, list) and len(operation) == 7):
             raise wrong
@@ -246,9 +257,23 @@ def _check(data: Any) -> None:
             raise wrong
         if not (isinstance(interval, list) and len(interval) == 3 and _numbers(interval)):
             raise wrong
-        most = shape[0] if opcode == -1 else place
-        if not (_numbers([latency, cost]) and -1 <= id0 < most and -1 <= id1 < place):
+        if opcode not in _OPCODES or not _numbers([latency, cost]):
             raise wrong
+        most = shape[0] if opcode == -1 else place
+        if not (
+            _least(opcode, _WITH_ONE) <= id0 < most and _least(opcode, _WITH_TWO) <= id1 < place
+        ):
+            raise wrong
+        if opcode in _SHIFTING and not -_MOST_BITS <= constant <= _MOST_BITS:
+            raise wrong
+        if opcode in _CHOOSING and not 0 <= constant & 0xFFFFFFFF < place:
+            raise wrong
+        if opcode == _LOOKING_UP and not 0 <= constant < tables:
+            raise wrong
+
+
+def _least(opcode: int, reading: frozenset[int]) -> int:
+    return 0 if opcode in reading else -1
 
 
 def _integers(values: Any, count: int) -> bool:

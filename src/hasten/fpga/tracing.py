@@ -96,7 +96,9 @@ class _Tracer:
 
     def _left_to_the_reader(self, node: onnx.NodeProto, results: set[str]) -> bool:
         """Whether it is a softmax at the very end, which the largest answer doesn't need."""
-        return node.op_type in ("Softmax", "LogSoftmax") and node.output[0] in results
+        name = node.output[0]
+        ends = name in results and name not in self._values.readers
+        return ends and node.op_type in ("Softmax", "LogSoftmax")
 
     def _apply(self, node: onnx.NodeProto) -> None:
         if not any(name in self._values.tensors for name in node.input):

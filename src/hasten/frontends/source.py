@@ -43,19 +43,12 @@ def load_model(
             where that fails and the model may take more. An ONNX file needs none.
         workdir: Where an exported file is written.
         custom_ops: Libraries with operators of the user's own.
-        keep_program: Whether torch's exported program is kept too, for targets that start from it.
+        keep_program: Whether torch's exported program is kept too, where there is one.
 
     Raises:
-        InputError: there is no such model, it can't be exported, an extra is missing, or there is
-            no torch program to keep.
+        InputError: there is no such model, it can't be exported, or an extra is missing.
     """
     source = find_model(source)
-    if keep_program and (isinstance(source, Path) or _kind(source) == "keras"):
-        came = f"the ONNX file {source}" if isinstance(source, Path) else "a Keras model"
-        raise InputError(
-            f"this target starts from the torch program, not from ONNX: got {came}; "
-            "give the torch module or its .pt2 file"
-        )
     if isinstance(source, Path):
         return onnx.load(source, custom_ops)
     return _export(source, sample, workdir, custom_ops, keep_program)
@@ -97,6 +90,23 @@ def load_with_data(
     if not opened:
         opened.append(open_data(data, model.inputs, pipeline, folder / "unpacked"))
     return model, opened[0]
+
+
+def check_has_program(source: Any) -> None:
+    """Check that a model comes from torch, for targets that start from its program.
+
+    Args:
+        source: As `find_model` returns it.
+
+    Raises:
+        InputError: it is an ONNX file or a Keras model.
+    """
+    if isinstance(source, Path) or _kind(source) == "keras":
+        came = f"the ONNX file {source}" if isinstance(source, Path) else "a Keras model"
+        raise InputError(
+            f"this target starts from the torch program, not from ONNX: got {came}; "
+            "give the torch module or its .pt2 file"
+        )
 
 
 def find_model(source: Any) -> Any:

@@ -121,6 +121,22 @@ def grid(
     return list(dict.fromkeys([*untouched, *converted, *exact, *lossy]))
 
 
+def originals(model: Model) -> list[Single]:
+    """Return the untouched model on this host's engines, each as it comes.
+
+    What a device's engines are held to where none of them runs the model as it is.
+
+    Args:
+        model: The original.
+
+    Raises:
+        InputError: none is installed.
+    """
+    host = Target.host()
+    first = [next(iter(kind.variants(host))) for kind in engine_kinds(ENGINES)]
+    return [Single((), engine) for engine in first if model.format in engine.formats]
+
+
 def _likeliest(model: Model, target: Target) -> list[Pass]:
     """Return each lossy pass's likeliest variant."""
     return [variants[0] for variants in _passes(_LOSSY_PASSES, model, target) if variants]

@@ -28,7 +28,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Add": arithmetic.add,
     "AveragePool": windows.average_pool,
     "BatchNormalization": arithmetic.normalize,
-    "Cast": movement.same,
+    "Cast": movement.cast,
     "Clip": arithmetic.clip,
     "Concat": movement.concatenate,
     "Conv": products.conv,

@@ -10,6 +10,15 @@ import onnx
 from hasten.errors import CandidateError
 from hasten.fpga.values import Values, attributes
 
+_FLOATS = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+    }
+)
+
 
 def reshape(own: Values, node: onnx.NodeProto) -> Any:
     """The same numbers in another shape."""
@@ -70,6 +79,15 @@ def pad(own: Values, node: onnx.NodeProto) -> Any:
     widths = [(int(b), int(e)) for b, e in zip(pads[:half], pads[half:], strict=True)]
     with_what = 0.0 if filler is None else float(filler)
     return own.array(np.pad(value._vars, widths, constant_values=with_what))
+
+
+def cast(own: Values, node: onnx.NodeProto) -> Any:
+    """A float of another width: what goes in."""
+    kind = attributes(node)["to"]
+    if kind not in _FLOATS:
+        name = onnx.TensorProto.DataType.Name(kind).lower()
+        raise CandidateError(f"a Cast to {name} (node {node.name!r}) has no fixed-point form")
+    return own.wide(node)
 
 
 def same(own: Values, node: onnx.NodeProto) -> Any:

@@ -81,9 +81,11 @@ def average_pool(own: Values, node: onnx.NodeProto) -> Any:
     if settings.get("ceil_mode", 0):
         raise CandidateError(f"an AveragePool with ceil_mode (node {node.name!r})")
     given, kernel = own.narrow(node), settings["kernel_shape"]
-    if any(settings.get("pads", [0])) and not settings.get("count_include_pad", 0):
-        raise CandidateError(f"an AveragePool that doesn't count its padding (node {node.name!r})")
     patches, places = unrolled(given._vars, kernel, settings, len(kernel), 0.0)
     flat = own.array(patches.reshape(*patches.shape[:2], -1))
-    mean = np.sum(flat, axis=-1) * own.share(node, int(np.prod(kernel)))
+    covered = np.ones((1, 1, *given.shape[2:]))
+    beyond = 1.0 if settings.get("count_include_pad", 0) else 0.0
+    counts = unrolled(covered, kernel, settings, len(kernel), beyond)[0].reshape(len(flat), -1)
+    shares = [own.share(node, int(count)) for count in counts.astype(np.float64).sum(axis=1)]
+    mean = np.sum(flat, axis=-1) * np.asarray(shares)[:, None]
     return mean.transpose().reshape(1, given.shape[1], *places)

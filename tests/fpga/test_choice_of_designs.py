@@ -1,0 +1,30 @@
+"""Which programs become designs: each takes minutes of place and route."""
+
+from __future__ import annotations
+
+import pytest
+
+from hasten.cross_compilation.fixed_point import in_place_of, worth_designs
+
+
+@pytest.mark.parametrize(
+    ("risks", "chosen"),
+    [
+        ([], []),
+        ([0.01], [0]),
+        ([0.02, 0.01], [0, 1]),
+        ([0.05, 0.04, 0.025, 0.02, 0.012, 0.001], [2, 4, 0]),
+        ([0.05, 0.04, 0.02], [2, 0]),
+        ([0.09, 0.05], [1, 0]),
+    ],
+)
+def test_the_smallest_that_will_be_certified_comes_first_then_a_safer_one(
+    risks: list[float], chosen: list[int]
+) -> None:
+    assert worth_designs(risks, 0.03) == chosen
+
+
+def test_what_does_not_fit_gives_way_to_what_is_a_tenth_smaller() -> None:
+    costs = [60.0, 64.0, 68.0, 73.0, 78.0, 84.0, 90.0, 96.0, 100.0]
+    assert [costs[i] for i in in_place_of(costs, 8)] == [100.0, 90.0, 78.0, 68.0, 60.0]
+    assert list(in_place_of(costs, 0)) == [0]
