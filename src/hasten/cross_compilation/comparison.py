@@ -39,6 +39,11 @@ def compare(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
     return count
 
 
+def program_of(board: Board, trial: Trial) -> Trial:
+    """Return the program that a design was made of, which answers as it does at once; of others, itself."""
+    return board.done.get(Single(trial.candidate.passes, FixedPointProgram()).key, trial)
+
+
 def compare_with_program(board: Board, trial: Trial, samples: Spool) -> int:
     """Let a design's RTL and the program that it was made of answer samples.
 
@@ -48,8 +53,8 @@ def compare_with_program(board: Board, trial: Trial, samples: Spool) -> int:
     Raises:
         CandidateError: they differ, or one of both fails.
     """
-    program = board.done.get(Single(trial.candidate.passes, FixedPointProgram()).key)
-    if program is None or program is trial:
+    program = program_of(board, trial)
+    if program is trial:
         return 0
     board.listen(Progress("certify", f"comparing the RTL of {trial.candidate.label}", 0, 1))
     return compare(board, program, trial, samples)

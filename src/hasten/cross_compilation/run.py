@@ -23,7 +23,7 @@ from hasten.certification import (
 )
 from hasten.choose import Standing, ladder
 from hasten.cross_compilation.board import Board, comparable, rank, ranked
-from hasten.cross_compilation.comparison import compare_with_program
+from hasten.cross_compilation.comparison import compare_with_program, program_of
 from hasten.cross_compilation.delivery import Delivery, Wanted
 from hasten.cross_compilation.exploration import explore
 from hasten.cross_compilation.fixed_point import FixedPointSearch
@@ -247,7 +247,11 @@ class _Run:
         return True
 
     def certify(self, rungs: Sequence[str]) -> list[tuple[str, Judgement | str]]:
-        """Read the sealed data once and test the frozen ladder on it."""
+        """Read the sealed data once and test the frozen ladder on it.
+
+        A design's answers are its program's, with which its RTL agreed on the search split; whatever
+        ships is compared on the sealed data too.
+        """
         if not rungs:
             return []
         board = self.board
@@ -265,7 +269,8 @@ class _Run:
             opened = {}
             for key in rungs:
                 try:
-                    opened[key] = stack.enter_context(board.opened(board.done[key]))
+                    judged_as = program_of(board, board.done[key])
+                    opened[key] = stack.enter_context(board.opened(judged_as))
                 except CandidateError as error:
                     failed[key] = str(error)
             total = len(self.parts.sealed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from hasten.fpga.design import HARNESS, TOP
 from hasten.fpga.parts import Part
 
 _USED = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", re.MULTILINE)
+_NETLIST, _COUNTS = "netlist.json", "cells.json"
 _AIMED_MHZ = 250
 """Above what these parts reach, so that the tools don't rest."""
 
@@ -50,21 +52,9 @@ def synthesize(sources: list[Path], part: Part, folder: Path, limit_s: float) ->
         CandidateError: yosys failed or took too long, or the part has too little logic.
         InputError: yosys isn't installed.
     """
-    netlist, counts = folder / "netlist.json", folder / "cells.json"
-    script = (
-        f"read_verilog {_names(sources)}; "
-        f"{part.synthesis} -top {HARNESS} -json {_quoted(netlist)}; "
-        f"tee -q -o {_quoted(counts)} stat -json"
-    )
-    toolchain.run(
-        "yosys",
-        ["-q", "-p", script],
-        sources[0].parent,
-        folder / "synthesis.log",
-        limit_s=limit_s,
-    )
-    cells = json.loads(counts.read_text())["design"]["num_cells_by_type"]
-    logic = cells.get("LUT4", 0) + 2 * cells.get("CCU2C", 0) + cells.get("SB_LUT4", 0)
+    counts = _yosys(sources, f"{part.synthesis} -top {HARNESS} -json {_NETLIST}", folder, limit_s)
+    netlist = Path(shutil.move(sources[0].with_name(_NETLIST), folder / _NETLIST))
+    logic = counts.get("LUT4", 0) + 2 * counts.get("CCU2C", 0) + counts.get("SB_LUT4", 0)
     if logic > part.luts:
         raise CandidateError(too_large(part, part.logic, logic, part.luts))
     return netlist
@@ -76,7 +66,7 @@ def route(
     """Place and route a netlist.
 
     Args:
-        netlist: yosys's.
+        netlist: yosys's, in `folder`.
         part: For which.
         folder: Where report, configuration and log go.
         limit_s: How long it may take.
@@ -88,7 +78,6 @@ def route(
             long.
         InputError: the router isn't installed.
     """
-    folder = folder.resolve()
     report, log = folder / "route.json", folder / "route.log"
     written = "--textcfg" if part.router == "nextpnr-ecp5" else "--asc"
     free = (
@@ -96,15 +85,17 @@ def route(
         if part.router == "nextpnr-ecp5"
         else ["--pcf-allow-unconstrained"]
     )
+    # The router's own refinement anneals: minutes where this takes seconds. As WebAssembly it has no threads.
+    threaded = not toolchain.is_wheel(part.router)
+    refined = ("--parallel-refine", "--threads", str(threads)) if threaded else ()
     arguments = [
         *part.options,
         *free,
-        *("--json", str(netlist.resolve())),
+        *("--json", netlist.name),
         *("--freq", str(_AIMED_MHZ), "--timing-allow-fail"),
         *("--seed", str(seed)),
-        # The router's own refinement anneals: minutes where this takes seconds.
-        *("--parallel-refine", "--threads", str(threads)),
-        *("--report", str(report), written, str(folder / "configuration.txt")),
+        *refined,
+        *("--report", report.name, written, "configuration.txt"),
     ]
     try:
         toolchain.run(part.router, arguments, folder, log, limit_s=limit_s)
@@ -115,20 +106,18 @@ def route(
     return _read(json.loads(report.read_text()))
 
 
-def _names(sources: Sequence[Path]) -> str:
-    """Files as yosys's commands take them, which run beside them."""
-    return " ".join(f'"{file.name}"' for file in sources)
+def _yosys(sources: Sequence[Path], command: str, folder: Path, limit_s: float) -> dict[str, int]:
+    """Run a command of yosys on sources, and count the cells of what it gives.
 
-
-def _quoted(path: Path) -> str:
-    """A path as yosys's commands take it.
-
-    Raises:
-        CandidateError: it has a quotation mark in it, which they don't take at all.
+    It runs beside the sources and names files alone: as WebAssembly it sees no other folder.
     """
-    if '"' in str(path.resolve()):
-        raise CandidateError(f"yosys can't write to a path with a quotation mark: {path}")
-    return f'"{path.resolve()}"'
+    beside = sources[0].parent
+    names = " ".join(file.name for file in sources)
+    script = f"read_verilog {names}; {command}; tee -q -o {_COUNTS} stat -json"
+    toolchain.run("yosys", ["-q", "-p", script], beside, folder / "synthesis.log", limit_s=limit_s)
+    found = Path(shutil.move(beside / _COUNTS, folder / _COUNTS))
+    cells: dict[str, int] = json.loads(found.read_text())["design"]["num_cells_by_type"]
+    return cells
 
 
 def _read(report: dict[str, Any]) -> Routed:
@@ -175,16 +164,9 @@ def count(sources: list[Path], family: str, folder: Path, limit_s: float) -> dic
         CandidateError: yosys failed or took too long.
         InputError: yosys isn't installed.
     """
-    found = folder / f"cells-{family}.json"
-    script = (
-        f"read_verilog {_names([file for file in sources if file.stem != HARNESS])}; "
-        f"synth_xilinx -family {family} -top {TOP} -noiopad -noclkbuf; "
-        f"tee -q -o {_quoted(found)} stat -json"
-    )
-    toolchain.run(
-        "yosys", ["-q", "-p", script], sources[0].parent, folder / f"{family}.log", limit_s=limit_s
-    )
-    cells: dict[str, int] = json.loads(found.read_text())["design"]["num_cells_by_type"]
+    inside = [file for file in sources if file.stem != HARNESS]
+    command = f"synth_xilinx -family {family} -top {TOP} -noiopad -noclkbuf"
+    cells = _yosys(inside, command, folder, limit_s)
     kinds = {"LUT": ("LUT",), "CARRY": ("CARRY",), "FF": ("FD",)}
     return {
         kind: sum(n for name, n in cells.items() if name.startswith(prefixes))

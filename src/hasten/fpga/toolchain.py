@@ -52,6 +52,11 @@ def find(name: str) -> str | None:
     return None
 
 
+def is_wheel(name: str) -> bool:
+    """Whether a tool is the one from PyPI, which is WebAssembly."""
+    return Path(find(name) or "").name.startswith("yowasp-")
+
+
 def needed(name: str) -> str:
     """Return where a tool is.
 
