@@ -47,7 +47,7 @@ def _trained(network: Any, data: tuple[Array, Array], epochs: int) -> Any:
     return network.eval()
 
 
-def perceptron(widths: tuple[int, ...] = (32, 16), epochs: int = 100) -> Any:
+def perceptron(widths: tuple[int, ...] = (32, 16), epochs: int = 30) -> Any:
     """A 30-32-16-2 network for the breast-cancer data, its normalization inside."""
     import torch
     from torch import nn
