@@ -78,6 +78,9 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     made = hasten.cross_compile(tasks.small_cnn(10), ({"input": x}, y), "litert", max_drop=0.05)
     assert made.status == "uncertified"
     assert made.why.startswith("judged on this host, not on a LiteRT interpreter elsewhere")
+    assert made.why.endswith(
+        "to know, run on the device: hasten certify model.hasten --data new.npz --max-drop 5%"
+    )
     shipped = made.shipped
     assert shipped is not None
     assert (shipped.latency_ns, shipped.unit) == (None, "bytes")
