@@ -9,7 +9,7 @@ from pathlib import Path
 from hasten.bundle import Status
 from hasten.certificate.drop import Drop
 from hasten.certificate.verdict import Judgement
-from hasten.engines.estimates import Source
+from hasten.engines.estimates import Source, check_latency
 from hasten.result import Asked
 
 
@@ -40,6 +40,10 @@ class Foreseen:
     limits: Mapping[str, float] = field(default_factory=dict)
     drop: Drop | None = None
     frontier: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the latency's source."""
+        check_latency(self.source, self.latency_ns)
 
 
 @dataclass(frozen=True)

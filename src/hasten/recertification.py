@@ -20,7 +20,7 @@ from hasten.certification import guarded, judge_ladder, sealed_scores
 from hasten.data.dataset import Dataset, Subset
 from hasten.data.source import open_data
 from hasten.data.spool import write_spool
-from hasten.devices import at_hand
+from hasten.devices import at_hand, family_of
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.measure.workbench import Bench, Opened
@@ -110,14 +110,15 @@ def certify(
         listen: Told how many samples are behind.
 
     Raises:
-        InputError: the bundle or the data can't be used, or the bundle was made with groups and the
-            data has none.
+        InputError: the bundle or the data can't be used, the bundle was made with groups and the
+            data has none, or its device isn't here and what answers in its place isn't faithful.
         CandidateError: the winner failed.
     """
     folder = Path(bundle)
     manifest = read(folder)
     if manifest.exact is None:
         raise InputError(f"{folder} was made with --no-exact: there is nothing to compare with")
+    _check_device(folder, manifest)
     limits = _limits(folder, manifest, max_drop, confidence, guard)
     check_limits(limits.max_drop, limits.confidence)
     judged_by = guarded(_metric(folder, manifest.metric, metric), limits.guard)
@@ -149,6 +150,21 @@ def certify(
     if isinstance(judgement, str):
         raise CandidateError(judgement)
     return Recheck(kind, judgement, len(samples), len(dataset) - len(samples))
+
+
+def _check_device(folder: Path, manifest: Manifest) -> None:
+    """Check that what the winner answers here is what it answers where it is for.
+
+    Raises:
+        InputError: its device isn't here, and what stands in for it isn't the device bit for bit.
+    """
+    here = at_hand(manifest.target)
+    runtimes = engine_of(manifest.winner, here.threads).runtimes
+    if here.kind == "compile-only" and not all(engine.faithful for engine in runtimes):
+        raise InputError(
+            f"{folder} is for {here.device}, which isn't here, and what answers in its place may answer "
+            f"otherwise: run hasten certify where the device is ({family_of(here).noun})"
+        )
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from hasten.bundle import (
     load,
     write,
 )
-from hasten.engines.base import Artifact, Session
+from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.null import Null, NullSession
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.measure.environment import environment
+from hasten.measure.environment import DISTRIBUTIONS, PACKAGES, environment
 from hasten.target import Target
 from hasten.testing import models
 from hasten.testing.bundles import built, forge, stated
@@ -87,6 +87,99 @@ def test_more_threads_than_were_certified_are_no_difference(winner: Part) -> Non
     host = Target.host()
     other = stated(winner, None, target=replace(host, threads=1))
     assert differences(other, replace(host, threads=8), environment(host)) == []
+
+
+VERSIONS = {
+    "openvino_npu": ("openvino",),
+    "litert_reference": ("ai-edge-litert",),
+    "coreml": ("coremltools", "onnx2coreml", "torch"),
+    "qnn": ("onnxruntime-qnn", "onnxruntime"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings",),
+    "tensorrt": ("tensorrt-cu13-bindings",),
+    "onnxruntime_cuda": ("onnxruntime-gpu",),
+    "torch_cuda": ("torch", "triton"),
+    "tpu": ("jax", "jaxlib", "libtpu"),
+    "fpga": ("da4ml",),
+}
+
+
+@pytest.mark.parametrize(("engine", "packages"), VERSIONS.items())
+def test_another_version_of_what_an_engine_stands_on_is_said(
+    winner: Part, engine: str, packages: tuple[str, ...]
+) -> None:
+    there = stated(
+        replace(winner, engine={"type": engine}), None, environment=dict.fromkeys(packages, "0.1")
+    )
+    assert differences(there, Target.host(), dict.fromkeys(packages, "0.2")) == [
+        f"{package}: 0.1 there, 0.2 here" for package in packages
+    ]
+
+
+def test_every_engine_says_what_it_stands_on_and_a_bundle_records_it() -> None:
+    assert DISTRIBUTIONS.keys() == Engine.registry.keys()
+    assert {name for names in DISTRIBUTIONS.values() for name in names} <= set(PACKAGES)
+    assert len(set(PACKAGES)) == len(PACKAGES)
+
+
+def test_of_a_design_that_answers_alike_anywhere_only_the_packages_count(winner: Part) -> None:
+    host = Target.host()
+    other = replace(host, processor="Another CPU", isa=("avx2",), threads=host.threads + 1)
+    device = other.with_device("fpga:ecp5-85k", present=False)
+    design = replace(winner, engine={"type": "fpga"})
+    made = stated(design, winner, target=device, environment={"da4ml": "0.1", "onnxruntime": "1"})
+    here = host.with_device("fpga:ecp5-85k", present=False)
+    assert differences(made, here, {"da4ml": "0.1"}) == []
+    assert differences(made, here, {"da4ml": "0.2"}) == ["da4ml: 0.1 there, 0.2 here"]
+    of_the_original = differences(made, here, {"onnxruntime": "1"}, winner)
+    assert [note.partition(":")[0] for note in of_the_original] == [
+        "processor",
+        "instruction sets",
+        "threads",
+    ]
+    tpu = other.with_device("tpu:v5e", present=False)
+    stand_in = stated(replace(winner, engine={"type": "tpu"}), None, target=tpu, environment={})
+    assert differences(stand_in, here, {})[0].startswith("processor: Another CPU there")
+
+
+def nvidia(proc: Path, models: tuple[str, ...], release: str) -> Path:
+    """A /proc as NVIDIA's driver fills it."""
+    folder = proc / "driver" / "nvidia"
+    for number, model in enumerate(models):
+        gpu = folder / "gpus" / f"0000:0{number}:00.0"
+        gpu.mkdir(parents=True)
+        (gpu / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 24\n")
+    (folder / "version").write_text(f"NVRM version: {release}\nGCC version:  gcc 12.2.0 (x)\n")
+    return proc
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        "NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023",
+        "NVIDIA UNIX Open Kernel Module for x86_64  535.104.05  Release Build  (u@h)  Mon 2023",
+    ],
+)
+def test_a_bundle_certified_on_one_gpu_says_so_on_another(
+    tmp_path: Path, winner: Part, release: str
+) -> None:
+    gpu = Target.host().with_device("cuda", present=True)
+    one, two = "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"
+    proc = nvidia(tmp_path / "one", (one, one), release)
+    there = environment(gpu, proc=proc)
+    assert (there["device"], there["driver"]) == (one, "535.104.05")
+    newer = nvidia(tmp_path / "two", (two, one), release.replace("535.104.05", "570.1"))
+    made = stated(replace(winner, engine={"type": "tensorrt"}), None, target=gpu, environment=there)
+    assert differences(made, gpu, there) == []
+    assert differences(made, gpu, environment(gpu, proc=newer)) == [
+        f"device: {one} there, {one}, {two} here",
+        "driver: 535.104.05 there, 570.1 here",
+    ]
+    nowhere = gpu.with_device("cuda", present=False)
+    assert "device" not in environment(nowhere, proc=proc)
+    assert differences(made, nowhere, environment(nowhere))[:1] == [
+        f"device: {one} there, none here"
+    ]
+    assert "driver" not in environment(gpu, proc=tmp_path)
 
 
 @pytest.mark.parametrize(

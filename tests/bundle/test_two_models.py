@@ -71,7 +71,7 @@ def test_another_version_of_litert_is_said(tmp_path: Path) -> None:
     with pytest.warns(NotCertifiedHere):
         loaded = load(tmp_path / "b")
     with loaded as fast:
-        assert fast.not_certified == (f"litert: 0.1 there, {here['ai-edge-litert']} here",)
+        assert fast.not_certified == (f"ai-edge-litert: 0.1 there, {here['ai-edge-litert']} here",)
 
 
 def test_engines_of_engines_of_engines_are_refused(bundle: Path) -> None:

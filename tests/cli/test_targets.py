@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,10 +16,12 @@ from hasten.cli import main
 from hasten.cli.screen import foresight_summary
 from hasten.devices import at_hand
 from hasten.doctor import target_in_words
-from hasten.errors import InputError
+from hasten.engines.estimates import Estimate
+from hasten.errors import InputError, IntegrityError
 from hasten.foreseen import Foreseen, Foresight
 from hasten.invocation import Invocation
-from hasten.reporting.foresight_rows import columns
+from hasten.records import from_record, to_record
+from hasten.reporting.foresight_rows import columns, headline, latency_of
 from hasten.result import Asked
 from hasten.target import Target
 from hasten.testing import models, tasks
@@ -91,6 +94,9 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     made = hasten.cross_compile(tasks.small_cnn(10), ({"input": x}, y), "litert", max_drop=0.05)
     assert made.status == "uncertified"
     assert made.why.startswith("judged on this host, not on a LiteRT interpreter elsewhere")
+    assert made.why.endswith(
+        "to know, run on the device: hasten certify model.hasten --data new.npz --max-drop 5%"
+    )
     shipped = made.shipped
     assert shipped is not None
     assert (shipped.latency_ns, shipped.unit) == (None, "bytes")
@@ -152,6 +158,33 @@ def test_a_latency_stands_only_beside_what_was_placed_and_routed_or_measured() -
     assert table[1][:4] == ("ships", "small", "91.7 ns", "place-and-route")
     assert table[2][:5] == ("frontier", "compiled", "none", "compiler estimate", "92 cycles")
     assert table[1][5] == "5,800 of 83,640 (7%)"
+
+
+def test_an_estimate_with_a_latency_is_refused_and_never_printed_as_one() -> None:
+    said = (
+        "only what was measured or placed and routed has a latency: got 91.7 ns of the source "
+        "'compiler estimate'; leave it out"
+    )
+    with pytest.raises(ValueError) as error:
+        Estimate("compiler estimate", latency_ns=91.7)
+    assert str(error.value) == said
+    with pytest.raises(ValueError) as error:
+        replace(ROW, source="compiler estimate")
+    assert str(error.value) == said
+    for cls, record in ((Estimate, {"source": "none", "latency_ns": 1.0}), (Foreseen, crafted())):
+        with pytest.raises(IntegrityError, match="only what was measured or placed and routed"):
+            from_record(cls, record)
+    forced = replace(ROW)
+    object.__setattr__(forced, "source", "compiler estimate")
+    assert latency_of(forced) == "none"
+    result = replace(RESULT, rows=(forced,))
+    assert headline(result) == "Made for fpga:ecp5-85k, certified"
+    assert "91.7 ns" not in str(columns(result))
+
+
+def crafted() -> dict[str, Any]:
+    """A record that calls a compiler's estimate a latency."""
+    return {**to_record(ROW), "source": "compiler estimate"}
 
 
 def test_the_summary_says_that_a_budget_was_missed_and_what_failed() -> None:

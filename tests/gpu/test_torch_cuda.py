@@ -1,6 +1,8 @@
+import json
 import pickle
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hasten.engines import torch_programs
+from hasten.engines.base import Artifact
 from hasten.engines.cuda import Host
 from hasten.engines.torch_cuda import TorchCuda, opened
 from hasten.errors import CandidateError, InputError
@@ -157,19 +161,221 @@ class Harm:
         return (Path.touch, (self.witness,))
 
 
+def rewritten(path: Path, changed: Callable[[str, bytes], bytes], more: dict[str, bytes]) -> None:
+    """Change the records of a program, and add some."""
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    root = next(iter(records)).split("/")[0]
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in records.items():
+            new.writestr(name, changed(name.removeprefix(f"{root}/"), content))
+        for name, content in more.items():
+            new.writestr(f"{root}/{name}", content)
+
+
+def refusal(artifact: Artifact) -> str:
+    """Open an artifact, answer with it, and return why it doesn't."""
+    try:
+        with TorchCuda().open(artifact, HOST) as session:
+            session.run(REQUEST)
+    except CandidateError as error:
+        return str(error)
+    return "it answered"
+
+
 def test_nothing_in_a_program_is_unpickled(model: Model, tmp_path: Path) -> None:
-    assert model.program is not None
-    harmful, witness = tmp_path / "harmful.pt2", tmp_path / "witness"
-    with zipfile.ZipFile(model.program) as old, zipfile.ZipFile(harmful, "w") as new:
-        for entry in old.infolist():
-            content = old.read(entry)
-            if "sample_inputs" in entry.filename:
-                content = pickle.dumps(Harm(witness))
-            new.writestr(entry, content)
-    (tmp_path / "built").mkdir()
-    with pytest.raises(CandidateError, match=r"^torch can't load the program: "):
-        TorchCuda().build(replace(model, program=harmful), HOST, tmp_path / "built")
+    artifact, witness = TorchCuda().build(model, HOST, tmp_path), tmp_path / "witness"
+    harm = pickle.dumps(Harm(witness))
+    rewritten(artifact.path, lambda name, old: harm if "sample_inputs" in name else old, {})
+    assert refusal(artifact).startswith("torch can't load the program: ")
     assert not witness.exists()
+
+
+def by_the_expression_of_a_size(program: Any, code: str, witness: Path) -> None:
+    graph = program["graph_module"]["graph"]
+    sizes = next(iter(graph["tensor_values"].values()))["sizes"]
+    sizes[0] = {"as_expr": {"expr_str": f"{code} or 1", "hint": {"as_int": 1}}}
+
+
+def by_a_guard(program: Any, code: str, witness: Path) -> None:
+    program["guards_code"] = [code]
+
+
+def by_an_operator(program: Any, code: str, witness: Path) -> None:
+    arguments = [{"name": "", "arg": {"as_string": f"touch {witness}"}, "kind": 1}]
+    program["verifiers"] = []
+    harm = {"target": "torch.os.system", "inputs": arguments, "outputs": [{"as_none": True}]}
+    program["graph_module"]["graph"]["nodes"].insert(0, harm | {"metadata": {}, "name": "harm"})
+
+
+def by_an_operator_that_opens_files(program: Any, code: str, witness: Path) -> None:
+    given = {"filename": {"as_string": str(witness)}, "shared": {"as_bool": True}}
+    given["size"] = {"as_int": 1}
+    arguments = [{"name": name, "arg": arg, "kind": 1} for name, arg in given.items()]
+    graph = program["graph_module"]["graph"]
+    graph["tensor_values"]["harm"] = next(iter(graph["tensor_values"].values()))
+    harm = {"target": "torch.ops.aten.from_file.default", "inputs": arguments, "metadata": {}}
+    graph["nodes"].insert(0, harm | {"outputs": [{"as_tensor": {"name": "harm"}}]})
+
+
+def by_a_name_in_generated_code(program: Any, code: str, witness: Path) -> None:
+    text = json.dumps(program["graph_module"]).replace('"relu"', json.dumps(f"relu = {code}; relu"))
+    program["graph_module"] = json.loads(text)
+
+
+def importable(witness: Path, name: str) -> None:
+    """Write a module that leaves the witness where it is imported."""
+    code = f"import pathlib; pathlib.Path({str(witness)!r}).touch()"
+    (witness.parent / f"{name}.py").write_text(code)
+
+
+def by_a_tree_that_imports(program: Any, code: str, witness: Path) -> None:
+    importable(witness, "harm_of_a_tree")
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+    context = {
+        "default_factory_module": "harm_of_a_tree",
+        "default_factory_name": "x",
+        "dict_context": [],
+    }
+    tree = {"type": "collections.defaultdict", "context": context}
+    signature = program["graph_module"]["module_call_graph"][0]["signature"]
+    signature["out_spec"] = json.dumps([1, tree | {"children_spec": [leaf, leaf]}])
+
+
+def by_an_enumeration_that_imports(program: Any, code: str, witness: Path) -> None:
+    importable(witness, "harm_of_an_enumeration")
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+    context = [{"__enum__": True, "fqn": "harm_of_an_enumeration:x", "name": "x"}, "b"]
+    tree = {"type": "builtins.dict", "context": json.dumps(context)}
+    signature = program["graph_module"]["module_call_graph"][0]["signature"]
+    signature["out_spec"] = json.dumps([1, tree | {"children_spec": [leaf, leaf]}])
+
+
+HARMS = [
+    (by_the_expression_of_a_size, "expr_str"),
+    (by_a_guard, "guards_code"),
+    (by_an_operator, "target 'torch.os.system'"),
+    (by_an_operator_that_opens_files, "target 'torch.ops.aten.from_file.default'"),
+    (by_a_name_in_generated_code, "name"),
+    (by_a_tree_that_imports, "out_spec"),
+    (by_an_enumeration_that_imports, "out_spec"),
+]
+
+
+@pytest.mark.parametrize(
+    ("harm", "where"), [pytest.param(*one, id=one[0].__name__) for one in HARMS]
+)
+def test_nothing_in_a_program_runs(
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Any, str, Path], None],
+    where: str,
+) -> None:
+    artifact, witness = TorchCuda().build(model, HOST, tmp_path), tmp_path / "witness"
+    monkeypatch.syspath_prepend(tmp_path)
+    code = f"__import__('os').system('touch {witness}')"
+
+    def changed(name: str, content: bytes) -> bytes:
+        if name != "models/model.json":
+            return content
+        program = json.loads(content)
+        harm(program, code, witness)
+        return json.dumps(program).encode()
+
+    rewritten(artifact.path, changed, {})
+    said = refusal(artifact)
+    assert not witness.exists()
+    assert said.startswith(
+        f"a program may only call torch's operators, and {artifact.path.name} has the {where}"
+    )
+    assert said.endswith(", which could run other code: build it again from the model")
+    assert "\n" not in said
+
+
+def test_no_object_and_no_library_is_loaded(model: Model, tmp_path: Path) -> None:
+    artifact, witness = TorchCuda().build(model, HOST, tmp_path), tmp_path / "witness"
+    whole = artifact.path.read_bytes()
+    described = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True}
+    objects = {"x": described | {"tensor_meta": None}}
+
+    def changed(name: str, content: bytes) -> bytes:
+        is_config = name == "data/constants/model_constants_config.json"
+        return json.dumps({"config": objects}).encode() if is_config else content
+
+    rewritten(artifact.path, changed, {"data/constants/opaque_obj_0": pickle.dumps(Harm(witness))})
+    assert "has the record 'data/constants/opaque_obj_0', " in refusal(artifact)
+    artifact.path.write_bytes(whole)
+    rewritten(artifact.path, changed, {})
+    assert "has the path_name 'opaque_obj_0', " in refusal(artifact)
+    artifact.path.write_bytes(whole)
+    rewritten(artifact.path, lambda name, old: old, {"data/aotinductor/model/model.so": b""})
+    assert "has the record 'data/aotinductor/model/model.so', " in refusal(artifact)
+    assert not witness.exists()
+
+
+def test_a_program_in_the_older_form_is_refused(model: Model, tmp_path: Path) -> None:
+    artifact = TorchCuda().build(model, HOST, tmp_path)
+    with zipfile.ZipFile(artifact.path, "a") as archive:
+        archive.writestr("version", "8.20")
+    assert refusal(artifact) == (
+        f"{artifact.path.name} is no exported program of torch 2.8 or newer: export the model again"
+    )
+
+
+class Choosing(torch.nn.Module):  # type: ignore[misc,name-defined]
+    """Sizes that depend on the data, words among the arguments, and no gradient for a part."""
+
+    def forward(self, x: Any, factor: Any) -> Any:
+        with torch.no_grad():
+            kept = torch.nonzero(x[0, 0] > 0)
+        hidden = torch.nn.functional.gelu(x, approximate="tanh").masked_fill(x < 0, -torch.inf)
+        count = kept.reshape(2 * kept.shape[0]).sum()
+        return {"most": torch.einsum("bcij,bk->bk", hidden.clamp(-9, 9), factor), "count": [count]}
+
+
+def test_sizes_that_depend_on_the_data_are_no_harm(tmp_path: Path) -> None:
+    network = Choosing()
+    x, factor = map(torch.from_numpy, REQUEST.values())
+    given = (torch.cat([x, -x]), factor)
+    dynamic = ({0: torch.export.Dim("rows", min=1, max=9)}, None)
+    for name, shapes in (("settled", None), ("open", dynamic)):
+        program = torch.export.export(network, given, dynamic_shapes=shapes, strict=False)
+        torch.export.save(program, tmp_path / "given.pt2")
+        torch_programs.keep(tmp_path / "given.pt2", tmp_path / f"{name}.pt2")
+        torch_programs.check(tmp_path / f"{name}.pt2")
+        loaded = torch.export.load(str(tmp_path / f"{name}.pt2")).module()
+        torch.testing.assert_close(loaded(*given), network(*given))
+    with pytest.raises(CandidateError, match=r" has the metadata \{"):
+        torch_programs.check(tmp_path / "given.pt2")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["Symbol('u0', integer=True)", "Mul(Integer(2), Symbol('s77', positive=True))", "7", "-7"],
+)
+def test_arithmetic_of_sizes_is_taken(expression: str) -> None:
+    assert torch_programs._is_size(expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "open('x')",
+        "Symbol('x')",
+        "Symbol('u0').name",
+        "Integer(2).__class__",
+        "(lambda: 3)()",
+        "Symbol('u0')(3)",
+        "Integer(3",
+        "__import__('os')",
+        "Integer(3)\n",
+        "2.5",
+    ],
+)
+def test_more_than_arithmetic_is_not(expression: str) -> None:
+    assert not torch_programs._is_size(expression)
 
 
 def test_only_float32_is_exact_and_nothing_is_tried_without_the_gpu(sm80: Target) -> None:

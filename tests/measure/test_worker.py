@@ -18,6 +18,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.process import Worker
 from hasten.measure.worker import request_of, time_requests
+from hasten.records import to_record
 from hasten.tensors import TensorSpec
 from hasten.testing.desk import Desk
 from hasten.testing.faults import Faulty
@@ -196,6 +197,54 @@ def test_an_ended_worker_leaves_no_process_and_no_descriptor(desk: Desk) -> None
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+LITTERING = """
+import os, subprocess, tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hasten.engines.null import Null, NullSession
+
+class Session(NullSession):
+    def properties(self):
+        mine = tempfile.mkdtemp()
+        return {
+            "mine": mine,
+            "a child's": subprocess.check_output(["mktemp", "--directory"], text=True).strip(),
+            "cache": os.environ["TORCHINDUCTOR_CACHE_DIR"],
+        }
+
+@dataclass(frozen=True)
+class Littering(Null):
+    @contextmanager
+    def open(self, artifact, target):
+        yield Session(artifact)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "died"])
+def test_temporary_files_of_a_worker_go_with_it(desk: Desk, tmp_path: Path, how: str) -> None:
+    (tmp_path / "littering.py").write_text(LITTERING)
+    artifact = desk.open(Null()).artifact
+    before = set(desk.bench.folder.iterdir())
+    with Worker(desk.bench.log, 1 << 30) as worker:
+        left = worker.ask(
+            "open",
+            limit_s=60,
+            engine={"type": f"{tmp_path}/littering.py:Littering"},
+            artifact=to_record(artifact),
+            target=to_record(desk.bench.target),
+        )
+        folders = [Path(left["mine"]), Path(left["a child's"])]
+        assert all(folder.is_dir() for folder in folders)
+        if how == "died":
+            os.kill(worker.pid, signal.SIGKILL)
+    assert not any(folder.exists() for folder in folders)
+    assert set(desk.bench.folder.iterdir()) == before
+    # What torch has compiled is for all workers, and stays.
+    cache_dir_utils = pytest.importorskip("torch._inductor.runtime.cache_dir_utils")
+    own = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    assert left["cache"] == (own or cache_dir_utils.default_cache_dir())
+
+
 def test_a_worker_that_cannot_start_leaves_no_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +254,7 @@ def test_a_worker_that_cannot_start_leaves_no_descriptor(
         Worker(tmp_path / "log", 1 << 30)
     with pytest.raises(FileNotFoundError):
         Worker(tmp_path / "no folder" / "log", 1 << 30)
+    assert [file.name for file in tmp_path.iterdir()] == ["log"]
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 

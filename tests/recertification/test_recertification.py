@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,46 @@ def test_a_bundle_made_with_groups_is_not_judged_on_samples_that_may_belong_toge
     )
     np.savez(tmp_path / "grouped.npz", **np.load(fresh), groups=np.arange(400) // 2)
     assert hasten.certify(bundle, tmp_path / "grouped.npz").judgement.groups == 200
+
+
+def moved(bundle: Path, folder: Path, device: str, engine: dict[str, Any] | None = None) -> Path:
+    """A copy of a bundle that says that it is for a device that isn't here."""
+
+    def change(record: dict[str, Any]) -> None:
+        record["target"] |= {"kind": "compile-only", "device": device}
+        record["winner"]["engine"] = engine or record["winner"]["engine"]
+
+    copy = shutil.copytree(bundle, folder / "elsewhere.hasten")
+    forge(copy, change)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "noun"),
+    [
+        ("tpu:v5e", "tpu", "Google TPU"),
+        ("litert", "litert_reference", "LiteRT interpreter elsewhere"),
+        ("coreml", "coreml", "Apple Core ML"),
+    ],
+)
+def test_what_stands_in_for_a_device_is_never_certified(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path, device: str, engine: str, noun: str
+) -> None:
+    bundle = moved(data[0], tmp_path, device, {"type": engine})
+    ended = CliRunner().invoke(
+        main, ["certify", str(bundle), "--data", str(fresh), "--max-drop", "20%"]
+    )
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        f"hasten: {bundle} is for {device}, which isn't here, and what answers in its place may "
+        f"answer otherwise: run hasten certify where the device is ({noun})\n"
+    )
+
+
+def test_what_ships_for_this_host_is_certified_here_though_it_was_made_for_a_device(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    assert hasten.certify(moved(data[0], tmp_path, "tpu:v5e"), fresh).used == 400
 
 
 def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(

@@ -9,6 +9,8 @@ import json
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,34 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.litert_reference import LiteRtReference
+from hasten.engines.null import Null, NullSession
+from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import InputError
+from hasten.records import import_path
 from hasten.serving.models.statistics import Statistics
+from hasten.target import Target
 from hasten.testing import models
+from hasten.testing.bundles import forge
 from hasten.testing.servers import ServerThread, bundle_of, place_of
 from hasten.testing.waiting import until
 
 PATIENCE_S = 20.0
+
+
+class _Simulated(NullSession):
+    def properties(self) -> dict[str, str]:
+        return {"answers": "the RTL, by Verilator 5"}
+
+
+@dataclass(frozen=True)
+class Design(Null):
+    """As an FPGA's design is opened: what answers says so."""
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        yield _Simulated(artifact)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +118,38 @@ def test_larger_batches_than_the_certificates_are_told_of(bundles: Path) -> None
     for most_rows, expected in ((32, True), (1, False)):
         with ServerThread(place_of(bundles / "guarded.hasten", most_rows=most_rows)) as server:
             assert (told in served(server, "guarded").opened.notes) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "instead"),
+    [
+        ("litert", LiteRtReference(), "what the engine litert_reference has for this host"),
+        ("fpga:ecp5-85k", Design(), "the RTL, by Verilator 5"),
+        ("tpu:v5e", OnnxRuntime(threads=1), ""),  # the original, for this host
+    ],
+)
+def test_a_device_that_is_not_here_is_told_of_with_what_answers_instead(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    engine: Engine,
+    instead: str,
+) -> None:
+    monkeypatch.setattr(Engine, "registry", {**Engine.registry, "fpga": import_path(Design)})
+    path = bundle_of(tmp_path, models.solid(tmp_path), engine=engine)
+    elsewhere = {"kind": "compile-only", "device": device}
+    forge(path, lambda record: record["target"].update(elsewhere))
+    with caplog.at_level("WARNING", "hasten.serving"), ServerThread(place_of(path)) as server:
+        answer(server, "solid", [[1, 2, 3, 4]])
+        client = triton.InferenceServerClient(server.host)
+        parameters = client.get_model_config("solid")["parameters"]
+        client.close()
+        notes = served(server, "solid").opened.notes
+    said = f"{device} isn't here; what answers in its place: {instead}"
+    assert [note for note in notes if "isn't here" in note] == ([said] if instead else [])
+    assert [m for m in caplog.messages if "isn't here" in m] == ([said] if instead else [])
+    assert parameters.get("device") == ({"string_value": said} if instead else None)
 
 
 def test_a_row_that_was_asked_in_no_numbers_hides_no_other_rows_nan(bundles: Path) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 
 from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part, nested_engines
-from hasten.devices import at_hand
+from hasten.devices import FAMILIES, at_hand
 from hasten.engines.base import Engine, Session
 from hasten.errors import InputError
-from hasten.records import from_record
+from hasten.records import from_record, load_object
 from hasten.target import Target
 from hasten.tensors import Array, Tensors, TensorSpec, check_tensors
 
@@ -29,34 +29,48 @@ class MeasuredElsewhere(UserWarning):
     """An exact model runs on another machine than the one that it was found the fastest on."""
 
 
-_PACKAGES = {"litert": "ai-edge-litert"}
-"""Of engines that are called otherwise than what brings them."""
-
-
 def differences(
-    manifest: Manifest, here: Target, versions: Mapping[str, str], item: Part | None = None
+    manifest: Manifest, here: Target, facts: Mapping[str, str], item: Part | None = None
 ) -> list[str]:
     """Say where this machine differs from the one that a bundle was made on; empty where it doesn't.
+
+    Of what answers bit for bit as a device that isn't here, no machine matters, only the packages do.
 
     Args:
         manifest: What the bundle states.
         here: This machine.
-        versions: Of the packages here.
+        facts: Its environment.
         item: Whose engine counts; by default the winner's.
     """
-    record = (item or manifest.winner).engine
-    facts = [
-        ("processor", manifest.target.processor, here.processor),
-        ("instruction sets", " ".join(manifest.target.isa), " ".join(here.isa)),
-    ]
+    from hasten.measure.environment import DEVICE_FACTS, DISTRIBUTIONS
+
+    record, there = (item or manifest.winner).engine, manifest.target
     inner = [each["type"] for each in nested_engines(record).values()]
-    for engine in dict.fromkeys(inner or [record["type"]]):
-        package = _PACKAGES.get(engine, engine)
-        there, now = (facts_.get(package, "none") for facts_ in (manifest.environment, versions))
-        facts.append((engine, there, now))
-    if here.threads < manifest.target.threads:  # with more, it still runs on as many as there
-        facts.append(("threads", str(manifest.target.threads), str(here.threads)))
-    return [f"{name}: {there} there, {now} here" for name, there, now in facts if there != now]
+    packages = (n for name in inner or [record["type"]] for n in DISTRIBUTIONS.get(name, ()))
+    known = [
+        *(name for name in DEVICE_FACTS if name in manifest.environment),
+        *dict.fromkeys(packages),
+    ]
+    pairs: list[tuple[str, object, object]] = [
+        (name, manifest.environment.get(name, "none"), facts.get(name, "none")) for name in known
+    ]
+    if not _anywhere(there, record):
+        pairs = [
+            ("processor", there.processor, here.processor),
+            ("instruction sets", " ".join(there.isa), " ".join(here.isa)),
+            *pairs,
+        ]
+        if here.threads < there.threads:  # with more, it still runs on as many as there
+            pairs.append(("threads", there.threads, here.threads))
+    return [f"{name}: {one} there, {other} here" for name, one, other in pairs if one != other]
+
+
+def _anywhere(there: Target, record: Mapping[str, Any]) -> bool:
+    """Whether an engine answers as a device that isn't here does, bit for bit, on whatever host."""
+    family = FAMILIES.get(there.family)
+    if there.kind != "compile-only" or family is None or record["type"] not in family.engines:
+        return False
+    return bool(load_object(Engine.registry[record["type"]]).faithful)
 
 
 def engine_of(item: Part, threads: int) -> Engine:
@@ -241,7 +255,7 @@ def load(
             threads to give; a call warns once where its shapes aren't.
         MeasuredElsewhere: the same of an exact model, whose answers hold everywhere.
     """
-    from hasten.measure.environment import versions
+    from hasten.measure.environment import environment
 
     folder = Path(path)
     manifest = read(folder)
@@ -253,7 +267,7 @@ def load(
     engine = engine_of(item, threads)
     for runtime in engine.runtimes:
         runtime.version()
-    notes = differences(manifest, here, versions(), item)
+    notes = differences(manifest, here, environment(here), item)
     exact = which == "exact" or manifest.status == "exact"
     if manifest.status == "uncertified" and not exact:
         notes.insert(0, manifest.why)

@@ -270,8 +270,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
     from hasten.bundle import differences, read
     from hasten.bundle.evidence import batch_curve
     from hasten.cli.tables import curve_table
-    from hasten.measure.environment import versions
-    from hasten.target import Target
+    from hasten.devices import at_hand
+    from hasten.measure.environment import environment
 
     with one_line_errors():
         manifest = read(bundle)
@@ -292,8 +292,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
             ("made at", manifest.created),
             ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, each as it was written"),
         ]
-        here = differences(manifest, Target.host(), versions())
-        facts.append(("this machine", "; ".join(here) or "as it was made on"))
+        here = at_hand(manifest.target)
+        unlike = differences(manifest, here, environment(here))
+        facts.append(("this machine", "; ".join(unlike) or "as it was made on"))
         for name, value in facts:
             click.echo(f"{name + ':':14}{value}")
         if curve:

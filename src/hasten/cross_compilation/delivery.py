@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -123,7 +124,7 @@ class Delivery:
             return (
                 "uncertified",
                 f"judged on this host, not on a {family_of(self.target).noun}, whose last bits may "
-                f"differ: {passed[1].in_words()}; certify the bundle on the device by hasten certify",
+                f"differ: {passed[1].in_words()}; to know, run on the device: {self._certify()}",
                 trial,
             )
         why = _why_not(judged, bool(self.board.estimated()))
@@ -134,6 +135,12 @@ class Delivery:
         if exact is not None:
             return "exact", f"{why}: what ships keeps the original's precision", exact
         return "exact", f"{why}: the bundle holds the original, for this host", None
+
+    def _certify(self) -> str:
+        """The command that judges the bundle on its device."""
+        bundle = shlex.quote(str(self.wanted.out))
+        limit = f"{100 * self.board.order.max_drop:.6g}%"
+        return f"hasten certify {bundle} --data new.npz --max-drop {limit}"
 
     def _compared_on_all(self, trial: Trial) -> str:
         """Compare what ships on the sealed data too, and say on how many samples it was compared."""

@@ -9,6 +9,21 @@ from typing import Literal, TypeAlias
 Source: TypeAlias = Literal["measured", "place-and-route", "compiler estimate", "none"]
 """Where a figure comes from. Unlike sources are never ranked together; only the first two are ever
 shown as a latency."""
+TIMED: frozenset[Source] = frozenset({"measured", "place-and-route"})
+"""Of these there are latencies."""
+
+
+def check_latency(source: Source, latency_ns: float | None) -> None:
+    """Check that a latency comes from where there are any.
+
+    Raises:
+        ValueError: it doesn't; in a record from disk, that makes it a damaged one.
+    """
+    if latency_ns is not None and source not in TIMED:
+        raise ValueError(
+            f"only what was measured or placed and routed has a latency: got {latency_ns:g} ns of the "
+            f"source {source!r}; leave it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -33,4 +48,5 @@ class Estimate:
     limits: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.latency_ns is None or self.source in ("measured", "place-and-route")
+        """Check the latency's source."""
+        check_latency(self.source, self.latency_ns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda import Cuda, Device, Host, array_at
 from hasten.engines.device_session import DeviceSession, Execution
 from hasten.engines.failures import failed
+from hasten.engines.torch_programs import check, keep
 from hasten.errors import CandidateError, InputError
 from hasten.model import Format, Model
 from hasten.target import Target
@@ -92,11 +92,15 @@ class TorchCuda(Engine):
             )
         path = workdir / f"{model.path.stem}.pt2"
         try:
-            shutil.copyfile(model.program, path)
+            keep(model.program, path)
+        except CandidateError:
+            raise
         except OSError as error:
             raise CandidateError(
                 f"can't copy {model.program}: {error.strerror or error}"
             ) from error
+        except Exception as error:
+            raise failed("torch can't load the program", error) from error
         request = model.request or tuple(_alone(spec) for spec in model.inputs)
         artifact = Artifact(path, request, model.outputs, request)
         with replace(self, mode="eager").open(artifact, target) as session:
@@ -142,6 +146,7 @@ class _Program:
         self._place = "cuda" if device.kind == "cuda" else "cpu"
         self._artifact, self._device, self._mode = artifact, device, mode
         try:
+            check(artifact.path)
             with _nothing_unpickled(torch):
                 program = torch.export.load(str(artifact.path))
             if self._place == "cuda":
@@ -149,6 +154,8 @@ class _Program:
 
                 program = move_to_device_pass(program, self._place)
             module = program.module()
+        except CandidateError:
+            raise
         except Exception as error:
             raise failed("torch can't load the program", error) from error
         named = list(program.example_inputs[1]) if program.example_inputs else []
@@ -266,8 +273,8 @@ def _tensor_at(address: int, shape: tuple[int, ...], dtype: str, device: Device)
 
 @contextmanager
 def _nothing_unpickled(torch: Any) -> Iterator[None]:
-    """Have torch.load refuse what isn't tensors: torch.export falls back on whatever a pickle calls for, and a
-    bundle may be anybody's."""
+    """Have torch.load refuse what isn't tensors: torch.export falls back on whatever a pickle calls for, and example
+    inputs are a pickle that `check` doesn't look into."""
     load = torch.load
     try:
         torch.load = lambda *given, **settings: load(*given, **settings | {"weights_only": True})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
+import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -26,8 +30,10 @@ _LAST_WORDS_S = 5.0
 class Worker:
     """A process that runs `hasten.measure.worker` for one candidate.
 
+    Whatever it and what it starts leave in the folder for temporary files goes with it.
+
     Args:
-        log: Where the runtime's own output goes.
+        log: Where the runtime's own output goes; its temporary files lie beside that.
         memory_bytes: Most anonymous memory that it may hold; beyond, it is killed.
     """
 
@@ -38,6 +44,8 @@ class Worker:
         with contextlib.ExitStack() as start, theirs:
             start.callback(ours.close)  # unless it starts
             output = start.enter_context(log.open("ab"))
+            self._temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=log.parent)).absolute()
+            start.callback(shutil.rmtree, self._temporary, ignore_errors=True)
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -47,7 +55,7 @@ class Worker:
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **OFF},
+                env={**_caches(), **os.environ, **OFF, "TMPDIR": str(self._temporary)},
                 start_new_session=True,
             )
             output.close()
@@ -152,3 +160,16 @@ class Worker:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         self._channel.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _caches() -> dict[str, str]:
+    """Where torch.compile keeps what it made: where it does by default, not in a worker's own folder.
+
+    Source: torch, torch/_inductor/runtime/cache_dir_utils.py.
+    """
+    try:
+        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
+    except (KeyError, OSError):  # nobody by that number
+        user = f"uid_{os.getuid()}"
+    return {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{user}"}

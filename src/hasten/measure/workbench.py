@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -170,23 +169,17 @@ class Bench:
             CandidateError: the engine has no profiler, failed, or its process died.
         """
         original = self.original if named else None
-        folder = self.folder / f"profile-{secrets.token_hex(4)}"
-        folder.mkdir()
-        try:
-            with Worker(self.log, self.memory_bytes) as worker:
-                records = worker.ask(
-                    "profile",
-                    limit_s=self.limit_s,
-                    engine=to_record(engine),
-                    artifact=to_record(artifact),
-                    target=to_record(self.target),
-                    samples=str(samples.folder),
-                    requests=requests,
-                    original=None if original is None else str(original),
-                    workdir=str(folder),
-                )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with Worker(self.log, self.memory_bytes) as worker:
+            records = worker.ask(
+                "profile",
+                limit_s=self.limit_s,
+                engine=to_record(engine),
+                artifact=to_record(artifact),
+                target=to_record(self.target),
+                samples=str(samples.folder),
+                requests=requests,
+                original=None if original is None else str(original),
+            )
         return tuple(from_record(LayerTime, record) for record in records)
 
     def predict(self, opened: Opened, samples: Spool, *, number_from: int = 0) -> Iterator[Tensors]:

@@ -223,7 +223,6 @@ class _Process:
         self.request = artifact.request
         samples = self._requests(Spool.open(Path(command["samples"])), 0)
         requests = [samples[i % len(samples)] for i in range(command["requests"])]
-        tempfile.tempdir = command["workdir"]  # what a killed process leaves there is cleared up
         layers = engine.profile(artifact, from_record(Target, command["target"]), requests)
         if command["original"] is not None:
             from hasten.frontends.onnx import read
@@ -337,8 +336,8 @@ def _answered(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"ok": getattr(process, command["do"])(command)}
     except Exception as error:
-        folder = command.get("workdir") or command.get("out")
-        if folder is None or not _disk_is_full(error, str(Path(folder).parent)):
+        folder = command.get("workdir") or command.get("out") or tempfile.gettempdir()
+        if not _disk_is_full(error, str(Path(folder).parent)):
             raise
         raise InputError(f"can't write {folder}: {os.strerror(errno.ENOSPC)}") from error
 

@@ -108,8 +108,8 @@ def _answers(result: Foresight) -> Html:
 
 def _how_fast(shipped: Foreseen, budget: str) -> tuple[str, str]:
     """Its latency, where it has one, and how that is known."""
-    if shipped.latency_ns is not None:
-        return latency_of(shipped), f"By {shipped.source}, not by measurement. {budget}".strip()
+    if (latency := latency_of(shipped)) != "none":
+        return latency, f"By {shipped.source}, not by measurement. {budget}".strip()
     said = "No latency is known before it runs there."
     if ranked := ranked_by(shipped):
         by = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from hasten.engines.estimates import TIMED
 from hasten.foreseen import Foreseen, Foresight
 
 _SHOWN = 5
@@ -14,7 +15,7 @@ HEAD = ("", "candidate", "latency", "by")
 
 def latency_of(row: Foreseen) -> str:
     """A latency in words, where there is one: of a design, in nanoseconds or microseconds."""
-    if row.latency_ns is None:
+    if row.latency_ns is None or row.source not in TIMED:
         return "none"
     if row.latency_ns < 1e4:
         return f"{row.latency_ns:.4g} ns"
@@ -64,7 +65,7 @@ def headline(result: Foresight) -> str:
     if shipped is None:
         return "Nothing for the device ships"
     sure = {"certified": "certified", "exact": "exact", "uncertified": "not certified"}
-    if shipped.latency_ns is None:
+    if latency_of(shipped) == "none":
         return f"Made for {result.device}, {sure[result.status]}"
     return f"{latency_of(shipped)} by {shipped.source}, {sure[result.status]}"
 

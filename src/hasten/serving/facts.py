@@ -99,6 +99,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
                 "answers": model.answers,
                 "status": model.opened.manifest.status,
                 "why": model.opened.manifest.why,
+                **({"device": model.opened.instead} if model.opened.instead else {}),
             }.items()
         },
         "response_cache": {"enable": model.cache is not None},

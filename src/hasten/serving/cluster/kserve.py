@@ -16,6 +16,7 @@ from typing import Any
 from hasten.bundle import MANIFEST, Manifest, read
 from hasten.bundle.manifest import nested_engines
 from hasten.errors import InputError
+from hasten.measure.environment import DISTRIBUTIONS
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.serving.state import Limits
@@ -30,8 +31,6 @@ _MARK = "# Written by `hasten serve --write-kserve`"
 _USER = 10001
 _NAME = re.compile(r"[^\W_][\w .+-]*")
 """Of a model, as a folder, a word of a command line and a part of an address."""
-_PACKAGES = {"litert": "ai-edge-litert"}
-"""Engine -> the package it comes in, where that has another name."""
 _ALWAYS = ("numpy", "onnxruntime", "openvino")
 _DESERTED_S = 5
 """Until Kubernetes has told everybody that a pod is going, requests still come to it."""
@@ -174,7 +173,7 @@ def _packages(manifest: Manifest) -> Iterator[str]:
             continue
         inner = [each["type"] for each in nested_engines(item.engine).values()]
         for engine in inner or [item.engine["type"]]:
-            yield _PACKAGES.get(engine, engine)
+            yield from DISTRIBUTIONS.get(engine, ())
 
 
 def _python(manifests: Sequence[tuple[str, Manifest]]) -> str:

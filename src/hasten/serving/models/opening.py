@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ import numpy as np
 
 from hasten.bundle import Loaded, Manifest, load, read
 from hasten.bundle.evidence import batch_curve
+from hasten.devices import at_hand, family_of
 from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.comparison import unlike_rows
@@ -34,6 +35,8 @@ _TIMED_NS = 100_000_000
 """Of one batch shape: what takes longer is timed less often."""
 _LOUD = 8.0
 """How much louder a batch mate is, in the comparison: a scale that is shared shows."""
+_ANSWERED_BY = ("answers", "answered_by", "runs_on", "device")
+"""Of an engine's properties, those that say what computes the answers."""
 _ALIKE = 0.1
 """Ways to share the threads whose p50 is so much above the least are as good for one client."""
 
@@ -79,6 +82,7 @@ class Opened:
         sizes: The batches to make.
         batched: Whether requests bring a batch axis that is open.
         notes: What whoever serves it should know.
+        instead: Which device isn't here that it is for, and what answers; "" where that is no matter.
         broken: Whether it answers NaN where the exact model doesn't.
     """
 
@@ -91,6 +95,7 @@ class Opened:
     sizes: tuple[int, ...]
     batched: bool
     notes: list[str] = field(default_factory=list)
+    instead: str = ""
     broken: bool = False
 
     @property
@@ -153,9 +158,25 @@ def open_bundle(
             batched=_batched(sessions[0]),
             notes=list(sessions[0].not_certified),
         )
+        opened.instead = _instead(manifest, opened.which, sessions[0].properties())
+        if opened.instead:
+            opened.notes.insert(0, opened.instead)
         _warm_up(opened, shared, settings.most_rows, pace or Pace())
         undo.pop_all()
         return opened
+
+
+def _instead(
+    manifest: Manifest, which: Literal["winner", "exact"], properties: Mapping[str, str]
+) -> str:
+    """Say which device isn't here that a model is for, and what answers instead; "" where it is."""
+    part = manifest.exact if which == "exact" and manifest.exact is not None else manifest.winner
+    engine, here = part.engine["type"], at_hand(manifest.target)
+    if here.kind != "compile-only" or engine not in family_of(here).engines:
+        return ""
+    said = (properties[name] for name in _ANSWERED_BY if name in properties)
+    answers = next(said, f"what the engine {engine} has for this host")
+    return f"{here.device} isn't here; what answers in its place: {answers}"
 
 
 def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None) -> Loaded:

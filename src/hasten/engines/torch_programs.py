@@ -1,0 +1,199 @@
+"""torch's exported programs (.pt2): what is left out when one is kept, and what is refused when one is read.
+
+torch.export.load runs code that a program holds. It unpickles constants, evaluates the expressions of sizes and guards
+as Python, finds callables by dotted names (`torch.os.system`), writes names into source that it executes, imports what
+a tree of outputs names, and loads compiled libraries. So a program is read here first, by the reader that torch uses,
+and every string in it is held to what a plain program has.
+
+Source: torch 2.13, torch/_export/serde/serialize.py, torch/export/pt2_archive/_package.py, torch/export/_unlift.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import CandidateError
+
+_PROGRAM = "models/model.json"
+_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+_RECORD = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.data/\w+|models/model\.json|data/sample_inputs/model\.pt|"
+    r"data/weights/(weight_\d+|model\.pt|model_weights_config\.json)|"
+    r"data/constants/(tensor_\d+|model\.pt|model_constants_config\.json)",
+    re.ASCII,
+)
+_LEFT_OUT = ("metadata", "guards_code", "treespec_namedtuple_fields")
+"""Where a node came from, what requests are held to (a session does that), and names for people."""
+_EMPTY = frozenset({*_LEFT_OUT, "custom_obj", "custom_obj_values", "as_custom_obj", "use_pickle"})
+_WORD = re.compile(r"[\w.+@-]*", re.ASCII)
+_NAME = re.compile(r"([A-Za-z_]\w*)?", re.ASCII)
+_TEXT = re.compile(r"[\w .,:>+-]*", re.ASCII)
+_PAYLOAD = re.compile(r"(weight|tensor)_\d+", re.ASCII)
+_OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prims)\.(?!from_file\b|save\b)\w+\.\w+|"  # those two open files
+    r"torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)|"
+    r"torch\.sym_(float|int|ite|max|min|not|sum)|math\.(ceil|floor|trunc)|"
+    r"_operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|not_|or_|pow|sub|truediv)",
+    re.ASCII,
+)
+_EXPRESSION = re.compile(r"[\w'(), =+-]{1,1000}", re.ASCII)
+_SYMBOL = re.compile(r"[a-z]+\d+", re.ASCII)
+_ARITHMETIC = re.compile(
+    "Symbol|Integer|Add|Mul|Max|Min|FloorDiv|CleanDiv|CeilDiv|Mod|PythonMod|ModularIndexing|Equality|Unequality|"
+    "GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|And|Or|Not|true|false"
+)
+_TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+
+
+def keep(program: Path, path: Path) -> None:
+    """Copy a program without what it doesn't need to run, as `check` takes it.
+
+    Raises:
+        CandidateError: it isn't one.
+        OSError: it can't be read or written.
+    """
+    with zipfile.ZipFile(program) as old, zipfile.ZipFile(path, "w") as new:
+        if not any(entry.filename.endswith(f"/{_PROGRAM}") for entry in old.infolist()):
+            raise _no_program(program)
+        for entry in old.infolist():
+            large = entry.file_size >= zipfile.ZIP64_LIMIT
+            copy = zipfile.ZipInfo(entry.filename)
+            with old.open(entry) as source, new.open(copy, "w", force_zip64=large) as kept:
+                if entry.filename.endswith(f"/{_PROGRAM}"):
+                    kept.write(json.dumps(_lean(json.load(source))).encode())
+                else:
+                    shutil.copyfileobj(source, kept)
+
+
+def check(path: Path) -> None:
+    """Check that a program calls torch's operators and nothing else, before torch loads it.
+
+    Raises:
+        CandidateError: something in it could run code, or may not be in a plain program.
+    """
+    import torch
+
+    with zipfile.ZipFile(path) as archive:
+        if any("/" not in name for name in archive.namelist()):
+            raise _no_program(path)  # torch would read it in its older form
+    reader = torch._C.PyTorchFileReader(str(path))
+    records = reader.get_all_records()
+    if _PROGRAM not in records:
+        raise _no_program(path)
+    for record in records:
+        if not _RECORD.fullmatch(record):
+            raise _may_run_code(path, "record", record)
+    for record in (_PROGRAM, *_CONFIGS):
+        if record in records:
+            for key, value in _refused(json.loads(reader.get_record(record)), ""):
+                raise _may_run_code(path, key, value)
+
+
+def _no_program(path: Path) -> CandidateError:
+    return CandidateError(
+        f"{path.name} is no exported program of torch 2.8 or newer: export the model again"
+    )
+
+
+def _may_run_code(path: Path, key: str, value: Any) -> CandidateError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return CandidateError(
+        f"a program may only call torch's operators, and {path.name} has the {key} {shown}, which could run "
+        "other code: build it again from the model"
+    )
+
+
+def _lean(value: Any) -> Any:
+    """Return a program's JSON without what is left out, and without the words of its assertions."""
+    if isinstance(value, list):
+        return [_lean(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("name") == "assert_msg" and "arg" in value:
+        return value | {"arg": {"as_string": ""}}
+    return {name: type(one)() if name in _LEFT_OUT else _lean(one) for name, one in value.items()}
+
+
+def _refused(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield what a plain program doesn't have, each with the field that it is in."""
+    if key in _EMPTY and value:
+        yield key, value
+    elif isinstance(value, str):
+        if not _RULES.get(key, _WORD.fullmatch)(value):
+            yield key, value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _refused(one, key)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if not _WORD.fullmatch(name):
+                yield "name", name
+            yield from _refused(one, name)
+
+
+def _is_size(text: str) -> bool:
+    """Whether an expression is arithmetic of integers and symbols, in the words of sympy's `srepr`."""
+    if not _EXPRESSION.fullmatch(text):
+        return False
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except SyntaxError:
+        return False
+    return all(_is_arithmetic(node) for node in nodes)
+
+
+def _is_arithmetic(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and bool(_ARITHMETIC.fullmatch(node.func.id))
+    if isinstance(node, ast.Name):
+        return bool(_ARITHMETIC.fullmatch(node.id) or _SYMBOL.fullmatch(node.id))
+    if isinstance(node, ast.Constant):
+        if isinstance(node.value, str):
+            return bool(_SYMBOL.fullmatch(node.value))
+        return isinstance(node.value, int)
+    return isinstance(node, (ast.Expression, ast.Load, ast.keyword, ast.UnaryOp, ast.USub))
+
+
+def _is_tree(text: str) -> bool:
+    """Whether what inputs or outputs are put together to are tuples, lists and dicts."""
+    return _is_plain_tree(json.loads(text)[1])
+
+
+def _is_plain_tree(tree: Any) -> bool:
+    context = tree["context"] or "null"
+    names = json.loads(context) if isinstance(context, str) else context
+    return (
+        tree["type"] in _TREES
+        and (names is None or isinstance(names, list))
+        and all(isinstance(name, str) and _WORD.fullmatch(name) for name in names or ())
+        and all(map(_is_plain_tree, tree["children_spec"]))
+    )
+
+
+def _never(text: str) -> bool:
+    return False
+
+
+_RULES: dict[str, Callable[[str], object]] = {
+    "name": _NAME.fullmatch,
+    "as_name": _NAME.fullmatch,
+    "forward_arg_names": _NAME.fullmatch,
+    "target": _OPERATOR.fullmatch,
+    "as_operator": _OPERATOR.fullmatch,
+    "as_string": _TEXT.fullmatch,
+    "as_strings": _TEXT.fullmatch,
+    "path_name": _PAYLOAD.fullmatch,
+    "expr_str": _is_size,
+    "in_spec": _is_tree,
+    "out_spec": _is_tree,
+    **dict.fromkeys(("as_int", "as_ints", "as_expr", "min_val", "max_val"), _never),
+}
+"""By field, what a string in it may be: a word elsewhere."""
