@@ -268,6 +268,16 @@ def test_a_worker_that_hangs_is_killed_at_its_limit(
     assert state(worker.pid) == "gone"
 
 
+def test_a_program_that_hangs_a_worker_is_named_and_killed_with_it(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    worker = desk.worker(Faulty(Null(), "wait"))
+    with pytest.raises(CandidateError) as error:
+        predict(worker, spool, tmp_path, limit_s=2.0)
+    assert str(error.value) == "hung: no answer within 2 s while sleep ran, killed"
+    assert state(worker.pid) == "gone"
+
+
 @pytest.mark.parametrize("do", ["predict", "time"])
 def test_a_worker_that_takes_too_much_memory_is_killed(
     desk: Desk, spool: Spool, tmp_path: Path, do: str

@@ -60,13 +60,15 @@ class FixedPointSearch:
         return trial
 
     def _train(self) -> None:
-        """Train for fewer and fewer bits, until too much is lost."""
+        """Train for fewer and fewer bits, until twice in a row too much is lost."""
+        failures = 0
         for step in self.trained:
-            if self._late:
+            if self._late or failures > 1:
                 return
             trial = self._judge(step)
-            if trial.failure or not self.board.able(trial):
+            if trial.failure:
                 return
+            failures = 0 if self.board.able(trial) else failures + 1
 
     def _narrow_all(self) -> None:
         """Give all numbers fewer and fewer bits, until twice in a row too much is lost."""

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.errors import CandidateError, InputError
+from hasten.processes import descendants
 
 _POLL_S = 0.02
 
@@ -157,18 +158,8 @@ def complaint(said: str) -> str:
 
 def kill(pid: int) -> None:
     """Kill a process and all that descend from it."""
-    doomed = [pid]
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)  # so that it starts no other meanwhile
-    for one in doomed:
-        doomed += _children(one)
-    for one in doomed:
+    for one in (pid, *descendants(pid)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(one, signal.SIGKILL)
-
-
-def _children(pid: int) -> Iterator[int]:
-    """Yield the processes that a process started. Source: proc(5), /proc/pid/task/tid/children."""
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            yield from map(int, file.read_text().split())

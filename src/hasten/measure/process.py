@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hasten.errors import CandidateError, InputError
+from hasten.processes import descendants, name_of
 from hasten.telemetry import OFF
 
 _POLL_S = 0.05
@@ -104,8 +105,10 @@ class Worker:
         while b"\n" not in self._received:
             left = deadline - time.monotonic()
             if left <= 0:
+                tools = [name for pid in descendants(self.pid) if (name := name_of(pid))]
+                busy = f" while {tools[-1]} ran" if tools else ""
                 self.kill()
-                raise CandidateError(f"hung: no answer within {limit_s:.0f} s, killed")
+                raise CandidateError(f"hung: no answer within {limit_s:.0f} s{busy}, killed")
             if select.select([self._channel], [], [], min(left, poll_s))[0]:
                 data = self._channel.recv(1 << 16)
                 if not data:
@@ -121,12 +124,8 @@ class Worker:
         return line
 
     def _memory_held(self) -> int:
-        """Anonymous memory of the process, in bytes; 0 when it is gone."""
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-                if line.startswith("RssAnon:"):
-                    return int(line.split()[1]) << 10
-        return 0
+        """Anonymous memory of the process and of what it started, in bytes."""
+        return sum(map(_anonymous, (self.pid, *descendants(self.pid))))
 
     def _epitaph(self, do: str) -> str:
         try:
@@ -161,6 +160,15 @@ class Worker:
         self._process.wait()
         self._channel.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _anonymous(pid: int) -> int:
+    """Anonymous memory of a process, in bytes; 0 when it is gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _caches() -> dict[str, str]:

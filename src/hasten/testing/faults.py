@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from hasten.model import Format, Model
 from hasten.target import Target
 from hasten.tensors import Array, Tensors
 
-Fault: TypeAlias = Literal["none", "kill", "hang", "allocate", "nan", "wrong", "slow", "build"]
+Fault: TypeAlias = Literal[
+    "none", "kill", "hang", "wait", "allocate", "nan", "wrong", "slow", "build"
+]
 SLOW_NS = 10_000_000
 STALL_NS = 2 * SLOW_NS
 _STEP_BYTES = 64 * 2**20
@@ -32,12 +35,12 @@ class Faulty(Engine):
 
     Attributes:
         inner: What answers where the fault doesn't.
-        fault: "kill" ends the process by SIGKILL, "hang" loops for ever, "allocate" takes memory
-            without end, "nan" puts a NaN into every float output, "wrong" gives the first
-            answer's negative to every request, at once, "slow" spins for `busy_ns`, or 10 ms
-            where that is 0, "build" can't build.
+        fault: "kill" ends the process by SIGKILL, "hang" loops for ever, "wait" waits for a
+            program that doesn't end, "allocate" takes memory without end, "nan" puts a NaN into
+            every float output, "wrong" gives the first answer's negative to every request, at
+            once, "slow" spins for `busy_ns`, or 10 ms where that is 0, "build" can't build.
         busy_ns: How long to spin in each run, whatever the fault.
-        on_run: The run, from 1, at which "kill", "hang" and "allocate" strike; 0 is `open`.
+        on_run: The run, from 1, at which "kill", "hang", "wait" and "allocate" strike; 0 is `open`.
         stall_every: Spin for 20 ms in every run of that number, whatever the fault; 0 for never.
     """
 
@@ -133,6 +136,8 @@ def strike(fault: Fault) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "hang":
         _hang()
+    elif fault == "wait":
+        subprocess.run(["sleep", "600"])
     elif fault == "allocate":
         _allocate()
 
