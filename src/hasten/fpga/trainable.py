@@ -274,13 +274,15 @@ class _Builder:
         kernel = tuple(settings["kernel_shape"])
         strides = tuple(settings.get("strides", (1,) * len(kernel)))
         pads = list(settings.get("pads", (0,) * 2 * len(kernel)))
-        if len(kernel) != 2 or any(pads) or settings.get("ceil_mode", 0):
+        padded = any(pads) or settings.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+        if len(kernel) != 2 or padded or settings.get("ceil_mode", 0):
             raise CandidateError(
                 f"this {node.op_type} (node {node.name!r}) can't be trained for few bits"
             )
         kind = hgq.layers.QMaxPool2D if node.op_type == "MaxPool" else hgq.layers.QAvgPool2D
         value = self._values[node.input[0]]
-        if node.op_type == "MaxPool" and value.offset is None and value.scale is not None:
+        positive = value.scale is not None and bool((value.scale > 0).all())
+        if node.op_type == "MaxPool" and value.offset is None and positive:
             # A positive scale commutes with the largest.
             return _Value(kind(kernel, strides)(value.tensor), value.scale)
         return _Value(kind(kernel, strides)(self._plain(node.input[0], node)))
