@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import parser
 
 import hasten
+from hasten.bundle import read
 from hasten.cli import main
 from hasten.cli.screen import foresight_summary
 from hasten.devices import at_hand
@@ -119,6 +124,53 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     assert "No latency is known before it runs there." in page
 
 
+def summing(folder: Path) -> Path:
+    """A classifier with an operator that LiteRT's converter knows nothing of."""
+    text = """<ir_version: 10, opset_import: ["": 17]>
+        summing (float[batch, 16] x) => (float[batch, 16] logits)
+        <int64 axis = {1}> { logits = CumSum(x, axis) }"""
+    onnx.save(parser.parse_model(text), folder / "summing.onnx")
+    return folder / "summing.onnx"
+
+
+def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_is_this_hosts(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs hasten[litert]")
+    x = np.random.default_rng(0).standard_normal((60, 16), dtype=np.float32)
+    np.savez(tmp_path / "e.npz", x=x)
+    out = tmp_path / "b.hasten"
+    run = CliRunner().invoke(
+        main,
+        [
+            *("optimize", str(summing(tmp_path)), "--data", str(tmp_path / "e.npz")),
+            *("--target", "litert", "--out", str(out)),
+        ],
+    )
+    assert run.exit_code == 1, (run.output, run.exception)
+    lines = run.stdout.splitlines()
+    assert "LiteRT interpreter elsewhere, litert: Nothing for the device ships" in lines
+    (why,) = (line for line in lines if line.startswith("exact: "))
+    begins, failed, ends = why.split("; ")
+    assert begins == "exact: nothing could be made for the device that answers well enough"
+    assert failed.startswith("litert_reference: ")
+    assert "CumSum" in failed
+    assert "failed:" not in failed
+    assert ends == "the bundle holds the original, for this host"
+    label, _, reason = failed.partition(": ")
+    assert f"{label}: failed: {reason}" in lines
+    assert read(out).target == Target.host()
+    shown = CliRunner().invoke(main, ["inspect", str(out)])
+    assert "made for:" not in shown.output
+    assert "this machine: as it was made on" in shown.output
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with hasten.load(out) as model:
+            assert np.allclose(model(x[:1])["logits"], x[:1].cumsum(1), atol=1e-5)
+    assert hasten.bench(out).bundle.label
+    assert "Nothing for the device ships." in hasten.report(out).read_text()
+
+
 ASKED = Asked(Invocation(), "top_k", "top-1 accuracy", "net", 0.01, 0.95, 0, 10, 20)
 ROW = Foreseen(
     "small",
@@ -190,7 +242,7 @@ def crafted() -> dict[str, Any]:
 def test_the_summary_says_that_a_budget_was_missed_and_what_failed() -> None:
     lines = foresight_summary(RESULT, 0.0).splitlines()
     assert "OVER the budget of 90 ns" in lines
-    assert "failed: large: failed: doesn't fit" in lines
+    assert "large: failed: doesn't fit" in lines
     assert "the RTL answered 30 samples as its program did" in lines
 
 

@@ -120,7 +120,11 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Go on with the run that was stopped.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
-    """Make the fastest certified version of MODEL."""
+    """Make the fastest certified version of MODEL.
+
+    For a device that isn't here, the exit code is 0 if something for it ships, 1 if not: then the
+    bundle holds the original, for this host.
+    """
     began = time.monotonic()
     with one_line_errors():
         from hasten.devices import find_target
@@ -190,6 +194,7 @@ def _elsewhere(
                 **options,
             )
         click.echo(as_text(result) if as_json else foresight_summary(result, began))
+    raise SystemExit(0 if result.shipped is not None else 1)
 
 
 @main.command()

@@ -172,11 +172,7 @@ def foresight_summary(result: Foresight, began: float) -> str:
         f"{result.status}: {result.why}",
         *filter(None, [result.compared]),
         f"for: {result.population}",
-        *(
-            f"failed: {row.label}: {row.said}"
-            for row in result.rows
-            if row.said.startswith("failed")
-        ),
+        *(f"{row.label}: {row.said}" for row in result.rows if row.said.startswith("failed")),
         *(f"note: {note}" for note in result.notes),
         "",
         f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",

@@ -127,14 +127,19 @@ class Delivery:
                 f"differ: {passed[1].in_words()}; to know, run on the device: {self._certify()}",
                 trial,
             )
-        why = _why_not(judged, bool(self.board.estimated()))
+        why = _why_not(judged, bool(self.board.estimated()), self._first_failure())
         able = [t for t in self.board.estimated() if self.board.able(t)]
         if self.wanted.accept_uncertified and able:
             return "uncertified", f"shipped by --accept-uncertified: {why}", able[0]
         exact = next((t for t in self.board.estimated() if t.candidate.exact), None)
         if exact is not None:
             return "exact", f"{why}: what ships keeps the original's precision", exact
-        return "exact", f"{why}: the bundle holds the original, for this host", None
+        return "exact", f"{why}; the bundle holds the original, for this host", None
+
+    def _first_failure(self) -> str:
+        """The first candidate that failed, and why, in words; empty where none did."""
+        failed = (trial for trial in self.board.done.values() if trial.failure)
+        return next((f"{trial.candidate.label}: {trial.failure}" for trial in failed), "")
 
     def _certify(self) -> str:
         """The command that judges the bundle on its device."""
@@ -218,6 +223,7 @@ class Delivery:
                 candidate.label, candidate.passes, candidate.engine, board.artifact(winner)
             )
         judgement = passed[1] if passed is not None and winner is not None else None
+        target = self.target if winner is not None else Target.host()
         certified = result.status == "certified"
         manifest = Manifest(
             status=result.status,
@@ -239,8 +245,8 @@ class Delivery:
                 "samples": len(self.parts.sealed),
                 "sha256": digest(self.parts.sealed_hashes),
             },
-            target=self.target,
-            environment=environment(self.target),
+            target=target,
+            environment=environment(target),
             pipeline=pipeline,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
@@ -265,8 +271,14 @@ def _first_judgement(judged: Sequence[tuple[str, Judgement | str]]) -> Judgement
     return next((entry for _, entry in judged if isinstance(entry, Judgement)), None)
 
 
-def _why_not(judged: Sequence[tuple[str, Judgement | str]], estimated: bool) -> str:
-    """Say why nothing passed."""
+def _why_not(judged: Sequence[tuple[str, Judgement | str]], estimated: bool, failure: str) -> str:
+    """Say why nothing passed.
+
+    Args:
+        judged: What was tested on the sealed data.
+        estimated: Whether the device's tools told of any.
+        failure: The first candidate that failed, and why.
+    """
     if judged:
         entry = judged[0][1]
         return entry if isinstance(entry, str) else entry.in_words()
@@ -274,4 +286,5 @@ def _why_not(judged: Sequence[tuple[str, Judgement | str]], estimated: bool) -> 
         return (
             "the device's tools don't say which is the fastest of those under the limit, if any is"
         )
-    return "nothing could be made for the device that answers well enough"
+    nothing = "nothing could be made for the device that answers well enough"
+    return f"{nothing}; {failure}" if failure else nothing
