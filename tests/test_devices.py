@@ -73,7 +73,8 @@ def test_a_device_that_the_kernel_shows_is_attached(
     name: str, node: str, vendor: str, kind: str, tmp_path: Path
 ) -> None:
     assert find_target(name, root=tmp_path).kind == "compile-only"
-    assert find_target(name, root=shown(tmp_path, node, vendor, kind)).kind == "attached"
+    found = find_target(name, root=shown(tmp_path, node, vendor, kind))
+    assert (found.kind, found.device) == ("attached", name)
 
 
 def test_a_named_part_is_compiled_for_wherever_one_is(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def find_target(device: str, *, root: Path = Path("/")) -> Target:
     """Return the target of a name: "host", "cuda", "cuda:sm89", "fpga:ecp5", "tpu:v5e", ...
 
     The name of a part may be cut short where the beginning is enough to tell; the family alone names
-    its default.
+    what is here, or else its default.
 
     Args:
         device: The name.
@@ -184,7 +184,9 @@ def find_target(device: str, *, root: Path = Path("/")) -> Target:
         raise InputError(
             f"no {family.noun} is called {part!r}; there are: {', '.join(family.parts)}"
         )
-    return host.with_device(f"{name}:{found[0]}", present=not colon and family.present(root))
+    if not colon and family.present(root):
+        return host.with_device(name, present=True)  # whichever it is
+    return host.with_device(f"{name}:{found[0]}", present=False)
 
 
 def at_hand(made_for: Target, *, root: Path = Path("/")) -> Target:

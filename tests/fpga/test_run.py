@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hasten
-from hasten.cross_compilation import fixed_point
+from hasten.cross_compilation import comparison, delivery, fixed_point
 from hasten.errors import InputError
 from hasten.foreseen import Foresight
 from hasten.fpga import toolchain
@@ -154,6 +154,29 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert after.count("trial") == 3
     assert after.count("sealed read") <= 1
     assert not journal.exists()
+
+
+def test_what_nobody_simulated_is_not_certified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
+    monkeypatch.setattr(fixed_point, "_REFINED", 0)
+    monkeypatch.setattr(fixed_point, "_TUNED", 0)
+    monkeypatch.setattr(comparison, "simulates", lambda: False)
+    monkeypatch.setattr(delivery, "simulates", lambda: False)
+    _, (x, y) = tasks.cancer()
+    made = hasten.cross_compile(
+        tasks.perceptron((4,), 20),
+        ({"input": x}, y),
+        "fpga:ecp5-25k",
+        max_drop=0.05,
+        out=tmp_path / "made.hasten",
+    )
+    assert made.status == "uncertified"
+    assert made.why.startswith(
+        "Verilator isn't installed, so nobody simulated the RTL; of the program"
+    )
+    assert made.compared == ""
 
 
 def test_a_device_that_is_not_there_by_name_is_refused(tmp_path: Path) -> None:

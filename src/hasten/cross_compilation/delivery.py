@@ -16,7 +16,7 @@ from hasten.candidate import Trial
 from hasten.certificate.verdict import Judgement
 from hasten.certification import last_certified
 from hasten.cross_compilation.board import Board, comparable, ranked
-from hasten.cross_compilation.comparison import compare_with_program
+from hasten.cross_compilation.comparison import compare_with_program, program_of, simulates
 from hasten.data.spool import write_spool
 from hasten.devices import family_of
 from hasten.errors import CandidateError
@@ -117,8 +117,7 @@ class Delivery:
         if passed is not None:
             trial = self.board.done[passed[0]]
             if trial.candidate.engine.faithful:
-                self.compared = self._compared_on_all(trial)
-                return "certified", passed[1].in_words(), trial
+                return self._simulated(trial, passed[1])
             if trial.candidate.exact:
                 return "exact", "what ships keeps the original's precision", trial
             return (
@@ -135,6 +134,21 @@ class Delivery:
         if exact is not None:
             return "exact", f"{why}: what ships keeps the original's precision", exact
         return "exact", f"{why}; the bundle holds the original, for this host", None
+
+    def _simulated(self, trial: Trial, judgement: Judgement) -> tuple[Status, str, Trial | None]:
+        """Return the status, why, and what ships where a design passed: certified if its RTL was simulated."""
+        if program_of(self.board, trial) is not trial and not simulates():
+            return (
+                "uncertified",
+                "Verilator isn't installed, so nobody simulated the RTL; of the program that it was "
+                f"written of: {judgement.in_words()}",
+                trial,
+            )
+        try:
+            self.compared = self._compared_on_all(trial)
+        except CandidateError as error:
+            return "exact", f"{error}; the bundle holds the original, for this host", None
+        return "certified", judgement.in_words(), trial
 
     def _first_failure(self) -> str:
         """The first candidate that failed, and why, in words; empty where none did."""
