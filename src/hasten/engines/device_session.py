@@ -17,8 +17,9 @@ from hasten.engines.failures import failed
 from hasten.errors import CandidateError, HastenError
 from hasten.tensors import Array, Tensors
 
-_KEPT = 4
-"""For so many shapes of a request buffers and graphs are kept."""
+_KEPT = 16
+"""For so many shapes of a request buffers and graphs are kept: a server makes batches of at most 12 sizes
+(`SIZES` in serving/models/opening.py), and clients may bring other numbers of rows."""
 _TIMED = 20
 
 
@@ -27,9 +28,11 @@ class Execution(Protocol):
 
     Attributes:
         outputs: What it gives by name: sizes and element type.
+        lasting: Whether the network keeps what is bound until it is closed, and so must the session.
     """
 
     outputs: Mapping[str, tuple[tuple[int, ...], str]]
+    lasting: bool
 
     def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         """Say where an input is read from, or an output written to."""
@@ -177,11 +180,16 @@ class DeviceSession(Session):
                 bound = self._bind(self._network.execution(inputs), inputs, closing)
                 bound.closing = closing.pop_all()
             self._bound[key] = bound
-            if len(self._bound) > _KEPT:
-                self._bound.popitem(last=False)[1].closing.close()
+            self._forget_one()
         else:
             self._bound.move_to_end(key)
         return bound
+
+    def _forget_one(self) -> None:
+        """Free what was used least recently, where there is more than is kept."""
+        passing = [key for key, one in self._bound.items() if not one.execution.lasting]
+        if len(self._bound) > _KEPT and len(passing) > 1:
+            self._bound.pop(passing[0]).closing.close()
 
     def _bind(self, execution: Execution, inputs: Tensors, closing: ExitStack) -> _Bound:
         """Give an execution its buffers, run it once, and capture it."""
