@@ -21,7 +21,7 @@ Work = Callable[[], None]
 
 @dataclass(frozen=True)
 class Transfers:
-    """What went to a device and came back."""
+    """What a session copied to a device and back; a runtime's own copies within its run aren't seen."""
 
     copies_to_device: int = 0
     bytes_to_device: int = 0
@@ -39,13 +39,13 @@ class Transfers:
 
 
 class Device(ABC):
-    """A device with one stream of work, the memory that was taken of it, and a count of what was copied.
+    """A device with one stream of work, the memory that was taken of it, and a count of the copies asked of it.
 
     Attributes:
         name: What it is, for people.
         kind: As ONNX Runtime calls its memory: "cuda", "cpu".
         stream: The stream's handle.
-        transfers: What was copied since it was opened.
+        transfers: What `to_device` and `to_host` copied since it was opened; a captured graph's copies once.
     """
 
     name: str

@@ -71,7 +71,7 @@ class _Bound:
         work: Copies in, enqueues, copies out.
         launch: The same as `work`, in one launch where it could be captured.
         graph: Whether it was, or why not.
-        transfers: What one request copies.
+        transfers: What the session copies for one request: its inputs and outputs.
         closing: Frees the buffers and the graph.
     """
 
@@ -134,7 +134,11 @@ class DeviceSession(Session):
             raise failed(f"{self._device.name} failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """What the runtime says, what one request copies, and how long it takes by either clock."""
+        """What the runtime says, how long a request takes by either clock, and what the session does around it.
+
+        Copies and waits are the session's own: each input in, each output out, one wait. What the runtime copies
+        within its run (ONNX Runtime for nodes on the host) isn't counted.
+        """
         if self._network is None:
             return {}
         found = {"device": self._device.name, **self._network.properties()}
