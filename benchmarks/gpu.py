@@ -4,7 +4,7 @@
 
 The baseline is torch.compile(mode="reduce-overhead") in float32, without TF32; it runs twice. Prints a Markdown
 table for each model: how many times as fast each version is by the host's clock, with its 95% interval; its p50; what
-of a request the device takes by its own clock; and what a request copies.
+of a request the device takes by its own clock; and how many copies the session makes of its inputs and outputs.
 """
 
 from __future__ import annotations

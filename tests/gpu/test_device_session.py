@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hasten.engines import device_session
 from hasten.engines.base import Artifact
 from hasten.engines.cuda import Cuda, Device, Host, Transfers, array_at, host_ns
 from hasten.engines.device_session import DeviceSession
 from hasten.errors import CandidateError, InputError
+from hasten.serving.models import opening
 from hasten.tensors import Tensors, TensorSpec
 
 X = TensorSpec("x", "float32", ("batch", 3))
@@ -39,6 +41,8 @@ class Doubling:
 
 
 class DoublingExecution:
+    lasting = False
+
     def __init__(self, network: Doubling, shape: tuple[int, ...]) -> None:
         self.network, self.shape = network, shape
         self.outputs: Mapping[str, tuple[tuple[int, ...], str]] = {"y": (shape, "float32")}
@@ -123,17 +127,37 @@ def test_the_hosts_clock_stops_when_the_device_is_done() -> None:
     assert device.synchronized == 1
 
 
-def test_buffers_are_kept_for_the_last_shapes_alone() -> None:
+def test_every_batch_that_a_server_makes_is_bound_once() -> None:
     network = Doubling()
     session = opened(Host(), network)
-    for batch in (1, 2, 3, 4, 1):
+    for batch in (*opening.SIZES, *reversed(opening.SIZES), *opening.SIZES):
+        assert session.run(ones(batch))["y"].shape == (batch, 3)
+    assert network.executions == len(opening.SIZES)
+
+
+def test_the_shape_that_was_used_least_recently_is_freed() -> None:
+    network = Doubling()
+    session = opened(Host(), network)
+    for batch in (*range(1, device_session._KEPT + 1), 1):
         session.run(ones(batch))
-    assert network.executions == 4
-    session.run(ones(5))  # 2 goes
+    assert network.executions == device_session._KEPT
+    session.run(ones(99))  # 2 goes
     session.run(ones(1))
-    assert network.executions == 5
+    assert network.executions == device_session._KEPT + 1
     assert session.run(ones(2))["y"].shape == (2, 3)
-    assert network.executions == 6
+    assert network.executions == device_session._KEPT + 2
+
+
+def test_what_the_network_keeps_stays_bound() -> None:
+    network = Doubling()
+    session = opened(Host(), network)
+    session.run(ones(1))
+    first = session._bound[((1, 3),)]
+    first.execution.lasting = True
+    for batch in range(2, 3 * device_session._KEPT):
+        session.run(ones(batch))
+    assert session._bound[((1, 3),)] is first
+    assert len(session._bound) == device_session._KEPT
 
 
 def test_what_it_doesnt_take_is_said_in_one_line() -> None:

@@ -1,10 +1,12 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 
+from hasten.engines import onnxruntime_cuda
 from hasten.engines.onnxruntime_cuda import OnnxRuntimeCuda
 from hasten.errors import InputError
 from hasten.frontends.onnx import load
@@ -38,6 +40,34 @@ def test_copies_are_counted(tmp_path: Path) -> None:
         said = session.properties()
     assert said["copies_to_device"] == said["copies_to_host"] == "2"
     assert said["bytes_to_device"] == said["bytes_to_host"] == str(2 * (8 * 4 + 3 * 8))
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_graphs_are_as_many_as_are_kept_and_each_is_of_one_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_graph: bool
+) -> None:
+    made: list[tuple[int, bool]] = []
+    real = onnxruntime_cuda._Execution
+
+    def execution(session: Any, outputs: Any, device: Any, number: int) -> Any:
+        one = real(session, outputs, device, number)
+        assert one._options.get_run_config_entry("gpu_graph_id") == str(number)
+        made.append((number, one.lasting))
+        return one
+
+    monkeypatch.setattr(onnxruntime_cuda, "_Execution", execution)
+    model = load(models.two_inputs(tmp_path))
+    engine, target = OnnxRuntimeCuda(cuda_graph=cuda_graph), Target.host().with_threads(1)
+    (tmp_path / "built").mkdir()
+    with engine.open(engine.build(model, target, tmp_path / "built"), target) as session:
+        for batch in (*range(1, 41), *range(1, 41)):
+            session.run(request_for(model.inputs, batch=batch))
+        numbers = [number for number, lasting in made if lasting]
+        assert numbers == (list(range(1, 13)) if cuda_graph else [])
+        assert {number for number, lasting in made if not lasting} == {-1}
+        made.clear()
+        session.run(request_for(model.inputs, batch=1))
+        assert made == ([] if cuda_graph else [(-1, False)])
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")

@@ -21,7 +21,7 @@ Work = Callable[[], None]
 
 @dataclass(frozen=True)
 class Transfers:
-    """What went to a device and came back."""
+    """What a session copied to a device and back; a runtime's own copies within its run aren't seen."""
 
     copies_to_device: int = 0
     bytes_to_device: int = 0
@@ -39,13 +39,13 @@ class Transfers:
 
 
 class Device(ABC):
-    """A device with one stream of work, the memory that was taken of it, and a count of what was copied.
+    """A device with one stream of work, the memory that was taken of it, and a count of the copies asked of it.
 
     Attributes:
         name: What it is, for people.
         kind: As ONNX Runtime calls its memory: "cuda", "cpu".
         stream: The stream's handle.
-        transfers: What was copied since it was opened.
+        transfers: What `to_device` and `to_host` copied since it was opened; a captured graph's copies once.
     """
 
     name: str
@@ -199,29 +199,33 @@ class Cuda(Device):
         rt, stream = self._runtime, self._stream
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("capture a graph", rt.cudaStreamBeginCapture(stream, mode))
-        try:
-            work()
-        finally:  # else the stream stays in capture, and nothing runs on it any more
-            ended = rt.cudaStreamEndCapture(stream)
-        graph = self._call("capture a graph", ended)
-        try:
-            launched = self._call("instantiate a graph", rt.cudaGraphInstantiate(graph, 0))
-        finally:
-            rt.cudaGraphDestroy(graph)
+        with ExitStack() as captured:
+            try:
+                work()
+            finally:  # else the stream stays in capture, and nothing runs on it any more
+                code, *graph = rt.cudaStreamEndCapture(stream)
+                if int(code) == 0:
+                    captured.callback(rt.cudaGraphDestroy, *graph)
+            self._call("capture a graph", (code,))
+            launched = self._call("instantiate a graph", rt.cudaGraphInstantiate(*graph, 0))
         closing.callback(lambda: rt.cudaGraphExecDestroy(launched))
         return lambda: self._call("launch a graph", rt.cudaGraphLaunch(launched, stream))
 
     def elapsed_ns(self, work: Work) -> float | None:
         rt = self._runtime
         with ExitStack() as events:
-            first, last = (self._call("make an event", rt.cudaEventCreate()) for _ in range(2))
-            events.callback(lambda: (rt.cudaEventDestroy(first), rt.cudaEventDestroy(last)))
+            first, last = self._event(events), self._event(events)
             self._call("record an event", rt.cudaEventRecord(first, self._stream))
             work()
             self._call("record an event", rt.cudaEventRecord(last, self._stream))
             self._call("finish", rt.cudaEventSynchronize(last))
             milliseconds = self._call("read an event", rt.cudaEventElapsedTime(first, last))
             return float(milliseconds) * 1e6
+
+    def _event(self, closing: ExitStack) -> Any:
+        event = self._call("make an event", self._runtime.cudaEventCreate())
+        closing.callback(self._runtime.cudaEventDestroy, event)
+        return event
 
     def close(self) -> None:
         self._runtime.cudaStreamSynchronize(self._stream)

@@ -17,8 +17,9 @@ from hasten.engines.failures import failed
 from hasten.errors import CandidateError, HastenError
 from hasten.tensors import Array, Tensors
 
-_KEPT = 4
-"""For so many shapes of a request buffers and graphs are kept."""
+_KEPT = 16
+"""For so many shapes of a request buffers and graphs are kept: a server makes batches of at most 12 sizes
+(`SIZES` in serving/models/opening.py), and clients may bring other numbers of rows."""
 _TIMED = 20
 
 
@@ -27,9 +28,11 @@ class Execution(Protocol):
 
     Attributes:
         outputs: What it gives by name: sizes and element type.
+        lasting: Whether the network keeps what is bound until it is closed, and so must the session.
     """
 
     outputs: Mapping[str, tuple[tuple[int, ...], str]]
+    lasting: bool
 
     def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         """Say where an input is read from, or an output written to."""
@@ -68,7 +71,7 @@ class _Bound:
         work: Copies in, enqueues, copies out.
         launch: The same as `work`, in one launch where it could be captured.
         graph: Whether it was, or why not.
-        transfers: What one request copies.
+        transfers: What the session copies for one request: its inputs and outputs.
         closing: Frees the buffers and the graph.
     """
 
@@ -131,7 +134,11 @@ class DeviceSession(Session):
             raise failed(f"{self._device.name} failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """What the runtime says, what one request copies, and how long it takes by either clock."""
+        """What the runtime says, how long a request takes by either clock, and what the session does around it.
+
+        Copies and waits are the session's own: each input in, each output out, one wait. What the runtime copies
+        within its run (ONNX Runtime for nodes on the host) isn't counted.
+        """
         if self._network is None:
             return {}
         found = {"device": self._device.name, **self._network.properties()}
@@ -177,11 +184,16 @@ class DeviceSession(Session):
                 bound = self._bind(self._network.execution(inputs), inputs, closing)
                 bound.closing = closing.pop_all()
             self._bound[key] = bound
-            if len(self._bound) > _KEPT:
-                self._bound.popitem(last=False)[1].closing.close()
+            self._forget_one()
         else:
             self._bound.move_to_end(key)
         return bound
+
+    def _forget_one(self) -> None:
+        """Free what was used least recently, where there is more than is kept."""
+        passing = [key for key, one in self._bound.items() if not one.execution.lasting]
+        if len(self._bound) > _KEPT and len(passing) > 1:
+            self._bound.pop(passing[0]).closing.close()
 
     def _bind(self, execution: Execution, inputs: Tensors, closing: ExitStack) -> _Bound:
         """Give an execution its buffers, run it once, and capture it."""

@@ -28,7 +28,10 @@ _LOG_ERRORS_ONLY = 3
 _NAMES = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _CPU = "CPUExecutionProvider"
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
-_NO_GRAPH = "-1"
+_NO_GRAPH = -1
+_GRAPHS = 12
+"""ONNX Runtime keeps each graph with its memory until the session ends, and replays it at the addresses that it was
+captured at: so there are so many, each for one shape, whose buffers stay; further shapes run without."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,17 @@ class OnnxRuntimeCuda(Engine):
         """
         device: Device = Cuda() if target.kind == "attached" else Host()
         try:
-            network = _Network(self._load(artifact, target, device), artifact, device)
+            session = self._load(artifact, target, device)
+            network = _Network(session, artifact, device, _GRAPHS if self.cuda_graph else 0)
         except BaseException:
             device.close()
             raise
         # The graph is the provider's own: its runs allocate and wait, which a capture can't hold.
-        session = DeviceSession(artifact, device, network, batch_sizes(artifact), capture=False)
+        opened = DeviceSession(artifact, device, network, batch_sizes(artifact), capture=False)
         try:
-            yield session
+            yield opened
         finally:
-            session.close()
+            opened.close()
 
     def _load(self, artifact: Artifact, target: Target, device: Device) -> Any:
         ort = _runtime()
@@ -168,15 +172,15 @@ class OnnxRuntimeCuda(Engine):
 class _Network:
     """A session of ONNX Runtime's, run through bindings to a device's memory."""
 
-    def __init__(self, session: Any, artifact: Artifact, device: Device) -> None:
+    def __init__(self, session: Any, artifact: Artifact, device: Device, graphs: int) -> None:
         self._session, self._device = session, device
         self._names = [spec.name for spec in artifact.outputs]
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.chain(range(1, graphs + 1), itertools.repeat(_NO_GRAPH))
 
     def execution(self, inputs: Tensors) -> _Execution:
         """Answer once, to see what sizes the answers have."""
         options = _runtime().RunOptions()
-        options.add_run_config_entry("gpu_graph_id", _NO_GRAPH)
+        options.add_run_config_entry("gpu_graph_id", str(_NO_GRAPH))
         try:
             answers = self._session.run(self._names, dict(inputs), options)
         except Exception as error:
@@ -208,7 +212,7 @@ class _Execution:
         device: Device,
         number: int,
     ) -> None:
-        self.outputs = outputs
+        self.outputs, self.lasting = outputs, number != _NO_GRAPH
         self._session, self._device = session, device
         self._binding = session.io_binding()
         self._options = _runtime().RunOptions()

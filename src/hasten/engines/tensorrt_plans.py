@@ -390,6 +390,8 @@ class _Plan:
 class _PlanExecution:
     """An execution context of a plan."""
 
+    lasting = False
+
     def __init__(
         self, context: Any, outputs: Mapping[str, tuple[tuple[int, ...], str]], stream: int
     ) -> None:

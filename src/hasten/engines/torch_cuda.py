@@ -189,6 +189,8 @@ class _Program:
 class _ProgramExecution:
     """A program over tensors at addresses of a device's memory."""
 
+    lasting = False
+
     def __init__(
         self, program: _Program, artifact: Artifact, device: Device, inputs: Tensors, graph: bool
     ) -> None:

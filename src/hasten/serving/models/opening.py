@@ -161,7 +161,8 @@ def open_bundle(
         opened.instead = _instead(manifest, opened.which, sessions[0].properties())
         if opened.instead:
             opened.notes.insert(0, opened.instead)
-        _warm_up(opened, shared, settings.most_rows, pace or Pace())
+        most_rows = min(settings.most_rows, _largest(sessions[0]))
+        _warm_up(opened, shared, most_rows, pace or Pace())
         undo.pop_all()
         return opened
 
@@ -216,10 +217,18 @@ def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) ->
 
 
 def _batched(session: Loaded) -> bool:
-    """Whether all inputs and outputs have one open first axis, and any size of it will do."""
+    """Whether all inputs and outputs have one open first axis, and it takes batches."""
     axes = {spec.shape[:1] for spec in session.inputs}
     open_ = len(axes) == 1 and all(axis and isinstance(axis[0], str) for axis in axes)
-    return open_ and session.batch_sizes is None and all(spec.shape for spec in session.outputs)
+    return open_ and _largest(session) > 1 and all(spec.shape for spec in session.outputs)
+
+
+def _largest(session: Loaded) -> int:
+    """The largest batch to make of what it takes: clients may bring any number of rows below."""
+    sizes = session.batch_sizes
+    if sizes is None:
+        return SIZES[-1]
+    return len(sizes) if set(sizes) == set(range(1, len(sizes) + 1)) else 1
 
 
 def requests_of(
