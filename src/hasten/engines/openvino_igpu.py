@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from hasten.engines.openvino import OpenVino
 from hasten.errors import InputError
@@ -19,6 +19,8 @@ class OpenVinoIgpu(OpenVino):
     Attributes:
         device: OpenVINO's name of it; empty for the first integrated one.
     """
+
+    faithful: ClassVar[bool] = False
 
     device: str = ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from hasten.engines.artifacts import place, settled_request
 from hasten.engines.base import Artifact
@@ -23,6 +23,8 @@ class OpenVinoNpu(OpenVino):
     Attributes:
         device: OpenVINO's name of it.
     """
+
+    faithful: ClassVar[bool] = False
 
     precision: Literal["f32", "f16", "bf16"] = "f16"
     device: str = "NPU"
