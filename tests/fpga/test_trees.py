@@ -11,7 +11,9 @@ import onnxruntime
 import pytest
 
 from hasten.data.arrays import ArrayDataset
-from hasten.fpga import program
+from hasten.devices import find_target
+from hasten.engines.fpga import Fpga
+from hasten.fpga import program, toolchain
 from hasten.frontends.onnx import load
 from hasten.model import Model
 from hasten.passes.fixed_point import FixedPoint
@@ -79,3 +81,25 @@ def test_a_regression_by_trees_answers_alike(tmp_path: Path) -> None:
     wanted, found = compared(forest, x, held_out, tmp_path)
     (name,) = wanted
     assert np.median(np.abs(wanted[name] - found[name])) < 1e-3
+
+
+@pytest.mark.skipif(toolchain.find("verilator") is None, reason="needs Debian's verilator")
+def test_rtl_of_trees_that_read_few_features_answers_as_its_program_does(tmp_path: Path) -> None:
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    (x, y), (held_out, _) = tasks.cancer()
+    forest = GradientBoostingClassifier(n_estimators=4, max_depth=2, random_state=0).fit(x, y)
+    model = written(forest, x, tmp_path / "model.onnx")
+    for name in ("fixed", "rtl"):
+        (tmp_path / name).mkdir()
+    fixed = FixedPoint(5, 5, 5)(model, ArrayDataset({"x": x}), tmp_path / "fixed")
+    target = find_target("fpga:ecp5-25k")
+    design = Fpga(2.0).build(fixed, target, tmp_path / "rtl")
+    loaded = program.load(fixed.path)
+    wanted = loaded.ports.decode(
+        loaded.answers(loaded.ports.encode({"x": held_out})), fixed.outputs
+    )
+    with Fpga(2.0).open(design, target) as simulated:
+        found = simulated.run({"x": held_out})
+    assert len(np.unique(wanted["label"])) == 2
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)

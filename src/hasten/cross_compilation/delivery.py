@@ -297,8 +297,6 @@ def _why_not(judged: Sequence[tuple[str, Judgement | str]], estimated: bool, fai
         entry = judged[0][1]
         return entry if isinstance(entry, str) else entry.in_words()
     if estimated:
-        return (
-            "the device's tools don't say which is the fastest of those under the limit, if any is"
-        )
+        return "nothing that was made for the device is under the limit and answers as its program does"
     nothing = "nothing could be made for the device that answers well enough"
     return f"{nothing}; {failure}" if failure else nothing

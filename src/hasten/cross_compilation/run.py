@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ class _Run:
         """Choose whom to certify, the safest first, and journal it with its hash."""
         frozen = self.board.journal.last("ladder")
         if frozen is None:
-            rungs = [key for key in self._ladder() if self._agrees(key)]
+            rungs = self._agreed()
             choice = {"rungs": rungs}
             self.board.journal.append("ladder", choice=choice, sha256=digest(choice))
             frozen = self.board.journal.last("ladder")
@@ -216,8 +216,19 @@ class _Run:
             )
         return tuple(frozen["choice"]["rungs"])
 
-    def _ladder(self) -> tuple[str, ...]:
-        trials = comparable([t for t in self.board.estimated() if self.board.able(t)])
+    def _agreed(self) -> tuple[str, ...]:
+        """Return the ladder of those whose RTL answers as their program; who doesn't makes room for others."""
+        agree: dict[str, bool] = {}
+        while True:
+            rungs = self._ladder({key for key, does in agree.items() if not does})
+            unknown = [key for key in rungs if key not in agree]
+            if not unknown:
+                return rungs
+            agree |= {key: self._agrees(key) for key in unknown}
+
+    def _ladder(self, fallen: Collection[str]) -> tuple[str, ...]:
+        able = (t for t in self.board.estimated() if self.board.able(t))
+        trials = comparable([t for t in able if t.candidate.key not in fallen])
         if any(ranked(t)[1] == "bytes" for t in trials):
             self.notes.append(
                 "how fast they are shows on the device alone: candidates were compared by their size"
