@@ -18,11 +18,21 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def programs(pid: int) -> list[int]:
+    """Return those of a process's descendants that run another program, and aren't forks of it."""
+    own = _command(pid)
+    return [one for one in descendants(pid) if _command(one) != own]
+
+
 def name_of(pid: int) -> str:
-    """Return the name of the program that a process runs; empty where it is gone."""
+    """Return the name of the program that a process runs, or of its script; empty where it is gone."""
+    words = [Path(word).name for word in _command(pid).split("\0")]
+    return words[1] if words[0].startswith("python") and len(words) > 1 else words[0]
+
+
+def _command(pid: int) -> str:
     with contextlib.suppress(OSError):
-        program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
-        return Path(program.decode(errors="replace")).name
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0")
     return ""
 
 

@@ -159,12 +159,16 @@ def _check_device(folder: Path, manifest: Manifest) -> None:
         InputError: its device isn't here, and what stands in for it isn't the device bit for bit.
     """
     here = at_hand(manifest.target)
-    runtimes = engine_of(manifest.winner, here.threads).runtimes
-    if here.kind == "compile-only" and not all(engine.faithful for engine in runtimes):
-        raise InputError(
-            f"{folder} is for {here.device}, which isn't here, and what answers in its place may answer "
-            f"otherwise: run hasten certify where the device is ({family_of(here).noun})"
-        )
+    if here.kind != "compile-only":
+        return
+    for engine in engine_of(manifest.winner, here.threads).runtimes:
+        try:
+            engine.check_faithful()
+        except InputError as error:
+            raise InputError(
+                f"{folder} is for {here.device}, which isn't here, and {error}: run hasten certify where "
+                f"the device is ({family_of(here).noun})"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import hasten
-from hasten.cross_compilation import comparison, delivery, fixed_point
-from hasten.errors import InputError
+from hasten.candidate import Trial
+from hasten.cross_compilation import comparison, fixed_point
+from hasten.cross_compilation.board import Board
+from hasten.data.spool import Spool
+from hasten.errors import CandidateError, InputError
 from hasten.foreseen import Foresight
 from hasten.fpga import toolchain
 from hasten.progress import Listener, Progress
@@ -162,8 +165,10 @@ def test_what_nobody_simulated_is_not_certified(
     monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
     monkeypatch.setattr(fixed_point, "_REFINED", 0)
     monkeypatch.setattr(fixed_point, "_TUNED", 0)
-    monkeypatch.setattr(comparison, "simulates", lambda: False)
-    monkeypatch.setattr(delivery, "simulates", lambda: False)
+    found = toolchain.find
+    monkeypatch.setattr(
+        toolchain, "find", lambda name: None if name == "verilator" else found(name)
+    )
     _, (x, y) = tasks.cancer()
     made = hasten.cross_compile(
         tasks.perceptron((4,), 20),
@@ -176,6 +181,39 @@ def test_what_nobody_simulated_is_not_certified(
     assert made.why.startswith(
         "Verilator isn't installed, so nobody simulated the RTL; of the program"
     )
+    assert made.compared == ""
+    with pytest.raises(
+        InputError, match=r"isn't here, and verilator isn't installed, which simulates"
+    ):
+        hasten.certify(tmp_path / "made.hasten", ({"input": x}, y), max_drop=0.05)
+
+
+@pytest.mark.parametrize("where", ["search", "sealed"])
+def test_rtl_that_answers_otherwise_than_its_program_never_ships(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
+    monkeypatch.setattr(fixed_point, "_REFINED", 0)
+    monkeypatch.setattr(fixed_point, "_TUNED", 0)
+    compare = comparison.compare
+
+    def differing(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
+        if (samples is board.samples) == (where == "search"):
+            raise CandidateError(f"{other.candidate.label} answers sample 0 otherwise")
+        return compare(board, one, other, samples)
+
+    monkeypatch.setattr(comparison, "compare", differing)
+    _, (x, y) = tasks.cancer()
+    made = hasten.cross_compile(
+        tasks.perceptron((4,), 20),
+        ({"input": x}, y),
+        "fpga:ecp5-25k",
+        max_drop=0.05,
+        out=tmp_path / "made.hasten",
+        accept_uncertified=True,
+    )
+    assert (made.status, made.shipped) == ("exact", None)
+    assert "answers sample 0 otherwise" in made.why
     assert made.compared == ""
 
 

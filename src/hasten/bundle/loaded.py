@@ -47,8 +47,10 @@ def differences(
     record, there = (item or manifest.winner).engine, manifest.target
     inner = [each["type"] for each in nested_engines(record).values()]
     packages = (n for name in inner or [record["type"]] for n in DISTRIBUTIONS.get(name, ()))
+    family = FAMILIES.get(there.family)
+    on_device = family is not None and bool({*inner, record["type"]} & {*family.engines})
     known = [
-        *(name for name in DEVICE_FACTS if name in manifest.environment),
+        *(name for name in DEVICE_FACTS if on_device and name in manifest.environment),
         *dict.fromkeys(packages),
     ]
     pairs: list[tuple[str, object, object]] = [

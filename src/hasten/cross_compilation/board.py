@@ -134,6 +134,10 @@ class Board:
                 break
         return tuple(map(float, np.concatenate(parts)))
 
+    def fall_out(self, trial: Trial, why: str) -> None:
+        """Record that a candidate can't ship after all."""
+        self._keep(dataclasses.replace(trial, failure=why))
+
     def estimate(self, trial: Trial) -> Trial:
         """Ask the device's tools about a candidate that was judged; once."""
         if trial.estimate is not None or trial.failure or trial.skipped:

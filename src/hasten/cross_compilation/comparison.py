@@ -8,8 +8,7 @@ from hasten.candidate import Single, Trial
 from hasten.cross_compilation.board import Board
 from hasten.data.spool import Spool
 from hasten.engines.fixed_point import FixedPointProgram
-from hasten.errors import CandidateError
-from hasten.fpga import toolchain
+from hasten.errors import CandidateError, InputError
 from hasten.progress import Progress
 
 
@@ -40,9 +39,13 @@ def compare(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
     return count
 
 
-def simulates() -> bool:
-    """Whether RTL can be simulated here."""
-    return toolchain.find("verilator") is not None
+def simulates(trial: Trial) -> bool:
+    """Whether what a trial was built to answers here as the device does, and not only its program."""
+    try:
+        trial.candidate.engine.check_faithful()
+    except InputError:
+        return False
+    return True
 
 
 def program_of(board: Board, trial: Trial) -> Trial:
@@ -60,7 +63,7 @@ def compare_with_program(board: Board, trial: Trial, samples: Spool) -> int:
         CandidateError: they differ, or one of both fails.
     """
     program = program_of(board, trial)
-    if program is trial or not simulates():
+    if program is trial or not simulates(trial):
         return 0
     board.listen(Progress("certify", f"comparing the RTL of {trial.candidate.label}", 0, 1))
     return compare(board, program, trial, samples)

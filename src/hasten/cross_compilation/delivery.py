@@ -137,7 +137,7 @@ class Delivery:
 
     def _simulated(self, trial: Trial, judgement: Judgement) -> tuple[Status, str, Trial | None]:
         """Return the status, why, and what ships where a design passed: certified if its RTL was simulated."""
-        if program_of(self.board, trial) is not trial and not simulates():
+        if program_of(self.board, trial) is not trial and not simulates(trial):
             return (
                 "uncertified",
                 "Verilator isn't installed, so nobody simulated the RTL; of the program that it was "

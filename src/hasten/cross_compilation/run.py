@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from hasten.devices import family_of, find_target
 from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError, InputError
 from hasten.foreseen import Foresight
+from hasten.fpga.toolchain import TOOLS
+from hasten.fpga.toolchain import version as tool_version
 from hasten.invocation import invocation
 from hasten.measure.environment import versions
 from hasten.measure.intervals import Ratio
@@ -144,6 +146,9 @@ def cross_compile(
                 "machine": device,
                 "pipeline": pipeline,
                 "set of versions": versions(),
+                "tools": {name: tool_version(name) for name in TOOLS}
+                if device.family == "fpga"
+                else {},
                 "options": options,
             },
         )
@@ -210,6 +215,10 @@ class _Run:
             self.board.journal.append("ladder", choice=choice, sha256=digest(choice))
             frozen = self.board.journal.last("ladder")
         assert frozen is not None
+        if any(ranked(self.board.done[key])[1] == "bytes" for key in frozen["choice"]["rungs"]):
+            self.notes.append(
+                "how fast they are shows on the device alone: candidates were compared by their size"
+            )
         if digest(frozen["choice"]) != frozen["sha256"]:
             raise InputError(
                 f"{self.board.journal.path}: the frozen ladder was changed; remove the folder"
@@ -218,21 +227,16 @@ class _Run:
 
     def _agreed(self) -> tuple[str, ...]:
         """Return the ladder of those whose RTL answers as their program; who doesn't makes room for others."""
-        agree: dict[str, bool] = {}
+        agree: set[str] = set()
         while True:
-            rungs = self._ladder({key for key, does in agree.items() if not does})
+            rungs = self._ladder()
             unknown = [key for key in rungs if key not in agree]
             if not unknown:
                 return rungs
-            agree |= {key: self._agrees(key) for key in unknown}
+            agree |= {key for key in unknown if self._agrees(key)}
 
-    def _ladder(self, fallen: Collection[str]) -> tuple[str, ...]:
-        able = (t for t in self.board.estimated() if self.board.able(t))
-        trials = comparable([t for t in able if t.candidate.key not in fallen])
-        if any(ranked(t)[1] == "bytes" for t in trials):
-            self.notes.append(
-                "how fast they are shows on the device alone: candidates were compared by their size"
-            )
+    def _ladder(self) -> tuple[str, ...]:
+        trials = comparable([t for t in self.board.estimated() if self.board.able(t)])
         slowest = max((rank(t) for t in trials), default=1.0) or 1.0
         standings = [
             Standing(
@@ -253,7 +257,7 @@ class _Run:
         try:
             compare_with_program(self.board, trial, self.parts.search)
         except CandidateError as error:
-            self.notes.append(f"{trial.candidate.label} fell out: {error}")
+            self.board.fall_out(trial, str(error))
             return False
         return True
 

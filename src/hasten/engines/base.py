@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, InputError
 from hasten.model import Format, Model
 from hasten.records import Value, type_name
 from hasten.target import Target
@@ -157,6 +157,16 @@ class Engine(Value, ABC):
             InputError: one isn't installed; how it can be.
         """
         return
+
+    @classmethod
+    def check_faithful(cls) -> None:
+        """Check that a session on this host answers bit for bit as the device does.
+
+        Raises:
+            InputError: it doesn't, or what it takes isn't installed.
+        """
+        if not cls.faithful:
+            raise InputError("what answers in its place may answer otherwise")
 
     @abstractmethod
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:

@@ -82,6 +82,15 @@ class Fpga(Engine):
         for tool in ("yosys", part_of(target).router):
             toolchain.needed(tool)
 
+    @classmethod
+    def check_faithful(cls) -> None:
+        """Check that RTL can be simulated.
+
+        Raises:
+            InputError: it can't.
+        """
+        toolchain.needed("verilator")
+
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Write the RTL, its constraints and its test bench.
 

@@ -37,7 +37,7 @@ _NAME = re.compile(r"([A-Za-z_]\w*)?", re.ASCII)
 _TEXT = re.compile(r"[\w .,:>+-]*", re.ASCII)
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+", re.ASCII)
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims)\.(?!from_file\b|save\b)\w+\.\w+|"  # those two open files
+    r"torch\.ops\.(aten|prims)\.(?!__|from_file\b|save\b)\w+\.(?!__)\w+|"  # those two open files
     r"torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)|"
     r"torch\.sym_(float|int|ite|max|min|not|sum)|math\.(ceil|floor|trunc)|"
     r"_operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|not_|or_|pow|sub|truediv)",

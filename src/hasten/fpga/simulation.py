@@ -76,8 +76,12 @@ def _check_same(written: Path, kept: Path) -> None:
     Raises:
         CandidateError: it isn't.
     """
-    fresh = {file.name: file for file in (*written.glob("*.v"), *written.glob("static/*.v"))}
-    for file in kept.glob("*.v"):
+    own = (*written.glob("*.v"), *written.glob("memfiles/*.mem"))
+    fresh = {file.name: file for file in (*own, *written.glob("static/*.v"))}
+    for name in (file.name for file in own if file.stem != f"{TOP}_wrapper"):
+        if not (kept / name).exists():
+            raise CandidateError(f"{name} is missing from the design")
+    for file in (*kept.glob("*.v"), *kept.glob("*.mem")):
         if file.stem != "harness" and (
             file.name not in fresh or fresh[file.name].read_bytes() != file.read_bytes()
         ):

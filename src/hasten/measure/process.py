@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from hasten.errors import CandidateError, InputError
-from hasten.processes import descendants, name_of
+from hasten.processes import name_of, programs
 from hasten.telemetry import OFF
 
 _POLL_S = 0.05
 _POLL_TIMED_S = 0.5  # longer than a block: the parent sleeps through all that is timed
-_TIMED = ("time", "drive", "load")
+_TIMED = ("time", "drive", "load", "profile")
 _LAST_WORDS_S = 5.0
 
 
@@ -91,7 +91,7 @@ class Worker:
         self.wake()
         try:
             self._channel.sendall(json.dumps({"do": do, **command}).encode() + b"\n")
-            reply = json.loads(self._line(limit_s, _POLL_TIMED_S if do in _TIMED else _POLL_S))
+            reply = json.loads(self._line(limit_s, timed=do in _TIMED))
         except (OSError, EOFError):
             raise CandidateError(self._epitaph(do)) from None
         if "input_error" in reply:
@@ -100,12 +100,12 @@ class Worker:
             raise CandidateError(reply["candidate_error"])
         return reply["ok"]
 
-    def _line(self, limit_s: float, poll_s: float) -> bytes:
-        deadline = time.monotonic() + limit_s
+    def _line(self, limit_s: float, *, timed: bool) -> bytes:
+        deadline, poll_s = time.monotonic() + limit_s, _POLL_TIMED_S if timed else _POLL_S
         while b"\n" not in self._received:
             left = deadline - time.monotonic()
             if left <= 0:
-                tools = [name for pid in descendants(self.pid) if (name := name_of(pid))]
+                tools = [name for pid in programs(self.pid) if (name := name_of(pid))]
                 busy = f" while {tools[-1]} ran" if tools else ""
                 self.kill()
                 raise CandidateError(f"hung: no answer within {limit_s:.0f} s{busy}, killed")
@@ -114,7 +114,7 @@ class Worker:
                 if not data:
                     raise EOFError
                 self._received += data
-            elif (held := self._memory_held()) > self.memory_bytes:
+            elif (held := self._memory_held(alone=timed)) > self.memory_bytes:
                 self.kill()
                 raise CandidateError(
                     f"ran out of memory: it held {held >> 20} MiB of the {self.memory_bytes >> 20} "
@@ -123,9 +123,9 @@ class Worker:
         line, _, self._received = self._received.partition(b"\n")
         return line
 
-    def _memory_held(self) -> int:
-        """Anonymous memory of the process and of what it started, in bytes."""
-        return sum(map(_anonymous, (self.pid, *descendants(self.pid))))
+    def _memory_held(self, *, alone: bool) -> int:
+        """Anonymous memory of the process, in bytes; unless alone, of the programs that it started too."""
+        return sum(map(_anonymous, (self.pid, *(() if alone else programs(self.pid)))))
 
     def _epitaph(self, do: str) -> str:
         try:
