@@ -28,7 +28,7 @@ def test_a_library_that_isnt_installed_is_said_with_what_to_take_instead(
 def test_it_builds_for_no_gpu_that_isnt_here(
     sm80: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tensorrt, "toolkit", lambda: None)
+    monkeypatch.setattr(Tensorrt, "toolkit", classmethod(lambda cls: None))
     model = load(models.linear_classifier(tmp_path))
     with pytest.raises(
         CandidateError,
