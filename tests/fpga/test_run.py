@@ -13,6 +13,7 @@ import hasten
 from hasten.candidate import Trial
 from hasten.cross_compilation import comparison, fixed_point
 from hasten.cross_compilation.board import Board
+from hasten.cross_compilation.fixed_point import FixedPointSearch
 from hasten.data.spool import Spool
 from hasten.errors import CandidateError, InputError
 from hasten.foreseen import Foresight
@@ -35,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Foresight:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fixed_point, "WIDTHS", (6, 5, 4))
         patch.setattr(fixed_point, "_REFINED", 2)
-        patch.setattr(fixed_point, "_TUNED", 0)
+        patch.setattr(fixed_point, "_CUTS", (4.0,))
         return hasten.cross_compile(
             tasks.perceptron((6,), 40),
             ({"input": x}, y),
@@ -118,7 +119,7 @@ def test_a_stopped_run_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
     monkeypatch.setattr(fixed_point, "_REFINED", 0)
-    monkeypatch.setattr(fixed_point, "_TUNED", 0)
+    monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
     _, (x, y) = tasks.cancer()
     journal = tmp_path / "made.hasten.work" / "journal.jsonl"
     network = tasks.perceptron((4,), 20)
@@ -164,7 +165,7 @@ def test_what_nobody_simulated_is_not_certified(
 ) -> None:
     monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
     monkeypatch.setattr(fixed_point, "_REFINED", 0)
-    monkeypatch.setattr(fixed_point, "_TUNED", 0)
+    monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
     found = toolchain.find
     monkeypatch.setattr(
         toolchain, "find", lambda name: None if name == "verilator" else found(name)
@@ -194,7 +195,7 @@ def test_rtl_that_answers_otherwise_than_its_program_never_ships(
 ) -> None:
     monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
     monkeypatch.setattr(fixed_point, "_REFINED", 0)
-    monkeypatch.setattr(fixed_point, "_TUNED", 0)
+    monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
     compare = comparison.compare
 
     def differing(board: Board, one: Trial, other: Trial, samples: Spool) -> int:

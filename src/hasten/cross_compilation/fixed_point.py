@@ -18,8 +18,10 @@ WIDTHS = (12, 10, 8, 7, 6, 5, 4, 3)
 _LEAST = 2
 _REFINED = 24
 """Programs that are made on the way to fewer bits of single layers."""
-_TUNED = 1
-"""Designs that other cuts are tried of."""
+_CUTS = (3.0, 4.0, 6.0, 8.0, 12.0)
+"""How many additions may follow each other within a clock cycle, besides the 2 of every first design."""
+_ROUTING_GROWS = 2
+"""Place and route take so many powers of a design's adders: twice as many took some four times as long."""
 _SMALLER = 0.9
 """Times the adders of what couldn't be routed: what hardly has fewer can't be either."""
 
@@ -35,6 +37,8 @@ class FixedPointSearch:
 
     board: Board
     trained: Sequence[Pass]
+    _routed: dict[float, float] = dataclasses.field(default_factory=dict, init=False)
+    """Adders of what was placed and routed now -> how many seconds it took."""
 
     def explore(self) -> None:
         """Train for few bits, try widths for the whole network, then for single layers; make designs."""
@@ -135,22 +139,49 @@ class FixedPointSearch:
             for place in in_place_of(costs, wanted):
                 if place in made or self._late:
                     break
+                if self._too_long(costs[place]):
+                    self._tell_skipped(front[place])
+                    continue
                 made[place] = self._design(front[place], Fpga())
                 if made[place].estimate is not None:
                     break
         routed = [place for place, trial in made.items() if trial.estimate is not None]
-        for place in routed[:_TUNED]:
-            for engine in made[place].candidate.engine.tunings(self.board.bench.target):
-                if self._late:
-                    return
-                assert isinstance(engine, Fpga)
-                self._design(front[place], engine)
+        if routed:
+            self._cut_otherwise(front[routed[0]], made[routed[0]])
+
+    def _too_long(self, cost: float) -> bool:
+        """Whether a design would hardly be routed in time, by the one that took longest so far."""
+        return any(
+            seconds * (cost / known) ** _ROUTING_GROWS > self.board.bench.limit_s
+            for known, seconds in self._routed.items()
+            if cost > known
+        )
+
+    def _tell_skipped(self, program: Trial) -> None:
+        label, count = program.candidate.label, len(self.board.done)
+        limit = f"{self.board.bench.limit_s:.0f} s"
+        said = f"{label}: no design, which would hardly be routed within {limit} (--trial-limit)"
+        self.board.listen(Progress("design", label, count, count, said))
+
+    def _cut_otherwise(self, program: Trial, design: Trial) -> None:
+        """Let more and more additions follow each other, until twice in a row it gets slower; else only one."""
+        best, misses = rank(design), 0
+        for cut in _CUTS:
+            if misses > 1 or self._late:
+                break
+            other = rank(self._design(program, Fpga(cut)))
+            misses = 0 if other < best else misses + 1
+            best = min(best, other)
+        if best == rank(design) and not self._late:
+            self._design(program, Fpga(1.0))
 
     def _design(self, program: Trial, engine: Fpga) -> Trial:
         candidate = Single(program.candidate.passes, engine)
         count = len(self.board.done)
         self.board.listen(Progress("design", candidate.label, count, count + 1))
+        begin = time.monotonic()
         trial = self.board.estimate(self.board.made_as(program, candidate))
+        self._routed[_cost(program)] = time.monotonic() - begin
         said = f"{candidate.label}: {self.board.said(trial)}"
         if trial.estimate is not None:
             said = f"{candidate.label}: {rank(trial):.1f} ns, place-and-route"

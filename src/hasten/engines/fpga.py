@@ -59,11 +59,6 @@ class Fpga(Engine):
         """One cut: another changes no answer."""
         yield cls()
 
-    def tunings(self, target: Target) -> Iterator[Self]:
-        """Other cuts."""
-        for cut in (1.0, 3.0, 4.0, 6.0):
-            yield type(self)(cut, self.seed)
-
     @classmethod
     def version(cls) -> str:
         """da4ml's; the tools' stand in what they print."""
