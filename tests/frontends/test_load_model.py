@@ -8,7 +8,7 @@ import pytest
 
 from hasten.errors import InputError
 from hasten.frontends.extras import missing_extra
-from hasten.frontends.source import KINDS, load_model
+from hasten.frontends.source import KINDS, check_has_program, find_model, load_model
 
 X = np.ones(4, np.float32)
 RELU = """
@@ -196,8 +196,16 @@ def test_a_program_of_any_batch_is_kept_for_one(tmp_path: Path) -> None:
     assert tuple(shape) == (1, 4)
 
 
-def test_what_has_no_torch_program_is_refused_where_one_is_to_be_kept(relu: Path) -> None:
-    assert refused(relu, keep_program=True) == (
+def test_what_has_no_torch_program_is_refused_where_one_is_needed(relu: Path) -> None:
+    with pytest.raises(InputError) as error:
+        check_has_program(find_model(relu))
+    assert str(error.value) == (
         f"this target starts from the torch program, not from ONNX: got the ONNX file {relu}; "
         "give the torch module or its .pt2 file"
     )
+
+
+def test_where_one_is_kept_if_there_is_one_an_onnx_file_has_none(
+    relu: Path, tmp_path: Path
+) -> None:
+    assert load_model(relu, None, tmp_path, keep_program=True).program is None
