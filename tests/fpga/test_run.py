@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import hasten
-from hasten.candidate import Trial
-from hasten.cross_compilation import comparison, fixed_point
-from hasten.cross_compilation.board import Board
-from hasten.cross_compilation.fixed_point import FixedPointSearch
-from hasten.data.spool import Spool
-from hasten.errors import CandidateError, InputError
+from hasten.cross_compilation import fixed_point
+from hasten.errors import InputError
 from hasten.foreseen import Foresight
 from hasten.fpga import toolchain
-from hasten.progress import Listener, Progress
 from hasten.testing import tasks
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
@@ -107,115 +101,6 @@ def test_the_report_says_where_each_figure_comes_from(made: Foresight) -> None:
     assert again.read_text() == page
     record = json.loads((made.bundle / "evidence" / "foresight.json").read_bytes())
     assert record["device"] == "fpga:ecp5-25k"
-
-
-class StoppedError(Exception):
-    """Somebody pressed a key."""
-
-
-@pytest.mark.parametrize("stage", ["design", "certify"])
-def test_a_stopped_run_goes_on_where_it_was(
-    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
-    monkeypatch.setattr(fixed_point, "_REFINED", 0)
-    monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
-    _, (x, y) = tasks.cancer()
-    journal = tmp_path / "made.hasten.work" / "journal.jsonl"
-    network = tasks.perceptron((4,), 20)
-
-    def events() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in journal.read_text().splitlines()]
-
-    def run(listen: Listener, *, resume: bool) -> Foresight:
-        return hasten.cross_compile(
-            network,
-            ({"input": x}, y),
-            "fpga:ecp5-25k",
-            max_drop=0.05,
-            out=tmp_path / "made.hasten",
-            resume=resume,
-            listen=listen,
-        )
-
-    def stop(progress: Progress) -> None:
-        if progress.stage == stage:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        run(stop, resume=False)
-    before = [event["kind"] for event in events()]
-    assert "trial" in before
-    after: list[str] = []
-
-    def watch(progress: Progress) -> None:
-        after[:] = [event["kind"] for event in events()]
-
-    made = run(watch, resume=True)
-    assert made.status == "certified", made.why
-    # One program and its design: made once, the design once more with what place and route said.
-    assert after[: len(before)] == before
-    assert after.count("trial") == 3
-    assert after.count("sealed read") <= 1
-    assert not journal.exists()
-
-
-def test_what_nobody_simulated_is_not_certified(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
-    monkeypatch.setattr(fixed_point, "_REFINED", 0)
-    monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
-    found = toolchain.find
-    monkeypatch.setattr(
-        toolchain, "find", lambda name: None if name == "verilator" else found(name)
-    )
-    _, (x, y) = tasks.cancer()
-    made = hasten.cross_compile(
-        tasks.perceptron((4,), 20),
-        ({"input": x}, y),
-        "fpga:ecp5-25k",
-        max_drop=0.05,
-        out=tmp_path / "made.hasten",
-    )
-    assert made.status == "uncertified"
-    assert made.why.startswith(
-        "Verilator isn't installed, so nobody simulated the RTL; of the program"
-    )
-    assert made.compared == ""
-    with pytest.raises(
-        InputError, match=r"isn't here, and verilator isn't installed, which simulates"
-    ):
-        hasten.certify(tmp_path / "made.hasten", ({"input": x}, y), max_drop=0.05)
-
-
-@pytest.mark.parametrize("where", ["search", "sealed"])
-def test_rtl_that_answers_otherwise_than_its_program_never_ships(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fixed_point, "WIDTHS", (6,))
-    monkeypatch.setattr(fixed_point, "_REFINED", 0)
-    monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
-    compare = comparison.compare
-
-    def differing(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
-        if (samples is board.samples) == (where == "search"):
-            raise CandidateError(f"{other.candidate.label} answers sample 0 otherwise")
-        return compare(board, one, other, samples)
-
-    monkeypatch.setattr(comparison, "compare", differing)
-    _, (x, y) = tasks.cancer()
-    made = hasten.cross_compile(
-        tasks.perceptron((4,), 20),
-        ({"input": x}, y),
-        "fpga:ecp5-25k",
-        max_drop=0.05,
-        out=tmp_path / "made.hasten",
-        accept_uncertified=True,
-    )
-    assert (made.status, made.shipped) == ("exact", None)
-    assert "answers sample 0 otherwise" in made.why
-    assert made.compared == ""
 
 
 def test_a_device_that_is_not_there_by_name_is_refused(tmp_path: Path) -> None:
