@@ -20,8 +20,8 @@ _REFINED = 24
 """Programs that are made on the way to fewer bits of single layers."""
 _CUTS = (3.0, 4.0, 6.0, 8.0, 12.0)
 """How many additions may follow each other within a clock cycle, besides the 2 of every first design."""
-_ROUTING_GROWS = 2
-"""Place and route take so many powers of a design's adders: twice as many took some four times as long."""
+_ROUTING_GROWS = 2.5
+"""Place and route grow by about this power of a design's adders: 3.5 times as many took over 15 times as long."""
 _SMALLER = 0.9
 """Times the adders of what couldn't be routed: what hardly has fewer can't be either."""
 
