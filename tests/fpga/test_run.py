@@ -95,7 +95,7 @@ def test_the_bundle_answers_by_its_rtl_as_the_certificate_says(made: Foresight) 
 
 def test_the_report_says_where_each_figure_comes_from(made: Foresight) -> None:
     page = (made.bundle / "report.html").read_text()
-    assert "By place-and-route, not by measurement. within the budget of 1000 ns" in page
+    assert "By place-and-route, not by measurement. Within the budget of 1000 ns." in page
     assert "Latency against area" in page
     again = hasten.report(made.bundle, made.bundle.parent / "again.html")
     assert again.read_text() == page

@@ -108,6 +108,7 @@ def _answers(result: Foresight) -> Html:
 
 def _how_fast(shipped: Foreseen, budget: str) -> tuple[str, str]:
     """Its latency, where it has one, and how that is known."""
+    budget = f"{budget[0].upper()}{budget[1:]}." if budget else ""
     if (latency := latency_of(shipped)) != "none":
         return latency, f"By {shipped.source}, not by measurement. {budget}".strip()
     said = "No latency is known before it runs there."
