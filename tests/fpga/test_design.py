@@ -210,7 +210,7 @@ def test_a_design_that_does_not_fit_says_which_resource_and_by_how_much(
     for name in ("source", "fixed", "rtl", "tools"):
         (tmp_path / name).mkdir()
     small = part == "ice40-up5k"
-    network = tasks.perceptron((60,) if small else (40,), 0)
+    network = tasks.perceptron((24,) if small else (40,), 0)
     model = export(network, [x[0]], tmp_path / "source").settled_by({"input": x[0]})
     bits = 8 if small else 12
     fixed = FixedPoint(bits, bits, bits)(model, ArrayDataset({"input": x}), tmp_path / "fixed")

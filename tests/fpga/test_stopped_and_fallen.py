@@ -22,8 +22,8 @@ from hasten.testing import tasks
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
 pytestmark = pytest.mark.skipif(
-    any(toolchain.find(tool) is None for tool in ("verilator", "yosys", "nextpnr-ecp5")),
-    reason="needs Debian's verilator, yosys and nextpnr-ecp5",
+    any(toolchain.find(tool) is None for tool in ("verilator", "yosys", "nextpnr-ice40")),
+    reason="needs Debian's verilator, yosys and nextpnr-ice40",
 )
 
 
@@ -43,7 +43,7 @@ def network() -> Any:
 def run(network: Any, out: Path, listen: Listener = nobody, **more: Any) -> Foresight:
     _, (x, y) = tasks.cancer()
     return hasten.cross_compile(
-        network, ({"input": x}, y), "fpga:ecp5-25k", max_drop=0.1, out=out, listen=listen, **more
+        network, ({"input": x}, y), "fpga:ice40-hx8k", max_drop=0.1, out=out, listen=listen, **more
     )
 
 

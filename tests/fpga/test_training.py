@@ -57,7 +57,7 @@ def test_a_perceptron_becomes_smaller_and_still_answers_right(tmp_path: Path) ->
 
 def test_a_convolutional_network_keeps_the_order_of_its_pixels(tmp_path: Path) -> None:
     own, eight, accuracy = trained(
-        tasks.small_cnn(15), tasks.digits(), tmp_path, pressure=3.0, epochs=12
+        tasks.small_cnn(15), tasks.digits(), tmp_path, pressure=3.0, epochs=8
     )
     assert own.cost < eight.cost
     assert accuracy > 0.8

@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'hasten[torch]'")
 
+import hasten  # noqa: E402
 from hasten.data.arrays import ArrayDataset  # noqa: E402
 from hasten.devices import find_target  # noqa: E402
 from hasten.engines.tpu import Tpu  # noqa: E402
@@ -203,11 +204,12 @@ def test_a_module_is_left_in_the_mode_that_it_had(tmp_path: Path) -> None:
 def test_an_onnx_file_is_refused_in_a_line(tmp_path: Path) -> None:
     path = models.linear_classifier(tmp_path)
     with pytest.raises(InputError) as caught:
-        load_model(str(path), None, tmp_path, keep_program=True)
+        hasten.cross_compile(path, "never-read.npz", "tpu:v5e", out=tmp_path / "made.hasten")
     assert str(caught.value) == (
         f"this target starts from the torch program, not from ONNX: got the ONNX file {path}; "
         "give the torch module or its .pt2 file"
     )
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_model_without_its_program_is_refused_in_a_line(tmp_path: Path) -> None:
