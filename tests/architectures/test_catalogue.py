@@ -103,10 +103,11 @@ def test_a_smaller_working_size_stands_in_the_place_of_the_users_own() -> None:
 
 def test_branches_for_training_are_merged_where_a_network_is_deployed() -> None:
     module = build(find("mobileone-s0-s8"), 4, (3, 16, 16)).eval()
-    image = torch.rand(1, 3, 16, 16)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        merged = deployed(module)
-        torch.testing.assert_close(merged(image), module(image), rtol=1e-3, atol=1e-3)
+        merged, exact = deployed(module), module(image)
+        gap = (merged(image) - exact).abs().max()
+    assert gap <= 1e-3 * exact.abs().max()  # untrained, its answers are large and of unlike sizes
     assert parameters(merged) < parameters(module) / 2
 
 
