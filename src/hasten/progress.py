@@ -12,7 +12,8 @@ class Progress:
     """One step of a run.
 
     Attributes:
-        stage: "prepare", "shortlist", "prune", "train", "int8", "transform", "try", "race", "certify", "figures".
+        stage: "prepare", "shortlist", "prune", "train", "int8", "transform", "widths", "try", "design", "race",
+            "certify", "figures".
         doing: What is going on now, in a few words.
         done: Steps of this stage that are behind.
         total: Steps of this stage in all.

@@ -154,7 +154,7 @@ class FixedPointSearch:
         return any(
             seconds * (cost / known) ** _ROUTING_GROWS > self.board.bench.limit_s
             for known, seconds in self._routed.items()
-            if cost > known
+            if cost > known > 0
         )
 
     def _tell_skipped(self, program: Trial) -> None:
