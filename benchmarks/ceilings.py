@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.target import Target
 from hasten.measure.bandwidth import caches
 from hasten.measure.ceilings import measure
 from hasten.measure.roofline import Ceilings
-from hasten.target import Target
 
 BLOCKS, BLOCK_NS = 10, 50_000_000
 SIDE = 1024

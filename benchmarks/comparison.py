@@ -12,33 +12,33 @@ import numpy as np
 import rivals
 from models import Subject
 
-from hasten import delivery, run
 from hasten.bundle import artifact_of, engine_of, read
-from hasten.certification import sealed_scores
-from hasten.data.dataset import Dataset
-from hasten.data.requests import first_samples
-from hasten.data.splits import split
-from hasten.data.spool import write_spool
+from hasten.certificate.certification import sealed_scores
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.telemetry import telemetry_off
 from hasten.engines.base import Artifact, Engine
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
 from hasten.errors import CandidateError
-from hasten.frontends import onnx as onnx_frontend
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.requests import first_samples
+from hasten.inputs.data.splits import split
+from hasten.inputs.data.spool import write_spool
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.models import onnx as onnx_frontend
 from hasten.measure import ceilings
 from hasten.measure.intervals import Ratio, paired_ratio, quantile
+from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
+from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.work import work
 from hasten.measure.workbench import Bench, Opened
-from hasten.metrics.base import Metric
-from hasten.model import Model
+from hasten.optimization import delivery, run
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.silence import first_line, silenced
-from hasten.search.journal import Journal
-from hasten.search.race import AGAIN, BASELINE, NotEstablished, Standings, race
-from hasten.target import Target
-from hasten.telemetry import telemetry_off
 
 HASTEN = "hasten"
 UNTUNED = ("ONNX Runtime, untuned", "OpenVINO, untuned")

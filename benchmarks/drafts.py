@@ -15,20 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from hasten.architectures.catalogue import Task
-from hasten.candidate import Single
-from hasten.data.requests import random_requests
-from hasten.data.spool import Spool, write_spool
+from hasten.core.model import Model
+from hasten.core.records import to_record
+from hasten.core.target import Target
 from hasten.errors import CandidateError
+from hasten.inputs.data.requests import random_requests
+from hasten.inputs.data.spool import Spool, write_spool
+from hasten.lightening.architectures.catalogue import Task
+from hasten.lightening.prospects import ways
+from hasten.lightening.shortlisting.options import options
+from hasten.lightening.shortlisting.untrained import written
+from hasten.measure.candidate import Single
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.process import Worker
-from hasten.measure.prospects import ways
-from hasten.model import Model
 from hasten.passes.base import Skipped
-from hasten.records import to_record
-from hasten.shortlisting.options import options
-from hasten.shortlisting.untrained import written
-from hasten.target import Target
 
 ROUNDS = 15
 PACE = Pace(warmup_ns=5_000_000, block_ns=15_000_000, limit_s=60.0)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hasten.tensors import Array
-from hasten.testing import tasks
+from tests.support import tasks
+
+from hasten.core.tensors import Array
 
 Labelled = tuple[dict[str, Array], Array]
 

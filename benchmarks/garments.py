@@ -27,11 +27,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from hasten.data.dataset import Dataset
-from hasten.demos import package_folder
-from hasten.demos.digits import digits
-from hasten.records import digest, write_whole
-from hasten.tensors import Array
+from hasten.cli.demos import package_folder
+from hasten.cli.demos.digits import digits
+from hasten.core.records import digest, write_whole
+from hasten.core.tensors import Array
+from hasten.inputs.data.dataset import Dataset
 
 SIZE = 96
 CALIBRATING = 1000

@@ -17,26 +17,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hasten.candidate import Single
-from hasten.data.dataset import Dataset
-from hasten.data.requests import first_samples
-from hasten.data.spool import write_spool
-from hasten.devices import FAMILIES, find_target
+from hasten.core.devices import FAMILIES, find_target
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.engines.base import Engine
+from hasten.engines.cuda.torch import TorchCuda
 from hasten.engines.installed import engine_kinds
-from hasten.engines.torch_cuda import TorchCuda
 from hasten.errors import CandidateError
-from hasten.frontends.source import load_model
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.requests import first_samples
+from hasten.inputs.data.spool import write_spool
+from hasten.inputs.models.source import load_model
+from hasten.measure.candidate import Single
 from hasten.measure.intervals import quantile
+from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
+from hasten.measure.race import AGAIN, BASELINE, Standings, race
 from hasten.measure.workbench import Workbench
-from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.half_precision import HalfPrecision
 from hasten.passes.tensorrt_quantization import TensorrtQuantization
-from hasten.search.journal import Journal
-from hasten.search.race import AGAIN, BASELINE, Standings, race
-from hasten.target import Target
 
 SUBJECTS = ("mobilenet_v2", "resnet50_224px", "transformer")
 COMPILED = TorchCuda()

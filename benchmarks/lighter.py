@@ -28,17 +28,17 @@ from safetensors.torch import load_file, save
 
 import hasten
 from hasten.cli.screen import PlainScreen, summary
-from hasten.data.arrays import ArrayDataset
-from hasten.data.splits import held_out
-from hasten.frontends.torch import export
-from hasten.measure.prospects import fastest
-from hasten.metrics.top_k import Top1
-from hasten.progress import Progress
-from hasten.records import digest, write_whole
-from hasten.target import Target
-from hasten.training.loop import Recipe, Trainer
-from hasten.training.network import Network
-from hasten.training.objective import Objective
+from hasten.core.progress import Progress
+from hasten.core.records import digest, write_whole
+from hasten.core.target import Target
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.splits import held_out
+from hasten.inputs.metrics.top_k import Top1
+from hasten.inputs.models.torch import export
+from hasten.lightening.prospects import fastest
+from hasten.lightening.training.loop import Recipe, Trainer
+from hasten.lightening.training.network import Network
+from hasten.lightening.training.objective import Objective
 
 TAUGHT = 20_000
 """Images that the teacher was trained on."""

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from hasten.data.arrays import ArrayDataset
-from hasten.demos import package_folder
-from hasten.tensors import Array
+from hasten.cli.demos import package_folder
+from hasten.core.tensors import Array
+from hasten.inputs.data.arrays import ArrayDataset
 
 LENGTH = 64
 """Tokens of a request: longer sentences are cut, shorter ones padded."""

@@ -14,16 +14,16 @@ import numpy as np
 import yolov3_tiny
 from garments import CACHE
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.dataset import Dataset
-from hasten.demos import package_folder
-from hasten.demos.photos import RandomCrops, photo_files
-from hasten.demos.photos import pretrained as efficientnet_lite0
-from hasten.metrics.agreement import Agreement
-from hasten.metrics.base import Metric
-from hasten.metrics.detection_f1 import DetectionF1
-from hasten.metrics.embedding import Embedding
-from hasten.metrics.top_k import Top1
+from hasten.cli.demos import package_folder
+from hasten.cli.demos.photos import RandomCrops, photo_files
+from hasten.cli.demos.photos import pretrained as efficientnet_lite0
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.detection_f1 import DetectionF1
+from hasten.inputs.metrics.embedding import Embedding
+from hasten.inputs.metrics.top_k import Top1
 
 __all__ = ["CACHE", "MODELS", "Subject"]
 

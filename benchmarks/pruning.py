@@ -28,31 +28,31 @@ import yolov3_tiny
 from models import CACHE, MODELS, ImageNetCrops
 from torch import nn
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.spool import write_spool
-from hasten.demos import photos
+from hasten.cli.demos import photos
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.engines.base import Artifact, Engine
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.openvino import OpenVino
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError
-from hasten.frontends.torch import export
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.spool import write_spool
+from hasten.inputs.models.torch import export
+from hasten.lightening.pruning.channels import Prunable, Pruned
+from hasten.lightening.pruning.costs import Costs, measure
+from hasten.lightening.pruning.importance import sensitivity
+from hasten.lightening.pruning.in_network import in_network
+from hasten.lightening.pruning.layers import layers, tensors
+from hasten.lightening.pruning.normalization import recalibrate
+from hasten.lightening.pruning.tokens import fastest
 from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import Pace, Round, rounds
 from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench, Opened
-from hasten.model import Model
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import is_transformer, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.pruning.channels import Prunable, Pruned
-from hasten.pruning.costs import Costs, measure
-from hasten.pruning.importance import sensitivity
-from hasten.pruning.in_network import in_network
-from hasten.pruning.layers import layers, tensors
-from hasten.pruning.normalization import recalibrate
-from hasten.pruning.tokens import fastest
-from hasten.target import Target
-from hasten.tensors import Array
 
 ENGINES: dict[str, Engine] = {"openvino": OpenVino(), "onnxruntime": OnnxRuntime()}
 BATCHES, BATCH = 4, 4

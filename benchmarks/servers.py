@@ -47,9 +47,9 @@ from processes import Running, idle_share, started
 from subjects import Subject, identity_bundle
 from turns import Block, Client, alone, take_turns
 
+from hasten.core.records import to_record
+from hasten.core.target import Target
 from hasten.measure.environment import environment
-from hasten.records import to_record
-from hasten.target import Target
 
 ALONE = "the model alone"
 IDLE_S, SETTLE_S = 3.0, 3.0

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tests.support.servers import ServerProcess
 
-from hasten import loadtest
-from hasten.testing.servers import ServerProcess
+from hasten.evaluation import loadtest
 
 _PATIENCE_S = 60.0
 _AFTER_NS = 200_000_000

@@ -29,11 +29,11 @@ from models import CACHE, MODELS, Subject
 
 import hasten
 from hasten.cli.screen import PlainScreen
-from hasten.frontends.source import load_model
+from hasten.core.records import to_record, type_name
+from hasten.inputs.models.source import load_model
 from hasten.measure.intervals import Ratio
-from hasten.records import to_record, type_name
-from hasten.result import Result
-from hasten.search.race import BASELINE
+from hasten.measure.race import BASELINE
+from hasten.report.result import Result
 
 VERSIONS = ("model", "version", "accuracy", "over ONNX Runtime's defaults", "p50", "over the floor")
 RUNS = (

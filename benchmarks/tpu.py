@@ -17,18 +17,18 @@ from pathlib import Path
 import models
 import numpy as np
 
-from hasten.data.dataset import Dataset, Subset
-from hasten.devices import FAMILIES, find_target
+from hasten.core.devices import FAMILIES, find_target
+from hasten.core.model import Model
+from hasten.core.records import from_record, to_record
+from hasten.core.target import Target
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
-from hasten.engines.tpu import Tpu
+from hasten.engines.tpu.engine import Tpu
 from hasten.errors import CandidateError
-from hasten.frontends.source import load_model
+from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.models.source import load_model
 from hasten.measure.process import Worker
-from hasten.model import Model
 from hasten.passes.jax_program import JaxProgram
-from hasten.records import from_record, to_record
-from hasten.target import Target
 
 CALIBRATED, JUDGED = 64, 64
 LIMIT_S = 1800.0

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from hasten.architectures.darknet import Darknet
-from hasten.architectures.detection import Detector, letterbox
-from hasten.demos import package_folder
-from hasten.demos.photos import RandomCrops, photo_files
-from hasten.tensors import Array
+from hasten.cli.demos import package_folder
+from hasten.cli.demos.photos import RandomCrops, photo_files
+from hasten.core.tensors import Array
+from hasten.lightening.architectures.darknet import Darknet
+from hasten.lightening.architectures.detection import Detector, letterbox
 
 SIZE = 416
 DEBIAN = Path("/usr/share/darknet/data")

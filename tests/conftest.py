@@ -10,11 +10,11 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from tests.support.quick import quick_runs
 
 import hasten
-from hasten.telemetry import OFF
+from hasten.core.telemetry import OFF
 from hasten.testing import models
-from hasten.testing.quick import quick_runs
 
 os.environ.update(OFF)
 sys.dont_write_bytecode = True  # a user's module is read where it lies, and nothing is left there

@@ -17,7 +17,7 @@ from pathlib import Path
 from catalogue import PEERS, Place, Server, UnavailableError, last_line
 from handed import BUNDLE, FOLDER, MARK, MODEL, PORT, free_port
 
-from hasten.telemetry import OFF
+from hasten.core.telemetry import OFF
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"

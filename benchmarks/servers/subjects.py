@@ -16,11 +16,11 @@ import onnx
 from catalogue import Server, Way
 from formats import FLOAT32, FORMATS, Ask, Names
 from tally import EXPECTED, REQUESTS
+from tests.support.bundles import built, stated
 
 import hasten
 from hasten.bundle import read, write
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.testing.bundles import built, stated
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 
 NUMBERS = 1000
 REQUESTS_EACH = 8

@@ -8,31 +8,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hasten.benchmark import bench
     from hasten.bundle import load
-    from hasten.cross_compilation.run import cross_compile
     from hasten.errors import CandidateError, InputError, IntegrityError
-    from hasten.lightening import lighten
-    from hasten.optimization import optimize
-    from hasten.profiling import profile
-    from hasten.recertification import certify
-    from hasten.reporting.publication import report
-    from hasten.scenarios import load_test
+    from hasten.evaluation.benchmark import bench
+    from hasten.evaluation.profiling import profile
+    from hasten.evaluation.recertification import certify
+    from hasten.evaluation.scenarios import load_test
+    from hasten.lightening.run import lighten
+    from hasten.lightening.shortlisting import shortlist
+    from hasten.optimization.cross_compilation.run import cross_compile
+    from hasten.optimization.optimize import optimize
+    from hasten.report.publication import report
     from hasten.serving.run import serve
-    from hasten.shortlisting import shortlist
 
 _WHERE = {
-    "optimize": "hasten.optimization",
-    "cross_compile": "hasten.cross_compilation.run",
-    "lighten": "hasten.lightening",
-    "shortlist": "hasten.shortlisting",
+    "optimize": "hasten.optimization.optimize",
+    "cross_compile": "hasten.optimization.cross_compilation.run",
+    "lighten": "hasten.lightening.run",
+    "shortlist": "hasten.lightening.shortlisting",
     "load": "hasten.bundle",
-    "bench": "hasten.benchmark",
-    "load_test": "hasten.scenarios",
-    "certify": "hasten.recertification",
+    "bench": "hasten.evaluation.benchmark",
+    "load_test": "hasten.evaluation.scenarios",
+    "certify": "hasten.evaluation.recertification",
     "serve": "hasten.serving.run",
-    "report": "hasten.reporting.publication",
-    "profile": "hasten.profiling",
+    "report": "hasten.report.publication",
+    "profile": "hasten.evaluation.profiling",
     "InputError": "hasten.errors",
     "CandidateError": "hasten.errors",
     "IntegrityError": "hasten.errors",

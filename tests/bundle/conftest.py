@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
+from tests.support.bundles import built, stated
 
 from hasten.bundle import Part, write
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.testing import models
-from hasten.testing.bundles import built, stated
 
 
 @pytest.fixture

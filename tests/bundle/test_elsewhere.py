@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from tests.support.bundles import built, forge, stated
 
 from hasten.bundle import (
     MeasuredElsewhere,
@@ -19,13 +20,12 @@ from hasten.bundle import (
     load,
     write,
 )
+from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.null import Null, NullSession
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.measure.environment import DISTRIBUTIONS, PACKAGES, environment
-from hasten.target import Target
 from hasten.testing import models
-from hasten.testing.bundles import built, forge, stated
 
 X = np.arange(16, dtype=np.float32).reshape(1, 16)
 

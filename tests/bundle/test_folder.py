@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.bundles import built, forge, stated
 
 from hasten.bundle import Part, load, read, write
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError, IntegrityError
 from hasten.testing import models
-from hasten.testing.bundles import built, forge, stated
 
 ENGINE = OnnxRuntime(threads=1)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.bundles import built, forge, stated
 
 from hasten.bundle import (
     Part,
@@ -15,15 +16,14 @@ from hasten.bundle import (
     part,
     write,
 )
+from hasten.core.target import Target
 from hasten.engines.base import Engine
-from hasten.engines.litert import LiteRt
+from hasten.engines.litert.engine import LiteRt
 from hasten.engines.null import Null
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError, IntegrityError
-from hasten.frontends.onnx import load as load_onnx
-from hasten.target import Target
+from hasten.inputs.models.onnx import load as load_onnx
 from hasten.testing import models
-from hasten.testing.bundles import built, forge, stated
 
 ENGINE = OnnxRuntime(threads=1)
 X = np.arange(16, dtype=np.float32).reshape(1, 16)
@@ -170,8 +170,8 @@ print(*sorted(name for name in sys.modules if name in sys.argv[2].split(",")), s
     ("engine", "brought"),
     [
         (Null(), ""),
-        (ENGINE, "hasten.engines.onnxruntime,onnxruntime"),
-        (LiteRt(), "ai_edge_litert,hasten.engines.litert"),
+        (ENGINE, "hasten.engines.onnxruntime.engine,onnxruntime"),
+        (LiteRt(), "ai_edge_litert,hasten.engines.litert.engine"),
     ],
 )
 def test_loading_brings_no_search_no_pass_and_no_other_engine(
@@ -181,10 +181,24 @@ def test_loading_brings_no_search_no_pass_and_no_other_engine(
     write(tmp_path / "b", stated(winner, None), {})
     watched = [
         *("onnx", "nncf", "scipy", "openvino", "torch", "onnxruntime", "rich", "click"),
-        *("hasten.search", "hasten.passes", "hasten.passes.base", "hasten.frontends"),
-        *("hasten.certificate", "hasten.data", "hasten.measure.process", "hasten.candidate"),
-        *("hasten.engines.openvino", "hasten.engines.onnxruntime", "hasten.optimization"),
-        *("hasten.engines.litert", "hasten.tflite.converter"),
+        *(
+            "hasten.optimization.search",
+            "hasten.passes",
+            "hasten.passes.base",
+            "hasten.inputs.models",
+        ),
+        *(
+            "hasten.certificate",
+            "hasten.inputs.data",
+            "hasten.measure.process",
+            "hasten.measure.candidate",
+        ),
+        *(
+            "hasten.engines.openvino.engine",
+            "hasten.engines.onnxruntime.engine",
+            "hasten.optimization.optimize",
+        ),
+        *("hasten.engines.litert.engine", "hasten.engines.litert.tflite.conversion"),
         *("ai_edge_litert", "ai_edge_quantizer"),
     ]
     command = [sys.executable, "-W", "error", "-c", IMPORTS, str(tmp_path / "b"), ",".join(watched)]

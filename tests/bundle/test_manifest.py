@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.bundles import forge, stated
 
 from hasten.bundle import Part, load, read, write
 from hasten.errors import InputError, IntegrityError
-from hasten.testing.bundles import forge, stated
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from tests.support.bundles import forge, stated
 
 from hasten.bundle import Part, folder, read, replaceable, write
-from hasten.candidate import Trial
-from hasten.delivery import Delivery, check_place
 from hasten.errors import InputError
-from hasten.run import Run
-from hasten.testing.bundles import forge, stated
+from hasten.measure.candidate import Trial
+from hasten.optimization.delivery import Delivery, check_place
+from hasten.optimization.run import Run
 
 ADVICE = "it is not replaced: give another --out or remove it"
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.bundles import built, forge, stated
 
 from hasten.bundle import NotCertifiedHere, Part, load, part, write
+from hasten.core.target import Target
 from hasten.engines.cascade import Cascade
-from hasten.engines.litert import LiteRt
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.openvino import OpenVino
+from hasten.engines.litert.engine import LiteRt
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError, IntegrityError
-from hasten.frontends.onnx import load as load_onnx
+from hasten.inputs.models.onnx import load as load_onnx
 from hasten.measure.environment import environment
-from hasten.target import Target
 from hasten.testing import models
-from hasten.testing.bundles import built, forge, stated
 
 X = np.random.default_rng(0).standard_normal((1, 16), dtype=np.float32)
 

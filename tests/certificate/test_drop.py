@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.certificate.drop import Drop, observed_drop
-from hasten.tensors import Array
+from hasten.core.tensors import Array
 
 
 def of_counts(lost: int, gained: int, n: int) -> Drop:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from hasten.certificate.verdict import Guard
-from hasten.data.arrays import ArrayDataset
-from hasten.metrics.agreement import Agreement
-from hasten.metrics.base import Metric
-from hasten.metrics.detection_f1 import DetectionF1
-from hasten.metrics.top_k import Top1
-from hasten.preparation import warnings
-from hasten.workspace import Parts, lay_out
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.detection_f1 import DetectionF1
+from hasten.inputs.metrics.top_k import Top1
+from hasten.optimization.preparation import warnings
+from hasten.optimization.workspace import Parts, lay_out
 
 
 def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) -> Parts:

@@ -13,12 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from hasten.certificate import draws
+from hasten.certificate.certification import judge_ladder, last_certified, prior_of
 from hasten.certificate.exact import clopper_pearson_upper, paired_certifies
-from hasten.certification import judge_ladder, last_certified, prior_of
-from hasten.choose import Standing, ladder
+from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.intervals import Ratio
-from hasten.metrics.top_k import Top1
-from hasten.search.trials import risk
+from hasten.optimization.choose import Standing, ladder
+from hasten.optimization.search.trials import risk
 
 ALPHA = 0.05
 MAX_DROP = 0.02

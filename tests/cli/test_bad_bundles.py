@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from hasten.cli import main
-from hasten.records import digest
+from hasten.core.records import digest
 
 
 def said(*arguments: object) -> str:

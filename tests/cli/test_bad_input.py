@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from hasten.cli import main
-from hasten.target import Target
-from hasten.tensors import Array
+from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.testing import models
 
 BEGUN = "preparing ..."
@@ -148,7 +148,7 @@ def test_data_that_do_not_fit(
 
 def test_an_original_that_answers_nan(tmp_path: Path) -> None:
     npz = saved(tmp_path, x=good())
-    engine = ("--engine", "hasten.testing.rivals:BadAnswers", "--out", tmp_path / "b.hasten")
+    engine = ("--engine", "tests.support.rivals:BadAnswers", "--out", tmp_path / "b.hasten")
     model = models.linear_classifier(tmp_path)
     assert printed("optimize", model, "--data", npz, *engine) == (
         f"{BEGUN}\n"

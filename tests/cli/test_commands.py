@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from tests.support.quick import quick_runs
 
 from hasten import __version__
 from hasten.bundle import read
 from hasten.cli import main
 from hasten.testing import models
-from hasten.testing.quick import quick_runs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "help.txt"
 COMMANDS = (
@@ -61,7 +61,7 @@ def test_optimize_prints_the_table_the_certificate_and_the_next_command(
     out = tmp_path / "b.hasten"
     result = run(
         *("optimize", models.linear_classifier(tmp_path), "--data", fresh(tmp_path, 300)),
-        *("--max-drop", "5%", "--engine", "hasten.testing.rivals:Rival", "--out", out),
+        *("--max-drop", "5%", "--engine", "tests.support.rivals:Rival", "--out", out),
     )
     assert result.exit_code == 0, result.output
     text = result.stdout
@@ -209,7 +209,7 @@ def test_a_torch_module_in_a_file_is_optimized(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "hasten.testing.quick", "optimize", f"{tmp_path}/net.py:model"),
+            *(sys.executable, "-m", "tests.support.quick", "optimize", f"{tmp_path}/net.py:model"),
             *("--data", str(fresh(tmp_path)), "--engine", "onnxruntime", "--json"),
             *("--out", str(tmp_path / "b.hasten")),
         ],

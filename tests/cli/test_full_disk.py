@@ -28,7 +28,7 @@ def on_disk_of(size: str, folder: Path, *script: str) -> subprocess.CompletedPro
     return subprocess.run(
         [
             *(*shell, "; ".join((MOUNT, *script)), "sh"),
-            *(sys.executable, "-m", "hasten.testing.quick", "optimize"),
+            *(sys.executable, "-m", "tests.support.quick", "optimize"),
             *(str(folder / "linear_classifier.onnx"), "--data", str(folder / "eval.npz")),
             *("--max-drop", "5%", "--engine", "onnxruntime", "--engine", "openvino"),
         ],

@@ -81,9 +81,9 @@ def test_serving_names_its_extra(missing: str) -> None:
 def test_a_server_and_its_load_test_need_nothing_of_the_optimizer() -> None:
     then = (
         "import hasten.serving.supervision.process, hasten.serving.grpc.service, hasten.serving.http.routes\n"
-        "import hasten.loadtest.generator\n"
+        "import hasten.evaluation.loadtest.generator\n"
         "loaded = sys.modules.keys()\n"
-        "print(sorted(m for m in loaded if m.startswith(('hasten.passes', 'hasten.search', "
-        "'hasten.frontends', 'onnxruntime', 'openvino'))))"
+        "print(sorted(m for m in loaded if m.startswith(('hasten.passes', 'hasten.optimization.search', "
+        "'hasten.inputs.models', 'onnxruntime', 'openvino'))))"
     )
     assert said((*OPTIMIZE, "torch", "ray", "opentelemetry"), then) == (0, ["[]"])

@@ -7,9 +7,9 @@ from click.testing import CliRunner, Result
 
 from hasten.cli import main
 from hasten.cli.profile_table import profile_table
+from hasten.core.records import from_record
 from hasten.engines.layers import Kind, LayerTime
-from hasten.profiling import Profile
-from hasten.records import from_record
+from hasten.evaluation.profiling import Profile
 from hasten.testing import models
 
 

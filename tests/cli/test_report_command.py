@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from tests.support.pages import Reading
+from tests.support.quick import ROUNDS, quick_runs
 
 from hasten.cli import main
 from hasten.testing import models
-from hasten.testing.pages import Reading
-from hasten.testing.quick import ROUNDS, quick_runs
 
 
 def run(*arguments: object) -> Result:

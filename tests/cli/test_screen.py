@@ -3,9 +3,9 @@
 import pytest
 
 from hasten.cli.screen import LiveScreen, PlainScreen, table
+from hasten.core.progress import Progress
 from hasten.measure.intervals import Quantile, Ratio
-from hasten.progress import Progress
-from hasten.result import Row
+from hasten.report.result import Row
 
 MARKUP = "[bold]x[/bold] [/nothing] [red"
 

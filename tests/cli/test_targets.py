@@ -14,22 +14,23 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import parser
+from tests.support import tasks
 
 import hasten
 from hasten.bundle import read
 from hasten.cli import main
 from hasten.cli.screen import foresight_summary
-from hasten.devices import at_hand
-from hasten.doctor import target_in_words
+from hasten.core.devices import at_hand
+from hasten.core.invocation import Invocation
+from hasten.core.records import from_record, to_record
+from hasten.core.target import Target
 from hasten.engines.estimates import Estimate
 from hasten.errors import InputError, IntegrityError
-from hasten.foreseen import Foreseen, Foresight
-from hasten.invocation import Invocation
-from hasten.records import from_record, to_record
-from hasten.reporting.foresight_rows import columns, headline, latency_of
-from hasten.result import Asked
-from hasten.target import Target
-from hasten.testing import models, tasks
+from hasten.evaluation.doctor import target_in_words
+from hasten.report.foreseen import Foreseen, Foresight
+from hasten.report.foresight_rows import columns, headline, latency_of
+from hasten.report.result import Asked
+from hasten.testing import models
 
 WITHOUT_FPGA = pytest.mark.skipif(
     importlib.util.find_spec("da4ml") is not None, reason="the extra fpga is installed"

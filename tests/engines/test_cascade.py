@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from tests.support.faults import Faulty
 
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.engines.base import Artifact
 from hasten.engines.cascade import Cascade, margins
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.openvino import OpenVino
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError
-from hasten.frontends.onnx import load
-from hasten.model import Model
-from hasten.target import Target
+from hasten.inputs.models.onnx import load
 from hasten.testing import models
-from hasten.testing.faults import Faulty
 
 ORT, OV = OnnxRuntime(), OpenVino()
 NEGATIVE = Faulty(ORT, "wrong")

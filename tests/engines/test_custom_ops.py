@@ -9,18 +9,18 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from tests.support.quick import quick_runs
 
 import hasten
-from hasten.data.arrays import ArrayDataset
-from hasten.data.dataset import Dataset
-from hasten.engines.openvino import OpenVino
-from hasten.frontends.onnx import load
-from hasten.model import Model
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.engines.openvino.engine import OpenVino
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.models.onnx import load
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.target import Target
 from hasten.testing.pass_tests import NARROW, answers, error_between
-from hasten.testing.quick import quick_runs
 
 ONES = np.ones((1, 16), np.float32)
 

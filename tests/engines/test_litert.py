@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.engines.base import Artifact
-from hasten.engines.litert import LiteRt
+from hasten.engines.litert.engine import LiteRt
 from hasten.errors import CandidateError, InputError
-from hasten.frontends.onnx import load
-from hasten.model import Model
-from hasten.target import Target
+from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
 
@@ -226,9 +226,9 @@ def test_nothing_is_said_on_standard_error_and_it_is_put_back(tmp_path: Path) ->
     program = """
 import sys
 from pathlib import Path
-from hasten.engines.litert import LiteRt
-from hasten.frontends.onnx import load
-from hasten.target import Target
+from hasten.engines.litert.engine import LiteRt
+from hasten.inputs.models.onnx import load
+from hasten.core.target import Target
 from hasten.testing import models
 folder = Path(sys.argv[1])
 (folder / "built").mkdir()

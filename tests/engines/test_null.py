@@ -2,9 +2,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.core.target import Target
 from hasten.engines.null import Null
-from hasten.frontends.onnx import load
-from hasten.target import Target
+from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
 

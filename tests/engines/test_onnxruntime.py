@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import external_data_helper
 
+from hasten.core.target import Target
+from hasten.core.telemetry import OFF
 from hasten.engines.base import Artifact
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
-from hasten.frontends.onnx import load
-from hasten.target import Target
-from hasten.telemetry import OFF
+from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
 
@@ -59,9 +59,9 @@ def test_it_sends_no_telemetry_and_leaves_nothing_at_home(tmp_path: Path) -> Non
     program = """
 import os, sys
 from pathlib import Path
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.frontends.onnx import load
-from hasten.target import Target
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.models.onnx import load
+from hasten.core.target import Target
 from hasten.testing import models
 folder = Path(sys.argv[1])
 (folder / "built").mkdir()
@@ -230,7 +230,7 @@ def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_the_engines_imports_no_runtime() -> None:
     program = (
-        "import sys, hasten.engines.base, hasten.engines.onnxruntime, hasten.engines.openvino, "
+        "import sys, hasten.engines.base, hasten.engines.onnxruntime.engine, hasten.engines.openvino.engine, "
         "hasten.engines.null, hasten.engines.reference\n"
         "print(sorted({'onnx', 'onnxruntime', 'openvino'} & sys.modules.keys()))"
     )

@@ -2,7 +2,7 @@
 
 import onnx
 
-from hasten.engines.onnxruntime_fusions import covered
+from hasten.engines.onnxruntime.fusions import covered
 
 PRODUCTS = frozenset({"Conv", "FusedConv", "MatMul"})
 

@@ -9,18 +9,18 @@ import numpy as np
 import onnx
 import pytest
 
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.engines.base import Artifact
 from hasten.engines.layers import LayerTime
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.onnxruntime_layers import _WARMUP, _runs, _timed
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.onnxruntime.layers import _WARMUP, _runs, _timed
 from hasten.engines.origins import traced
 from hasten.errors import CandidateError, InputError
-from hasten.frontends.onnx import load, read
-from hasten.model import Model
+from hasten.inputs.models.onnx import load, read
 from hasten.passes.base import Pass
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.target import Target
 from hasten.testing import models
 from hasten.testing.engine_tests import request_for
 from hasten.testing.pass_tests import NARROW, run

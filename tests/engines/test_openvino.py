@@ -10,13 +10,13 @@ import numpy as np
 import openvino
 import pytest
 
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.telemetry import OFF
 from hasten.engines.base import Artifact
-from hasten.engines.openvino import OpenVino
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError, InputError
-from hasten.frontends.onnx import load
-from hasten.model import Model
-from hasten.target import Target
-from hasten.telemetry import OFF
+from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
 
@@ -295,9 +295,9 @@ def test_converting_sends_no_telemetry_and_leaves_nothing_at_home(tmp_path: Path
     program = """
 import json, os, sys
 from pathlib import Path
-from hasten.engines.openvino import OpenVino
-from hasten.frontends.onnx import load
-from hasten.target import Target
+from hasten.engines.openvino.engine import OpenVino
+from hasten.inputs.models.onnx import load
+from hasten.core.target import Target
 from hasten.testing import models
 folder = Path(sys.argv[1])
 (folder / "built").mkdir()

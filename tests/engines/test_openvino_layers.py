@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly
 from hasten.engines.layers import LayerTime
-from hasten.engines.openvino import OpenVino
-from hasten.engines.openvino_layers import (
+from hasten.engines.openvino.engine import OpenVino
+from hasten.engines.openvino.layers import (
     Operation,
     _counted,
     _found,
@@ -24,11 +27,8 @@ from hasten.engines.openvino_layers import (
 )
 from hasten.engines.origins import traced
 from hasten.errors import CandidateError
-from hasten.frontends.onnx import load, read
-from hasten.model import Model
+from hasten.inputs.models.onnx import load, read
 from hasten.passes.nncf_quantization import NncfQuantization
-from hasten.target import Target
-from hasten.telemetry import import_quietly
 from hasten.testing import models
 from hasten.testing.engine_tests import request_for
 from hasten.testing.pass_tests import NARROW, run

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hasten.core.target import Target
 from hasten.engines.python_function import PythonFunction
 from hasten.errors import CandidateError
-from hasten.frontends.onnx import load
-from hasten.target import Target
+from hasten.inputs.models.onnx import load
 from hasten.testing import models
 
 X = np.ones((1, 16), np.float32)

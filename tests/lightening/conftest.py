@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from hasten.data.arrays import ArrayDataset
+from hasten.core.progress import nobody
+from hasten.core.tensors import Array
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.metrics.top_k import Top1
 from hasten.lightening.given import Given
 from hasten.lightening.task import Task, task_of
-from hasten.metrics.top_k import Top1
-from hasten.progress import nobody
-from hasten.tensors import Array
-from hasten.training.loop import Recipe, Trainer
-from hasten.training.network import Network
-from hasten.training.objective import Objective
+from hasten.lightening.training.loop import Recipe, Trainer
+from hasten.lightening.training.network import Network
+from hasten.lightening.training.objective import Objective
 
 
 def corners(count: int, seed: int) -> tuple[Array, Array]:

@@ -10,21 +10,21 @@ import pytest
 import torch
 from tests.lightening.conftest import corners, task_for, wide
 
-from hasten.data.arrays import ArrayDataset
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.core.records import to_record, write_json
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.metrics.agreement import Agreement
 from hasten.lightening import candidates
 from hasten.lightening.given import Given
 from hasten.lightening.int8 import QuantizationAware, int8_score
+from hasten.lightening.prospects import Prospect
 from hasten.lightening.students import StudentNetwork
 from hasten.lightening.task import Task
+from hasten.lightening.training.loop import Recipe
 from hasten.lightening.ways import train_way
-from hasten.measure.prospects import Prospect
-from hasten.metrics.agreement import Agreement
 from hasten.passes.onnx_files import op_counts
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.records import to_record, write_json
-from hasten.training.loop import Recipe
 
 
 @pytest.fixture

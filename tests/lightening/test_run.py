@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 from tests.lightening.conftest import clothes, corners, taught, wide
+from tests.support.quick import quick_runs
 
 import hasten
 from hasten.bundle import read
-from hasten.data.arrays import ArrayDataset
+from hasten.core.progress import Progress
+from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.frontends.torch import export
-from hasten.measure.prospects import fastest
-from hasten.progress import Progress
-from hasten.reporting.evidence import gathered
-from hasten.reporting.rows import won
-from hasten.target import Target
-from hasten.tensors import Array
-from hasten.testing.quick import quick_runs
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.models.torch import export
+from hasten.lightening.prospects import fastest
+from hasten.report.evidence import gathered
+from hasten.report.rows import won
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KNOWN, JUDGED = corners(700, 2), corners(1500, 3)
@@ -52,7 +52,7 @@ def budget_ms(module: torch.nn.Module, image: Array, share: float, folder: Path)
 SCRIPT = """
 import sys
 from hasten.cli import main
-from hasten.testing.quick import quick_runs
+from tests.support.quick import quick_runs
 with quick_runs(passes=True):
     main()
 """

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 from tests.lightening.conftest import corners, task_for, wide
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.images import ImageFolder
 from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.top_k import Top1
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.image import Decode, ToLayout
 from hasten.lightening.given import Given, check_names
 from hasten.lightening.task import Task
-from hasten.metrics.agreement import Agreement
-from hasten.metrics.top_k import Top1
-from hasten.pipeline.base import Pipeline
-from hasten.pipeline.image import Decode, ToLayout
-from hasten.training.loop import Recipe
+from hasten.lightening.training.loop import Recipe
 
 
 def given(folder: Path, train: object, data: object, metric: str | None = None) -> Given:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hasten.lightening.training.loop import Training
 from hasten.lightening.ways import folder_name, hopeless
-from hasten.training.loop import Training
 
 
 def training(score: float, middle: float) -> Training:

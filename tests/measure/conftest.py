@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.desk import Desk
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.spool import Spool, write_spool
-from hasten.testing.desk import Desk
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.spool import Spool, write_spool
 
 
 @pytest.fixture

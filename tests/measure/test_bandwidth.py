@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hasten.core.target import Target
 from hasten.measure import bandwidth
 from hasten.measure.bandwidth import (
     Cache,
@@ -17,7 +18,6 @@ from hasten.measure.bandwidth import (
     read_of,
     sum_of,
 )
-from hasten.target import Target
 
 
 @pytest.fixture

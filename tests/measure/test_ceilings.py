@@ -8,18 +8,18 @@ import pytest
 from click.testing import CliRunner
 
 from hasten.cli import main
-from hasten.data.spool import Spool
+from hasten.core.records import read_json, write_json
+from hasten.core.target import Target
 from hasten.engines.base import Engine
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.openvino import OpenVino
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import InputError
+from hasten.inputs.data.spool import Spool
 from hasten.measure import bandwidth, ceilings, kernels
 from hasten.measure.ceilings import measure
 from hasten.measure.kernels import Kernel
 from hasten.measure.latency import Pace
 from hasten.measure.roofline import Ceilings
-from hasten.records import read_json, write_json
-from hasten.target import Target
 
 ONE = Target.host().with_threads(1)
 

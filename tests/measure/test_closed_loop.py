@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hasten.core.tensors import TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.measure.closed_loop import Block, Request, drive, stacked
-from hasten.tensors import TensorSpec
 
 REQUESTS: list[Request] = [{"x": np.array([i])} for i in range(4)]
 

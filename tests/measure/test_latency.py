@@ -4,14 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.support.desk import Desk
+from tests.support.faults import Faulty
 
-from hasten.data.spool import Spool
+from hasten.core.target import Target
 from hasten.engines.null import Null
+from hasten.inputs.data.spool import Spool
 from hasten.measure import environment, probe
 from hasten.measure.latency import Pace, Round, rounds
-from hasten.target import Target
-from hasten.testing.desk import Desk
-from hasten.testing.faults import Faulty
 
 PACE = Pace(warmup_ns=0, block_ns=0, at_least=2, at_most=2)
 

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.rivals import BUSY_NS
 
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.core.model import Model
+from hasten.core.progress import Progress
+from hasten.core.records import from_record, to_record
+from hasten.core.target import Target
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
-from hasten.frontends import onnx
-from hasten.measure import making
-from hasten.measure.making import Makers
+from hasten.inputs.models import onnx
+from hasten.lightening import making
+from hasten.lightening.making import Makers
+from hasten.lightening.prospects import Prospect, fastest, ways
 from hasten.measure.process import Worker
-from hasten.measure.prospects import Prospect, fastest, ways
-from hasten.model import Model
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.progress import Progress
-from hasten.records import from_record, to_record
-from hasten.target import Target
 from hasten.testing import models
-from hasten.testing.rivals import BUSY_NS
 
-RIVAL = "hasten.testing.rivals:Rival"
+RIVAL = "tests.support.rivals:Rival"
 ORT = ("onnxruntime",)
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from hasten.engines.null import Null
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.openvino import OpenVino
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.measure.sharing import Sharing, on_share, sharings
 
 

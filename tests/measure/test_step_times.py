@@ -3,18 +3,18 @@
 from pathlib import Path
 
 import pytest
+from tests.support.desk import Desk
 
-from hasten.data.spool import Spool
 from hasten.engines.base import Engine
 from hasten.engines.null import Null
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.openvino import OpenVino
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError
-from hasten.frontends.onnx import load
+from hasten.inputs.data.spool import Spool
+from hasten.inputs.models.onnx import load
 from hasten.measure.workbench import Bench
 from hasten.passes.dynamic_quantization import DynamicQuantization
-from hasten.testing.desk import Desk
 
 
 @pytest.mark.parametrize("engine", [OnnxRuntime(threads=1), OpenVino(threads=1)])

@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.faults import Faulty
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.spool import Spool, write_spool
+from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.null import Null
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.openvino import OpenVino
-from hasten.frontends.onnx import load
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.models.onnx import load
 from hasten.measure.curve import CurvePoint
 from hasten.measure.latency import Pace
 from hasten.measure.process import Worker
 from hasten.measure.sweep import sweep
 from hasten.measure.workbench import Bench
-from hasten.target import Target
-from hasten.tensors import Array
 from hasten.testing import models
-from hasten.testing.faults import Faulty
 
 BATCHES = [1, 2, 4, 8, 16, 32]
 PACE = Pace(warmup_ns=0, block_ns=0, at_least=2, at_most=4)

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
+from hasten.core.model import Model
 from hasten.errors import InputError
-from hasten.frontends.onnx import load
+from hasten.inputs.models.onnx import load
 from hasten.measure.roofline import LayerWork
 from hasten.measure.work import work
-from hasten.model import Model
 from hasten.testing import models
 
 HEADER = '<ir_version: 10, opset_import: ["": 20, "own": 1]>'

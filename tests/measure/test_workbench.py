@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from hasten.data.spool import Spool
+from hasten.core.target import Target
 from hasten.errors import CandidateError, InputError
-from hasten.frontends import onnx
+from hasten.inputs.data.spool import Spool
+from hasten.inputs.models import onnx
 from hasten.measure.workbench import Workbench
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.fix_shapes import FixShapes
-from hasten.target import Target
 from hasten.testing import models
 
 MISSING = "keep_float: the model has no node 'nowhere'; it has logits, ..."

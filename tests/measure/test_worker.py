@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.desk import Desk
+from tests.support.faults import Faulty
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.spool import Spool, write_spool
+from hasten.core.records import to_record
+from hasten.core.tensors import TensorSpec
 from hasten.engines.null import Null
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.spool import Spool, write_spool
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.process import Worker
 from hasten.measure.worker import request_of, time_requests
-from hasten.records import to_record
-from hasten.tensors import TensorSpec
-from hasten.testing.desk import Desk
-from hasten.testing.faults import Faulty
 
 BRIEF = {"warmup_ns": 0, "block_ns": 0, "at_least": 2, "at_most": 2}
 PACE = Pace(warmup_ns=0, block_ns=0, at_least=2, at_most=2)

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from hasten.frontends.onnx import load
-from hasten.model import Model
+from hasten.core.model import Model
+from hasten.inputs.models.onnx import load
 
 CONVNET = """
 <ir_version: 10, opset_import: ["": 20]>

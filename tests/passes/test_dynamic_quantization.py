@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
+from hasten.core.model import Model
 from hasten.errors import CandidateError, InputError
-from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.onnx_files import op_counts, read_onnx

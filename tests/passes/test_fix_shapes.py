@@ -4,8 +4,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from hasten.core.model import Model
 from hasten.errors import InputError
-from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.onnx_files import read_onnx

@@ -5,9 +5,9 @@ from typing import Any
 import onnx
 import pytest
 
-from hasten.engines.openvino import OpenVino
+from hasten.core.model import Model
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError, InputError
-from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.nncf_quantization import NncfQuantization

@@ -4,9 +4,9 @@ from typing import Any
 import onnx
 import pytest
 
-from hasten.engines.tensorrt_profile import alterations, violations
+from hasten.core.model import Model
+from hasten.engines.tensorrt.profile import alterations, violations
 from hasten.errors import CandidateError, InputError
-from hasten.model import Model
 from hasten.passes import half_precision
 from hasten.passes.half_precision import HalfPrecision
 from hasten.passes.onnx_files import read_onnx

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from hasten.data.arrays import ArrayDataset
-from hasten.engines.litert import LiteRt
+from hasten.core.model import Model
+from hasten.core.tensors import Array
+from hasten.engines.litert.engine import LiteRt
 from hasten.errors import CandidateError, InputError
-from hasten.model import Model
+from hasten.inputs.data.arrays import ArrayDataset
 from hasten.passes import litert_quantization
 from hasten.passes.base import Skipped
 from hasten.passes.litert_quantization import LitertQuantization
 from hasten.passes.weight_rounding import round_weights
-from hasten.tensors import Array
 from hasten.testing.pass_tests import PassTests, answers, error_between, host, run, samples_of
 
 SILU = """

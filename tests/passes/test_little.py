@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hasten.candidate import Single
-from hasten.engines.openvino import OpenVino
+from hasten.core.model import Model
+from hasten.core.records import from_record, to_record
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import InputError
-from hasten.frontends.onnx import load
-from hasten.model import Model
+from hasten.inputs.models.onnx import load
+from hasten.measure.candidate import Single
 from hasten.passes.little import Little
-from hasten.records import from_record, to_record
 from hasten.testing.pass_tests import answers, run, samples_of
 
 BIG = """

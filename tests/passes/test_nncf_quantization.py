@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from hasten.engines.openvino import OpenVino
+from hasten.core.model import Model
+from hasten.core.records import to_record
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError, InputError
-from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
-from hasten.records import to_record
 from hasten.testing.pass_tests import NARROW, PassTests, answers, error_between, run, samples_of
 
 F32 = OpenVino(precision="f32")
@@ -284,10 +284,10 @@ def test_a_fresh_process_sends_nothing_says_nothing_and_leaves_the_home_folder_a
 
         socket.socket.connect = refuse
         socket.getaddrinfo = refuse
-        from hasten.frontends.onnx import load
+        from hasten.inputs.models.onnx import load
         from hasten.passes.base import Pass
-        from hasten.records import from_record
-        from hasten.data.arrays import ArrayDataset
+        from hasten.core.records import from_record
+        from hasten.inputs.data.arrays import ArrayDataset
         import numpy as np
 
         record, source, workdir = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])

@@ -5,8 +5,8 @@ import numpy as np
 import onnx
 import pytest
 
+from hasten.core.model import Model
 from hasten.errors import CandidateError
-from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.sensitivity import GROUPS, Plan, layers, planned, sensitivities
 from hasten.testing.pass_tests import samples_of

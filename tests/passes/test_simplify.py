@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
+from hasten.core.model import Model
 from hasten.errors import CandidateError
-from hasten.model import Model
 from hasten.passes.base import Skipped
 from hasten.passes.onnx_files import op_counts, read_onnx
 from hasten.passes.simplify import Simplify

@@ -5,12 +5,12 @@ import numpy as np
 import onnx
 import pytest
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.dataset import Subset
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.core.model import Model
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
-from hasten.frontends.onnx import load
-from hasten.model import Model
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Subset
+from hasten.inputs.models.onnx import load
 from hasten.passes.base import Skipped
 from hasten.passes.onnx_files import op_counts, read_onnx
 from hasten.passes.static_quantization import StaticQuantization

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.tensorrt_profile import alterations, violations
-from hasten.model import Model
+from hasten.core.model import Model
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.tensorrt.profile import alterations, violations
 from hasten.passes.onnx_files import COMPUTE_OPS, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.passes.tensorrt_quantization import TensorrtQuantization

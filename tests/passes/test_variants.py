@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from hasten.model import Model
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import is_transformer, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.target import Target
 from hasten.testing.pass_tests import NARROW, host
 
 CHAIN = """

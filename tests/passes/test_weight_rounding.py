@@ -10,17 +10,17 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from hasten.data.arrays import ArrayDataset
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.errors import CandidateError
-from hasten.frontends.onnx import load
-from hasten.model import Model
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.models.onnx import load
 from hasten.passes.base import Skipped
 from hasten.passes.float_layers import _constant
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.passes.weight_rounding import HIGHEST, round_weights, rounded
-from hasten.target import Target
-from hasten.tensors import Array
 from hasten.testing import models
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hasten.protocol.errors import Kind, ProtocolError
+from hasten.core.tensors import Array, Tensors
 from hasten.serving.models.batching import Batching, Task, Timing
 from hasten.serving.models.company import Company
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import Scheduler
 from hasten.serving.models.statistics import Statistics
-from hasten.tensors import Array, Tensors
+from hasten.serving.protocol.errors import Kind, ProtocolError
 
 MS = 1_000_000
 SIZES = (1, 2, 3, 4, 6, 8)

@@ -15,13 +15,13 @@ import tritonclient.http as triton
 import tritonclient.utils.shared_memory as shm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.servers import ServerThread, bundle_of, place_of
 from tritonclient.utils import InferenceServerException
 
-from hasten.protocol.errors import ProtocolError
+from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.wire.http_bodies import read_body
 from hasten.serving.wire.shared_memory import SharedMemory
 from hasten.testing import models
-from hasten.testing.servers import ServerThread, bundle_of, place_of
 
 # numpy's type -> ONNX's and the protocol's
 TYPES = {

@@ -17,22 +17,22 @@ import onnx
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, shared_memory
 
+from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.protocol.errors import ProtocolError
-from hasten.protocol.messages import METHODS, SERVICE, message
-from hasten.protocol.requests import Answer, Query
 from hasten.serving.grpc.calls import Inference
 from hasten.serving.grpc.service import GrpcServer
 from hasten.serving.models.company import Company
 from hasten.serving.models.repository import Repository
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.messages import METHODS, SERVICE, message
+from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.settings import ServerSettings
 from hasten.serving.state import Limits, ServerState
-from hasten.tensors import Array
 from hasten.testing import models
-from hasten.testing.servers import ServerThread, bundle_of, place_of
-from hasten.testing.waiting import until
 
 TOKEN = "0123456789abcdef"
 X = np.arange(16, dtype=np.float32).reshape(1, 16)

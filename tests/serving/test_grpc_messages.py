@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.messages import message
-from hasten.protocol.requests import Answer, Query, Region
+from hasten.core.tensors import Array
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.messages import message
+from hasten.serving.protocol.requests import Answer, Query, Region
 from hasten.serving.wire.grpc_messages import (
     query_of,
     read_request,
@@ -19,7 +20,6 @@ from hasten.serving.wire.grpc_messages import (
     write_answer,
 )
 from hasten.serving.wire.shared_memory import SharedMemory
-from hasten.tensors import Array
 
 MOST = 1 << 30
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
 
 from hasten.serving.http.connection import Connection
 from hasten.serving.state import Limits
 from hasten.testing import models
-from hasten.testing.servers import ServerThread, bundle_of, place_of
-from hasten.testing.waiting import until
 
 ROW = np.arange(4, dtype=np.float32)
 JSON_REQUEST = {

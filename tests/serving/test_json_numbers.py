@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.protocol.errors import ProtocolError
-from hasten.protocol.requests import Query
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.requests import Query
 from hasten.serving.wire import http_bodies, json_numbers
 from hasten.serving.wire.http_bodies import read_body
 from hasten.serving.wire.json_numbers import numbers

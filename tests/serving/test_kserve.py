@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.servers import bundle_of
 
 from hasten.bundle import load, read
 from hasten.cli.serve import serve
@@ -21,7 +22,6 @@ from hasten.serving.cluster.kserve import arguments, requirements, write_kserve
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 from hasten.testing.models import identity
-from hasten.testing.servers import bundle_of
 
 QUANTITY = re.compile(r"[1-9][0-9]*(Mi)?")
 PROBE = {"httpGet", "timeoutSeconds", "periodSeconds", "failureThreshold"}

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.serving.http.page import figures
 from hasten.serving.settings import ModelPlace
 from hasten.testing import models
-from hasten.testing.servers import ServerThread, bundle_of, place_of
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 in_chromium = pytest.mark.skipif(

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
+from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.serving.models.statistics import BOUNDS_NS, STAGES
 from hasten.testing import models
-from hasten.testing.servers import ServerThread, bundle_of, place_of
 
 DOORS = {"model": "doors", "version": "1"}
 TRITON_COUNTERS = {

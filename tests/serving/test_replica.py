@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.servers import bundle_of
 
 from hasten.bundle import read
+from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
-from hasten.records import from_record, to_record
 from hasten.serving.cluster.federation import joined
 from hasten.serving.cluster.ingress import Entry
 from hasten.serving.cluster.ray_cluster import deploy
@@ -28,7 +29,6 @@ from hasten.serving.cluster.replica import (
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 from hasten.testing.models import identity
-from hasten.testing.servers import bundle_of
 
 SECOND = 1_000_000_000
 

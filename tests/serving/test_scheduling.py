@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import Pending, Run, Scheduler, Wait
+from hasten.serving.protocol.errors import Kind, ProtocolError
 
 MS = 1_000_000
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)

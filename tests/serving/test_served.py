@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from tests.support.bundles import forge
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
 
+from hasten.core.records import import_path
+from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.litert_reference import LiteRtReference
+from hasten.engines.litert.reference import LiteRtReference
 from hasten.engines.null import Null, NullSession
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
-from hasten.records import import_path
 from hasten.serving.models.statistics import Statistics
-from hasten.target import Target
 from hasten.testing import models
-from hasten.testing.bundles import forge
-from hasten.testing.servers import ServerThread, bundle_of, place_of
-from hasten.testing.waiting import until
 
 PATIENCE_S = 20.0
 

@@ -4,9 +4,9 @@ import importlib
 from pathlib import Path
 
 import pytest
+from tests.support.servers import bundle_of
 
 from hasten.testing import models
-from hasten.testing.servers import bundle_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
 
+from hasten.core.target import Target
 from hasten.measure.closed_loop import Block
 from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.serving.models.opening import SIZES
-from hasten.target import Target
 from hasten.testing import models
-from hasten.testing.servers import ServerThread, bundle_of, place_of
-from hasten.testing.waiting import until
 
 MS = 1_000_000
 

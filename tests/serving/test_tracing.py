@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.errors import InputError
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Query
 from hasten.serving.models.batching import Timing
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.observation.tracing import Tracing
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Query
 from hasten.testing import models
-from hasten.testing.servers import ServerThread, bundle_of, place_of
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{CALLER}-01"

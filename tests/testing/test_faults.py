@@ -7,25 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.faults import SLOW_NS, Fault, Faulty, spin
 
+from hasten.core.target import Target
 from hasten.engines.base import Session
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError
-from hasten.frontends.onnx import load
-from hasten.target import Target
+from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
-from hasten.testing.faults import SLOW_NS, Fault, Faulty, spin
 
 PROGRAM = """
 import resource, sys
 from pathlib import Path
 from hasten.engines.null import Null
-from hasten.frontends.onnx import load
-from hasten.target import Target
+from hasten.inputs.models.onnx import load
+from hasten.core.target import Target
 from hasten.testing import models
 from hasten.testing.engine_tests import request_for
-from hasten.testing.faults import Faulty
+from tests.support.faults import Faulty
 folder, fault, on_run = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 engine, target = Faulty(Null(), fault, on_run=on_run), Target.host()
 (folder / "built").mkdir()

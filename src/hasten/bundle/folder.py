@@ -23,9 +23,9 @@ from hasten.bundle.manifest import (
     check_values,
     one_line,
 )
+from hasten.core.records import digest, file_digest, from_record, read_json, to_record
 from hasten.engines.base import Artifact
 from hasten.errors import InputError, IntegrityError
-from hasten.records import digest, file_digest, from_record, read_json, to_record
 
 _MANIFEST_BYTES = 4 << 20
 """30,000 files' worth; read, it takes 50 times as much memory at worst."""

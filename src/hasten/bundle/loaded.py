@@ -13,12 +13,12 @@ import numpy as np
 
 from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part, nested_engines
-from hasten.devices import FAMILIES, at_hand
+from hasten.core.devices import FAMILIES, at_hand
+from hasten.core.records import from_record, load_object
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.engines.base import Engine, Session
 from hasten.errors import InputError
-from hasten.records import from_record, load_object
-from hasten.target import Target
-from hasten.tensors import Array, Tensors, TensorSpec, check_tensors
 
 
 class NotCertifiedHere(UserWarning):

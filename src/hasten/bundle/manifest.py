@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from hasten.core.records import file_digest, to_record
+from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact, Engine
 from hasten.errors import IntegrityError
-from hasten.pipeline.base import Pipeline
-from hasten.records import file_digest, to_record
-from hasten.target import Target
-from hasten.tensors import TensorSpec
+from hasten.inputs.pipeline.base import Pipeline
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

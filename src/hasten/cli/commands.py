@@ -21,8 +21,8 @@ from hasten.cli.options import (
     image_pipeline_of,
     one_line_errors,
 )
+from hasten.core.invocation import typed
 from hasten.errors import InputError
-from hasten.invocation import typed
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -127,7 +127,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     """
     began = time.monotonic()
     with one_line_errors():
-        from hasten.devices import find_target
+        from hasten.core.devices import find_target
 
         if find_target(options["target"]).kind == "compile-only":
             _elsewhere(as_json, model, data, options, began)
@@ -275,7 +275,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     from hasten.bundle import differences, read
     from hasten.bundle.evidence import batch_curve
     from hasten.cli.tables import curve_table
-    from hasten.devices import at_hand
+    from hasten.core.devices import at_hand
     from hasten.measure.environment import environment
 
     with one_line_errors():
@@ -312,7 +312,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 )
 def doctor(ceilings: bool) -> None:
     """Say what this machine has: cores, instruction sets, engines, extras."""
-    from hasten.doctor import examine
+    from hasten.evaluation.doctor import examine
 
     with one_line_errors():
         for name, value in examine(ceilings=ceilings):
@@ -326,7 +326,7 @@ def demo(which: str, out: Path | None) -> None:
     """Optimize a real model: EfficientNet-Lite0 on photos, or a CNN on handwritten digits."""
     began = time.monotonic()
     with one_line_errors():
-        from hasten.demos import find
+        from hasten.cli.demos import find
 
         run = find(which)
         from hasten.cli.screen import screen, summary
@@ -379,8 +379,8 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
         raise click.UsageError("--json prints, and --out is for the page: leave one of them out")
     with one_line_errors():
         from hasten import report as run
-        from hasten.reporting.evidence import gathered
-        from hasten.reporting.foresight import gathered_foresight
+        from hasten.report.evidence import gathered
+        from hasten.report.foresight import gathered_foresight
 
         if as_json:
             found = gathered_foresight(bundle)
@@ -392,7 +392,7 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
 def _under_load(as_json: bool, bundle: str, options: dict[str, Any]) -> None:
     """Run a scenario; each run is a line on standard error."""
     from hasten import load_test
-    from hasten.scenarios import in_words, try_in_words
+    from hasten.evaluation.scenarios import in_words, try_in_words
 
     if options.pop("against") is not None:
         raise InputError("a scenario is of the bundle alone: leave out --against or --scenario")
@@ -403,6 +403,6 @@ def _under_load(as_json: bool, bundle: str, options: dict[str, Any]) -> None:
 
 
 def as_text(record: Any) -> str:
-    from hasten.records import to_record
+    from hasten.core.records import to_record
 
     return json.dumps(to_record(record), indent=1)

@@ -16,7 +16,7 @@ from hasten.cli.options import (
     image_pipeline_of,
     one_line_errors,
 )
-from hasten.invocation import typed
+from hasten.core.invocation import typed
 
 _WAYS = ("students", "pruned", "scratch")
 

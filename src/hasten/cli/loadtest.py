@@ -107,8 +107,8 @@ def loadtest(as_json: bool, url: str, shapes: Any, **options: Any) -> None:
     Ends with 1 where not one was answered rightly.
     """
     with one_line_errors():
-        from hasten.loadtest import in_words, run
-        from hasten.records import to_record
+        from hasten.core.records import to_record
+        from hasten.evaluation.loadtest import in_words, run
 
         result = run(url, shapes=dict(shapes), **options)
         click.echo(

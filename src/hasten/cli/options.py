@@ -151,7 +151,7 @@ def image_pipeline_of(options: dict[str, Any]) -> Any:
     Raises:
         InputError: both a file and flags, or flags without a size.
     """
-    from hasten.pipeline.config import from_yaml, image_pipeline
+    from hasten.inputs.pipeline.config import from_yaml, image_pipeline
 
     file = options.pop("pipeline_file")
     given = {

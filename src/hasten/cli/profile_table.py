@@ -9,7 +9,7 @@ import numpy as np
 
 from hasten.cli.tables import aligned
 from hasten.engines.layers import Breakdown, Portion, summarize
-from hasten.profiling import Profile, remarks
+from hasten.evaluation.profiling import Profile, remarks
 
 _WIDTH = 8
 """Of a time in microseconds, the first column."""

@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from hasten.cli.tables import aligned
-from hasten.foreseen import Foresight
-from hasten.progress import Progress
-from hasten.reporting import foresight_rows
-from hasten.reporting.rows import columns, latency, way_columns, won
-from hasten.result import Limit, Result, Row
+from hasten.core.progress import Progress
+from hasten.report import foresight_rows
+from hasten.report.foreseen import Foresight
+from hasten.report.result import Limit, Result, Row
+from hasten.report.rows import columns, latency, way_columns, won
 
 _STAGES = {
     "prepare": "preparing",

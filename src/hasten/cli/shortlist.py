@@ -12,7 +12,7 @@ import click
 from hasten.cli.options import Latency, Seconds, one_line_errors
 
 if TYPE_CHECKING:
-    from hasten.shortlisting import Entry, Shortlist
+    from hasten.lightening.shortlisting import Entry, Shortlist
 
 
 class Shape(click.ParamType[tuple[int, ...]]):
@@ -83,8 +83,8 @@ def shortlist(as_json: bool, top: int, engines: tuple[str, ...], **options: Any)
     """Say which architectures fit a budget on this machine, before anything is trained."""
     with one_line_errors("stopped; what was measured is kept, the next call goes on"):
         from hasten.cli.screen import screen
-        from hasten.records import to_record
-        from hasten.shortlisting import shortlist as run
+        from hasten.core.records import to_record
+        from hasten.lightening.shortlisting import shortlist as run
 
         chosen: dict[str, Any] = {"engines": engines} if engines else {}
         with screen() as listen:
@@ -95,7 +95,7 @@ def shortlist(as_json: bool, top: int, engines: tuple[str, ...], **options: Any)
 def in_words(result: Shortlist, top: int) -> str:
     """Write a shortlist as a table, and what to know of it."""
     from hasten.cli.tables import aligned
-    from hasten.reporting.rows import latency
+    from hasten.report.rows import latency
 
     measure = "ImageNet top-1" if result.task == "classify" else "COCO AP"
     head = ("architecture", "width", "pixels", "p50", "fastest by", "mult-adds", "params", measure)
@@ -119,7 +119,7 @@ def in_words(result: Shortlist, top: int) -> str:
 
 
 def _row(one: Entry, own_pixels: int) -> Sequence[str]:
-    from hasten.reporting.rows import latency
+    from hasten.report.rows import latency
 
     prospect = one.prospect
     return (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from hasten.core.model import Model
+from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError
-from hasten.model import Model
-from hasten.tensors import TensorSpec
 
 
 def place(model: Model, workdir: Path) -> Artifact:

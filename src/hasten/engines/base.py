@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+from hasten.core.model import Format, Model
+from hasten.core.records import Value, type_name
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError
-from hasten.model import Format, Model
-from hasten.records import Value, type_name
-from hasten.target import Target
-from hasten.tensors import Array, Tensors, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -97,21 +97,21 @@ class Engine(Value, ABC):
     registry: ClassVar[Mapping[str, str]] = {
         "null": "hasten.engines.null:Null",
         "reference": "hasten.engines.reference:Reference",
-        "onnxruntime": "hasten.engines.onnxruntime:OnnxRuntime",
-        "openvino": "hasten.engines.openvino:OpenVino",
-        "openvino_npu": "hasten.engines.openvino_npu:OpenVinoNpu",
-        "openvino_igpu": "hasten.engines.openvino_igpu:OpenVinoIgpu",
-        "litert": "hasten.engines.litert:LiteRt",
-        "fixed_point": "hasten.engines.fixed_point:FixedPointProgram",
-        "fpga": "hasten.engines.fpga:Fpga",
-        "litert_reference": "hasten.engines.litert_reference:LiteRtReference",
-        "coreml": "hasten.engines.coreml:CoreMl",
+        "onnxruntime": "hasten.engines.onnxruntime.engine:OnnxRuntime",
+        "openvino": "hasten.engines.openvino.engine:OpenVino",
+        "openvino_npu": "hasten.engines.openvino.npu:OpenVinoNpu",
+        "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",
+        "litert": "hasten.engines.litert.engine:LiteRt",
+        "fixed_point": "hasten.engines.fpga.fixed_point:FixedPointProgram",
+        "fpga": "hasten.engines.fpga.engine:Fpga",
+        "litert_reference": "hasten.engines.litert.reference:LiteRtReference",
+        "coreml": "hasten.engines.coreml.engine:CoreMl",
         "qnn": "hasten.engines.qnn:Qnn",
-        "tensorrt_rtx": "hasten.engines.tensorrt_rtx:TensorrtRtx",
-        "tensorrt": "hasten.engines.tensorrt:Tensorrt",
-        "onnxruntime_cuda": "hasten.engines.onnxruntime_cuda:OnnxRuntimeCuda",
-        "torch_cuda": "hasten.engines.torch_cuda:TorchCuda",
-        "tpu": "hasten.engines.tpu:Tpu",
+        "tensorrt_rtx": "hasten.engines.tensorrt.rtx:TensorrtRtx",
+        "tensorrt": "hasten.engines.tensorrt.engine:Tensorrt",
+        "onnxruntime_cuda": "hasten.engines.cuda.onnxruntime:OnnxRuntimeCuda",
+        "torch_cuda": "hasten.engines.cuda.torch:TorchCuda",
+        "tpu": "hasten.engines.tpu.engine:Tpu",
         "cascade": "hasten.engines.cascade:Cascade",
     }
     formats: ClassVar[frozenset[Format]]

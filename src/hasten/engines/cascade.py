@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from hasten.core.model import Format, Model
+from hasten.core.records import from_record, to_record
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, IntegrityError
-from hasten.model import Format, Model
-from hasten.records import from_record, to_record
-from hasten.target import Target
-from hasten.tensors import Array, Tensors, TensorSpec
 
 _PARTS = "cascade.json"
 _NAMES = ("fast", "careful")

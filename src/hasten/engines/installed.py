@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hasten.core.records import load_object
+from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.errors import InputError
-from hasten.records import load_object
-from hasten.target import Target
 
 ENGINES = ("onnxruntime", "openvino", "litert")
 """What is tried where nobody says otherwise."""

@@ -10,11 +10,11 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.model import Format, Model
-from hasten.target import Target
-from hasten.tensors import Array, Tensors
 
 
 @dataclass(frozen=True)

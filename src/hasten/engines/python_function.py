@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from hasten.core.model import Format, Model
+from hasten.core.records import load_object
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
-from hasten.model import Format, Model
-from hasten.records import load_object
-from hasten.target import Target
-from hasten.tensors import Array, Tensors, TensorSpec
 
 
 @dataclass(frozen=True)

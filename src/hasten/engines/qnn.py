@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly
+from hasten.core.tensors import Array, Tensors
 from hasten.engines.artifacts import batch_sizes, place, settle, settled_request
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError, InputError
-from hasten.model import Format, Model
-from hasten.target import Target
-from hasten.telemetry import import_quietly
-from hasten.tensors import Array, Tensors
 
 DEFAULT_PART = "sm8550"
 _PROVIDER = "QNNExecutionProvider"

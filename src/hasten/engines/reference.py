@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
 from hasten.errors import InputError
-from hasten.model import Format, Model
-from hasten.target import Target
-from hasten.tensors import Array, Tensors
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator

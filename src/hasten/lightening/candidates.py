@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hasten.core.records import from_record
 from hasten.errors import CandidateError, InputError
 from hasten.lightening.int8 import LOST, QuantizationAware, int8_score
+from hasten.lightening.prospects import Prospect, fastest
 from hasten.lightening.pruned import PrunedNetwork
 from hasten.lightening.students import fitting
 from hasten.lightening.task import Task
+from hasten.lightening.training.loop import Training
 from hasten.lightening.ways import (
     Lighter,
     Unchanged,
@@ -17,10 +20,7 @@ from hasten.lightening.ways import (
     hopeless,
     train_way,
 )
-from hasten.measure.prospects import Prospect, fastest
-from hasten.records import from_record
-from hasten.reporting.rows import latency
-from hasten.training.loop import Training
+from hasten.report.rows import latency
 
 
 def trained(

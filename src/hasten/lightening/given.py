@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from hasten.data.dataset import Dataset
-from hasten.data.images import ImageFolder
-from hasten.data.source import open_data
+from hasten.core.model import Model
+from hasten.core.records import digest, type_name
 from hasten.errors import InputError
-from hasten.frontends.source import load_with_data
-from hasten.metrics import default_metric, parse_metric
-from hasten.metrics.agreement import Agreement
-from hasten.metrics.base import Metric
-from hasten.metrics.outputs import class_labels
-from hasten.metrics.top_k import Top1, Top5
-from hasten.model import Model
-from hasten.pipeline.base import Pipeline, check_steps
-from hasten.records import digest, type_name
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.source import open_data
+from hasten.inputs.metrics import default_metric, parse_metric
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import class_labels
+from hasten.inputs.metrics.top_k import Top1, Top5
+from hasten.inputs.models.source import load_with_data
+from hasten.inputs.pipeline.base import Pipeline, check_steps
 
 
 @dataclass(frozen=True)

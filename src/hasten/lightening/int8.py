@@ -9,18 +9,18 @@ from typing import ClassVar
 
 import torch
 
-from hasten.candidate import Single
+from hasten.core.model import Model
 from hasten.engines.base import Engine
 from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError
 from hasten.lightening.task import Task
+from hasten.lightening.training import quantization_aware
 from hasten.lightening.ways import Lighter, Stage, Way
+from hasten.measure.candidate import Single
 from hasten.measure.workbench import Workbench
-from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.training import quantization_aware
 
 LOST = 1 / 3
 """Of the most that may be lost: where int8 costs more, it is worth training for."""

@@ -9,28 +9,28 @@ from typing import Any
 
 import torch
 
-from hasten.candidate import Single
+from hasten.core.records import from_record, read_json, write_json
 from hasten.engines.base import Engine
 from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError, InputError
-from hasten.frontends.torch import evaluating
+from hasten.inputs.models.torch import evaluating
+from hasten.lightening.prospects import Prospect, fastest
+from hasten.lightening.pruning import tokens
+from hasten.lightening.pruning.channels import Prunable, Pruned, schedule
+from hasten.lightening.pruning.costs import Costs, Grid, measure
+from hasten.lightening.pruning.importance import Losses, sensitivity
+from hasten.lightening.pruning.in_network import in_network
+from hasten.lightening.pruning.layers import Layer, layers
+from hasten.lightening.pruning.normalization import recalibrate
+from hasten.lightening.pruning.plan import Plan, apply
 from hasten.lightening.task import Task
+from hasten.lightening.training import features
+from hasten.lightening.training.examples import Batch, Examples
 from hasten.lightening.ways import Stage, Way
-from hasten.measure.prospects import Prospect, fastest
+from hasten.measure.candidate import Single
 from hasten.measure.workbench import Bench
 from hasten.passes.base import Skipped
-from hasten.pruning import tokens
-from hasten.pruning.channels import Prunable, Pruned, schedule
-from hasten.pruning.costs import Costs, Grid, measure
-from hasten.pruning.importance import Losses, sensitivity
-from hasten.pruning.in_network import in_network
-from hasten.pruning.layers import Layer, layers
-from hasten.pruning.normalization import recalibrate
-from hasten.pruning.plan import Plan, apply
-from hasten.records import from_record, read_json, write_json
-from hasten.reporting.rows import latency
-from hasten.training import features
-from hasten.training.examples import Batch, Examples
+from hasten.report.rows import latency
 
 STAGES = (Stage(0.2, 0.5), Stage(0.2, 0.5), Stage(0.6))
 """Two thirds of the cuts are made on the way, each followed by a short training."""

@@ -13,26 +13,26 @@ from typing import Any, Literal, get_args
 from hasten.bundle import MANIFEST
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
-from hasten.data.splits import split
-from hasten.delivery import check_place
+from hasten.core.extras import missing_extra
+from hasten.core.invocation import asking, invocation
+from hasten.core.progress import Listener, nobody
+from hasten.core.records import digest, load_object, source_digest
+from hasten.core.target import Target
 from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.errors import CandidateError, InputError
-from hasten.frontends.extras import missing_extra
-from hasten.frontends.source import find_model
-from hasten.invocation import asking, invocation
+from hasten.inputs.data.splits import split
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.custom import Custom
+from hasten.inputs.models.source import find_model
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.config import from_module
+from hasten.lightening.shortlisting.options import check_names
 from hasten.measure.environment import versions
-from hasten.metrics.base import Metric
-from hasten.metrics.custom import Custom
-from hasten.optimization import optimize
+from hasten.optimization.delivery import check_place
+from hasten.optimization.optimize import optimize
+from hasten.optimization.workspace import begun, check_same_run, claimed
 from hasten.passes.little import Student
-from hasten.pipeline.base import Pipeline
-from hasten.pipeline.config import from_module
-from hasten.progress import Listener, nobody
-from hasten.records import digest, load_object, source_digest
-from hasten.result import Result
-from hasten.shortlisting.options import check_names
-from hasten.target import Target
-from hasten.workspace import begun, check_same_run, claimed
+from hasten.report.result import Result
 
 Kind = Literal["students", "pruned", "scratch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -125,7 +125,7 @@ def lighten(
     from hasten.lightening.candidates import trained
     from hasten.lightening.given import Given
     from hasten.lightening.task import task_of
-    from hasten.training.loop import Recipe
+    from hasten.lightening.training.loop import Recipe
 
     module = find_model(model)
     if not isinstance(module, torch.nn.Module):

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from hasten.architectures.building import build, deployed
-from hasten.architectures.catalogue import find
 from hasten.errors import InputError
+from hasten.lightening.architectures.building import build, deployed
+from hasten.lightening.architectures.catalogue import find
+from hasten.lightening.shortlisting import Shortlist, shortlist
 from hasten.lightening.task import Task
+from hasten.lightening.training.examples import Examples
 from hasten.lightening.ways import Stage, Way
 from hasten.passes.silence import first_line
-from hasten.shortlisting import Shortlist, shortlist
-from hasten.training.examples import Examples
 
 _EPOCHS = 4.0
 """An architecture that would see the data less often isn't taken where another would do so."""

@@ -13,27 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from hasten.data.dataset import Dataset, Subset
-from hasten.data.splits import held_out
-from hasten.data.spool import Spool, write_spool
+from hasten.core.model import Model
+from hasten.core.progress import Listener, Progress, nobody
+from hasten.core.records import digest, read_json, type_name, write_json
+from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError, told
-from hasten.frontends import torch as frontend
-from hasten.frontends.torch_inputs import input_names
+from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.splits import held_out
+from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.choice import default_metric
+from hasten.inputs.metrics.custom import Custom
+from hasten.inputs.models import torch as frontend
+from hasten.inputs.models.torch_inputs import input_names
 from hasten.lightening.given import Given
+from hasten.lightening.training.examples import Examples
+from hasten.lightening.training.loop import Recipe
+from hasten.lightening.training.network import Network
+from hasten.lightening.training.objective import Kind, Loss, Objective
 from hasten.measure.workbench import Workbench
-from hasten.metrics.agreement import Agreement
-from hasten.metrics.base import Metric
-from hasten.metrics.choice import default_metric
-from hasten.metrics.custom import Custom
-from hasten.model import Model
-from hasten.progress import Listener, Progress, nobody
-from hasten.records import digest, read_json, type_name, write_json
-from hasten.target import Target
-from hasten.tensors import Array
-from hasten.training.examples import Examples
-from hasten.training.loop import Recipe
-from hasten.training.network import Network
-from hasten.training.objective import Kind, Loss, Objective
 
 HELD_OUT = 2000
 """Training samples that nothing is trained on, at most: they tell how a training does."""

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 import torch
 
+from hasten.core.model import Model
 from hasten.errors import CandidateError, InputError
 from hasten.lightening.task import Task
-from hasten.model import Model
+from hasten.lightening.training.loop import LOOKS, Doomed, Trainer, Training
+from hasten.lightening.training.teacher import Teacher
 from hasten.passes.silence import first_line
-from hasten.training.loop import LOOKS, Doomed, Trainer, Training
-from hasten.training.teacher import Teacher
 
 _ALIKE = 0.5 / LOOKS
 """Of a training: looks so near to each other are at the same time."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hasten.data.dataset import Dataset, Subset
-from hasten.data.spool import Spool, write_spool
+from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.metrics.base import Metric
 from hasten.measure.workbench import Bench, Opened
-from hasten.metrics.base import Metric
-from hasten.tensors import Array, Tensors
 
 
 class ExactAnswers:

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from hasten.target import Target
-from hasten.tensors import Array
+from hasten.core.target import Target
+from hasten.core.tensors import Array
 
 _SYSTEM = Path("/sys/devices/system/cpu")
 _LINE_BYTES = 64

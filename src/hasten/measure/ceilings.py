@@ -10,17 +10,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from hasten.candidate import label
+from hasten.core.records import digest, from_record, load_object, read_json, to_record, write_json
+from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.measure.bandwidth import Level, levels
+from hasten.measure.candidate import label
 from hasten.measure.environment import versions
 from hasten.measure.kernels import EMPTY_CALL, Kernel, kernels
 from hasten.measure.latency import Pace
 from hasten.measure.process import Worker
 from hasten.measure.roofline import Ceilings
-from hasten.records import digest, from_record, load_object, read_json, to_record, write_json
-from hasten.target import Target
 
 ENGINES = ("onnxruntime", "openvino", "litert")
 TURNS = 3

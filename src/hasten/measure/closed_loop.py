@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
-from hasten.tensors import Array, Tensors, TensorSpec
 
 Request: TypeAlias = dict[str, Array]
 

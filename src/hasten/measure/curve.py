@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.records import from_record, to_record
 from hasten.errors import IntegrityError
 from hasten.measure.closed_loop import Block
-from hasten.records import from_record, to_record
 
 CURVE = "curve.json"
 """Its name among a bundle's evidence."""

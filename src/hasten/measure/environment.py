@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from hasten.target import Target
+from hasten.core.target import Target
 
 DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "null": (),

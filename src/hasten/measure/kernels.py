@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.spool import write_spool
-from hasten.frontends.extras import missing_extra
-from hasten.frontends.onnx import load
+from hasten.core.extras import missing_extra
+from hasten.core.model import Model
+from hasten.core.tensors import Array
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.spool import write_spool
+from hasten.inputs.models.onnx import load
 from hasten.measure.work import work
-from hasten.model import Model
-from hasten.tensors import Array
 
 EMPTY_CALL = "empty call"
 _HEADER = '<ir_version: 10, opset_import: ["": 17]>'

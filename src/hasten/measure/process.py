@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from hasten.core.processes import name_of, programs
+from hasten.core.telemetry import OFF
 from hasten.errors import CandidateError, InputError
-from hasten.processes import name_of, programs
-from hasten.telemetry import OFF
 
 _POLL_S = 0.05
 _POLL_TIMED_S = 0.5  # longer than a block: the parent sleeps through all that is timed

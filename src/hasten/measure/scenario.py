@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from hasten.core.records import to_record
 from hasten.errors import InputError
 from hasten.measure.closed_loop import Request
 from hasten.measure.intervals import binomial_cdf
-from hasten.records import to_record
 
 Scenario: TypeAlias = Literal["single-stream", "server", "offline"]
 Run: TypeAlias = Callable[[Request], Any]

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hasten.data.spool import Spool
+from hasten.core.records import from_record
 from hasten.engines.artifacts import batch_sizes
 from hasten.engines.base import Artifact, Engine
 from hasten.errors import CandidateError
+from hasten.inputs.data.spool import Spool
 from hasten.measure.closed_loop import Block
 from hasten.measure.curve import CurvePoint
 from hasten.measure.latency import Pace
@@ -21,7 +22,6 @@ from hasten.measure.probe import scales, usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.sharing import Sharing, on_share, sharings
 from hasten.measure.workbench import Bench
-from hasten.records import from_record
 
 BUDGET_S = 15.0
 ROUNDS = 8

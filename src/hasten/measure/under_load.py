@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hasten.data.spool import Spool
+from hasten.core.records import from_record, to_record
+from hasten.inputs.data.spool import Spool
 from hasten.measure import loadgen
 from hasten.measure.closed_loop import Block
 from hasten.measure.process import Worker
 from hasten.measure.scenario import LONGEST_RUN_S, Load, Offer, Scenario, highest_rate
-from hasten.records import from_record, to_record
 
 _CAPACITY_NS = 1_000_000_000
 _REQUESTS = {"single-stream": 100, "server": 1000, "offline": 100}

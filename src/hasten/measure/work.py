@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from hasten.core.model import Model
 from hasten.engines.layers import node_name
 from hasten.errors import CandidateError, InputError
-from hasten.frontends.onnx import read
+from hasten.inputs.models.onnx import read
 from hasten.measure.products import OPERATORS, Count, Product, Shape
 from hasten.measure.roofline import LayerWork
-from hasten.model import Model
 
 if TYPE_CHECKING:
     import onnx

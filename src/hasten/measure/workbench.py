@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from hasten.candidate import Candidate
-from hasten.data.spool import Spool
+from hasten.core.model import Model
+from hasten.core.records import digest, from_record, read_json, to_record, write_json
+from hasten.core.target import Target
+from hasten.core.tensors import Tensors
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError
+from hasten.inputs.data.spool import Spool
+from hasten.measure.candidate import Candidate
 from hasten.measure.environment import versions
 from hasten.measure.process import Worker
-from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
-from hasten.records import digest, from_record, read_json, to_record, write_json
-from hasten.target import Target
-from hasten.tensors import Tensors
 
 CHUNK = 64
 """Samples answered before the parent reads the outputs, at most: what bounds both sides' memory."""

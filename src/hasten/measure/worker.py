@@ -25,18 +25,18 @@ from typing import Any
 
 import numpy as np
 
-from hasten.data.spool import Spool
+from hasten.core.model import Model
+from hasten.core.records import from_record, to_record
+from hasten.core.target import Target
+from hasten.core.tensors import Array, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.origins import traced
 from hasten.errors import CandidateError, InputError, full_disk
+from hasten.inputs.data.spool import Spool
 from hasten.measure import loadgen, open_loop
 from hasten.measure.closed_loop import drive, stacked
 from hasten.measure.scenario import Offer
-from hasten.model import Model
 from hasten.passes.base import Pass, Skipped
-from hasten.records import from_record, to_record
-from hasten.target import Target
-from hasten.tensors import Array, TensorSpec
 
 _PR_SET_PDEATHSIG = 1
 _REQUESTS_PER_BLOCK = 64
@@ -225,7 +225,7 @@ class _Process:
         requests = [samples[i % len(samples)] for i in range(command["requests"])]
         layers = engine.profile(artifact, from_record(Target, command["target"]), requests)
         if command["original"] is not None:
-            from hasten.frontends.onnx import read
+            from hasten.inputs.models.onnx import read
 
             layers = traced(layers, read(Path(command["original"])).graph)
         return to_record(layers)

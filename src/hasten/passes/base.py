@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Format, Model
+from hasten.core.records import Value
+from hasten.core.target import Target
 from hasten.errors import HastenError
-from hasten.model import Format, Model
-from hasten.records import Value
-from hasten.target import Target
+from hasten.inputs.data.dataset import Dataset
 
 
 class Skipped(HastenError):  # noqa: N818 - an outcome, not an error

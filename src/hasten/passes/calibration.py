@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.tensors import Array
 from hasten.errors import CandidateError
-from hasten.model import Model
-from hasten.tensors import Array
+from hasten.inputs.data.dataset import Dataset
 
 
 class CalibrationRequests:

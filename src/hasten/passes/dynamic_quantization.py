@@ -9,9 +9,10 @@ from typing import Self
 
 import onnx
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.errors import CandidateError
-from hasten.model import Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.onnx_files import (
     check_nodes,
@@ -21,7 +22,6 @@ from hasten.passes.onnx_files import (
     write_onnx,
 )
 from hasten.passes.silence import first_line, silenced
-from hasten.target import Target
 
 DYNAMIC_OPS = ("Gemm", "MatMul")
 """ONNX Runtime's dynamic convolution (ConvInteger) is slower than its float one."""

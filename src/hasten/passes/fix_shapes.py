@@ -9,14 +9,14 @@ from typing import ClassVar, Self
 
 import onnx
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
 from hasten.errors import CandidateError
-from hasten.model import Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.onnx_files import read_onnx, write_onnx
 from hasten.passes.silence import first_line
-from hasten.target import Target
-from hasten.tensors import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ from typing import ClassVar, Self
 import numpy as np
 import onnx
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.engines.fpga import program
+from hasten.engines.fpga.program import VECTORS
+from hasten.engines.fpga.ranges import observed
+from hasten.engines.fpga.tracing import TREES, trace
+from hasten.engines.fpga.values import PRODUCTS, Overflow, Widths
 from hasten.errors import CandidateError
-from hasten.fpga import program
-from hasten.fpga.program import VECTORS
-from hasten.fpga.ranges import observed
-from hasten.fpga.tracing import TREES, trace
-from hasten.fpga.values import PRODUCTS, Overflow, Widths
-from hasten.model import Format, Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.onnx_files import op_counts, read_onnx
 from hasten.passes.silence import first_line, silenced
-from hasten.target import Target
 
 BENCHED = 64
 """Calibration samples that a design's test bench asks."""

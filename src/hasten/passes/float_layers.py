@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Format, Model, libraries
+from hasten.core.target import Target
+from hasten.core.telemetry import telemetry_off
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Format, Model, libraries
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.passes.openvino_graphs import PRODUCTS, bias_of, converted, operations_of
 from hasten.passes.silence import first_line, silenced
-from hasten.target import Target
-from hasten.telemetry import telemetry_off
 
 _SHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 """Operations that rounding may stand before as well as behind."""

@@ -10,13 +10,13 @@ from typing import Any, Self
 import numpy as np
 import onnx
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.errors import CandidateError
-from hasten.model import Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.onnx_files import check_nodes, compute_nodes, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
-from hasten.target import Target
 
 _LARGEST = float(np.finfo(np.float16).max)
 

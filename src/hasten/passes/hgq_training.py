@@ -10,21 +10,21 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hasten.data.dataset import Dataset
-from hasten.data.spool import Spool
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.engines.fpga import program
+from hasten.engines.fpga.program import VECTORS, Port, Ports, Program
+from hasten.engines.fpga.ranges import observed
+from hasten.engines.fpga.trainable import Trainable, channels_last, trainable
 from hasten.errors import CandidateError
-from hasten.fpga import program
-from hasten.fpga.program import VECTORS, Port, Ports, Program
-from hasten.fpga.ranges import observed
-from hasten.fpga.trainable import Trainable, channels_last, trainable
-from hasten.model import Format, Model
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.spool import Spool
 from hasten.passes.base import Pass
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.fixed_point import BENCHED, settled
 from hasten.passes.onnx_files import read_onnx
 from hasten.passes.silence import silenced
-from hasten.target import Target
-from hasten.tensors import Array
 
 _BEGIN_BITS = 8
 _RATE = 5e-3

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
+from hasten.engines.tpu import conversion, stablehlo
+from hasten.engines.tpu.conversion import Precision, Program
+from hasten.engines.tpu.products import Range
+from hasten.engines.tpu.stablehlo import Kinds
 from hasten.errors import CandidateError, InputError
-from hasten.model import Format, Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
-from hasten.target import Target
-from hasten.tensors import TensorSpec
-from hasten.xla import conversion, stablehlo
-from hasten.xla.conversion import Precision, Program
-from hasten.xla.products import Range
-from hasten.xla.stablehlo import Kinds
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import onnx
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.engines.litert.tflite.conversion import convert
+from hasten.engines.litert.tflite.quiet import quiet
+from hasten.engines.litert.tflite.writer import SIGNATURE
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Format, Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, compute_nodes, read_onnx
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.weight_rounding import round_weights
-from hasten.target import Target
-from hasten.tensors import Array
-from hasten.tflite.converter import convert
-from hasten.tflite.quiet import quiet
-from hasten.tflite.writer import SIGNATURE
 
 _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 _JOINS = frozenset({"Add", "Concat", "Sub", "Sum"})

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
-from hasten.model import Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass
-from hasten.target import Target
-from hasten.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import onnx

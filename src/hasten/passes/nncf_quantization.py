@@ -10,9 +10,12 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import onnx
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.telemetry import telemetry_off
+from hasten.core.tensors import Array
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Format, Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.fake_quantize import round_everywhere
@@ -26,9 +29,6 @@ from hasten.passes.onnx_files import (
 from hasten.passes.openvino_graphs import PRODUCTS, behind_products, converted, operations_of
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.weight_rounding import round_weights
-from hasten.target import Target
-from hasten.telemetry import telemetry_off
-from hasten.tensors import Array
 
 _DRAFT_SAMPLES = 2
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx
 
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.errors import CandidateError, InputError
-from hasten.model import Model
 from hasten.passes.silence import first_line
-from hasten.target import Target
 
 IR_VERSION = 10
 PROTOBUF_LIMIT_BYTES = 2**31 - 2**24

@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx
 
+from hasten.core.model import Model, libraries
 from hasten.errors import CandidateError
-from hasten.model import Model, libraries
 
 PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 """Operations that carry a bias in an Add behind them."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from hasten.data.dataset import Dataset
-from hasten.model import Model
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass
 from hasten.passes.static_quantization import Reader, Rounding, quantized
-from hasten.target import Target
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model, libraries
+from hasten.core.telemetry import import_quietly
+from hasten.core.tensors import Array
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Model, libraries
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import COMPUTE_OPS, PROTOBUF_LIMIT_BYTES, read_onnx
 from hasten.passes.silence import first_line, silenced
-from hasten.telemetry import import_quietly
-from hasten.tensors import Array
 
 GROUPS = 64
 """Looked at one by one; of a network with more layers, neighbours are looked at together."""

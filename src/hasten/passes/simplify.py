@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.errors import CandidateError
-from hasten.model import Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.onnx_files import op_counts, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
-from hasten.target import Target
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from typing import Any, Literal, Self, TypeAlias
 
 import onnx
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model, libraries
+from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Model, libraries
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import (
@@ -27,8 +29,6 @@ from hasten.passes.onnx_files import (
 )
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.weight_rounding import round_weights
-from hasten.target import Target
-from hasten.tensors import Array
 
 Rounding: TypeAlias = Literal["nearest", "layer"]
 HISTOGRAM_SAMPLES = 32

@@ -9,14 +9,14 @@ from typing import Any, Literal, Self
 
 import onnx
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.target import Target
 from hasten.errors import CandidateError
-from hasten.model import Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.half_precision import halved
 from hasten.passes.onnx_files import COMPUTE_OPS, is_transformer, read_onnx, write_onnx
 from hasten.passes.silence import first_line
 from hasten.passes.static_quantization import StaticQuantization
-from hasten.target import Target
 
 _HALF_SCALES = 19
 """The first of ONNX's operator sets whose quantizers take scales in float16."""

@@ -14,15 +14,15 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.tensors import Array
 from hasten.errors import CandidateError, HastenError
-from hasten.model import Model
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import PROTOBUF_LIMIT_BYTES, graphs, read_onnx, write_onnx
 from hasten.passes.sensitivity import session_of, with_outputs
 from hasten.passes.silence import first_line, silenced
-from hasten.tensors import Array
 
 Floats = npt.NDArray[np.float64]
 

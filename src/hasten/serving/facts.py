@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from hasten.protocol.datatypes import datatype_of
-from hasten.protocol.errors import ProtocolError
+from hasten.core.tensors import TensorSpec
 from hasten.serving.models.repository import Registered, Repository
 from hasten.serving.models.served import ServedModel
 from hasten.serving.models.statistics import Duration, Statistics
-from hasten.tensors import TensorSpec
+from hasten.serving.protocol.datatypes import datatype_of
+from hasten.serving.protocol.errors import ProtocolError
 
 SERVER = "hasten"
 EXTENSIONS = (

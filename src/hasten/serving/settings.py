@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.errors import InputError
-from hasten.protocol.tokens import read_token
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.repository import Registered
+from hasten.serving.protocol.tokens import read_token
 from hasten.serving.state import Limits
 
 _LEAST_TOKEN = 16

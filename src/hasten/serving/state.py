@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.models.repository import Repository
+from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _RECEIVE_BYTES = 64 << 10

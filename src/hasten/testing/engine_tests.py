@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hasten.core.model import Model
+from hasten.core.records import from_record, to_record
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.layers import LayerTime, summarize
 from hasten.engines.origins import traced
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError
-from hasten.frontends.onnx import load, read
-from hasten.model import Model
-from hasten.records import from_record, to_record
-from hasten.target import Target
-from hasten.tensors import Array, Tensors, TensorSpec
+from hasten.inputs.models.onnx import load, read
 from hasten.testing import models
 
 TOLERANCE = 1e-4

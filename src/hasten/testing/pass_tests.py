@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hasten.data.arrays import ArrayDataset
-from hasten.data.dataset import Dataset
+from hasten.core.model import Model
+from hasten.core.records import file_digest, from_record, to_record
+from hasten.core.target import Target
+from hasten.core.tensors import Array, TensorSpec
 from hasten.engines.base import Engine
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.model import Model
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.onnx_files import saturates
-from hasten.records import file_digest, from_record, to_record
-from hasten.target import Target
-from hasten.tensors import Array, TensorSpec
 
 SAMPLES = 32
 """How many samples the suite calibrates on and compares answers over."""

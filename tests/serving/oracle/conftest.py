@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import onnx
 import pytest
+from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.testing import models
-from hasten.testing.servers import ServerThread, bundle_of, place_of
 
 HERE = Path(__file__).parent
 ENVIRONMENT = "HASTEN_TRITON"

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from hasten.bundle import read
+from hasten.core.records import to_record
+from hasten.core.telemetry import OFF
 from hasten.errors import InputError
-from hasten.records import to_record
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.ingress import Entry, Ingress
 from hasten.serving.cluster.replica import Book, Parcel, Replica, Roster, packed, wanted_replicas
 from hasten.serving.settings import ServerSettings
-from hasten.telemetry import OFF
 
 log = logging.getLogger("hasten.serving")
 

@@ -28,8 +28,8 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from hasten.bundle import MANIFEST, read
+from hasten.core.records import file_digest, from_record, to_record
 from hasten.errors import HastenError, InputError
-from hasten.records import file_digest, from_record, to_record
 from hasten.serving.cluster.ingress import Entry
 from hasten.serving.settings import ServerSettings
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Answer, Query
 from hasten.serving.models.served import ServedModel, Ticket
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
     Request,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeAlias
 
-from hasten.protocol import messages
-from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving import facts, logs
 from hasten.serving.http.routes import (
     NO_CUDA,
@@ -15,6 +13,8 @@ from hasten.serving.http.routes import (
     check_trace,
     no_cuda_region,
 )
+from hasten.serving.protocol import messages
+from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.state import ServerState
 
 Content: TypeAlias = dict[str, Any]

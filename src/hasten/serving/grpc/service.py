@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any
 
 from hasten.errors import InputError
-from hasten.protocol import messages
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Answer
 from hasten.serving.grpc.calls import Inference, Stream, leaving, metadata_of, own_fault
 from hasten.serving.grpc.methods import Methods
+from hasten.serving.protocol import messages
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Answer
 from hasten.serving.settings import ServerSettings
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import read_message

@@ -18,8 +18,6 @@ from urllib.parse import unquote
 import httptools
 import numpy as np
 
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Query
 from hasten.serving.http.exchange import Exchange
 from hasten.serving.http.messages import (
     Request,
@@ -29,6 +27,8 @@ from hasten.serving.http.messages import (
     own_fault,
 )
 from hasten.serving.models.served import ServedModel, Ticket
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.http_bodies import (
     decompressed,

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from hasten.protocol.errors import ProtocolError
-from hasten.protocol.requests import Answer, Query
 from hasten.serving.http.messages import JSON, Response, failure_response, head_of, own_fault
 from hasten.serving.models.served import ServedModel
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.http_bodies import chosen_encoding, compressed, write_answer
 from hasten.serving.wire.plans import Plan, pieces_of

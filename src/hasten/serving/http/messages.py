@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import orjson
 
-from hasten.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.errors import Kind, ProtocolError
 
 JSON = b"application/json"
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hasten.reporting.style import STYLE
+from hasten.core.tensors import Array
+from hasten.report.style import STYLE
 from hasten.serving.http.page_script import SCRIPT
 from hasten.serving.models.repository import Registered
 from hasten.serving.models.served import ServedModel
 from hasten.serving.models.window import quantiles_ns
 from hasten.serving.state import ServerState
-from hasten.tensors import Array
 
 NOW_SECONDS = 10
 """What "now" is on the page: long enough for a p99, short enough to see a change."""

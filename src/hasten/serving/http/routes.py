@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 import orjson
 
 from hasten.errors import HastenError
-from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving import facts, logs
 from hasten.serving.http import page
 from hasten.serving.http.messages import Request, Response
 from hasten.serving.models.repository import Registered
 from hasten.serving.observation import metrics
+from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.state import ServerState
 
 Handler: TypeAlias = "Callable[..., Response | Coroutine[Any, Any, Response]]"
@@ -234,7 +234,7 @@ class Routes:
         return Response(200, body, content_type.encode())
 
     def _openapi(self, request: Request) -> Response:
-        return Response(200, files("hasten.protocol").joinpath("openapi.json").read_bytes())
+        return Response(200, files("hasten.serving.protocol").joinpath("openapi.json").read_bytes())
 
     def _page(self, request: Request) -> Response:
         return Response(200, page.PAGE, b"text/html; charset=utf-8", page.HEADERS)

@@ -16,12 +16,12 @@ from typing import TypeAlias
 
 import numpy as np
 
+from hasten.core.tensors import Array, Tensors
 from hasten.errors import HastenError
-from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.models.company import Company
 from hasten.serving.models.scheduling import Pending, Run, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
-from hasten.tensors import Array, Tensors
+from hasten.serving.protocol.errors import Kind, ProtocolError
 
 INLINE_NS = 100_000
 """A batch that is shorter runs on the event loop's own thread: to hand it to another takes as long,

@@ -7,8 +7,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from hasten.protocol.datatypes import to_bytes
-from hasten.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors
+from hasten.serving.protocol.datatypes import to_bytes
 
 _ENTRY_BYTES = 512
 """What an entry takes besides its arrays, about."""

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from hasten.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors
 
 _TOLERANCE = 0.02
 """Of the largest number in a row: what int8 kernels for one row and for many may differ by."""

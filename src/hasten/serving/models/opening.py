@@ -15,13 +15,13 @@ import numpy as np
 from hasten.bundle import Loaded, Manifest, load, read
 from hasten.bundle.evidence import batch_curve
 from hasten.bundle.manifest import nested_engines
-from hasten.devices import at_hand, family_of
+from hasten.core.devices import at_hand, family_of
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.comparison import unlike_rows
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.pace import Pace
-from hasten.tensors import Array, Tensors, TensorSpec
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """The batches that are made: each is warmed, since an engine compiles for a shape when it first comes."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hasten.bundle import Loaded
-from hasten.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors
 
 _LOOKS, _PAUSE_S = 100, 0.001
 

@@ -14,15 +14,15 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from hasten.bundle import MANIFEST, read
+from hasten.core.tensors import TensorSpec
 from hasten.errors import CandidateError, HastenError, InputError
-from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.models.company import Company
 from hasten.serving.models.comparison import disagreeing_rows, is_broken
 from hasten.serving.models.courtesy import giving_way
 from hasten.serving.models.opening import ModelSettings, Opened, open_bundle, requests_of
 from hasten.serving.models.pace import Pace
 from hasten.serving.models.served import ServedModel, Watcher
-from hasten.tensors import TensorSpec
+from hasten.serving.protocol.errors import Kind, ProtocolError
 
 log = logging.getLogger("hasten.serving")
 

@@ -13,8 +13,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from hasten.protocol.errors import Kind, ProtocolError
 from hasten.serving.models.latencies import Latencies
+from hasten.serving.protocol.errors import Kind, ProtocolError
 
 USUAL_PRIORITY = 2
 """Of a request that states none: some can go before it, and some behind."""

@@ -15,10 +15,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from hasten.bundle import Loaded
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
-from hasten.protocol.datatypes import datatype_of
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Answer, Query
 from hasten.serving.models.batching import Batching, Task, Timing
 from hasten.serving.models.caching import Cache, content_key
 from hasten.serving.models.company import Company
@@ -27,8 +25,10 @@ from hasten.serving.models.opening import ModelSettings, Opened
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
+from hasten.serving.protocol.datatypes import datatype_of
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.wire.plans import Plan, Plans
-from hasten.tensors import Array, Tensors, TensorSpec
 
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
 Running: TypeAlias = Callable[..., contextlib.AbstractContextManager[None]]

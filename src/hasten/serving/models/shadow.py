@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from hasten.core.tensors import Tensors
 from hasten.serving.models.comparison import disagreeing_rows
 from hasten.serving.models.courtesy import give_way
 from hasten.serving.models.statistics import Statistics
-from hasten.tensors import Tensors
 
 log = logging.getLogger("hasten.serving")
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hasten.core.tensors import Array
 from hasten.serving.models.window import Window
-from hasten.tensors import Array
 
 BOUNDS_NS = tuple(round(1000 * base * 10**power) for power in range(7) for base in (1, 2, 5))
 """Upper bounds of the latency histograms: 1 us to 5 s, three to each power of ten."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hasten.tensors import Array
+from hasten.core.tensors import Array
 
 SECONDS = 60
 _SLOTS = 64

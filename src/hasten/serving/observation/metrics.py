@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-from hasten.protocol.errors import Kind
 from hasten.serving.models.opening import SIZES
 from hasten.serving.models.served import ServedModel
 from hasten.serving.models.statistics import BOUNDS_NS, STAGES
+from hasten.serving.protocol.errors import Kind
 from hasten.serving.state import ServerState
 
 Value: TypeAlias = Callable[[ServedModel], float]

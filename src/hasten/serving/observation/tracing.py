@@ -14,9 +14,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hasten.errors import InputError
-from hasten.protocol.errors import ProtocolError
-from hasten.protocol.requests import Query
 from hasten.serving.models.scheduling import USUAL_PRIORITY
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.requests import Query
 
 if TYPE_CHECKING:
     from hasten.serving.models.served import ServedModel, Ticket

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
+from hasten.core.records import from_record
 from hasten.errors import HastenError
-from hasten.records import from_record
 from hasten.serving.board import Board
 from hasten.serving.logs import log_to_stderr
 from hasten.serving.models.repository import Registered

@@ -22,8 +22,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hasten.core.records import to_record
+from hasten.core.telemetry import OFF
 from hasten.errors import InputError
-from hasten.records import to_record
 from hasten.serving.board import ANSWERED, MOST_MODELS, WORKING, Board
 from hasten.serving.settings import ServerSettings
 from hasten.serving.supervision.channel import (
@@ -41,7 +42,6 @@ from hasten.serving.supervision.channel import (
 )
 from hasten.serving.supervision.signals import Signals
 from hasten.serving.supervision.sockets import allowed_connections, set_up
-from hasten.telemetry import OFF
 
 log = logging.getLogger("hasten.serving")
 

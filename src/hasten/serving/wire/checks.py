@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hasten.protocol.datatypes import count_of, item_size
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Region
+from hasten.serving.protocol.datatypes import count_of, item_size
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Region
 
 MOST_RANK = 32
 _MOST_ON_AN_AXIS = 2**31 - 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from hasten.protocol.datatypes import datatype_of_array
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.tensors import Array
+from hasten.core.tensors import Array
+from hasten.serving.protocol.datatypes import datatype_of_array
+from hasten.serving.protocol.errors import Kind, ProtocolError
 
 
 def classes_of(array: Array, count: int, batched: bool) -> Array:

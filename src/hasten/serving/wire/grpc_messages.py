@@ -7,21 +7,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.protocol.datatypes import (
+from hasten.serving.protocol.datatypes import (
     count_of,
     datatype_of_array,
     from_bytes,
     numpy_type,
     to_bytes,
 )
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.messages import message
-from hasten.protocol.requests import Answer, Parameters, Query, Wanted
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.messages import message
+from hasten.serving.protocol.requests import Answer, Parameters, Query, Wanted
 from hasten.serving.wire.checks import region_of, tensor_size, whole_number
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.shared_memory import SharedMemory
-from hasten.tensors import Array
 
 _LARGE_BYTES = 32 << 10
 """From here on, copies take longer than to look for the tensors in the message's bytes."""

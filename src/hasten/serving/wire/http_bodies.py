@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 import orjson
 
+from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
-from hasten.protocol.datatypes import (
+from hasten.serving.protocol.datatypes import (
     count_of,
     datatype_of,
     datatype_of_array,
@@ -21,13 +22,12 @@ from hasten.protocol.datatypes import (
     numpy_type,
     to_bytes,
 )
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Answer, Query, Wanted
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Answer, Query, Wanted
 from hasten.serving.wire.checks import MOST_RANK, region_of, tensor_size, whole_number
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.json_numbers import numbers
 from hasten.serving.wire.shared_memory import SharedMemory
-from hasten.tensors import Array, TensorSpec
 
 
 class _Tensor(msgspec.Struct):

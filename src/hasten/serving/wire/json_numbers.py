@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hasten.protocol.datatypes import count_of, numpy_type
-from hasten.tensors import Array
+from hasten.core.tensors import Array
+from hasten.serving.protocol.datatypes import count_of, numpy_type
 
 simdjson: Any
 try:

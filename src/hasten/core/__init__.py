@@ -1,0 +1,1 @@
+"""The values that all rooms speak of: tensors, models, targets, records, progress, processes."""

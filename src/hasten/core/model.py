@@ -1,0 +1,113 @@
+"""A model file, its format and its tensor specs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from hasten.core.records import file_digest
+from hasten.core.tensors import Array, TensorSpec
+from hasten.errors import CandidateError, InputError
+
+Format: TypeAlias = Literal["onnx", "openvino", "tflite", "dais", "stablehlo"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk. Immutable: a pass writes a new file.
+
+    Attributes:
+        path: The file that an engine is pointed at.
+        format: "onnx"; "openvino" for its IR (.xml; the weights are in `files`); "tflite"; "dais" for
+            da4ml's fixed-point programs; or "stablehlo" for what `jax.export` writes.
+        inputs: What the model takes; open dimensions have names.
+        outputs: What it gives.
+        request: The inputs of one request, every size settled by the data; empty until then.
+        files: Further files that belong to it, in the folder of `path`: external data, IR weights.
+        custom_ops: Libraries with operators of the user's own, for the engines to load.
+        origin: The model that the run began with, where passes made this one of it.
+        program: The .pt2 exported program that it came from, for targets that start from there.
+    """
+
+    path: Path
+    format: Format
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    request: tuple[TensorSpec, ...] = ()
+    files: tuple[Path, ...] = ()
+    custom_ops: tuple[Path, ...] = ()
+    origin: Model | None = None
+    program: Path | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over the bytes of every file, in hex."""
+        whole = hashlib.sha256()
+        for file in (self.path, *self.files, *self.custom_ops):
+            whole.update(bytes.fromhex(file_digest(file)))
+        return whole.hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size on disk, of the model file and what belongs to it."""
+        return sum(file.stat().st_size for file in (self.path, *self.files))
+
+    def settled_by(self, sample: Mapping[str, Array]) -> Model:
+        """Return the model with `request` settled by one sample.
+
+        Args:
+            sample: One sample by input name, without an axis for samples: shape of `x[i]`.
+
+        Raises:
+            InputError: names, dtypes or shapes don't fit, or a dimension stays open.
+        """
+        expected = ", ".join(spec.name for spec in self.inputs)
+        if sample.keys() != {spec.name for spec in self.inputs}:
+            raise InputError(
+                f"the model takes the inputs {expected}; the data has {', '.join(sample) or 'none'}"
+            )
+        return replace(
+            self, request=tuple(_request(spec, sample[spec.name]) for spec in self.inputs)
+        )
+
+
+def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
+    """Settle one input's shape by one sample; the model may or may not have a batch axis."""
+    batched = len(spec.shape) == sample.ndim + 1
+    shape = (1, *sample.shape) if batched else sample.shape
+    if batched and isinstance(spec.shape[0], int) and spec.shape[0] != 1:
+        raise InputError(
+            f"input {spec.name!r} takes batches of {spec.shape[0]} only: {spec}; "
+            "export the model with an open batch dimension, or with 1"
+        )
+    settled = TensorSpec(spec.name, str(sample.dtype), shape)
+    fits = len(spec.shape) == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(spec.shape, shape, strict=True)
+    )
+    if not fits or settled.dtype != spec.dtype:
+        mend = f'; convert it with x.astype("{spec.dtype}")' if fits else ""
+        raise InputError(
+            f"input {spec.name!r}: the model takes {spec}; a sample of the data is "
+            f"{sample.dtype}[{', '.join(map(str, sample.shape))}]{mend}"
+        )
+    return settled
+
+
+def libraries(custom_ops: Sequence[Path], entry_point: str) -> Iterator[Path]:
+    """Yield the libraries that are made for one runtime: those that name its entry point.
+
+    A model that runs on two runtimes brings a library for each, and neither loads the other's.
+
+    Raises:
+        CandidateError: a library can't be read.
+    """
+    for library in custom_ops:
+        try:
+            if entry_point.encode() in library.read_bytes():
+                yield library
+        except OSError as error:
+            raise CandidateError(f"can't read {library}: {error.strerror or error}") from error

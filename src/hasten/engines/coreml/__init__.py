@@ -1,0 +1,1 @@
+"""Apple's Core ML: programs written from ONNX, and the engine that runs them."""

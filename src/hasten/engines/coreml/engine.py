@@ -1,0 +1,349 @@
+"""Apple's Core ML: a package for its devices, converted on any host."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.engines.artifacts import batch_sizes, place, settle, settled_request
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.estimates import Estimate
+from hasten.engines.failures import failed
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.errors import CandidateError, InputError
+
+_CLOSE = 1e-3
+"""How far, as a share of the largest answer, the float32 program may be off the ONNX file."""
+_NARROWED = {"int64": "int32", "uint64": "int32", "float64": "float32", "bool": "float32"}
+"""What Core ML's ends can't be, and what the converter makes them."""
+
+
+@dataclass(frozen=True)
+class CoreMl(Engine):
+    """An ML program (.mlpackage) for iOS 17, macOS 14 and later, on all of a chip's units.
+
+    It is predicted by Core ML on macOS. Elsewhere the package's own operators and weights answer,
+    computed one by one: see `coreml_program`. So the conversion is checked on any host, against
+    ONNX Runtime, in float32.
+
+    Attributes:
+        precision: What is computed in. The Neural Engine takes float16 alone.
+        weights: What they are stored in: "int8", with one scale per output channel, is half the size of
+            float16 and is multiplied out before it is computed with.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    settles: ClassVar[bool] = True
+    float_only: ClassVar[bool] = True
+    faithful: ClassVar[bool] = False
+
+    precision: Literal["f32", "f16"] = "f32"
+    weights: Literal["float", "int8"] = "float"
+
+    @property
+    def exact(self) -> bool:
+        """In float32 with its own weights only."""
+        return self.precision == "f32" and self.weights == "float"
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield float32; float16, which runs on the Neural Engine; and that with weights in int8."""
+        yield cls()
+        yield cls("f16")
+        yield cls("f16", "int8")
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the version of Core ML Tools.
+
+        Raises:
+            InputError: it isn't installed, or not all that hasten needs beside it.
+        """
+        try:
+            with _silenced():
+                import_quietly("torch")
+                import_quietly("onnx2coreml")
+                return str(import_quietly("coremltools").__version__)
+        except ImportError as error:
+            raise InputError(
+                f"Core ML Tools aren't installed ({error}): pip install 'hasten[edge]'"
+            ) from error
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Convert the model for the shapes of its request, and prove that the package computes it.
+
+        Raises:
+            CandidateError: it can't be converted: which operator, which node; a shape is open; or the
+                package answers otherwise than the model.
+        """
+        settled = settled_request(model, "Core ML's converter")
+        package = workdir / f"{model.path.stem}.mlpackage"
+        with tempfile.TemporaryDirectory(prefix="hasten-coreml-") as folder:
+            source = place(model, Path(folder))
+            settle(source.path, settled, "Core ML's converter can't read the model")
+            plain = replace(source, inputs=settled, request=settled)
+            exact = Path(folder) / "exact.mlpackage"
+            with _silenced():
+                _save(_converted(source.path, "f32"), exact)
+                sizes = _check(exact, plain, target)
+                if self.exact:
+                    shutil.move(exact, package)
+                else:
+                    converted = _converted(source.path, self.precision)
+                    _save(_in_int8(converted) if self.weights == "int8" else converted, package)
+        manifest = package / "Manifest.json"
+        files = sorted(f for f in package.rglob("*") if f.is_file() and f != manifest)
+        outputs = tuple(replace(spec, shape=sizes[spec.name]) for spec in model.outputs)
+        return Artifact(manifest, settled, outputs, model.request, tuple(files))
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Load the package: with Core ML on macOS, else for its operators one by one.
+
+        Raises:
+            CandidateError: it can't be loaded, or Core ML is asked for where there is none.
+        """
+        at_home = platform.system() == "Darwin"
+        if target.kind == "attached" and not at_home:
+            raise CandidateError(f"Core ML runs on macOS only; this is {target.system}")
+        with _package(artifact) as package:
+            try:
+                with _silenced():
+                    run = _predictor(package) if at_home else _interpreter(package)
+            except CandidateError:
+                raise
+            except Exception as error:
+                raise failed("Core ML Tools can't load the model", error) from error
+            session = CoreMlSession(artifact, run, "Core ML" if at_home else "torch")
+            try:
+                yield session
+            finally:
+                session.close()
+
+    def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
+        """Say how large the package is: Core ML compiles it on the device, and nothing before."""
+        return Estimate("none", figures={"package_size_bytes": float(artifact.size_bytes)})
+
+
+def _converted(path: Path, precision: Literal["f32", "f16"]) -> Any:
+    """Convert an ONNX file of settled shapes.
+
+    Raises:
+        CandidateError: which operator, which node.
+    """
+    import onnx2coreml
+    from onnx2coreml.errors import ConversionError, UnsupportedOpError
+
+    try:
+        return onnx2coreml.convert(
+            path,
+            minimum_deployment_target="iOS17",
+            compute_precision="fp32" if precision == "f32" else "fp16",
+        )
+    except UnsupportedOpError as error:
+        operator, nodes = next(iter(error.missing.items()))
+        raise CandidateError(
+            f"Core ML's converter can't take the operator {operator} (node {nodes[0]!r})"
+        ) from error
+    except ConversionError as error:
+        what = (
+            f"Core ML's converter can't take the operator {error.op_key} (node {error.node_name!r})"
+        )
+        raise failed(what, Exception(str(error.cause))) from error
+    except Exception as error:
+        raise failed("Core ML's converter can't take the model", error, path) from error
+
+
+def _in_int8(model: Any) -> Any:
+    """Store a model's weights in int8.
+
+    Raises:
+        CandidateError: no weight is large enough for it to matter, or Core ML Tools failed.
+    """
+    from coremltools.optimize import coreml as optimize
+
+    config = optimize.OptimizationConfig(
+        global_config=optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8")
+    )
+    try:
+        smaller = optimize.linear_quantize_weights(model, config)
+    except Exception as error:
+        raise failed("Core ML Tools can't store the weights in int8", error) from error
+    blocks = smaller.get_spec().mlProgram.functions["main"].block_specializations
+    if not any(op.type.startswith("constexpr") for b in blocks.values() for op in b.operations):
+        raise CandidateError("nothing to store in int8: no weight has over 2,048 elements")
+    return smaller
+
+
+def _save(model: Any, package: Path) -> None:
+    try:
+        model.save(str(package))
+    except OSError as error:
+        raise InputError(f"can't write {package}: {error.strerror or error}") from error
+
+
+def _check(package: Path, artifact: Artifact, target: Target) -> dict[str, tuple[int, ...]]:
+    """Compare a float32 package with its ONNX file over a request, and return the outputs' shapes.
+
+    Raises:
+        CandidateError: they answer otherwise, or one of them can't.
+    """
+    rng = np.random.default_rng(0)
+    request = {
+        spec.name: rng.standard_normal(spec.sizes).astype(spec.dtype)
+        if spec.dtype.startswith("float")
+        else np.zeros(spec.sizes, spec.dtype)
+        for spec in artifact.inputs
+    }
+    with OnnxRuntime().open(artifact, target) as session:
+        expected = session.run(request)
+    try:
+        got = CoreMlSession(artifact, _interpreter(package), "torch").run(request)
+    except CandidateError:
+        raise
+    except Exception as error:
+        raise failed("the Core ML program can't be computed here", error) from error
+    for name, right in expected.items():
+        largest = float(np.abs(right[np.isfinite(right)]).max(initial=0))
+        close = got[name].shape == right.shape and np.allclose(
+            got[name], right, rtol=0, atol=_CLOSE * largest, equal_nan=True
+        )
+        if not close:
+            raise CandidateError(
+                f"Core ML's converter changed the model: {name!r} isn't what ONNX Runtime answers"
+            )
+    return {name: array.shape for name, array in expected.items()}
+
+
+Run = Any
+"""Inputs by name -> outputs by name; `inputs` and `outputs` name them in the model's order."""
+
+
+def _interpreter(package: Path) -> Run:
+    from hasten.engines.coreml.program import Program
+
+    return Program(package)
+
+
+class _Predictor:
+    """Core ML itself, on macOS."""
+
+    def __init__(self, package: Path) -> None:
+        import coremltools as ct
+
+        self._model: Any = ct.models.MLModel(str(package), compute_units=ct.ComputeUnit.ALL)
+        description = self._model.get_spec().description
+        self.inputs = [feature.name for feature in description.input]
+        self.outputs = [feature.name for feature in description.output]
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request."""
+        return {name: np.asarray(value) for name, value in self._model.predict(inputs).items()}
+
+
+def _predictor(package: Path) -> Run:
+    return _Predictor(package)
+
+
+@contextmanager
+def _package(artifact: Artifact) -> Iterator[Path]:
+    """Yield the package, under a name that Core ML knows it by: a bundle's folder has another."""
+    folder = artifact.path.parent
+    if folder.suffix == ".mlpackage":
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="hasten-coreml-") as beside:
+        package = Path(beside) / "model.mlpackage"
+        try:
+            for file in (artifact.path, *artifact.files):
+                goal = package / file.relative_to(folder)
+                goal.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, goal)
+        except OSError as error:
+            raise CandidateError(f"can't copy {folder}: {error.strerror or error}") from error
+        yield package
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Hold back what Core ML Tools log, warn of and draw."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+class CoreMlSession(Session):
+    """A package that answers, by Core ML or in its place."""
+
+    def __init__(self, artifact: Artifact, run: Run, by: str) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = batch_sizes(artifact)
+        self._run, self._by = run, by
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: it failed, or was given what it doesn't take.
+        """
+        if self._run is None:
+            raise CandidateError("the session is closed: open the artifact again")
+        if missing := [spec.name for spec in self.inputs if spec.name not in inputs]:
+            raise CandidateError(f"Core ML was given no input {missing[0]!r}")
+        try:
+            given = {
+                name: _narrowed(inputs[spec.name], spec)
+                for name, spec in zip(self._run.inputs, self.inputs, strict=True)
+            }
+            answers = self._run.run(given)
+            return {
+                spec.name: np.array(answers[name], spec.dtype).reshape(spec.sizes)
+                if spec.static
+                else np.array(answers[name], spec.dtype)
+                for name, spec in zip(self._run.outputs, self.outputs, strict=True)
+            }
+        except CandidateError:
+            raise
+        except Exception as error:
+            raise failed("Core ML failed", error) from error
+
+    def properties(self) -> Mapping[str, str]:
+        """What computes the answers."""
+        return {"answered_by": self._by}
+
+    def close(self) -> None:
+        """Free the program."""
+        self._run = None
+
+
+def _narrowed(array: Array, spec: TensorSpec) -> Array:
+    """Return an input as Core ML takes it."""
+    if tuple(array.shape) != spec.sizes:
+        got = ", ".join(map(str, array.shape))
+        raise CandidateError(f"Core ML takes {spec}; got [{got}]")
+    return array.astype(_NARROWED.get(spec.dtype, spec.dtype))

@@ -1,0 +1,1 @@
+"""Engines that run on an NVIDIA GPU through CUDA: torch and ONNX Runtime."""

@@ -1,0 +1,244 @@
+"""ONNX Runtime on an NVIDIA GPU: its CUDA kernels, or TensorRT's where they can."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from hasten.core.model import Format, Model, libraries
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly
+from hasten.core.tensors import Tensors
+from hasten.engines.artifacts import batch_sizes, place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cuda.runtime import Cuda, Device, Host
+from hasten.engines.cuda.session import DeviceSession
+from hasten.engines.failures import failed
+from hasten.errors import CandidateError, InputError
+
+_LOG_ERRORS_ONLY = 3
+_NAMES = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_CPU = "CPUExecutionProvider"
+_QUANTIZES_AT_LOAD = "WeightBiasQuantization"
+_NO_GRAPH = -1
+_GRAPHS = 12
+"""ONNX Runtime keeps each graph with its memory until the session ends, and replays it at the addresses that it was
+captured at: so there are so many, each for one shape, whose buffers stay; further shapes run without."""
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeCuda(Engine):
+    """ONNX Runtime's provider for CUDA, or for TensorRT; what neither has runs on the host.
+
+    Where the device isn't here, the same session runs over the host's memory and kernels.
+
+    Attributes:
+        provider: Whose kernels are asked first.
+        tf32: Whether products of float32 may round their operands to 10 bits; TensorRT's always may.
+        cuda_graph: Whether the provider captures a graph; it must then have every operator itself.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    faithful: ClassVar[bool] = False
+
+    provider: Literal["cuda", "tensorrt"] = "cuda"
+    tf32: bool = False
+    cuda_graph: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """By CUDA's kernels without TF32."""
+        return self.provider == "cuda" and not self.tf32
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield both providers that are installed; nothing without the device, since nothing is compiled."""
+        if target.kind == "attached":
+            yield cls()
+            yield cls(tf32=True)
+            if _NAMES["tensorrt"] in _providers():
+                yield cls("tensorrt")
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield a graph in one launch."""
+        if target.kind == "attached" and not self.cuda_graph:
+            yield replace(self, cuda_graph=True)
+
+    @classmethod
+    def version(cls) -> str:
+        """Return ONNX Runtime's version.
+
+        Raises:
+            InputError: it isn't installed, or was built without CUDA.
+        """
+        runtime = _runtime()
+        if _NAMES["cuda"] not in _providers():
+            raise InputError(
+                f"this ONNX Runtime, {runtime.__version__}, has no CUDA: "
+                "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+            )
+        return str(runtime.__version__)
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Keep the model as it is, and prove that it can be loaded.
+
+        Raises:
+            CandidateError: it can't: which operator, which node.
+        """
+        artifact = place(model, workdir)
+        with self.open(artifact, target):
+            return artifact
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Load the model; leaving frees it.
+
+        Raises:
+            CandidateError: it can't be loaded, or the provider isn't used.
+        """
+        device: Device = Cuda() if target.kind == "attached" else Host()
+        try:
+            session = self._load(artifact, target, device)
+            network = _Network(session, artifact, device, _GRAPHS if self.cuda_graph else 0)
+        except BaseException:
+            device.close()
+            raise
+        # The graph is the provider's own: its runs allocate and wait, which a capture can't hold.
+        opened = DeviceSession(artifact, device, network, batch_sizes(artifact), capture=False)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    def _load(self, artifact: Artifact, target: Target, device: Device) -> Any:
+        ort = _runtime()
+        options = ort.SessionOptions()
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.intra_op_num_threads = target.threads
+        for library in libraries(artifact.custom_ops, "RegisterCustomOps"):
+            try:
+                options.register_custom_ops_library(str(library))
+            except Exception as error:
+                raise failed(f"ONNX Runtime can't load {library.name}", error) from error
+        providers = self._providers(device)
+        if device.kind == "cuda":
+            with contextlib.redirect_stdout(io.StringIO()):
+                ort.preload_dlls()  # CUDA's libraries from their packages, or from torch's
+        try:
+            session = ort.InferenceSession(
+                artifact.path,
+                options,
+                providers=providers,
+                disabled_optimizers=[_QUANTIZES_AT_LOAD],
+                enable_fallback=0,
+            )
+        except Exception as error:
+            raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
+        wanted = providers[0][0]
+        if (
+            wanted not in session.get_providers()
+        ):  # it only logs that, and goes on with the host's kernels
+            raise CandidateError(
+                f"ONNX Runtime can't use {wanted} here: are CUDA's libraries installed in the version "
+                f"that ONNX Runtime {ort.__version__} is built for?"
+            )
+        return session
+
+    def _providers(self, device: Device) -> list[tuple[str, dict[str, str]]]:
+        """Return the providers to ask, in order, with their options."""
+        host = (_CPU, dict[str, str]())
+        if device.kind != "cuda":
+            return [host]
+        stream = {"device_id": "0", "user_compute_stream": str(device.stream)}
+        cuda = stream | {
+            "use_tf32": str(int(self.tf32)),
+            "enable_cuda_graph": str(int(self.cuda_graph and self.provider == "cuda")),
+        }
+        asked = [(_NAMES["cuda"], cuda), host]
+        if self.provider == "tensorrt":
+            settings = {"trt_cuda_graph_enable": str(int(self.cuda_graph))}
+            return [(_NAMES["tensorrt"], stream | settings), *asked]
+        return asked
+
+
+class _Network:
+    """A session of ONNX Runtime's, run through bindings to a device's memory."""
+
+    def __init__(self, session: Any, artifact: Artifact, device: Device, graphs: int) -> None:
+        self._session, self._device = session, device
+        self._names = [spec.name for spec in artifact.outputs]
+        self._numbers = itertools.chain(range(1, graphs + 1), itertools.repeat(_NO_GRAPH))
+
+    def execution(self, inputs: Tensors) -> _Execution:
+        """Answer once, to see what sizes the answers have."""
+        options = _runtime().RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(_NO_GRAPH))
+        try:
+            answers = self._session.run(self._names, dict(inputs), options)
+        except Exception as error:
+            raise failed("ONNX Runtime failed", error) from error
+        outputs = {
+            name: (answer.shape, str(answer.dtype))
+            for name, answer in zip(self._names, answers, strict=True)
+        }
+        return _Execution(self._session, outputs, self._device, next(self._numbers))
+
+    def properties(self) -> Mapping[str, str]:
+        used = self._session.get_provider_options().get(_NAMES["cuda"], {})
+        return {
+            "providers": ", ".join(self._session.get_providers()),
+            **{name: used[name] for name in ("use_tf32", "enable_cuda_graph") if name in used},
+        }
+
+    def close(self) -> None:
+        self._session = None
+
+
+class _Execution:
+    """A binding of the session's, and the graph that is captured for it."""
+
+    def __init__(
+        self,
+        session: Any,
+        outputs: Mapping[str, tuple[tuple[int, ...], str]],
+        device: Device,
+        number: int,
+    ) -> None:
+        self.outputs, self.lasting = outputs, number != _NO_GRAPH
+        self._session, self._device = session, device
+        self._binding = session.io_binding()
+        self._options = _runtime().RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", str(number))
+        # The session waits for the whole request, copies included, and waits once.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        to = self._binding.bind_output if name in self.outputs else self._binding.bind_input
+        to(name, self._device.kind, 0, np.dtype(dtype).type, shape, address)
+
+    def enqueue(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:
+            raise failed("ONNX Runtime failed", error) from error
+
+
+def _runtime() -> Any:
+    try:
+        return import_quietly("onnxruntime")
+    except ImportError as error:
+        raise InputError(
+            f"ONNX Runtime isn't installed ({error}): pip install onnxruntime-gpu"
+        ) from error
+
+
+def _providers() -> list[str]:
+    return list(_runtime().get_available_providers())

@@ -1,0 +1,263 @@
+"""Where a session's network runs: a CUDA device, or this host in its place, by one interface."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import CandidateError, InputError
+
+Work = Callable[[], None]
+"""Enqueues something on a device's stream."""
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """What a session copied to a device and back; a runtime's own copies within its run aren't seen."""
+
+    copies_to_device: int = 0
+    bytes_to_device: int = 0
+    copies_to_host: int = 0
+    bytes_to_host: int = 0
+
+    def __sub__(self, before: Transfers) -> Transfers:
+        """Return what came since."""
+        return Transfers(
+            self.copies_to_device - before.copies_to_device,
+            self.bytes_to_device - before.bytes_to_device,
+            self.copies_to_host - before.copies_to_host,
+            self.bytes_to_host - before.bytes_to_host,
+        )
+
+
+class Device(ABC):
+    """A device with one stream of work, the memory that was taken of it, and a count of the copies asked of it.
+
+    Attributes:
+        name: What it is, for people.
+        kind: As ONNX Runtime calls its memory: "cuda", "cpu".
+        stream: The stream's handle.
+        transfers: What `to_device` and `to_host` copied since it was opened; a captured graph's copies once.
+    """
+
+    name: str
+    kind: str
+    stream: int = 0
+    transfers: Transfers = Transfers()
+
+    @abstractmethod
+    def staged(self, shape: Sequence[int], dtype: str, closing: ExitStack) -> Array:
+        """Return an array in host memory that the device copies from and to at its full speed."""
+
+    @abstractmethod
+    def allocate(self, size_bytes: int, closing: ExitStack) -> int:
+        """Return the address of new memory of the device's own, which goes where `closing` ends."""
+
+    def to_device(self, address: int, array: Array) -> None:
+        """Enqueue a copy of a staged array."""
+        self._copy(address, array.ctypes.data, array.nbytes, to_device=True)
+        seen = self.transfers
+        self.transfers = Transfers(
+            seen.copies_to_device + 1,
+            seen.bytes_to_device + array.nbytes,
+            seen.copies_to_host,
+            seen.bytes_to_host,
+        )
+
+    def to_host(self, array: Array, address: int) -> None:
+        """Enqueue a copy into a staged array."""
+        self._copy(array.ctypes.data, address, array.nbytes, to_device=False)
+        seen = self.transfers
+        self.transfers = Transfers(
+            seen.copies_to_device,
+            seen.bytes_to_device,
+            seen.copies_to_host + 1,
+            seen.bytes_to_host + array.nbytes,
+        )
+
+    @abstractmethod
+    def _copy(self, to: int, source: int, size_bytes: int, *, to_device: bool) -> None: ...
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued."""
+
+    @abstractmethod
+    def captured(self, work: Work, closing: ExitStack) -> Work:
+        """Return what enqueues the same as `work` does now, in one launch.
+
+        Raises:
+            CandidateError: some of it can't be captured.
+        """
+
+    @abstractmethod
+    def elapsed_ns(self, work: Work) -> float | None:
+        """Return how long the device takes for `work` by its own clock, in nanoseconds; None without one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the stream."""
+
+
+class Host(Device):
+    """This host in a device's place: what is enqueued is done at once."""
+
+    name = "this host"
+    kind = "cpu"
+
+    def staged(self, shape: Sequence[int], dtype: str, closing: ExitStack) -> Array:
+        return np.zeros(shape, dtype)
+
+    def allocate(self, size_bytes: int, closing: ExitStack) -> int:
+        memory = np.zeros(max(size_bytes, 1), np.uint8)
+        closing.callback(lambda: memory.shape)  # holds it until then
+        return int(memory.ctypes.data)
+
+    def _copy(self, to: int, source: int, size_bytes: int, *, to_device: bool) -> None:
+        ctypes.memmove(to, source, size_bytes)
+
+    def synchronize(self) -> None:
+        pass
+
+    def captured(self, work: Work, closing: ExitStack) -> Work:
+        raise CandidateError("there are no graphs on a host")
+
+    def elapsed_ns(self, work: Work) -> float | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+class Cuda(Device):
+    """The first CUDA device, with a stream that waits for no other.
+
+    Args:
+        runtime: The module `cuda.bindings.runtime`; None to import it.
+
+    Raises:
+        InputError: the bindings aren't installed.
+        CandidateError: there is no device, or no driver for it.
+    """
+
+    kind = "cuda"
+
+    def __init__(self, runtime: Any = None) -> None:
+        self._runtime = runtime or cuda_runtime()
+        rt = self._runtime
+        self._call("find a device", rt.cudaSetDevice(0))
+        properties = self._call("look at the device", rt.cudaGetDeviceProperties(0))
+        text = properties.name
+        self.name = (text.decode() if isinstance(text, bytes) else str(text)).strip("\0")
+        self._stream = self._call(
+            "make a stream", rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking)
+        )
+        self.stream = int(self._stream)
+
+    def _call(self, what: str, result: tuple[Any, ...]) -> Any:
+        """Return what a call gave, or raise with the runtime's own words."""
+        code, *values = result
+        if int(code) != 0:
+            _, text = self._runtime.cudaGetErrorString(code)
+            said = text.decode() if isinstance(text, bytes) else str(text)
+            raise CandidateError(f"CUDA can't {what}: {said}")
+        return values[0] if values else None
+
+    def staged(self, shape: Sequence[int], dtype: str, closing: ExitStack) -> Array:
+        rt = self._runtime
+        size_bytes = max(1, int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+        address = self._call(
+            f"pin {size_bytes} bytes", rt.cudaHostAlloc(size_bytes, rt.cudaHostAllocDefault)
+        )
+        closing.callback(lambda: rt.cudaFreeHost(address))
+        return array_at(int(address), shape, dtype)
+
+    def allocate(self, size_bytes: int, closing: ExitStack) -> int:
+        rt = self._runtime
+        address = self._call(f"allocate {size_bytes} bytes", rt.cudaMalloc(max(1, size_bytes)))
+        closing.callback(lambda: rt.cudaFree(address))
+        return int(address)
+
+    def _copy(self, to: int, source: int, size_bytes: int, *, to_device: bool) -> None:
+        rt = self._runtime
+        kinds = rt.cudaMemcpyKind
+        kind = kinds.cudaMemcpyHostToDevice if to_device else kinds.cudaMemcpyDeviceToHost
+        self._call("copy", rt.cudaMemcpyAsync(to, source, size_bytes, kind, self._stream))
+
+    def synchronize(self) -> None:
+        self._call("finish", self._runtime.cudaStreamSynchronize(self._stream))
+
+    def captured(self, work: Work, closing: ExitStack) -> Work:
+        rt, stream = self._runtime, self._stream
+        mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("capture a graph", rt.cudaStreamBeginCapture(stream, mode))
+        with ExitStack() as captured:
+            try:
+                work()
+            finally:  # else the stream stays in capture, and nothing runs on it any more
+                code, *graph = rt.cudaStreamEndCapture(stream)
+                if int(code) == 0:
+                    captured.callback(rt.cudaGraphDestroy, *graph)
+            self._call("capture a graph", (code,))
+            launched = self._call("instantiate a graph", rt.cudaGraphInstantiate(*graph, 0))
+        closing.callback(lambda: rt.cudaGraphExecDestroy(launched))
+        return lambda: self._call("launch a graph", rt.cudaGraphLaunch(launched, stream))
+
+    def elapsed_ns(self, work: Work) -> float | None:
+        rt = self._runtime
+        with ExitStack() as events:
+            first, last = self._event(events), self._event(events)
+            self._call("record an event", rt.cudaEventRecord(first, self._stream))
+            work()
+            self._call("record an event", rt.cudaEventRecord(last, self._stream))
+            self._call("finish", rt.cudaEventSynchronize(last))
+            milliseconds = self._call("read an event", rt.cudaEventElapsedTime(first, last))
+            return float(milliseconds) * 1e6
+
+    def _event(self, closing: ExitStack) -> Any:
+        event = self._call("make an event", self._runtime.cudaEventCreate())
+        closing.callback(self._runtime.cudaEventDestroy, event)
+        return event
+
+    def close(self) -> None:
+        self._runtime.cudaStreamSynchronize(self._stream)
+        self._runtime.cudaStreamDestroy(self._stream)
+
+
+def array_at(address: int, shape: Sequence[int], dtype: str) -> Array:
+    """Return an array over host memory that is there already, and that something else keeps."""
+    kind = np.dtype(dtype)
+    count = int(np.prod(shape, dtype=np.int64))
+    memory = (ctypes.c_ubyte * max(1, count * kind.itemsize)).from_address(address)
+    return np.ndarray(tuple(shape), kind, memoryview(memory))
+
+
+def cuda_runtime() -> Any:
+    """Return the CUDA runtime's bindings.
+
+    Raises:
+        InputError: they aren't installed.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise InputError(
+            f"CUDA's bindings aren't installed ({error}): pip install 'hasten[gpu]'"
+        ) from error
+    return runtime
+
+
+def host_ns(work: Work, device: Device, clock_ns: Callable[[], int] = time.perf_counter_ns) -> int:
+    """Return how long `work` takes until it is done, by the host's clock, in nanoseconds."""
+    begin = clock_ns()
+    work()
+    device.synchronize()
+    return clock_ns() - begin

@@ -1,0 +1,236 @@
+"""A session on a device of its own memory: staged in, enqueued, staged out, and waited for once."""
+
+from __future__ import annotations
+
+import statistics
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors
+from hasten.engines.base import Artifact, Session
+from hasten.engines.cuda.runtime import Device, Transfers, Work, host_ns
+from hasten.engines.failures import failed
+from hasten.errors import CandidateError, HastenError
+
+_KEPT = 16
+"""For so many shapes of a request buffers and graphs are kept: a server makes batches of at most 12 sizes
+(`SIZES` in serving/models/opening.py), and clients may bring other numbers of rows."""
+_TIMED = 20
+
+
+class Execution(Protocol):
+    """A network for the shapes of one request, its inputs and outputs bound to addresses.
+
+    Attributes:
+        outputs: What it gives by name: sizes and element type.
+        lasting: Whether the network keeps what is bound until it is closed, and so must the session.
+    """
+
+    outputs: Mapping[str, tuple[tuple[int, ...], str]]
+    lasting: bool
+
+    def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        """Say where an input is read from, or an output written to."""
+
+    def enqueue(self) -> None:
+        """Put the network's work on the device's stream.
+
+        Raises:
+            CandidateError: the runtime failed.
+        """
+
+
+class Network(Protocol):
+    """What a runtime loaded onto a device."""
+
+    def execution(self, inputs: Tensors) -> Execution:
+        """Return an execution of its own for requests of these shapes.
+
+        Raises:
+            CandidateError: it doesn't take them.
+        """
+
+    def properties(self) -> Mapping[str, str]:
+        """What the runtime says of itself."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+@dataclass
+class _Bound:
+    """An execution with its buffers.
+
+    Attributes:
+        execution: What is bound.
+        work: Copies in, enqueues, copies out.
+        launch: The same as `work`, in one launch where it could be captured.
+        graph: Whether it was, or why not.
+        transfers: What the session copies for one request: its inputs and outputs.
+        closing: Frees the buffers and the graph.
+    """
+
+    execution: Execution
+    work: Work
+    launch: Work
+    graph: str
+    transfers: Transfers
+    staged_in: dict[str, Array]
+    staged_out: dict[str, Array]
+    closing: ExitStack
+
+
+class DeviceSession(Session):
+    """Requests from host memory to a network on a device and back.
+
+    A request is copied into pinned buffers; copies to the device, the network and copies back are enqueued, as one
+    CUDA graph where they can be captured; then the host waits, once, and copies the answers out.
+
+    Args:
+        artifact: What was opened.
+        device: Where it runs; closed with the session.
+        network: What runs.
+        batch_sizes: The batch sizes that it takes, None for any.
+        capture: Whether to capture graphs.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: Device,
+        network: Network,
+        batch_sizes: tuple[int, ...] | None,
+        *,
+        capture: bool = True,
+    ) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = batch_sizes
+        self._request = artifact.request
+        self._device, self._capture = device, capture
+        self._network: Network | None = network
+        self._bound: OrderedDict[tuple[tuple[int, ...], ...], _Bound] = OrderedDict()
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: the runtime failed, or was given what it doesn't take.
+        """
+        try:
+            bound = self._bound_for(inputs)
+            for name, staged in bound.staged_in.items():
+                np.copyto(staged, inputs[name], casting="no")
+            bound.launch()
+            self._device.synchronize()
+            return {name: staged.copy() for name, staged in bound.staged_out.items()}
+        except HastenError:
+            raise
+        except Exception as error:
+            raise failed(f"{self._device.name} failed", error) from error
+
+    def properties(self) -> Mapping[str, str]:
+        """What the runtime says, how long a request takes by either clock, and what the session does around it.
+
+        Copies and waits are the session's own: each input in, each output out, one wait. What the runtime copies
+        within its run (ONNX Runtime for nodes on the host) isn't counted.
+        """
+        if self._network is None:
+            return {}
+        found = {"device": self._device.name, **self._network.properties()}
+        if not self._bound and self._request:
+            self._bound_for({s.name: np.zeros(s.sizes, s.dtype) for s in self._request})
+        if not self._bound:
+            return found
+        bound = next(reversed(self._bound.values()))
+        found |= {name: str(count) for name, count in vars(bound.transfers).items()}
+        found |= {"graph": bound.graph, "synchronizations": "1"}
+        timed = [self._device.elapsed_ns(bound.launch) for _ in range(_TIMED)]
+        if device_ns := [one for one in timed if one is not None]:
+            by_host = [host_ns(bound.launch, self._device) for _ in range(_TIMED)]
+            found["device_ns"] = f"{statistics.median(device_ns):.0f}"
+            found["host_ns"] = f"{statistics.median(by_host):.0f}"
+        return found
+
+    def close(self) -> None:
+        """Free the network, the buffers and the stream."""
+        if self._network is not None:
+            for bound in self._bound.values():
+                bound.closing.close()
+            self._bound.clear()
+            self._network.close()
+            self._network = None
+            self._device.close()
+
+    def _bound_for(self, inputs: Tensors) -> _Bound:
+        """Return what answers requests of these shapes."""
+        if self._network is None:
+            raise CandidateError("the session is closed: open the artifact again")
+        for spec in self.inputs:
+            if spec.name not in inputs:
+                raise CandidateError(f"the session was given no input {spec.name!r}")
+        key = tuple(inputs[spec.name].shape for spec in self.inputs)
+        bound = self._bound.get(key)
+        if bound is None:
+            for spec in self.inputs:
+                if not spec.fits(inputs[spec.name]):
+                    got = f"{inputs[spec.name].dtype}{list(inputs[spec.name].shape)}"
+                    raise CandidateError(f"the session takes {spec}; got {got}")
+            with ExitStack() as closing:
+                bound = self._bind(self._network.execution(inputs), inputs, closing)
+                bound.closing = closing.pop_all()
+            self._bound[key] = bound
+            self._forget_one()
+        else:
+            self._bound.move_to_end(key)
+        return bound
+
+    def _forget_one(self) -> None:
+        """Free what was used least recently, where there is more than is kept."""
+        passing = [key for key, one in self._bound.items() if not one.execution.lasting]
+        if len(self._bound) > _KEPT and len(passing) > 1:
+            self._bound.pop(passing[0]).closing.close()
+
+    def _bind(self, execution: Execution, inputs: Tensors, closing: ExitStack) -> _Bound:
+        """Give an execution its buffers, run it once, and capture it."""
+        device = self._device
+        into = {s.name: (inputs[s.name].shape, str(inputs[s.name].dtype)) for s in self.inputs}
+        addresses, staged = {}, {}
+        for name, (shape, dtype) in (*into.items(), *execution.outputs.items()):
+            staged[name] = device.staged(shape, dtype, closing)
+            addresses[name] = device.allocate(staged[name].nbytes, closing)
+            execution.bind(name, addresses[name], shape, dtype)
+        for name in into:
+            np.copyto(staged[name], inputs[name], casting="no")
+
+        def work() -> None:
+            for name in into:
+                device.to_device(addresses[name], staged[name])
+            execution.enqueue()
+            for name in execution.outputs:
+                device.to_host(staged[name], addresses[name])
+
+        before = device.transfers
+        work()  # first: what is loaded on the way can't be captured
+        device.synchronize()
+        transfers = device.transfers - before
+        launch, graph = work, "off"
+        if self._capture:
+            try:
+                launch, graph = device.captured(work, closing), "captured"
+            except CandidateError as why:
+                graph = f"none: {why}"
+        return _Bound(
+            execution,
+            work,
+            launch,
+            graph,
+            transfers,
+            {name: staged[name] for name in into},
+            {spec.name: staged[spec.name] for spec in self.outputs},
+            closing,
+        )

@@ -1,0 +1,318 @@
+"""torch on an NVIDIA GPU: an exported program by torch.compile, or as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import Tensors, TensorSpec
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cuda.runtime import Cuda, Device, Host, array_at
+from hasten.engines.cuda.session import DeviceSession, Execution
+from hasten.engines.failures import failed
+from hasten.engines.torch_programs import check, keep
+from hasten.errors import CandidateError, InputError
+
+_WARMUPS = 3
+"""Before a capture: libraries choose kernels and take memory at the first calls."""
+
+Mode = Literal["reduce-overhead", "max-autotune", "graph", "eager"]
+
+
+@dataclass(frozen=True)
+class TorchCuda(Engine):
+    """The program that a PyTorch model was exported to, on one request at a time.
+
+    It takes models that no pass changed: what passes change is the ONNX file, not the program. Where the device
+    isn't here, the program runs on this host as it is.
+
+    Attributes:
+        mode: torch.compile's "reduce-overhead" (kernels of its own in CUDA graphs) or "max-autotune" (kernels
+            chosen by timing them); the program's own kernels captured as one CUDA graph ("graph"); or one
+            after another ("eager").
+        precision: Of products: "f32"; "tf32", which rounds their operands to 10 bits; or by autocast.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    settles: ClassVar[bool] = True
+    float_only: ClassVar[bool] = True
+    faithful: ClassVar[bool] = False
+
+    mode: Mode = "reduce-overhead"
+    precision: Literal["f32", "tf32", "f16", "bf16"] = "f32"
+
+    @property
+    def exact(self) -> bool:
+        """In f32 only."""
+        return self.precision == "f32"
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield every precision; nothing without the device, since nothing is compiled."""
+        if target.kind == "attached":
+            yield cls()
+            yield from (cls(precision="tf32"), cls(precision="f16"), cls(precision="bf16"))
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield the other ways to launch."""
+        if target.kind == "attached" and self.mode == "reduce-overhead":
+            yield replace(self, mode="graph")
+            yield replace(self, mode="max-autotune")
+
+    @classmethod
+    def version(cls) -> str:
+        """Return torch's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        return str(_torch().__version__)
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Keep the program, and prove that it can be loaded and answers.
+
+        Raises:
+            CandidateError: there is none, or it doesn't run.
+        """
+        if model.program is None:
+            raise CandidateError(
+                f"torch runs the program that a PyTorch model was exported to, and {model.path.name} "
+                "has none: give the module itself"
+            )
+        if model.origin is not None:
+            raise CandidateError(
+                "torch runs the original's program, and a pass changed the ONNX file"
+            )
+        path = workdir / f"{model.path.stem}.pt2"
+        try:
+            keep(model.program, path)
+        except CandidateError:
+            raise
+        except OSError as error:
+            raise CandidateError(
+                f"can't copy {model.program}: {error.strerror or error}"
+            ) from error
+        except Exception as error:
+            raise failed("torch can't load the program", error) from error
+        request = model.request or tuple(_alone(spec) for spec in model.inputs)
+        artifact = Artifact(path, request, model.outputs, request)
+        with replace(self, mode="eager").open(artifact, target) as session:
+            session.run({spec.name: np.zeros(spec.sizes, spec.dtype) for spec in request})
+        return artifact
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Load the program and compile it with the first request; leaving frees it.
+
+        Raises:
+            CandidateError: it can't be loaded.
+        """
+        attached = target.kind == "attached"
+        mode: Mode = self.mode if attached else "eager"
+        with opened(artifact, Cuda() if attached else Host(), mode, self.precision) as session:
+            yield session
+
+
+@contextmanager
+def opened(
+    artifact: Artifact, device: Device, mode: Mode, precision: str
+) -> Iterator[DeviceSession]:
+    """Open a program on a device.
+
+    Raises:
+        CandidateError: it can't be loaded.
+    """
+    with _precise(_torch(), precision), ExitStack() as closing:
+        closing.callback(device.close)
+        network = _Program(artifact, device, mode, precision)
+        session = DeviceSession(artifact, device, network, _batches(artifact), capture=False)
+        closing.pop_all()  # the session closes the device
+        closing.callback(session.close)
+        yield session
+
+
+class _Program:
+    """A program on a device, compiled or not."""
+
+    def __init__(self, artifact: Artifact, device: Device, mode: Mode, precision: str) -> None:
+        torch = _torch()
+        self._place = "cuda" if device.kind == "cuda" else "cpu"
+        self._artifact, self._device, self._mode = artifact, device, mode
+        try:
+            check(artifact.path)
+            with _nothing_unpickled(torch):
+                program = torch.export.load(str(artifact.path))
+            if self._place == "cuda":
+                from torch.export.passes import move_to_device_pass
+
+                program = move_to_device_pass(program, self._place)
+            module = program.module()
+        except CandidateError:
+            raise
+        except Exception as error:
+            raise failed("torch can't load the program", error) from error
+        named = list(program.example_inputs[1]) if program.example_inputs else []
+        half = {"f16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+
+        def answer(*tensors: Any) -> tuple[Any, ...]:
+            by_name = dict(zip(named, tensors[len(tensors) - len(named) :], strict=True))
+            with torch.autocast(self._place, half, enabled=half is not None):
+                given = module(*tensors[: len(tensors) - len(named)], **by_name)
+            return tuple(torch.utils._pytree.tree_leaves(given))
+
+        self.answer: Callable[..., tuple[Any, ...]] = answer
+        if mode in ("reduce-overhead", "max-autotune"):
+            self.answer = torch.compile(answer, mode=mode)
+
+    def execution(self, inputs: Tensors) -> Execution:
+        return _ProgramExecution(self, self._artifact, self._device, inputs, self._mode == "graph")
+
+    def properties(self) -> Mapping[str, str]:
+        torch = _torch()
+        return {
+            "mode": self._mode,
+            "torch": str(torch.__version__),
+            "cudnn": str(torch.backends.cudnn.version()),
+        }
+
+    def close(self) -> None:
+        self.answer = lambda *tensors: ()
+
+
+class _ProgramExecution:
+    """A program over tensors at addresses of a device's memory."""
+
+    lasting = False
+
+    def __init__(
+        self, program: _Program, artifact: Artifact, device: Device, inputs: Tensors, graph: bool
+    ) -> None:
+        self._program, self._device, self._graph = program, device, graph
+        self._inputs = [spec.name for spec in artifact.inputs]
+        self._outputs = [spec.name for spec in artifact.outputs]
+        self._bound: dict[str, Any] = {}
+        self._replay: Callable[[], None] | None = None
+        torch = _torch()
+        place = "cuda" if device.kind == "cuda" else "cpu"
+        given = [torch.from_numpy(inputs[name].copy()).to(place) for name in self._inputs]
+        with self._running():
+            answers = program.answer(*given)
+        if len(answers) != len(self._outputs):
+            raise CandidateError(
+                f"the program gives {len(answers)} outputs, and the model has {len(self._outputs)}"
+            )
+        self.outputs: Mapping[str, tuple[tuple[int, ...], str]] = {
+            spec.name: (tuple(answer.shape), spec.dtype)
+            for spec, answer in zip(artifact.outputs, answers, strict=True)
+        }
+
+    def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        self._bound[name] = _tensor_at(address, shape, dtype, self._device)
+
+    def enqueue(self) -> None:
+        with self._running():
+            if not self._graph:
+                self._once()
+                return
+            if self._replay is None:
+                self._replay = self._captured()
+            self._replay()
+
+    def _once(self) -> None:
+        answers = self._program.answer(*(self._bound[name] for name in self._inputs))
+        for name, answer in zip(self._outputs, answers, strict=True):
+            self._bound[name].copy_(answer)
+
+    def _captured(self) -> Callable[[], None]:
+        """Return what replays the program's kernels in one launch."""
+        torch = _torch()
+        for _ in range(_WARMUPS):
+            self._once()
+        self._device.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._once()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Put what torch enqueues on the device's stream, and turn its errors into the candidate's."""
+        torch = _torch()
+        try:
+            with torch.inference_mode(), ExitStack() as on:
+                if self._device.kind == "cuda":
+                    stream = torch.cuda.ExternalStream(self._device.stream)
+                    on.enter_context(torch.cuda.stream(stream))
+                yield
+        except CandidateError:
+            raise
+        except Exception as error:
+            raise failed("torch failed", error) from error
+
+
+def _tensor_at(address: int, shape: tuple[int, ...], dtype: str, device: Device) -> Any:
+    """Return a tensor over memory that is there already."""
+    torch = _torch()
+    if device.kind == "cuda":
+        interface = {
+            "data": (address, False),
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "version": 3,
+        }
+        memory = type("Memory", (), {"__cuda_array_interface__": interface})()
+        return torch.as_tensor(memory, device="cuda")
+    return torch.from_numpy(array_at(address, shape, dtype))
+
+
+@contextmanager
+def _nothing_unpickled(torch: Any) -> Iterator[None]:
+    """Have torch.load refuse what isn't tensors: torch.export falls back on whatever a pickle calls for, and example
+    inputs are a pickle that `check` doesn't look into."""
+    load = torch.load
+    try:
+        torch.load = lambda *given, **settings: load(*given, **settings | {"weights_only": True})
+        yield
+    finally:
+        torch.load = load
+
+
+@contextmanager
+def _precise(torch: Any, precision: str) -> Iterator[None]:
+    """Let products of float32 be in TF32, or not; cuDNN's convolutions are by default."""
+    wanted = precision != "f32"
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = wanted
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.allow_tf32 = was
+
+
+def _alone(spec: TensorSpec) -> TensorSpec:
+    """Return an input of one request."""
+    return replace(spec, shape=tuple(1 if isinstance(size, str) else size for size in spec.shape))
+
+
+def _batches(artifact: Artifact) -> tuple[int, ...]:
+    sizes = {int(spec.shape[0]) for spec in artifact.inputs if spec.shape}
+    return (sizes.pop() if len(sizes) == 1 else 1,)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"torch isn't installed ({error}): pip install 'hasten[gpu]'") from error
+    return torch

@@ -1,0 +1,235 @@
+"""Designs for FPGAs: pipelined RTL, its answers by simulation, area and clock by place and route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from hasten.core.model import Format, Model
+from hasten.core.records import read_json, write_json
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.estimates import Estimate
+from hasten.engines.fpga import design as rtl
+from hasten.engines.fpga import program, toolchain
+from hasten.engines.fpga.parts import PARTS, Part
+from hasten.engines.fpga.place_and_route import count, route, synthesize, too_large
+from hasten.engines.fpga.simulation import Simulation
+from hasten.engines.fpga.vendor import write_projects
+from hasten.errors import CandidateError
+
+DESIGN = "design.json"
+_TOOL_LIMIT_S = 3600.0
+"""Of one tool; a run's own limit for a step is shorter."""
+
+_HOPELESS = 2.0
+"""Times a part's lookup tables: what synthesis makes of a 1-bit adder is some 1.5 of them."""
+_XILINX = "xcup"
+"""AMD's UltraScale+, in yosys's words."""
+
+
+@dataclass(frozen=True)
+class Fpga(Engine):
+    """A program as a pipeline that takes a new request at every clock edge.
+
+    Attributes:
+        cut: How many additions may follow each other within a clock cycle: fewer cycles, or a
+            faster clock.
+        seed: Of the placement.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"dais"})
+
+    cut: float = 2.0
+    seed: int = 1
+
+    @property
+    def exact(self) -> bool:
+        """Never: the program was rounded."""
+        return False
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """One cut: another changes no answer."""
+        yield cls()
+
+    @classmethod
+    def version(cls) -> str:
+        """da4ml's; the tools' stand in what they print."""
+        return program.version()
+
+    @classmethod
+    def check_tools(cls, target: Target) -> None:
+        """Check that synthesis, place and route can be run.
+
+        Without Verilator too, which is on no registry but a distribution's, there are designs, whose
+        RTL nobody simulated: no certificate then.
+
+        Raises:
+            InputError: one can't.
+        """
+        for tool in ("yosys", part_of(target).router):
+            toolchain.needed(tool)
+
+    @classmethod
+    def check_faithful(cls) -> None:
+        """Check that RTL can be simulated.
+
+        Raises:
+            InputError: it can't.
+        """
+        toolchain.needed("verilator")
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Write the RTL, its constraints and its test bench.
+
+        Raises:
+            CandidateError: the program can't be cut into stages.
+        """
+        loaded = program.load(model.path)
+        design = rtl.pipelined(loaded, self.cut)
+        files = [*loaded.save(workdir), *rtl.write(design, workdir)]
+        files.append(_constraints(workdir))
+        files += write_projects(loaded, design, workdir)
+        vectors = model.path.parent / program.VECTORS
+        if vectors.exists():
+            rounded = np.load(vectors)["requests"]
+            files += rtl.write_test_bench(design, rounded, loaded.answers(rounded), workdir)
+        path = workdir / DESIGN
+        write_json(
+            path,
+            {
+                "cut": self.cut,
+                "cycles": design.cycles,
+                "requests_per_cycle": 1,
+                "top": rtl.TOP,
+                "bits_in": design.width_in,
+                "bits_out": design.width_out,
+                "da4ml": self.version(),
+            },
+        )
+        return Artifact(path, model.inputs, model.outputs, model.request, tuple(files))
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Compile the RTL by Verilator; where that isn't installed, run the program it was made of.
+
+        Raises:
+            CandidateError: the artifact is damaged, or the RTL isn't its program's.
+        """
+        folder = artifact.path.parent
+        loaded = program.load(folder / program.PROGRAM)
+        if toolchain.find("verilator") is None:
+            yield DesignSession(artifact, loaded, None)
+            return
+        simulation = Simulation(rtl.pipelined(loaded, self.cut), folder / "rtl")
+        try:
+            yield DesignSession(artifact, loaded, simulation)
+        finally:
+            simulation.close()
+
+    def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
+        """Synthesize, place and route the design in a harness.
+
+        Raises:
+            CandidateError: it doesn't fit or can't be routed, or a tool failed or hung.
+            InputError: a tool isn't installed.
+        """
+        part, folder = part_of(target), artifact.path.parent
+        sources = sorted((folder / "rtl").glob("*.v"))
+        adders = round(program.load(folder / program.PROGRAM).cost)
+        if adders > _HOPELESS * part.luts:  # no need to let yosys count for an hour
+            raise CandidateError(too_large(part, "1-bit adders (about)", adders, part.luts))
+        netlist = synthesize(sources, part, workdir, _TOOL_LIMIT_S)
+        routed = route(
+            netlist, part, workdir, limit_s=_TOOL_LIMIT_S, seed=self.seed, threads=target.threads
+        )
+        netlist.unlink()  # many times the size of all else
+        facts = read_json(artifact.path)
+        cycles, latency_ns = facts["cycles"], 1e9 * facts["cycles"] / routed.clock_hz
+        taken = {name: float(count) for name, count in routed.used.items() if count}
+        return Estimate(
+            source="place-and-route",
+            latency_ns=latency_ns,
+            rank=latency_ns,
+            unit="ns",
+            figures={
+                "cycles": float(cycles),
+                "clock_mhz": routed.clock_hz / 1e6,
+                "harness_registers": float(facts["bits_in"] + facts["bits_out"] + 1),
+                **taken,
+            },
+            limits={name: float(routed.available[name]) for name in taken},
+        )
+
+    def further_figures(
+        self, artifact: Artifact, target: Target, workdir: Path
+    ) -> Mapping[str, float]:
+        """Count the cells that a design takes of AMD's UltraScale+: counts, and nothing of its clock.
+
+        Raises:
+            CandidateError: yosys failed or hung.
+            InputError: yosys isn't installed.
+        """
+        sources = sorted((artifact.path.parent / "rtl").glob("*.v"))
+        cells = count(sources, _XILINX, workdir, _TOOL_LIMIT_S)
+        return {f"{_XILINX} {name}, counted": float(n) for name, n in cells.items()}
+
+
+def part_of(target: Target) -> Part:
+    """Return the part that a target names.
+
+    Raises:
+        CandidateError: it is no FPGA.
+    """
+    if target.part not in PARTS:
+        raise CandidateError(
+            f"an FPGA's design is for one of {', '.join(PARTS)}: got {target.device!r}"
+        )
+    return PARTS[target.part]
+
+
+def _constraints(folder: Path) -> Path:
+    """Write what every board needs to be told, to be completed with its pins."""
+    path = folder / "design.lpf"
+    path.write_text(
+        "# The clock that place and route reached stands in the report; pins are the board's.\n"
+        'BLOCK RESETPATHS;\nBLOCK ASYNCPATHS;\nFREQUENCY PORT "clk" 100 MHZ;\n'
+    )
+    return path
+
+
+class DesignSession(Session):
+    """A design's answers: by its RTL where that was compiled, else by its program."""
+
+    def __init__(
+        self, artifact: Artifact, loaded: program.Program, simulation: Simulation | None
+    ) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = None
+        self._program, self._simulation = loaded, simulation
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: an input is missing.
+        """
+        try:
+            rounded = self._program.ports.encode(inputs)
+        except KeyError as error:
+            raise CandidateError(f"the design was given no input {error.args[0]!r}") from error
+        who: Any = self._simulation or self._program
+        return self._program.ports.decode(who.answers(rounded), self.outputs)
+
+    def properties(self) -> Mapping[str, str]:
+        """Where answers come from."""
+        if self._simulation is None:
+            return {"answers": "the fixed-point program: Verilator isn't installed"}
+        return {"answers": f"the RTL, by {toolchain.version('verilator')}"}

@@ -1,0 +1,101 @@
+"""Fixed-point programs run as they are, by da4ml's interpreter (extra `fpga`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors
+from hasten.engines.artifacts import place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.fpga import program
+from hasten.errors import CandidateError
+
+_COST, _LAYERS = "1-bit adders, about", "layers"
+
+
+def cost(properties: Mapping[str, str]) -> float:
+    """Return about how many 1-bit adders a program takes, by its session's properties; infinity of others."""
+    return float(properties.get(_COST, "inf"))
+
+
+def layers(properties: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of a program's products, by its session's properties."""
+    return tuple(filter(None, properties.get(_LAYERS, "").split("\n")))
+
+
+@dataclass(frozen=True)
+class FixedPointProgram(Engine):
+    """Run a fixed-point program on this host: what any design of it answers, bit for bit.
+
+    Good for judging answers, not for speed.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"dais"})
+
+    @property
+    def exact(self) -> bool:
+        """Never: the program was rounded."""
+        return False
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """There is one."""
+        yield cls()
+
+    @classmethod
+    def version(cls) -> str:
+        """da4ml's."""
+        return program.version()
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Keep the program as it is.
+
+        Raises:
+            CandidateError: a file of it is missing.
+        """
+        return place(model, workdir)
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Read the program.
+
+        Raises:
+            CandidateError: it is damaged.
+        """
+        yield FixedPointSession(artifact, program.load(artifact.path), target.threads)
+
+
+class FixedPointSession(Session):
+    """A program with its ports."""
+
+    def __init__(self, artifact: Artifact, loaded: program.Program, threads: int) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = None
+        self._program, self._threads = loaded, threads
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: an input is missing.
+        """
+        try:
+            rounded = self._program.ports.encode(inputs)
+        except KeyError as error:
+            raise CandidateError(f"the program was given no input {error.args[0]!r}") from error
+        answers = self._program.answers(rounded, self._threads)
+        return self._program.ports.decode(answers, self.outputs)
+
+    def properties(self) -> Mapping[str, str]:
+        """How large the program is."""
+        return {
+            "operations": str(len(self._program.logic.ops)),
+            _COST: f"{self._program.cost:.0f}",
+            _LAYERS: "\n".join(self._program.ports.layers),
+        }

@@ -1,0 +1,175 @@
+"""Area and clock of a design, by synthesis, place and route with open tools."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.engines.fpga import toolchain
+from hasten.engines.fpga.design import HARNESS, TOP
+from hasten.engines.fpga.parts import Part
+from hasten.errors import CandidateError
+
+_USED = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", re.MULTILINE)
+_NETLIST, _COUNTS = "netlist.json", "cells.json"
+_AIMED_MHZ = 250
+"""Above what these parts reach, so that the tools don't rest."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A design on a part.
+
+    Attributes:
+        clock_hz: The highest that it runs at.
+        used: Of each resource, how much it takes, the harness included.
+        available: Of each resource, how much there is.
+    """
+
+    clock_hz: float
+    used: dict[str, int]
+    available: dict[str, int]
+
+
+def synthesize(sources: list[Path], part: Part, folder: Path, limit_s: float) -> Path:
+    """Map a design in its harness to a part's cells.
+
+    Args:
+        sources: Verilog files.
+        part: For which.
+        folder: Where netlist and log go.
+        limit_s: How long it may take.
+
+    Returns:
+        The netlist.
+
+    Raises:
+        CandidateError: yosys failed or took too long, or the part has too little logic.
+        InputError: yosys isn't installed.
+    """
+    log = folder / "synthesis.log"
+    counts = _yosys(sources, f"{part.synthesis} -top {HARNESS} -json {_NETLIST}", log, limit_s)
+    netlist = Path(shutil.move(sources[0].with_name(_NETLIST), folder / _NETLIST))
+    logic = counts.get("LUT4", 0) + 2 * counts.get("CCU2C", 0) + counts.get("SB_LUT4", 0)
+    if logic > part.luts:
+        raise CandidateError(too_large(part, part.logic, logic, part.luts))
+    return netlist
+
+
+def route(
+    netlist: Path, part: Part, folder: Path, *, limit_s: float, seed: int = 1, threads: int = 1
+) -> Routed:
+    """Place and route a netlist.
+
+    Args:
+        netlist: yosys's, in `folder`.
+        part: For which.
+        folder: Where report, configuration and log go.
+        limit_s: How long it may take.
+        seed: Of the placement.
+        threads: Of the refinement.
+
+    Raises:
+        CandidateError: it doesn't fit (which resource, by how much), can't be routed, or took too
+            long.
+        InputError: the router isn't installed.
+    """
+    report, log = folder / "route.json", folder / "route.log"
+    written = "--textcfg" if part.router == "nextpnr-ecp5" else "--asc"
+    free = (
+        ["--lpf-allow-unconstrained"]
+        if part.router == "nextpnr-ecp5"
+        else ["--pcf-allow-unconstrained"]
+    )
+    # The router's own refinement anneals: minutes where this takes seconds. As WebAssembly it has no threads.
+    threaded = not toolchain.is_wheel(part.router)
+    refined = ("--parallel-refine", "--threads", str(threads)) if threaded else ()
+    arguments = [
+        *part.options,
+        *free,
+        *("--json", netlist.name),
+        *("--freq", str(_AIMED_MHZ), "--timing-allow-fail"),
+        *("--seed", str(seed)),
+        *refined,
+        *("--report", report.name, written, "configuration.txt"),
+    ]
+    try:
+        toolchain.run(part.router, arguments, folder, log, limit_s=limit_s)
+    except CandidateError:
+        if log.exists() and (why := _overfull(log.read_text(errors="replace"), part)):
+            raise CandidateError(why) from None
+        raise
+    return _read(json.loads(report.read_text()))
+
+
+def _yosys(sources: Sequence[Path], command: str, log: Path, limit_s: float) -> dict[str, int]:
+    """Run a command of yosys on sources, and count the cells of what it gives.
+
+    It runs beside the sources and names files alone: as WebAssembly it sees no other folder.
+    """
+    beside = sources[0].parent
+    names = " ".join(file.name for file in sources)
+    script = f"read_verilog {names}; {command}; tee -q -o {_COUNTS} stat -json"
+    toolchain.run("yosys", ["-q", "-p", script], beside, log, limit_s=limit_s)
+    found = Path(shutil.move(beside / _COUNTS, log.with_suffix(".json")))
+    cells: dict[str, int] = json.loads(found.read_text())["design"]["num_cells_by_type"]
+    return cells
+
+
+def _read(report: dict[str, Any]) -> Routed:
+    clocks = [clock["achieved"] for clock in report.get("fmax", {}).values()]
+    if not clocks:
+        raise CandidateError("the router states no clock: the design has no path between registers")
+    usage = report["utilization"]
+    return Routed(
+        1e6 * min(clocks),
+        {name: int(entry["used"]) for name, entry in usage.items()},
+        {name: int(entry["available"]) for name, entry in usage.items()},
+    )
+
+
+def _overfull(log: str, part: Part) -> str:
+    """Say which resource a part has too little of, where that is why a router gave up."""
+    for name, used, available in _USED.findall(log):
+        if int(used) > int(available):
+            return too_large(part, name, int(used), int(available))
+    return ""
+
+
+def too_large(part: Part, resource: str, used: int, available: int) -> str:
+    """Say which resource a part has too little of, and by how much."""
+    return (
+        f"doesn't fit {part.name}: it needs {used:,} {resource} of {available:,} "
+        f"({used / max(1, available):.1f} times)"
+    )
+
+
+def count(sources: list[Path], family: str, folder: Path, limit_s: float) -> dict[str, int]:
+    """Count the cells that yosys maps a design to on a family of AMD's: counts, and no latency.
+
+    Args:
+        sources: Verilog files.
+        family: yosys's name: "xc7", "xcup".
+        folder: Where the log goes.
+        limit_s: How long it may take.
+
+    Returns:
+        Lookup tables, carry chains and registers.
+
+    Raises:
+        CandidateError: yosys failed or took too long.
+        InputError: yosys isn't installed.
+    """
+    inside = [file for file in sources if file.stem != HARNESS]
+    command = f"synth_xilinx -family {family} -top {TOP} -noiopad -noclkbuf"
+    cells = _yosys(inside, command, folder / f"cells-{family}.log", limit_s)
+    kinds = {"LUT": ("LUT",), "CARRY": ("CARRY",), "FF": ("FD",)}
+    return {
+        kind: sum(n for name, n in cells.items() if name.startswith(prefixes))
+        for kind, prefixes in kinds.items()
+    }

@@ -1,0 +1,288 @@
+"""A fixed-point program on disk: da4ml's operations, and what its ports mean."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from hasten.core.records import to_record, write_json
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.engines.fpga.formats import Format
+from hasten.errors import CandidateError, InputError
+
+Epilogue: TypeAlias = Literal["none", "softmax", "log_softmax", "logistic", "two", "label"]
+PROGRAM, PORTS = "program.json", "ports.json"
+VECTORS = "vectors.npz"
+"""Requests to test a design with, beside its program: an array `requests`, as its ports take them."""
+_MOST_OPERATIONS, _MOST_BITS = 4_000_000, 256
+
+# da4ml's operations, by what they read. Source: da4ml/types.py, CombLogic.
+_OPCODES = frozenset({-1, 0, 1, 2, -2, 3, -3, 4, 5, 6, -6, 7, 8, 9, -9, 10})
+_WITH_TWO = frozenset({0, 1, 6, -6, 7, 10})
+_WITH_ONE = _OPCODES - {5}
+_SHIFTING = frozenset({0, 1})
+_CHOOSING = frozenset({6, -6})
+_LOOKING_UP = 8
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tensor that goes into or out of a design, as bits of one bus, the first element lowest.
+
+    Attributes:
+        name: The model's.
+        shape: Without an axis for samples.
+        signed: Of each element in order, whether its highest bit is a sign.
+        integer: Bits before the point, the sign's not counted.
+        fraction: Bits behind the point.
+        epilogue: What is left to whoever reads an output: the softmax behind it; "logistic", or "two",
+            where two classes share one sum s and get 1 - p and p, p being its logistic or s itself;
+            or "label", the class whose sum is the largest.
+        axis: Of the softmax.
+        classes: Labels, in the order of the sums.
+        meet: Where two classes share one sum: above it, it is the second.
+        shift: Of each element of an input, by how many binary places the design's number is smaller
+            than the model's; empty for none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    signed: tuple[int, ...]
+    integer: tuple[int, ...]
+    fraction: tuple[int, ...]
+    epilogue: Epilogue = "none"
+    axis: int = -1
+    shift: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
+    meet: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return len(self.signed)
+
+    @property
+    def widths(self) -> Array:
+        """Bits of each element."""
+        bits = np.add(np.add(self.signed, self.integer), self.fraction)
+        return np.maximum(0, bits)
+
+    @property
+    def format(self) -> Format:
+        """The elements' formats, flat."""
+        return Format(*(np.asarray(v) for v in (self.signed, self.integer, self.fraction)))
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What goes into a design and out of it, in the bus's order.
+
+    Attributes:
+        inputs: The model's.
+        outputs: The model's.
+        layers: Names of the products in between, whose widths can be set.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    layers: tuple[str, ...] = ()
+
+    def encode(self, inputs: Tensors) -> Array:
+        """Round a request's inputs to what the design takes.
+
+        Args:
+            inputs: By name, each `(batch, *shape)` or `shape`.
+
+        Returns:
+            float64, `(batch, elements of all inputs)`: the design's own numbers.
+        """
+        flat = []
+        for port in self.inputs:
+            values = np.asarray(inputs[port.name], np.float64).reshape(-1, port.size)
+            if port.shift:
+                values = values * np.exp2(-np.asarray(port.shift, np.float64))
+            flat.append(port.format.rounded(values))
+        return np.concatenate(flat, axis=1)
+
+    def decode(self, answers: Array, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+        """Turn a design's answers into the model's outputs.
+
+        Args:
+            answers: `(batch, elements of all outputs)`.
+            specs: The model's outputs.
+        """
+        found, start = {}, 0
+        dtypes = {spec.name: spec.dtype for spec in specs}
+        batched = {spec.name: len(spec.shape) for spec in specs}
+        for port in self.outputs:
+            part = answers[:, start : start + port.size].reshape(len(answers), *port.shape)
+            start += port.size
+            if batched[port.name] == len(port.shape) and port.epilogue != "label":
+                part = part[0]
+            part = _finished(part, port)
+            found[port.name] = np.ascontiguousarray(part.astype(dtypes[port.name]))
+        return found
+
+
+def _finished(part: Array, port: Port) -> Array:
+    """Do what a design leaves to whoever reads its answers."""
+    if port.epilogue in ("softmax", "log_softmax"):
+        part = part - part.max(axis=port.axis, keepdims=True)
+        logarithms = part - np.log(np.exp(part).sum(axis=port.axis, keepdims=True))
+        return np.asarray(np.exp(logarithms) if port.epilogue == "softmax" else logarithms)
+    if port.epilogue in ("logistic", "two"):
+        share = part if port.epilogue == "two" else 0.5 * (1 + np.tanh(0.5 * part))
+        return np.concatenate([1 - share, share], axis=-1)
+    if port.epilogue == "label":
+        chosen = part[..., 0] > port.meet if len(port.classes) > port.size else part.argmax(axis=-1)
+        return np.asarray(port.classes)[chosen.astype(np.int64)]
+    return part
+
+
+@dataclass(frozen=True)
+class Program:
+    """A fixed-point program: what it computes, and its ports.
+
+    Attributes:
+        logic: da4ml's `CombLogic`.
+        ports: What goes in and comes out.
+    """
+
+    logic: Any
+    ports: Ports
+
+    @property
+    def cost(self) -> float:
+        """About how many 1-bit full adders it takes, by da4ml's count."""
+        return float(self.logic.cost)
+
+    def answers(self, rounded: Array, threads: int = 1) -> Array:
+        """Run it: bit for bit what the design answers.
+
+        Args:
+            rounded: What `Ports.encode` gives.
+            threads: At most so many.
+
+        Returns:
+            float64, `(batch, elements of all outputs)`, exact.
+        """
+        return np.asarray(self.logic.predict(rounded, n_threads=threads), np.float64)
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        """Write it into a folder; return its two files."""
+        self.logic.save(folder / PROGRAM)
+        write_json(folder / PORTS, to_record(self.ports))
+        return folder / PROGRAM, folder / PORTS
+
+
+def version() -> str:
+    """Return da4ml's version.
+
+    Raises:
+        InputError: it isn't installed.
+    """
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("da4ml")
+    except PackageNotFoundError as error:
+        raise InputError("a design for an FPGA needs da4ml: pip install 'hasten[fpga]'") from error
+
+
+def load(path: Path) -> Program:
+    """Read a program, checked: RTL is written of it, and a bundle is untrusted.
+
+    Args:
+        path: Of program.json; ports.json lies beside it.
+
+    Raises:
+        CandidateError: it is none, or damaged.
+        InputError: da4ml isn't installed.
+    """
+    version()
+    from da4ml.types import CombLogic
+
+    try:
+        data = json.loads(path.read_bytes())
+        _check(data)
+        logic = CombLogic.deserialize(data)
+        ports = msgspec.convert(json.loads((path.parent / PORTS).read_bytes()), Ports)
+    except CandidateError:
+        raise
+    except Exception as error:
+        raise CandidateError(f"{path.name} is no fixed-point program: {error}") from error
+    for side, count in zip((ports.inputs, ports.outputs), logic.shape, strict=True):
+        if sum(port.size for port in side) != count:
+            raise CandidateError(f"{PORTS} doesn't fit {path.name}: it has other ports")
+    return Program(logic, ports)
+
+
+def _check(data: Any) -> None:
+    """Check that a program is numbers, that it reads only what comes before, and isn't endless.
+
+    Raises:
+        CandidateError: it isn't.
+    """
+    wrong = CandidateError(
+        "the fixed-point program is damaged: its operations aren't numbers in order"
+    )
+    if not (isinstance(data, list) and len(data) in (8, 9)):
+        raise wrong
+    shape, operations = data[0], data[5]
+    if not (_integers(shape, 2) and isinstance(operations, list)):
+        raise wrong
+    if len(operations) > _MOST_OPERATIONS:
+        raise CandidateError(f"the fixed-point program has {len(operations):,} operations")
+    for vector, size in zip(data[1:4], (shape[0], shape[1], shape[1]), strict=True):
+        if not _integers(vector, size):
+            raise wrong
+    if not (len(data[4]) == shape[1] and all(isinstance(v, bool) for v in data[4])):
+        raise wrong
+    if any(not -1 <= index < len(operations) for index in data[2]):
+        raise wrong
+    if any(not -_MOST_BITS <= shift <= _MOST_BITS for shift in (*data[1], *data[3])):
+        raise wrong
+    tables = len(data[8]) if len(data) == 9 and isinstance(data[8], list) else 0
+    for place, operation in enumerate(operations):
+        if not (isinstance(operation, list) and len(operation) == 7):
+            raise wrong
+        id0, id1, opcode, constant, interval, latency, cost = operation
+        if not _integers([id0, id1, opcode, constant], 4):
+            raise wrong
+        if not (isinstance(interval, list) and len(interval) == 3 and _numbers(interval)):
+            raise wrong
+        if opcode not in _OPCODES or not _numbers([latency, cost]):
+            raise wrong
+        most = shape[0] if opcode == -1 else place
+        if not (
+            _least(opcode, _WITH_ONE) <= id0 < most and _least(opcode, _WITH_TWO) <= id1 < place
+        ):
+            raise wrong
+        if opcode in _SHIFTING and not -_MOST_BITS <= constant <= _MOST_BITS:
+            raise wrong
+        if opcode in _CHOOSING and not 0 <= constant & 0xFFFFFFFF < place:
+            raise wrong
+        if opcode == _LOOKING_UP and not 0 <= constant < tables:
+            raise wrong
+
+
+def _least(opcode: int, reading: frozenset[int]) -> int:
+    return 0 if opcode in reading else -1
+
+
+def _integers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    )
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(isinstance(v, (int, float)) and abs(v) < 2**63 for v in values)

@@ -1,0 +1,83 @@
+"""What values every tensor of a graph takes, seen on calibration samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import CandidateError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the greatest value of each element: arrays of a tensor's whole shape, batch 1."""
+
+    low: Array
+    high: Array
+
+    def by_channel(self) -> Range:
+        """The range of each channel, spread over its elements; each element's own where all are channels."""
+        if self.low.ndim < 3:
+            return self
+        axes = tuple(a for a in range(self.low.ndim) if a != 1)
+        return Range(
+            np.broadcast_to(self.low.min(axis=axes, keepdims=True), self.low.shape),
+            np.broadcast_to(self.high.max(axis=axes, keepdims=True), self.high.shape),
+        )
+
+
+def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str, Range]:
+    """Run a float graph and watch every float tensor in it.
+
+    Args:
+        proto: With all shapes settled.
+        requests: Calibration samples, batch 1.
+
+    Raises:
+        CandidateError: ONNX Runtime can't run it, or a value isn't finite.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(proto)
+    known = {value.name for value in watched.graph.output}
+    inner = [name for node in proto.graph.node for name in node.output if name]
+    watched.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in inner if name not in known
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(
+            watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        ranges: dict[str, Range] = {}
+        for request in requests:
+            values = dict(zip(names, session.run(names, dict(request)), strict=True))
+            for name, value in (*request.items(), *values.items()):
+                array = np.asarray(value)
+                if array.dtype.kind not in "fiub":
+                    continue
+                if not np.isfinite(array).all():
+                    raise CandidateError(
+                        f"a calibration sample makes {name!r} infinite or not a number"
+                    )
+                so_far = ranges.get(name)
+                wide = array.astype(np.float64)
+                ranges[name] = (
+                    Range(wide, wide)
+                    if so_far is None
+                    else Range(np.minimum(so_far.low, wide), np.maximum(so_far.high, wide))
+                )
+    except CandidateError:
+        raise
+    except Exception as error:
+        raise CandidateError(
+            f"ONNX Runtime can't run the model to see its ranges: {error}"
+        ) from error
+    return ranges

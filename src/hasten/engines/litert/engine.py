@@ -1,0 +1,313 @@
+"""LiteRT on the CPU: the kernels of XNNPACK."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.engines.artifacts import batch_sizes, place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.failures import failed
+from hasten.engines.litert.tflite.quiet import quiet
+from hasten.errors import CandidateError, InputError
+
+_ALONE = 1e-3
+"""How far, as a share of the largest answer, a request may move by what else is in its batch."""
+
+
+@dataclass(frozen=True)
+class LiteRt(Engine):
+    """LiteRT's interpreter with its default delegate, XNNPACK, in float32 or int8.
+
+    Of ONNX models it takes those in float, through hasten's own converter: see `hasten.engines.litert.tflite`.
+
+    Attributes:
+        threads: How many work on one operator; None for all that the target has.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "tflite"})
+    settles: ClassVar[bool] = True
+    float_only: ClassVar[bool] = True
+    kernels: ClassVar[str] = "AUTO"
+    """LiteRT's name of what chooses them."""
+
+    threads: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Always: half precision isn't asked for."""
+        return True
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """There is one: every setting computes the same."""
+        yield cls()
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield one thread, which is faster for small models."""
+        if target.threads > 1 and self.threads is None:
+            yield replace(self, threads=1)
+
+    @classmethod
+    def version(cls) -> str:
+        """Return LiteRT's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        try:
+            import_quietly("ai_edge_litert.interpreter")
+            return metadata.version("ai-edge-litert")
+        except (ImportError, metadata.PackageNotFoundError) as error:
+            raise InputError(
+                f"LiteRT isn't installed ({error}): pip install 'hasten[litert]'"
+            ) from error
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Convert the model to .tflite for the shapes of its request, and prove that it runs.
+
+        An open batch dimension stays open where several requests at once are answered as each by
+        itself; the artifact's inputs say so.
+
+        Raises:
+            CandidateError: it can't be converted or run: which operator, which node.
+        """
+        if model.format == "tflite":
+            artifact = place(model, workdir)
+        else:
+            from hasten.engines.litert.tflite.conversion import convert
+
+            path = workdir / f"{model.path.stem}.tflite"
+            convert(model, path)
+            artifact = Artifact(path, model.inputs, model.outputs, model.request)
+        return self._settled(artifact, target)
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Load the file for the request's shapes; leaving frees it.
+
+        Raises:
+            CandidateError: it can't be loaded.
+        """
+        session = LiteRtSession(artifact, self.threads or target.threads, self.kernels)
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def _settled(self, artifact: Artifact, target: Target) -> Artifact:
+        """Return the artifact with the shapes that its inputs really take."""
+        with self.open(artifact, target) as session:
+            assert isinstance(session, LiteRtSession)
+            sizes = session.sizes
+            session.run(_drawn(artifact.inputs, sizes, 0))
+        inputs = tuple(replace(s, shape=sizes[s.name]) for s in artifact.inputs)
+        opened = tuple(
+            replace(s, shape=(s.shape[0], *sizes[s.name][1:]) if s.shape else ())
+            for s in artifact.inputs
+        )
+        if any(not spec.shape or isinstance(spec.shape[0], int) for spec in opened):
+            return replace(artifact, inputs=inputs)
+        try:
+            with self.open(replace(artifact, inputs=opened), target) as session:
+                alone = _alone(session, opened, sizes)
+        except CandidateError:
+            alone = False
+        return replace(artifact, inputs=opened if alone else inputs)
+
+
+def _drawn(
+    specs: Sequence[TensorSpec], sizes: Mapping[str, tuple[int, ...]], seed: int
+) -> dict[str, Array]:
+    """Return a request: normal floats, and zeros of any other type."""
+    rng = np.random.default_rng(seed)
+    return {
+        spec.name: rng.standard_normal(sizes[spec.name]).astype(spec.dtype)
+        if spec.dtype.startswith("float")
+        else np.zeros(sizes[spec.name], spec.dtype)
+        for spec in specs
+    }
+
+
+def _alone(
+    session: Session, specs: Sequence[TensorSpec], sizes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether two requests at once are answered as each by itself."""
+    requests = [_drawn(specs, sizes, seed) for seed in range(2)]
+    singly = [session.run(request) for request in requests]
+    both = session.run({s.name: np.concatenate([r[s.name] for r in requests]) for s in specs})
+    for name, value in both.items():
+        parts = [answers[name] for answers in singly]
+        if any(not part.ndim for part in parts):
+            return False
+        expected = np.concatenate(parts)
+        if value.shape != expected.shape:
+            return False
+        largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+        if not np.allclose(value, expected, rtol=0, atol=_ALONE * largest, equal_nan=True):
+            return False
+    return True
+
+
+class LiteRtSession(Session):
+    """One interpreter, given other shapes where batches of another size come.
+
+    What the artifact has in float and the file in integers is scaled on the way.
+
+    Attributes:
+        sizes: By input name, the shapes that the file is made for.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int, kernels: str = "AUTO") -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = batch_sizes(artifact)
+        self._threads = threads
+        try:
+            with quiet():
+                runtime = import_quietly("ai_edge_litert.interpreter")
+                interpreter = runtime.Interpreter(
+                    str(artifact.path),
+                    num_threads=threads,
+                    experimental_op_resolver_type=getattr(runtime.OpResolverType, kernels),
+                )
+                interpreter.allocate_tensors()
+            inputs, outputs = _tensors(interpreter)
+        except Exception as error:
+            raise failed("LiteRT can't load the model", error) from error
+        if missing := [s.name for s in artifact.inputs if s.name not in inputs]:
+            raise CandidateError(f"the artifact has no input {missing[0]!r}")
+        if missing := [s.name for s in artifact.outputs if s.name not in outputs]:
+            raise CandidateError(f"the artifact has no output {missing[0]!r}")
+        self.sizes = {s.name: tuple(map(int, inputs[s.name]["shape"])) for s in artifact.inputs}
+        self._now = self.sizes
+        self._from = [(spec.name, inputs[spec.name]["index"]) for spec in artifact.inputs]
+        self._to = [(spec.name, outputs[spec.name]["index"]) for spec in artifact.outputs]
+        self._scales_in = _scales(artifact.inputs, inputs)
+        self._scales_out = _scales(artifact.outputs, outputs)
+        self._interpreter: Any = interpreter
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request. Inputs and outputs are copied once.
+
+        Raises:
+            CandidateError: the runtime failed, or was given what it doesn't take.
+        """
+        interpreter = self._interpreter
+        if interpreter is None:
+            raise CandidateError("the session is closed: open the artifact again")
+        try:
+            for name, sizes in self._now.items():
+                if inputs[name].shape != sizes:
+                    self._resize({name: inputs[name].shape for name in self.sizes})
+                    break
+            for name, index in self._from:
+                given = inputs[name]
+                if (scale := self._scales_in.get(name)) is not None:
+                    given = scale.to_integers(given)
+                interpreter.set_tensor(index, given)
+            interpreter.invoke()
+            answers = {name: interpreter.get_tensor(index) for name, index in self._to}
+            for name, scale in self._scales_out.items():
+                answers[name] = scale.to_floats(answers[name])
+            return answers
+        except CandidateError:
+            raise
+        except Exception as error:
+            if missing := [spec.name for spec in self.inputs if spec.name not in inputs]:
+                raise CandidateError(f"LiteRT was given no input {missing[0]!r}") from error
+            raise failed("LiteRT failed", error) from error
+
+    def properties(self) -> Mapping[str, str]:
+        """How many threads it has, and how many operators XNNPACK runs where the runtime tells."""
+        found = {"threads": str(self._threads)}
+        with contextlib.suppress(AttributeError, KeyError):  # it isn't public, and may go
+            found["xnnpack"] = _delegated(self._interpreter)
+        return found
+
+    def close(self) -> None:
+        """Free the interpreter, its buffers and threads."""
+        self._interpreter = None
+
+    def _resize(self, sizes: dict[str, tuple[int, ...]]) -> None:
+        """Plan anew for other shapes: 0.2 ms, and more where memory has to grow."""
+        for spec in self.inputs:
+            if not _takes(spec, sizes[spec.name]):
+                got = ", ".join(map(str, sizes[spec.name]))
+                raise CandidateError(f"LiteRT takes {spec}; got [{got}]")
+        self._now = dict.fromkeys(sizes, ())  # none, should this fail half-way
+        for name, index in self._from:
+            self._interpreter.resize_tensor_input(index, sizes[name])
+        self._interpreter.allocate_tensors()
+        self._now = sizes
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How a file's integers stand for floats: r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1."""
+
+    dtype: str
+    scale: float
+    zero_point: int
+
+    def to_integers(self, floats: Array) -> Array:
+        """Round to the nearest, halves away from zero, as LiteRT's own operator does."""
+        scaled = floats / np.float32(self.scale)
+        rounded = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)) + self.zero_point
+        limits = np.iinfo(self.dtype)
+        integers: Array = np.clip(rounded, limits.min, limits.max).astype(self.dtype)
+        return integers
+
+    def to_floats(self, integers: Array) -> Array:
+        """Return what they stand for, in float32."""
+        return (integers.astype(np.float32) - self.zero_point) * np.float32(self.scale)
+
+
+def _scales(specs: Sequence[TensorSpec], found: Mapping[str, Any]) -> dict[str, _Scale]:
+    """Return the scales of what the file has in integers where the specs say floats."""
+    scales = {}
+    for spec in specs:
+        dtype = np.dtype(found[spec.name]["dtype"])
+        scale, zero_point = found[spec.name]["quantization"]
+        if spec.dtype == "float32" and dtype.kind in "iu" and scale:
+            scales[spec.name] = _Scale(dtype.name, float(scale), int(zero_point))
+    return scales
+
+
+def _takes(spec: TensorSpec, sizes: tuple[int, ...]) -> bool:
+    return len(spec.shape) == len(sizes) and all(
+        isinstance(want, str) or want == got for want, got in zip(spec.shape, sizes, strict=True)
+    )
+
+
+def _tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is known of inputs and outputs by name; the one who tells may not live on."""
+    runner = interpreter.get_signature_runner()
+    return runner.get_input_details(), runner.get_output_details()
+
+
+def _delegated(interpreter: Any) -> str:
+    """Say how many of the file's operators the delegate runs."""
+    steps = interpreter._get_ops_details()
+    own = [step for step in steps if step["op_name"] != "DELEGATE"]
+    producers = {int(t): i for i, step in enumerate(own) for t in step["outputs"]}
+    inside: set[int] = set()
+    for part in (step for step in steps if step["op_name"] == "DELEGATE"):
+        given, left = set(map(int, part["inputs"])), list(map(int, part["outputs"]))
+        while left:
+            tensor = left.pop()
+            step = producers.get(tensor)
+            if tensor not in given and step is not None and step not in inside:
+                inside.add(step)
+                left += map(int, own[step]["inputs"])
+    return f"{len(inside)} of {len(own)} operators"

@@ -1,0 +1,176 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from hasten.core.model import Format, Model, libraries
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly
+from hasten.core.tensors import Array, Tensors
+from hasten.engines.artifacts import batch_sizes, place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.failures import failed
+from hasten.engines.layers import LayerTime
+from hasten.engines.onnxruntime.layers import observe, profiled
+from hasten.errors import CandidateError, InputError
+
+_LOG_ERRORS_ONLY = 3
+_QUANTIZES_AT_LOAD = "WeightBiasQuantization"
+"""Rounds the float weights of a layer between quantized ones, which were left in float on purpose."""
+_SPINNING = "session.intra_op.allow_spinning"
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Engine):
+    """ONNX Runtime's CPU kernels; as `InferenceSession(path)` sets them up, but for the threads.
+
+    Attributes:
+        threads: How many work on one operator; None for all that the target has.
+        spinning: Whether idle threads wait awake. Faster, and takes the time of others' threads
+            and of a cgroup's quota.
+        graph_optimization: What it does to the graph at load: everything that it knows, or
+            nothing, for a look at the file as it is.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+
+    threads: int | None = None
+    spinning: bool = True
+    graph_optimization: Literal["all", "disabled"] = "all"
+
+    @property
+    def exact(self) -> bool:
+        """Always: no setting here lowers the precision."""
+        return True
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """There is one: every setting computes the same."""
+        yield cls()
+
+    def beside(self) -> Self:
+        """Return it with threads that don't wait awake."""
+        return replace(self, spinning=False)
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield one thread, which is faster for small models, and, where a quota allows less
+        than the processors at hand, threads that don't spend it on waiting."""
+        if target.threads > 1 and self.threads is None:
+            yield replace(self, threads=1)
+            if target.threads < len(target.cpus) and self.spinning:
+                yield replace(self, spinning=False)
+
+    @classmethod
+    def version(cls) -> str:
+        """Return ONNX Runtime's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        try:
+            return str(import_quietly("onnxruntime").__version__)
+        except ImportError as error:
+            raise InputError(
+                f"ONNX Runtime isn't installed ({error}): pip install onnxruntime"
+            ) from error
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Keep the model as it is, and prove that it can be loaded.
+
+        Raises:
+            CandidateError: it can't: which operator, which node.
+        """
+        artifact = place(model, workdir)
+        self._load(artifact, target)
+        return artifact
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Load the model; leaving frees it and its threads.
+
+        Raises:
+            CandidateError: it can't be loaded.
+        """
+        session = OnnxRuntimeSession(artifact, self._load(artifact, target))
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def profile(
+        self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
+    ) -> tuple[LayerTime, ...]:
+        """Answer requests with the runtime's trace on; see `onnxruntime_layers.profiled`."""
+        with tempfile.TemporaryDirectory(prefix="hasten-profile-") as folder:
+            session = self._load(artifact, target, lambda options: observe(options, Path(folder)))
+            return profiled(session, artifact, requests, Path(folder))
+
+    def _load(
+        self, artifact: Artifact, target: Target, more: Callable[[Any], None] = lambda options: None
+    ) -> Any:
+        ort = import_quietly("onnxruntime")
+
+        options = ort.SessionOptions()
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.intra_op_num_threads = self.threads or target.threads
+        options.add_session_config_entry(_SPINNING, str(int(self.spinning)))
+        if self.graph_optimization == "disabled":
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for library in libraries(artifact.custom_ops, "RegisterCustomOps"):
+            try:
+                options.register_custom_ops_library(str(library))
+            except Exception as error:
+                raise failed(f"ONNX Runtime can't load {library.name}", error) from error
+        more(options)
+        try:
+            return ort.InferenceSession(
+                artifact.path,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=[_QUANTIZES_AT_LOAD],
+            )
+        except Exception as error:
+            raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
+
+
+class OnnxRuntimeSession(Session):
+    """One `InferenceSession`. Inputs are read in place; outputs are new arrays."""
+
+    def __init__(self, artifact: Artifact, session: Any) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = batch_sizes(artifact)
+        self._names = [spec.name for spec in artifact.outputs]
+        self._session = session
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: the runtime failed.
+        """
+        try:
+            return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+        except Exception as error:
+            if self._session is None:
+                raise CandidateError("the session is closed: open the artifact again") from error
+            raise failed("ONNX Runtime failed", error) from error
+
+    def properties(self) -> Mapping[str, str]:
+        """What the runtime's session says of itself."""
+        options = self._session.get_session_options()
+        return {
+            "providers": ", ".join(self._session.get_providers()),
+            "threads": str(options.intra_op_num_threads),
+            "spinning": str(options.get_session_config_entry(_SPINNING) == "1"),
+            "graph_optimization": options.graph_optimization_level.name,
+        }
+
+    def close(self) -> None:
+        """Free the runtime's session and its threads."""
+        self._session = None

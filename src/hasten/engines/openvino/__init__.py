@@ -1,0 +1,1 @@
+"""OpenVINO on the CPU, on an integrated GPU and on an NPU."""

@@ -1,0 +1,353 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from hasten.core.model import Format, Model, libraries
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly, telemetry_off
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.engines.artifacts import batch_sizes, place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.failures import failed
+from hasten.engines.layers import LayerTime
+from hasten.engines.openvino.layers import operations, profiled
+from hasten.errors import CandidateError, InputError
+
+_PROPERTIES = {
+    "precision_hint": "INFERENCE_PRECISION_HINT",
+    "threads": "INFERENCE_NUM_THREADS",
+    "streams": "NUM_STREAMS",
+    "pinning": "ENABLE_CPU_PINNING",
+    "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+    "devices": "EXECUTION_DEVICES",
+}
+"""As sessions call them, and as OpenVINO does; a plugin knows some."""
+_FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
+"""Precision -> the instruction sets that make it faster than f32. avx512_fp16 alone doesn't: oneDNN computes
+in f32 there."""
+
+
+@dataclass(frozen=True)
+class OpenVino(Engine):
+    """OpenVINO's CPU plugin, one stream, set for latency.
+
+    Attributes:
+        precision: Of what isn't quantized. Pinned, since the runtime's own default is bf16
+            wherever the processor has it.
+        threads: How many work on one operator; None for all that the target has.
+        pinning: Bind the threads to processors while they work, as the runtime does by default.
+            It binds to the first processors that it saw when it was loaded: two one-thread
+            sessions in two processes share one processor and halve their speed, and a mask set
+            later is overruled. So it is off here, and on only where the process has all there is.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
+    settles: ClassVar[bool] = True
+
+    precision: Literal["f32", "f16", "bf16"] = "f32"
+    threads: int | None = None
+    pinning: bool = False
+
+    @property
+    def plugin(self) -> str:
+        """OpenVINO's name of the device."""
+        return "CPU"
+
+    @property
+    def exact(self) -> bool:
+        """In f32 only."""
+        return self.precision == "f32"
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield f32, and f16 and bf16 where the processor is faster in them."""
+        yield cls()
+        if _FAST_WITH["f16"] & set(target.isa):
+            yield cls("f16")
+        if _FAST_WITH["bf16"] & set(target.isa):
+            yield cls("bf16")
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield one thread, which is faster for small models, and threads that are bound, where
+        they are as many as the processors."""
+        if target.threads > 1 and self.threads is None:
+            yield replace(self, threads=1)
+            if target.threads == len(target.cpus) and not self.pinning:
+                yield replace(self, pinning=True)
+
+    @classmethod
+    def version(cls) -> str:
+        """Return OpenVINO's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        try:
+            return str(import_quietly("openvino").__version__)
+        except ImportError as error:
+            raise InputError(f"OpenVINO isn't installed ({error}): pip install openvino") from error
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Convert the model to IR, weights as they are, and prove that it can be compiled.
+
+        Open shapes stay open on disk.
+
+        Raises:
+            CandidateError: it can't be converted or compiled: which operator, which node.
+        """
+        if model.format == "openvino":
+            artifact = place(model, workdir)
+        else:
+            artifact = converted(model, workdir)
+        self._compile(artifact, target)
+        return artifact
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Compile the IR for the shapes of the certified request; leaving frees it.
+
+        A request of other shapes has it compiled once more, when the first one comes.
+
+        Raises:
+            CandidateError: it can't be compiled.
+        """
+        compiled = self._compile(artifact, target, artifact.request)
+        static = all(spec.static for spec in artifact.inputs)
+        session = OpenVinoSession(
+            artifact, compiled, None if static else lambda: self._compile(artifact, target)
+        )
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def profile(
+        self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
+    ) -> tuple[LayerTime, ...]:
+        """Answer requests with the runtime's counters on; see `openvino_layers.profiled`."""
+        usual = all(r[spec.name].shape == spec.sizes for r in requests for spec in artifact.request)
+        request = artifact.request if usual else ()
+
+        def opened() -> tuple[Any, Callable[[Tensors], Any]]:
+            compiled = self._compile(artifact, target, request, counting=True)
+            return compiled, OpenVinoSession(artifact, compiled).run
+
+        return profiled(opened, operations(self._read(artifact)[1]), requests)
+
+    def _compile(
+        self,
+        artifact: Artifact,
+        target: Target,
+        request: Sequence[TensorSpec] = (),
+        *,
+        counting: bool = False,
+    ) -> Any:
+        """Compile for one request's shapes, or for all that the model takes."""
+        settings = self._settings(target) | ({"PERF_COUNT": True} if counting else {})
+        core, graph = self._read(artifact)
+        if (settled := _settled(graph, request)) is not graph:
+            with contextlib.suppress(Exception):  # then it is open, as it was proven to compile
+                return core.compile_model(settled, self.plugin, settings)
+        try:
+            return core.compile_model(graph, self.plugin, settings)
+        except Exception as error:
+            raise failed("OpenVINO can't compile the model", error) from error
+
+    def _read(self, artifact: Artifact) -> tuple[Any, Any]:
+        """Return a runtime that knows the model's own operators, and the model's graph."""
+        ov = import_quietly("openvino")
+
+        core = ov.Core()
+        for library in libraries(artifact.custom_ops, "create_extensions"):
+            try:
+                core.add_extension(str(library))
+            except Exception as error:
+                raise failed(f"OpenVINO can't load {library.name}", error) from error
+        try:
+            return core, core.read_model(artifact.path)
+        except Exception as error:
+            raise failed("OpenVINO can't compile the model", error) from error
+
+    def _settings(self, target: Target) -> dict[str, Any]:
+        threads = self.threads or target.threads
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "ENABLE_CPU_PINNING": self.pinning and threads == len(target.cpus),
+        }
+        if self.exact:
+            # Else activations before compressed weights are quantized on the way.
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        return settings
+
+
+def converted(model: Model, workdir: Path) -> Artifact:
+    """Write an ONNX model as IR, through the converter: its graph is smaller than the reader's."""
+    ov = import_quietly("openvino")
+    extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
+    path = workdir / f"{model.path.stem}.xml"
+    try:
+        with telemetry_off():
+            converted = ov.convert_model(model.path, extension=extensions or None)
+        _name_ports(converted, model)
+        ov.save_model(converted, path, compress_to_fp16=False)
+    except CandidateError:
+        raise
+    except Exception as error:
+        raise failed("OpenVINO can't convert the model", error, model.path) from error
+    return Artifact(
+        path=path,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        request=model.request,
+        files=(path.with_suffix(".bin"),),
+        custom_ops=model.custom_ops,
+    )
+
+
+def _name_ports(converted: Any, model: Model) -> None:
+    """Check that the graph has the model's inputs, and give its outputs the model's names."""
+    have = {name for port in converted.inputs for name in port.names}
+    for spec in model.inputs:
+        if spec.name not in have:
+            raise CandidateError(f"OpenVINO's converter dropped the input {spec.name!r}")
+    for port, spec in zip(converted.outputs, model.outputs, strict=True):
+        port.add_names({spec.name})
+
+
+def _settled(graph: Any, request: Sequence[TensorSpec]) -> Any:
+    """Return the graph for one request's shapes, where they can be carried through it.
+
+    What is known beforehand isn't asked again with each request: some 5% of a small int8 model's
+    time, and operators are fused that open shapes keep apart.
+    """
+    if not request:
+        return graph
+    settled = graph.clone()
+    try:
+        settled.reshape({spec.name: spec.sizes for spec in request})
+    except Exception:
+        return graph
+    return settled
+
+
+class OpenVinoSession(Session):
+    """One infer request; a second where requests of other shapes than the settled come.
+
+    Args:
+        artifact: What is opened.
+        compiled: The model.
+        compile_open: Compiles it for whatever shapes it takes, where `compiled` may not.
+    """
+
+    def __init__(
+        self, artifact: Artifact, compiled: Any, compile_open: Callable[[], Any] | None = None
+    ) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = batch_sizes(artifact)
+        self._names = [spec.name for spec in artifact.outputs]
+        settled = compile_open and all(port.partial_shape.is_static for port in compiled.inputs)
+        self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
+        self._compile_open = compile_open
+        self._compiled = compiled
+        self._first: _Request | None = _Request(compiled, self.inputs)
+        self._other: _Request | None = None
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: the runtime failed.
+        """
+        request = self._first
+        if request is None:
+            raise CandidateError("the session is closed: open the artifact again")
+        try:
+            for name, sizes in self._sizes:
+                if inputs[name].shape != sizes:
+                    request = self._other or self._opened()
+                    break
+            return dict(zip(self._names, request.infer(inputs), strict=True))
+        except CandidateError:
+            raise
+        except Exception as error:
+            if missing := [spec.name for spec in self.inputs if spec.name not in inputs]:
+                raise CandidateError(f"OpenVINO was given no input {missing[0]!r}") from error
+            raise failed("OpenVINO failed", error) from error
+
+    def _opened(self) -> _Request:
+        assert self._compile_open is not None
+        self._other = _Request(self._compile_open(), self.inputs)
+        return self._other
+
+    def properties(self) -> Mapping[str, str]:
+        """What the plugin settled on, and how many of its operators run in which precision."""
+        found = {}
+        with contextlib.suppress(Exception):  # not every plugin shows what it made of the model
+            executed = Counter(
+                str(node.rt_info["runtimePrecision"].value)
+                for node in self._compiled.get_runtime_model().get_ordered_ops()
+                if "runtimePrecision" in node.rt_info
+            )
+            found["executed_precisions"] = ", ".join(f"{n} {k}" for k, n in executed.most_common())
+        known = set(self._compiled.get_property("SUPPORTED_PROPERTIES"))
+        for name, key in _PROPERTIES.items():
+            if key in known:
+                value = self._compiled.get_property(key)
+                found[name] = value.to_string() if hasattr(value, "to_string") else str(value)
+        return found
+
+    def close(self) -> None:
+        """Free the requests, the compiled models and the buffers."""
+        self._first = self._other = self._compiled = None
+
+
+class _Request:
+    """An infer request over input buffers of its own.
+
+    A tensor set once and filled costs 9 us a call, `infer([x])` 95.
+    """
+
+    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec]) -> None:
+        self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
+        self._request = compiled.create_infer_request()
+        self._buffers: dict[str, Array] = {}
+
+    def infer(self, inputs: Tensors) -> tuple[Array, ...]:
+        """Answer; the outputs in the model's order, copied."""
+        for name, port in self._order:
+            given, buffer = inputs[name], self._buffers.get(name)
+            if buffer is None or buffer.shape != given.shape:
+                buffer = self._allocate(name, port, given)
+            buffer[...] = given
+        answers: tuple[Array, ...] = self._request.infer().to_tuple()
+        return answers
+
+    def _allocate(self, name: str, port: int, like: Array) -> Array:
+        """Give the request a new buffer of another shape to read from."""
+        ov = import_quietly("openvino")
+
+        buffer = np.empty(like.shape, like.dtype)
+        self._request.set_input_tensor(port, ov.Tensor(buffer, shared_memory=True))
+        self._buffers[name] = buffer
+        return buffer
+
+
+def _port(ports: Sequence[Any], name: str) -> int:
+    """Return the position of a named input."""
+    for position, port in enumerate(ports):
+        if name in port.names:
+            return position
+    raise CandidateError(f"the artifact has no input {name!r}")

@@ -1,0 +1,80 @@
+"""OpenVINO on an Intel graphics processor that shares the processor's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly
+from hasten.engines.openvino.engine import OpenVino
+from hasten.errors import InputError
+
+
+@dataclass(frozen=True)
+class OpenVinoIgpu(OpenVino):
+    """OpenVINO's GPU plugin, one stream, set for latency.
+
+    Attributes:
+        device: OpenVINO's name of it; empty for the first integrated one.
+    """
+
+    faithful: ClassVar[bool] = False
+
+    device: str = ""
+
+    @property
+    def plugin(self) -> str:
+        """OpenVINO's name of the device.
+
+        Raises:
+            InputError: there is none.
+        """
+        return self.device or integrated(import_quietly("openvino").Core())
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield f32, and f16, the arithmetic that it is fastest in."""
+        yield cls()
+        yield cls("f16")
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield nothing: the processor's threads don't matter."""
+        yield from ()
+
+    @classmethod
+    def version(cls) -> str:
+        """Return OpenVINO's version.
+
+        Raises:
+            InputError: it isn't installed, or finds no integrated GPU.
+        """
+        version = super().version()
+        integrated(import_quietly("openvino").Core())
+        return version
+
+    def _settings(self, target: Target) -> dict[str, Any]:
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": self.precision,
+        }
+
+
+def integrated(core: Any) -> str:
+    """Return OpenVINO's name of the first integrated GPU.
+
+    Raises:
+        InputError: it finds none.
+    """
+    for device in core.available_devices:
+        if device.startswith("GPU") and "INTEGRATED" in str(
+            core.get_property(device, "DEVICE_TYPE")
+        ):
+            return str(device)
+    there = ", ".join(core.available_devices)
+    raise InputError(
+        f"OpenVINO finds no integrated GPU here (it has: {there}); install Intel's compute runtime "
+        "where there is one"
+    )

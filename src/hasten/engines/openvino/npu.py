@@ -1,0 +1,77 @@
+"""OpenVINO on an Intel neural processing unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.telemetry import import_quietly
+from hasten.engines.artifacts import place, settled_request
+from hasten.engines.base import Artifact
+from hasten.engines.openvino.engine import OpenVino, converted
+from hasten.errors import InputError
+
+
+@dataclass(frozen=True)
+class OpenVinoNpu(OpenVino):
+    """OpenVINO's NPU plugin, set for latency. It takes settled shapes and computes floats in f16.
+
+    Attributes:
+        device: OpenVINO's name of it.
+    """
+
+    faithful: ClassVar[bool] = False
+
+    precision: Literal["f32", "f16", "bf16"] = "f16"
+    device: str = "NPU"
+
+    @property
+    def plugin(self) -> str:
+        """OpenVINO's name of the device."""
+        return self.device
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """There is one: it has no other float arithmetic."""
+        yield cls()
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield nothing: the processor's threads don't matter."""
+        yield from ()
+
+    @classmethod
+    def version(cls) -> str:
+        """Return OpenVINO's version.
+
+        Raises:
+            InputError: it isn't installed, or finds no NPU.
+        """
+        version = super().version()
+        there = import_quietly("openvino").Core().available_devices
+        if "NPU" not in there:
+            raise InputError(
+                f"OpenVINO finds no NPU here (it has: {', '.join(there)}); install Intel's NPU "
+                "driver where there is one"
+            )
+        return version
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Convert the model to IR, and prove that it can be compiled for its request's shapes.
+
+        Raises:
+            CandidateError: it can't be converted or compiled, or a shape is open.
+        """
+        settled = settled_request(model, "the NPU")
+        artifact = (
+            place(model, workdir) if model.format == "openvino" else converted(model, workdir)
+        )
+        artifact = replace(artifact, inputs=settled)
+        self._compile(artifact, target, settled)
+        return artifact
+
+    def _settings(self, target: Target) -> dict[str, Any]:
+        return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.precision}

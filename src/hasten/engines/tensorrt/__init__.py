@@ -1,0 +1,1 @@
+"""NVIDIA's TensorRT, and TensorRT for RTX: plans, the checker of models, and both engines."""

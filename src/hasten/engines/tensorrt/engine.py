@@ -1,0 +1,67 @@
+"""TensorRT: plans for the NVIDIA GPU of this host, chosen by timing kernels on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.engines.base import Artifact
+from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
+from hasten.errors import CandidateError, InputError
+
+_OLDEST = 10
+"""Strongly typed networks, explicit QDQ and `execute_async_v3` are in all since."""
+
+
+@dataclass(frozen=True)
+class Tensorrt(PlanEngine):
+    """TensorRT, strongly typed: the graph says what is in int8, in half precision and in float32."""
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield float32 as it is, and TF32; nothing without the device, which it builds on."""
+        if target.kind == "attached":
+            yield cls()
+            yield cls(tf32=True)
+
+    @classmethod
+    def toolkit(cls) -> Any:
+        """Return the library's bindings.
+
+        Raises:
+            InputError: it isn't installed, or too old.
+        """
+        remedy = (
+            f"take version {_OLDEST} or newer from NVIDIA's own index, or TensorRT for RTX: "
+            "pip install 'hasten[gpu]'"
+        )
+        trt = bindings(("tensorrt", "tensorrt_bindings"), "TensorRT", remedy)
+        if int(trt.__version__.split(".")[0]) < _OLDEST:
+            raise InputError(f"TensorRT {trt.__version__} is too old: {remedy}")
+        return trt
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Write a plan for this host's GPU, and keep the model beside it.
+
+        Raises:
+            CandidateError: there is no GPU, or the library can't take the model: which operator, which node.
+        """
+        trt = self.toolkit()
+        if target.family != "cuda" or target.kind != "attached":
+            raise CandidateError(
+                f"TensorRT builds on the GPU that it builds for, and {target.device} isn't here: "
+                "TensorRT for RTX builds without it"
+            )
+        return built(
+            trt,
+            model,
+            workdir,
+            refused=lambda path: (),  # the profile's rules are those of TensorRT for RTX
+            tf32=self.tf32,
+            largest_batch=self.largest_batch,
+            configure=lambda config: None,
+        )

@@ -1,0 +1,407 @@
+"""What TensorRT and TensorRT for RTX have in common: from an ONNX graph to a plan, and a plan on a device."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import Tensors, TensorSpec
+from hasten.engines.artifacts import place
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cuda.runtime import Cuda, Device
+from hasten.engines.cuda.session import DeviceSession
+from hasten.engines.estimates import Estimate
+from hasten.engines.failures import LONGEST_REASON
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.tensorrt.profile import Violation, alterations
+from hasten.errors import CandidateError, InputError
+
+_FIGURES = {
+    "weights_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
+    "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
+    "scratch_bytes": re.compile(r"Max Scratch Memory: (\d+) bytes"),
+}
+_NOISE = re.compile(
+    r"^(?:I\w+::\w+: |\[[\w.:]+\] )?Error Code \d+: (?:Myelin \(\[[^\]]*\] )?|^\[[\w.:]+\] "
+)
+_WHERE = re.compile(r"\s+In \w+ at /?[\w./]+:\d+\)?\.?$")
+
+
+def bindings(names: Sequence[str], noun: str, remedy: str) -> Any:
+    """Return a TensorRT's bindings, by the first of their names that can be imported.
+
+    Raises:
+        InputError: none is installed, with what to do.
+    """
+    failures = []
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            failures.append(str(error).splitlines()[0])
+    raise InputError(f"{noun} isn't installed ({failures[-1]}): {remedy}")
+
+
+@dataclass(frozen=True)
+class PlanEngine(Engine):
+    """A TensorRT, strongly typed: the graph says what is in int8, in half precision and in float32.
+
+    Attributes:
+        tf32: Whether products of float32 may round their operands to 10 bits.
+        largest_batch: The most requests at once, where the model's first axis is open.
+        cuda_graph: Whether a request's copies and kernels go as one CUDA graph.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    settles: ClassVar[bool] = True
+    faithful: ClassVar[bool] = False
+
+    tf32: bool = False
+    largest_batch: int = 32
+    cuda_graph: bool = True
+
+    @property
+    def exact(self) -> bool:
+        """Without TF32."""
+        return not self.tf32
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield one request at a time."""
+        if target.kind == "attached" and self.largest_batch > 1:
+            yield replace(self, largest_batch=1)
+
+    @classmethod
+    @abstractmethod
+    def toolkit(cls) -> Any:
+        """Return the library's bindings.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the library's version.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        return str(cls.toolkit().__version__)
+
+    def open(self, artifact: Artifact, target: Target) -> AbstractContextManager[Session]:
+        """Load the plan where the device is; elsewhere answer from the model on this host.
+
+        Raises:
+            CandidateError: it can't be loaded.
+        """
+        trt = self.toolkit() if target.kind == "attached" else None
+        return answering(artifact, target, self.largest_batch, trt=trt, graph=self.cuda_graph)
+
+    def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
+        """Return the plan's sizes: the library says nothing of its time without the device."""
+        return estimated(artifact)
+
+
+class _Log:
+    """What the library said; it keeps to the first logger that it is given in a process."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.lines: list[str] = []
+        self.logger: Any = None
+
+    def clear(self) -> None:
+        self.errors.clear()
+        self.lines.clear()
+
+
+@functools.cache
+def _log(trt: Any) -> _Log:
+    log = _Log()
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            """Keep errors apart."""
+            log.lines.append(message)
+            if severity <= trt.ILogger.Severity.ERROR:
+                log.errors.append(message)
+
+    log.logger = Logger()
+    trt.init_libnvinfer_plugins(log.logger, "")
+    return log
+
+
+def built(
+    trt: Any,
+    model: Model,
+    workdir: Path,
+    *,
+    refused: Callable[[Path], Sequence[Violation]],
+    tf32: bool,
+    largest_batch: int,
+    configure: Callable[[Any], None],
+) -> Artifact:
+    """Keep the model to answer from where the device isn't, and write its plan beside it.
+
+    Args:
+        trt: The library's bindings.
+        model: ONNX.
+        workdir: Where to write.
+        refused: Says what of an ONNX file the library doesn't take, before it is asked.
+        tf32: Whether products of float32 may be in TF32.
+        largest_batch: The most requests at once, where the model's first axis is open.
+        configure: Says what to build for; called with the builder's configuration.
+
+    Raises:
+        CandidateError: an operator or a type isn't taken: which, and the node.
+    """
+    artifact = place(model, workdir)
+    if found := (*refused(artifact.path), *alterations(artifact.path)):
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise CandidateError(f"TensorRT can't take the model: {found[0]}{more}")
+    inputs = tuple(_settled(spec, model) for spec in model.inputs)
+    if largest_batch == 1:
+        inputs = tuple(replace(s, shape=(1, *s.shape[1:])) if _open(s) else s for s in inputs)
+    log = _log(trt)
+    log.clear()
+    builder = trt.Builder(log.logger)
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # since 11 all are
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    _parse(trt, network, artifact.path, log)
+    config = builder.create_builder_config()
+    if tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    configure(config)
+    config.add_optimization_profile(_profile(builder, network, inputs, largest_batch))
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        said = _said(log.errors[-1] if log.errors else "it gave no reason", artifact.path)
+        raise CandidateError(f"TensorRT can't build the model: {said}")
+    path = workdir / f"{artifact.path.stem}.plan"
+    path.write_bytes(memoryview(plan))
+    figures = {"plan_bytes": path.stat().st_size, "layers": network.num_layers, **_figures(log)}
+    told = path.with_suffix(".plan.json")
+    told.write_text(json.dumps(figures))
+    return replace(artifact, inputs=inputs, files=(*artifact.files, path, told))
+
+
+def batches(artifact: Artifact, largest_batch: int) -> tuple[int, ...]:
+    """Return the batch sizes that a plan takes."""
+    if any(_open(spec) for spec in artifact.inputs):
+        return tuple(range(1, largest_batch + 1))
+    sizes = {int(spec.shape[0]) for spec in artifact.inputs if spec.shape}
+    return (sizes.pop() if len(sizes) == 1 else 1,)
+
+
+def estimated(artifact: Artifact) -> Estimate:
+    """Return what the builder said; it says nothing of time."""
+    figures = json.loads(_file(artifact, ".plan.json").read_text())
+    return Estimate("none", figures={name: float(value) for name, value in figures.items()})
+
+
+@contextmanager
+def answering(
+    artifact: Artifact, target: Target, largest_batch: int, *, trt: Any, graph: bool
+) -> Iterator[Session]:
+    """Open the plan where its device is; elsewhere the same graph on this host, nothing in it changed.
+
+    Raises:
+        CandidateError: it can't be loaded.
+    """
+    sizes = batches(artifact, largest_batch)
+    if target.kind != "attached":
+        with OnnxRuntime(graph_optimization="disabled").open(artifact, target) as session:
+            session.batch_sizes = sizes
+            yield session
+        return
+    device = Cuda()
+    try:
+        network = _Plan(trt, _file(artifact, ".plan"), artifact, device)
+    except BaseException:
+        device.close()
+        raise
+    on_device = DeviceSession(artifact, device, network, sizes, capture=graph)
+    try:
+        yield on_device
+    finally:
+        on_device.close()
+
+
+def _file(artifact: Artifact, suffix: str) -> Path:
+    for file in artifact.files:
+        if file.name.endswith(suffix):
+            return file
+    raise CandidateError(f"the artifact has no {suffix} file: build it again")
+
+
+def _open(spec: TensorSpec) -> bool:
+    return bool(spec.shape) and isinstance(spec.shape[0], str)
+
+
+def _settled(spec: TensorSpec, model: Model) -> TensorSpec:
+    """Return an input with all its axes but the first as the request has them."""
+    known = {one.name: one.shape for one in model.request}.get(spec.name)
+    sizes = list(spec.shape)
+    for axis, size in enumerate(sizes):
+        if axis and isinstance(size, str):
+            if known is None:
+                raise CandidateError(f"{spec} has open axes, and no data settled them")
+            sizes[axis] = known[axis]
+    return replace(spec, shape=tuple(sizes))
+
+
+def _parse(trt: Any, network: Any, path: Path, log: _Log) -> None:
+    """Read an ONNX file into a network."""
+    parser = trt.OnnxParser(network, log.logger)
+    if parser.parse_from_file(str(path)):
+        return
+    if not parser.num_errors:
+        raise CandidateError(f"TensorRT can't read {path.name}")
+    error = parser.get_error(0)
+    node, operator = error.node_name(), error.node_operator()
+    said = _said(error.desc(), path)
+    where = f"{operator} (node {node!r}): " if node else ""
+    raise CandidateError(f"TensorRT can't take the model: {where}{said}")
+
+
+def _profile(builder: Any, network: Any, inputs: Sequence[TensorSpec], largest_batch: int) -> Any:
+    """Return the sizes to be ready for: one request above all, and batches of it."""
+    profile = builder.create_optimization_profile()
+    specs = {spec.name: spec for spec in inputs}
+    for position in range(network.num_inputs):
+        tensor = network.get_input(position)
+        if -1 not in tuple(tensor.shape):
+            continue
+        rest = specs[tensor.name].shape[1:]
+        first = specs[tensor.name].shape[0]
+        one, most = (1, largest_batch) if isinstance(first, str) else (first, first)
+        profile.set_shape(tensor.name, (one, *rest), (one, *rest), (most, *rest))
+    return profile
+
+
+def _figures(log: _Log) -> dict[str, int]:
+    """Return what the builder said of memory."""
+    found = {}
+    for name, pattern in _FIGURES.items():
+        for line in log.lines:
+            if match := pattern.search(line):
+                found[name] = int(match[1])
+    return found
+
+
+def _said(message: str, path: Path) -> str:
+    """Return a message in one line, without the library's own files, and the node that it is about."""
+    line = next((one for one in message.strip().splitlines() if one.strip()), "no reason given")
+    line = _WHERE.sub("", _NOISE.sub("", line)).strip()
+    if line.count("(") < line.count(")"):
+        line = line.removesuffix(")")
+    if len(line) > LONGEST_REASON:
+        line = line[: LONGEST_REASON - 3] + "..."
+    return line + _node(line, path)
+
+
+def _node(said: str, path: Path) -> str:
+    """Return which node a message names, with its operator, where it does."""
+    words = {word.removeprefix("node_of_") for word in re.findall(r"[\w./:]+", said)}
+    words |= {re.sub(r"_(U?\d+)$", "", word) for word in words}
+    operators = set(re.findall(r"(\w+) operation", said))
+    with contextlib.suppress(Exception):  # this only adds to a message
+        import onnx
+
+        nodes = onnx.load(path, load_external_data=False).graph.node
+        named = [one for one in nodes if words.intersection({one.name, *one.output} - {""})]
+        for node in named or [one for one in nodes if one.op_type in operators]:
+            return f" ({node.op_type}, node {node.name or node.output[0]!r})"
+    return ""
+
+
+class _Plan:
+    """A plan on a device."""
+
+    def __init__(self, trt: Any, path: Path, artifact: Artifact, device: Device) -> None:
+        self._trt, self._device = trt, device
+        self._specs = {spec.name: spec for spec in artifact.outputs}
+        log = _log(trt)
+        log.clear()
+        self._runtime = trt.Runtime(log.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            said = _said(log.errors[-1] if log.errors else "it gave no reason", artifact.path)
+            raise CandidateError(f"TensorRT can't load the plan: {said}")
+
+    def execution(self, inputs: Tensors) -> _PlanExecution:
+        context = self._context()
+        if context is None:
+            raise CandidateError("TensorRT has no memory for the plan on this device")
+        context.set_optimization_profile_async(0, self._device.stream)
+        for name, array in inputs.items():
+            if not context.set_input_shape(name, array.shape):
+                raise CandidateError(f"the plan doesn't take {name!r} of sizes {array.shape}")
+        if missing := context.infer_shapes():
+            raise CandidateError(f"TensorRT can't tell the sizes of {missing[0]!r} beforehand")
+        outputs = {}
+        for name, spec in self._specs.items():
+            sizes = tuple(context.get_tensor_shape(name))
+            if -1 in sizes:
+                raise CandidateError(f"TensorRT can't tell the sizes of {name!r} beforehand")
+            outputs[name] = (sizes, spec.dtype)
+        return _PlanExecution(context, outputs, self._device.stream)
+
+    def _context(self) -> Any:
+        """Return a new context, its kernels those for the request's sizes from the first run on.
+
+        TensorRT for RTX compiles on the device, by default beside the first runs and for later ones: a graph
+        captured meanwhile would keep the slower kernels, where it lets itself be captured at all.
+        """
+        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return self._engine.create_execution_context(config)
+
+    def properties(self) -> Mapping[str, str]:
+        engine = self._engine
+        return {
+            "engine_layers": str(engine.num_layers),
+            "device_memory_bytes": str(engine.device_memory_size_v2),
+        }
+
+    def close(self) -> None:
+        self._engine = self._runtime = None
+
+
+class _PlanExecution:
+    """An execution context of a plan."""
+
+    lasting = False
+
+    def __init__(
+        self, context: Any, outputs: Mapping[str, tuple[tuple[int, ...], str]], stream: int
+    ) -> None:
+        self._context, self._stream = context, stream
+        self.outputs = outputs
+
+    def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise CandidateError(f"the plan has no tensor {name!r}")
+
+    def enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream):
+            raise CandidateError("TensorRT failed to enqueue the plan")

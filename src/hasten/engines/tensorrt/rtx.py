@@ -1,0 +1,74 @@
+"""TensorRT for RTX: plans for NVIDIA's GPUs that are built without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.engines.base import Artifact
+from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
+from hasten.engines.tensorrt.profile import violations
+from hasten.errors import CandidateError
+
+
+@dataclass(frozen=True)
+class TensorrtRtx(PlanEngine):
+    """TensorRT for RTX, strongly typed: the graph says what is in int8, in half precision and in float32."""
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield float32 as it is, and where the device is, TF32: elsewhere the two answer and cost the same."""
+        yield cls()
+        if target.kind == "attached":
+            yield cls(tf32=True)
+
+    @classmethod
+    def toolkit(cls) -> Any:
+        """Return the library's bindings.
+
+        Raises:
+            InputError: it isn't installed.
+        """
+        return bindings(
+            ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+            "TensorRT for RTX",
+            "pip install 'hasten[gpu]'",
+        )
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Write a plan for the target's GPU, or for this host's, and keep the model beside it.
+
+        Raises:
+            CandidateError: the library can't take the model: which operator, which node.
+        """
+        trt = self.toolkit()
+        if target.family != "cuda":
+            raise CandidateError(
+                f"TensorRT makes plans for NVIDIA's GPUs; the target is {target.device}"
+            )
+        attached = target.kind == "attached"
+
+        def configure(config: Any) -> None:
+            known = trt.ComputeCapability.__members__
+            part = "CURRENT" if attached else target.part.upper()
+            if part not in known:
+                those = ", ".join(name.lower() for name in known if name.startswith("SM"))
+                raise CandidateError(
+                    f"TensorRT for RTX {trt.__version__} builds for {those}; the target is {target.part}"
+                )
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(known[part], 0)
+
+        return built(
+            trt,
+            model,
+            workdir,
+            refused=lambda path: violations(path, "" if attached else target.part),
+            tf32=self.tf32,
+            largest_batch=self.largest_batch,
+            configure=configure,
+        )

@@ -1,0 +1,168 @@
+"""JAX's portable files: StableHLO with its weights, for processors and TPUs alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.core.tensors import TensorSpec
+from hasten.engines.tpu.conversion import Function
+from hasten.engines.tpu.environment import first_line, load_jax, silenced
+from hasten.errors import CandidateError, HastenError
+
+PLATFORMS = ("cpu", "tpu")
+_LACKING = re.compile(r"MLIR translation rule for primitive '(\w+)' not found for platforms?\b(.*)")
+
+
+def write(function: Function, inputs: Sequence[TensorSpec], path: Path, *, exact: bool) -> Any:
+    """Trace a function for these inputs, and write what JAX exports.
+
+    Args:
+        function: Of one dict.
+        inputs: Settled.
+        path: Where to.
+        exact: Whether products of float32 are to be of full precision: a TPU's are else bfloat16's.
+
+    Returns:
+        What was written, read again: a `jax.export.Exported`.
+
+    Raises:
+        CandidateError: an operator can't be converted, or a TPU lacks it; its node too.
+    """
+    jax = load_jax()
+    given = {spec.name: jax.ShapeDtypeStruct(spec.sizes, narrowed(spec.dtype)) for spec in inputs}
+    traced = jax.jit(function)
+    try:
+        with silenced(), jax.default_matmul_precision("highest" if exact else "default"):
+            exported = jax.export.export(traced, platforms=PLATFORMS)(given)
+            content = exported.serialize()
+    except HastenError:
+        raise
+    except Exception as error:  # JAX raises what its parts raise
+        raise CandidateError(_refused(error, function, given)) from error
+    path.write_bytes(content)
+    return read(path)
+
+
+def read(path: Path) -> Any:
+    """Read what `write` wrote.
+
+    Raises:
+        CandidateError: it can't be read: another kind of file, or a newer version's.
+    """
+    jax = load_jax()
+    try:
+        with silenced():
+            return jax.export.deserialize(bytearray(path.read_bytes()))
+    except OSError as error:
+        raise CandidateError(f"can't read {path}: {error.strerror or error}") from error
+    except Exception as error:  # flatbuffers and MLIR raise what they like
+        raise CandidateError(f"{path.name} is no program of JAX's: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What a matrix product or a convolution computes in, on a TPU.
+
+    Attributes:
+        left: Element type of its first operand: "f32", "bf16", "i8".
+        right: Of its second.
+        result: Of what it gives.
+        full: Whether it is asked for full precision.
+    """
+
+    left: str
+    right: str
+    result: str
+    full: bool = False
+
+
+def products(exported: Any) -> list[Kinds]:
+    """Return what every matrix product and convolution of an exported program computes in."""
+    found: list[Kinds] = []
+    for operation in _walked(_module(exported).operation):
+        if operation.name in ("stablehlo.dot_general", "stablehlo.convolution"):
+            values = (*operation.operands, *operation.results)
+            left, right, result = (str(value.type.element_type) for value in values)
+            settings = dict(operation.attributes)
+            found.append(
+                Kinds(left, right, result, "HIGHEST" in str(settings.get("precision_config")))
+            )
+    return found
+
+
+def text(exported: Any) -> str:
+    """Return an exported program as text, long constants left out."""
+    return str(_module(exported).operation.get_asm(large_elements_limit=8))
+
+
+def _module(exported: Any) -> Any:
+    jax = load_jax()
+    given = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in exported.in_avals]
+    args, kwargs = jax.tree.unflatten(exported.in_tree, given)
+    with silenced():
+        return jax.jit(exported.call).lower(*args, **kwargs).compiler_ir("stablehlo")
+
+
+def _walked(operation: Any) -> Iterator[Any]:
+    """Yield an operation and all in it; where platforms differ, what is the TPU's alone."""
+    operation = operation.operation
+    yield operation
+    regions = list(operation.regions)
+    if operation.name == "stablehlo.case" and len(regions) == len(PLATFORMS):
+        chosen = operation.operands[0].owner
+        if getattr(chosen, "name", "") == "stablehlo.case":  # which platform it is
+            regions = regions[PLATFORMS.index("tpu") :]
+    for region in regions:
+        for block in region:
+            for inner in block:
+                yield from _walked(inner)
+
+
+def shapes(exported: Any) -> dict[str, tuple[int, ...]]:
+    """Return the outputs' shapes by name."""
+    jax = load_jax()
+    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    return {name: tuple(map(int, aval.shape)) for name, aval in outputs.items()}
+
+
+def narrowed(dtype: str) -> str:
+    """Return the type that JAX has in a type's place: integers have 32 bits.
+
+    Raises:
+        CandidateError: a TPU doesn't compute in it.
+    """
+    if dtype in ("float64", "complex64", "complex128"):
+        raise CandidateError(f"the model takes or gives {dtype}, which a TPU doesn't compute in")
+    return {"int64": "int32", "uint64": "uint32"}.get(dtype, dtype)
+
+
+def _refused(error: Exception, function: Function, given: Any) -> str:
+    said = first_line(error)
+    lacking = _LACKING.search(said)
+    if lacking is None:
+        return f"JAX can't export the program: {said}"
+    node = _traced_in(lacking.group(1), function, given)
+    where = f" (node {node!r})" if node else ""
+    return f"XLA has no {lacking.group(1)} for a TPU{where}"
+
+
+def _traced_in(primitive: str, function: Function, given: Any) -> str:
+    """Return the node that a primitive of JAX's came from."""
+    jax = load_jax()
+
+    def search(jaxpr: Any, outer: str) -> str:
+        for equation in jaxpr.eqns:
+            scope = "/".join(filter(None, (outer, str(equation.source_info.name_stack))))
+            if equation.primitive.name == primitive:
+                return scope.partition("/")[0]
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                if found := search(inner, scope):
+                    return found
+        return ""
+
+    with silenced():
+        return search(jax.make_jaxpr(function)(given).jaxpr, "")

@@ -1,0 +1,1 @@
+"""What is asked of a finished bundle or of a machine: bench, certify, profile, load scenarios, doctor."""

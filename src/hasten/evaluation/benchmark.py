@@ -1,0 +1,219 @@
+"""A bundle against what is deployed today: paired rounds, fresh, with an interval."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
+from hasten.core.devices import at_hand, check_measurable
+from hasten.core.target import Target
+from hasten.engines.base import Artifact, Engine
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.python_function import PythonFunction
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.requests import first_requests
+from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.models import onnx as onnx_frontend
+from hasten.measure.journal import Journal
+from hasten.measure.latency import Pace
+from hasten.measure.probe import usable_threads
+from hasten.measure.process import Worker
+from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
+from hasten.measure.workbench import Bench
+from hasten.optimization.run import FINAL_ROUNDS, SETTLED
+from hasten.report.result import UNEVEN, Row, row
+
+_CANDIDATE = "bundle"
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """One of the two that are compared.
+
+    Attributes:
+        label: What it is.
+        engine: What runs it.
+        artifact: What the engine opens; beside a function the bundle's, for its inputs and outputs.
+    """
+
+    label: str
+    engine: Engine
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A bundle's latency beside something else's.
+
+    Attributes:
+        against: Its row, the ratio being its twin's: what noise does.
+        bundle: The bundle's row, the ratio over `against`.
+        threads: How many each had.
+        requests: "samples of the data", or "random numbers" where none was given.
+        notes: What the reader should know besides.
+    """
+
+    against: Row
+    bundle: Row
+    threads: int
+    requests: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the bundle is."""
+        return self.bundle.speedup
+
+
+def bench(
+    bundle: str | os.PathLike[str],
+    *,
+    against: str | os.PathLike[str] | None = None,
+    data: Any = None,
+    rounds: int = FINAL_ROUNDS,
+    seed: int = 0,
+    custom_ops: Sequence[Path] = (),
+) -> Comparison:
+    """Compare a bundle with an .onnx file on ONNX Runtime's defaults, or with a Python function.
+
+    Args:
+        bundle: Its folder.
+        against: An .onnx path, or "file.py:predict", called with the inputs as arrays in the
+            model's order. By default the exact model that the bundle holds.
+        data: Requests, as `optimize` takes them. Random numbers where None, and labelled so.
+        rounds: Rounds to count.
+        seed: Of the orders.
+        custom_ops: Libraries with operators of the model's own.
+
+    Raises:
+        InputError: one of them can't be used.
+        CandidateError: one of them failed.
+    """
+    folder = Path(bundle)
+    manifest = read(folder)
+    target = at_hand(manifest.target)
+    check_measurable(target)
+    winner = _held(folder, manifest.winner, manifest, custom_ops)
+    with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
+        place = Path(work)
+        samples = write_spool(
+            first_requests(
+                data, winner.artifact.inputs, winner.artifact.request, manifest.pipeline, seed
+            ),
+            place / "requests",
+        )
+        other = _against(against, folder, manifest, samples, custom_ops, place)
+        standings, notes = _raced(other, winner, samples, place, rounds, seed, target)
+        if not standings.stands(_CANDIDATE):
+            raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
+        if winner.engine.uneven:
+            notes.append(UNEVEN.format(winner.label))
+        return Comparison(
+            against=_row("against", other, standings, AGAIN),
+            bundle=_row("bundle", winner, standings, _CANDIDATE),
+            threads=standings.threads,
+            requests="random numbers" if data is None else "samples of the data",
+            notes=tuple(notes),
+        )
+
+
+def _held(folder: Path, part: Part, manifest: Manifest, custom_ops: Sequence[Path]) -> _Rival:
+    """One of the models that the bundle holds."""
+    artifact = artifact_of(folder, part, manifest, custom_ops)
+    return _Rival(part.label, engine_of(part, Target.host().threads), artifact)
+
+
+def _against(
+    against: str | os.PathLike[str] | None,
+    folder: Path,
+    manifest: Manifest,
+    samples: Spool,
+    custom_ops: Sequence[Path],
+    place: Path,
+) -> _Rival:
+    """What the bundle is compared to."""
+    if against is None:
+        if manifest.exact is None:
+            raise InputError(f"{folder} holds no exact model: say what to compare it --against")
+        return _held(folder, manifest.exact, manifest, custom_ops)
+    text = os.fspath(against)
+    if ":" in text and not Path(text).exists():
+        winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
+        return _Rival(text, PythonFunction(text), winner)
+    if text.endswith(".py"):
+        raise InputError(f"{text} is a file of Python: name the function in it too, {text}:predict")
+    model = onnx_frontend.load(Path(text), custom_ops)
+    model = model.settled_by({name: array[0] for name, array in samples.inputs([0]).items()})
+    engine = OnnxRuntime()
+    (place / "rival").mkdir()
+    artifact = engine.build(model, Target.host(), place / "rival")
+    return _Rival(f"{text}, onnxruntime", engine, artifact)
+
+
+def _raced(
+    other: _Rival,
+    winner: _Rival,
+    samples: Spool,
+    place: Path,
+    rounds: int,
+    seed: int,
+    target: Target,
+) -> tuple[Standings, list[str]]:
+    """Take turns on as many threads as the host gives; return the rounds, and what to say of them."""
+    asked = target.threads
+    usable = usable_threads(asked)
+    notes = []
+    if usable < asked:
+        notes.append(f"{asked} threads: not established, one thread is quoted")
+    for threads in dict.fromkeys((usable, 1)):
+        desk = Bench(place, target.with_threads(threads))
+        try:
+            return _race(other, winner, samples, desk, rounds, seed), notes
+        except NotEstablished as why:
+            notes.append(f"{threads} threads: not established, one thread is quoted: {why}")
+    raise AssertionError("one thread needs no probe")
+
+
+def _race(
+    other: _Rival, winner: _Rival, samples: Spool, desk: Bench, rounds: int, seed: int
+) -> Standings:
+    entrants: dict[str, Worker] = {}
+    try:
+        for name, rival in ((BASELINE, other), (AGAIN, other), (_CANDIDATE, winner)):
+            entrants[name] = desk.open_built(rival.engine, rival.artifact).worker
+        return race(
+            f"bench/{desk.target.threads}",
+            entrants,
+            samples,
+            Journal(desk.folder / "journal.jsonl"),
+            threads=desk.target.threads,
+            count=rounds,
+            pace=Pace(),
+            seed=seed,
+            settle=SETTLED,
+            uneven={
+                name
+                for name, rival in ((AGAIN, other), (_CANDIDATE, winner))
+                if rival.engine.uneven
+            },
+        )
+    finally:
+        for worker in entrants.values():
+            worker.kill()
+
+
+def _row(role: str, rival: _Rival, standings: Standings, name: str) -> Row:
+    return row(
+        role,
+        rival.label,
+        standings.rounds[name],
+        standings.rounds[BASELINE],
+        size_bytes=None if isinstance(rival.engine, PythonFunction) else rival.artifact.size_bytes,
+        accuracy="",
+        statistic=standings.statistic_of(name),
+    )

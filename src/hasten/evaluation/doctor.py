@@ -1,0 +1,116 @@
+"""What this machine has, and what each missing extra would add."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from hasten.core.devices import FAMILIES, find_target
+from hasten.core.records import load_object
+from hasten.core.target import Target
+from hasten.engines.base import Engine
+from hasten.engines.installed import makes_for
+from hasten.errors import InputError
+
+_EXTRAS = {
+    "optimize": (
+        ("nncf", "onnx", "onnxslim", "scipy", "matplotlib", "rich", "PIL", "yaml"),
+        "search and certify",
+    ),
+    "torch": (("torch", "onnxscript"), "models from PyTorch"),
+    "keras": (("keras",), "models from Keras 3"),
+    "litert": (("ai_edge_litert", "ai_edge_quantizer"), "LiteRT, and int8 for it"),
+    "edge": (
+        ("ai_edge_litert", "ai_edge_quantizer", "coremltools", "onnx2coreml", "onnxruntime_qnn"),
+        "models for Core ML, Qualcomm chips and LiteRT elsewhere",
+    ),
+    "fpga": (("da4ml", "hgq", "keras", "jax"), "designs for FPGAs"),
+    "gpu": (("cuda", "tensorrt_rtx_bindings", "torch"), "NVIDIA GPUs"),
+    "tpu": (("jax", "libtpu", "torchax"), "models for Google's TPUs, compiled here"),
+    "loadgen": (("mlperf_loadgen",), "load tests by MLCommons LoadGen"),
+}
+
+
+def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
+    """Return name and finding, in the order to print them.
+
+    Args:
+        ceilings: Also measure what the machine can do at all, which takes some ten seconds.
+
+    Raises:
+        InputError: the ceilings can't be measured.
+    """
+    target = Target.host()
+    cpus = ",".join(map(str, target.cpus))
+    findings = [
+        ("processor", target.processor),
+        (
+            "cores",
+            f"{len(target.cpus)} that this process may use ({cpus}), {target.threads} thread(s)",
+        ),
+        ("memory", f"{target.memory_bytes / 2**30:.1f} GiB that this process may use"),
+        ("instructions", " ".join(target.isa) or "none that matter"),
+    ]
+    for name in ("onnxruntime", "openvino", "litert"):
+        kind: type[Engine] = load_object(Engine.registry[name])
+        try:
+            findings.append((name, kind.version()))
+        except InputError as error:
+            findings.append((name, f"missing: {error}"))
+    for extra, (modules, adds) in _EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        findings.append(
+            (
+                f"[{extra}]",
+                "installed"
+                if not missing
+                else f"missing: pip install 'hasten[{extra}]' adds {adds}",
+            )
+        )
+    findings += [(name, target_in_words(name)) for name in FAMILIES]
+    return [*findings, *(_ceilings(target) if ceilings else ())]
+
+
+def target_in_words(name: str) -> str:
+    """Say whether a device is here, models can be made for it from here, or what that takes.
+
+    Args:
+        name: Of its family: "cuda", "fpga", ...
+    """
+    family, target = FAMILIES[name], find_target(name)
+    ready, missing = [], []
+    for engine in family.engines:
+        kind: type[Engine] = load_object(Engine.registry[engine])
+        if not makes_for(kind, target):
+            continue
+        try:
+            version = kind.version()
+            kind.check_tools(target)
+            ready.append(f"{engine} {version}")
+        except InputError as error:
+            missing.append(str(error))
+    here = target.kind == "attached"
+    if ready:
+        return f"{family.noun}, {'present' if here else 'compile-only'}: {', '.join(ready)}"
+    return f"{family.noun}, {'present, and nothing makes models for it' if here else 'absent'}: {missing[0]}"
+
+
+def _ceilings(target: Target) -> Iterator[tuple[str, str]]:
+    """Measure and yield what the machine can do at all."""
+    from hasten.measure.ceilings import measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(target, Path(folder))
+    yield "ceilings", f"the best that was seen of {found.threads} thread(s) at once"
+    for precision, rate in found.operations_per_s.items():
+        yield (
+            f"  {precision}",
+            f"{rate / 1e9:.0f} billion operations/s ({found.reached_by[precision]})",
+        )
+    for level in found.levels:
+        size = "" if level.size_bytes is None else f", {level.size_bytes / 2**20:.3g} MiB"
+        copied, read = level.copied_bytes_per_s / 1e9, level.read_bytes_per_s / 1e9
+        yield f"  {level.name}", f"{copied:.1f} GB/s copied, {read:.1f} GB/s read{size}"
+    yield "  empty call", f"{found.empty_call_ns / 1e3:.1f} µs"

@@ -1,0 +1,11 @@
+"""An open-loop load test of a server that speaks the Open Inference Protocol, over HTTP or gRPC.
+
+Requests are sent when they are due, whatever is still unanswered, and latency counts from when a
+request was due: a server that stalls can't hide it by being asked less.
+"""
+
+from hasten.evaluation.loadtest.generator import run
+from hasten.evaluation.loadtest.result import Offered, Outcome, Result
+from hasten.evaluation.loadtest.words import in_words
+
+__all__ = ["Offered", "Outcome", "Result", "in_words", "run"]

@@ -1,0 +1,177 @@
+"""A client over gRPC: calls side by side on few channels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from hasten.core.extras import missing_extra
+from hasten.errors import InputError
+from hasten.evaluation.loadtest.address import Access, Address
+from hasten.evaluation.loadtest.grpc_messages import judge, metadata_of, metadata_request
+from hasten.evaluation.loadtest.metadata import Metadata
+from hasten.evaluation.loadtest.traffic import CONNECTION, Fate, Traffic, legible
+
+try:
+    import grpc
+    import grpc.aio
+except ImportError as error:
+    raise missing_extra("a load test over gRPC", "serve") from error
+
+_SERVICE = "/inference.GRPCInferenceService"
+_REACH_S = 10.0
+_CALLS_PER_CHANNEL = 64
+"""Servers commonly let 100 calls share a connection."""
+_MOST_MESSAGE_BYTES = 256 << 20
+_REFUSED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+
+
+def _channel(address: Address, access: Access) -> Any:
+    """Return a channel with a connection of its own."""
+    options = [
+        ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    if not address.encrypted:
+        return grpc.aio.insecure_channel(address.authority, options=options)
+    roots = None
+    if access.ca is not None:
+        try:
+            roots = access.ca.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"can't read certificates from {access.ca}: {error.strerror or error}"
+            ) from error
+    credentials = grpc.ssl_channel_credentials(roots)
+    return grpc.aio.secure_channel(address.authority, credentials, options=options)
+
+
+def _fields(access: Access) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {access.token}"),) if access.token else ()
+
+
+async def reach(address: Address, access: Access, model: str, version: str) -> Metadata:
+    """Ask a server what a model takes and gives.
+
+    Raises:
+        InputError: it can't be reached, doesn't have the model, or doesn't speak the protocol.
+    """
+    async with _channel(address, access) as channel:
+        try:
+            answer = await channel.unary_unary(f"{_SERVICE}/ModelMetadata")(
+                metadata_request(model, version), timeout=_REACH_S, metadata=_fields(access)
+            )
+        except grpc.aio.AioRpcError as error:
+            said = legible(error.details() or "") or "no message"
+            if channel.get_state() != grpc.ChannelConnectivity.READY:
+                raise InputError(
+                    f"can't reach {address}: {said}; does the server run, and speak gRPC there?"
+                ) from error
+            raise InputError(
+                f"{address} answers {error.code().name} to the model {model!r}: {said}"
+            ) from error
+    try:
+        return metadata_of(answer)
+    except ValueError as error:
+        raise InputError(
+            f"{address} says something else than what the model {model!r} takes and gives: {error}"
+        ) from error
+
+
+class Call:
+    """Makes one call at a time: a lane of the traffic."""
+
+    def __init__(self, client: GrpcClient, traffic: Traffic, channel: Any) -> None:
+        """Call nothing yet.
+
+        Args:
+            client: Keeps the tasks.
+            traffic: Is told when the lane is free, and what became of a request.
+            channel: To call on.
+        """
+        self._client, self._traffic, self._channel = client, traffic, channel
+        self._infer = channel.unary_unary(f"{_SERVICE}/ModelInfer")
+
+    def send(self, turn: int) -> None:
+        self._client.start(self._call(turn))
+
+    async def _call(self, turn: int) -> None:
+        client = self._client
+        request = client.requests[turn % len(client.requests)]
+        try:
+            answer = await self._infer(request, metadata=client.fields)
+        except grpc.aio.AioRpcError as error:
+            fate = self._fate(error.code().name, error.details() or "")
+            self._traffic.ended(turn, fate, error.details() or "")
+        else:
+            ended_ns = self._traffic.clock_ns()
+            fate, message = judge(answer, client.outputs)
+            self._traffic.ended(turn, fate, message, ended_ns)
+        self._traffic.ready(self)
+
+    def _fate(self, status: str, details: str) -> Fate:
+        """Of a call that failed; gRPC calls it UNAVAILABLE too where there is no connection.
+
+        Nor does it know at once: what a server that goes away leaves is told by GOAWAY.
+        """
+        if status == "DEADLINE_EXCEEDED":
+            return Fate("late", status)
+        if status not in _REFUSED:
+            return Fate("error", status)
+        ready = self._channel.get_state() == grpc.ChannelConnectivity.READY
+        ready &= "GOAWAY" not in details
+        return Fate("refused", status) if ready or status != "UNAVAILABLE" else CONNECTION
+
+
+class GrpcClient:
+    """Makes calls to a server.
+
+    Attributes:
+        requests: Whole ones, sent in turn.
+        outputs: Which the model gives.
+        fields: Sent with each call.
+    """
+
+    def __init__(
+        self, address: Address, access: Access, metadata: Metadata, requests: Sequence[bytes]
+    ) -> None:
+        """Open no channel yet.
+
+        Args:
+            address: Of the server.
+            access: What lets us in.
+            metadata: Of the model.
+            requests: Whole ones, sent in turn.
+        """
+        self._address, self._access = address, access
+        self.requests = requests
+        self.outputs = tuple(one.name for one in metadata.outputs)
+        self.fields = _fields(access)
+        self._channels: list[Any] = []
+        self._lanes = 0
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def open_lane(self, traffic: Traffic) -> None:
+        """Give the traffic one more call side by side."""
+        if self._lanes % _CALLS_PER_CHANNEL == 0:
+            self._channels.append(_channel(self._address, self._access))
+        self._lanes += 1
+        traffic.opened_one(Call(self, traffic, self._channels[-1]))
+
+    def start(self, call: Any) -> None:
+        """Run a call."""
+        task = asyncio.get_running_loop().create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def close(self) -> None:
+        """Give up what is under way, and let go of every channel."""
+        calls = list(self._calls)
+        for task in calls:
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        for channel in self._channels:
+            await channel.close()

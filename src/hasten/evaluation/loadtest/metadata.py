@@ -1,0 +1,127 @@
+"""What a model takes and gives, as a server describes it, and whether an output is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hasten.errors import InputError
+from hasten.serving.protocol.datatypes import DATATYPES, count_of, item_size
+
+_LENGTH_BYTES = 4
+"""Before each element of BYTES, little-endian."""
+SENDABLE = {name: kind for name, kind in DATATYPES.items() if name not in ("BF16", "BYTES")}
+"""The datatypes that are made and read from data here: the protocol's name -> numpy's."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A tensor as the server describes it.
+
+    Attributes:
+        name: As the model calls it.
+        datatype: The protocol's name: "FP32", "INT64", "BYTES", ...
+        shape: One size per axis; -1 is open.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> str:
+        """numpy's name of the datatype.
+
+        Raises:
+            InputError: a load test has no such numbers.
+        """
+        if self.datatype not in SENDABLE:
+            raise InputError(
+                f"input {self}: a load test sends numbers of {', '.join(SENDABLE)}, not "
+                f"{self.datatype!r:.40}"
+            )
+        return SENDABLE[self.datatype]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.datatype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a server says of a model.
+
+    Attributes:
+        inputs: What it takes.
+        outputs: What it gives.
+    """
+
+    inputs: tuple[Described, ...]
+    outputs: tuple[Described, ...]
+
+
+def check_bytes(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> None:
+    """Check that the bytes of an output are as many as its type and shape come to.
+
+    Raises:
+        ValueError: they aren't, or the type is none of the protocol's.
+    """
+    count = element_count(shape)
+    try:
+        item_bytes = item_size(datatype)
+    except InputError as error:
+        raise ValueError(f"output {name!r:.100}: {error}") from error
+    if item_bytes is None:
+        found = _texts(raw)
+        if found != count:
+            raise ValueError(
+                f"output {name!r:.100}: {list(shape)} of BYTES, but {found} of them came"
+            )
+    elif len(raw) != count * item_bytes:
+        raise ValueError(
+            f"output {name!r:.100}: {list(shape)} of {datatype} are {count * item_bytes} bytes; "
+            f"{len(raw)} came"
+        )
+
+
+def check_elements(name: str, shape: Sequence[int], found: int) -> None:
+    """Check that the elements of an output that isn't raw are as many as its shape comes to.
+
+    Raises:
+        ValueError: they aren't.
+    """
+    count = element_count(shape)
+    if found != count:
+        raise ValueError(f"output {name!r:.100}: {list(shape)} are {count} elements; {found} came")
+
+
+def check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
+    """Check that every output is there.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"the output {name!r} is missing; {', '.join(names) or 'none'} came")
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """How many elements a shape has.
+
+    Raises:
+        ValueError: a size is negative.
+    """
+    if any(size < 0 for size in shape):
+        raise ValueError(f"a size in {list(shape)} is negative")
+    return count_of(shape)
+
+
+def _texts(raw: memoryview) -> int:
+    """Count the elements of a tensor of BYTES."""
+    count = at = 0
+    while at < len(raw):
+        at += _LENGTH_BYTES + int.from_bytes(raw[at : at + _LENGTH_BYTES], "little")
+        count += 1
+    if at != len(raw):
+        raise ValueError("a tensor of BYTES is cut short")
+    return count

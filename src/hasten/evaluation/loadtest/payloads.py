@@ -1,0 +1,141 @@
+"""The tensors of the requests: samples of some data, or random numbers, in batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.errors import InputError
+from hasten.evaluation.loadtest.metadata import Described
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.npz import open_npz
+from hasten.inputs.data.requests import random_requests
+
+_DISTINCT = 64
+"""Requests, which are sent in turn; one that is repeated flatters the server's caches."""
+_MOST_BYTES = 256 << 20
+"""Of all requests together."""
+MOST_ROWS = 65_536
+
+
+def payloads(
+    inputs: Sequence[Described],
+    *,
+    data: Path | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = 1,
+    seed: int = 0,
+) -> list[Tensors]:
+    """Return the inputs of some requests, by name, each array in C order and of the input's type.
+
+    Args:
+        inputs: What the model takes.
+        data: An .npz archive of arrays of shape `(n, ...)`, one per input; None for random numbers.
+        shapes: Of random inputs, by name; where a size is open and isn't given, it is 1.
+        batch: Rows of each request.
+        seed: Of the random numbers.
+
+    Raises:
+        InputError: the data, a shape or the batch doesn't fit the model.
+    """
+    shapes = shapes or {}
+    if not inputs:
+        raise InputError("the model says that it takes no inputs: there is nothing to send")
+    if not 1 <= batch <= MOST_ROWS:
+        raise InputError(f"the batch is from 1 to {MOST_ROWS} rows: got {batch}")
+    if data is None:
+        return _random(inputs, shapes, batch, seed)
+    if shapes:
+        raise InputError("shapes are for random requests: leave them out, or the data")
+    return _from_data(inputs, open_npz(data, [one.name for one in inputs]), batch)
+
+
+def _random(
+    inputs: Sequence[Described], shapes: Mapping[str, Sequence[int]], batch: int, seed: int
+) -> list[Tensors]:
+    unknown = sorted(shapes.keys() - {one.name for one in inputs})
+    if unknown:
+        raise InputError(
+            f"the model has no input {unknown[0]!r}, for which a shape is given; "
+            f"it takes {', '.join(map(str, inputs))}"
+        )
+    # The first axis of 1 is taken for that of the samples.
+    specs = [
+        TensorSpec(one.name, one.dtype, (1, *_settled(one, shapes.get(one.name), batch)))
+        for one in inputs
+    ]
+    made = random_requests(specs, seed)
+    drawn = made.inputs(range(len(made)))
+    return [{name: rows[i] for name, rows in drawn.items()} for i in range(len(made))]
+
+
+def _settled(one: Described, given: Sequence[int] | None, batch: int) -> tuple[int, ...]:
+    """Return an input's shape with every size settled."""
+    if given is None:
+        first, rest = one.shape[:1], one.shape[1:]
+        shape = tuple(batch if size < 0 else size for size in first) + tuple(
+            1 if size < 0 else size for size in rest
+        )
+    else:
+        shape = tuple(given)
+        _check_fit(one, shape)
+    if batch != 1 and shape[:1] != (batch,):
+        raise InputError(
+            f"input {one}: a batch of {batch} was asked for, but its first size is "
+            f"{shape[0] if shape else 'missing'}; leave the batch out"
+        )
+    return shape
+
+
+def _check_fit(one: Described, shape: Sequence[int]) -> None:
+    fits = len(shape) == len(one.shape) and all(
+        given >= 0 and size in (-1, given) for size, given in zip(one.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"the model takes {one}; got the shape {list(shape)}")
+
+
+def _from_data(inputs: Sequence[Described], dataset: Dataset, batch: int) -> list[Tensors]:
+    sample = dataset.inputs([0])
+    row_bytes = sum(
+        math.prod(sample[one.name].shape) * np.dtype(one.dtype).itemsize for one in inputs
+    )
+    if batch * row_bytes > _MOST_BYTES:
+        raise InputError(
+            f"a request of {batch} rows takes {batch * row_bytes / 2**20:,.4g} MiB, and the limit "
+            f"is {_MOST_BYTES >> 20} MiB: lower the batch"
+        )
+    distinct = min(_DISTINCT, -(-len(dataset) // batch), _MOST_BYTES // max(1, batch * row_bytes))
+    made: list[Tensors] = []
+    for first in range(0, distinct * batch, batch):
+        rows = dataset.inputs([row % len(dataset) for row in range(first, first + batch)])
+        made.append({one.name: _fitted(one, rows[one.name]) for one in inputs})
+    return made
+
+
+def _fitted(one: Described, rows: Array) -> Array:
+    """Return rows as the input takes them, with an axis for the batch or without."""
+    whole = rows
+    if rows.ndim == len(one.shape) + 1:
+        if len(rows) != 1:
+            raise InputError(
+                f"input {one}: a sample of the data has as many axes as the model's input, so there "
+                f"is none for a batch of {len(rows)}; leave the batch out"
+            )
+        whole = rows[0]
+    _check_fit(one, whole.shape)
+    want = np.dtype(one.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = np.ascontiguousarray(whole, dtype=want)
+    floating = want.kind == "f"
+    if not (
+        np.can_cast(whole.dtype, want, "same_kind") if floating else np.array_equal(cast, whole)
+    ):
+        raise InputError(
+            f"input {one}: the data is of {whole.dtype}, which doesn't fit; save it as {want}"
+        )
+    return cast

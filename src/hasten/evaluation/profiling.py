@@ -1,0 +1,254 @@
+"""Where the time of a request goes, step by step, on each engine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from hasten.bundle import artifact_of, engine_of, read
+from hasten.core.model import Model
+from hasten.core.records import type_name
+from hasten.core.target import Target
+from hasten.engines.base import Artifact, Engine
+from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.layers import LayerTime, summarize
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.requests import first_requests, first_samples, random_requests
+from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.models.source import find_model, load_model, load_with_data
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.config import from_module
+from hasten.measure.latency import Pace
+from hasten.measure.workbench import REQUESTS, Bench
+
+__all__ = ["Profile", "profile", "remarks", "summarize"]
+
+Role: TypeAlias = Literal["model", "winner", "exact"]
+_NAMED = 3
+"""How many of the longest steps a remark names."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where one model spends its time on one engine.
+
+    Attributes:
+        role: "model"; of a bundle "winner" or "exact".
+        label: What it is.
+        threads: How many the engine had.
+        requests: "samples of the data", or "random numbers" where none was given.
+        layers: The steps in the order of execution; none where it failed.
+        latency_ns: Whole requests, one after another, as they are without a profiler.
+        failed: Why there is no profile; "" where there is one.
+    """
+
+    role: Role
+    label: str
+    threads: int
+    requests: str
+    layers: tuple[LayerTime, ...] = ()
+    latency_ns: tuple[int, ...] = ()
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be profiled: a model for an engine to build, or an artifact."""
+
+    role: Role
+    label: str
+    engine: Engine
+    made: Model | Artifact
+
+
+def profile(
+    model: Any,
+    *,
+    data: Any = None,
+    engines: Sequence[str] | None = None,
+    threads: int | None = None,
+    requests: int = REQUESTS,
+    seed: int = 0,
+    pipeline: Pipeline | None = None,
+    custom_ops: Sequence[Path] = (),
+) -> tuple[Profile, ...]:
+    """Time each step of a model on every engine, or of the winner and the exact model of a bundle.
+
+    Args:
+        model: As `optimize` takes it, or a bundle's folder.
+        data: Requests, as `optimize` takes them; random numbers where None.
+        engines: Which runtimes, for a model; by default all that have a profiler. A bundle says itself what runs it.
+        threads: How many each engine has; by default all that this process may use, and no more
+            than the bundle was made for.
+        requests: How many are timed, after some that aren't.
+        seed: Of random requests.
+        pipeline: From an image file to the model's input, for a folder of images.
+        custom_ops: Libraries with operators of the model's own.
+
+    Raises:
+        InputError: the model, the data or an option can't be used.
+        CandidateError: every engine failed.
+    """
+    target = _target(threads)
+    if requests < 1:
+        raise InputError(f"a profile takes at least one request; got requests={requests}")
+    with tempfile.TemporaryDirectory(prefix="hasten-profile-") as work:
+        place = Path(work)
+        if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
+            if engines:
+                raise InputError(
+                    f"{model} is a bundle, which says itself what runs it: name no engine"
+                )
+            bench, subjects, dataset = _of_bundle(
+                Path(model), data, target, seed, custom_ops, place
+            )
+        else:
+            source, dataset = _read(model, data, seed, pipeline, custom_ops, place)
+            bench = _bench(place, target, source.path)
+            subjects = [
+                _Subject("model", type_name(engine), engine, source)
+                for engine in (next(kind.variants(target)) for kind in _kinds(engines))
+            ]
+        samples = write_spool(dataset, place / "requests")
+        said = "random numbers" if data is None else "samples of the data"
+        found = tuple(_profiles(subjects, bench, samples, requests, said))
+    if all(one.failed for one in found):
+        raise CandidateError("; ".join(f"{one.label}: {one.failed}" for one in found))
+    return found
+
+
+def _kinds(engines: Sequence[str] | None) -> list[type[Engine]]:
+    """Return the engines that are asked for, or all that have a profiler."""
+    return (
+        engine_kinds(engines) if engines else [k for k in engine_kinds(ENGINES) if k.has_profiler()]
+    )
+
+
+def _target(threads: int | None) -> Target:
+    host = Target.host()
+    if threads is None:
+        return host
+    if not 1 <= threads <= host.threads:
+        raise InputError(
+            f"threads are 1 to {host.threads}, what this process may use; got {threads}"
+        )
+    return host.with_threads(threads)
+
+
+def _bench(place: Path, target: Target, original: Path | None) -> Bench:
+    return Bench(place, target, memory_bytes=target.memory_bytes // 2, original=original)
+
+
+def _of_bundle(
+    folder: Path, data: Any, target: Target, seed: int, custom_ops: Sequence[Path], place: Path
+) -> tuple[Bench, list[_Subject], Dataset]:
+    """The models that a bundle holds, and requests for them."""
+    manifest = read(folder)
+    target = target.with_threads(min(target.threads, manifest.target.threads))
+    held: dict[Role, Any] = {"winner": manifest.winner}
+    if manifest.exact not in (None, manifest.winner):
+        held["exact"] = manifest.exact
+    subjects = [
+        _Subject(
+            role,
+            part.label,
+            engine_of(part, target.threads),
+            artifact_of(folder, part, manifest, custom_ops),
+        )
+        for role, part in held.items()
+    ]
+    artifacts = [one.made for one in reversed(subjects) if isinstance(one.made, Artifact)]
+    known = (artifact.path for artifact in artifacts if artifact.path.suffix == ".onnx")
+    winner = artifacts[-1]
+    dataset = first_requests(data, winner.inputs, winner.request, manifest.pipeline, seed)
+    return _bench(place, target, next(known, None)), subjects, dataset
+
+
+def _read(
+    model: Any,
+    data: Any,
+    seed: int,
+    pipeline: Pipeline | None,
+    custom_ops: Sequence[Path],
+    place: Path,
+) -> tuple[Model, Dataset]:
+    """A model, settled for the requests that come with it."""
+    found = find_model(model)
+    if data is None:
+        source = _settled(load_model(found, None, place, custom_ops))
+        return source, random_requests(source.request, seed)
+    source, dataset = load_with_data(found, data, pipeline or from_module(found), custom_ops, place)
+    sample = {name: array[0] for name, array in dataset.inputs([0]).items()}
+    return source.settled_by(sample), first_samples(dataset)
+
+
+def _settled(model: Model) -> Model:
+    """Settle a model's request without data: only an open batch axis can be."""
+    sample = {}
+    for spec in model.inputs:
+        if any(isinstance(size, str) for size in spec.shape[1:]):
+            raise InputError(f"{spec} is open in more than its batch: give data, to say how large")
+        batched = bool(spec.shape) and (isinstance(spec.shape[0], str) or spec.shape[0] == 1)
+        shape = [int(size) for size in spec.shape[1 if batched else 0 :]]
+        sample[spec.name] = np.broadcast_to(np.zeros((), spec.dtype), shape)
+    return model.settled_by(sample)
+
+
+def _profiles(
+    subjects: Sequence[_Subject], bench: Bench, samples: Spool, requests: int, said: str
+) -> Iterator[Profile]:
+    """Profile one after another; one that fails leaves the others alone."""
+    for number, subject in enumerate(subjects):
+        facts = (subject.role, subject.label, bench.target.threads, said)
+        try:
+            made = subject.made
+            if isinstance(made, Model):
+                made = bench.build(subject.engine, made, bench.folder / f"built{number}")
+            whole_ns = _whole(bench, subject.engine, made, samples)
+            layers = bench.profile(subject.engine, made, samples, requests=requests)
+        except CandidateError as error:
+            yield Profile(*facts, failed=str(error))
+        else:
+            yield Profile(*facts, layers, whole_ns)
+
+
+def _whole(bench: Bench, engine: Engine, artifact: Artifact, samples: Spool) -> tuple[int, ...]:
+    """Latencies of whole requests, in nanoseconds."""
+    pace = Pace()
+    with bench.open_built(engine, artifact).worker as worker:
+        return tuple(
+            worker.ask(
+                "time",
+                limit_s=pace.limit_s,
+                samples=str(samples.folder),
+                first=0,
+                warmup_ns=pace.warmup_ns,
+                block_ns=pace.block_ns,
+                at_least=pace.at_least,
+                at_most=pace.at_most,
+            )
+        )
+
+
+def remarks(layers: Sequence[LayerTime]) -> list[str]:
+    """Say what of a profile a reader may not expect: a quantized model's steps that aren't in int8."""
+    breakdown = summarize(layers)
+    products = [layer for layer in breakdown.slowest if layer.kind == "arithmetic"]
+    left = [layer for layer in products if layer.precision != "i8"]
+    if not 0 < len(left) < len(products):
+        return []
+    time_ns = sum(layer.median_ns for layer in left)
+    share = time_ns / breakdown.latency_ns if breakdown.latency_ns else 0.0
+    names = ", ".join(" + ".join(layer.sources) or layer.name for layer in left[:_NAMED])
+    more = ", ..." if len(left) > _NAMED else ""
+    return [
+        f"{len(left)} of {len(products)} arithmetic steps don't run in int8, {share:.0%} of the "
+        f"time: {names}{more}"
+    ]

@@ -1,0 +1,343 @@
+"""A bundle's certificate against new data: the gate of a pipeline."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.certification import guarded, judge_ladder, sealed_scores
+from hasten.certificate.planning import check_limits
+from hasten.certificate.verdict import Guard, Judgement, Verdict
+from hasten.core.devices import at_hand, family_of
+from hasten.core.records import from_record, type_name
+from hasten.core.target import Target
+from hasten.core.tensors import Array, TensorSpec, check_tensors
+from hasten.engines.base import Artifact
+from hasten.errors import CandidateError, InputError, IntegrityError
+from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.source import open_data
+from hasten.inputs.data.spool import write_spool
+from hasten.inputs.metrics import parse_metric
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.custom import Custom
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.measure.workbench import Bench, Opened
+from hasten.measure.worker import request_of
+from hasten.optimization.workspace import hashed_groups
+
+Kind: TypeAlias = Literal["fresh data", "regression check"]
+_Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_SEALED = "evidence/sealed.json"
+_SEALED_BYTES = 256 << 20
+"""Three million samples' worth."""
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """What new data says of a bundle.
+
+    Attributes:
+        kind: "fresh data": a certificate of its own. "regression check": the samples were used
+            before, so passing says that nothing changed, not that it is right.
+        judgement: On these samples.
+        used: How many samples were judged.
+        left_out: How many were left out, since the bundle's making had seen them.
+    """
+
+    kind: Kind
+    judgement: Judgement
+    used: int
+    left_out: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit holds."""
+        return self.judgement.verdict is Verdict.CERTIFIED
+
+    def in_words(self) -> str:
+        """One line for people."""
+        seen = f"; {self.left_out:,} samples were left out: the bundle was made with them"
+        note = (
+            "regression check on data that was used before: "
+            if self.kind == "regression check"
+            else ""
+        )
+        said = self.judgement.in_words()
+        verdict = (
+            f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if self.passed else ""
+        )
+        return f"{note}{verdict}{said}{seen if self.left_out else ''}"
+
+
+def certify(
+    bundle: str | os.PathLike[str],
+    data: Any,
+    *,
+    max_drop: float | None = None,
+    confidence: float | None = None,
+    guard: Guard | None = None,
+    metric: str | Metric | None = None,
+    pipeline: Pipeline | None = None,
+    custom_ops: Sequence[Path] = (),
+    listen: Callable[[int], None] = lambda done: None,
+) -> Recheck:
+    """Test a bundle's winner against its exact model on data.
+
+    Fresh is what the bundle's making hasn't seen. A bundle doesn't learn of what it is tested on later,
+    so the same new data counts as fresh every time: only its first verdict is a certificate. Where
+    one of many tries may pass by luck, as after each change of a limit, it isn't one either.
+
+    Args:
+        bundle: Its folder; it must hold the exact model.
+        data: As `optimize` takes it. Samples that the bundle was made with are left out, unless
+            there are no others.
+        max_drop: The limit; by default the certificate's.
+        confidence: By default the certificate's.
+        guard: By default the certificate's.
+        metric: By default the bundle's, unless that is a function: a bundle's word alone runs no
+            code, so name it again.
+        pipeline: By default the bundle's.
+        custom_ops: Libraries with operators of the model's own.
+        listen: Told how many samples are behind.
+
+    Raises:
+        InputError: the bundle or the data can't be used, the bundle was made with groups and the
+            data has none, or its device isn't here and what answers in its place isn't faithful.
+        CandidateError: the winner failed.
+    """
+    folder = Path(bundle)
+    manifest = read(folder)
+    if manifest.exact is None:
+        raise InputError(f"{folder} was made with --no-exact: there is nothing to compare with")
+    _check_device(folder, manifest)
+    limits = _limits(folder, manifest, max_drop, confidence, guard)
+    check_limits(limits.max_drop, limits.confidence)
+    judged_by = guarded(_metric(folder, manifest.metric, metric), limits.guard)
+    exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
+    winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
+    dataset = _labelled(open_data(data, exact.inputs, pipeline or manifest.pipeline), judged_by)
+    seen = _seen(folder, manifest)
+    if seen.groups and dataset.groups is None:
+        raise InputError(
+            f"{folder} was made with groups, and the data has none, so samples that belong together "
+            "would pass for independent ones: give each sample its group, one of its own where it "
+            "belongs with no other"
+        )
+    _check_fits(dataset, winner.request)
+    kind, samples, units = _fresh(dataset, seen)
+    parts = ((manifest.exact, exact), (manifest.winner, winner))
+    own, score = _scores(parts, manifest.target, samples, judged_by, listen)
+    ((_, judgement),) = judge_ladder(
+        own,
+        ("winner",),
+        {"winner": score},
+        units,
+        {"winner": BettingPrior()},
+        metric=judged_by,
+        guard=limits.guard,
+        max_drop=limits.max_drop,
+        confidence=limits.confidence,
+    )
+    if isinstance(judgement, str):
+        raise CandidateError(judgement)
+    return Recheck(kind, judgement, len(samples), len(dataset) - len(samples))
+
+
+def _check_device(folder: Path, manifest: Manifest) -> None:
+    """Check that what the winner answers here is what it answers where it is for.
+
+    Raises:
+        InputError: its device isn't here, and what stands in for it isn't the device bit for bit.
+    """
+    here = at_hand(manifest.target)
+    if here.kind != "compile-only":
+        return
+    for engine in engine_of(manifest.winner, here.threads).runtimes:
+        try:
+            engine.check_faithful()
+        except InputError as error:
+            raise InputError(
+                f"{folder} is for {here.device}, which isn't here, and {error}: run hasten certify where "
+                f"the device is ({family_of(here).noun})"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What is asked of the winner."""
+
+    max_drop: float
+    confidence: float
+    guard: Guard
+
+
+def _limits(
+    folder: Path,
+    manifest: Manifest,
+    max_drop: float | None,
+    confidence: float | None,
+    guard: Guard | None,
+) -> _Limits:
+    """What is asked of it: given here, or as the bundle was asked."""
+    if manifest.certificate is None:
+        if max_drop is None:
+            raise InputError(f"{folder} has no certificate, so no limit either: give --max-drop")
+        return _Limits(max_drop, 0.95 if confidence is None else confidence, guard or "net")
+    try:
+        stated = from_record(Judgement, manifest.certificate.get("judgement"))
+    except IntegrityError as error:
+        raise IntegrityError(f"{folder}: the certificate is damaged: {error}") from error
+    for name, share in (("max_drop", stated.max_drop), ("confidence", stated.confidence)):
+        if not 0 < share < 1:
+            raise IntegrityError(
+                f"{folder}: the certificate is damaged: {name} lies between 0 and 1, and it says "
+                f"{share:g}"
+            )
+    return _Limits(
+        stated.max_drop if max_drop is None else max_drop,
+        stated.confidence if confidence is None else confidence,
+        guard or stated.guard,
+    )
+
+
+def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) -> Metric:
+    """What the data is scored by: given here, or as the bundle states it."""
+    if isinstance(given, Metric):
+        return given
+    if given is not None:
+        return parse_metric(given)
+    try:
+        metric = from_record(Metric, stated)
+    except InputError as error:
+        raise IntegrityError(f"{folder}: the metric is damaged: {error}") from error
+    if isinstance(metric, Custom):
+        raise InputError(
+            f"{folder} was judged by the function {metric.path}: name it again by --metric, since a "
+            "bundle's word alone runs no code"
+        )
+    return metric
+
+
+def _check_fits(dataset: Dataset, request: Sequence[TensorSpec]) -> None:
+    """Check by the first sample that the data is what the model takes.
+
+    Raises:
+        InputError: which input isn't, and what was expected.
+    """
+    first = request_of(dataset.inputs([0]), request)
+    check_tensors(first, request)
+
+
+def _labelled(dataset: Dataset, metric: Metric) -> Dataset:
+    """The data, if it has labels where the metric reads them."""
+    if metric.needs_labels and dataset.labels is None:
+        raise InputError(
+            f"the bundle is judged by {type_name(metric)}, which needs labels; the data has none"
+        )
+    return dataset
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a bundle was made with; the rest of its file is for people.
+
+    Attributes:
+        hashes: SHA-256 of each sealed sample, in hex.
+        seen: Of each sample that calibrated, or that the search saw.
+        groups: Of the name of each group that any of these was of.
+    """
+
+    hashes: frozenset[_Hash]
+    seen: frozenset[_Hash]
+    groups: frozenset[_Hash]
+
+
+def _seen(folder: Path, manifest: Manifest) -> _Seen:
+    """Read which samples the bundle was made with.
+
+    Raises:
+        IntegrityError: it isn't said, or it is too large or damaged.
+    """
+    if _SEALED not in manifest.files:
+        raise IntegrityError(
+            f"{folder} has no {_SEALED}, so what it was made with isn't known and no data is fresh: "
+            "make it anew, or let its run finish with --resume"
+        )
+    size_bytes = manifest.files[_SEALED][1]
+    if size_bytes > _SEALED_BYTES:
+        raise IntegrityError(
+            f"{folder}: {_SEALED} has {size_bytes:,} bytes; at most {_SEALED_BYTES:,} are read"
+        )
+    try:
+        # Typed as it is read: a list of a hundred million empty lists never gets into memory.
+        return msgspec.json.decode((folder / _SEALED).read_bytes(), type=_Seen)
+    except (msgspec.MsgspecError, OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{folder}: {_SEALED} is damaged: {error}") from error
+
+
+def _fresh(dataset: Dataset, seen: _Seen) -> tuple[Kind, Dataset, Array]:
+    """Leave out what the bundle's making has seen, and repeats; all of it again where nothing is left."""
+    groups = () if dataset.groups is None else hashed_groups(dataset.groups)
+    hashes = [dataset.content_hash(i).hex() for i in range(len(dataset))]
+    fresh = [
+        i
+        for i, content in enumerate(hashes)
+        if content not in seen.hashes
+        and content not in seen.seen
+        and not (groups and groups[i] in seen.groups)
+    ]
+    kind: Kind = "fresh data"
+    if not fresh:
+        kind, fresh = "regression check", list(range(len(dataset)))
+    if dataset.groups is not None:
+        chosen = np.array(fresh)
+        units = np.unique(dataset.groups[chosen], return_inverse=True)[1].reshape(-1)
+        return kind, Subset(dataset, chosen), units
+    first = {hashes[i]: i for i in reversed(fresh)}
+    chosen = np.array(sorted(first.values()))
+    return kind, Subset(dataset, chosen), np.arange(len(chosen))
+
+
+def _scores(
+    parts: Sequence[tuple[Part, Artifact]],
+    made_for: Target,
+    samples: Dataset,
+    metric: Metric,
+    listen: Callable[[int], None],
+) -> tuple[Array, Array | str]:
+    """Score the exact model and the winner; the winner's is a text where it failed.
+
+    Args:
+        parts: The exact model, then the winner.
+        made_for: What the bundle was made for; as many threads as were certified, or all that this
+            host has.
+        samples: What they are asked.
+        metric: What is scored.
+        listen: Told how many samples are behind.
+    """
+    host = at_hand(made_for)
+    target = host.with_threads(max(1, min(made_for.threads, host.threads)))
+    opened: list[Opened] = []
+    with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
+        desk = Bench(Path(work), target)
+        try:
+            for part, artifact in parts:
+                opened.append(desk.open_built(engine_of(part, target.threads), artifact))
+            first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
+            desk.fit_chunk(opened[0], first)
+            own, scores = sealed_scores(
+                desk, opened[0], {"winner": opened[1]}, samples, metric, listen
+            )
+        finally:
+            for one in opened:
+                one.worker.kill()
+    return own, scores["winner"]

@@ -1,0 +1,61 @@
+"""Samples that are in memory already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.samples import check_counts, check_finite, holds_numbers, tensors_hash
+
+
+class ArrayDataset(Dataset):
+    """Arrays by input name, each of shape `(n, ...)`. They are read where they are, not copied."""
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Array],
+        labels: Array | None = None,
+        groups: Array | None = None,
+    ) -> None:
+        """Check that the counts agree.
+
+        Args:
+            inputs: Arrays of shape `(n, ...)` by input name.
+            labels: `(n, ...)`.
+            groups: `(n,)` integers or strings.
+
+        Raises:
+            InputError: no samples, counts that differ, or arrays of Python objects.
+        """
+        for name, array in inputs.items():
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"input {name!r} is a {type(array).__name__}, not a numpy array")
+            if not holds_numbers(array.dtype):
+                raise InputError(f"input {name!r} is an array of {array.dtype}; give numbers")
+            if array.ndim == 0:
+                raise InputError(f"input {name!r} is a single number; give an array of samples")
+        self._arrays = dict(inputs)
+        self.names = tuple(inputs)
+        self.labels = None if labels is None else np.asarray(labels)
+        self.groups = None if groups is None else np.asarray(groups)
+        counts = {name: len(array) for name, array in inputs.items()}
+        self._count = check_counts(counts, self.labels, self.groups)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
+        rows = np.asarray(indices, dtype=np.int64)
+        read = {name: array[rows] for name, array in self._arrays.items()}
+        for name, samples in read.items():
+            check_finite(name, samples, indices)
+        return read
+
+    def content_hash(self, index: int) -> bytes:
+        for name, array in self._arrays.items():
+            check_finite(name, array[index : index + 1], [index])
+        return tensors_hash({name: array[index] for name, array in self._arrays.items()})

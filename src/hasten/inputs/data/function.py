@@ -1,0 +1,206 @@
+"""Samples from Python: what the user's own function gives."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.records import load_object
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.rereading import Rereading
+from hasten.inputs.data.samples import RESERVED, holds_numbers, tensors_hash
+from hasten.inputs.data.spool import SpoolWriter
+
+
+def call_function(
+    source: str, names: Sequence[str], folder: Path, *, reread: bool = False
+) -> Dataset:
+    """Call "module:function" or "file.py:function", and read what it gives.
+
+    Args:
+        source: A function without arguments, or a value.
+        names: The model's inputs.
+        folder: Where samples that come one by one are written; empty, or doesn't exist yet.
+        reread: See `from_python`.
+
+    Raises:
+        InputError: there is no such function, or it gives no data.
+    """
+    found = load_object(source)
+    given = found() if callable(found) and not isinstance(found, Dataset) else found
+    return from_python(given, names, folder, source, reread=reread)
+
+
+def from_python(
+    given: Any,
+    names: Sequence[str],
+    folder: Path,
+    source: str = "the data",
+    *,
+    reread: bool = False,
+) -> Dataset:
+    """Read data that Python code hands over.
+
+    Args:
+        given: One of
+            - a `Dataset`;
+            - a mapping of arrays of shape `(n, ...)`, `labels` and `groups` among them or not;
+            - an array of shape `(n, ...)`, for a model with one input;
+            - a tuple `(inputs, labels)` or `(inputs, labels, groups)` of one of these two and
+              arrays (labels may be None);
+            - a list, a sequence (a torch `Dataset`) or an iterable of samples, each of them
+              `(inputs, label)`, `(inputs, label, group)` or `inputs`, where inputs is an array
+              without an axis for samples, or a mapping of them. They are written to `folder`
+              one at a time.
+        names: The model's inputs; empty where it doesn't say, and the data's own names count.
+        folder: Empty, or doesn't exist yet.
+        source: What to call the data in a message.
+        reread: Read the samples of a sequence anew whenever they are asked for, instead of writing
+            them once: training goes on with those that are made up anew each time.
+
+    Raises:
+        InputError: it is none of these, or its parts don't fit together.
+    """
+    if isinstance(given, Dataset):
+        return given
+    if isinstance(given, (Mapping, np.ndarray)):
+        return _whole(given, None, None, names, source)
+    if isinstance(given, tuple):
+        if len(given) not in (2, 3) or not isinstance(given[0], (Mapping, np.ndarray)):
+            raise InputError(
+                f"{source}: a tuple is (inputs, labels) or (inputs, labels, groups) of whole "
+                "arrays; give samples as a list"
+            )
+        return _whole(given[0], given[1], given[2] if len(given) == 3 else None, names, source)
+    if getattr(given, "batch_sampler", None) is not None:
+        raise InputError(
+            f"{source}: a DataLoader gives batches; give its dataset, or batch_size=None"
+        )
+    if isinstance(given, (str, bytes)) or not _iterable(given):
+        raise InputError(
+            f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"
+        )
+    if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+        return Rereading(len(given), lambda i: _parts(given[i], i, names, source), source)
+    return _spooled(_each(given), names, folder, source)
+
+
+def _iterable(given: Any) -> bool:
+    return isinstance(given, Iterable) or (
+        hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    )
+
+
+def _each(given: Any) -> Iterator[Any]:
+    """Yield samples; by position where there is a length, as torch's data sets want it."""
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+        return (given[i] for i in range(len(given)))
+    return iter(given)
+
+
+def _array(value: Any) -> Array:
+    """Turn numbers, lists and torch tensors into an array."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def _whole(
+    inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str
+) -> ArrayDataset:
+    """Take whole arrays as they are."""
+    rows = {"labels": labels, "groups": groups}
+    if isinstance(inputs, Mapping):
+        inputs = dict(inputs)
+        for role in RESERVED:
+            if role not in names and role in inputs:
+                rows[role] = inputs.pop(role)
+    arrays = _named(inputs, names, source)
+    taken = {role: None if value is None else _array(value) for role, value in rows.items()}
+    return ArrayDataset(arrays, taken["labels"], taken["groups"])
+
+
+def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Array]:
+    """Give inputs the model's names."""
+    if isinstance(inputs, Mapping):
+        arrays = {str(name): _array(value) for name, value in inputs.items()}
+        if not names:
+            return arrays
+        if len(arrays) == len(names) == 1:
+            return dict(zip(names, arrays.values(), strict=True))
+        if set(arrays) != set(names):
+            raise InputError(
+                f"the model takes the inputs {', '.join(names)}; {source} has "
+                f"{', '.join(arrays) or 'none'}"
+            )
+        return {name: arrays[name] for name in names}
+    if not names:
+        raise InputError(
+            f"the model doesn't say what its inputs are called; {source} has one array without a "
+            "name: give a mapping"
+        )
+    if len(names) != 1:
+        raise InputError(
+            f"the model takes the inputs {', '.join(names)}; {source} has one array without a name: "
+            "give a mapping"
+        )
+    return {names[0]: _array(inputs)}
+
+
+def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source: str) -> Dataset:
+    """Write samples to disk one at a time; only labels and groups stay in memory."""
+    read = (_parts(sample, index, names, source) for index, sample in enumerate(samples))
+    first = next(read, None)
+    if first is None:
+        raise InputError(f"{source} has no samples")
+    width = len(first)
+    labels: list[Array] = []
+    groups: list[Any] = []
+    with SpoolWriter(folder, names or list(first[0])) as writer:
+        for index, parts in enumerate(itertools.chain([first], read)):
+            if len(parts) != width:
+                raise InputError(
+                    f"{source}: sample {index} has {len(parts)} parts, the first has {width}"
+                )
+            tensors: dict[str, Array] = parts[0]
+            writer.append({n: a[np.newaxis] for n, a in tensors.items()}, [tensors_hash(tensors)])
+            if width > 1:
+                labels.append(_label(parts[1], labels, index, source))
+            if width > 2:
+                groups.append(parts[2])
+        return writer.finish(
+            np.stack(labels) if width > 1 else None, np.array(groups) if width > 2 else None
+        )
+
+
+def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[Any, ...]:
+    """Return a sample as (inputs by name, label, group), as far as it has them."""
+    parts = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
+    if len(parts) not in (1, 2, 3):
+        raise InputError(
+            f"{source}: sample {index} has {len(parts)} parts; "
+            "give inputs, (inputs, label) or (inputs, label, group)"
+        )
+    tensors = _named(parts[0], names, source)
+    for name, array in tensors.items():
+        if not holds_numbers(array.dtype):
+            raise InputError(
+                f"input {name!r}: sample {index} is an array of {array.dtype}; give numbers"
+            )
+    return (tensors, *parts[1:])
+
+
+def _label(value: Any, before: list[Array], index: int, source: str) -> Array:
+    """Return one label; all have one shape."""
+    label = _array(value)
+    if before and label.shape != before[0].shape:
+        raise InputError(
+            f"{source}: the label of sample {index} has the shape {list(label.shape)}, "
+            f"the first {list(before[0].shape)}; pad labels to one shape"
+        )
+    return label

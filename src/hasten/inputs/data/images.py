@@ -1,0 +1,146 @@
+"""A folder of images: a folder for each class, or images straight inside."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hasten.core.records import file_digest
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.samples import check_counts, check_shape, stack
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.image import check_header
+
+SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+GROUPS = "groups.csv"
+
+
+class ImageFolder(Dataset):
+    """Image files as samples, decoded and prepared when they are read.
+
+    Attributes:
+        files: One per sample, sorted by class and name.
+        classes: The class folders' names, sorted: label `i` is `classes[i]`. None without.
+    """
+
+    def __init__(self, folder: Path, pipeline: Pipeline, name: str) -> None:
+        """List a folder, and look at each image's header.
+
+        Samples that belong together (frames of one video, crops of one photo) are named by a
+        file `groups.csv` in the folder, if it is there: lines of `path,group`, the path as seen
+        from the folder.
+
+        Args:
+            folder: With a folder for each class, or with images straight inside.
+            pipeline: From a file to the model's input.
+            name: The model's input.
+
+        Raises:
+            InputError: no such folder, no images, images both beside and in class folders, an
+                empty class folder, a file that isn't an image, or groups that don't fit.
+        """
+        if not folder.is_dir():
+            raise InputError(f"no such folder: {folder}")
+        self._pipeline = pipeline
+        self.names = (name,)
+        self.files, labels, self.classes = _list(folder)
+        self.labels = None if labels is None else np.array(labels, np.int64)
+        self.groups = _groups(folder, self.files)
+        check_counts({name: len(self.files)}, self.labels, self.groups, str(folder))
+        for file in self.files:
+            check_header(file)
+        self._hashes: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
+        (name,) = self.names
+        return {name: stack(name, [self._pipeline(self.files[i]) for i in indices], indices)}
+
+    @cached_property
+    def _shape(self) -> tuple[int, ...]:
+        """The first sample's shape."""
+        return self._pipeline(self.files[0]).shape
+
+    def content_hash(self, index: int) -> bytes:
+        """Return the SHA-256 of the file's bytes; the first time, prepare the image as well.
+
+        Raises:
+            InputError: the file can't be read or decoded, or its sample isn't finite or has
+                another shape than the first.
+        """
+        if index not in self._hashes:
+            file = self.files[index]
+            try:
+                content = bytes.fromhex(file_digest(file))
+            except OSError as error:
+                raise InputError(f"can't read {file}: {error.strerror}") from error
+            # From the path, while the file is in the page cache: its pixels are bounded, its size isn't.
+            (sample,) = self.inputs([index]).values()
+            check_shape(self.names[0], sample[0], self._shape, index)
+            self._hashes[index] = content
+        return self._hashes[index]
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the images straight inside a folder, by name; hidden files aren't data."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] | None]:
+    """Return files, labels and class names."""
+    loose = _images(folder)
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if loose and classes:
+        raise InputError(
+            f"{folder} has images beside the class folder {classes[0].name}: "
+            "put every image into a class folder, or none"
+        )
+    if not loose and not classes:
+        raise InputError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
+    if loose:
+        return loose, None, None
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, inner in enumerate(classes):
+        found = _images(inner)
+        if not found:
+            raise InputError(f"the class folder {inner} has no images; fill it or take it out")
+        files += found
+        labels += [label] * len(found)
+    return files, labels, tuple(inner.name for inner in classes)
+
+
+def _groups(folder: Path, files: Sequence[Path]) -> Array | None:
+    """Read `groups.csv`, if it is there."""
+    table = folder / GROUPS
+    if not table.exists():
+        return None
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            rows = [row for row in csv.reader(lines) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{table} isn't lines of `path,group` in UTF-8: {error}; save it as such"
+        ) from error
+    wrong = next((row for row in rows if len(row) != 2), None)
+    if wrong is not None:
+        raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")
+    groups = dict(rows)
+    for file in files:
+        if str(file.relative_to(folder)) not in groups:
+            raise InputError(f"{table} has no line for {file.relative_to(folder)}")
+    return np.array([groups[str(file.relative_to(folder))] for file in files])

@@ -1,0 +1,80 @@
+"""Arrays that stay on disk and are read row by row.
+
+By pread, not mmap: pages of a mapped file count as the process's memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+
+
+@dataclass(frozen=True)
+class RawArray:
+    """An array's bytes in a file, in C order.
+
+    Attributes:
+        path: The file.
+        dtype: Of an element; another byte order than the machine's is turned on reading.
+        shape: `(n, ...)`.
+        offset_bytes: Where the first row begins.
+    """
+
+    path: Path
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    offset_bytes: int = 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def rows(self, indices: Sequence[int]) -> Array:
+        """Read some rows.
+
+        Returns:
+            `(len(indices), ...)`, C-contiguous, the caller's own.
+
+        Raises:
+            InputError: the file can't be read, or ends before a row does.
+        """
+        out = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        try:
+            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InputError(f"can't read {self.path}: {error.strerror}") from error
+        try:
+            for row, index in enumerate(indices):
+                if not 0 <= index < len(self):
+                    raise IndexError(f"row {index} of {len(self)}")
+                self._read_row(file, index, out, row)
+        finally:
+            os.close(file)
+        return out if self.dtype.isnative else out.astype(self.dtype.newbyteorder("="))
+
+    def _read_row(self, file: int, index: int, out: Array, row: int) -> None:
+        """Fill `out[row]`; one pread may give less than was asked."""
+        if not self.row_bytes:
+            return
+        wanted = out[row : row + 1].reshape(-1).view(np.uint8).data
+        place = self.offset_bytes + index * self.row_bytes
+        while wanted:
+            try:
+                count = os.preadv(file, [wanted], place)
+            except OSError as error:
+                raise InputError(f"can't read {self.path}: {error.strerror}") from error
+            if count == 0:
+                raise InputError(f"{self.path} is cut short: it ends before sample {index} does")
+            wanted, place = wanted[count:], place + count

@@ -1,0 +1,132 @@
+"""What holds for every data set: its counts agree, its samples are finite and of one shape."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+
+RESERVED = ("labels", "groups")
+
+
+def check_counts(
+    counts: Mapping[str, int], labels: Array | None, groups: Array | None, source: str = "the data"
+) -> int:
+    """Check that inputs, labels and groups have as many rows as each other, and labels are finite.
+
+    Args:
+        counts: Input name -> how many samples it has.
+        labels: One row per sample, or None.
+        groups: `(n,)`, or None.
+        source: What to call the data in a message.
+
+    Returns:
+        How many samples there are.
+
+    Raises:
+        InputError: there are none, the counts differ, or a label isn't finite.
+    """
+    if not counts:
+        raise InputError(f"{source} has no inputs: give an array for each input of the model")
+    first, count = next(iter(counts.items()))
+    for name, other in counts.items():
+        if other != count:
+            raise InputError(f"input {name!r}: {other} samples, but {first!r} has {count}")
+    if count == 0:
+        raise InputError(f"{source} has no samples")
+    for role, rows in (("labels", labels), ("groups", groups)):
+        if rows is None:
+            continue
+        if rows.dtype.hasobject:
+            raise InputError(f"{role} are Python objects; give an array of numbers or strings")
+        if rows.ndim == 0:
+            raise InputError(f"{role}: a single value for {count} samples; give one each")
+        if len(rows) != count:
+            raise InputError(f"{role}: {len(rows)} for {count} samples; give one each")
+    if groups is not None and groups.ndim != 1:
+        raise InputError(f"groups: {list(groups.shape)} for {count} samples; give one value each")
+    bad = None if labels is None else _first_not_finite(labels)
+    if bad is not None:
+        raise InputError(f"labels: sample {bad} has NaN or Inf; mend it or leave it out")
+    return count
+
+
+def check_finite(name: str, samples: Array, indices: Sequence[int]) -> None:
+    """Check that no number is NaN or infinite.
+
+    Args:
+        name: The input's name.
+        samples: `(len(indices), ...)`.
+        indices: The samples' positions in the data.
+
+    Raises:
+        InputError: the first sample that isn't finite.
+    """
+    bad = _first_not_finite(samples)
+    if bad is not None:
+        raise InputError(
+            f"input {name!r}: sample {indices[bad]} has NaN or Inf; mend it or leave it out"
+        )
+
+
+def holds_numbers(dtype: np.dtype[Any]) -> bool:
+    """Whether an array of this type is one of numbers; bfloat16 and its like are of kind V too."""
+    return dtype.kind in "biufcV" and dtype.type is not np.void
+
+
+def _first_not_finite(rows: Array) -> int | None:
+    """Return the first row with NaN or Inf; None where there is none."""
+    if rows.dtype.kind not in "fcV" or not holds_numbers(rows.dtype) or np.isfinite(rows).all():
+        return None
+    return next(i for i, row in enumerate(rows) if not np.isfinite(row).all())
+
+
+def check_shape(name: str, sample: Array, first: tuple[int, ...], index: int) -> None:
+    """Check that a sample has the first one's shape.
+
+    Raises:
+        InputError: which dimension the data leaves open.
+    """
+    if sample.shape == first:
+        return
+    if sample.ndim != len(first):
+        raise InputError(
+            f"input {name!r}: sample {index} has {sample.ndim} dimensions {list(sample.shape)}, "
+            f"the first has {len(first)} {list(first)}"
+        )
+    axis = next(i for i, (a, b) in enumerate(zip(sample.shape, first, strict=True)) if a != b)
+    raise InputError(
+        f"input {name!r}: sample {index} is {list(sample.shape)}, the first is {list(first)}, so the "
+        f"data doesn't settle dimension {axis} of a sample; pad, crop or resize all to one shape"
+    )
+
+
+def stack(name: str, samples: Sequence[Array], indices: Sequence[int]) -> Array:
+    """Stack samples of one shape, and check that they are finite.
+
+    Returns:
+        `(len(samples), ...)`.
+
+    Raises:
+        InputError: shapes differ, or a sample isn't finite.
+    """
+    for index, sample in zip(indices, samples, strict=True):
+        check_shape(name, sample, samples[0].shape, index)
+    stacked = np.stack(samples)
+    check_finite(name, stacked, indices)
+    return stacked
+
+
+def tensors_hash(sample: Mapping[str, Array]) -> bytes:
+    """Return the SHA-256 of one sample: names, dtypes, shapes and bytes, in the names' order."""
+    whole = hashlib.sha256()
+    for name in sorted(sample):
+        array = np.ascontiguousarray(sample[name])
+        whole.update(f"{name}\0{array.dtype.name}\0{list(sample[name].shape)}\0".encode())
+        whole.update(array.reshape(-1).view(np.uint8).data)
+    return whole.digest()

@@ -1,0 +1,95 @@
+"""From what a person names as data to a `Dataset`."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.function import call_function, from_python
+from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.npz import open_npz
+from hasten.inputs.pipeline.base import Pipeline
+
+
+def open_data(
+    source: Any,
+    model_inputs: Sequence[TensorSpec],
+    pipeline: Pipeline | None = None,
+    workdir: Path | None = None,
+    *,
+    reread: bool = False,
+) -> Dataset:
+    """Open data of any kind.
+
+    Args:
+        source: The path of an .npz archive or of a folder of images, "module:function",
+            "file.py:function", or what such a function may give: see `from_python`.
+        model_inputs: What the model takes; empty where it doesn't say: then the data's own
+            names count.
+        pipeline: From an image file to the model's input; a folder of images needs it.
+        workdir: Where data is unpacked to; empty, or doesn't exist yet. By default a temporary
+            folder that goes with the data set.
+        reread: See `from_python`.
+
+    Raises:
+        InputError: there is no such data, or it doesn't fit together.
+    """
+    names = [spec.name for spec in model_inputs]
+    if isinstance(source, Dataset):
+        return source
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.is_dir():
+            return _images(path, names, pipeline)
+        if path.is_file():
+            if path.suffix == ".npz":
+                return open_npz(path, names, workdir)
+            raise InputError(
+                f"{path} is no kind of data that hasten reads: give an .npz archive, a folder of "
+                "images, or module:function"
+            )
+        if isinstance(source, Path) or ":" not in source:
+            raise InputError(f"no such file: {path}")
+    owned = Path(tempfile.mkdtemp(prefix="hasten-data-")) if workdir is None else None
+    folder = workdir or owned
+    assert folder is not None
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} isn't empty: give a new folder to unpack data to")
+    try:
+        if isinstance(source, str):
+            dataset = call_function(source, names, folder, reread=reread)
+        else:
+            dataset = from_python(source, names, folder, reread=reread)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # What was written is no whole data set.
+        raise
+    if owned is not None:
+        weakref.finalize(dataset, shutil.rmtree, owned, ignore_errors=True)
+    return dataset
+
+
+def _images(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> ImageFolder:
+    """Open a folder of images for a model that takes one."""
+    if not names:
+        raise InputError(
+            f"{folder} is a folder of images, but the model doesn't say what its input is called: "
+            "give an .npz archive or module:function"
+        )
+    if len(names) != 1:
+        raise InputError(
+            f"{folder} is a folder of images, but the model takes the inputs {', '.join(names)}: "
+            "give an .npz archive or module:function"
+        )
+    if pipeline is None:
+        raise InputError(
+            f"{folder} is a folder of images, and nothing says how to prepare them: give a size, "
+            "mean and std, or a pipeline file"
+        )
+    return ImageFolder(folder, pipeline, names[0])

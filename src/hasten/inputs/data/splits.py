@@ -1,0 +1,225 @@
+"""The split of a data set: what calibrates, what the search sees, what stays sealed."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.samples import check_counts
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three parts that share no sample, no content and no group.
+
+    Attributes:
+        calibration: Sets the ranges of quantizers.
+        search: Judges candidates while they are tried.
+        sealed: Read once, after the ladder is frozen.
+        sealed_hashes: The sealed samples' content hashes in hex, in order.
+        sealed_units: `(len(sealed),)` integers: samples with one number were drawn together, as
+            they share a group or their content. All differ where each sample stands alone.
+        search_units: The same for `search`.
+    """
+
+    calibration: Dataset
+    search: Subset
+    sealed: Subset
+    sealed_hashes: tuple[str, ...]
+    sealed_units: Indices
+    search_units: Indices
+
+
+def split(
+    dataset: Dataset,
+    *,
+    calibration: int = 300,
+    search: float = 0.3,
+    seed: int = 0,
+    training: Dataset | None = None,
+) -> Splits:
+    """Split a data set by content and by group.
+
+    What is drawn are units: samples that share a group or their content are one, and never
+    parted. Units are put in the order of SHA-256(seed, the unit's least content hash), so the
+    split depends on the seed and on what the samples hold, not on their order or names. Of `u`
+    units with `n` samples, the first `min(u * calibration / n, u / 3)` calibrate (samples past
+    the number asked for go unused), then the share `search` of the rest is searched on, and
+    what is left is sealed. How large a unit is has no say in where it lands: it would bias the
+    sealed part. With training data, that calibrates, and all of `dataset` is judged on.
+
+    Args:
+        dataset: The data to judge on. Its samples are hashed one at a time, and so checked.
+        calibration: How many samples calibrate, at most.
+        search: The share of the rest that the search sees, in (0, 1).
+        seed: Any integer; another one gives another split.
+        training: Data that the model was trained on.
+
+    Raises:
+        InputError: too few samples, one that can't be used, settings out of range, or training
+            data that shares content or a group with the data to judge on.
+    """
+    if calibration < 1:
+        raise InputError(f"calibration={calibration}: give at least 1 sample to calibrate with")
+    if not 0 < search < 1:
+        raise InputError(f"search={search}: give a share between 0 and 1, such as 0.3")
+    check_counts(dict.fromkeys(dataset.names, len(dataset)), dataset.labels, dataset.groups)
+    hashes = _hashes(dataset)
+    units = _units(hashes, dataset)
+    order = _order(units, hashes, seed)
+    least = 3 if training is None else 2
+    if len(order) < least:
+        raise InputError(_too_few(len(dataset), len(order), least, dataset.groups is not None))
+    if training is None:
+        share = round(len(order) * calibration / len(dataset))
+        first = max(1, min(share, len(order) // 3))
+        chosen = np.concatenate(order[:first])[:calibration]
+        calibrating: Dataset = Subset(dataset, chosen)
+    else:
+        first = 0
+        calibrating = _from_training(training, dataset, hashes, calibration, seed)
+    rest = order[first:]
+    middle = max(1, min(round(len(rest) * search), len(rest) - 1))
+    searched, sealed = np.concatenate(rest[:middle]), np.concatenate(rest[middle:])
+    return Splits(
+        calibration=calibrating,
+        search=Subset(dataset, searched),
+        sealed=Subset(dataset, sealed),
+        sealed_hashes=tuple(hashes[i].tobytes().hex() for i in sealed),
+        sealed_units=units[sealed],
+        search_units=units[searched],
+    )
+
+
+def held_out(dataset: Dataset, count: int, seed: int = 0) -> tuple[Subset, Subset]:
+    """Part training data: what is trained on, and what tells how the training does.
+
+    Args:
+        dataset: Training data; whole units are drawn, as in `split`.
+        count: How many samples are held out, about; a fifth of the data at most.
+        seed: Any integer.
+
+    Returns:
+        The rest, and what is held out.
+
+    Raises:
+        InputError: too few samples, or one that can't be used.
+    """
+    check_counts(dict.fromkeys(dataset.names, len(dataset)), dataset.labels, dataset.groups)
+    hashes = _hashes(dataset)
+    order = _order(_units(hashes, dataset), hashes, seed)
+    if len(order) < 2:
+        raise InputError(
+            f"the training data has {len(dataset)} samples that are all alike or of one group; give "
+            "at least two that differ"
+        )
+    share = min(count / len(dataset), 0.2)
+    out = max(1, round(share * len(order)))
+    chosen, rest = np.concatenate(order[:out]), np.concatenate(order[out:])
+    return Subset(dataset, np.sort(rest)), Subset(dataset, np.sort(chosen))
+
+
+def _hashes(dataset: Dataset) -> npt.NDArray[np.uint8]:
+    """Return `(n, 32)` bytes: every sample's content hash, read one at a time."""
+    hashes = np.empty((len(dataset), 32), np.uint8)
+    for i in range(len(dataset)):
+        hashes[i] = np.frombuffer(dataset.content_hash(i), np.uint8)
+    return hashes
+
+
+def _units(hashes: npt.NDArray[np.uint8], dataset: Dataset) -> Indices:
+    """Return `(n,)`: the same number where samples share a group or content, in any chain."""
+    _, contents = np.unique(hashes, axis=0, return_inverse=True)
+    contents = contents.reshape(-1).astype(np.int64)
+    if dataset.groups is None:
+        return contents
+    _, groups = np.unique(dataset.groups, return_inverse=True)
+    groups = groups.reshape(-1) + contents.max(initial=-1) + 1
+    parent = list(range(int(groups.max(initial=-1)) + 1))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for content, group in zip(contents.tolist(), groups.tolist(), strict=True):
+        parent[root(content)] = root(group)
+    return np.array([root(content) for content in contents.tolist()], np.int64)
+
+
+def _order(units: Indices, hashes: npt.NDArray[np.uint8], seed: int) -> list[Indices]:
+    """Return each unit's samples, by content hash; the units in the order that the seed gives."""
+    by_content = np.lexsort(hashes.T[::-1])
+    members: dict[int, list[int]] = {}
+    for index in by_content.tolist():
+        members.setdefault(int(units[index]), []).append(index)
+    # Samples came in the order of their hashes: the first of each unit has the least.
+    keyed = sorted((_key(seed, hashes[m[0]].tobytes()), m) for m in members.values())
+    return [np.array(m, np.int64) for _, m in keyed]
+
+
+def _key(seed: int, content: bytes) -> bytes:
+    """Return a number that is random to anyone, and the same each time."""
+    return hashlib.sha256(f"{seed}:".encode() + content).digest()
+
+
+def _from_training(
+    training: Dataset,
+    dataset: Dataset,
+    hashes: npt.NDArray[np.uint8],
+    calibration: int,
+    seed: int,
+) -> Subset:
+    """Choose the training samples that calibrate, and check that none is judged on too."""
+    if set(training.names) != set(dataset.names):
+        raise InputError(
+            f"the training data has the inputs {', '.join(training.names)}; "
+            f"the data to judge on has {', '.join(dataset.names)}"
+        )
+    judged = {row.tobytes() for row in hashes}
+    shared: list[int] = []
+
+    def keys() -> Iterator[tuple[bytes, int]]:
+        for index in range(len(training)):
+            content = training.content_hash(index)
+            if content in judged:
+                shared.append(index)
+            yield _key(seed, content), index
+
+    chosen = heapq.nsmallest(calibration, keys())
+    if shared:
+        raise InputError(
+            f"{len(shared)} of {len(training)} training samples are in the data to judge on too "
+            f"(training sample {shared[0]} is the first); take them out of one of the two"
+        )
+    if training.groups is not None and dataset.groups is not None:
+        both = np.intersect1d(training.groups, dataset.groups)
+        if len(both):
+            raise InputError(
+                f"{len(both)} groups are in the training data and in the data to judge on "
+                f"({both[0]!s} is the first); take them out of one of the two"
+            )
+    return Subset(training, np.array([index for _, index in chosen], np.int64))
+
+
+def _too_few(samples: int, units: int, least: int, grouped: bool) -> str:
+    """Say how many there are and how many would do."""
+    uses = (
+        "one each to calibrate, to search and to certify"
+        if least == 3
+        else "one each to search and to certify"
+    )
+    if samples < least:
+        return f"the data has {samples} samples; give at least {least}: {uses}"
+    what = "groups" if grouped else "different samples"
+    return f"the data has {units} {what} in {samples} samples; give at least {least} {what}: {uses}"

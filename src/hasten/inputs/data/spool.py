@@ -1,0 +1,213 @@
+"""Samples written to disk as raw bytes, for the worker processes to read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hasten.core.records import read_json, write_json
+from hasten.core.tensors import Array
+from hasten.errors import InputError, IntegrityError
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.raw import RawArray
+from hasten.inputs.data.samples import RESERVED, check_counts, check_finite, check_shape
+
+INDEX = "index.json"
+HASHES = "hashes.raw"
+SCHEMA = 1
+CHUNK_BYTES = 64 * 2**20
+"""How much of a data set `write_spool` holds at once, at most; never less than one sample."""
+
+
+class Spool(Dataset):
+    """A folder with a raw file per input, made by `write_spool`.
+
+    In it are `input0.raw`, ... with the samples in C order, `hashes.raw` with 32 bytes each,
+    `labels.npy` and `groups.npy` where there are any, and `index.json`, which is written last.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a spool. `Spool.open` is the same.
+
+        Raises:
+            IntegrityError: the folder holds no whole spool.
+        """
+        self.folder = folder
+        index = read_json(folder / INDEX)
+        try:
+            if index["schema"] != SCHEMA:
+                raise IntegrityError(f"{folder} was written by another version; delete it")
+            self._count = int(index["count"])
+            self._inputs = {
+                str(entry["name"]): RawArray(
+                    folder / f"input{i}.raw",
+                    np.dtype(str(entry["dtype"])),
+                    (self._count, *map(int, entry["shape"])),
+                )
+                for i, entry in enumerate(index["inputs"])
+            }
+            self._hashes = RawArray(folder / HASHES, np.dtype(np.uint8), (self._count, 32))
+            rows = {
+                role: np.load(folder / f"{role}.npy", allow_pickle=False) if index[role] else None
+                for role in RESERVED
+            }
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise IntegrityError(f"{folder} is no whole spool: {error}; delete it") from error
+        self.names = tuple(self._inputs)
+        self.labels, self.groups = rows["labels"], rows["groups"]
+
+    @classmethod
+    def open(cls, folder: Path) -> Spool:
+        """Open what `write_spool` wrote."""
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
+        return {name: array.rows(indices) for name, array in self._inputs.items()}
+
+    def content_hash(self, index: int) -> bytes:
+        return self._hashes.rows([index]).tobytes()
+
+
+def write_spool(dataset: Dataset, folder: Path, chunk: int = 64) -> Spool:
+    """Copy a data set to disk, `chunk` samples at a time and at most 64 MiB or one sample.
+
+    Args:
+        dataset: What to copy; its content hashes are kept.
+        folder: Empty, or doesn't exist yet.
+        chunk: How many samples to read at once, at most.
+
+    Raises:
+        InputError: a sample can't be read, isn't finite, or has another shape than the first;
+            or the disk is full.
+    """
+    with SpoolWriter(folder, dataset.names) as writer:
+        start, step = 0, 1
+        while start < len(dataset):
+            indices = range(start, min(start + step, len(dataset)))
+            hashes = [dataset.content_hash(i) for i in indices]
+            writer.append(dataset.inputs(indices), hashes)
+            start = indices.stop
+            step = max(1, min(chunk, CHUNK_BYTES // max(1, writer.sample_bytes)))
+        return writer.finish(dataset.labels, dataset.groups)
+
+
+class SpoolWriter:
+    """Writes a spool bit by bit. Without `finish` the folder is no spool."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: it isn't empty, or can't be written.
+        """
+        self._folder = folder
+        self._names = tuple(names)
+        self._first: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._count = 0
+        self._open = ExitStack()
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(f"{folder} isn't empty: give a new folder to write samples to")
+        try:
+            self._files = {n: self._create(f"input{i}.raw") for i, n in enumerate(self._names)}
+            self._hashes = self._create(HASHES)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def _create(self, name: str) -> BinaryIO:
+        path = self._folder / name
+        with _writing(path):
+            return self._open.enter_context(path.open("wb", buffering=0))
+
+    def __enter__(self) -> SpoolWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of one sample, over all inputs; 0 before the first."""
+        return sum(
+            int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            for dtype, shape in self._first.values()
+        )
+
+    def append(self, samples: Mapping[str, Array], hashes: Iterable[bytes]) -> None:
+        """Write some samples.
+
+        Args:
+            samples: `(k, ...)` by input name.
+            hashes: The content hash of each.
+
+        Raises:
+            InputError: not finite, of another shape or dtype than the first, or the disk is full.
+        """
+        count = len(next(iter(samples.values())))
+        indices = range(self._count, self._count + count)
+        for name in self._names:
+            if name not in samples:
+                raise InputError(f"sample {indices[0]} has no input {name!r}, the first has")
+            array = np.ascontiguousarray(samples[name])
+            dtype, shape = self._first.setdefault(name, (array.dtype, array.shape[1:]))
+            check_shape(name, array[0], shape, indices[0])
+            if array.dtype != dtype:
+                raise InputError(
+                    f"input {name!r}: sample {indices[0]} is {array.dtype}, the first is {dtype}"
+                )
+            check_finite(name, array, indices)
+            self._write(self._files[name], array.reshape(-1).view(np.uint8).data)
+        self._write(self._hashes, memoryview(b"".join(hashes)))
+        self._count += count
+
+    def _write(self, file: BinaryIO, data: memoryview) -> None:
+        """Write all of it; one write may take less than it was given."""
+        with _writing(self._folder):
+            while data:
+                data = data[file.write(data) :]
+
+    def finish(self, labels: Array | None, groups: Array | None) -> Spool:
+        """Write labels, groups and, last, the index; open the spool.
+
+        Raises:
+            InputError: there are no samples, or labels or groups of another length.
+        """
+        check_counts(dict.fromkeys(self._names, self._count), labels, groups)
+        with _writing(self._folder):
+            for role, rows in zip(RESERVED, (labels, groups), strict=True):
+                if rows is not None:
+                    np.save(self._folder / f"{role}.npy", rows, allow_pickle=False)
+            for file in (*self._files.values(), self._hashes):
+                os.fsync(file.fileno())
+        inputs = [
+            {"name": name, "dtype": self._first[name][0].name, "shape": self._first[name][1]}
+            for name in self._names
+        ]
+        index = {
+            "schema": SCHEMA,
+            "count": self._count,
+            "inputs": inputs,
+            "labels": labels is not None,
+            "groups": groups is not None,
+        }
+        write_json(self._folder / INDEX, index)
+        return Spool(self._folder)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Do something on disk; a full or read-only disk is the caller's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror or error}") from error

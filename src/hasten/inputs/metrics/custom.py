@@ -1,0 +1,78 @@
+"""The user's own score."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hasten.core.records import load_object, source_digest
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
+
+
+@dataclass(frozen=True)
+class Custom(Metric):
+    """A function `(outputs, labels)` or `(outputs, labels, exact)` that scores samples.
+
+    `outputs` and `exact` are arrays by output name, each `(n, ...)`; `labels` is `(n, ...)` or
+    None. It returns `(n,)` numbers in [0, 1].
+
+    Attributes:
+        path: "file.py:function" or "module:function".
+    """
+
+    path: str
+    needs_labels: ClassVar[bool] = False
+    noun: ClassVar[str] = "score"
+
+    @cached_property
+    def _function(self) -> Callable[..., Any]:
+        function = load_object(self.path)
+        if not callable(function):
+            raise InputError(f"{self.path} is a {type(function).__name__}, not a function")
+        return function  # type: ignore[no-any-return]
+
+    @property
+    def source_sha256(self) -> str | None:
+        """SHA-256 of the file that the function was written in; None where there is none."""
+        return source_digest(self._function)
+
+    @cached_property
+    def _takes_exact(self) -> bool:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(self._function).parameters.values()
+        count = sum(p.kind in kinds and p.default is p.empty for p in parameters)
+        if count not in (2, 3):
+            raise InputError(
+                f"{self.path} takes {count} arguments; a metric takes (outputs, labels) or "
+                "(outputs, labels, exact)"
+            )
+        return count == 3
+
+    def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        given = (outputs, labels, exact) if self._takes_exact else (outputs, labels)
+        count = len(next(iter(outputs.values())))
+        returned = self._function(*given)
+        try:
+            scores = np.asarray(returned, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.path} returned a {type(returned).__name__}; a metric returns ({count},) numbers"
+            ) from error
+        if scores.shape != (count,):
+            raise InputError(
+                f"{self.path} returned {list(scores.shape)} for {count} samples; a metric returns ({count},)"
+            )
+        wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
+        if len(wrong):
+            raise InputError(
+                f"{self.path} returned {scores[wrong[0]]:g} for sample {wrong[0]} of {count}; "
+                "a score lies in [0, 1]"
+            )
+        return scores

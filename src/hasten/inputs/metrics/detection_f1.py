@@ -1,0 +1,123 @@
+"""How well the boxes found in each image match the true ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
+
+
+class Found(NamedTuple):
+    """One image's detections, best score first: boxes `(k, 4)` and classes `(k,)`."""
+
+    boxes: Array
+    classes: Array
+
+
+@dataclass(frozen=True)
+class DetectionF1(Metric):
+    """Each image's F1 between the boxes found and the true ones of their class.
+
+    A found box, best score first, takes the free true box of its class that it overlaps most,
+    from an IoU of `iou` on: F1 = 2 * taken / (found + true). An image without boxes in which
+    none are found scores 1.
+
+    Outputs are named `boxes` `(n, k, 4)`, corners x0, y0, x1, y1 in any unit; `scores` `(n, k)`;
+    and `labels` `(n, k)`, or no output of that name where there is one class. Rows with a score
+    below `threshold` are no detections. Labels of the data are `(n, k, 5)`: x0, y0, x1, y1,
+    class, where a row with a class below 0 is padding. Without labels the exact model's
+    detections are the truth.
+
+    Attributes:
+        iou: The least overlap, in (0, 1].
+        threshold: The least score.
+    """
+
+    iou: float = 0.5
+    threshold: float = 0.5
+    needs_labels: ClassVar[bool] = False
+    noun: ClassVar[str] = "F1"
+
+    def __post_init__(self) -> None:
+        """Check the overlap."""
+        if not 0 < self.iou <= 1:
+            raise InputError(
+                f"detection_f1:{self.iou:g}: the least IoU must be above 0 and at most 1"
+            )
+
+    def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        found = self._found(outputs)
+        true = self._found(exact) if labels is None else _labelled(labels, len(found))
+        pairs = zip(found, true, strict=True)
+        return np.array([_f1(mine, theirs, self.iou) for mine, theirs in pairs], np.float64)
+
+    def _found(self, outputs: Tensors) -> list[Found]:
+        """Read a model's outputs."""
+        if "boxes" not in outputs or "scores" not in outputs:
+            raise InputError(
+                f"detection_f1 reads the outputs boxes, scores and labels; the model has {', '.join(outputs)}"
+            )
+        boxes, scores = outputs["boxes"], outputs["scores"]
+        classes = outputs.get("labels", np.zeros(scores.shape, np.int64))
+        if boxes.shape != (*scores.shape, 4) or scores.ndim != 2 or classes.shape != scores.shape:
+            raise InputError(
+                "detection_f1 reads boxes (n, k, 4), scores (n, k) and labels (n, k); the model "
+                f"gives {list(boxes.shape)}, {list(scores.shape)} and {list(classes.shape)}"
+            )
+        images = []
+        for image in range(len(scores)):
+            order = np.argsort(-scores[image], kind="stable")
+            order = order[scores[image][order] >= self.threshold]
+            images.append(Found(boxes[image][order].astype(np.float64), classes[image][order]))
+        return images
+
+
+def _labelled(labels: Array, count: int) -> list[Found]:
+    """Read the data's labels."""
+    if labels.ndim != 3 or labels.shape[0] != count or labels.shape[2] != 5:
+        raise InputError(
+            f"detection_f1 reads labels ({count}, k, 5): x0, y0, x1, y1, class; got {list(labels.shape)}"
+        )
+    kept = [rows[rows[:, 4] >= 0] for rows in labels]
+    return [Found(rows[:, :4].astype(np.float64), rows[:, 4]) for rows in kept]
+
+
+def overlaps(one: Array, other: Array) -> Array:
+    """Return the IoU of each box of one list with each of another.
+
+    Args:
+        one: `(a, 4)` corners x0, y0, x1, y1.
+        other: `(b, 4)`.
+
+    Returns:
+        `(a, b)` in [0, 1]. A box whose corners are swapped, or without area, overlaps nothing.
+    """
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=2)
+    areas = [np.prod(np.clip(b[:, 2:] - b[:, :2], 0, None), axis=1) for b in (one, other)]
+    union = areas[0][:, None] + areas[1][None, :] - shared
+    return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
+
+
+def _f1(found: Found, true: Found, iou: float) -> float:
+    """Match greedily, and return one image's F1."""
+    total = len(found.classes) + len(true.classes)
+    if not total:
+        return 1.0
+    overlap = overlaps(found.boxes, true.boxes)
+    overlap = np.where(found.classes[:, None] == true.classes[None, :], overlap, 0.0)
+    taken = 0
+    for row in range(len(found.classes)):
+        if not overlap.shape[1]:
+            break
+        best = int(overlap[row].argmax())
+        if overlap[row, best] >= iou:
+            taken += 1
+            overlap[:, best] = 0
+    return 2 * taken / total

@@ -1,0 +1,63 @@
+"""Whether an embedding points where the exact model's does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import one_output
+
+
+@dataclass(frozen=True)
+class Embedding(Metric):
+    """1 where the cosine between the output and the exact model's is at least `tolerance`.
+
+    An output of more than one axis per sample is taken as one long vector. Two zero vectors are
+    alike; a zero vector and another one aren't.
+
+    Attributes:
+        tolerance: The least cosine, in (-1, 1].
+        output: The embedding's name; None where there is one output.
+    """
+
+    tolerance: float = 0.99
+    output: str | None = None
+    needs_labels: ClassVar[bool] = False
+    noun: ClassVar[str] = "share of embeddings kept"
+
+    def __post_init__(self) -> None:
+        """Check the tolerance."""
+        if not -1 < self.tolerance <= 1:
+            raise InputError(
+                f"embedding:{self.tolerance:g}: the least cosine must be above -1 and at most 1"
+            )
+
+    def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        mine, theirs = (
+            one_output(given, self.output, "embedding").astype(np.float64)
+            for given in (outputs, exact)
+        )
+        if mine.shape != theirs.shape:
+            raise InputError(
+                f"embedding: the output is {list(mine.shape)}, the exact model's {list(theirs.shape)}"
+            )
+        mine, theirs = _unit(mine), _unit(theirs)
+        # Of unit vectors the cosine is 1 - |a - b|^2 / 2: equal vectors give exactly 1.
+        cosine = 1 - np.square(mine - theirs).sum(axis=1) / 2
+        both = ~mine.any(axis=1) & ~theirs.any(axis=1)
+        one = mine.any(axis=1) ^ theirs.any(axis=1)
+        return np.where(both, 1.0, np.where(one, 0.0, (cosine >= self.tolerance) * 1.0))
+
+
+def _unit(vectors: Array) -> Array:
+    """Return rows of length 1; zero rows stay zero. Scaled first, so that squares don't overflow."""
+    rows = vectors.reshape(len(vectors), -1)
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    rows = rows / np.where(largest > 0, largest, 1)
+    length = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+    return np.asarray(rows / np.where(length > 0, length, 1))

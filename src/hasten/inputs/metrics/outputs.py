@@ -1,0 +1,84 @@
+"""Which output a metric reads, and what it must look like."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+
+
+def one_output(outputs: Tensors, name: str | None, metric: str) -> Array:
+    """Return the output that is named, or the only one there is.
+
+    Raises:
+        InputError: there is no such output, or several and none is named.
+    """
+    if name is not None:
+        if name not in outputs:
+            raise InputError(
+                f"{metric} reads the output {name!r}; the model has {', '.join(outputs)}"
+            )
+        return outputs[name]
+    if len(outputs) != 1:
+        raise InputError(
+            f"{metric} reads one output; the model has {', '.join(outputs)}: state which, "
+            f"as in {metric.capitalize()}(output={next(iter(outputs))!r})"
+        )
+    return next(iter(outputs.values()))
+
+
+def class_scores(outputs: Tensors, name: str | None, metric: str) -> Array:
+    """Return class scores of shape `(n, classes)`: the output that is named, or the only 2-D one.
+
+    Raises:
+        InputError: there is none such.
+    """
+    if name is not None:
+        scores = one_output(outputs, name, metric)
+        if scores.ndim != 2 or scores.shape[1] < 2:
+            raise InputError(
+                f"{metric} reads class scores (n, classes); output {name!r} is {list(scores.shape)}"
+            )
+        return scores
+    fitting = [key for key, array in outputs.items() if array.ndim == 2 and array.shape[1] > 1]
+    if len(fitting) == 1:
+        return outputs[fitting[0]]
+    shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in outputs.items())
+    if not fitting:
+        raise InputError(f"{metric} reads class scores (n, classes); the model gives {shapes}")
+    raise InputError(
+        f"{metric} reads one output of class scores; the model gives {shapes}: name one, "
+        f"as in {metric}:{fitting[0]}"
+    )
+
+
+def class_labels(labels: Array | None, scores: Array, metric: str) -> Array:
+    """Return labels as class numbers `(n,)`, from numbers `(n,)` or `(n, 1)`, or one-hot rows.
+
+    Args:
+        labels: Integers, or floats with integer values; or rows with a single 1 among zeros.
+        scores: `(n, classes)`.
+
+    Raises:
+        InputError: there are none, or they are no classes of these scores.
+    """
+    if labels is None:
+        raise InputError(f"{metric} needs labels; the data has none")
+    count, classes = scores.shape
+    if labels.shape == (count, classes) and ((labels == 0) | (labels == 1)).all():
+        if not (labels.sum(axis=1) == 1).all():
+            raise InputError(f"{metric}: a one-hot label has not exactly one class")
+        return np.asarray(labels.argmax(axis=1))
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "biuf":
+        raise InputError(
+            f"{metric} reads labels ({count},) or one-hot ({count}, {classes}); "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    numbers = labels.reshape(-1)
+    wrong = np.flatnonzero((numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers)))
+    if len(wrong):
+        raise InputError(
+            f"{metric}: label {numbers[wrong[0]]} is none of the {classes} classes 0 to {classes - 1}"
+        )
+    return np.asarray(numbers, np.int64)

@@ -1,0 +1,61 @@
+"""Whether numbers are within a stated tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import one_output
+
+
+@dataclass(frozen=True)
+class Regression(Metric):
+    """The share of a sample's numbers with |output - truth| <= tolerance + relative * |truth|.
+
+    The truth is the label where there are labels, else the exact model's output. A sample with
+    one number scores 0 or 1.
+
+    Attributes:
+        tolerance: Absolute, in the output's unit.
+        relative: As a share of the truth's magnitude.
+        whole: Score 1 only where every number of a sample is within the tolerance, else 0.
+        output: The output's name; None where there is one.
+    """
+
+    tolerance: float = 0.0
+    relative: float = 0.0
+    whole: bool = False
+    output: str | None = None
+    needs_labels: ClassVar[bool] = False
+    noun: ClassVar[str] = "share within the tolerance"
+
+    def __post_init__(self) -> None:
+        """Check the tolerances."""
+        wide = (self.tolerance, self.relative)
+        if not (all(0 <= bound < np.inf for bound in wide) and any(wide)):
+            raise InputError(
+                f"regression: tolerance {self.tolerance:g} and relative {self.relative:g}; "
+                "give one above 0, as in regression:0.01"
+            )
+
+    def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        mine = one_output(outputs, self.output, "regression").astype(np.float64)
+        if labels is None:
+            truth = one_output(exact, self.output, "regression").astype(np.float64)
+        elif labels.dtype.kind not in "biuf":
+            raise InputError(f"regression reads labels that are numbers; got {labels.dtype}")
+        else:
+            truth = labels.astype(np.float64)
+        count = len(mine)
+        if mine.size != truth.size or len(truth) != count:
+            raise InputError(
+                f"regression: the output is {list(mine.shape)}, the truth {list(truth.shape)}"
+            )
+        mine, truth = mine.reshape(count, -1), truth.reshape(count, -1)
+        within = np.abs(mine - truth) <= self.tolerance + self.relative * np.abs(truth)
+        return np.asarray(within.all(axis=1) if self.whole else within.mean(axis=1), np.float64)

@@ -1,0 +1,63 @@
+"""Whether the labelled class is among the highest scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import class_labels, class_scores
+
+
+def _among_highest(scores: Array, labels: Array, k: int) -> Array:
+    """Return 1 where fewer than `k` classes come before the labelled one.
+
+    Of equal scores the class with the lower number comes first, as argmax has it: a model that
+    gives every class one score isn't right about everything.
+    """
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    lower = np.arange(scores.shape[1]) < labels[:, None]
+    before = (scores > own) | ((scores == own) & lower)
+    return np.asarray(before.sum(axis=1) < k, np.float64)
+
+
+@dataclass(frozen=True)
+class Top1(Metric):
+    """1 where the highest score is the labelled class's.
+
+    Attributes:
+        output: The output with class scores `(n, classes)`; None where there is one such.
+    """
+
+    output: str | None = None
+    needs_labels: ClassVar[bool] = True
+    noun: ClassVar[str] = "accuracy"
+
+    def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        """Score; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
+        scores = class_scores(outputs, self.output, "top1")
+        return _among_highest(scores, class_labels(labels, scores, "top1"), 1)
+
+
+@dataclass(frozen=True)
+class Top5(Metric):
+    """1 where the labelled class's score is among the five highest.
+
+    Attributes:
+        output: The output with class scores `(n, classes)`; None where there is one such.
+    """
+
+    output: str | None = None
+    needs_labels: ClassVar[bool] = True
+    noun: ClassVar[str] = "top-5 accuracy"
+
+    def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        """Score; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
+        scores = class_scores(outputs, self.output, "top5")
+        if scores.shape[1] <= 5:
+            raise InputError(f"top5 of {scores.shape[1]} classes is always right; use top1")
+        return _among_highest(scores, class_labels(labels, scores, "top5"), 5)

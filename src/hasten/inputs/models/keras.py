@@ -1,0 +1,265 @@
+"""A Keras 3 model (extra `keras`).
+
+Checked with keras 3.15: on the tensorflow backend (tensorflow 2.21, tf2onnx 1.17) through
+`model.export(format="onnx")`, and on the torch backend (torch 2.13) through torch's current
+exporter, since keras's own uses the deprecated one there. In both, Functional and Sequential
+models, convolutions, batch normalization, embedding and multi-head attention, several inputs and
+outputs. The jax backend wasn't tried, and is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.extras import missing_extra
+from hasten.core.model import Model
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.models import onnx
+
+OPSET = 18  # The highest that tf2onnx knows.
+IR_VERSION = 10
+BACKENDS = ("tensorflow", "torch")
+TOLERANCE = 1e-3
+"""Of each output's largest magnitude: what the order of float32 sums may change, and no more."""
+
+
+def load_file(path: Path) -> Any:
+    """Load a `.keras` file; code in it (lambda layers) isn't run.
+
+    Raises:
+        InputError: keras isn't installed, there is no such file, or it is another kind of file.
+    """
+    keras = _keras()
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        with _quiet():
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # keras raises what its parts raise.
+        raise InputError(
+            f"{path} can't be loaded as a Keras model: {_first_line(error)}"
+        ) from error
+
+
+def input_names(model: Any) -> tuple[str, ...]:
+    """Return a built model's input names, in order."""
+    return tuple(str(tensor.name) for tensor in getattr(model, "inputs", None) or ())
+
+
+def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: Path) -> Model:
+    """Export to ONNX with an open batch, and check the answers.
+
+    Args:
+        model: A built `keras.Model`: Functional, Sequential, or subclassed and called before.
+        sample: One sample, without an axis for samples: by input name, or in order. Where there
+            is one of each, the name needn't match.
+        workdir: Where the file is written.
+
+    Returns:
+        Inputs and outputs are named as the model's own.
+
+    Raises:
+        InputError: keras isn't installed, its backend is another, the sample doesn't fit, the
+            model can't be exported, or the exported file answers otherwise.
+    """
+    keras = _keras()
+    backend = keras.backend.backend()
+    if backend not in BACKENDS:
+        raise InputError(
+            f"keras runs on {backend} here; a model can be exported on {', '.join(BACKENDS)}: "
+            "set KERAS_BACKEND"
+        )
+    names = input_names(model)
+    if not names:
+        raise InputError("the Keras model has no stated inputs: call it once, or give it an Input")
+    given = _ordered(sample, names)
+    if backend == "torch":
+        return _through_torch(model, given, workdir)
+    path = workdir / "model.onnx"
+    with _quiet():
+        try:
+            wanted = _flat(model(_structured(model, given), training=False))
+            model.export(path, format="onnx", verbose=False, opset_version=OPSET)
+        except Exception as error:  # keras and tf2onnx raise what their parts raise.
+            raise InputError(
+                f"keras can't export the model to ONNX: {_first_line(error)}"
+            ) from error
+    _rename(path, names, _output_names(model, len(wanted)))
+    exported = onnx.load(path)
+    _check(exported, given, wanted)
+    return exported
+
+
+def _keras() -> Any:
+    try:
+        with _quiet():
+            import keras
+    except ImportError as error:
+        raise missing_extra("a Keras model", "keras") from error
+    return keras
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence tensorflow and tf2onnx, which warn and print of their own workings."""
+    log = logging.getLogger()
+    before = log.level, log.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before[0])
+        logging.disable(before[1])
+
+
+def _ordered(
+    sample: Mapping[str, Array] | Sequence[Array], names: Sequence[str]
+) -> dict[str, Array]:
+    """Put a sample's inputs in the model's order, under its names."""
+    if isinstance(sample, Mapping):
+        if len(sample) == len(names) == 1:
+            return dict(zip(names, sample.values(), strict=True))
+        if set(sample) == set(names):
+            return {name: sample[name] for name in names}
+    elif len(sample) == len(names):
+        return dict(zip(names, sample, strict=True))
+    came = ", ".join(sample) if isinstance(sample, Mapping) else str(len(sample))
+    raise InputError(
+        f"the model takes the inputs {', '.join(names)}; the data has {came or 'none'}"
+    )
+
+
+def _structured(model: Any, given: Mapping[str, Array]) -> Any:
+    """Nest a batch of one as the model takes it."""
+    import keras
+
+    flat = [array[np.newaxis] for array in given.values()]
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is not None:
+        return keras.tree.pack_sequence_as(structure, flat)
+    return flat[0] if len(flat) == 1 else flat
+
+
+def _flat(outputs: Any) -> list[Array]:
+    """Return a model's outputs as arrays, in keras's order."""
+    import keras
+
+    return [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(outputs)]
+
+
+def _output_names(model: Any, count: int) -> list[str]:
+    """Return the layers' names that keras gives outputs, or numbered ones."""
+    import keras
+
+    names = [str(name) for name in getattr(model, "output_names", None) or ()]
+    if not names and isinstance(model, keras.Sequential):
+        names = [str(model.layers[-1].name)]
+    if len(names) == count and len(set(names)) == count:
+        return names
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def _rename(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give the file the model's own names; tf2onnx makes up others."""
+    proto = onnx.read(path)
+    renamed: dict[str, str] = {}
+    for values, names in ((proto.graph.input, inputs), (proto.graph.output, outputs)):
+        if len(values) != len(names):
+            raise InputError(
+                f"keras exported {len(values)} inputs or outputs where the model has {len(names)}"
+            )
+        renamed |= {value.name: name for value, name in zip(values, names, strict=True)}
+    inner = {name for node in proto.graph.node for name in node.output}
+    inner |= {tensor.name for tensor in proto.graph.initializer}
+    for name in (set(renamed.values()) & inner) - renamed.keys():
+        renamed[name] = f"{name}_inner"
+    _apply(proto.graph, renamed)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.name = renamed.get(value.name, value.name)
+        shape = value.type.tensor_type.shape
+        if shape.dim and not shape.dim[0].HasField("dim_value"):
+            shape.dim[0].dim_param = "batch"
+    for tensor in (*proto.graph.initializer, *proto.graph.value_info):
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    proto.ir_version = IR_VERSION
+    path.write_bytes(proto.SerializeToString())
+
+
+def _apply(graph: Any, renamed: Mapping[str, str]) -> None:
+    """Rename values where nodes read and write them, in the graphs inside too."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+        for attribute in node.attribute:
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                _apply(inner, renamed)
+
+
+def _check(exported: Model, given: Mapping[str, Array], wanted: Sequence[Array]) -> None:
+    """Check the file's answers by onnx's reference evaluator, which is slow and has no settings."""
+    from onnx.reference import ReferenceEvaluator
+
+    inputs = {
+        spec.name: array[np.newaxis].astype(spec.dtype, copy=False)
+        for spec, array in zip(exported.inputs, given.values(), strict=True)
+    }
+    answers: Any = ReferenceEvaluator(str(exported.path)).run(None, inputs)
+    for spec, answer, want in zip(exported.outputs, answers, wanted, strict=True):
+        largest = np.abs(want.astype(np.float64)).max(initial=0)
+        off = (
+            np.abs(answer.astype(np.float64) - want.astype(np.float64)).max(initial=0)
+            if answer.shape == want.shape
+            else np.inf
+        )
+        if not off <= TOLERANCE * largest:
+            raise InputError(
+                f"the exported model's output {spec.name!r} is off by {off:.3g} from the Keras "
+                f"model's (largest magnitude {largest:.3g})"
+            )
+
+
+def _through_torch(model: Any, given: dict[str, Array], workdir: Path) -> Model:
+    """Export a model on the torch backend, where it is a torch module that takes one structure."""
+    import torch
+
+    from hasten.inputs.models import torch as torch_frontend
+
+    names = list(given)
+    ends = _output_names(model, len(model.outputs)) if getattr(model, "outputs", None) else None
+
+    class Flat(torch.nn.Module):
+        """Takes the inputs one by one, and gives the outputs by name."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: torch.Tensor) -> Any:
+            import keras
+
+            structure = getattr(self.model, "_inputs_struct", None)
+            nested = inputs[0] if len(inputs) == 1 else list(inputs)
+            if structure is not None:
+                nested = keras.tree.pack_sequence_as(structure, list(inputs))
+            outputs = self.model(nested, training=False)
+            flat = keras.tree.flatten(outputs)
+            return dict(zip(ends, flat, strict=True)) if ends else tuple(flat)
+
+    return torch_frontend.export(Flat(), given, workdir, names)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

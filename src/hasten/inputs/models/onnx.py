@@ -1,0 +1,229 @@
+"""An .onnx file, with or without external data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from hasten.core.extras import missing_extra
+from hasten.core.model import Model
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+PROTOBUF_LIMIT_BYTES = 2**31 - 1
+UNKNOWN_RANK = "..."
+
+
+def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
+    """Read what an ONNX file takes and gives. Its weights stay on disk.
+
+    Args:
+        path: Any name will do; what is in the file counts.
+        custom_ops: Libraries with operators of the user's own.
+
+    Returns:
+        A model whose open dimensions carry the file's names, or "?" where it gives none. An
+        output whose rank the file doesn't say has the shape `("...",)`.
+
+    Raises:
+        InputError: there is no such file, it isn't ONNX, its external data is missing or cut
+            short, or it takes or gives what isn't a tensor of numbers.
+    """
+    for file in (path, *custom_ops):
+        if not file.exists():
+            raise InputError(f"no such file: {file}")
+    path = path.absolute()
+    proto = read(path)
+    files = tuple(_external_files(proto, path))
+    _infer_missing_outputs(proto)
+    graph = proto.graph
+    constants = {t.name for t in graph.initializer} | {
+        t.values.name for t in graph.sparse_initializer
+    }
+    inputs = tuple(_spec("input", i, path) for i in graph.input if i.name not in constants)
+    outputs = tuple(_spec("output", o, path) for o in graph.output)
+    if not inputs:
+        raise InputError(f"{path} takes no inputs: there is nothing to make faster")
+    if not outputs:
+        raise InputError(f"{path} gives no outputs: there is nothing to compare")
+    return Model(
+        path=path,
+        format="onnx",
+        inputs=inputs,
+        outputs=outputs,
+        files=files,
+        custom_ops=tuple(library.absolute() for library in custom_ops),
+    )
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file without its external data.
+
+    Raises:
+        InputError: it isn't ONNX, or is too large for a protobuf file.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise missing_extra("an ONNX model", "optimize") from error
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not an ONNX file")
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(40).startswith(b"version https://git-lfs")
+        if pointer:
+            raise InputError(f"{path} is a Git LFS pointer, not the model: run `git lfs pull`")
+        if path.stat().st_size > PROTOBUF_LIMIT_BYTES:
+            raise InputError(
+                f"{path} is larger than the 2 GiB that a protobuf file can be: "
+                "save the model with its weights as external data"
+            )
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise InputError(f"{path} is not an ONNX file, or it is cut short") from error
+    if not proto.ir_version or not proto.HasField("graph") or not proto.opset_import:
+        raise InputError(f"{path} is not an ONNX file, or it is cut short")
+    return proto
+
+
+def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a graph and of the graphs inside it."""
+    yield from getattr(graph, "initializer", ())
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
+    """Return the files with external data, each once, in the order of first use."""
+    import onnx
+
+    sizes: dict[Path, int] = {}
+    for part in (proto.graph, *proto.functions):
+        for tensor in _tensors(part):
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            file = _inside(path, tensor.name, entries.get("location", ""))
+            if file not in sizes:
+                if not file.is_file():
+                    raise InputError(
+                        f"{path} keeps its weights in {file}, which is missing: put it beside the model"
+                    )
+                sizes[file] = file.stat().st_size
+            _check_extent(tensor, entries, file, sizes[file])
+    return list(sizes)
+
+
+def _inside(path: Path, tensor: str, location: str) -> Path:
+    """Return where external data lies, which must be in the model's folder."""
+    relative = PurePosixPath(location)
+    if not location or relative.is_absolute() or ".." in relative.parts:
+        raise InputError(
+            f"{path}: the data of {tensor!r} is said to be at {location!r}; "
+            "external data must lie in the model's folder"
+        )
+    return path.parent / relative
+
+
+def _check_extent(
+    tensor: onnx.TensorProto, entries: dict[str, str], file: Path, size_bytes: int
+) -> None:
+    """Check that a tensor's data ends inside its file."""
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries["length"]) if "length" in entries else _least_bytes(tensor)
+    except ValueError as error:
+        raise InputError(f"{file}: the place of {tensor.name!r} in it is no number") from error
+    if offset < 0 or length < 0 or offset + length > size_bytes:
+        raise InputError(
+            f"{file} is cut short: {tensor.name!r} ends at byte {offset + length}, "
+            f"the file at {size_bytes}"
+        )
+
+
+def _least_bytes(tensor: onnx.TensorProto) -> int:
+    """Return how many bytes a tensor takes at least: packed types count half."""
+    import onnx
+
+    try:
+        itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError:
+        return 0
+    name = onnx.TensorProto.DataType.Name(tensor.data_type)
+    packing = 4 if name.endswith("INT2") else 2 if "INT4" in name or "FLOAT4" in name else 1
+    return int(-(-math.prod(tensor.dims) * itemsize // packing))
+
+
+def _infer_missing_outputs(proto: onnx.ModelProto) -> None:
+    """Fill in outputs whose type or shape the file leaves out, where inference can tell."""
+    import onnx
+
+    def complete(value: onnx.ValueInfoProto) -> bool:
+        kind = value.type
+        return kind.WhichOneof("value") not in (None, "tensor_type") or (
+            kind.tensor_type.elem_type != onnx.TensorProto.UNDEFINED
+            and kind.tensor_type.HasField("shape")
+        )
+
+    if all(complete(output) for output in proto.graph.output):
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return  # An engine says what is wrong with the graph, naming the node.
+    for mine, found in zip(proto.graph.output, inferred.graph.output, strict=True):
+        mine.CopyFrom(found)
+
+
+def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
+    """Turn what a file says of an input or output into a TensorSpec."""
+    import onnx
+
+    kind = value.type.WhichOneof("value")
+    if kind not in (None, "tensor_type"):
+        hint = "; convert a scikit-learn model with zipmap=False" if role == "output" else ""
+        raise InputError(
+            f"{path}: {role} {value.name!r} is a {kind.removesuffix('_type').replace('_', ' ')}; "
+            f"only tensors are supported{hint}"
+        )
+    tensor = value.type.tensor_type
+    if tensor.elem_type == onnx.TensorProto.UNDEFINED:
+        raise InputError(
+            f"{path}: {role} {value.name!r} has no element type; save the model with it"
+        )
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        raise InputError(f"{path}: {role} {value.name!r} holds text; only numbers are supported")
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    except KeyError as error:
+        raise InputError(
+            f"{path}: {role} {value.name!r} has the element type {tensor.elem_type}, "
+            "which this version of onnx doesn't know"
+        ) from error
+    if tensor.HasField("shape"):
+        return TensorSpec(value.name, dtype, tuple(_size(dim) for dim in tensor.shape.dim))
+    if role == "input":
+        raise InputError(f"{path}: input {value.name!r} has no shape; save the model with it")
+    return TensorSpec(value.name, dtype, (UNKNOWN_RANK,))
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    """Return a dimension's size, or its name where it is open."""
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return int(dim.dim_value)
+    return dim.dim_param or "?"

@@ -1,0 +1,233 @@
+"""From what a person names as a model to a `Model`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.core.model import Model
+from hasten.core.records import load_object
+from hasten.core.tensors import Array, TensorSpec
+from hasten.errors import HastenError, InputError, told
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.source import open_data
+from hasten.inputs.models import onnx
+from hasten.inputs.pipeline.base import Pipeline
+
+Sampler = Callable[[Sequence[str]], Mapping[str, Array]]
+"""From the model's input names, as far as it states them, to one sample."""
+
+KINDS = "an .onnx file, a .pt2 exported program, a .keras file, my.py:name, a torch module or a Keras model"
+
+
+def load_model(
+    source: Any,
+    sample: Mapping[str, Array] | Sampler | None,
+    workdir: Path,
+    custom_ops: Sequence[Path] = (),
+    *,
+    keep_program: bool = False,
+) -> Model:
+    """Load a model of any kind. What it says itself is never asked for.
+
+    Args:
+        source: The path of an ONNX file (.onnx or any other name), of a .pt2 exported program or
+            of a .keras file; "file.py:name" or "package.module:name" of a module, a Keras model,
+            or a function without arguments that returns one of these or a path; or a live one.
+        sample: One sample by input name, without an axis for samples, or a function that is
+            called with the model's input names and gives one; it is called again without names
+            where that fails and the model may take more. An ONNX file needs none.
+        workdir: Where an exported file is written.
+        custom_ops: Libraries with operators of the user's own.
+        keep_program: Whether torch's exported program is kept too, where there is one.
+
+    Raises:
+        InputError: there is no such model, it can't be exported, or an extra is missing.
+    """
+    source = find_model(source)
+    if isinstance(source, Path):
+        return onnx.load(source, custom_ops)
+    return _export(source, sample, workdir, custom_ops, keep_program)
+
+
+def load_with_data(
+    source: Any,
+    data: Any,
+    pipeline: Pipeline | None,
+    custom_ops: Sequence[Path],
+    folder: Path,
+    *,
+    keep_program: bool = False,
+) -> tuple[Model, Dataset]:
+    """Read a model and its data; a live model is exported with a sample of the data.
+
+    Args:
+        source: As `load_model` takes it.
+        data: As `open_data` takes it.
+        pipeline: From an image file to the model's input.
+        custom_ops: Libraries with operators of the user's own.
+        folder: Where both are written; what an earlier call left there is replaced.
+        keep_program: As `load_model` takes it.
+
+    Raises:
+        InputError: either can't be used.
+    """
+    opened: list[Dataset] = []
+    for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads anew
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "source").mkdir()
+
+    def sample(names: Sequence[str]) -> dict[str, Array]:
+        specs = [TensorSpec(name, "float32", ()) for name in names]  # only the names are known yet
+        opened.append(open_data(data, specs, pipeline, folder / "unpacked"))
+        return {name: array[0] for name, array in opened[0].inputs([0]).items()}
+
+    model = load_model(source, sample, folder / "source", custom_ops, keep_program=keep_program)
+    if not opened:
+        opened.append(open_data(data, model.inputs, pipeline, folder / "unpacked"))
+    return model, opened[0]
+
+
+def check_has_program(source: Any) -> None:
+    """Check that a model comes from torch, for targets that start from its program.
+
+    Args:
+        source: As `find_model` returns it.
+
+    Raises:
+        InputError: it is an ONNX file or a Keras model.
+    """
+    if isinstance(source, Path) or _kind(source) == "keras":
+        came = f"the ONNX file {source}" if isinstance(source, Path) else "a Keras model"
+        raise InputError(
+            f"this target starts from the torch program, not from ONNX: got {came}; "
+            "give the torch module or its .pt2 file"
+        )
+
+
+def find_model(source: Any) -> Any:
+    """Return what a person named: an ONNX file's path, or a live model.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    if not isinstance(source, (str, Path)):
+        return source
+    found = _from_path(Path(source))
+    if found is None and isinstance(source, str) and ":" in source:
+        found = _from_code(source)
+    if found is None:
+        raise InputError(f"no such file: {source}")
+    return found
+
+
+def _from_path(path: Path) -> Any:
+    """Return what a file holds, an ONNX file's path as it is; None where there is no file."""
+    if not path.exists():
+        return None
+    if path.suffix == ".pt2":
+        from hasten.inputs.models import torch
+
+        return torch.load_program(path)
+    if path.suffix == ".keras":
+        from hasten.inputs.models import keras
+
+        return keras.load_file(path)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".tflite", ".pb"):
+        raise InputError(f"{path} is a {path.suffix} file; a model is {KINDS}")
+    if path.suffix == ".py":
+        raise InputError(f"{path}: say which model in it, as in {path}:model")
+    return path
+
+
+def _from_code(source: str) -> Any:
+    """Return the model, or the path of one, that "file.py:name" names or its function returns."""
+    found = load_object(source)
+    is_model = _kind(found) is not None
+    if callable(found) and not is_model:
+        try:
+            found = found()
+        except HastenError:
+            raise
+        except Exception as error:  # the user's own code runs here
+            raise InputError(f"{source} failed: {told(error)}") from error
+    if isinstance(found, (str, Path)):
+        inner = _from_path(Path(found))
+        if inner is None:
+            raise InputError(f"{source} names the file {found}, which doesn't exist")
+        return inner
+    if _kind(found) is None:
+        raise InputError(f"{source} gives a {type(found).__name__}; a model is {KINDS}")
+    return found
+
+
+def _kind(source: Any) -> str | None:
+    """Return "keras" or "torch"; None for anything else. A library not loaded made no object."""
+    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
+    # On keras's torch backend a Keras model is a torch module too.
+    if keras is not None and isinstance(source, keras.Model):
+        return "keras"
+    if torch is not None and isinstance(
+        source, (torch.nn.Module, getattr(torch.export, "ExportedProgram", ()))
+    ):
+        return "torch"
+    return None
+
+
+def _export(
+    source: Any,
+    sample: Mapping[str, Array] | Sampler | None,
+    workdir: Path,
+    custom_ops: Sequence[Path],
+    keep_program: bool,
+) -> Model:
+    """Export a live model."""
+    kind = _kind(source)
+    if kind is None:
+        raise InputError(f"got a {type(source).__name__}; a model is {KINDS}")
+    if custom_ops:
+        raise InputError(
+            f"custom-op libraries belong to ONNX files; a {kind} model has none to load them for"
+        )
+    if kind == "torch":
+        from hasten.inputs.models import torch, torch_inputs
+
+        names = torch_inputs.input_names(source)
+        more = torch_inputs.has_optional_inputs(source)
+        given = _sampled(sample, names, kind, more=more)
+        model = torch.export(source, given, workdir)
+        if keep_program:
+            kept = torch.keep_program(source, given, workdir / "program.pt2")
+            model = dataclasses.replace(model, program=kept)
+        return model
+    from hasten.inputs.models import keras
+
+    return keras.export(source, _sampled(sample, keras.input_names(source), kind), workdir)
+
+
+def _sampled(
+    sample: Mapping[str, Array] | Sampler | None,
+    names: Sequence[str],
+    kind: str,
+    *,
+    more: bool = False,
+) -> Mapping[str, Array]:
+    """Return the sample. Where a model may take more inputs, the data's own names count too."""
+    if sample is None:
+        raise InputError(f"a {kind} model is exported with a sample of its data: give data")
+    if not callable(sample):
+        return sample
+    try:
+        return sample(names)
+    except InputError:
+        if not more or not names:
+            raise
+        try:
+            return sample(())
+        except InputError:
+            pass  # What the first try said is nearer to what the model states.
+        raise

@@ -1,0 +1,132 @@
+"""The inputs of a torch module or exported program: their names, their order, and one sample of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Sample: TypeAlias = Mapping[str, Array] | Sequence[Array]
+"""One sample, without an axis for samples: by the names of forward's parameters, or in their order."""
+
+
+def input_names(module: Any) -> tuple[str, ...]:
+    """Return the inputs that a module or an exported program can't do without, in order.
+
+    Where forward can do without any, the one that there is, or the one that the module calls its
+    main input, as those of transformers do; else empty, as where forward takes `*args`.
+    """
+    if hasattr(module, "graph_signature"):
+        return tuple(str(name) for name in module.graph_signature.user_inputs)
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [p for p in parameters if _nameable(p)]
+    required = tuple(p.name for p in named if p.default is p.empty)
+    main = getattr(module, "main_input_name", None)
+    if not required and (len(named) == 1 or main in [p.name for p in named]):
+        return (named[0].name if len(named) == 1 else str(main),)
+    return required
+
+
+def has_optional_inputs(module: Any) -> bool:
+    """Whether forward may take more than `input_names` says."""
+    if hasattr(module, "graph_signature"):
+        return False
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(map(_nameable, parameters)) > len(input_names(module))
+
+
+def takes_any_inputs(module: Any) -> bool:
+    """Whether forward takes `*args` and names no input."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return not any(map(_nameable, parameters)) and any(
+        p.kind is p.VAR_POSITIONAL for p in parameters
+    )
+
+
+def takes(module: torch.nn.Module, names: Sequence[str]) -> bool:
+    """Whether forward has parameters of these names."""
+    return set(names) <= set(inspect.signature(module.forward).parameters)
+
+
+def numbered_names(count: int) -> list[str]:
+    """Name the inputs of a module that names none."""
+    return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
+
+
+def _nameable(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+
+
+def named_inputs(
+    sample: Sample, module: torch.nn.Module, names: Sequence[str] | None
+) -> dict[str, Array]:
+    """Put a sample's inputs in the order of forward's parameters, under their names.
+
+    Raises:
+        InputError: they aren't the ones that forward takes.
+    """
+    if names is not None:
+        return ordered(sample, list(names), list(names))
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [p for p in parameters if _nameable(p)]
+    required = [p.name for p in named if p.default is p.empty]
+    if len(sample) == 1 and not required:
+        required = list(input_names(module))
+    return ordered(sample, [p.name for p in named], required)
+
+
+def ordered(sample: Sample, names: list[str], required: list[str]) -> dict[str, Array]:
+    """Put a sample's inputs in the order of `names`, under them.
+
+    Raises:
+        InputError: there are more or others than `names`, or one that is required is missing.
+    """
+    if isinstance(sample, Mapping):
+        if len(sample) == 1 and (len(required) == 1 or len(names) == 1):
+            return dict(zip(required or names, sample.values(), strict=True))
+        if set(required) <= set(sample) <= set(names):
+            return {name: sample[name] for name in names if name in sample}
+        came = ", ".join(sample) or "none"
+    else:
+        if len(required) <= len(sample) <= len(names):
+            return dict(zip(names, sample, strict=False))
+        came = str(len(sample))
+    optional = [name for name in names if name not in required]
+    also = f" and may take {', '.join(optional)}" if optional else ""
+    raise InputError(
+        f"the module takes the inputs {', '.join(required) or 'none'}{also}; the data has {came}"
+    )
+
+
+def check_dtypes(sample: Mapping[str, Array], module: torch.nn.Module) -> None:
+    """Check for the commonest mistake: numpy's float64 for a module that computes in less.
+
+    Raises:
+        InputError: it was made.
+    """
+    own = {
+        str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()
+    }
+    for name, array in sample.items():
+        if array.dtype == np.float64 and own and "float64" not in own:
+            raise InputError(
+                f"input {name!r}: the module computes in {', '.join(sorted(own))}; a sample of the "
+                f'data is float64{list(array.shape)}; convert it with x.astype("float32")'
+            )
+
+
+def batch_of(sample: Array, size: int) -> Array:
+    """Return `(size, ...)`: the sample, and scaled copies of it where it is made of floats."""
+    batch = np.stack([sample] * size)
+    if batch.dtype.kind == "f":
+        scales = (1 / (1 + np.arange(size))).astype(batch.dtype)
+        batch *= scales.reshape(-1, *[1] * sample.ndim)
+    return batch

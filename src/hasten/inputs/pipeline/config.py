@@ -1,0 +1,184 @@
+"""Image pipelines from what describes them: flags, a few lines of YAML, timm's pretrained_cfg."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Pipeline, Step
+from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout, check_size
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+LAYOUTS = ("CHW", "HWC")
+DTYPES = ("float32", "float16", "uint8")
+SETTINGS = ("size", "resize", "interpolation", "mean", "std", "scale", "layout", "dtype")
+TIMM_CROP_PCT = 0.875
+"""timm's DEFAULT_CROP_PCT."""
+
+
+def image_pipeline(
+    size: int | Sequence[int],
+    resize: int | Sequence[int] | None = None,
+    interpolation: str = "bicubic",
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    scale: float = 1 / 255,
+    layout: str = "CHW",
+    dtype: str = "float32",
+) -> Pipeline:
+    """Build the customary pipeline: decode, resize, crop the middle, normalize, order the axes.
+
+    Args:
+        size: What the model takes: one side of a square, or (height, width).
+        resize: The shorter side before the crop, or (height, width); by default `size`, so
+            that nothing more is cropped than a square needs.
+        interpolation: Pillow's filter: "bicubic", "bilinear", ...
+        mean: Per channel, or one for all, of scaled values; 0 where only `std` is given. Without
+            mean and std, float values are scaled only.
+        std: The same; 1 where only `mean` is given.
+        scale: What pixel values are multiplied by before; 1 where mean and std are in [0, 255].
+        layout: "CHW" or "HWC".
+        dtype: "float32", "float16", or "uint8", which leaves pixel values as they are.
+
+    Raises:
+        InputError: which setting can't be used.
+    """
+    crop = _size("size", size)
+    steps: list[Step] = [
+        Decode(),
+        Resize(
+            _size("resize", crop if resize is None else resize),
+            _one_of("interpolation", interpolation, INTERPOLATIONS),
+        ),
+        CenterCrop(crop),
+    ]
+    _one_of("dtype", dtype, DTYPES)
+    if dtype != "uint8":
+        means = _channels("mean", 0.0 if mean is None else mean)
+        deviations = _channels("std", 1.0 if std is None else std)
+        if any(value <= 0 for value in deviations):
+            raise InputError(f"std={std!r}: give deviations above 0")
+        if not _number(scale) or scale <= 0:
+            raise InputError(f"scale={scale!r}: give a number above 0, such as 1/255 = 0.00392157")
+        steps.append(Normalize(means, deviations, float(scale)))
+    elif mean is not None or std is not None:
+        raise InputError("dtype=uint8 leaves pixel values as they are: leave out mean and std")
+    return Pipeline(
+        (*steps, ToLayout(_one_of("layout", layout, LAYOUTS), _one_of("dtype", dtype, DTYPES)))
+    )
+
+
+def from_yaml(path: Path) -> Pipeline:
+    """Read the arguments of `image_pipeline` from a YAML file, such as
+
+        size: 224
+        resize: 256
+        mean: [0.485, 0.456, 0.406]
+        std: [0.229, 0.224, 0.225]
+
+    Raises:
+        InputError: no such file, not YAML, an unknown setting, or one that can't be used.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise InputError(
+            "a pipeline file needs the extra: pip install 'hasten[optimize]'"
+        ) from error
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} can't be read as YAML: {reason}") from error
+    if not isinstance(given, dict) or "size" not in given:
+        raise InputError(f"{path}: give at least the line `size: 224`, or what the model takes")
+    unknown = [str(key) for key in given if key not in SETTINGS]
+    if unknown:
+        raise InputError(
+            f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}"
+        )
+    try:
+        return image_pipeline(**given)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def from_pretrained_cfg(cfg: Mapping[str, Any]) -> Pipeline:
+    """Build the pipeline that timm's evaluation transform is, from a model's `pretrained_cfg`.
+
+    It differs from timm's in one point: images are turned upright as their EXIF data says.
+
+    Args:
+        cfg: With input_size (3, height, width), mean, std, and crop_pct, crop_mode and
+            interpolation or not.
+
+    Raises:
+        InputError: a setting is missing, or one that isn't supported.
+    """
+    missing = [key for key in ("input_size", "mean", "std") if cfg.get(key) is None]
+    if missing:
+        raise InputError(f"pretrained_cfg has no {', '.join(missing)}: state the pipeline yourself")
+    channels, height, width = cfg["input_size"]
+    if channels != 3:
+        raise InputError(f"pretrained_cfg has {channels} channels; image pipelines give 3")
+    mode = cfg.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise InputError(f"pretrained_cfg has crop_mode {mode!r}; supported are center, squash")
+    pct = float(cfg.get("crop_pct") or TIMM_CROP_PCT)
+    scaled = (math.floor(height / pct), math.floor(width / pct))
+    if mode == "center" and height != width:
+        raise InputError(
+            f"pretrained_cfg crops {height} x {width} from the center, which is supported for "
+            "squares only: state the pipeline yourself"
+        )
+    return image_pipeline(
+        size=(height, width),
+        resize=scaled[0] if mode == "center" else scaled,
+        interpolation=str(cfg.get("interpolation") or "bilinear"),
+        mean=cfg["mean"],
+        std=cfg["std"],
+    )
+
+
+def from_module(module: Any) -> Pipeline | None:
+    """Build the pipeline that a timm model says it wants; None where a model says nothing."""
+    cfg = getattr(module, "pretrained_cfg", None)
+    if cfg is None:
+        return None
+    return from_pretrained_cfg(cfg if isinstance(cfg, Mapping) else vars(cfg))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _size(name: str, value: Any) -> int | tuple[int, int]:
+    sides = [value] if isinstance(value, int) else list(value) if _listed(value) else []
+    good = all(isinstance(n, int) and not isinstance(n, bool) for n in sides)
+    if not good or len(sides) not in (1, 2):
+        raise InputError(f"{name}={value!r}: give one side in pixels, or height and width")
+    size = sides[0] if len(sides) == 1 else (sides[0], sides[1])
+    check_size(name, size)
+    return size
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _channels(name: str, value: Any) -> tuple[float, float, float]:
+    values = [value] * 3 if _number(value) else list(value) if _listed(value) else []
+    if len(values) != 3 or not all(_number(v) for v in values):
+        raise InputError(f"{name}={value!r}: give one number, or one for each of 3 channels")
+    return (float(values[0]), float(values[1]), float(values[2]))
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise InputError(f"{name}={value!r}: give one of {', '.join(known)}")
+    return value

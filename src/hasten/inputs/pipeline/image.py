@@ -1,0 +1,265 @@
+"""From an image file to a model's input, in the steps that are customary."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Step
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+MAX_PIXELS = 2**26
+"""67 million: twice a large camera's picture, 192 MiB of RGB."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names. Of others some start a program (EPS), or decode to more than their header says."""
+ORIENTATION = 0x0112
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""EXIF orientation -> Pillow's name of what undoes it. Source: CIPA DC-008 (Exif 2.32), 4.6.4."""
+_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError)
+"""What Pillow raises on images that are cut short or damaged."""
+
+
+def check_size(name: str, size: int | tuple[int, int]) -> None:
+    """Check that an image of this size can be held.
+
+    Args:
+        name: What to call the size in a message.
+        size: One side of a square, or (height, width).
+
+    Raises:
+        InputError: a side below 1, or more than `MAX_PIXELS` in all.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise InputError(
+            f"{name}={size!r}: give sides of at least 1 pixel, and at most {MAX_PIXELS} pixels in all"
+        )
+
+
+def _open(value: bytes | Path, max_pixels: int) -> Image.Image:
+    """Read an image's header, and refuse what is too large before memory is taken for it."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise InputError("images need the extra: pip install 'hasten[optimize]'") from error
+    try:
+        file = io.BytesIO(value) if isinstance(value, bytes) else value
+        image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{_name(value)} has more than {max_pixels} pixels") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{_name(value)} can't be read as an image") from error
+    except _UNREADABLE as error:
+        raise InputError(f"{_name(value)} can't be read as an image: {error}") from error
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise InputError(
+            f"{_name(value)} has {image.width} x {image.height} pixels, more than {max_pixels}"
+        )
+    return image
+
+
+def _name(value: bytes | Path) -> str:
+    return "the image" if isinstance(value, bytes) else str(value)
+
+
+def check_header(path: Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Check that a file begins as an image does.
+
+    Raises:
+        InputError: it doesn't, or is too large.
+    """
+    _open(path, max_pixels).close()
+
+
+@dataclass(frozen=True)
+class Decode(Step):
+    """From a file or its bytes to `(height, width, 3)` uint8, in RGB.
+
+    Gray and palette images become RGB, 16-bit gray keeps its upper 8 bits, transparency is
+    dropped.
+
+    Attributes:
+        orient: Turn the image upright as its EXIF data says.
+        max_pixels: Larger images are refused; at most `MAX_PIXELS`, which nothing raises.
+    """
+
+    orient: bool = True
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        """Check the limit."""
+        if not 0 < self.max_pixels <= MAX_PIXELS:
+            raise InputError(
+                f"decode.max_pixels={self.max_pixels!r}: give a number from 1 to {MAX_PIXELS}"
+            )
+
+    def __call__(self, value: bytes | Path) -> Array:
+        """Decode.
+
+        Raises:
+            InputError: which file can't be read.
+        """
+        with _open(value, self.max_pixels) as image:
+            try:
+                image.load()
+                return np.asarray(_rgb(_upright(image) if self.orient else image))
+            except _UNREADABLE as error:
+                raise InputError(f"{_name(value)} can't be read as an image: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF data says; Pillow's own function fails on other damaged entries."""
+    from PIL import Image
+
+    turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return image if turn is None else image.transpose(Image.Transpose[turn])
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Turn an image of any kind into 8-bit RGB."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit gray (mode {image.mode}) has no stated range")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Resize(Step):
+    """Resize `(height, width, 3)` uint8 as Pillow does, with its antialiasing.
+
+    Attributes:
+        size: The shorter side, the longer one in proportion (rounded down); or (height, width).
+        interpolation: Pillow's filter.
+    """
+
+    size: int | tuple[int, int]
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        """Check the size."""
+        check_size("resize.size", self.size)
+
+    def __call__(self, value: Array) -> Array:
+        """Resize.
+
+        Raises:
+            InputError: a long thin image would become too large.
+        """
+        from PIL import Image
+
+        height, width = value.shape[:2]
+        if isinstance(self.size, int):
+            shorter = min(height, width)
+            new = (height * self.size // shorter, width * self.size // shorter)
+        else:
+            new = self.size
+        if new[0] * new[1] > MAX_PIXELS:
+            raise InputError(
+                f"an image of {width} x {height} pixels becomes {new[1]} x {new[0]}, more than "
+                f"{MAX_PIXELS} pixels"
+            )
+        if new == (height, width):
+            return value
+        resample = Image.Resampling[self.interpolation.upper()]
+        return np.asarray(Image.fromarray(value).resize(new[::-1], resample))
+
+
+@dataclass(frozen=True)
+class CenterCrop(Step):
+    """Cut `(height, width)` out of the middle; what is too small gets black borders.
+
+    Odd margins are rounded half to even, as torchvision does.
+
+    Attributes:
+        size: One side of a square, or (height, width).
+    """
+
+    size: int | tuple[int, int]
+
+    def __post_init__(self) -> None:
+        """Check the size."""
+        check_size("center_crop.size", self.size)
+
+    def __call__(self, value: Array) -> Array:
+        wanted = (self.size, self.size) if isinstance(self.size, int) else self.size
+        spare = [have - w for have, w in zip(value.shape[:2], wanted, strict=True)]
+        # Cut before padding: a tall thin image in a wide flat crop would be large both ways between.
+        top, left = (round(max(0, pixels) / 2) for pixels in spare)
+        value = value[top : top + wanted[0], left : left + wanted[1]]
+        borders = [max(0, -pixels) for pixels in spare]
+        if any(borders):
+            sides = [(border // 2, (border + 1) // 2) for border in borders]
+            value = np.pad(value, (*sides, (0, 0)))
+        return value
+
+
+@dataclass(frozen=True)
+class Normalize(Step):
+    """(value * scale - mean) / std per channel: `(height, width, 3)` uint8 to float32.
+
+    Attributes:
+        mean: Per channel, of scaled values.
+        std: Per channel, of scaled values.
+        scale: 1/255 for means and deviations in [0, 1]; 1 for those in [0, 255].
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: float = 1 / 255
+
+    def __call__(self, value: Array) -> Array:
+        mean, std = np.array(self.mean, np.float64), np.array(self.std, np.float64)
+        factor = (self.scale / std).astype(np.float32)
+        return value * factor - (mean / std).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ToLayout(Step):
+    """Order the axes and choose the element type.
+
+    Attributes:
+        layout: "CHW", channels first, or "HWC".
+        dtype: numpy's name. Only pixel values as they were become uint8.
+    """
+
+    layout: Literal["CHW", "HWC"] = "CHW"
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+
+    def __call__(self, value: Any) -> Array:
+        """Order and convert.
+
+        Raises:
+            InputError: numbers other than uint8 came where uint8 is asked for.
+        """
+        array = np.asarray(value)
+        if self.dtype == "uint8" and array.dtype != np.uint8:
+            raise InputError(
+                f"the pipeline ends in uint8, but its steps give {array.dtype}: leave out mean "
+                "and std, or end in float32"
+            )
+        if self.layout == "CHW":
+            array = array.transpose(2, 0, 1)
+        return np.ascontiguousarray(array, dtype=self.dtype)

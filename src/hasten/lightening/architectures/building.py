@@ -1,0 +1,158 @@
+"""From a line of the catalogue and its knobs to a network with fresh weights, or to its cost alone."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hasten.errors import InputError
+from hasten.lightening.architectures.catalogue import Architecture
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build(
+    architecture: Architecture,
+    classes: int,
+    input_shape: Sequence[int],
+    width: float = 1.0,
+    pixels: int | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Build a network with fresh weights, in training mode.
+
+    Args:
+        architecture: A line of the catalogue.
+        classes: How many it tells apart.
+        input_shape: `(channels, height, width)` of one sample.
+        width: Factor of the number of channels; one of the architecture's.
+        pixels: The longer side of what it works on; the module still takes `input_shape`, and
+            resizes it itself. None for the input's own size.
+        seed: Of the weights.
+
+    Returns:
+        A module that takes float32 `(n, *input_shape)` and gives logits `(n, classes)`; a detector
+        gives boxes, scores and labels, see `detection.Detector`.
+
+    Raises:
+        InputError: torch or the library isn't installed, or a knob doesn't fit the architecture.
+    """
+    _check(architecture, classes, input_shape, width, pixels)
+    _require(architecture)
+    import torch
+
+    from hasten.lightening.architectures.resizing import Resized, inner_size
+
+    channels, *outer = (int(size) for size in input_shape)
+    sides = (outer[0], outer[1])
+    multiple = architecture.stride if _needs_multiples(architecture) else 1
+    inner = inner_size(sides, pixels or max(sides), multiple)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _network(architecture, classes, channels, width, inner)
+    return network if inner == sides else Resized(network, sides, inner)
+
+
+def deployed(module: nn.Module) -> nn.Module:
+    """Return a copy as it is to be exported: branches that exist for training alone are merged.
+
+    MobileOne is such a network: untouched, it is several times slower than its published self.
+    The answers stay the same up to rounding. Other networks are only copied. In eval mode.
+    """
+    from timm.models import reparameterize_model
+
+    return reparameterize_model(copy.deepcopy(module).eval(), inplace=True)
+
+
+def multiply_adds(
+    architecture: Architecture,
+    classes: int,
+    input_shape: Sequence[int],
+    width: float = 1.0,
+    pixels: int | None = None,
+) -> tuple[int, int]:
+    """Count what one request takes, and the parameters, as deployed; without any arithmetic.
+
+    Returns:
+        Multiply-adds of convolutions and matrix products, and the number of parameters.
+
+    Raises:
+        InputError: as `build`.
+    """
+    _require(architecture)
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        module = build(architecture, classes, input_shape, width, pixels)
+        if architecture.model.startswith("mobileone"):
+            module = deployed(module)
+        sample = torch.zeros(1, *input_shape)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module.eval()(sample)
+    return counter.get_total_flops() // 2, parameters(module)
+
+
+def parameters(module: nn.Module) -> int:
+    """Return how many parameters a network has."""
+    return sum(tensor.numel() for tensor in module.parameters())
+
+
+def _needs_multiples(architecture: Architecture) -> bool:
+    """Whether its grid must fill the image: patches, and boxes that are decoded by cell."""
+    return architecture.task == "detect" or architecture.model.startswith("deit")
+
+
+def _network(
+    architecture: Architecture, classes: int, channels: int, width: float, sides: tuple[int, int]
+) -> Any:
+    if architecture.task == "detect":
+        from hasten.lightening.architectures.detection import Detector
+
+        if architecture.library == "darknet":
+            from hasten.lightening.architectures.darknet import Darknet
+            from hasten.lightening.architectures.tiny_yolo import cfg
+
+            return Detector(Darknet(cfg(architecture.model, classes, channels, width, sides)))
+        from hasten.lightening.architectures.ssdlite import SsdLite
+
+        return Detector(SsdLite(classes, channels, width, sides))
+    from hasten.lightening.architectures.classifiers import classifier
+
+    return classifier(architecture, classes, channels, width, sides)
+
+
+def _require(architecture: Architecture) -> None:
+    for module in ("torch", "timm", "torchvision"):
+        if importlib.util.find_spec(module) is None:
+            raise InputError(
+                f"the architecture {architecture.name} needs the module {module}: "
+                "pip install 'hasten[torch]'"
+            )
+
+
+def _check(
+    architecture: Architecture,
+    classes: int,
+    input_shape: Sequence[int],
+    width: float,
+    pixels: int | None,
+) -> None:
+    name = architecture.name
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise InputError(
+            f"an input is channels x height x width, as 3x64x64: got {'x'.join(map(str, input_shape))}"
+        )
+    if classes < 1:
+        raise InputError(f"{name} needs at least one class: got {classes}")
+    if width not in architecture.widths:
+        known = ", ".join(f"{one:g}" for one in architecture.widths)
+        raise InputError(f"{name} comes in the widths {known}: got {width:g}")
+    side = pixels or max(input_shape[1:])
+    if side < architecture.least:
+        raise InputError(
+            f"{name} needs a longer side of at least {architecture.least} pixels: got {side}"
+        )

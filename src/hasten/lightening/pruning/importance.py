@@ -1,0 +1,141 @@
+"""How much an answer would change without a channel, by first order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from hasten.errors import InputError
+from hasten.inputs.models.torch import evaluating
+from hasten.lightening.pruning.layers import Sample, call, tensors
+from hasten.lightening.pruning.structure import Group, Member
+
+Losses: TypeAlias = Callable[[nn.Module], Iterable[torch.Tensor]]
+"""Gives the loss of a module on one batch after another, the same batches whenever it is called."""
+
+
+def importance(
+    module: nn.Module, losses: Losses, groups: Sequence[Group]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return how much the loss would move without each channel of each group, by first order.
+
+    Without a channel, the weights by which other layers read it are gone: to first order the loss
+    moves by the sum of these weights times their gradients, over all the layers that read it.
+    Its square is averaged over the batches, so small batches tell more. Squares add up where
+    channels (or blocks, see `blocks.hurts`) have nothing to do with each other; sizes would count
+    many small ones for more than they do together.
+
+    Args:
+        module: Its parameters stay as they are; it is in eval mode while it is looked at.
+        losses: Each is followed back before the next is asked for. A network's distance to
+            itself won't do: it has no gradient. `sensitivity` needs no labels.
+        groups: As `structure.groups` gives them.
+
+    Returns:
+        Group's root -> one figure for each channel, none below 0.
+
+    Raises:
+        InputError: a loss has no gradient.
+
+    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019,
+    equation 8, over all that a group shares.
+    """
+    totals = {group.root: np.zeros(group.channels) for group in groups}
+    before = [parameter.requires_grad for parameter in module.parameters()]
+    count, moved = 0, False
+    try:
+        module.requires_grad_(True)
+        with evaluating(module), torch.enable_grad():
+            for loss in losses(module):
+                if not loss.requires_grad:
+                    raise InputError(
+                        "the loss has no gradient: it isn't made of what the model answers"
+                    )
+                module.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                count += 1
+                for group in groups:
+                    totals[group.root] += _moved(module, group) ** 2
+                moved = moved or any(totals[group.root].any() for group in groups)
+    finally:
+        module.zero_grad(set_to_none=True)
+        for parameter, wanted in zip(module.parameters(), before, strict=True):
+            parameter.requires_grad_(wanted)
+    if groups and not moved:
+        raise InputError(
+            "the loss has a gradient of 0 everywhere, as a network's distance to itself has: "
+            "give the loss to labels, or pruning.importance.sensitivity(batches)"
+        )
+    return {root: total / max(count, 1) for root, total in totals.items()}
+
+
+def _moved(module: nn.Module, group: Group) -> npt.NDArray[np.float64]:
+    """Return by how much the loss of the last batch moves without each channel."""
+    moved = np.zeros(group.channels)
+    for member in group.members:
+        if member.axis != "inputs":
+            continue
+        weight = module.get_submodule(member.name).weight
+        assert isinstance(weight, torch.Tensor)
+        if weight.grad is None:
+            continue
+        product = (weight.detach() * weight.grad).transpose(0, 1).flatten(1).sum(1)
+        moved += _by_channel(product.double().cpu().numpy(), member)
+    return moved
+
+
+def _by_channel(values: npt.NDArray[np.float64], member: Member) -> npt.NDArray[np.float64]:
+    return np.array([values[list(indices)].sum() for indices in member.indices])
+
+
+def sensitivity(
+    batches: Sequence[Sample],
+    answer: Callable[[nn.Module, Sample], object] = call,
+    seed: int = 0,
+) -> Losses:
+    """Return losses that need no labels: how far the answers themselves move.
+
+    Each is the product of what the module answers with a random direction that is the same
+    whenever the batch comes; relative to the size of each output. The mean square of its change
+    is the squared distance that the answers move.
+
+    Args:
+        batches: What to look at.
+        answer: What of a module's answers counts, where it isn't all of them: of a detector the
+            heads, say. Numbers that aren't floats, and what no gradient goes through, don't count.
+        seed: Of the directions.
+
+    Source: Hutchinson's estimator, Commun. Stat. Simul. Comput. 18:1059, 1989.
+    """
+    sizes: dict[tuple[int, int], float] = {}
+
+    def losses(module: nn.Module) -> Iterable[torch.Tensor]:
+        for number, batch in enumerate(batches):
+            generator = torch.Generator().manual_seed(seed + number)
+            total = torch.zeros(())
+            for place, output in enumerate(tensors(answer(module, batch))):
+                if not output.is_floating_point():
+                    continue
+                direction = torch.randn(output.shape, generator=generator).to(output.device)
+                size = sizes.setdefault((number, place), max(float(output.detach().norm()), 1e-12))
+                total = total + (output * direction).sum() / size
+            yield total
+
+    return losses
+
+
+def mean_square_change(module: nn.Module, losses: Losses, before: Sequence[float]) -> float:
+    """Return the square of how far a module's losses are from what they were, on average."""
+    now = loss_values(module, losses)
+    return float(np.mean([(one - other) ** 2 for one, other in zip(now, before, strict=True)]))
+
+
+def loss_values(module: nn.Module, losses: Losses) -> list[float]:
+    """Return the loss on each batch, in eval mode and without gradients."""
+    with evaluating(module), torch.no_grad():
+        return [float(loss) for loss in losses(module)]

@@ -1,0 +1,64 @@
+"""What each layer takes where it stands, read off the profile of a whole network."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+
+from hasten.engines.layers import LayerTime, node_name
+from hasten.inputs.models.onnx import read
+from hasten.lightening.pruning.layers import Layer
+
+
+def in_network(
+    layers: Sequence[Layer], exported: Path, steps: Sequence[LayerTime]
+) -> tuple[dict[str, float], float]:
+    """Return the nanoseconds of each layer in a profile, with what follows it until the next.
+
+    The exporter writes products in the order in which the module makes them, so the n-th that has
+    weights is the n-th layer's. Normalizations, activations, poolings and copies count with the
+    layer that was executed before them: they have its channels, and go with it.
+
+    Args:
+        layers: Of the module.
+        exported: The ONNX file that the module was exported to.
+        steps: The profile of that file, or of what passes made of it, with its nodes as sources,
+            in the order of execution.
+
+    Returns:
+        Layer -> all its calls together, without those that the profile doesn't name; attentions,
+        which follow their projections, have 0. And what came before the first layer. Nothing where
+        the file has other products than the module has layers.
+    """
+    weighted = [layer for layer in layers if layer.shape.kind != "attention"]
+    nodes = list(_products(read(exported).graph))
+    if len(nodes) != len(weighted):
+        return {}, 0.0
+    owners = {name: layer.name for name, layer in zip(nodes, weighted, strict=True)}
+    found: dict[str, float] = defaultdict(float)
+    last, rest_ns = "", 0.0
+    for step in steps:
+        named = [owners[source] for source in step.sources if source in owners]
+        for name in named:
+            found[name] += step.median_ns / len(named)
+            last = name
+        if not named and last:
+            found[last] += step.median_ns
+        elif not named:
+            rest_ns += step.median_ns
+    if found:
+        found |= {layer.name: 0.0 for layer in layers if layer.shape.kind == "attention"}
+    return dict(found), rest_ns
+
+
+def _products(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the nodes that multiply by weights, in order."""
+    constant = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.input and all(name in constant for name in node.input if name):
+            constant.update(node.output)  # a weight that is turned or reshaped first
+        elif node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constant:
+            yield node_name(node)

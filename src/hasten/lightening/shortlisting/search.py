@@ -1,0 +1,376 @@
+"""The search: what is measured next, until each family's most promising one within the budget is known."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from hasten.core.model import Model
+from hasten.core.progress import Listener, Progress, nobody
+from hasten.core.target import Target
+from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.errors import CandidateError, InputError
+from hasten.lightening.architectures.catalogue import Task
+from hasten.lightening.making import Makers
+from hasten.lightening.prospects import Prospect, fastest
+from hasten.lightening.shortlisting.cache import Cache, Measured, default_folder
+from hasten.lightening.shortlisting.estimates import Estimates
+from hasten.lightening.shortlisting.options import Option, options
+from hasten.lightening.shortlisting.untrained import Untrained, written
+
+TIME_LIMIT_S = 40.0
+_AT_ONCE = 8
+_EACH_S = 1.5
+"""What one takes to write, build and time, before that is known: on two quiet cores."""
+_WORTH = 1.0
+"""Points of promise that a further look at a family must be able to gain."""
+_SAME = 1.15
+"""A way that was so much slower than the best on every network of the first look isn't tried again: a
+few networks may be faster than the list says, and all of it is there so much sooner."""
+_FIRST = ("resnet10", "mobilenetv4-small", "yolov3-tiny", "ssdlite")
+"""Families to try every way on: dense convolutions and depthwise ones, of each task."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An architecture that was measured.
+
+    Attributes:
+        architecture: Its name in the catalogue.
+        family: The same without its stride.
+        width: Factor of the number of channels.
+        pixels: The longer side of what it works on; None for the input's own.
+        madds: Multiply-adds of one request.
+        parameters: How many.
+        accuracy: Published of width 1 and its usual input, in percent, on ImageNet or COCO.
+        promise: What that comes to with so many multiply-adds: good for an order alone.
+        prospect: How fast it is, and by which way.
+    """
+
+    architecture: str
+    family: str
+    width: float
+    pixels: int | None
+    madds: int
+    parameters: int
+    accuracy: float
+    promise: float
+    prospect: Prospect
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What fits a budget.
+
+    Attributes:
+        task: "classify" or "detect".
+        classes: How many are told apart.
+        input_shape: Channels, height and width.
+        budget_ns: What one request may take.
+        entries: The most promising of each family that fits, best first.
+        measured: All that was measured, fastest first.
+        failed: Options that can't be built or run -> why.
+        complete: Whether nothing was left to try when it ended.
+    """
+
+    task: Task
+    classes: int
+    input_shape: tuple[int, ...]
+    budget_ns: float
+    entries: tuple[Entry, ...]
+    measured: tuple[Entry, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
+
+
+def shortlist(
+    task: Task,
+    classes: int,
+    input_shape: Sequence[int],
+    budget_s: float,
+    *,
+    engines: Sequence[str] = ENGINES,
+    architectures: Sequence[str] = (),
+    target: Target | None = None,
+    time_limit_s: float = TIME_LIMIT_S,
+    fresh: bool = False,
+    cache: Path | None = None,
+    listen: Listener = nobody,
+) -> Shortlist:
+    """Find the architectures that answer one request within a budget on this machine, untrained.
+
+    Args:
+        task: "classify" or "detect".
+        classes: How many are told apart.
+        input_shape: Channels, height and width of one sample.
+        budget_s: What the median request may take, in seconds.
+        engines: Names of the runtimes to try.
+        architectures: Names from the catalogue to choose among; all by default.
+        target: The device; this host by default.
+        time_limit_s: Nothing new is measured after so long.
+        fresh: Measure anew what the cache has.
+        cache: Folder of what was measured before; the user's cache folder by default.
+        listen: Told of each network that is measured.
+
+    Raises:
+        InputError: an argument can't be used, or no architecture fits: names the fastest.
+    """
+    if not (math.isfinite(budget_s) and budget_s > 0):
+        raise InputError(f"the budget is a time above 0, as 2ms: got {budget_s}")
+    if not time_limit_s > 0:
+        raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s}")
+    if classes < 1:
+        raise InputError(f"a network tells at least 1 class apart: got {classes}")
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise InputError(
+            f"a sample is (channels, height, width), each above 0: got {tuple(input_shape)}"
+        )
+    engine_kinds(engines)
+    target = target or Target.host()
+    known = Cache.of(cache or default_folder(), classes, input_shape, engines, target)
+    families = options(task, input_shape, architectures)
+    with tempfile.TemporaryDirectory(prefix="hasten-shortlist-") as work:
+        search = Search(
+            families=families,
+            classes=classes,
+            input_shape=tuple(input_shape),
+            budget_ns=budget_s * 1e9,
+            engines=tuple(engines),
+            target=target,
+            cache=known,
+            fresh=fresh,
+            folder=Path(work),
+            deadline=time.monotonic() + time_limit_s,
+            listen=listen,
+        )
+        with search.makers:
+            complete = search.run()
+    entries = search.entries()
+    best: dict[str, Entry] = {}
+    for entry in sorted(entries, key=lambda one: -one.promise):
+        if entry.prospect.latency_ns <= search.budget_ns:
+            best.setdefault(entry.family, entry)
+    if not best:
+        raise nothing_fits(input_shape, budget_s, entries, search.failed, complete=complete)
+    return Shortlist(
+        task,
+        classes,
+        tuple(input_shape),
+        search.budget_ns,
+        tuple(best.values()),
+        tuple(sorted(entries, key=lambda one: one.prospect.latency_ns)),
+        search.failed,
+        complete,
+    )
+
+
+def nothing_fits(
+    input_shape: Sequence[int],
+    budget_s: float,
+    entries: Sequence[Entry],
+    failed: Mapping[str, str],
+    *,
+    complete: bool,
+) -> InputError:
+    """Return the error that names the fastest that there is, or that was found in the time given."""
+    shown = "x".join(map(str, input_shape))
+    if not entries:
+        why = next(iter(failed.values()), "the time limit left no time to measure one")
+        return InputError(f"no architecture of the catalogue could be measured at {shown}: {why}")
+    one = min(entries, key=lambda entry: entry.prospect.latency_ns)
+    size = f" at {one.pixels} px" if one.pixels else ""
+    found = "is" if complete else "that was found in the time limit is"
+    advice = "give at least that" if complete else "give at least that, or more time to look"
+    least_ms = math.ceil(one.prospect.latency_ns / 1e4) / 100
+    return InputError(
+        f"no architecture of the catalogue answers {shown} in {budget_s * 1e3:g} ms on this "
+        f"machine: the fastest {found} {one.architecture} x{one.width:g}{size} at {least_ms:g} ms; "
+        f"{advice}"
+    )
+
+
+@dataclass
+class Search:
+    """A search under way.
+
+    Attributes:
+        families: What there is to choose from.
+        classes: How many are told apart.
+        input_shape: Channels, height and width.
+        budget_ns: What one request may take.
+        engines: Names of the runtimes.
+        target: The device.
+        cache: What was measured before.
+        fresh: Whether to measure that anew.
+        folder: Work folder.
+        deadline: Of the monotonic clock: nothing new is measured after it.
+        listen: Told of each network.
+        known: What was found of options so far.
+        failed: Option -> why it can't be built or run.
+    """
+
+    families: Mapping[str, Sequence[Option]]
+    classes: int
+    input_shape: tuple[int, ...]
+    budget_ns: float
+    engines: tuple[str, ...]
+    target: Target
+    cache: Cache
+    fresh: bool
+    folder: Path
+    deadline: float
+    listen: Listener
+    known: dict[Option, Measured] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    _slow: set[str] = field(default_factory=set)
+
+    @cached_property
+    def makers(self) -> Makers:
+        """Processes that make networks ready, for the whole search."""
+        return Makers(self._prospects, self.target)
+
+    @property
+    def _prospects(self) -> Path:
+        return self.folder / "prospects"
+
+    def run(self) -> bool:
+        """Measure until nothing more is to be gained, or time is up; return whether it is complete."""
+        estimates = Estimates(self.families, self.budget_ns)
+        self._recall()
+        self._learn(estimates, list(self.known), recalled=True)
+        batch = estimates.next(_AT_ONCE, _WORTH) if self.known else estimates.first(_FIRST)
+        each_s = _EACH_S
+        while batch:
+            began = time.monotonic()
+            if self.known and began + each_s / 2 >= self.deadline:
+                return False
+            self._measure(batch)
+            self._learn(estimates, batch)
+            now = time.monotonic()
+            each_s = (now - began) / len(batch)
+            at_once = max(1, round(min(_AT_ONCE, (self.deadline - now) / each_s)))
+            batch = estimates.next(at_once, _WORTH)
+        return True
+
+    def entries(self) -> list[Entry]:
+        """Return all that could be measured."""
+        return [
+            Entry(
+                option.architecture.name,
+                option.architecture.family,
+                option.width,
+                option.pixels,
+                found.madds,
+                found.parameters,
+                option.architecture.accuracy,
+                option.architecture.promise(found.madds),
+                found.prospect,
+            )
+            for option, found in self.known.items()
+            if found.prospect is not None
+        ]
+
+    def _recall(self) -> None:
+        """Take what the cache has."""
+        for option in (one for own in self.families.values() for one in own):
+            found = None if self.fresh else self.cache.get(option)
+            if found is not None:
+                self._note(option, found)
+
+    def _learn(
+        self, estimates: Estimates, options: Sequence[Option], *, recalled: bool = False
+    ) -> None:
+        """Take in what was found, for what to measure next and by which ways."""
+        if not self._slow:
+            self._slow = slow_kinds([one.prospect for one in self.known.values()])
+        for option in options:
+            prospect = self.known[option].prospect
+            latency_ns = None if prospect is None else prospect.latency_ns
+            estimates.learn(option, latency_ns, recalled=recalled)
+
+    def _note(self, option: Option, found: Measured) -> None:
+        self.known[option] = found
+        if found.prospect is None:
+            self.failed[option.name] = found.failure
+
+    def _measure(self, batch: Sequence[Option]) -> None:
+        """Measure options in turns with each other, and keep what was found."""
+        untrained: dict[str, Untrained] = {}
+
+        def each() -> Iterator[tuple[str, Model]]:
+            for number, option in enumerate(batch):
+                own = self.folder / f"{len(self.known)}-{number}"
+                own.mkdir()
+                self._tell(option.name, "writing")
+                try:
+                    one = written(option, self.classes, self.input_shape, own)
+                except CandidateError as error:
+                    self._keep(option, Measured(0, 0, None, str(error)))
+                    continue
+                untrained[option.name] = one
+                yield option.name, one.model
+
+        prospects, failure = self._timed(each(), self._slow)
+        left = {name: one for name, one in untrained.items() if name not in prospects}
+        if left and self._slow:  # what can't have the fast ways may have a slow one
+            again, failure = self._timed([(name, one.model) for name, one in left.items()], set())
+            prospects |= again
+        for option in batch:
+            if option.name in untrained:
+                one = untrained[option.name]
+                prospect = prospects.get(option.name)
+                if prospect is None:  # perhaps for the host was busy: the next call tries again
+                    self._note(option, Measured(one.madds, one.parameters, None, failure))
+                else:
+                    self._keep(option, Measured(one.madds, one.parameters, prospect))
+                shutil.rmtree(one.model.path.parent, ignore_errors=True)
+
+    def _timed(
+        self, models: Iterable[tuple[str, Model]], slow: set[str]
+    ) -> tuple[dict[str, Prospect], str]:
+        """Return what could be measured by ways that aren't slow, and why the rest couldn't."""
+        try:
+            found = fastest(
+                models,
+                self.target,
+                self._prospects,
+                engines=self.engines,
+                only=lambda way: _kind(way.label) not in slow,
+                makers=self.makers,
+                listen=lambda progress: self._tell(progress.doing, "timing", progress.outcome),
+            )
+        except CandidateError as error:
+            return {}, str(error)
+        return found, "no engine runs it"
+
+    def _keep(self, option: Option, found: Measured) -> None:
+        self.cache.keep(option, found)
+        self._note(option, found)
+
+    def _tell(self, name: str, doing: str, outcome: str | None = None) -> None:
+        done = len(self.known)
+        self.listen(Progress("shortlist", f"{doing} {name}", done, max(done + 1, 20), outcome))
+
+
+def slow_kinds(prospects: Sequence[Prospect | None]) -> set[str]:
+    """Return the ways, without their settings, that were far behind on every network."""
+    behind: dict[str, float] = {}
+    for prospect in prospects:
+        if prospect is not None:
+            looks = {**prospect.others, prospect.label: prospect.latency_ns}
+            for label, ns in looks.items():
+                ratio = ns / min(looks.values())
+                behind[_kind(label)] = min(ratio, behind.get(_kind(label), math.inf))
+    return {kind for kind, ratio in behind.items() if ratio > _SAME}
+
+
+def _kind(label: str) -> str:
+    """A way's label without its settings."""
+    return re.sub(r"\([^)]*\)", "", label)

@@ -1,0 +1,348 @@
+"""The loop: one network learns for a time, looks at how it does, and can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from hasten.core.progress import Listener, Progress, nobody
+from hasten.core.tensors import Array
+from hasten.errors import CandidateError
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.metrics.base import Metric
+from hasten.lightening.training import features
+from hasten.lightening.training.checkpoint import State
+from hasten.lightening.training.examples import Batch, Examples
+from hasten.lightening.training.network import Network
+from hasten.lightening.training.objective import Objective
+from hasten.lightening.training.teacher import Teacher
+
+LOOKS = 8
+"""How often a training looks at how it does, the last time at its end."""
+_SAVED_S = 60.0
+_LEAST_RATE = 0.05
+"""Of the highest learning rate: what the first steps take."""
+_LARGEST_GRADIENT = 5.0
+
+Doomed = Callable[[float, float], str | None]
+"""From the share of the training that is behind and the score there to why it is of no use to go on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast a network learns.
+
+    Attributes:
+        seconds: How long, at most; the learning rate falls by the clock, so a host that is slower for a
+            while costs steps and nothing else.
+        epochs: Passes over the data, at most: where they are through sooner, the rate falls by them.
+        batch: Samples per step.
+        rate: The highest learning rate, of AdamW; it rises for a while and falls as a cosine.
+        weight_decay: Of AdamW.
+        warmup: The share of the training in which the rate rises.
+        averaging: Decay per step of the average of weights that is kept; it begins lower.
+        mixed: The share of batches whose samples are mixed in pairs.
+        seed: Of orders and dropped units.
+
+    Source: cosine, Loshchilov and Hutter, arXiv:1608.03983; AdamW, arXiv:1711.05101.
+    """
+
+    seconds: float = 1800.0
+    epochs: float = 100.0
+    batch: int = 64
+    rate: float = 2e-3
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    averaging: float = 0.998
+    mixed: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training came to. The network holds the averaged weights that did best.
+
+    Attributes:
+        score: Mean score on what was held out.
+        curve: (share of the training, score) at each look.
+        steps: That were taken.
+        epochs: The same in passes over the data.
+        seconds: Over all its sessions.
+        note: Why it ended before its time; None where it didn't.
+    """
+
+    score: float
+    curve: tuple[tuple[float, float], ...]
+    steps: int
+    epochs: float
+    seconds: float
+    note: str | None
+
+
+@dataclass
+class Trainer:
+    """One network's training.
+
+    Attributes:
+        network: What learns; changed in place.
+        teacher: What it learns from; None where labels alone teach.
+        data: What it learns on.
+        judged: What tells how it does; never what certifies.
+        metric: How it is told.
+        objective: What is made small.
+        recipe: How long and how fast.
+        checkpoint: The file that it goes on from, if it is there.
+        listen: Told of the steps.
+        name: What is trained, in a few words.
+        doomed: Asked at each look whether to go on.
+        reference: Whose answers the metric compares with, where it does; the teacher's by default.
+    """
+
+    network: Network
+    teacher: Teacher | None
+    data: Dataset
+    judged: Dataset
+    metric: Metric
+    objective: Objective
+    recipe: Recipe
+    checkpoint: Path
+    listen: Listener = nobody
+    name: str = "training"
+    doomed: Doomed = lambda share, score: None
+    reference: Network | None = None
+    _exact: list[dict[str, Array]] = field(default_factory=list)
+
+    def train(self) -> Training:
+        """Train, or go on from where a stopped training was. The caller's random numbers stay as they are.
+
+        Raises:
+            CandidateError: the loss was no number before there was anything to keep.
+            InputError: the data can't be read, nothing can be learnt, or the disk is full.
+        """
+        with torch.random.fork_rng(self._cuda()):
+            return self._train()
+
+    def _cuda(self) -> list[torch.device]:
+        """The GPU that it trains on, if it does."""
+        device = self.network.device
+        return [device] if device.type == "cuda" else []
+
+    def _train(self) -> Training:
+        recipe, module = self.recipe, self.network.module
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        batch = max(1, min(recipe.batch, len(self.data)))
+        self._examples = Examples(self.data, batch, recipe.mixed, recipe.seed)
+        self._average = AveragedModel(module, multi_avg_fn=self._fold, use_buffers=True)
+        self._optimizer = torch.optim.AdamW(
+            _groups(module, recipe.weight_decay), lr=recipe.rate, foreach=True
+        )
+        self._layers = self._shared()
+        state = State.read(self.checkpoint)
+        if state is None:
+            torch.manual_seed(recipe.seed)
+            state = self._state(None, [], 0, 0.0)
+        else:
+            self._restore(state)
+        try:
+            if state.note is None:
+                state = self._learn(state)
+        except BaseException:
+            module.zero_grad(set_to_none=True)
+            raise
+        return self._finished(state)
+
+    def _learn(self, state: State) -> State:
+        """Take the steps that there is time for, or that so many epochs have."""
+        began = saved = time.monotonic()
+        step, curve, best, note = state.step, list(state.curve), state.best, state.note
+        looked_s = 0.0
+        share = max(self._share(step, state.seconds), curve[-1][0] if curve else 0.0)
+        while share < 1 and note is None:
+            loss = self._step(step, share)
+            if not math.isfinite(loss):
+                note = f"the loss was {loss} at step {step + 1}"
+            else:
+                step += 1
+            spent = state.seconds + time.monotonic() - began
+            share = self._share(step, spent + looked_s)
+            outcome = None
+            if self._due(share, curve) or (note is not None and step and not curve):
+                look = time.monotonic()
+                score = self._score()
+                looked_s = time.monotonic() - look
+                if not math.isfinite(score):
+                    note = note or f"its answers were no numbers after step {step}"
+                else:
+                    if not curve or score >= max(s for _, s in curve):
+                        best = copy.deepcopy(self._average.module.state_dict())
+                    curve.append((share, score))
+                    outcome = f"{self.name}: {100 * score:.1f}% after {step} steps"
+                    if note is None and share < 1:
+                        note = self.doomed(share, score)
+            if outcome or note or time.monotonic() - saved > _SAVED_S:
+                spent = state.seconds + time.monotonic() - began
+                self._state(best, curve, step, spent, note).write(self.checkpoint)
+                saved = time.monotonic()
+            if outcome or note or step % 10 == 0:
+                said = f"{outcome}; {note}" if outcome and note else outcome
+                self._tell(step, share, said or (note and f"{self.name}: {note}"))
+        spent = state.seconds + time.monotonic() - began
+        return self._state(best, curve, step, spent, note)
+
+    def _share(self, step: int, spent_s: float) -> float:
+        """Of the training, what is behind: by the clock or by the epochs, whichever ends it first."""
+        steps = math.ceil(self.recipe.epochs * self._examples.steps)
+        return min(1.0, max(step / steps, spent_s / self.recipe.seconds))
+
+    @staticmethod
+    def _due(share: float, curve: Sequence[tuple[float, float]]) -> bool:
+        """Whether it is time to look at how it does."""
+        last = curve[-1][0] if curve else 0.0
+        return math.floor(share * LOOKS + 1e-9) > math.floor(last * LOOKS + 1e-9)
+
+    def _step(self, step: int, share: float) -> float:
+        """Take one step; return the loss, whatever it is: then nothing was changed."""
+        module = self.network.module.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate(share)
+        batch = self._examples.at(step, self.network.device)
+        loss = self._loss(batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            return value
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), _LARGEST_GRADIENT)
+        if not bool(torch.isfinite(norm)):
+            return float(norm)
+        self._optimizer.step()
+        self._average.update_parameters(module)
+        return value
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        weight, objective = self.objective.feature_weight, self.objective
+        if self.teacher is None or not self._layers or weight == 0:
+            outputs = self.network(batch.inputs)
+            wanted = None if self.teacher is None else self.teacher.answers(batch)
+            return objective.of(batch, outputs, wanted)
+        teacher = self.teacher.network
+        with features.watched(self.network.module, self._layers) as own:
+            outputs = self.network(batch.inputs)
+        with features.watched(teacher.module, self._layers) as others, torch.no_grad():
+            wanted = teacher(batch.inputs)
+        apart = features.apart(own(), others())
+        if weight >= 1:
+            return apart
+        return (1 - weight) * objective.of(batch, outputs, wanted) + weight * apart
+
+    def _shared(self) -> tuple[str, ...]:
+        if self.teacher is None or self.objective.feature_weight == 0:
+            return ()
+        inputs = self._examples.at(0, self.network.device).inputs
+        return features.shared_layers(self.network, self.teacher.network, inputs)
+
+    def _rate(self, share: float) -> float:
+        """The learning rate when so much is behind: it rises for a while and falls as a cosine."""
+        warm = self.recipe.warmup
+        if share < warm:
+            return self.recipe.rate * max(_LEAST_RATE, share / warm)
+        along = (share - warm) / (1 - warm)
+        return self.recipe.rate * 0.5 * (1 + math.cos(math.pi * along))
+
+    def _fold(
+        self,
+        averaged: Sequence[torch.Tensor],
+        current: Sequence[torch.Tensor],
+        count: torch.Tensor | int,
+    ) -> None:
+        """Move the average towards what the weights are now; faster while it is young."""
+        decay = min(self.recipe.averaging, (1 + int(count)) / (10 + int(count)))
+        for mean, now in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now.to(mean.dtype), 1 - decay)
+            else:
+                mean.copy_(now)
+
+    def _score(self) -> float:
+        """Return the averaged network's mean score on what was held out."""
+        network = replace(self.network, module=self._average.module)
+        examples = Examples(self.judged, self._examples.batch)
+        reference = self.reference or (self.teacher.network if self.teacher else None)
+        if not self._exact and reference is not None:
+            self._exact.extend(reference.answers(examples.in_order()))
+        scores: list[Array] = []
+        at = 0
+        for number, outputs in enumerate(network.answers(examples.in_order())):
+            exact = self._exact[number] if self._exact else outputs
+            size = len(next(iter(outputs.values())))
+            rows = self.judged.labels
+            labels = None if rows is None else rows[at : at + size]
+            if not all(np.isfinite(a).all() for a in outputs.values() if a.dtype.kind == "f"):
+                return math.nan
+            scores.append(self.metric.score(outputs, exact, labels))
+            at += size
+        return float(np.concatenate(scores).mean())
+
+    def _state(
+        self,
+        best: dict[str, torch.Tensor] | None,
+        curve: list[tuple[float, float]],
+        step: int,
+        seconds: float,
+        note: str | None = None,
+    ) -> State:
+        return State(
+            module=self.network.module.state_dict(),
+            average=self._average.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            generators=[torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda())],
+            best=best,
+            curve=curve,
+            step=step,
+            seconds=seconds,
+            note=note,
+        )
+
+    def _restore(self, state: State) -> None:
+        self.network.module.load_state_dict(state.module)
+        self._average.load_state_dict(state.average)
+        self._optimizer.load_state_dict(state.optimizer)
+        host, *others = state.generators
+        torch.set_rng_state(host)
+        for device, generator in zip(self._cuda(), others, strict=False):
+            torch.cuda.set_rng_state(generator, device)
+
+    def _finished(self, state: State) -> Training:
+        if state.best is None:
+            raise CandidateError(f"{self.name}: {state.note}, and there is nothing before to keep")
+        self.network.module.load_state_dict(state.best)
+        self.network.module.eval()
+        return Training(
+            score=max(score for _, score in state.curve),
+            curve=tuple(state.curve),
+            steps=state.step,
+            epochs=state.step / self._examples.steps,
+            seconds=state.seconds,
+            note=state.note,
+        )
+
+    def _tell(self, done: int, share: float, outcome: str | None = None) -> None:
+        total = max(done, round(done / share) if share else 0)
+        self.listen(Progress("train", self.name, done, total, outcome))
+
+
+def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, object]]:
+    """Leave biases and normalizations out of weight decay: they have one axis."""
+    learnt = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in learnt if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in learnt if p.ndim <= 1], "weight_decay": 0.0},
+    ]

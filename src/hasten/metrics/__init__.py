@@ -1,5 +1,0 @@
-"""Per-sample scores, one file each. `base.py` is the contract."""
-
-from hasten.metrics.choice import default_metric, parse_metric
-
-__all__ = ["default_metric", "parse_metric"]

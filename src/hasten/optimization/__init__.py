@@ -1,0 +1,1 @@
+"""The run: prepare, search, freeze, certify, deliver. Read optimize.py first."""

@@ -1,0 +1,362 @@
+"""One candidate after another beside the baseline: is it faster at all, and does it still answer right?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hasten.certificate.verdict import Guard
+from hasten.core.records import from_record
+from hasten.core.tensors import Array, Tensors
+from hasten.engines.reference import Reference
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.spool import Spool
+from hasten.inputs.metrics.base import Metric
+from hasten.measure.accuracy import ExactAnswers, scored
+from hasten.measure.candidate import Candidate, Measurement, Single, Trial
+from hasten.measure.intervals import Ratio, Rounds, Statistic, paired_ratio
+from hasten.measure.journal import Journal
+from hasten.measure.latency import Pace, rounds
+from hasten.measure.workbench import Opened, Workbench
+from hasten.passes.base import Skipped
+
+SCREEN_ROUNDS = 6
+_HOPELESS_SLOW = 1.5
+_LEAST_SCORED = 128
+EXACT_TOLERANCE = 1e-3
+"""Largest difference of an exact answer, relative to the largest output, that rounding explains."""
+_REFERENCE_LIMIT_S = 30.0
+_ONE_SIDED_95 = 1.645
+
+
+def difference(outputs: Tensors, exact: Tensors) -> float:
+    """Return the largest absolute difference over all outputs, relative to each one's largest value.
+
+    Infinite where an output is missing or has another shape.
+    """
+    worst = 0.0
+    for name, own in exact.items():
+        if name not in outputs or outputs[name].shape != own.shape:
+            return math.inf
+        if own.dtype.kind != "f":
+            worst = max(worst, float(np.any(outputs[name] != own)))
+            continue
+        gap = np.abs(outputs[name].astype(np.float64) - own)
+        worst = max(
+            worst, float(gap.max(initial=0)) / max(float(np.abs(own).max(initial=0)), 1e-12)
+        )
+    return worst
+
+
+class Trials:
+    """The baseline, kept open, and what every candidate came to beside it.
+
+    Args:
+        bench: Where candidates are made.
+        journal: Where each trial is kept; those that are in it aren't run again.
+        samples: The search split.
+        metric: What is scored.
+        max_drop: A candidate that is surely beyond it is left early.
+        guard: What counts as a drop: under `lost` no gain makes up for a loss.
+        pace: Lengths of the turns.
+        seed: Of the orders.
+        objective: What latencies are compared by. A few short turns show no p99: the mean, which
+            slow requests raise too, stands in for it here.
+        sealed_draws: How many draws there are to certify by; None for as many samples as here.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        journal: Journal,
+        samples: Spool,
+        metric: Metric,
+        *,
+        max_drop: float,
+        pace: Pace,
+        seed: int,
+        guard: Guard = "net",
+        objective: Statistic = "p50",
+        sealed_draws: int | None = None,
+    ) -> None:
+        self.bench, self.samples, self.metric = bench, samples, metric
+        self._sealed_draws = sealed_draws or len(samples)
+        self.notes: list[str] = []
+        self.done: dict[str, Trial] = {}
+        self.journal, self._max_drop, self._pace, self._seed = journal, max_drop, pace, seed
+        self._guard = guard
+        self._statistic: Statistic = "mean" if objective == "p99" else objective
+        self._open: Opened | None = None
+        self.baseline: Candidate
+        for event in journal.events("trial"):
+            trial = from_record(Trial, event["trial"], trusted=True)
+            self.done[trial.candidate.key] = trial
+
+    def begin(self, grid: Sequence[Single]) -> None:
+        """Open the baseline: the first engine's default on the untouched model, else the next's.
+
+        Raises:
+            InputError: no engine runs the model, or its own answers aren't finite.
+        """
+        self.baseline, self._open, unable = self._first_that_opens(grid)
+        try:
+            self.bench.fit_chunk(self._open, self.samples)
+        except CandidateError as error:
+            raise InputError(f"the original model can't answer the data: {error}") from error
+        self.exact_answers = ExactAnswers(
+            self.bench, self._open, self.samples, self.bench.folder / "exact-answers"
+        )
+        self.exact_scores = self.exact_answers.scores(self.metric)
+        self._check_reference()
+        own = Trial(self.baseline, self._open.artifact, properties=dict(self._open.properties))
+        for trial in (*unable, own):  # only now: a run that can't begin leaves nothing to resume
+            if trial.candidate.key not in self.done:
+                self._keep(trial)
+
+    def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, Opened, list[Trial]]:
+        """Open the first default engine that runs the untouched model; also what became of those before."""
+        unable: list[Trial] = []
+        for candidate in grid:
+            if candidate.passes or not candidate.exact:
+                continue
+            try:
+                return candidate, self.bench.open(candidate), unable
+            except CandidateError as error:
+                unable.append(Trial(candidate, failure=str(error)))
+        why = "; ".join(f"{t.candidate.label}: {t.failure}" for t in unable)
+        raise InputError(f"no engine runs this model: {why or 'none is installed'}")
+
+    def close(self) -> None:
+        """End the baseline's process."""
+        if self._open is not None:
+            self._open.worker.kill()
+            self._open = None
+
+    def opened_baseline(self) -> Opened:
+        """Return the baseline's worker, started anew if it is gone."""
+        if self._open is None or not self._open.worker.alive:
+            self.close()
+            self._open = self.bench.open(self.baseline)
+        return self._open
+
+    def _check_reference(self) -> None:
+        """Compare the baseline with the reference engine on one sample, where that is quick enough."""
+        own, _ = next(iter(self.exact_answers))
+        bench = dataclasses.replace(self.bench, limit_s=_REFERENCE_LIMIT_S)
+        try:
+            opened = bench.open(Single((), Reference()))
+        except (CandidateError, InputError) as error:
+            self.notes.append(f"not compared with the reference engine: {error}")
+            return
+        try:
+            answer = bench.predict_one(opened, self.samples)
+        except CandidateError as error:
+            self.notes.append(f"not compared with the reference engine: {error}")
+            return
+        finally:
+            opened.worker.kill()
+        gap = difference(answer, {name: array[:1] for name, array in own.items()})
+        if gap > EXACT_TOLERANCE:
+            self.notes.append(
+                f"{self.baseline.label} differs from the reference engine by {gap:.1e} of the largest "
+                f"output; {EXACT_TOLERANCE:.0e} is rounding"
+            )
+
+    def run(self, candidate: Candidate, beat: float = 1.0) -> Trial:
+        """Try one candidate, unless the journal has it; judge it unless it surely doesn't beat a ratio."""
+        if candidate.key in self.done:
+            return self.done[candidate.key]
+        trial = Trial(candidate)
+        try:
+            opened = self.bench.open(candidate)
+        except Skipped as skipped:
+            return self._keep(dataclasses.replace(trial, skipped=str(skipped)))
+        except CandidateError as error:
+            return self._keep(dataclasses.replace(trial, failure=str(error)))
+        try:
+            trial = dataclasses.replace(
+                trial, artifact=opened.artifact, properties=dict(opened.properties)
+            )
+            trial = self._screen(trial, opened)
+            if trial.measurement is not None and self._worth_scoring(trial, beat):
+                trial = self._score(trial, opened)
+        except CandidateError as error:
+            trial = dataclasses.replace(trial, failure=str(error))
+        finally:
+            opened.worker.kill()
+        return self._keep(trial)
+
+    def _keep(self, trial: Trial) -> Trial:
+        self.done[trial.candidate.key] = trial
+        self.journal.append("trial", trial=trial)
+        return trial
+
+    def _screen(self, trial: Trial, opened: Opened) -> Trial:
+        """Give it a few turns against the baseline; one that is far slower gets only two."""
+        entrants = {"baseline": self.opened_baseline().worker, "candidate": opened.worker}
+        threads = self.bench.target.threads
+        theirs: dict[int, tuple[int, ...]] = {}
+        ours: dict[int, tuple[int, ...]] = {}
+        turns = rounds(
+            entrants,
+            self.samples.folder,
+            threads=threads,
+            pace=self._pace,
+            seed=self._seed,
+            probe=lambda _: True,  # a first look: every round counts
+        )
+        for turn in turns:
+            if "candidate" in turn.failed:
+                raise CandidateError(turn.failed["candidate"])
+            if "baseline" in turn.failed:
+                raise InputError(f"the baseline failed: {turn.failed['baseline']}")
+            ours[turn.number], theirs[turn.number] = (
+                turn.latency_ns["candidate"],
+                turn.latency_ns["baseline"],
+            )
+            count = len(ours)
+            if count >= SCREEN_ROUNDS or (count >= 2 and self._far_slower(ours, theirs)):
+                break
+        return dataclasses.replace(
+            trial,
+            measurement=Measurement("measured", threads, ours),
+            baseline=Measurement("measured", threads, theirs),
+        )
+
+    def _far_slower(self, ours: Rounds, theirs: Rounds) -> bool:
+        return paired_ratio(ours, theirs, self._statistic).low > _HOPELESS_SLOW
+
+    def _worth_scoring(self, trial: Trial, beat: float) -> bool:
+        """Exact candidates are compared with the baseline's answers; slower ones aren't judged."""
+        return trial.candidate.exact or self.ratio(trial).low < beat
+
+    def _score(self, trial: Trial, opened: Opened) -> Trial:
+        if trial.candidate.exact:
+            self._check_exact(opened)
+            return trial
+        parts: list[Array] = []
+        same = self._scores_of_the_same(trial.candidate)
+        for part in scored(self.bench, opened, self.exact_answers, self.metric):
+            if same is not None and np.array_equal(part, same[: len(part)]):
+                return dataclasses.replace(trial, scores=tuple(map(float, same)))
+            same = None
+            parts.append(part)
+            if hopeless(self._falls(np.concatenate(parts)), len(self.samples), self._max_drop):
+                break
+        return dataclasses.replace(trial, scores=tuple(map(float, np.concatenate(parts))))
+
+    def _scores_of_the_same(self, candidate: Candidate) -> Array | None:
+        """Return the scores of a trial that differs in its scheduling alone, so computes the same."""
+        for trial in self.done.values():
+            tunings = trial.candidate.engine.tunings(self.bench.target)
+            same = trial.candidate.passes == candidate.passes and candidate.engine in tunings
+            if same and trial.scores:
+                return np.array(trial.scores)
+        return None
+
+    def _check_exact(self, opened: Opened) -> None:
+        own, _ = next(iter(self.exact_answers))
+        outputs = next(self.bench.predict(opened, self.samples))
+        gap = difference(outputs, own)
+        if gap > EXACT_TOLERANCE:
+            raise CandidateError(
+                f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
+                f"the largest output; {EXACT_TOLERANCE:.0e} is rounding"
+            )
+
+    @property
+    def binary(self) -> bool:
+        """Whether every score on the search split is 0 or 1."""
+        scores = [np.array(t.scores) for t in self.done.values() if t.scores]
+        return bool(np.isin(np.concatenate([self.exact_scores, *scores]), (0.0, 1.0)).all())
+
+    def measured(self) -> list[Trial]:
+        """Trials that ran through."""
+        return [t for t in self.done.values() if t.measurement is not None and not t.failure]
+
+    def outcome(self, trial: Trial) -> str:
+        """What became of a candidate, in a line."""
+        if trial.skipped:
+            return f"skipped: {trial.skipped}"
+        if trial.failure:
+            return f"failed: {trial.failure}"
+        if trial.measurement is None:
+            return "the baseline"
+        speed = f"{1 / self.ratio(trial).estimate:.2f}x"
+        if trial.candidate.exact:
+            return f"{speed}, exact"
+        if trial.scores is None:
+            return f"{speed}, not faster: not judged"
+        drop = self.drop(trial)
+        early = len(trial.scores) < len(self.samples)
+        return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)}{', left early' if early else ''}"
+
+    def ratio(self, trial: Trial) -> Ratio:
+        """Return a measured trial's latency over the baseline's, by what the run compares."""
+        return ratio(trial, "mean" if trial.candidate.engine.uneven else self._statistic)
+
+    def drop(self, trial: Trial) -> float:
+        """Return the estimated drop of a scored trial; 0 for an exact one, 1 for one never scored."""
+        if trial.candidate.exact:
+            return 0.0
+        if not trial.scores:
+            return 1.0
+        return float(self.drops(trial).mean())
+
+    def risk(self, trial: Trial) -> float:
+        """Return the drop that a candidate would probably be certified for; 0 for an exact one."""
+        if trial.candidate.exact:
+            return 0.0
+        return risk(self.drops(trial), self._sealed_draws) if trial.scores else 1.0
+
+    def flips(self, trial: Trial) -> float:
+        """Return the mean difference of a scored trial, whichever way: of answers, how many change."""
+        scores = np.array(trial.scores)
+        return float(np.abs(self.exact_scores[: len(scores)] - scores).mean())
+
+    def drops(self, trial: Trial) -> Array:
+        """Return the paired differences of a scored trial, `(n,)`: what bets are set by."""
+        return self._falls(np.array(trial.scores))
+
+    def _falls(self, scores: Array) -> Array:
+        falls = self.exact_scores[: len(scores)] - scores
+        return np.asarray(np.maximum(falls, 0) if self._guard == "lost" else falls)
+
+
+def risk(falls: Array, draws: int) -> float:
+    """Return about the bound that so many draws like these would certify.
+
+    A negative mean counts as none: what flips much gains as much as it loses now and then, and the
+    next draws won't be so kind. Taken as it is, it would make whoever flips most look safest.
+
+    Args:
+        falls: Of each sample's score, `(n,)`.
+        draws: To certify by.
+    """
+    mean, energy = float(falls.mean()), float((falls**2).mean())
+    return max(mean, 0.0) + _ONE_SIDED_95 * math.sqrt(energy / draws)
+
+
+def hopeless(falls: Array, samples: int, max_drop: float) -> bool:
+    """Whether the drop so far is over the limit by more than three standard errors.
+
+    Args:
+        falls: Of the samples so far, `(n,)`.
+        samples: How many there are in all.
+        max_drop: The limit.
+    """
+    n = len(falls)
+    if n < min(_LEAST_SCORED, samples):
+        return False
+    error = float(falls.std()) / np.sqrt(n)
+    return bool(float(falls.mean()) - 3 * error > max_drop)
+
+
+def ratio(trial: Trial, statistic: Statistic = "p50") -> Ratio:
+    """Return a measured trial's latency over the baseline's, from its screening rounds."""
+    assert trial.measurement is not None
+    assert trial.baseline is not None
+    return paired_ratio(trial.measurement.rounds, trial.baseline.rounds, statistic)

@@ -1,0 +1,224 @@
+"""A run's work folder: the journal, the samples that it may see, and what makes two runs the same."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hasten.core.records import canonical, digest
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.splits import Splits, split
+from hasten.inputs.data.spool import Spool, write_spool
+from hasten.measure.journal import Journal
+
+JOURNAL = "journal.jsonl"
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
+_BEGIN = b'{"kind": "begin"'
+"""What every run's journal begins with: see `check_same_run`."""
+SEARCH_VERSION = 5
+"""Counted up where a candidate of before has another key or another speed, though nothing that it is
+made of says so: what a journal holds of it no longer counts."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The data of a run, split and laid out for the worker processes.
+
+    Attributes:
+        calibration: What passes may see, on disk.
+        calibration_hash: Digest of its content.
+        search: What candidates are tried on, on disk.
+        search_units: Samples with one number were drawn together.
+        sealed: Not read until the ladder is frozen.
+        sealed_units: As `search_units`.
+        sealed_hashes: Content hashes in hex.
+        notes: What was left out, and why.
+    """
+
+    calibration: Spool
+    calibration_hash: str
+    search: Spool
+    search_units: Array
+    sealed: Subset
+    sealed_units: Array
+    sealed_hashes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seen_hashes(self) -> tuple[str, ...]:
+        """Content hashes in hex of what calibrated and of what the search saw."""
+        return tuple(h.hex() for part in (self.calibration, self.search) for h in _hashes(part))
+
+    @property
+    def group_hashes(self) -> tuple[str, ...]:
+        """Hashes of the groups that calibrated, were searched on, or are sealed."""
+        parts = (self.calibration, self.search, self.sealed)
+        groups = [part.groups for part in parts if part.groups is not None]
+        return tuple(dict.fromkeys(name for some in groups for name in hashed_groups(some)))
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, resume: bool) -> Iterator[Journal]:
+    """Make a run's work folder, or take up one that a stopped run left; no other run may have it.
+
+    Raises:
+        InputError: there is an unfinished run and `resume` doesn't ask for it, or the other way;
+            a folder of another kind; or another run is at work in it.
+    """
+    path = folder / JOURNAL
+    nothing = f"nothing to resume: there is no {path}; run without --resume"
+    if resume and not path.exists():
+        raise InputError(nothing)
+    if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is needed to work in, and holds something else; move it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(f"can't write {folder}: {error.strerror or error}") from error
+    with file:
+        if not _locked_soon(file):
+            raise InputError(f"another run is at work in {folder}: wait for it, or stop it")
+        begun = path.stat().st_size > 0
+        if begun and not resume:
+            raise InputError(
+                f"an unfinished run lies in {folder}: go on with it by --resume, or remove that folder"
+            )
+        if resume and not begun:
+            raise InputError(nothing)
+        yield Journal(path)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run that can be resumed lies in a work folder."""
+    path = folder / JOURNAL
+    return path.is_file() and path.stat().st_size > 0
+
+
+def discard(folder: Path) -> None:
+    """Remove the work folder of a stopped run; a live run's, or any other folder, stays."""
+    with contextlib.suppress(OSError), (folder / JOURNAL).open("rb") as file:
+        if _locked(file) and file.read(len(_BEGIN)) == _BEGIN:
+            shutil.rmtree(folder)
+
+
+def _locked_soon(file: BinaryIO) -> bool:
+    """Lock a journal; a child that a killed run was just starting lets go of it a moment later."""
+    for _ in range(_LOCK_TRIES):
+        if _locked(file):
+            return True
+        time.sleep(_LOCK_PAUSE_S)
+    return False
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a journal, and say whether this run alone has it, and no other has just removed it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return os.fstat(file.fileno()).st_nlink > 0
+
+
+def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
+    """Note what a run is about, or check that a resumed one is about the same.
+
+    Raises:
+        InputError: which fact differs.
+    """
+    begun = journal.last("begin")
+    if begun is None:
+        journal.append("begin", facts=facts)
+        return
+    for name, fact in facts.items():
+        if canonical(begun["facts"].get(name)) != canonical(fact):
+            raise InputError(
+                f"can't resume: the stopped run had another {name}; give the same, or remove "
+                f"{journal.path.parent}"
+            )
+
+
+def lay_out(
+    dataset: Dataset, folder: Path, *, calibration: int, seed: int, training: Dataset | None
+) -> Parts:
+    """Split the data and write what the search may see.
+
+    Raises:
+        InputError: too few samples, or samples that can't be read.
+    """
+    splits = split(dataset, calibration=calibration, seed=seed, training=training)
+    sealed, units, hashes, notes = _distinct(splits, grouped=dataset.groups is not None)
+    return Parts(
+        calibration=_spooled(splits.calibration, folder / "calibration"),
+        calibration_hash=digest([h.hex() for h in _hashes(splits.calibration)]),
+        search=_spooled(splits.search, folder / "search"),
+        search_units=splits.search_units,
+        sealed=sealed,
+        sealed_units=units,
+        sealed_hashes=hashes,
+        notes=notes,
+    )
+
+
+def data_digest(parts: Parts) -> str:
+    """Return what tells one data set and its labels from another's."""
+    return digest(
+        [
+            parts.calibration_hash,
+            [h.hex() for h in _hashes(parts.search)],
+            parts.sealed_hashes,
+            [_rows_digest(part.labels) for part in (parts.search, parts.sealed)],
+        ]
+    )
+
+
+def _rows_digest(rows: Array | None) -> tuple[str, tuple[int, ...], str] | None:
+    """Return an array's type, its shape, and the SHA-256 of its bytes in hex."""
+    if rows is None:
+        return None
+    data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+    return str(rows.dtype), rows.shape, hashlib.sha256(data.data).hexdigest()
+
+
+def hashed_groups(groups: Array) -> tuple[str, ...]:
+    """Return each sample's group as a SHA-256 in hex: a bundle names none."""
+    return tuple(hashlib.sha256(str(group).encode()).hexdigest() for group in groups)
+
+
+def _hashes(dataset: Dataset) -> list[bytes]:
+    return [dataset.content_hash(i) for i in range(len(dataset))]
+
+
+def _spooled(dataset: Dataset, folder: Path) -> Spool:
+    """Write samples anew: a run that was killed while writing left half a spool."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return write_spool(dataset, folder)
+
+
+def _distinct(
+    splits: Splits, *, grouped: bool
+) -> tuple[Subset, Array, tuple[str, ...], tuple[str, ...]]:
+    """Leave out repeated sealed samples where there are no groups: one content is one draw."""
+    units, sealed = splits.sealed_units, splits.sealed
+    _, first = np.unique(units, return_index=True)
+    if grouped or len(first) == len(units):
+        return sealed, units, splits.sealed_hashes, ()
+    keep = np.sort(first)
+    hashes = tuple(splits.sealed_hashes[i] for i in keep)
+    note = (
+        f"{len(units) - len(keep)} of {len(units)} sealed samples repeat another's content and "
+        "were left out"
+    )
+    return Subset(sealed.whole, sealed.indices[keep]), units[keep], hashes, (note,)

@@ -1,0 +1,296 @@
+"""The records that a report is made from, as a bundle keeps them: read, bounded, and checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import msgspec
+
+from hasten import bundle
+from hasten.bundle import Manifest
+from hasten.core.records import to_record
+from hasten.core.target import Target
+from hasten.errors import InputError, IntegrityError
+from hasten.measure.intervals import Ratio, Rounds
+from hasten.report.result import Result
+
+T = TypeVar("T")
+
+_RESULT_BYTES = 16 << 20
+_RAW_BYTES = 128 << 20
+"""A million latencies take some 14 MB."""
+_MOST = 10_000
+"""Candidates: more than any run has, and few enough to draw."""
+_LARGEST = 2**53
+_LEAST = 1e-9
+"""Of ratios: what comes nearer to 0 was never measured."""
+_SMALLEST = 1e-300
+"""Above 0."""
+
+_HALF = re.compile(rb"(\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})|\\ud[89a-f][0-9a-f]{2}", re.I)
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+"""In nanoseconds; at most eleven days."""
+Taken: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
+"""A latency as it was taken, in nanoseconds."""
+Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+Word: TypeAlias = Annotated[str, msgspec.Meta(max_length=10_000)]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The raw rounds behind the figures.
+
+    Attributes:
+        rounds: Entrant -> round -> latencies in nanoseconds.
+        refused: Rounds that didn't count.
+        threads: How many each engine had.
+        roles: Row's role -> entrant.
+    """
+
+    rounds: dict[Word, dict[int, tuple[Taken, ...]]]
+    refused: Count
+    threads: Count
+    roles: dict[Word, Word] = field(default_factory=dict)
+
+    def latencies(self) -> dict[str, Rounds]:
+        """The rounds by role, where there are any."""
+        return {role: self.rounds[who] for role, who in self.roles.items() if self.rounds.get(who)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is read of a step that a runtime executed: see `hasten.engines.layers.LayerTime`."""
+
+    name: Word
+    operator: Word
+    kind: Word
+    latency_ns: tuple[Time, ...]
+    precision: Word = ""
+    sources: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The steps of the exact model and of the winner, in the order of execution; none of a winner whose
+    runtime has no profiler. Of a cascade those of its fast model."""
+
+    exact: tuple[Step, ...]
+    winner: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How far a model is from what the machine can do.
+
+    Attributes:
+        name: The row's role.
+        floor_ns: The least time that the machine's ceilings allow, in nanoseconds.
+        ratio: Its p50 over the floor.
+        binds: What the floor consists of mostly: "arithmetic", "bytes" or "overhead".
+    """
+
+    name: Word
+    floor_ns: Positive
+    ratio: Positive
+    binds: Word = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The winner with more than one sample in a request, or more than one request at a time."""
+
+    batch: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    threads: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    sessions: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    p50_ns: Positive
+    throughput_per_s: Positive
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What ships in one of MLCommons' scenarios: see `hasten.measure.scenario.Load`.
+
+    Attributes:
+        scenario: Which.
+        said: The figures in words, and who asked.
+        figures: As numbers; empty where no rate met the bound.
+    """
+
+    scenario: Word
+    said: Annotated[tuple[Word, ...], msgspec.Meta(max_length=100)]
+    figures: dict[Word, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows.
+
+    Attributes:
+        result: The run's end.
+        target: The device.
+        environment: Versions and host.
+        created: ISO 8601, UTC.
+        source_sha256: Of the model that was given.
+        sealed: How many samples were sealed and the SHA-256 over their hashes.
+        figures: Raw rounds, where they were kept.
+        profile: Steps before and after, where they were timed.
+        limit: Floors, where they were worked out.
+        curve: By batch and by sessions, where it was measured.
+        load: Under load, where it was put.
+    """
+
+    result: Result
+    target: Target
+    environment: dict[str, str]
+    created: str
+    source_sha256: str
+    sealed: dict[str, Any]
+    figures: Figures | None = None
+    profile: Profile | None = None
+    limit: tuple[Floor, ...] = ()
+    curve: tuple[Point, ...] = ()
+    load: tuple[Loaded, ...] = ()
+
+
+def gathered(folder: Path) -> Report:
+    """Read what a bundle keeps.
+
+    Raises:
+        InputError: there is no bundle, or its run didn't finish.
+        IntegrityError: the bundle or its evidence is damaged, or larger than a run leaves it.
+    """
+    manifest = bundle.read(folder)
+
+    def kept(name: str, most_bytes: int) -> bytes | None:
+        path = f"evidence/{name}"
+        if path not in manifest.files:
+            return None
+        size_bytes = manifest.files[path][1]
+        if size_bytes > most_bytes:
+            raise IntegrityError(
+                f"{folder}: {path} has {size_bytes:,} bytes; at most {most_bytes:,} are read"
+            )
+        try:
+            return (folder / path).read_bytes()
+        except OSError as error:
+            raise IntegrityError(f"{folder}: {path} can't be read: {error.strerror}") from error
+
+    return assembled(folder, manifest, kept)
+
+
+def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes | None]) -> Report:
+    """Put a report's records together.
+
+    Args:
+        folder: The bundle, for what is said of it.
+        manifest: Its own.
+        kept: From an evidence file's name and the most bytes that are read to its content, JSON;
+            None where there is none.
+
+    Raises:
+        InputError: as `gathered`.
+    """
+
+    def read(name: str, kind: type[T], most_bytes: int = _RAW_BYTES) -> T | None:
+        data = kept(name, most_bytes)
+        if data is None:
+            return None
+        try:
+            # Typed as it is read, so that what isn't wanted never gets into memory.
+            return msgspec.json.decode(_whole_letters(data), type=kind, dec_hook=as_path)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise IntegrityError(f"{folder}: evidence/{name} is damaged: {error}") from error
+
+    result = read("result.json", Result, _RESULT_BYTES)
+    if result is None:
+        raise InputError(
+            f"{folder} has no evidence of a finished run, so there is nothing to report: go on "
+            "with the run by --resume, or make it anew"
+        )
+    if wrong := _implausible(result, manifest):
+        raise IntegrityError(f"{folder}: evidence/result.json is damaged: {wrong}")
+    return Report(
+        result=result,
+        target=manifest.target,
+        environment=manifest.environment,
+        created=manifest.created,
+        source_sha256=manifest.source_sha256,
+        sealed=manifest.sealed,
+        figures=read("figures.json", Figures),
+        profile=read("profile.json", Profile),
+        limit=read("limit.json", tuple[Floor, ...]) or (),
+        curve=read("curve.json", tuple[Point, ...]) or (),
+        load=read("load.json", tuple[Loaded, ...], _RESULT_BYTES) or (),
+    )
+
+
+def _whole_letters(data: bytes) -> bytes:
+    """Replace halves of letters, which stand in names of files for what is no text."""
+    return _HALF.sub(lambda found: found[1] or rb"\ufffd", data)
+
+
+def as_path(kind: type, value: Any) -> Any:
+    """Read a path, which JSON has as a text."""
+    if issubclass(kind, Path):
+        return Path(value)
+    raise ValueError(f"a {kind.__name__} can't be read")
+
+
+def _implausible(result: Result, manifest: Manifest) -> str | None:
+    """Say what of a result no run comes to; what is plausible can be drawn."""
+    if result.status != manifest.status:
+        return f"it says {result.status}, and the manifest {manifest.status}"
+    if all(row.role == "fastest uncertified" for row in result.rows):
+        return "it has no row of what ships"
+    if len(result.outcomes) > _MOST:
+        return f"it has {len(result.outcomes):,} candidates; at most {_MOST:,} are shown"
+    if not all(abs(number) < _LARGEST for number in numbers(to_record(result))):
+        return "it has a number that is infinite, or larger than any"
+    if not all(list(bounds) == sorted(bounds) for bounds in _ascending(result)):
+        return "it has an interval that isn't one, or a figure that is out of range"
+    return None
+
+
+def numbers(record: Any) -> Iterator[float]:
+    """Yield every number of a record."""
+    left = [record]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, (list, tuple)):
+            left += value
+        elif isinstance(value, (int, float)):
+            yield value
+
+
+def _ascending(result: Result) -> Iterator[tuple[float, ...]]:
+    """Yield numbers that must ascend."""
+    yield (0, result.spread)
+    for row in result.rows:
+        yield _ratio(row.ratio)
+        for value_ns in (row.mean_ns, row.p50.value_ns, row.p99.value_ns):
+            yield (0, value_ns)
+    for outcome in result.outcomes:
+        if outcome.ratio is not None:
+            yield _ratio(outcome.ratio)
+        if outcome.drop is not None:
+            yield (-1, outcome.drop.low, outcome.drop.estimate, outcome.drop.high, 1)
+    for rung in result.ladder:
+        if rung.judgement is not None:
+            yield (-1, rung.judgement.estimate, 1)
+            yield (0, rung.judgement.bound, 1)
+    for limits in (result.judgement, *(rung.judgement for rung in result.ladder), result.asked):
+        if limits is not None:
+            yield (_SMALLEST, limits.max_drop, 1)
+            yield (_SMALLEST, limits.confidence, 1)
+
+
+def _ratio(ratio: Ratio) -> tuple[float, ...]:
+    return (_LEAST, ratio.low, ratio.estimate, ratio.high, 1 / _LEAST)

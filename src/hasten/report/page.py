@@ -1,0 +1,61 @@
+"""A report as one self-contained HTML page: no script, no request, readable on a phone and in the dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasten.report.evidence import Report
+from hasten.report.markup import Html, element, paragraph, text
+from hasten.report.sections import SECTIONS, headline
+from hasten.report.style import STYLE
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""Nothing may be loaded, run, or sent, whatever a text in the page says."""
+BEGINNING = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="generator" content="hasten">'
+)
+"""What tells a report from any other page."""
+
+
+def render(report: Report) -> bytes:
+    """Write a report as HTML."""
+    result = report.result
+    threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
+    return whole_page(
+        bundle_name=result.bundle.name,
+        headline=headline(result),
+        about=f"{report.target.processor}, {threads}, batch 1",
+        sections=[made for make in SECTIONS if (made := make(report))],
+        version=report.environment.get("hasten", ""),
+    )
+
+
+def whole_page(
+    *, bundle_name: str, headline: str, about: str, sections: Sequence[Html], version: str
+) -> bytes:
+    """Put a page together.
+
+    Args:
+        bundle_name: What it is about.
+        headline: The result in a few words.
+        about: Where it holds.
+        sections: In order.
+        version: Of hasten.
+    """
+    head = (
+        f"{BEGINNING}"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{text(f'{bundle_name}: {headline}')}</title><style>{STYLE}</style></head>"
+    )
+    header = element(
+        "header",
+        paragraph(bundle_name, class_="kicker"),
+        element("h1", headline),
+        paragraph(about, class_="quiet"),
+    )
+    footer = element("footer", paragraph(f"Made by hasten {version}".strip()))
+    body = element("body", header, element("main", *sections), footer)
+    return Html(f"{head}{body}</html>\n").encode()

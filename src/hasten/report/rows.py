@@ -1,0 +1,95 @@
+"""Figures as a person reads them: latencies with their intervals, in a table's cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasten.measure.intervals import Quantile
+from hasten.report.result import Result, Row, Way
+
+
+def latency(value_ns: float, *bounds_ns: float) -> str:
+    """Write a latency for people: three significant digits, in µs or ms, as "1.99 ms (1.97 to 2.02)"."""
+    unit, unit_ns = ("µs", 1e3) if value_ns < 1e5 else ("ms", 1e6)
+    value, *bounds = (f"{float(f'{ns / unit_ns:.3g}'):g}" for ns in (value_ns, *bounds_ns))
+    return f"{value} {unit} ({' to '.join(bounds)})" if bounds else f"{value} {unit}"
+
+
+def claimed(quantile: Quantile) -> str:
+    """Write a quantile with its interval; without one it isn't claimed."""
+    if quantile.high_ns is None:
+        return "not established"
+    return latency(quantile.value_ns, quantile.low_ns, quantile.high_ns)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row's cells for a table: role, model, speed, p50 and p99 with intervals, mean, size."""
+    faster = f"{1 / row.ratio.estimate:.2f}x ({1 / row.ratio.high:.2f} to {1 / row.ratio.low:.2f})"
+    return (
+        row.role,
+        row.label,
+        faster,
+        claimed(row.p50),
+        claimed(row.p99),
+        latency(row.mean_ns),
+        "-" if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f} MB",
+    )
+
+
+HEAD = ("", "model", "faster", "p50", "p99", "mean", "size")
+_P99 = HEAD.index("p99")
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return a table's head and rows; p99 only where one is established."""
+    table = [HEAD, *map(cells, rows)]
+    if any(row.p99.high_ns is not None for row in rows):
+        return table
+    return [line[:_P99] + line[_P99 + 1 :] for line in table]
+
+
+WAYS = ("way", "at its best", "p50", "faster")
+
+
+def way_columns(ways: Sequence[Way], *, score: str = "accuracy") -> list[tuple[str, ...]]:
+    """Return the head and the rows of the table of ways, fastest first.
+
+    Args:
+        ways: As the result has them.
+        score: What falls, in words.
+    """
+    return [(*WAYS, f"{score} lost in the search", "sealed data"), *map(_way, ways)]
+
+
+def _way(way: Way) -> tuple[str, ...]:
+    fall = "none: exact"
+    if way.drop is not None:
+        points = (100 * end for end in (way.drop.estimate, way.drop.low, way.drop.high))
+        fall = "{:+.2f} points ({:+.2f} to {:+.2f})".format(*points)
+    faster = f"{1 / way.ratio.estimate:.2f}x ({1 / way.ratio.high:.2f} to {1 / way.ratio.low:.2f})"
+    return (way.name, way.label, claimed(way.p50), faster, fall, way.said)
+
+
+def won(result: Result) -> str:
+    """Say which way won, at which latency, and whether another is as good; empty without ways."""
+    if not result.ways:
+        return ""
+    own = next((way for way in result.ways if way.name == result.way), None)
+    lines = [f"the way that won: {result.way}"]
+    if result.budget_ns is not None:
+        within = "within" if result.within_budget else "OVER"
+        lines.append(
+            f"{latency(result.latency_ns)}, {within} the budget of {latency(result.budget_ns)}"
+        )
+    ties = [way.name for way in result.ways if own is not None and _ties(way, own)]
+    if ties:
+        lines.append(f"{' and '.join(ties)} did as well, as far as the search split tells")
+    return "; ".join(lines)
+
+
+def _ties(other: Way, own: Way) -> bool:
+    """Whether another way is no slower and no worse, within both intervals."""
+    if other.name == own.name or other.drop is None or own.drop is None:
+        return False
+    as_fast = other.ratio.low <= own.ratio.high and own.ratio.low <= 1.1 * other.ratio.high
+    return as_fast and other.drop.low <= own.drop.high and own.drop.low <= other.drop.high

@@ -1,0 +1,340 @@
+"""The page's sections, each from a report's records; one without records isn't there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from hasten.certificate.verdict import Judgement
+from hasten.report import accuracy_plots, machine_plots, speed_plots
+from hasten.report.commands import commands
+from hasten.report.evidence import Floor, Loaded, Report
+from hasten.report.markup import (
+    NONE,
+    Html,
+    code,
+    details,
+    element,
+    items,
+    name,
+    paragraph,
+    section,
+    table,
+)
+from hasten.report.result import Outcome, Result
+from hasten.report.rows import claimed, columns, latency, way_columns, won
+
+
+def headline(result: Result) -> str:
+    """The result in a few words."""
+    sure = {"certified": "certified", "exact": "exact", "uncertified": "not certified"}
+    if result.status == "exact" and result.winner.ratio.high >= 1 - result.spread:
+        return "Nothing faster ships"
+    return f"{result.speedup:.2f}x faster, {sure[result.status]}"
+
+
+def answers(report: Report) -> Html:
+    """The three questions that everybody asks, in their order."""
+    cards = [_how_fast(report.result), _how_sure(report)]
+    own = [floor for floor in report.limit if floor.name == report.result.winner.role]
+    cards += [_how_far(floor) for floor in own[:1]]
+    return element("section", element("ol", *cards, class_="answers"), id_="answers")
+
+
+def _card(question: str, figure: str, *content: Html, tone: str = "") -> Html:
+    shown = paragraph(figure, class_=f"figure {tone}".strip())
+    return element("li", element("h2", question), shown, *content)
+
+
+def _how_fast(result: Result) -> Html:
+    winner, default = result.winner, result.rows[0]
+    low, high = 1 / winner.ratio.high, 1 / winner.ratio.low
+    return _card(
+        "How much faster?",
+        f"{winner.speedup:.2f}x",
+        paragraph(
+            f"95% interval {low:.2f} to {high:.2f}, by the {winner.statistic}, against the default "
+            f"engine, {default.label}."
+        ),
+        paragraph(f"p50: {claimed(winner.p50)}, from {claimed(default.p50)}."),
+        paragraph(
+            f"The same model against itself came within {100 * result.spread:.1f}%: no smaller "
+            "difference is called a speed-up.",
+            class_="quiet",
+        ),
+    )
+
+
+def _how_sure(report: Report) -> Html:
+    result = report.result
+    question = "How sure are we that it is as accurate?"
+    about = paragraph(f"For {result.population}.", class_="quiet")
+    if result.status == "certified":
+        tested = _tested(result.judgement) if result.judgement else NONE
+        return _card(
+            question, "✓ certified", paragraph(f"{result.why}."), tested, about, tone="good"
+        )
+    if result.status == "uncertified":
+        return _card(question, "✗ not certified", paragraph(f"{result.why}."), about, tone="bad")
+    kept = paragraph("It keeps the original model's precision, so its answers are the original's.")
+    why = paragraph(f"Why nothing else ships: {result.why}.")
+    return _card(question, "✓ exact", kept, why, about, tone="good")
+
+
+def _tested(found: Judgement) -> Html:
+    allowed = f"{100 * found.max_drop:.6g} point{'' if found.max_drop == 0.01 else 's'}"
+    draws = f"{found.n:,} {'samples' if found.groups is None else 'groups'}"
+    return paragraph(f"Tested on {draws} that the search never saw; the limit was {allowed}.")
+
+
+def _how_far(floor: Floor) -> Html:
+    binds = paragraph(f"What binds: {floor.binds}.") if floor.binds else NONE
+    return _card(
+        "How far from what this machine can do?",
+        f"{floor.ratio:.3g}x",
+        paragraph(
+            f"its floor: {latency(floor.floor_ns)} is the least that this machine's ceilings allow."
+        ),
+        binds,
+    )
+
+
+def notes(report: Report) -> Html:
+    """What the reader should know besides."""
+    lines = report.result.notes
+    return section("notes", "What else to know", items(lines)) if lines else NONE
+
+
+def figures(report: Report) -> Html:
+    """The final table, and how many times faster each row is."""
+    result = report.result
+    head, *rows = columns(result.rows)
+    shown = [(role, name(label), *rest) for role, label, *rest in rows]
+    plot = speed_plots.speeds(result.rows, result.spread)
+    return section(
+        "figures",
+        "The figures",
+        table("The final figures", head, shown),
+        plot.html(
+            "From rounds taken after the choice: the ratio is paired round by round, with its 95% "
+            "interval. The band is how far the same model against itself reached."
+        )
+        if plot
+        else NONE,
+    )
+
+
+def ways(report: Report) -> Html:
+    """The ways to a lighter model, side by side at one latency."""
+    result = report.result
+    if not result.ways:
+        return NONE
+    head, *rows = way_columns(result.ways, score=result.asked.noun if result.asked else "score")
+    shown = [(way, name(label), *rest) for way, label, *rest in rows]
+    trained = [(way.name, way.trained) for way in result.ways if way.trained]
+    budget = "" if result.budget_ns is None else f" under {latency(result.budget_ns)}"
+    return section(
+        "ways",
+        "The ways to a lighter model",
+        paragraph(f"{won(result)}."),
+        table("The ways, fastest first", head, shown),
+        paragraph(
+            f"Each way by its most accurate form{budget}, or where none is, its fastest; timed in the "
+            "same rounds as the figures above. The search split orients; only the sealed data certify.",
+            class_="quiet",
+        ),
+        table("How they came about", ("way", "training"), trained) if trained else NONE,
+    )
+
+
+def distributions(report: Report) -> Html:
+    """The raw latencies of the final rounds."""
+    plot = None if report.figures is None else speed_plots.distributions(report.figures)
+    if report.figures is None or plot is None:
+        return NONE
+    refused = report.figures.refused
+    left_out = f" {refused:,} rounds were refused: the host was busy." if refused else ""
+    caption = (
+        "Every request that counts, without warm-up; models took turns in random order, so what "
+        f"slows the host slows them all.{left_out}"
+    )
+    return section("latencies", "Latencies", plot.html(caption))
+
+
+def trials(report: Report) -> Html:
+    """Every candidate of the search."""
+    result, asked = report.result, report.result.asked
+    if asked is None or not any(outcome.ratio for outcome in result.outcomes):
+        tried = table("What was tried", ("candidate", "outcome"), _tried(result))
+        return section("trials", "What was tried", tried)
+    caption = (
+        f"From a few turns each, on {asked.searched:,} samples of the search split "
+        f"({asked.noun}). These choose and don't certify: the fastest of many looks faster than it "
+        "is. Exact candidates stand at 0, slower ones that weren't judged at the right edge."
+    )
+    if any(outcome.rung is not None for outcome in result.outcomes):
+        caption += " Numbers are rungs of the ladder that the sealed data tested."
+    return section(
+        "trials", "Latency against accuracy", accuracy_plots.trials(result, asked).html(caption)
+    )
+
+
+def _tried(result: Result) -> list[tuple[str, str]]:
+    return [(name(label), said) for label, said in result.tried.items()]
+
+
+def certificate(report: Report) -> Html:
+    """What the sealed data said, rung by rung."""
+    result, asked = report.result, report.result.asked
+    if not result.ladder:
+        return NONE
+    plot = accuracy_plots.certificate(result.ladder)
+    said = [
+        (
+            str(number),
+            name(rung.label),
+            rung.judgement.in_words() if rung.judgement else f"failed: {rung.failure}",
+        )
+        for number, rung in enumerate(result.ladder, 1)
+    ]
+    caption = (
+        "The ladder was frozen before the sealed data was read, once, and was tested from safest to "
+        "fastest up to the first failure, so that choosing costs no confidence."
+    )
+    facts = [
+        (key, value)
+        for key, value in (
+            ("population", result.population),
+            ("sealed", f"{report.sealed.get('samples')} samples that the search never saw"),
+            ("method", next((r.judgement.method for r in result.ladder if r.judgement), "-")),
+            ("confidence", f"{100 * asked.confidence:.6g}%" if asked else "-"),
+            ("guard", asked.guard if asked else "-"),
+            ("score", asked.metric if asked else "-"),
+        )
+        if value != "-"
+    ]
+    return section(
+        "certificate",
+        "The certificate",
+        plot.html(caption) if plot else NONE,
+        table("What the sealed data said", ("rung", "model", "verdict"), said),
+        table("What the certificate is about", ("fact", "value"), facts),
+    )
+
+
+def profile(report: Report) -> Html:
+    """Where the time goes, before and after."""
+    found = report.profile
+    if found is None or not found.exact:
+        return NONE
+    if not found.winner:
+        return section(
+            "profile",
+            "Layer by layer",
+            paragraph(
+                "The winner has no profile (the notes say why): this is the exact model alone."
+            ),
+            machine_plots.top_steps("The longest steps of the exact model", found.exact),
+        )
+    caption = (
+        "Of a cascade these are its fast model's steps: what it asks again isn't among them. "
+        if "cascade(" in report.result.winner.label
+        else ""
+    ) + (
+        "Conversions change precision or memory layout, movement copies: time that isn't arithmetic. "
+        "Profiling slows a model, so the sums are larger than its latency."
+    )
+    return section(
+        "profile",
+        "Layer by layer",
+        machine_plots.kinds(found).html(caption),
+        element("h3", "The longest steps of the winner"),
+        machine_plots.top_steps("The longest steps of the winner", found.winner),
+        details(
+            "The longest steps of the exact model",
+            machine_plots.top_steps("The longest steps of the exact model", found.exact),
+        ),
+    )
+
+
+def limit(report: Report) -> Html:
+    """How far from the floor."""
+    plot = machine_plots.floors(report.limit, report.result.rows)
+    if plot is None:
+        return NONE
+    caption = (
+        "The floor is the least time that this machine's measured ceilings allow the model's "
+        "operations and bytes."
+    )
+    return section("limit", "What this machine can do", plot.html(caption))
+
+
+def curve(report: Report) -> Html:
+    """By batch and by sessions."""
+    if not report.curve:
+        return NONE
+    caption = "About speed alone: the certificate is for one sample in a request."
+    plot = machine_plots.batches(report.curve)
+    return section("batches", "Batches and sessions", plot.html(caption))
+
+
+def load(report: Report) -> Html:
+    """In the scenarios of a load generator."""
+    if not report.load:
+        return NONE
+    lines = [(one.scenario, *one.said[:1]) for one in report.load if one.said]
+    about = [paragraph(said, class_="quiet") for said in dict.fromkeys(_about(report.load))]
+    return section(
+        "load", "Under load", table("In each scenario", ("scenario", "figures"), lines), *about
+    )
+
+
+def _about(loads: Sequence[Loaded]) -> Iterator[str]:
+    """Say how it was asked, once for all scenarios."""
+    for one in loads:
+        yield from (f"{line[:1].upper()}{line[1:]}." for line in one.said[1:])
+
+
+def failures(report: Report) -> Html:
+    """What failed or had nothing to do, and why."""
+    gone = [o for o in report.result.outcomes if o.fate in ("failed", "skipped")]
+    if not gone:
+        return NONE
+    return section(
+        "failures", "What failed or was skipped, and why", table("What failed", *_gone(gone))
+    )
+
+
+def _gone(outcomes: list[Outcome]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
+    return ("candidate", "why"), [(name(outcome.label), outcome.said) for outcome in outcomes]
+
+
+def environment(report: Report) -> Html:
+    """Where it was measured."""
+    target = report.target
+    facts = [
+        *report.environment.items(),
+        ("threads", f"{report.result.threads} each, of {target.threads}"),
+        ("memory", f"{target.memory_bytes / 2**30:.1f} GiB"),
+    ]
+    return section("environment", "Where", table("Where it was measured", ("fact", "value"), facts))
+
+
+def again(report: Report) -> Html:
+    """How to get the same again."""
+    asked = report.result.asked
+    facts = [
+        ("model's SHA-256", report.source_sha256),
+        ("sealed samples' SHA-256", str(report.sealed.get("sha256", "-"))),
+        *([("seed", str(asked.seed))] if asked else []),
+        ("made", report.created),
+        ("took", f"{report.result.seconds:.0f} s"),
+    ]
+    blocks = [Html(paragraph(said) + code(lines)) for said, lines in commands(report)]
+    return section("again", "Again", *blocks, table("What it was made from", ("", ""), facts))
+
+
+SECTIONS: tuple[Callable[[Report], Html], ...] = (
+    *(answers, notes, figures, ways, trials, distributions, certificate),
+    *(profile, limit, curve, load, failures, environment, again),
+)
+"""In the order of the page."""

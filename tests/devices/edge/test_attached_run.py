@@ -1,0 +1,42 @@
+"""A whole run on a device of this host that has no exact engine: the original answers on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.quick import quick_runs
+
+import hasten
+import hasten.optimization.optimize
+from hasten.core.target import Target
+from hasten.engines.openvino.engine import OpenVino
+from hasten.engines.openvino.npu import OpenVinoNpu
+from hasten.testing import models
+
+
+def variants(cls: type[OpenVinoNpu], target: Target) -> Iterator[OpenVinoNpu]:
+    yield cls(device="CPU")
+
+
+def test_where_no_engine_of_the_device_is_exact_the_host_stands_for_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the processor in the NPU's place."""
+    attached = Target.host().with_device("npu", present=True)
+    monkeypatch.setattr(hasten.optimization.optimize, "find_target", lambda device: attached)
+    monkeypatch.setattr(OpenVinoNpu, "version", OpenVino.version)
+    monkeypatch.setattr(OpenVinoNpu, "variants", classmethod(variants))
+    model = models.small_cnn(tmp_path)
+    x = np.random.default_rng(0).standard_normal((300, 3, 32, 32), dtype=np.float32)
+    with quick_runs():
+        result = hasten.optimize(
+            model, {"x": x}, target="npu", max_drop=0.05, out=tmp_path / "made.hasten"
+        )
+    tried = set(result.tried)
+    assert "onnxruntime" in tried
+    assert "openvino_npu(device=CPU)" in tried
+    assert result.status in ("certified", "exact")
+    assert not result.limits

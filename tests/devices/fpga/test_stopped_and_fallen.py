@@ -1,0 +1,117 @@
+"""Runs for an FPGA that are stopped, or whose designs can't be simulated or answer otherwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import tasks
+
+import hasten
+from hasten.core.progress import Listener, Progress, nobody
+from hasten.engines.fpga import toolchain
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.spool import Spool
+from hasten.measure.candidate import Trial
+from hasten.optimization.cross_compilation import comparison, fixed_point
+from hasten.optimization.cross_compilation.board import Board
+from hasten.optimization.cross_compilation.fixed_point import FixedPointSearch
+from hasten.report.foreseen import Foresight
+
+pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
+pytestmark = pytest.mark.skipif(
+    any(toolchain.find(tool) is None for tool in ("verilator", "yosys", "nextpnr-ice40")),
+    reason="needs Debian's verilator, yosys and nextpnr-ice40",
+)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program, and one design of it."""
+    monkeypatch.setattr(fixed_point, "WIDTHS", (7,))
+    monkeypatch.setattr(fixed_point, "_REFINED", 0)
+    monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return tasks.perceptron((3,), 30)
+
+
+def run(network: Any, out: Path, listen: Listener = nobody, **more: Any) -> Foresight:
+    _, (x, y) = tasks.cancer()
+    return hasten.cross_compile(
+        network, ({"input": x}, y), "fpga:ice40-hx8k", max_drop=0.1, out=out, listen=listen, **more
+    )
+
+
+class StoppedError(Exception):
+    """Somebody pressed a key."""
+
+
+def test_a_stopped_run_goes_on_where_it_was(network: Any, tmp_path: Path) -> None:
+    journal = tmp_path / "made.hasten.work" / "journal.jsonl"
+
+    def kinds() -> list[str]:
+        return [json.loads(line)["kind"] for line in journal.read_text().splitlines()]
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "certify":
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(network, tmp_path / "made.hasten", stop)
+    before = kinds()
+    assert "trial" in before
+    after: list[str] = []
+
+    def watch(progress: Progress) -> None:
+        after[:] = kinds()
+
+    made = run(network, tmp_path / "made.hasten", watch, resume=True)
+    assert made.status == "certified", made.why
+    # One program and its design: made once, the design once more with what place and route said.
+    assert after[: len(before)] == before
+    assert after.count("trial") == 3
+    assert after.count("sealed read") <= 1
+    assert not journal.exists()
+
+
+def test_what_nobody_simulated_is_not_certified(
+    network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = toolchain.find
+    monkeypatch.setattr(
+        toolchain, "find", lambda name: None if name == "verilator" else found(name)
+    )
+    made = run(network, tmp_path / "made.hasten")
+    assert made.status == "uncertified"
+    assert made.why.startswith(
+        "Verilator isn't installed, so nobody simulated the RTL; of the program"
+    )
+    assert made.compared == ""
+    _, (x, y) = tasks.cancer()
+    with pytest.raises(
+        InputError, match=r"isn't here, and verilator isn't installed, which simulates"
+    ):
+        hasten.certify(tmp_path / "made.hasten", ({"input": x}, y), max_drop=0.05)
+
+
+@pytest.mark.parametrize("where", ["search", "sealed"])
+def test_rtl_that_answers_otherwise_than_its_program_never_ships(
+    where: str, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = comparison.compare
+
+    def differing(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
+        if (samples is board.samples) == (where == "search"):
+            raise CandidateError(f"{other.candidate.label} answers sample 0 otherwise")
+        return compare(board, one, other, samples)
+
+    monkeypatch.setattr(comparison, "compare", differing)
+    made = run(network, tmp_path / "made.hasten", accept_uncertified=True)
+    assert (made.status, made.shipped) == ("exact", None)
+    assert "answers sample 0 otherwise" in made.why
+    assert made.compared == ""

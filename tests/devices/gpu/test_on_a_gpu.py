@@ -1,0 +1,157 @@
+"""The engines on a GPU of this host; without one these are skipped, and what they'd show isn't shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.core.devices import find_target
+from hasten.core.target import Target
+from hasten.engines.base import Engine, Session
+from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
+from hasten.engines.cuda.torch import TorchCuda
+from hasten.engines.tensorrt.engine import Tensorrt
+from hasten.engines.tensorrt.rtx import TensorrtRtx
+from hasten.errors import InputError
+from hasten.inputs.models.onnx import load
+from hasten.inputs.models.source import load_model
+from hasten.passes.half_precision import HalfPrecision
+from hasten.passes.tensorrt_quantization import TensorrtQuantization
+from hasten.testing import models
+from hasten.testing.engine_tests import EngineTests, request_for
+from hasten.testing.pass_tests import samples_of
+
+pytestmark = pytest.mark.device
+GPU = find_target("cuda")
+if GPU.kind != "attached":
+    pytest.skip("no NVIDIA GPU here: what runs on one isn't run", allow_module_level=True)
+
+
+@pytest.fixture
+def gpu() -> Target:
+    """This host's GPU."""
+    return GPU
+
+
+class OnAGpu(EngineTests):
+    """The claims of every engine, with the device."""
+
+    @pytest.fixture
+    def target(self, gpu: Target) -> Target:
+        try:
+            self.engine.version()
+        except InputError as error:
+            pytest.skip(str(error))
+        return gpu.with_threads(1)
+
+    def test_the_version_is_a_word(self, target: Target) -> None:  # type: ignore[override]
+        super().test_the_version_is_a_word()
+
+    def test_device_and_host_time_and_copies_are_told(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.small_cnn(tmp_path))
+        with self.opened(model, target, tmp_path) as session:
+            request = request_for(model.inputs)
+            answer = session.run(request)["logits"]
+            said = session.properties()
+        assert 0 < float(said["device_ns"]) < float(said["host_ns"])
+        assert (said["copies_to_device"], said["copies_to_host"]) == ("1", "1")
+        assert said["bytes_to_device"] == str(request["x"].nbytes)
+        assert said["bytes_to_host"] == str(answer.nbytes)
+        assert said["synchronizations"] == "1"
+
+
+class Plans(OnAGpu):
+    """Those of TensorRT, whose plans take so many requests at once."""
+
+    def test_an_open_batch_takes_any_size(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.small_cnn(tmp_path))
+        with self.opened(model, target, tmp_path) as session:
+            assert session.batch_sizes == tuple(range(1, 33))
+            assert session.run(request_for(model.inputs, batch=3))["logits"].shape == (3, 10)
+
+    def test_a_request_is_one_graph(self, target: Target, tmp_path: Path) -> None:
+        model = load(models.small_cnn(tmp_path))
+        with self.opened(model, target, tmp_path) as session:
+            session.run(request_for(model.inputs))
+            assert session.properties()["graph"] == "captured"
+
+    @pytest.mark.parametrize(
+        ("step", "bound"), [(TensorrtQuantization(), 0.05), (HalfPrecision(), 5e-3)]
+    )
+    def test_answers_of_int8_and_half_precision_are_those_of_this_host(
+        self, step: Any, bound: float, target: Target, tmp_path: Path
+    ) -> None:
+        exact = load(models.small_cnn(tmp_path))
+        exact = exact.settled_by({"x": np.zeros((3, 32, 32), np.float32)})
+        (tmp_path / "step").mkdir()
+        model = step(exact, samples_of(exact), tmp_path / "step")
+        request = request_for(model.inputs, batch=4)
+        artifact = self.built(model, target, tmp_path)
+        answers = []
+        for where in (target, replace(target, kind="compile-only")):
+            with self.engine.open(artifact, where) as session:
+                answers.append(session.run(request)["logits"])
+        error = np.sqrt(np.mean((answers[0] - answers[1]) ** 2) / np.mean(answers[1] ** 2))
+        assert error < bound
+
+
+class TestTensorrtRtxOnAGpu(Plans):
+    engine = TensorrtRtx()
+
+
+class TestTensorrtOnAGpu(Plans):
+    engine = Tensorrt()
+
+
+class TestOnnxRuntimeCudaOnAGpu(OnAGpu):
+    engine = OnnxRuntimeCuda()
+
+    def test_tensorrts_provider_answers_too(self, target: Target, tmp_path: Path) -> None:
+        engine = OnnxRuntimeCuda("tensorrt")
+        if engine not in OnnxRuntimeCuda.variants(target):
+            pytest.skip("this ONNX Runtime has no TensorRT")
+        model = load(models.small_cnn(tmp_path))
+        artifact = self.built(model, target, tmp_path)
+        with engine.open(artifact, target) as session:
+            assert session.run(request_for(model.inputs))["logits"].shape == (1, 10)
+
+
+@contextmanager
+def program(target: Target, engine: Engine, folder: Path) -> Iterator[tuple[Session, Any]]:
+    """Open a small network's program, and give it with the network."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(1568, 4)
+    ).eval()
+    sample = np.zeros((3, 16, 16), np.float32)
+    model = load_model(network, lambda _: {"x": sample}, folder)
+    name = model.inputs[0].name
+    example = (torch.zeros(1, 3, 16, 16),)
+    torch.export.save(torch.export.export(network, example), folder / "network.pt2")
+    model = replace(model.settled_by({name: sample}), program=folder / "network.pt2")
+    (folder / "built").mkdir()
+    artifact = engine.build(model, target, folder / "built")
+    with engine.open(artifact, target) as session:
+        yield session, network
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "reduce-overhead", "max-autotune"])
+def test_a_program_answers_in_every_mode(mode: Any, gpu: Target, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with program(gpu, TorchCuda(mode), tmp_path) as (session, network):
+        name = session.inputs[0].name
+        for seed in range(3):
+            request = request_for(session.inputs, seed=seed)
+            with torch.no_grad():
+                right = network(torch.from_numpy(request[name])).numpy()
+            answer = next(iter(session.run(request).values()))
+            np.testing.assert_allclose(answer, right, rtol=1e-4, atol=1e-4)
+        said = session.properties()
+    assert 0 < float(said["device_ns"]) < float(said["host_ns"])

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.core.devices import FAMILIES, find_target
+from hasten.core.target import Target
+from hasten.inputs.models.onnx import load
+from hasten.optimization.search.grid import grid, variations
+from hasten.testing import models
+
+pytest.importorskip(
+    "tensorrt_rtx_bindings", reason="needs the extra gpu: pip install 'hasten[gpu]'"
+)
+
+
+def tried(target: Target, folder: Path) -> tuple[list[str], list[str]]:
+    """Return the labels of what is tried first, and of what is tried where that isn't accurate enough."""
+    model = load(models.small_cnn(folder)).settled_by({"x": np.zeros((3, 32, 32), np.float32)})
+    first = grid(model, target, engine_names=FAMILIES["cuda"].engines)
+    return [c.label for c in first], [c.label for c in variations(first, model, target)]
+
+
+def test_a_gpu_that_isnt_here_is_built_for_and_nothing_of_the_hosts_is_tried(
+    sm80: Target, tmp_path: Path
+) -> None:
+    assert tried(sm80, tmp_path) == (
+        [
+            "tensorrt_rtx",
+            "simplify + tensorrt_rtx",
+            "tensorrt_quantization(half=True) + tensorrt_rtx",
+            "half_precision + tensorrt_rtx",
+        ],
+        [
+            "tensorrt_quantization(rounding=layer, half=True) + tensorrt_rtx",
+            "tensorrt_quantization + tensorrt_rtx",
+        ],
+    )
+
+
+def test_turing_is_given_nothing_in_int8_beside_float32(tmp_path: Path) -> None:
+    first, more = tried(find_target("cuda:sm75", root=tmp_path), tmp_path)
+    assert "tensorrt_quantization(half=True) + tensorrt_rtx" in first
+    assert more == ["tensorrt_quantization(rounding=layer, half=True) + tensorrt_rtx"]

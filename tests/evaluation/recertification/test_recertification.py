@@ -1,0 +1,143 @@
+"""A bundle against new data: what is asked of it, and what counts as new."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tests.support.bundles import forge
+from tests.support.quick import quick_runs
+
+import hasten
+import hasten.optimization.optimize
+from hasten.bundle import read
+from hasten.cli import main
+from hasten.optimization.workspace import hashed_groups
+from hasten.testing import models
+
+SEALED = "evidence/sealed.json"
+
+
+def test_a_real_int8_model_is_certified_and_its_bundle_says_for_what(
+    data: tuple[Path, Path],
+) -> None:
+    manifest = read(data[0])
+    assert manifest.certificate is not None
+    assert "quantization" in manifest.winner.label
+    assert manifest.certificate["judgement"]["max_drop"] == 0.05
+    assert manifest.certificate["judgement"]["bound"] <= 0.05
+    assert manifest.certificate["batch_sizes"] == [1]
+    assert manifest.environment["onnxruntime"]
+
+
+def test_certify_without_a_limit_takes_the_certificates_and_calls_the_same_data_a_regression_check(
+    data: tuple[Path, Path],
+) -> None:
+    again = hasten.certify(*data)
+    assert again.kind == "regression check"
+    assert again.judgement.max_drop == 0.05
+    ended = CliRunner().invoke(main, ["certify", str(data[0]), "--data", str(data[1])])
+    assert ended.exit_code == 0
+    assert ended.output.startswith(
+        "regression check on data that was used before: the limit of 5% holds: 95% confident"
+    )
+
+
+def test_fresh_data_gives_a_verdict_of_its_own_and_too_little_of_it_says_how_much_would_do(
+    data: tuple[Path, Path], fresh: Path
+) -> None:
+    result = hasten.certify(data[0], fresh)
+    assert (result.kind, result.used, result.left_out) == ("fresh data", 400, 0)
+    few = hasten.certify(data[0], fresh, max_drop=0.001, guard="lost")
+    assert not few.passed  # no loss at all in 400 samples can't show less than 0.7%
+    assert few.judgement.samples_needed is None or few.judgement.samples_needed > 2900
+
+
+def test_a_bundle_made_with_groups_is_not_judged_on_samples_that_may_belong_together(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(data[0], tmp_path / "grouped.hasten")
+    seen = json.loads((bundle / SEALED).read_text()) | {"groups": hashed_groups(np.array(["v"]))}
+    forge(bundle, files={SEALED: json.dumps(seen).encode()})
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.certify(bundle, fresh)
+    assert str(caught.value) == (
+        f"{bundle} was made with groups, and the data has none, so samples that belong together would "
+        "pass for independent ones: give each sample its group, one of its own where it belongs with "
+        "no other"
+    )
+    np.savez(tmp_path / "grouped.npz", **np.load(fresh), groups=np.arange(400) // 2)
+    assert hasten.certify(bundle, tmp_path / "grouped.npz").judgement.groups == 200
+
+
+def moved(bundle: Path, folder: Path, device: str, engine: dict[str, Any] | None = None) -> Path:
+    """A copy of a bundle that says that it is for a device that isn't here."""
+
+    def change(record: dict[str, Any]) -> None:
+        record["target"] |= {"kind": "compile-only", "device": device}
+        record["winner"]["engine"] = engine or record["winner"]["engine"]
+
+    copy = shutil.copytree(bundle, folder / "elsewhere.hasten")
+    forge(copy, change)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "noun"),
+    [
+        ("tpu:v5e", "tpu", "Google TPU"),
+        ("litert", "litert_reference", "LiteRT interpreter elsewhere"),
+        ("coreml", "coreml", "Apple Core ML"),
+    ],
+)
+def test_what_stands_in_for_a_device_is_never_certified(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path, device: str, engine: str, noun: str
+) -> None:
+    bundle = moved(data[0], tmp_path, device, {"type": engine})
+    ended = CliRunner().invoke(
+        main, ["certify", str(bundle), "--data", str(fresh), "--max-drop", "20%"]
+    )
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        f"hasten: {bundle} is for {device}, which isn't here, and what answers in its place may "
+        f"answer otherwise: run hasten certify where the device is ({noun})\n"
+    )
+
+
+def test_what_ships_for_this_host_is_certified_here_though_it_was_made_for_a_device(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    assert hasten.certify(moved(data[0], tmp_path, "tpu:v5e"), fresh).used == 400
+
+
+def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def score(outputs, labels):\n"
+        "    return (outputs['logits'].argmax(1) % 2 == labels % 2).astype(float)\n"
+    )
+    score = f"{tmp_path}/mine.py:score"
+    x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
+    y = np.random.default_rng(1).integers(0, 4, 300)
+    np.savez(tmp_path / "eval.npz", x=x, labels=y)
+    with quick_runs():
+        bundle = hasten.optimize(
+            models.linear_classifier(tmp_path),
+            tmp_path / "eval.npz",
+            max_drop=0.05,
+            metric=score,
+            out=tmp_path / "model.hasten",
+            engines=("onnxruntime",),
+        ).bundle
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05)
+    assert str(caught.value) == (
+        f"{bundle} was judged by the function {score}: name it again by --metric, since a bundle's "
+        "word alone runs no code"
+    )
+    assert hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05, metric=score).passed

@@ -1,0 +1,129 @@
+"""A bundle against what there is today."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.bundles import forge
+from tests.support.quick import quick_runs
+
+import hasten
+from hasten.core.tensors import TensorSpec
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.data.requests import random_requests
+from hasten.measure.latency import Round
+from hasten.report.rows import cells
+from hasten.testing import models
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
+
+
+def test_the_rival_is_the_exact_model_by_default(exact_bundle: Path) -> None:
+    result = hasten.bench(exact_bundle, rounds=4)
+    assert result.requests == "random numbers"
+    assert (result.against.label, result.bundle.label) == ("onnxruntime", "onnxruntime")
+    assert 0.5 < result.speedup < 2
+    assert result.threads == 1
+
+
+def test_the_rival_may_be_an_onnx_file(exact_bundle: Path, tmp_path: Path) -> None:
+    model = models.linear_classifier(tmp_path)
+    x = np.ones((5, 16), np.float32)
+    result = hasten.bench(exact_bundle, against=model, data=x, rounds=4)
+    assert result.requests == "samples of the data"
+    assert result.against.label == f"{model}, onnxruntime"
+    assert result.against.size_bytes == model.stat().st_size
+
+
+def test_the_rival_may_be_a_function_and_a_slow_one_is_slower(
+    exact_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import time\ndef predict(x):\n    time.sleep(0.002)\n    return x[:, :4]\n"
+    )
+    result = hasten.bench(exact_bundle, against=f"{tmp_path}/mine.py:predict", rounds=4)
+    assert result.speedup > 3
+    assert result.against.size_bytes is None
+    assert cells(result.against)[-1] == "-"
+
+
+def test_a_function_that_fails_is_one_line(exact_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def predict(x):\n    raise KeyError('scaler')\n")
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.bench(exact_bundle, against=f"{tmp_path}/mine.py:predict", rounds=4)
+    assert str(caught.value).startswith("the baseline failed: ")
+    assert "scaler" in str(caught.value)
+
+
+@pytest.mark.parametrize("survived", [0, 1, 3])
+def test_a_bundle_that_falls_out_is_one_line(
+    exact_bundle: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    def failing(entrants: dict[str, Any], *_: Any, **__: Any) -> Iterator[Round]:
+        for number in itertools.count():
+            block = dict.fromkeys(entrants, (1_000_000,) * 3)
+            failed = {"bundle": "it crashed"} if number == survived else {}
+            yield Round(
+                number, {who: block[who] for who in block if who not in failed}, failed, True
+            )
+
+    monkeypatch.setattr("hasten.measure.race.rounds", failing)
+    with pytest.raises(hasten.CandidateError) as caught:
+        hasten.bench(exact_bundle, rounds=4)
+    assert str(caught.value) == "the bundle fell out: it crashed"
+
+
+@pytest.fixture
+def crafted(exact_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exact_bundle, tmp_path / "crafted.hasten")
+
+
+def shaped(*shape: int) -> dict[str, Any]:
+    return {"name": "x", "dtype": "float32", "shape": shape}
+
+
+@pytest.mark.parametrize(
+    ("shape", "mebibytes"),
+    [([1, 2**30], "4,096"), ([1, 2**31 - 1], "8,192"), ([2**31 - 1] * 32, "1.597e+293")],
+)
+def test_a_request_that_takes_too_much_memory_is_not_made_up(
+    crafted: Path, shape: list[int], mebibytes: str
+) -> None:
+    artifact = {"inputs": [shaped(*shape)], "request": [shaped(*shape)]}
+    forge(crafted, lambda record: record["winner"]["artifact"].update(artifact))
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.bench(crafted)
+    assert str(caught.value) == (
+        f"a request of this model takes {mebibytes} MiB, and no random one larger than 256 MiB is "
+        "made: give real ones with --data"
+    )
+
+
+def test_large_random_requests_are_fewer() -> None:
+    assert len(random_requests((TensorSpec("x", "float32", (1, 16)),), seed=0)) == 64
+    large = random_requests((TensorSpec("x", "uint8", (1, 5, 2**23)),), seed=0)
+    assert (len(large), large.inputs([5])["x"].shape) == (6, (1, 5, 2**23))
+
+
+def test_a_bundle_asks_for_no_more_threads_than_there_are(
+    crafted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(crafted, lambda record: record["winner"]["engine"].update(threads=10**9))
+    seen = []
+
+    def race(other: Any, winner: Any, *rest: Any) -> Any:
+        seen.append(winner.engine)
+        raise hasten.CandidateError("seen enough")
+
+    monkeypatch.setattr("hasten.evaluation.benchmark._race", race)
+    with pytest.raises(hasten.CandidateError):
+        hasten.bench(crafted)
+    assert seen == [OnnxRuntime(threads=1)]  # one core is what these runs have

@@ -1,0 +1,202 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.function import call_function, from_python
+from hasten.inputs.data.spool import Spool
+
+X = np.arange(12, dtype=np.float32).reshape(6, 2)
+LABELS = np.arange(6)
+
+
+class Indexed:
+    """As torch's map-style data sets are: a length, and no IndexError at the end."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        return X[index % 6], int(LABELS[index % 6])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"x": X, "labels": LABELS},
+        (X, LABELS),
+        ({"x": X}, LABELS),
+        [(x, label) for x, label in zip(X, LABELS, strict=True)],
+        ((x, label) for x, label in zip(X, LABELS, strict=True)),
+        [({"other": x}, label) for x, label in zip(X, LABELS, strict=True)],
+        Indexed(),
+        ArrayDataset({"x": X}, LABELS),
+    ],
+)
+def test_data_may_come_in_any_of_these_forms(given: Any, tmp_path: Path) -> None:
+    data = from_python(given, ["x"], tmp_path / "spool")
+    assert (len(data), data.names) == (6, ("x",))
+    np.testing.assert_array_equal(data.inputs([5, 0])["x"], X[[5, 0]])
+    assert data.labels is not None
+    assert data.labels.tolist() == LABELS.tolist()
+
+
+def test_groups_may_come_with_arrays_or_samples(tmp_path: Path) -> None:
+    groups = ["a", "a", "b", "b", "c", "c"]
+    for i, given in enumerate(
+        (
+            (X, None, groups),
+            {"x": X, "groups": groups},
+            [(x, label, group) for x, label, group in zip(X, LABELS, groups, strict=True)],
+        )
+    ):
+        data = from_python(given, ["x"], tmp_path / str(i))
+        assert data.groups is not None
+        assert data.groups.tolist() == groups
+
+
+def test_samples_without_labels_and_with_several_inputs(tmp_path: Path) -> None:
+    data = from_python([{"a": X[0], "b": 1}, {"b": 2, "a": X[1]}], ["b", "a"], tmp_path / "spool")
+    assert data.labels is None
+    assert data.inputs([1])["b"].tolist() == [2]
+    np.testing.assert_array_equal(data.inputs([1])["a"], X[[1]])
+
+
+def test_torch_tensors_are_taken(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    rows = [(torch.tensor(x, requires_grad=True), torch.tensor(1)) for x in X]
+    data = from_python(rows, ["x"], tmp_path / "spool")
+    np.testing.assert_array_equal(data.inputs([2])["x"], X[[2]])
+    assert data.labels is not None
+    assert data.labels.shape == (6,)
+
+
+def test_a_generator_is_read_one_sample_at_a_time(tmp_path: Path) -> None:
+    alive = 0
+    most = 0
+
+    class Counted(np.ndarray[Any, Any]):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def samples() -> Iterator[Any]:
+        nonlocal alive, most
+        for i in range(50):
+            alive += 1
+            most = max(most, alive)
+            yield np.full(3, i, np.float32).view(Counted)
+
+    data = from_python(samples(), ["x"], tmp_path / "spool")
+    assert isinstance(data, Spool)
+    assert len(data) == 50
+    assert most <= 3
+
+
+def test_samples_hash_as_the_same_arrays_do(tmp_path: Path) -> None:
+    spooled, whole = from_python(list(X), ["x"], tmp_path / "spool"), ArrayDataset({"x": X})
+    assert [spooled.content_hash(i) for i in range(6)] == [whole.content_hash(i) for i in range(6)]
+
+
+def refused(given: Any, folder: Path, names: tuple[str, ...] = ("x",)) -> str:
+    with pytest.raises(InputError) as error:
+        from_python(given, names, folder / "spool")
+    return str(error.value)
+
+
+class Loader:
+    """Looks as torch's DataLoader does."""
+
+    batch_sampler = object()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            3,
+            "the data gave a int; give a Dataset, arrays, or an iterable of samples",
+        ),
+        ("abc", "the data gave a str; give a Dataset, arrays, or an iterable of samples"),
+        (
+            Loader(),
+            "the data: a DataLoader gives batches; give its dataset, or batch_size=None",
+        ),
+        (
+            (1, 2),
+            "the data: a tuple is (inputs, labels) or (inputs, labels, groups) of whole arrays; "
+            "give samples as a list",
+        ),
+        ([], "the data has no samples"),
+        ([(X[0], 1), X[1]], "the data: sample 1 has 1 parts, the first has 2"),
+        (
+            [(X[0], 1, 2, 3)],
+            "the data: sample 0 has 4 parts; give inputs, (inputs, label) or (inputs, label, group)",
+        ),
+        (
+            [(X[0], [1]), (X[1], [1, 2])],
+            "the data: the label of sample 1 has the shape [2], the first [1]; "
+            "pad labels to one shape",
+        ),
+        ([X[0], X[1, :1]], None),
+        ([np.zeros(2, "V2")], "input 'x': sample 0 is an array of |V2; give numbers"),
+        ([np.array("text")], "input 'x': sample 0 is an array of <U4; give numbers"),
+        ((X, LABELS[:5]), "labels: 5 for 6 samples; give one each"),
+        ({"a": X, "b": X}, "the model takes the inputs x; the data has a, b"),
+    ],
+)
+def test_what_is_no_data_is_refused(given: Any, message: str | None, tmp_path: Path) -> None:
+    assert refused(given, tmp_path) == (
+        message
+        or "input 'x': sample 1 is [1], the first is [2], so the data doesn't settle dimension 0 "
+        "of a sample; pad, crop or resize all to one shape"
+    )
+
+
+def test_one_array_for_two_inputs_is_refused(tmp_path: Path) -> None:
+    assert refused(X, tmp_path, ("a", "b")) == (
+        "the model takes the inputs a, b; the data has one array without a name: give a mapping"
+    )
+
+
+def test_where_the_model_names_no_inputs_the_datas_own_names_count(tmp_path: Path) -> None:
+    assert from_python({"a": X, "labels": LABELS}, [], tmp_path).names == ("a",)
+    assert from_python([{"b": X[0], "a": 1}], [], tmp_path / "spool").names == ("b", "a")
+    assert refused(X, tmp_path, ()) == (
+        "the model doesn't say what its inputs are called; the data has one array without a name: "
+        "give a mapping"
+    )
+
+
+def test_a_sample_that_lacks_an_input_is_named(tmp_path: Path) -> None:
+    assert refused([{"a": 1, "b": 2}, {"a": 1}], tmp_path / "own", ()) == (
+        "sample 1 has no input 'b', the first has"
+    )
+
+
+def test_a_function_in_a_file_is_called(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\n"
+        "def data():\n    for i in range(4): yield np.float32([i]), i\n"
+        "whole = (np.zeros((3, 2)), [0, 1, 2])\n"
+        "def nothing(): return None\n"
+        "def empty(): return []\n"
+    )
+    assert len(call_function(f"{file}:data", ["x"], tmp_path / "a")) == 4
+    assert len(call_function(f"{file}:whole", ["x"], tmp_path / "b")) == 3
+    with pytest.raises(InputError) as error:
+        call_function(f"{file}:nothing", ["x"], tmp_path / "c")
+    assert str(error.value) == (
+        f"{file}:nothing gave a NoneType; give a Dataset, arrays, or an iterable of samples"
+    )
+    with pytest.raises(InputError) as error:
+        call_function(f"{file}:empty", ["x"], tmp_path / "d")
+    assert str(error.value) == f"{file}:empty has no samples"
+    with pytest.raises(InputError) as error:
+        call_function(f"{tmp_path}/no.py:data", ["x"], tmp_path / "c")
+    assert str(error.value) == f"no such file: {tmp_path}/no.py"

@@ -1,0 +1,176 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hasten.errors import InputError
+from hasten.inputs.data.images import SUFFIXES, ImageFolder
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.config import image_pipeline
+from hasten.inputs.pipeline.image import Decode, ToLayout
+
+PIPELINE = image_pipeline(8)
+
+
+def photo(path: Path, shade: int = 128, size: tuple[int, int] = (12, 10)) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", size, (shade, 0, 255 - shade)).save(path)
+    return path
+
+
+def refused(folder: Path, pipeline: Pipeline = PIPELINE) -> str:
+    with pytest.raises(InputError) as error:
+        ImageFolder(folder, pipeline, "x")
+    return str(error.value)
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    for name, shades in {"dog": [1, 2], "cat": [3], "ant": [4]}.items():
+        for shade in shades:
+            photo(tmp_path / name / f"{shade}.png", shade)
+    return tmp_path
+
+
+def test_class_folders_in_order_of_their_names_are_the_labels(classes: Path) -> None:
+    (classes / "cat" / "notes.txt").write_text("not an image")
+    (classes / ".cache").mkdir()
+    data = ImageFolder(classes, PIPELINE, "image")
+    assert data.classes == ("ant", "cat", "dog")
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 1, 2, 2]
+    assert [file.name for file in data.files] == ["4.png", "3.png", "1.png", "2.png"]
+    assert data.names == ("image",)
+    assert data.groups is None
+
+
+def test_images_straight_inside_have_no_labels(tmp_path: Path) -> None:
+    photo(tmp_path / "b.PNG")
+    photo(tmp_path / "a.jpg")
+    data = ImageFolder(tmp_path, PIPELINE, "x")
+    assert (len(data), data.labels, data.classes) == (2, None, None)
+    assert [file.name for file in data.files] == ["a.jpg", "b.PNG"]
+
+
+def test_images_go_through_the_pipeline(classes: Path) -> None:
+    data = ImageFolder(classes, PIPELINE, "x")
+    read = data.inputs([2, 0])["x"]
+    assert read.shape == (2, 3, 8, 8)
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read[:, 0, 0, 0], [1 / 255, 4 / 255], rtol=1e-6)
+
+
+def test_content_is_the_files_bytes(classes: Path) -> None:
+    (classes / "dog" / "copy.png").write_bytes((classes / "ant" / "4.png").read_bytes())
+    data = ImageFolder(classes, PIPELINE, "x")
+    hashes = [data.content_hash(i) for i in range(len(data))]
+    assert len(hashes) == 5
+    assert len(set(hashes)) == 4
+
+
+def test_a_file_is_hashed_and_prepared_once(classes: Path) -> None:
+    data = ImageFolder(classes, PIPELINE, "x")
+    first = data.content_hash(1)
+    data.files[1].unlink()
+    assert data.content_hash(1) == first
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # the latter is a spreadsheet's
+def test_groups_are_read_from_a_file(classes: Path, encoding: str) -> None:
+    lines = "ant/4.png,v1\ncat/3.png,v2\ndog/1.png,v1\ndog/2.png,v1\n"
+    (classes / "groups.csv").write_text(lines, encoding=encoding)
+    data = ImageFolder(classes, PIPELINE, "x")
+    assert data.groups is not None
+    assert data.groups.tolist() == ["v1", "v2", "v1", "v1"]
+
+
+def test_groups_that_do_not_fit_are_named(classes: Path) -> None:
+    table = classes / "groups.csv"
+    table.write_text("ant/4.png,v1\n")
+    assert refused(classes) == f"{table} has no line for cat/3.png"
+    table.write_text("ant/4.png\n")
+    assert refused(classes) == f"{table}: the line 'ant/4.png' isn't `path,group`"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "ant/4.png,Zoë\n".encode("latin-1"),
+            "'utf-8' codec can't decode byte 0xeb in position 12: invalid continuation byte",
+        ),
+        (b"ant/4.png," + b"v" * 131_073, "field larger than field limit (131072)"),
+    ],
+    ids=["latin-1", "long"],
+)
+def test_groups_that_can_not_be_read_are_refused_in_one_line(
+    classes: Path, content: bytes, said: str
+) -> None:
+    table = classes / "groups.csv"
+    table.write_bytes(content)
+    assert refused(classes) == (
+        f"{table} isn't lines of `path,group` in UTF-8: {said}; save it as such"
+    )
+
+
+def test_an_empty_class_folder_is_named(classes: Path) -> None:
+    (classes / "bee").mkdir()
+    assert refused(classes) == (
+        f"the class folder {classes / 'bee'} has no images; fill it or take it out"
+    )
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert refused(tmp_path) == f"{tmp_path} has no images ({', '.join(sorted(SUFFIXES))})"
+    assert refused(tmp_path / "no") == f"no such folder: {tmp_path / 'no'}"
+
+
+def test_images_beside_class_folders_are_refused(classes: Path) -> None:
+    photo(classes / "loose.png")
+    assert refused(classes) == (
+        f"{classes} has images beside the class folder ant: "
+        "put every image into a class folder, or none"
+    )
+
+
+def test_a_file_that_is_no_image_is_named_on_opening(classes: Path) -> None:
+    bad = classes / "dog" / "bad.jpg"
+    bad.write_bytes(b"not a photo")
+    assert refused(classes) == f"{bad} can't be read as an image"
+
+
+def test_an_image_that_is_cut_short_is_named_on_hashing_and_on_reading(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    data = ImageFolder(tmp_path, PIPELINE, "x")
+    for read in (lambda: data.content_hash(0), lambda: data.inputs([0])):
+        with pytest.raises(InputError) as error:
+            read()
+        assert re.fullmatch(
+            rf"{re.escape(str(path))} can't be read as an image: image file is truncated.*",
+            str(error.value),
+        )
+
+
+def test_a_file_that_goes_away_is_named(classes: Path) -> None:
+    data = ImageFolder(classes, PIPELINE, "x")
+    data.files[1].unlink()
+    with pytest.raises(InputError) as error:
+        data.content_hash(1)
+    assert str(error.value) == f"can't read {data.files[1]}: No such file or directory"
+
+
+def test_images_of_two_sizes_without_a_resize_are_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "b.png", size=(12, 11))
+    data = ImageFolder(tmp_path, Pipeline((Decode(), ToLayout())), "x")
+    with pytest.raises(InputError) as error:
+        data.inputs([0, 1])
+    assert str(error.value) == (
+        "input 'x': sample 1 is [3, 11, 12], the first is [3, 10, 12], so the data doesn't settle "
+        "dimension 1 of a sample; pad, crop or resize all to one shape"
+    )

@@ -1,0 +1,163 @@
+"""Archives that are damaged or made to harm: one line, and little memory."""
+
+import io
+import tracemalloc
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.npz import open_npz
+
+X = np.random.default_rng(0).random((4, 3)).astype(np.float32)
+LITTLE_BYTES = 8 * 2**20
+
+
+def header(shape: tuple[int, ...], dtype: str) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"shape": shape, "fortran_order": False, "descr": dtype}
+    )
+    return file.getvalue()
+
+
+def npy(array: Array) -> bytes:
+    return header(array.shape, array.dtype.str) + array.tobytes()
+
+
+def archive(path: Path, members: Mapping[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", kind) as opened:
+        for name, data in members.items():
+            opened.writestr(f"{name}.npy", data)
+    return path
+
+
+def refused(path: Path) -> str:
+    """Return why an archive is refused, and check that little memory was taken for it."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as error:
+            open_npz(path, ["x"])
+        assert tracemalloc.get_traced_memory()[1] < LITTLE_BYTES
+    finally:
+        tracemalloc.stop()
+    return str(error.value)
+
+
+def damaged(path: Path) -> str:
+    return f"{path} is not an .npz archive, or it is cut short or damaged"
+
+
+def patched(path: Path, **fields: tuple[int, int, int]) -> None:
+    """Overwrite numbers (offset, size, value) of a member's entry in the central directory."""
+    data = bytearray(path.read_bytes())
+    for name, (offset, size, value) in fields.items():
+        entry = data.rindex(f"{name}.npy".encode()) - 46
+        data[entry + offset : entry + offset + size] = value.to_bytes(size, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("role", ["x", "labels"])
+def test_a_compressed_array_whose_stream_is_broken_is_refused(tmp_path: Path, role: str) -> None:
+    path = archive(tmp_path / "d.npz", {"x": npy(X), role: npy(np.arange(4))})
+    data = bytearray(path.read_bytes())
+    start = data.index(f"{role}.npy".encode()) + len(f"{role}.npy")
+    data[start] |= 0b110  # A block of the kind that RFC 1951, 3.2.3 reserves.
+    path.write_bytes(data)
+    assert refused(path) == damaged(path)
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "d.npz", {"x": npy(X)})
+    patched(path, x=(8, 2, 1))
+    assert refused(path) == f"{path} is encrypted; save it with np.savez"
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_unpacks_without_bound_is_refused(tmp_path: Path, kind: int) -> None:
+    path = archive(tmp_path / "d.npz", {"x": npy(X)}, kind)
+    assert refused(path) == damaged(path)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "d.npz", {"x": npy(X), "ä": npy(X)})
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
+    assert refused(path) == damaged(path)
+
+
+@pytest.mark.parametrize(
+    ("role", "shape", "dtype", "size", "limit"),
+    [
+        ("labels", (2**25,), "<f8", 2**28, 2**20),
+        ("labels", (4, 2**26), "|u1", 2**28, 2**20),
+        ("labels", (4,), f"|S{2**26}", 2**28, 2**20),
+        ("groups", (4,), f"<U{2**24}", 2**28, 2**12),
+    ],
+)
+def test_labels_and_groups_that_unpack_to_far_more_than_the_samples_need_are_refused(
+    tmp_path: Path, role: str, shape: tuple[int, ...], dtype: str, size: int, limit: int
+) -> None:
+    path = archive(tmp_path / "d.npz", {"x": npy(X), role: header(shape, dtype) + bytes(size)})
+    assert path.stat().st_size < 2**19
+    assert refused(path) == (
+        f"{role}: {size} bytes for 4 samples; give at most {limit} bytes for each, as in a smaller "
+        "dtype"
+    )
+
+
+@pytest.mark.parametrize("role", ["labels", "groups"])
+def test_what_labels_and_groups_claim_is_compared_with_what_the_archive_holds(
+    tmp_path: Path, role: str
+) -> None:
+    path = archive(tmp_path / "d.npz", {"x": npy(X), role: header((2**40,), "<f8") + bytes(32)})
+    assert refused(path) == f"{role} is damaged: 32 bytes for [{2**40}] of float64"
+
+
+def test_labels_that_end_before_the_size_that_the_archive_states_are_refused(
+    tmp_path: Path,
+) -> None:
+    claim = header((4,), "<f8")
+    path = archive(tmp_path / "d.npz", {"x": npy(X), "labels": claim + bytes(8)})
+    patched(path, labels=(24, 4, len(claim) + 32))
+    assert refused(path) == damaged(path)
+
+
+def test_a_long_header_is_not_read_whole(tmp_path: Path) -> None:
+    data = b"\x93NUMPY\x02\x00" + (2**28).to_bytes(4, "little") + b" " * 2**28
+    assert refused(archive(tmp_path / "d.npz", {"x": data})) == (
+        "input 'x' is not an array: save it with np.savez"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 9000,
+        "-" * 9000,
+        "-" * 3000 + "1",
+        "{'descr': '<f4', }",
+        "{'descr': '<f4', 'fortran_order': F,lse, 'shape': (5, 3), }  )",
+        "{'descr': ',', 'fortran_order': False, 'shape': (4, 3)}",
+        "{'descr': '<f4', 'fortran_order': False, b'shape': (4, 3)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-4, -3)}",
+        "{'descr': '<U0', 'fortran_order': False, 'shape': (4, 3)}",
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> None:
+    start = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+    path = archive(tmp_path / "d.npz", {"x": start + text.encode() + bytes(48)})
+    assert refused(path) == "input 'x' is not an array: save it with np.savez"
+
+
+def test_countless_samples_of_nothing_are_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "d.npz", {"x": header((2**40, 0), "<f4")})
+    assert refused(path) == f"{path}: a sample holds no numbers; give arrays of shape (n, ...)"
+
+
+def test_bytes_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "d.npz", {"x": header((4,), "|V2") + bytes(8)})
+    assert refused(path) == "input 'x' is an array of |V2; give numbers"

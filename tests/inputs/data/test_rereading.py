@@ -1,0 +1,75 @@
+"""Training samples that are made anew whenever they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.core.tensors import Array, TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.data.rereading import Rereading
+from hasten.inputs.data.source import open_data
+
+X = TensorSpec("x", "float32", ("batch", 3))
+
+
+class Images:
+    """Ten samples; augmented by a shift that no reading has twice, where asked."""
+
+    def __init__(self, *, augmented: bool) -> None:
+        self.augmented, self.reads = augmented, 0
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Array, int]:
+        if index >= 10:
+            raise IndexError(index)
+        self.reads += 1
+        shift = self.reads / 1000 if self.augmented else 0
+        return np.full(3, index + shift, np.float32), index % 2
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_a_sequence_is_read_anew_each_time_and_says_whether_that_matters(
+    tmp_path: Path, augmented: bool
+) -> None:
+    images = Images(augmented=augmented)
+    data = open_data(images, [X], None, tmp_path / "d", reread=True)
+    assert isinstance(data, Rereading)
+    assert data.repeats == (not augmented)
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 1] * 5
+    first, second = data.inputs([3, 4])["x"], data.inputs([3, 4])["x"]
+    assert first.shape == (2, 3)
+    assert (first != second).any() == augmented
+    assert data.content_hash(3) == data.content_hash(3) != data.content_hash(4)
+    assert not (tmp_path / "d").exists()
+
+
+def test_what_comes_one_by_one_is_written_once_all_the_same(tmp_path: Path) -> None:
+    given = ((np.full(3, i, np.float32), i) for i in range(4))
+    data = open_data(given, [X], None, tmp_path / "d", reread=True)
+    assert len(data) == 4
+    assert (tmp_path / "d").exists()
+
+
+def test_samples_unlike_each_other_are_refused(tmp_path: Path) -> None:
+    x = np.zeros(3, np.float32)
+    for given, said in (
+        ([(x, 0), x], "the data: sample 1 has 1 parts, the first has 2"),
+        (
+            [(x, [0]), (x, [0, 1])],
+            "the data: the label of sample 1 has the shape [2], the first [1]",
+        ),
+        ([], "the data has no samples"),
+        (
+            [(x, 0), (x * np.nan, 0)],
+            "the data: input 'x': sample 1 has NaN or Inf; mend it or leave it out",
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            open_data(given, [X], None, tmp_path / "d", reread=True)
+        assert str(error.value) == said

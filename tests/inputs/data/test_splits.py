@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.splits import Splits, split
+
+
+def data_of(contents: list[int], groups: list[int] | None = None) -> ArrayDataset:
+    return ArrayDataset(
+        {"x": np.array(contents)}, groups=None if groups is None else np.array(groups)
+    )
+
+
+def contents(part: Dataset) -> list[int]:
+    return part.inputs(range(len(part)))["x"].tolist()  # type: ignore[no-any-return]
+
+
+def parts(splits: Splits) -> tuple[list[int], list[int], list[int]]:
+    return contents(splits.calibration), contents(splits.search), contents(splits.sealed)
+
+
+def test_up_to_300_samples_calibrate_and_the_rest_is_parted_30_to_70() -> None:
+    splits = split(data_of(list(range(5300))))
+    assert [len(p) for p in parts(splits)] == [300, 1500, 3500]
+
+
+def test_small_data_calibrates_with_a_third() -> None:
+    assert [len(p) for p in parts(split(data_of(list(range(30)))))] == [10, 6, 14]
+    assert [len(p) for p in parts(split(data_of([1, 2, 3])))] == [1, 1, 1]
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=3, max_size=60, unique=True), st.integers(0, 9))
+@settings(deadline=None, max_examples=40)
+def test_a_split_depends_on_seed_and_content_not_on_order(values: list[int], seed: int) -> None:
+    one, other = split(data_of(values), seed=seed), split(data_of(values[::-1]), seed=seed)
+    assert parts(one) == parts(other)
+    assert one.sealed_hashes == other.sealed_hashes
+    assert sorted(value for part in parts(one) for value in part) == sorted(values)
+
+
+def test_another_seed_gives_another_split() -> None:
+    data = data_of(list(range(100)))
+    assert parts(split(data, seed=0)) != parts(split(data, seed=1))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=3, max_size=80),
+    st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=80)
+def test_content_and_groups_never_lie_on_two_sides(rows: list[tuple[int, int]], seed: int) -> None:
+    data = data_of([content for content, _ in rows], [group for _, group in rows])
+    try:
+        splits = split(data, seed=seed)
+    except InputError:
+        return
+    sides = [splits.calibration, splits.search, splits.sealed]
+    for i, one in enumerate(sides):
+        for other in sides[i + 1 :]:
+            assert not set(contents(one)) & set(contents(other))
+            assert one.groups is not None
+            assert other.groups is not None
+            assert not set(one.groups.tolist()) & set(other.groups.tolist())
+
+
+def test_content_shared_between_groups_chains_them() -> None:
+    # a-b share content 1, b-c share content 2: all three are one unit.
+    data = data_of([0, 1, 1, 2, 2, 5, 6, 7], [0, 0, 1, 1, 2, 3, 4, 5])
+    for seed in range(8):
+        sides = [set(p) & {0, 1, 2} for p in parts(split(data, seed=seed, calibration=8))]
+        assert [side for side in sides if side] == [{0, 1, 2}] or not any(sides[1:])
+
+
+def test_a_group_larger_than_the_calibration_set_is_cut_not_moved() -> None:
+    data = data_of(list(range(90)), [i // 30 for i in range(90)])
+    splits = split(data, calibration=5)
+    assert [len(p) for p in parts(splits)] == [5, 30, 30]
+
+
+def test_sealed_hashes_are_the_sealed_samples_in_order() -> None:
+    splits = split(data_of(list(range(40))))
+    sealed = splits.sealed
+    assert splits.sealed_hashes == tuple(sealed.content_hash(i).hex() for i in range(len(sealed)))
+
+
+def test_units_tell_which_samples_were_drawn_together() -> None:
+    alone = split(data_of(list(range(40))))
+    assert len(set(alone.sealed_units.tolist())) == len(alone.sealed)
+    twice = split(data_of(list(range(20)) * 2))
+    assert len(set(twice.sealed_units.tolist())) * 2 == len(twice.sealed)
+    assert len(set(twice.search_units.tolist())) * 2 == len(twice.search)
+
+
+def test_training_data_calibrates_where_there_is_some() -> None:
+    splits = split(data_of(list(range(100))), training=data_of(list(range(1000, 2000))))
+    calibration, search, sealed = parts(splits)
+    assert len(calibration) == 300
+    assert min(calibration) >= 1000
+    assert [len(search), len(sealed)] == [30, 70]
+    again = split(data_of(list(range(100))), training=data_of(list(range(1999, 999, -1))))
+    assert contents(again.calibration) == calibration
+
+
+def refused(data: Dataset, **how: object) -> str:
+    with pytest.raises(InputError) as error:
+        split(data, **how)  # type: ignore[arg-type]
+    return str(error.value)
+
+
+def test_training_data_that_is_judged_on_too_is_refused() -> None:
+    training = data_of([500, 7, 8, 501])
+    assert refused(data_of(list(range(100))), training=training) == (
+        "2 of 4 training samples are in the data to judge on too (training sample 1 is the "
+        "first); take them out of one of the two"
+    )
+
+
+def test_a_group_in_training_and_judged_data_is_refused() -> None:
+    training = data_of([500, 501], [9, 3])
+    assert refused(data_of(list(range(4)), [1, 2, 3, 4]), training=training) == (
+        "1 groups are in the training data and in the data to judge on (3 is the first); "
+        "take them out of one of the two"
+    )
+
+
+def test_training_data_with_other_inputs_is_refused() -> None:
+    training = ArrayDataset({"y": np.arange(3)})
+    assert refused(data_of([1, 2, 3]), training=training) == (
+        "the training data has the inputs y; the data to judge on has x"
+    )
+
+
+def test_too_few_samples_are_told_how_many_would_do() -> None:
+    assert refused(data_of([1, 2])) == (
+        "the data has 2 samples; give at least 3: one each to calibrate, to search and to certify"
+    )
+    assert refused(data_of([1]), training=data_of([5])) == (
+        "the data has 1 samples; give at least 2: one each to search and to certify"
+    )
+    assert refused(data_of([1, 1, 1, 2])) == (
+        "the data has 2 different samples in 4 samples; give at least 3 different samples: "
+        "one each to calibrate, to search and to certify"
+    )
+    assert refused(data_of([1, 2, 3, 4], [0, 0, 1, 1])) == (
+        "the data has 2 groups in 4 samples; give at least 3 groups: "
+        "one each to calibrate, to search and to certify"
+    )
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, float("nan")])
+def test_a_search_share_out_of_range_is_refused(share: float) -> None:
+    assert refused(data_of([1, 2, 3]), search=share) == (
+        f"search={share}: give a share between 0 and 1, such as 0.3"
+    )
+
+
+def test_no_calibration_is_refused() -> None:
+    assert refused(data_of([1, 2, 3]), calibration=0) == (
+        "calibration=0: give at least 1 sample to calibrate with"
+    )
+
+
+def test_a_subset_reads_through_to_the_whole() -> None:
+    whole = ArrayDataset({"x": np.arange(9)}, np.arange(9) * 10, np.arange(9) % 3)
+    part = Subset(whole, np.array([8, 1]))
+    assert contents(part) == [8, 1]
+    assert part.labels is not None
+    assert part.groups is not None
+    assert part.labels.tolist() == [80, 10]
+    assert part.groups.tolist() == [2, 1]
+    assert part.content_hash(1) == whole.content_hash(1)

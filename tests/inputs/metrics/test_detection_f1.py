@@ -1,0 +1,123 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.metrics.detection_f1 import DetectionF1, overlaps
+
+A, B, FAR = [0, 0, 10, 10], [20, 20, 30, 40], [90, 90, 99, 99]
+
+
+def image(*rows: tuple[Sequence[float], float, int]) -> dict[str, Array]:
+    return {
+        "boxes": np.array([[box for box, _, _ in rows]], float).reshape(1, -1, 4),
+        "scores": np.array([[score for _, score, _ in rows]], float),
+        "labels": np.array([[label for _, _, label in rows]], np.int64),
+    }
+
+
+def f1(found: Tensors, labels: Sequence[Sequence[float]]) -> float:
+    rows = np.array([labels], float).reshape(1, -1, 5)
+    return float(DetectionF1().score(found, {}, rows)[0])
+
+
+def test_every_true_box_found_and_no_other_is_one() -> None:
+    assert f1(image((B, 0.9, 2), (A, 0.8, 1)), [[*A, 1], [*B, 2]]) == 1
+
+
+def test_a_missing_and_a_wrong_box_each_cost() -> None:
+    assert f1(image((A, 0.9, 1)), [[*A, 1], [*B, 2]]) == pytest.approx(2 / 3)
+    assert f1(image((A, 0.9, 1), (FAR, 0.9, 1)), [[*A, 1]]) == pytest.approx(2 / 3)
+
+
+def test_a_box_of_another_class_is_no_match() -> None:
+    assert f1(image((A, 0.9, 2)), [[*A, 1]]) == 0
+
+
+def test_a_true_box_is_taken_once() -> None:
+    assert f1(image((A, 0.9, 1), (A, 0.8, 1)), [[*A, 1]]) == pytest.approx(2 / 3)
+
+
+def test_the_better_score_takes_first_and_the_best_overlap() -> None:
+    # The low-scored box would take B's twin if it came first; the IoU of the shifted box is 0.6.
+    near = [0, 0, 10, 6]
+    found = image((A, 0.6, 1), (near, 0.9, 1))
+    assert f1(found, [[*A, 1]]) == pytest.approx(2 / 3)
+    assert f1(found, [[*A, 1], [*near, 1]]) == 1
+
+
+@pytest.mark.parametrize(("height", "score"), [(5.0, 1), (4.99, 0)])
+def test_an_overlap_of_exactly_a_half_counts(height: float, score: float) -> None:
+    assert f1(image(([0, 0, 10, height], 0.9, 1)), [[*A, 1]]) == score
+
+
+def test_detections_below_the_threshold_and_padding_do_not_count() -> None:
+    assert f1(image((A, 0.9, 1), (FAR, 0.49, 1)), [[*A, 1], [*FAR, -1]]) == 1
+
+
+def test_nothing_to_find_and_nothing_found_is_one() -> None:
+    assert f1(image((A, 0.1, 1)), [[*A, -1]]) == 1
+    assert f1(image((A, 0.9, 1)), [[*A, -1]]) == 0
+    assert f1(image((A, 0.1, 1)), [[*A, 1]]) == 0
+
+
+def test_without_labels_the_exact_models_detections_are_the_truth() -> None:
+    exact = image((A, 0.9, 1), (B, 0.8, 1), (FAR, 0.2, 1))
+    assert DetectionF1().score(exact, exact, None).tolist() == [1]
+    assert DetectionF1().score(image((A, 0.9, 1)), exact, None).tolist() == [pytest.approx(2 / 3)]
+
+
+def test_a_model_of_one_class_needs_no_labels_output() -> None:
+    found = image((A, 0.9, 0))
+    del found["labels"]
+    assert f1(found, [[*A, 0]]) == 1
+
+
+BOXES = arrays(np.float64, (3, 5, 4), elements=st.integers(0, 9))
+SCORES = arrays(np.float64, (3, 5), elements=st.floats(0, 1))
+CLASSES = arrays(np.int64, (3, 5), elements=st.integers(0, 2))
+
+
+@given(BOXES, SCORES, CLASSES, BOXES, SCORES, CLASSES)
+def test_f1_lies_in_0_1(b: Array, s: Array, c: Array, b2: Array, s2: Array, c2: Array) -> None:
+    found = {"boxes": b, "scores": s, "labels": c}
+    exact = {"boxes": b2, "scores": s2, "labels": c2}
+    scores = DetectionF1().score(found, exact, None)
+    assert scores.shape == (3,)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+@given(BOXES)
+def test_overlaps_are_symmetric_and_full_only_with_itself(boxes: Array) -> None:
+    one, other = boxes[0], boxes[1]
+    np.testing.assert_allclose(overlaps(one, other), overlaps(other, one).T)
+    own = np.diag(overlaps(one, one))
+    area = ((one[:, 2:] - one[:, :2]) > 0).all(axis=1)
+    np.testing.assert_array_equal(own, area.astype(float))
+
+
+def test_outputs_and_labels_that_do_not_fit_are_named() -> None:
+    def message(outputs: Tensors, labels: Array | None = None) -> str:
+        with pytest.raises(InputError) as error:
+            DetectionF1().score(outputs, outputs, labels)
+        return str(error.value)
+
+    good = image((A, 0.9, 1))
+    assert message({"boxes": good["boxes"]}) == (
+        "detection_f1 reads the outputs boxes, scores and labels; the model has boxes"
+    )
+    assert message({**good, "scores": np.ones((1, 2))}) == (
+        "detection_f1 reads boxes (n, k, 4), scores (n, k) and labels (n, k); the model gives "
+        "[1, 1, 4], [1, 2] and [1, 1]"
+    )
+    assert message(good, np.ones((1, 3))) == (
+        "detection_f1 reads labels (1, k, 5): x0, y0, x1, y1, class; got [1, 3]"
+    )
+    with pytest.raises(InputError) as error:
+        DetectionF1(iou=0)
+    assert str(error.value) == "detection_f1:0: the least IoU must be above 0 and at most 1"

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.metrics.embedding import Embedding
+from hasten.inputs.metrics.regression import Regression
+
+
+def test_an_embedding_is_kept_where_the_cosine_reaches_the_tolerance() -> None:
+    exact = np.array([[1.0, 0.0]] * 3)
+    angles = np.arccos([0.999, 0.98, -1])
+    turned = np.stack([np.cos(angles), np.sin(angles)], 1) * 7
+    assert Embedding(0.99).score({"e": turned}, {"e": exact}, None).tolist() == [1, 0, 0]
+
+
+@given(arrays(np.float32, (3, 4, 2), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_an_embedding_is_always_like_itself(vectors: Array) -> None:
+    assert Embedding(1.0).score({"e": vectors}, {"e": vectors}, None).tolist() == [1, 1, 1]
+
+
+def test_a_zero_vector_is_like_no_other() -> None:
+    zero, one = np.zeros((1, 2)), np.ones((1, 2))
+    assert Embedding(0.0).score({"e": zero}, {"e": one}, None).tolist() == [0]
+    assert Embedding(0.0).score({"e": one}, {"e": zero}, None).tolist() == [0]
+
+
+def test_embeddings_of_two_shapes_are_refused() -> None:
+    with pytest.raises(InputError) as error:
+        Embedding().score({"e": np.ones((1, 2))}, {"e": np.ones((1, 3))}, None)
+    assert str(error.value) == "embedding: the output is [1, 2], the exact model's [1, 3]"
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, 1.5, float("nan")])
+def test_an_impossible_cosine_is_refused(tolerance: float) -> None:
+    with pytest.raises(InputError) as error:
+        Embedding(tolerance)
+    assert str(error.value) == (
+        f"embedding:{tolerance:g}: the least cosine must be above -1 and at most 1"
+    )
+
+
+def test_regression_scores_the_share_of_numbers_within_the_tolerance() -> None:
+    mine = np.array([[1.0, 2.0], [1.5, 9.0]])
+    exact = np.array([[1.0, 2.25], [1.0, 1.0]])
+    assert Regression(0.25).score({"y": mine}, {"y": exact}, None).tolist() == [1, 0]
+    assert Regression(0.5).score({"y": mine}, {"y": exact}, None).tolist() == [1, 0.5]
+    assert Regression(0.5, whole=True).score({"y": mine}, {"y": exact}, None).tolist() == [1, 0]
+
+
+def test_regression_is_against_labels_where_there_are_some() -> None:
+    mine = np.array([[100.0], [200.0]])
+    labels = np.array([101, 250])
+    metric = Regression(relative=0.02)
+    assert metric.score({"y": mine}, {"y": mine}, labels).tolist() == [1, 0]
+    assert metric.score({"y": mine}, {"y": mine}, None).tolist() == [1, 1]
+
+
+@given(
+    arrays(np.float64, (4, 3), elements=st.floats(-1e6, 1e6)),
+    arrays(np.float64, (4, 3), elements=st.floats(-1e6, 1e6)),
+    st.floats(1e-3, 1e3),
+)
+def test_regression_lies_in_0_1_and_grows_with_the_tolerance(
+    mine: Array, exact: Array, tolerance: float
+) -> None:
+    narrow = Regression(tolerance).score({"y": mine}, {"y": exact}, None)
+    wide = Regression(2 * tolerance).score({"y": mine}, {"y": exact}, None)
+    assert ((narrow >= 0) & (narrow <= wide) & (wide <= 1)).all()
+    assert narrow.dtype == np.float64
+
+
+def test_a_regression_without_tolerance_is_refused() -> None:
+    for absolute, relative in ((0.0, 0.0), (-1.0, 0.5), (float("inf"), 0.0)):
+        with pytest.raises(InputError) as error:
+            Regression(absolute, relative)
+        assert str(error.value) == (
+            f"regression: tolerance {absolute:g} and relative {relative:g}; "
+            "give one above 0, as in regression:0.01"
+        )
+
+
+def test_a_regression_against_other_shapes_is_refused() -> None:
+    y = {"y": np.ones((2, 3))}
+    with pytest.raises(InputError) as error:
+        Regression(1.0).score(y, y, np.ones((2, 2)))
+    assert str(error.value) == "regression: the output is [2, 3], the truth [2, 2]"
+    with pytest.raises(InputError) as error:
+        Regression(1.0).score(y, y, np.array(["a", "b"]))
+    assert str(error.value) == "regression reads labels that are numbers; got <U1"
+
+
+def test_of_several_outputs_one_is_named() -> None:
+    outputs = {"a": np.ones((1, 2)), "b": np.zeros((1, 2))}
+    assert Regression(1.0, output="b").score(outputs, outputs, None).tolist() == [1]
+    with pytest.raises(InputError) as error:
+        Embedding().score(outputs, outputs, None)
+    assert str(error.value) == (
+        "embedding reads one output; the model has a, b: state which, as in Embedding(output='a')"
+    )

@@ -1,0 +1,134 @@
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+keras = pytest.importorskip("keras", reason="needs the extra keras: pip install 'hasten[keras]'")
+
+from hasten.core.tensors import Array  # noqa: E402
+from hasten.errors import InputError  # noqa: E402
+from hasten.inputs.models.keras import export, input_names, load_file  # noqa: E402
+from hasten.inputs.models.source import load_model  # noqa: E402
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.random((8, 8, 3), np.float32)
+TOKENS = RNG.integers(0, 50, 12).astype(np.int32)
+
+# tensorflow and keras warn of their own workings wherever they are touched.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def convolutional() -> Any:
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((8, 8, 3), name="image"),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax", name="scores"),
+        ]
+    )
+
+
+def attention() -> Any:
+    layers = keras.layers
+    tokens = layers.Input((12,), name="tokens", dtype="int32")
+    scale = layers.Input((8,), name="scale")
+    embedded = layers.Embedding(50, 8)(tokens)
+    attended = layers.MultiHeadAttention(2, 4, name="attended")(embedded, embedded)
+    pooled = layers.Multiply()([layers.GlobalAveragePooling1D()(attended), scale])
+    return keras.Model([tokens, scale], [layers.Dense(3, name="out")(pooled), attended])
+
+
+def answers(path: Path, inputs: Mapping[str, Array]) -> list[Array]:
+    from onnx.reference import ReferenceEvaluator
+
+    given: Any = dict(inputs)
+    return list(ReferenceEvaluator(str(path)).run(None, given))
+
+
+def test_a_sequential_model_keeps_batch_names_and_answers(tmp_path: Path) -> None:
+    module = convolutional()
+    model = export(module, {"anything": IMAGE}, tmp_path)
+    assert [str(spec) for spec in model.inputs] == ["image: float32[batch, 8, 8, 3]"]
+    assert [spec.name for spec in model.outputs] == ["scores"]
+    assert model.outputs[0].shape == ("batch", 3)
+    assert onnx.load(model.path).ir_version == 10
+    batch = RNG.random((5, 8, 8, 3), np.float32)
+    wanted = keras.ops.convert_to_numpy(module(batch, training=False))
+    np.testing.assert_allclose(answers(model.path, {"image": batch})[0], wanted, atol=1e-5)
+
+
+def test_a_functional_model_with_several_inputs_and_outputs(tmp_path: Path) -> None:
+    module = attention()
+    scale = np.ones(8, np.float32)
+    model = export(module, {"scale": scale, "tokens": TOKENS}, tmp_path)
+    assert [spec.name for spec in model.inputs] == ["tokens", "scale"]
+    assert [spec.name for spec in model.outputs] == ["out", "attended"]
+    wanted = module([TOKENS[None], scale[None]], training=False)
+    given: dict[str, Array] = {"tokens": TOKENS[None], "scale": scale[None]}
+    for answer, want in zip(answers(model.path, given), wanted, strict=True):
+        np.testing.assert_allclose(answer, keras.ops.convert_to_numpy(want), atol=1e-5)
+
+
+def test_a_keras_file_is_loaded_and_dispatched(tmp_path: Path) -> None:
+    module = convolutional()
+    module.save(tmp_path / "model.keras")
+    seen: list[Any] = []
+
+    def sample(names: Any) -> dict[str, Array]:
+        seen.append(names)
+        return {"image": IMAGE}
+
+    (tmp_path / "work").mkdir()
+    model = load_model(tmp_path / "model.keras", sample, tmp_path / "work")
+    assert seen == [("image",)]
+    wanted = keras.ops.convert_to_numpy(module(IMAGE[None], training=False))
+    np.testing.assert_allclose(answers(model.path, {"image": IMAGE[None]})[0], wanted, atol=1e-5)
+
+
+def test_a_live_keras_model_is_dispatched_on_either_backend(tmp_path: Path) -> None:
+    model = load_model(convolutional(), {"image": IMAGE}, tmp_path)
+    assert [spec.name for spec in model.inputs] == ["image"]
+
+
+def test_logging_is_left_as_it_was(tmp_path: Path) -> None:
+    before = logging.root.manager.disable
+    export(convolutional(), [IMAGE], tmp_path)
+    assert logging.root.manager.disable == before
+
+
+def test_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        export(attention(), {"tokens": TOKENS}, tmp_path)
+    assert str(error.value) == "the model takes the inputs tokens, scale; the data has tokens"
+
+
+def test_a_model_that_was_never_built_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        export(keras.Sequential([keras.layers.Dense(2)]), [IMAGE], tmp_path)
+    assert str(error.value) == (
+        "the Keras model has no stated inputs: call it once, or give it an Input"
+    )
+
+
+def test_a_file_that_is_no_keras_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.keras").write_bytes(b"no model")
+    with pytest.raises(InputError) as error:
+        load_file(tmp_path / "bad.keras")
+    assert str(error.value).startswith(
+        f"{tmp_path / 'bad.keras'} can't be loaded as a Keras model: "
+    )
+    with pytest.raises(InputError) as error:
+        load_file(tmp_path / "no.keras")
+    assert str(error.value) == f"no such file: {tmp_path / 'no.keras'}"
+
+
+def test_input_names_are_the_models_own() -> None:
+    assert input_names(attention()) == ("tokens", "scale")

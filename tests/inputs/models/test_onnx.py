@@ -1,0 +1,256 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.models.onnx import load
+
+LINEAR = """
+<ir_version: 10, opset_import: ["" : 20]>
+linear (float[batch, 4] x, int64[1] ids) => (float[batch, 3] y)
+<float[4, 3] w = {1,2,3,4,5,6,7,8,9,10,11,12}>
+{ y = MatMul(x, w) }
+"""
+
+
+def saved(text: str, path: Path) -> Path:
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def external(tmp_path: Path, location: str = "weights.bin") -> Path:
+    model = onnx.parser.parse_model(LINEAR)
+    weights = numpy_helper.to_array(model.graph.initializer[0])
+    # Only raw bytes go to external files; the text form keeps numbers in a field of their own.
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "w"))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
+def refused(path: Path, custom_ops: tuple[Path, ...] = ()) -> str:
+    with pytest.raises(InputError) as error:
+        load(path, custom_ops)
+    return str(error.value)
+
+
+def test_inputs_outputs_and_open_dimensions_are_read_from_the_file(tmp_path: Path) -> None:
+    path = saved(LINEAR, tmp_path / "a model, with a strange name")
+    model = load(path)
+    assert model.inputs == (
+        TensorSpec("x", "float32", ("batch", 4)),
+        TensorSpec("ids", "int64", (1,)),
+    )
+    assert model.outputs == (TensorSpec("y", "float32", ("batch", 3)),)
+    assert (model.path, model.format, model.files, model.request) == (path, "onnx", (), ())
+
+
+def test_inputs_that_are_initializers_are_no_inputs(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3]))
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert [spec.name for spec in load(tmp_path / "model.onnx").inputs] == ["x", "ids"]
+
+
+def test_a_dimension_without_name_or_with_minus_one_is_open(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].ClearField("value")
+    proto.graph.input[1].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert [spec.shape for spec in load(tmp_path / "model.onnx").inputs] == [("?", 4), ("?",)]
+
+
+def test_an_output_without_shape_is_inferred_or_left_unknown(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert load(tmp_path / "model.onnx").outputs[0].shape == ("batch", 3)
+    proto.graph.node[0].domain = "custom"
+    proto.opset_import.append(helper.make_opsetid("custom", 1))
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert load(tmp_path / "model.onnx").outputs[0].shape == ("...",)
+
+
+def test_external_data_belongs_to_the_model(tmp_path: Path) -> None:
+    model = load(external(tmp_path))
+    assert model.files == (tmp_path / "weights.bin",)
+    assert model.size_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
+
+
+def test_external_data_in_a_subgraph_is_found(tmp_path: Path) -> None:
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), "w")
+    onnx.external_data_helper.set_external_data(tensor, "inner.bin", length=16)
+    tensor.ClearField("raw_data")
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["y"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+        [tensor],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["z"], then_branch=body, else_branch=body)],
+        "outer",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [4])],
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    (tmp_path / "inner.bin").write_bytes(bytes(16))
+    assert load(path).files == (tmp_path / "inner.bin",)
+
+
+def test_missing_external_data_is_named(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    assert refused(path) == (
+        f"{path} keeps its weights in {tmp_path / 'weights.bin'}, which is missing: "
+        "put it beside the model"
+    )
+
+
+def test_truncated_external_data_is_named(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    with (tmp_path / "weights.bin").open("r+b") as file:
+        file.truncate(40)
+    assert refused(path) == (
+        f"{tmp_path / 'weights.bin'} is cut short: 'w' ends at byte 48, the file at 40"
+    )
+
+
+def test_external_data_without_a_length_is_measured_by_its_shape(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    entries = [e for e in proto.graph.initializer[0].external_data if e.key == "location"]
+    del proto.graph.initializer[0].external_data[:]
+    proto.graph.initializer[0].external_data.extend(entries)
+    path.write_bytes(proto.SerializeToString())
+    assert load(path).files
+    (tmp_path / "weights.bin").write_bytes(bytes(47))
+    assert refused(path) == (
+        f"{tmp_path / 'weights.bin'} is cut short: 'w' ends at byte 48, the file at 47"
+    )
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "a/../../b", ""])
+def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+    path = external(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer[0].external_data[0].value = location
+    path.write_bytes(proto.SerializeToString())
+    assert refused(path) == (
+        f"{path}: the data of 'w' is said to be at {location!r}; "
+        "external data must lie in the model's folder"
+    )
+
+
+def test_an_offset_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "offset":
+            entry.value = "zero"
+    path.write_bytes(proto.SerializeToString())
+    assert refused(path) == f"{tmp_path / 'weights.bin'}: the place of 'w' in it is no number"
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert refused(tmp_path / "no.onnx") == f"no such file: {tmp_path / 'no.onnx'}"
+    path = saved(LINEAR, tmp_path / "model.onnx")
+    assert refused(path, (tmp_path / "ops.so",)) == f"no such file: {tmp_path / 'ops.so'}"
+
+
+def test_a_folder_is_no_onnx_file(tmp_path: Path) -> None:
+    assert refused(tmp_path) == f"{tmp_path} is a folder, not an ONNX file"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 64, b"hello, this is no model\n" * 9, b"PK\x03\x04" + bytes(90)]
+)
+def test_what_is_not_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert refused(path) == f"{path} is not an ONNX file, or it is cut short"
+
+
+def test_an_onnx_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    path = saved(LINEAR, tmp_path / "model.onnx")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert refused(path) == f"{path} is not an ONNX file, or it is cut short"
+
+
+def test_a_git_lfs_pointer_is_recognized(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert refused(path) == f"{path} is a Git LFS pointer, not the model: run `git lfs pull`"
+
+
+def test_a_file_past_two_gibibytes_is_told_to_use_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        file.truncate(2**31)
+    assert refused(path) == (
+        f"{path} is larger than the 2 GiB that a protobuf file can be: "
+        "save the model with its weights as external data"
+    )
+
+
+def test_external_data_past_two_gibibytes_is_taken(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    with (tmp_path / "weights.bin").open("r+b") as file:
+        file.truncate(3 * 2**30)
+    assert load(path).size_bytes > 3 * 2**30
+
+
+def test_a_model_without_inputs_or_outputs_is_refused(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    path = tmp_path / "model.onnx"
+    outputs = list(proto.graph.output)
+    del proto.graph.output[:]
+    onnx.save(proto, path)
+    assert refused(path) == f"{path} gives no outputs: there is nothing to compare"
+    proto.graph.output.extend(outputs)
+    del proto.graph.input[:]
+    onnx.save(proto, path)
+    assert refused(path) == f"{path} takes no inputs: there is nothing to make faster"
+
+
+def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    path = tmp_path / "model.onnx"
+    scores = helper.make_value_info(
+        "scores",
+        helper.make_sequence_type_proto(
+            helper.make_map_type_proto(
+                TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+            )
+        ),
+    )
+    proto.graph.output.append(scores)
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: output 'scores' is a sequence; only tensors are supported; "
+        "convert a scikit-learn model with zipmap=False"
+    )
+    del proto.graph.output[1]
+    proto.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, [1]))
+    onnx.save(proto, path)
+    assert refused(path) == f"{path}: input 'words' holds text; only numbers are supported"
+    proto.graph.input[2].CopyFrom(scores)
+    onnx.save(proto, path)
+    assert refused(path) == f"{path}: input 'scores' is a sequence; only tensors are supported"
+
+
+def test_inputs_of_unknown_rank_or_type_are_refused(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    path = tmp_path / "model.onnx"
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, path)
+    assert refused(path) == f"{path}: input 'x' has no shape; save the model with it"
+    proto.graph.input[0].type.tensor_type.elem_type = 0
+    onnx.save(proto, path)
+    assert refused(path) == f"{path}: input 'x' has no element type; save the model with it"

@@ -1,0 +1,198 @@
+"""Which architectures fit a budget: only what was measured and fits, and what is the fastest if none does."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hasten.cli import main
+from hasten.core.progress import Progress
+from hasten.core.target import Target
+from hasten.engines.null import Null
+from hasten.errors import InputError
+from hasten.lightening.architectures.building import multiply_adds
+from hasten.lightening.prospects import Prospect
+from hasten.lightening.shortlisting import Shortlist
+from hasten.lightening.shortlisting import shortlist as run
+from hasten.lightening.shortlisting.estimates import Estimates
+from hasten.lightening.shortlisting.options import options
+from hasten.lightening.shortlisting.search import nothing_fits, slow_kinds
+from hasten.lightening.shortlisting.untrained import written
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+pytest.importorskip("torchvision")
+
+SHAPE = (3, 16, 16)
+QUICK: Any = {
+    "engines": ("onnxruntime",),
+    "architectures": ("lcnet-s8",),
+    "target": Target.host().with_threads(1),
+}
+
+
+def found(
+    folder: Path, budget_s: float = 10.0, listen: list[Progress] | None = None, **options: Any
+) -> Shortlist:
+    heard: list[Progress] = [] if listen is None else listen
+    asked = QUICK | options
+    return run("classify", 4, SHAPE, budget_s, cache=folder, listen=heard.append, **asked)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    found(folder, time_limit_s=math.inf)
+    return folder
+
+
+def test_only_what_fits_is_on_the_list_and_the_most_promising_of_a_family(cache: Path) -> None:
+    result = found(cache)
+    (one,) = result.entries
+    assert one.family == "lcnet"
+    assert one.promise == max(entry.promise for entry in result.measured)
+    assert one.prospect.latency_ns <= result.budget_ns == 10e9
+    assert one.madds > 0 < one.parameters
+    assert result.complete
+
+
+def test_a_tight_budget_leaves_out_what_takes_longer(cache: Path) -> None:
+    every = found(cache).measured
+    between = (every[0].prospect.latency_ns + every[-1].prospect.latency_ns) / 2
+    result = found(cache, between / 1e9)
+    assert all(entry.prospect.latency_ns <= between for entry in result.entries)
+    assert result.entries
+
+
+def test_a_second_call_reads_what_the_first_one_measured(cache: Path) -> None:
+    told: list[Progress] = []
+    first, second = found(cache), found(cache, listen=told)
+    assert told == []  # nothing was written or timed
+    assert first == second
+
+
+def test_fresh_measures_again(cache: Path) -> None:
+    told: list[Progress] = []
+    run("classify", 4, SHAPE, 10.0, cache=cache, listen=told.append, fresh=True, **QUICK)
+    assert any(one.outcome for one in told)
+
+
+def test_a_budget_that_nothing_meets_names_the_fastest(cache: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        found(cache, 1e-9)
+    text = str(refused.value)
+    assert text.startswith(
+        "no architecture of the catalogue answers 3x16x16 in 1e-06 ms on this machine: the fastest "
+        "is lcnet-s"
+    )
+    least_ms = float(text.partition(" ms; give at least that")[0].rpartition(" ")[2])
+    assert found(cache, least_ms / 1e3).entries
+
+
+def test_a_search_that_was_cut_short_says_so_of_the_fastest(cache: Path) -> None:
+    entries = found(cache).entries
+    text = str(nothing_fits(SHAPE, 1e-9, entries, {}, complete=False))
+    assert "the fastest that was found in the time limit is lcnet-s" in text
+    assert text.endswith("give at least that, or more time to look")
+
+
+@pytest.mark.parametrize("name", ["lcnet-s8", "mobileone-s0-s8", "vit-tiny-s8"])
+def test_what_is_written_takes_as_many_products_as_the_catalogue_counts(
+    tmp_path: Path, name: str
+) -> None:
+    (own,) = options("classify", (3, 32, 32), (name,)).values()
+    option = min(own, key=lambda one: one.madds)
+    one = written(option, 4, (3, 32, 32), tmp_path)
+    counted = multiply_adds(option.architecture, 4, (3, 32, 32), option.width, option.pixels)
+    assert (one.madds, one.parameters) == counted
+
+
+def test_a_cache_that_cannot_be_read_is_measured_anew(cache: Path) -> None:
+    files = list((cache / "prospects").iterdir())
+    for file in files:
+        file.write_text("{}")
+    assert found(cache).entries
+    assert any(file.stat().st_size > 10 for file in files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("classify", 4, SHAPE, 0.0), "the budget is a time above 0, as 2ms: got 0.0"),
+        (("classify", 0, SHAPE, 1.0), "a network tells at least 1 class apart: got 0"),
+        (
+            ("classify", 4, (16, 16), 1.0),
+            "a sample is (channels, height, width), each above 0: got (16, 16)",
+        ),
+        (("segment", 4, SHAPE, 1.0), "architectures classify or detect: got 'segment'"),
+        (
+            ("classify", 4, (3, 6, 6), 1.0),
+            "an input of 3x6x6 is too small for these architectures: give a longer side of 8 pixels "
+            "or more",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    arguments: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as refused:
+        run(*arguments, cache=tmp_path)  # type: ignore[arg-type]
+    assert str(refused.value) == message
+
+
+def test_a_detector_is_no_classifier(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        options("classify", SHAPE, ("ssdlite",))
+    assert str(refused.value) == "the architecture ssdlite isn't one to classify"
+
+
+def test_what_to_measure_next_follows_from_what_was_measured() -> None:
+    """A world in which latency is what multiply-adds say, three times what is guessed at first."""
+    families = options("classify", (3, 64, 64), ("lcnet", "resnet10"))
+    estimates = Estimates(families, budget_ns=1e6)
+    batch = estimates.first(("resnet10", "lcnet"))
+    looks = 0
+    while batch:
+        for option in batch:
+            estimates.learn(option, 0.045 * option.madds)
+            looks += 1
+        batch = estimates.next(6, 0.5)
+    for name, own in families.items():
+        fitting = [one for one in own if 0.045 * one.madds <= 1e6]
+        best = max(one.promise for one in fitting)
+        known = [one.promise for one, ns in estimates.taken[name].items() if ns <= 1e6]
+        assert best - max(known) < 3
+    assert looks <= 8
+
+
+def test_a_way_far_behind_on_all_networks_is_not_tried_again() -> None:
+    def prospect(best: str, **others: float) -> Prospect:
+        return Prospect(best, "f32", 1.0, 1.0, 1.0, 1, Null(), (), others=others)
+
+    first = prospect("onnxruntime", openvino=2.0, litert=1.1)
+    second = prospect("onnxruntime(threads=1)", openvino=3.0, litert=4.0)
+    assert slow_kinds([first, second, None]) == {"openvino"}
+
+
+def test_the_command_prints_a_table_and_json(cache: Path) -> None:
+    words = ["shortlist", "--classes", "4", "--input", "3x16x16", "--budget", "10s"]
+    words += ["--engine", "onnxruntime", "--architecture", "lcnet-s8", "--cache", str(cache)]
+    shown = CliRunner().invoke(main, [*words, "--top", "3"])
+    assert shown.exit_code == 0, shown.output
+    assert "architecture" in shown.stdout
+    assert "lcnet-s8" in shown.stdout
+    record = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    assert record["entries"][0]["family"] == "lcnet"
+
+
+def test_a_shape_of_another_form_is_refused_in_one_line() -> None:
+    words = ["shortlist", "--classes", "4", "--input", "64x64", "--budget", "2ms"]
+    refused = CliRunner().invoke(main, words, prog_name="hasten")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "hasten: Invalid value for '--input': '64x64' is no shape; write channels x height x width: "
+        "3x64x64; see hasten shortlist --help\n"
+    )

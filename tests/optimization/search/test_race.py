@@ -1,0 +1,193 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.desk import Desk
+from tests.support.faults import Faulty
+
+from hasten.engines.null import Null
+from hasten.errors import InputError
+from hasten.inputs.data.spool import Spool
+from hasten.measure.journal import Journal
+from hasten.measure.latency import Pace
+from hasten.measure.process import Worker
+from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
+
+PACE = Pace(warmup_ns=0, block_ns=0, at_least=3, at_most=3)
+BUSY_NS = 300_000
+
+
+def busy(times: int) -> Faulty:
+    return Faulty(Null(), busy_ns=BUSY_NS * times)
+
+
+def entrants(desk: Desk, **others: Faulty) -> dict[str, Worker]:
+    field = {BASELINE: busy(3), AGAIN: busy(3), **others}
+    return {name: desk.worker(engine) for name, engine in field.items()}
+
+
+def run(
+    field: dict[str, Worker],
+    spool: Spool,
+    journal: Journal,
+    count: int = 8,
+    risks: dict[str, float] | None = None,
+    **settings: object,
+) -> Standings:
+    asked = {"threads": 1, "count": count, "pace": PACE, "seed": 0, "risks": risks, **settings}
+    return race("race/1", field, spool, journal, **asked)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+def test_an_artificially_slowed_candidate_is_dropped_early(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    field = entrants(desk, fast=busy(1), slow=busy(40))
+    slow = field["slow"]
+    standings = run(field, spool, journal, count=12, risks={"fast": 0.0, "slow": 0.0})
+    assert 6 <= len(standings.rounds["slow"]) < 12
+    assert len(standings.rounds["fast"]) == 12
+    assert (standings.stands("slow"), standings.stands("fast")) == (False, True)
+    assert standings.ratio("fast").high < 1
+    assert "slow" not in field
+    assert not slow.alive
+
+
+def test_a_slower_but_safer_candidate_stays(desk: Desk, spool: Spool, journal: Journal) -> None:
+    field = entrants(desk, fast=busy(1), safe=busy(40))
+    standings = run(field, spool, journal, risks={"fast": 0.005, "safe": 0.001})
+    assert "safe" in field
+    assert standings.stands("safe")
+
+
+def test_the_twins_are_never_dropped(desk: Desk, spool: Spool, journal: Journal) -> None:
+    field = entrants(desk, fast=busy(1))
+    standings = run(field, spool, journal, risks={"fast": 0.0})
+    assert len(standings.rounds[BASELINE]) == len(standings.rounds[AGAIN]) == standings.counted == 8
+
+
+def test_a_candidate_that_dies_leaves_the_race_going(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    bad = desk.worker(Faulty(Null(), "kill", on_run=6))
+    field = {**entrants(desk), "bad": bad}
+    standings = run(field, spool, journal, count=4)
+    assert standings.failed == {"bad": "its process was killed by SIGKILL during 'time'"}
+    assert standings.counted == 4
+    assert set(field) == {BASELINE, AGAIN}
+
+
+@pytest.mark.parametrize("on_run", [1, 6, 9, 12])
+def test_a_candidate_that_dies_in_any_round_does_not_stand(
+    desk: Desk, spool: Spool, journal: Journal, on_run: int
+) -> None:
+    field = {**entrants(desk, good=busy(1)), "bad": desk.worker(Faulty(Null(), "kill", 0, on_run))}
+    standings = run(field, spool, journal, count=3)
+    assert [name for name in ("good", "bad", "never there") if standings.stands(name)] == ["good"]
+
+
+def test_one_round_is_too_few_to_stand() -> None:
+    standings, block = Standings("race/1", 1), {BASELINE: (1,), "fast": (1,)}
+    found = []
+    for number in range(2):
+        standings.add(number, block, {}, counts=True)
+        found.append(standings.stands("fast"))
+    assert found == [False, True]
+
+
+def test_who_died_in_a_round_that_did_not_count_stays_out_of_the_resumed_race(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    why = "its process was killed by SIGKILL during 'time'"
+    field = entrants(desk, dead=busy(1))
+    both = {BASELINE: [1, 1, 1], AGAIN: [1, 1, 1]}
+    entry: dict[str, Any] = {"race": "race/1", "latency_ns": both, "counts": False}
+    journal.append("round", number=0, failed={"dead": why}, **entry)
+    dead = field["dead"]
+    standings = run(field, spool, Journal(journal.path), count=2)
+    assert standings.failed == {"dead": why}
+    assert not standings.stands("dead")
+    assert set(field) == {BASELINE, AGAIN}
+    assert not dead.alive
+
+
+def test_who_missed_rounds_before_the_race_was_resumed_does_not_stand(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    run(entrants(desk), spool, journal, count=2)
+    standings = run(entrants(desk, late=busy(1)), spool, Journal(journal.path), count=4)
+    assert len(standings.rounds["late"]) == 2
+    assert not standings.stands("late")
+
+
+def test_a_baseline_that_dies_ends_the_race(desk: Desk, spool: Spool, journal: Journal) -> None:
+    field = entrants(desk)
+    field[AGAIN].kill()
+    with pytest.raises(InputError) as error:
+        run(field, spool, journal)
+    assert str(error.value) == (
+        "the baseline failed: its process was killed by SIGKILL during 'time'"
+    )
+
+
+def test_too_many_refused_rounds_establish_nothing(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    heard = []
+    with pytest.raises(NotEstablished) as error:
+        run(
+            entrants(desk),
+            spool,
+            journal,
+            count=2,
+            threads=2,
+            probe=lambda threads: False,
+            listen=lambda standings: heard.append(standings.refused),
+        )
+    assert str(error.value) == (
+        "7 of 7 rounds were refused: the host did not run 2 threads at once"
+    )
+    assert heard == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_refused_rounds_do_not_count(desk: Desk, spool: Spool, journal: Journal) -> None:
+    looks = iter([False, True, True, True, False])
+    standings = run(
+        entrants(desk), spool, journal, count=2, threads=2, probe=lambda threads: next(looks, True)
+    )
+    assert (standings.counted, standings.refused) == (2, 2)
+    assert set(standings.rounds[BASELINE]) == {1, 3}
+    assert [event["counts"] for event in journal.events("round")] == [False, True, False, True]
+
+
+def test_a_resumed_race_takes_in_the_rounds_that_were_journaled(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def stop(standings: Standings) -> None:
+        if standings.counted == 3:
+            raise Killed
+
+    field = entrants(desk, fast=busy(1))
+    with pytest.raises(Killed):
+        run(field, spool, journal, count=5, listen=stop)
+    before = [event["latency_ns"] for event in journal.events("round")]
+    resumed = run(field, spool, Journal(journal.path), count=5)
+    assert sorted(resumed.rounds["fast"]) == [0, 1, 2, 3, 4]
+    assert [list(resumed.rounds["fast"][i]) for i in range(3)] == [r["fast"] for r in before]
+    # All of them are there now: nothing is asked of anybody, not even of the dead.
+    for worker in field.values():
+        worker.kill()
+    assert run(field, spool, Journal(journal.path), count=5).rounds == resumed.rounds
+
+
+def test_rounds_of_another_race_are_left_alone(desk: Desk, spool: Spool, journal: Journal) -> None:
+    journal.append("round", race="race/2", number=5, latency_ns={BASELINE: [1]}, counts=True)
+    standings = run(entrants(desk), spool, journal, count=2)
+    assert set(standings.rounds[BASELINE]) == {0, 1}

@@ -1,0 +1,154 @@
+"""A run's last figures: what ships under load, and how far every candidate is from the floor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.quick import quick_runs
+
+import hasten
+from hasten.cli.screen import summary
+from hasten.engines.cascade import Cascade
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
+from hasten.measure.candidate import Single
+from hasten.measure.roofline import LayerWork
+from hasten.measure.under_load import Generator
+from hasten.optimization.limits import intended
+from hasten.passes.float_layers import FloatLayers
+from hasten.passes.little import Little
+from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.simplify import Simplify
+from hasten.report.result import Result
+from hasten.testing import models
+
+X = np.random.default_rng(0).standard_normal((100, 16), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    folder = tmp_path_factory.mktemp("loads")
+    with quick_runs(load_s=0.05, limits=True):
+        return hasten.optimize(
+            models.small_cnn(folder),
+            np.random.default_rng(0).standard_normal((100, 3, 32, 32), dtype=np.float32),
+            out=folder / "b",
+            engines=("onnxruntime",),
+            latency_bound_s=0.5,
+        )
+
+
+def test_a_bundle_keeps_how_it_does_in_each_scenario(result: Result) -> None:
+    records = json.loads((result.bundle / "evidence" / "load.json").read_text())
+    assert [record["scenario"] for record in records] == ["single-stream", "offline", "server"]
+    for record in records:
+        assert record["figures"]["requests"] >= 100
+        assert record["figures"]["p50_ns"] > 0
+        assert record["said"][-1].endswith("not an MLPerf result") or record["said"][-1].startswith(
+            "note: MLCommons LoadGen isn't installed"
+        )
+    assert records[2]["figures"]["offer"]["bound_ns"] == 500_000_000
+
+
+def test_the_scenarios_are_on_the_screen_and_on_the_page(result: Result) -> None:
+    assert [line.partition(":")[0] for line in result.loads] == [
+        "single-stream",
+        "offline",
+        "server",
+    ]
+    shown = summary(result, 0.0)
+    assert all(line in shown for line in result.loads)
+    page = (result.bundle / "report.html").read_text()
+    assert "Under load" in page
+    assert "not an MLPerf result" in page
+
+
+def test_each_candidate_that_was_timed_is_set_against_its_floor(result: Result) -> None:
+    timed = [outcome for outcome in result.outcomes if outcome.ratio is not None]
+    assert all(
+        outcome.limit is not None
+        and outcome.limit.ratio > 0.3
+        and outcome.limit.binds in ("arithmetic", "bytes", "overhead")
+        for outcome in timed
+    )
+    assert {limit.role for limit in result.limits} >= {"default engine", "fastest exact"}
+    assert "over the least that this machine could take: default engine " in summary(result, 0.0)
+
+
+@pytest.mark.parametrize("bound_s", [0.0, float("nan"), float("inf")])
+def test_a_bound_that_is_none_is_refused_before_anything_is_done(
+    tmp_path: Path, bound_s: float
+) -> None:
+    with pytest.raises(hasten.InputError) as error:
+        hasten.optimize(
+            models.linear_classifier(tmp_path), X, out=tmp_path / "b", latency_bound_s=bound_s
+        )
+    assert str(error.value) == (
+        f"the latency bound is in seconds, above 0 and below 600: got {bound_s}"
+    )
+
+
+def test_without_a_bound_there_is_no_servers_scenario(tmp_path: Path) -> None:
+    with quick_runs(load_s=0.01):
+        result = hasten.optimize(
+            models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
+        )
+    assert [line.partition(":")[0] for line in result.loads] == ["single-stream", "offline"]
+
+
+def test_a_scenario_that_would_take_long_is_left_out_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(hasten.optimization.loads._LONGEST_S, "offline", 0.0)
+    with quick_runs(load_s=0.01):
+        result = hasten.optimize(
+            models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
+        )
+    assert [line.partition(":")[0] for line in result.loads] == ["single-stream"]
+    assert any(note.startswith("offline: left out, it would take ") for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("left_out_above_s", "lost"), [(20.0, "single-stream, offline"), (0.0, "offline")]
+)
+def test_a_scenario_that_fails_costs_no_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out_above_s: float, lost: str
+) -> None:
+    def fails(self: Generator, seed: int) -> Any:
+        raise hasten.CandidateError("it crashed")
+
+    monkeypatch.setattr(Generator, "once", fails)
+    monkeypatch.setitem(hasten.optimization.loads._LONGEST_S, "single-stream", left_out_above_s)
+    with quick_runs(load_s=0.01):
+        result = hasten.optimize(
+            models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
+        )
+    assert result.loads == ()
+    assert f"under load ({lost}): it crashed" in result.notes
+
+
+LAYERS = tuple(LayerWork(name, "Conv", operations=1) for name in "ab")
+INT8 = (NncfQuantization(),)
+LITTLE = Little(Path("little.onnx"), (), "0")
+
+
+@pytest.mark.parametrize(
+    ("candidate", "precisions"),
+    [
+        (Single((), OnnxRuntime()), ("f32", "f32")),
+        (Single((Simplify(),), OpenVino()), ("f32", "f32")),
+        (Single((), OpenVino("bf16")), ("bf16", "bf16")),
+        (Single(INT8, OpenVino("bf16")), ("i8", "i8")),
+        (Single((*INT8, FloatLayers(("b",))), OpenVino("bf16")), ("i8", "bf16")),
+        (Single((NncfQuantization(keep_float=("a",)),), OpenVino()), ("f32", "i8")),
+        (Single((LITTLE,), OpenVino("bf16")), ("bf16", "bf16")),
+        (Single((LITTLE, *INT8), OpenVino()), ("i8", "i8")),
+        (Single(INT8, Cascade(OpenVino(), OnnxRuntime(), 0.1, "y")), ("i8", "i8")),
+    ],
+)
+def test_what_has_no_profile_is_taken_as_its_settings_say(
+    candidate: Any, precisions: tuple[str, str]
+) -> None:
+    assert intended(candidate, LAYERS) == dict(zip("ab", precisions, strict=True))

@@ -1,0 +1,261 @@
+"""Runs that are killed or stopped, and taken up again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.quick import ROUNDS, quick_runs
+
+import hasten
+import hasten.optimization.optimize
+from hasten.bundle import read
+from hasten.core.progress import Progress
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.measure.environment import versions
+from hasten.testing import models
+
+ENGINE = "tests.support.rivals:Rival"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    models.linear_classifier(tmp_path)
+    x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
+    np.savez(tmp_path / "eval.npz", x=x)
+    return tmp_path
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
+
+
+def command(place: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "tests.support.quick", "optimize"),
+        *(str(place / "linear_classifier.onnx"), "--data", str(place / "eval.npz")),
+        *("--max-drop", "5%", "--engine", ENGINE, "--out", str(place / "b.hasten"), *more),
+    ]
+
+
+def events(place: Path) -> list[dict[str, Any]]:
+    journal = place / "b.hasten.work" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def started(
+    place: Path, until: str, count: int = 1, *more: str, rounds: int = ROUNDS
+) -> subprocess.Popen[str]:
+    """Start a run, and wait until its journal has so many events of a kind."""
+    process = subprocess.Popen(
+        command(place, *more),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HASTEN_RACE_ROUNDS": str(rounds)},
+    )
+    deadline = time.monotonic() + 60
+    while sum(e["kind"] == until for e in events(place)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return process
+
+
+def workers(parent: int) -> list[int]:
+    """The worker processes that a run started: each is told its parent's number."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            state = (folder / "stat").read_text().rpartition(") ")[2][0]
+        except OSError:
+            continue
+        if b"hasten.measure.worker" in words and str(parent).encode() in words and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def gone(parent: int) -> bool:
+    deadline = time.monotonic() + 30
+    while workers(parent) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not workers(parent)
+
+
+@pytest.mark.parametrize(
+    ("stage", "count"), [("trial", 1), ("trial", 2), ("round", 2), ("sealed read", 1)]
+)
+def test_a_killed_run_resumes_and_ends_with_the_same_answer(
+    place: Path, stage: str, count: int
+) -> None:
+    process = started(place, stage, count)
+    process.kill()
+    process.communicate()
+    assert gone(process.pid)
+    before = events(place)
+    tried = [e["trial"]["candidate"] for e in before if e["kind"] == "trial"]
+    frozen = [e for e in before if e["kind"] == "ladder"]
+    done = subprocess.run(
+        command(place, "--resume", "--json"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == "certified"
+    assert result["judgement"]["n"] == 140
+    assert result["judgement"]["lost"] == 0
+    manifest = read(place / "b.hasten")
+    assert manifest.winner.engine["lossy"] is True
+    evidence = place / "b.hasten" / "evidence"
+    trials = json.loads((evidence / "trials.json").read_text())
+    assert [t["candidate"] for t in trials][: len(tried)] == tried
+    assert len(trials) == 2
+    if frozen:
+        judged = json.loads((evidence / "sealed.json").read_text())["judged"]
+        assert [key for key, _ in judged] == frozen[0]["choice"]["rungs"]
+    assert not (place / "b.hasten.work").exists()
+
+
+def test_trials_that_are_done_are_not_run_again(place: Path, quick: None) -> None:
+    process = started(place, "trial", 2)
+    process.kill()
+    process.communicate()
+    before = [e for e in events(place) if e["kind"] == "trial"]
+    seen: list[dict[str, Any]] = []
+
+    def look(_: object) -> None:
+        seen[:] = events(place) or seen
+
+    hasten.optimize(
+        str(place / "linear_classifier.onnx"),
+        str(place / "eval.npz"),
+        max_drop=0.05,
+        engines=(ENGINE,),
+        out=place / "b.hasten",
+        resume=True,
+        listen=look,
+    )
+    assert [e for e in seen if e["kind"] == "trial"] == before
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_the_best_so_far_marked_uncertified(
+    place: Path,
+) -> None:
+    # A suite that a shell started in the background ignores the signal, and so would the run.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = started(place, "round", 1, rounds=60)  # it goes on for long enough
+    finally:
+        signal.signal(signal.SIGINT, before)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == ("hasten: stopped; what is done is kept, go on with --resume")
+    assert "Traceback" not in errors
+    assert gone(process.pid)
+    assert read(place / "b.hasten").status == "uncertified"
+
+
+def refused(place: Path, **changed: Any) -> str:
+    options: dict[str, Any] = {"max_drop": 0.05, "resume": True, **changed}
+    data = options.pop("data", str(place / "eval.npz"))
+    model = options.pop("model", str(place / "linear_classifier.onnx"))
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.optimize(model, data, engines=(ENGINE,), out=place / "b.hasten", **options)
+    return str(caught.value)
+
+
+def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwritten(
+    place: Path, quick: None
+) -> None:
+    process = started(place, "trial", 2)
+    process.kill()
+    process.communicate()
+    work = place / "b.hasten.work"
+    (place / "other").mkdir()
+    other = models.linear_classifier(place / "other", batch=1)
+    fresh = np.random.default_rng(9).standard_normal((300, 16), dtype=np.float32)
+    for fact, changed in (
+        ("model", {"model": str(other)}),
+        ("data", {"data": fresh}),
+        ("options", {"max_drop": 0.04}),
+        ("options", {"guard": "lost"}),
+        ("pipeline", {"pipeline": Pipeline(())}),
+    ):
+        assert refused(place, **changed) == (
+            f"can't resume: the stopped run had another {fact}; give the same, or remove {work}"
+        )
+    assert refused(place, resume=False) == (
+        f"an unfinished run lies in {work}: go on with it by --resume, or remove that folder"
+    )
+    assert len([e for e in events(place) if e["kind"] == "trial"]) == 2
+
+
+def test_a_run_is_not_resumed_under_another_set_of_versions(
+    place: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = started(place, "trial", 2)
+    process.kill()
+    process.communicate()
+    newer = {**versions(), "onnxruntime": "99.0"}
+    monkeypatch.setattr(hasten.optimization.optimize, "versions", lambda: newer)
+    assert refused(place) == (
+        "can't resume: the stopped run had another set of versions; give the same, or remove "
+        f"{place / 'b.hasten.work'}"
+    )
+
+
+def test_a_run_is_not_resumed_under_a_metric_that_was_rewritten(place: Path, quick: None) -> None:
+    code = "def score(outputs, labels, exact):\n    return outputs['logits'][:, 0] == exact['logits'][:, 0]\n"
+    (place / "mine.py").write_text(code)
+    metric = f"{place / 'mine.py'}:score"
+    process = started(place, "trial", 1, "--metric", metric)
+    process.kill()
+    process.communicate()
+    (place / "mine.py").write_text(code.replace("==", ">="))
+    assert refused(place, metric=metric) == (
+        "can't resume: the stopped run had another file of the metric's function; give the same, or "
+        f"remove {place / 'b.hasten.work'}"
+    )
+
+
+def test_a_finished_bundle_stays_until_a_new_run_has_another(
+    place: Path, quick: None, exact_bundle: Path
+) -> None:
+    bundle = place / "b.hasten"
+    shutil.copytree(exact_bundle, bundle)
+    finished = read(bundle)
+    found: list[tuple[str | None, bool]] = []
+
+    def look(progress: Progress) -> None:
+        found.append((progress.best, read(bundle) == finished))
+
+    hasten.optimize(
+        str(place / "linear_classifier.onnx"),
+        str(place / "eval.npz"),
+        max_drop=0.05,
+        engines=(ENGINE,),
+        out=bundle,
+        listen=look,
+    )
+    assert any(best is not None for best, _ in found)  # so there was one to write meanwhile
+    assert all(kept for _, kept in found)
+    assert read(bundle).status == "certified"
+
+
+def test_with_nothing_to_resume_there_is_one_line(place: Path, quick: None) -> None:
+    assert refused(place) == (
+        f"nothing to resume: there is no {place}/b.hasten.work/journal.jsonl; run without --resume"
+    )
+    assert sorted(os.listdir(place)) == ["eval.npz", "linear_classifier.onnx"]  # noqa: PTH208

@@ -1,0 +1,83 @@
+"""Whole runs by p50, by the mean and by p99."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.quick import quick_runs
+
+import hasten
+from hasten.bundle import read
+from hasten.cli.screen import summary
+from hasten.report.result import Result
+from hasten.testing import models
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
+
+
+def optimize(folder: Path, **options: Any) -> Result:
+    """The rival is quick but for every fourth request, which takes twenty times the baseline's time."""
+    return hasten.optimize(
+        models.linear_classifier(folder),
+        np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32),
+        out=folder / "b.hasten",
+        engines=("tests.support.rivals:Stalling",),
+        max_drop=0.05,
+        **options,
+    )
+
+
+def stalls(bundle: Path) -> bool:
+    return bool(read(bundle).winner.engine["stall_every"])
+
+
+@pytest.mark.parametrize(("objective", "ships"), [("p50", True), ("mean", False)])
+def test_what_ships_is_fastest_by_the_objective(
+    tmp_path: Path, objective: str, ships: bool
+) -> None:
+    result = optimize(tmp_path, objective=objective)
+    assert stalls(result.bundle) is ships
+    assert result.objective == objective
+    assert (result.speedup > 2) is ships
+
+
+def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.optimization.run.RACE_ROUNDS", 4)
+    monkeypatch.setattr("hasten.optimization.delivery.FINAL_ROUNDS", 4)
+    result = optimize(tmp_path, objective="p99")
+    assert not stalls(result.bundle)
+    assert result.objective == "mean"
+    assert result.notes[-1] == (
+        "p99: not established in 16 fresh rounds, means are compared instead"
+    )
+
+
+def test_a_p99_decides_where_rounds_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.optimization.run.RACE_ROUNDS", 32)
+    monkeypatch.setattr("hasten.optimization.delivery.FINAL_ROUNDS", 32)
+    result = optimize(tmp_path, objective="p99")
+    assert not stalls(result.bundle)
+    unestablished = [note for note in result.notes if note.startswith("p99: not established")]
+    assert (result.objective == "p99") is not any("fresh" in note for note in unestablished)
+
+
+def test_the_screen_says_what_is_compared(tmp_path: Path) -> None:
+    shown = summary(optimize(tmp_path, objective="mean"), 0.0)
+    assert " in the mean; 1 thread, batch 1; " in shown
+
+
+def test_another_objective_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(hasten.InputError) as error:
+        optimize(tmp_path, objective="p95")
+    assert str(error.value) == "the objective is p50, p99 or mean: got 'p95'"
+    assert not (tmp_path / "b.hasten.work").exists()

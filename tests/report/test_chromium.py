@@ -1,0 +1,208 @@
+"""The page in a real browser: nothing is asked for, nothing is reported, nothing sticks out."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hasten.report.evidence import Report
+from hasten.report.page import render
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="needs Chromium: on Debian, apt-get install chromium chromium-driver",
+)
+SIZES = {"phone": (360, 740), "desk": (1280, 900)}
+SECTIONS = (
+    *("answers", "notes", "figures", "trials", "latencies", "certificate", "profile"),
+    *("limit", "batches", "load", "failures", "environment", "again"),
+)
+LONG = "a_very_long_name_without_any_break" * 20
+
+
+class Browser:
+    """A headless Chromium, driven through its DevTools.
+
+    Args:
+        folder: Where pages are put.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+        assert CHROMIUM is not None
+        assert DRIVER is not None
+        options = ChromeOptions()
+        options.binary_location = CHROMIUM
+        for switch in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars"):
+            options.add_argument(f"--{switch}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver: Any = Chrome(options, ChromeService(DRIVER))
+        self._folder = folder
+
+    def open(self, page: bytes, size: str, scheme: str) -> None:
+        """Open a page at "phone" or "desk", "light" or "dark"."""
+        width, height = SIZES[size]
+        self.tell(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if size == "phone" else 1,
+            mobile=size == "phone",
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.tell("Emulation.setEmulatedMedia", features=features)
+        file = self._folder / "page.html"
+        file.write_bytes(page)
+        self.driver.get_log("performance")
+        self.driver.get_log("browser")
+        self.driver.get(file.as_uri())
+
+    def tell(self, command: str, **arguments: Any) -> Any:
+        return self.driver.execute_cdp_cmd(command, arguments)
+
+    def ask(self, script: str) -> Any:
+        return self.driver.execute_script(f"return {script.strip()}")
+
+    def console(self) -> list[str]:
+        """What the browser reported since the page was opened."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> dict[str, str]:
+        """What was asked for since the page was opened, and why it was blocked: "" where it wasn't."""
+        entries = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
+        sent = {
+            e["params"]["requestId"]: e["params"]["request"]["url"]
+            for e in entries
+            if e["method"] == "Network.requestWillBeSent"
+        }
+        why = {
+            e["params"]["requestId"]: e["params"].get("blockedReason", "")
+            for e in entries
+            if e["method"] == "Network.loadingFailed"
+        }
+        return {url: why.get(key, "") for key, url in sent.items()}
+
+    def picture(self, section: str) -> Image.Image:
+        """A section as it is shown."""
+        box = self.ask(
+            f"(({{x, y, width, height}}) => ({{x: x + scrollX, y: y + scrollY, width, height, scale: 1}}))"
+            f"(document.getElementById('{section}').getBoundingClientRect())"
+        )
+        shot = self.tell("Page.captureScreenshot", clip=box, captureBeyondViewport=True)
+        return Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    opened = Browser(tmp_path_factory.mktemp("pages"))
+    yield opened
+    opened.driver.quit()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_opens_without_a_word_and_asks_for_nothing(
+    browser: Browser, page: bytes, size: str, scheme: str
+) -> None:
+    browser.open(page, size, scheme)
+    assert browser.ask("document.querySelectorAll('section').length") == len(SECTIONS)
+    browser.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert browser.console() == []
+    assert browser.requests() == {browser.ask("location.href"): ""}
+
+
+def test_a_script_that_got_in_would_not_run(browser: Browser, page: bytes) -> None:
+    script = b"<script>document.title = 'ran'</script><img src='http://127.0.0.1:9/x.png'></body>"
+    browser.open(page.replace(b"</body>", script), "desk", "light")
+    assert browser.ask("document.title") == "doors.hasten: 2.35x faster, certified"
+    own = browser.ask("location.href")
+    assert browser.requests() == {own: "", "http://127.0.0.1:9/x.png": "csp"}
+    assert len(browser.console()) == 2  # of the script and of the picture
+
+
+def long_names(report: Report) -> Report:
+    result = report.result
+    return dataclasses.replace(
+        report,
+        environment={LONG: LONG},
+        result=dataclasses.replace(
+            result,
+            bundle=Path(LONG[:200]),
+            why=LONG,
+            notes=(LONG,),
+            rows=tuple(dataclasses.replace(row, label=LONG) for row in result.rows),
+            outcomes=tuple(dataclasses.replace(o, label=LONG, said=LONG) for o in result.outcomes),
+        ),
+    )
+
+
+@pytest.mark.parametrize("make", [lambda report: report, long_names], ids=["usual", "long names"])
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_sticks_out_sideways(
+    browser: Browser, report: Report, size: str, make: Callable[[Report], Report]
+) -> None:
+    browser.open(render(make(report)), size, "light")
+    browser.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
+    width = SIZES[size][0]
+    assert browser.ask("document.documentElement.scrollWidth") == width
+    assert browser.ask("innerWidth") == width
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_letters_in_plots_are_large_enough_to_read(
+    browser: Browser, page: bytes, size: str
+) -> None:
+    browser.open(page, size, "light")
+    heights = browser.ask(
+        "[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)"
+        ".filter(height => height > 0)"
+    )
+    assert len(heights) > 20
+    assert min(heights) >= 9.5  # of a line, in CSS pixels
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_letters_in_plots_are_cut_off(browser: Browser, page: bytes, size: str) -> None:
+    browser.open(page, size, "light")
+    outside = browser.ask("""
+        [...document.querySelectorAll('svg')].flatMap(svg => {
+            const around = svg.getBoundingClientRect();
+            return [...svg.querySelectorAll('text')].filter(text => {
+                const own = text.getBoundingClientRect();
+                return own.width && (own.left < around.left - 1 || own.right > around.right + 1
+                    || own.top < around.top - 1 || own.bottom > around.bottom + 1);
+            }).map(text => text.textContent);
+        })""")
+    assert outside == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_section_shows_something(
+    browser: Browser, page: bytes, tmp_path: Path, size: str, scheme: str
+) -> None:
+    browser.open(page, size, scheme)
+    papers = []
+    for number, section in enumerate(SECTIONS, 1):
+        picture = browser.picture(section)
+        picture.save(tmp_path / f"{number:02}-{section}-{size}-{scheme}.png")
+        pixels = np.asarray(picture, np.int64)
+        paper = pixels[-1, -1]
+        papers.append(int(paper.sum()))
+        marked = np.abs(pixels - paper).sum(axis=2) > 60
+        assert marked.mean() > 0.005, section
+        assert marked.any(axis=1).mean() > 0.1, section
+    assert {paper > 384 for paper in papers} == {scheme == "light"}
+    assert len(list(tmp_path.glob("*.png"))) == len(SECTIONS)

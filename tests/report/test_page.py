@@ -1,0 +1,287 @@
+"""What a page says, and what can't get into it."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.pages import Reading
+
+from hasten.report.evidence import Report
+from hasten.report.page import POLICY, render
+from hasten.report.result import Outcome, Row, Rung
+from hasten.report.style import DARK, LIGHT
+
+Change = Callable[..., Report]
+HOSTILE = (
+    """</title></svg><script>alert(1)</script><img src=https://a.example/x onerror="alert('1')">"""
+)
+
+
+def read(report: Report) -> Reading:
+    return Reading.of(render(report))
+
+
+def test_the_three_questions_come_first_in_their_order(page: bytes) -> None:
+    reading = Reading.of(page)
+    assert list(reading.lines)[:2] == ["", "answers"]
+    assert reading.rows("")[:4] == [
+        "doors.hasten: 2.35x faster, certified",
+        "doors.hasten",
+        "2.35x faster, certified",
+        "AMD EPYC, 2 threads, batch 1",
+    ]
+    assert reading.rows("answers") == [
+        "How much faster?",
+        "2.35x",
+        "95% interval 2.31 to 2.39, by the p50, against the default engine, onnxruntime.",
+        "p50: 2.35 ms (2.33 to 2.38), from 5.54 ms (5.46 to 5.62).",
+        "The same model against itself came within 2.1%: no smaller difference is called a speed-up.",
+        "How sure are we that it is as accurate?",
+        "✓ certified",
+        "95% confident that top-1 accuracy falls by at most 0.6 points (n=2,000: 9 lost, 4 gained).",
+        "Tested on 2,000 samples that the search never saw; the limit was 1 point.",
+        "For photos from the front door camera.",
+        "How far from what this machine can do?",
+        "2.55x",
+        "its floor: 0.9 ms is the least that this machine's ceilings allow.",
+        "What binds: arithmetic.",
+    ]
+
+
+def test_a_page_has_every_section_that_there_are_records_for(page: bytes) -> None:
+    assert [key for key in Reading.of(page).lines if key] == [
+        *("answers", "notes", "figures", "trials", "latencies", "certificate", "profile"),
+        *("limit", "batches", "load", "failures", "environment", "again"),
+    ]
+
+
+def test_a_page_without_records_of_something_has_no_section_on_it(
+    with_result: Change,
+) -> None:
+    reading = read(with_result(outcomes=(), ladder=(), notes=(), asked=None))
+    assert [key for key in reading.lines if key] == [
+        *("answers", "figures", "trials", "environment", "again"),
+    ]
+    assert "How far from what this machine can do?" not in reading.rows("answers")
+    assert reading.rows("trials")[:5] == [
+        *("What was tried", "candidate", "outcome", "onnxruntime", "the baseline"),
+    ]
+
+
+def test_the_same_records_give_the_same_page(report: Report, page: bytes) -> None:
+    assert render(report) == page
+
+
+def hostile(report: Report) -> Report:
+    """The report with a hostile text wherever one may come from a file."""
+    result = report.result
+    rows = tuple(dataclasses.replace(row, label=HOSTILE, accuracy=HOSTILE) for row in result.rows)
+    assert result.asked is not None
+    return dataclasses.replace(
+        report,
+        result=dataclasses.replace(
+            result,
+            why=HOSTILE,
+            population=HOSTILE,
+            rows=rows,
+            notes=(HOSTILE,),
+            tried={HOSTILE: HOSTILE},
+            outcomes=tuple(
+                dataclasses.replace(o, label=HOSTILE, said=HOSTILE) for o in result.outcomes
+            ),
+            ladder=(
+                *(dataclasses.replace(r, label=HOSTILE) for r in result.ladder),
+                Rung(HOSTILE, None, HOSTILE),
+            ),
+            asked=dataclasses.replace(result.asked, noun=HOSTILE, metric=HOSTILE),
+        ),
+        environment={HOSTILE: HOSTILE, "hasten": HOSTILE, "numpy": HOSTILE},
+        created=HOSTILE,
+        source_sha256=HOSTILE,
+        sealed={"samples": HOSTILE, "sha256": HOSTILE},
+        target=dataclasses.replace(report.target, processor=HOSTILE),
+        profile=report.profile
+        and dataclasses.replace(
+            report.profile,
+            winner=tuple(
+                dataclasses.replace(
+                    s, name=HOSTILE, operator=HOSTILE, kind=HOSTILE, precision=HOSTILE
+                )
+                for s in report.profile.winner
+            ),
+        ),
+        limit=tuple(dataclasses.replace(f, binds=HOSTILE) for f in report.limit),
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile_page(report: Report) -> bytes:
+    return render(hostile(report))
+
+
+def test_no_text_of_a_file_becomes_markup(page: bytes, hostile_page: bytes) -> None:
+    plain, reading = Reading.of(page), Reading.of(hostile_page)
+    assert {tag for tag, _ in reading.tags} == {tag for tag, _ in plain.tags}
+    assert {name for _, given in reading.tags for name in given} == {
+        name for _, given in plain.tags for name in given
+    }
+    assert HOSTILE in reading.rows("notes")
+    assert reading.rows("answers").count(f"For {HOSTILE}.") == 1
+
+
+def test_no_text_of_a_file_steers_the_readers_screen(with_result: Change) -> None:
+    page = render(with_result(notes=("a\u202eb\x1b[2Jc\u2066",))).decode()
+    assert "<li>a b [2Jc </li>" in page
+
+
+@pytest.mark.parametrize("name", ["page", "hostile_page"])
+def test_a_page_runs_nothing_and_asks_for_nothing(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    reading = Reading.of(request.getfixturevalue(name))
+    policy = [g for t, g in reading.tags if g.get("http-equiv") == "Content-Security-Policy"]
+    assert [given["content"] for given in policy] == [POLICY]
+    assert POLICY.startswith("default-src 'none'; style-src 'unsafe-inline'")
+    for tag, given in reading.tags:
+        assert tag not in ("script", "link", "img", "iframe", "object", "embed", "base", "form")
+        assert not [name for name in given if name.startswith("on") or name in ("src", "srcset")]
+        assert given.get("href", "#").startswith("#")
+        for value in given.values():
+            assert not re.search(r"url\((?!#)|@import", value)
+
+
+def test_every_reference_leads_to_the_only_one_of_its_name(page: bytes) -> None:
+    reading = Reading.of(page)
+    names = [given["id"] for _, given in reading.tags if "id" in given]
+    assert len(names) == len(set(names))
+    wanted = {given["href"][1:] for _, given in reading.tags if "href" in given}
+    for _, given in reading.tags:
+        wanted |= set(given.get("aria-labelledby", "").split())
+        wanted |= set(re.findall(r"url\(#([^)]+)\)", " ".join(given.values())))
+    assert wanted <= set(names)
+
+
+def test_every_plot_says_what_it_shows_to_who_cannot_see_it(page: bytes) -> None:
+    text = page.decode()
+    plots = re.findall(r'<svg viewBox="[^"]+" role="img" aria-labelledby="[^"]+">(.{40})', text)
+    assert len(plots) == text.count("<svg") == 2 * text.count("<figure>") == 14
+    assert all(plot.startswith("<title id=") for plot in plots)
+    assert text.count("<summary>The numbers</summary>") == text.count("<figure>")
+
+
+def test_plots_take_every_colour_from_the_page(page: bytes) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", page.decode(), re.DOTALL))
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) == set()
+    named = set(re.findall(r"var\(--(\w+)\)", drawn))
+    assert named <= LIGHT.keys()
+    assert {"ink", "line", "before", "after", "loose"} <= named
+
+
+def luminance(colour: str) -> float:
+    """Source: WCAG 2.2, relative luminance."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_and_lines_stand_out_from_what_is_behind_them(colours: dict[str, str]) -> None:
+    assert LIGHT.keys() == DARK.keys()
+    for ink in ("ink", "quiet", "exact", "good", "bad"):
+        for paper in ("paper", "card"):
+            assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+    assert contrast(colours["ink"], colours["band"]) >= 4.5
+    for line in ("before", "exact", "after", "loose"):
+        assert contrast(colours[line], colours["paper"]) >= 4.5, line
+        assert contrast(colours[line], colours["band"]) >= 3, line
+
+
+def status(with_result: Change, status: str, **fields: object) -> list[str]:
+    return read(with_result(status=status, **fields)).rows("answers")
+
+
+def test_what_is_not_certified_says_so_where_it_matters(with_result: Change) -> None:
+    changed = with_result(
+        status="uncertified", why="shipped by --accept-uncertified: not enough data"
+    )
+    reading = read(changed)
+    assert reading.rows("")[2] == "2.35x faster, not certified"
+    assert "✗ not certified" in reading.rows("answers")
+    assert "✓ certified" not in reading.rows("answers")
+
+
+def test_an_exact_result_says_why_nothing_else_ships(with_result: Change, report: Report) -> None:
+    rows = report.result.rows[:2]
+    lines = status(with_result, "exact", rows=rows, why="nothing under the limit beat it")
+    assert lines[lines.index("How sure are we that it is as accurate?") :][:5] == [
+        "How sure are we that it is as accurate?",
+        "✓ exact",
+        "It keeps the original model's precision, so its answers are the original's.",
+        "Why nothing else ships: nothing under the limit beat it.",
+        "For photos from the front door camera.",
+    ]
+
+
+def test_a_speed_within_the_noise_is_no_headline(with_result: Change, report: Report) -> None:
+    default = report.result.rows[0]
+    even: Row = dataclasses.replace(default, role="fastest exact")
+    reading = read(with_result(status="exact", rows=(default, even)))
+    assert reading.rows("")[2] == "Nothing faster ships"
+
+
+def test_what_failed_says_why(page: bytes) -> None:
+    assert Reading.of(page).rows("failures") == [
+        "What failed or was skipped, and why",
+        "candidate",
+        "why",
+        "fix_shapes + openvino",
+        "skipped: every size is settled already",
+        "dynamic_quantization + onnxruntime",
+        "failed: ONNX Runtime has no ConvInteger for node conv1",
+    ]
+
+
+def test_the_commands_are_those_that_were_typed(page: bytes) -> None:
+    lines = Reading.of(page).rows("again")
+    assert "hasten optimize model.onnx --data 'eval set.npz' --max-drop 1%" in lines
+    assert (
+        "python3.11 -m venv .venv && . .venv/bin/activate\n"
+        "pip install 'hasten[optimize]==0.1.0' numpy==2.4.6 onnxruntime==1.32.0 torch==2.13.0"
+    ) in lines
+
+
+def test_no_word_of_a_file_adds_a_command(with_result: Change) -> None:
+    environment = {"python": "3; rm", "hasten": "1; rm -rf x", "numpy": "$(rm)"}
+    changed = with_result(bundle=Path("x; rm -rf y"))
+    lines = read(dataclasses.replace(changed, environment=environment)).rows("again")
+    assert (
+        "python3 -m venv .venv && . .venv/bin/activate\n"
+        "pip install 'hasten[optimize]==1; rm -rf x' 'numpy==$(rm)'"
+    ) in lines
+    assert "hasten bench 'x; rm -rf y'" in [line.splitlines()[0] for line in lines]
+
+
+def test_every_candidate_is_in_the_table_with_its_intervals(report: Report, page: bytes) -> None:
+    lines = Reading.of(page).rows("trials")
+    assert [o.label in lines for o in report.result.outcomes] == [True] * 10
+    assert "1.12 (0.09 to 2.16), n=800" in lines
+
+
+def test_a_ladder_whose_rung_failed_says_so(with_result: Change) -> None:
+    reading = read(with_result(ladder=(Rung("bf16", None, "it crashed"),)))
+    assert "failed: it crashed" in reading.rows("certificate")
+
+
+def test_many_candidates_make_no_large_page(
+    with_result: Change, report: Report, page: bytes
+) -> None:
+    many: tuple[Outcome, ...] = report.result.outcomes * 10
+    assert len(page) < 300_000
+    assert len(render(with_result(outcomes=many))) < 600_000

@@ -1,0 +1,214 @@
+"""A bundle's records as a report reads them: the run's own page, and damaged ones."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.bundles import forge
+from tests.support.pages import Reading
+
+import hasten
+from hasten.core.records import from_record, to_record
+from hasten.errors import InputError, IntegrityError
+from hasten.report import evidence
+from hasten.report.evidence import Report, gathered
+from hasten.report.page import render
+
+RESULT = "evidence/result.json"
+
+
+@pytest.fixture
+def bundle(certified_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(certified_bundle, tmp_path / "b.hasten")
+    return tmp_path / "b.hasten"
+
+
+def refused(bundle: Path) -> str:
+    """What is said of a bundle that can't be read, after its path."""
+    with pytest.raises(IntegrityError) as raised:
+        gathered(bundle)
+    line = str(raised.value)
+    assert line.startswith(f"{bundle}: ")
+    assert "\n" not in line
+    return line.removeprefix(f"{bundle}: ")
+
+
+def change_result(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((bundle / RESULT).read_bytes())
+    change(record)
+    forge(bundle, files={RESULT: json.dumps(record).encode()})
+
+
+def test_the_page_in_a_bundle_is_the_page_made_from_it(certified_bundle: Path) -> None:
+    page = render(gathered(certified_bundle))
+    assert page == (certified_bundle / "report.html").read_bytes()
+
+
+def test_a_runs_page_tells_what_became_of_every_candidate(certified_bundle: Path) -> None:
+    report = gathered(certified_bundle)
+    fates = [outcome.fate for outcome in report.result.outcomes]
+    assert sorted(fates) == ["baseline", *["failed"] * 4, "judged"]
+    (judged,) = [o for o in report.result.outcomes if o.fate == "judged"]
+    assert judged.ratio is not None
+    assert judged.ratio.high < 1
+    assert judged.drop is not None
+    assert (judged.drop.lost, judged.drop.gained, judged.drop.draws) == (0, 0, 60)
+    assert judged.rung == 0
+    reading = Reading.of(render(report))
+    assert [key for key in reading.lines if key] == [
+        *("answers", "figures", "trials", "latencies", "certificate", "failures", "environment"),
+        "again",
+    ]
+    assert "failed: the faulty engine can't build, as it was told" in reading.rows("failures")
+
+
+def test_a_runs_page_says_how_python_asked_for_it(certified_bundle: Path) -> None:
+    lines = Reading.of((certified_bundle / "report.html").read_bytes()).rows("again")
+    folder = certified_bundle.parent
+    assert (
+        "import hasten\n\nhasten.optimize(\n"
+        f"    model='{folder}/linear_classifier.onnx',\n"
+        "    data=data,  # an object of type numpy ndarray\n"
+        "    max_drop=0.05,\n"
+        f"    out='{folder}/b.hasten',\n"
+        "    metric='agreement',\n"
+        "    engines=['tests.support.rivals:Unlucky'],\n"
+        "    trial_limit_s=4.0,\n"
+        ")"
+    ) in lines
+
+
+def test_records_read_back_as_they_were(report: Report) -> None:
+    assert from_record(Report, json.loads(json.dumps(to_record(report)))) == report
+
+
+def test_a_run_that_has_not_finished_has_no_report(bundle: Path) -> None:
+    forge(bundle, lambda record: record["files"].pop(RESULT))
+    with pytest.raises(InputError) as raised:
+        gathered(bundle)
+    assert str(raised.value) == (
+        f"{bundle} has no evidence of a finished run, so there is nothing to report: go on with the "
+        "run by --resume, or make it anew"
+    )
+
+
+@pytest.mark.parametrize("name", ["result", "figures", "profile", "limit", "curve"])
+def test_evidence_that_is_no_record_is_damaged(bundle: Path, name: str) -> None:
+    forge(bundle, files={f"evidence/{name}.json": b'{"rounds": [[]], "p50_ns"'})
+    assert refused(bundle).startswith(f"evidence/{name}.json is damaged: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("figures", {"rounds": {"w": {"0": [0]}}, "refused": 0, "threads": 1}),
+        ("figures", {"rounds": {"w": {"0": [1e300]}}, "refused": 0, "threads": 1}),
+        ("figures", {"rounds": {}, "refused": -1, "threads": 1}),
+        ("limit", [{"name": "winner", "floor_ns": 0, "ratio": 2}]),
+        ("limit", [{"name": "winner", "floor_ns": 10, "ratio": -2}]),
+        ("curve", [{"batch": 0, "threads": 1, "sessions": 1, "p50_ns": 1, "throughput_per_s": 1}]),
+        ("profile", {"exact": [], "winner": [{"name": "a", "operator": "b"}]}),
+        ("profile", {"exact": "a", "winner": []}),
+    ],
+)
+def test_evidence_that_no_run_writes_is_damaged(bundle: Path, name: str, record: Any) -> None:
+    forge(bundle, files={f"evidence/{name}.json": json.dumps(record).encode()})
+    assert refused(bundle).startswith(f"evidence/{name}.json is damaged: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda r: r.update(status="exact"), "it says exact, and the manifest certified"),
+        (lambda r: r.update(rows=[]), "it has no row of what ships"),
+        (
+            lambda r: r["rows"][0]["ratio"].update(low=0),
+            "it has an interval that isn't one, or a figure that is out of range",
+        ),
+        (
+            lambda r: r["outcomes"][-1]["drop"].update(high=2),
+            "it has an interval that isn't one, or a figure that is out of range",
+        ),
+        (
+            lambda r: r["asked"].update(max_drop=0),
+            "it has an interval that isn't one, or a figure that is out of range",
+        ),
+        (
+            lambda r: r["ladder"][0]["judgement"].update(n=10**60),
+            "it has a number that is infinite, or larger than any",
+        ),
+        (
+            lambda r: r.update(outcomes=r["outcomes"] * 3000),
+            "it has 18,000 candidates; at most 10,000 are shown",
+        ),
+    ],
+)
+def test_a_result_that_no_run_comes_to_is_damaged(
+    bundle: Path, change: Callable[[dict[str, Any]], object], why: str
+) -> None:
+    change_result(bundle, change)
+    assert refused(bundle) == f"{RESULT} is damaged: {why}"
+
+
+def test_evidence_is_bounded_before_it_is_read(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "_RESULT_BYTES", 100)
+    size = (bundle / RESULT).stat().st_size
+    assert refused(bundle) == f"{RESULT} has {size:,} bytes; at most 100 are read"
+
+
+def test_records_of_an_older_version_make_a_page_with_less(bundle: Path) -> None:
+    def older(record: dict[str, Any]) -> None:
+        for name in ("outcomes", "ladder", "asked"):
+            del record[name]
+
+    change_result(bundle, older)
+    reading = Reading.of(render(gathered(bundle)))
+    assert [key for key in reading.lines if key] == [
+        *("answers", "figures", "trials", "latencies", "environment", "again"),
+    ]
+
+
+def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(bundle: Path) -> None:
+    change_result(bundle, lambda record: record.update(notes=["a\udc80b", "c\U0001f600d\\ud800"]))
+    assert gathered(bundle).result.notes == ("a\ufffdb", "c\U0001f600d\\ufffd")
+
+
+def test_a_report_is_written_beside_the_bundle(bundle: Path) -> None:
+    file = hasten.report(bundle)
+    assert file == bundle.parent / "b.hasten.html"
+    assert file.read_bytes() == (bundle / "report.html").read_bytes()
+    assert hasten.report(bundle) == file  # an older report is replaced
+
+
+def test_a_report_replaces_nothing_but_a_report(bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "index.html"
+    other.write_text("<!doctype html><html><title>mine</title></html>")
+    with pytest.raises(InputError) as raised:
+        hasten.report(bundle, other)
+    assert str(raised.value) == (
+        f"{other} exists and is no report; give another --out or remove it"
+    )
+    assert "mine" in other.read_text()
+
+
+def test_a_report_never_damages_its_bundle(bundle: Path) -> None:
+    place = bundle / "report.html"
+    with pytest.raises(InputError) as raised:
+        hasten.report(bundle, place)
+    assert str(raised.value) == (
+        f"{place} lies in the bundle, which would be damaged; give another --out"
+    )
+    hasten.report(bundle)  # it is as it was written
+
+
+def test_a_report_that_can_not_be_written_says_why(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        hasten.report(bundle, tmp_path / "nowhere" / "r.html")
+    assert str(raised.value) == (
+        f"can't write {tmp_path}/nowhere/r.html: No such file or directory"
+    )

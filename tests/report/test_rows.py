@@ -1,0 +1,58 @@
+"""What a person reads of a result."""
+
+import dataclasses
+
+import pytest
+
+from hasten.measure.intervals import Quantile, Ratio
+from hasten.report.result import Row
+from hasten.report.rows import HEAD, cells
+
+ROW = Row(
+    role="winner",
+    label="int8",
+    ratio=Ratio(0.5, 0.4, 0.625, 40),
+    p50=Quantile(1.99e6, 1.97e6, 2.021e6, 400),
+    p99=Quantile(3e6, 2.5e6, 4e6, 400),
+    mean_ns=2.1e6,
+    size_bytes=5_200_000,
+    accuracy="",
+)
+
+
+def cell(name: str, row: Row) -> str:
+    return dict(zip(HEAD, cells(row), strict=True))[name]
+
+
+def test_a_row_says_each_quantile_with_its_interval() -> None:
+    assert cells(ROW) == (
+        "winner",
+        "int8",
+        "2.00x (1.60 to 2.50)",
+        "1.99 ms (1.97 to 2.02)",
+        "3 ms (2.5 to 4)",
+        "2.1 ms",
+        "5.2 MB",
+    )
+
+
+@pytest.mark.parametrize("name", ["p50", "p99"])
+def test_a_quantile_without_its_interval_is_not_claimed(name: str) -> None:
+    short = Quantile(1.99e6, 1.97e6, None, 400)
+    changed = dataclasses.replace(ROW, **{name: short})  # type: ignore[arg-type]
+    assert cell(name, changed) == "not established"
+
+
+@pytest.mark.parametrize(
+    ("value_ns", "low_ns", "high_ns", "shown"),
+    [
+        (25_740, 25_000, 26_000, "25.7 µs (25 to 26)"),
+        (99_000, 98_000, 2_345_678, "99 µs (98 to 2350)"),
+        (2_345e6, 2_300e6, 2_400e6, "2340 ms (2300 to 2400)"),
+    ],
+)
+def test_an_interval_is_in_the_unit_of_its_value(
+    value_ns: float, low_ns: float, high_ns: float, shown: str
+) -> None:
+    changed = dataclasses.replace(ROW, p50=Quantile(value_ns, low_ns, high_ns, 400))
+    assert cell("p50", changed) == shown

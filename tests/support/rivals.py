@@ -1,0 +1,117 @@
+"""Engines for whole runs: each brings a slow exact baseline, and rivals that are good or bad.
+
+A run takes one by its import path: `engines=("tests.support.rivals:WrongAndFast",)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from tests.support.faults import Fault, Faulty
+
+from hasten.core.target import Target
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+
+BUSY_NS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rival(Faulty):
+    """ONNX Runtime with a fault; its own variants are the slow baseline and one quick rival.
+
+    Attributes:
+        lossy: Whether it is judged like a quantized model, though its answers are right.
+    """
+
+    lossy: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """As the faulty engine, unless it says that it isn't."""
+        return super().exact and not self.lossy
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield the baseline, which takes a millisecond longer than it must, and the rivals."""
+        yield cls(OnnxRuntime(), busy_ns=BUSY_NS)
+        yield from cls.rivals()
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield one that is right and quick."""
+        yield cls(OnnxRuntime(), lossy=True)
+
+
+@dataclass(frozen=True)
+class WrongAndFast(Rival):
+    """One rival answers at once, and wrong."""
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), "wrong")
+
+
+@dataclass(frozen=True)
+class ExactAndWrong(Rival):
+    """One rival answers at once and wrong, and says that it is exact."""
+
+    @property
+    def exact(self) -> bool:
+        """Always, it says."""
+        return True
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), "wrong")
+
+
+@dataclass(frozen=True)
+class Unlucky(Rival):
+    """Rivals that die in every way, and one that is right and quick, last."""
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield them."""
+        faults: tuple[Fault, ...] = ("kill", "hang", "nan", "build")
+        for fault in faults:
+            yield cls(OnnxRuntime(), fault, lossy=True)
+        yield cls(OnnxRuntime(), lossy=True)
+
+
+@dataclass(frozen=True)
+class Stalling(Rival):
+    """One rival answers at once, but for every fourth request, which takes far longer than any."""
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), stall_every=4, lossy=True)
+
+
+@dataclass(frozen=True)
+class Greedy(Rival):
+    """One rival takes memory without end."""
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), "allocate", lossy=True)
+
+
+@dataclass(frozen=True)
+class BadAnswers(Rival):
+    """Even the baseline answers NaN."""
+
+    @property
+    def exact(self) -> bool:
+        """Whatever it answers, it says so."""
+        return True
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), "nan")

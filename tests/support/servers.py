@@ -1,0 +1,272 @@
+"""Servers for tests: in a thread of this process, or as a person starts one; and bundles to serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar, overload
+
+from tests.support.bundles import built, stated
+
+from hasten.bundle import write
+from hasten.engines.base import Engine
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.serving.models.opening import ModelSettings
+from hasten.serving.server import Server
+from hasten.serving.settings import ModelPlace, ServerSettings
+
+T = TypeVar("T")
+_PATIENCE_S = 60.0
+ONE_THREAD = OnnxRuntime(threads=1, spinning=False)
+
+
+def bundle_of(
+    folder: Path,
+    model: Path,
+    name: str = "",
+    *,
+    engine: Engine = ONE_THREAD,
+    exact: Path | None = None,
+    keep_exact: bool = True,
+    extra: Mapping[str, Any] = {},
+) -> Path:
+    """Write a bundle of an .onnx file whose only open dimension is the batch.
+
+    Args:
+        folder: Where it comes to be; a bundle of this name there is replaced.
+        model: The winner.
+        name: Of the folder, without ".hasten"; by default the model's.
+        engine: What runs it.
+        exact: The exact model; by default the winner itself.
+        keep_exact: Whether the bundle holds it.
+        extra: Evidence.
+    """
+    path = folder / f"{name or model.stem}.hasten"
+    place = folder / f"building-{os.urandom(4).hex()}"
+    for part in ("winner", "exact"):
+        (place / part).mkdir(parents=True)
+    winner = built(place / "winner", model, engine)
+    other = winner if exact is None else built(place / "exact", exact, ONE_THREAD)
+    status = "exact" if exact is None else "certified"
+    write(path, stated(winner, other if keep_exact else None, status=status), extra)
+    return path
+
+
+def place_of(path: Path, name: str = "", version: str = "1", **settings: Any) -> ModelPlace:
+    """Say how a bundle is served: under its folder's name by default."""
+    return ModelPlace(
+        name or path.name.removesuffix(".hasten"), version, path, ModelSettings(**settings)
+    )
+
+
+class ServerThread:
+    """A real server with an event loop and a thread of its own, on ports that are free.
+
+    Args:
+        models: What it serves.
+        grpc: Whether it speaks gRPC, too.
+        settings: Further fields of `ServerSettings`.
+
+    Attributes:
+        server: It; of its loop's thread alone.
+        http_port: Where it listens.
+        grpc_port: The same, 0 without.
+    """
+
+    def __init__(self, *models: ModelPlace, grpc: bool = False, **settings: Any) -> None:
+        self._settings = ServerSettings(models, http=0, grpc=0 if grpc else None, **settings)
+        self.server: Server
+        self.http_port = self.grpc_port = 0
+        self._loop: asyncio.AbstractEventLoop
+        self._ready = threading.Event()
+        self._end: asyncio.Event
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="test-server", daemon=True)
+
+    @property
+    def host(self) -> str:
+        """Host and port of HTTP."""
+        return f"127.0.0.1:{self.http_port}"
+
+    @property
+    def http_url(self) -> str:
+        """Where it speaks HTTP."""
+        scheme = "https" if self._settings.certificate else "http"
+        return f"{scheme}://{self.host}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Host and port of gRPC."""
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def _run(self) -> None:
+        import uvloop
+
+        interval_s = sys.getswitchinterval()
+        try:
+            uvloop.run(self._work())
+        except BaseException as error:
+            self._error = error
+        finally:
+            sys.setswitchinterval(interval_s)
+            self._ready.set()
+
+    async def _work(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        self.server = Server(self._settings)
+        try:
+            self.http_port = await self.server.listen("127.0.0.1", 0)
+            if self._settings.grpc is not None:
+                self.grpc_port = await self.server.listen_grpc("127.0.0.1", 0)
+            await self.server.load()
+            self._ready.set()
+            await self._end.wait()
+        finally:
+            await self.server.close()
+
+    @overload
+    def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T: ...
+
+    @overload
+    def call(self, function: Callable[[], T]) -> T: ...
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Call a function on the server's thread; what it returns, awaited where it must be."""
+
+        async def called() -> Any:
+            result = function()
+            return await result if asyncio.iscoroutine(result) else result
+
+        return asyncio.run_coroutine_threadsafe(called(), self._loop).result(_PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if not self._ready.wait(_PATIENCE_S):
+            raise TimeoutError("the server didn't start")
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(_PATIENCE_S)
+        if self._error is not None:
+            raise self._error
+
+
+class ServerProcess:
+    """`hasten serve`, as a person starts it.
+
+    Args:
+        arguments: After `hasten serve`; the HTTP port is one that is free.
+
+    Attributes:
+        process: The supervisor's.
+        lines: What it printed.
+        http_port: Where it listens.
+        grpc_port: The same, 0 without.
+    """
+
+    def __init__(self, *arguments: str | Path, env: Mapping[str, str] = {}) -> None:
+        command = [
+            *(sys.executable, "-c", "from hasten.cli import main; main()"),
+            *("serve", *map(str, arguments), "--http", "0"),
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+        )
+        self.lines: list[str] = []
+        self.http_port = self.grpc_port = 0
+        self._ready = threading.Event()
+        self._errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, daemon=True),
+            threading.Thread(target=self._read_errors, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if found := re.search(r"listening on https?://.*:(\d+)", line):
+                self.http_port = int(found[1])
+            elif found := re.search(r"listening on grpc://.*:(\d+)", line):
+                self.grpc_port = int(found[1])
+            elif line.strip() == "ready":
+                self._ready.set()
+        self._ready.set()
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._errors.append(line)
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to standard error."""
+        return "".join(self._errors)
+
+    @property
+    def host(self) -> str:
+        """Host and port of HTTP."""
+        return f"127.0.0.1:{self.http_port}"
+
+    def serving_pid(self) -> int:
+        """The process that serves."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return int(children.split()[0])
+
+    def end(self, how: int = signal.SIGTERM) -> int:
+        """Ask it to end; its exit code."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(how)
+        code = self.process.wait(_PATIENCE_S)
+        for reader in self._readers:
+            reader.join(_PATIENCE_S)
+        return code
+
+    def __enter__(self) -> Self:
+        if not self._ready.wait(_PATIENCE_S) or "ready" not in self.lines:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)  # if it is ending by itself, with its own exit code
+            self.end(signal.SIGKILL)
+            self.__exit__()
+            raise RuntimeError(f"the server didn't start: {self.errors}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.end()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def changed(place: ModelPlace, **settings: Any) -> ModelPlace:
+    """Return a place with other settings."""
+    return dataclasses.replace(place, settings=dataclasses.replace(place.settings, **settings))
+
+
+__all__: Sequence[str] = (
+    "ONE_THREAD",
+    "ServerProcess",
+    "ServerThread",
+    "bundle_of",
+    "changed",
+    "place_of",
+)
