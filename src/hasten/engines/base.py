@@ -159,6 +159,11 @@ class Engine(Value, ABC):
         return
 
     @classmethod
+    def tools(cls) -> Mapping[str, str]:
+        """Return the versions of the programs, besides its packages, that decide what it makes."""
+        return {}
+
+    @classmethod
     def check_faithful(cls) -> None:
         """Check that a session on this host answers bit for bit as the device does.
 

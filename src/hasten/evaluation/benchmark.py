@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.requests import first_requests
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.models import onnx as onnx_frontend
+from hasten.measure.effort import Effort, effort_of
 from hasten.measure.journal import Journal
-from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.workbench import Bench
-from hasten.optimization.run import FINAL_ROUNDS, SETTLED
 from hasten.report.result import UNEVEN, Row, row
 
 _CANDIDATE = "bundle"
@@ -75,7 +74,8 @@ def bench(
     *,
     against: str | os.PathLike[str] | None = None,
     data: Any = None,
-    rounds: int = FINAL_ROUNDS,
+    rounds: int | None = None,
+    effort: str | Effort = "normal",
     seed: int = 0,
     custom_ops: Sequence[Path] = (),
 ) -> Comparison:
@@ -86,7 +86,8 @@ def bench(
         against: An .onnx path, or "file.py:predict", called with the inputs as arrays in the
             model's order. By default the exact model that the bundle holds.
         data: Requests, as `optimize` takes them. Random numbers where None, and labelled so.
-        rounds: Rounds to count.
+        rounds: Rounds to count; by default as many as the effort has.
+        effort: "quick", "normal", "thorough", or an `Effort`: lengths of the turns and rounds.
         seed: Of the orders.
         custom_ops: Libraries with operators of the model's own.
 
@@ -94,6 +95,9 @@ def bench(
         InputError: one of them can't be used.
         CandidateError: one of them failed.
     """
+    tries = effort_of(effort)
+    if rounds is not None:
+        tries = replace(tries, final_rounds=rounds)
     folder = Path(bundle)
     manifest = read(folder)
     target = at_hand(manifest.target)
@@ -108,7 +112,7 @@ def bench(
             place / "requests",
         )
         other = _against(against, folder, manifest, samples, custom_ops, place)
-        standings, notes = _raced(other, winner, samples, place, rounds, seed, target)
+        standings, notes = _raced(other, winner, samples, place, tries, seed, target)
         if not standings.stands(_CANDIDATE):
             raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
         if winner.engine.uneven:
@@ -160,7 +164,7 @@ def _raced(
     winner: _Rival,
     samples: Spool,
     place: Path,
-    rounds: int,
+    effort: Effort,
     seed: int,
     target: Target,
 ) -> tuple[Standings, list[str]]:
@@ -173,14 +177,14 @@ def _raced(
     for threads in dict.fromkeys((usable, 1)):
         desk = Bench(place, target.with_threads(threads))
         try:
-            return _race(other, winner, samples, desk, rounds, seed), notes
+            return _race(other, winner, samples, desk, effort, seed), notes
         except NotEstablished as why:
             notes.append(f"{threads} threads: not established, one thread is quoted: {why}")
     raise AssertionError("one thread needs no probe")
 
 
 def _race(
-    other: _Rival, winner: _Rival, samples: Spool, desk: Bench, rounds: int, seed: int
+    other: _Rival, winner: _Rival, samples: Spool, desk: Bench, effort: Effort, seed: int
 ) -> Standings:
     entrants: dict[str, Worker] = {}
     try:
@@ -192,10 +196,10 @@ def _race(
             samples,
             Journal(desk.folder / "journal.jsonl"),
             threads=desk.target.threads,
-            count=rounds,
-            pace=Pace(),
+            count=effort.final_rounds,
+            pace=effort.pace("p50"),
             seed=seed,
-            settle=SETTLED,
+            settle=effort.settle,
             uneven={
                 name
                 for name, rival in ((AGAIN, other), (_CANDIDATE, winner))

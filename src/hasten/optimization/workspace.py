@@ -70,7 +70,7 @@ class Parts:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, *, resume: bool) -> Iterator[Journal]:
+def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
     """Make a run's work folder, or take up one that a stopped run left; no other run may have it.
 
     Raises:

@@ -6,60 +6,61 @@ import tempfile
 import time
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hasten.core.progress import Progress
 from hasten.errors import CandidateError
 from hasten.measure import loadgen
 from hasten.measure.scenario import LoadTest, Scenario
 from hasten.measure.under_load import Generator
-from hasten.optimization.run import Run
 
-LOAD_S = 1.0
-"""How long each scenario is run, at least; 0 for none."""
+if TYPE_CHECKING:
+    from hasten.optimization.measured.judge import Measured
+
 _LONGEST_S = {"single-stream": 20.0, "server": 300.0, "offline": 20.0}
 
 
-def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, ...]:
+def loads(judge: Measured, key: str) -> tuple[LoadTest, ...]:
     """Put what was chosen under load, one session, one sample in a request.
 
+    The server's scenario is run where the order has a bound on latency.
+
     Args:
-        run: Behind it the choice.
-        key: Of the candidate.
-        latency_bound_s: Of the server's scenario, in seconds; None leaves that one out.
+        judge: The run's judge.
+        key: Key of the candidate that was chosen.
 
     Returns:
         One for each scenario; one that would take long is left out with a note, and so are one that
         fails and those behind it, since the session is lost.
     """
-    deadline = run.order.deadline
-    if LOAD_S <= 0 or (deadline is not None and time.monotonic() > deadline):
+    job, load_s, latency_bound_s = judge.job, judge.effort.load_s, judge.job.order.latency_bound_s
+    if load_s <= 0 or job.late:
         return ()
     wanted: list[tuple[Scenario, float | None]] = [("single-stream", None), ("offline", None)]
     if latency_bound_s is not None:
         wanted.append(("server", latency_bound_s))
-    candidate, found = run.candidate(key), []
+    candidate, found = judge.candidate(key), []
     left = [name for name, _ in wanted]
     notes = () if loadgen.installed() else (loadgen.MISSING,)
     try:
-        artifact = run.artifact(candidate)
+        artifact = judge.artifact(candidate)
         with (
-            tempfile.TemporaryDirectory(dir=run.bench.folder) as place,
-            run.bench.open_built(candidate.engine, artifact).worker as worker,
+            tempfile.TemporaryDirectory(dir=judge.bench.folder) as place,
+            judge.bench.open_built(candidate.engine, artifact).worker as worker,
         ):
             for number, (scenario, bound_s) in enumerate(wanted):
-                run.listen(Progress("load", scenario, number, len(wanted)))
+                job.tell("load", scenario, number, len(wanted))
                 folder = Path(place) / scenario
                 folder.mkdir()
-                asking = Generator(worker, run.parts.search, folder, scenario, LOAD_S)
-                left_s = inf if deadline is None else deadline - time.monotonic()
+                asking = Generator(worker, judge.ready.parts.search, folder, scenario, load_s)
+                left_s = inf if job.deadline is None else job.deadline - time.monotonic()
                 if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
-                    run.notes.append(
+                    job.notes.append(
                         f"{scenario}: left out, it would take {asking.likely_s:.0f} s: ask for it by "
                         f"hasten bench --scenario {scenario}"
                     )
                     left.remove(scenario)
                     continue
-                seed = run.order.seed
+                seed = job.order.seed
                 load = (
                     asking.once(seed)
                     if bound_s is None
@@ -71,7 +72,7 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
                         load=load,
                         tries=tuple(asking.tries),
                         threads=getattr(candidate.engine, "threads", None)
-                        or run.bench.target.threads,
+                        or judge.bench.target.threads,
                         sessions=1,
                         requests="samples of the data",
                         notes=notes,
@@ -79,5 +80,5 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
                 )
                 left.remove(scenario)
     except CandidateError as why:
-        run.notes.append(f"under load ({', '.join(left)}): {why}")
+        job.notes.append(f"under load ({', '.join(left)}): {why}")
     return tuple(found)

@@ -8,28 +8,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hasten.certificate.verdict import Guard
-from hasten.core.records import from_record
+from hasten.certificate.promise import Promise
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.spool import Spool
-from hasten.inputs.metrics.base import Metric
-from hasten.measure.accuracy import ExactAnswers, scored
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
 from hasten.measure.intervals import Ratio, Rounds, Statistic, paired_ratio
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.workbench import Opened, Workbench
+from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
 SCREEN_ROUNDS = 6
 _HOPELESS_SLOW = 1.5
-_LEAST_SCORED = 128
 EXACT_TOLERANCE = 1e-3
 """Largest difference of an exact answer, relative to the largest output, that rounding explains."""
 _REFERENCE_LIMIT_S = 30.0
-_ONE_SIDED_95 = 1.645
 
 
 def difference(outputs: Tensors, exact: Tensors) -> float:
@@ -51,21 +47,22 @@ def difference(outputs: Tensors, exact: Tensors) -> float:
     return worst
 
 
-class Trials:
+class Screening(Trials):
     """The baseline, kept open, and what every candidate came to beside it.
 
+    Attributes:
+        baseline: The first engine's default on the untouched model, from `begin` on.
+
     Args:
-        bench: Where candidates are made.
-        journal: Where each trial is kept; those that are in it aren't run again.
+        bench: Workbench on which candidates are made.
+        journal: Journal that keeps each trial; what is in it isn't run again.
         samples: The search split.
-        metric: What is scored.
-        max_drop: A candidate that is surely beyond it is left early.
-        guard: What counts as a drop: under `lost` no gain makes up for a loss.
+        promise: What is to be shown of a candidate; one that is surely over its limit is left early.
         pace: Lengths of the turns.
-        seed: Of the orders.
-        objective: What latencies are compared by. A few short turns show no p99: the mean, which
-            slow requests raise too, stands in for it here.
-        sealed_draws: How many draws there are to certify by; None for as many samples as here.
+        seed: Seed of the orders.
+        objective: Statistic that latencies are compared by. A few short turns show no p99: the mean,
+            which slow requests raise too, stands in for it here.
+        sealed_draws: How many draws there are to certify by; None for as many as samples here.
     """
 
     def __init__(
@@ -73,27 +70,18 @@ class Trials:
         bench: Workbench,
         journal: Journal,
         samples: Spool,
-        metric: Metric,
+        promise: Promise,
         *,
-        max_drop: float,
         pace: Pace,
         seed: int,
-        guard: Guard = "net",
         objective: Statistic = "p50",
         sealed_draws: int | None = None,
     ) -> None:
-        self.bench, self.samples, self.metric = bench, samples, metric
-        self._sealed_draws = sealed_draws or len(samples)
-        self.notes: list[str] = []
-        self.done: dict[str, Trial] = {}
-        self.journal, self._max_drop, self._pace, self._seed = journal, max_drop, pace, seed
-        self._guard = guard
+        super().__init__(bench, journal, samples, promise, sealed_draws=sealed_draws)
+        self._pace, self._seed = pace, seed
         self._statistic: Statistic = "mean" if objective == "p99" else objective
         self._open: Opened | None = None
         self.baseline: Candidate
-        for event in journal.events("trial"):
-            trial = from_record(Trial, event["trial"], trusted=True)
-            self.done[trial.candidate.key] = trial
 
     def begin(self, grid: Sequence[Single]) -> None:
         """Open the baseline: the first engine's default on the untouched model, else the next's.
@@ -103,18 +91,14 @@ class Trials:
         """
         self.baseline, self._open, unable = self._first_that_opens(grid)
         try:
-            self.bench.fit_chunk(self._open, self.samples)
+            self.answer(self._open)
         except CandidateError as error:
             raise InputError(f"the original model can't answer the data: {error}") from error
-        self.exact_answers = ExactAnswers(
-            self.bench, self._open, self.samples, self.bench.folder / "exact-answers"
-        )
-        self.exact_scores = self.exact_answers.scores(self.metric)
         self._check_reference()
         own = Trial(self.baseline, self._open.artifact, properties=dict(self._open.properties))
         for trial in (*unable, own):  # only now: a run that can't begin leaves nothing to resume
             if trial.candidate.key not in self.done:
-                self._keep(trial)
+                self.keep(trial)
 
     def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, Opened, list[Trial]]:
         """Open the first default engine that runs the untouched model; also what became of those before."""
@@ -173,9 +157,9 @@ class Trials:
         try:
             opened = self.bench.open(candidate)
         except Skipped as skipped:
-            return self._keep(dataclasses.replace(trial, skipped=str(skipped)))
+            return self.keep(dataclasses.replace(trial, skipped=str(skipped)))
         except CandidateError as error:
-            return self._keep(dataclasses.replace(trial, failure=str(error)))
+            return self.keep(dataclasses.replace(trial, failure=str(error)))
         try:
             trial = dataclasses.replace(
                 trial, artifact=opened.artifact, properties=dict(opened.properties)
@@ -187,12 +171,7 @@ class Trials:
             trial = dataclasses.replace(trial, failure=str(error))
         finally:
             opened.worker.kill()
-        return self._keep(trial)
-
-    def _keep(self, trial: Trial) -> Trial:
-        self.done[trial.candidate.key] = trial
-        self.journal.append("trial", trial=trial)
-        return trial
+        return self.keep(trial)
 
     def _screen(self, trial: Trial, opened: Opened) -> Trial:
         """Give it a few turns against the baseline; one that is far slower gets only two."""
@@ -237,16 +216,8 @@ class Trials:
         if trial.candidate.exact:
             self._check_exact(opened)
             return trial
-        parts: list[Array] = []
         same = self._scores_of_the_same(trial.candidate)
-        for part in scored(self.bench, opened, self.exact_answers, self.metric):
-            if same is not None and np.array_equal(part, same[: len(part)]):
-                return dataclasses.replace(trial, scores=tuple(map(float, same)))
-            same = None
-            parts.append(part)
-            if hopeless(self._falls(np.concatenate(parts)), len(self.samples), self._max_drop):
-                break
-        return dataclasses.replace(trial, scores=tuple(map(float, np.concatenate(parts))))
+        return dataclasses.replace(trial, scores=self.scores(opened, same))
 
     def _scores_of_the_same(self, candidate: Candidate) -> Array | None:
         """Return the scores of a trial that differs in its scheduling alone, so computes the same."""
@@ -266,12 +237,6 @@ class Trials:
                 f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
                 f"the largest output; {EXACT_TOLERANCE:.0e} is rounding"
             )
-
-    @property
-    def binary(self) -> bool:
-        """Whether every score on the search split is 0 or 1."""
-        scores = [np.array(t.scores) for t in self.done.values() if t.scores]
-        return bool(np.isin(np.concatenate([self.exact_scores, *scores]), (0.0, 1.0)).all())
 
     def measured(self) -> list[Trial]:
         """Trials that ran through."""
@@ -307,52 +272,13 @@ class Trials:
         return float(self.drops(trial).mean())
 
     def risk(self, trial: Trial) -> float:
-        """Return the drop that a candidate would probably be certified for; 0 for an exact one."""
-        if trial.candidate.exact:
-            return 0.0
-        return risk(self.drops(trial), self._sealed_draws) if trial.scores else 1.0
+        """Return the drop that a trial would probably be certified for; 0 for an exact one."""
+        return 0.0 if trial.candidate.exact else super().risk(trial)
 
     def flips(self, trial: Trial) -> float:
         """Return the mean difference of a scored trial, whichever way: of answers, how many change."""
         scores = np.array(trial.scores)
         return float(np.abs(self.exact_scores[: len(scores)] - scores).mean())
-
-    def drops(self, trial: Trial) -> Array:
-        """Return the paired differences of a scored trial, `(n,)`: what bets are set by."""
-        return self._falls(np.array(trial.scores))
-
-    def _falls(self, scores: Array) -> Array:
-        falls = self.exact_scores[: len(scores)] - scores
-        return np.asarray(np.maximum(falls, 0) if self._guard == "lost" else falls)
-
-
-def risk(falls: Array, draws: int) -> float:
-    """Return about the bound that so many draws like these would certify.
-
-    A negative mean counts as none: what flips much gains as much as it loses now and then, and the
-    next draws won't be so kind. Taken as it is, it would make whoever flips most look safest.
-
-    Args:
-        falls: Of each sample's score, `(n,)`.
-        draws: To certify by.
-    """
-    mean, energy = float(falls.mean()), float((falls**2).mean())
-    return max(mean, 0.0) + _ONE_SIDED_95 * math.sqrt(energy / draws)
-
-
-def hopeless(falls: Array, samples: int, max_drop: float) -> bool:
-    """Whether the drop so far is over the limit by more than three standard errors.
-
-    Args:
-        falls: Of the samples so far, `(n,)`.
-        samples: How many there are in all.
-        max_drop: The limit.
-    """
-    n = len(falls)
-    if n < min(_LEAST_SCORED, samples):
-        return False
-    error = float(falls.std()) / np.sqrt(n)
-    return bool(float(falls.mean()) - 3 * error > max_drop)
 
 
 def ratio(trial: Trial, statistic: Statistic = "p50") -> Ratio:

@@ -6,75 +6,37 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
-
-from hasten.certificate.drop import Drop, observed_drop
-from hasten.core.progress import Listener, nobody
-from hasten.core.records import from_record
 from hasten.core.target import Target
-from hasten.core.tensors import Array
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
 from hasten.errors import CandidateError, InputError
-from hasten.inputs.data.spool import Spool
-from hasten.inputs.metrics.base import Metric
-from hasten.measure.accuracy import ExactAnswers, scored
 from hasten.measure.candidate import Single, Trial
-from hasten.measure.journal import Journal
 from hasten.measure.workbench import Opened, Workbench
-from hasten.optimization.search.order import Order
-from hasten.optimization.search.trials import hopeless, risk
+from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
 ROUTED = "device"
 """Folder beside an artifact where the device's tools write."""
 
 
-@dataclass
-class Board:
+class Estimation(Trials):
     """The original on this host, and what every candidate came to beside it.
 
     Attributes:
-        bench: Where candidates are made, for the device.
-        journal: Where each trial is kept; those that are in it aren't made again.
-        samples: The search split.
-        units: Samples with one number were drawn together.
-        order: What was asked for.
-        sealed_draws: How many draws there are to certify by.
-        listen: Told of each step.
-        done: Key -> trial.
-        exact: The original, on this host.
+        exact: The original as a candidate of this host, from `begin` on.
+        exact_artifact: What was built of it.
     """
 
-    bench: Workbench
-    journal: Journal
-    samples: Spool
-    units: Array
-    order: Order
-    sealed_draws: int
-    listen: Listener = nobody
-    done: dict[str, Trial] = field(default_factory=dict)
-    exact: Single = field(init=False)
-    exact_artifact: Artifact = field(init=False)
-
-    def __post_init__(self) -> None:
-        for event in self.journal.events("trial"):
-            trial = from_record(Trial, event["trial"], trusted=True)
-            self.done[trial.candidate.key] = trial
+    exact: Single
+    exact_artifact: Artifact
 
     @property
     def host(self) -> Workbench:
-        """The bench of this host, where the original answers."""
+        """The workbench of this host, where the original answers."""
         return dataclasses.replace(self.bench, target=Target.host())
 
-    @property
-    def metric(self) -> Metric:
-        """What is scored."""
-        return self.order.metric
-
-    def begin(self, originals: list[Single]) -> None:
+    def begin(self, originals: Sequence[Single]) -> None:
         """Let the original answer the search split, by the first engine of this host that runs it.
 
         Raises:
@@ -89,15 +51,11 @@ class Board:
                 continue
             self.exact, self.exact_artifact = candidate, opened.artifact
             try:
-                self.bench.fit_chunk(opened, self.samples)
-                self._answers = ExactAnswers(
-                    self.bench, opened, self.samples, self.bench.folder / "exact-answers"
-                )
+                self.answer(opened)
             except CandidateError as error:
                 raise InputError(f"the original model can't answer the data: {error}") from error
             finally:
                 opened.worker.kill()
-            self.exact_scores = self._answers.scores(self.metric)
             return
         raise InputError(f"no engine of this host runs the model: {'; '.join(why)}")
 
@@ -110,33 +68,23 @@ class Board:
         try:
             opened = self.bench.open(candidate)
         except Skipped as skipped:
-            return self._keep(dataclasses.replace(trial, skipped=str(skipped)))
+            return self.keep(dataclasses.replace(trial, skipped=str(skipped)))
         except CandidateError as error:
-            return self._keep(dataclasses.replace(trial, failure=str(error)))
+            return self.keep(dataclasses.replace(trial, failure=str(error)))
         trial = dataclasses.replace(
             trial, artifact=opened.artifact, properties=dict(opened.properties)
         )
         try:
-            trial = dataclasses.replace(trial, scores=self._scores(opened))
+            trial = dataclasses.replace(trial, scores=self.scores(opened))
         except CandidateError as error:
             trial = dataclasses.replace(trial, failure=str(error))
         finally:
             opened.worker.kill()
-        return self._keep(trial)
-
-    def _scores(self, opened: Opened) -> tuple[float, ...]:
-        """Score it, unless it is surely beyond the limit."""
-        parts: list[Array] = []
-        for part in scored(self.bench, opened, self._answers, self.metric):
-            parts.append(part)
-            falls = self._falls(np.concatenate(parts))
-            if hopeless(falls, len(self.samples), self.order.max_drop):
-                break
-        return tuple(map(float, np.concatenate(parts)))
+        return self.keep(trial)
 
     def fall_out(self, trial: Trial, why: str) -> None:
         """Record that a candidate can't ship after all."""
-        self._keep(dataclasses.replace(trial, failure=why))
+        self.keep(dataclasses.replace(trial, failure=why))
 
     def estimate(self, trial: Trial) -> Trial:
         """Ask the device's tools about a candidate that was judged; once."""
@@ -150,10 +98,10 @@ class Board:
             folder.mkdir()
             estimate = self.bench.estimate(engine, artifact, folder)
         except CandidateError as error:
-            return self._keep(dataclasses.replace(trial, failure=str(error)))
+            return self.keep(dataclasses.replace(trial, failure=str(error)))
         written = tuple(sorted(p for p in folder.rglob("*") if p.is_file()))
         artifact = dataclasses.replace(artifact, files=(*artifact.files, *written))
-        return self._keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
+        return self.keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
 
     def ask_further(self, trial: Trial) -> Trial:
         """Ask the device's tools for what is asked of a winner alone.
@@ -171,7 +119,7 @@ class Board:
         written = (p for p in sorted(folder.rglob("*")) if p.is_file())
         files = tuple(dict.fromkeys((*artifact.files, *written)))
         artifact = dataclasses.replace(artifact, files=files)
-        return self._keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
+        return self.keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
 
     def made_as(self, judged: Trial, candidate: Single) -> Trial:
         """Build what computes the same as a judged candidate on another engine; its scores are that one's."""
@@ -186,8 +134,8 @@ class Board:
             folder.mkdir(parents=True)
             artifact = self.bench.build(candidate.engine, model, folder)
         except (CandidateError, Skipped) as error:
-            return self._keep(dataclasses.replace(trial, failure=str(error)))
-        return self._keep(dataclasses.replace(trial, artifact=artifact))
+            return self.keep(dataclasses.replace(trial, failure=str(error)))
+        return self.keep(dataclasses.replace(trial, artifact=artifact))
 
     def artifact(self, trial: Trial) -> Artifact:
         """What was built of a trial; built anew where a stopped run's files are gone.
@@ -227,44 +175,20 @@ class Board:
         finally:
             opened.worker.kill()
 
-    def drops(self, trial: Trial) -> Array:
-        """Return the paired differences of a judged trial, `(n,)`."""
-        return self._falls(np.array(trial.scores))
-
-    def drop(self, trial: Trial) -> Drop | None:
-        """Return the drop of a judged trial on the search split; None where it wasn't judged."""
-        if not trial.scores:
-            return None
-        falls = self.drops(trial)
-        return observed_drop(
-            falls,
-            self.units[: len(falls)],
-            binary=self.binary,
-            only_falls=self.order.guard == "lost" or bool((self.exact_scores == 1).all()),
-        )
-
-    def risk(self, trial: Trial) -> float:
-        """Return the drop that a candidate would probably be certified for; 1 for one never judged."""
-        return risk(self.drops(trial), self.sealed_draws) if trial.scores else 1.0
-
     def able(self, trial: Trial) -> bool:
         """Whether a judged trial stayed under the limit on the whole search split."""
         whole = trial.scores is not None and len(trial.scores) == len(self.samples)
-        return whole and not trial.failure and float(self.drops(trial).mean()) < self.order.max_drop
+        return (
+            whole and not trial.failure and float(self.drops(trial).mean()) < self.promise.max_drop
+        )
 
     def estimated(self) -> list[Trial]:
         """Trials that the device's tools told of, the fastest first where they rank."""
         found = [t for t in self.done.values() if t.estimate and not t.failure]
         return sorted(found, key=lambda t: (ranked(t)[1] == "bytes", rank(t), self.risk(t)))
 
-    @property
-    def binary(self) -> bool:
-        """Whether every score on the search split is 0 or 1."""
-        scores = [np.array(t.scores) for t in self.done.values() if t.scores]
-        return bool(np.isin(np.concatenate([self.exact_scores, *scores]), (0.0, 1.0)).all())
-
-    def said(self, trial: Trial) -> str:
-        """What became of a candidate, in a line."""
+    def outcome(self, trial: Trial) -> str:
+        """Return what became of a candidate, in a line."""
         if trial.skipped:
             return f"skipped: {trial.skipped}"
         if trial.failure:
@@ -274,15 +198,6 @@ class Board:
         points = 100 * float(self.drops(trial).mean())
         early = ", left early" if len(trial.scores) < len(self.samples) else ""
         return f"{points:+.2f} points lost on {len(trial.scores)}{early}"
-
-    def _falls(self, scores: Array) -> Array:
-        falls = self.exact_scores[: len(scores)] - scores
-        return np.asarray(np.maximum(falls, 0) if self.order.guard == "lost" else falls)
-
-    def _keep(self, trial: Trial) -> Trial:
-        self.done[trial.candidate.key] = trial
-        self.journal.append("trial", trial=trial)
-        return trial
 
 
 def ranked(trial: Trial) -> tuple[float, str]:

@@ -12,7 +12,7 @@ from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.roofline import Floor
-from hasten.optimization.search.layers import (
+from hasten.optimization.measured.layers import (
     LayerCost,
     between_shares,
     costs_at_least,
@@ -20,7 +20,7 @@ from hasten.optimization.search.layers import (
     layer_costs,
     shares_for,
 )
-from hasten.optimization.search.trials import Trials
+from hasten.optimization.measured.screening import Screening
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.onnx_files import saturates
@@ -57,7 +57,7 @@ class Mixing:
 
     def __init__(
         self,
-        trials: Trials,
+        trials: Screening,
         attempt: Callable[[Sequence[Single]], Any],
         likely: Likely,
         surely: Likely,
@@ -250,7 +250,7 @@ def _quantizes(step: Pass) -> bool:
     return any(field.name == "keep_float" for field in dataclasses.fields(step))  # type: ignore[arg-type]
 
 
-def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Trials) -> list[Engine]:
+def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Screening) -> list[Engine]:
     """The engine that a quantized model did best on and one more that runs it as fast, as far as a few
     turns tell: first one whose float is of lower precision.
 

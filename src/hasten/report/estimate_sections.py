@@ -1,21 +1,14 @@
-"""The report of a run for a device that isn't here, from its record alone."""
+"""The sections of a report on a device that isn't here, from records alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import msgspec
 from matplotlib.axes import Axes
 
-from hasten import bundle
-from hasten.bundle import Manifest
-from hasten.core.records import to_record
-from hasten.errors import IntegrityError
 from hasten.report.drawing import AFTER, EXACT, QUIET, Plot
-from hasten.report.evidence import as_path, numbers
-from hasten.report.foreseen import Foreseen, Foresight
-from hasten.report.foresight_rows import columns, figure, headline, latency_of, ranked_by, within
+from hasten.report.estimate_rows import columns, figure, latency_of, ranked_by, within
+from hasten.report.evidence import Report
 from hasten.report.markup import (
     NONE,
     Html,
@@ -26,66 +19,25 @@ from hasten.report.markup import (
     section,
     table,
 )
-from hasten.report.page import whole_page
-
-FORESIGHT = "foresight.json"
-_MOST_BYTES = 16 << 20
-_LARGEST = 2**63
+from hasten.report.result import EstimateRow, Estimates, Result
 
 
-def kept_foresight(folder: Path, manifest: Manifest) -> Foresight | None:
-    """Read a bundle's foresight; None where it has none.
-
-    Raises:
-        IntegrityError: it is damaged.
-    """
-    path = f"evidence/{FORESIGHT}"
-    if path not in manifest.files:
-        return None
-    if manifest.files[path][1] > _MOST_BYTES:
-        raise IntegrityError(f"{folder}: {path} is larger than {_MOST_BYTES >> 20} MiB")
-    try:
-        data = (folder / path).read_bytes()
-        result = msgspec.json.decode(data, type=Foresight, dec_hook=as_path)
-    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{folder}: {path} is damaged: {error}") from error
-    if result.status != manifest.status:
-        raise IntegrityError(
-            f"{folder}: {path} says {result.status}, the manifest {manifest.status}"
-        )
-    if not all(abs(number) < _LARGEST for number in numbers(to_record(result))):
-        raise IntegrityError(f"{folder}: {path} has a number that is infinite, or larger than any")
-    return result
-
-
-def render(result: Foresight, manifest: Manifest) -> bytes:
-    """Write the report as HTML."""
-    sections = [
-        _answers(result),
+def sections(report: Report, estimates: Estimates) -> list[Html]:
+    """Return the sections of the page, in order; one without records isn't there."""
+    result = report.result
+    made = [
+        _answers(result, estimates),
         section("notes", "What else to know", items(result.notes)) if result.notes else NONE,
-        _figures(result),
-        _frontier(result),
-        _shipped(result),
-        _tried(result),
-        _where(manifest),
+        _figures(estimates),
+        _frontier(estimates, result.budget_ns),
+        _shipped(estimates),
+        _tried(estimates),
+        _where(report),
     ]
-    return whole_page(
-        bundle_name=result.bundle.name,
-        headline=headline(result),
-        about=f"for {result.noun}, {result.device}; nothing here ran on it",
-        sections=[made for made in sections if made],
-        version=manifest.environment.get("hasten", ""),
-    )
+    return [one for one in made if one]
 
 
-def gathered_foresight(folder: Path) -> tuple[Foresight, Manifest] | None:
-    """Read a bundle's foresight with its manifest; None where it has none."""
-    manifest = bundle.read(folder)
-    result = kept_foresight(folder, manifest)
-    return None if result is None else (result, manifest)
-
-
-def _answers(result: Foresight) -> Html:
+def _answers(result: Result, estimates: Estimates) -> Html:
     """How fast, how sure, and what the figures are."""
     shipped = result.shipped
     cards = []
@@ -99,14 +51,14 @@ def _answers(result: Foresight) -> Html:
         "uncertified": ("✗ not certified", "bad"),
     }[result.status]
     cards.append(_card("How sure are we that it is as accurate?", mark, f"{result.why}.", tone))
-    if result.compared:
+    if estimates.compared:
         cards.append(
-            _card("Does the device answer so?", "✓ compared", f"{result.compared}.", "good")
+            _card("Does the device answer so?", "✓ compared", f"{estimates.compared}.", "good")
         )
     return element("section", element("ol", *cards, class_="answers"), id_="answers")
 
 
-def _how_fast(shipped: Foreseen, budget: str) -> tuple[str, str]:
+def _how_fast(shipped: EstimateRow, budget: str) -> tuple[str, str]:
     """Its latency, where it has one, and how that is known."""
     budget = f"{budget[0].upper()}{budget[1:]}." if budget else ""
     if (latency := latency_of(shipped)) != "none":
@@ -127,8 +79,8 @@ def _card(question: str, fact: str, said: str, tone: str) -> Html:
     return element("li", element("h2", question), shown, paragraph(said))
 
 
-def _figures(result: Foresight) -> Html:
-    head, *rows = columns(result)
+def _figures(estimates: Estimates) -> Html:
+    head, *rows = columns(estimates)
     if not rows:
         return NONE
     shown = [(role, name(label), *rest) for role, label, *rest in rows]
@@ -144,10 +96,10 @@ def _figures(result: Foresight) -> Html:
     )
 
 
-def _frontier(result: Foresight) -> Html:
+def _frontier(estimates: Estimates, budget_ns: float | None) -> Html:
     """Rank against area: what no other is both faster and smaller than."""
-    area = result.area
-    points = [row for row in result.rows if row.rank is not None and area in row.figures]
+    area = estimates.area
+    points = [row for row in estimates.rows if row.rank is not None and area in row.figures]
     if not area or len(points) < 2:
         return NONE
     best = [row for row in points if row.frontier]
@@ -160,9 +112,9 @@ def _frontier(result: Foresight) -> Html:
             axes.plot(row.figures[area], row.rank or 0.0, "o", color=tone.stand_in, markersize=6)
         line = sorted((row.figures[area], row.rank or 0.0) for row in best)
         axes.plot([x for x, _ in line], [y for _, y in line], color=AFTER.stand_in, linewidth=1.2)
-        if result.budget_ns is not None and unit == "ns":
-            axes.axhline(result.budget_ns, color=EXACT.stand_in, linestyle="--", linewidth=1)
-        budget = [result.budget_ns] if result.budget_ns is not None and unit == "ns" else []
+        if budget_ns is not None and unit == "ns":
+            axes.axhline(budget_ns, color=EXACT.stand_in, linestyle="--", linewidth=1)
+        budget = [budget_ns] if budget_ns is not None and unit == "ns" else []
         axes.set_xlim(0, 1.1 * max(row.figures[area] for row in points))
         axes.set_ylim(0, 1.15 * max([row.rank or 0.0 for row in points] + budget))
         axes.set_xlabel("area, cells" if unit == "ns" else "memory, bytes")
@@ -195,9 +147,9 @@ def _frontier(result: Foresight) -> Html:
     )
 
 
-def _shipped(result: Foresight) -> Html:
+def _shipped(estimates: Estimates) -> Html:
     """All figures of what ships."""
-    shipped = result.shipped
+    shipped = estimates.shipped
     if shipped is None or not shipped.figures:
         return NONE
     facts = [(key, figure(key, value, shipped.limits)) for key, value in shipped.figures.items()]
@@ -209,9 +161,11 @@ def _shipped(result: Foresight) -> Html:
     )
 
 
-def _tried(result: Foresight) -> Html:
+def _tried(estimates: Estimates) -> Html:
     rest = [
-        (name(row.label), row.said) for row in result.rows if not row.figures and row.rank is None
+        (name(row.label), row.said)
+        for row in estimates.rows
+        if not row.figures and row.rank is None
     ]
     if not rest:
         return NONE
@@ -222,10 +176,10 @@ def _tried(result: Foresight) -> Html:
     )
 
 
-def _where(manifest: Manifest) -> Html:
+def _where(report: Report) -> Html:
     facts = [
-        ("target", manifest.target.device),
-        *manifest.environment.items(),
-        ("made", manifest.created),
+        ("target", report.target.device),
+        *report.environment.items(),
+        ("made", report.created),
     ]
     return section("environment", "Where", table("Where it was made", ("fact", "value"), facts))

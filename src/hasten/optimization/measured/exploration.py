@@ -12,15 +12,14 @@ import numpy as np
 
 from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
-from hasten.core.progress import Listener, Progress
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError
 from hasten.measure.candidate import Candidate, Single, Trial
-from hasten.optimization.search.escalation import Escalation
-from hasten.optimization.search.grid import neighbours, variations
-from hasten.optimization.search.mixing import SCREEN_NOISE, Least, Mixing
-from hasten.optimization.search.order import Order
-from hasten.optimization.search.trials import Trials
+from hasten.optimization.grid import neighbours, variations
+from hasten.optimization.job import Job
+from hasten.optimization.measured.escalation import Escalation
+from hasten.optimization.measured.mixing import SCREEN_NOISE, Least, Mixing
+from hasten.optimization.measured.screening import Screening
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.little import little_of
 
@@ -35,35 +34,31 @@ class Exploration:
 
     Args:
         trials: Where each is tried.
-        order: What was asked for.
+        job: The run.
         units: Of the search split; samples with one number were drawn together.
         sealed_draws: How many draws there are to certify by.
         sealed_samples: How many samples they come to.
-        listen: Told of each step.
         on_better: Called with a trial that is the best so far.
         least: Tells the least time that the machine can take for the model, in a precision or, for
             None, in the fastest that it has; None where it can't.
-        notes: What the reader should know is added here.
     """
 
     def __init__(
         self,
-        trials: Trials,
-        order: Order,
+        trials: Screening,
+        job: Job,
         *,
         units: Array,
         sealed_draws: int,
         sealed_samples: int,
-        listen: Listener,
         on_better: Callable[[Trial], None],
         least: Least,
-        notes: list[str],
     ) -> None:
         self.trials = trials
         self.best: str | None = None
-        self._order, self._units, self._listen = order, units, listen
+        self._job, self._order, self._units = job, job.order, units
         self._sealed_draws, self._sealed_samples = sealed_draws, sealed_samples
-        self._on_better, self._least, self._notes = on_better, least, notes
+        self._on_better, self._least, self._notes = on_better, least, job.notes
         self._best_ratio = 1.0
         self._at_limit = False
         self._met: set[str] = set()
@@ -71,9 +66,11 @@ class Exploration:
     def explore(self, grid: Sequence[Single]) -> None:
         """Try the grid; further variants where the fastest aren't accurate enough; neighbours of the best."""
         model, target = self.trials.bench.model, self.trials.bench.target
-        if self._try(grid) and not self._over() and not self._fastest_surely_passes():
+        if not self._try(grid) or self._order.effort.depth != "all":
+            return
+        if not self._over() and not self._fastest_surely_passes():
             ranked = [t.candidate for t in self._worth_varying()]
-            self._try(variations(ranked, model, target, self._order.keep_float))
+            self._try(variations(ranked, model, target, self._order.keep_float, self._order.passes))
         common = (self.trials, self._try, self._likely_passes, self._surely_passes)
         if not self._over():
             Mixing(*common, self._left_s, self._least, self._notes).mix(self._ranked())
@@ -96,7 +93,7 @@ class Exploration:
         able = {
             little_of(t.candidate.passes)
             for t in ranked
-            if t.scores and self.trials.drop(t) < self._order.max_drop
+            if t.scores and self.trials.drop(t) < self.trials.promise.max_drop
         }
         return [t for t in ranked if (own := little_of(t.candidate.passes)) is None or own in able]
 
@@ -139,12 +136,14 @@ class Exploration:
                     f"the time limit left {left} of {len(candidates)} candidates untried"
                 )
                 return False
-            self._tell("try", candidate.label, number, len(candidates), outcome)
+            self._job.tell("try", candidate.label, number, len(candidates), outcome, self.best)
             trial = self.trials.run(candidate, beat)
             self._met.add(candidate.key)
             outcome = f"{candidate.label}: {self.trials.outcome(trial)}"
             self._note_better(trial)
-        self._tell("try", "all tried", len(candidates), len(candidates), outcome)
+        self._job.tell(
+            "try", "all tried", len(candidates), len(candidates), outcome, best=self.best
+        )
         return True
 
     def _ranked(self) -> list[Trial]:
@@ -176,7 +175,7 @@ class Exploration:
         draws = drawn(
             self.trials.exact_scores[: len(scores)],
             scores,
-            losses_only=self._order.guard != "net",
+            losses_only=self.trials.promise.guard != "net",
             binary=self.trials.binary,
             groups=self._units[: len(scores)],
         )
@@ -184,13 +183,13 @@ class Exploration:
         count = len(draws.differences)
         error = (max(flips, 1 / count) / count) ** 0.5  # what never flipped may have been luck
         drop = scale * max(0.0, float(draws.differences.mean())) + doubt * error  # a gain is luck
-        if drop >= self._order.max_drop:
+        if drop >= self.trials.promise.max_drop:
             return False
         needed = samples_needed(
             max(flips, drop),
             drop,
-            self._order.max_drop,
-            self._order.confidence,
+            self.trials.promise.max_drop,
+            self.trials.promise.confidence,
             method=draws.method,
         )
         return needed <= self._sealed_draws
@@ -220,7 +219,7 @@ class Exploration:
         lossy = [
             t
             for t in ranked
-            if not t.candidate.exact and self.trials.drop(t) < self._order.max_drop
+            if not t.candidate.exact and self.trials.drop(t) < self.trials.promise.max_drop
         ]
         lossy.sort(key=lambda t: not self._likely_passes(t))
         return [t.candidate for t in lossy[:_NEIGHBOURS_OF]] + exact[:1]
@@ -237,7 +236,7 @@ class Exploration:
                     self.trials.bench.transform(passes)
             done += 1
             name = Single(passes, self.trials.baseline.engine).label.rpartition(" + ")[0]
-            self._tell("transform", name, done, len(chains))
+            self._job.tell("transform", name, done, len(chains), best=self.best)
 
         self.trials.opened_baseline().worker.sleep()
         pool = ThreadPoolExecutor(_TRANSFORMS_AT_ONCE)
@@ -256,7 +255,7 @@ class Exploration:
         own = self.trials.ratio(trial).estimate
         if (
             own < self._best_ratio * (1 - SCREEN_NOISE)
-            and self.trials.drop(trial) < self._order.max_drop
+            and self.trials.drop(trial) < self.trials.promise.max_drop
         ):
             self._best_ratio = own
             self.best = f"{trial.candidate.label}, {1 / own:.2f}x so far"
@@ -267,7 +266,7 @@ class Exploration:
 
     def _left_s(self) -> float:
         """Time left to search in, in seconds."""
-        deadline = self._order.deadline
+        deadline = self._job.deadline
         return inf if deadline is None else deadline - self._reserve_s() - time.monotonic()
 
     def _reserve_s(self) -> float:
@@ -276,8 +275,3 @@ class Exploration:
         blocks = [block for some in rounds for block in some.values()]
         each_s = float(np.median(np.concatenate(blocks))) / 1e9 if blocks else 0.0
         return 20.0 + 3.0 * each_s * self._sealed_samples
-
-    def _tell(
-        self, stage: str, doing: str, done: int, total: int, outcome: str | None = None
-    ) -> None:
-        self._listen(Progress(stage, doing, done, total, outcome, self.best))

@@ -6,11 +6,11 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
-from hasten.core.progress import Progress
 from hasten.engines.fpga.engine import Fpga
 from hasten.engines.fpga.fixed_point import FixedPointProgram, cost, layers
 from hasten.measure.candidate import Single, Trial
-from hasten.optimization.cross_compilation.board import Board, rank
+from hasten.optimization.estimated.trials import Estimation, rank
+from hasten.optimization.job import Job
 from hasten.passes.base import Pass
 from hasten.passes.fixed_point import FixedPoint, LayerWidth
 
@@ -31,11 +31,13 @@ class FixedPointSearch:
     """The search for an FPGA.
 
     Attributes:
-        board: Where candidates are made.
+        job: The run.
+        trials: Where candidates are made.
         trained: Passes that hand in programs of networks trained for fewer and fewer bits.
     """
 
-    board: Board
+    job: Job
+    trials: Estimation
     trained: Sequence[Pass]
     _routed: dict[float, float] = dataclasses.field(default_factory=dict, init=False)
     """Adders of what was placed and routed now -> how many seconds it took."""
@@ -49,18 +51,17 @@ class FixedPointSearch:
 
     @property
     def _late(self) -> bool:
-        deadline = self.board.order.deadline
-        return deadline is not None and time.monotonic() > deadline
+        return self.job.late
 
     def _judge(self, step: Pass) -> Trial:
         candidate = Single((step,), FixedPointProgram())
-        count = len(self.board.done)
-        self.board.listen(Progress("widths", candidate.label, count, count + 1))
-        trial = self.board.judge(candidate)
-        said = f"{candidate.label}: {self.board.said(trial)}"
+        count = len(self.trials.done)
+        self.job.tell("widths", candidate.label, count, count + 1)
+        trial = self.trials.judge(candidate)
+        said = f"{candidate.label}: {self.trials.outcome(trial)}"
         if trial.properties and not trial.failure:
             said += f", some {cost(trial.properties):,.0f} adders"
-        self.board.listen(Progress("widths", candidate.label, count + 1, count + 1, said))
+        self.job.tell("widths", candidate.label, count + 1, count + 1, said)
         return trial
 
     def _train(self) -> None:
@@ -72,7 +73,7 @@ class FixedPointSearch:
             trial = self._judge(step)
             if trial.failure:
                 return
-            failures = 0 if self.board.able(trial) else failures + 1
+            failures = 0 if self.trials.able(trial) else failures + 1
 
     def _narrow_all(self) -> None:
         """Give all numbers fewer and fewer bits, until twice in a row too much is lost."""
@@ -83,7 +84,7 @@ class FixedPointSearch:
             trial = self._judge(FixedPoint(bits, bits, bits))
             if trial.skipped or (trial.failure and not trial.artifact):
                 return
-            failures = 0 if self.board.able(trial) else failures + 1
+            failures = 0 if self.trials.able(trial) else failures + 1
 
     def _narrow_layers(self) -> None:
         """From the fewest bits for all that are under the limit, take bits where they cost least accuracy.
@@ -101,7 +102,7 @@ class FixedPointSearch:
                     break
                 left -= 1
                 trial = self._judge(other)
-                if self.board.able(trial) and _cost(trial) < _cost(best):
+                if self.trials.able(trial) and _cost(trial) < _cost(best):
                     better = trial
                     break
             if better is None:
@@ -118,15 +119,15 @@ class FixedPointSearch:
         """Return the programs under the limit."""
         return [
             trial
-            for trial in self.board.done.values()
-            if isinstance(trial.candidate.engine, FixedPointProgram) and self.board.able(trial)
+            for trial in self.trials.done.values()
+            if isinstance(trial.candidate.engine, FixedPointProgram) and self.trials.able(trial)
         ]
 
     def _front(self) -> list[Trial]:
         """Return programs that no other is both as small and as safe as, the smallest first."""
         kept: list[Trial] = []
         for trial in sorted(self._programs(), key=_cost):
-            if not kept or self.board.risk(trial) < self.board.risk(kept[-1]):
+            if not kept or self.trials.risk(trial) < self.trials.risk(kept[-1]):
                 kept.append(trial)
         return kept
 
@@ -135,7 +136,9 @@ class FixedPointSearch:
         front = self._front()
         made: dict[int, Trial] = {}
         costs = [_cost(trial) for trial in front]
-        for wanted in worth_designs([self.board.risk(t) for t in front], self.board.order.max_drop):
+        for wanted in worth_designs(
+            [self.trials.risk(t) for t in front], self.trials.promise.max_drop
+        ):
             for place in in_place_of(costs, wanted):
                 if place in made or self._late:
                     break
@@ -152,16 +155,16 @@ class FixedPointSearch:
     def _too_long(self, cost: float) -> bool:
         """Whether a design would hardly be routed in time, by the one that took longest so far."""
         return any(
-            seconds * (cost / known) ** _ROUTING_GROWS > self.board.bench.limit_s
+            seconds * (cost / known) ** _ROUTING_GROWS > self.trials.bench.limit_s
             for known, seconds in self._routed.items()
             if cost > known > 0
         )
 
     def _tell_skipped(self, program: Trial) -> None:
-        label, count = program.candidate.label, len(self.board.done)
-        limit = f"{self.board.bench.limit_s:.0f} s"
+        label, count = program.candidate.label, len(self.trials.done)
+        limit = f"{self.trials.bench.limit_s:.0f} s"
         said = f"{label}: no design, which would hardly be routed within {limit} (--trial-limit)"
-        self.board.listen(Progress("design", label, count, count, said))
+        self.job.tell("design", label, count, count, said)
 
     def _cut_otherwise(self, program: Trial, design: Trial) -> None:
         """Let more and more additions follow each other, until twice in a row it gets slower; else only one."""
@@ -177,15 +180,15 @@ class FixedPointSearch:
 
     def _design(self, program: Trial, engine: Fpga) -> Trial:
         candidate = Single(program.candidate.passes, engine)
-        count = len(self.board.done)
-        self.board.listen(Progress("design", candidate.label, count, count + 1))
+        count = len(self.trials.done)
+        self.job.tell("design", candidate.label, count, count + 1)
         begin = time.monotonic()
-        trial = self.board.estimate(self.board.made_as(program, candidate))
+        trial = self.trials.estimate(self.trials.made_as(program, candidate))
         self._routed[_cost(program)] = time.monotonic() - begin
-        said = f"{candidate.label}: {self.board.said(trial)}"
+        said = f"{candidate.label}: {self.trials.outcome(trial)}"
         if trial.estimate is not None:
             said = f"{candidate.label}: {rank(trial):.1f} ns, place-and-route"
-        self.board.listen(Progress("design", candidate.label, count + 1, count + 1, said))
+        self.job.tell("design", candidate.label, count + 1, count + 1, said)
         return trial
 
 

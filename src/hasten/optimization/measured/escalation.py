@@ -17,8 +17,8 @@ from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_scores
 from hasten.inputs.metrics.top_k import Top1, Top5
 from hasten.measure.candidate import Single, Trial
-from hasten.optimization.search.mixing import SCREEN_NOISE, Likely
-from hasten.optimization.search.trials import Trials
+from hasten.optimization.measured.mixing import SCREEN_NOISE, Likely
+from hasten.optimization.measured.screening import Screening
 from hasten.passes.little import little_of
 
 _RANKS: dict[type[Metric], int] = {Top1: 1, Agreement: 1, Top5: 5}
@@ -42,7 +42,7 @@ class Escalation:
 
     def __init__(
         self,
-        trials: Trials,
+        trials: Screening,
         attempt: Callable[[Sequence[Single]], Any],
         likely: Likely,
         surely: Likely,
@@ -57,7 +57,7 @@ class Escalation:
         Args:
             ranked: What ran through, fastest first.
         """
-        rank = _RANKS.get(type(self._trials.metric))
+        rank = _RANKS.get(type(self._trials.promise.metric))
         if rank is None:
             return
         able = [t for t in ranked if t.scores and t.candidate.passes]
@@ -111,7 +111,7 @@ class Escalation:
 
     def _margins(self, base: Trial, rank: int) -> tuple[str, Array, Array]:
         """Return the output with class scores, and each search sample's margin and score."""
-        metric: Any = self._trials.metric
+        metric: Any = self._trials.promise.metric
         bench, found, scores = self._trials.bench, [], []
         if base.artifact is None:
             raise CandidateError(f"{base.candidate.label} was not built")

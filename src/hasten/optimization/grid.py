@@ -41,7 +41,11 @@ def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:
                 yield queue[i]
 
 
-def _passes(names: Sequence[str], model: Model, target: Target) -> list[list[Pass]]:
+def _passes(
+    names: Sequence[str], model: Model, target: Target, wanted: Sequence[str] | None
+) -> list[list[Pass]]:
+    if wanted is not None:
+        names = [name for name in names if name in wanted]
     family = FAMILIES.get(target.family)
     if family is not None and family.passes is not None:
         names = [name for name in names if name in family.passes or name in _EXACT_PASSES]
@@ -72,8 +76,9 @@ def grid(
     target: Target,
     *,
     engine_names: Sequence[str] = ENGINES,
+    pass_names: Sequence[str] | None = None,
     keep_float: tuple[str, ...] = (),
-    littles: Sequence[Little] = (),
+    small_models: Sequence[Little] = (),
 ) -> list[Single]:
     """Return the first proposals: every pass's likeliest variant on every engine.
 
@@ -83,8 +88,9 @@ def grid(
         model: The original.
         target: The device.
         engine_names: Which runtimes to try.
+        pass_names: Which transformations to try; None for all.
         keep_float: Nodes of the original that no pass may quantize.
-        littles: Smaller models to try in its place, as they are and in int8.
+        small_models: Smaller models to try in its place, as they are and in int8.
 
     Raises:
         InputError: an engine's name is unknown, or none is installed.
@@ -93,24 +99,24 @@ def grid(
     untouched = [Single((), engine) for engine in engines if model.format in engine.formats]
     converted = [
         Single((_kept(step, keep_float),), engine)
-        for step in _by_turns(_passes(_CONVERSIONS, model, target))
+        for step in _by_turns(_passes(_CONVERSIONS, model, target, None))
         for engine in engines
         if _takes(engine, step)
     ]
     exact = [
         Single((step,), engine)
-        for step in _by_turns(_passes(_EXACT_PASSES, model, target))
+        for step in _by_turns(_passes(_EXACT_PASSES, model, target, pass_names))
         for engine in engines
         if engine.exact and _takes(engine, step) and _useful(step, engine)
     ]
     lossy = [
         Single((_kept(step, keep_float),), engine)
-        for step in _likeliest(model, target)
+        for step in _likeliest(model, target, pass_names)
         for engine in engines
         if _takes(engine, step)
     ]
-    for little in littles:
-        further = [] if little.quantized else _likeliest(little.source(model), target)
+    for little in small_models:
+        further = [] if little.quantized else _likeliest(little.source(model), target, pass_names)
         chains = [(little,), *((little, step) for step in further)]
         lossy += [
             Single(chain, engine)
@@ -137,13 +143,17 @@ def originals(model: Model) -> list[Single]:
     return [Single((), engine) for engine in first if model.format in engine.formats]
 
 
-def _likeliest(model: Model, target: Target) -> list[Pass]:
+def _likeliest(model: Model, target: Target, wanted: Sequence[str] | None) -> list[Pass]:
     """Return each lossy pass's likeliest variant."""
-    return [variants[0] for variants in _passes(_LOSSY_PASSES, model, target) if variants]
+    return [variants[0] for variants in _passes(_LOSSY_PASSES, model, target, wanted) if variants]
 
 
 def variations(
-    fastest: Sequence[Single], model: Model, target: Target, keep_float: tuple[str, ...] = ()
+    fastest: Sequence[Single],
+    model: Model,
+    target: Target,
+    keep_float: tuple[str, ...] = (),
+    pass_names: Sequence[str] | None = None,
 ) -> list[Single]:
     """Return the passes' further variants, each on the two engines on which its first did best.
 
@@ -155,6 +165,7 @@ def variations(
         model: The original.
         target: The device.
         keep_float: Nodes of the original that no pass may quantize.
+        pass_names: Which transformations to try; None for all.
     """
     sources = dict.fromkeys(little_of(c.passes) for c in fastest if _varies(c.passes))
     found: list[list[Single]] = []
@@ -163,7 +174,7 @@ def variations(
         own = [c for c in fastest if little_of(c.passes) == little]
         kept = keep_float if little is None else ()
         source = model if little is None else little.source(model)
-        for queue in _passes(_LOSSY_PASSES, source, target):
+        for queue in _passes(_LOSSY_PASSES, source, target, pass_names):
             ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
             found.append(
                 [

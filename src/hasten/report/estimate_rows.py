@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hasten.engines.estimates import TIMED
-from hasten.report.foreseen import Foreseen, Foresight
+from hasten.report.result import EstimateRow, Estimates, Result
 
 _SHOWN = 5
 """Figures beside latency and rank, at most."""
 HEAD = ("", "candidate", "latency", "by")
 
 
-def latency_of(row: Foreseen) -> str:
+def latency_of(row: EstimateRow) -> str:
     """A latency in words, where there is one: of a design, in nanoseconds or microseconds."""
     if row.latency_ns is None or row.source not in TIMED:
         return "none"
@@ -22,7 +22,7 @@ def latency_of(row: Foreseen) -> str:
     return f"{row.latency_ns / 1e3:.4g} µs"
 
 
-def ranked_by(row: Foreseen) -> str:
+def ranked_by(row: EstimateRow) -> str:
     """What is compared, where it is no latency."""
     if row.rank is None or row.unit == "ns":
         return ""
@@ -36,7 +36,7 @@ def figure(name: str, value: float, limits: Mapping[str, float]) -> str:
     return f"{shown} of {most:,.0f} ({100 * value / most:.0f}%)" if most else shown
 
 
-def columns(result: Foresight) -> list[tuple[str, ...]]:
+def columns(result: Estimates) -> list[tuple[str, ...]]:
     """Return the head and the rows of the candidates that the device's tools told of."""
     told = [row for row in result.rows if row.figures or row.rank is not None]
     names = list(dict.fromkeys(name for row in told for name in row.figures))
@@ -48,7 +48,7 @@ def columns(result: Foresight) -> list[tuple[str, ...]]:
 
 
 def _cells(
-    result: Foresight, row: Foreseen, names: Sequence[str], *, ranked: bool
+    result: Estimates, row: EstimateRow, names: Sequence[str], *, ranked: bool
 ) -> tuple[str, ...]:
     role = "ships" if row.label == result.winner else ("frontier" if row.frontier else "")
     figures = (
@@ -59,18 +59,19 @@ def _cells(
     return (role, row.label, latency_of(row), row.source, *own, *figures, row.said)
 
 
-def headline(result: Foresight) -> str:
+def headline(result: Result) -> str:
     """The result in a few words."""
+    assert result.estimates is not None
     shipped = result.shipped
     if shipped is None:
         return "Nothing for the device ships"
     sure = {"certified": "certified", "exact": "exact", "uncertified": "not certified"}
     if latency_of(shipped) == "none":
-        return f"Made for {result.device}, {sure[result.status]}"
+        return f"Made for {result.estimates.device}, {sure[result.status]}"
     return f"{latency_of(shipped)} by {shipped.source}, {sure[result.status]}"
 
 
-def within(result: Foresight) -> str:
+def within(result: Result) -> str:
     """Say whether what ships is within the budget; empty where none was given."""
     if result.budget_ns is None:
         return ""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from hasten.core.progress import Progress
 from hasten.engines.fpga.fixed_point import FixedPointProgram
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Single, Trial
-from hasten.optimization.cross_compilation.board import Board
+from hasten.optimization.estimated.trials import Estimation
 
 
-def compare(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
+def compare(trials: Estimation, one: Trial, other: Trial, samples: Spool) -> int:
     """Let both answer samples, and compare their bits.
 
     Returns:
@@ -22,9 +21,9 @@ def compare(board: Board, one: Trial, other: Trial, samples: Spool) -> int:
         CandidateError: they differ (on which sample), or one of both fails.
     """
     count = 0
-    with board.opened(one) as first, board.opened(other) as second:
+    with trials.opened(one) as first, trials.opened(other) as second:
         answers = zip(
-            board.bench.predict(first, samples), board.bench.predict(second, samples), strict=True
+            trials.bench.predict(first, samples), trials.bench.predict(second, samples), strict=True
         )
         for mine, theirs in answers:
             for name, array in mine.items():
@@ -48,12 +47,12 @@ def simulates(trial: Trial) -> bool:
     return True
 
 
-def program_of(board: Board, trial: Trial) -> Trial:
+def program_of(trials: Estimation, trial: Trial) -> Trial:
     """Return the program that a design was made of, which answers as it does at once; of others, itself."""
-    return board.done.get(Single(trial.candidate.passes, FixedPointProgram()).key, trial)
+    return trials.done.get(Single(trial.candidate.passes, FixedPointProgram()).key, trial)
 
 
-def compare_with_program(board: Board, trial: Trial, samples: Spool) -> int:
+def compare_with_program(trials: Estimation, trial: Trial, samples: Spool) -> int:
     """Let a design's RTL and the program that it was made of answer samples.
 
     Returns:
@@ -62,8 +61,7 @@ def compare_with_program(board: Board, trial: Trial, samples: Spool) -> int:
     Raises:
         CandidateError: they differ, or one of both fails.
     """
-    program = program_of(board, trial)
+    program = program_of(trials, trial)
     if program is trial or not simulates(trial):
         return 0
-    board.listen(Progress("certify", f"comparing the RTL of {trial.candidate.label}", 0, 1))
-    return compare(board, program, trial, samples)
+    return compare(trials, program, trial, samples)
