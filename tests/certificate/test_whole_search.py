@@ -10,7 +10,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hasten.optimization.search.trials import risk
 from numpy.typing import NDArray
 
 from hasten.certificate import draws
@@ -20,6 +19,7 @@ from hasten.certificate.promise import Promise
 from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.intervals import Ratio
 from hasten.optimization.choose import Standing, ladder
+from hasten.optimization.trials import risk
 
 ALPHA = 0.05
 MAX_DROP = 0.02

@@ -16,7 +16,8 @@ from hasten.engines.openvino.engine import OpenVino
 from hasten.measure.candidate import Single
 from hasten.measure.roofline import LayerWork
 from hasten.measure.under_load import Generator
-from hasten.optimization.limits import intended
+from hasten.optimization.measured import loads
+from hasten.optimization.measured.limits import intended
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.little import Little
 from hasten.passes.nncf_quantization import NncfQuantization
@@ -101,7 +102,7 @@ def test_without_a_bound_there_is_no_servers_scenario(tmp_path: Path) -> None:
 def test_a_scenario_that_would_take_long_is_left_out_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(hasten.optimization.loads._LONGEST_S, "offline", 0.0)
+    monkeypatch.setitem(loads._LONGEST_S, "offline", 0.0)
     with quick_runs(load_s=0.01):
         result = hasten.optimize(
             models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
@@ -120,7 +121,7 @@ def test_a_scenario_that_fails_costs_no_bundle(
         raise hasten.CandidateError("it crashed")
 
     monkeypatch.setattr(Generator, "once", fails)
-    monkeypatch.setitem(hasten.optimization.loads._LONGEST_S, "single-stream", left_out_above_s)
+    monkeypatch.setitem(loads._LONGEST_S, "single-stream", left_out_above_s)
     with quick_runs(load_s=0.01):
         result = hasten.optimize(
             models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)

@@ -75,9 +75,5 @@ def optimize(
 
 
 def judge_for(job: Job, ready: Ready) -> Judge:
-    """Return what compares candidates: measurement where the device is here, else its own tools.
-
-    Raises:
-        InputError: an option needs the device to be here.
-    """
+    """Return what compares candidates: measurement where the device is here, else its own tools."""
     return (Estimated if ready.target.kind == "compile-only" else Measured)(job, ready)

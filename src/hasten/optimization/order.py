@@ -122,8 +122,8 @@ class Order:
             "budget": self.budget_s,
         }
         for name, limit_s in limits.items():
-            if limit_s is not None and not (math.isfinite(limit_s) and limit_s > 0):
-                raise InputError(f"the {name} is in seconds, above 0: got {limit_s}")
+            if limit_s is not None and not _positive(limit_s):
+                raise InputError(f"the {name} is in seconds, above 0: got {limit_s!r}")
         check_bound(self.latency_bound_s)
 
     def changed(self, **options: Unpack[Options]) -> Order:
@@ -154,3 +154,7 @@ def order_of(**options: Unpack[Options]) -> Order:
         TypeError: there is no such option.
     """
     return Order(effort=effort_of("normal")).changed(**options)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0

@@ -117,7 +117,9 @@ def prepare(
     order = job.order
     target = find_target(order.target)
     family = None if target.kind == "host" else family_of(target)
-    for kind in engine_kinds(engine_names(order, target)):
+    if target.kind == "compile-only":
+        check_measures_nothing(order, target, small_model)
+    for kind in _kinds(order, target):
         kind.check_tools(target)
     found = find_model(model)
     preparation = pipeline or from_module(found)
@@ -200,7 +202,26 @@ def facts(order: Order, ready: Ready) -> dict[str, Any]:
 
 
 def _kinds(order: Order, target: Target) -> list[type[Engine]]:
-    return engine_kinds(engine_names(order, target))
+    elsewhere = target if target.kind == "compile-only" else None
+    return engine_kinds(engine_names(order, target), elsewhere)
+
+
+def check_measures_nothing(order: Order, target: Target, small_model: Any) -> None:
+    """Check that nothing was asked that takes a device which isn't here.
+
+    Raises:
+        InputError: which option.
+    """
+    asked = {
+        "objective": order.objective != "p50",
+        "latency_bound_s": order.latency_bound_s is not None,
+        "small_model": small_model is not None,
+    }
+    for name, given in asked.items():
+        if given:
+            raise InputError(
+                f"{name}= needs measured latencies, and {target.device} isn't here: leave it out"
+            )
 
 
 def named_students(small_model: Any) -> list[Student]:

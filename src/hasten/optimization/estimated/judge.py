@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from hasten.core.devices import family_of
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError
 from hasten.measure.intervals import Ratio
 from hasten.measure.workbench import Opened
 from hasten.optimization.choose import Standing, ladder
@@ -18,7 +17,6 @@ from hasten.optimization.estimated.trials import Estimation, comparable, rank, r
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
-from hasten.optimization.order import Order
 from hasten.optimization.preparation import Ready, engine_names
 
 _TRIAL_LIMIT_S = 900.0
@@ -33,15 +31,11 @@ class Estimated(Judge):
     Args:
         job: The run.
         ready: Its model and data.
-
-    Raises:
-        InputError: the order has options that need the device to be here.
     """
 
     trials: Estimation
 
     def __init__(self, job: Job, ready: Ready) -> None:
-        check_options(job.order, ready)
         self.job, self.ready = job, ready
         self.trials = Estimation(
             ready.bench(job.folder, job.order.trial_limit_s or _TRIAL_LIMIT_S),
@@ -165,26 +159,6 @@ class Estimated(Judge):
     def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
         """Say what ships, with what the device's tools say of it."""
         return Finish(self.job, self.ready, self.trials, verdicts).ending()
-
-
-def check_options(order: Order, ready: Ready) -> None:
-    """Check that nothing was asked that takes the device itself.
-
-    Raises:
-        InputError: which option.
-    """
-    device = family_of(ready.target).noun
-    here = {
-        "objective": order.objective != "p50",
-        "latency_bound_s": order.latency_bound_s is not None,
-        "small_model": bool(ready.small_models),
-    }
-    for name, given in here.items():
-        if given:
-            raise InputError(
-                f"{name}= is for a device that is here, where latency can be measured; the "
-                f"{device} {ready.target.device} isn't: leave it out"
-            )
 
 
 def _sure(ratio: float) -> Ratio:

@@ -1,8 +1,6 @@
 """What ships, by what was certified and by fresh rounds."""
 
 from collections.abc import Iterable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -11,14 +9,10 @@ import pytest
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Judgement, Verdict, judge
 from hasten.measure.race import AGAIN, BASELINE, Standings
-from hasten.optimization.delivery import Choice, Delivery, _settled_by_sealed_data
-from hasten.optimization.run import Run
+from hasten.optimization.judge import Ladder
+from hasten.optimization.measured.choice import Choice, decide, settled_by_sealed_data
 
 Judged = list[tuple[str, Judgement | str]]
-SLOWER = (
-    "fast passed, but in fresh rounds it was not faster than the exact model beyond the noise: "
-    "the exact model ships"
-)
 
 
 def judgement(lost: int) -> Judgement:
@@ -47,81 +41,64 @@ def standings(**ratios: float) -> Standings:
     return found
 
 
-def run() -> Run:
-    """What is read of a run: the baseline's key, labels (keys, here), sizes, and notes to add to."""
-    return cast(
-        Run,
-        SimpleNamespace(
-            trials=SimpleNamespace(baseline=SimpleNamespace(key="default")),
-            candidate=lambda key: SimpleNamespace(label=key),
-            artifact=lambda candidate: SimpleNamespace(size_bytes=1),
-            notes=[],
-        ),
-    )
-
-
 def only_rounds(final: Standings, name: str, *kept: int) -> Standings:
     """Let an entrant have run in these rounds alone."""
     final.rounds[name] = {number: final.rounds[name][number] for number in kept}
     return final
 
 
-def delivery(*, accept: bool = False) -> Delivery:
-    return Delivery(Path("b"), "inputs", None, keep_exact=True, accept_uncertified=accept)
-
-
 def settled(
     final: Standings, exact: str, judged: Judged, loose: str | None = None, *, accept: bool = False
-) -> tuple[Choice, list[str]]:
-    behind = run()
-    return delivery(accept=accept)._settled(behind, final, exact, judged, loose), behind.notes
+) -> Choice:
+    return decide(
+        Ladder(exact, ()),
+        judged,
+        final,
+        baseline="default",
+        loose=loose,
+        accept_uncertified=accept,
+    )
 
 
 def test_what_was_certified_ships_where_fresh_rounds_find_it_faster() -> None:
     final = standings(fast=0.5, exact=0.8)
-    choice, notes = settled(final, "exact", [("safe", PASSED), ("fast", PASSED)])
+    choice = settled(final, "exact", [("safe", PASSED), ("fast", PASSED)])
     assert choice == Choice("fast", "exact", "certified", PASSED.in_words(), PASSED)
-    assert notes == []
 
 
 @pytest.mark.parametrize("fast", [0.795, 0.8, 0.9])
 def test_what_is_not_faster_than_the_exact_model_in_fresh_rounds_does_not_ship(fast: float) -> None:
-    choice, notes = settled(standings(fast=fast, exact=0.8), "exact", [("fast", PASSED)])
+    choice = settled(standings(fast=fast, exact=0.8), "exact", [("fast", PASSED)])
     why = "what was certified was not faster than the exact model in fresh rounds"
-    assert choice == Choice("exact", "exact", "exact", why)
-    assert notes == [SLOWER]
+    assert choice == Choice("exact", "exact", "exact", why, beaten="fast")
 
 
 @pytest.mark.parametrize("kept", [[], [0], range(23), [*range(11), *range(12, 24)]])
 def test_what_fell_out_of_the_fresh_rounds_does_not_ship(kept: Iterable[int]) -> None:
     final = only_rounds(standings(fast=0.5, exact=0.8), "fast", *kept)
     judged: Judged = [("fast", PASSED)]
-    choice, notes = settled(final, "exact", judged, "fast", accept=True)
+    choice = settled(final, "exact", judged, "fast", accept=True)
     assert choice == Choice(
         "exact", "exact", "exact", "what was certified fell out of the fresh rounds"
     )
-    assert notes == []  # the race has told of it
-    rows = delivery()._rows(run(), final, Choice("fast", "exact", "certified", ""), None)
-    assert [row.role for row in rows] == ["default engine", "fastest exact"]
 
 
 @pytest.mark.parametrize("kept", [[0], range(23)])
 def test_an_exact_candidate_that_fell_out_leaves_the_default_engine(kept: Iterable[int]) -> None:
     final = only_rounds(standings(exact=0.5, fast=0.8), "exact", *kept)
-    choice, _ = settled(final, "exact", [])
+    choice = settled(final, "exact", [])
     assert (choice.winner, choice.exact, choice.status) == ("default", "default", "exact")
-    choice, _ = settled(final, "exact", [("fast", PASSED)])
+    choice = settled(final, "exact", [("fast", PASSED)])
     assert choice == Choice("fast", "default", "certified", PASSED.in_words(), PASSED)
 
 
 @pytest.mark.parametrize("exact", [0.987, 1.2])
 def test_an_exact_candidate_must_beat_the_default_engine_in_fresh_rounds_too(exact: float) -> None:
-    choice, notes = settled(standings(exact=exact), "exact", [])
+    choice = settled(standings(exact=exact), "exact", [])
     why = "nothing under the limit on the search split beat the exact model beyond the noise"
     assert choice == Choice("default", "default", "exact", why)
-    assert notes == []
     # What was certified is then to beat the default engine.
-    choice, _ = settled(standings(exact=exact, fast=0.9), "exact", [("fast", PASSED)])
+    choice = settled(standings(exact=exact, fast=0.9), "exact", [("fast", PASSED)])
     assert choice == Choice("fast", "default", "certified", PASSED.in_words(), PASSED)
 
 
@@ -130,7 +107,7 @@ def test_where_nothing_is_certified_the_bundle_says_what_failed_first() -> None:
         ([("fast", FAILED)], FAILED.in_words()),
         ([("fast", "it crashed")], "the candidate failed: it crashed"),
     ):
-        choice, _ = settled(standings(exact=0.8), "exact", cast(Judged, judged))
+        choice = settled(standings(exact=0.8), "exact", cast(Judged, judged))
         assert choice == Choice("exact", "exact", "exact", why)
     assert FAILED.verdict is Verdict.NOT_ACCURATE_ENOUGH
 
@@ -140,11 +117,9 @@ def test_the_uncertified_ships_when_asked_for_and_faster_than_the_exact_model(
     loose: float,
 ) -> None:
     final, judged = standings(loose=loose, exact=0.8), cast(Judged, [("loose", FAILED)])
-    asked, _ = settled(final, "exact", judged, "loose", accept=True)
-    unasked, _ = settled(final, "exact", judged, "loose")
-    marked = Choice(
-        "loose", "exact", "uncertified", f"shipped by --accept-uncertified: {FAILED.in_words()}"
-    )
+    asked = settled(final, "exact", judged, "loose", accept=True)
+    unasked = settled(final, "exact", judged, "loose")
+    marked = Choice("loose", "exact", "uncertified", f"accepted uncertified: {FAILED.in_words()}")
     assert unasked == Choice("exact", "exact", "exact", FAILED.in_words())
     assert asked == (marked if loose < 0.8 else unasked)
 
@@ -157,4 +132,4 @@ def test_only_what_the_sealed_data_left_open_may_ship_uncertified() -> None:
         Verdict.NOT_ACCURATE_ENOUGH,
     )
     judged: Judged = [("a", PASSED), ("b", few), ("c", FAILED), ("d", "it crashed")]
-    assert _settled_by_sealed_data(judged) == {"a", "c", "d"}
+    assert settled_by_sealed_data(judged) == {"a", "c", "d"}

@@ -11,6 +11,7 @@ import pytest
 from tests.support.desk import Desk
 from tests.support.faults import Faulty
 
+from hasten.certificate.promise import Promise
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.cascade import Cascade
@@ -25,8 +26,8 @@ from hasten.measure.candidate import Single, Trial
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
-from hasten.optimization.search.escalation import Escalation
-from hasten.optimization.search.trials import Trials
+from hasten.optimization.measured.escalation import Escalation
+from hasten.optimization.measured.screening import Screening
 from hasten.passes.base import Pass
 from hasten.passes.little import Little
 from hasten.passes.onnx_files import read_onnx, write_onnx
@@ -71,12 +72,11 @@ class Search:
             calibration=samples,
             calibration_hash="0",
         )
-        self.trials = Trials(
+        self.trials = Screening(
             bench,
             Journal(folder / "journal"),
             samples,
-            metric,
-            max_drop=1.0,
+            Promise(metric, max_drop=0.999),
             pace=Pace(warmup_ns=0, block_ns=0, at_least=64, at_most=64),
             seed=0,
         )

@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.desk import Desk
+from tests.support.jobs import job_in
 
+from hasten.certificate.promise import Promise
 from hasten.engines.openvino.engine import OpenVino
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
-from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.roofline import Floor, LayerFloor
 from hasten.measure.workbench import Workbench
-from hasten.optimization.search.exploration import Exploration
-from hasten.optimization.search.order import Order
-from hasten.optimization.search.trials import Trials
+from hasten.optimization.measured.exploration import Exploration
+from hasten.optimization.measured.screening import Screening
 from hasten.passes.nncf_quantization import NncfQuantization
 
 SAMPLES = 1000
@@ -41,9 +41,9 @@ def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong:
         calibration=spool,
         calibration_hash="0",
     )
-    trials = Trials(
-        bench, Journal(folder / "journal"), spool, Agreement(), max_drop=0.03, pace=Pace(), seed=0
-    )
+    promise = Promise(Agreement(), "changed", max_drop=0.03)
+    job = job_in(folder)
+    trials = Screening(bench, job.journal, spool, promise, pace=Pace(), seed=0)
     trials.exact_scores = np.ones(SAMPLES)
     trials.baseline = Single((), OpenVino())
     candidate = Single((NncfQuantization("performance"),), OpenVino())
@@ -57,7 +57,7 @@ def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong:
         baseline=taking(2 * EACH_NS),
         scores=(0.0,) * wrong + (1.0,) * (SAMPLES - wrong),
     )
-    found = Searched([], [])
+    found = Searched([], job.notes)
 
     def run(candidate: Candidate, beat: float = 1.0) -> Trial:
         if candidate.key not in trials.done:
@@ -69,14 +69,12 @@ def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong:
         patch.setattr(Exploration, "_transform", lambda self, candidates: None)
         Exploration(
             trials,
-            Order(Agreement(), "changed", 0.03, 0.95, 0),
+            job,
             units=np.arange(SAMPLES),
             sealed_draws=2000,
             sealed_samples=2000,
-            listen=lambda progress: None,
             on_better=lambda trial: None,
             least=lambda precision: floor,
-            notes=found.notes,
         ).explore([candidate])
     trials.close()
     return found

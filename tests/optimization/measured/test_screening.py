@@ -10,6 +10,7 @@ import pytest
 from tests.support.desk import Desk
 from tests.support.faults import Faulty
 
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -24,7 +25,8 @@ from hasten.measure.candidate import Single, Trial
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
-from hasten.optimization.search.trials import Trials, difference, ratio, risk
+from hasten.optimization.measured.screening import Screening, difference, ratio
+from hasten.optimization.trials import risk
 from hasten.passes.base import Pass, Skipped
 
 ENGINE = OnnxRuntime(threads=1)
@@ -64,7 +66,7 @@ def bench(desk: Desk, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Workbenc
 
 
 class Search:
-    """Trials on 200 samples, labelled by the model itself, a fifth of them wrongly."""
+    """Screening on 200 samples, labelled by the model itself, a fifth of them wrongly."""
 
     def __init__(self, bench: Workbench, folder: Path) -> None:
         x = np.random.default_rng(1).standard_normal((200, 16), dtype=np.float32)
@@ -75,18 +77,16 @@ class Search:
         labels[::5] = (labels[::5] + 1) % 4
         self.samples = write_spool(ArrayDataset({"x": x}, labels), folder / "search")
         self.bench, self.path = bench, folder / "journal"
-        self.open: list[Trials] = []
+        self.open: list[Screening] = []
 
-    def trials(self, guard: Guard = "net", grid: tuple[Single, ...] = (BASELINE,)) -> Trials:
-        trials = Trials(
+    def trials(self, guard: Guard = "net", grid: tuple[Single, ...] = (BASELINE,)) -> Screening:
+        trials = Screening(
             self.bench,
             Journal(self.path),
             self.samples,
-            Top1(),
-            max_drop=0.01,
+            Promise(Top1(), guard),
             pace=PACE,
             seed=0,
-            guard=guard,
         )
         self.open.append(trials)
         trials.begin(grid)

@@ -13,7 +13,7 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import InputError
 from hasten.measure.candidate import Single
-from hasten.optimization.search.grid import grid, neighbours, variations
+from hasten.optimization.grid import grid, neighbours, variations
 from hasten.passes.base import Pass
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
@@ -154,7 +154,7 @@ def test_a_little_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_
     desk: Desk, host: Target
 ) -> None:
     little = Little(desk.model.path, (), "0")
-    proposals = grid(desk.model, host, littles=[little])
+    proposals = grid(desk.model, host, small_models=[little])
     beside = [c for c in proposals if little in c.passes]
     assert {type(c.engine) for c in beside if c.passes == (little,)} == {
         OnnxRuntime,
@@ -171,7 +171,7 @@ def test_a_little_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_
 
 def test_of_many_little_models_the_two_fastest_are_varied(desk: Desk, host: Target) -> None:
     littles = [Little(desk.model.path, (), "0", name) for name in ("a", "b", "c")]
-    proposals = grid(desk.model, host, littles=littles)
+    proposals = grid(desk.model, host, small_models=littles)
     by_speed = sorted(proposals, key=lambda c: (not c.passes, c.passes[:1] != (littles[1],)))
     varied = variations(by_speed, desk.model, host)
     named = {step.name for c in varied for step in c.passes if isinstance(step, Little)}

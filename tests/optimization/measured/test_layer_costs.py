@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.engines.layers import LayerTime
-from hasten.optimization.search.layers import (
+from hasten.optimization.measured.layers import (
     LayerCost,
     between_shares,
     kept_for,

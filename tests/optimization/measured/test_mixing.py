@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.support.desk import Desk
 
+from hasten.certificate.promise import Promise
 from hasten.core.records import to_record
 from hasten.engines.layers import LayerTime
 from hasten.engines.openvino.engine import OpenVino
@@ -22,8 +23,8 @@ from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.roofline import Floor, LayerFloor
 from hasten.measure.workbench import Workbench
-from hasten.optimization.search.mixing import Mixing, mixed
-from hasten.optimization.search.trials import Trials
+from hasten.optimization.measured.mixing import Mixing, mixed
+from hasten.optimization.measured.screening import Screening
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
@@ -106,8 +107,8 @@ class Search:
             folder, desk.bench.target, model=desk.model, calibration=spool, calibration_hash="0"
         )
         journal = Journal(folder / "journal")
-        self.trials = Trials(
-            bench, journal, spool, Agreement(), max_drop=LIMIT, pace=Pace(), seed=0
+        self.trials = Screening(
+            bench, journal, spool, Promise(Agreement(), max_drop=LIMIT), pace=Pace(), seed=0
         )
         self.trials.exact_scores = np.ones(SAMPLES)
         for candidate, times in ((PLAIN, network.float_ns), (INT8, network.int8_ns)):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from tests.support.desk import Desk
 from tests.support.faults import Faulty
+from tests.support.jobs import job_in
 
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
@@ -20,11 +22,11 @@ from hasten.inputs.data.dataset import Subset
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.candidate import Single, Trial
+from hasten.measure.effort import Effort
 from hasten.measure.journal import Journal
-from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
-from hasten.optimization.run import Run
-from hasten.optimization.search.order import Order
+from hasten.optimization.measured.judge import Measured
+from hasten.optimization.preparation import Ready
 from hasten.optimization.workspace import Parts
 
 ENGINE = OnnxRuntime(threads=1)
@@ -59,7 +61,7 @@ class Moving(Session):
 
 
 class Rivalry:
-    """Runs on 200 samples whose labels are the model's own answers, but one class further each fifth."""
+    """Measureds on 200 samples whose labels are the model's own answers, but one class further each fifth."""
 
     def __init__(self, desk: Desk, folder: Path) -> None:
         self.x = np.random.default_rng(1).standard_normal((200, 16), dtype=np.float32)
@@ -76,7 +78,7 @@ class Rivalry:
             calibration_hash="0",
         )
         self.folder = folder
-        self.runs: list[Run] = []
+        self.runs: list[Measured] = []
 
     def rival(self, swapped: int) -> Single:
         """One that loses so many answers and gains as many, all over the samples."""
@@ -84,11 +86,17 @@ class Rivalry:
         moved = self.x[np.concatenate((wrong, wrong + 1)), 0]
         return Single((), Trading(ENGINE, moved=tuple(moved.tolist())))
 
-    def tried(self, rival: Single, guard: Guard) -> tuple[Run, Trial]:
+    def tried(self, rival: Single, guard: Guard) -> tuple[Measured, Trial]:
         units = np.arange(200)
-        run = Run(
-            bench=self.bench,
-            journal=Journal(self.folder / f"journal-{guard}"),
+        job = job_in(
+            self.folder,
+            Journal(self.folder / f"journal-{guard}"),
+            guard=guard,
+            max_drop=0.02,
+            effort=Effort(warmup_ns=0, block_ns=0, ceilings=False),
+        )
+        ready = Ready(
+            model=self.bench.model,
             parts=Parts(
                 calibration=self.samples,
                 calibration_hash="0",
@@ -99,11 +107,14 @@ class Rivalry:
                 sealed_hashes=(),
                 notes=(),
             ),
-            order=Order(Top1(), guard, max_drop=0.02, confidence=0.95, seed=0),
-            listen=lambda _: None,
-            on_better=lambda *_: None,
-            pace=Pace(warmup_ns=0, block_ns=0, at_least=3, at_most=3),
+            training=None,
+            pipeline=None,
+            promise=Promise(Top1(), guard, max_drop=0.02),
+            target=self.bench.target,
+            small_models=(),
+            trained={},
         )
+        run = Measured(job, ready)
         self.runs.append(run)
         run.trials.begin([BASELINE])
         return run, run.trials.run(rival)

@@ -10,7 +10,7 @@ from hasten.measure.candidate import Measurement, Single, Trial
 from hasten.measure.intervals import Statistic
 from hasten.measure.latency import Pace, pace_for
 from hasten.measure.race import AGAIN, BASELINE, Standings, _finished, dominated
-from hasten.optimization.search.trials import ratio
+from hasten.optimization.measured.screening import ratio
 
 Draw = Callable[[np.random.Generator], Sequence[float]]
 
