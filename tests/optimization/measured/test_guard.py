@@ -116,8 +116,8 @@ class Rivalry:
         )
         run = Measured(job, ready)
         self.runs.append(run)
-        run.trials.begin([BASELINE])
-        return run, run.trials.run(rival)
+        run.racing.trials.begin([BASELINE])
+        return run, run.racing.trials.run(rival)
 
 
 @pytest.fixture
@@ -138,10 +138,10 @@ def test_five_lost_for_five_gained_race_under_net_and_not_under_lost(
     run, trial = rivalry.tried(rival, guard)
     assert trial.failure is None
     assert trial.scores is not None
-    changes = np.array(trial.scores) - run.trials.exact_scores
+    changes = np.array(trial.scores) - run.racing.trials.exact_scores
     assert ((changes < 0).sum(), (changes > 0).sum()) == (5, 5)
-    assert run.trials.drop(trial) == pytest.approx(drop)
-    assert (rival in run.field()) == (guard == "net")
+    assert run.racing.trials.drop(trial) == pytest.approx(drop)
+    assert (rival in run.racing.field()) == (guard == "net")
 
 
 @pytest.mark.parametrize(("guard", "scored"), [("net", 200), ("lost", 128)])

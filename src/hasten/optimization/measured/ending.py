@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hasten.bundle import Part
 from hasten.certificate.certification import last_certified
@@ -30,10 +30,8 @@ from hasten.optimization.measured.outcomes import (
     outcomes,
     rungs,
 )
+from hasten.optimization.measured.racing import Racing
 from hasten.report.result import UNEVEN, Limit, Result, Row, row
-
-if TYPE_CHECKING:
-    from hasten.optimization.measured.judge import Measured
 
 _CLEARLY = 0.95
 """Share of what ships that an uncertified model's latency must stay under to be worth a row."""
@@ -44,47 +42,47 @@ class Finish:
     """From the verdicts to what ships.
 
     Attributes:
-        judge: The run's judge.
+        racing: The run's candidates and their races.
         ladder: As it was frozen.
         verdicts: What the sealed data showed of it.
     """
 
-    judge: Measured
+    racing: Racing
     ladder: Ladder
     verdicts: Verdicts
 
     def ending(self) -> Ending:
         """Time what was chosen in fresh rounds, and say what ships, with all figures of it."""
-        judge, order = self.judge, self.judge.job.order
+        racing, order = self.racing, self.racing.job.order
         passed = last_certified(self.verdicts)
         winner = passed[0] if passed else self.ladder.exact
         loose = self._fastest_uncertified(winner)
-        best = best_of_methods(judge) if judge.ready.trained else {}
+        best = best_of_methods(racing) if racing.ready.trained else {}
         final = self._fresh_figures([self.ladder.exact, winner, loose, *best.values()])
         choice = decide(
             self.ladder,
             self.verdicts,
             final,
-            baseline=judge.trials.baseline.key,
+            baseline=racing.trials.baseline.key,
             loose=loose,
             accept_uncertified=order.accept_uncertified,
         )
         if choice.beaten is not None:
-            judge.job.notes.append(
-                f"{judge.candidate(choice.beaten).label} passed, but in fresh rounds it was not faster "
+            racing.job.notes.append(
+                f"{racing.candidate(choice.beaten).label} passed, but in fresh rounds it was not faster "
                 "than the exact model beyond the noise: the exact model ships"
             )
-        method = method_of(judge.candidate(choice.winner)) if best else ""
+        method = method_of(racing.candidate(choice.winner)) if best else ""
         best |= {method: choice.winner} if method else {}
         shown = self._shown(choice, loose)
-        judge.job.notes += [
-            UNEVEN.format(judge.candidate(key).label)
+        racing.job.notes += [
+            UNEVEN.format(racing.candidate(key).label)
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
         steps, reached, by_candidate = self._limits(final, shown)
         curve = self._curve(choice.winner)
-        loaded = loads(judge, choice.winner)
+        loaded = loads(racing, choice.winner)
         result = Result(
             bundle=order.out,
             status=choice.status,
@@ -94,35 +92,37 @@ class Finish:
             rows=self._rows(final, choice, loose),
             spread=final.spread,
             threads=final.threads,
-            tried={t.candidate.label: judge.trials.outcome(t) for t in judge.trials.done.values()},
-            notes=(*judge.ready.parts.notes, *judge.job.notes),
-            seconds=time.monotonic() - judge.job.began,
+            tried={
+                t.candidate.label: racing.trials.outcome(t) for t in racing.trials.done.values()
+            },
+            notes=(*racing.ready.parts.notes, *racing.job.notes),
+            seconds=time.monotonic() - racing.job.began,
             objective=final.statistic,
-            outcomes=outcomes(judge, self.ladder, by_candidate),
-            ladder=rungs(judge, self.verdicts),
-            asked=delivery.asked(judge.job, judge.ready),
+            outcomes=outcomes(racing, self.ladder, by_candidate),
+            ladder=rungs(racing, self.verdicts),
+            asked=delivery.asked(racing.job, racing.ready),
             limits=reached,
             loads=tuple(in_words(test)[0] for test in loaded),
-            methods=methods(judge, final, self.verdicts, best),
+            methods=methods(racing, final, self.verdicts, best),
             budget_ns=None if order.budget_s is None else 1e9 * order.budget_s,
             method=method,
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {
-            **figures_record(judge, final, roles),
+            **figures_record(racing, final, roles),
             **self._records(choice, steps, reached, curve, loaded),
         }
-        return Ending(shipment(judge, choice), result, records)
+        return Ending(shipment(racing, choice), result, records)
 
     def _fastest_uncertified(self, winner: str) -> str | None:
         """Return the fastest trial under the limit that isn't certified, where it beats what ships."""
-        trials, settled = self.judge.trials, settled_by_sealed_data(self.verdicts)
+        trials, settled = self.racing.trials, settled_by_sealed_data(self.verdicts)
         able = [
             t
             for t in trials.measured()
             if not t.candidate.exact
             and t.candidate.key not in settled
-            and trials.drop(t) < self.judge.ready.promise.max_drop
+            and trials.drop(t) < self.racing.ready.promise.max_drop
         ]
         if not able:
             return None
@@ -164,28 +164,28 @@ class Finish:
         self, final: Standings, shown: Sequence[tuple[str, str, str]]
     ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...], Mapping[str, Limit]]:
         """Profile what ships and the exact model; set all against what the machine can do."""
-        if not self.judge.limited or self.judge.job.late:
+        if not self.racing.limited or self.racing.job.late:
             return {}, (), {}
-        self.judge.job.tell("limit", "what the machine can do", 0, 1)
+        self.racing.job.tell("limit", "what the machine can do", 0, 1)
         wanted = {role: key for role, key, _ in shown if role in ("fastest exact", "winner")}
-        steps = profiles(self.judge, wanted)
+        steps = profiles(self.racing, wanted)
         return steps, *limits(
-            self.judge, final, {role: (key, who) for role, key, who in shown}, steps
+            self.racing, final, {role: (key, who) for role, key, who in shown}, steps
         )
 
     def _fresh_figures(self, shown: Sequence[str | None]) -> Standings:
         """Time what the table shows, anew: the fastest of many looks faster than it is."""
         keys = dict.fromkeys(
-            key for key in shown if key not in (None, self.judge.trials.baseline.key)
+            key for key in shown if key not in (None, self.racing.trials.baseline.key)
         )
-        threads = self.judge.bench.target.threads
-        final = self.judge.race(
+        threads = self.racing.bench.target.threads
+        final = self.racing.race(
             "figures",
-            [self.judge.candidate(key) for key in keys if key],
-            self.judge.effort.final_rounds,
+            [self.racing.candidate(key) for key in keys if key],
+            self.racing.effort.final_rounds,
             dropping=False,
         )
-        self.judge.use_threads(threads)  # what was certified ships, whatever could be quoted
+        self.racing.use_threads(threads)  # what was certified ships, whatever could be quoted
         return final
 
     def _rows(self, final: Standings, choice: Choice, loose: str | None) -> tuple[Row, ...]:
@@ -194,16 +194,16 @@ class Finish:
         for role, key, entrant in self._shown(choice, loose):
             accuracy = choice.why if role == "winner" else "exact"
             if role == "fastest uncertified":
-                tried = self.judge.trials.outcome(self.judge.trials.done[key])
+                tried = self.racing.trials.outcome(self.racing.trials.done[key])
                 accuracy = f"not certified; in the search: {tried}"
             if final.stands(entrant):
                 rows.append(
                     row(
                         role,
-                        self.judge.candidate(key).label,
+                        self.racing.candidate(key).label,
                         final.rounds[entrant],
                         final.rounds[BASELINE],
-                        size_bytes=self.judge.artifact(self.judge.candidate(key)).size_bytes,
+                        size_bytes=self.racing.artifact(self.racing.candidate(key)).size_bytes,
                         accuracy=accuracy,
                         statistic=final.statistic_of(entrant),
                     )
@@ -212,29 +212,29 @@ class Finish:
 
     def _curve(self, key: str) -> list[CurvePoint]:
         """Measure what ships by batch, threads and sessions; what fails of it is a note."""
-        judge, longest_s = self.judge, self.judge.effort.curve_s
-        deadline = judge.job.deadline
+        racing, longest_s = self.racing, self.racing.effort.curve_s
+        deadline = racing.job.deadline
         left_s = longest_s if deadline is None else min(longest_s, deadline - time.monotonic())
         if left_s <= 0:
             if left_s < longest_s:
-                judge.job.notes.append("batch curve: left out, the time limit is reached")
+                racing.job.notes.append("batch curve: left out, the time limit is reached")
             return []
-        candidate = judge.candidate(key)
+        candidate = racing.candidate(key)
         points, missing = sweep(
-            judge.bench,
+            racing.bench,
             candidate.engine,
-            judge.artifact(candidate),
-            judge.ready.parts.search,
+            racing.artifact(candidate),
+            racing.ready.parts.search,
             budget_s=left_s,
-            seed=judge.job.order.seed,
-            listen=lambda done, total: judge.job.tell("curve", "batch curve", done, total),
+            seed=racing.job.order.seed,
+            listen=lambda done, total: racing.job.tell("curve", "batch curve", done, total),
         )
-        judge.job.notes += missing
+        racing.job.notes += missing
         return points
 
     def _shown(self, choice: Choice, loose: str | None) -> list[tuple[str, str, str]]:
         """Return each row's role, the candidate's key, and its name in the fresh rounds."""
-        baseline = self.judge.trials.baseline.key
+        baseline = self.racing.trials.baseline.key
         wanted = [("fastest exact", choice.exact)]
         if choice.winner != choice.exact:
             wanted.append(("winner", choice.winner))
@@ -244,30 +244,30 @@ class Finish:
         return [("default engine", baseline, AGAIN), *rows]
 
 
-def shipment(judge: Measured, choice: Choice) -> Shipment:
+def shipment(racing: Racing, choice: Choice) -> Shipment:
     """Return what goes into the bundle for a choice."""
-    winner = _part(judge, choice.winner)
-    exact = winner if choice.winner == choice.exact else _part(judge, choice.exact)
-    target = judge.bench.target
+    winner = _part(racing, choice.winner)
+    exact = winner if choice.winner == choice.exact else _part(racing, choice.exact)
+    target = racing.bench.target
     return Shipment(
         choice.status, choice.why, winner, exact, target, target.threads, choice.judgement
     )
 
 
-def write_interim(judge: Measured, trial: Trial) -> None:
+def write_interim(racing: Racing, trial: Trial) -> None:
     """Write the best so far as a bundle that is marked unfinished.
 
     Raises:
         InputError: there is something that no bundle may replace, or the disk is full.
     """
-    exact = judge.trials.baseline.key
+    exact = racing.trials.baseline.key
     choice = Choice(trial.candidate.key, exact, "uncertified", delivery.UNFINISHED)
-    delivery.write_interim(judge.job, judge.ready, shipment(judge, choice))
+    delivery.write_interim(racing.job, racing.ready, shipment(racing, choice))
 
 
-def _part(judge: Measured, key: str) -> Part:
-    candidate = judge.candidate(key)
-    return delivery.part_of(candidate, judge.artifact(candidate))
+def _part(racing: Racing, key: str) -> Part:
+    candidate = racing.candidate(key)
+    return delivery.part_of(candidate, racing.artifact(candidate))
 
 
 def _first_failing(judged: Verdicts) -> Judgement | None:

@@ -3,73 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError
-from hasten.measure.candidate import Candidate, Trial
 from hasten.measure.ceilings import measure
 from hasten.measure.intervals import Ratio
-from hasten.measure.latency import Pace
-from hasten.measure.probe import usable_threads
-from hasten.measure.process import Worker
-from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.work import work
-from hasten.measure.workbench import Opened, Workbench
-from hasten.optimization.choose import Standing, faster, fastest_exact, ladder, undecided
+from hasten.measure.workbench import Opened
+from hasten.optimization.choose import Standing, fastest_exact, ladder
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
 from hasten.optimization.measured.ending import Finish, write_interim
 from hasten.optimization.measured.exploration import Exploration
-from hasten.optimization.measured.mixing import SCREEN_NOISE
-from hasten.optimization.measured.screening import Screening
+from hasten.optimization.measured.racing import Racing
 from hasten.optimization.preparation import Ready, engine_names
-
-FIELD = 6
-"""Entrants of the race beside the twins: what keeps a run's memory under 3 GiB."""
-_TRIAL_LIMIT_S = 300.0
 
 
 class Measured(Judge):
     """Times candidates in turns, on this host or on a device in it.
 
     Attributes:
-        trials: The screening: each candidate beside the baseline.
-        bench: Workbench on which candidates are made, with the threads that engines have now.
+        racing: Its candidates and their races.
 
     Args:
         job: The run.
         ready: Its model and data.
     """
 
-    trials: Screening
-
     def __init__(self, job: Job, ready: Ready) -> None:
-        order = job.order
-        limit_s = order.trial_limit_s or _TRIAL_LIMIT_S
-        self.job, self.ready, self.effort = job, ready, order.effort
-        self.bench = ready.bench(job.folder, limit_s)
-        self.pace = order.effort.pace(order.objective, min(Pace.limit_s, limit_s))
-        self.asked_threads = self.bench.target.threads
-        self.trials = Screening(
-            self.bench,
-            job.journal,
-            ready.parts.search,
-            ready.promise,
-            pace=self.pace,
-            seed=order.seed,
-            objective=order.objective,
-            sealed_draws=ready.sealed_draws,
-        )
+        self.job, self.ready = job, ready
+        self.racing = Racing(job, ready)
+        self.trials = self.racing.trials
 
     def close(self) -> None:
         """End the processes that are still there."""
-        self.trials.close()
-
-    # -- search
+        self.racing.trials.close()
 
     def search(self) -> None:
         """Try candidates on the search split until nothing promising is left, or the time is up."""
@@ -84,23 +54,18 @@ class Measured(Judge):
         )
         if ready.target.kind == "attached":
             proposed += originals(ready.model)
-        self._settle_threads()
-        self.trials.begin(proposed)
-        self.job.notes += [*self.trials.notes, *self._original()]
+        self.racing.settle_threads()
+        self.racing.trials.begin(proposed)
+        self.job.notes += [*self.racing.trials.notes, *self._original()]
         Exploration(
-            self.trials,
+            self.racing.trials,
             self.job,
             units=ready.parts.search_units,
             sealed_draws=ready.sealed_draws,
             sealed_samples=len(ready.parts.sealed),
-            on_better=lambda trial: write_interim(self, trial),
+            on_better=lambda trial: write_interim(self.racing, trial),
             least=self._least,
         ).explore(proposed)
-
-    @property
-    def limited(self) -> bool:
-        """Whether latencies are set against what this host can do: not those of a device in it."""
-        return self.effort.ceilings and self.bench.target.kind == "host"
 
     def _least(self, precision: str | None) -> Floor | None:
         """Return the least time that this machine can take for the model, whatever runs it.
@@ -111,20 +76,20 @@ class Measured(Judge):
         Returns:
             None where it can't be told.
         """
-        if not self.limited:
+        if not self.racing.limited:
             return None
-        self.trials.opened_baseline().worker.sleep()
+        self.racing.trials.opened_baseline().worker.sleep()
         try:
-            layers = work(self.bench.model)
+            layers = work(self.racing.bench.model)
             everywhere = precision and {layer.name: precision for layer in layers}
-            ceilings = measure(self.bench.target, self.bench.folder)
+            ceilings = measure(self.racing.bench.target, self.racing.bench.folder)
             return floor(layers, ceilings, everywhere or None)
         except (CandidateError, InputError):
             return None  # said at the end, where latencies are set against it
 
     def _original(self) -> list[str]:
         """Say how right the original is: where it is wrong, so is what agrees with it."""
-        share, metric = float(self.trials.exact_scores.mean()), self.ready.promise.metric
+        share, metric = float(self.racing.trials.exact_scores.mean()), self.ready.promise.metric
         if not metric.needs_labels and share == 1:
             return []
         wrong = (
@@ -137,150 +102,18 @@ class Measured(Judge):
             f"samples of the search split{wrong}"
         ]
 
-    def _settle_threads(self) -> None:
-        """See how many threads the host runs at once, once per run; a busy one is timed with one."""
-        known = self.job.journal.last("threads")
-        asked = self.bench.target.threads
-        threads = known["threads"] if known is not None else usable_threads(asked)
-        if known is None:
-            self.job.journal.append("threads", threads=threads)
-        if threads < asked:
-            self.job.notes.append(
-                f"{asked} threads: not established, one thread is quoted: the host did not run "
-                f"{asked} threads at once when the run began"
-            )
-        self.use_threads(threads)
-
-    def use_threads(self, threads: int) -> None:
-        """Give engines so many threads from here on."""
-        target = self.bench.target.with_threads(threads)
-        self.bench = self.trials.bench = dataclasses.replace(self.bench, target=target)
-
-    # -- race
-
-    def standing(self, trial: Trial, figure: Ratio) -> Standing:
-        """What the choice needs to know of a trial."""
-        candidate = trial.candidate
-        drop, risk = self.trials.drop(trial), self.trials.risk(trial)
-        return Standing(candidate.key, candidate.exact, figure, drop, risk)
-
-    def field(self) -> list[Candidate]:
-        """Who races: the exact ones that may win, the ladder of the screening, and who may be as good."""
-        even = Ratio(1.0, 1.0, 1.0, 0)
-        baseline = Standing(self.trials.baseline.key, True, even, 0.0, 0.0)
-        trials = self.trials.measured()
-        standings = [baseline, *(self.standing(t, self.trials.ratio(t)) for t in trials)]
-        by_key = {t.candidate.key: t.candidate for t in self.trials.done.values()}
-        exact = sorted(
-            (s for s in standings[1:] if s.exact and s.ratio.estimate < 1 + SCREEN_NOISE),
-            key=lambda s: s.ratio.estimate,
-        )[:2]
-        rungs = ladder(
-            standings,
-            baseline.key,
-            spread=0.0,
-            max_drop=self.ready.promise.max_drop,
-            rungs=FIELD - len(exact),
-        )
-        close = undecided(standings, self.ready.promise.max_drop)
-        chosen = dict.fromkeys([*(s.key for s in exact), *rungs, *close])
-        return [by_key[key] for key in list(chosen)[:FIELD]]
-
-    def race(
-        self, name: str, candidates: Sequence[Candidate], rounds: int, *, dropping: bool
-    ) -> Standings:
-        """Race candidates against the baseline and its twin, on as many threads as the host gives."""
-        for threads in dict.fromkeys((self.bench.target.threads, 1)):
-            bench = dataclasses.replace(self.bench, target=self.bench.target.with_threads(threads))
-            try:
-                return self._race(bench, f"{name}/{threads}", candidates, rounds, dropping)
-            except NotEstablished as why:
-                self.job.notes.append(
-                    f"{threads} threads: not established, one thread is quoted: {why}"
-                )
-                self.use_threads(1)
-        raise AssertionError("one thread needs no probe")
-
-    def _race(
-        self,
-        bench: Workbench,
-        name: str,
-        candidates: Sequence[Candidate],
-        count: int,
-        dropping: bool,
-    ) -> Standings:
-        entrants: dict[str, Worker] = {}
-        self.trials.close()
-        # Nothing inexact is as safe as the exact, whatever few samples say.
-        risks = {
-            c.key: -1.0 if c.exact else self.trials.risk(self.trials.done[c.key])
-            for c in candidates
-        }
-        try:
-            self._enter(entrants, bench, candidates)
-            standings = race(
-                name,
-                entrants,
-                self.ready.parts.search,
-                self.job.journal,
-                threads=bench.target.threads,
-                count=count,
-                pace=self.pace,
-                seed=self.job.order.seed,
-                settle=self.effort.settled(self.job.order.objective, final=not dropping),
-                objective=self.job.order.objective,
-                uneven={c.key for c in candidates if c.engine.uneven},
-                risks=risks if dropping else None,
-                listen=lambda s: self.job.tell(
-                    name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, count
-                ),
-            )
-        finally:
-            for worker in entrants.values():
-                worker.kill()
-        where = "race" if dropping else "fresh rounds"
-        if not standings.established:
-            taken = f"{standings.counted} {'rounds of the race' if dropping else 'fresh rounds'}"
-            self.job.notes.append(
-                f"{self.job.order.objective}: not established in {taken}, means are compared instead"
-            )
-        for key, why in standings.failed.items():
-            self.job.notes.append(f"{self.candidate(key).label} fell out of the {where}: {why}")
-        return standings
-
-    def _enter(
-        self, entrants: dict[str, Worker], bench: Workbench, candidates: Sequence[Candidate]
-    ) -> None:
-        """Open the twins and the candidates, one after another; what can't be opened stays out."""
-        for who, candidate in [
-            (BASELINE, self.trials.baseline),
-            (AGAIN, self.trials.baseline),
-            *((c.key, c) for c in candidates),
-        ]:
-            try:
-                opened = bench.open_built(candidate.engine, self.artifact(candidate))
-                entrants[who] = opened.worker
-            except CandidateError as error:
-                if who in (BASELINE, AGAIN):
-                    raise InputError(f"the baseline failed: {error}") from error
-                self.job.notes.append(f"{candidate.label} fell out before the race: {error}")
-                continue
-            entrants[who].sleep()
-
-    # -- choose and certify
-
     def choose(self) -> Ladder:
         """Race the best, and choose the exact model to beat and the ladder of those worth certifying."""
-        field = self.field()
-        standings = self.race("race", field, self.effort.race_rounds, dropping=True)
-        baseline = self.trials.baseline.key
+        field = self.racing.field()
+        standings = self.racing.race("race", field, self.racing.effort.race_rounds, dropping=True)
+        baseline = self.racing.trials.baseline.key
         even = Ratio(1.0, 1.0, 1.0, standings.counted)
         entered = [Standing(baseline, True, even, 0.0, 0.0)] + [
-            self.standing(self.trials.done[c.key], standings.ratio(c.key))
+            self.racing.standing(self.racing.trials.done[c.key], standings.ratio(c.key))
             for c in field
             if standings.stands(c.key)
         ]
-        if standings.spread > self.effort.race_settle:
+        if standings.spread > self.racing.effort.race_settle:
             self.job.notes.append(
                 f"in the race the same model against itself differed by {100 * standings.spread:.0f}%, "
                 "and nothing less counted as faster: run again on a quieter machine"
@@ -290,14 +123,14 @@ class Measured(Judge):
             entered, exact, spread=standings.spread, max_drop=self.ready.promise.max_drop
         )
         threads = standings.threads
-        if threads < self.asked_threads:
-            threads, stays = self._threads_to_ship(self.candidate((exact, *rungs)[-1]))
+        if threads < self.racing.asked_threads:
+            threads, stays = self.racing.threads_to_ship(self.racing.candidate((exact, *rungs)[-1]))
             exact, rungs = (exact, rungs) if stays else (baseline, ())
         return Ladder(exact, rungs, threads)
 
     def stand_by(self, ladder: Ladder) -> None:
         """Give engines the threads that were settled with the ladder."""
-        self.use_threads(ladder.threads)
+        self.racing.use_threads(ladder.threads)
 
     def open_exact(self) -> Opened:
         """Open the baseline.
@@ -305,10 +138,10 @@ class Measured(Judge):
         Raises:
             InputError: it fails.
         """
-        self.trials.close()
-        baseline = self.trials.baseline
+        self.racing.trials.close()
+        baseline = self.racing.trials.baseline
         try:
-            return self.bench.open_built(baseline.engine, self.artifact(baseline))
+            return self.racing.bench.open_built(baseline.engine, self.racing.artifact(baseline))
         except CandidateError as error:
             raise InputError(f"the baseline failed: {error}") from error
 
@@ -319,8 +152,8 @@ class Measured(Judge):
         Raises:
             CandidateError: it can't be opened any more.
         """
-        candidate = self.candidate(key)
-        opened = self.bench.open_built(candidate.engine, self.artifact(candidate))
+        candidate = self.racing.candidate(key)
+        opened = self.racing.bench.open_built(candidate.engine, self.racing.artifact(candidate))
         try:
             yield opened
         finally:
@@ -328,79 +161,4 @@ class Measured(Judge):
 
     def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
         """Time what was chosen in fresh rounds, and say what ships."""
-        return Finish(self, ladder, verdicts).ending()
-
-    def _threads_to_ship(self, best: Candidate) -> tuple[int, bool]:
-        """See how the host serves several threads as it is, in rounds that all count.
-
-        What one thread is quoted for may still be faster on several, and the default engine has
-        several where nobody says otherwise.
-
-        Returns:
-            On how many threads the best is faster, and whether it beats the default engine on all.
-        """
-        asked, baseline = self.asked_threads, self.trials.baseline
-        desks = {n: self.bench.target.with_threads(n) for n in (1, asked)}
-        entrants: dict[str, Worker] = {}
-        self.trials.close()
-        try:
-            for who, candidate, threads in (
-                (BASELINE, baseline, asked),
-                (AGAIN, baseline, asked),
-                ("one", best, 1),
-                ("all", best, asked),
-            ):
-                bench = dataclasses.replace(self.bench, target=desks[threads])
-                opened = bench.open_built(candidate.engine, self.artifact(candidate))
-                entrants[who] = opened.worker
-                opened.worker.sleep()
-            standings = race(
-                "as it is",
-                entrants,
-                self.ready.parts.search,
-                self.job.journal,
-                threads=asked,
-                count=self.effort.race_rounds,
-                pace=self.pace,
-                seed=self.job.order.seed,
-                settle=self.effort.settled(self.job.order.objective, final=False),
-                objective=self.job.order.objective,
-                uneven=("one", "all") if best.engine.uneven else (),
-                probe=lambda _: True,
-            )
-        except CandidateError:
-            return 1, True  # it ran on one thread in the race
-        finally:
-            for worker in entrants.values():
-                worker.kill()
-        if not (standings.stands("one") and standings.stands("all")):
-            return 1, True
-        one, several = standings.ratio("one"), standings.ratio("all")
-        threads, ratio_ = (asked, several) if several.estimate < one.estimate else (1, one)
-        even = Ratio(1.0, 1.0, 1.0, standings.counted)
-        stays = best == baseline or faster(ratio_, even, standings.spread)
-        self.job.notes.append(
-            f"as the host is, {best.label} took {ratio_.estimate:.2f} of the default engine's time on "
-            f"{asked} threads ({ratio_.low:.2f} to {ratio_.high:.2f}); it runs on {threads}"
-        )
-        return (threads if stays else asked), stays
-
-    def candidate(self, key: str) -> Candidate:
-        """The candidate of a key that was tried."""
-        if key == self.trials.baseline.key:
-            return self.trials.baseline
-        return self.trials.done[key].candidate
-
-    def artifact(self, candidate: Candidate) -> Artifact:
-        """What was built of a candidate; built anew where a stopped run's files are gone.
-
-        Raises:
-            CandidateError: it can't be built any more.
-        """
-        trial = self.trials.done.get(candidate.key)
-        artifact = trial.artifact if trial is not None else None
-        if artifact is None or not artifact.path.exists():
-            opened = self.bench.open(candidate)
-            opened.worker.kill()
-            artifact = opened.artifact
-        return artifact
+        return Finish(self.racing, ladder, verdicts).ending()

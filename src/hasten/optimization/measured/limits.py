@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,45 +14,43 @@ from hasten.measure.intervals import Rounds
 from hasten.measure.race import Standings
 from hasten.measure.roofline import LayerWork, floor, precisions
 from hasten.measure.work import work
+from hasten.optimization.measured.racing import Racing
 from hasten.passes.base import Skipped
 from hasten.passes.little import Little, little_of
 from hasten.report.result import Limit
 
-if TYPE_CHECKING:
-    from hasten.optimization.measured.judge import Measured
-
 _REQUESTS = 30
 
 
-def profiles(judge: Measured, shown: Mapping[str, str]) -> dict[str, tuple[LayerTime, ...]]:
+def profiles(racing: Racing, shown: Mapping[str, str]) -> dict[str, tuple[LayerTime, ...]]:
     """Return the time of each step of some candidates; whoever can't be profiled is left out.
 
     Args:
-        judge: The run's judge.
+        racing: The run's candidates and their races.
         shown: Role -> the candidate's key.
     """
     found: dict[str, tuple[LayerTime, ...]] = {}
     by_key: dict[str, tuple[LayerTime, ...]] = {}
     for role, key in shown.items():
-        candidate = judge.candidate(key)
+        candidate = racing.candidate(key)
         try:
             if key not in by_key:
-                artifact = judge.artifact(candidate)
-                by_key[key] = judge.bench.profile(
+                artifact = racing.artifact(candidate)
+                by_key[key] = racing.bench.profile(
                     candidate.engine,
                     artifact,
-                    judge.ready.parts.search,
+                    racing.ready.parts.search,
                     requests=_REQUESTS,
                     named=little_of(candidate.passes) is None,
                 )
             found[role] = by_key[key]
         except CandidateError as why:
-            judge.job.notes.append(f"no profile of {candidate.label}: {why}")
+            racing.job.notes.append(f"no profile of {candidate.label}: {why}")
     return found
 
 
 def limits(
-    judge: Measured,
+    racing: Racing,
     final: Standings,
     shown: Mapping[str, tuple[str, str]],
     steps: Mapping[str, tuple[LayerTime, ...]],
@@ -61,7 +58,7 @@ def limits(
     """Set latencies against the least that the machine can take.
 
     Args:
-        judge: The run's judge.
+        racing: The run's candidates and their races.
         final: The fresh rounds.
         shown: Role -> the candidate's key, and its name in the fresh rounds.
         steps: Role -> its profile.
@@ -73,15 +70,15 @@ def limits(
         can't be told.
     """
     try:
-        layers: dict[Little | None, tuple[LayerWork, ...]] = {None: work(judge.bench.model)}
-        for trial in judge.trials.measured():
+        layers: dict[Little | None, tuple[LayerWork, ...]] = {None: work(racing.bench.model)}
+        for trial in racing.trials.measured():
             little = little_of(trial.candidate.passes)
             if little is not None and little not in layers:
-                layers[little] = work(judge.bench.transform((little,)))
-        ceilings = measure(judge.bench.target.with_threads(final.threads), judge.bench.folder)
+                layers[little] = work(racing.bench.transform((little,)))
+        ceilings = measure(racing.bench.target.with_threads(final.threads), racing.bench.folder)
 
         def limit(role: str, key: str, rounds: Rounds, seen: Mapping[str, str] | None) -> Limit:
-            candidate, trial = judge.candidate(key), judge.trials.done.get(key)
+            candidate, trial = racing.candidate(key), racing.trials.done.get(key)
             stored = trial.artifact if trial is not None else None
             own = floor(
                 layers[little_of(candidate.passes)],
@@ -102,11 +99,11 @@ def limits(
         )
         of_candidates = {
             t.candidate.key: limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
-            for t in judge.trials.measured()
+            for t in racing.trials.measured()
             if t.measurement is not None and t.measurement.threads == final.threads
         }
     except (CandidateError, InputError, Skipped) as why:
-        judge.job.notes.append(f"how far this is from the machine's limit isn't known: {why}")
+        racing.job.notes.append(f"how far this is from the machine's limit isn't known: {why}")
         return (), {}
     return of_roles, of_candidates
 

@@ -6,52 +6,53 @@ import tempfile
 import time
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hasten.errors import CandidateError
 from hasten.measure import loadgen
 from hasten.measure.scenario import LoadTest, Scenario
 from hasten.measure.under_load import Generator
-
-if TYPE_CHECKING:
-    from hasten.optimization.measured.judge import Measured
+from hasten.optimization.measured.racing import Racing
 
 _LONGEST_S = {"single-stream": 20.0, "server": 300.0, "offline": 20.0}
 
 
-def loads(judge: Measured, key: str) -> tuple[LoadTest, ...]:
+def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
     """Put what was chosen under load, one session, one sample in a request.
 
     The server's scenario is run where the order has a bound on latency.
 
     Args:
-        judge: The run's judge.
+        racing: The run's candidates and their races.
         key: Key of the candidate that was chosen.
 
     Returns:
         One for each scenario; one that would take long is left out with a note, and so are one that
         fails and those behind it, since the session is lost.
     """
-    job, load_s, latency_bound_s = judge.job, judge.effort.load_s, judge.job.order.latency_bound_s
+    job, load_s, latency_bound_s = (
+        racing.job,
+        racing.effort.load_s,
+        racing.job.order.latency_bound_s,
+    )
     if load_s <= 0 or job.late:
         return ()
     wanted: list[tuple[Scenario, float | None]] = [("single-stream", None), ("offline", None)]
     if latency_bound_s is not None:
         wanted.append(("server", latency_bound_s))
-    candidate, found = judge.candidate(key), []
+    candidate, found = racing.candidate(key), []
     left = [name for name, _ in wanted]
     notes = () if loadgen.installed() else (loadgen.MISSING,)
     try:
-        artifact = judge.artifact(candidate)
+        artifact = racing.artifact(candidate)
         with (
-            tempfile.TemporaryDirectory(dir=judge.bench.folder) as place,
-            judge.bench.open_built(candidate.engine, artifact).worker as worker,
+            tempfile.TemporaryDirectory(dir=racing.bench.folder) as place,
+            racing.bench.open_built(candidate.engine, artifact).worker as worker,
         ):
             for number, (scenario, bound_s) in enumerate(wanted):
                 job.tell("load", scenario, number, len(wanted))
                 folder = Path(place) / scenario
                 folder.mkdir()
-                asking = Generator(worker, judge.ready.parts.search, folder, scenario, load_s)
+                asking = Generator(worker, racing.ready.parts.search, folder, scenario, load_s)
                 left_s = inf if job.deadline is None else job.deadline - time.monotonic()
                 if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
                     job.notes.append(
@@ -72,7 +73,7 @@ def loads(judge: Measured, key: str) -> tuple[LoadTest, ...]:
                         load=load,
                         tries=tuple(asking.tries),
                         threads=getattr(candidate.engine, "threads", None)
-                        or judge.bench.target.threads,
+                        or racing.bench.target.threads,
                         sessions=1,
                         requests="samples of the data",
                         notes=notes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,29 +11,27 @@ from hasten.measure.candidate import Candidate, Trial
 from hasten.measure.intervals import quantile
 from hasten.measure.race import BASELINE, Standings
 from hasten.optimization.judge import Ladder, Verdicts
+from hasten.optimization.measured.racing import Racing
 from hasten.passes.little import little_of
 from hasten.report.result import Fate, Limit, Method, Outcome, Rung
-
-if TYPE_CHECKING:
-    from hasten.optimization.measured.judge import Measured
 
 ORIGINAL = "as it is"
 """The method that changes no architecture: the original, in whatever precision."""
 
 
-def outcomes(judge: Measured, ladder: Ladder, limits: Mapping[str, Limit]) -> tuple[Outcome, ...]:
+def outcomes(racing: Racing, ladder: Ladder, limits: Mapping[str, Limit]) -> tuple[Outcome, ...]:
     """Return what became of every candidate, in the order in which they were tried.
 
     Args:
-        judge: The run's judge.
+        racing: The run's candidates and their races.
         ladder: As it was frozen.
         limits: Candidate's key -> how far it is from the least that the machine can take.
     """
-    trials, units = judge.trials, judge.ready.parts.search_units
+    trials, units = racing.trials, racing.ready.parts.search_units
     return tuple(
         Outcome(
             label=trial.candidate.label,
-            fate=_fate(judge, trial),
+            fate=_fate(racing, trial),
             said=trials.outcome(trial),
             ratio=None if trial.measurement is None or trial.failure else trials.ratio(trial),
             drop=None if trial.candidate.exact else trials.observed(trial, units),
@@ -44,25 +42,25 @@ def outcomes(judge: Measured, ladder: Ladder, limits: Mapping[str, Limit]) -> tu
     )
 
 
-def rungs(judge: Measured, verdicts: Verdicts) -> tuple[Rung, ...]:
+def rungs(racing: Racing, verdicts: Verdicts) -> tuple[Rung, ...]:
     """Return what the sealed data showed, with the candidates' labels."""
     return tuple(
-        Rung(judge.candidate(key).label, None, entry)
+        Rung(racing.candidate(key).label, None, entry)
         if isinstance(entry, str)
-        else Rung(judge.candidate(key).label, entry)
+        else Rung(racing.candidate(key).label, entry)
         for key, entry in verdicts
     )
 
 
-def figures_record(judge: Measured, final: Standings, roles: Mapping[str, str]) -> dict[str, Any]:
+def figures_record(racing: Racing, final: Standings, roles: Mapping[str, str]) -> dict[str, Any]:
     """Return the raw rounds that the figures rest on, by file name.
 
     Args:
-        judge: The run's judge.
+        racing: The run's candidates and their races.
         final: The rounds that the figures come from.
         roles: Row's role -> its name in these rounds.
     """
-    rounds = judge.job.journal.events("round")
+    rounds = racing.job.journal.events("round")
     return {
         "race.json": [event for event in rounds if event["race"].startswith("race/")],
         "figures.json": {
@@ -74,17 +72,17 @@ def figures_record(judge: Measured, final: Standings, roles: Mapping[str, str]) 
     }
 
 
-def best_of_methods(judge: Measured) -> dict[str, str]:
+def best_of_methods(racing: Racing) -> dict[str, str]:
     """Return the key of each method's best candidate.
 
     Under a budget that is the one likeliest to be accurate enough; without one, or where none is
     under it, the fastest of those that probably are.
     """
     by_method: dict[str, list[Trial]] = {}
-    for trial in judge.trials.measured():
+    for trial in racing.trials.measured():
         by_method.setdefault(method_of(trial.candidate), []).append(trial)
-    limit, ratio, risk = judge.ready.promise.max_drop, judge.trials.ratio, judge.trials.risk
-    budget_s = judge.job.order.budget_s
+    limit, ratio, risk = racing.ready.promise.max_drop, racing.trials.ratio, racing.trials.risk
+    budget_s = racing.job.order.budget_s
     found = {}
     for name, tried in by_method.items():
         trials = [t for t in tried if t.candidate.exact or t.scores] or tried
@@ -113,44 +111,44 @@ def latency_ns(trial: Trial) -> float:
 
 
 def methods(
-    judge: Measured, final: Standings, verdicts: Verdicts, best: Mapping[str, str]
+    racing: Racing, final: Standings, verdicts: Verdicts, best: Mapping[str, str]
 ) -> tuple[Method, ...]:
     """Return the best candidate of each method, fastest first, by the fresh rounds.
 
     A candidate that fell out of these rounds is left out.
 
     Args:
-        judge: The run's judge.
+        racing: The run's candidates and their races.
         final: The fresh rounds.
         verdicts: What the sealed data showed, safest first.
         best: Method -> its best candidate's key; what ships, for the method that it came from.
     """
-    units = judge.ready.parts.search_units
+    units = racing.ready.parts.search_units
     said = {key: e if isinstance(e, str) else e.in_words() for key, e in verdicts}
-    baseline, found = judge.trials.baseline.key, []
+    baseline, found = racing.trials.baseline.key, []
     for name, key in best.items():
         who = BASELINE if key == baseline else key
         if not final.stands(who):
             continue
-        trial, exact = judge.trials.done[key], judge.candidate(key).exact
+        trial, exact = racing.trials.done[key], racing.candidate(key).exact
         untested = "exact" if exact else "not tested on the sealed data"
         if not exact and not trial.scores:
             untested = "not faster than what there is: not judged"
         found.append(
             Method(
                 name=name,
-                label=judge.candidate(key).label,
+                label=racing.candidate(key).label,
                 ratio=final.ratio(who),
                 p50=quantile(final.rounds[who], 0.5),
-                drop=None if exact else judge.trials.observed(trial, units),
+                drop=None if exact else racing.trials.observed(trial, units),
                 said=said.get(key, untested),
-                trained=judge.ready.trained.get(name, ""),
+                trained=racing.ready.trained.get(name, ""),
             )
         )
     return tuple(sorted(found, key=lambda method: method.ratio.estimate))
 
 
-def _fate(judge: Measured, trial: Trial) -> Fate:
+def _fate(racing: Racing, trial: Trial) -> Fate:
     if trial.skipped or trial.failure:
         return "skipped" if trial.skipped else "failed"
     if trial.measurement is None:
@@ -159,4 +157,4 @@ def _fate(judge: Measured, trial: Trial) -> Fate:
         return "exact"
     if trial.scores is None:
         return "not judged"
-    return "judged" if len(trial.scores) == len(judge.ready.parts.search) else "left early"
+    return "judged" if len(trial.scores) == len(racing.ready.parts.search) else "left early"
