@@ -57,6 +57,8 @@ class Measured(Judge):
         self.racing.settle_threads()
         self.racing.trials.begin(proposed)
         self.job.notes += [*self.racing.trials.notes, *self._original()]
+        if omissions := order.effort.omissions:
+            self.job.notes.append(f"left out by the effort: {'; '.join(omissions)}")
         Exploration(
             self.racing.trials,
             self.job,
