@@ -31,7 +31,6 @@ from hasten.frontends.source import load_model
 from hasten.measure.ceilings import measure
 from hasten.measure.latency import Pace
 from hasten.measure.roofline import Floor, floor
-from hasten.measure.work import work
 from hasten.measure.workbench import Workbench
 from hasten.metrics.agreement import Agreement
 from hasten.model import Model
@@ -110,7 +109,7 @@ def by_hasten(
 
 
 def _least(bench: Workbench, precision: str | None) -> Floor:
-    layers = work(bench.model)
+    layers = bench.work()
     everywhere = {layer.name: precision for layer in layers} if precision else None
     return floor(layers, measure(bench.target, bench.folder), everywhere)
 

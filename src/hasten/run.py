@@ -22,7 +22,6 @@ from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.roofline import Floor, floor
-from hasten.measure.work import work
 from hasten.measure.workbench import Opened, Workbench
 from hasten.progress import Listener, Progress
 from hasten.records import digest, from_record, to_record
@@ -123,7 +122,7 @@ class Run:
             return None
         self.trials.opened_baseline().worker.sleep()
         try:
-            layers = work(self.bench.model)
+            layers = self.bench.work()
             everywhere = precision and {layer.name: precision for layer in layers}
             ceilings = measure(self.bench.target, self.bench.folder)
             return floor(layers, ceilings, everywhere or None)
