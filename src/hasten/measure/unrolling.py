@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
+
 @dataclass
 class Unrolled:
     """Nodes in the order of execution, each once however often it ran; no two tensors share a name.
@@ -90,7 +91,8 @@ def _unroll_bodies(
         kept = [one for one in holder.attribute if not (one.HasField("g") or one.graphs)]
         del holder.attribute[:]
         holder.attribute.extend(kept)
-    holder.input.extend(names.get(name, name) for name in reads(holder))
+    inside = list(reads(holder))[len(holder.input) :]
+    holder.input.extend(names.get(name, name) for name in inside)
     found.nodes.append(holder)
 
 
