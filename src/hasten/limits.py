@@ -19,7 +19,6 @@ from hasten.run import Run
 from hasten.search.race import Standings
 
 _REQUESTS = 30
-_UNKNOWN = "how far this is from the machine's limit isn't known"
 
 
 def profiles(run: Run, shown: Mapping[str, str]) -> dict[str, tuple[LayerTime, ...]]:
@@ -69,11 +68,11 @@ def limits(
         many threads, by its few turns there. Nothing, and a note, where the ceilings or the work
         can't be told; nor is one for a latency under its floor.
     """
-    notes: dict[str, None] = {}
+    unknown: dict[str, list[str]] = {}
     try:
         ceilings = measure(run.bench.target.with_threads(final.threads), run.bench.folder)
     except (CandidateError, InputError) as why:
-        run.notes.append(f"{_UNKNOWN}: {why}")
+        run.notes.append(f"how far this is from the machine's limit isn't known: {why}")
         return (), {}
 
     def limit(
@@ -95,12 +94,12 @@ def limits(
             ratio = own.ratio(latency_ns, final.threads)
             if ratio < 1:
                 raise CandidateError(
-                    f"a latency is {ratio:.2f} times the least that the machine's ceilings allow, so "
-                    "they were taken too low: take them while nothing else runs"
+                    "it took less than the least that the machine's ceilings allow, so they were "
+                    "taken too low: run again while nothing else does"
                 )
             yield Limit(role, own.floor_ns, ratio, own.binds)
         except (CandidateError, InputError, Skipped) as why:
-            notes[f"{_UNKNOWN}: {why}"] = None
+            unknown.setdefault(str(why), []).append(role)
 
     of_roles = tuple(
         one
@@ -110,13 +109,16 @@ def limits(
             role, key, final.rounds[entrant], precisions(steps[role]) if role in steps else None
         )
     )
+    run.notes += [
+        f"how far {' and '.join(roles)} is from the machine's limit isn't known: {why}"
+        for why, roles in unknown.items()
+    ]
     of_candidates = {
         t.candidate.key: one
         for t in run.trials.measured()
         if t.measurement is not None and t.measurement.threads == final.threads
         for one in limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
     }
-    run.notes += notes
     return of_roles, of_candidates
 
 

@@ -281,18 +281,14 @@ _BY_DOMAIN = {
     "ai.onnx.ml": _CLASSICAL,
 }
 _FREE = {
-    "com.microsoft": frozenset(
-        """
+    "com.microsoft": """
         BiasGelu BiasSoftmax DequantizeLinear EmbedLayerNormalization FastGelu Gelu QLinearAdd
         QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul
         QLinearReduceMean QLinearSigmoid QLinearSoftmax QuantizeLinear QuickGelu RotaryEmbedding
-        SkipLayerNormalization SkipSimplifiedLayerNormalization""".split()
-    ),
-    "ai.onnx.ml": frozenset(
-        """
+        SkipLayerNormalization SkipSimplifiedLayerNormalization""",
+    "ai.onnx.ml": """
         ArrayFeatureExtractor Binarizer CategoryMapper FeatureVectorizer Imputer LabelEncoder
-        Normalizer OneHotEncoder Scaler""".split()
-    ),
+        Normalizer OneHotEncoder Scaler""",
 }
 """Operators of other domains that multiply nothing but element by element."""
 _NOT_FREE = frozenset({"DFT", "DeformConv", "Det", "STFT"})
@@ -308,4 +304,4 @@ def free(domain: str, name: str) -> bool:
     """Return whether an operator is known to have no products, and no other work worth counting."""
     if domain in ("", "ai.onnx"):
         return name not in OPERATORS and name not in _NOT_FREE
-    return name in _FREE.get(domain, ())
+    return name in _FREE.get(domain, "").split()
