@@ -69,11 +69,14 @@ def test_the_scenarios_are_on_the_screen_and_on_the_page(result: Result) -> None
 def test_each_candidate_that_was_timed_is_set_against_its_floor(result: Result) -> None:
     timed = [outcome for outcome in result.outcomes if outcome.ratio is not None]
     limits = [outcome.limit for outcome in timed if outcome.limit is not None]
-    assert limits
-    assert all(limit.ratio >= 1 for limit in limits)
+    assert all(limit.ratio >= 1 for limit in (*limits, *result.limits))
     assert all(limit.binds in ("arithmetic", "bytes", "overhead") for limit in limits)
-    assert {limit.role for limit in result.limits} >= {"default engine", "fastest exact"}
-    assert "over the least that this machine could take: default engine " in summary(result, 0.0)
+    shown = summary(result, 0.0)  # a busy host's ceilings may be above the latencies
+    for role in ("default engine", "fastest exact"):
+        said = [limit for limit in result.limits if limit.role == role]
+        notes = [note for note in result.notes if "less than the least" in note and role in note]
+        assert len(said) + len(notes) == 1
+        assert ("over the least that this machine could take: " in shown) == bool(result.limits)
 
 
 def test_a_model_of_which_a_part_cannot_be_counted_has_no_floor(tmp_path: Path) -> None:

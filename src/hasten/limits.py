@@ -94,7 +94,7 @@ def limits(
             ratio = own.ratio(latency_ns, final.threads)
             if ratio < 1:
                 raise CandidateError(
-                    "it took less than the least that the machine's ceilings allow, so they were "
+                    "they took less than the least that the machine's ceilings allow, so these were "
                     "taken too low: run again while nothing else does"
                 )
             yield Limit(role, own.floor_ns, ratio, own.binds)
@@ -110,7 +110,7 @@ def limits(
         )
     )
     run.notes += [
-        f"how far {' and '.join(roles)} is from the machine's limit isn't known: {why}"
+        f"how far {' and '.join(roles)} are from the machine's limit isn't known: {why}"
         for why, roles in unknown.items()
     ]
     of_candidates = {
