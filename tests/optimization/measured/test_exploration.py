@@ -1,6 +1,6 @@
 """When the search ends: what is left to gain is set against the least that the machine can take."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +100,13 @@ def test_it_goes_on_where_more_is_left_or_the_least_is_unknown_or_too_high(
     found = explored(desk, spool, tmp_path, floor, wrong=2)
     assert found.tried
     assert not any("times the least" in note for note in found.notes)
+
+
+def test_it_goes_on_where_a_part_of_the_work_is_not_counted(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    part = replace(least(0.97 * EACH_NS), uncounted=("m",))
+    assert explored(desk, spool, tmp_path, part, wrong=2).tried
 
 
 def test_it_goes_on_where_the_fastest_is_not_right_enough(

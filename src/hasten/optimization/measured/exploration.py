@@ -107,7 +107,7 @@ class Exploration:
         of_use = passing and not little and self._order.objective != "p99"
         floor = self._least(None) if of_use else None
         measured = passing[0].measurement if passing else None
-        if floor is None or measured is None:
+        if floor is None or not floor.whole or measured is None:
             return False
         blocks = np.concatenate([np.asarray(block) for block in measured.rounds.values()])
         by_mean = self._order.objective == "mean" or passing[0].candidate.engine.uneven

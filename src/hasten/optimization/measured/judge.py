@@ -9,7 +9,6 @@ from hasten.errors import CandidateError, InputError
 from hasten.measure.ceilings import measure
 from hasten.measure.intervals import Ratio
 from hasten.measure.roofline import Floor, floor
-from hasten.measure.work import work
 from hasten.measure.workbench import Opened
 from hasten.optimization.choose import Standing, fastest_exact, ladder
 from hasten.optimization.grid import grid, originals
@@ -82,7 +81,7 @@ class Measured(Judge):
             return None
         self.racing.trials.opened_baseline().worker.sleep()
         try:
-            layers = work(self.racing.bench.model)
+            layers = self.racing.bench.work()
             everywhere = precision and {layer.name: precision for layer in layers}
             ceilings = measure(self.racing.bench.target, self.racing.bench.folder)
             return floor(layers, ceilings, everywhere or None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from hasten.measure.ceilings import measure
 from hasten.measure.intervals import Rounds
 from hasten.measure.race import Standings
 from hasten.measure.roofline import LayerWork, floor, precisions
-from hasten.measure.work import work
 from hasten.optimization.measured.racing import Racing
 from hasten.passes.base import Skipped
 from hasten.passes.little import Little, little_of
@@ -67,44 +66,59 @@ def limits(
         One for each role that was timed anew, in the precisions that its profile shows or, without
         one, that it is set to; and by key one for each candidate of the search that was timed on as
         many threads, by its few turns there. Nothing, and a note, where the ceilings or the work
-        can't be told.
+        can't be told; nor is one for a latency under its floor.
     """
+    unknown: dict[str, list[str]] = {}
     try:
-        layers: dict[Little | None, tuple[LayerWork, ...]] = {None: work(racing.bench.model)}
-        for trial in racing.trials.measured():
-            little = little_of(trial.candidate.passes)
-            if little is not None and little not in layers:
-                layers[little] = work(racing.bench.transform((little,)))
         ceilings = measure(racing.bench.target.with_threads(final.threads), racing.bench.folder)
+    except (CandidateError, InputError) as why:
+        racing.job.notes.append(f"how far this is from the machine's limit isn't known: {why}")
+        return (), {}
 
-        def limit(role: str, key: str, rounds: Rounds, seen: Mapping[str, str] | None) -> Limit:
-            candidate, trial = racing.candidate(key), racing.trials.done.get(key)
-            stored = trial.artifact if trial is not None else None
+    def limit(
+        role: str, key: str, rounds: Rounds, seen: Mapping[str, str] | None
+    ) -> Iterator[Limit]:
+        candidate, trial = racing.candidate(key), racing.trials.done.get(key)
+        stored = trial.artifact if trial is not None else None
+        small = little_of(candidate.passes)
+        try:
+            layers = racing.bench.work(() if small is None else (small,))
             own = floor(
-                layers[little_of(candidate.passes)],
+                layers,
                 ceilings,
-                seen or intended(candidate, layers[little_of(candidate.passes)]),
+                seen or intended(candidate, layers),
                 stored_bytes=stored.size_bytes if stored and stored.path.exists() else None,
             )
             blocks = np.concatenate([np.asarray(block) for block in rounds.values()])
             latency_ns = float(blocks.mean() if candidate.engine.uneven else np.median(blocks))
-            return Limit(role, own.floor_ns, own.ratio(latency_ns, final.threads), own.binds)
+            ratio = own.ratio(latency_ns, final.threads)
+            if ratio < 1:
+                raise CandidateError(
+                    "they took less than the least that the machine's ceilings allow, so these were "
+                    "taken too low: run again while nothing else does"
+                )
+            yield Limit(role, own.floor_ns, ratio, own.binds)
+        except (CandidateError, InputError, Skipped) as why:
+            unknown.setdefault(str(why), []).append(role)
 
-        of_roles = tuple(
-            limit(
-                role, key, final.rounds[entrant], precisions(steps[role]) if role in steps else None
-            )
-            for role, (key, entrant) in shown.items()
-            if final.stands(entrant)
+    of_roles = tuple(
+        one
+        for role, (key, entrant) in shown.items()
+        if final.stands(entrant)
+        for one in limit(
+            role, key, final.rounds[entrant], precisions(steps[role]) if role in steps else None
         )
-        of_candidates = {
-            t.candidate.key: limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
-            for t in racing.trials.measured()
-            if t.measurement is not None and t.measurement.threads == final.threads
-        }
-    except (CandidateError, InputError, Skipped) as why:
-        racing.job.notes.append(f"how far this is from the machine's limit isn't known: {why}")
-        return (), {}
+    )
+    racing.job.notes += [
+        f"how far {' and '.join(roles)} are from the machine's limit isn't known: {why}"
+        for why, roles in unknown.items()
+    ]
+    of_candidates = {
+        t.candidate.key: one
+        for t in racing.trials.measured()
+        if t.measurement is not None and t.measurement.threads == final.threads
+        for one in limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
+    }
     return of_roles, of_candidates
 
 
