@@ -141,23 +141,30 @@ def test_closing_answers_every_thread_or_says_so(bundle: Path) -> None:
         assert {future.result() for future in asked} == {"the bundle is closed: load it again"}
 
 
+class _Meeting(dict[str, np.ndarray]):
+    """A request whose input two threads look at together."""
+
+    both = threading.Barrier(2)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.both.wait()
+        return super().__getitem__(name)
+
+
 def test_threads_are_warned_once_that_their_shapes_are_not_certified(tmp_path: Path) -> None:
-    bundle = bundle_of(ENGINES[0], tmp_path)
-    start = threading.Barrier(8)
-    with load(bundle, sessions=1) as loaded, warnings.catch_warnings(record=True) as warned:
+    request = _Meeting(x=np.zeros((2, 16), np.float32))
+    with (
+        load(bundle_of(ENGINES[0], tmp_path)) as loaded,
+        warnings.catch_warnings(record=True) as warned,
+        ThreadPoolExecutor(2) as threads,
+    ):
         warnings.simplefilter("always")
-
-        def ask(rows: int) -> None:
-            start.wait()
-            for _ in range(20):
-                loaded(np.zeros((rows, 16), np.float32))
-
-        with ThreadPoolExecutor(8) as threads:
-            list(threads.map(ask, (1, 2, 3, 4, 1, 2, 3, 4)))
+        list(threads.map(loaded._warn_of, (request, request)))
+        for rows in (1, 2, 3):
+            loaded(np.zeros((rows, 16), np.float32))
     assert [each.category for each in warned] == [NotCertifiedHere]
-    assert [f"not certified here: {note}" for note in loaded.not_certified] == [
-        str(warned[0].message)
-    ]
+    assert str(warned[0].message) == "not certified here: x of shape [1, 16] there, [2, 16] here"
+    assert loaded.not_certified == ("x of shape [1, 16] there, [2, 16] here",)
 
 
 def test_a_cascade_counts_the_answers_of_all_its_sessions(tmp_path: Path) -> None:

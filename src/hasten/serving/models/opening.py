@@ -199,7 +199,9 @@ def _standby(
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return undo.enter_context(load(path, which="exact", custom_ops=settings.custom_ops, sessions=1))
+        return undo.enter_context(
+            load(path, which="exact", custom_ops=settings.custom_ops, sessions=1)
+        )
 
 
 def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) -> tuple[int, int]:
