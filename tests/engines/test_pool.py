@@ -195,8 +195,8 @@ def test_closing_waits_for_who_is_inside_and_refuses_the_others(
     assert not any(future.done() for future in closing)
     engine.let(1)
     assert {number(future) for future in inside} == {0, 1}
-    for future in closing:
-        future.result(LIMIT_S)
+    for done in closing:
+        done.result(LIMIT_S)
     alive = [weakref.ref(session) for session in engine.opened]
     engine.opened.clear()
     gc.collect()
