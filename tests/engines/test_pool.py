@@ -235,7 +235,7 @@ def test_an_interrupt_loses_no_session_wherever_it_strikes(artifact: Artifact) -
     struck = 0
     for microseconds in range(1, 1500):
         try:
-            signal.setitimer(signal.ITIMER_REAL, microseconds % 50 / 1e6 + 1e-6, 1)
+            signal.setitimer(signal.ITIMER_REAL, microseconds % 50 / 1e6 + 1e-6, 0.01)
             for _ in range(100):
                 pool.run(X)
             signal.setitimer(signal.ITIMER_REAL, 0)
