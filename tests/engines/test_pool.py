@@ -217,31 +217,37 @@ class _Interrupt(BaseException):
 
 
 @pytest.fixture
-def interrupts() -> Iterator[None]:
+def armed() -> Iterator[list[bool]]:
+    """A list: while it has something in it, the next alarm interrupts, and empties it."""
+    alarms: list[bool] = []
+
     def strike(number: int, frame: FrameType | None) -> None:
-        raise _Interrupt
+        if alarms:
+            alarms.clear()
+            raise _Interrupt
 
     before = signal.signal(signal.SIGALRM, strike)
     try:
-        yield
+        yield alarms
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.usefixtures("interrupts")
-def test_an_interrupt_loses_no_session_wherever_it_strikes(artifact: Artifact) -> None:
+def test_an_interrupt_loses_no_session_wherever_it_strikes(
+    artifact: Artifact, armed: list[bool]
+) -> None:
     pool = SessionPool(Null(), artifact, Target.host(), 1)
     struck = 0
-    for microseconds in range(1, 1500):
+    for turn in range(1500):
         try:
-            signal.setitimer(signal.ITIMER_REAL, microseconds % 50 / 1e6 + 1e-6, 0.01)
+            armed.append(True)
+            signal.setitimer(signal.ITIMER_REAL, (turn % 50 + 1) / 1e6, 0.01)
             for _ in range(100):
                 pool.run(X)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            armed.clear()
         except _Interrupt:
             struck += 1
-    signal.setitimer(signal.ITIMER_REAL, 0)
     assert struck
     other = threading.Thread(target=pool.run, args=(X,), daemon=True)
     other.start()
@@ -250,14 +256,14 @@ def test_an_interrupt_loses_no_session_wherever_it_strikes(artifact: Artifact) -
     pool.close()
 
 
-@pytest.mark.usefixtures("interrupts")
 def test_who_is_interrupted_in_line_leaves_it(
-    artifact: Artifact, threads: ThreadPoolExecutor
+    artifact: Artifact, armed: list[bool], threads: ThreadPoolExecutor
 ) -> None:
     engine = Gated()
     pool = pool_of(engine, artifact, 1)
     inside = threads.submit(pool.run, X)
     engine.wait_inside(1)
+    armed.append(True)
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     with pytest.raises(_Interrupt):
         pool.run(X)
