@@ -187,7 +187,7 @@ def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None)
     which = settings.which if read(path).exact is not None else "winner"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return load(path, which=which, custom_ops=settings.custom_ops, threads=threads)
+        return load(path, which=which, custom_ops=settings.custom_ops, threads=threads, sessions=1)
 
 
 def _standby(
@@ -199,7 +199,9 @@ def _standby(
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return undo.enter_context(load(path, which="exact", custom_ops=settings.custom_ops))
+        return undo.enter_context(
+            load(path, which="exact", custom_ops=settings.custom_ops, sessions=1)
+        )
 
 
 def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) -> tuple[int, int]:
