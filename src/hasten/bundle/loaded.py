@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 
 from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part, nested_engines
+from hasten.bundle.requests import kept_requests
 from hasten.core.devices import FAMILIES, at_hand
 from hasten.core.records import from_record, load_object
 from hasten.core.target import Target
@@ -113,6 +115,7 @@ class Loaded:
             empty where it does.
 
     Args:
+        folder: The bundle's.
         pool: Its model, open on its engine; closed with the bundle.
         request: The inputs of one request, every size settled.
         certified: The inputs of one request that a certificate covers; empty for any.
@@ -120,6 +123,7 @@ class Loaded:
 
     def __init__(
         self,
+        folder: Path,
         manifest: Manifest,
         pool: SessionPool,
         notes: Sequence[str],
@@ -127,6 +131,7 @@ class Loaded:
         certified: Sequence[TensorSpec] = (),
     ) -> None:
         self.manifest = manifest
+        self._folder = folder
         self.not_certified = tuple(notes)
         self._pool = pool
         self._lock = threading.Lock()
@@ -238,6 +243,15 @@ class Loaded:
         """The inputs of one request as they were certified, every size settled."""
         return self._request
 
+    @functools.cached_property
+    def requests(self) -> tuple[dict[str, Array], ...]:
+        """Requests of the data that the bundle keeps, read when they are first asked for; maybe none.
+
+        Raises:
+            IntegrityError: the bundle was changed since it was loaded.
+        """
+        return kept_requests(self._folder, self.manifest)
+
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Answer a request that was checked already: arrays by name, C-contiguous, as `inputs` says.
 
@@ -330,6 +344,7 @@ def load(
     limit = sessions or sessions_for(engine, artifact, target, here.threads)
     judged = which == "winner" and manifest.status == "certified"
     return Loaded(
+        folder.absolute(),
         manifest,
         SessionPool(engine, artifact, target, limit),
         notes,

@@ -96,7 +96,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
 @click.option(
     "--against", help="An .onnx file, or my.py:predict; by default the bundle's exact model."
 )
-@click.option("--data", help="Requests; random numbers without.")
+@click.option("--data", help="Requests; by default those that the bundle keeps, else made up.")
 @click.option(
     "--scenario",
     type=click.Choice(["single-stream", "server", "offline"]),
@@ -168,6 +168,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     """Check BUNDLE and say what is in it."""
     from hasten.bundle import differences, read
     from hasten.bundle.evidence import batch_curve
+    from hasten.bundle.requests import in_words
     from hasten.cli.tables import curve_table
     from hasten.core.devices import at_hand
     from hasten.measure.environment import environment
@@ -185,6 +186,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
             ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
             ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
+            ("samples", in_words(manifest.requests)),
             ("population", (manifest.certificate or {}).get("population", "none")),
             ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
             *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
@@ -232,7 +234,7 @@ def demo(which: str, out: Path | None) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--data", help="Requests; random numbers without.")
+@click.option("--data", help="Requests; by default those that the bundle keeps, else made up.")
 @click.option("--engine", "engines", multiple=True, help="On this engine only; may be repeated.")
 @click.option(
     "--top",

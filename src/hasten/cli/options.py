@@ -194,6 +194,9 @@ _ORDER_OPTIONS = (
     ),
     click.option("--no-exact", is_flag=True, help="Leave the exact model out of the bundle."),
     click.option(
+        "--no-requests", is_flag=True, help="Leave samples of the data out of the bundle."
+    ),
+    click.option(
         "--accept-uncertified", is_flag=True, help="Ship the fastest even if nothing certifies."
     ),
     click.option("--resume", is_flag=True, help="Go on with the run that was stopped."),
@@ -215,6 +218,7 @@ def order_of_flags(options: dict[str, Any]) -> dict[str, Any]:
         if flag in given:
             given[keyword] = given.pop(flag)
     given["keep_exact"] = not given.pop("no_exact")
+    given["keep_requests"] = not given.pop("no_requests")
     for name in ("engines", "passes"):
         given[name] = given[name] or None
     return given

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
 from hasten.errors import CandidateError, InputError
-from hasten.inputs.data.requests import first_requests
+from hasten.inputs.data.requests import first_requests, telling
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.models import onnx as onnx_frontend
 from hasten.measure.effort import Effort, effort_of
@@ -53,7 +53,7 @@ class Comparison:
         against: Its row, the ratio being its twin's: what noise does.
         bundle: The bundle's row, the ratio over `against`.
         threads: How many each had.
-        requests: "samples of the data", or "random numbers" where none was given.
+        requests: Where the requests are from: the data, the bundle, or made up.
         notes: What the reader should know besides.
     """
 
@@ -85,7 +85,8 @@ def bench(
         bundle: Its folder.
         against: An .onnx path, or "file.py:predict", called with the inputs as arrays in the
             model's order. By default the exact model that the bundle holds.
-        data: Requests, as `optimize` takes them. Random numbers where None, and labelled so.
+        data: Requests, as `optimize` takes them. Where None, those that the bundle keeps; where it
+            keeps none, made-up ones, and labelled so.
         rounds: Rounds to count; by default as many as the effort has.
         effort: "quick", "normal", "thorough", or an `Effort`: lengths of the turns and rounds.
         seed: Of the orders.
@@ -105,23 +106,27 @@ def bench(
     winner = _held(folder, manifest.winner, manifest, custom_ops)
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
-        samples = write_spool(
-            first_requests(
-                data, winner.artifact.inputs, winner.artifact.request, manifest.pipeline, seed
-            ),
-            place / "requests",
+        requests, said = first_requests(
+            data,
+            winner.artifact.inputs,
+            winner.artifact.request,
+            manifest.pipeline,
+            kept_requests(folder, manifest),
+            seed,
         )
+        samples = write_spool(requests, place / "requests")
         other = _against(against, folder, manifest, samples, custom_ops, place)
-        standings, notes = _raced(other, winner, samples, place, tries, seed, target)
-        if not standings.stands(_CANDIDATE):
-            raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
+        with telling(said):
+            standings, notes = _raced(other, winner, samples, place, tries, seed, target)
+            if not standings.stands(_CANDIDATE):
+                raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
         if winner.engine.uneven:
             notes.append(UNEVEN.format(winner.label))
         return Comparison(
             against=_row("against", other, standings, AGAIN),
             bundle=_row("bundle", winner, standings, _CANDIDATE),
             threads=standings.threads,
-            requests="random numbers" if data is None else "samples of the data",
+            requests=said,
             notes=tuple(notes),
         )
 

@@ -72,8 +72,10 @@ def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]
     Raises:
         InputError: there is something that no bundle may replace, or the disk is full.
     """
-    out = job.order.out
-    manifest = manifest_of(job, ready, shipment)
+    out, request = job.order.out, shipment.winner.artifact.request
+    count = bundle.room_for(request) if job.order.keep_requests else 0
+    requests = ready.parts.searched(count, request)
+    manifest = manifest_of(job, ready, shipment, len(requests))
     extra = {}
     if "result.json" in records:
         # Imported here, since a plotting library comes with it that no run should wait for.
@@ -84,11 +86,11 @@ def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]
             return json.dumps(to_record(records[name])).encode() if name in records else None
 
         extra["report.html"] = render(assembled(out, manifest, kept))
-    bundle.write(out, manifest, dict(records), extra)
+    bundle.write(out, manifest, dict(records), extra, requests)
 
 
-def manifest_of(job: Job, ready: Ready, shipment: Shipment) -> Manifest:
-    """Return what a bundle states about itself."""
+def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Manifest:
+    """Return what a bundle states about itself, with so many requests to warm up with."""
     parts, judgement = ready.parts, shipment.judgement
     return Manifest(
         status=shipment.status,
@@ -110,6 +112,7 @@ def manifest_of(job: Job, ready: Ready, shipment: Shipment) -> Manifest:
         target=shipment.target,
         environment=environment(shipment.target),
         pipeline=ready.pipeline,
+        requests=requests,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

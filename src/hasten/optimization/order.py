@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     seed: int
     out: str | Path
     keep_exact: bool
+    keep_requests: bool
     accept_uncertified: bool
 
 
@@ -81,6 +82,8 @@ class Order:
         seed: Seed of the split and of all orders.
         out: Folder of the bundle.
         keep_exact: Whether the bundle keeps the exact model, for `certify` and as a fallback.
+        keep_requests: Whether the bundle keeps up to 4 samples of the search split, to warm up with and
+            to be timed with where no data is at hand. False for data that must not leave this machine.
         accept_uncertified: Whether the fastest ships, marked so, where nothing certifies.
 
     Raises:
@@ -107,6 +110,7 @@ class Order:
     seed: int = 0
     out: Path = Path("model.hasten")
     keep_exact: bool = True
+    keep_requests: bool = True
     accept_uncertified: bool = False
 
     def __post_init__(self) -> None:

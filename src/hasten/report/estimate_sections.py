@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from hasten.bundle.requests import in_words
 from hasten.report.drawing import AFTER, EXACT, QUIET, Plot
 from hasten.report.estimate_rows import columns, figure, latency_of, ranked_by, within
 from hasten.report.evidence import Report
@@ -181,5 +182,6 @@ def _where(report: Report) -> Html:
         ("target", report.target.device),
         *report.environment.items(),
         ("made", report.created),
+        ("samples in the bundle", in_words(report.requests)),
     ]
     return section("environment", "Where", table("Where it was made", ("fact", "value"), facts))

@@ -143,6 +143,7 @@ class Report:
         limit: Floors, where they were worked out.
         curve: By batch and by sessions, where it was measured.
         load: Under load, where it was put.
+        requests: How many samples of the data the bundle keeps.
     """
 
     result: Result
@@ -156,6 +157,7 @@ class Report:
     limit: tuple[Floor, ...] = ()
     curve: tuple[Point, ...] = ()
     load: tuple[Loaded, ...] = ()
+    requests: int = 0
 
 
 def gathered(folder: Path) -> Report:
@@ -227,6 +229,7 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
         limit=read("limit.json", tuple[Floor, ...]) or (),
         curve=read("curve.json", tuple[Point, ...]) or (),
         load=read("load.json", tuple[Loaded, ...], _RESULT_BYTES) or (),
+        requests=manifest.requests,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from hasten.bundle.requests import in_words
 from hasten.certificate.verdict import Judgement
 from hasten.report import accuracy_plots, machine_plots, speed_plots
 from hasten.report.commands import commands
@@ -327,6 +328,7 @@ def again(report: Report) -> Html:
     facts = [
         ("model's SHA-256", report.source_sha256),
         ("sealed samples' SHA-256", str(report.sealed.get("sha256", "-"))),
+        ("samples in the bundle", in_words(report.requests)),
         *([("seed", str(asked.seed))] if asked else []),
         ("made", report.created),
         ("took", f"{report.result.seconds:.0f} s"),
