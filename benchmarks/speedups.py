@@ -33,7 +33,7 @@ from hasten.core.records import to_record, type_name
 from hasten.inputs.models.source import load_model
 from hasten.measure.intervals import Ratio
 from hasten.measure.race import BASELINE
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 
 VERSIONS = ("model", "version", "accuracy", "over ONNX Runtime's defaults", "p50", "over the floor")
 RUNS = (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hasten.measure.effort import Effort
     from hasten.optimization.optimize import optimize
     from hasten.optimization.order import Order
-    from hasten.report.publication import report
+    from hasten.reporting.publication import report
     from hasten.serving.run import serve
 
 _WHERE = {
@@ -31,7 +31,7 @@ _WHERE = {
     "load_test": "hasten.evaluation.scenarios",
     "certify": "hasten.evaluation.recertification",
     "serve": "hasten.serving.run",
-    "report": "hasten.report.publication",
+    "report": "hasten.reporting.publication",
     "profile": "hasten.evaluation.profiling",
     "Effort": "hasten.measure.effort",
     "Order": "hasten.optimization.order",

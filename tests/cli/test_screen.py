@@ -5,7 +5,7 @@ import pytest
 from hasten.cli.screen import LiveScreen, PlainScreen, table
 from hasten.core.progress import Progress
 from hasten.measure.intervals import Quantile, Ratio
-from hasten.report.result import Row
+from hasten.reporting.result import Row
 
 MARKUP = "[bold]x[/bold] [/nothing] [red"
 

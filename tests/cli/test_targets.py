@@ -27,8 +27,8 @@ from hasten.core.target import Target
 from hasten.engines.estimates import Estimate
 from hasten.errors import InputError, IntegrityError
 from hasten.evaluation.doctor import target_in_words
-from hasten.report.estimate_rows import columns, headline, latency_of
-from hasten.report.result import Asked, EstimateRow, Estimates, Result
+from hasten.reporting.estimate_rows import columns, headline, latency_of
+from hasten.reporting.result import Asked, EstimateRow, Estimates, Result
 from hasten.testing import models
 
 WITHOUT_FPGA = pytest.mark.skipif(

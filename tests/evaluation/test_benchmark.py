@@ -16,7 +16,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.inputs.data.requests import random_requests
 from hasten.measure.latency import Round
-from hasten.report.rows import cells
+from hasten.reporting.rows import cells
 from hasten.testing import models
 
 

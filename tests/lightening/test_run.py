@@ -23,8 +23,8 @@ from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.torch import export
 from hasten.lightening.prospects import fastest
-from hasten.report.evidence import gathered
-from hasten.report.rows import won
+from hasten.reporting.evidence import gathered
+from hasten.reporting.rows import won
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KNOWN, JUDGED = corners(700, 2), corners(1500, 3)

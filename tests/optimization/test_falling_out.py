@@ -15,7 +15,7 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.measure.candidate import Single
 from hasten.measure.latency import Round
 from hasten.measure.race import AGAIN, BASELINE
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 from hasten.testing import models
 
 LABEL = Single((), Rival(OnnxRuntime(), lossy=True)).label

@@ -14,8 +14,8 @@ from hasten.core.target import Target
 from hasten.inputs.models.onnx import load
 from hasten.optimization.grid import grid
 from hasten.passes.little import Little, Student
-from hasten.report.evidence import gathered
-from hasten.report.rows import won
+from hasten.reporting.evidence import gathered
+from hasten.reporting.rows import won
 
 FEATURES, HIDDEN, CLASSES = 16, 30_000, 4
 X = np.random.default_rng(3).standard_normal((2400, FEATURES), dtype=np.float32)

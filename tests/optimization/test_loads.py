@@ -23,7 +23,7 @@ from hasten.passes.float_layers import FloatLayers
 from hasten.passes.little import Little
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.simplify import Simplify
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 from hasten.testing import models
 
 X = np.random.default_rng(0).standard_normal((100, 16), dtype=np.float32)

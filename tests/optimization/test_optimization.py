@@ -21,7 +21,7 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.onnx import load
 from hasten.inputs.pipeline.config import from_module
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 from hasten.testing import models
 
 RIVALS = "tests.support.rivals:"

@@ -11,7 +11,7 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.bundle import read
 from hasten.cli.screen import summary
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 from hasten.testing import models
 
 

@@ -275,7 +275,7 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
         raise click.UsageError("--json prints, and --out is for the page: leave one of them out")
     with one_line_errors():
         from hasten import report as run
-        from hasten.report.evidence import gathered
+        from hasten.reporting.evidence import gathered
 
         if as_json:
             click.echo(as_text(gathered(bundle)))

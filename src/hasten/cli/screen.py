@@ -11,8 +11,8 @@ from typing import Any, Self
 from hasten.cli.tables import aligned
 from hasten.core.progress import Progress
 from hasten.report import estimate_rows
-from hasten.report.result import Estimates, Limit, Result, Row
-from hasten.report.rows import columns, latency, method_columns, won
+from hasten.reporting.result import Estimates, Limit, Result, Row
+from hasten.reporting.rows import columns, latency, method_columns, won
 
 _STAGES = {
     "prepare": "preparing",

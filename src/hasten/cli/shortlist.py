@@ -95,7 +95,7 @@ def shortlist(as_json: bool, top: int, engines: tuple[str, ...], **options: Any)
 def in_words(result: Shortlist, top: int) -> str:
     """Write a shortlist as a table, and what to know of it."""
     from hasten.cli.tables import aligned
-    from hasten.report.rows import latency
+    from hasten.reporting.rows import latency
 
     measure = "ImageNet top-1" if result.task == "classify" else "COCO AP"
     head = ("architecture", "width", "pixels", "p50", "fastest by", "mult-adds", "params", measure)
@@ -119,7 +119,7 @@ def in_words(result: Shortlist, top: int) -> str:
 
 
 def _row(one: Entry, own_pixels: int) -> Sequence[str]:
-    from hasten.report.rows import latency
+    from hasten.reporting.rows import latency
 
     prospect = one.prospect
     return (

@@ -25,7 +25,7 @@ from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.workbench import Bench
-from hasten.report.result import UNEVEN, Row, row
+from hasten.reporting.result import UNEVEN, Row, row
 
 _CANDIDATE = "bundle"
 

@@ -20,7 +20,7 @@ from hasten.lightening.ways import (
     hopeless,
     train_way,
 )
-from hasten.report.rows import latency
+from hasten.reporting.rows import latency
 
 
 def trained(

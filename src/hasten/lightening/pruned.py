@@ -30,7 +30,7 @@ from hasten.lightening.ways import Stage, Way
 from hasten.measure.candidate import Single
 from hasten.measure.workbench import Bench
 from hasten.passes.base import Skipped
-from hasten.report.rows import latency
+from hasten.reporting.rows import latency
 
 STAGES = (Stage(0.2, 0.5), Stage(0.2, 0.5), Stage(0.6))
 """Two thirds of the cuts are made on the way, each followed by a short training."""

@@ -29,7 +29,7 @@ from hasten.optimization.optimize import optimize
 from hasten.optimization.order import Options, order_of
 from hasten.optimization.workspace import begun, check_same_run, claimed_folder
 from hasten.passes.little import Student
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 
 Kind = Literal["students", "pruned", "scratch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -19,8 +19,8 @@ from hasten.optimization.job import Job
 from hasten.optimization.judge import Judge, Ladder, Shipment, Verdicts
 from hasten.optimization.preparation import Ready, calibrating, shortfall
 from hasten.passes.little import Little
-from hasten.report.evidence import assembled
-from hasten.report.result import Asked, Result
+from hasten.reporting.evidence import assembled
+from hasten.reporting.result import Asked, Result
 
 UNFINISHED = (
     "the run has not finished: the fastest found so far, not certified; go on with --resume"
@@ -79,7 +79,7 @@ def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]
     extra = {}
     if "result.json" in records:
         # Imported here, since a plotting library comes with it that no run should wait for.
-        from hasten.report.page import render
+        from hasten.reporting.page import render
 
         def kept(name: str, most_bytes: int) -> bytes | None:
             """Return a record as it will be read again, so that `hasten report` makes the same page."""

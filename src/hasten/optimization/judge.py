@@ -15,7 +15,7 @@ from hasten.measure.workbench import Opened
 from hasten.optimization.job import Job
 from hasten.optimization.preparation import Ready
 from hasten.optimization.trials import Trials
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 
 Verdicts: TypeAlias = Sequence[tuple[str, Judgement | str]]
 """A candidate's key, and what the sealed data showed of it or why it failed; safest first."""

@@ -17,7 +17,7 @@ from hasten.optimization.measured.judge import Measured
 from hasten.optimization.order import Options, order_of
 from hasten.optimization.preparation import Ready, prepare
 from hasten.optimization.run import certify, freeze, search
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 
 
 def optimize(

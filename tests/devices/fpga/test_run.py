@@ -13,7 +13,7 @@ import hasten
 from hasten.engines.fpga import toolchain
 from hasten.errors import InputError
 from hasten.optimization.estimated import fixed_point
-from hasten.report.result import Estimates, Result
+from hasten.reporting.result import Estimates, Result
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
 pytestmark = pytest.mark.skipif(

@@ -18,7 +18,7 @@ from hasten.measure.candidate import Trial
 from hasten.optimization.estimated import comparison, fixed_point
 from hasten.optimization.estimated.fixed_point import FixedPointSearch
 from hasten.optimization.estimated.trials import Estimation
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
 pytestmark = pytest.mark.skipif(

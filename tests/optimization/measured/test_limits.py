@@ -14,7 +14,7 @@ from hasten.measure.candidate import Single
 from hasten.measure.race import BASELINE, Standings
 from hasten.measure.roofline import Ceilings, LayerWork
 from hasten.optimization.measured.racing import Racing
-from hasten.report.result import Limit
+from hasten.reporting.result import Limit
 
 MEMORY = Level("memory", None, copied_bytes_per_s=1e12, read_bytes_per_s=1e12)
 CEILINGS = Ceilings(1, {"f32": 1e9}, {"f32": "some kernel"}, (MEMORY,), empty_call_ns=100)

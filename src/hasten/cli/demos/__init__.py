@@ -12,7 +12,7 @@ from hasten.core.progress import Listener
 from hasten.errors import InputError
 
 if TYPE_CHECKING:
-    from hasten.report.result import Result
+    from hasten.reporting.result import Result
 
 
 def package_folder(module: str, package: str) -> Path:

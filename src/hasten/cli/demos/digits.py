@@ -13,7 +13,7 @@ from hasten.cli.demos import package_folder
 from hasten.core.progress import Listener, Progress
 from hasten.core.tensors import Array
 from hasten.optimization.optimize import optimize
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 
 TRAINED_ON = 2000
 EPOCHS = 6

@@ -19,7 +19,7 @@ from hasten.core.tensors import Array
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.pipeline.image import Decode
 from hasten.optimization.optimize import optimize
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 
 SAMPLES = 3160
 """300 to calibrate, 858 to search, 2,002 sealed."""

@@ -23,7 +23,7 @@ from hasten.optimization.estimated.trials import Estimation, comparable, ranked
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Shipment, Verdicts
 from hasten.optimization.preparation import Ready
-from hasten.report.result import EstimateRow, Estimates, Result
+from hasten.reporting.result import EstimateRow, Estimates, Result
 
 AREAS = {"fpga": ("TRELLIS_COMB", "ICESTORM_LC"), "tpu": ("peak_memory_bytes",)}
 """Figures that a family's frontier sets against the rank, whichever of them there is."""

@@ -31,7 +31,7 @@ from hasten.optimization.measured.outcomes import (
     rungs,
 )
 from hasten.optimization.measured.racing import Racing
-from hasten.report.result import UNEVEN, Limit, Result, Row, row
+from hasten.reporting.result import UNEVEN, Limit, Result, Row, row
 
 _CLEARLY = 0.95
 """Share of what ships that an uncertified model's latency must stay under to be worth a row."""

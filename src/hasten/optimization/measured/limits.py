@@ -16,7 +16,7 @@ from hasten.measure.roofline import LayerWork, floor, precisions
 from hasten.optimization.measured.racing import Racing
 from hasten.passes.base import Skipped
 from hasten.passes.little import Little, little_of
-from hasten.report.result import Limit
+from hasten.reporting.result import Limit
 
 _REQUESTS = 30
 

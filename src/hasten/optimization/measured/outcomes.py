@@ -13,7 +13,7 @@ from hasten.measure.race import BASELINE, Standings
 from hasten.optimization.judge import Ladder, Verdicts
 from hasten.optimization.measured.racing import Racing
 from hasten.passes.little import little_of
-from hasten.report.result import Fate, Limit, Method, Outcome, Rung
+from hasten.reporting.result import Fate, Limit, Method, Outcome, Rung
 
 ORIGINAL = "as it is"
 """The method that changes no architecture: the original, in whatever precision."""

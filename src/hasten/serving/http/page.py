@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hasten.core.tensors import Array
-from hasten.report.style import STYLE
+from hasten.reporting.style import STYLE
 from hasten.serving.http.page_script import SCRIPT
 from hasten.serving.models.repository import Registered
 from hasten.serving.models.served import ServedModel

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hasten.engines.estimates import TIMED
-from hasten.report.result import EstimateRow, Estimates, Result
+from hasten.reporting.result import EstimateRow, Estimates, Result
 
 _SHOWN = 5
 """Figures beside latency and rank, at most."""

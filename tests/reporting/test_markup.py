@@ -1,6 +1,6 @@
 """Pieces of HTML: what is escaped, and where lines may break."""
 
-from hasten.report.markup import Html, code, element, name, table, text
+from hasten.reporting.markup import Html, code, element, name, table, text
 
 
 def test_text_and_attributes_are_escaped_once() -> None:

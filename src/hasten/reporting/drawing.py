@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hasten.report.markup import Html, details, element, table
+from hasten.reporting.markup import Html, details, element, table
 
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _POINTS_PER_INCH = 72

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from hasten.bundle.requests import in_words
-from hasten.report.drawing import AFTER, EXACT, QUIET, Plot
-from hasten.report.estimate_rows import columns, figure, latency_of, ranked_by, within
-from hasten.report.evidence import Report
-from hasten.report.markup import (
+from hasten.reporting.drawing import AFTER, EXACT, QUIET, Plot
+from hasten.reporting.estimate_rows import columns, figure, latency_of, ranked_by, within
+from hasten.reporting.evidence import Report
+from hasten.reporting.markup import (
     NONE,
     Html,
     element,
@@ -20,7 +20,7 @@ from hasten.report.markup import (
     section,
     table,
 )
-from hasten.report.result import EstimateRow, Estimates, Result
+from hasten.reporting.result import EstimateRow, Estimates, Result
 
 
 def sections(report: Report, estimates: Estimates) -> list[Html]:

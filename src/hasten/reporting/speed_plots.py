@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from hasten.measure.intervals import Rounds
-from hasten.report.drawing import BAND, QUIET, Plot
-from hasten.report.evidence import Figures
-from hasten.report.marks import MARKS, legend
-from hasten.report.markup import name
-from hasten.report.result import Row
-from hasten.report.rows import cells, latency
+from hasten.reporting.drawing import BAND, QUIET, Plot
+from hasten.reporting.evidence import Figures
+from hasten.reporting.marks import MARKS, legend
+from hasten.reporting.markup import name
+from hasten.reporting.result import Row
+from hasten.reporting.rows import cells, latency
 
 _LONG_TAIL = 8
 """How many times the shortest latency a p99 may be where the scale starts at 0."""

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasten.report.evidence import Report
-from hasten.report.page import render
+from hasten.reporting.evidence import Report
+from hasten.reporting.page import render
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

@@ -16,7 +16,7 @@ from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.errors import InputError, IntegrityError
 from hasten.measure.intervals import Ratio, Rounds
-from hasten.report.result import Result
+from hasten.reporting.result import Result
 
 T = TypeVar("T")
 

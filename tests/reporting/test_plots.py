@@ -6,10 +6,10 @@ from hasten.certificate.drop import Drop
 from hasten.core.records import from_record, to_record
 from hasten.engines.layers import LayerTime
 from hasten.measure.intervals import Ratio
-from hasten.report.accuracy_plots import frontier
-from hasten.report.evidence import Floor, Profile, Report, Step
-from hasten.report.machine_plots import by_kind, floors, kinds
-from hasten.report.result import Outcome
+from hasten.reporting.accuracy_plots import frontier
+from hasten.reporting.evidence import Floor, Profile, Report, Step
+from hasten.reporting.machine_plots import by_kind, floors, kinds
+from hasten.reporting.result import Outcome
 
 
 def judged(label: str, ratio: float, drop: float) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.measure.intervals import Quantile
-from hasten.report.result import Method, Result, Row
+from hasten.reporting.result import Method, Result, Row
 
 
 def latency(value_ns: float, *bounds_ns: float) -> str:

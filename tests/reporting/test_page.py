@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.support.pages import Reading
 
-from hasten.report.evidence import Report
-from hasten.report.page import POLICY, render
-from hasten.report.result import Outcome, Row, Rung
-from hasten.report.style import DARK, LIGHT
+from hasten.reporting.evidence import Report
+from hasten.reporting.page import POLICY, render
+from hasten.reporting.result import Outcome, Row, Rung
+from hasten.reporting.style import DARK, LIGHT
 
 Change = Callable[..., Report]
 HOSTILE = (

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from hasten.bundle.requests import in_words
 from hasten.certificate.verdict import Judgement
 from hasten.report import accuracy_plots, machine_plots, speed_plots
-from hasten.report.commands import commands
-from hasten.report.evidence import Floor, Loaded, Report
-from hasten.report.markup import (
+from hasten.reporting.commands import commands
+from hasten.reporting.evidence import Floor, Loaded, Report
+from hasten.reporting.markup import (
     NONE,
     Html,
     code,
@@ -21,8 +21,8 @@ from hasten.report.markup import (
     section,
     table,
 )
-from hasten.report.result import Outcome, Result
-from hasten.report.rows import claimed, columns, latency, method_columns, won
+from hasten.reporting.result import Outcome, Result
+from hasten.reporting.rows import claimed, columns, latency, method_columns, won
 
 
 def headline(result: Result) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hasten.core.records import write_whole
 from hasten.errors import InputError
-from hasten.report.evidence import gathered
-from hasten.report.page import BEGINNING, render
+from hasten.reporting.evidence import gathered
+from hasten.reporting.page import BEGINNING, render
 
 
 def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:

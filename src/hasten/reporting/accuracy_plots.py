@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from hasten.certificate.verdict import Verdict
-from hasten.report.drawing import AFTER, BAND, EXACT, INK, LOOSE, PAPER, QUIET, Plot
-from hasten.report.marks import legend
-from hasten.report.markup import name
-from hasten.report.result import Asked, Outcome, Result, Rung
+from hasten.reporting.drawing import AFTER, BAND, EXACT, INK, LOOSE, PAPER, QUIET, Plot
+from hasten.reporting.marks import legend
+from hasten.reporting.markup import name
+from hasten.reporting.result import Asked, Outcome, Result, Rung
 
 
 def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:

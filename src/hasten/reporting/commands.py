@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 
 from hasten.measure.environment import PACKAGES
-from hasten.report.evidence import Report
+from hasten.reporting.evidence import Report
 
 
 def commands(report: Report) -> Iterator[tuple[str, str]]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from hasten.report.drawing import AFTER, BEFORE, EXACT, INK, LOOSE, Plot
-from hasten.report.evidence import Floor, Point, Profile, Step
-from hasten.report.marks import MARKS, Mark, legend
-from hasten.report.markup import Html, element, name, table
-from hasten.report.result import Row
-from hasten.report.rows import latency
+from hasten.reporting.drawing import AFTER, BEFORE, EXACT, INK, LOOSE, Plot
+from hasten.reporting.evidence import Floor, Point, Profile, Step
+from hasten.reporting.marks import MARKS, Mark, legend
+from hasten.reporting.markup import Html, element, name, table
+from hasten.reporting.result import Row
+from hasten.reporting.rows import latency
 
 KINDS = ("arithmetic", "elementwise", "conversion", "movement")
 """What steps spend their time on: see `hasten.engines.layers`; any other is "other"."""

@@ -17,9 +17,9 @@ from hasten.core.invocation import Invocation
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.measure.intervals import paired_ratio
-from hasten.report.evidence import Figures, Floor, Loaded, Point, Profile, Report, Step
-from hasten.report.page import render
-from hasten.report.result import Asked, Fate, Outcome, Result, Row, Rung, row
+from hasten.reporting.evidence import Figures, Floor, Loaded, Point, Profile, Report, Step
+from hasten.reporting.page import render
+from hasten.reporting.result import Asked, Fate, Outcome, Result, Row, Rung, row
 from hasten.testing import models
 
 Rounds: TypeAlias = dict[int, tuple[int, ...]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.report import estimate_rows, estimate_sections
-from hasten.report.evidence import Report
-from hasten.report.markup import Html, element, paragraph, text
-from hasten.report.sections import SECTIONS, headline
-from hasten.report.style import STYLE
+from hasten.reporting.evidence import Report
+from hasten.reporting.markup import Html, element, paragraph, text
+from hasten.reporting.sections import SECTIONS, headline
+from hasten.reporting.style import STYLE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Nothing may be loaded, run, or sent, whatever a text in the page says."""

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from hasten.measure.intervals import Quantile, Ratio
-from hasten.report.result import Row
-from hasten.report.rows import HEAD, cells
+from hasten.reporting.result import Row
+from hasten.reporting.rows import HEAD, cells
 
 ROW = Row(
     role="winner",

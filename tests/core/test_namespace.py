@@ -1,0 +1,21 @@
+"""The names that `import hasten` offers, whatever was imported before."""
+
+import subprocess
+import sys
+
+import hasten
+
+
+def test_no_room_replaces_a_function() -> None:
+    code = (
+        "import importlib, pkgutil, hasten\n"
+        "for room in pkgutil.iter_modules(hasten.__path__):\n"
+        "    importlib.import_module(f'hasten.{room.name}')\n"
+        "print([n for n in hasten.__all__ if not callable(getattr(hasten, n))])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_dir_lists_what_there_is() -> None:
+    assert {*hasten.__all__} <= {*dir(hasten)}
