@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hasten.report import evidence
 from tests.support.bundles import forge
 from tests.support.pages import Reading
 
 import hasten
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError, IntegrityError
+from hasten.reporting import evidence
 from hasten.reporting.evidence import Report, gathered
 from hasten.reporting.page import render
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from hasten.cli.tables import aligned
 from hasten.core.progress import Progress
-from hasten.report import estimate_rows
+from hasten.reporting import estimate_rows
 from hasten.reporting.result import Estimates, Limit, Result, Row
 from hasten.reporting.rows import columns, latency, method_columns, won
 

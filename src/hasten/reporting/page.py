@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hasten.report import estimate_rows, estimate_sections
+from hasten.reporting import estimate_rows, estimate_sections
 from hasten.reporting.evidence import Report
 from hasten.reporting.markup import Html, element, paragraph, text
 from hasten.reporting.sections import SECTIONS, headline

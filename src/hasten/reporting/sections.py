@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hasten.bundle.requests import in_words
 from hasten.certificate.verdict import Judgement
-from hasten.report import accuracy_plots, machine_plots, speed_plots
+from hasten.reporting import accuracy_plots, machine_plots, speed_plots
 from hasten.reporting.commands import commands
 from hasten.reporting.evidence import Floor, Loaded, Report
 from hasten.reporting.markup import (
