@@ -22,7 +22,8 @@ from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
 
-from hasten.core.records import import_path
+from hasten.core.objects import import_path
+from hasten.core.registry import Registry
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.litert.reference import LiteRtReference
@@ -136,7 +137,8 @@ def test_a_device_that_is_not_here_is_told_of_with_what_answers_instead(
     engine: Engine,
     instead: str,
 ) -> None:
-    monkeypatch.setattr(Engine, "registry", {**Engine.registry, "fpga": import_path(Design)})
+    known = {**Engine.registry, "fpga": import_path(Design)}
+    monkeypatch.setattr(Engine, "registry", Registry("engine", "hasten.engines", known))
     path = bundle_of(tmp_path, models.solid(tmp_path), engine=engine)
     elsewhere = {"kind": "compile-only", "device": device}
     forge(path, lambda record: record["target"].update(elsewhere))

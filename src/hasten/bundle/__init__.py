@@ -10,6 +10,7 @@ from hasten.bundle.loaded import (
     load,
 )
 from hasten.bundle.manifest import MANIFEST, Manifest, Part, Status, part
+from hasten.bundle.requirements import answers_as, requirements
 
 __all__ = [
     "MANIFEST",
@@ -19,6 +20,7 @@ __all__ = [
     "NotCertifiedHere",
     "Part",
     "Status",
+    "answers_as",
     "artifact_of",
     "differences",
     "engine_of",
@@ -26,5 +28,6 @@ __all__ = [
     "part",
     "read",
     "replaceable",
+    "requirements",
     "write",
 ]

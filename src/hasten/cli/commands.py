@@ -135,7 +135,6 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     with one_line_errors("stopped; what is done is kept, go on with --resume"):
         from hasten import optimize as run
         from hasten.cli.screen import screen, summary
-        from hasten.engines.installed import ENGINES
 
         pipeline = image_pipeline_of(options)
         with typed(click.get_current_context().obj), screen() as listen:
@@ -143,7 +142,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
                 model,
                 data,
                 pipeline=pipeline,
-                engines=options.pop("engines") or ENGINES,
+                engines=options.pop("engines"),
                 time_limit_s=options.pop("time_limit"),
                 trial_limit_s=options.pop("trial_limit"),
                 keep_exact=not options.pop("no_exact"),
@@ -270,18 +269,32 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
+@click.option(
+    "--requirements",
+    "as_requirements",
+    is_flag=True,
+    help="Print what it needs, for pip install --requirement.",
+)
+@click.option("--serve", is_flag=True, help="With --requirements: also what serves it.")
+def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> None:
     """Check BUNDLE and say what is in it."""
-    from hasten.bundle import differences, read
+    from hasten.bundle import differences, read, requirements
     from hasten.bundle.evidence import batch_curve
     from hasten.cli.tables import curve_table
     from hasten.core.devices import at_hand
     from hasten.measure.environment import environment
 
     with one_line_errors():
+        if as_json and as_requirements:
+            raise InputError("--json and --requirements print two things: give one of them")
+        if serve and not as_requirements:
+            raise InputError("--serve says what to add to --requirements: give both")
         manifest = read(bundle)
         if as_json:
             click.echo(as_text(manifest))
+            return
+        if as_requirements:
+            click.echo("\n".join(requirements(manifest, ["serve"] if serve else [])))
             return
         curve = batch_curve(bundle, manifest)
         size = sum(size_bytes for _, size_bytes in manifest.files.values())

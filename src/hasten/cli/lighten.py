@@ -127,7 +127,6 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
         from hasten import lighten as run
         from hasten.cli.commands import as_text
         from hasten.cli.screen import screen, summary
-        from hasten.engines.installed import ENGINES
 
         pipeline = image_pipeline_of(options)
         with typed(click.get_current_context().obj), screen() as listen:
@@ -138,7 +137,7 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
                 pipeline=pipeline,
                 budget_ms=1e3 * options.pop("budget_s"),
                 ways=options.pop("ways") or _WAYS,
-                engines=options.pop("engines") or ENGINES,
+                engines=options.pop("engines"),
                 keep_exact=not options.pop("no_exact"),
                 listen=listen,
                 **options,

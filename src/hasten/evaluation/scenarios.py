@@ -87,7 +87,7 @@ def load_test(
         scenario=scenario,
         load=load,
         tries=tuple(generator.tries),
-        threads=share.threads if sessions > 1 else getattr(engine, "threads", None) or threads,
+        threads=share.threads if sessions > 1 else engine.threads or threads,
         sessions=sessions,
         requests="random numbers" if data is None else "samples of the data",
         notes=tuple(notes),

@@ -15,14 +15,14 @@ from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
+from hasten.core.objects import load_object
 from hasten.core.progress import Listener, nobody
-from hasten.core.records import digest, load_object, source_digest
+from hasten.core.records import digest, source_digest
 from hasten.core.target import Target
-from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.splits import split
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
@@ -59,7 +59,7 @@ def lighten(
     loss: Any = None,
     features: float | None = None,
     pipeline: Pipeline | None = None,
-    engines: Sequence[str] = ENGINES,
+    engines: Sequence[str] = (),
     population: str = "inputs like the ones in this data",
     calibration: int = 300,
     seed: int = 0,
@@ -96,7 +96,7 @@ def lighten(
         features: The weight of layers inside in what is learnt, 0 to 1; by default 0 where outputs
             can be learnt, 1 where they take no gradient.
         pipeline: From an image file to the model's input, for folders of images.
-        engines: Which runtimes to try.
+        engines: Which runtimes to try; by default all that suit this host.
         population: What `data` was drawn from, in words, for the certificate.
         calibration: How many training samples set the quantizers' ranges.
         seed: Of all orders.
@@ -111,6 +111,7 @@ def lighten(
     """
     asked = invocation(lighten, locals())
     ways, architectures, engines = map(_listed, (ways, architectures, engines))
+    engines = engines or tried_on("host")
     check_limits(max_drop, confidence)
     _check_options(budget_ms, minutes, epochs, batch, rate, students, ways, features)
     check_names("classify", architectures)
@@ -163,9 +164,7 @@ def lighten(
                 "set of engines": list(engines),
                 "number of calibration samples": calibration,
                 "loss": None if loss is None else [_named(own_loss), source_digest(own_loss)],
-                "file of the metric's function": given.metric.source_sha256
-                if isinstance(given.metric, Custom)
-                else None,
+                "file of the metric's function": given.metric.source_sha256,
             },
         )
         task = task_of(

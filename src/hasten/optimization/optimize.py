@@ -17,10 +17,9 @@ from hasten.core.invocation import invocation
 from hasten.core.model import Model
 from hasten.core.progress import Listener, nobody
 from hasten.core.tensors import Array
-from hasten.engines.installed import ENGINES
+from hasten.engines.installed import tried_on
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.models.source import find_model, load_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.candidate import label
@@ -65,7 +64,7 @@ def optimize(
     training: Any = None,
     little: Any = None,
     pipeline: Pipeline | None = None,
-    engines: Sequence[str] = ENGINES,
+    engines: Sequence[str] = (),
     keep_float: Sequence[str] = (),
     custom_ops: Sequence[Path] = (),
     population: str = "inputs like the ones in this data",
@@ -102,7 +101,7 @@ def optimize(
             name. Each is tried in the model's place, as it is and in int8, and in a cascade: it
             answers, and the model is asked where its answer was close.
         pipeline: From an image file to the model's input, for a folder of images.
-        engines: Which runtimes to try.
+        engines: Which runtimes to try; by default all that suit the target.
         keep_float: Nodes that no pass may quantize.
         custom_ops: Libraries with operators of the model's own.
         population: What `data` was drawn from, in words, for the certificate.
@@ -140,8 +139,8 @@ def optimize(
             f"{device.device} isn't here; hasten.cross_compile makes a model for it, or hasten optimize "
             "--target on the command line"
         )
-    if device.kind == "attached":
-        engines = family_of(device).engines
+    if device.kind == "attached" or not engines:
+        engines = tried_on(device.family)
     folder = bundle.with_name(bundle.name + ".work")
     with claimed(folder, resume=resume) as journal, cleared_up(folder, journal):
         ready = prepare(
@@ -173,9 +172,7 @@ def optimize(
                 "options": options,
                 "objective": objective,
                 "little model": [(one.name, one.sha256) for one in smaller],
-                "file of the metric's function": scored.source_sha256
-                if isinstance(scored, Custom)
-                else None,
+                "file of the metric's function": scored.source_sha256,
             },
         )
         deadline = None if time_limit_s is None else begin + time_limit_s

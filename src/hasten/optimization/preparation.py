@@ -25,7 +25,6 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.models.source import check_has_program, find_model, load_with_data
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 from hasten.inputs.pipeline.config import from_module
@@ -183,7 +182,7 @@ def warnings(
     sealed = len(np.unique(parts.sealed_units))
     grouped = sealed < len(parts.sealed)
     method = ONE_SHARE if guard != "net" else EXACT
-    if grouped or isinstance(scored, DetectionF1):
+    if grouped or not scored.binary:
         method = BETTING
     least = samples_needed(0.0, 0.0, max_drop, confidence, method=method)
     if sealed >= least:

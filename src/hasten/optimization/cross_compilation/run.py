@@ -28,7 +28,7 @@ from hasten.core.records import digest, from_record, to_record
 from hasten.core.target import Target
 from hasten.engines.fpga.toolchain import TOOLS
 from hasten.engines.fpga.toolchain import version as tool_version
-from hasten.engines.installed import engine_kinds
+from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.pipeline.base import Pipeline
@@ -119,7 +119,7 @@ def cross_compile(
     if device.kind != "compile-only":
         raise InputError(f"{device.device} is here: hasten.optimize measures it")
     begin, family, out = time.monotonic(), family_of(device), Path(out)
-    engines = engine_kinds(family.engines, device)
+    engines = engine_kinds(tried_on(device.family), device)
     for kind in engines:
         kind.check_tools(device)
     folder = out.with_name(out.name + ".work")
@@ -203,8 +203,7 @@ class _Run:
             trained = [] if training is None else trainings(self.board, training)
             FixedPointSearch(self.board, trained).explore()
             return
-        names = family_of(self.target).engines
-        explore(self.board, grid(model, self.target, engine_names=names))
+        explore(self.board, grid(model, self.target))
 
     def freeze_ladder(self) -> tuple[str, ...]:
         """Choose whom to certify, the safest first, and journal it with its hash."""
