@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -44,6 +44,8 @@ class _Simulated(NullSession):
 @dataclass(frozen=True)
 class Design(Null):
     """As an FPGA's design is opened: what answers says so."""
+
+    families: ClassVar[frozenset[str]] = frozenset({"fpga"})
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:

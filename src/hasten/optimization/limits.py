@@ -120,7 +120,7 @@ def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str
         doesn't.
     """
     engine = candidate.engine.runtimes[0]
-    lossless = all(step.exact or isinstance(step, Little) for step in candidate.passes)
+    lossless = all(not step.quantized or isinstance(step, Little) for step in candidate.passes)
     kept: set[str] = set()
     for step in candidate.passes:
         kept.update(step.keep_float)
