@@ -19,6 +19,7 @@ from hasten.cli.options import (
     guard_choice,
     image_options,
     image_pipeline_of,
+    metric_option,
     one_line_errors,
 )
 from hasten.core.invocation import typed
@@ -48,10 +49,7 @@ def main() -> None:
     show_default=True,
     help="The bundle's folder.",
 )
-@click.option(
-    "--metric",
-    help="top1, top5, agreement, embedding, regression:TOLERANCE, detection_f1, or my.py:score.",
-)
+@metric_option
 @click.option(
     "--guard",
     type=guard_choice,

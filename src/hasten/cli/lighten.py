@@ -14,6 +14,7 @@ from hasten.cli.options import (
     guard_choice,
     image_options,
     image_pipeline_of,
+    metric_option,
     one_line_errors,
 )
 from hasten.core.invocation import typed
@@ -46,10 +47,7 @@ _WAYS = ("students", "pruned", "scratch")
     show_default=True,
     help="The bundle's folder.",
 )
-@click.option(
-    "--metric",
-    help="top1, top5, agreement, embedding, regression:TOLERANCE, detection_f1, or my.py:score.",
-)
+@metric_option
 @click.option(
     "--guard",
     type=guard_choice,
