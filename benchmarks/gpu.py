@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hasten.core.devices import FAMILIES, find_target
+from hasten.core.devices import find_target
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.engines.cuda.torch import TorchCuda
-from hasten.engines.installed import engine_kinds
+from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.requests import first_samples
@@ -61,7 +61,7 @@ class Comparison:
 
 def versions(model: Model, target: Target) -> dict[str, Single]:
     """Return what to time, by name: every engine's settings, and what passes make where they are of use."""
-    kinds = engine_kinds(FAMILIES["cuda"].engines)
+    kinds = engine_kinds(tried_on("cuda"))
     engines: list[Engine] = [engine for kind in kinds for engine in kind.variants(target)]
     for engine in list(engines):
         engines += engine.tunings(target)

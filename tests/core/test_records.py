@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.faults import Faulty
 
+from hasten.core.objects import load_object
 from hasten.core.records import (
     canonical,
     digest,
     file_digest,
     from_record,
-    load_object,
     read_json,
     to_record,
     type_name,

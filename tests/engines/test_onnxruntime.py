@@ -224,7 +224,7 @@ def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         OnnxRuntime.version()
     assert str(caught.value) == (
         "ONNX Runtime isn't installed (import of onnxruntime halted; None in sys.modules): "
-        "pip install onnxruntime"
+        "pip install 'hasten[onnxruntime]'"
     )
 
 

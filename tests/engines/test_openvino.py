@@ -287,7 +287,7 @@ def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         OpenVino.version()
     assert str(caught.value) == (
         "OpenVINO isn't installed (import of openvino halted; None in sys.modules): "
-        "pip install openvino"
+        "pip install 'hasten[openvino]'"
     )
 
 

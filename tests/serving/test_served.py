@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +22,8 @@ from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
 
-from hasten.core.records import import_path
+from hasten.core.objects import import_path
+from hasten.core.registry import Registry
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.litert.reference import LiteRtReference
@@ -43,6 +44,8 @@ class _Simulated(NullSession):
 @dataclass(frozen=True)
 class Design(Null):
     """As an FPGA's design is opened: what answers says so."""
+
+    families: ClassVar[frozenset[str]] = frozenset({"fpga"})
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
@@ -136,7 +139,8 @@ def test_a_device_that_is_not_here_is_told_of_with_what_answers_instead(
     engine: Engine,
     instead: str,
 ) -> None:
-    monkeypatch.setattr(Engine, "registry", {**Engine.registry, "fpga": import_path(Design)})
+    known = {**Engine.registry, "fpga": import_path(Design)}
+    monkeypatch.setattr(Engine, "registry", Registry("engine", "hasten.engines", known))
     path = bundle_of(tmp_path, models.solid(tmp_path), engine=engine)
     elsewhere = {"kind": "compile-only", "device": device}
     forge(path, lambda record: record["target"].update(elsewhere))

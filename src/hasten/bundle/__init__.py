@@ -11,6 +11,7 @@ from hasten.bundle.loaded import (
 )
 from hasten.bundle.manifest import MANIFEST, Manifest, Part, Status, part
 from hasten.bundle.requests import kept_requests, room_for
+from hasten.bundle.requirements import answers_as, requirements
 
 __all__ = [
     "MANIFEST",
@@ -20,6 +21,7 @@ __all__ = [
     "NotCertifiedHere",
     "Part",
     "Status",
+    "answers_as",
     "artifact_of",
     "differences",
     "engine_of",
@@ -28,6 +30,7 @@ __all__ = [
     "part",
     "read",
     "replaceable",
+    "requirements",
     "room_for",
     "write",
 ]

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from hasten.bundle.folder import artifact_of, read
-from hasten.bundle.manifest import Manifest, Part, nested_engines
+from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.requests import kept_requests
-from hasten.core.devices import FAMILIES, at_hand
-from hasten.core.records import from_record, load_object
+from hasten.bundle.requirements import answers_as, distributions
+from hasten.core.devices import at_hand
+from hasten.core.records import from_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.engines.base import Engine
@@ -48,16 +49,13 @@ def differences(
         facts: Its environment.
         item: Whose engine counts; by default the winner's.
     """
-    from hasten.measure.environment import DEVICE_FACTS, DISTRIBUTIONS
+    from hasten.measure.environment import DEVICE_FACTS
 
     record, there = (item or manifest.winner).engine, manifest.target
-    inner = [each["type"] for each in nested_engines(record).values()]
-    packages = (n for name in inner or [record["type"]] for n in DISTRIBUTIONS.get(name, ()))
-    family = FAMILIES.get(there.family)
-    on_device = family is not None and bool({*inner, record["type"]} & {*family.engines})
+    on_device = there.kind != "host" and answers_as(there, record)
     known = [
         *(name for name in DEVICE_FACTS if on_device and name in manifest.environment),
-        *dict.fromkeys(packages),
+        *distributions(record),
     ]
     pairs: list[tuple[str, object, object]] = [
         (name, manifest.environment.get(name, "none"), facts.get(name, "none")) for name in known
@@ -75,10 +73,10 @@ def differences(
 
 def _anywhere(there: Target, record: Mapping[str, Any]) -> bool:
     """Whether an engine answers as a device that isn't here does, bit for bit, on whatever host."""
-    family = FAMILIES.get(there.family)
-    if there.kind != "compile-only" or family is None or record["type"] not in family.engines:
+    if there.kind != "compile-only" or record["type"] not in Engine.registry:
         return False
-    return bool(load_object(Engine.registry[record["type"]]).faithful)
+    kind = Engine.member(record["type"])
+    return there.family in kind.families and kind.faithful
 
 
 def engine_of(item: Part, threads: int) -> Engine:
@@ -87,20 +85,7 @@ def engine_of(item: Part, threads: int) -> Engine:
     Raises:
         IntegrityError: there is no such engine or setting.
     """
-    inner = nested_engines(item.engine)
-    return from_record(
-        Engine,
-        {
-            **_bounded(item.engine, threads),
-            **{name: _bounded(record, threads) for name, record in inner.items()},
-        },
-    )
-
-
-def _bounded(record: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    asked = record.get("threads")
-    bound = {"threads": max(1, min(asked, threads))} if type(asked) is int else {}
-    return {**record, **bound}
+    return from_record(Engine, item.engine).within(threads)
 
 
 class Loaded:
@@ -333,7 +318,7 @@ def load(
     engine = engine_of(item, threads)
     for runtime in engine.runtimes:
         runtime.version()
-    notes = differences(manifest, here, environment(here), item)
+    notes = differences(manifest, here, environment(here, of=distributions(item.engine)), item)
     exact = which == "exact" or manifest.status == "exact"
     if manifest.status == "uncertified" and not exact:
         notes.insert(0, manifest.why)

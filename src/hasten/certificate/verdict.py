@@ -17,11 +17,10 @@ from hasten.certificate.draws import (
 )
 from hasten.certificate.planning import check_limits, samples_needed
 from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
 
 Floats: TypeAlias = NDArray[np.float64]
 Guard: TypeAlias = Literal["net", "lost", "changed"]
-
-_NOUNS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
 class Verdict(StrEnum):
@@ -121,7 +120,8 @@ class Judgement:
 
     @property
     def _noun(self) -> str:
-        return _NOUNS.get(self.metric, self.metric)
+        kind = _kind(self.metric)
+        return self.metric if kind is None else kind.title or self.metric
 
 
 def judge(
@@ -194,7 +194,13 @@ def goal(guard: Guard, metric: str, max_drop: float) -> str:
 
 
 def _about_change(guard: Guard, metric: str) -> bool:
-    return guard == "changed" or metric == "agreement"
+    kind = _kind(metric)
+    return guard == "changed" or (kind is not None and kind.of_changes)
+
+
+def _kind(metric: str) -> type[Metric] | None:
+    """Return the class of a metric by its name; None where it is known by another name, or elsewhere."""
+    return Metric.member(metric) if metric in Metric.registry else None
 
 
 def _check(

@@ -164,9 +164,16 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
+@click.option(
+    "--requirements",
+    "as_requirements",
+    is_flag=True,
+    help="Print what it needs, for pip install --requirement.",
+)
+@click.option("--serve", is_flag=True, help="With --requirements: also what serves it.")
+def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> None:
     """Check BUNDLE and say what is in it."""
-    from hasten.bundle import differences, read
+    from hasten.bundle import differences, read, requirements
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.requests import in_words
     from hasten.cli.tables import curve_table
@@ -174,9 +181,16 @@ def inspect(bundle: Path, as_json: bool) -> None:
     from hasten.measure.environment import environment
 
     with one_line_errors():
+        if as_json and as_requirements:
+            raise InputError("--json and --requirements print two things: give one of them")
+        if serve and not as_requirements:
+            raise InputError("--serve says what to add to --requirements: give both")
         manifest = read(bundle)
         if as_json:
             click.echo(as_text(manifest))
+            return
+        if as_requirements:
+            click.echo("\n".join(requirements(manifest, ["serve"] if serve else [])))
             return
         curve = batch_curve(bundle, manifest)
         size = sum(size_bytes for _, size_bytes in manifest.files.values())

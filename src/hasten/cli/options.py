@@ -136,6 +136,20 @@ custom_ops_option = click.option(
     type=click.Path(path_type=Path),
     help="A library of operators; may be repeated.",
 )
+
+
+class MetricOption(click.Option):
+    """The option that names a metric; its help lists those that there are, plug-ins' too."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Ask the metrics how they are written: nothing is imported before somebody reads it."""
+        from hasten.inputs.metrics.choice import forms
+
+        self.help = f"{forms()}."
+        return super().get_help_record(ctx)
+
+
+metric_option = click.option("--metric", cls=MetricOption)
 guard_choice = click.Choice(["net", "lost", "changed"])
 effort_choice = click.Choice(["quick", "normal", "thorough"])
 
@@ -154,10 +168,7 @@ _ORDER_OPTIONS = (
         show_default=True,
         help="The bundle's folder.",
     ),
-    click.option(
-        "--metric",
-        help="top1, top5, agreement, embedding, regression:TOLERANCE, detection_f1, or my.py:score.",
-    ),
+    metric_option,
     click.option(
         "--guard", type=guard_choice, default="net", show_default=True, help="What is bounded."
     ),

@@ -13,26 +13,23 @@ from hasten.errors import InputError
 
 @dataclass(frozen=True)
 class Family:
-    """Devices that one set of engines makes models for.
+    """Devices that one set of engines makes models for: those that state it among their families.
 
     Attributes:
         noun: What they are.
         parts: The devices' names within the family, the default first; empty where there is but one.
-        engines: What makes models for them, by name.
-        extra: What brings the engines.
         present: Whether a host has one, by its /sys and /dev.
         program: Whether its engines take the framework's program and not ONNX: not at all, some do,
             or all, so that there has to be one.
-        passes: The lossy passes worth trying, by name; None for all that have a variant for it.
+        selective: Whether of the passes that may change answers only those are tried that state it
+            among their families.
     """
 
     noun: str
     parts: tuple[str, ...]
-    engines: tuple[str, ...]
-    extra: str
     present: Callable[[Path], bool]
     program: Literal["not taken", "taken", "needed"] = "not taken"
-    passes: tuple[str, ...] | None = None
+    selective: bool = False
 
 
 def _nowhere(root: Path) -> bool:
@@ -89,62 +86,28 @@ FAMILIES: Mapping[str, Family] = {
     "cuda": Family(
         "NVIDIA GPU",
         ("sm80", "sm75", "sm86", "sm89", "sm120", "sm121"),
-        ("onnxruntime_cuda", "tensorrt", "tensorrt_rtx", "torch_cuda"),
-        "gpu",
         _nvidia,
         program="taken",
     ),
-    "tpu": Family(
-        "Google TPU",
-        ("v5e", "v4", "v5p", "v6e", "tpu7x"),
-        ("tpu",),
-        "tpu",
-        _tpu,
-        program="needed",
-    ),
+    "tpu": Family("Google TPU", ("v5e", "v4", "v5p", "v6e", "tpu7x"), _tpu, program="needed"),
     "fpga": Family(
         "FPGA",
         (
             *("ecp5-85k", "ecp5-45k", "ecp5-25k", "ecp5-85k-8", "ecp5-45k-8", "ecp5-25k-8"),
             *("ice40-hx8k", "ice40-up5k"),
         ),
-        ("fpga",),
-        "fpga",
         _nowhere,
     ),
-    "npu": Family(
-        "Intel NPU",
-        (),
-        ("openvino_npu",),
-        "edge",
-        _intel_npu,
-        passes=("static_quantization", "nncf_quantization"),
-    ),
-    "igpu": Family(
-        "Intel GPU",
-        (),
-        ("openvino_igpu",),
-        "edge",
-        _intel_gpu,
-        passes=("static_quantization", "nncf_quantization"),
-    ),
+    "npu": Family("Intel NPU", (), _intel_npu, selective=True),
+    "igpu": Family("Intel GPU", (), _intel_gpu, selective=True),
     "qnn": Family(
         "Qualcomm chip",
         ("sm8550", "sm8450", "sm8650", "sm8750", "sm8850", "sc8380xp"),
-        ("qnn",),
-        "edge",
         _qualcomm_htp,
-        passes=("qnn_quantization",),
+        selective=True,
     ),
-    "litert": Family(
-        "LiteRT interpreter elsewhere",
-        (),
-        ("litert_reference",),
-        "litert",
-        _nowhere,
-        passes=("litert_quantization",),
-    ),
-    "coreml": Family("Apple Core ML", (), ("coreml",), "edge", _nowhere, passes=()),
+    "litert": Family("LiteRT interpreter elsewhere", (), _nowhere, selective=True),
+    "coreml": Family("Apple Core ML", (), _nowhere, selective=True),
 }
 
 

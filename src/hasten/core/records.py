@@ -11,89 +11,64 @@ import contextlib
 import dataclasses
 import enum
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import json
 import os
 import secrets
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import msgspec
 
-from hasten.errors import HastenError, InputError, IntegrityError, told
+from hasten.core.objects import import_path, load_object
+from hasten.core.registry import Registry
+from hasten.errors import InputError, IntegrityError
 
 T = TypeVar("T")
 
 
 class Value:
-    """Base of the open families: a frozen dataclass that is found by name in `registry`."""
+    """Base of the open families: a frozen dataclass that is found by name in `registry`.
 
-    registry: ClassVar[Mapping[str, str]] = {}
-    """Name -> "module:Class", imported on request."""
-
-
-def import_path(cls: type) -> str:
-    """Return "module:Class" for a class."""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def load_object(path: str) -> Any:
-    """Import "module:name", or "folder/file.py:name".
-
-    A file is run once per process; its folder is where its own imports are looked for, last.
-
-    Raises:
-        InputError: there is no such module, file or name.
+    Attributes:
+        registry: Members of the family by name.
     """
-    module_name, _, name = path.rpartition(":")
-    try:
-        if module_name.endswith(".py"):
-            module = _run_file(Path(module_name))
-        else:
-            module = importlib.import_module(module_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"can't import {path!r}: {error}") from error
-    except HastenError:
-        raise
-    except Exception as error:  # the user's own code runs here
-        raise InputError(f"can't import {path!r}: {told(error)}") from error
-    if not hasattr(module, name):
-        raise InputError(f"can't import {path!r}: {module_name} has no {name!r}")
-    return getattr(module, name)
 
+    registry: ClassVar[Registry]
 
-def _run_file(file: Path) -> ModuleType:
-    """Import a file by its path."""
-    file = file.absolute()
-    if not file.is_file():
-        raise InputError(f"no such file: {file}")
-    name = f"hasten_file_{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}_{file.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} can't be imported")
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    @classmethod
+    def member(cls, name: str, *, trusted: bool = False) -> type[Self]:
+        """Import a member of the family by its name.
+
+        Args:
+            name: In the registry.
+            trusted: Follow an import path too, which isn't in the registry.
+
+        Raises:
+            KeyError: there is none of this name.
+            InputError: it can't be imported.
+            IntegrityError: it isn't of this family.
+        """
+        by_path = trusted and ":" in name and name not in cls.registry
+        found = load_object(name) if by_path else cls.registry.load(name)
+        if not (isinstance(found, type) and issubclass(found, cls)):
+            raise IntegrityError(f"{name} is not a {cls.__name__}")
+        return found
+
+    @classmethod
+    def members(cls) -> dict[str, type[Self]]:
+        """Import all that there is of the family, by name.
+
+        Raises:
+            InputError: a plug-in can't be imported, or isn't of this family.
+        """
+        return {name: cls.member(name) for name in cls.registry}
 
 
 def type_name(value: Value) -> str:
     """Return the name under which a value is written: registered, else its import path."""
-    path = import_path(type(value))
-    return next((name for name, known in value.registry.items() if known == path), path)
+    return value.registry.name_of(type(value)) or import_path(type(value))
 
 
 def to_record(value: Any) -> Any:
@@ -146,13 +121,15 @@ def _decode_value(kind: type[Value], obj: Any, *, trusted: bool) -> Any:
     if not isinstance(obj, dict) or not isinstance(obj.get("type"), str):
         raise IntegrityError(f"a {kind.__name__} record has no type: {obj!r:.200}")
     name = obj["type"]
-    path = kind.registry.get(name, name if trusted and ":" in name else None)
-    if path is None:
+    try:
+        cls = kind.member(name, trusted=trusted)
+    except KeyError:
         known = ", ".join(kind.registry)
-        raise IntegrityError(f"unknown {kind.__name__} {name!r}; this version has: {known}")
-    cls = load_object(path)
-    if not (dataclasses.is_dataclass(cls) and isinstance(cls, type) and issubclass(cls, kind)):
-        raise IntegrityError(f"{path} is not a {kind.__name__}")
+        raise IntegrityError(
+            f"unknown {kind.__name__} {name!r}; this version has: {known}"
+        ) from None
+    if not dataclasses.is_dataclass(cls):
+        raise IntegrityError(f"{name} is not a dataclass")
     fields = {key: item for key, item in obj.items() if key != "type"}
     unknown = fields.keys() - {f.name for f in dataclasses.fields(cls)}
     if unknown:

@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 
 from hasten.core.model import Format, Model
 from hasten.core.records import Value, type_name
+from hasten.core.registry import Registry
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.estimates import Estimate
@@ -97,6 +98,12 @@ class Engine(Value, ABC):
 
     Attributes:
         formats: The model formats that `build` takes.
+        families: Families of the devices that it is tried on where nobody names engines: "host" for
+            the processor of this host, "cuda", "fpga", ... On a device it then answers as the device.
+        distributions: Packages that its answers stand on, as an index has them; those that aren't
+            installed don't count.
+        extra: hasten's extra that installs the runtime; empty for an engine that isn't hasten's own
+            or needs none.
         uneven: Whether requests cost so unlike that only their mean tells what a model costs.
         settles: Whether open shapes are settled to the certified request's when it opens a model,
             so that doing it beforehand changes nothing.
@@ -105,30 +112,37 @@ class Engine(Value, ABC):
             bit; only then is it a certificate for a device that isn't here.
     """
 
+    families: ClassVar[frozenset[str]] = frozenset()
+    distributions: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
     uneven: ClassVar[bool] = False
     settles: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
     faithful: ClassVar[bool] = True
-    registry: ClassVar[Mapping[str, str]] = {
-        "null": "hasten.engines.null:Null",
-        "reference": "hasten.engines.reference:Reference",
-        "onnxruntime": "hasten.engines.onnxruntime.engine:OnnxRuntime",
-        "openvino": "hasten.engines.openvino.engine:OpenVino",
-        "openvino_npu": "hasten.engines.openvino.npu:OpenVinoNpu",
-        "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",
-        "litert": "hasten.engines.litert.engine:LiteRt",
-        "fixed_point": "hasten.engines.fpga.fixed_point:FixedPointProgram",
-        "fpga": "hasten.engines.fpga.engine:Fpga",
-        "litert_reference": "hasten.engines.litert.reference:LiteRtReference",
-        "coreml": "hasten.engines.coreml.engine:CoreMl",
-        "qnn": "hasten.engines.qnn:Qnn",
-        "tensorrt_rtx": "hasten.engines.tensorrt.rtx:TensorrtRtx",
-        "tensorrt": "hasten.engines.tensorrt.engine:Tensorrt",
-        "onnxruntime_cuda": "hasten.engines.cuda.onnxruntime:OnnxRuntimeCuda",
-        "torch_cuda": "hasten.engines.cuda.torch:TorchCuda",
-        "tpu": "hasten.engines.tpu.engine:Tpu",
-        "cascade": "hasten.engines.cascade:Cascade",
-    }
+    registry: ClassVar[Registry] = Registry(
+        "engine",
+        "hasten.engines",
+        {
+            "null": "hasten.engines.null:Null",
+            "reference": "hasten.engines.reference:Reference",
+            "onnxruntime": "hasten.engines.onnxruntime.engine:OnnxRuntime",
+            "openvino": "hasten.engines.openvino.engine:OpenVino",
+            "openvino_npu": "hasten.engines.openvino.npu:OpenVinoNpu",
+            "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",
+            "litert": "hasten.engines.litert.engine:LiteRt",
+            "fixed_point": "hasten.engines.fpga.fixed_point:FixedPointProgram",
+            "fpga": "hasten.engines.fpga.engine:Fpga",
+            "litert_reference": "hasten.engines.litert.reference:LiteRtReference",
+            "coreml": "hasten.engines.coreml.engine:CoreMl",
+            "qnn": "hasten.engines.qnn:Qnn",
+            "onnxruntime_cuda": "hasten.engines.cuda.onnxruntime:OnnxRuntimeCuda",
+            "tensorrt": "hasten.engines.tensorrt.engine:Tensorrt",
+            "tensorrt_rtx": "hasten.engines.tensorrt.rtx:TensorrtRtx",
+            "torch_cuda": "hasten.engines.cuda.torch:TorchCuda",
+            "tpu": "hasten.engines.tpu.engine:Tpu",
+            "cascade": "hasten.engines.cascade:Cascade",
+        },
+    )
     formats: ClassVar[frozenset[Format]]
 
     @property
@@ -145,6 +159,31 @@ class Engine(Value, ABC):
     @abstractmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield the settings that differ in what they compute, the engine's exact default first."""
+
+    @property
+    def precision(self) -> str | None:
+        """The precision of what no pass quantized: "f32", "bf16"; None where the settings don't tell."""
+        return "f32" if self.exact else None
+
+    @property
+    def threads(self) -> int | None:
+        """The threads that it is set to; None for all that the target has."""
+        return None
+
+    def on_threads(self, threads: int, *, alone: bool = True) -> Self:
+        """Return it set to a number of threads; an engine without such a setting returns itself.
+
+        Args:
+            threads: How many, at least 1.
+            alone: Whether nothing else runs on the processors. Else no thread may be bound to one.
+        """
+        return self
+
+    def within(self, threads: int) -> Self:
+        """Return it on at most so many threads; where it asks for no number, it stays as it is."""
+        if self.threads is None:
+            return self
+        return self.on_threads(max(1, min(self.threads, threads)))
 
     def beside(self) -> Self:
         """Return the engine for use beside another: its idle threads take no processor from it."""
@@ -163,6 +202,18 @@ class Engine(Value, ABC):
     @abstractmethod
     def version(cls) -> str:
         """Return the runtime's version. Raises InputError where it isn't installed."""
+
+    @classmethod
+    def missing(cls, name: str, error: Exception) -> InputError:
+        """Return the error for a runtime that isn't installed, with the package that brings it.
+
+        Args:
+            name: What people call the runtime.
+            error: What importing it raised.
+        """
+        package = f"'hasten[{cls.extra}]'" if cls.extra else " ".join(cls.distributions[:1])
+        remedy = f": pip install {package}" if package else ""
+        return InputError(f"{name} isn't installed ({error}){remedy}")
 
     @classmethod
     def check_tools(cls, target: Target) -> None:

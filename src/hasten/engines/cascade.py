@@ -60,6 +60,11 @@ class Cascade(Engine):
         """Those of both."""
         return (*self.fast.runtimes, *self.careful.runtimes)
 
+    def within(self, threads: int) -> Self:
+        """Return it with both its engines on at most so many threads."""
+        fast, careful = self.fast.within(threads), self.careful.within(threads)
+        return replace(self, fast=fast, careful=careful)
+
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield nothing: the threshold follows from what a fast model was seen to answer."""

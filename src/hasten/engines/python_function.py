@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from hasten.core.model import Format, Model
-from hasten.core.records import load_object
+from hasten.core.objects import load_object
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session

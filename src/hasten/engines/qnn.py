@@ -20,7 +20,7 @@ from hasten.engines.artifacts import batch_sizes, place, settle, settled_request
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import failed
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError
 
 DEFAULT_PART = "sm8550"
 _PROVIDER = "QNNExecutionProvider"
@@ -42,6 +42,9 @@ class Qnn(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    families: ClassVar[frozenset[str]] = frozenset({"qnn"})
+    distributions: ClassVar[tuple[str, ...]] = ("onnxruntime-qnn", "onnxruntime")
+    extra: ClassVar[str] = "edge"
     settles: ClassVar[bool] = True
     faithful: ClassVar[bool] = False
 
@@ -66,9 +69,7 @@ class Qnn(Engine):
             import_quietly("onnxruntime")
             return str(import_quietly("onnxruntime_qnn").__version__)
         except ImportError as error:
-            raise InputError(
-                f"QNN isn't installed ({error}): pip install 'hasten[edge]'"
-            ) from error
+            raise cls.missing("QNN", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Compile the model for the shapes of its request, and prove that the HTP takes all of it.

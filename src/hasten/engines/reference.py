@@ -16,7 +16,6 @@ from hasten.core.tensors import Array, Tensors
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
-from hasten.errors import InputError
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
@@ -27,6 +26,8 @@ class Reference(Engine):
     """The yardstick that the other engines' exactness is held to; far too slow to ship."""
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    distributions: ClassVar[tuple[str, ...]] = ("onnx",)
+    extra: ClassVar[str] = "optimize"
 
     @property
     def exact(self) -> bool:
@@ -48,9 +49,7 @@ class Reference(Engine):
         try:
             import onnx
         except ImportError as error:
-            raise InputError(
-                "the reference engine needs the extra: pip install 'hasten[optimize]'"
-            ) from error
+            raise cls.missing("onnx", error) from error
         return str(onnx.__version__)
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:

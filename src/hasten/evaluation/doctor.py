@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hasten.core.devices import FAMILIES, find_target
-from hasten.core.records import load_object
 from hasten.core.target import Target
 from hasten.engines.base import Engine
-from hasten.engines.installed import makes_for
+from hasten.engines.installed import makes_for, tried_on
 from hasten.errors import InputError
 
 _EXTRAS = {
@@ -53,10 +52,9 @@ def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
         ("memory", f"{target.memory_bytes / 2**30:.1f} GiB that this process may use"),
         ("instructions", " ".join(target.isa) or "none that matter"),
     ]
-    for name in ("onnxruntime", "openvino", "litert"):
-        kind: type[Engine] = load_object(Engine.registry[name])
+    for name in tried_on("host"):
         try:
-            findings.append((name, kind.version()))
+            findings.append((name, Engine.member(name).version()))
         except InputError as error:
             findings.append((name, f"missing: {error}"))
     for extra, (modules, adds) in _EXTRAS.items():
@@ -81,8 +79,8 @@ def target_in_words(name: str) -> str:
     """
     family, target = FAMILIES[name], find_target(name)
     ready, missing = [], []
-    for engine in family.engines:
-        kind: type[Engine] = load_object(Engine.registry[engine])
+    for engine in tried_on(name):
+        kind = Engine.member(engine)
         if not makes_for(kind, target):
             continue
         try:

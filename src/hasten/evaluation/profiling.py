@@ -16,7 +16,7 @@ from hasten.core.model import Model
 from hasten.core.records import type_name
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
-from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.installed import engine_kinds
 from hasten.engines.layers import LayerTime, summarize
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
@@ -133,9 +133,7 @@ def profile(
 
 def _kinds(engines: Sequence[str] | None) -> list[type[Engine]]:
     """Return the engines that are asked for, or all that have a profiler."""
-    return (
-        engine_kinds(engines) if engines else [k for k in engine_kinds(ENGINES) if k.has_profiler()]
-    )
+    return engine_kinds(engines) if engines else [k for k in engine_kinds() if k.has_profiler()]
 
 
 def _target(threads: int | None) -> Target:

@@ -29,7 +29,6 @@ from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.workbench import Bench, Opened
 from hasten.measure.worker import request_of
@@ -217,9 +216,9 @@ def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) ->
         metric = from_record(Metric, stated)
     except InputError as error:
         raise IntegrityError(f"{folder}: the metric is damaged: {error}") from error
-    if isinstance(metric, Custom):
+    if metric.function is not None:
         raise InputError(
-            f"{folder} was judged by the function {metric.path}: name it again by --metric, since a "
+            f"{folder} was judged by the function {metric.function}: name it again by --metric, since a "
             "bundle's word alone runs no code"
         )
     return metric

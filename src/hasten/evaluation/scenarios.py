@@ -95,7 +95,7 @@ def load_test(
         scenario=scenario,
         load=load,
         tries=tuple(generator.tries),
-        threads=share.threads if sessions > 1 else getattr(engine, "threads", None) or threads,
+        threads=share.threads if sessions > 1 else engine.threads or threads,
         sessions=sessions,
         requests=said,
         notes=tuple(notes),

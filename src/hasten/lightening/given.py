@@ -17,10 +17,8 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import default_metric, parse_metric
-from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_labels
-from hasten.inputs.metrics.top_k import Top1, Top5
 from hasten.inputs.models.source import load_with_data
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 
@@ -142,7 +140,7 @@ def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Mod
     Raises:
         InputError: labels that are no classes of the model, or classes that the training data lacks.
     """
-    if not isinstance(metric, (Top1, Top5, Agreement)) or training.labels is None:
+    if metric.answers != "classes" or training.labels is None:
         return
     scores = [
         spec

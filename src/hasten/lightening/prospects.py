@@ -14,10 +14,10 @@ import numpy as np
 
 from hasten.core.model import Model
 from hasten.core.progress import Listener, Progress, nobody
-from hasten.core.records import load_object, to_record
+from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
-from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError
 from hasten.lightening.making import AT_ONCE, Makers, Subject, subject_of
 from hasten.measure.candidate import Single
@@ -32,7 +32,6 @@ PACE = Pace(warmup_ns=6_000_000, block_ns=14_000_000, limit_s=60.0)
 _FIRST_LOOK = Pace(warmup_ns=3_000_000, block_ns=7_000_000, limit_s=60.0)
 _OPEN_AT_ONCE = 16
 _MOST_ROUNDS = 2 * ROUNDS
-_INT8 = ("nncf_quantization", "static_quantization", "litert_quantization")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Prospect:
 
 
 def ways(
-    model: Model, target: Target, engines: Sequence[str] = ENGINES, *, int8: bool = True
+    model: Model, target: Target, engines: Sequence[str] = (), *, int8: bool = True
 ) -> list[Single]:
     """Return the ways worth a look for a model: each engine's exact one, and its own int8.
 
@@ -85,8 +84,7 @@ def ways(
     if not int8:
         return found
     steps = []
-    for name in _INT8:
-        kind: type[Pass] = load_object(Pass.registry[name])
+    for kind in _quantizers():
         with contextlib.suppress(StopIteration, ImportError):
             steps.append(next(iter(kind.variants(model, target))))
     for step in steps:
@@ -102,7 +100,7 @@ def fastest(
     target: Target,
     folder: Path,
     *,
-    engines: Sequence[str] = ENGINES,
+    engines: Sequence[str] = (),
     int8: bool = True,
     only: Callable[[Single], bool] = lambda way: True,
     seed: int = 0,
@@ -168,6 +166,13 @@ def fastest(
         outcome = f"{best.latency_ns / 1e6:.3g} ms, {best.label}" if best else "no way to run it"
         listen(Progress("prospects", name, number + 1, len(subjects), f"{name}: {outcome}"))
     return found
+
+
+def _quantizers() -> list[type[Pass]]:
+    """Return the passes that make a model as fast as it will be in int8, without calibrating it."""
+    kinds = [k for k in Pass.members().values() if k.stage == "lossy" and k.has_draft()]
+    # First those that one engine alone takes: they are never slower there.
+    return sorted(kinds, key=lambda kind: (kind.gives == "onnx", kind.rank))
 
 
 def _own(engine: Engine, steps: Sequence[Pass]) -> bool:
@@ -301,7 +306,7 @@ def _prospect(subject: Subject, way: Single, medians: Sequence[float], calm: boo
     lossy = any(not step.exact for step in way.passes)
     return Prospect(
         label=way.label,
-        precision="int8" if lossy else str(getattr(way.engine, "precision", "f32")),
+        precision="int8" if lossy else way.engine.precision or "f32",
         latency_ns=float(np.median(medians)),
         low_ns=min(medians),
         high_ns=max(medians),

@@ -13,13 +13,13 @@ from typing import Any, Literal, Unpack, get_args
 from hasten.bundle import MANIFEST, replaceable
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
+from hasten.core.objects import load_object
 from hasten.core.progress import Listener, nobody
-from hasten.core.records import digest, load_object, source_digest
+from hasten.core.records import digest, source_digest
 from hasten.core.target import Target
-from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.splits import split
-from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
@@ -33,6 +33,16 @@ from hasten.reporting.result import Result
 
 Kind = Literal["students", "pruned", "scratch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def _check_positive(name: str, value: Any, unit: str) -> None:
+    """Check that an option is a number above 0.
+
+    Raises:
+        InputError: it isn't.
+    """
+    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise InputError(f"the {name} is in {unit}, above 0: got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def lighten(
         )
     _check_methods(methods, students)
     check_names("classify", architectures)
-    engines = ENGINES if order.engines is None else order.engines
+    engines = order.engines or tried_on("host")
     engine_kinds(engines)
     bundle = order.out
     replaceable(bundle)
@@ -187,9 +197,7 @@ def lighten(
                 "set of engines": list(engines),
                 "number of calibration samples": calibration,
                 "loss": None if loss is None else [_named(own_loss), source_digest(own_loss)],
-                "file of the metric's function": given.metric.source_sha256
-                if isinstance(given.metric, Custom)
-                else None,
+                "file of the metric's function": given.metric.source_sha256,
             },
         )
         task = task_of(
@@ -242,16 +250,6 @@ def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
 
 def _named(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
-
-
-def _check_positive(name: str, value: Any, unit: str) -> None:
-    """Check that an option is a number above 0.
-
-    Raises:
-        InputError: it isn't.
-    """
-    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-        raise InputError(f"the {name} is in {unit}, above 0: got {value!r}")
 
 
 def _check_methods(methods: Sequence[str], students: int) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from hasten.core.model import Model
 from hasten.core.progress import Listener, Progress, nobody
-from hasten.core.records import digest, read_json, type_name, write_json
+from hasten.core.records import digest, read_json, write_json
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError, told
@@ -25,7 +25,6 @@ from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.choice import default_metric
-from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.models import torch as frontend
 from hasten.inputs.models.torch_inputs import input_names
 from hasten.lightening.given import Given
@@ -38,7 +37,6 @@ from hasten.measure.workbench import Workbench
 HELD_OUT = 2000
 """Training samples that nothing is trained on, at most: they tell how a training does."""
 _FEW = 8
-_CLASSES = {"top1", "top5", "agreement"}
 
 
 @dataclass(frozen=True)
@@ -265,10 +263,8 @@ def check_loss(loss: Loss, network: Network, data: Dataset) -> None:
 
 def _kind(given: Given) -> Kind:
     """Whether answers count as classes or as numbers; of a metric of one's own the outputs tell."""
-    if type_name(given.metric) in _CLASSES:
-        return "classes"
-    if not isinstance(given.metric, Custom):
-        return "values"
+    if given.metric.answers is not None:
+        return given.metric.answers
     try:
         default_metric(given.training.labels, given.source.outputs)
     except InputError:
@@ -280,7 +276,7 @@ def _steering(metric: Metric, *, labelled: bool) -> Metric:
     """Return how a training is judged: without labels, by how often it agrees with the model."""
     if labelled or not metric.needs_labels:
         return metric
-    return Agreement(getattr(metric, "output", None))
+    return Agreement(metric.output)
 
 
 def spooled(data: Dataset, folder: Path, count: int | None = None, seed: int = 0) -> Spool:

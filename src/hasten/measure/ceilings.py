@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from hasten.core.records import digest, from_record, load_object, read_json, to_record, write_json
+from hasten.core.records import digest, from_record, read_json, to_record, write_json
 from hasten.core.target import Target
 from hasten.engines.base import Engine
+from hasten.engines.installed import tried_on
 from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.measure.bandwidth import Level, levels
 from hasten.measure.candidate import label
@@ -22,13 +23,12 @@ from hasten.measure.latency import Pace
 from hasten.measure.process import Worker
 from hasten.measure.roofline import Ceilings
 
-ENGINES = ("onnxruntime", "openvino", "litert")
 TURNS = 3
 PACE = Pace(block_ns=45_000_000)
 FILE = "ceilings.json"
 
 
-def measure(target: Target, folder: Path, engines: Sequence[str] = ENGINES) -> Ceilings:
+def measure(target: Target, folder: Path, engines: Sequence[str] = ()) -> Ceilings:
     """Measure a machine's ceilings, or read those that were measured for this folder.
 
     Each figure is the best of the medians of short blocks, which are taken in turns. Nothing else
@@ -37,11 +37,12 @@ def measure(target: Target, folder: Path, engines: Sequence[str] = ENGINES) -> C
     Args:
         target: The device and the threads.
         folder: Exists; the figures stay in it, with what they were taken on.
-        engines: Whose kernels to use.
+        engines: Whose kernels to use; those that are tried on a host by default.
 
     Raises:
         InputError: none of the engines can be used, or onnx isn't installed.
     """
+    engines = engines or tried_on("host")
     file = folder / FILE
     taken_on = digest([target, versions(), list(engines)])
     try:
@@ -110,13 +111,13 @@ def _best(rigs: Sequence[_Rig], reached: tuple[Level, ...], threads: int) -> Cei
 def _rigs(target: Target, folder: Path, names: Sequence[str]) -> Iterator[_Rig]:
     """Yield every installed engine, once for each precision that it says it can be set to."""
     for name in names:
-        kind: type[Engine] = load_object(Engine.registry.get(name, name))
+        kind = Engine.member(name, trusted=True)
         try:
             kind.version()
         except InputError:
             continue
         for engine in kind.variants(target):
-            if engine.exact or hasattr(engine, "precision"):
+            if engine.precision is not None:
                 yield _Rig(engine, target, folder)
 
 
@@ -146,7 +147,7 @@ class _Rig:
 
     def precision_of(self, kernel: Kernel) -> str:
         """Return what the engine computes a kernel in: what isn't quantized, as it is set."""
-        return kernel.precision if self.engine.exact else str(self.engine.precision)  # type: ignore[attr-defined]
+        return kernel.precision if self.engine.exact else str(self.engine.precision)
 
     def build(self, work: Sequence[Kernel]) -> None:
         """Build each kernel; one that fails is lost. Of a lower precision's kernels, those in f32 only."""

@@ -5,70 +5,52 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from hasten.core.registry import plugins
 from hasten.core.target import Target
+from hasten.engines.base import Engine
 
-DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
-    "null": (),
-    "reference": ("onnx",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino",),
-    "openvino_npu": ("openvino",),
-    "openvino_igpu": ("openvino",),
-    "litert": ("ai-edge-litert",),
-    "fixed_point": ("da4ml",),
-    "fpga": ("da4ml",),
-    "litert_reference": ("ai-edge-litert",),
-    "coreml": ("coremltools", "onnx2coreml", "torch"),
-    "qnn": ("onnxruntime-qnn", "onnxruntime"),
-    "tensorrt_rtx": (
-        "tensorrt-rtx",
-        "tensorrt-rtx-cu12-bindings",
-        "tensorrt-rtx-cu13-bindings",
-        "tensorrt-rtx-cu13-libs",
-    ),
-    "tensorrt": ("tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings"),
-    "onnxruntime_cuda": ("onnxruntime-gpu",),
-    "torch_cuda": ("torch", "triton"),
-    "tpu": ("jax", "jaxlib", "libtpu"),
-    "cascade": (),
-}
-"""Engine -> the packages that its answers stand on, as indexes call them; whichever are installed."""
-
-PACKAGES = tuple(
-    dict.fromkeys(
-        (
-            "hasten",
-            "numpy",
-            "onnx",
-            "onnxruntime",
-            "openvino",
-            "nncf",
-            "ai-edge-litert",
-            "ai-edge-quantizer",
-            "onnxslim",
-            "torch",
-            "torchax",
-            "hgq2",
-            "keras",
-            "cuda-bindings",
-            *(name for engine in DISTRIBUTIONS.values() for name in engine),
-        )
-    )
+_LIBRARIES = (
+    "hasten",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "onnxslim",
+    "torch",
+    "torchax",
+    "hgq2",
+    "keras",
+    "cuda-bindings",
 )
+"""Packages that shape a result whichever engine runs it: what makes, converts and quantizes models."""
 
 DEVICE_FACTS = ("device", "driver")
 """Of an environment, where the target is attached and its kernel says so."""
 _RELEASE = re.compile(r"\s(\d+(?:\.\d+)+)\s")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that shape a result, those that are installed."""
+def packages() -> tuple[str, ...]:
+    """Return the packages that shape a result, as an index has them, installed or not."""
+    engines = (name for kind in Engine.members().values() for name in kind.distributions)
+    added = (plugin.distribution for plugin in plugins())
+    return tuple(dict.fromkeys((*_LIBRARIES, *engines, *added)))
+
+
+def versions(of: Iterable[str] | None = None) -> dict[str, str]:
+    """Return the versions of packages, those that are installed.
+
+    Args:
+        of: Names of packages; by default all that shape a result.
+    """
     found = {}
-    for name in PACKAGES:
+    for name in packages() if of is None else of:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -76,11 +58,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment(target: Target, *, proc: Path = Path("/proc")) -> dict[str, str]:
+def environment(
+    target: Target, *, of: Iterable[str] | None = None, proc: Path = Path("/proc")
+) -> dict[str, str]:
     """Return the facts that two measurements must share to be compared.
 
     Args:
         target: What was measured, or is to be.
+        of: Names of the packages that matter; by default all that shape a result.
         proc: Where procfs is mounted.
     """
     return {
@@ -91,7 +76,8 @@ def environment(target: Target, *, proc: Path = Path("/proc")) -> dict[str, str]
         "cpus": str(len(target.cpus)),
         "isa": " ".join(target.isa),
         **(_nvidia(proc) if target.kind == "attached" and target.family == "cuda" else {}),
-        **versions(),
+        **versions(of),
+        **{f"{one.group}:{one.name}": one.distribution for one in plugins() if of is None},
     }
 
 

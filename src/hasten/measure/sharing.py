@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hasten.engines.base import Engine
 
@@ -50,13 +49,7 @@ def on_share(engine: E, share: Sharing, threads: int) -> E:
     What is bound to processors stays so only where one session has them all: others would be
     bound to the same ones.
     """
-    own = {field.name for field in dataclasses.fields(engine)}  # type: ignore[arg-type]
-    changes: dict[str, Any] = {}
-    if "threads" in own:
-        changes["threads"] = share.threads
-    if "pinning" in own and share != Sharing(threads, 1):
-        changes["pinning"] = False
-    return dataclasses.replace(engine, **changes)  # type: ignore[type-var]
+    return engine.on_threads(share.threads, alone=share == Sharing(threads, 1))
 
 
 def _many(count: int, noun: str) -> str:

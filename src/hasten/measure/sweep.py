@@ -93,7 +93,7 @@ def sweep(
         The points, and why others are missing.
     """
     end_s, threads = clock_s() + budget_s, usable(bench.target.threads)
-    ways = [_Way(share) for share in sharings(threads, getattr(engine, "threads", None))]
+    ways = [_Way(share) for share in sharings(threads, engine.threads)]
     shared = dataclasses.replace(bench, memory_bytes=bench.memory_bytes // len(ways))
     taking = _Sweep(shared, engine, artifact, samples, pace, clock_s, end_s)
     try:

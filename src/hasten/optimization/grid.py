@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from hasten.core.devices import FAMILIES
 from hasten.core.model import Model
-from hasten.core.records import load_object
 from hasten.core.target import Target
 from hasten.engines.base import Engine
-from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.installed import engine_kinds, tried_on
 from hasten.measure.candidate import Single
-from hasten.passes.base import Pass
+from hasten.passes.base import Pass, Selective, Stage
 from hasten.passes.little import Little, little_of
 
 T = TypeVar("T")
 _ENGINES_PER_VARIANT = 2
 _SOURCES_VARIED = 2
-_EXACT_PASSES = ("simplify", "fix_shapes")
-_CONVERSIONS = ("jax_program",)
-"""Each variant is a candidate from the beginning: without one there is nothing to run."""
-_LOSSY_PASSES = (
-    "static_quantization",
-    "nncf_quantization",
-    "litert_quantization",
-    "qnn_quantization",
-    "dynamic_quantization",
-    "tensorrt_quantization",
-    "half_precision",
-)
 
 
 def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:
@@ -42,21 +28,23 @@ def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:
 
 
 def _passes(
-    names: Sequence[str], model: Model, target: Target, wanted: Sequence[str] | None
+    stage: Stage, model: Model, target: Target, wanted: Sequence[str] | None = None
 ) -> list[list[Pass]]:
-    if wanted is not None:
-        names = [name for name in names if name in wanted]
+    """Return the variants of each pass of a stage that suits the target, in the order of the ranks."""
     family = FAMILIES.get(target.family)
-    if family is not None and family.passes is not None:
-        names = [name for name in names if name in family.passes or name in _EXACT_PASSES]
-    kinds: list[type[Pass]] = [load_object(Pass.registry[name]) for name in names]
-    return [list(kind.variants(model, target)) for kind in kinds]
+    selective = family is not None and family.selective and stage != "exact"
+    kinds = [
+        kind
+        for name, kind in Pass.members().items()
+        if (wanted is None or name in wanted)
+        and kind.stage == stage
+        and (not selective or target.family in kind.families)
+    ]
+    return [list(kind.variants(model, target)) for kind in sorted(kinds, key=lambda k: k.rank)]
 
 
 def _kept(step: Pass, keep_float: tuple[str, ...]) -> Pass:
-    if keep_float and any(f.name == "keep_float" for f in dataclasses.fields(step)):  # type: ignore[arg-type]
-        return dataclasses.replace(step, keep_float=keep_float)  # type: ignore[type-var]
-    return step
+    return step.keeping(keep_float) if keep_float and isinstance(step, Selective) else step
 
 
 def _useful(step: Pass, engine: Engine) -> bool:
@@ -66,8 +54,7 @@ def _useful(step: Pass, engine: Engine) -> bool:
 
 def _takes(engine: Engine, step: Pass) -> bool:
     """Whether an engine can run what a pass makes."""
-    lossy = step.quantized if isinstance(step, Little) else not step.exact
-    quantized = step.gives == "onnx" and lossy
+    quantized = step.gives == "onnx" and step.quantized
     return step.gives in engine.formats and not (quantized and engine.float_only)
 
 
@@ -75,7 +62,7 @@ def grid(
     model: Model,
     target: Target,
     *,
-    engine_names: Sequence[str] = ENGINES,
+    engine_names: Sequence[str] = (),
     pass_names: Sequence[str] | None = None,
     keep_float: tuple[str, ...] = (),
     small_models: Sequence[Little] = (),
@@ -87,7 +74,7 @@ def grid(
     Args:
         model: The original.
         target: The device.
-        engine_names: Which runtimes to try.
+        engine_names: Which runtimes to try; by default those that suit the target.
         pass_names: Which transformations to try; None for all.
         keep_float: Nodes of the original that no pass may quantize.
         small_models: Smaller models to try in its place, as they are and in int8.
@@ -95,17 +82,19 @@ def grid(
     Raises:
         InputError: an engine's name is unknown, or none is installed.
     """
-    engines = list(_by_turns([list(k.variants(target)) for k in engine_kinds(engine_names)]))
+    names = engine_names or tried_on(target.family)
+    engines = list(_by_turns([list(k.variants(target)) for k in engine_kinds(names)]))
     untouched = [Single((), engine) for engine in engines if model.format in engine.formats]
+    # Without a conversion there may be nothing to run, so each of its variants is a candidate.
     converted = [
         Single((_kept(step, keep_float),), engine)
-        for step in _by_turns(_passes(_CONVERSIONS, model, target, None))
+        for step in _by_turns(_passes("conversion", model, target))
         for engine in engines
         if _takes(engine, step)
     ]
     exact = [
         Single((step,), engine)
-        for step in _by_turns(_passes(_EXACT_PASSES, model, target, pass_names))
+        for step in _by_turns(_passes("exact", model, target, pass_names))
         for engine in engines
         if engine.exact and _takes(engine, step) and _useful(step, engine)
     ]
@@ -139,13 +128,13 @@ def originals(model: Model) -> list[Single]:
         InputError: none is installed.
     """
     host = Target.host()
-    first = [next(iter(kind.variants(host))) for kind in engine_kinds(ENGINES)]
+    first = [next(iter(kind.variants(host))) for kind in engine_kinds()]
     return [Single((), engine) for engine in first if model.format in engine.formats]
 
 
 def _likeliest(model: Model, target: Target, wanted: Sequence[str] | None) -> list[Pass]:
     """Return each lossy pass's likeliest variant."""
-    return [variants[0] for variants in _passes(_LOSSY_PASSES, model, target, wanted) if variants]
+    return [variants[0] for variants in _passes("lossy", model, target, wanted) if variants]
 
 
 def variations(
@@ -174,7 +163,7 @@ def variations(
         own = [c for c in fastest if little_of(c.passes) == little]
         kept = keep_float if little is None else ()
         source = model if little is None else little.source(model)
-        for queue in _passes(_LOSSY_PASSES, source, target, pass_names):
+        for queue in _passes("lossy", source, target, pass_names):
             ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
             found.append(
                 [

@@ -22,15 +22,13 @@ from hasten.core.records import type_name
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
-from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.custom import Custom
-from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.models.source import check_has_program, find_model, load_model, load_with_data
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 from hasten.inputs.pipeline.config import from_module
@@ -168,9 +166,9 @@ def prepare(
 
 def engine_names(order: Order, target: Target) -> tuple[str, ...]:
     """Return the names of the runtimes to try for a target."""
-    if order.engines is not None:
+    if order.engines:
         return order.engines
-    return tuple(ENGINES) if target.kind == "host" else family_of(target).engines
+    return tried_on(target.family)
 
 
 def calibrating(order: Order, ready: Ready) -> int:
@@ -195,9 +193,7 @@ def facts(order: Order, ready: Ready) -> dict[str, Any]:
         "objective": order.objective,
         "effort": order.effort,
         "small model": [(one.name, one.sha256) for one in ready.small_models],
-        "file of the metric's function": metric.source_sha256
-        if isinstance(metric, Custom)
-        else None,
+        "file of the metric's function": metric.source_sha256,
     }
 
 
@@ -297,7 +293,7 @@ def warnings(parts: Parts, promise: Promise, calibration: int) -> list[str]:
     sealed = len(np.unique(parts.sealed_units))
     grouped = sealed < len(parts.sealed)
     method = ONE_SHARE if guard != "net" else EXACT
-    if grouped or isinstance(promise.metric, DetectionF1):
+    if grouped or not promise.metric.binary:
         method = BETTING
     least = samples_needed(0.0, 0.0, max_drop, promise.confidence, method=method)
     if sealed >= least:

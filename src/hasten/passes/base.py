@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self, TypeAlias
 
 from hasten.core.model import Format, Model
 from hasten.core.records import Value
+from hasten.core.registry import Registry
 from hasten.core.target import Target
 from hasten.errors import HastenError
 from hasten.inputs.data.dataset import Dataset
+
+Stage: TypeAlias = Literal["conversion", "exact", "lossy"]
 
 
 class Skipped(HastenError):  # noqa: N818 - an outcome, not an error
@@ -26,28 +30,40 @@ class Pass(Value, ABC):
         gives: The format of what it writes.
         exact: Whether it keeps every answer (up to the order of float operations).
         settles: Whether all it does is to settle open shapes, as some engines do by themselves.
+        stage: Where the search begins with it: "conversion" into a form without which an engine runs
+            nothing, "exact" on the untouched model, "lossy"; None where something else proposes it.
+        rank: Place among the passes of its stage: lower ones are tried first, equal ones in the
+            registry's order.
+        families: Families of devices that take only passes made for them, and that this one is for.
     """
 
-    registry: ClassVar[Mapping[str, str]] = {
-        "simplify": "hasten.passes.simplify:Simplify",
-        "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
-        "little": "hasten.passes.little:Little",
-        "float_layers": "hasten.passes.float_layers:FloatLayers",
-        "fixed_point": "hasten.passes.fixed_point:FixedPoint",
-        "hgq_training": "hasten.passes.hgq_training:HgqTraining",
-        "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
-        "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
-        "qnn_quantization": "hasten.passes.qnn_quantization:QnnQuantization",
-        "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
-        "tensorrt_quantization": "hasten.passes.tensorrt_quantization:TensorrtQuantization",
-        "half_precision": "hasten.passes.half_precision:HalfPrecision",
-        "jax_program": "hasten.passes.jax_program:JaxProgram",
-        "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
-    }
+    registry: ClassVar[Registry] = Registry(
+        "pass",
+        "hasten.passes",
+        {
+            "simplify": "hasten.passes.simplify:Simplify",
+            "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
+            "little": "hasten.passes.little:Little",
+            "float_layers": "hasten.passes.float_layers:FloatLayers",
+            "fixed_point": "hasten.passes.fixed_point:FixedPoint",
+            "hgq_training": "hasten.passes.hgq_training:HgqTraining",
+            "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
+            "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
+            "qnn_quantization": "hasten.passes.qnn_quantization:QnnQuantization",
+            "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
+            "tensorrt_quantization": "hasten.passes.tensorrt_quantization:TensorrtQuantization",
+            "half_precision": "hasten.passes.half_precision:HalfPrecision",
+            "jax_program": "hasten.passes.jax_program:JaxProgram",
+            "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
+        },
+    )
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
     gives: ClassVar[Format] = "onnx"
     exact: ClassVar[bool] = False
     settles: ClassVar[bool] = False
+    stage: ClassVar[Stage | None] = None
+    rank: ClassVar[int] = 100
+    families: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod
@@ -71,6 +87,21 @@ class Pass(Value, ABC):
             CandidateError: failed, or took no effect.
         """
 
+    @property
+    def quantized(self) -> bool:
+        """Whether what it writes is quantized, and no more for engines that take only floats."""
+        return not self.exact
+
+    @property
+    def keep_float(self) -> tuple[str, ...]:
+        """The names of the ONNX nodes that it leaves in float, beyond those that it leaves by itself."""
+        return ()
+
+    @classmethod
+    def has_draft(cls) -> bool:
+        """Whether `draft` is quicker than a call."""
+        return cls.draft is not Pass.draft
+
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Write what is as fast as what a call gives, sooner, where that is possible.
 
@@ -78,3 +109,15 @@ class Pass(Value, ABC):
         and errors are a call's.
         """
         return self(model, calibration, workdir)
+
+
+class Selective(Pass):
+    """A pass that can leave nodes in float: a field `keep_float` of its dataclass names them."""
+
+    def keeping(self, nodes: tuple[str, ...]) -> Self:
+        """Return it set to leave these nodes in float.
+
+        Args:
+            nodes: Names of ONNX nodes.
+        """
+        return replace(self, keep_float=nodes)  # type: ignore[type-var]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import onnx
 
@@ -13,7 +13,7 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.onnx_files import (
     check_nodes,
     op_counts,
@@ -28,7 +28,7 @@ DYNAMIC_OPS = ("Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
-class DynamicQuantization(Pass):
+class DynamicQuantization(Selective):
     """Store the weights of matrix products as int8, and quantize activations as they come.
 
     Needs no calibration data. An activation has one scale for the whole batch, so an answer
@@ -41,6 +41,9 @@ class DynamicQuantization(Pass):
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
+
+    stage: ClassVar[Stage | None] = "lossy"
+    rank: ClassVar[int] = 50
 
     per_channel: bool = True
     reduce_range: bool = False

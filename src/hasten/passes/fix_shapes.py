@@ -14,7 +14,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Pass, Skipped, Stage
 from hasten.passes.onnx_files import read_onnx, write_onnx
 from hasten.passes.silence import first_line
 
@@ -29,6 +29,8 @@ class FixShapes(Pass):
 
     exact: ClassVar[bool] = True
     settles: ClassVar[bool] = True
+    stage: ClassVar[Stage | None] = "exact"
+    rank: ClassVar[int] = 20
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:

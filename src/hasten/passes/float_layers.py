@@ -38,6 +38,11 @@ class FloatLayers(Pass):
 
     nodes: tuple[str, ...] = ()
 
+    @property
+    def keep_float(self) -> tuple[str, ...]:
+        """The layers that it takes out."""
+        return self.nodes
+
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
         """Yield nothing: the search says which layers."""

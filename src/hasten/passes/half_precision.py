@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.onnx_files import check_nodes, compute_nodes, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
 
@@ -22,7 +22,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
-class HalfPrecision(Pass):
+class HalfPrecision(Selective):
     """Compute in float16; inputs and outputs keep their types.
 
     TensorRT's networks are strongly typed: precision is what the graph says, and no flag. Weights beyond
@@ -32,6 +32,9 @@ class HalfPrecision(Pass):
     Attributes:
         keep_float: Names of nodes to leave in float32.
     """
+
+    stage: ClassVar[Stage | None] = "lossy"
+    rank: ClassVar[int] = 70
 
     keep_float: tuple[str, ...] = ()
 

@@ -16,12 +16,12 @@ from hasten.engines.tpu.products import Range
 from hasten.engines.tpu.stablehlo import Kinds
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 
 
 @dataclass(frozen=True)
-class JaxProgram(Pass):
+class JaxProgram(Selective):
     """Convert the torch program that a model came from, for XLA alone.
 
     Inputs and outputs are the model's own in every precision; the batch is 1.
@@ -39,6 +39,8 @@ class JaxProgram(Pass):
     """
 
     gives: ClassVar[Format] = "stablehlo"
+    stage: ClassVar[Stage | None] = "conversion"
+    rank: ClassVar[int] = 10
 
     precision: Precision = "f32"
     keep_float: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from hasten.engines.litert.tflite.quiet import quiet
 from hasten.engines.litert.tflite.writer import SIGNATURE
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, compute_nodes, read_onnx
 from hasten.passes.silence import first_line, silenced
@@ -34,7 +34,7 @@ _NORMALIZATIONS = ":norm"
 
 
 @dataclass(frozen=True)
-class LitertQuantization(Pass):
+class LitertQuantization(Selective):
     """Quantize weights and activations to int8, for LiteRT alone.
 
     Weights have one scale per channel, around 0; activations one per tensor, with a zero point.
@@ -52,6 +52,9 @@ class LitertQuantization(Pass):
     """
 
     gives: ClassVar[Format] = "tflite"
+    stage: ClassVar[Stage | None] = "lossy"
+    rank: ClassVar[int] = 30
+    families: ClassVar[frozenset[str]] = frozenset({"litert"})
 
     rounding: Literal["nearest", "layer"] = "nearest"
     keep_float: tuple[str, ...] = ()

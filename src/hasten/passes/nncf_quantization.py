@@ -16,7 +16,7 @@ from hasten.core.telemetry import telemetry_off
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.fake_quantize import round_everywhere
 from hasten.passes.onnx_files import (
@@ -34,7 +34,7 @@ _DRAFT_SAMPLES = 2
 
 
 @dataclass(frozen=True)
-class NncfQuantization(Pass):
+class NncfQuantization(Selective):
     """Quantize weights and activations to int8 and correct the biases for the error made.
 
     The result is OpenVINO's own format, for OpenVINO alone: there it is faster than the same
@@ -57,6 +57,9 @@ class NncfQuantization(Pass):
     """
 
     gives: ClassVar[Format] = "openvino"
+    stage: ClassVar[Stage | None] = "lossy"
+    rank: ClassVar[int] = 20
+    families: ClassVar[frozenset[str]] = frozenset({"igpu", "npu"})
 
     preset: Literal["mixed", "performance"] = "mixed"
     fast_bias_correction: bool = True

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass
+from hasten.passes.base import Selective, Stage
 from hasten.passes.static_quantization import Reader, Rounding, quantized
 
 
 @dataclass(frozen=True)
-class QnnQuantization(Pass):
+class QnnQuantization(Selective):
     """Quantize weights to int8 and activations to unsigned integers of 8 or 16 bits.
 
     Convolutions and Gemm have one weight scale per output channel, MatMul one per tensor: QNN's takes
@@ -30,6 +30,10 @@ class QnnQuantization(Pass):
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
+
+    stage: ClassVar[Stage | None] = "lossy"
+    rank: ClassVar[int] = 40
+    families: ClassVar[frozenset[str]] = frozenset({"qnn"})
 
     activations: Literal["uint8", "uint16"] = "uint8"
     rounding: Rounding = "nearest"

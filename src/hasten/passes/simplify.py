@@ -11,7 +11,7 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Pass, Skipped, Stage
 from hasten.passes.onnx_files import op_counts, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
 
@@ -25,6 +25,8 @@ class Simplify(Pass):
     """
 
     exact: ClassVar[bool] = True
+    stage: ClassVar[Stage | None] = "exact"
+    rank: ClassVar[int] = 10
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:

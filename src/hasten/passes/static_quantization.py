@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import onnx
 
@@ -15,7 +15,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import (
     COMPUTE_OPS,
@@ -36,7 +36,7 @@ HISTOGRAM_SAMPLES = 32
 
 
 @dataclass(frozen=True)
-class StaticQuantization(Pass):
+class StaticQuantization(Selective):
     """Quantize weights and activations to int8, with activation ranges set from samples.
 
     The default, uint8 activations and int8 weights, is what runtimes on x86-64 are fastest with;
@@ -60,6 +60,10 @@ class StaticQuantization(Pass):
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
+
+    stage: ClassVar[Stage | None] = "lossy"
+    rank: ClassVar[int] = 10
+    families: ClassVar[frozenset[str]] = frozenset({"igpu", "npu"})
 
     per_channel: bool = True
     activations: Literal["asymmetric", "symmetric"] = "asymmetric"

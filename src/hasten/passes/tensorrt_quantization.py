@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import onnx
 
@@ -35,6 +35,9 @@ class TensorrtQuantization(StaticQuantization):
 
     Source: NVIDIA TensorRT documentation, "Working with Quantized Types", "Q/DQ Placement Recommendations".
     """
+
+    rank: ClassVar[int] = 60
+    families: ClassVar[frozenset[str]] = frozenset()
 
     activations: Literal["asymmetric", "symmetric"] = "symmetric"
     quantize_bias: bool = False

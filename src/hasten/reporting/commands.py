@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from hasten.measure.environment import PACKAGES
+from hasten.measure.environment import packages
 from hasten.reporting.evidence import Report
 
 
@@ -35,7 +35,7 @@ def _installation(environment: dict[str, str]) -> Iterator[str]:
     pinned = [
         # A build's own mark, as in 2.7.0+cpu, is no version that an index has.
         f"{name}=={environment[name].partition('+')[0]}"
-        for name in PACKAGES
+        for name in packages()
         if name in environment and name != "hasten"
     ]
     hasten = "hasten[optimize]"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tests.devices.edge.edge_models import Digits
 
-from hasten.core.devices import FAMILIES, find_target
+from hasten.core.devices import find_target
 from hasten.core.records import from_record, to_record
 from hasten.engines.base import Artifact
+from hasten.engines.installed import tried_on
 from hasten.errors import InputError
 from hasten.optimization.grid import grid, variations
 from hasten.passes.base import Skipped
@@ -54,7 +55,7 @@ def test_every_candidate_of_a_device_is_built_answered_and_estimated(
         pytest.skip(f"needs {', '.join(missing)}: pip install 'hasten[edge]'")
     target = find_target(name)
     assert target.kind == "compile-only"
-    first = grid(digits.model, target, engine_names=FAMILIES[target.family].engines)
+    first = grid(digits.model, target, engine_names=tried_on(target.family))
     found = set()
     for number, candidate in enumerate([*first, *variations(first, digits.model, target)]):
         model = digits.model

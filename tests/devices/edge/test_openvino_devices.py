@@ -5,11 +5,11 @@ import openvino
 import pytest
 from tests.devices.edge.edge_models import device, settled
 
-from hasten.core.devices import FAMILIES, find_target
+from hasten.core.devices import find_target
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
-from hasten.engines.installed import engine_kinds
+from hasten.engines.installed import engine_kinds, tried_on
 from hasten.engines.openvino.igpu import OpenVinoIgpu, integrated
 from hasten.engines.openvino.npu import OpenVinoNpu
 from hasten.errors import CandidateError, InputError
@@ -109,7 +109,7 @@ def test_a_device_that_is_not_here_is_told_with_what_is() -> None:
         ("igpu", "integrated GPU", "Intel's compute runtime"),
     ):
         with pytest.raises(InputError) as caught:
-            engine_kinds(FAMILIES[name].engines)
+            engine_kinds(tried_on(name))
         assert str(caught.value) == (
             f"no engine to try: OpenVINO finds no {noun} here (it has: CPU); "
             f"install {driver} where there is one"

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hasten.core.devices import FAMILIES, find_target
+from hasten.core.devices import find_target
 from hasten.core.target import Target
+from hasten.engines.installed import tried_on
 from hasten.inputs.models.onnx import load
 from hasten.optimization.grid import grid, variations
 from hasten.testing import models
@@ -17,7 +18,7 @@ pytest.importorskip(
 def tried(target: Target, folder: Path) -> tuple[list[str], list[str]]:
     """Return the labels of what is tried first, and of what is tried where that isn't accurate enough."""
     model = load(models.small_cnn(folder)).settled_by({"x": np.zeros((3, 32, 32), np.float32)})
-    first = grid(model, target, engine_names=FAMILIES["cuda"].engines)
+    first = grid(model, target, engine_names=tried_on("cuda"))
     return [c.label for c in first], [c.label for c in variations(first, model, target)]
 
 

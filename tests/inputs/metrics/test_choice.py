@@ -6,12 +6,21 @@ from hasten.errors import InputError
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.choice import FORMS
+from hasten.inputs.metrics.choice import forms
 from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1, Top5
+
+FORMS = (
+    "top1[:OUTPUT], top5[:OUTPUT], agreement[:OUTPUT], embedding[:COSINE], regression:TOLERANCE, "
+    "regression:PERCENT%, detection_f1[:IOU], my.py:function"
+)
+
+
+def test_every_metric_says_how_it_is_written() -> None:
+    assert forms() == FORMS
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ class CoreMl(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    families: ClassVar[frozenset[str]] = frozenset({"coreml"})
+    distributions: ClassVar[tuple[str, ...]] = ("coremltools", "onnx2coreml", "torch")
+    extra: ClassVar[str] = "edge"
     settles: ClassVar[bool] = True
     float_only: ClassVar[bool] = True
     faithful: ClassVar[bool] = False

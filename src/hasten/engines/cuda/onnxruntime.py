@@ -47,6 +47,8 @@ class OnnxRuntimeCuda(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    families: ClassVar[frozenset[str]] = frozenset({"cuda"})
+    distributions: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu",)
     faithful: ClassVar[bool] = False
 
     provider: Literal["cuda", "tensorrt"] = "cuda"

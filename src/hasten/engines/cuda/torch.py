@@ -41,6 +41,9 @@ class TorchCuda(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    families: ClassVar[frozenset[str]] = frozenset({"cuda"})
+    distributions: ClassVar[tuple[str, ...]] = ("torch", "triton")
+    extra: ClassVar[str] = "gpu"
     settles: ClassVar[bool] = True
     float_only: ClassVar[bool] = True
     faithful: ClassVar[bool] = False

@@ -45,6 +45,9 @@ class Fpga(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"dais"})
+    families: ClassVar[frozenset[str]] = frozenset({"fpga"})
+    distributions: ClassVar[tuple[str, ...]] = ("da4ml",)
+    extra: ClassVar[str] = "fpga"
 
     cut: float = 2.0
     seed: int = 1

@@ -37,6 +37,8 @@ class FixedPointProgram(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"dais"})
+    distributions: ClassVar[tuple[str, ...]] = ("da4ml",)
+    extra: ClassVar[str] = "fpga"
 
     @property
     def exact(self) -> bool:

@@ -20,7 +20,7 @@ from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
 from hasten.engines.litert.tflite.quiet import quiet
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError
 
 _ALONE = 1e-3
 """How far, as a share of the largest answer, a request may move by what else is in its batch."""
@@ -37,6 +37,9 @@ class LiteRt(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "tflite"})
+    families: ClassVar[frozenset[str]] = frozenset({"host"})
+    distributions: ClassVar[tuple[str, ...]] = ("ai-edge-litert",)
+    extra: ClassVar[str] = "litert"
     settles: ClassVar[bool] = True
     float_only: ClassVar[bool] = True
     kernels: ClassVar[str] = "AUTO"
@@ -54,6 +57,10 @@ class LiteRt(Engine):
         """There is one: every setting computes the same."""
         yield cls()
 
+    def on_threads(self, threads: int, *, alone: bool = True) -> Self:
+        """Return it set to a number of threads."""
+        return replace(self, threads=threads)
+
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield one thread, which is faster for small models."""
         if target.threads > 1 and self.threads is None:
@@ -70,9 +77,7 @@ class LiteRt(Engine):
             import_quietly("ai_edge_litert.interpreter")
             return metadata.version("ai-edge-litert")
         except (ImportError, metadata.PackageNotFoundError) as error:
-            raise InputError(
-                f"LiteRT isn't installed ({error}): pip install 'hasten[litert]'"
-            ) from error
+            raise cls.missing("LiteRT", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Convert the model to .tflite for the shapes of its request, and prove that it runs.

@@ -24,6 +24,7 @@ class LiteRtReference(LiteRt):
     own three sets of int8 kernels give three answers, some by a step of the last quantized value.
     """
 
+    families: ClassVar[frozenset[str]] = frozenset({"litert"})
     kernels: ClassVar[str] = "BUILTIN_REF"
     faithful: ClassVar[bool] = False
 

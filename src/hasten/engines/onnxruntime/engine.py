@@ -18,7 +18,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.onnxruntime.layers import observe, profiled
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError
 
 _LOG_ERRORS_ONLY = 3
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
@@ -39,6 +39,9 @@ class OnnxRuntime(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    families: ClassVar[frozenset[str]] = frozenset({"host"})
+    distributions: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime-gpu")
+    extra: ClassVar[str] = "onnxruntime"
 
     threads: int | None = None
     spinning: bool = True
@@ -58,6 +61,10 @@ class OnnxRuntime(Engine):
         """Return it with threads that don't wait awake."""
         return replace(self, spinning=False)
 
+    def on_threads(self, threads: int, *, alone: bool = True) -> Self:
+        """Return it set to a number of threads."""
+        return replace(self, threads=threads)
+
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield one thread, which is faster for small models, and, where a quota allows less
         than the processors at hand, threads that don't spend it on waiting."""
@@ -76,9 +83,7 @@ class OnnxRuntime(Engine):
         try:
             return str(import_quietly("onnxruntime").__version__)
         except ImportError as error:
-            raise InputError(
-                f"ONNX Runtime isn't installed ({error}): pip install onnxruntime"
-            ) from error
+            raise cls.missing("ONNX Runtime", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Keep the model as it is, and prove that it can be loaded.

@@ -21,7 +21,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.openvino.layers import operations, profiled
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError
 
 _PROPERTIES = {
     "precision_hint": "INFERENCE_PRECISION_HINT",
@@ -52,6 +52,9 @@ class OpenVino(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
+    families: ClassVar[frozenset[str]] = frozenset({"host"})
+    distributions: ClassVar[tuple[str, ...]] = ("openvino",)
+    extra: ClassVar[str] = "openvino"
     settles: ClassVar[bool] = True
 
     precision: Literal["f32", "f16", "bf16"] = "f32"
@@ -77,6 +80,10 @@ class OpenVino(Engine):
         if _FAST_WITH["bf16"] & set(target.isa):
             yield cls("bf16")
 
+    def on_threads(self, threads: int, *, alone: bool = True) -> Self:
+        """Return it set to a number of threads, bound only where they have the processors alone."""
+        return replace(self, threads=threads, pinning=self.pinning and alone)
+
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield one thread, which is faster for small models, and threads that are bound, where
         they are as many as the processors."""
@@ -95,7 +102,7 @@ class OpenVino(Engine):
         try:
             return str(import_quietly("openvino").__version__)
         except ImportError as error:
-            raise InputError(f"OpenVINO isn't installed ({error}): pip install openvino") from error
+            raise cls.missing("OpenVINO", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Convert the model to IR, weights as they are, and prove that it can be compiled.

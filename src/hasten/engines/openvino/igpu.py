@@ -20,6 +20,7 @@ class OpenVinoIgpu(OpenVino):
         device: OpenVINO's name of it; empty for the first integrated one.
     """
 
+    families: ClassVar[frozenset[str]] = frozenset({"igpu"})
     faithful: ClassVar[bool] = False
 
     device: str = ""

@@ -24,6 +24,7 @@ class OpenVinoNpu(OpenVino):
         device: OpenVINO's name of it.
     """
 
+    families: ClassVar[frozenset[str]] = frozenset({"npu"})
     faithful: ClassVar[bool] = False
 
     precision: Literal["f32", "f16", "bf16"] = "f16"

@@ -64,6 +64,7 @@ class PlanEngine(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    families: ClassVar[frozenset[str]] = frozenset({"cuda"})
     settles: ClassVar[bool] = True
     faithful: ClassVar[bool] = False
 

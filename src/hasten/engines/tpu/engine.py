@@ -23,7 +23,7 @@ from hasten.engines.failures import failed
 from hasten.engines.tpu import stablehlo
 from hasten.engines.tpu.cycles import estimated_cycles
 from hasten.engines.tpu.environment import libtpu, load_jax, silenced
-from hasten.errors import CandidateError, HastenError, InputError
+from hasten.errors import CandidateError, HastenError
 
 EXECUTABLE = "model.tpu"
 """What XLA made for one generation of TPUs, as PJRT serializes it."""
@@ -69,6 +69,9 @@ class Tpu(Engine):
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"stablehlo"})
+    families: ClassVar[frozenset[str]] = frozenset({"tpu"})
+    distributions: ClassVar[tuple[str, ...]] = ("jax", "jaxlib", "libtpu")
+    extra: ClassVar[str] = "tpu"
     settles: ClassVar[bool] = True
     faithful: ClassVar[bool] = False
 
@@ -92,9 +95,7 @@ class Tpu(Engine):
         try:
             return f"{metadata.version('jax')}+libtpu{metadata.version('libtpu')}"
         except metadata.PackageNotFoundError as error:
-            raise InputError(
-                f"JAX for TPUs isn't installed ({error}): pip install 'hasten[tpu]'"
-            ) from error
+            raise cls.missing("JAX for TPUs", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Keep the program; for a TPU also compile it, and keep what came out and what was said of it.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.core.records import load_object
+from hasten.core.objects import load_object
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import class_scores
+from hasten.inputs.metrics.outputs import class_output, class_scores
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,23 @@ class Agreement(Metric):
     output: str | None = None
     needs_labels: ClassVar[bool] = False
     noun: ClassVar[str] = "agreement"
+    spellings: ClassVar[tuple[str, ...]] = ("agreement[:OUTPUT]",)
+    answers: ClassVar[Literal["classes", "values"] | None] = "classes"
+    margin_rank: ClassVar[int | None] = 1
+    of_changes: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, setting: str, text: str) -> Self:
+        """Read "agreement" or "agreement:OUTPUT"."""
+        return cls(setting or None)
+
+    @classmethod
+    def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
+        """Suit one output of class scores without labels."""
+        scores = class_output(outputs)
+        if scores is None or labels is not None:
+            return None
+        return cls(None if len(outputs) == 1 else scores.name)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine = class_scores(outputs, self.output, "agreement").argmax(axis=1)

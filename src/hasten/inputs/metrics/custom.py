@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hasten.core.records import load_object, source_digest
+from hasten.core.objects import load_object
+from hasten.core.records import source_digest
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
@@ -30,6 +31,17 @@ class Custom(Metric):
     path: str
     needs_labels: ClassVar[bool] = False
     noun: ClassVar[str] = "score"
+    spellings: ClassVar[tuple[str, ...]] = ("my.py:function",)
+
+    @classmethod
+    def parse(cls, setting: str, text: str) -> Self:
+        """Read "file.py:function" or "module:function"."""
+        return cls(text)
+
+    @property
+    def function(self) -> str:
+        """The path: this metric is the user's own code."""
+        return self.path
 
     @cached_property
     def _function(self) -> Callable[..., Any]:

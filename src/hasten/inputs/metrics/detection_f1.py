@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import number
 
 
 class Found(NamedTuple):
@@ -42,6 +43,9 @@ class DetectionF1(Metric):
     threshold: float = 0.5
     needs_labels: ClassVar[bool] = False
     noun: ClassVar[str] = "F1"
+    spellings: ClassVar[tuple[str, ...]] = ("detection_f1[:IOU]",)
+    binary: ClassVar[bool] = False
+    answers: ClassVar[Literal["classes", "values"] | None] = "values"
 
     def __post_init__(self) -> None:
         """Check the overlap."""
@@ -49,6 +53,11 @@ class DetectionF1(Metric):
             raise InputError(
                 f"detection_f1:{self.iou:g}: the least IoU must be above 0 and at most 1"
             )
+
+    @classmethod
+    def parse(cls, setting: str, text: str) -> Self:
+        """Read "detection_f1", or "detection_f1:0.5" with the least overlap."""
+        return cls(number(text, setting)) if setting else cls()
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         found = self._found(outputs)

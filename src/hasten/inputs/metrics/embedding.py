@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import one_output
+from hasten.inputs.metrics.outputs import number, one_output
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Embedding(Metric):
     output: str | None = None
     needs_labels: ClassVar[bool] = False
     noun: ClassVar[str] = "share of embeddings kept"
+    spellings: ClassVar[tuple[str, ...]] = ("embedding[:COSINE]",)
+    answers: ClassVar[Literal["classes", "values"] | None] = "values"
 
     def __post_init__(self) -> None:
         """Check the tolerance."""
@@ -36,6 +38,11 @@ class Embedding(Metric):
             raise InputError(
                 f"embedding:{self.tolerance:g}: the least cosine must be above -1 and at most 1"
             )
+
+    @classmethod
+    def parse(cls, setting: str, text: str) -> Self:
+        """Read "embedding", or "embedding:0.98" with the least cosine."""
+        return cls(number(text, setting)) if setting else cls()
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine, theirs = (

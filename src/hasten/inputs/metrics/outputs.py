@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 
 
@@ -51,6 +53,32 @@ def class_scores(outputs: Tensors, name: str | None, metric: str) -> Array:
         f"{metric} reads one output of class scores; the model gives {shapes}: name one, "
         f"as in {metric}:{fitting[0]}"
     )
+
+
+def class_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """Return the only output that may hold class scores; None where there is none, or several."""
+    fitting = [
+        spec
+        for spec in outputs
+        if len(spec.shape) == 2 and spec.shape[1] != 1 and "float" in spec.dtype
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def number(text: str, setting: str) -> float:
+    """Read a number of a metric's setting.
+
+    Args:
+        text: The metric as it is written.
+        setting: The number as it is written.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return float(setting)
+    except ValueError as error:
+        raise InputError(f"metric {text!r}: {setting!r} is no number") from error
 
 
 def class_labels(labels: Array | None, scores: Array, metric: str) -> Array:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import one_output
+from hasten.inputs.metrics.outputs import number, one_output
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Regression(Metric):
     output: str | None = None
     needs_labels: ClassVar[bool] = False
     noun: ClassVar[str] = "share within the tolerance"
+    spellings: ClassVar[tuple[str, ...]] = ("regression:TOLERANCE", "regression:PERCENT%")
+    answers: ClassVar[Literal["classes", "values"] | None] = "values"
 
     def __post_init__(self) -> None:
         """Check the tolerances."""
@@ -42,6 +44,13 @@ class Regression(Metric):
                 f"regression: tolerance {self.tolerance:g} and relative {self.relative:g}; "
                 "give one above 0, as in regression:0.01"
             )
+
+    @classmethod
+    def parse(cls, setting: str, text: str) -> Self:
+        """Read "regression:0.01", an absolute tolerance, or "regression:2%", one relative to the truth."""
+        if setting.endswith("%"):
+            return cls(relative=number(text, setting[:-1]) / 100)
+        return cls(number(text, setting) if setting else 0.0)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine = one_output(outputs, self.output, "regression").astype(np.float64)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import class_labels, class_scores
+from hasten.inputs.metrics.outputs import class_labels, class_output, class_scores
 
 
 def _among_highest(scores: Array, labels: Array, k: int) -> Array:
@@ -36,6 +37,26 @@ class Top1(Metric):
     output: str | None = None
     needs_labels: ClassVar[bool] = True
     noun: ClassVar[str] = "accuracy"
+    title: ClassVar[str] = "top-1 accuracy"
+    spellings: ClassVar[tuple[str, ...]] = ("top1[:OUTPUT]",)
+    answers: ClassVar[Literal["classes", "values"] | None] = "classes"
+    margin_rank: ClassVar[int | None] = 1
+
+    @classmethod
+    def parse(cls, setting: str, text: str) -> Self:
+        """Read "top1" or "top1:OUTPUT"."""
+        return cls(setting or None)
+
+    @classmethod
+    def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
+        """Suit one class per sample, as a number or one-hot, and one output of class scores."""
+        scores = class_output(outputs)
+        if scores is None or labels is None or labels.dtype.kind not in "biu":
+            return None
+        one_hot = labels.ndim == 2 and labels.shape[1] in (1, scores.shape[1])
+        if not (labels.ndim == 1 or one_hot):
+            return None
+        return cls(None if len(outputs) == 1 else scores.name)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         """Score; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
@@ -54,6 +75,15 @@ class Top5(Metric):
     output: str | None = None
     needs_labels: ClassVar[bool] = True
     noun: ClassVar[str] = "top-5 accuracy"
+    title: ClassVar[str] = "top-5 accuracy"
+    spellings: ClassVar[tuple[str, ...]] = ("top5[:OUTPUT]",)
+    answers: ClassVar[Literal["classes", "values"] | None] = "classes"
+    margin_rank: ClassVar[int | None] = 5
+
+    @classmethod
+    def parse(cls, setting: str, text: str) -> Self:
+        """Read "top5" or "top5:OUTPUT"."""
+        return cls(setting or None)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         """Score; labels are class numbers `(n,)` or one-hot `(n, classes)`."""

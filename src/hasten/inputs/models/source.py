@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.model import Model
-from hasten.core.records import load_object
+from hasten.core.objects import load_object
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import HastenError, InputError, told
 from hasten.inputs.data.dataset import Dataset

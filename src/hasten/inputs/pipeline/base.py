@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hasten.core.records import Value, type_name
+from hasten.core.registry import Registry
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 
@@ -15,13 +15,17 @@ from hasten.errors import InputError
 class Step(Value, ABC):
     """One step of preprocessing: a frozen dataclass whose fields are its settings."""
 
-    registry: ClassVar[Mapping[str, str]] = {
-        "decode": "hasten.inputs.pipeline.image:Decode",
-        "resize": "hasten.inputs.pipeline.image:Resize",
-        "center_crop": "hasten.inputs.pipeline.image:CenterCrop",
-        "normalize": "hasten.inputs.pipeline.image:Normalize",
-        "to_layout": "hasten.inputs.pipeline.image:ToLayout",
-    }
+    registry: ClassVar[Registry] = Registry(
+        "step",
+        "hasten.steps",
+        {
+            "decode": "hasten.inputs.pipeline.image:Decode",
+            "resize": "hasten.inputs.pipeline.image:Resize",
+            "center_crop": "hasten.inputs.pipeline.image:CenterCrop",
+            "normalize": "hasten.inputs.pipeline.image:Normalize",
+            "to_layout": "hasten.inputs.pipeline.image:ToLayout",
+        },
+    )
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from hasten.core.model import Model
 from hasten.core.progress import Listener, Progress, nobody
 from hasten.core.target import Target
-from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
 from hasten.lightening.architectures.catalogue import Task
 from hasten.lightening.making import Makers
@@ -96,7 +96,7 @@ def shortlist(
     input_shape: Sequence[int],
     budget_s: float,
     *,
-    engines: Sequence[str] = ENGINES,
+    engines: Sequence[str] = (),
     architectures: Sequence[str] = (),
     target: Target | None = None,
     time_limit_s: float = TIME_LIMIT_S,
@@ -111,7 +111,7 @@ def shortlist(
         classes: How many are told apart.
         input_shape: Channels, height and width of one sample.
         budget_s: What the median request may take, in seconds.
-        engines: Names of the runtimes to try.
+        engines: Names of the runtimes to try; by default all that suit this host.
         architectures: Names from the catalogue to choose among; all by default.
         target: The device; this host by default.
         time_limit_s: Nothing new is measured after so long.
@@ -132,6 +132,7 @@ def shortlist(
         raise InputError(
             f"a sample is (channels, height, width), each above 0: got {tuple(input_shape)}"
         )
+    engines = tuple(engines) or tried_on("host")
     engine_kinds(engines)
     target = target or Target.host()
     known = Cache.of(cache or default_folder(), classes, input_shape, engines, target)
@@ -142,7 +143,7 @@ def shortlist(
             classes=classes,
             input_shape=tuple(input_shape),
             budget_ns=budget_s * 1e9,
-            engines=tuple(engines),
+            engines=engines,
             target=target,
             cache=known,
             fresh=fresh,

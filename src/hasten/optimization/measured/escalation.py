@@ -12,17 +12,12 @@ from hasten.core.tensors import Array
 from hasten.engines.base import Engine
 from hasten.engines.cascade import Cascade, margins
 from hasten.errors import CandidateError
-from hasten.inputs.metrics.agreement import Agreement
-from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_scores
-from hasten.inputs.metrics.top_k import Top1, Top5
 from hasten.measure.candidate import Single, Trial
 from hasten.optimization.measured.mixing import SCREEN_NOISE, Likely
 from hasten.optimization.measured.screening import Screening
 from hasten.passes.little import little_of
 
-_RANKS: dict[type[Metric], int] = {Top1: 1, Agreement: 1, Top5: 5}
-"""Metrics that a margin says something about, and between which ranks it lies."""
 _BASES = 3
 """How many fast models of a kind are looked at, until one has a threshold."""
 _SAFER = 1.5
@@ -57,7 +52,7 @@ class Escalation:
         Args:
             ranked: What ran through, fastest first.
         """
-        rank = _RANKS.get(type(self._trials.promise.metric))
+        rank = self._trials.promise.metric.margin_rank
         if rank is None:
             return
         able = [t for t in ranked if t.scores and t.candidate.passes]

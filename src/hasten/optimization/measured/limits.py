@@ -134,9 +134,9 @@ def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str
         doesn't.
     """
     engine = candidate.engine.runtimes[0]
-    lossless = all(step.exact or isinstance(step, Little) for step in candidate.passes)
+    lossless = all(not step.quantized or isinstance(step, Little) for step in candidate.passes)
     kept: set[str] = set()
     for step in candidate.passes:
-        kept.update(getattr(step, "keep_float", ()), getattr(step, "nodes", ()))
-    plain = getattr(engine, "precision", "f32")
+        kept.update(step.keep_float)
+    plain = engine.precision or "f32"
     return {layer.name: plain if lossless or layer.name in kept else "i8" for layer in layers}

@@ -72,8 +72,7 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
                         scenario=scenario,
                         load=load,
                         tries=tuple(asking.tries),
-                        threads=getattr(candidate.engine, "threads", None)
-                        or racing.bench.target.threads,
+                        threads=candidate.engine.threads or racing.bench.target.threads,
                         sessions=1,
                         requests="samples of the data",
                         notes=notes,

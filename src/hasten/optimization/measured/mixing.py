@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,7 +20,7 @@ from hasten.optimization.measured.layers import (
     shares_for,
 )
 from hasten.optimization.measured.screening import Screening
-from hasten.passes.base import Pass, Skipped
+from hasten.passes.base import Pass, Selective, Skipped
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.onnx_files import saturates
 
@@ -180,13 +179,13 @@ class Mixing:
     ) -> tuple[LayerCost, ...]:
         """What each layer of a quantized model costs in answers, and saves in time on an engine."""
         step = base.candidate.passes[-1]
-        kept = getattr(step, "keep_float", ())
+        kept = step.keep_float
         noise = {node: own for node, own in noise.items() if node not in kept}
         plain = self._trials.done.get(Single((), engine).key)
         int8 = self._trials.done.get(Single(base.candidate.passes, engine).key)
         if plain is None or int8 is None:
             return ()
-        floats = self._least(getattr(engine, "precision", "f32"))
+        floats = self._least(engine.precision or "f32")
         try:
             if engine.has_profiler():
                 moved = floats.moved_ns if floats else {}
@@ -242,12 +241,12 @@ def mixed(base: Single, kept: Sequence[str], engine: Engine) -> Single:
     step: Any = base.passes[-1]
     if step.gives == "openvino":
         return Single((*base.passes, FloatLayers(tuple(kept))), engine)
-    wider = dataclasses.replace(step, keep_float=(*step.keep_float, *kept))
+    wider = step.keeping((*step.keep_float, *kept))
     return Single((*base.passes[:-1], wider), engine)
 
 
 def _quantizes(step: Pass) -> bool:
-    return any(field.name == "keep_float" for field in dataclasses.fields(step))  # type: ignore[arg-type]
+    return isinstance(step, Selective)
 
 
 def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Screening) -> list[Engine]:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hasten.bundle import MANIFEST, Manifest, read
-from hasten.bundle.manifest import nested_engines
+from hasten.bundle.requirements import packages
 from hasten.errors import InputError
-from hasten.measure.environment import DISTRIBUTIONS
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.serving.state import Limits
@@ -31,7 +30,6 @@ _MARK = "# Written by `hasten serve --write-kserve`"
 _USER = 10001
 _NAME = re.compile(r"[^\W_][\w .+-]*")
 """Of a model, as a folder, a word of a command line and a part of an address."""
-_ALWAYS = ("numpy", "onnxruntime", "openvino")
 _DESERTED_S = 5
 """Until Kubernetes has told everybody that a pod is going, requests still come to it."""
 _MARGIN_S = 10
@@ -154,10 +152,7 @@ def requirements(manifests: Sequence[tuple[str, Manifest]]) -> list[str]:
     """
     found: dict[str, tuple[str, str]] = {}
     for name, manifest in manifests:
-        for package in (*_ALWAYS, *_packages(manifest)):
-            wanted = manifest.environment.get(package, "").partition("+")[0]
-            if not wanted:
-                continue
+        for package, wanted in packages(manifest).items():
             other, before = found.setdefault(package, (name, wanted))
             if before != wanted:
                 raise InputError(
@@ -165,15 +160,6 @@ def requirements(manifests: Sequence[tuple[str, Manifest]]) -> list[str]:
                     "image has one; write two, or optimize them anew"
                 )
     return sorted(f"{package}=={wanted}" for package, (_, wanted) in found.items())
-
-
-def _packages(manifest: Manifest) -> Iterator[str]:
-    for item in (manifest.winner, manifest.exact):
-        if item is None:
-            continue
-        inner = [each["type"] for each in nested_engines(item.engine).values()]
-        for engine in inner or [item.engine["type"]]:
-            yield from DISTRIBUTIONS.get(engine, ())
 
 
 def _python(manifests: Sequence[tuple[str, Manifest]]) -> str:

@@ -13,10 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from hasten.bundle import Loaded, Manifest, load, read
+from hasten.bundle import Loaded, Manifest, answers_as, load, read
 from hasten.bundle.evidence import batch_curve
-from hasten.bundle.manifest import nested_engines
-from hasten.core.devices import at_hand, family_of
+from hasten.core.devices import at_hand
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
@@ -191,9 +190,8 @@ def _instead(
 ) -> str:
     """Say which device isn't here that a model is for, and what answers instead; "" where it is."""
     part = manifest.exact if which == "exact" and manifest.exact is not None else manifest.winner
-    engines = [each["type"] for each in nested_engines(part.engine).values()]
     engine, here = part.engine["type"], at_hand(manifest.target)
-    if here.kind != "compile-only" or not {engine, *engines} & {*family_of(here).engines}:
+    if here.kind != "compile-only" or not answers_as(here, part.engine):
         return ""
     said = (properties[name] for name in _ANSWERED_BY if name in properties)
     answers = next(said, f"what the engine {engine} has for this host")

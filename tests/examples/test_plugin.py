@@ -1,0 +1,173 @@
+"""The plug-in of examples/plugin, installed from outside the tree: nothing here knows of it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hasten.bundle import load, read, requirements
+from hasten.engines.installed import tried_on
+from hasten.errors import IntegrityError
+
+ROOT = Path(__file__).parents[2]
+BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+RUN = '''
+import json, sys, urllib.request
+from pathlib import Path
+
+import numpy as np
+import onnx
+from tests.support.quick import quick_runs
+from tests.support.servers import ServerThread, place_of
+
+import hasten
+from hasten.bundle import read, requirements
+from hasten.engines.installed import tried_on
+from hasten.evaluation.doctor import examine
+from hasten.passes.base import Pass
+from hasten.report.publication import report as publish
+
+TEXT = """
+<ir_version: 8, opset_import: ["": 17]>
+grades (float[batch, 512] x) => (float[batch, 4] grade) {
+    [wide] h = MatMul (x, w)
+    [relu] r = Relu (h)
+    [last] grade = Gemm (r, v, b)
+}
+"""
+folder = Path(sys.argv[1])
+rng = np.random.default_rng(0)
+w = (rng.standard_normal((512, 8)) @ rng.standard_normal((8, 512)) / 60).astype(np.float32)
+v, b = rng.standard_normal((512, 4), dtype=np.float32), np.zeros(4, np.float32)
+proto = onnx.parser.parse_model(TEXT)
+for name, weight in (("w", w), ("v", v), ("b", b)):
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+onnx.save(proto, folder / "grades.onnx")
+x = rng.standard_normal((800, 512), dtype=np.float32)
+exact = np.maximum(x @ w, 0) @ v
+np.savez(folder / "eval.npz", x=x, labels=exact.argmax(axis=1))
+out = folder / "grades.hasten"
+with quick_runs(passes=Pass.member("low_rank")):
+    hasten.optimize(
+        folder / "grades.onnx",
+        folder / "eval.npz",
+        max_drop=0.05,
+        metric="within:1",
+        engines=("numpy",),
+        out=out,
+    )
+publish(out, folder / "page.html")
+with hasten.load(out) as model:
+    loaded = model(x[:1])["grade"]
+    properties = dict(model.properties())
+body = {"inputs": [{"name": "x", "shape": [1, 512], "datatype": "FP32", "data": x[0].tolist()}]}
+with ServerThread(place_of(out)) as server:
+    asked = urllib.request.Request(
+        f"http://{server.host}/v2/models/grades/infer", json.dumps(body).encode(), method="POST"
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        served = json.load(answer)["outputs"][0]["data"]
+manifest = read(out)
+print(json.dumps({
+    "tried": tried_on("host"),
+    "doctor": dict(examine())["numpy"],
+    "status": manifest.status,
+    "engine": manifest.winner.engine,
+    "passes": manifest.winner.passes,
+    "metric": manifest.metric,
+    "origin": manifest.environment["hasten.engines:numpy"],
+    "requirements": requirements(manifest, ["serve"]),
+    "loaded": loaded.ravel().tolist(),
+    "served": served,
+    "exact": exact[0].tolist(),
+    "runs": properties["runs"],
+}))
+'''
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plug-in as an installer leaves it, built from its sources alone."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(ROOT / "examples" / "plugin", folder / "source")
+    subprocess.run(
+        [sys.executable, "-c", BUILD, str(folder)],
+        cwd=folder / "source",
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def with_plugin(site: Path, *command: str) -> str:
+    """Run Python with the plug-in installed, in a process of its own; return what it prints."""
+    path = os.pathsep.join([str(site), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def seen(site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with a bundle of the plug-in's parts, and what was seen of it where they are installed."""
+    folder = tmp_path_factory.mktemp("run")
+    found: dict[str, Any] = json.loads(with_plugin(site, "-c", RUN, str(folder)).splitlines()[-1])
+    return folder, found
+
+
+def test_its_engine_pass_and_metric_are_chosen_and_certified(
+    seen: tuple[Path, dict[str, Any]],
+) -> None:
+    _, found = seen
+    assert found["tried"] == ["onnxruntime", "openvino", "litert", "numpy"]
+    assert found["doctor"] == "0.1.0"
+    assert found["status"] == "certified"
+    assert found["engine"] == {"type": "numpy"}
+    assert [step["type"] for step in found["passes"]] == ["low_rank"]
+    assert found["metric"] == {"type": "within", "distance": 1, "output": None}
+
+
+def test_its_bundle_is_loaded_served_and_reported(seen: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = seen
+    assert found["runs"] == "numpy"
+    assert found["loaded"] == pytest.approx(found["exact"], rel=1e-2, abs=1e-2)
+    assert found["served"] == pytest.approx(found["loaded"], rel=1e-4, abs=1e-4)
+    assert "the share of near hits" in (folder / "page.html").read_text()
+    assert found["origin"] == "hasten-numpy"
+    assert found["requirements"][0].startswith("hasten[serve]==")
+    assert "hasten-numpy==0.1.0" in found["requirements"]
+
+
+def test_where_it_is_not_installed_its_bundle_says_what_is_missing_and_names_nothing_to_install(
+    seen: tuple[Path, dict[str, Any]],
+) -> None:
+    bundle = seen[0] / "grades.hasten"
+    assert "numpy" not in tried_on("host")
+    with pytest.raises(IntegrityError, match=r"^unknown Engine 'numpy'; this version has: "):
+        load(bundle)
+    lines = requirements(read(bundle))
+    assert not [line for line in lines if line.startswith("hasten-numpy")]
+    assert lines[-1] == (
+        "# The engine 'numpy' comes from 'hasten-numpy', as the bundle says: add that package if you "
+        "trust it"
+    )
+
+
+def test_its_own_tests_pass(site: Path) -> None:
+    with_plugin(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/plugin/tests")
