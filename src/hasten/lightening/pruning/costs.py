@@ -177,10 +177,10 @@ class Costs:
         return float(sum(self.areas.get(one.name, 0) * one.shape.outputs for one in layers))
 
 
-def widths(channels: int, points: int = _POINTS) -> tuple[int, ...]:
+def widths(channels: int) -> tuple[int, ...]:
     """Return widths to time a layer at: multiples of a power of two from 8, and all of it."""
     step = 8
-    while step * points * 1.5 < channels:
+    while step * _POINTS * 1.5 < channels:
         step *= 2
     return (*range(step, channels, step), channels) if channels > 8 else (channels,)
 
