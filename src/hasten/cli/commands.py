@@ -206,7 +206,7 @@ def _elsewhere(
 @click.option(
     "--scenario",
     type=click.Choice(["single-stream", "server", "offline"]),
-    help="Put it under load instead, as MLCommons LoadGen does.",
+    help="Put it under load instead, in one of MLCommons' scenarios.",
 )
 @click.option(
     "--latency-bound", "latency_bound_s", type=Latency(), help="Of --scenario server, as 20ms."

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from math import inf
-from pathlib import Path
 
 from hasten.core.progress import Progress
 from hasten.errors import CandidateError
-from hasten.measure import loadgen
 from hasten.measure.scenario import LoadTest, Scenario
 from hasten.measure.under_load import Generator
 from hasten.optimization.run import Run
@@ -39,18 +36,12 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
         wanted.append(("server", latency_bound_s))
     candidate, found = run.candidate(key), []
     left = [name for name, _ in wanted]
-    notes = () if loadgen.installed() else (loadgen.MISSING,)
     try:
         artifact = run.artifact(candidate)
-        with (
-            tempfile.TemporaryDirectory(dir=run.bench.folder) as place,
-            run.bench.open_built(candidate.engine, artifact).worker as worker,
-        ):
+        with run.bench.open_built(candidate.engine, artifact).worker as worker:
             for number, (scenario, bound_s) in enumerate(wanted):
                 run.listen(Progress("load", scenario, number, len(wanted)))
-                folder = Path(place) / scenario
-                folder.mkdir()
-                asking = Generator(worker, run.parts.search, folder, scenario, LOAD_S)
+                asking = Generator(worker, run.parts.search, scenario, LOAD_S)
                 left_s = inf if deadline is None else deadline - time.monotonic()
                 if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
                     run.notes.append(
@@ -74,7 +65,6 @@ def loads(run: Run, key: str, latency_bound_s: float | None) -> tuple[LoadTest, 
                         or run.bench.target.threads,
                         sessions=1,
                         requests="samples of the data",
-                        notes=notes,
                     )
                 )
                 left.remove(scenario)
