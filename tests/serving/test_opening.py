@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.support import models
 from tests.support.servers import bundle_of
 
 from hasten.bundle import Loaded
 from hasten.serving.models.opening import ModelSettings, open_bundle
-from hasten.testing import models
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.models import identity
 from tests.support.servers import bundle_of
 
 from hasten.bundle import read
@@ -28,7 +29,6 @@ from hasten.serving.cluster.replica import (
 )
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
-from hasten.testing.models import identity
 
 SECOND = 1_000_000_000
 

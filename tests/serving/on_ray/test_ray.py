@@ -20,10 +20,10 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+from tests.support.models import identity, slow
 from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.serving.cluster.ingress import Entry
-from hasten.testing.models import identity, slow
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
