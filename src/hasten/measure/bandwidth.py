@@ -182,12 +182,13 @@ def _rows(row_bytes: int) -> Array:
     return np.lib.stride_tricks.as_strided(memory, (count, length), (_LINE_BYTES, 4))
 
 
-def bytes_per_s(work: list[tuple[Call, int]]) -> float:
+def bytes_per_s(work: list[tuple[Call, int]], block_ns: int = _BLOCK_NS) -> float:
     """Return the rate of a block of calls, one thread for each, all at once.
 
     Args:
         work: A call for each thread, and the bytes that it moves. numpy lets go of the interpreter's
             lock inside.
+        block_ns: How long the block should last, after a call that isn't timed.
     """
     start = threading.Barrier(len(work))
 
@@ -195,7 +196,7 @@ def bytes_per_s(work: list[tuple[Call, int]]) -> float:
         call()
         begin = time.perf_counter_ns()
         call()
-        calls = max(1, round(_BLOCK_NS / max(1, time.perf_counter_ns() - begin)))
+        calls = max(1, round(block_ns / max(1, time.perf_counter_ns() - begin)))
         start.wait()
         begin = time.perf_counter_ns()
         for _ in range(calls):

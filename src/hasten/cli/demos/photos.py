@@ -58,6 +58,7 @@ class RandomCrops(Dataset):
     Args:
         files: The photographs.
         count: How many samples.
+        seed: Of all draws.
     """
 
     names: tuple[str, ...] = ("x",)
@@ -66,8 +67,8 @@ class RandomCrops(Dataset):
     mean: float | tuple[float, float, float] = 127 / 255
     std: float | tuple[float, float, float] = 128 / 255
 
-    def __init__(self, files: Sequence[Path], count: int) -> None:
-        self._files, self._count = list(files), count
+    def __init__(self, files: Sequence[Path], count: int, seed: int = 0) -> None:
+        self._files, self._count, self._seed = list(files), count, seed
 
     @cached_property
     def _photos(self) -> list[Image.Image]:
@@ -81,7 +82,7 @@ class RandomCrops(Dataset):
 
         Source: the inception-style crop of Szegedy et al., arXiv:1409.4842, milder.
         """
-        rng = np.random.default_rng([0, index])
+        rng = np.random.default_rng([self._seed, index])
         photo = int(rng.integers(len(self._files)))
         width, height = self._photos[photo].size
         while True:
