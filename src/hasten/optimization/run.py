@@ -26,7 +26,7 @@ from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.work import work
-from hasten.measure.workbench import Opened, Workbench
+from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.optimization.choose import Standing, faster, fastest_exact, ladder, undecided
 from hasten.optimization.search.exploration import Exploration
 from hasten.optimization.search.mixing import SCREEN_NOISE
@@ -410,7 +410,7 @@ class Run:
             ]
         self.journal.append("sealed read", samples=len(self.parts.sealed))
         self.trials.close()
-        opened: dict[str, Opened] = {}
+        opened: dict[str, OpenWorker] = {}
         failed: dict[str, str] = {}
         exact = self._opened_exact()
         try:
@@ -447,7 +447,7 @@ class Run:
         self.journal.append("judged", judged=[[key, to_record(entry)] for key, entry in judged])
         return judged
 
-    def _opened_exact(self) -> Opened:
+    def _opened_exact(self) -> OpenWorker:
         baseline = self.trials.baseline
         try:
             return self.bench.open_built(baseline.engine, self.artifact(baseline))

@@ -20,7 +20,7 @@ from hasten.lightening.pruning.blocks import candidates, hurts
 from hasten.lightening.pruning.importance import sensitivity
 from hasten.lightening.pruning.layers import answers
 from hasten.lightening.pruning.normalization import recalibrate
-from hasten.lightening.pruning.plan import Plan, apply
+from hasten.lightening.pruning.plan import PruningPlan, apply
 from hasten.lightening.pruning.tokens import fastest, merging
 
 
@@ -55,7 +55,7 @@ def test_equal_tokens_merge_without_a_trace() -> None:
 
 def test_merged_tokens_answer_alike_on_the_engines(tmp_path: Path) -> None:
     module, (x,) = made("transformer")
-    merged = apply(module, Plan(merged=16))
+    merged = apply(module, PruningPlan(merged=16))
     model = export(merged, {"x": x[0].numpy()}, tmp_path).settled_by({"x": x[0].numpy()})
     (wanted,) = answers(merged, (x[:1],))
     assert (wanted - answers(module, (x[:1],))[0]).abs().max() > 1e-4

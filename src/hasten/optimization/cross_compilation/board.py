@@ -23,7 +23,7 @@ from hasten.inputs.metrics.base import Metric
 from hasten.measure.accuracy import ExactAnswers, scored
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.journal import Journal
-from hasten.measure.workbench import Opened, Workbench
+from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.optimization.search.order import Order
 from hasten.optimization.search.trials import hopeless, risk
 from hasten.passes.base import Skipped
@@ -124,7 +124,7 @@ class Board:
             opened.worker.kill()
         return self._keep(trial)
 
-    def _scores(self, opened: Opened) -> tuple[float, ...]:
+    def _scores(self, opened: OpenWorker) -> tuple[float, ...]:
         """Score it, unless it is surely beyond the limit."""
         parts: list[Array] = []
         for part in scored(self.bench, opened, self._answers, self.metric):
@@ -203,7 +203,7 @@ class Board:
         folder.mkdir(parents=True)
         return self.bench.build(trial.candidate.engine, model, folder)
 
-    def opened_exact(self) -> Opened:
+    def opened_exact(self) -> OpenWorker:
         """Open the original on this host.
 
         Raises:
@@ -215,7 +215,7 @@ class Board:
             raise InputError(f"the original model fails: {error}") from error
 
     @contextlib.contextmanager
-    def opened(self, trial: Trial) -> Iterator[Opened]:
+    def opened(self, trial: Trial) -> Iterator[OpenWorker]:
         """Open a trial's artifact on this host.
 
         Raises:

@@ -59,7 +59,7 @@ _LAUNCH = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReplicaEntry:
     """A replica, as the door sees it.
 
     Attributes:
@@ -116,7 +116,7 @@ class Ingress:
         self._binary, self._folder = binary(), folder
         self._free = deque(range(1, slots + 1))
         self._taken: dict[str, int] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, ReplicaEntry] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._starts_s: deque[float] = deque(maxlen=_STARTS)
         self._drain_s = settings.limits.drain_ns / 1e9
@@ -219,7 +219,7 @@ class Ingress:
 
     # -- its replicas
 
-    def update(self, entries: Mapping[str, Entry]) -> None:
+    def update(self, entries: Mapping[str, ReplicaEntry]) -> None:
         """Send requests to these replicas, and to no others."""
         orders: list[str] = []
         for name in [name for name in self._taken if name not in entries]:
