@@ -2,9 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
+
+from hasten.core.model import Model
+from hasten.inputs.models.onnx import load
 from hasten.testing.models import write
+
+CONVNET = """
+<ir_version: 10, opset_import: ["": 20]>
+convnet (float[batch, 3, 16, 16] x) => (float[batch, 5] y)
+<float[16, 3, 3, 3] w1, float[16] b1, float[16, 1, 3, 3] w2, float[16] b2,
+ float[16, 5] w3, float[5] b3, float lo = {0.0}, float hi = {6.0}>
+{
+    [conv1] c1 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w1, b1)
+    [clip1] r1 = Clip (c1, lo, hi)
+    [conv2] c2 = Conv <pads = [1, 1, 1, 1], group = 16> (r1, w2, b2)
+    [add] s = Add (c2, r1)
+    [relu] r2 = Relu (s)
+    [pool] p = GlobalAveragePool (r2)
+    [flat] f = Flatten (p)
+    [head] y = Gemm (f, w3, b3)
+}
+"""
+
+ELEMENTWISE = """
+<ir_version: 10, opset_import: ["": 20]>
+elementwise (float[batch, 4] x) => (float[batch, 4] y)
+{
+    [relu] r = Relu (x)
+    [exp] y = Exp (r)
+}
+"""
+
+Build = Callable[..., Model]
+
+
+def built(folder: Path, text: str, name: str = "model", external: bool = False) -> Model:
+    """Write ONNX text into a folder, load it and settle it.
+
+    Args:
+        folder: Made where it isn't there.
+        text: A model; what it declares and gives no values are weights, drawn from one seed.
+        name: Of the file.
+        external: Weights lie in a file of their own.
+    """
+    proto = onnx.parser.parse_model(text)
+    random = np.random.default_rng(3)
+    given = {value.name for value in proto.graph.initializer}
+    given |= {name for node in proto.graph.node for name in node.output}
+    for value in proto.graph.value_info:
+        if value.name not in given:
+            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            fan = max(1, int(np.prod(shape[1:])) if len(shape) == 4 else shape[0])
+            weight = (random.standard_normal(shape) / np.sqrt(fan)).astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, value.name))
+    del proto.graph.value_info[:]
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.onnx"
+    onnx.save(proto, str(path), save_as_external_data=external, location=f"{name}.data")
+    return settled(load(path))
+
+
+def settled(model: Model) -> Model:
+    """Return a model with the request of a sample of zeros, batch 1."""
+    samples = {
+        spec.name: np.zeros([int(size) for size in spec.shape[1:]], spec.dtype)
+        for spec in model.inputs
+    }
+    return model.settled_by(samples)
 
 
 def depthwise_cnn(folder: Path, batch: int | str = "batch") -> Path:
