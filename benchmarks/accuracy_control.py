@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hasten.optimization.optimize.search.mixing import Mixing
+from hasten.optimization.optimize.search.trials import Trials
 from models import CACHE, MODELS
 
 from hasten.core.model import Model
@@ -37,10 +39,7 @@ from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.race import AGAIN, BASELINE, race
 from hasten.measure.roofline import Floor, floor
-from hasten.measure.work import work
 from hasten.measure.workbench import Workbench
-from hasten.optimization.search.mixing import Mixing
-from hasten.optimization.search.trials import Trials
 from hasten.optimization.workspace import Parts, lay_out
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.nncf_quantization import NncfQuantization
@@ -110,7 +109,7 @@ def by_hasten(
 
 
 def _least(bench: Workbench, precision: str | None) -> Floor:
-    layers = work(bench.model)
+    layers = bench.work()
     everywhere = {layer.name: precision for layer in layers} if precision else None
     return floor(layers, measure(bench.target, bench.folder), everywhere)
 

@@ -36,7 +36,7 @@ from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.work import work
 from hasten.measure.workbench import Bench, OpenWorker
-from hasten.optimization import delivery, run
+from hasten.optimization.optimize import delivery, run
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.silence import first_line, silenced
 
@@ -136,7 +136,7 @@ def compare(subject: Subject, model: Path, bundle: Path, folder: Path) -> Compar
     if subject.real:
         scores = _scored(bench, versions, splits.sealed, subject.metric, failed)
     standings, notes = _raced(bench, versions, splits.sealed, failed)
-    least, reason = _floor(source, bench, standings.threads)
+    least, reason = _floor(source, splits.calibration, bench, standings.threads)
     names = (BASELINE, *UNTUNED, *RECIPES, HASTEN)
     return Comparison(
         {name: _figures(name, standings, scores, failed, least) for name in names},
@@ -253,11 +253,15 @@ def _raced(
     raise AssertionError("one thread needs no probe")
 
 
-def _floor(source: Model, bench: Bench, threads: int) -> tuple[Floor | None, str]:
+def _floor(
+    source: Model, calibration: Dataset, bench: Bench, threads: int
+) -> tuple[Floor | None, str]:
     """Return the least that this machine could do the original's layers in, or why it isn't known."""
     try:
         found = ceilings.measure(bench.target.with_threads(threads), bench.folder)
-        return floor(work(source), found), ""
+        least = floor(work(source, CalibrationRequests(source, calibration, 1)[0]), found)
+        least.check_whole()
+        return least, ""
     except CandidateError as error:
         return None, f"no floor: {error}"
 

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from hasten.evaluation.profiling import profile
     from hasten.evaluation.recertification import certify
     from hasten.evaluation.scenarios import load_test
-    from hasten.lightening.run import lighten
+    from hasten.lightening.run import TrainingPlan, lighten
     from hasten.lightening.shortlisting import shortlist
-    from hasten.optimization.cross_compilation.run import cross_compile
+    from hasten.measure.effort import Effort
     from hasten.optimization.optimize import optimize
+    from hasten.optimization.order import Order
     from hasten.report.publication import report
     from hasten.serving.run import serve
 
 _WHERE = {
     "optimize": "hasten.optimization.optimize",
-    "cross_compile": "hasten.optimization.cross_compilation.run",
     "lighten": "hasten.lightening.run",
     "shortlist": "hasten.lightening.shortlisting",
     "load": "hasten.bundle",
@@ -33,6 +33,9 @@ _WHERE = {
     "serve": "hasten.serving.run",
     "report": "hasten.report.publication",
     "profile": "hasten.evaluation.profiling",
+    "Effort": "hasten.measure.effort",
+    "Order": "hasten.optimization.order",
+    "TrainingPlan": "hasten.lightening.run",
     "InputError": "hasten.errors",
     "CandidateError": "hasten.errors",
     "IntegrityError": "hasten.errors",
@@ -40,11 +43,13 @@ _WHERE = {
 
 __all__ = [
     "CandidateError",
+    "Effort",
     "InputError",
     "IntegrityError",
+    "Order",
+    "TrainingPlan",
     "bench",
     "certify",
-    "cross_compile",
     "lighten",
     "load",
     "load_test",
@@ -70,3 +75,7 @@ def __getattr__(name: str) -> Any:
         raise InputError(
             f"hasten.{name} needs the module {error.name}: pip install 'hasten[optimize]'"
         ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,12 +10,17 @@ from typing import cast
 
 import pytest
 from tests.support.bundles import forge, stated
+from tests.support.jobs import job_in
 
 from hasten.bundle import Part, folder, read, replaceable, write
+from hasten.core.invocation import Invocation
+from hasten.core.progress import nobody
 from hasten.errors import InputError
-from hasten.measure.candidate import Trial
-from hasten.optimization.delivery import Delivery, check_place
-from hasten.optimization.run import Run
+from hasten.optimization.delivery import write_interim
+from hasten.optimization.job import claimed
+from hasten.optimization.judge import Shipment
+from hasten.optimization.order import order_of
+from hasten.optimization.preparation import Ready
 
 ADVICE = "it is not replaced: give another --out or remove it"
 
@@ -32,8 +37,13 @@ def write_anew(path: Path, winner: Part) -> None:
 
 
 def interim(path: Path) -> None:
-    delivery = Delivery(path, "inputs", None, keep_exact=True, accept_uncertified=False)
-    delivery.interim(cast(Run, SimpleNamespace()), cast(Trial, SimpleNamespace()))
+    job = job_in(path.parent / "elsewhere", out=path)
+    write_interim(job, cast(Ready, SimpleNamespace()), cast(Shipment, SimpleNamespace()))
+
+
+def claim(path: Path) -> None:
+    with claimed(order_of(out=path), Invocation(), resume=False, listen=nobody, notes=()):
+        pass
 
 
 def refused(path: Path, winner: Part) -> str:
@@ -41,7 +51,7 @@ def refused(path: Path, winner: Part) -> str:
     before = content(path.parent)
     said = set()
     attempts: list[Callable[[], object]] = [
-        lambda: check_place(path),
+        lambda: claim(path),
         lambda: interim(path),
         lambda: write_anew(path, winner),
     ]
@@ -57,8 +67,6 @@ def refused(path: Path, winner: Part) -> str:
 def test_nothing_and_a_bundle_as_it_was_written_may_be_replaced(
     tmp_path: Path, bundle: Path
 ) -> None:
-    check_place(tmp_path / "none")
-    check_place(bundle)
     assert replaceable(tmp_path / "none") is None
     found = replaceable(bundle)
     assert found is not None

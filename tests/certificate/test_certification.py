@@ -15,6 +15,7 @@ from hasten.certificate.certification import (
     prior_of,
     sealed_scores,
 )
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.tensors import Array
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -186,10 +187,7 @@ def judged(*rungs: int | str, units: Array | None = None) -> list[tuple[str, Jud
         scores,
         units,
         {name: BettingPrior() for name in names},
-        metric=Top1(),
-        guard="net",
-        max_drop=0.01,
-        confidence=0.95,
+        Promise(Top1(), max_drop=0.01),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.metrics.agreement import Agreement
@@ -82,7 +83,7 @@ def test_too_little_data_is_told_beforehand(
     tmp_path: Path, scored: Metric, guard: Guard, confidence: float, each: int | None, words: str
 ) -> None:
     little = parts(tmp_path, 900, each)
-    assert warnings(little, scored, guard, 0.005, confidence, 300) == [words]
+    assert warnings(little, Promise(scored, guard, 0.005, confidence), 300) == [words]
 
 
 @pytest.mark.parametrize(("samples", "each", "calibration"), [(300, None, 300), (900, 3, 60)])
@@ -91,7 +92,7 @@ def test_as_many_as_it_says_are_enough_and_far_fewer_are_not(
 ) -> None:
     def warned(count: int) -> list[str]:
         split = parts(tmp_path / "split", count, each, calibration=calibration)
-        return warnings(split, Top1(), "net", 0.02, 0.95, calibration)
+        return warnings(split, Promise(Top1(), max_drop=0.02), calibration)
 
     (words,) = warned(120)
     said = int(words.split("some ")[1].split()[0].replace(",", ""))
@@ -102,7 +103,7 @@ def test_as_many_as_it_says_are_enough_and_far_fewer_are_not(
 def test_training_data_leaves_all_of_the_data_to_judge_on(tmp_path: Path) -> None:
     training = ArrayDataset({"x": np.random.default_rng(9).standard_normal((50, 2))}, np.zeros(50))
     little = parts(tmp_path, 300, training=training)
-    assert warnings(little, Top1(), "net", 0.01, 0.95, 0) == [
+    assert warnings(little, Promise(Top1()), 0) == [
         "210 sealed samples can't show a fall of at most 1 point, even where nothing changes: "
         "that takes 299, so some 428 samples in all"
     ]

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from hasten.certificate import draws
 from hasten.certificate.certification import judge_ladder, last_certified, prior_of
 from hasten.certificate.exact import clopper_pearson_upper, paired_certifies
+from hasten.certificate.promise import Promise
 from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.intervals import Ratio
 from hasten.optimization.choose import Standing, ladder
-from hasten.optimization.search.trials import risk
+from hasten.optimization.trials import risk
 
 ALPHA = 0.05
 MAX_DROP = 0.02
@@ -91,10 +92,7 @@ def searched(rng: np.random.Generator, draw: Draw, better: int, *, peek: bool) -
         dict(zip(rungs, sealed, strict=True)),
         units,
         {key: prior_of(falls[int(key)], units) for key in rungs},
-        metric=Top1(),
-        guard="net",
-        max_drop=MAX_DROP,
-        confidence=1 - ALPHA,
+        Promise(Top1(), max_drop=MAX_DROP, confidence=1 - ALPHA),
         binary=draw is not shifts,
     )
     passed = last_certified(judged)

@@ -17,7 +17,7 @@ from hasten.cli.demos import digits, find, package_folder  # noqa: E402
 from hasten.cli.demos.photos import RandomCrops, photo_files, pretrained  # noqa: E402
 from hasten.core.progress import nobody  # noqa: E402
 from hasten.inputs.pipeline.image import Decode  # noqa: E402
-from hasten.optimization.workspace import check_same_run, claimed  # noqa: E402
+from hasten.optimization.workspace import check_same_run, claimed_folder  # noqa: E402
 
 
 def needs(module: str) -> None:
@@ -53,7 +53,7 @@ def test_a_demo_begins_anew_but_removes_no_live_run_and_nobody_elses_folder(
     monkeypatch.setattr(digits, "run", lambda out, listen: ran.append(out))
     run, out = find("digits"), tmp_path / "digits.hasten"
     work = tmp_path / "digits.hasten.work"
-    with claimed(work, resume=False) as journal:
+    with claimed_folder(work, resume=False) as journal:
         check_same_run(journal, {})
         run(out, nobody)
         assert work.exists()
@@ -71,7 +71,7 @@ def test_a_demo_sees_that_its_place_is_taken_before_it_removes_or_trains_anythin
 ) -> None:
     monkeypatch.setattr(digits, "run", lambda out, listen: pytest.fail("it ran"))
     work = tmp_path / "mine.work"
-    with claimed(work, resume=False) as journal:
+    with claimed_folder(work, resume=False) as journal:
         check_same_run(journal, {})
     out = tmp_path / "mine"
     out.mkdir()

@@ -19,7 +19,7 @@ from tests.support import tasks
 import hasten
 from hasten.bundle import read
 from hasten.cli import main
-from hasten.cli.screen import foresight_summary
+from hasten.cli.screen import summary
 from hasten.core.devices import at_hand
 from hasten.core.invocation import Invocation
 from hasten.core.records import from_record, to_record
@@ -27,9 +27,8 @@ from hasten.core.target import Target
 from hasten.engines.estimates import Estimate
 from hasten.errors import InputError, IntegrityError
 from hasten.evaluation.doctor import target_in_words
-from hasten.report.foreseen import Foreseen, Foresight
-from hasten.report.foresight_rows import columns, headline, latency_of
-from hasten.report.result import Asked
+from hasten.report.estimate_rows import columns, headline, latency_of
+from hasten.report.result import Asked, EstimateRow, Estimates, Result
 from hasten.testing import models
 
 WITHOUT_FPGA = pytest.mark.skipif(
@@ -53,11 +52,13 @@ def test_a_target_that_there_is_none_of_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--engine", "openvino"), ("--little", "small.onnx"), ("--keep-float", "n")],
+    [("--objective", "p99"), ("--small-model", "small.onnx"), ("--latency-bound", "5ms")],
 )
 def test_what_needs_the_device_is_refused_without_it(option: str, value: str) -> None:
     line = said("optimize", "m.onnx", "--data", "e.npz", "--target", "fpga", option, value)
-    assert line == f"hasten: {option} is for a device that is here: leave it out with --target"
+    assert line == (
+        f"hasten: {option} needs measured latencies, and fpga:ecp5-85k isn't here: leave it out"
+    )
 
 
 @WITHOUT_FPGA
@@ -97,7 +98,7 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     pytest.importorskip("ai_edge_litert", reason="needs hasten[litert]")
     monkeypatch.chdir(tmp_path)
     _, (x, y) = tasks.digits()
-    made = hasten.cross_compile(tasks.small_cnn(10), ({"input": x}, y), "litert", max_drop=0.05)
+    made = hasten.optimize(tasks.small_cnn(10), ({"input": x}, y), target="litert", max_drop=0.05)
     assert made.status == "uncertified"
     assert made.why.startswith("judged on this host, not on a LiteRT interpreter elsewhere")
     assert made.why.endswith(
@@ -120,7 +121,7 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     shown = CliRunner().invoke(main, ["inspect", str(made.bundle)])
     assert "made for:     litert" in shown.output
     told = CliRunner().invoke(main, ["report", str(made.bundle), "--json"])
-    assert json.loads(told.stdout)["winner"] == shipped.label
+    assert json.loads(told.stdout)["result"]["estimates"]["winner"] == shipped.label
     page = hasten.report(made.bundle).read_text()
     assert "No latency is known before it runs there." in page
 
@@ -173,7 +174,7 @@ def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_
 
 
 ASKED = Asked(Invocation(), "top_k", "top-1 accuracy", "net", 0.01, 0.95, 0, 10, 20)
-ROW = Foreseen(
+ROW = EstimateRow(
     "small",
     "place-and-route",
     "+0.00 points lost on 10",
@@ -184,22 +185,29 @@ ROW = Foreseen(
     limits={"cells": 83640.0},
     frontier=True,
 )
-RESULT = Foresight(
+ESTIMATES = Estimates(
+    device="fpga:ecp5-85k",
+    noun="FPGA",
+    rows=(ROW, EstimateRow("large", "none", "failed: doesn't fit")),
+    winner="small",
+    compared="the RTL answered 30 samples as its program did",
+    area="cells",
+)
+RESULT = Result(
     bundle=Path("m.hasten"),
     status="certified",
     why="95% confident",
     judgement=None,
     population="these",
-    device="fpga:ecp5-85k",
-    noun="FPGA",
-    rows=(ROW, Foreseen("large", "none", "failed: doesn't fit")),
-    winner="small",
-    compared="the RTL answered 30 samples as its program did",
-    area="cells",
+    rows=(),
+    spread=0.0,
+    threads=1,
+    tried={},
     notes=(),
     seconds=1.0,
     asked=ASKED,
     budget_ns=90.0,
+    estimates=ESTIMATES,
 )
 
 
@@ -207,7 +215,7 @@ def test_a_latency_stands_only_beside_what_was_placed_and_routed_or_measured() -
     compiled = replace(
         ROW, label="compiled", source="compiler estimate", latency_ns=None, unit="cycles"
     )
-    table = columns(replace(RESULT, rows=(ROW, compiled)))
+    table = columns(replace(ESTIMATES, rows=(ROW, compiled)))
     assert table[1][:4] == ("ships", "small", "91.7 ns", "place-and-route")
     assert table[2][:5] == ("frontier", "compiled", "none", "compiler estimate", "92 cycles")
     assert table[1][5] == "5,800 of 83,640 (7%)"
@@ -224,15 +232,18 @@ def test_an_estimate_with_a_latency_is_refused_and_never_printed_as_one() -> Non
     with pytest.raises(ValueError) as error:
         replace(ROW, source="compiler estimate")
     assert str(error.value) == said
-    for cls, record in ((Estimate, {"source": "none", "latency_ns": 1.0}), (Foreseen, crafted())):
+    for cls, record in (
+        (Estimate, {"source": "none", "latency_ns": 1.0}),
+        (EstimateRow, crafted()),
+    ):
         with pytest.raises(IntegrityError, match="only what was measured or placed and routed"):
             from_record(cls, record)
     forced = replace(ROW)
     object.__setattr__(forced, "source", "compiler estimate")
     assert latency_of(forced) == "none"
-    result = replace(RESULT, rows=(forced,))
-    assert headline(result) == "Made for fpga:ecp5-85k, certified"
-    assert "91.7 ns" not in str(columns(result))
+    told = replace(ESTIMATES, rows=(forced,))
+    assert headline(replace(RESULT, estimates=told)) == "Made for fpga:ecp5-85k, certified"
+    assert "91.7 ns" not in str(columns(told))
 
 
 def crafted() -> dict[str, Any]:
@@ -241,7 +252,7 @@ def crafted() -> dict[str, Any]:
 
 
 def test_the_summary_says_that_a_budget_was_missed_and_what_failed() -> None:
-    lines = foresight_summary(RESULT, 0.0).splitlines()
+    lines = summary(RESULT, 0.0).splitlines()
     assert "OVER the budget of 90 ns" in lines
     assert "large: failed: doesn't fit" in lines
     assert "the RTL answered 30 samples as its program did" in lines

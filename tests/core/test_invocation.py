@@ -21,10 +21,8 @@ plain = (
 values = plain | st.lists(plain, max_size=3)
 
 
-def optimize(
-    model: Any, data: Any, *, max_drop: float = 0.01, out: Any = "m", resume: bool = False
-) -> Invocation:
-    return invocation(optimize, locals())
+def optimize(model: Any, data: Any, **options: Any) -> Invocation:
+    return invocation("optimize", {"model": model, "data": data, **options})
 
 
 def python(words: str) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def test_no_word_is_more_than_one_word(words: list[str]) -> None:
 
 
 def test_python_is_asked_again_as_it_was_asked() -> None:
-    asked = optimize(Path("m.onnx"), np.zeros(3), max_drop=0.05, resume=True)
+    asked = optimize(Path("m.onnx"), np.zeros(3), max_drop=0.05, training=None)
     assert asked.in_words() == (
         "import hasten\n"
         "\n"

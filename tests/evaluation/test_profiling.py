@@ -14,6 +14,7 @@ from hasten.engines.layers import Kind, LayerTime
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
 from hasten.evaluation.profiling import Profile, remarks
+from hasten.inputs.data.requests import MADE_UP
 from hasten.testing import models
 
 PRODUCTS = ["stem", "depthwise", "pointwise", "classifier"]
@@ -34,7 +35,7 @@ def test_a_model_is_profiled_on_both_engines_with_random_numbers(tmp_path: Path)
         assert covered(one) == PRODUCTS
         assert {len(layer.latency_ns) for layer in one.layers} == {3}
         assert min(one.latency_ns) > 0
-        assert (one.requests, one.threads) == ("random numbers", Target.host().threads)
+        assert (one.requests, one.threads) == (MADE_UP, Target.host().threads)
 
 
 def test_an_engine_and_real_samples_may_be_asked_for(tmp_path: Path) -> None:

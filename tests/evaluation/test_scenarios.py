@@ -34,7 +34,7 @@ def test_a_bundle_has_figures_of_a_scenario(exact_bundle: Path, scenario: Scenar
     found = hasten.load_test(exact_bundle, scenario, duration_s=0.2)
     assert found.load is not None
     assert found.load.requests >= 100
-    assert (found.threads, found.sessions, found.requests) == (1, 1, "random numbers")
+    assert (found.threads, found.sessions, found.requests) == (1, 1, "4 kept in the bundle")
     assert found.tries == ()
 
 
@@ -196,7 +196,7 @@ def test_bench_runs_a_scenario(exact_bundle: Path) -> None:
     first, second, third, *_ = shown.stdout.splitlines()
     assert first.startswith("server: ")
     assert " with 99% within 500 ms " in first
-    assert second == "1 session of 1 thread, batch 1, requests: random numbers"
+    assert second == "1 session of 1 thread, batch 1, requests: 4 kept in the bundle"
     assert third.endswith("; not an MLPerf result")
     assert shown.stderr.count("server: ") >= 3
 

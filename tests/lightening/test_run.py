@@ -112,12 +112,12 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
 
     result = gathered(tmp_path / "b.hasten").result
     assert process.returncode == (0 if result.within_budget else 1)
-    names = {way.name for way in result.ways}
+    names = {way.name for way in result.methods}
     assert "pruned" in names
     assert any(name.startswith("lcnet") and "labels alone" in name for name in names)
     assert result.budget_ns == pytest.approx(1e6 * limit_ms)
-    assert won(result).startswith("the way that won: ")
-    assert all(way.trained for way in result.ways if way.name != "as it is")
+    assert won(result).startswith("the method that won: ")
+    assert all(way.trained for way in result.methods if way.name != "as it is")
     assert any(note.startswith("the model itself takes ") for note in result.notes)
     assert not (tmp_path / "b.hasten.training").exists()
     assert read(tmp_path / "b.hasten").winner.label.startswith("little(")
@@ -138,11 +138,19 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     assert not (tmp_path / "b.hasten.training").exists()
 
 
+PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
+
+
 def refused(tmp_path: Path, **options: object) -> str:
-    settings = {"budget_ms": 1.0, "out": tmp_path / "b.hasten", "engines": ("onnxruntime",)}
+    settings = {"budget_s": 1e-3, "out": tmp_path / "b.hasten", "engines": ("onnxruntime",)}
     given = {"model": wide(8), "train": KNOWN, "data": JUDGED, **settings, **options}
+    plan = {name: given.pop(name) for name in PLAN if name in given}
+
+    def run() -> None:
+        hasten.lighten(**given, plan=hasten.TrainingPlan(**plan))  # type: ignore[arg-type]
+
     with pytest.raises(InputError) as error:
-        hasten.lighten(**given)  # type: ignore[arg-type]
+        run()
     assert not (tmp_path / "b.hasten.training").exists()
     return str(error.value)
 
@@ -150,7 +158,7 @@ def refused(tmp_path: Path, **options: object) -> str:
 def test_a_budget_that_nothing_meets_is_refused_with_the_fastest_that_there_is(
     tmp_path: Path,
 ) -> None:
-    said = refused(tmp_path, budget_ms=1e-4, architectures=["lcnet"])
+    said = refused(tmp_path, budget_s=1e-7, architectures=["lcnet"])
     assert said.startswith(
         "found no way to a model within 0.1 µs: pruned: pruning can't reach 0.0001 ms"
     )
@@ -193,10 +201,10 @@ def test_a_stopped_run_does_not_go_on_with_another_loss(tmp_path: Path) -> None:
             wide(8),
             KNOWN,
             JUDGED,
-            budget_ms=1.0,
+            budget_s=1e-3,
             out=tmp_path / "b.hasten",
             engines=("onnxruntime",),
-            loss=loss,
+            plan=hasten.TrainingPlan(loss=loss),
             resume=resume,
             listen=stop,
         )
@@ -293,7 +301,7 @@ def test_a_sample_that_can_not_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_model_within_the_budget_is_left_to_optimize(tmp_path: Path) -> None:
     with quick_runs():
-        said = refused(tmp_path, budget_ms=1000.0)
+        said = refused(tmp_path, budget_s=1.0)
     assert said.startswith("the model is within the budget of 1000 ms as it is, by ")
     assert said.endswith("let optimize certify that, or give a smaller budget")
 
@@ -337,14 +345,14 @@ def test_what_is_no_live_network_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("budget_ms", 0.0, "the budget is in milliseconds, above 0: got 0.0"),
-        ("budget_ms", "3ms", "the budget is in milliseconds, above 0: got '3ms'"),
+        ("budget_s", 0.0, "the budget is in seconds, above 0: got 0.0"),
+        ("budget_s", "3ms", "the budget is in seconds, above 0: got '3ms'"),
         ("max_drop", "1%", "max_drop is a share between 0 and 1: got 1%; 1% is 0.01"),
         ("architectures", "mobilenetv9", None),
-        ("minutes", -1, "the time for each way is in minutes, above 0: got -1"),
+        ("minutes", -1, "the time for each method is in minutes, above 0: got -1"),
         ("batch", 1, "a batch has at least 2 samples, whose mean and variance normalize it: got 1"),
-        ("ways", "magic", "ways are students, pruned, scratch: got 'magic'"),
-        ("students", 0, "give at least 1 student, or leave that way out: got 0"),
+        ("methods", "magic", "methods are students, pruned, scratch: got 'magic'"),
+        ("students", 0, "give at least 1 student, or leave that method out: got 0"),
         ("features", 2.0, "the weight of features is between 0 and 1: got 2.0"),
     ],
 )

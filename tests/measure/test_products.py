@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from hasten.measure.products import OPERATORS, Count, Product, Taps, taps
+from hasten.measure.products import OPERATORS, Count, Product, Taps, free, operator_of, taps
 
 
 @given(
@@ -103,20 +103,59 @@ def test_an_einsum_of_two_sums_over_what_its_result_lacks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("equation", "operands"),
+    ("equation", "operands", "multiplications"),
     [
-        (b"i,i->i", ((3,), (3,))),
-        (b"...ij,...jk->...ik", ((2, 3, 5), (2, 5, 7))),
-        (b"ii,i->i", ((3, 3), (3,))),
-        (b"ij,jk", ((3, 5), (5, 7))),
-        (b"ij,jk,kl->il", ((3, 5), (5, 7), (7, 2))),
+        (b"...ij,...jk->...ik", ((2, 3, 5), (2, 5, 7)), 2 * 3 * 5 * 7),
+        (b"...ij,jk->...ik", ((2, 4, 3, 5), (5, 7)), 2 * 4 * 3 * 5 * 7),
+        (b"ij,jk", ((3, 5), (5, 7)), 3 * 5 * 7),
+        (b"aij,jk->ik", ((9, 3, 5), (5, 7)), 3 * 5 * 7),
+        (b"i,i->i", ((3,), (3,)), 0),
+        (b"ii,i->i", ((3, 3), (3,)), 0),
+        (b"ij->ji", ((3, 5),), 0),
     ],
 )
-def test_an_einsum_that_is_not_plain_is_not_counted(
-    equation: bytes, operands: tuple[tuple[int, ...], ...]
+def test_an_einsum_is_counted_after_each_operand_is_summed_alone(
+    equation: bytes, operands: tuple[tuple[int, ...], ...], multiplications: int
 ) -> None:
-    product = Product(operands[:2], (3,), {"equation": equation})
+    found = count("Einsum", *operands, to=(3,), equation=equation)
+    assert found.multiplications == multiplications
+
+
+def test_an_einsum_of_three_is_not_counted() -> None:
+    product = Product(((3, 5), (5, 7), (7, 2)), (3, 2), {"equation": b"ij,jk,kl->il"})
     assert OPERATORS["Einsum"].count(product) is None
+
+
+def microsoft(name: str, *operands: tuple[int, ...], to: tuple[int, ...], **given: object) -> int:
+    operator = operator_of("com.microsoft", name)
+    assert operator is not None
+    found = operator.count(Product(operands, to, given))
+    assert found is not None
+    return found.multiplications
+
+
+def test_what_onnx_runtime_fused_counts_as_what_it_was_made_of() -> None:
+    assert microsoft("FusedMatMul", (2, 5, 3), (5, 7), to=(2, 3, 7), transA=1) == 2 * 3 * 5 * 7
+    assert microsoft("MatMulNBits", (2, 3, 32), to=(2, 3, 8), K=32, N=8) == 2 * 3 * 32 * 8
+    tokens = (1, 6, 16)
+    projected = microsoft("Attention", tokens, (16, 48), to=tokens)
+    assert projected == 6 * 16 * 48 + 2 * 6 * 6 * 16
+    assert microsoft("MultiHeadAttention", tokens, tokens, tokens, to=tokens) == 2 * 6 * 6 * 16
+
+
+def test_a_linear_model_multiplies_every_feature_once_for_each_class() -> None:
+    operator = operator_of("ai.onnx.ml", "LinearClassifier")
+    assert operator is not None
+    product = Product(((1, 4),), (1,), {"coefficients": [1.0] * 12})
+    assert operator.count(product) == Count(12, (4,))
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [("ai.onnx.ml", "TreeEnsembleClassifier"), ("own", "Relu"), ("", "STFT"), ("", "MatMul")],
+)
+def test_only_what_is_known_to_have_no_products_is_free(domain: str, name: str) -> None:
+    assert not free(domain, name)
 
 
 def test_attention_is_two_products_and_a_causal_mask_spares_half() -> None:

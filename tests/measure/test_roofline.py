@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from hasten.engines.layers import Kind, LayerTime
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 from hasten.measure.bandwidth import Level
 from hasten.measure.roofline import (
     Ceilings,
@@ -140,9 +140,23 @@ def test_a_precision_that_was_not_measured_has_the_fastest_rate_and_no_width_to_
     assert found.layers[0] == LayerFloor("a", "Conv", "f8e4m3", 1000.0, 10.0, 10.0)
 
 
-def test_layers_whose_work_cannot_be_told_are_named() -> None:
-    counted = (LayerWork("a", "Conv", operations=1), LayerWork("b", "Own"))
-    assert floor(counted, CEILINGS).uncounted == ("b",)
+def test_a_part_of_the_layers_has_no_floor() -> None:
+    unknown = [LayerWork(name, "Own") for name in "bcde"]
+    found = floor((LayerWork("a", "Conv", operations=1), *unknown), CEILINGS)
+    assert not found.whole
+    assert found.uncounted == ("b", "c", "d", "e")
+    with pytest.raises(CandidateError) as error:
+        found.ratio(1e9, CEILINGS.threads)
+    assert str(error.value) == "the work of 4 of 5 layers can't be counted: 'b', 'c', 'd', ..."
+    assert found.layers[0].floor_ns > 0
+
+
+def test_a_model_without_products_has_no_floor() -> None:
+    found = floor((), CEILINGS)
+    assert not found.whole
+    with pytest.raises(CandidateError) as error:
+        found.check_whole()
+    assert str(error.value) == "the model has no products to count"
 
 
 def test_a_conversion_moves_what_a_layer_reads_and_writes_but_not_its_weights() -> None:

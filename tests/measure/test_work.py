@@ -23,7 +23,13 @@ def of(folder: Path, text: str, **weights: tuple[int, ...]) -> tuple[LayerWork, 
         value = np.ones(shape, np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     onnx.save(proto, folder / "model.onnx")
-    return work(load(folder / "model.onnx"))
+    return counted(load(folder / "model.onnx"))
+
+
+def counted(model: Model) -> tuple[LayerWork, ...]:
+    """Count for a request of ones."""
+    inputs = model.request or model.inputs
+    return work(model, {spec.name: np.ones(spec.sizes, spec.dtype) for spec in inputs})
 
 
 def settled(path: Path, *shape: int) -> Model:
@@ -32,7 +38,7 @@ def settled(path: Path, *shape: int) -> Model:
 
 def test_a_small_cnn_is_counted_layer_by_layer(tmp_path: Path) -> None:
     model = settled(models.small_cnn(tmp_path), 3, 32, 32)
-    assert work(model) == (
+    assert counted(model) == (
         LayerWork("conv1", "Conv", 2 * 16 * 3 * 94**2, 3 * 32**2, 16 * 3 * 9, 16 * 32**2),
         LayerWork("conv2", "Conv", 2 * 32 * 16 * 47**2, 16 * 32**2, 32 * 16 * 9, 32 * 16**2),
         LayerWork("classifier", "Gemm", 2 * 320, 32, 320, 10),
@@ -41,7 +47,7 @@ def test_a_small_cnn_is_counted_layer_by_layer(tmp_path: Path) -> None:
 
 def test_scores_of_attention_are_neither_written_nor_read(tmp_path: Path) -> None:
     model = settled(models.tiny_transformer_block(tmp_path), 16, 32)
-    layers = {layer.name: layer for layer in work(model)}
+    layers = {layer.name: layer for layer in counted(model)}
     assert list(layers) == ["q", "k", "v", "qk", "mixed", "up", "down"]
     assert layers["q"] == LayerWork("q", "MatMul", 2 * 16 * 32 * 32, 512, 1024, 512)
     assert layers["qk"] == LayerWork("qk", "MatMul", 2 * 16 * 16 * 32, 1024, 0, 0)
@@ -65,18 +71,18 @@ def test_a_request_settles_open_dimensions_and_those_that_follow(tmp_path: Path)
     weight = onnx.numpy_helper.from_array(np.ones((8, 4), np.float32), "w")
     proto.graph.initializer.append(weight)
     onnx.save(proto, path)
-    assert work(settled(path, 5, 8)) == (LayerWork("y", "MatMul", 2 * 5 * 8 * 4, 40, 32, 20),)
+    assert counted(settled(path, 5, 8)) == (LayerWork("y", "MatMul", 2 * 5 * 8 * 4, 40, 32, 20),)
 
 
 def test_an_open_request_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        work(load(models.linear_classifier(tmp_path)))
+        work(load(models.linear_classifier(tmp_path)), {})
     assert str(error.value) == "x: float32[batch, 16]: every dimension must be settled"
 
 
 def test_a_model_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        work(Model(tmp_path / "model.xml", "openvino", (), ()))
+        work(Model(tmp_path / "model.xml", "openvino", (), ()), {})
     assert str(error.value) == "work is counted in an ONNX model; got one of format 'openvino'"
 
 
@@ -143,19 +149,58 @@ def test_an_operator_that_is_not_known_may_cost_nothing_and_hides_the_shapes_beh
     )
 
 
-def test_arithmetic_inside_a_branch_may_cost_nothing(tmp_path: Path) -> None:
-    layers = of(
-        tmp_path,
-        """
+def test_of_two_branches_the_one_that_the_request_takes_is_counted(tmp_path: Path) -> None:
+    text = """
         branches (float[1, 4] x, bool c) => (float[1, 4] y) {
-            [choose] y = If(c) <
-                then_branch = yes () => (float[1, 4] a) { a = MatMul(x, w) },
-                else_branch = no () => (float[1, 4] b) { b = Identity(x) }
+            condition = CONDITION (c)
+            [choose] y = If(condition) <
+                then_branch = yes () => (float[1, 4] a) {
+                    b = Relu(x)
+                    [inside] a = MatMul(b, w)
+                },
+                else_branch = no () => (float[1, 4] a) {
+                    b = Sigmoid(x)
+                    [elsewhere] c2 = MatMul(b, w)
+                    [after] a = MatMul(c2, w)
+                }
             >
-        }""",
-        w=(4, 4),
+            [behind] z = MatMul(y, w)
+        }""".replace("float[1, 4] y)", "float[1, 4] z)")
+    taken = of(tmp_path, text.replace("CONDITION", "Identity"), w=(4, 4))
+    assert taken == (
+        LayerWork("inside", "MatMul", 2 * 16, 4, 16, 4),
+        LayerWork("behind", "MatMul", 2 * 16, 4, 0, 4),
     )
-    assert layers == (LayerWork("choose", "If"),)
+    other = of(tmp_path, text.replace("CONDITION", "Not"), w=(4, 4))
+    assert [layer.name for layer in other] == ["elsewhere", "after", "behind"]
+
+
+LOOPED = """
+    looped (float[1, 4] x) => (float[1, 4] y)
+    <int64 times = {5}, bool always = {1}, float[1, 4] zeros = {0, 0, 0, 0}> {
+        [loop] y = Loop(times, always, zeros) <
+            body = step (int64 i, bool on, float[1, 4] state)
+                => (bool still, float[1, 4] after)
+            <float[4, 4] own = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}> {
+                still = Identity(on)
+                a = MatMul(state, w)
+                b = MatMul(a, own)
+                after = Add(b, x)
+            }
+        >
+    }"""
+
+
+def test_a_layer_in_a_loop_counts_as_often_as_it_runs_and_its_weights_once(tmp_path: Path) -> None:
+    assert of(tmp_path, LOOPED, w=(4, 4)) == (
+        LayerWork("a", "MatMul", 5 * 2 * 16, 4, 16, 4),
+        LayerWork("b", "MatMul", 5 * 2 * 16, 4, 16, 4),
+    )
+
+
+def test_a_loop_that_the_runtime_cannot_watch_is_not_counted(tmp_path: Path) -> None:
+    unknown = LOOPED.replace("after = Add(b, x)", "after = own.Add(b, x)")
+    assert of(tmp_path, unknown, w=(4, 4)) == (LayerWork("loop", "Loop"),)
 
 
 def test_weights_outside_the_file_are_not_needed_but_shapes_there_are(tmp_path: Path) -> None:
@@ -169,7 +214,7 @@ def test_weights_outside_the_file_are_not_needed_but_shapes_there_are(tmp_path: 
         proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     path = tmp_path / "outside.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="outside.data", size_threshold=0)
-    assert work(load(path)) == (LayerWork("y", "MatMul", 2 * 2 * 32 * 64, 64, 2048, 128),)
+    assert counted(load(path)) == (LayerWork("y", "MatMul", 2 * 2 * 32 * 64, 64, 2048, 128),)
 
 
 @pytest.mark.parametrize(("lengths", "operations"), [("", 2 * 7 * 12 * (5 + 3)), ("steps", 0)])
@@ -202,6 +247,6 @@ def test_the_models_own_functions_are_counted_by_what_they_do(tmp_path: Path) ->
             d = MatMul(c, b)
         }"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "calls.onnx")
-    counted = work(load(tmp_path / "calls.onnx"))
-    assert [(layer.operator, layer.operations) for layer in counted] == [("MatMul", 32)] * 2
-    assert [(layer.read, layer.weights) for layer in counted] == [(4, 16), (4, 0)]
+    layers = counted(load(tmp_path / "calls.onnx"))
+    assert [(layer.operator, layer.operations) for layer in layers] == [("MatMul", 32)] * 2
+    assert [(layer.read, layer.weights) for layer in layers] == [(4, 16), (4, 0)]

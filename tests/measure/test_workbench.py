@@ -25,6 +25,13 @@ def bench(tmp_path: Path, spool: Spool) -> Workbench:
     )
 
 
+def test_the_work_of_a_model_is_counted_once(bench: Workbench) -> None:
+    layers = bench.work()
+    assert [layer.operations > 0 for layer in layers] == [True]
+    bench.memory_bytes = 0  # whoever starts another process now hears that it has no memory
+    assert bench.work() is layers
+
+
 def test_a_chain_of_passes_is_run_once_and_its_model_taken_up_later(bench: Workbench) -> None:
     chain = (FixShapes(), DynamicQuantization())
     made = bench.transform(chain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hasten.engines.estimates import Estimate
 from hasten.engines.null import Null
 from hasten.measure.candidate import Single, Trial
-from hasten.optimization.cross_compilation.board import comparable, ranked
+from hasten.optimization.estimated.trials import comparable, ranked
 
 
 def trial(estimate: Estimate) -> Trial:

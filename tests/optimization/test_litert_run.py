@@ -25,7 +25,7 @@ def steady(entrants: dict[str, Any], *_: Any, first: int = 0, **__: Any) -> Iter
 def test_litert_is_searched_certified_bundled_and_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in ("hasten.optimization.search.trials", "hasten.measure.race"):
+    for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
         monkeypatch.setattr(f"{place}.rounds", steady)
     data = np.random.default_rng(0).standard_normal((300, 16, 16, 16), dtype=np.float32)
     with quick_runs(passes=True, limits=True):

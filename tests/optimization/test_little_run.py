@@ -12,7 +12,7 @@ import hasten
 from hasten.bundle import read
 from hasten.core.target import Target
 from hasten.inputs.models.onnx import load
-from hasten.optimization.search.grid import grid
+from hasten.optimization.grid import grid
 from hasten.passes.little import Little, Student
 from hasten.report.evidence import gathered
 from hasten.report.rows import won
@@ -80,7 +80,7 @@ def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_els
             X,
             max_drop=max_drop,
             metric="agreement",
-            little=small(tmp_path),
+            small_model=small(tmp_path),
             engines=("onnxruntime",),
             out=tmp_path / "b.hasten",
         )
@@ -129,7 +129,7 @@ def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_
             X,
             max_drop=0.3,
             metric="agreement",
-            little=[
+            small_model=[
                 Student("small", small(tmp_path), trained="by hand"),
                 Student("wrong", wrong(tmp_path)),
             ],
@@ -139,7 +139,7 @@ def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_
             out=tmp_path / "b.hasten",
         )
     assert "made for a test" in result.notes
-    by_name = {way.name: way for way in result.ways}
+    by_name = {way.name: way for way in result.methods}
     assert set(by_name) == {"as it is", "small", "wrong"}
     assert by_name["small"].trained == "by hand"
     assert by_name["small"].label == result.winner.label
@@ -152,14 +152,14 @@ def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_
     page = (tmp_path / "b.hasten" / "report.html").read_text()
     assert "The ways to a lighter model" in page
     assert "by hand" in page
-    (again,) = gathered(tmp_path / "b.hasten").result.ways[:1]
-    assert again == result.ways[0]
+    (again,) = gathered(tmp_path / "b.hasten").result.methods[:1]
+    assert again == result.methods[0]
 
 
 def test_a_little_model_in_int8_is_not_quantized_again(tmp_path: Path) -> None:
     little = Little(small(tmp_path), (), "0", "small", quantized=True)
     model = load(big(tmp_path)).settled_by({"x": X[0]})
-    proposals = [c for c in grid(model, Target.host(), littles=[little]) if little in c.passes]
+    proposals = [c for c in grid(model, Target.host(), small_models=[little]) if little in c.passes]
     assert proposals
     assert all(c.passes == (little,) for c in proposals)
     assert not any(c.engine.float_only for c in proposals)
@@ -167,6 +167,8 @@ def test_a_little_model_in_int8_is_not_quantized_again(tmp_path: Path) -> None:
 
 def test_a_model_of_another_task_is_refused_before_anything_is_tried(tmp_path: Path) -> None:
     with quick_runs(), pytest.raises(hasten.InputError) as error:
-        hasten.optimize(big(tmp_path), X, little=tmp_path / "none.onnx", out=tmp_path / "b.hasten")
+        hasten.optimize(
+            big(tmp_path), X, small_model=tmp_path / "none.onnx", out=tmp_path / "b.hasten"
+        )
     assert str(error.value) == f"no such file: {tmp_path / 'none.onnx'}"
     assert not (tmp_path / "b.hasten.work").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tests.support.quick import quick_runs
 
@@ -16,7 +17,8 @@ from hasten.engines.openvino.engine import OpenVino
 from hasten.measure.candidate import Single
 from hasten.measure.roofline import LayerWork
 from hasten.measure.under_load import Generator
-from hasten.optimization.limits import intended
+from hasten.optimization.measured import loads
+from hasten.optimization.measured.limits import intended
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.little import Little
 from hasten.passes.nncf_quantization import NncfQuantization
@@ -65,14 +67,49 @@ def test_the_scenarios_are_on_the_screen_and_on_the_page(result: Result) -> None
 
 def test_each_candidate_that_was_timed_is_set_against_its_floor(result: Result) -> None:
     timed = [outcome for outcome in result.outcomes if outcome.ratio is not None]
-    assert all(
-        outcome.limit is not None
-        and outcome.limit.ratio > 0.3
-        and outcome.limit.binds in ("arithmetic", "bytes", "overhead")
-        for outcome in timed
-    )
-    assert {limit.role for limit in result.limits} >= {"default engine", "fastest exact"}
-    assert "over the least that this machine could take: default engine " in summary(result, 0.0)
+    limits = [outcome.limit for outcome in timed if outcome.limit is not None]
+    assert all(limit.ratio >= 1 for limit in (*limits, *result.limits))
+    assert all(limit.binds in ("arithmetic", "bytes", "overhead") for limit in limits)
+    shown = summary(result, 0.0)  # a busy host's ceilings may be above the latencies
+    for role in ("default engine", "fastest exact"):
+        said = [limit for limit in result.limits if limit.role == role]
+        notes = [note for note in result.notes if "less than the least" in note and role in note]
+        assert len(said) + len(notes) == 1
+        assert ("over the least that this machine could take: " in shown) == bool(result.limits)
+
+
+def test_a_model_of_which_a_part_cannot_be_counted_has_no_floor(tmp_path: Path) -> None:
+    text = """
+        <ir_version: 10, opset_import: ["": 20]>
+        cut (float[batch, 4, 16] x) => (float[batch, 2] y) {
+            steps = Transpose <perm = [1, 0, 2]> (x)
+            every = Shape <start = 1, end = 2> (steps)
+            four = Constant <value = int32[1] {4}> ()
+            lengths = Expand(four, every)
+            states, last = LSTM <hidden_size = 3> (steps, w, r, , lengths)
+            there = Squeeze(last, axis)
+            y = MatMul(there, v)
+        }"""
+    proto = onnx.parser.parse_model(text)
+    weights = {"w": (1, 12, 16), "r": (1, 12, 3), "v": (3, 2)}
+    for name, shape in weights.items():
+        value = np.full(shape, 0.1, np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    axis = np.array([0], np.int64)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(axis, "axis"))
+    onnx.save(proto, tmp_path / "cut.onnx")
+    data = np.random.default_rng(0).standard_normal((100, 4, 16), dtype=np.float32)
+    with quick_runs(load_s=0.05, limits=True):
+        result = hasten.optimize(
+            tmp_path / "cut.onnx", data, out=tmp_path / "b", engines=("onnxruntime",)
+        )
+    assert result.limits == ()
+    assert {outcome.limit for outcome in result.outcomes} == {None}
+    (said,) = [note for note in result.notes if "the machine's limit" in note]
+    assert said.endswith("isn't known: the work of 1 of 2 layers can't be counted: 'states'")
+    shown = summary(result, 0.0)
+    assert "over the least that this machine could take" not in shown
+    assert said in shown
 
 
 @pytest.mark.parametrize("bound_s", [0.0, float("nan"), float("inf")])
@@ -99,7 +136,7 @@ def test_without_a_bound_there_is_no_servers_scenario(tmp_path: Path) -> None:
 def test_a_scenario_that_would_take_long_is_left_out_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(hasten.optimization.loads._LONGEST_S, "offline", 0.0)
+    monkeypatch.setitem(loads._LONGEST_S, "offline", 0.0)
     with quick_runs(load_s=0.01):
         result = hasten.optimize(
             models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
@@ -118,7 +155,7 @@ def test_a_scenario_that_fails_costs_no_bundle(
         raise hasten.CandidateError("it crashed")
 
     monkeypatch.setattr(Generator, "once", fails)
-    monkeypatch.setitem(hasten.optimization.loads._LONGEST_S, "single-stream", left_out_above_s)
+    monkeypatch.setitem(loads._LONGEST_S, "single-stream", left_out_above_s)
     with quick_runs(load_s=0.01):
         result = hasten.optimize(
             models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)

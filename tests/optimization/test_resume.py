@@ -16,7 +16,7 @@ import pytest
 from tests.support.quick import ROUNDS, quick_runs
 
 import hasten
-import hasten.optimization.optimize
+import hasten.optimization.preparation
 from hasten.bundle import read
 from hasten.core.progress import Progress
 from hasten.inputs.pipeline.base import Pipeline
@@ -209,7 +209,7 @@ def test_a_run_is_not_resumed_under_another_set_of_versions(
     process.kill()
     process.communicate()
     newer = {**versions(), "onnxruntime": "99.0"}
-    monkeypatch.setattr(hasten.optimization.optimize, "versions", lambda: newer)
+    monkeypatch.setattr(hasten.optimization.preparation, "versions", lambda: newer)
     assert refused(place) == (
         "can't resume: the stopped run had another set of versions; give the same, or remove "
         f"{place / 'b.hasten.work'}"

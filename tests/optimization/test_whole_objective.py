@@ -48,11 +48,10 @@ def test_what_ships_is_fastest_by_the_objective(
 
 
 def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("hasten.optimization.run.RACE_ROUNDS", 4)
-    monkeypatch.setattr("hasten.optimization.delivery.FINAL_ROUNDS", 4)
-    result = optimize(tmp_path, objective="p99")
+    with quick_runs(rounds=4):
+        result = optimize(tmp_path, objective="p99")
     assert not stalls(result.bundle)
     assert result.objective == "mean"
     assert result.notes[-1] == (
@@ -60,12 +59,9 @@ def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
     )
 
 
-def test_a_p99_decides_where_rounds_are_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hasten.optimization.run.RACE_ROUNDS", 32)
-    monkeypatch.setattr("hasten.optimization.delivery.FINAL_ROUNDS", 32)
-    result = optimize(tmp_path, objective="p99")
+def test_a_p99_decides_where_rounds_are_enough(tmp_path: Path) -> None:
+    with quick_runs(rounds=32):
+        result = optimize(tmp_path, objective="p99")
     assert not stalls(result.bundle)
     unestablished = [note for note in result.notes if note.startswith("p99: not established")]
     assert (result.objective == "p99") is not any("fresh" in note for note in unestablished)

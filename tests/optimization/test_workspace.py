@@ -15,7 +15,7 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.optimization.workspace import (
     JOURNAL,
     check_same_run,
-    claimed,
+    claimed_folder,
     data_digest,
     discard,
     lay_out,
@@ -23,14 +23,14 @@ from hasten.optimization.workspace import (
 
 
 def refused(folder: Path, *, resume: bool = False) -> str:
-    with pytest.raises(InputError) as error, claimed(folder, resume=resume):
+    with pytest.raises(InputError) as error, claimed_folder(folder, resume=resume):
         pass
     return str(error.value)
 
 
 def stopped(folder: Path) -> Path:
     """A run that began and was stopped."""
-    with claimed(folder, resume=False) as journal:
+    with claimed_folder(folder, resume=False) as journal:
         check_same_run(journal, {"model": "m"})
     return folder
 
@@ -44,7 +44,7 @@ def test_nobody_is_told_to_remove_a_live_runs_folder(
     tmp_path: Path, resume: bool, begun: bool
 ) -> None:
     folder = tmp_path / "b.work"
-    with claimed(folder, resume=False) as journal:
+    with claimed_folder(folder, resume=False) as journal:
         if begun:
             check_same_run(journal, {"model": "m"})
         assert refused(folder, resume=resume) == (
@@ -65,7 +65,7 @@ def test_a_stopped_run_is_gone_on_with_or_removed(tmp_path: Path) -> None:
     assert refused(folder) == (
         f"an unfinished run lies in {folder}: go on with it by --resume, or remove that folder"
     )
-    with claimed(folder, resume=True) as journal:
+    with claimed_folder(folder, resume=True) as journal:
         assert journal.last("begin") is not None
 
 
@@ -119,7 +119,7 @@ def test_a_stopped_runs_folder_is_discarded(tmp_path: Path) -> None:
 
 def test_a_live_runs_folder_is_not_discarded(tmp_path: Path) -> None:
     folder = stopped(tmp_path / "b.work")
-    with claimed(folder, resume=True):
+    with claimed_folder(folder, resume=True):
         discard(folder)
         assert (folder / JOURNAL).exists()
 

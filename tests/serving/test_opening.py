@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.support import models
+from tests.support.bundles import forge
 from tests.support.servers import bundle_of
 
 from hasten.bundle import Loaded
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import CandidateError, IntegrityError
 from hasten.serving.models.opening import ModelSettings, open_bundle
 
 
@@ -52,3 +56,81 @@ def test_batches_are_as_large_as_the_engine_takes_them(
         assert asked == set(sizes)
     finally:
         opened.close()
+
+
+def kept(count: int) -> list[dict[str, Array]]:
+    """Requests to a model of 4 floats, each unlike any other."""
+    return [{"x": np.full((1, 4), 10.0 + number, np.float32)} for number in range(count)]
+
+
+def noting(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
+    """Note what sessions are asked from now on."""
+    asked: list[Array] = []
+    run = Loaded.run
+
+    def noted(self: Loaded, tensors: Tensors) -> dict[str, Array]:
+        asked.append(tensors["x"])
+        return run(self, tensors)
+
+    monkeypatch.setattr(Loaded, "run", noted)
+    return asked
+
+
+def test_every_request_that_a_bundle_keeps_warms_every_session_and_the_standby(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solid = models.solid(tmp_path)
+    path = bundle_of(tmp_path, solid, exact=solid, requests=kept(3))
+    asked: list[tuple[int, float]] = []
+    run = Loaded.run
+
+    def noted(self: Loaded, tensors: Tensors) -> dict[str, Array]:
+        asked.append((id(self), float(tensors["x"][0, 0])))
+        return run(self, tensors)
+
+    monkeypatch.setattr(Loaded, "run", noted)
+    opened = open_bundle(path, ModelSettings(sessions=1, most_rows=1))
+    try:
+        assert opened.standby is not None
+        assert len(opened.everything) == 2
+        for session in opened.everything:
+            assert {value for who, value in asked if who == id(session)} == {10.0, 11.0, 12.0}
+    finally:
+        opened.close()
+
+
+def test_batches_are_made_of_what_is_kept_and_louder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle_of(tmp_path, models.solid(tmp_path), requests=kept(2))
+    asked = noting(monkeypatch)
+    opened = open_bundle(path, ModelSettings(most_rows=4))
+    try:
+        assert (opened.batched, opened.sizes) == (True, (1, 2, 3, 4))
+    finally:
+        opened.close()
+    batches = {len(array): array[:, 0].tolist() for array in asked if len(array) > 1}
+    assert batches == {2: [10, 88], 3: [10, 80, 88], 4: [10, 80, 88, 80]}
+
+
+def test_a_failing_request_of_the_data_is_a_failure(tmp_path: Path) -> None:
+    path = bundle_of(
+        tmp_path,
+        models.voice_detector(tmp_path),
+        requests=[
+            {
+                "audio": np.ones((1, 256), np.float32),
+                "state": np.ones((1, 8), np.float32),
+                "rate": np.array(8_000),
+            }
+        ],
+    )
+    with pytest.raises(CandidateError, match="ONNX Runtime failed"):
+        open_bundle(path, ModelSettings())
+
+
+def test_damaged_requests_are_no_model_to_serve(tmp_path: Path) -> None:
+    path = bundle_of(tmp_path, models.solid(tmp_path), requests=kept(1))
+    forge(path, lambda record: record.update(requests=9))
+    with pytest.raises(IntegrityError, match="it states 9 requests"):
+        open_bundle(path, ModelSettings())

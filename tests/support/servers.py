@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar, overload
 from tests.support.bundles import built, stated
 
 from hasten.bundle import write
+from hasten.core.tensors import Tensors
 from hasten.engines.base import Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.serving.models.opening import ModelSettings
@@ -38,6 +39,7 @@ def bundle_of(
     exact: Path | None = None,
     keep_exact: bool = True,
     extra: Mapping[str, Any] = {},
+    requests: Sequence[Tensors] = (),
 ) -> Path:
     """Write a bundle of an .onnx file whose only open dimension is the batch.
 
@@ -49,6 +51,7 @@ def bundle_of(
         exact: The exact model; by default the winner itself.
         keep_exact: Whether the bundle holds it.
         extra: Evidence.
+        requests: What it keeps to warm up with.
     """
     path = folder / f"{name or model.stem}.hasten"
     place = folder / f"building-{os.urandom(4).hex()}"
@@ -57,7 +60,8 @@ def bundle_of(
     winner = built(place / "winner", model, engine)
     other = winner if exact is None else built(place / "exact", exact, ONE_THREAD)
     status = "exact" if exact is None else "certified"
-    write(path, stated(winner, other if keep_exact else None, status=status), extra)
+    stating = stated(winner, other if keep_exact else None, status=status)
+    write(path, stating, extra, requests=requests)
     return path
 
 

@@ -10,6 +10,7 @@ from hasten.bundle.loaded import (
     load,
 )
 from hasten.bundle.manifest import MANIFEST, Manifest, Part, Status, part
+from hasten.bundle.requests import kept_requests, room_for
 
 __all__ = [
     "MANIFEST",
@@ -22,9 +23,11 @@ __all__ = [
     "artifact_of",
     "differences",
     "engine_of",
+    "kept_requests",
     "load",
     "part",
     "read",
     "replaceable",
+    "room_for",
     "write",
 ]

@@ -23,7 +23,9 @@ from hasten.bundle.manifest import (
     check_values,
     one_line,
 )
+from hasten.bundle.requests import REQUESTS, check_requests, packed
 from hasten.core.records import digest, file_digest, from_record, read_json, to_record
+from hasten.core.tensors import Tensors
 from hasten.engines.base import Artifact
 from hasten.errors import InputError, IntegrityError
 
@@ -34,7 +36,11 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write(
-    path: Path, manifest: Manifest, evidence: Mapping[str, Any], extra: Mapping[str, bytes] = {}
+    path: Path,
+    manifest: Manifest,
+    evidence: Mapping[str, Any],
+    extra: Mapping[str, bytes] = {},
+    requests: Sequence[Tensors] = (),
 ) -> Manifest:
     """Write a bundle beside its place and rename it, so that it is whole or absent.
 
@@ -43,13 +49,14 @@ def write(
         manifest: With the parts' artifacts where they were built.
         evidence: File name -> record, written as JSON under `evidence/`.
         extra: File name -> bytes, written as they are.
+        requests: Samples of the data, as the winner takes them: see `hasten.bundle.requests`.
 
     Returns:
         The manifest as written; its sentences are on one line each.
 
     Raises:
-        InputError: the disk is full, what is at `path` isn't replaceable, or the model's own
-            names have control characters.
+        InputError: the disk is full, what is at `path` isn't replaceable, a request doesn't fit the
+            winner, or the model's own names have control characters.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -62,7 +69,15 @@ def write(
             _put_json(beside / "evidence" / name, record)
         for name, data in extra.items():
             (beside / name).write_bytes(data)
-        manifest = replace(_legible(manifest), winner=winner, exact=exact, files=_files(beside))
+        if requests:
+            (beside / REQUESTS).write_bytes(packed(requests, winner.artifact.request))
+        manifest = replace(
+            _legible(manifest),
+            winner=winner,
+            exact=exact,
+            requests=len(requests),
+            files=_files(beside),
+        )
         record = to_record(manifest)
         try:
             check_values(record)
@@ -195,6 +210,7 @@ def read(path: Path) -> Manifest:
     try:
         manifest = from_record(Manifest, record)
         check_engines(manifest)
+        check_requests(manifest)
     except InputError as error:
         raise IntegrityError(f"{path}: the manifest is damaged: {error}") from error
     for name, (sha256, size_bytes) in manifest.files.items():

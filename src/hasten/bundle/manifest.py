@@ -67,6 +67,7 @@ class Manifest:
         environment: Versions and host, as the measurements were taken.
         pipeline: What the inputs went through before; None where the data came as tensors.
         created: ISO 8601, UTC.
+        requests: How many requests of the data it keeps: see `hasten.bundle.requests`.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """
@@ -83,6 +84,7 @@ class Manifest:
     environment: dict[str, str]
     pipeline: Pipeline | None
     created: str
+    requests: int = 0
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 

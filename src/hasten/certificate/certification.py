@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from hasten.certificate.betting import BettingPrior, group_means
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
 from hasten.core.records import type_name
 from hasten.core.tensors import Array
@@ -72,11 +73,8 @@ def judge_ladder(
     scores: Mapping[str, Array | str],
     units: Array,
     priors: Mapping[str, BettingPrior],
+    promise: Promise,
     *,
-    metric: Metric,
-    guard: Guard,
-    max_drop: float,
-    confidence: float,
     binary: bool = True,
 ) -> list[tuple[str, Judgement | str]]:
     """Test rungs from safest to fastest, each at the same level, and stop at the first failure.
@@ -89,10 +87,7 @@ def judge_ladder(
         scores: Key -> scores, or why that rung failed.
         units: Samples with one number were drawn together.
         priors: Key -> what its bets are set by.
-        metric: What was scored.
-        guard: What is bounded.
-        max_drop: The limit, in absolute share.
-        confidence: Of each test.
+        promise: What is to be shown of each rung.
         binary: Whether scores were 0/1 on the search split. Where they weren't, or aren't here,
             betting judges: the sealed data alone doesn't choose its test.
 
@@ -107,12 +102,12 @@ def judge_ladder(
             judged.append((key, score))
             break
         judgement = judge(
-            np.ones_like(original) if guard == "changed" else original,
+            np.ones_like(original) if promise.guard == "changed" else original,
             score,
-            guard=guard,
-            max_drop=max_drop,
-            confidence=confidence,
-            metric=type_name(metric),
+            guard=promise.guard,
+            max_drop=promise.max_drop,
+            confidence=promise.confidence,
+            metric=type_name(promise.metric),
             prior=priors.get(key, BettingPrior()),
             groups=units if grouped else None,
             binary=None if binary else False,

@@ -20,6 +20,8 @@ from hasten.cli.options import (
     image_options,
     image_pipeline_of,
     one_line_errors,
+    order_of_flags,
+    order_options,
 )
 from hasten.core.invocation import typed
 from hasten.errors import InputError
@@ -35,34 +37,6 @@ def main() -> None:
 @click.argument("model")
 @click.option("--data", required=True, help=".npz, a folder of images, or module:function.")
 @click.option(
-    "--max-drop",
-    type=Share(),
-    default="1%",
-    show_default=True,
-    help="The most that accuracy may fall.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="model.hasten",
-    show_default=True,
-    help="The bundle's folder.",
-)
-@click.option(
-    "--metric",
-    help="top1, top5, agreement, embedding, regression:TOLERANCE, detection_f1, or my.py:score.",
-)
-@click.option(
-    "--guard",
-    type=guard_choice,
-    default="net",
-    show_default=True,
-    help="What is bounded.",
-)
-@click.option(
-    "--confidence", type=Share(), default="95%", show_default=True, help="Of the certificate."
-)
-@click.option(
     "--objective",
     type=click.Choice(["p50", "mean", "p99"]),
     default="p50",
@@ -70,37 +44,17 @@ def main() -> None:
     help="What of the latency is to be small; p99 takes longer to tell.",
 )
 @click.option("--training", help="Training data to calibrate from.")
-@click.option("--little", help="A smaller model, to answer wherever it is good enough.")
+@click.option("--small-model", help="A smaller model, to answer wherever it is good enough.")
 @image_options
-@click.option("--engine", "engines", multiple=True, help="Try this engine only; may be repeated.")
 @click.option(
     "--keep-float", multiple=True, metavar="NODE", help="Leave this node alone; may be repeated."
 )
 @custom_ops_option
-@click.option(
-    "--population",
-    default="inputs like the ones in this data",
-    help="What the data was drawn from.",
-)
-@click.option("--time-limit", type=Seconds(), help="As 90s, 5m, 1h.")
+@click.option("--time-limit", type=Seconds(), help="For the search, as 90s, 5m, 1h.")
 @click.option(
     "--trial-limit",
     type=Seconds(),
-    default="5m",
-    show_default=True,
-    help="One step of one candidate may take so long.",
-)
-@click.option(
-    "--calibration",
-    type=int,
-    default=300,
-    show_default=True,
-    help="Samples that set the quantizers' ranges, at most.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the split and the orders.")
-@click.option("--no-exact", is_flag=True, help="Leave the exact model out of the bundle.")
-@click.option(
-    "--accept-uncertified", is_flag=True, help="Ship the fastest even if nothing certifies."
+    help="For one step of one candidate; by default 5m, and 15m where designs are placed and routed.",
 )
 @click.option(
     "--latency-bound",
@@ -117,8 +71,7 @@ def main() -> None:
 @click.option(
     "--budget", "budget_s", type=Latency(), help="What one request may take, as 200ns or 5ms."
 )
-@click.option("--resume", is_flag=True, help="Go on with the run that was stopped.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@order_options
 def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     """Make the fastest certified version of MODEL.
 
@@ -126,75 +79,16 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     bundle holds the original, for this host.
     """
     began = time.monotonic()
-    with one_line_errors():
-        from hasten.core.devices import find_target
-
-        if find_target(options["target"]).kind == "compile-only":
-            _elsewhere(as_json, model, data, options, began)
-            return
     with one_line_errors("stopped; what is done is kept, go on with --resume"):
         from hasten import optimize as run
         from hasten.cli.screen import screen, summary
-        from hasten.engines.installed import ENGINES
 
         pipeline = image_pipeline_of(options)
         with typed(click.get_current_context().obj), screen() as listen:
-            result = run(
-                model,
-                data,
-                pipeline=pipeline,
-                engines=options.pop("engines") or ENGINES,
-                time_limit_s=options.pop("time_limit"),
-                trial_limit_s=options.pop("trial_limit"),
-                keep_exact=not options.pop("no_exact"),
-                listen=listen,
-                **options,
-            )
+            result = run(model, data, pipeline=pipeline, listen=listen, **order_of_flags(options))
         click.echo(as_text(result) if as_json else summary(result, began))
-
-
-def _elsewhere(
-    as_json: bool,
-    model: str,
-    data: str,
-    options: dict[str, Any],
-    began: float,
-) -> None:
-    """Make it for a device that isn't here."""
-    context = click.get_current_context()
-    only_here = {
-        "objective": "--objective",
-        "little": "--little",
-        "engines": "--engine",
-        "keep_float": "--keep-float",
-        "custom_ops": "--custom-ops",
-        "latency_bound_s": "--latency-bound",
-    }
-    for name, flag in only_here.items():
-        value = options.pop(name)
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and value:
-            raise InputError(f"{flag} is for a device that is here: leave it out with --target")
-    with one_line_errors("stopped; what is done is kept, go on with --resume"):
-        from hasten import cross_compile as run
-        from hasten.cli.screen import foresight_summary, screen
-
-        pipeline = image_pipeline_of(options)
-        given = options.pop("trial_limit")
-        source = context.get_parameter_source("trial_limit")
-        limit = {"trial_limit_s": given} if source is not click.core.ParameterSource.DEFAULT else {}
-        with typed(context.obj), screen() as listen:
-            result = run(
-                model,
-                data,
-                pipeline=pipeline,
-                time_limit_s=options.pop("time_limit"),
-                keep_exact=not options.pop("no_exact"),
-                listen=listen,
-                **limit,
-                **options,
-            )
-        click.echo(as_text(result) if as_json else foresight_summary(result, began))
-    raise SystemExit(0 if result.shipped is not None else 1)
+    if result.estimates is not None and result.shipped is None:
+        raise SystemExit(1)
 
 
 @main.command()
@@ -202,7 +96,7 @@ def _elsewhere(
 @click.option(
     "--against", help="An .onnx file, or my.py:predict; by default the bundle's exact model."
 )
-@click.option("--data", help="Requests; random numbers without.")
+@click.option("--data", help="Requests; by default those that the bundle keeps, else made up.")
 @click.option(
     "--scenario",
     type=click.Choice(["single-stream", "server", "offline"]),
@@ -274,6 +168,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     """Check BUNDLE and say what is in it."""
     from hasten.bundle import differences, read
     from hasten.bundle.evidence import batch_curve
+    from hasten.bundle.requests import in_words
     from hasten.cli.tables import curve_table
     from hasten.core.devices import at_hand
     from hasten.measure.environment import environment
@@ -291,6 +186,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
             ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
             ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
+            ("samples", in_words(manifest.requests)),
             ("population", (manifest.certificate or {}).get("population", "none")),
             ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
             *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
@@ -338,7 +234,7 @@ def demo(which: str, out: Path | None) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--data", help="Requests; random numbers without.")
+@click.option("--data", help="Requests; by default those that the bundle keeps, else made up.")
 @click.option("--engine", "engines", multiple=True, help="On this engine only; may be repeated.")
 @click.option(
     "--top",
@@ -380,11 +276,9 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
     with one_line_errors():
         from hasten import report as run
         from hasten.report.evidence import gathered
-        from hasten.report.foresight import gathered_foresight
 
         if as_json:
-            found = gathered_foresight(bundle)
-            click.echo(as_text(gathered(bundle) if found is None else found[0]))
+            click.echo(as_text(gathered(bundle)))
             return
         click.echo(f"report: {run(bundle, out)}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,14 +10,16 @@ import click
 from hasten.cli.options import (
     Latency,
     Share,
-    guard_choice,
     image_options,
     image_pipeline_of,
     one_line_errors,
+    order_of_flags,
+    order_options,
 )
 from hasten.core.invocation import typed
 
-_WAYS = ("students", "pruned", "scratch")
+_METHODS = ("students", "pruned", "scratch")
+_PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,39 +34,11 @@ _WAYS = ("students", "pruned", "scratch")
     help="What one request may take on this machine, as 3ms.",
 )
 @click.option(
-    "--max-drop",
-    type=Share(),
-    default="1%",
-    show_default=True,
-    help="The most that accuracy may fall.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="model.hasten",
-    show_default=True,
-    help="The bundle's folder.",
-)
-@click.option(
-    "--metric",
-    help="top1, top5, agreement, embedding, regression:TOLERANCE, detection_f1, or my.py:score.",
-)
-@click.option(
-    "--guard",
-    type=guard_choice,
-    default="net",
-    show_default=True,
-    help="What is bounded.",
-)
-@click.option(
-    "--confidence", type=Share(), default="95%", show_default=True, help="Of the certificate."
-)
-@click.option(
-    "--way",
-    "ways",
+    "--method",
+    "methods",
     multiple=True,
-    type=click.Choice(_WAYS),
-    help="Try this way only; may be repeated.",
+    type=click.Choice(_METHODS),
+    help="Try this method only; may be repeated.",
 )
 @click.option(
     "--students", type=int, default=1, show_default=True, help="How many other architectures."
@@ -77,7 +50,7 @@ _WAYS = ("students", "pruned", "scratch")
     help="Choose among these, as shortlist names them; may be repeated.",
 )
 @click.option(
-    "--minutes", type=float, default=30.0, show_default=True, help="Each way trains so long."
+    "--minutes", type=float, default=30.0, show_default=True, help="Each method trains so long."
 )
 @click.option(
     "--epochs",
@@ -97,26 +70,7 @@ _WAYS = ("students", "pruned", "scratch")
     help="How much layers inside count in what is learnt; by default as the outputs need.",
 )
 @image_options
-@click.option("--engine", "engines", multiple=True, help="Try this engine only; may be repeated.")
-@click.option(
-    "--population",
-    default="inputs like the ones in this data",
-    help="What the data was drawn from.",
-)
-@click.option(
-    "--calibration",
-    type=int,
-    default=300,
-    show_default=True,
-    help="Training samples that set the quantizers' ranges, at most.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all orders.")
-@click.option("--no-exact", is_flag=True, help="Leave the exact model out of the bundle.")
-@click.option(
-    "--accept-uncertified", is_flag=True, help="Ship the fastest even if nothing certifies."
-)
-@click.option("--resume", is_flag=True, help="Go on with the run that was stopped.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@order_options
 def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) -> None:
     """Train lighter networks in MODEL's place, and certify one within a budget.
 
@@ -124,24 +78,23 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
     """
     began = time.monotonic()
     with one_line_errors("stopped; what is done is kept, go on with --resume"):
+        from hasten import TrainingPlan
         from hasten import lighten as run
         from hasten.cli.commands import as_text
         from hasten.cli.screen import screen, summary
-        from hasten.engines.installed import ENGINES
 
         pipeline = image_pipeline_of(options)
+        plan = TrainingPlan(**{name: options.pop(name) for name in _PLAN})
         with typed(click.get_current_context().obj), screen() as listen:
             result = run(
                 model,
                 train,
                 data,
+                methods=options.pop("methods") or _METHODS,
+                plan=plan,
                 pipeline=pipeline,
-                budget_ms=1e3 * options.pop("budget_s"),
-                ways=options.pop("ways") or _WAYS,
-                engines=options.pop("engines") or ENGINES,
-                keep_exact=not options.pop("no_exact"),
                 listen=listen,
-                **options,
+                **order_of_flags(options),
             )
         click.echo(as_text(result) if as_json else summary(result, began))
     if not result.within_budget:

@@ -66,7 +66,9 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     help="Sent with each request, as 20ms; what comes later is no goodput.",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Requests, an .npz; random numbers without."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Requests: an .npz, or a bundle that keeps some; made up without.",
 )
 @click.option(
     "--shape",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,6 +137,91 @@ custom_ops_option = click.option(
     help="A library of operators; may be repeated.",
 )
 guard_choice = click.Choice(["net", "lost", "changed"])
+effort_choice = click.Choice(["quick", "normal", "thorough"])
+
+_ORDER_OPTIONS = (
+    click.option(
+        "--max-drop",
+        type=Share(),
+        default="1%",
+        show_default=True,
+        help="The most that accuracy may fall.",
+    ),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default="model.hasten",
+        show_default=True,
+        help="The bundle's folder.",
+    ),
+    click.option(
+        "--metric",
+        help="top1, top5, agreement, embedding, regression:TOLERANCE, detection_f1, or my.py:score.",
+    ),
+    click.option(
+        "--guard", type=guard_choice, default="net", show_default=True, help="What is bounded."
+    ),
+    click.option(
+        "--confidence", type=Share(), default="95%", show_default=True, help="Of the certificate."
+    ),
+    click.option(
+        "--effort",
+        type=effort_choice,
+        default="normal",
+        show_default=True,
+        help="How hard to try: quick takes about a minute for a small model.",
+    ),
+    click.option(
+        "--engine", "engines", multiple=True, help="Try this engine only; may be repeated."
+    ),
+    click.option(
+        "--pass", "passes", multiple=True, help="Try this transformation only; may be repeated."
+    ),
+    click.option(
+        "--population",
+        default="inputs like the ones in this data",
+        help="What the data was drawn from.",
+    ),
+    click.option(
+        "--calibration",
+        type=int,
+        default=300,
+        show_default=True,
+        help="Samples that set the quantizers' ranges, at most.",
+    ),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of the split and the orders."
+    ),
+    click.option("--no-exact", is_flag=True, help="Leave the exact model out of the bundle."),
+    click.option(
+        "--no-requests", is_flag=True, help="Leave samples of the data out of the bundle."
+    ),
+    click.option(
+        "--accept-uncertified", is_flag=True, help="Ship the fastest even if nothing certifies."
+    ),
+    click.option("--resume", is_flag=True, help="Go on with the run that was stopped."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+)
+
+
+def order_options(command: F) -> F:
+    """Add the options that every command has that ends with a bundle."""
+    for option in reversed(_ORDER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def order_of_flags(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the library's keywords for a command's options."""
+    given = dict(options)
+    for flag, keyword in (("time_limit", "time_limit_s"), ("trial_limit", "trial_limit_s")):
+        if flag in given:
+            given[keyword] = given.pop(flag)
+    given["keep_exact"] = not given.pop("no_exact")
+    given["keep_requests"] = not given.pop("no_requests")
+    for name in ("engines", "passes"):
+        given[name] = given[name] or None
+    return given
 
 
 def image_options(command: F) -> F:
@@ -183,8 +269,32 @@ def one_line_errors(stopped: str = "stopped") -> Iterator[None]:
     try:
         yield
     except (InputError, CandidateError) as error:
-        print(f"hasten: {error}", file=sys.stderr)
+        print(f"hasten: {in_flags(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"hasten: {stopped}", file=sys.stderr)
         sys.exit(130)
+
+
+def in_flags(message: str) -> str:
+    """Return a message of the library with the command's flags in place of Python's keywords.
+
+    "latency_bound_s= is ..." becomes "--latency-bound is ...", "max_batch=1" becomes "--max-batch 1".
+    """
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return message
+    flags = {
+        param.name: max(param.opts, key=len)
+        for param in context.command.params
+        if isinstance(param, click.Option) and param.name
+    }
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        known = flags.get(name) or flags.get(name.removesuffix("_s"))
+        if known is None:
+            return found[0]
+        return f"{known} {value}" if value else known
+
+    return re.sub(r"\b([a-z]\w*)=(\w*)", flag, message)

@@ -10,10 +10,9 @@ from typing import Any, Self
 
 from hasten.cli.tables import aligned
 from hasten.core.progress import Progress
-from hasten.report import foresight_rows
-from hasten.report.foreseen import Foresight
-from hasten.report.result import Limit, Result, Row
-from hasten.report.rows import columns, latency, way_columns, won
+from hasten.report import estimate_rows
+from hasten.report.result import Estimates, Limit, Result, Row
+from hasten.report.rows import columns, latency, method_columns, won
 
 _STAGES = {
     "prepare": "preparing",
@@ -131,6 +130,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def summary(result: Result, began: float) -> str:
     """The end of a run in some twenty lines: how much faster, how sure, where it is, what next."""
+    if result.estimates is not None:
+        return estimate_summary(result, result.estimates, began)
     lines = [
         "",
         table(result.rows),
@@ -144,7 +145,7 @@ def summary(result: Result, began: float) -> str:
             if result.limits
             else []
         ),
-        *_ways(result),
+        *_methods(result),
         *_budget(result),
         *result.loads,
         f"for: {result.population}",
@@ -161,18 +162,18 @@ def summary(result: Result, began: float) -> str:
     return "\n".join(lines)
 
 
-def foresight_summary(result: Foresight, began: float) -> str:
+def estimate_summary(result: Result, estimates: Estimates, began: float) -> str:
     """The end of a run for a device that isn't here: how fast by its tools, how sure, where it is."""
     lines = [
         "",
-        aligned(foresight_rows.columns(result)),
+        aligned(estimate_rows.columns(estimates)),
         "",
-        f"{result.noun}, {result.device}: {foresight_rows.headline(result)}",
-        *filter(None, [foresight_rows.within(result)]),
+        f"{estimates.noun}, {estimates.device}: {estimate_rows.headline(result)}",
+        *filter(None, [estimate_rows.within(result)]),
         f"{result.status}: {result.why}",
-        *filter(None, [result.compared]),
+        *filter(None, [estimates.compared]),
         f"for: {result.population}",
-        *(f"{row.label}: {row.said}" for row in result.rows if row.said.startswith("failed")),
+        *(f"{row.label}: {row.said}" for row in estimates.rows if row.said.startswith("failed")),
         *(f"note: {note}" for note in result.notes),
         "",
         f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",
@@ -180,17 +181,17 @@ def foresight_summary(result: Foresight, began: float) -> str:
     return "\n".join(lines)
 
 
-def _ways(result: Result) -> list[str]:
-    """The ways to a lighter model side by side, and which won."""
-    if not result.ways:
+def _methods(result: Result) -> list[str]:
+    """The methods to a lighter model side by side, and which won."""
+    if not result.methods:
         return []
     noun = result.asked.noun if result.asked else "score"
-    return ["", aligned(way_columns(result.ways, score=noun)), "", won(result)]
+    return ["", aligned(method_columns(result.methods, score=noun)), "", won(result)]
 
 
 def _budget(result: Result) -> list[str]:
-    """Whether what ships is within the budget, where that isn't said of ways already."""
-    if result.budget_ns is None or result.ways:
+    """Whether what ships is within the budget, where that isn't said of methods already."""
+    if result.budget_ns is None or result.methods:
         return []
     within = "within" if result.within_budget else "OVER"
     return [f"{latency(result.latency_ns)}, {within} the budget of {latency(result.budget_ns)}"]

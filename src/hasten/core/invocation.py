@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any
 _TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 _ASKED: ContextVar[Invocation | None] = ContextVar("asked", default=None)
 _LIVE = "live"
-_NOT_ASKED = ("listen", "resume")
-"""Of who listens nothing depends, and whoever asks again begins anew."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +60,19 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int))
 
 
-def invocation(function: Callable[..., Any], given: Mapping[str, Any]) -> Invocation:
+def invocation(function: str, given: Mapping[str, Any]) -> Invocation:
     """Note how a function was called.
 
     Args:
-        function: What was called.
-        given: Its arguments by name, defaults filled in.
+        function: Name of the function of hasten.
+        given: Arguments by name; those that are None are left out, as nobody gave them.
     """
     if words := _TYPED.get():
         return Invocation(words)
     if (outer := _ASKED.get()) is not None:
         return outer
-    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-    asked = {
-        name: _plain(given[name])
-        for name, default in defaults.items()
-        if name not in _NOT_ASKED and given[name] is not default
-    }
-    return Invocation(arguments=asked, function=function.__name__)
+    asked = {name: _plain(value) for name, value in given.items() if value is not None}
+    return Invocation(arguments=asked, function=function)
 
 
 def _plain(value: Any) -> Any:

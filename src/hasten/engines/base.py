@@ -45,7 +45,10 @@ class Artifact:
 
 
 class Session(ABC):
-    """A loaded model, ready to answer. Used by one thread at a time.
+    """A loaded model, ready to answer. Used by one thread at a time, not always the same.
+
+    Sessions share nothing that their answers depend on: several of one artifact run side by side,
+    see `SessionPool`.
 
     Attributes:
         inputs: What `run` takes.
@@ -75,6 +78,18 @@ class Session(ABC):
     def properties(self) -> Mapping[str, str]:
         """What the runtime says that it really does: executed precision, threads, ..."""
         return {}
+
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """What it counted, by the property's name: how many of how many.
+
+        Any thread may ask, while another runs.
+        """
+        return {}
+
+
+def share(part: int, whole: int) -> str:
+    """Return a property's text: how many of how many."""
+    return f"{part:,} of {whole:,}"
 
 
 class Engine(Value, ABC):
@@ -157,6 +172,11 @@ class Engine(Value, ABC):
             InputError: one isn't installed; how it can be.
         """
         return
+
+    @classmethod
+    def tools(cls) -> Mapping[str, str]:
+        """Return the versions of the programs, besides its packages, that decide what it makes."""
+        return {}
 
     @classmethod
     def check_faithful(cls) -> None:

@@ -15,7 +15,7 @@ from hasten.core.model import Format, Model
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
-from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.base import Artifact, Engine, Session, share
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, IntegrityError
 
@@ -191,7 +191,11 @@ class CascadeSession(Session):
         """What both runtimes say, and how many answers were asked again: a drift shows there."""
         both = {"fast": self._fast.properties(), "careful": self._careful.properties()}
         said: dict[str, Any] = {f"{k}: {n}": v for k, own in both.items() for n, v in own.items()}
-        return {"asked again": f"{self.escalated:,} of {self.answered:,}", **said}
+        return {**{name: share(*counts) for name, counts in self.shares().items()}, **said}
+
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """How many answers were asked again."""
+        return {"asked again": (self.escalated, self.answered)}
 
 
 def margins(scores: Array, rank: int = 1) -> Array:

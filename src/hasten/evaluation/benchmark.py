@@ -5,27 +5,26 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
 from hasten.errors import CandidateError, InputError
-from hasten.inputs.data.requests import first_requests
+from hasten.inputs.data.requests import first_requests, telling
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.models import onnx as onnx_frontend
+from hasten.measure.effort import Effort, effort_of
 from hasten.measure.journal import Journal
-from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.workbench import Bench
-from hasten.optimization.run import FINAL_ROUNDS, SETTLED
 from hasten.report.result import UNEVEN, Row, row
 
 _CANDIDATE = "bundle"
@@ -54,7 +53,7 @@ class Comparison:
         against: Its row, the ratio being its twin's: what noise does.
         bundle: The bundle's row, the ratio over `against`.
         threads: How many each had.
-        requests: "samples of the data", or "random numbers" where none was given.
+        requests: Where the requests are from: the data, the bundle, or made up.
         notes: What the reader should know besides.
     """
 
@@ -75,7 +74,8 @@ def bench(
     *,
     against: str | os.PathLike[str] | None = None,
     data: Any = None,
-    rounds: int = FINAL_ROUNDS,
+    rounds: int | None = None,
+    effort: str | Effort = "normal",
     seed: int = 0,
     custom_ops: Sequence[Path] = (),
 ) -> Comparison:
@@ -85,8 +85,10 @@ def bench(
         bundle: Its folder.
         against: An .onnx path, or "file.py:predict", called with the inputs as arrays in the
             model's order. By default the exact model that the bundle holds.
-        data: Requests, as `optimize` takes them. Random numbers where None, and labelled so.
-        rounds: Rounds to count.
+        data: Requests, as `optimize` takes them. Where None, those that the bundle keeps; where it
+            keeps none, made-up ones, and labelled so.
+        rounds: Rounds to count; by default as many as the effort has.
+        effort: "quick", "normal", "thorough", or an `Effort`: lengths of the turns and rounds.
         seed: Of the orders.
         custom_ops: Libraries with operators of the model's own.
 
@@ -94,6 +96,9 @@ def bench(
         InputError: one of them can't be used.
         CandidateError: one of them failed.
     """
+    tries = effort_of(effort)
+    if rounds is not None:
+        tries = replace(tries, final_rounds=rounds)
     folder = Path(bundle)
     manifest = read(folder)
     target = at_hand(manifest.target)
@@ -101,23 +106,27 @@ def bench(
     winner = _held(folder, manifest.winner, manifest, custom_ops)
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
-        samples = write_spool(
-            first_requests(
-                data, winner.artifact.inputs, winner.artifact.request, manifest.pipeline, seed
-            ),
-            place / "requests",
+        requests, said = first_requests(
+            data,
+            winner.artifact.inputs,
+            winner.artifact.request,
+            manifest.pipeline,
+            kept_requests(folder, manifest),
+            seed,
         )
+        samples = write_spool(requests, place / "requests")
         other = _against(against, folder, manifest, samples, custom_ops, place)
-        standings, notes = _raced(other, winner, samples, place, rounds, seed, target)
-        if not standings.stands(_CANDIDATE):
-            raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
+        with telling(said):
+            standings, notes = _raced(other, winner, samples, place, tries, seed, target)
+            if not standings.stands(_CANDIDATE):
+                raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
         if winner.engine.uneven:
             notes.append(UNEVEN.format(winner.label))
         return Comparison(
             against=_row("against", other, standings, AGAIN),
             bundle=_row("bundle", winner, standings, _CANDIDATE),
             threads=standings.threads,
-            requests="random numbers" if data is None else "samples of the data",
+            requests=said,
             notes=tuple(notes),
         )
 
@@ -160,7 +169,7 @@ def _raced(
     winner: _Rival,
     samples: Spool,
     place: Path,
-    rounds: int,
+    effort: Effort,
     seed: int,
     target: Target,
 ) -> tuple[Standings, list[str]]:
@@ -173,14 +182,14 @@ def _raced(
     for threads in dict.fromkeys((usable, 1)):
         desk = Bench(place, target.with_threads(threads))
         try:
-            return _race(other, winner, samples, desk, rounds, seed), notes
+            return _race(other, winner, samples, desk, effort, seed), notes
         except NotEstablished as why:
             notes.append(f"{threads} threads: not established, one thread is quoted: {why}")
     raise AssertionError("one thread needs no probe")
 
 
 def _race(
-    other: _Rival, winner: _Rival, samples: Spool, desk: Bench, rounds: int, seed: int
+    other: _Rival, winner: _Rival, samples: Spool, desk: Bench, effort: Effort, seed: int
 ) -> Standings:
     entrants: dict[str, Worker] = {}
     try:
@@ -192,10 +201,10 @@ def _race(
             samples,
             Journal(desk.folder / "journal.jsonl"),
             threads=desk.target.threads,
-            count=rounds,
-            pace=Pace(),
+            count=effort.final_rounds,
+            pace=effort.pace("p50"),
             seed=seed,
-            settle=SETTLED,
+            settle=effort.settle,
             uneven={
                 name
                 for name, rival in ((AGAIN, other), (_CANDIDATE, winner))

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from hasten.bundle import artifact_of, engine_of, read
+from hasten.bundle import artifact_of, engine_of, kept_requests, read
 from hasten.core.model import Model
 from hasten.core.records import type_name
 from hasten.core.target import Target
@@ -20,7 +20,14 @@ from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.engines.layers import LayerTime, summarize
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.requests import first_requests, first_samples, random_requests
+from hasten.inputs.data.requests import (
+    MADE_UP,
+    SAMPLES,
+    first_requests,
+    first_samples,
+    random_requests,
+    telling,
+)
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.models.source import find_model, load_model, load_with_data
 from hasten.inputs.pipeline.base import Pipeline
@@ -43,7 +50,7 @@ class Profile:
         role: "model"; of a bundle "winner" or "exact".
         label: What it is.
         threads: How many the engine had.
-        requests: "samples of the data", or "random numbers" where none was given.
+        requests: Where the requests are from: the data, the bundle, or made up.
         layers: The steps in the order of execution; none where it failed.
         latency_ns: Whole requests, one after another, as they are without a profiler.
         failed: Why there is no profile; "" where there is one.
@@ -83,12 +90,13 @@ def profile(
 
     Args:
         model: As `optimize` takes it, or a bundle's folder.
-        data: Requests, as `optimize` takes them; random numbers where None.
+        data: Requests, as `optimize` takes them. Where None, those that the bundle keeps; without
+            any, made-up ones, and labelled so.
         engines: Which runtimes, for a model; by default all that have a profiler. A bundle says itself what runs it.
         threads: How many each engine has; by default all that this process may use, and no more
             than the bundle was made for.
         requests: How many are timed, after some that aren't.
-        seed: Of random requests.
+        seed: Of made-up requests.
         pipeline: From an image file to the model's input, for a folder of images.
         custom_ops: Libraries with operators of the model's own.
 
@@ -106,18 +114,17 @@ def profile(
                 raise InputError(
                     f"{model} is a bundle, which says itself what runs it: name no engine"
                 )
-            bench, subjects, dataset = _of_bundle(
+            bench, subjects, (dataset, said) = _of_bundle(
                 Path(model), data, target, seed, custom_ops, place
             )
         else:
-            source, dataset = _read(model, data, seed, pipeline, custom_ops, place)
+            source, (dataset, said) = _read(model, data, seed, pipeline, custom_ops, place)
             bench = _bench(place, target, source.path)
             subjects = [
                 _Subject("model", type_name(engine), engine, source)
                 for engine in (next(kind.variants(target)) for kind in _kinds(engines))
             ]
         samples = write_spool(dataset, place / "requests")
-        said = "random numbers" if data is None else "samples of the data"
         found = tuple(_profiles(subjects, bench, samples, requests, said))
     if all(one.failed for one in found):
         raise CandidateError("; ".join(f"{one.label}: {one.failed}" for one in found))
@@ -148,8 +155,8 @@ def _bench(place: Path, target: Target, original: Path | None) -> Bench:
 
 def _of_bundle(
     folder: Path, data: Any, target: Target, seed: int, custom_ops: Sequence[Path], place: Path
-) -> tuple[Bench, list[_Subject], Dataset]:
-    """The models that a bundle holds, and requests for them."""
+) -> tuple[Bench, list[_Subject], tuple[Dataset, str]]:
+    """The models that a bundle holds, requests for them, and where those are from."""
     manifest = read(folder)
     target = target.with_threads(min(target.threads, manifest.target.threads))
     held: dict[Role, Any] = {"winner": manifest.winner}
@@ -167,8 +174,9 @@ def _of_bundle(
     artifacts = [one.made for one in reversed(subjects) if isinstance(one.made, Artifact)]
     known = (artifact.path for artifact in artifacts if artifact.path.suffix == ".onnx")
     winner = artifacts[-1]
-    dataset = first_requests(data, winner.inputs, winner.request, manifest.pipeline, seed)
-    return _bench(place, target, next(known, None)), subjects, dataset
+    kept = kept_requests(folder, manifest)
+    found = first_requests(data, winner.inputs, winner.request, manifest.pipeline, kept, seed)
+    return _bench(place, target, next(known, None)), subjects, found
 
 
 def _read(
@@ -178,15 +186,15 @@ def _read(
     pipeline: Pipeline | None,
     custom_ops: Sequence[Path],
     place: Path,
-) -> tuple[Model, Dataset]:
-    """A model, settled for the requests that come with it."""
+) -> tuple[Model, tuple[Dataset, str]]:
+    """A model, settled for its requests, and where those are from."""
     found = find_model(model)
     if data is None:
         source = _settled(load_model(found, None, place, custom_ops))
-        return source, random_requests(source.request, seed)
+        return source, (random_requests(source.request, seed), MADE_UP)
     source, dataset = load_with_data(found, data, pipeline or from_module(found), custom_ops, place)
     sample = {name: array[0] for name, array in dataset.inputs([0]).items()}
-    return source.settled_by(sample), first_samples(dataset)
+    return source.settled_by(sample), (first_samples(dataset), SAMPLES)
 
 
 def _settled(model: Model) -> Model:
@@ -211,7 +219,7 @@ def _profiles(
             made = subject.made
             if isinstance(made, Model):
                 made = bench.build(subject.engine, made, bench.folder / f"built{number}")
-            whole_ns = _whole(bench, subject.engine, made, samples)
+            whole_ns = _whole(bench, subject.engine, made, samples, said)
             layers = bench.profile(subject.engine, made, samples, requests=requests)
         except CandidateError as error:
             yield Profile(*facts, failed=str(error))
@@ -219,10 +227,12 @@ def _profiles(
             yield Profile(*facts, layers, whole_ns)
 
 
-def _whole(bench: Bench, engine: Engine, artifact: Artifact, samples: Spool) -> tuple[int, ...]:
-    """Latencies of whole requests, in nanoseconds."""
+def _whole(
+    bench: Bench, engine: Engine, artifact: Artifact, samples: Spool, said: str
+) -> tuple[int, ...]:
+    """Latencies of whole requests, in nanoseconds; a failure says where they are from if made up."""
     pace = Pace()
-    with bench.open_built(engine, artifact).worker as worker:
+    with bench.open_built(engine, artifact).worker as worker, telling(said):
         return tuple(
             worker.ask(
                 "time",

@@ -16,6 +16,7 @@ from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded, judge_ladder, sealed_scores
 from hasten.certificate.planning import check_limits
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement, Verdict
 from hasten.core.devices import at_hand, family_of
 from hasten.core.records import from_record, type_name
@@ -142,10 +143,7 @@ def certify(
         {"winner": score},
         units,
         {"winner": BettingPrior()},
-        metric=judged_by,
-        guard=limits.guard,
-        max_drop=limits.max_drop,
-        confidence=limits.confidence,
+        Promise(judged_by, limits.guard, limits.max_drop, limits.confidence),
     )
     if isinstance(judgement, str):
         raise CandidateError(judgement)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from hasten.bundle import artifact_of, engine_of, read
+from hasten.bundle import artifact_of, engine_of, kept_requests, read
 from hasten.core.devices import at_hand, check_measurable
 from hasten.errors import InputError
-from hasten.inputs.data.requests import first_requests
+from hasten.inputs.data.requests import first_requests, telling
 from hasten.inputs.data.spool import write_spool
 from hasten.measure.probe import usable_threads
 from hasten.measure.scenario import Load, LoadTest, Scenario, check_bound, in_words
@@ -42,10 +42,11 @@ def load_test(
             (a Poisson process), at the highest rate at which 99% stay under a bound; "offline",
             all at once.
         latency_bound_s: Of the server's scenario, in seconds.
-        data: Requests, as `optimize` takes them. Random numbers where None, and labelled so.
+        data: Requests, as `optimize` takes them. Where None, those that the bundle keeps; where it
+            keeps none, made-up ones, and labelled so.
         sessions: How many answer side by side; they share the bundle's threads.
         duration_s: Of each run, at least.
-        seed: Of the arrivals and of random requests.
+        seed: Of the arrivals and of made-up requests.
         custom_ops: Libraries with operators of the model's own.
         listen: Told of each run.
 
@@ -68,12 +69,19 @@ def load_test(
     artifact = artifact_of(folder, manifest.winner, manifest, custom_ops)
     with tempfile.TemporaryDirectory(prefix="hasten-load-") as work:
         place = Path(work)
-        requests = first_requests(data, artifact.inputs, artifact.request, manifest.pipeline, seed)
+        requests, said = first_requests(
+            data,
+            artifact.inputs,
+            artifact.request,
+            manifest.pipeline,
+            kept_requests(folder, manifest),
+            seed,
+        )
         spool = write_spool(requests, place / "requests")
         bench = Bench(place, target.with_threads(share.threads))
         notes = [] if usable_threads(share.busy) == share.busy else [_busy(share)]
         worker = bench.open_built(engine, artifact, sessions).worker
-        with worker:
+        with worker, telling(said):
             generator = Generator(worker, spool, scenario, duration_s, listen)
             load = (
                 generator.once(seed)
@@ -86,7 +94,7 @@ def load_test(
         tries=tuple(generator.tries),
         threads=share.threads if sessions > 1 else getattr(engine, "threads", None) or threads,
         sessions=sessions,
-        requests="random numbers" if data is None else "samples of the data",
+        requests=said,
         notes=tuple(notes),
     )
 

@@ -6,13 +6,11 @@ import contextlib
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from numbers import Real
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
-from hasten.bundle import MANIFEST
-from hasten.certificate.planning import check_limits
-from hasten.certificate.verdict import Guard
+from hasten.bundle import MANIFEST, replaceable
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
 from hasten.core.progress import Listener, nobody
@@ -21,16 +19,15 @@ from hasten.core.target import Target
 from hasten.engines.installed import ENGINES, engine_kinds
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.splits import split
-from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
 from hasten.lightening.shortlisting.options import check_names
 from hasten.measure.environment import versions
-from hasten.optimization.delivery import check_place
 from hasten.optimization.optimize import optimize
-from hasten.optimization.workspace import begun, check_same_run, claimed
+from hasten.optimization.order import Options, order_of
+from hasten.optimization.workspace import begun, check_same_run, claimed_folder
 from hasten.passes.little import Student
 from hasten.report.result import Result
 
@@ -38,35 +35,60 @@ Kind = Literal["students", "pruned", "scratch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How lighter networks are trained.
+
+    Attributes:
+        minutes: Longest time that each method trains, in minutes.
+        epochs: Most passes over the training data.
+        batch: Samples in a step.
+        rate: The highest learning rate.
+        loss: Loss in place of the one by labels: called with the outputs by name and the labels, it
+            gives a scalar tensor; or "my.py:loss".
+        features: Weight of inner layers in what is learnt, 0 to 1; by default 0 where outputs can be
+            learnt, 1 where they take no gradient.
+
+    Raises:
+        InputError: which is out of its range.
+    """
+
+    minutes: float = 30.0
+    epochs: float = 100.0
+    batch: int = 64
+    rate: float = 2e-3
+    loss: Any = None
+    features: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, unit in (
+            ("time for each method", self.minutes, "minutes"),
+            ("number of epochs", self.epochs, "passes over the data"),
+            ("learning rate", self.rate, "AdamW's steps"),
+        ):
+            _check_positive(name, value, unit)
+        if self.batch < 2:
+            raise InputError(
+                "a batch has at least 2 samples, whose mean and variance normalize it: "
+                f"got {self.batch}"
+            )
+        if self.features is not None and not 0 <= self.features <= 1:
+            raise InputError(f"the weight of features is between 0 and 1: got {self.features}")
+
+
 def lighten(
     model: Any,
     train: Any,
     data: Any,
     *,
-    budget_ms: float,
-    max_drop: float = 0.01,
-    out: str | Path = "model.hasten",
-    metric: str | Metric | None = None,
-    guard: Guard = "net",
-    confidence: float = 0.95,
-    ways: Sequence[str] = KINDS,
+    methods: Sequence[str] = KINDS,
     students: int = 1,
     architectures: Sequence[str] = (),
-    minutes: float = 30.0,
-    epochs: float = 100.0,
-    batch: int = 64,
-    rate: float = 2e-3,
-    loss: Any = None,
-    features: float | None = None,
+    plan: TrainingPlan = TrainingPlan(),
     pipeline: Pipeline | None = None,
-    engines: Sequence[str] = ENGINES,
-    population: str = "inputs like the ones in this data",
-    calibration: int = 300,
-    seed: int = 0,
-    keep_exact: bool = True,
-    accept_uncertified: bool = False,
     resume: bool = False,
     listen: Listener = nobody,
+    **options: Unpack[Options],
 ) -> Result:
     """Train lighter networks that fit a budget, and find the one that is certified in the model's place.
 
@@ -76,47 +98,46 @@ def lighten(
     Args:
         model: A live torch network, "file.py:name" of one, or of a function that gives one.
         train: Training data, as `data` is given; labels teach too where it has them.
-        data: What judges, as `hasten.optimize` takes it.
-        budget_ms: What one request may take on this machine, in milliseconds.
-        max_drop: The most that accuracy may fall, in absolute share: 0.01 is one point.
-        out: The bundle's folder.
-        metric: As `hasten.optimize` takes it.
-        guard: What is bounded.
-        confidence: Of the certificate.
-        ways: "students": other architectures, taught by the model; "pruned": the model with fewer
+        data: Data that judges, as `hasten.optimize` takes it.
+        methods: "students": other architectures, taught by the model; "pruned": the model with fewer
             channels and blocks; "scratch": the first student's architecture, by labels alone.
         students: How many other architectures are trained.
         architectures: Names from the catalogue to choose among; all by default.
-        minutes: How long each way trains, at most.
-        epochs: Passes over the training data, at most.
-        batch: Samples per step.
-        rate: The highest learning rate.
-        loss: In the place of that by labels: called with the outputs by name and the labels, it gives
-            a scalar tensor; or "my.py:loss".
-        features: The weight of layers inside in what is learnt, 0 to 1; by default 0 where outputs
-            can be learnt, 1 where they take no gradient.
-        pipeline: From an image file to the model's input, for folders of images.
-        engines: Which runtimes to try.
-        population: What `data` was drawn from, in words, for the certificate.
-        calibration: How many training samples set the quantizers' ranges.
-        seed: Of all orders.
-        keep_exact: Keep the exact model in the bundle.
-        accept_uncertified: Ship the fastest even where nothing certifies, marked so.
-        resume: Go on with the run that was stopped.
-        listen: Told of each step.
+        plan: How they are trained.
+        pipeline: Steps from an image file to the model's input, for folders of images.
+        resume: Whether to go on with the run that was stopped.
+        listen: Callback that is told of each step.
+        **options: The fields of `hasten.Order`, of which `budget_s` is needed: what one request may
+            take on this machine, in seconds.
 
     Raises:
         InputError: the model, the data or an option can't be used, nothing meets the budget, or the
             model does as it is.
     """
-    asked = invocation(lighten, locals())
-    ways, architectures, engines = map(_listed, (ways, architectures, engines))
-    check_limits(max_drop, confidence)
-    _check_options(budget_ms, minutes, epochs, batch, rate, students, ways, features)
+    order = order_of(**options)
+    asked = invocation(
+        "lighten",
+        {
+            **{"model": model, "train": train, "data": data, "pipeline": pipeline},
+            **{"methods": None if methods == KINDS else methods},
+            **{"students": None if students == 1 else students},
+            **{"architectures": architectures or None},
+            **{"plan": None if plan == TrainingPlan() else plan},
+            **options,
+        },
+    )
+    methods, architectures = map(_listed, (methods, architectures))
+    if order.budget_s is None:
+        raise InputError(
+            "lighten needs a budget, what one request may take on this machine, in seconds: give "
+            "budget_s=0.003 for 3 ms"
+        )
+    _check_methods(methods, students)
     check_names("classify", architectures)
+    engines = ENGINES if order.engines is None else order.engines
     engine_kinds(engines)
-    bundle = Path(out)
-    check_place(bundle)
+    bundle = order.out
+    replaceable(bundle)
     try:
         import torch
     except ImportError as error:
@@ -139,10 +160,13 @@ def lighten(
         raise InputError(
             f"an unfinished run lies in {work}: go on with it by --resume, or remove it and {folder}"
         )
-    with claimed(folder, resume=resume) as journal, _cleared_up(folder, resume=resume):
-        given = Given.read(module, train, data, pipeline or from_module(module), metric, folder)
+    with claimed_folder(folder, resume=resume) as journal, _cleared_up(folder, resume=resume):
+        preparation = pipeline or from_module(module)
+        given = Given.read(module, train, data, preparation, order.metric, folder)
+        calibration, seed = order.calibration, order.seed
         split(given.judged, calibration=calibration, seed=seed, training=given.training)  # in time
-        recipe = Recipe(60 * minutes, epochs, batch, rate, seed=seed)
+        recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=seed)
+        loss, features = plan.loss, plan.features
         own_loss = load_object(loss) if isinstance(loss, str) else loss
         if loss is not None and not callable(own_loss):
             raise InputError(f"a loss is a function of outputs and labels: got {loss}")
@@ -155,10 +179,10 @@ def lighten(
                 "machine": Target.host(),
                 "pipeline": given.preparation,
                 "set of versions": versions(),
-                "budget": budget_ms,
-                "limit": [max_drop, guard, confidence],
+                "budget": order.budget_s,
+                "limit": [order.max_drop, order.guard, order.confidence],
                 "metric": given.metric,
-                "set of ways": [list(ways), students, list(architectures)],
+                "set of methods": [list(methods), students, list(architectures)],
                 "recipe": [recipe, features],
                 "set of engines": list(engines),
                 "number of calibration samples": calibration,
@@ -173,44 +197,34 @@ def lighten(
             module,
             recipe,
             folder,
-            budget_ns=1e6 * budget_ms,
-            max_drop=max_drop,
+            budget_ns=1e9 * order.budget_s,
+            max_drop=order.max_drop,
             engines=engines,
             calibration=calibration,
             loss=own_loss,
             features=features,
             listen=listen,
         )
-        lighter = trained(task, ways, students, architectures)
+        lighter = trained(task, methods, students, architectures)
         if journal.last("race") is not None and not begun(work) and _newer(bundle, journal.path):
             shutil.rmtree(folder, ignore_errors=True)  # it was killed just before it did so itself
             raise InputError(f"nothing to resume: the run came to its end, in {bundle}")
         journal.append("race")
         with asking(asked):
+            settled: Options = {**options, "metric": given.metric}
             result = optimize(
                 given.source.path,
                 given.judged,
                 training=task.data,
-                little=[
+                small_model=[
                     Student(one.way.name, one.model.path, one.way.quantized, one.in_words)
                     for one in lighter
                 ],
-                max_drop=max_drop,
-                out=out,
-                metric=given.metric,
-                guard=guard,
-                confidence=confidence,
                 pipeline=given.preparation,
-                engines=engines,
-                population=population,
-                calibration=calibration,
-                seed=seed,
-                keep_exact=keep_exact,
-                accept_uncertified=accept_uncertified,
-                budget_s=budget_ms / 1e3,
                 resume=resume and begun(work),
                 notes=task.notes,
                 listen=listen,
+                **settled,
             )
     shutil.rmtree(folder, ignore_errors=True)
     return result
@@ -230,42 +244,29 @@ def _named(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-def _check_options(
-    budget_ms: float,
-    minutes: float,
-    epochs: float,
-    batch: int,
-    rate: float,
-    students: int,
-    ways: Sequence[str],
-    features: float | None,
-) -> None:
-    """Check the options that are numbers and names.
+def _check_positive(name: str, value: Any, unit: str) -> None:
+    """Check that an option is a number above 0.
+
+    Raises:
+        InputError: it isn't.
+    """
+    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise InputError(f"the {name} is in {unit}, above 0: got {value!r}")
+
+
+def _check_methods(methods: Sequence[str], students: int) -> None:
+    """Check the names of methods, and the number of students.
 
     Raises:
         InputError: which is out of its range.
     """
-    for name, value, unit in (
-        ("budget", budget_ms, "milliseconds"),
-        ("time for each way", minutes, "minutes"),
-        ("number of epochs", epochs, "passes over the data"),
-        ("learning rate", rate, "AdamW's steps"),
-    ):
-        if not isinstance(value, Real) or not (math.isfinite(value) and value > 0):
-            raise InputError(f"the {name} is in {unit}, above 0: got {value!r}")
-    if batch < 2:
+    unknown = [method for method in methods if method not in KINDS]
+    if unknown or not methods:
         raise InputError(
-            f"a batch has at least 2 samples, whose mean and variance normalize it: got {batch}"
-        )
-    unknown = [way for way in ways if way not in KINDS]
-    if unknown or not ways:
-        raise InputError(
-            f"ways are {', '.join(KINDS)}: got {', '.join(map(repr, unknown)) or 'none'}"
+            f"methods are {', '.join(KINDS)}: got {', '.join(map(repr, unknown)) or 'none'}"
         )
     if students < 1:
-        raise InputError(f"give at least 1 student, or leave that way out: got {students}")
-    if features is not None and not 0 <= features <= 1:
-        raise InputError(f"the weight of features is between 0 and 1: got {features}")
+        raise InputError(f"give at least 1 student, or leave that method out: got {students}")
 
 
 @contextlib.contextmanager

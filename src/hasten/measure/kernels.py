@@ -164,5 +164,5 @@ def _written(
     requests = np.random.default_rng(1).standard_normal((_SAMPLES, *width), np.float32)
     model = load(path).settled_by({"x": requests[0]})
     spool = write_spool(ArrayDataset({"x": requests}), folder / f"{stem}_requests")
-    operations = sum(layer.operations for layer in work(model))
+    operations = sum(layer.operations for layer in work(model, {"x": requests[:1]}))
     return Kernel(name, precision, model, spool.folder, operations)

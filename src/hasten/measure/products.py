@@ -11,6 +11,9 @@ import numpy as np
 
 Shape: TypeAlias = tuple[int, ...]
 
+_MORE_AXES = "".join(map(chr, range(0xE000, 0xE020)))
+"""Names for the axes that an equation's "..." stands for, the last for the last."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -45,7 +48,7 @@ class Operator:
     """An operator that multiplies.
 
     Attributes:
-        inputs: Positions of what it multiplies among a node's inputs.
+        inputs: Positions of what it multiplies among a node's inputs; empty where that is all.
         count: From shapes and attributes; None where they don't tell.
     """
 
@@ -145,22 +148,48 @@ def _transposed_convolution(product: Product) -> Count:
 
 def _matrix_product(product: Product) -> Count:
     left = product.operands[0]
-    inner = left[0] if product.attributes.get("transA") else left[-1]
+    inner = left[-2] if product.attributes.get("transA") else left[-1]
     return Count(math.prod(product.output) * inner, _whole(product.operands))
 
 
-def _einsum(product: Product) -> Count | None:
-    """Of two operands, each axis named once; what sums over nothing multiplies element by element."""
-    equation = bytes(product.attributes["equation"]).decode().replace(" ", "")
-    terms, arrow, result = equation.partition("->")
-    names = terms.split(",")
-    sizes: dict[str, int] = {}
-    for term, shape in zip(names, product.operands, strict=False):
-        sizes.update(zip(term, shape, strict=False))
-    plain = arrow and "." not in equation and all(len(set(term)) == len(term) for term in names)
-    if len(names) != 2 or not plain or not sizes.keys() - set(result):
+def _fused_matrix_product(product: Product) -> Count | None:
+    given = product.attributes
+    if given.get("transBatchA") or given.get("transBatchB"):
         return None
-    return Count(math.prod(sizes.values()), _whole(product.operands))
+    return _matrix_product(product)
+
+
+def _packed_matrix_product(product: Product) -> Count:
+    """By weights of a few bits each; how many bytes these take isn't counted."""
+    return Count(math.prod(product.output) * product.attributes["K"], _whole(product.operands))
+
+
+def _einsum(product: Product) -> Count | None:
+    """Of two operands, after each summed over the axes that it has alone; none where that leaves
+    nothing to sum over, so that they multiply element by element."""
+    given, arrow, result = (
+        bytes(product.attributes["equation"]).decode().replace(" ", "").partition("->")
+    )
+    if given.count(",") != len(product.operands) - 1:
+        return None
+    terms: list[str] = []
+    sizes: dict[str, int] = {}
+    for term, shape in zip(given.split(","), product.operands, strict=True):
+        more = len(shape) - len(term.replace("...", ""))
+        terms.append(term.replace("...", _MORE_AXES[len(_MORE_AXES) - more :]))
+        for name, size in zip(terms[-1], shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 0))
+    everything = "".join(terms)
+    kept = set(result) if arrow else {name for name in sizes if everything.count(name) == 1}
+    if not arrow or "..." in result:
+        kept.update(_MORE_AXES)
+    shared = set.intersection(*map(set, terms))
+    if len(terms) == 1 or (len(terms) == 2 and not shared - kept):
+        return Count(0, _whole(product.operands))
+    if len(terms) != 2:
+        return None
+    multiplications = math.prod(size for name, size in sizes.items() if name in kept | shared)
+    return Count(multiplications, _whole(product.operands))
 
 
 def _attention(product: Product) -> Count:
@@ -170,6 +199,35 @@ def _attention(product: Product) -> Count:
     if product.attributes.get("is_causal"):
         multiplications //= 2
     return Count(multiplications, _whole(product.operands))
+
+
+def _projected_attention(product: Product) -> Count:
+    """Queries, keys and values made of one input by one matrix, then attention among them."""
+    tokens, weights = product.operands
+    values = product.output[-1]
+    queries = (weights[1] - values) // 2
+    scored = math.prod(tokens[:2]) * tokens[1] * (queries + values)
+    if product.attributes.get("unidirectional"):
+        scored //= 2
+    return Count(math.prod(tokens) * weights[1] + scored, _whole(product.operands))
+
+
+def _split_attention(product: Product) -> Count | None:
+    """As `_attention`, where queries, keys and values come apart from each other."""
+    if any(len(shape) != 3 for shape in product.operands):
+        return None
+    queries, keys, _ = product.operands
+    multiplications = (math.prod(queries) + math.prod(product.output)) * keys[-2]
+    if product.attributes.get("unidirectional"):
+        multiplications //= 2
+    return Count(multiplications, _whole(product.operands))
+
+
+def _linear(product: Product) -> Count:
+    """A linear model of its own: one weight for every feature and class."""
+    features = product.operands[0]
+    rows = features[0] if len(features) > 1 else 1
+    return Count(rows * len(product.attributes["coefficients"]), _whole(product.operands))
 
 
 def _recurrent(product: Product) -> Count:
@@ -192,10 +250,58 @@ OPERATORS: Mapping[str, Operator] = {
     "MatMul": Operator((0, 1), _matrix_product),
     "MatMulInteger": Operator((0, 1), _matrix_product),
     "QLinearMatMul": Operator((0, 3), _matrix_product),
-    "Einsum": Operator((0, 1), _einsum),
+    "Einsum": Operator((), _einsum),
     "Attention": Operator((0, 1, 2), _attention),
     "LSTM": Operator((0, 1, 2), _recurrent),
     "GRU": Operator((0, 1, 2), _recurrent),
     "RNN": Operator((0, 1, 2), _recurrent),
 }
 """By ONNX's name, in ONNX's own domain."""
+_MICROSOFT: Mapping[str, Operator] = {
+    "Attention": Operator((0, 1), _projected_attention),
+    "DynamicQuantizeLSTM": Operator((0, 1, 2), _recurrent),
+    "DynamicQuantizeMatMul": Operator((0, 1), _matrix_product),
+    "FusedConv": Operator((0, 1), _convolution),
+    "FusedGemm": Operator((0, 1), _matrix_product),
+    "FusedMatMul": Operator((0, 1), _fused_matrix_product),
+    "MatMulIntegerToFloat": Operator((0, 1), _matrix_product),
+    "MatMulNBits": Operator((0,), _packed_matrix_product),
+    "MultiHeadAttention": Operator((0, 1, 2), _split_attention),
+    "QAttention": Operator((0, 1), _projected_attention),
+    "QGemm": Operator((0, 3), _matrix_product),
+}
+_CLASSICAL: Mapping[str, Operator] = {
+    "LinearClassifier": Operator((0,), _linear),
+    "LinearRegressor": Operator((0,), _linear),
+}
+_BY_DOMAIN = {
+    "": OPERATORS,
+    "ai.onnx": OPERATORS,
+    "com.microsoft": _MICROSOFT,
+    "ai.onnx.ml": _CLASSICAL,
+}
+_FREE = {
+    "com.microsoft": """
+        BiasGelu BiasSoftmax DequantizeLinear EmbedLayerNormalization FastGelu Gelu QLinearAdd
+        QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul
+        QLinearReduceMean QLinearSigmoid QLinearSoftmax QuantizeLinear QuickGelu RotaryEmbedding
+        SkipLayerNormalization SkipSimplifiedLayerNormalization""",
+    "ai.onnx.ml": """
+        ArrayFeatureExtractor Binarizer CategoryMapper FeatureVectorizer Imputer LabelEncoder
+        Normalizer OneHotEncoder Scaler""",
+}
+"""Operators of other domains that multiply nothing but element by element."""
+_NOT_FREE = frozenset({"DFT", "DeformConv", "Det", "STFT"})
+"""Operators of ONNX's own domain that do arithmetic that nothing here counts."""
+
+
+def operator_of(domain: str, name: str) -> Operator | None:
+    """Return how an operator's products are counted; None where it has none, or they aren't."""
+    return _BY_DOMAIN.get(domain, {}).get(name)
+
+
+def free(domain: str, name: str) -> bool:
+    """Return whether an operator is known to have no products, and no other work worth counting."""
+    if domain in ("", "ai.onnx"):
+        return name not in OPERATORS and name not in _NOT_FREE
+    return name in _FREE.get(domain, "").split()

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from hasten.engines.layers import LayerTime
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 from hasten.measure.bandwidth import Level
 
 Bound: TypeAlias = Literal["arithmetic", "bytes", "overhead"]
 
+_NAMED = 3
+"""Layers that a message names."""
 _WIDTH_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i8": 1}
 
 
@@ -22,8 +24,8 @@ class LayerWork:
     Attributes:
         name: Of its ONNX node; of the node's first output where it has none.
         operator: Of its ONNX node: "Conv", "MatMul", ...
-        operations: A multiply-accumulate is two; products with padding aren't counted. 0 where its
-            shapes can't be told or its operator isn't known: it may have to do anything.
+        operations: A multiply-accumulate is two; products with padding aren't counted. 0 where how
+            many there are can't be told: see `counted`.
         read: Elements of other layers' outputs that it needs.
         weights: Elements of constants that it multiplies with, unless a layer before needs them too.
         written: Elements that it gives.
@@ -35,6 +37,12 @@ class LayerWork:
     read: int = 0
     weights: int = 0
     written: int = 0
+
+    @property
+    def counted(self) -> bool:
+        """Whether its work is known. Else its shapes can't be told, or its operator isn't known: it may
+        have to do anything."""
+        return self.operations > 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Floor:
         layers: In order.
         overhead_ns: Of an empty call.
         threads: Of the ceilings.
-        uncounted: Layers that nothing is counted for, since their work can't be told.
+        uncounted: Layers whose work can't be told. With any, no figure of the whole is given.
     """
 
     layers: tuple[LayerFloor, ...]
@@ -110,12 +118,38 @@ class Floor:
 
     @property
     def floor_ns(self) -> float:
-        """All layers one after another, and an empty call."""
+        """All layers one after another, and an empty call.
+
+        Raises:
+            CandidateError: it isn't whole.
+        """
+        self.check_whole()
         return self.overhead_ns + sum(layer.floor_ns for layer in self.layers)
 
     @property
+    def whole(self) -> bool:
+        """Whether it says anything of the model: there are layers, and the work of all is known."""
+        return bool(self.layers) and not self.uncounted
+
+    def check_whole(self) -> None:
+        """Refuse to let a part of the layers pass for all of them.
+
+        Raises:
+            CandidateError: it isn't whole.
+        """
+        if not self.layers:
+            raise CandidateError("the model has no products to count")
+        if not self.whole:
+            few = ", ".join(map(repr, self.uncounted[:_NAMED]))
+            more = ", ..." if len(self.uncounted) > _NAMED else ""
+            raise CandidateError(
+                f"the work of {len(self.uncounted)} of {len(self.layers)} layers can't be counted: "
+                f"{few}{more}"
+            )
+
+    @property
     def parts_ns(self) -> dict[Bound, float]:
-        """How much of the floor each of the three is."""
+        """How much of the floor each of the three is, of the layers that are counted."""
         parts: dict[Bound, float] = {"arithmetic": 0.0, "bytes": 0.0, "overhead": self.overhead_ns}
         for layer in self.layers:
             parts[layer.binds] += layer.floor_ns
@@ -142,6 +176,7 @@ class Floor:
 
         Raises:
             InputError: not on as many as the ceilings.
+            CandidateError: the floor isn't whole.
         """
         if threads != self.threads:
             raise InputError(
@@ -159,6 +194,7 @@ class Floor:
 
         Raises:
             InputError: not on as many as the ceilings.
+            CandidateError: the floor isn't whole.
         """
         return max(0.0, 1 - 1 / self.ratio(latency_ns, threads))
 
@@ -225,7 +261,7 @@ def floor(
                 moved_ns,
             )
         )
-    uncounted = tuple(layer.name for layer in work if not layer.operations)
+    uncounted = tuple(layer.name for layer in work if not layer.counted)
     return Floor(tuple(layers), ceilings.empty_call_ns, ceilings.threads, uncounted)
 
 

@@ -162,7 +162,7 @@ class LoadTest:
         tries: In a server's scenario the rates that were tried before, without raw latencies.
         threads: Of each session.
         sessions: How many answered side by side.
-        requests: "samples of the data", or "random numbers" where none was given.
+        requests: Where the requests are from: the data, the bundle, or made up.
         notes: What the reader should know besides.
     """
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hasten.core.model import Model
+from hasten.core.tensors import Tensors
 from hasten.engines.layers import node_name
+from hasten.engines.onnxruntime.shapes import Execution, executions
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import read
-from hasten.measure.products import OPERATORS, Count, Product, Shape
+from hasten.measure.products import Count, Product, Shape, free, operator_of
 from hasten.measure.roofline import LayerWork
+from hasten.measure.unrolling import inner_graphs, reads, unrolled
 
 if TYPE_CHECKING:
     import onnx
@@ -20,45 +25,90 @@ if TYPE_CHECKING:
 _SMALL = 1024
 """A constant of at most so many elements may be a shape that others follow from."""
 _VALUES = ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data")
+_REQUEST_ALONE = ("Constant", "Shape", "Size")
+"""Operators whose output a settled request settles, whatever its values."""
+_RECURRENT = ("DynamicQuantizeLSTM", "GRU", "LSTM", "RNN")
 _LENGTHS = 4
 """Where a recurrent node takes the sequences' lengths."""
 
 
-def work(model: Model) -> tuple[LayerWork, ...]:
+def work(model: Model, request: Tensors) -> tuple[LayerWork, ...]:
     """Count the work of every layer that does arithmetic, in order; the others cost nothing.
 
     Activations, normalizations, pooling, copies and changes of shape can be done on the way by the
     layer before or after, so a lower bound takes them as done. Layers that don't depend on the
-    inputs, or that no output depends on, needn't be run at all. The scores of attention needn't be
-    stored: kernels that fuse it keep them.
+    inputs' values, or that no output depends on, needn't be run at all. The scores of attention
+    needn't be stored: kernels that fuse it keep them. A layer in a loop's body counts as often as
+    the request runs it; one in a branch that the request doesn't take doesn't count.
+
+    Where the file's shapes don't tell, ONNX Runtime answers the request and tells them.
 
     Args:
         model: An ONNX model with its request settled.
+        request: One request by input name, of the shapes in `model.request`.
+
+    Returns:
+        Layers with products, and those of which it isn't known how many they have: see
+        `LayerWork.counted`.
 
     Raises:
         InputError: it isn't ONNX, or its request isn't settled.
-        CandidateError: its shapes contradict each other.
     """
     if model.format != "onnx":
         raise InputError(f"work is counted in an ONNX model; got one of format {model.format!r}")
-    return tuple(_Graph(_inferred(model).graph).layers())
+    settled = {spec.name: spec.sizes for spec in model.request or model.inputs}
+    proto, names = _identified(read(model.path))
+    graph = _inferred(proto, settled, model.path.parent)
+    layers = tuple(_Graph(graph, names, {}).layers())
+    if not all(layer.counted for layer in layers):
+        with contextlib.suppress(CandidateError):  # then what isn't known is said to be so
+            whole, _ = _identified(read(model.path))
+            seen = executions(whole, model, request)
+            layers = tuple(_Graph(graph, names, seen).layers())
+    return layers
 
 
-def _inferred(model: Model) -> onnx.ModelProto:
-    """Return the graph with the shapes that follow from one request, without its large weights."""
+def _identified(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Give every node a name that no other has, in place of calls to functions those functions' nodes.
+
+    Returns:
+        The model; and each node's new name -> the one that it has in the file.
+    """
+    from onnx import inliner
+
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
+    names: dict[str, str] = {}
+    for node in _all_nodes(proto.graph):
+        new = f"node{len(names)}"
+        names[new] = node_name(node)
+        node.name = new
+    return proto, names
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from _all_nodes(inner)
+
+
+def _inferred(
+    proto: onnx.ModelProto, settled: Mapping[str, tuple[int, ...]], folder: Path
+) -> onnx.GraphProto:
+    """Fill in the shapes that follow from one request, and drop the large weights.
+
+    Where they contradict each other, those that the file says of its inputs are all that is there.
+    """
     import onnx
-    from onnx import external_data_helper, inliner
+    from onnx import external_data_helper
 
-    proto = read(model.path)
     for tensor in proto.graph.initializer:
         if math.prod(tensor.dims) > _SMALL:
             for field in _VALUES:
                 tensor.ClearField(field)
         elif tensor.data_location == onnx.TensorProto.EXTERNAL:
-            external_data_helper.load_external_data_for_tensor(tensor, str(model.path.parent))
-    if proto.functions:
-        proto = inliner.inline_local_functions(proto)
-    settled = {spec.name: spec.sizes for spec in model.request or model.inputs}
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
     for value in proto.graph.input:
         if value.name in settled:
             dims = value.type.tensor_type.shape.dim
@@ -69,19 +119,30 @@ def _inferred(model: Model) -> onnx.ModelProto:
         value.type.tensor_type.ClearField("shape")
     del proto.graph.value_info[:]  # it may have the names of dimensions that are settled now
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CandidateError(f"shapes don't follow from those of a request: {first}") from error
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except Exception:  # its C++ part raises several kinds
+        return proto.graph
 
 
 class _Graph:
-    """A graph: its shapes, what depends on its inputs, what its outputs depend on."""
+    """A graph: its shapes, what depends on its inputs, what its outputs depend on.
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._nodes = list(graph.node)
+    Args:
+        graph: The names of its nodes, inner graphs' too, are unlike.
+        names: Node -> its name in the file.
+        seen: Node -> its executions for one request; empty where none was watched.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        names: Mapping[str, str],
+        seen: Mapping[str, Sequence[Execution]],
+    ) -> None:
+        found = unrolled(graph, seen.keys())
+        self._nodes, self._initializers = found.nodes, found.initializers
+        self._names, self._seen = names, seen
         self._outputs = {value.name for value in graph.output}
-        self._initializers = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         self._shapes: dict[str, Shape] = dict(self._initializers)
         for value in (*graph.input, *graph.value_info, *graph.output):
             shape = _settled_shape(value)
@@ -93,44 +154,66 @@ class _Graph:
         """Yield the work of each layer that does arithmetic, or that may."""
         weighed: set[frozenset[str]] = set()
         for node in self._nodes:
-            if not self._live.intersection(node.output) or node.output[0] in self._constants:
+            if not self._live.intersection(node.output) or _first(node) in self._constants:
                 continue
+            name = self._names.get(node.name, "")
             if _multiplies(node):
-                yield self._layer(node, weighed)
+                counts = self._counts(node)
+                if counts is None:
+                    yield LayerWork(name, node.op_type)
+                elif any(count.multiplications for count in counts):
+                    yield self._layer(node, counts, weighed)
             elif not _free(node):
-                yield LayerWork(node_name(node), node.op_type)
+                yield LayerWork(name, node.op_type)
 
-    def _layer(self, node: onnx.NodeProto, weighed: set[frozenset[str]]) -> LayerWork:
-        name, output = node_name(node), node.output[0]
-        counted = self._count(node)
-        if counted is None:
-            return LayerWork(name, node.op_type)
+    def _layer(
+        self, node: onnx.NodeProto, counts: Sequence[Count], weighed: set[frozenset[str]]
+    ) -> LayerWork:
+        output = _first(node)
         read: dict[str, int] = {}
         weights = 0
-        for operand, needed in zip(_operands(node), counted.needed, strict=True):
+        needs = map(max, zip(*(count.needed for count in counts), strict=True))
+        for operand, needed in zip(_operands(node), needs, strict=True):
             roots = self._constants.get(operand)
             if roots is None:
                 read[operand] = needed if operand not in self._kept[output] else 0
             elif roots not in weighed:
                 weighed.add(roots)
                 weights += needed
-        written = math.prod(self._shapes[output]) if output not in self._passed_on else 0
-        operations = 2 * counted.multiplications
+        passed_on = output in self._passed_on
+        written = 0 if passed_on else max(math.prod(to) for _, to in self._met(node))
+        operations = 2 * sum(count.multiplications for count in counts)
+        name = self._names[node.name]
         return LayerWork(name, node.op_type, operations, sum(read.values()), weights, written)
 
-    def _count(self, node: onnx.NodeProto) -> Count | None:
-        """Count a product; None where its shapes aren't known or don't tell."""
+    def _counts(self, node: onnx.NodeProto) -> list[Count] | None:
+        """Count a product, once for each execution; None where its shapes aren't known or don't tell."""
         import onnx
 
-        shapes = [self._shapes.get(name) for name in (*_operands(node), node.output[0])]
-        known = [shape for shape in shapes if shape is not None]
-        recurrent = node.op_type in ("LSTM", "GRU", "RNN")
+        recurrent = node.op_type in _RECURRENT
         cut_short = recurrent and len(node.input) > _LENGTHS and node.input[_LENGTHS]
-        if len(known) < len(shapes) or cut_short:
+        operator = operator_of(node.domain, node.op_type)
+        met = self._met(node)
+        if operator is None or cut_short or not met:
             return None
         attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        product = Product(tuple(known[:-1]), known[-1], attributes)
-        return OPERATORS[node.op_type].count(product)
+        counts = [operator.count(Product(operands, to, attributes)) for operands, to in met]
+        known = [count for count in counts if count is not None]
+        return known if len(known) == len(counts) else None
+
+    def _met(self, node: onnx.NodeProto) -> list[tuple[tuple[Shape, ...], Shape]]:
+        """Return what each execution of a product multiplied and gave; nothing where that isn't known."""
+        there = [name for name in node.input if name]
+        operands, output = _operands(node), _first(node)
+        executions = self._seen.get(node.name, ())
+        if executions and all(len(one.inputs) == len(there) for one in executions):
+            if not all(operands):
+                return []
+            places = [there.index(name) for name in operands]
+            return [(tuple(one.inputs[i] for i in places), one.outputs[0]) for one in executions]
+        shapes = [self._shapes.get(name) for name in (*operands, output)]
+        known = [shape for shape in shapes if shape is not None]
+        return [(tuple(known[:-1]), known[-1])] if len(known) == len(shapes) else []
 
     @cached_property
     def _constants(self) -> dict[str, frozenset[str]]:
@@ -138,9 +221,11 @@ class _Graph:
         found = {name: frozenset([name]) for name in self._initializers}
         for node in self._nodes:
             names = [name for name in node.input if name]
-            if node.op_type == "Constant":
+            if node.op_type in _REQUEST_ALONE:
                 found[node.output[0]] = frozenset(node.output)
-            elif names and all(name in found for name in names) and not _inner(node):
+            elif node.op_type in ("Loop", "Scan") or inner_graphs(node):
+                continue
+            elif names and all(name in found for name in names):
                 roots = frozenset[str]().union(*(found[name] for name in names))
                 found.update({name: roots for name in node.output if name})
         return found
@@ -151,7 +236,7 @@ class _Graph:
         needed = set(self._outputs)
         for node in reversed(self._nodes):
             if needed.intersection(node.output):
-                needed.update(_reads(node))
+                needed.update(filter(None, reads(node)))
         return needed
 
     @cached_property
@@ -164,14 +249,14 @@ class _Graph:
         for node in filter(_multiplies, self._nodes):
             operands = _operands(node)
             mixes = self._mixes(node)
-            found[node.output[0]] = {n for n in operands if mixes and self._mixed(n)}
+            found[_first(node)] = {n for n in operands if mixes and self._mixed(n)}
         return found
 
     @cached_property
     def _passed_on(self) -> set[str]:
         """What products give that goes into a `_kept` operand."""
         operands = {name for kept in self._kept.values() for name in kept}
-        return {node.output[0] for name in operands for node in self._mixed(name)}
+        return {_first(node) for name in operands for node in self._mixed(name)}
 
     def _mixes(self, node: onnx.NodeProto) -> bool:
         """Whether a product is one of activations alone."""
@@ -204,32 +289,21 @@ def _settled_shape(value: onnx.ValueInfoProto) -> Shape | None:
 
 def _operands(node: onnx.NodeProto) -> list[str]:
     """Return what a product multiplies; "" for what it lacks."""
-    return [(*node.input, "", "", "", "")[i] for i in OPERATORS[node.op_type].inputs]
+    operator = operator_of(node.domain, node.op_type)
+    places = operator.inputs if operator else ()
+    return [(*node.input, "", "", "", "")[i] for i in places] or list(node.input)
+
+
+def _first(node: onnx.NodeProto) -> str:
+    """Return the first of what a node gives; it may lack those before."""
+    return next(filter(None, node.output), "")
 
 
 def _multiplies(node: onnx.NodeProto) -> bool:
-    return _standard(node) and node.op_type in OPERATORS
+    return operator_of(node.domain, node.op_type) is not None
 
 
 def _free(node: onnx.NodeProto) -> bool:
     """Whether all that a node does can be done on the way: no product, in no inner graph."""
-    inner = (one for graph in _inner(node) for one in graph.node)
-    return _standard(node) and all(_free(one) and not _multiplies(one) for one in inner)
-
-
-def _standard(node: onnx.NodeProto) -> bool:
-    return node.domain in ("", "ai.onnx")
-
-
-def _inner(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Return the graphs inside a node."""
-    found = [graph for one in node.attribute for graph in (one.g, *one.graphs)]
-    return [graph for graph in found if graph.node]
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads, from inside its graphs too."""
-    yield from node.input
-    for graph in _inner(node):
-        for one in graph.node:
-            yield from _reads(one)
+    inner = (one for graph in inner_graphs(node) for one in graph.node)
+    return free(node.domain, node.op_type) and all(map(_free, inner))

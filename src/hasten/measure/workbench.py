@@ -25,6 +25,7 @@ from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate
 from hasten.measure.environment import versions
 from hasten.measure.process import Worker
+from hasten.measure.roofline import LayerWork
 from hasten.passes.base import Pass, Skipped
 
 CHUNK = 64
@@ -255,6 +256,7 @@ class Workbench(Bench):
     calibration_hash: str = field(kw_only=True)
     _count: Iterator[int] = field(default_factory=itertools.count)
     _failed: dict[str, str] = field(default_factory=dict)
+    _counted: dict[str, tuple[LayerWork, ...]] = field(default_factory=dict)
     _making: dict[str, threading.Lock] = field(default_factory=dict)
     _transforming: set[Worker] = field(default_factory=set)
 
@@ -336,6 +338,33 @@ class Workbench(Bench):
         if "skipped" in found:
             raise Skipped(found["skipped"])
         return dict(found["noise"])
+
+    def work(self, passes: Sequence[Pass] = ()) -> tuple[LayerWork, ...]:
+        """Count what a model has to do for one request; each model once, in a process of its own.
+
+        Args:
+            passes: What makes it of the original.
+
+        Returns:
+            Its layers: see `hasten.measure.work.work`.
+
+        Raises:
+            Skipped: a pass had nothing to do.
+            CandidateError: a pass failed, or the process died.
+            InputError: it isn't an ONNX model.
+        """
+        key = self._key(passes)
+        if key not in self._counted:
+            model = self.transform(passes)
+            with self._own_worker() as worker:
+                layers = worker.ask(
+                    "work",
+                    limit_s=self.limit_s,
+                    model=to_record(model),
+                    samples=str(self.calibration.folder),
+                )
+            self._counted[key] = tuple(from_record(LayerWork, layer) for layer in layers)
+        return self._counted[key]
 
     @contextlib.contextmanager
     def _own_worker(self) -> Iterator[Worker]:

@@ -142,6 +142,14 @@ class _Process:
             return {"skipped": str(skipped)}
         return {"noise": noise}
 
+    def work(self, command: dict[str, Any]) -> Any:
+        """Count what a model has to do for the first of the samples."""
+        from hasten.measure.work import work
+
+        model = from_record(Model, command["model"])
+        sample = Spool.open(Path(command["samples"])).inputs([0])
+        return to_record(work(model, request_of(sample, model.request)))
+
     def build(self, command: dict[str, Any]) -> Any:
         """Make what the engine opens."""
         engine = from_record(Engine, command["engine"], trusted=True)

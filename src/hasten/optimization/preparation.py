@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,55 +11,81 @@ from typing import Any
 
 import numpy as np
 
+from hasten.certificate.certification import guarded
 from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
 from hasten.certificate.planning import samples_needed
-from hasten.certificate.verdict import Guard, Judgement, goal
-from hasten.core.devices import family_of
+from hasten.certificate.promise import Promise
+from hasten.certificate.verdict import Judgement, goal
+from hasten.core.devices import family_of, find_target
 from hasten.core.model import Model
 from hasten.core.records import type_name
 from hasten.core.target import Target
-from hasten.errors import InputError, full_disk
+from hasten.core.tensors import Array
+from hasten.engines.base import Engine
+from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.metrics.detection_f1 import DetectionF1
-from hasten.inputs.models.source import check_has_program, find_model, load_with_data
+from hasten.inputs.models.source import check_has_program, find_model, load_model, load_with_data
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 from hasten.inputs.pipeline.config import from_module
-from hasten.measure.journal import Journal
+from hasten.measure.candidate import label
+from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
-from hasten.optimization.workspace import Parts, lay_out
+from hasten.optimization.job import Job
+from hasten.optimization.order import Order
+from hasten.optimization.workspace import (
+    SEARCH_VERSION,
+    Parts,
+    check_same_run,
+    data_digest,
+    lay_out,
+)
+from hasten.passes.little import Little, Student
+from hasten.passes.onnx_files import check_nodes, read_onnx
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model and its data, read and split.
+class Ready:
+    """A model and its data, read, split and checked against each other.
 
     Attributes:
-        model: With the shapes that the data settle.
+        model: The original, with the shapes that the data settle.
         parts: The data, laid out in the run's folder.
-        training: What was given besides, to train on and to calibrate from.
-        pipeline: From an image file to the model's input; None where there is none.
-        images: Whether the data are image files, which the pipeline prepared.
-        folder: The run's.
+        training: Data that was given to train on and to calibrate from; None where none was.
+        pipeline: Steps from an image file to the model's input; None where there are none.
+        promise: What is to be shown of a candidate.
+        target: The device.
+        small_models: Smaller models to try in the original's place.
+        trained: Name of a smaller model -> how it came about, in words.
     """
 
     model: Model
     parts: Parts
     training: Dataset | None
     pipeline: Pipeline | None
-    images: bool
-    folder: Path
+    promise: Promise
+    target: Target
+    small_models: tuple[Little, ...]
+    trained: Mapping[str, str]
 
-    def bench(self, device: Target, limit_s: float) -> Workbench:
-        """Return where candidates are made for a device, each step within a limit."""
+    @property
+    def sealed_draws(self) -> int:
+        """How many independent draws there are to certify by."""
+        return len(np.unique(self.parts.sealed_units))
+
+    def bench(self, folder: Path, limit_s: float) -> Workbench:
+        """Return the workbench for the device, with a limit of time for each step, in seconds."""
         return Workbench(
-            self.folder,
-            device,
+            folder,
+            self.target,
             limit_s=limit_s,
-            memory_bytes=device.memory_bytes // 2,
+            memory_bytes=self.target.memory_bytes // 2,
             model=self.model,
             calibration=self.parts.calibration,
             calibration_hash=self.parts.calibration_hash,
@@ -68,82 +93,180 @@ class Prepared:
 
 
 def prepare(
+    job: Job,
     model: Any,
     data: Any,
-    folder: Path,
     *,
-    training: Any,
-    pipeline: Pipeline | None,
-    calibration: int,
-    seed: int,
-    custom_ops: Sequence[Path] = (),
-    device: Target,
-) -> Prepared:
-    """Read a model and data as a run was given them, and split the data.
+    training: Any = None,
+    small_model: Any = None,
+    pipeline: Pipeline | None = None,
+) -> Ready:
+    """Read a model and data, split the data, and check that a resumed run is about the same.
 
     Args:
+        job: The run.
         model: As `hasten.optimize` takes it, and so all others.
         data: The same.
-        folder: The run's, claimed.
-        training: The same; None where there is none.
+        training: The same.
+        small_model: The same.
         pipeline: The same; by default what the model says of itself.
-        calibration: How many samples set ranges, at most.
-        seed: Of the split.
-        custom_ops: Libraries with operators of the model's own.
-        device: Whose engines may take the framework's program beside ONNX, or need it.
 
     Raises:
-        InputError: the model or the data can't be used.
+        InputError: the model, the data or an option can't be used.
     """
-    model = find_model(model)
-    preparation = pipeline or from_module(model)
+    order = job.order
+    target = find_target(order.target)
+    family = None if target.kind == "host" else family_of(target)
+    if target.kind == "compile-only":
+        check_measures_nothing(order, target, small_model)
+    for kind in _kinds(order, target):
+        kind.check_tools(target)
+    found = find_model(model)
+    preparation = pipeline or from_module(found)
     check_steps(preparation)
-    program = "not taken" if device.kind == "host" else family_of(device).program
+    program = "not taken" if family is None else family.program
     if program == "needed":
-        check_has_program(model)
+        check_has_program(found)
     source, dataset = load_with_data(
-        model, data, preparation, custom_ops, folder, keep_program=program != "not taken"
+        found,
+        data,
+        preparation,
+        order.custom_ops,
+        job.folder,
+        keep_program=program != "not taken",
     )
-    images = isinstance(dataset, ImageFolder)  # tensors were prepared by whoever made them
-    known = (
-        None
-        if training is None
-        else open_data(training, source.inputs, preparation, folder / "unpacked-training")
+    known = None
+    if training is not None:
+        unpacked = job.folder / "unpacked-training"
+        known = open_data(training, source.inputs, preparation, unpacked)
+    parts = lay_out(
+        dataset, job.folder, calibration=order.calibration, seed=order.seed, training=known
     )
-    parts = lay_out(dataset, folder, calibration=calibration, seed=seed, training=known)
     source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
-    return Prepared(source, parts, known, preparation if images else pipeline, images, folder)
+    if program != "needed":
+        check_nodes(read_onnx(source, weights=False), order.keep_float)
+    students = named_students(small_model)
+    metric = guarded(metric_for(order.metric, parts, source), order.guard)
+    images = isinstance(dataset, ImageFolder)  # tensors were prepared by whoever made them
+    ready = Ready(
+        model=source,
+        parts=parts,
+        training=known,
+        pipeline=preparation if images else pipeline,
+        promise=Promise(metric, order.guard, order.max_drop, order.confidence),
+        target=target,
+        small_models=tuple(_small_models(students, source, parts, order.custom_ops, job.folder)),
+        trained={one.name: one.trained for one in students if one.name},
+    )
+    check_same_run(job.journal, facts(order, ready))
+    if images and preparation is not None:
+        steps = ", ".join(label(step) for step in preparation.steps)
+        job.notes.append(f"images were prepared by {steps}")
+    job.notes += warnings(parts, ready.promise, calibrating(order, ready))
+    return ready
 
 
-def check_seconds(limits: Mapping[str, float | None]) -> None:
-    """Check limits that are in seconds, by name; None is no limit.
+def engine_names(order: Order, target: Target) -> tuple[str, ...]:
+    """Return the names of the runtimes to try for a target."""
+    if order.engines is not None:
+        return order.engines
+    return tuple(ENGINES) if target.kind == "host" else family_of(target).engines
+
+
+def calibrating(order: Order, ready: Ready) -> int:
+    """Return how many samples of the judging data calibrate, at most: none where others were given."""
+    return 0 if ready.training is not None else order.calibration
+
+
+def facts(order: Order, ready: Ready) -> dict[str, Any]:
+    """Return what two runs must have in common for one to go on with the other's journal."""
+    metric, target = ready.promise.metric, ready.target
+    return {
+        "model": ready.model.sha256,
+        "data": data_digest(ready.parts),
+        "machine": target,
+        "pipeline": ready.pipeline,
+        "set of versions": versions() | {"search": str(SEARCH_VERSION)},
+        "set of tools": {kind.__name__: kind.tools() for kind in _kinds(order, target)},
+        "options": [
+            *(order.max_drop, metric, order.guard, order.confidence, order.seed),
+            *(order.engines, order.passes, list(order.keep_float)),
+        ],
+        "objective": order.objective,
+        "effort": order.effort,
+        "small model": [(one.name, one.sha256) for one in ready.small_models],
+        "file of the metric's function": metric.source_sha256
+        if isinstance(metric, Custom)
+        else None,
+    }
+
+
+def _kinds(order: Order, target: Target) -> list[type[Engine]]:
+    elsewhere = target if target.kind == "compile-only" else None
+    return engine_kinds(engine_names(order, target), elsewhere)
+
+
+def check_measures_nothing(order: Order, target: Target, small_model: Any) -> None:
+    """Check that nothing was asked that takes a device which isn't here.
 
     Raises:
-        InputError: one isn't above 0.
+        InputError: which option.
     """
-    for name, limit_s in limits.items():
-        if limit_s is not None and not (math.isfinite(limit_s) and limit_s > 0):
-            raise InputError(f"the {name} is in seconds, above 0: got {limit_s}")
+    asked = {
+        "objective": order.objective != "p50",
+        "latency_bound_s": order.latency_bound_s is not None,
+        "small_model": small_model is not None,
+    }
+    for name, given in asked.items():
+        if given:
+            raise InputError(
+                f"{name}= needs measured latencies, and {target.device} isn't here: leave it out"
+            )
 
 
-@contextlib.contextmanager
-def cleared_up(folder: Path, journal: Journal) -> Iterator[None]:
-    """Remove the work folder of a run that came to nothing; one with trials stays, to be resumed.
+def named_students(small_model: Any) -> list[Student]:
+    """Return the smaller models that a caller handed in: one without a name, or several by name.
 
     Raises:
-        InputError: as what it is around, or the disk is full.
+        InputError: two have the same name.
     """
-    try:
-        yield
-    except (InputError, OSError) as error:
-        full = None if isinstance(error, InputError) else full_disk(error)
-        if not isinstance(error, InputError) and full is None:
-            raise
-        if journal.last("trial") is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if full is None:
-            raise
-        raise InputError(f"can't write {full.filename or folder}: {full.strerror}") from error
+    if small_model is None:
+        return []
+    if isinstance(small_model, Mapping):
+        small_model = [Student(str(name), model) for name, model in small_model.items()]
+    given = small_model if isinstance(small_model, (list, tuple)) else [Student("", small_model)]
+    found = [
+        one if isinstance(one, Student) else Student(f"{number}", one)
+        for number, one in enumerate(given, 1)
+    ]
+    names = [one.name for one in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"smaller models need names of their own: got {', '.join(names)}")
+    return found
+
+
+def _small_models(
+    students: Sequence[Student],
+    source: Model,
+    parts: Parts,
+    custom_ops: Sequence[Path],
+    folder: Path,
+) -> Iterator[Little]:
+    """Read the smaller models, exported with a sample of the data where they are live."""
+    place = folder / "little"
+    shutil.rmtree(place, ignore_errors=True)
+    first = {name: array[0] for name, array in parts.search.inputs([0]).items()}
+
+    def sample(names: Sequence[str]) -> dict[str, Array]:
+        """The original's inputs by the names that a live model gives them, in order."""
+        return dict(zip(names or first, first.values(), strict=False))
+
+    for number, student in enumerate(students):
+        own = place / str(number)
+        own.mkdir(parents=True)
+        named = find_model(student.model)
+        model = load_model(named, sample, own, custom_ops if isinstance(named, Path) else ())
+        yield Little.of(model, source, student.name, quantized=student.quantized)
 
 
 def metric_for(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:
@@ -162,35 +285,26 @@ def metric_for(metric: str | Metric | None, parts: Parts, model: Model) -> Metri
     return chosen
 
 
-def warnings(
-    parts: Parts,
-    scored: Metric,
-    guard: Guard,
-    max_drop: float,
-    confidence: float,
-    calibration: int,
-) -> list[str]:
+def warnings(parts: Parts, promise: Promise, calibration: int) -> list[str]:
     """Say beforehand when even a perfect candidate couldn't be certified on so little data.
 
     Args:
         parts: The data, split.
-        scored: What is scored.
-        guard: What is bounded.
-        max_drop: The limit, in absolute share.
-        confidence: Of the certificate.
+        promise: What is to be shown.
         calibration: How many samples of this same data calibrate, at most.
     """
+    guard, max_drop = promise.guard, promise.max_drop
     sealed = len(np.unique(parts.sealed_units))
     grouped = sealed < len(parts.sealed)
     method = ONE_SHARE if guard != "net" else EXACT
-    if grouped or isinstance(scored, DetectionF1):
+    if grouped or isinstance(promise.metric, DetectionF1):
         method = BETTING
-    least = samples_needed(0.0, 0.0, max_drop, confidence, method=method)
+    least = samples_needed(0.0, 0.0, max_drop, promise.confidence, method=method)
     if sealed >= least:
         return []
     noun = "groups" if grouped else "samples"
     return [
-        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(scored), max_drop)}, even where "
+        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(promise.metric), max_drop)}, even where "
         f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, calibration):,} {noun} "
         "in all"
     ]

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,12 +16,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hasten.core.records import canonical, digest
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.splits import Splits, split
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.measure.journal import Journal
+from hasten.measure.worker import request_of
 
 JOURNAL = "journal.jsonl"
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
@@ -68,9 +69,19 @@ class Parts:
         groups = [part.groups for part in parts if part.groups is not None]
         return tuple(dict.fromkeys(name for some in groups for name in hashed_groups(some)))
 
+    def searched(self, count: int, request: Sequence[TensorSpec]) -> list[dict[str, Array]]:
+        """Return samples of the search split, which nothing certifies by, as requests to a model.
+
+        Args:
+            count: How many, at most; spread evenly, for data that comes in an order.
+            request: The inputs of one request, every size settled.
+        """
+        places = np.linspace(0, len(self.search) - 1, min(count, len(self.search)), dtype=np.int64)
+        return [request_of(self.search.inputs([int(place)]), request) for place in places]
+
 
 @contextlib.contextmanager
-def claimed(folder: Path, *, resume: bool) -> Iterator[Journal]:
+def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
     """Make a run's work folder, or take up one that a stopped run left; no other run may have it.
 
     Raises:

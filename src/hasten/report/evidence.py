@@ -143,6 +143,7 @@ class Report:
         limit: Floors, where they were worked out.
         curve: By batch and by sessions, where it was measured.
         load: Under load, where it was put.
+        requests: How many samples of the data the bundle keeps.
     """
 
     result: Result
@@ -156,6 +157,7 @@ class Report:
     limit: tuple[Floor, ...] = ()
     curve: tuple[Point, ...] = ()
     load: tuple[Loaded, ...] = ()
+    requests: int = 0
 
 
 def gathered(folder: Path) -> Report:
@@ -227,6 +229,7 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
         limit=read("limit.json", tuple[Floor, ...]) or (),
         curve=read("curve.json", tuple[Point, ...]) or (),
         load=read("load.json", tuple[Loaded, ...], _RESULT_BYTES) or (),
+        requests=manifest.requests,
     )
 
 
@@ -246,8 +249,10 @@ def _implausible(result: Result, manifest: Manifest) -> str | None:
     """Say what of a result no run comes to; what is plausible can be drawn."""
     if result.status != manifest.status:
         return f"it says {result.status}, and the manifest {manifest.status}"
-    if all(row.role == "fastest uncertified" for row in result.rows):
-        return "it has no row of what ships"
+    unlike = result.estimates is not None and result.rows
+    ships = any(row.role != "fastest uncertified" for row in result.rows)
+    if unlike or not (ships or result.estimates):
+        return "it has no row of what ships, or both latencies and estimates"
     if len(result.outcomes) > _MOST:
         return f"it has {len(result.outcomes):,} candidates; at most {_MOST:,} are shown"
     if not all(abs(number) < _LARGEST for number in numbers(to_record(result))):

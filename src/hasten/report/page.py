@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hasten.report import estimate_rows, estimate_sections
 from hasten.report.evidence import Report
 from hasten.report.markup import Html, element, paragraph, text
 from hasten.report.sections import SECTIONS, headline
@@ -21,6 +22,14 @@ BEGINNING = (
 def render(report: Report) -> bytes:
     """Write a report as HTML."""
     result = report.result
+    if (estimates := result.estimates) is not None:
+        return whole_page(
+            bundle_name=result.bundle.name,
+            headline=estimate_rows.headline(result),
+            about=f"for {estimates.noun}, {estimates.device}; nothing here ran on it",
+            sections=estimate_sections.sections(report, estimates),
+            version=report.environment.get("hasten", ""),
+        )
     threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
     return whole_page(
         bundle_name=result.bundle.name,

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from hasten.core.records import write_whole
 from hasten.errors import InputError
-from hasten.report import foresight
 from hasten.report.evidence import gathered
-from hasten.report.foresight import gathered_foresight
 from hasten.report.page import BEGINNING, render
 
 
@@ -30,8 +28,7 @@ def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
     """
     folder = Path(bundle)
     file = folder.with_name(f"{folder.name}.html") if out is None else Path(out)
-    found = gathered_foresight(folder)
-    page = render(gathered(folder)) if found is None else foresight.render(*found)
+    page = render(gathered(folder))
     _check_place(file, folder)
     write_whole(file, page)
     return file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -13,6 +13,8 @@ from hasten.bundle import Status
 from hasten.certificate.drop import Drop
 from hasten.certificate.verdict import Guard, Judgement
 from hasten.core.invocation import Invocation
+from hasten.engines.estimates import Source, check_latency
+from hasten.errors import InputError
 from hasten.measure.intervals import Quantile, Ratio, Rounds, Statistic, paired_ratio, quantile
 
 Fate: TypeAlias = Literal[
@@ -150,8 +152,8 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to a lighter model, by the best that it came to, timed in the same rounds as the others.
+class Method:
+    """One method to make a model lighter, by its best candidate, timed in the same rounds as the others.
 
     Attributes:
         name: "as it is" for the original in other forms; of the others as they were handed in.
@@ -200,6 +202,65 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class EstimateRow:
+    """One candidate, as far as the device's own tools tell.
+
+    Attributes:
+        label: What it is.
+        source: Where its figures come from.
+        said: What became of it, in words.
+        latency_ns: Of one request, in nanoseconds; only of designs that were placed and routed.
+        rank: What candidates are compared by, less is faster; None where nothing says so.
+        unit: Of `rank`.
+        figures: Areas, clocks, sizes, by name.
+        limits: Of a figure's name, how much of it the device has.
+        drop: Of its scores on the search split; None where it wasn't judged.
+        frontier: Whether no other is both as fast and as small, of those under the limit.
+    """
+
+    label: str
+    source: Source
+    said: str
+    latency_ns: float | None = None
+    rank: float | None = None
+    unit: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    drop: Drop | None = None
+    frontier: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the latency's source."""
+        check_latency(self.source, self.latency_ns)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What the tools of a device that isn't here say of the candidates that were made for it.
+
+    Attributes:
+        device: The device as it was asked for.
+        noun: Name of its kind, in words.
+        rows: The candidates that were made for it, the fastest first, then those that failed.
+        winner: Label of what ships.
+        compared: How its answers were checked against those of its device, in words.
+        area: Name of the figure that the frontier sets against the rank; empty where there is none.
+    """
+
+    device: str
+    noun: str
+    rows: tuple[EstimateRow, ...]
+    winner: str
+    compared: str = ""
+    area: str = ""
+
+    @property
+    def shipped(self) -> EstimateRow | None:
+        """The row of what ships; None where that is the original, for the host."""
+        return next((row for row in self.rows if row.label == self.winner), None)
+
+
+@dataclass(frozen=True)
 class Result:
     """The end of a run.
 
@@ -222,9 +283,11 @@ class Result:
             where a p99 was and isn't established.
         limits: How far models are from what the machine can do; empty where that isn't known.
         loads: What ships under load, a line for each scenario.
-        ways: The ways to a lighter model that were compared; empty where there was but one.
+        methods: Methods to make the model lighter that were compared; empty where there was but one.
         budget_ns: What one request may take; None where that wasn't asked.
-        way: The way whose model the bundle serves; empty where none were compared.
+        method: The method whose model the bundle serves; empty where none were compared.
+        estimates: What the tools of a device that isn't here say; None where latency was measured.
+            Where there are any, `rows` is empty.
     """
 
     bundle: Path
@@ -244,27 +307,54 @@ class Result:
     objective: Statistic = "p50"
     limits: tuple[Limit, ...] = ()
     loads: tuple[str, ...] = ()
-    ways: tuple[Way, ...] = ()
+    methods: tuple[Method, ...] = ()
     budget_ns: float | None = None
-    way: str = ""
+    method: str = ""
+    estimates: Estimates | None = None
 
     @property
     def winner(self) -> Row:
-        """The row of what the bundle serves."""
+        """The row of what the bundle serves.
+
+        Raises:
+            InputError: no latency was measured, since the device isn't here.
+        """
+        if not self.rows and self.estimates is not None:
+            raise InputError(
+                f"no latency was measured: {self.estimates.device} isn't here; see the result's estimates"
+            )
         return next(row for row in reversed(self.rows) if row.role != "fastest uncertified")
 
     @property
+    def shipped(self) -> EstimateRow | None:
+        """The row of what ships for a device that isn't here; None where nothing for it does."""
+        return None if self.estimates is None else self.estimates.shipped
+
+    @property
     def latency_ns(self) -> float:
-        """What a request to the winner takes: its p50, a cascade's mean."""
+        """What a request to the winner takes, as measured: its p50, a cascade's mean.
+
+        Raises:
+            InputError: no latency was measured, since the device isn't here.
+        """
         winner = self.winner
         return winner.mean_ns if winner.statistic == "mean" else winner.p50.value_ns
 
     @property
     def within_budget(self) -> bool | None:
-        """Whether that is within the budget; None where none was given."""
-        return None if self.budget_ns is None else self.latency_ns <= self.budget_ns
+        """Whether that is within the budget; None where it can't be told, or none was given."""
+        if self.budget_ns is None:
+            return None
+        if self.estimates is None:
+            return self.latency_ns <= self.budget_ns
+        known_ns = None if self.shipped is None else self.shipped.latency_ns
+        return None if known_ns is None else known_ns <= self.budget_ns
 
     @property
     def speedup(self) -> float:
-        """The winner's, over the default engine."""
+        """The winner's, over the default engine.
+
+        Raises:
+            InputError: no latency was measured, since the device isn't here.
+        """
         return self.winner.speedup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.measure.intervals import Quantile
-from hasten.report.result import Result, Row, Way
+from hasten.report.result import Method, Result, Row
 
 
 def latency(value_ns: float, *bounds_ns: float) -> str:
@@ -48,47 +48,47 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [line[:_P99] + line[_P99 + 1 :] for line in table]
 
 
-WAYS = ("way", "at its best", "p50", "faster")
+METHODS = ("method", "at its best", "p50", "faster")
 
 
-def way_columns(ways: Sequence[Way], *, score: str = "accuracy") -> list[tuple[str, ...]]:
-    """Return the head and the rows of the table of ways, fastest first.
+def method_columns(methods: Sequence[Method], *, score: str = "accuracy") -> list[tuple[str, ...]]:
+    """Return the head and the rows of the table of methods, fastest first.
 
     Args:
-        ways: As the result has them.
+        methods: As the result has them.
         score: What falls, in words.
     """
-    return [(*WAYS, f"{score} lost in the search", "sealed data"), *map(_way, ways)]
+    return [(*METHODS, f"{score} lost in the search", "sealed data"), *map(_method, methods)]
 
 
-def _way(way: Way) -> tuple[str, ...]:
+def _method(method: Method) -> tuple[str, ...]:
     fall = "none: exact"
-    if way.drop is not None:
-        points = (100 * end for end in (way.drop.estimate, way.drop.low, way.drop.high))
+    if method.drop is not None:
+        points = (100 * end for end in (method.drop.estimate, method.drop.low, method.drop.high))
         fall = "{:+.2f} points ({:+.2f} to {:+.2f})".format(*points)
-    faster = f"{1 / way.ratio.estimate:.2f}x ({1 / way.ratio.high:.2f} to {1 / way.ratio.low:.2f})"
-    return (way.name, way.label, claimed(way.p50), faster, fall, way.said)
+    faster = f"{1 / method.ratio.estimate:.2f}x ({1 / method.ratio.high:.2f} to {1 / method.ratio.low:.2f})"
+    return (method.name, method.label, claimed(method.p50), faster, fall, method.said)
 
 
 def won(result: Result) -> str:
-    """Say which way won, at which latency, and whether another is as good; empty without ways."""
-    if not result.ways:
+    """Say which method won, at which latency, and whether another is as good; empty without methods."""
+    if not result.methods:
         return ""
-    own = next((way for way in result.ways if way.name == result.way), None)
-    lines = [f"the way that won: {result.way}"]
+    own = next((method for method in result.methods if method.name == result.method), None)
+    lines = [f"the method that won: {result.method}"]
     if result.budget_ns is not None:
         within = "within" if result.within_budget else "OVER"
         lines.append(
             f"{latency(result.latency_ns)}, {within} the budget of {latency(result.budget_ns)}"
         )
-    ties = [way.name for way in result.ways if own is not None and _ties(way, own)]
+    ties = [method.name for method in result.methods if own is not None and _ties(method, own)]
     if ties:
         lines.append(f"{' and '.join(ties)} did as well, as far as the search split tells")
     return "; ".join(lines)
 
 
-def _ties(other: Way, own: Way) -> bool:
-    """Whether another way is no slower and no worse, within both intervals."""
+def _ties(other: Method, own: Method) -> bool:
+    """Whether another method is no slower and no worse, within both intervals."""
     if other.name == own.name or other.drop is None or own.drop is None:
         return False
     as_fast = other.ratio.low <= own.ratio.high and own.ratio.low <= 1.1 * other.ratio.high

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from hasten.bundle.requests import in_words
 from hasten.certificate.verdict import Judgement
 from hasten.report import accuracy_plots, machine_plots, speed_plots
 from hasten.report.commands import commands
@@ -21,7 +22,7 @@ from hasten.report.markup import (
     table,
 )
 from hasten.report.result import Outcome, Result
-from hasten.report.rows import claimed, columns, latency, way_columns, won
+from hasten.report.rows import claimed, columns, latency, method_columns, won
 
 
 def headline(result: Result) -> str:
@@ -123,26 +124,28 @@ def figures(report: Report) -> Html:
     )
 
 
-def ways(report: Report) -> Html:
-    """The ways to a lighter model, side by side at one latency."""
+def methods(report: Report) -> Html:
+    """The methods to a lighter model, side by side at one latency."""
     result = report.result
-    if not result.ways:
+    if not result.methods:
         return NONE
-    head, *rows = way_columns(result.ways, score=result.asked.noun if result.asked else "score")
-    shown = [(way, name(label), *rest) for way, label, *rest in rows]
-    trained = [(way.name, way.trained) for way in result.ways if way.trained]
+    head, *rows = method_columns(
+        result.methods, score=result.asked.noun if result.asked else "score"
+    )
+    shown = [(method, name(label), *rest) for method, label, *rest in rows]
+    trained = [(method.name, method.trained) for method in result.methods if method.trained]
     budget = "" if result.budget_ns is None else f" under {latency(result.budget_ns)}"
     return section(
-        "ways",
-        "The ways to a lighter model",
+        "methods",
+        "The methods to a lighter model",
         paragraph(f"{won(result)}."),
-        table("The ways, fastest first", head, shown),
+        table("The methods, fastest first", head, shown),
         paragraph(
-            f"Each way by its most accurate form{budget}, or where none is, its fastest; timed in the "
+            f"Each method by its most accurate form{budget}, or where none is, its fastest; timed in the "
             "same rounds as the figures above. The search split orients; only the sealed data certify.",
             class_="quiet",
         ),
-        table("How they came about", ("way", "training"), trained) if trained else NONE,
+        table("How they came about", ("method", "training"), trained) if trained else NONE,
     )
 
 
@@ -325,6 +328,7 @@ def again(report: Report) -> Html:
     facts = [
         ("model's SHA-256", report.source_sha256),
         ("sealed samples' SHA-256", str(report.sealed.get("sha256", "-"))),
+        ("samples in the bundle", in_words(report.requests)),
         *([("seed", str(asked.seed))] if asked else []),
         ("made", report.created),
         ("took", f"{report.result.seconds:.0f} s"),
@@ -334,7 +338,7 @@ def again(report: Report) -> Html:
 
 
 SECTIONS: tuple[Callable[[Report], Html], ...] = (
-    *(answers, notes, figures, ways, trials, distributions, certificate),
+    *(answers, notes, figures, methods, trials, distributions, certificate),
     *(profile, limit, curve, load, failures, environment, again),
 )
 """In the order of the page."""

@@ -6,9 +6,11 @@ import gc
 import json
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.layers import LayerTime, summarize
 from hasten.engines.origins import traced
+from hasten.engines.pool import SessionPool
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError
 from hasten.inputs.models.onnx import load, read
@@ -123,6 +126,56 @@ class EngineTests:
             first = session.run(request)
             session.run(request_for(model.inputs, seed=1))
             assert_same(session.run(request), first)
+
+    def many(self, session: Session | SessionPool) -> list[dict[str, Array]]:
+        """Draw 300 different requests, of up to three batch sizes where it takes them."""
+        sizes = (1, 2, 3) if session.batch_sizes is None else (1,)
+        return [
+            request_for(session.inputs, batch=sizes[seed % len(sizes)], seed=seed)
+            for seed in range(300)
+        ]
+
+    @pytest.mark.parametrize("limit", [1, 3])
+    def test_eight_threads_get_the_answers_that_one_gets(
+        self, limit: int, target: Target, tmp_path: Path
+    ) -> None:
+        artifact = self.built(load(models.linear_classifier(tmp_path)), target, tmp_path)
+        with self.engine.open(artifact, target) as session:
+            requests = self.many(session)
+            alone = [session.run(request) for request in requests]
+        pool = SessionPool(self.engine, artifact, target, limit)
+        try:
+            with ThreadPoolExecutor(8) as threads:
+                together = list(threads.map(pool.run, requests))
+        finally:
+            pool.close()
+        for got, expected in zip(together, alone, strict=True):
+            assert_same(got, expected)
+
+    def test_sessions_side_by_side_leave_each_other_alone(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        artifact = self.built(load(models.linear_classifier(tmp_path)), target, tmp_path)
+        with self.engine.open(artifact, target) as session:
+            requests = self.many(session)
+            alone = [session.run(request) for request in requests]
+            start = Barrier(2)
+
+            def beside() -> list[dict[str, Array]]:
+                """Answer in another order, on a session that is opened and closed meanwhile."""
+                start.wait()
+                with self.engine.open(artifact, target) as other:
+                    return [other.run(request) for request in reversed(requests)]
+
+            with ThreadPoolExecutor(1) as thread:
+                others = thread.submit(beside)
+                start.wait()
+                again = [session.run(request) for request in requests]
+                while not others.done():
+                    assert_same(session.run(requests[0]), alone[0])
+        for answers in (again, others.result()[::-1]):
+            for got, expected in zip(answers, alone, strict=True):
+                assert_same(got, expected)
 
     def test_requests_are_left_as_they_were(self, target: Target, tmp_path: Path) -> None:
         model = load(models.two_inputs(tmp_path))

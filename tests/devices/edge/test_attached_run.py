@@ -10,7 +10,7 @@ import pytest
 from tests.support.quick import quick_runs
 
 import hasten
-import hasten.optimization.optimize
+import hasten.optimization.preparation
 from hasten.core.target import Target
 from hasten.engines.openvino.engine import OpenVino
 from hasten.engines.openvino.npu import OpenVinoNpu
@@ -26,7 +26,7 @@ def test_where_no_engine_of_the_device_is_exact_the_host_stands_for_the_original
 ) -> None:
     """With the processor in the NPU's place."""
     attached = Target.host().with_device("npu", present=True)
-    monkeypatch.setattr(hasten.optimization.optimize, "find_target", lambda device: attached)
+    monkeypatch.setattr(hasten.optimization.preparation, "find_target", lambda device: attached)
     monkeypatch.setattr(OpenVinoNpu, "version", OpenVino.version)
     monkeypatch.setattr(OpenVinoNpu, "variants", classmethod(variants))
     model = models.small_cnn(tmp_path)

@@ -12,7 +12,7 @@ from hasten.core.devices import FAMILIES, find_target
 from hasten.core.records import from_record, to_record
 from hasten.engines.base import Artifact
 from hasten.errors import InputError
-from hasten.optimization.search.grid import grid, variations
+from hasten.optimization.grid import grid, variations
 from hasten.passes.base import Skipped
 
 NEEDED = {

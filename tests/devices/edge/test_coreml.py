@@ -23,7 +23,7 @@ from hasten.engines.coreml.engine import CoreMl
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.onnx import load
-from hasten.optimization.search.grid import grid
+from hasten.optimization.grid import grid
 from hasten.testing import models
 from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for
 from hasten.testing.pass_tests import answers, error_between, samples_of

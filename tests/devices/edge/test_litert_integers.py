@@ -17,7 +17,7 @@ from hasten.engines.litert.reference import LiteRtReference
 from hasten.errors import CandidateError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.onnx import load
-from hasten.optimization.search.grid import grid
+from hasten.optimization.grid import grid
 from hasten.passes.litert_quantization import LitertQuantization
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests

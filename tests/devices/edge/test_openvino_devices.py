@@ -15,7 +15,7 @@ from hasten.engines.openvino.igpu import OpenVinoIgpu, integrated
 from hasten.engines.openvino.npu import OpenVinoNpu
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
-from hasten.optimization.search.grid import grid
+from hasten.optimization.grid import grid
 from hasten.testing import models
 from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for
 

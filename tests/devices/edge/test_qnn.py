@@ -22,7 +22,7 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.qnn import Qnn
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load, read
-from hasten.optimization.search.grid import grid
+from hasten.optimization.grid import grid
 from hasten.passes.qnn_quantization import QnnQuantization
 from hasten.passes.weight_rounding import round_weights
 from hasten.testing import models

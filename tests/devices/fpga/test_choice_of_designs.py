@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from hasten.optimization.cross_compilation.fixed_point import (
+from hasten.optimization.estimated.fixed_point import (
     FixedPointSearch,
     in_place_of,
     worth_designs,
@@ -50,6 +50,6 @@ def test_what_would_hardly_be_routed_in_time_is_not_begun(
     seconds: dict[float, float], cost: float, too_long: bool
 ) -> None:
     board = cast(Any, SimpleNamespace(bench=SimpleNamespace(limit_s=900.0)))
-    search = FixedPointSearch(board, ())
+    search = FixedPointSearch(cast(Any, None), board, ())
     search._routed.update(seconds)
     assert search._too_long(cost) is too_long

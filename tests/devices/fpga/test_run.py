@@ -12,8 +12,8 @@ from tests.support import tasks
 import hasten
 from hasten.engines.fpga import toolchain
 from hasten.errors import InputError
-from hasten.optimization.cross_compilation import fixed_point
-from hasten.report.foreseen import Foresight
+from hasten.optimization.estimated import fixed_point
+from hasten.report.result import Estimates, Result
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
 pytestmark = pytest.mark.skipif(
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Foresight:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A 30-6-2 network for the breast-cancer data on the smallest ECP5, with few tries."""
     folder = tmp_path_factory.mktemp("run")
     _, (x, y) = tasks.cancer()
@@ -31,17 +31,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Foresight:
         patch.setattr(fixed_point, "WIDTHS", (6, 5, 4))
         patch.setattr(fixed_point, "_REFINED", 2)
         patch.setattr(fixed_point, "_CUTS", (4.0,))
-        return hasten.cross_compile(
+        return hasten.optimize(
             tasks.perceptron((6,), 40),
             ({"input": x}, y),
-            "fpga:ecp5-25k",
+            target="fpga:ecp5-25k",
             max_drop=0.05,
             budget_s=1e-6,
             out=folder / "made.hasten",
         )
 
 
-def test_a_small_network_becomes_a_certified_design(made: Foresight) -> None:
+def estimates(made: Result) -> Estimates:
+    assert made.estimates is not None
+    return made.estimates
+
+
+def test_a_small_network_becomes_a_certified_design(made: Result) -> None:
     assert made.status == "certified", made.why
     assert made.why.startswith("95% confident that top-1 accuracy falls by at most ")
     shipped = made.shipped
@@ -52,24 +57,26 @@ def test_a_small_network_becomes_a_certified_design(made: Foresight) -> None:
     )
     assert made.within_budget is True
     assert (
-        "samples, all that judged it, as its fixed-point program did, bit for bit" in made.compared
+        "samples, all that judged it, as its fixed-point program did, bit for bit"
+        in estimates(made).compared
     )
 
 
-def test_only_designs_have_latencies_and_the_frontier_is_of_designs(made: Foresight) -> None:
+def test_only_designs_have_latencies_and_the_frontier_is_of_designs(made: Result) -> None:
     assert all(
-        (row.latency_ns is not None) == (row.source == "place-and-route") for row in made.rows
+        (row.latency_ns is not None) == (row.source == "place-and-route")
+        for row in estimates(made).rows
     )
-    frontier = [row for row in made.rows if row.frontier]
+    frontier = [row for row in estimates(made).rows if row.frontier]
     assert frontier
-    areas = [row.figures[made.area] for row in frontier]
+    areas = [row.figures[estimates(made).area] for row in frontier]
     assert areas == sorted(areas, reverse=True)
     latencies = [row.latency_ns or 0.0 for row in frontier]
     assert latencies == sorted(latencies)
 
 
 def test_the_bundle_holds_rtl_constraints_test_bench_projects_and_the_routers_report(
-    made: Foresight,
+    made: Result,
 ) -> None:
     kept = {str(p.relative_to(made.bundle / "model")) for p in (made.bundle / "model").rglob("*")}
     assert {
@@ -86,33 +93,24 @@ def test_the_bundle_holds_rtl_constraints_test_bench_projects_and_the_routers_re
     } <= kept
 
 
-def test_the_bundle_answers_by_its_rtl_as_the_certificate_says(made: Foresight) -> None:
+def test_the_bundle_answers_by_its_rtl_as_the_certificate_says(made: Result) -> None:
     _, (x, y) = tasks.cancer()
     with hasten.load(made.bundle) as design:
         right = [int(design({"input": row[None]})["output"].argmax()) for row in x[:100]] == y[:100]
     assert np.mean(right) > 0.9
 
 
-def test_the_report_says_where_each_figure_comes_from(made: Foresight) -> None:
+def test_the_report_says_where_each_figure_comes_from(made: Result) -> None:
     page = (made.bundle / "report.html").read_text()
     assert "By place-and-route, not by measurement. Within the budget of 1000 ns." in page
     assert "Latency against area" in page
     again = hasten.report(made.bundle, made.bundle.parent / "again.html")
     assert again.read_text() == page
-    record = json.loads((made.bundle / "evidence" / "foresight.json").read_bytes())
-    assert record["device"] == "fpga:ecp5-25k"
+    record = json.loads((made.bundle / "evidence" / "result.json").read_bytes())
+    assert record["estimates"]["device"] == "fpga:ecp5-25k"
 
 
 def test_a_device_that_is_not_there_by_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        hasten.cross_compile("no.onnx", "no.npz", "fpga:spartan", out=tmp_path / "x.hasten")
+        hasten.optimize("no.onnx", "no.npz", target="fpga:spartan", out=tmp_path / "x.hasten")
     assert str(error.value).startswith("no FPGA is called 'spartan'; there are: ecp5-85k, ")
-
-
-def test_optimize_says_how_a_model_is_made_for_a_device_that_is_elsewhere(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as error:
-        hasten.optimize("no.onnx", "no.npz", target="fpga", out=tmp_path / "x.hasten")
-    assert str(error.value) == (
-        "fpga:ecp5-85k isn't here; hasten.cross_compile makes a model for it, or hasten optimize "
-        "--target on the command line"
-    )

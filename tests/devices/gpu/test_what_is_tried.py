@@ -6,7 +6,7 @@ import pytest
 from hasten.core.devices import FAMILIES, find_target
 from hasten.core.target import Target
 from hasten.inputs.models.onnx import load
-from hasten.optimization.search.grid import grid, variations
+from hasten.optimization.grid import grid, variations
 from hasten.testing import models
 
 pytest.importorskip(

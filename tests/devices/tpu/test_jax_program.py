@@ -19,7 +19,7 @@ from hasten.engines.tpu.stablehlo import Kinds  # noqa: E402
 from hasten.errors import CandidateError, InputError  # noqa: E402
 from hasten.inputs.data.arrays import ArrayDataset  # noqa: E402
 from hasten.inputs.models.source import load_model  # noqa: E402
-from hasten.optimization.search.grid import grid  # noqa: E402
+from hasten.optimization.grid import grid  # noqa: E402
 from hasten.passes.base import Skipped  # noqa: E402
 from hasten.passes.jax_program import JaxProgram  # noqa: E402
 from hasten.testing import models  # noqa: E402
@@ -205,7 +205,7 @@ def test_a_module_is_left_in_the_mode_that_it_had(tmp_path: Path) -> None:
 def test_an_onnx_file_is_refused_in_a_line(tmp_path: Path) -> None:
     path = models.linear_classifier(tmp_path)
     with pytest.raises(InputError) as caught:
-        hasten.cross_compile(path, "never-read.npz", "tpu:v5e", out=tmp_path / "made.hasten")
+        hasten.optimize(path, "never-read.npz", target="tpu:v5e", out=tmp_path / "made.hasten")
     assert str(caught.value) == (
         f"this target starts from the torch program, not from ONNX: got the ONNX file {path}; "
         "give the torch module or its .pt2 file"

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from hasten.cli.loadtest import loadtest
+from hasten.inputs.data.requests import MADE_UP
 
 
 def test_the_command_prints_the_result_in_words(serve: Any, http: Any) -> None:
@@ -18,7 +19,7 @@ def test_the_command_prints_the_result_in_words(serve: Any, http: Any) -> None:
     assert done.exit_code == 0
     lines = done.output.splitlines()
     assert lines[0] == (
-        f"{server.url}, model m: 50 requests a second evenly spaced for 0.2 s, random numbers, binary"
+        f"{server.url}, model m: 50 requests a second evenly spaced for 0.2 s, {MADE_UP}, binary"
     )
     assert lines[1].endswith("goodput 50 a second within 2000 ms (100% of the requests)")
     assert lines[3] == "10 requests: 10 ok"

@@ -12,11 +12,7 @@ from onnx import numpy_helper, parser
 from tests.support.quick import quick_runs
 
 import hasten
-import hasten.optimization.optimize
-from hasten.measure.candidate import Single
 from hasten.measure.latency import Round
-from hasten.optimization.search import grid as grids
-from hasten.passes.dynamic_quantization import DynamicQuantization
 
 
 def classifier(folder: Path) -> Path:
@@ -57,19 +53,13 @@ def steady(entrants: dict[str, Any], *_: Any, first: int = 0, **__: Any) -> Iter
         yield Round(number, {who: (ns,) * 3 for who, ns in block.items()}, {}, True)
 
 
-def int8_only(*args: Any, **named: Any) -> list[Single]:
-    chosen = grids.grid(*args, **named)
-    return [c for c in chosen if all(isinstance(p, DynamicQuantization) for p in c.passes)]
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A bundle with a model that was really made int8, and the samples that it was judged on."""
     folder = tmp_path_factory.mktemp("int8")
     file = points(folder / "eval.npz", 1200, seed=2)
     with quick_runs(passes=True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hasten.optimization.optimize, "grid", int8_only)
-        for place in ("hasten.optimization.search.trials", "hasten.measure.race"):
+        for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
             patch.setattr(f"{place}.rounds", steady)
         result = hasten.optimize(
             classifier(folder),
@@ -77,6 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             max_drop=0.05,
             out=folder / "int8.hasten",
             engines=("onnxruntime",),
+            passes=("dynamic_quantization",),
         )
     assert result.status == "certified", result.why
     return result.bundle, file

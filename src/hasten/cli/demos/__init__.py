@@ -44,10 +44,10 @@ def find(which: str) -> Callable[[Path, Listener], Result]:
         ) from error
 
     def run(out: Path, listen: Listener) -> Result:
-        from hasten.optimization.delivery import check_place
+        from hasten.bundle import replaceable
         from hasten.optimization.workspace import discard
 
-        check_place(out)
+        replaceable(out)
         # A demo that was stopped begins anew: its model is trained or exported anew, too.
         discard(out.with_name(out.name + ".work"))
         result: Result = demo.run(out, listen)

@@ -65,6 +65,11 @@ class Fpga(Engine):
         return program.version()
 
     @classmethod
+    def tools(cls) -> Mapping[str, str]:
+        """Return the versions of the simulator and of what places and routes."""
+        return {name: toolchain.version(name) for name in toolchain.TOOLS}
+
+    @classmethod
     def check_tools(cls, target: Target) -> None:
         """Check that synthesis, place and route can be run.
 

@@ -21,6 +21,7 @@ from hasten.evaluation.loadtest.payloads import payloads
 from hasten.evaluation.loadtest.result import LoadTestResult, Offered, result_of
 from hasten.evaluation.loadtest.schedule import LONGEST_S, Arrivals, Schedule, schedule
 from hasten.evaluation.loadtest.traffic import Traffic
+from hasten.inputs.data.requests import MADE_UP, SAMPLES
 
 MOST_CONNECTIONS = 10_000
 LONGEST_DEADLINE_S = 3600.0
@@ -86,7 +87,8 @@ def run(
         version: Of the model; by default the server chooses.
         arrivals: "poisson" as from many clients that don't know of each other, or "constant".
         deadline_s: Sent with each request as its `timeout`; what is answered later is no goodput.
-        data: An .npz archive, an array of shape `(n, ...)` per input; by default random numbers.
+        data: An .npz archive, an array of shape `(n, ...)` per input, or a bundle's folder, for the
+            requests that it keeps; by default random numbers.
         shapes: Of random inputs, by name; by default open sizes are 1.
         batch: Rows of each request.
         json_tensors: Send tensors as JSON, not as raw bytes.
@@ -120,7 +122,7 @@ def run(
             deadline_ns=None if deadline_s is None else round(1e9 * deadline_s),
             batch=batch,
             encoding="gRPC" if address.grpc else "JSON" if json_tensors else "binary",
-            payload="random numbers" if data is None else "samples of the data",
+            payload=MADE_UP if data is None else SAMPLES,
             connections=connections,
             grace_s=grace_s,
             seed=seed,

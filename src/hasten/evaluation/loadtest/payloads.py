@@ -1,4 +1,4 @@
-"""The tensors of the requests: samples of some data, or random numbers, in batches."""
+"""The tensors of the requests: samples of some data or of a bundle, or random numbers, in batches."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.bundle import kept_requests, read
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.evaluation.loadtest.metadata import Described
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.npz import open_npz
-from hasten.inputs.data.requests import random_requests
+from hasten.inputs.data.requests import random_requests, samples_of
 
 _DISTINCT = 64
 """Requests, which are sent in turn; one that is repeated flatters the server's caches."""
@@ -34,7 +35,8 @@ def payloads(
 
     Args:
         inputs: What the model takes.
-        data: An .npz archive of arrays of shape `(n, ...)`, one per input; None for random numbers.
+        data: An .npz archive of arrays of shape `(n, ...)`, one per input; or a bundle's folder, for
+            the requests that it keeps; None for random numbers.
         shapes: Of random inputs, by name; where a size is open and isn't given, it is 1.
         batch: Rows of each request.
         seed: Of the random numbers.
@@ -51,7 +53,26 @@ def payloads(
         return _random(inputs, shapes, batch, seed)
     if shapes:
         raise InputError("shapes are for random requests: leave them out, or the data")
-    return _from_data(inputs, open_npz(data, [one.name for one in inputs]), batch)
+    names = [one.name for one in inputs]
+    dataset = _of_bundle(data, names) if data.is_dir() else open_npz(data, names)
+    return _from_data(inputs, dataset, batch)
+
+
+def _of_bundle(folder: Path, names: Sequence[str]) -> Dataset:
+    """Return the requests that a bundle keeps as samples.
+
+    Raises:
+        InputError: there is no bundle, it keeps none, or they are another model's.
+    """
+    kept = kept_requests(folder, read(folder))
+    if not kept:
+        raise InputError(f"{folder} keeps no requests of its data: give an .npz archive of some")
+    if set(kept[0]) != set(names):
+        raise InputError(
+            f"the model takes the inputs {', '.join(names)}; the requests in {folder} have "
+            f"{', '.join(kept[0])}"
+        )
+    return samples_of(kept)
 
 
 def _random(
@@ -130,7 +151,7 @@ def _fitted(one: Described, rows: Array) -> Array:
     _check_fit(one, whole.shape)
     want = np.dtype(one.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        cast = np.ascontiguousarray(whole, dtype=want)
+        cast = np.asarray(whole, dtype=want, order="C")  # of a single number too
     floating = want.kind == "f"
     if not (
         np.can_cast(whole.dtype, want, "same_kind") if floating else np.array_equal(cast, whole)

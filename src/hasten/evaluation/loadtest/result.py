@@ -41,7 +41,7 @@ class Offered:
         deadline_ns: Sent with each request, and for the goodput; None without one.
         batch: Rows of each request.
         encoding: Of the tensors: "binary", "JSON" or "gRPC".
-        payload: "samples of the data", or "random numbers".
+        payload: Where the requests are from: the data, or made up.
         connections: How many there might be at most, each with one request under way.
         grace_s: How long answers were waited for after the last request.
         seed: Of the arrivals and of random numbers.

@@ -1,20 +1,23 @@
-"""Requests to time a model with: the first samples of some data, or random numbers."""
+"""Requests to time a model with: samples of the data, those that a bundle keeps, or made-up ones."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from hasten.core.tensors import TensorSpec
-from hasten.errors import InputError
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.errors import HastenError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.source import open_data
 from hasten.inputs.pipeline.base import Pipeline
 
+SAMPLES = "samples of the data"
+MADE_UP = "made up (random numbers); give data for real ones"
 _SAMPLES = 64
 _RANDOM_BYTES = 256 << 20
 """Of random requests, all together."""
@@ -25,28 +28,63 @@ def first_requests(
     inputs: Sequence[TensorSpec],
     request: Sequence[TensorSpec],
     pipeline: Pipeline | None,
+    kept: Sequence[Tensors],
     seed: int,
-) -> Dataset:
-    """Return the first samples of the data, or random numbers where there is none.
+) -> tuple[Dataset, str]:
+    """Return requests to a bundle's model: of the data, else those that it keeps, else made-up ones.
+
+    Made-up requests are the last resort: a value that no real one has, of a sampling rate for one,
+    may take a branch of the model that can't answer.
 
     Args:
         data: As `open_data` takes it, or None.
         inputs: What the model takes.
         request: The inputs of one request, every size settled.
         pipeline: From an image file to the model's input.
+        kept: The requests that the bundle keeps.
         seed: Of the random numbers.
+
+    Returns:
+        The requests, and where they are from, in words.
 
     Raises:
         InputError: the data can't be used, or even one random request is too large.
     """
     if data is not None:
-        return first_samples(open_data(data, inputs, pipeline))
-    return random_requests(request, seed)
+        return first_samples(open_data(data, inputs, pipeline)), SAMPLES
+    if kept:
+        return samples_of(kept), f"{len(kept)} kept in the bundle"
+    return random_requests(request, seed), MADE_UP
 
 
 def first_samples(dataset: Dataset) -> Dataset:
     """Return as many samples as are timed."""
     return Subset(dataset, np.arange(min(len(dataset), _SAMPLES)))
+
+
+@contextlib.contextmanager
+def telling(said: str) -> Iterator[None]:
+    """Say in the failure of a model that was asked made-up requests that they were made up.
+
+    Args:
+        said: Where the requests are from, as of `first_requests`.
+    """
+    try:
+        yield
+    except HastenError as error:
+        if said != MADE_UP:
+            raise
+        raise type(error)(f"{error}; the requests were {said}") from error
+
+
+def samples_of(requests: Sequence[Tensors]) -> Dataset:
+    """Return requests, all of the same types and shapes, as the samples that they were made of."""
+    return ArrayDataset(
+        {
+            name: np.stack([request[name].reshape(_sample(first.shape)) for request in requests])
+            for name, first in requests[0].items()
+        }
+    )
 
 
 def random_requests(request: Sequence[TensorSpec], seed: int) -> Dataset:
@@ -70,9 +108,13 @@ def random_requests(request: Sequence[TensorSpec], seed: int) -> Dataset:
     return ArrayDataset({spec.name: _random(spec, count, rng) for spec in request})
 
 
-def _random(spec: TensorSpec, count: int, rng: np.random.Generator) -> Any:
-    """Random samples, each without the batch axis that a request has."""
-    sample = spec.sizes[1:] if spec.sizes[:1] == (1,) else spec.sizes
+def _sample(request: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a sample: that of a request without its batch axis, where it has one."""
+    return request[1:] if request[:1] == (1,) else request
+
+
+def _random(spec: TensorSpec, count: int, rng: np.random.Generator) -> Array:
+    sample = _sample(spec.sizes)
     if np.dtype(spec.dtype).kind == "f":
         return rng.standard_normal((count, *sample), np.float32).astype(spec.dtype, copy=False)
     return rng.integers(0, 2, (count, *sample), np.int8).astype(spec.dtype)

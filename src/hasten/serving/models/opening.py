@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -83,6 +84,7 @@ class OpenBundle:
         sizes: The batches to make.
         batched: Whether requests bring a batch axis that is open.
         notes: What whoever serves it should know.
+        requests: The bundle's own to warm up with, of one row each where requests bring a batch axis.
         instead: Which device isn't here that it is for, and what answers; "" where that is no matter.
         broken: Whether it answers NaN where the exact model doesn't.
     """
@@ -96,19 +98,31 @@ class OpenBundle:
     sizes: tuple[int, ...]
     batched: bool
     notes: list[str] = field(default_factory=list)
+    requests: tuple[Tensors, ...] = ()
     instead: str = ""
     broken: bool = False
+
+    @property
+    def everything(self) -> Sequence[Loaded]:
+        """All that is open: the sessions, and the standby where there is one."""
+        return self.sessions if self.standby is None else (*self.sessions, self.standby)
 
     @property
     def first(self) -> Loaded:
         """One of its sessions."""
         return self.sessions[0]
 
+    def asked(self, count: int, seed: int) -> Sequence[Tensors]:
+        """Return requests to ask before anybody does: the bundle's own, or else so many made-up ones."""
+        rng = np.random.default_rng(seed)
+        rows = 1 if self.batched else None
+        made = (_made_up(self.first.request, rows, rng) for _ in range(count))
+        return self.requests or tuple(made)
+
     def close(self) -> None:
         """Free the engines."""
-        for session in (*self.sessions, self.standby):
-            if session is not None:
-                session.close()
+        for session in self.everything:
+            session.close()
 
 
 def open_bundle(
@@ -159,6 +173,10 @@ def open_bundle(
             batched=_batched(sessions[0]),
             notes=list(sessions[0].not_certified),
         )
+        opened.requests = tuple(
+            {n: array[:1] if opened.batched else array for n, array in request.items()}
+            for request in sessions[0].requests
+        )
         opened.instead = _instead(manifest, opened.which, sessions[0].properties())
         if opened.instead:
             opened.notes.insert(0, opened.instead)
@@ -187,7 +205,7 @@ def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None)
     which = settings.which if read(path).exact is not None else "winner"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return load(path, which=which, custom_ops=settings.custom_ops, threads=threads)
+        return load(path, which=which, custom_ops=settings.custom_ops, threads=threads, sessions=1)
 
 
 def _standby(
@@ -199,7 +217,9 @@ def _standby(
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return undo.enter_context(load(path, which="exact", custom_ops=settings.custom_ops))
+        return undo.enter_context(
+            load(path, which="exact", custom_ops=settings.custom_ops, sessions=1)
+        )
 
 
 def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) -> tuple[int, int]:
@@ -233,7 +253,7 @@ def _largest(session: Loaded) -> int:
     return len(sizes) if set(sizes) == set(range(1, len(sizes) + 1)) else 1
 
 
-def requests_of(
+def _made_up(
     specs: Sequence[TensorSpec], rows: int | None, rng: np.random.Generator, loud: float = 1.0
 ) -> dict[str, Array]:
     """Make up a request of so many rows; None for as many as the specs say."""
@@ -254,15 +274,29 @@ def _warm_up(
     most_rows: int,
     pace: BackgroundPace,
 ) -> None:
-    """Run every batch shape on every session; find which of them give a request its own answer."""
-    rng = np.random.default_rng(0)
-    specs = opened.first.request
-    lone = requests_of(specs, 1 if opened.batched else None, rng)
-    alone = pace.run(opened.first, lone)
-    times = {1: _timed_ns(opened.sessions, lone, _RUNS, pace)}
-    if opened.standby is not None:
-        pace.run(opened.standby, lone)
-    sizes, known = [1], {point.batch: point.p50_ns for point in curve}
+    """Run every batch shape on every session; find which of them give a request its own answer.
+
+    Raises:
+        CandidateError: a request of the bundle's own fails, so real ones will.
+    """
+    known = {point.batch: point.p50_ns for point in curve}
+    lone, *others = opened.asked(1, seed=0)
+    try:
+        for session in opened.everything:
+            for request in (lone, *others):
+                pace.run(session, request)
+        alone = pace.run(opened.first, lone)
+        times = {1: _timed_ns(opened.sessions, lone, _RUNS, pace)}
+    except CandidateError as error:
+        if opened.requests:
+            raise
+        opened.notes.append(
+            f"served without a warm-up: the bundle keeps no requests, and a made-up one failed: {error}"
+        )
+        opened.batched = False
+        opened.latencies = Latencies({1: known.get(1, 1.0)})
+        return
+    sizes, mates = [1], _mates(opened)
     if opened.batched and all(array.shape[:1] == (1,) for array in alone.values()):
         each_bytes = sum(array.nbytes for array in lone.values())
         most_ns = pace.spent_ns + _BUDGET_NS
@@ -271,7 +305,7 @@ def _warm_up(
             enough = expected_ns > _SLOWEST_NS or pace.spent_ns + 3 * expected_ns > most_ns
             if size > most_rows or enough or size * each_bytes > _BYTES:
                 break
-            batch = _stacked(lone, requests_of(specs, size - 1, rng, _LOUD))
+            batch = _stacked([lone, *itertools.islice(mates, size - 1)])
             unlike = _unlike_alone(opened, batch, alone, pace)
             if unlike:
                 opened.notes.append(f"served one by one: {unlike}")
@@ -317,8 +351,20 @@ def _timed_ns(
     return pace.typical_ns(times)
 
 
-def _stacked(first: Tensors, others: Tensors) -> dict[str, Array]:
-    return {name: np.concatenate([array, others[name]]) for name, array in first.items()}
+def _mates(opened: OpenBundle) -> Iterator[Tensors]:
+    """Yield batch mates for a first request without end: others of one row each, and louder."""
+    rng = np.random.default_rng(1)
+    while not opened.requests:
+        yield _made_up(opened.first.request, 1, rng, _LOUD)
+    for request in itertools.cycle((*opened.requests[1:], opened.requests[0])):
+        with np.errstate(over="ignore"):
+            yield {
+                n: a * a.dtype.type(_LOUD) if a.dtype.kind == "f" else a for n, a in request.items()
+            }
+
+
+def _stacked(requests: Sequence[Tensors]) -> dict[str, Array]:
+    return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
 
 
 def _unlike_alone(opened: OpenBundle, batch: Tensors, alone: Tensors, pace: BackgroundPace) -> str:

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import numpy as np
-
-from hasten.bundle import MANIFEST, read
-from hasten.core.tensors import TensorSpec
+from hasten.bundle import MANIFEST, Loaded, read
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, HastenError, InputError
 from hasten.serving.models.company import Company
 from hasten.serving.models.comparison import disagreeing_rows, is_broken
 from hasten.serving.models.courtesy import giving_way
-from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle, requests_of
+from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.served import ServedModel, Watcher
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -255,11 +253,11 @@ class Repository:
         Raises:
             CandidateError: it answers NaN where the other, or its exact model, doesn't.
         """
-        rng = np.random.default_rng(2)
         disagreed = compared = 0
-        for _ in range(_COMPARED):
-            request = requests_of(opened.first.request, 1 if opened.batched else None, rng)
-            answers = pace.run(opened.first, request)
+        for request in opened.asked(_COMPARED, seed=2):
+            answers = _answers(opened, opened.first, request, pace)
+            if answers is None:
+                continue
             try:
                 asked = asyncio.run_coroutine_threadsafe(old.ask(request), self._loop)
                 before = asked.result(_PATIENCE_S)
@@ -277,7 +275,7 @@ class Repository:
                 f"requests may bring {opened.sizes[-1]} rows from now on; it was {old.most_rows}"
             )
         opened.notes.append(
-            f"it takes the place of another: on random inputs, {disagreed} of {compared} answers "
+            f"it takes the place of another: on {_inputs(opened)}, {disagreed} of {compared} answers "
             "differ"
         )
 
@@ -355,12 +353,14 @@ def _compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
     Returns:
         Whether it answers NaN where the exact one doesn't.
     """
-    rng = np.random.default_rng(1)
+    if opened.standby is None:
+        return False
     disagreed = compared = 0
-    for _ in range(_COMPARED if opened.standby is not None else 0):
-        assert opened.standby is not None
-        request = requests_of(opened.first.request, 1 if opened.batched else None, rng)
-        answers, exact = pace.run(opened.first, request), pace.run(opened.standby, request)
+    for request in opened.asked(_COMPARED, seed=1):
+        answers = _answers(opened, opened.first, request, pace)
+        exact = _answers(opened, opened.standby, request, pace)
+        if answers is None or exact is None:
+            continue
         if is_broken(answers) and not is_broken(exact):
             opened.notes.append("it answers NaN here: the exact model answers in its place")
             return True
@@ -369,9 +369,29 @@ def _compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
         disagreed += int(rows.sum())
     if 2 * disagreed > compared:
         opened.notes.append(
-            f"on {compared} random inputs, {disagreed} answers weren't the exact model's"
+            f"on {_inputs(opened)}, {disagreed} of {compared} answers weren't the exact model's"
         )
     return False
+
+
+def _answers(
+    opened: OpenBundle, session: Loaded, request: Tensors, pace: BackgroundPace
+) -> dict[str, Array] | None:
+    """Answer a request of the server's own; None where it is made up and fails: that tells nothing.
+
+    Raises:
+        CandidateError: one of the bundle's own fails.
+    """
+    try:
+        return pace.run(session, request)
+    except CandidateError:
+        if opened.requests:
+            raise
+        return None
+
+
+def _inputs(opened: OpenBundle) -> str:
+    return "samples of its data" if opened.requests else "made-up inputs"
 
 
 def _interface(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:

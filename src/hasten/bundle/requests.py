@@ -1,0 +1,115 @@
+"""Requests of the data that a bundle keeps, to warm up with and to be timed with."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hasten.bundle.manifest import Manifest, check_artifact
+from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
+from hasten.errors import IntegrityError
+
+REQUESTS = "requests.raw"
+"""Name of the file: request after request, of each the arrays in the order of the winner's request, in
+C order and little-endian. The manifest says how many; their types and shapes are the winner's."""
+MOST_REQUESTS = 4
+"""So few, since they are somebody's data; more than one, since a branch that one doesn't take another may."""
+MOST_BYTES = 16 << 20
+"""Size of the file at most: it is read whole, and travels with every bundle."""
+
+
+def request_bytes(specs: Sequence[TensorSpec]) -> int:
+    """Return the size of one request, whose dimensions are all settled."""
+    return sum(math.prod(spec.sizes) * np.dtype(spec.dtype).itemsize for spec in specs)
+
+
+def room_for(specs: Sequence[TensorSpec]) -> int:
+    """Return how many requests of these specs a bundle keeps; 0 where even one is too large."""
+    return min(MOST_REQUESTS, MOST_BYTES // max(1, request_bytes(specs)))
+
+
+def packed(requests: Sequence[Tensors], specs: Sequence[TensorSpec]) -> bytes:
+    """Return the bytes of the file.
+
+    Args:
+        requests: As many as there is `room_for`, at most.
+        specs: The inputs of each, in the file's order.
+
+    Raises:
+        InputError: one has other inputs.
+    """
+    for request in requests:
+        check_tensors(request, specs)
+    return b"".join(request[spec.name].tobytes() for request in requests for spec in specs)
+
+
+def in_words(count: int) -> str:
+    """Say how many samples of the data are in a bundle, for those whose data it was."""
+    are = f"{count} of the data {'is' if count == 1 else 'are'}" if count else "none of the data is"
+    return f"{are} in the bundle{', to warm up with' if count else ''}"
+
+
+def check_requests(manifest: Manifest) -> None:
+    """Check that what a manifest states of its requests is possible, before any is read.
+
+    Raises:
+        IntegrityError: too many, too large, or another size than the winner's inputs come to.
+    """
+    count = manifest.requests
+    if count == 0:
+        return
+    check_artifact(manifest.winner.artifact)
+    each_bytes = request_bytes(manifest.winner.artifact.request)
+    if not 0 < count <= room_for(manifest.winner.artifact.request):
+        raise IntegrityError(
+            f"it states {count} requests of {each_bytes:,} bytes; a bundle has {MOST_REQUESTS} and "
+            f"{MOST_BYTES >> 20} MiB of them at most"
+        )
+    wanted = count * each_bytes
+    _, size_bytes = manifest.files.get(REQUESTS, ("", -1))
+    if size_bytes != wanted:
+        raise IntegrityError(
+            f"{count} requests of its inputs take {wanted:,} bytes; {REQUESTS} "
+            f"{f'has {size_bytes:,}' if size_bytes >= 0 else 'is not listed'}"
+        )
+
+
+def kept_requests(path: Path, manifest: Manifest) -> tuple[dict[str, Array], ...]:
+    """Read the requests that a bundle keeps.
+
+    Args:
+        path: The bundle's folder.
+        manifest: As `read` gave it, so that the size of the file is bounded.
+
+    Returns:
+        Arrays by input name, the caller's own; nothing where the bundle keeps none.
+
+    Raises:
+        IntegrityError: the file was changed since, or can't be read, or a truth value is neither.
+    """
+    if not manifest.requests:
+        return ()
+    sha256, size_bytes = manifest.files[REQUESTS]
+    try:
+        with (path / REQUESTS).open("rb") as file:
+            data = file.read(size_bytes + 1)
+    except OSError as error:
+        raise IntegrityError(f"{path}: {REQUESTS} can't be read: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise IntegrityError(f"{path}: {REQUESTS} was changed after it was written")
+    found, place = [], 0
+    for _ in range(manifest.requests):
+        request = {}
+        for spec in manifest.winner.artifact.request:
+            dtype, count = np.dtype(spec.dtype), math.prod(spec.sizes)
+            raw = np.frombuffer(data, np.uint8, count * dtype.itemsize, place)
+            place += raw.nbytes
+            if dtype == np.bool_ and (raw > 1).any():
+                raise IntegrityError(f"{path}: {REQUESTS} is damaged: {spec} is neither 0 nor 1")
+            request[spec.name] = raw.copy().view(dtype).reshape(spec.sizes)
+        found.append(request)
+    return tuple(found)

@@ -1,0 +1,25 @@
+"""What a certificate promises, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hasten.certificate.verdict import Guard
+from hasten.inputs.metrics.base import Metric
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is to be shown of a candidate before it may ship.
+
+    Attributes:
+        metric: Score of each answer; agreement with the original under the guard "changed".
+        guard: Quantity that is bounded: the net drop, the share lost, or the share changed.
+        max_drop: Largest drop that is allowed, as an absolute share: 0.01 is one point.
+        confidence: Probability with which the limit holds, for the whole ladder of candidates.
+    """
+
+    metric: Metric
+    guard: Guard = "net"
+    max_drop: float = 0.01
+    confidence: float = 0.95

@@ -1,0 +1,113 @@
+"""How hard a run tries: the rounds it takes, how far it searches, and what else it measures at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from hasten.errors import InputError
+from hasten.measure.intervals import Statistic
+from hasten.measure.latency import Pace
+
+Depth: TypeAlias = Literal["engines", "first", "all"]
+_P99_WIDER = 3.0
+"""How many times wider an A/A spread may stay where p99s are compared: a finer one would take hours."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard a run tries.
+
+    Attributes:
+        depth: What is searched. "engines": the untouched model on each engine. "first": each pass's
+            likeliest settings too. "all": also further settings, mixtures of precisions, cascades and
+            the neighbours of the best.
+        race_rounds: Rounds in which the last candidates race, at least.
+        final_rounds: Fresh rounds that the quoted figures come from, at least.
+        settle: A/A spread that the final rounds wait for, up to four times as many rounds.
+        race_settle: A/A spread that the race waits for, which only has to tell who is faster.
+        warmup_ns: Untimed time at the head of each turn, in nanoseconds.
+        block_ns: Timed time of each turn, in nanoseconds.
+        at_least: Fewest timed requests in a turn.
+        ceilings: Whether latencies are set against the least that the machine could take.
+        curve_s: Longest time for the batch curve, in seconds; 0 for none.
+        load_s: Shortest time of each load scenario, in seconds; 0 for none.
+    """
+
+    depth: Depth = "all"
+    race_rounds: int = 24
+    final_rounds: int = 40
+    settle: float = 0.03
+    race_settle: float = 0.1
+    warmup_ns: int = Pace.warmup_ns
+    block_ns: int = Pace.block_ns
+    at_least: int = Pace.at_least
+    ceilings: bool = True
+    curve_s: float = 15.0
+    load_s: float = 1.0
+
+    def pace(self, objective: Statistic, limit_s: float = Pace.limit_s) -> Pace:
+        """Return the lengths of the turns for what is compared.
+
+        A p99 takes at least 299 independent requests; more of a very fast model's requests in one
+        round would tell more of that round alone, so a turn has 12 to 200 of them.
+
+        Args:
+            objective: Statistic that latencies are compared by.
+            limit_s: A worker that gives no answer for so long is killed, in seconds.
+        """
+        least, most = (12, 200) if objective == "p99" else (3, Pace.at_most)
+        return Pace(self.warmup_ns, self.block_ns, max(least, self.at_least), most, limit_s)
+
+    def settled(self, objective: Statistic, *, final: bool) -> float:
+        """Return the A/A spread to wait for, in the final rounds or in the race."""
+        wider = _P99_WIDER if objective == "p99" else 1.0
+        return wider * (self.settle if final else self.race_settle)
+
+    @property
+    def omissions(self) -> tuple[str, ...]:
+        """What a normal run does and this one leaves out, in words."""
+        left = []
+        if self.depth == "engines":
+            left.append("every pass")
+        if self.depth != "all":
+            left.append("further settings, mixtures of precisions and cascades")
+        if not self.ceilings:
+            left.append("profiles and the distance from the machine's limit")
+        if not self.curve_s:
+            left.append("the batch curve")
+        if not self.load_s:
+            left.append("load scenarios")
+        return tuple(left)
+
+
+EFFORTS = {
+    "quick": Effort(
+        depth="first",
+        race_rounds=12,
+        final_rounds=16,
+        settle=0.1,
+        race_settle=0.2,
+        warmup_ns=6_000_000,
+        block_ns=15_000_000,
+        ceilings=False,
+        curve_s=0.0,
+        load_s=0.0,
+    ),
+    "normal": Effort(),
+    "thorough": Effort(race_rounds=48, final_rounds=120, settle=0.015, curve_s=60.0, load_s=10.0),
+}
+"""Efforts by the names that people give them."""
+
+
+def effort_of(effort: str | Effort) -> Effort:
+    """Return an effort by its name, or as it was given.
+
+    Raises:
+        InputError: no effort has that name.
+    """
+    if isinstance(effort, Effort):
+        return effort
+    if effort not in EFFORTS:
+        raise InputError(f"the effort is {', '.join(EFFORTS)}, or an Effort: got {effort!r}")
+    return EFFORTS[effort]

@@ -1,0 +1,235 @@
+"""The end of a run for a device that isn't here: what ships, and what the device's tools say of it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hasten import bundle
+from hasten.bundle import Part, Status
+from hasten.certificate.certification import last_certified
+from hasten.certificate.verdict import Judgement
+from hasten.core.devices import family_of
+from hasten.core.target import Target
+from hasten.errors import CandidateError
+from hasten.inputs.data.spool import write_spool
+from hasten.measure.candidate import Trial
+from hasten.optimization import delivery
+from hasten.optimization.estimated.comparison import compare_with_program, program_of, simulates
+from hasten.optimization.estimated.trials import Estimation, comparable, ranked
+from hasten.optimization.job import Job
+from hasten.optimization.judge import Ending, Shipment, Verdicts
+from hasten.optimization.preparation import Ready
+from hasten.report.result import EstimateRow, Estimates, Result
+
+AREAS = {"fpga": ("TRELLIS_COMB", "ICESTORM_LC"), "tpu": ("peak_memory_bytes",)}
+"""Figures that a family's frontier sets against the rank, whichever of them there is."""
+
+
+@dataclass
+class Finish:
+    """From the verdicts to what ships.
+
+    Attributes:
+        job: The run.
+        ready: Its model and data.
+        trials: What every candidate came to.
+        verdicts: What the sealed data showed of the ladder.
+        compared: On how many samples what ships was compared with its program, in words.
+    """
+
+    job: Job
+    ready: Ready
+    trials: Estimation
+    verdicts: Verdicts
+    compared: str = ""
+
+    def ending(self) -> Ending:
+        """Say what ships, with all that the device's tools say of it, or why nothing does."""
+        passed = last_certified(self.verdicts)
+        status, why, winner = self._choice(passed)
+        if winner is not None:
+            try:
+                winner = self.trials.ask_further(winner)
+            except CandidateError as error:
+                label = winner.candidate.label
+                self.job.notes.append(f"not all figures of {label} are known: {error}")
+        job, order, target = self.job, self.job.order, self.ready.target
+        result = Result(
+            bundle=order.out,
+            status=status,
+            why=why,
+            judgement=passed[1] if passed else _first_judgement(self.verdicts),
+            population=order.population,
+            rows=(),
+            spread=0.0,
+            threads=1,
+            tried={},
+            notes=(*self.ready.parts.notes, *job.notes),
+            seconds=time.monotonic() - job.began,
+            asked=delivery.asked(job, self.ready),
+            budget_ns=None if order.budget_s is None else 1e9 * order.budget_s,
+            estimates=Estimates(
+                device=target.device,
+                noun=family_of(target).noun,
+                rows=tuple(self._rows()),
+                winner=self.trials.exact.label if winner is None else winner.candidate.label,
+                compared=self.compared,
+                area=self._area(),
+            ),
+        )
+        return Ending(self._shipment(status, why, winner, passed), result)
+
+    def _shipment(
+        self, status: Status, why: str, winner: Trial | None, passed: tuple[str, Judgement] | None
+    ) -> Shipment:
+        """Return what goes into the bundle: the original for this host where nothing ships."""
+        trials = self.trials
+        exact: Part = bundle.part(
+            trials.exact.label, (), trials.exact.engine, trials.exact_artifact
+        )
+        if winner is None:
+            return Shipment(status, why, exact, exact, Target.host())
+        certified = status == "certified" and passed is not None
+        return Shipment(
+            status,
+            why,
+            delivery.part_of(winner.candidate, trials.artifact(winner)),
+            exact,
+            self.ready.target,
+            judgement=passed[1] if certified and passed is not None else None,
+        )
+
+    def _choice(self, passed: tuple[str, Judgement] | None) -> tuple[Status, str, Trial | None]:
+        """Return the status, why, and what ships; None for the original on this host."""
+        if passed is not None:
+            trial = self.trials.done[passed[0]]
+            if trial.candidate.engine.faithful:
+                return self._simulated(trial, passed[1])
+            if trial.candidate.exact:
+                return "exact", "what ships keeps the original's precision", trial
+            return (
+                "uncertified",
+                f"judged on this host, not on a {family_of(self.ready.target).noun}, whose last bits may "
+                f"differ: {passed[1].in_words()}; to know, run on the device: {self._certify()}",
+                trial,
+            )
+        why = _why_not(self.verdicts, bool(self.trials.estimated()), self._first_failure())
+        able = [t for t in self.trials.estimated() if self.trials.able(t)]
+        if self.job.order.accept_uncertified and able:
+            return "uncertified", f"accepted uncertified: {why}", able[0]
+        exact = next((t for t in self.trials.estimated() if t.candidate.exact), None)
+        if exact is not None:
+            return "exact", f"{why}: what ships keeps the original's precision", exact
+        return "exact", f"{why}; the bundle holds the original, for this host", None
+
+    def _simulated(self, trial: Trial, judgement: Judgement) -> tuple[Status, str, Trial | None]:
+        """Return the status, why, and what ships where a design passed: certified if its RTL was simulated."""
+        if program_of(self.trials, trial) is not trial and not simulates(trial):
+            return (
+                "uncertified",
+                "Verilator isn't installed, so nobody simulated the RTL; of the program that it was "
+                f"written of: {judgement.in_words()}",
+                trial,
+            )
+        try:
+            self.compared = self._compared_on_all(trial)
+        except CandidateError as error:
+            return "exact", f"{error}; the bundle holds the original, for this host", None
+        return "certified", judgement.in_words(), trial
+
+    def _first_failure(self) -> str:
+        """The first candidate that failed, and why, in words; empty where none did."""
+        failed = (trial for trial in self.trials.done.values() if trial.failure)
+        return next((f"{trial.candidate.label}: {trial.failure}" for trial in failed), "")
+
+    def _certify(self) -> str:
+        """The command that judges the bundle on its device."""
+        bundle = shlex.quote(str(self.job.order.out))
+        limit = f"{100 * self.ready.promise.max_drop:.6g}%"
+        return f"hasten certify {bundle} --data new.npz --max-drop {limit}"
+
+    def _compared_on_all(self, trial: Trial) -> str:
+        """Compare what ships on the sealed data too, and say on how many samples it was compared."""
+        folder = self.job.folder / "sealed"
+        shutil.rmtree(folder, ignore_errors=True)
+        count = compare_with_program(
+            self.trials, trial, write_spool(self.ready.parts.sealed, folder)
+        )
+        if not count:
+            return ""
+        return (
+            f"the RTL answered {count + len(self.ready.parts.search):,} samples, all that judged it, as its "
+            "fixed-point program did, bit for bit"
+        )
+
+    def _rows(self) -> Iterator[EstimateRow]:
+        """Rows of what the device's tools were asked about, the fastest first; then what failed."""
+        good, units = self.trials.estimated(), self.ready.parts.search_units
+        frontier = self._frontier(good)
+        for trial in good:
+            estimate = trial.estimate
+            assert estimate is not None
+            yield EstimateRow(
+                label=trial.candidate.label,
+                source=estimate.source,
+                said=self.trials.outcome(trial),
+                latency_ns=estimate.latency_ns,
+                rank=ranked(trial)[0],
+                unit=ranked(trial)[1],
+                figures=estimate.figures,
+                limits=estimate.limits,
+                drop=self.trials.observed(trial, units),
+                frontier=trial.candidate.key in frontier,
+            )
+        for trial in self.trials.done.values():
+            if trial not in good:
+                yield EstimateRow(
+                    label=trial.candidate.label,
+                    source="none",
+                    said=self.trials.outcome(trial),
+                    drop=self.trials.observed(trial, units),
+                )
+
+    def _area(self) -> str:
+        """Name of the figure that stands for area, of those that a family has."""
+        for name in AREAS.get(self.ready.target.family, ()):
+            if any(t.estimate and name in t.estimate.figures for t in self.trials.estimated()):
+                return name
+        return ""
+
+    def _frontier(self, trials: Sequence[Trial]) -> set[str]:
+        """Return the keys of trials under the limit that no other is both faster and smaller than."""
+        name, kept, least = self._area(), set(), float("inf")
+        for trial in comparable(trials):
+            if trial.estimate is None or not self.trials.able(trial):
+                continue
+            area = trial.estimate.figures.get(name, 0.0)
+            if area < least:
+                kept.add(trial.candidate.key)
+                least = area
+        return kept
+
+
+def _first_judgement(judged: Verdicts) -> Judgement | None:
+    return next((entry for _, entry in judged if isinstance(entry, Judgement)), None)
+
+
+def _why_not(judged: Verdicts, estimated: bool, failure: str) -> str:
+    """Say why nothing passed.
+
+    Args:
+        judged: What was tested on the sealed data.
+        estimated: Whether the device's tools told of any.
+        failure: The first candidate that failed, and why.
+    """
+    if judged:
+        entry = judged[0][1]
+        return entry if isinstance(entry, str) else entry.in_words()
+    if estimated:
+        return "nothing that was made for the device is under the limit and answers as its program does"
+    nothing = "nothing could be made for the device that answers well enough"
+    return f"{nothing}; {failure}" if failure else nothing

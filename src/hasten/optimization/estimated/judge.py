@@ -1,0 +1,166 @@
+"""The judge for a device that isn't here: make, judge on this host, let the device's tools compare."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from hasten.errors import CandidateError
+from hasten.measure.intervals import Ratio
+from hasten.measure.workbench import OpenWorker
+from hasten.optimization.choose import Standing, ladder
+from hasten.optimization.estimated.comparison import compare_with_program, program_of
+from hasten.optimization.estimated.ending import Finish
+from hasten.optimization.estimated.fixed_point import FixedPointSearch
+from hasten.optimization.estimated.training import trainings
+from hasten.optimization.estimated.trials import Estimation, comparable, rank, ranked
+from hasten.optimization.grid import grid, originals
+from hasten.optimization.job import Job
+from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
+from hasten.optimization.preparation import Ready, engine_names
+
+_TRIAL_LIMIT_S = 900.0
+
+
+class Estimated(Judge):
+    """Compares candidates by what the device's own tools tell of them.
+
+    Accuracy is judged on this host, by what answers as the device does: bit for bit (FPGAs, by
+    simulation of the RTL), or nearly so, and then nothing is certified before it is certified there.
+
+    Args:
+        job: The run.
+        ready: Its model and data.
+    """
+
+    trials: Estimation
+
+    def __init__(self, job: Job, ready: Ready) -> None:
+        self.job, self.ready = job, ready
+        self.trials = Estimation(
+            ready.bench(job.folder, job.order.trial_limit_s or _TRIAL_LIMIT_S),
+            job.journal,
+            ready.parts.search,
+            ready.promise,
+            sealed_draws=ready.sealed_draws,
+        )
+
+    def search(self) -> None:
+        """Make, judge and estimate candidates until nothing promising is left, or the time is up."""
+        ready, order, trials = self.ready, self.job.order, self.trials
+        trials.begin(originals(ready.model))
+        metric = ready.promise.metric
+        if metric.needs_labels:
+            share = float(trials.exact_scores.mean())
+            self.job.notes.append(
+                f"the original's own {metric.noun} is {100 * share:.1f}% on "
+                f"{len(ready.parts.search):,} samples of the search split"
+            )
+        if self.job.journal.last("ladder") is not None:
+            return  # a stopped run was past it
+        if ready.target.family == "fpga":
+            data, folder = ready.training, self.job.folder
+            trained = [] if data is None else trainings(folder, data, order.seed)
+            FixedPointSearch(self.job, trials, trained).explore()
+        else:
+            self._try_all()
+
+    def _try_all(self) -> None:
+        """Judge each candidate of the grid, and ask the device's tools about those under the limit."""
+        order, target = self.job.order, self.ready.target
+        candidates = grid(
+            self.ready.model,
+            target,
+            engine_names=engine_names(order, target),
+            pass_names=order.passes,
+            keep_float=order.keep_float,
+        )
+        for number, candidate in enumerate(candidates):
+            if self.job.late:
+                left = len(candidates) - number
+                self.job.notes.append(
+                    f"the time limit left {left} of {len(candidates)} candidates untried"
+                )
+                return
+            self.job.tell("try", candidate.label, number, len(candidates))
+            trial = self.trials.judge(candidate)
+            if self.trials.able(trial) or (candidate.exact and trial.scores):
+                trial = self.trials.estimate(trial)
+            outcome = f"{candidate.label}: {self.trials.outcome(trial)}"
+            self.job.tell("try", candidate.label, number + 1, len(candidates), outcome)
+
+    def choose(self) -> Ladder:
+        """Choose candidates whose RTL, where they have any, answers as their program does."""
+        agree: set[str] = set()
+        while True:
+            rungs = self._rungs()
+            unknown = [key for key in rungs if key not in agree]
+            if not unknown:
+                return Ladder("", rungs)
+            agree |= {key for key in unknown if self._agrees(key)}
+
+    def _rungs(self) -> tuple[str, ...]:
+        trials = self.trials
+        able = comparable([t for t in trials.estimated() if trials.able(t)])
+        slowest = max((rank(t) for t in able), default=1.0) or 1.0
+        standings = [
+            Standing(
+                t.candidate.key,
+                False,
+                _sure(rank(t) / slowest),
+                float(trials.drops(t).mean()),
+                trials.risk(t),
+            )
+            for t in able
+        ]
+        original = Standing("", True, _sure(2.0), 0.0, 0.0)
+        return ladder([original, *standings], "", spread=0.0, max_drop=self.ready.promise.max_drop)
+
+    def _agrees(self, key: str) -> bool:
+        """Return whether a design's RTL answers the search split as its program; else it falls out."""
+        trial = self.trials.done[key]
+        self.job.tell("certify", f"comparing the RTL of {trial.candidate.label}", 0, 1)
+        try:
+            compare_with_program(self.trials, trial, self.ready.parts.search)
+        except CandidateError as error:
+            self.trials.fall_out(trial, str(error))
+            return False
+        return True
+
+    def stand_by(self, ladder: Ladder) -> None:
+        """Note where candidates were compared by their size alone."""
+        if any(ranked(self.trials.done[key])[1] == "bytes" for key in ladder.rungs):
+            self.job.notes.append(
+                "how fast they are shows on the device alone: candidates were compared by their size"
+            )
+
+    def open_exact(self) -> OpenWorker:
+        """Open the original on this host.
+
+        Raises:
+            InputError: it fails.
+        """
+        return self.trials.opened_exact()
+
+    @contextlib.contextmanager
+    def opened(self, key: str) -> Iterator[OpenWorker]:
+        """Open the program of a design, with which its RTL agreed; of others, what was made.
+
+        Raises:
+            CandidateError: it can't be opened any more.
+        """
+        program = program_of(self.trials, self.trials.done[key])
+        with self.trials.opened(program) as opened:
+            yield opened
+
+    def close(self) -> None:
+        """Do nothing: each process ends with its step."""
+
+    def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
+        """Say what ships, with what the device's tools say of it."""
+        return Finish(self.job, self.ready, self.trials, verdicts).ending()
+
+
+def _sure(ratio: float) -> Ratio:
+    """Return a ratio of figures that don't vary."""
+    return Ratio(ratio, ratio, ratio, 1)

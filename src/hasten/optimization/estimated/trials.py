@@ -1,0 +1,222 @@
+"""Candidates for a device that isn't here: made, judged on this host, and estimated by the device's tools."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+
+from hasten.core.target import Target
+from hasten.engines.base import Artifact
+from hasten.engines.estimates import Estimate
+from hasten.errors import CandidateError, InputError
+from hasten.measure.candidate import Single, Trial
+from hasten.measure.workbench import OpenWorker, Workbench
+from hasten.optimization.trials import Trials
+from hasten.passes.base import Skipped
+
+ROUTED = "device"
+"""Folder beside an artifact where the device's tools write."""
+
+
+class Estimation(Trials):
+    """The original on this host, and what every candidate came to beside it.
+
+    Attributes:
+        exact: The original as a candidate of this host, from `begin` on.
+        exact_artifact: What was built of it.
+    """
+
+    exact: Single
+    exact_artifact: Artifact
+
+    @property
+    def host(self) -> Workbench:
+        """The workbench of this host, where the original answers."""
+        return dataclasses.replace(self.bench, target=Target.host())
+
+    def begin(self, originals: Sequence[Single]) -> None:
+        """Let the original answer the search split, by the first engine of this host that runs it.
+
+        Raises:
+            InputError: none does, or its own answers aren't finite.
+        """
+        why = []
+        for candidate in originals:
+            try:
+                opened = self.host.open(candidate)
+            except CandidateError as error:
+                why.append(f"{candidate.label}: {error}")
+                continue
+            self.exact, self.exact_artifact = candidate, opened.artifact
+            try:
+                self.answer(opened)
+            except CandidateError as error:
+                raise InputError(f"the original model can't answer the data: {error}") from error
+            finally:
+                opened.worker.kill()
+            return
+        raise InputError(f"no engine of this host runs the model: {'; '.join(why)}")
+
+    def judge(self, candidate: Single) -> Trial:
+        """Make a candidate and let it answer the search split, unless the journal has it."""
+        known = self.done.get(candidate.key)
+        if known is not None:
+            return known
+        trial = Trial(candidate)
+        try:
+            opened = self.bench.open(candidate)
+        except Skipped as skipped:
+            return self.keep(dataclasses.replace(trial, skipped=str(skipped)))
+        except CandidateError as error:
+            return self.keep(dataclasses.replace(trial, failure=str(error)))
+        trial = dataclasses.replace(
+            trial, artifact=opened.artifact, properties=dict(opened.properties)
+        )
+        try:
+            trial = dataclasses.replace(trial, scores=self.scores(opened))
+        except CandidateError as error:
+            trial = dataclasses.replace(trial, failure=str(error))
+        finally:
+            opened.worker.kill()
+        return self.keep(trial)
+
+    def fall_out(self, trial: Trial, why: str) -> None:
+        """Record that a candidate can't ship after all."""
+        self.keep(dataclasses.replace(trial, failure=why))
+
+    def estimate(self, trial: Trial) -> Trial:
+        """Ask the device's tools about a candidate that was judged; once."""
+        if trial.estimate is not None or trial.failure or trial.skipped:
+            return trial
+        engine = trial.candidate.engine
+        try:
+            artifact = self.artifact(trial)
+            folder = artifact.path.parent / ROUTED
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            estimate = self.bench.estimate(engine, artifact, folder)
+        except CandidateError as error:
+            return self.keep(dataclasses.replace(trial, failure=str(error)))
+        written = tuple(sorted(p for p in folder.rglob("*") if p.is_file()))
+        artifact = dataclasses.replace(artifact, files=(*artifact.files, *written))
+        return self.keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
+
+    def ask_further(self, trial: Trial) -> Trial:
+        """Ask the device's tools for what is asked of a winner alone.
+
+        Raises:
+            CandidateError: a tool failed or hung.
+        """
+        assert trial.estimate is not None
+        artifact = self.artifact(trial)
+        folder = artifact.path.parent / ROUTED
+        folder.mkdir(exist_ok=True)
+        further = self.bench.further_figures(trial.candidate.engine, artifact, folder)
+        figures = {**trial.estimate.figures, **further}
+        estimate = dataclasses.replace(trial.estimate, figures=figures)
+        written = (p for p in sorted(folder.rglob("*")) if p.is_file())
+        files = tuple(dict.fromkeys((*artifact.files, *written)))
+        artifact = dataclasses.replace(artifact, files=files)
+        return self.keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
+
+    def made_as(self, judged: Trial, candidate: Single) -> Trial:
+        """Build what computes the same as a judged candidate on another engine; its scores are that one's."""
+        known = self.done.get(candidate.key)
+        if known is not None:
+            return known
+        trial = Trial(candidate, scores=judged.scores)
+        try:
+            model = self.bench.transform(candidate.passes)
+            folder = self.bench.folder / "artifacts" / candidate.key
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            artifact = self.bench.build(candidate.engine, model, folder)
+        except (CandidateError, Skipped) as error:
+            return self.keep(dataclasses.replace(trial, failure=str(error)))
+        return self.keep(dataclasses.replace(trial, artifact=artifact))
+
+    def artifact(self, trial: Trial) -> Artifact:
+        """What was built of a trial; built anew where a stopped run's files are gone.
+
+        Raises:
+            CandidateError: it can't be built any more.
+        """
+        if trial.artifact is not None and trial.artifact.path.exists():
+            return trial.artifact
+        model = self.bench.transform(trial.candidate.passes)
+        folder = self.bench.folder / "artifacts" / f"{trial.candidate.key}-again"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return self.bench.build(trial.candidate.engine, model, folder)
+
+    def opened_exact(self) -> OpenWorker:
+        """Open the original on this host.
+
+        Raises:
+            InputError: it fails.
+        """
+        try:
+            return self.host.open_built(self.exact.engine, self.exact_artifact)
+        except CandidateError as error:
+            raise InputError(f"the original model fails: {error}") from error
+
+    @contextlib.contextmanager
+    def opened(self, trial: Trial) -> Iterator[OpenWorker]:
+        """Open a trial's artifact on this host.
+
+        Raises:
+            CandidateError: it can't be.
+        """
+        opened = self.bench.open_built(trial.candidate.engine, self.artifact(trial))
+        try:
+            yield opened
+        finally:
+            opened.worker.kill()
+
+    def able(self, trial: Trial) -> bool:
+        """Whether a judged trial stayed under the limit on the whole search split."""
+        whole = trial.scores is not None and len(trial.scores) == len(self.samples)
+        return (
+            whole and not trial.failure and float(self.drops(trial).mean()) < self.promise.max_drop
+        )
+
+    def estimated(self) -> list[Trial]:
+        """Trials that the device's tools told of, the fastest first where they rank."""
+        found = [t for t in self.done.values() if t.estimate and not t.failure]
+        return sorted(found, key=lambda t: (ranked(t)[1] == "bytes", rank(t), self.risk(t)))
+
+    def outcome(self, trial: Trial) -> str:
+        """Return what became of a candidate, in a line."""
+        if trial.skipped:
+            return f"skipped: {trial.skipped}"
+        if trial.failure:
+            return f"failed: {trial.failure}"
+        if not trial.scores:
+            return "not judged"
+        points = 100 * float(self.drops(trial).mean())
+        early = ", left early" if len(trial.scores) < len(self.samples) else ""
+        return f"{points:+.2f} points lost on {len(trial.scores)}{early}"
+
+
+def ranked(trial: Trial) -> tuple[float, str]:
+    """What trials are compared by, less is better, and its unit: bytes where the tools rank nothing."""
+    estimate: Estimate | None = trial.estimate
+    if estimate is None:
+        return float("inf"), ""
+    if estimate.rank is not None:
+        return estimate.rank, estimate.unit
+    sizes = [value for name, value in estimate.figures.items() if name.endswith("bytes")]
+    artifact = trial.artifact
+    return (sizes or [0.0 if artifact is None else float(artifact.size_bytes)])[0], "bytes"
+
+
+def rank(trial: Trial) -> float:
+    """What trials are compared by, less is better."""
+    return ranked(trial)[0]
+
+
+def comparable(trials: Sequence[Trial]) -> list[Trial]:
+    """Return those that can be compared: whom the device's tools rank, or all, by their size, where none is."""
+    return [t for t in trials if ranked(t)[1] != "bytes"] or list(trials)

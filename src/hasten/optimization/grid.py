@@ -1,0 +1,213 @@
+"""What to try: a grid to begin with, then the neighbours of what did best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from hasten.core.devices import FAMILIES
+from hasten.core.model import Model
+from hasten.core.records import load_object
+from hasten.core.target import Target
+from hasten.engines.base import Engine
+from hasten.engines.installed import ENGINES, engine_kinds
+from hasten.measure.candidate import Single
+from hasten.passes.base import Pass
+from hasten.passes.little import Little, little_of
+
+T = TypeVar("T")
+_ENGINES_PER_VARIANT = 2
+_SOURCES_VARIED = 2
+_EXACT_PASSES = ("simplify", "fix_shapes")
+_CONVERSIONS = ("jax_program",)
+"""Each variant is a candidate from the beginning: without one there is nothing to run."""
+_LOSSY_PASSES = (
+    "static_quantization",
+    "nncf_quantization",
+    "litert_quantization",
+    "qnn_quantization",
+    "dynamic_quantization",
+    "tensorrt_quantization",
+    "half_precision",
+)
+
+
+def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:
+    """Yield every queue's first, then every queue's second, and so on."""
+    for i in range(max(map(len, queues), default=0)):
+        for queue in queues:
+            if i < len(queue):
+                yield queue[i]
+
+
+def _passes(
+    names: Sequence[str], model: Model, target: Target, wanted: Sequence[str] | None
+) -> list[list[Pass]]:
+    if wanted is not None:
+        names = [name for name in names if name in wanted]
+    family = FAMILIES.get(target.family)
+    if family is not None and family.passes is not None:
+        names = [name for name in names if name in family.passes or name in _EXACT_PASSES]
+    kinds: list[type[Pass]] = [load_object(Pass.registry[name]) for name in names]
+    return [list(kind.variants(model, target)) for kind in kinds]
+
+
+def _kept(step: Pass, keep_float: tuple[str, ...]) -> Pass:
+    if keep_float and any(f.name == "keep_float" for f in dataclasses.fields(step)):  # type: ignore[arg-type]
+        return dataclasses.replace(step, keep_float=keep_float)  # type: ignore[type-var]
+    return step
+
+
+def _useful(step: Pass, engine: Engine) -> bool:
+    """Whether a pass does more than the engine does by itself."""
+    return not (step.settles and engine.settles)
+
+
+def _takes(engine: Engine, step: Pass) -> bool:
+    """Whether an engine can run what a pass makes."""
+    lossy = step.quantized if isinstance(step, Little) else not step.exact
+    quantized = step.gives == "onnx" and lossy
+    return step.gives in engine.formats and not (quantized and engine.float_only)
+
+
+def grid(
+    model: Model,
+    target: Target,
+    *,
+    engine_names: Sequence[str] = ENGINES,
+    pass_names: Sequence[str] | None = None,
+    keep_float: tuple[str, ...] = (),
+    small_models: Sequence[Little] = (),
+) -> list[Single]:
+    """Return the first proposals: every pass's likeliest variant on every engine.
+
+    The untouched model on every engine comes first: nothing may ship that is slower than these.
+
+    Args:
+        model: The original.
+        target: The device.
+        engine_names: Which runtimes to try.
+        pass_names: Which transformations to try; None for all.
+        keep_float: Nodes of the original that no pass may quantize.
+        small_models: Smaller models to try in its place, as they are and in int8.
+
+    Raises:
+        InputError: an engine's name is unknown, or none is installed.
+    """
+    engines = list(_by_turns([list(k.variants(target)) for k in engine_kinds(engine_names)]))
+    untouched = [Single((), engine) for engine in engines if model.format in engine.formats]
+    converted = [
+        Single((_kept(step, keep_float),), engine)
+        for step in _by_turns(_passes(_CONVERSIONS, model, target, None))
+        for engine in engines
+        if _takes(engine, step)
+    ]
+    exact = [
+        Single((step,), engine)
+        for step in _by_turns(_passes(_EXACT_PASSES, model, target, pass_names))
+        for engine in engines
+        if engine.exact and _takes(engine, step) and _useful(step, engine)
+    ]
+    lossy = [
+        Single((_kept(step, keep_float),), engine)
+        for step in _likeliest(model, target, pass_names)
+        for engine in engines
+        if _takes(engine, step)
+    ]
+    for little in small_models:
+        further = [] if little.quantized else _likeliest(little.source(model), target, pass_names)
+        chains = [(little,), *((little, step) for step in further)]
+        lossy += [
+            Single(chain, engine)
+            for chain in chains
+            for engine in engines
+            if _takes(engine, chain[-1])
+        ]
+    return list(dict.fromkeys([*untouched, *converted, *exact, *lossy]))
+
+
+def originals(model: Model) -> list[Single]:
+    """Return the untouched model on this host's engines, each as it comes.
+
+    What a device's engines are held to where none of them runs the model as it is.
+
+    Args:
+        model: The original.
+
+    Raises:
+        InputError: none is installed.
+    """
+    host = Target.host()
+    first = [next(iter(kind.variants(host))) for kind in engine_kinds(ENGINES)]
+    return [Single((), engine) for engine in first if model.format in engine.formats]
+
+
+def _likeliest(model: Model, target: Target, wanted: Sequence[str] | None) -> list[Pass]:
+    """Return each lossy pass's likeliest variant."""
+    return [variants[0] for variants in _passes(_LOSSY_PASSES, model, target, wanted) if variants]
+
+
+def variations(
+    fastest: Sequence[Single],
+    model: Model,
+    target: Target,
+    keep_float: tuple[str, ...] = (),
+    pass_names: Sequence[str] | None = None,
+) -> list[Single]:
+    """Return the passes' further variants, each on the two engines on which its first did best.
+
+    For when the first variants are fast and not accurate enough. Of the original and the smaller
+    models those two are varied that the fastest were made of.
+
+    Args:
+        fastest: What was tried, fastest first.
+        model: The original.
+        target: The device.
+        keep_float: Nodes of the original that no pass may quantize.
+        pass_names: Which transformations to try; None for all.
+    """
+    sources = dict.fromkeys(little_of(c.passes) for c in fastest if _varies(c.passes))
+    found: list[list[Single]] = []
+    for little in list(sources)[:_SOURCES_VARIED]:
+        begin = () if little is None else (little,)
+        own = [c for c in fastest if little_of(c.passes) == little]
+        kept = keep_float if little is None else ()
+        source = model if little is None else little.source(model)
+        for queue in _passes(_LOSSY_PASSES, source, target, pass_names):
+            ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
+            found.append(
+                [
+                    Single((*begin, _kept(step, kept)), engine)
+                    for step in queue[1:]
+                    for engine in list(dict.fromkeys(ranked))[:_ENGINES_PER_VARIANT]
+                ]
+            )
+    return list(_by_turns(found))
+
+
+def _varies(passes: Sequence[Pass]) -> bool:
+    """Whether there may be other variants of what quantized a model."""
+    return bool(passes) and not passes[-1].exact and not isinstance(passes[-1], Little)
+
+
+def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) -> list[Single]:
+    """Return what differs by one step from the best so far: scheduling, or an exact pass before.
+
+    Args:
+        best: The most promising, best first.
+        helpful: Exact passes that made the untouched model faster.
+        target: The device.
+    """
+    found = []
+    for candidate in best:
+        found += [Single(candidate.passes, other) for other in candidate.engine.tunings(target)]
+        if candidate.passes and not any(
+            step.exact or isinstance(step, Little) for step in candidate.passes
+        ):
+            found += [
+                Single((step, *candidate.passes), candidate.engine)
+                for step in helpful
+                if _useful(step, candidate.engine)
+            ]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,95 @@
+"""A run at work: what was asked, its folder and journal, and what it tells."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hasten.bundle import replaceable
+from hasten.core.invocation import Invocation
+from hasten.core.progress import Listener, Progress
+from hasten.errors import InputError, full_disk
+from hasten.measure.journal import Journal
+from hasten.optimization.order import Order
+from hasten.optimization.workspace import claimed_folder
+
+
+@dataclass
+class Job:
+    """A run at work.
+
+    Attributes:
+        order: What was asked.
+        invocation: How it was asked, so that a person can ask again.
+        folder: Work folder, beside the bundle.
+        journal: Journal of completed steps, in that folder.
+        listen: Callback that is told of each step.
+        notes: What the reader of the result should know.
+        began: `time.monotonic()` at the beginning.
+    """
+
+    order: Order
+    invocation: Invocation
+    folder: Path
+    journal: Journal
+    listen: Listener
+    notes: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def deadline(self) -> float | None:
+        """`time.monotonic()` by which the search should end; None for no limit."""
+        limit_s = self.order.time_limit_s
+        return None if limit_s is None else self.began + limit_s
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline is over."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def tell(
+        self,
+        stage: str,
+        doing: str,
+        done: int,
+        total: int,
+        outcome: str | None = None,
+        best: str | None = None,
+    ) -> None:
+        """Report one step; the arguments are the fields of `Progress`."""
+        self.listen(Progress(stage, doing, done, total, outcome, best))
+
+
+@contextlib.contextmanager
+def claimed(
+    order: Order, invocation: Invocation, *, resume: bool, listen: Listener, notes: Sequence[str]
+) -> Iterator[Job]:
+    """Claim a run's work folder; the folder is removed once the run came to its end.
+
+    A run that stops after its first trial leaves the folder, to be resumed; one that fails before
+    leaves nothing.
+
+    Raises:
+        InputError: there is something that no bundle may replace, an unfinished run that `resume`
+            doesn't ask for, nothing to resume, another run at work, or a full disk.
+    """
+    began = time.monotonic()
+    replaceable(order.out)
+    folder = order.out.with_name(order.out.name + ".work")
+    with claimed_folder(folder, resume=resume) as journal:
+        try:
+            yield Job(order, invocation, folder, journal, listen, list(notes), began)
+        except (InputError, OSError) as error:
+            full = None if isinstance(error, InputError) else full_disk(error)
+            if not isinstance(error, InputError) and full is None:
+                raise
+            if journal.last("trial") is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            if full is None:
+                raise
+            raise InputError(f"can't write {full.filename or folder}: {full.strerror}") from error
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,276 @@
+"""The end of a run that measures: fresh figures for what was chosen, and what ships."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.bundle import Part
+from hasten.certificate.certification import last_certified
+from hasten.certificate.verdict import Judgement
+from hasten.core.records import to_record
+from hasten.engines.layers import LayerTime
+from hasten.measure.candidate import Trial
+from hasten.measure.curve import CURVE, CurvePoint, curve_record
+from hasten.measure.race import AGAIN, BASELINE, Standings
+from hasten.measure.scenario import LoadTest, in_words, load_record
+from hasten.measure.sweep import sweep
+from hasten.optimization import delivery
+from hasten.optimization.judge import Ending, Ladder, Shipment, Verdicts
+from hasten.optimization.measured.choice import Choice, decide, settled_by_sealed_data
+from hasten.optimization.measured.limits import limits, profiles
+from hasten.optimization.measured.loads import loads
+from hasten.optimization.measured.outcomes import (
+    best_of_methods,
+    figures_record,
+    method_of,
+    methods,
+    outcomes,
+    rungs,
+)
+from hasten.optimization.measured.racing import Racing
+from hasten.report.result import UNEVEN, Limit, Result, Row, row
+
+_CLEARLY = 0.95
+"""Share of what ships that an uncertified model's latency must stay under to be worth a row."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """From the verdicts to what ships.
+
+    Attributes:
+        racing: The run's candidates and their races.
+        ladder: As it was frozen.
+        verdicts: What the sealed data showed of it.
+    """
+
+    racing: Racing
+    ladder: Ladder
+    verdicts: Verdicts
+
+    def ending(self) -> Ending:
+        """Time what was chosen in fresh rounds, and say what ships, with all figures of it."""
+        racing, order = self.racing, self.racing.job.order
+        passed = last_certified(self.verdicts)
+        winner = passed[0] if passed else self.ladder.exact
+        loose = self._fastest_uncertified(winner)
+        best = best_of_methods(racing) if racing.ready.trained else {}
+        final = self._fresh_figures([self.ladder.exact, winner, loose, *best.values()])
+        choice = decide(
+            self.ladder,
+            self.verdicts,
+            final,
+            baseline=racing.trials.baseline.key,
+            loose=loose,
+            accept_uncertified=order.accept_uncertified,
+        )
+        if choice.beaten is not None:
+            racing.job.notes.append(
+                f"{racing.candidate(choice.beaten).label} passed, but in fresh rounds it was not faster "
+                "than the exact model beyond the noise: the exact model ships"
+            )
+        method = method_of(racing.candidate(choice.winner)) if best else ""
+        best |= {method: choice.winner} if method else {}
+        shown = self._shown(choice, loose)
+        racing.job.notes += [
+            UNEVEN.format(racing.candidate(key).label)
+            for _, key, entrant in shown
+            if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
+        ]
+        steps, reached, by_candidate = self._limits(final, shown)
+        curve = self._curve(choice.winner)
+        loaded = loads(racing, choice.winner)
+        result = Result(
+            bundle=order.out,
+            status=choice.status,
+            why=choice.why,
+            judgement=choice.judgement or _first_failing(self.verdicts),
+            population=order.population,
+            rows=self._rows(final, choice, loose),
+            spread=final.spread,
+            threads=final.threads,
+            tried={
+                t.candidate.label: racing.trials.outcome(t) for t in racing.trials.done.values()
+            },
+            notes=(*racing.ready.parts.notes, *racing.job.notes),
+            seconds=time.monotonic() - racing.job.began,
+            objective=final.statistic,
+            outcomes=outcomes(racing, self.ladder, by_candidate),
+            ladder=rungs(racing, self.verdicts),
+            asked=delivery.asked(racing.job, racing.ready),
+            limits=reached,
+            loads=tuple(in_words(test)[0] for test in loaded),
+            methods=methods(racing, final, self.verdicts, best),
+            budget_ns=None if order.budget_s is None else 1e9 * order.budget_s,
+            method=method,
+        )
+        roles = {role: entrant for role, _, entrant in shown}
+        records = {
+            **figures_record(racing, final, roles),
+            **self._records(choice, steps, reached, curve, loaded),
+        }
+        return Ending(shipment(racing, choice), result, records)
+
+    def _fastest_uncertified(self, winner: str) -> str | None:
+        """Return the fastest trial under the limit that isn't certified, where it beats what ships."""
+        trials, settled = self.racing.trials, settled_by_sealed_data(self.verdicts)
+        able = [
+            t
+            for t in trials.measured()
+            if not t.candidate.exact
+            and t.candidate.key not in settled
+            and trials.drop(t) < self.racing.ready.promise.max_drop
+        ]
+        if not able:
+            return None
+        fastest = min(able, key=lambda t: trials.ratio(t).estimate)
+        own = trials.done.get(winner)
+        bar = 1.0 if own is None or own.measurement is None else trials.ratio(own).estimate
+        return fastest.candidate.key if trials.ratio(fastest).estimate < bar * _CLEARLY else None
+
+    def _records(
+        self,
+        choice: Choice,
+        steps: Mapping[str, tuple[LayerTime, ...]],
+        reached: Sequence[Limit],
+        curve: Sequence[CurvePoint],
+        loaded: Sequence[LoadTest],
+    ) -> dict[str, Any]:
+        """Return the raw records of what was measured besides, by file name."""
+        records: dict[str, Any] = {}
+        if curve:
+            records[CURVE] = curve_record(curve)
+        if loaded:
+            records["load.json"] = [load_record(test) for test in loaded]
+        if "fastest exact" in steps:
+            exact_steps = steps["fastest exact"]
+            same = choice.winner == choice.exact
+            both = {
+                "exact": exact_steps,
+                "winner": exact_steps if same else steps.get("winner", ()),
+            }
+            records["profile.json"] = to_record(both)
+        if reached:
+            records["limit.json"] = [
+                {"name": at.role, "floor_ns": at.floor_ns, "ratio": at.ratio, "binds": at.binds}
+                for at in reached
+            ]
+        return records
+
+    def _limits(
+        self, final: Standings, shown: Sequence[tuple[str, str, str]]
+    ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...], Mapping[str, Limit]]:
+        """Profile what ships and the exact model; set all against what the machine can do."""
+        if not self.racing.limited or self.racing.job.late:
+            return {}, (), {}
+        self.racing.job.tell("limit", "what the machine can do", 0, 1)
+        wanted = {role: key for role, key, _ in shown if role in ("fastest exact", "winner")}
+        steps = profiles(self.racing, wanted)
+        return steps, *limits(
+            self.racing, final, {role: (key, who) for role, key, who in shown}, steps
+        )
+
+    def _fresh_figures(self, shown: Sequence[str | None]) -> Standings:
+        """Time what the table shows, anew: the fastest of many looks faster than it is."""
+        keys = dict.fromkeys(
+            key for key in shown if key not in (None, self.racing.trials.baseline.key)
+        )
+        threads = self.racing.bench.target.threads
+        final = self.racing.race(
+            "figures",
+            [self.racing.candidate(key) for key in keys if key],
+            self.racing.effort.final_rounds,
+            dropping=False,
+        )
+        self.racing.use_threads(threads)  # what was certified ships, whatever could be quoted
+        return final
+
+    def _rows(self, final: Standings, choice: Choice, loose: str | None) -> tuple[Row, ...]:
+        """Return the table: only what was timed in the fresh rounds stands in it."""
+        rows = []
+        for role, key, entrant in self._shown(choice, loose):
+            accuracy = choice.why if role == "winner" else "exact"
+            if role == "fastest uncertified":
+                tried = self.racing.trials.outcome(self.racing.trials.done[key])
+                accuracy = f"not certified; in the search: {tried}"
+            if final.stands(entrant):
+                rows.append(
+                    row(
+                        role,
+                        self.racing.candidate(key).label,
+                        final.rounds[entrant],
+                        final.rounds[BASELINE],
+                        size_bytes=self.racing.artifact(self.racing.candidate(key)).size_bytes,
+                        accuracy=accuracy,
+                        statistic=final.statistic_of(entrant),
+                    )
+                )
+        return tuple(rows)
+
+    def _curve(self, key: str) -> list[CurvePoint]:
+        """Measure what ships by batch, threads and sessions; what fails of it is a note."""
+        racing, longest_s = self.racing, self.racing.effort.curve_s
+        deadline = racing.job.deadline
+        left_s = longest_s if deadline is None else min(longest_s, deadline - time.monotonic())
+        if left_s <= 0:
+            if left_s < longest_s:
+                racing.job.notes.append("batch curve: left out, the time limit is reached")
+            return []
+        candidate = racing.candidate(key)
+        points, missing = sweep(
+            racing.bench,
+            candidate.engine,
+            racing.artifact(candidate),
+            racing.ready.parts.search,
+            budget_s=left_s,
+            seed=racing.job.order.seed,
+            listen=lambda done, total: racing.job.tell("curve", "batch curve", done, total),
+        )
+        racing.job.notes += missing
+        return points
+
+    def _shown(self, choice: Choice, loose: str | None) -> list[tuple[str, str, str]]:
+        """Return each row's role, the candidate's key, and its name in the fresh rounds."""
+        baseline = self.racing.trials.baseline.key
+        wanted = [("fastest exact", choice.exact)]
+        if choice.winner != choice.exact:
+            wanted.append(("winner", choice.winner))
+        if loose is not None and loose != choice.winner:
+            wanted.append(("fastest uncertified", loose))
+        rows = [(role, key, BASELINE if key == baseline else key) for role, key in wanted]
+        return [("default engine", baseline, AGAIN), *rows]
+
+
+def shipment(racing: Racing, choice: Choice) -> Shipment:
+    """Return what goes into the bundle for a choice."""
+    winner = _part(racing, choice.winner)
+    exact = winner if choice.winner == choice.exact else _part(racing, choice.exact)
+    target = racing.bench.target
+    return Shipment(
+        choice.status, choice.why, winner, exact, target, target.threads, choice.judgement
+    )
+
+
+def write_interim(racing: Racing, trial: Trial) -> None:
+    """Write the best so far as a bundle that is marked unfinished.
+
+    Raises:
+        InputError: there is something that no bundle may replace, or the disk is full.
+    """
+    exact = racing.trials.baseline.key
+    choice = Choice(trial.candidate.key, exact, "uncertified", delivery.UNFINISHED)
+    delivery.write_interim(racing.job, racing.ready, shipment(racing, choice))
+
+
+def _part(racing: Racing, key: str) -> Part:
+    candidate = racing.candidate(key)
+    return delivery.part_of(candidate, racing.artifact(candidate))
+
+
+def _first_failing(judged: Verdicts) -> Judgement | None:
+    """Return the judgement that ended the ladder, where one did."""
+    failing = (e for _, e in judged if isinstance(e, Judgement) and e.verdict != "certified")
+    return next(failing, None)

@@ -1,0 +1,165 @@
+"""Cascades: of a fast model's answers the close ones are asked again; how close, the search says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.base import Engine
+from hasten.engines.cascade import Cascade, margins
+from hasten.errors import CandidateError
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import class_scores
+from hasten.inputs.metrics.top_k import Top1, Top5
+from hasten.measure.candidate import Single, Trial
+from hasten.optimization.measured.mixing import SCREEN_NOISE, Likely
+from hasten.optimization.measured.screening import Screening
+from hasten.passes.little import little_of
+
+_RANKS: dict[type[Metric], int] = {Top1: 1, Agreement: 1, Top5: 5}
+"""Metrics that a margin says something about, and between which ranks it lies."""
+_BASES = 3
+"""How many fast models of a kind are looked at, until one has a threshold."""
+_SAFER = 1.5
+"""How many times as many answers the second proposal asks again, where none that is affordable is sure."""
+
+
+class Escalation:
+    """Proposes a cascade of the fastest model that isn't surely accurate enough and the original.
+
+    Args:
+        trials: Where each is tried.
+        attempt: Tries some candidates, as far as the time allows.
+        likely: Tells who would probably be certified.
+        surely: Tells of whom there is little doubt.
+        notes: What the reader should know is added here.
+    """
+
+    def __init__(
+        self,
+        trials: Screening,
+        attempt: Callable[[Sequence[Single]], Any],
+        likely: Likely,
+        surely: Likely,
+        notes: list[str],
+    ) -> None:
+        self._trials, self._attempt, self._notes = trials, attempt, notes
+        self._likely, self._surely = likely, surely
+
+    def escalate(self, ranked: Sequence[Trial]) -> None:
+        """Try the threshold that probably suffices, and a safer one, where that is worth its time.
+
+        Args:
+            ranked: What ran through, fastest first.
+        """
+        rank = _RANKS.get(type(self._trials.promise.metric))
+        if rank is None:
+            return
+        able = [t for t in ranked if t.scores and t.candidate.passes]
+        # A little model is wrong about other inputs than a quantized one.
+        for little in (False, True):
+            of_kind = [t for t in able if (little_of(t.candidate.passes) is not None) == little]
+            for base in of_kind[:_BASES]:  # the fastest may be ruined by int8
+                surely = [t for t in self._trials.measured() if self._surely(t, 1.0)]
+                beat = min((self._trials.ratio(t).estimate for t in surely), default=1.0)
+                if base in surely or (
+                    self._trials.ratio(base).estimate > beat * (1 - 2 * SCREEN_NOISE)
+                ):
+                    break
+                if self._escalate(base, rank, ranked, beat):
+                    break
+
+    def _escalate(self, base: Trial, rank: int, ranked: Sequence[Trial], beat: float) -> bool:
+        """Try one fast model's thresholds; return whether there was one that may do.
+
+        Args:
+            base: The fast model's trial.
+            rank: Of the scores that the margin lies below.
+            ranked: What ran through, fastest first.
+            beat: The ratio of the fastest that surely passes.
+        """
+        careful, careful_ratio = self._careful(ranked)
+        afford = (beat * (1 - SCREEN_NOISE) - self._trials.ratio(base).estimate) / careful_ratio
+        try:
+            output, close, scores = self._margins(base, rank)
+        except CandidateError as why:
+            self._notes.append(f"no cascade was tried: {why}")
+            return True  # another would say the same
+        proposals = [
+            Single(
+                base.candidate.passes,
+                Cascade(base.candidate.engine, careful, threshold, output, rank),
+            )
+            for threshold in self._thresholds(base, close, scores, afford)
+        ]
+        self._attempt(proposals)
+        return bool(proposals)
+
+    def _careful(self, ranked: Sequence[Trial]) -> tuple[Engine, float]:
+        """Return the fastest exact engine on the untouched model, to run beside another; its ratio."""
+        for trial in ranked:
+            if trial.candidate.exact and not trial.candidate.passes:
+                ratio = self._trials.ratio(trial).estimate
+                if ratio < 1:
+                    return trial.candidate.engine.beside(), ratio
+        return self._trials.baseline.engine.beside(), 1.0
+
+    def _margins(self, base: Trial, rank: int) -> tuple[str, Array, Array]:
+        """Return the output with class scores, and each search sample's margin and score."""
+        metric: Any = self._trials.promise.metric
+        bench, found, scores = self._trials.bench, [], []
+        if base.artifact is None:
+            raise CandidateError(f"{base.candidate.label} was not built")
+        opened = bench.open_built(base.candidate.engine, base.artifact)
+        try:
+            answers = bench.predict(opened, self._trials.samples)
+            for outputs, (own, labels) in zip(answers, self._trials.exact_answers, strict=True):
+                chosen = class_scores(outputs, metric.output, metric.noun)
+                output = next(name for name, array in outputs.items() if array is chosen)
+                if chosen.shape[1] <= rank:
+                    raise CandidateError(f"its {chosen.shape[1]} classes have no margin")
+                found.append(margins(chosen, rank))
+                scores.append(metric.score(outputs, own, labels))
+        finally:
+            opened.worker.kill()
+        return output, np.concatenate(found), np.concatenate(scores)
+
+    def _thresholds(self, base: Trial, close: Array, scores: Array, afford: float) -> list[float]:
+        """Return the lowest threshold that would probably be certified, and one that surely would.
+
+        Args:
+            base: The fast model's trial.
+            close: Margins, `(n,)`.
+            scores: The fast model's, `(n,)`.
+            afford: The largest share that may be asked again.
+        """
+        order = np.sort(close)
+        most = min(int(afford * len(order)), len(order) - 1)
+
+        def lowest(passes: Likely) -> int | None:
+            """Return how many asked again suffice; who is asked again only gets better."""
+
+            def enough(count: int) -> bool:
+                mended = np.where(close < order[count], self._trials.exact_scores, scores)
+                trial = dataclasses.replace(base, scores=tuple(map(float, mended)))
+                return passes(trial, 1.0)
+
+            low, high = 0, most
+            if most < 1 or not enough(most):
+                return None
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if enough(middle) else (middle, high)
+            return high
+
+        probably = None if self._likely(base, 1.0) else lowest(self._likely)
+        surely = lowest(self._surely)
+        if surely is None and probably is not None:
+            surely = min(most, round(_SAFER * probably))
+        counts = dict.fromkeys(count for count in (probably, surely) if count is not None)
+        return [float(order[count]) for count in counts]

@@ -1,0 +1,277 @@
+"""The search over candidates: a grid, then what its outcomes suggest."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+
+import numpy as np
+
+from hasten.certificate.draws import drawn
+from hasten.certificate.planning import samples_needed
+from hasten.core.tensors import Array
+from hasten.errors import CandidateError
+from hasten.measure.candidate import Candidate, Single, Trial
+from hasten.optimization.grid import neighbours, variations
+from hasten.optimization.job import Job
+from hasten.optimization.measured.escalation import Escalation
+from hasten.optimization.measured.mixing import SCREEN_NOISE, Least, Mixing
+from hasten.optimization.measured.screening import Screening
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.little import little_of
+
+_TRANSFORMS_AT_ONCE = 2
+_NEIGHBOURS_OF = 2
+_DOUBT = 1.28
+"""Standard errors: in one case of ten a drop is larger than it was seen by more."""
+
+
+class Exploration:
+    """Tries candidates until nothing is left to try, or the time is up.
+
+    Args:
+        trials: Where each is tried.
+        job: The run.
+        units: Of the search split; samples with one number were drawn together.
+        sealed_draws: How many draws there are to certify by.
+        sealed_samples: How many samples they come to.
+        on_better: Called with a trial that is the best so far.
+        least: Tells the least time that the machine can take for the model, in a precision or, for
+            None, in the fastest that it has; None where it can't.
+    """
+
+    def __init__(
+        self,
+        trials: Screening,
+        job: Job,
+        *,
+        units: Array,
+        sealed_draws: int,
+        sealed_samples: int,
+        on_better: Callable[[Trial], None],
+        least: Least,
+    ) -> None:
+        self.trials = trials
+        self.best: str | None = None
+        self._job, self._order, self._units = job, job.order, units
+        self._sealed_draws, self._sealed_samples = sealed_draws, sealed_samples
+        self._on_better, self._least, self._notes = on_better, least, job.notes
+        self._best_ratio = 1.0
+        self._at_limit = False
+        self._met: set[str] = set()
+
+    def explore(self, grid: Sequence[Single]) -> None:
+        """Try the grid; further variants where the fastest aren't accurate enough; neighbours of the best."""
+        model, target = self.trials.bench.model, self.trials.bench.target
+        if not self._try(grid) or self._order.effort.depth != "all":
+            return
+        if not self._over() and not self._fastest_surely_passes():
+            ranked = [t.candidate for t in self._worth_varying()]
+            self._try(variations(ranked, model, target, self._order.keep_float, self._order.passes))
+        common = (self.trials, self._try, self._likely_passes, self._surely_passes)
+        if not self._over():
+            Mixing(*common, self._left_s, self._least, self._notes).mix(self._ranked())
+        if self._order.objective == "p99":
+            self._notes.append(
+                "no cascade was tried: a request that is asked again costs both models"
+            )
+        elif not self._over():
+            Escalation(*common, self._notes).escalate(self._ranked())
+        if not self._over():
+            best = self._promising()
+            trials = [self.trials.done[c.key] for c in best]
+            passing = [t for t in trials if self._likely_passes(t)] or trials
+            ratios = [self.trials.ratio(t).estimate for t in passing]
+            self._try(neighbours(best, self._helpful(), target), min(ratios, default=1.0))
+
+    def _worth_varying(self) -> list[Trial]:
+        """What ran through, fastest first, but for smaller models that are wrong in any form."""
+        ranked = self._ranked()
+        able = {
+            little_of(t.candidate.passes)
+            for t in ranked
+            if t.scores and self.trials.drop(t) < self.trials.promise.max_drop
+        }
+        return [t for t in ranked if (own := little_of(t.candidate.passes)) is None or own in able]
+
+    def _over(self) -> bool:
+        """Whether the time is up, or what is left to gain is less than a few turns tell apart."""
+        if self._late() or self._at_limit:
+            return True
+        passing = [t for t in self._ranked() if self._surely_passes(t)]
+        # A floor says nothing of tails, nor of another model.
+        little = any(little_of(t.candidate.passes) for t in self._ranked())
+        of_use = passing and not little and self._order.objective != "p99"
+        floor = self._least(None) if of_use else None
+        measured = passing[0].measurement if passing else None
+        if floor is None or not floor.whole or measured is None:
+            return False
+        blocks = np.concatenate([np.asarray(block) for block in measured.rounds.values()])
+        by_mean = self._order.objective == "mean" or passing[0].candidate.engine.uneven
+        latency_ns = float(blocks.mean() if by_mean else np.median(blocks))
+        ratio = floor.ratio(latency_ns, measured.threads)
+        left = floor.left_to_gain(latency_ns, measured.threads)
+        # Far below 1, the ceilings were taken too low.
+        self._at_limit = left < SCREEN_NOISE and ratio > 1 - SCREEN_NOISE
+        if self._at_limit:
+            self._notes.append(
+                f"the search ended early: {passing[0].candidate.label} takes {ratio:.2f} times the "
+                "least that this machine can"
+            )
+        return self._at_limit
+
+    def _try(self, candidates: Sequence[Single], beat: float = 1.0) -> bool:
+        """Try some candidates; return whether the time sufficed. Who surely doesn't beat a ratio isn't judged."""
+        if not candidates:
+            return True
+        self._transform(c for c in candidates if c.key not in self.trials.done)
+        outcome: str | None = None
+        for number, candidate in enumerate(candidates):
+            if self._late() and candidate.key not in self.trials.done:
+                left = len(candidates) - number
+                self._notes.append(
+                    f"the time limit left {left} of {len(candidates)} candidates untried"
+                )
+                return False
+            self._job.tell("try", candidate.label, number, len(candidates), outcome, self.best)
+            trial = self.trials.run(candidate, beat)
+            self._met.add(candidate.key)
+            outcome = f"{candidate.label}: {self.trials.outcome(trial)}"
+            self._note_better(trial)
+        self._job.tell(
+            "try", "all tried", len(candidates), len(candidates), outcome, best=self.best
+        )
+        return True
+
+    def _ranked(self) -> list[Trial]:
+        """What ran through, fastest first; of a resumed run only what has had its turn again, so that it
+        goes the way that it went."""
+        met = [t for t in self.trials.measured() if t.candidate.key in self._met]
+        return sorted(met, key=lambda t: self.trials.ratio(t).estimate)
+
+    def _fastest_surely_passes(self) -> bool:
+        """Whether there is little doubt that the fastest candidate will be certified."""
+        ranked = self._ranked()
+        return bool(ranked) and self._surely_passes(ranked[0])
+
+    def _surely_passes(self, trial: Trial, scale: float = 1.0) -> bool:
+        """The same as `_likely_passes`, where the search split was lucky too."""
+        return self._likely_passes(trial, scale, doubt=_DOUBT)
+
+    def _likely_passes(self, trial: Trial, scale: float = 1.0, doubt: float = 0.0) -> bool:
+        """Whether a candidate would probably be certified by the sealed data there is.
+
+        Args:
+            trial: Its scores.
+            scale: Were its flips and its drop so many times as large.
+            doubt: Were its drop larger than it was seen, by so many standard errors.
+        """
+        if trial.candidate.exact or not trial.scores:
+            return trial.candidate.exact
+        scores = np.array(trial.scores)
+        draws = drawn(
+            self.trials.exact_scores[: len(scores)],
+            scores,
+            losses_only=self.trials.promise.guard != "net",
+            binary=self.trials.binary,
+            groups=self._units[: len(scores)],
+        )
+        flips = scale * float(np.mean(draws.differences**2))
+        count = len(draws.differences)
+        error = (max(flips, 1 / count) / count) ** 0.5  # what never flipped may have been luck
+        drop = scale * max(0.0, float(draws.differences.mean())) + doubt * error  # a gain is luck
+        if drop >= self.trials.promise.max_drop:
+            return False
+        needed = samples_needed(
+            max(flips, drop),
+            drop,
+            self.trials.promise.max_drop,
+            self.trials.promise.confidence,
+            method=draws.method,
+        )
+        return needed <= self._sealed_draws
+
+    def _helpful(self) -> list[Pass]:
+        """Exact passes that surely made the untouched model faster on its engine."""
+        exact = [t for t in self.trials.measured() if t.candidate.exact]
+        plain = {
+            t.candidate.engine: self.trials.ratio(t).low for t in exact if not t.candidate.passes
+        }
+        plain[self.trials.baseline.engine] = 1.0
+        return list(
+            dict.fromkeys(
+                t.candidate.passes[0]
+                for t in exact
+                if t.candidate.passes
+                and self.trials.ratio(t).high
+                < plain.get(t.candidate.engine, 0) * (1 - SCREEN_NOISE)
+            )
+        )
+
+    def _promising(self) -> list[Single]:
+        """The fastest exact candidate, and the fastest that would probably be certified, or else stayed
+        under the limit."""
+        ranked = self._ranked()
+        exact = [t.candidate for t in ranked if t.candidate.exact]
+        lossy = [
+            t
+            for t in ranked
+            if not t.candidate.exact and self.trials.drop(t) < self.trials.promise.max_drop
+        ]
+        lossy.sort(key=lambda t: not self._likely_passes(t))
+        return [t.candidate for t in lossy[:_NEIGHBOURS_OF]] + exact[:1]
+
+    def _transform(self, candidates: Iterable[Candidate]) -> None:
+        """Make the models that the candidates need, two at once: nothing is timed meanwhile."""
+        chains = list(dict.fromkeys(c.passes for c in candidates if c.passes))
+        done = 0
+
+        def make(passes: tuple[Pass, ...]) -> None:
+            nonlocal done
+            if not self._late():
+                with contextlib.suppress(CandidateError, Skipped):  # the trial meets it again
+                    self.trials.bench.transform(passes)
+            done += 1
+            name = Single(passes, self.trials.baseline.engine).label.rpartition(" + ")[0]
+            self._job.tell("transform", name, done, len(chains), best=self.best)
+
+        self.trials.opened_baseline().worker.sleep()
+        pool = ThreadPoolExecutor(_TRANSFORMS_AT_ONCE)
+        try:
+            list(pool.map(make, chains))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            self.trials.bench.stop_transforms()
+            raise
+        finally:
+            pool.shutdown()
+
+    def _note_better(self, trial: Trial) -> None:
+        if trial.measurement is None or trial.failure:
+            return
+        own = self.trials.ratio(trial).estimate
+        if (
+            own < self._best_ratio * (1 - SCREEN_NOISE)
+            and self.trials.drop(trial) < self.trials.promise.max_drop
+        ):
+            self._best_ratio = own
+            self.best = f"{trial.candidate.label}, {1 / own:.2f}x so far"
+            self._on_better(trial)
+
+    def _late(self) -> bool:
+        return self._left_s() <= 0
+
+    def _left_s(self) -> float:
+        """Time left to search in, in seconds."""
+        deadline = self._job.deadline
+        return inf if deadline is None else deadline - self._reserve_s() - time.monotonic()
+
+    def _reserve_s(self) -> float:
+        """Time to keep for the race, the sealed data and the final rounds: the baseline's own pace."""
+        rounds = [t.baseline.rounds for t in self.trials.done.values() if t.baseline is not None]
+        blocks = [block for some in rounds for block in some.values()]
+        each_s = float(np.median(np.concatenate(blocks))) / 1e9 if blocks else 0.0
+        return 20.0 + 3.0 * each_s * self._sealed_samples

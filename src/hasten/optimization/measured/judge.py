@@ -1,0 +1,165 @@
+"""The judge that measures: try, race, choose, and time what was chosen in fresh rounds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from hasten.errors import CandidateError, InputError
+from hasten.measure.ceilings import measure
+from hasten.measure.intervals import Ratio
+from hasten.measure.roofline import Floor, floor
+from hasten.measure.workbench import OpenWorker
+from hasten.optimization.choose import Standing, fastest_exact, ladder
+from hasten.optimization.grid import grid, originals
+from hasten.optimization.job import Job
+from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
+from hasten.optimization.measured.ending import Finish, write_interim
+from hasten.optimization.measured.exploration import Exploration
+from hasten.optimization.measured.racing import Racing
+from hasten.optimization.preparation import Ready, engine_names
+
+
+class Measured(Judge):
+    """Times candidates in turns, on this host or on a device in it.
+
+    Attributes:
+        racing: Its candidates and their races.
+
+    Args:
+        job: The run.
+        ready: Its model and data.
+    """
+
+    def __init__(self, job: Job, ready: Ready) -> None:
+        self.job, self.ready = job, ready
+        self.racing = Racing(job, ready)
+        self.trials = self.racing.trials
+
+    def close(self) -> None:
+        """End the processes that are still there."""
+        self.racing.trials.close()
+
+    def search(self) -> None:
+        """Try candidates on the search split until nothing promising is left, or the time is up."""
+        order, ready = self.job.order, self.ready
+        proposed = grid(
+            ready.model,
+            ready.target,
+            engine_names=engine_names(order, ready.target),
+            pass_names=order.passes if order.effort.depth != "engines" else (),
+            keep_float=order.keep_float,
+            small_models=ready.small_models,
+        )
+        if ready.target.kind == "attached":
+            proposed += originals(ready.model)
+        self.racing.settle_threads()
+        self.racing.trials.begin(proposed)
+        self.job.notes += [*self.racing.trials.notes, *self._original()]
+        if omissions := order.effort.omissions:
+            self.job.notes.append(f"left out by the effort: {'; '.join(omissions)}")
+        Exploration(
+            self.racing.trials,
+            self.job,
+            units=ready.parts.search_units,
+            sealed_draws=ready.sealed_draws,
+            sealed_samples=len(ready.parts.sealed),
+            on_better=lambda trial: write_interim(self.racing, trial),
+            least=self._least,
+        ).explore(proposed)
+
+    def _least(self, precision: str | None) -> Floor | None:
+        """Return the least time that this machine can take for the model, whatever runs it.
+
+        Args:
+            precision: Of every layer; None for the fastest that the machine has.
+
+        Returns:
+            None where it can't be told.
+        """
+        if not self.racing.limited:
+            return None
+        self.racing.trials.opened_baseline().worker.sleep()
+        try:
+            layers = self.racing.bench.work()
+            everywhere = precision and {layer.name: precision for layer in layers}
+            ceilings = measure(self.racing.bench.target, self.racing.bench.folder)
+            return floor(layers, ceilings, everywhere or None)
+        except (CandidateError, InputError):
+            return None  # said at the end, where latencies are set against it
+
+    def _original(self) -> list[str]:
+        """Say how right the original is: where it is wrong, so is what agrees with it."""
+        share, metric = float(self.racing.trials.exact_scores.mean()), self.ready.promise.metric
+        if not metric.needs_labels and share == 1:
+            return []
+        wrong = (
+            ""
+            if share >= 0.5
+            else "; if it should be more, labels or preparation are wrong, and so is any certificate"
+        )
+        return [
+            f"the original's own {metric.noun} is {100 * share:.1f}% on {len(self.ready.parts.search):,} "
+            f"samples of the search split{wrong}"
+        ]
+
+    def choose(self) -> Ladder:
+        """Race the best, and choose the exact model to beat and the ladder of those worth certifying."""
+        field = self.racing.field()
+        standings = self.racing.race("race", field, self.racing.effort.race_rounds, dropping=True)
+        baseline = self.racing.trials.baseline.key
+        even = Ratio(1.0, 1.0, 1.0, standings.counted)
+        entered = [Standing(baseline, True, even, 0.0, 0.0)] + [
+            self.racing.standing(self.racing.trials.done[c.key], standings.ratio(c.key))
+            for c in field
+            if standings.stands(c.key)
+        ]
+        if standings.spread > self.racing.effort.race_settle:
+            self.job.notes.append(
+                f"in the race the same model against itself differed by {100 * standings.spread:.0f}%, "
+                "and nothing less counted as faster: run again on a quieter machine"
+            )
+        exact = fastest_exact(entered, baseline, standings.spread)
+        rungs = ladder(
+            entered, exact, spread=standings.spread, max_drop=self.ready.promise.max_drop
+        )
+        threads = standings.threads
+        if threads < self.racing.asked_threads:
+            threads, stays = self.racing.threads_to_ship(self.racing.candidate((exact, *rungs)[-1]))
+            exact, rungs = (exact, rungs) if stays else (baseline, ())
+        return Ladder(exact, rungs, threads)
+
+    def stand_by(self, ladder: Ladder) -> None:
+        """Give engines the threads that were settled with the ladder."""
+        self.racing.use_threads(ladder.threads)
+
+    def open_exact(self) -> OpenWorker:
+        """Open the baseline.
+
+        Raises:
+            InputError: it fails.
+        """
+        self.racing.trials.close()
+        baseline = self.racing.trials.baseline
+        try:
+            return self.racing.bench.open_built(baseline.engine, self.racing.artifact(baseline))
+        except CandidateError as error:
+            raise InputError(f"the baseline failed: {error}") from error
+
+    @contextlib.contextmanager
+    def opened(self, key: str) -> Iterator[OpenWorker]:
+        """Open a candidate.
+
+        Raises:
+            CandidateError: it can't be opened any more.
+        """
+        candidate = self.racing.candidate(key)
+        opened = self.racing.bench.open_built(candidate.engine, self.racing.artifact(candidate))
+        try:
+            yield opened
+        finally:
+            opened.worker.kill()
+
+    def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
+        """Time what was chosen in fresh rounds, and say what ships."""
+        return Finish(self.racing, ladder, verdicts).ending()

@@ -1,0 +1,142 @@
+"""Where a model's time goes, and how far that is from the least that this machine can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from hasten.engines.layers import LayerTime
+from hasten.errors import CandidateError, InputError
+from hasten.measure.candidate import Candidate
+from hasten.measure.ceilings import measure
+from hasten.measure.intervals import Rounds
+from hasten.measure.race import Standings
+from hasten.measure.roofline import LayerWork, floor, precisions
+from hasten.optimization.measured.racing import Racing
+from hasten.passes.base import Skipped
+from hasten.passes.little import Little, little_of
+from hasten.report.result import Limit
+
+_REQUESTS = 30
+
+
+def profiles(racing: Racing, shown: Mapping[str, str]) -> dict[str, tuple[LayerTime, ...]]:
+    """Return the time of each step of some candidates; whoever can't be profiled is left out.
+
+    Args:
+        racing: The run's candidates and their races.
+        shown: Role -> the candidate's key.
+    """
+    found: dict[str, tuple[LayerTime, ...]] = {}
+    by_key: dict[str, tuple[LayerTime, ...]] = {}
+    for role, key in shown.items():
+        candidate = racing.candidate(key)
+        try:
+            if key not in by_key:
+                artifact = racing.artifact(candidate)
+                by_key[key] = racing.bench.profile(
+                    candidate.engine,
+                    artifact,
+                    racing.ready.parts.search,
+                    requests=_REQUESTS,
+                    named=little_of(candidate.passes) is None,
+                )
+            found[role] = by_key[key]
+        except CandidateError as why:
+            racing.job.notes.append(f"no profile of {candidate.label}: {why}")
+    return found
+
+
+def limits(
+    racing: Racing,
+    final: Standings,
+    shown: Mapping[str, tuple[str, str]],
+    steps: Mapping[str, tuple[LayerTime, ...]],
+) -> tuple[tuple[Limit, ...], dict[str, Limit]]:
+    """Set latencies against the least that the machine can take.
+
+    Args:
+        racing: The run's candidates and their races.
+        final: The fresh rounds.
+        shown: Role -> the candidate's key, and its name in the fresh rounds.
+        steps: Role -> its profile.
+
+    Returns:
+        One for each role that was timed anew, in the precisions that its profile shows or, without
+        one, that it is set to; and by key one for each candidate of the search that was timed on as
+        many threads, by its few turns there. Nothing, and a note, where the ceilings or the work
+        can't be told; nor is one for a latency under its floor.
+    """
+    unknown: dict[str, list[str]] = {}
+    try:
+        ceilings = measure(racing.bench.target.with_threads(final.threads), racing.bench.folder)
+    except (CandidateError, InputError) as why:
+        racing.job.notes.append(f"how far this is from the machine's limit isn't known: {why}")
+        return (), {}
+
+    def limit(
+        role: str, key: str, rounds: Rounds, seen: Mapping[str, str] | None
+    ) -> Iterator[Limit]:
+        candidate, trial = racing.candidate(key), racing.trials.done.get(key)
+        stored = trial.artifact if trial is not None else None
+        small = little_of(candidate.passes)
+        try:
+            layers = racing.bench.work(() if small is None else (small,))
+            own = floor(
+                layers,
+                ceilings,
+                seen or intended(candidate, layers),
+                stored_bytes=stored.size_bytes if stored and stored.path.exists() else None,
+            )
+            blocks = np.concatenate([np.asarray(block) for block in rounds.values()])
+            latency_ns = float(blocks.mean() if candidate.engine.uneven else np.median(blocks))
+            ratio = own.ratio(latency_ns, final.threads)
+            if ratio < 1:
+                raise CandidateError(
+                    "they took less than the least that the machine's ceilings allow, so these were "
+                    "taken too low: run again while nothing else does"
+                )
+            yield Limit(role, own.floor_ns, ratio, own.binds)
+        except (CandidateError, InputError, Skipped) as why:
+            unknown.setdefault(str(why), []).append(role)
+
+    of_roles = tuple(
+        one
+        for role, (key, entrant) in shown.items()
+        if final.stands(entrant)
+        for one in limit(
+            role, key, final.rounds[entrant], precisions(steps[role]) if role in steps else None
+        )
+    )
+    racing.job.notes += [
+        f"how far {' and '.join(roles)} are from the machine's limit isn't known: {why}"
+        for why, roles in unknown.items()
+    ]
+    of_candidates = {
+        t.candidate.key: one
+        for t in racing.trials.measured()
+        if t.measurement is not None and t.measurement.threads == final.threads
+        for one in limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
+    }
+    return of_roles, of_candidates
+
+
+def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str]:
+    """Return the precision that each layer is set to, by what a candidate's passes and engine say.
+
+    Args:
+        candidate: A cascade counts as its fast model, which every request takes.
+        layers: Of the model.
+
+    Returns:
+        Layer's name -> "i8" where a pass quantizes, else the engine's precision for what it
+        doesn't.
+    """
+    engine = candidate.engine.runtimes[0]
+    lossless = all(step.exact or isinstance(step, Little) for step in candidate.passes)
+    kept: set[str] = set()
+    for step in candidate.passes:
+        kept.update(getattr(step, "keep_float", ()), getattr(step, "nodes", ()))
+    plain = getattr(engine, "precision", "f32")
+    return {layer.name: plain if lossless or layer.name in kept else "i8" for layer in layers}

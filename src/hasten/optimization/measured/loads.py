@@ -1,0 +1,75 @@
+"""How what ships does under load, in MLCommons' scenarios."""
+
+from __future__ import annotations
+
+import time
+from math import inf
+
+from hasten.errors import CandidateError
+from hasten.measure.scenario import LoadTest, Scenario
+from hasten.measure.under_load import Generator
+from hasten.optimization.measured.racing import Racing
+
+_LONGEST_S = {"single-stream": 20.0, "server": 300.0, "offline": 20.0}
+
+
+def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
+    """Put what was chosen under load, one session, one sample in a request.
+
+    The server's scenario is run where the order has a bound on latency.
+
+    Args:
+        racing: The run's candidates and their races.
+        key: Key of the candidate that was chosen.
+
+    Returns:
+        One for each scenario; one that would take long is left out with a note, and so are one that
+        fails and those behind it, since the session is lost.
+    """
+    job, load_s, latency_bound_s = (
+        racing.job,
+        racing.effort.load_s,
+        racing.job.order.latency_bound_s,
+    )
+    if load_s <= 0 or job.late:
+        return ()
+    wanted: list[tuple[Scenario, float | None]] = [("single-stream", None), ("offline", None)]
+    if latency_bound_s is not None:
+        wanted.append(("server", latency_bound_s))
+    candidate, found = racing.candidate(key), []
+    left = [name for name, _ in wanted]
+    try:
+        artifact = racing.artifact(candidate)
+        with racing.bench.open_built(candidate.engine, artifact).worker as worker:
+            for number, (scenario, bound_s) in enumerate(wanted):
+                job.tell("load", scenario, number, len(wanted))
+                asking = Generator(worker, racing.ready.parts.search, scenario, load_s)
+                left_s = inf if job.deadline is None else job.deadline - time.monotonic()
+                if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
+                    job.notes.append(
+                        f"{scenario}: left out, it would take {asking.likely_s:.0f} s: ask for it by "
+                        f"hasten bench --scenario {scenario}"
+                    )
+                    left.remove(scenario)
+                    continue
+                seed = job.order.seed
+                load = (
+                    asking.once(seed)
+                    if bound_s is None
+                    else asking.best(max(1, round(1e9 * bound_s)), seed)
+                )
+                found.append(
+                    LoadTest(
+                        scenario=scenario,
+                        load=load,
+                        tries=tuple(asking.tries),
+                        threads=getattr(candidate.engine, "threads", None)
+                        or racing.bench.target.threads,
+                        sessions=1,
+                        requests="samples of the data",
+                    )
+                )
+                left.remove(scenario)
+    except CandidateError as why:
+        job.notes.append(f"under load ({', '.join(left)}): {why}")
+    return tuple(found)

@@ -1,0 +1,160 @@
+"""What became of every candidate of a run that measures, as records that a report can be made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hasten.measure.candidate import Candidate, Trial
+from hasten.measure.intervals import quantile
+from hasten.measure.race import BASELINE, Standings
+from hasten.optimization.judge import Ladder, Verdicts
+from hasten.optimization.measured.racing import Racing
+from hasten.passes.little import little_of
+from hasten.report.result import Fate, Limit, Method, Outcome, Rung
+
+ORIGINAL = "as it is"
+"""The method that changes no architecture: the original, in whatever precision."""
+
+
+def outcomes(racing: Racing, ladder: Ladder, limits: Mapping[str, Limit]) -> tuple[Outcome, ...]:
+    """Return what became of every candidate, in the order in which they were tried.
+
+    Args:
+        racing: The run's candidates and their races.
+        ladder: As it was frozen.
+        limits: Candidate's key -> how far it is from the least that the machine can take.
+    """
+    trials, units = racing.trials, racing.ready.parts.search_units
+    return tuple(
+        Outcome(
+            label=trial.candidate.label,
+            fate=_fate(racing, trial),
+            said=trials.outcome(trial),
+            ratio=None if trial.measurement is None or trial.failure else trials.ratio(trial),
+            drop=None if trial.candidate.exact else trials.observed(trial, units),
+            rung=ladder.rungs.index(key) if key in ladder.rungs else None,
+            limit=limits.get(key),
+        )
+        for key, trial in trials.done.items()
+    )
+
+
+def rungs(racing: Racing, verdicts: Verdicts) -> tuple[Rung, ...]:
+    """Return what the sealed data showed, with the candidates' labels."""
+    return tuple(
+        Rung(racing.candidate(key).label, None, entry)
+        if isinstance(entry, str)
+        else Rung(racing.candidate(key).label, entry)
+        for key, entry in verdicts
+    )
+
+
+def figures_record(racing: Racing, final: Standings, roles: Mapping[str, str]) -> dict[str, Any]:
+    """Return the raw rounds that the figures rest on, by file name.
+
+    Args:
+        racing: The run's candidates and their races.
+        final: The rounds that the figures come from.
+        roles: Row's role -> its name in these rounds.
+    """
+    rounds = racing.job.journal.events("round")
+    return {
+        "race.json": [event for event in rounds if event["race"].startswith("race/")],
+        "figures.json": {
+            "rounds": final.rounds,
+            "refused": final.refused,
+            "threads": final.threads,
+            "roles": roles,
+        },
+    }
+
+
+def best_of_methods(racing: Racing) -> dict[str, str]:
+    """Return the key of each method's best candidate.
+
+    Under a budget that is the one likeliest to be accurate enough; without one, or where none is
+    under it, the fastest of those that probably are.
+    """
+    by_method: dict[str, list[Trial]] = {}
+    for trial in racing.trials.measured():
+        by_method.setdefault(method_of(trial.candidate), []).append(trial)
+    limit, ratio, risk = racing.ready.promise.max_drop, racing.trials.ratio, racing.trials.risk
+    budget_s = racing.job.order.budget_s
+    found = {}
+    for name, tried in by_method.items():
+        trials = [t for t in tried if t.candidate.exact or t.scores] or tried
+        fast = [t for t in trials if budget_s is not None and latency_ns(t) <= 1e9 * budget_s]
+        safe = [t for t in trials if risk(t) <= limit]
+        best = (
+            min(fast, key=lambda t: (max(risk(t), limit), ratio(t).estimate))
+            if fast
+            else min(safe or trials, key=lambda t: ratio(t).estimate)
+        )
+        found[name] = best.candidate.key
+    return found
+
+
+def method_of(candidate: Candidate) -> str:
+    """Return the name of the smaller model that a candidate is made of, or the original's."""
+    little = little_of(candidate.passes)
+    return ORIGINAL if little is None else little.name
+
+
+def latency_ns(trial: Trial) -> float:
+    """Return a measured trial's p50 in its few turns, in nanoseconds; of a cascade its mean."""
+    assert trial.measurement is not None
+    taken = np.concatenate([np.asarray(block) for block in trial.measurement.rounds.values()])
+    return float(taken.mean() if trial.candidate.engine.uneven else np.median(taken))
+
+
+def methods(
+    racing: Racing, final: Standings, verdicts: Verdicts, best: Mapping[str, str]
+) -> tuple[Method, ...]:
+    """Return the best candidate of each method, fastest first, by the fresh rounds.
+
+    A candidate that fell out of these rounds is left out.
+
+    Args:
+        racing: The run's candidates and their races.
+        final: The fresh rounds.
+        verdicts: What the sealed data showed, safest first.
+        best: Method -> its best candidate's key; what ships, for the method that it came from.
+    """
+    units = racing.ready.parts.search_units
+    said = {key: e if isinstance(e, str) else e.in_words() for key, e in verdicts}
+    baseline, found = racing.trials.baseline.key, []
+    for name, key in best.items():
+        who = BASELINE if key == baseline else key
+        if not final.stands(who):
+            continue
+        trial, exact = racing.trials.done[key], racing.candidate(key).exact
+        untested = "exact" if exact else "not tested on the sealed data"
+        if not exact and not trial.scores:
+            untested = "not faster than what there is: not judged"
+        found.append(
+            Method(
+                name=name,
+                label=racing.candidate(key).label,
+                ratio=final.ratio(who),
+                p50=quantile(final.rounds[who], 0.5),
+                drop=None if exact else racing.trials.observed(trial, units),
+                said=said.get(key, untested),
+                trained=racing.ready.trained.get(name, ""),
+            )
+        )
+    return tuple(sorted(found, key=lambda method: method.ratio.estimate))
+
+
+def _fate(racing: Racing, trial: Trial) -> Fate:
+    if trial.skipped or trial.failure:
+        return "skipped" if trial.skipped else "failed"
+    if trial.measurement is None:
+        return "baseline"
+    if trial.candidate.exact:
+        return "exact"
+    if trial.scores is None:
+        return "not judged"
+    return "judged" if len(trial.scores) == len(racing.ready.parts.search) else "left early"

@@ -1,0 +1,264 @@
+"""Candidates in turns beside the baseline: the screening, the races, and what was built of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from hasten.engines.base import Artifact
+from hasten.errors import CandidateError, InputError
+from hasten.measure.candidate import Candidate, Trial
+from hasten.measure.intervals import Ratio
+from hasten.measure.latency import Pace
+from hasten.measure.probe import usable_threads
+from hasten.measure.process import Worker
+from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
+from hasten.measure.workbench import Workbench
+from hasten.optimization.choose import Standing, faster, ladder, undecided
+from hasten.optimization.job import Job
+from hasten.optimization.measured.mixing import SCREEN_NOISE
+from hasten.optimization.measured.screening import Screening
+from hasten.optimization.preparation import Ready
+
+FIELD = 6
+"""Entrants of the race beside the twins: what keeps a run's memory under 3 GiB."""
+_TRIAL_LIMIT_S = 300.0
+
+
+class Racing:
+    """A run's candidates, timed in turns on as many threads as the host gives.
+
+    Attributes:
+        job: The run.
+        ready: Its model and data.
+        effort: How hard it tries.
+        bench: Workbench on which candidates are made, with the threads that engines have now.
+        trials: The screening: each candidate beside the baseline.
+        asked_threads: Number of threads that the target has.
+    """
+
+    def __init__(self, job: Job, ready: Ready) -> None:
+        order = job.order
+        limit_s = order.trial_limit_s or _TRIAL_LIMIT_S
+        self.job, self.ready, self.effort = job, ready, order.effort
+        self.bench = ready.bench(job.folder, limit_s)
+        self.pace = order.effort.pace(order.objective, min(Pace.limit_s, limit_s))
+        self.asked_threads = self.bench.target.threads
+        self.trials = Screening(
+            self.bench,
+            job.journal,
+            ready.parts.search,
+            ready.promise,
+            pace=self.pace,
+            seed=order.seed,
+            objective=order.objective,
+            sealed_draws=ready.sealed_draws,
+        )
+
+    @property
+    def limited(self) -> bool:
+        """Whether latencies are set against what this host can do: not those of a device in it."""
+        return self.effort.ceilings and self.bench.target.kind == "host"
+
+    def settle_threads(self) -> None:
+        """See how many threads the host runs at once, once per run; a busy one is timed with one."""
+        known = self.job.journal.last("threads")
+        asked = self.bench.target.threads
+        threads = known["threads"] if known is not None else usable_threads(asked)
+        if known is None:
+            self.job.journal.append("threads", threads=threads)
+        if threads < asked:
+            self.job.notes.append(
+                f"{asked} threads: not established, one thread is quoted: the host did not run "
+                f"{asked} threads at once when the run began"
+            )
+        self.use_threads(threads)
+
+    def use_threads(self, threads: int) -> None:
+        """Give engines so many threads from here on."""
+        target = self.bench.target.with_threads(threads)
+        self.bench = self.trials.bench = dataclasses.replace(self.bench, target=target)
+
+    def standing(self, trial: Trial, figure: Ratio) -> Standing:
+        """What the choice needs to know of a trial."""
+        candidate = trial.candidate
+        drop, risk = self.trials.drop(trial), self.trials.risk(trial)
+        return Standing(candidate.key, candidate.exact, figure, drop, risk)
+
+    def field(self) -> list[Candidate]:
+        """Who races: the exact ones that may win, the ladder of the screening, and who may be as good."""
+        even = Ratio(1.0, 1.0, 1.0, 0)
+        baseline = Standing(self.trials.baseline.key, True, even, 0.0, 0.0)
+        trials = self.trials.measured()
+        standings = [baseline, *(self.standing(t, self.trials.ratio(t)) for t in trials)]
+        by_key = {t.candidate.key: t.candidate for t in self.trials.done.values()}
+        exact = sorted(
+            (s for s in standings[1:] if s.exact and s.ratio.estimate < 1 + SCREEN_NOISE),
+            key=lambda s: s.ratio.estimate,
+        )[:2]
+        rungs = ladder(
+            standings,
+            baseline.key,
+            spread=0.0,
+            max_drop=self.ready.promise.max_drop,
+            rungs=FIELD - len(exact),
+        )
+        close = undecided(standings, self.ready.promise.max_drop)
+        chosen = dict.fromkeys([*(s.key for s in exact), *rungs, *close])
+        return [by_key[key] for key in list(chosen)[:FIELD]]
+
+    def race(
+        self, name: str, candidates: Sequence[Candidate], rounds: int, *, dropping: bool
+    ) -> Standings:
+        """Race candidates against the baseline and its twin, on as many threads as the host gives."""
+        for threads in dict.fromkeys((self.bench.target.threads, 1)):
+            bench = dataclasses.replace(self.bench, target=self.bench.target.with_threads(threads))
+            try:
+                return self._race(bench, f"{name}/{threads}", candidates, rounds, dropping)
+            except NotEstablished as why:
+                self.job.notes.append(
+                    f"{threads} threads: not established, one thread is quoted: {why}"
+                )
+                self.use_threads(1)
+        raise AssertionError("one thread needs no probe")
+
+    def _race(
+        self,
+        bench: Workbench,
+        name: str,
+        candidates: Sequence[Candidate],
+        count: int,
+        dropping: bool,
+    ) -> Standings:
+        entrants: dict[str, Worker] = {}
+        self.trials.close()
+        # Nothing inexact is as safe as the exact, whatever few samples say.
+        risks = {
+            c.key: -1.0 if c.exact else self.trials.risk(self.trials.done[c.key])
+            for c in candidates
+        }
+        try:
+            self._enter(entrants, bench, candidates)
+            standings = race(
+                name,
+                entrants,
+                self.ready.parts.search,
+                self.job.journal,
+                threads=bench.target.threads,
+                count=count,
+                pace=self.pace,
+                seed=self.job.order.seed,
+                settle=self.effort.settled(self.job.order.objective, final=not dropping),
+                objective=self.job.order.objective,
+                uneven={c.key for c in candidates if c.engine.uneven},
+                risks=risks if dropping else None,
+                listen=lambda s: self.job.tell(
+                    name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, count
+                ),
+            )
+        finally:
+            for worker in entrants.values():
+                worker.kill()
+        where = "race" if dropping else "fresh rounds"
+        if not standings.established:
+            taken = f"{standings.counted} {'rounds of the race' if dropping else 'fresh rounds'}"
+            self.job.notes.append(
+                f"{self.job.order.objective}: not established in {taken}, means are compared instead"
+            )
+        for key, why in standings.failed.items():
+            self.job.notes.append(f"{self.candidate(key).label} fell out of the {where}: {why}")
+        return standings
+
+    def _enter(
+        self, entrants: dict[str, Worker], bench: Workbench, candidates: Sequence[Candidate]
+    ) -> None:
+        """Open the twins and the candidates, one after another; what can't be opened stays out."""
+        for who, candidate in [
+            (BASELINE, self.trials.baseline),
+            (AGAIN, self.trials.baseline),
+            *((c.key, c) for c in candidates),
+        ]:
+            try:
+                opened = bench.open_built(candidate.engine, self.artifact(candidate))
+                entrants[who] = opened.worker
+            except CandidateError as error:
+                if who in (BASELINE, AGAIN):
+                    raise InputError(f"the baseline failed: {error}") from error
+                self.job.notes.append(f"{candidate.label} fell out before the race: {error}")
+                continue
+            entrants[who].sleep()
+
+    def threads_to_ship(self, best: Candidate) -> tuple[int, bool]:
+        """See how the host serves several threads as it is, in rounds that all count.
+
+        What one thread is quoted for may still be faster on several, and the default engine has
+        several where nobody says otherwise.
+
+        Returns:
+            On how many threads the best is faster, and whether it beats the default engine on all.
+        """
+        asked, baseline = self.asked_threads, self.trials.baseline
+        desks = {n: self.bench.target.with_threads(n) for n in (1, asked)}
+        entrants: dict[str, Worker] = {}
+        self.trials.close()
+        try:
+            for who, candidate, threads in (
+                (BASELINE, baseline, asked),
+                (AGAIN, baseline, asked),
+                ("one", best, 1),
+                ("all", best, asked),
+            ):
+                bench = dataclasses.replace(self.bench, target=desks[threads])
+                opened = bench.open_built(candidate.engine, self.artifact(candidate))
+                entrants[who] = opened.worker
+                opened.worker.sleep()
+            standings = race(
+                "as it is",
+                entrants,
+                self.ready.parts.search,
+                self.job.journal,
+                threads=asked,
+                count=self.effort.race_rounds,
+                pace=self.pace,
+                seed=self.job.order.seed,
+                settle=self.effort.settled(self.job.order.objective, final=False),
+                objective=self.job.order.objective,
+                uneven=("one", "all") if best.engine.uneven else (),
+                probe=lambda _: True,
+            )
+        except CandidateError:
+            return 1, True  # it ran on one thread in the race
+        finally:
+            for worker in entrants.values():
+                worker.kill()
+        if not (standings.stands("one") and standings.stands("all")):
+            return 1, True
+        one, several = standings.ratio("one"), standings.ratio("all")
+        threads, ratio_ = (asked, several) if several.estimate < one.estimate else (1, one)
+        even = Ratio(1.0, 1.0, 1.0, standings.counted)
+        stays = best == baseline or faster(ratio_, even, standings.spread)
+        self.job.notes.append(
+            f"as the host is, {best.label} took {ratio_.estimate:.2f} of the default engine's time on "
+            f"{asked} threads ({ratio_.low:.2f} to {ratio_.high:.2f}); it runs on {threads}"
+        )
+        return (threads if stays else asked), stays
+
+    def candidate(self, key: str) -> Candidate:
+        """The candidate of a key that was tried."""
+        if key == self.trials.baseline.key:
+            return self.trials.baseline
+        return self.trials.done[key].candidate
+
+    def artifact(self, candidate: Candidate) -> Artifact:
+        """What was built of a candidate; built anew where a stopped run's files are gone.
+
+        Raises:
+            CandidateError: it can't be built any more.
+        """
+        trial = self.trials.done.get(candidate.key)
+        artifact = trial.artifact if trial is not None else None
+        if artifact is None or not artifact.path.exists():
+            opened = self.bench.open(candidate)
+            opened.worker.kill()
+            artifact = opened.artifact
+        return artifact

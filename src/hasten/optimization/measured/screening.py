@@ -1,0 +1,288 @@
+"""One candidate after another beside the baseline: is it faster at all, and does it still answer right?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hasten.certificate.promise import Promise
+from hasten.core.tensors import Array, Tensors
+from hasten.engines.reference import Reference
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.spool import Spool
+from hasten.measure.candidate import Candidate, Measurement, Single, Trial
+from hasten.measure.intervals import Ratio, Rounds, Statistic, paired_ratio
+from hasten.measure.journal import Journal
+from hasten.measure.latency import Pace, rounds
+from hasten.measure.workbench import OpenWorker, Workbench
+from hasten.optimization.trials import Trials
+from hasten.passes.base import Skipped
+
+SCREEN_ROUNDS = 6
+_HOPELESS_SLOW = 1.5
+EXACT_TOLERANCE = 1e-3
+"""Largest difference of an exact answer, relative to the largest output, that rounding explains."""
+_REFERENCE_LIMIT_S = 30.0
+
+
+def difference(outputs: Tensors, exact: Tensors) -> float:
+    """Return the largest absolute difference over all outputs, relative to each one's largest value.
+
+    Infinite where an output is missing or has another shape.
+    """
+    worst = 0.0
+    for name, own in exact.items():
+        if name not in outputs or outputs[name].shape != own.shape:
+            return math.inf
+        if own.dtype.kind != "f":
+            worst = max(worst, float(np.any(outputs[name] != own)))
+            continue
+        gap = np.abs(outputs[name].astype(np.float64) - own)
+        worst = max(
+            worst, float(gap.max(initial=0)) / max(float(np.abs(own).max(initial=0)), 1e-12)
+        )
+    return worst
+
+
+class Screening(Trials):
+    """The baseline, kept open, and what every candidate came to beside it.
+
+    Attributes:
+        baseline: The first engine's default on the untouched model, from `begin` on.
+
+    Args:
+        bench: Workbench on which candidates are made.
+        journal: Journal that keeps each trial; what is in it isn't run again.
+        samples: The search split.
+        promise: What is to be shown of a candidate; one that is surely over its limit is left early.
+        pace: Lengths of the turns.
+        seed: Seed of the orders.
+        objective: Statistic that latencies are compared by. A few short turns show no p99: the mean,
+            which slow requests raise too, stands in for it here.
+        sealed_draws: How many draws there are to certify by; None for as many as samples here.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        journal: Journal,
+        samples: Spool,
+        promise: Promise,
+        *,
+        pace: Pace,
+        seed: int,
+        objective: Statistic = "p50",
+        sealed_draws: int | None = None,
+    ) -> None:
+        super().__init__(bench, journal, samples, promise, sealed_draws=sealed_draws)
+        self._pace, self._seed = pace, seed
+        self._statistic: Statistic = "mean" if objective == "p99" else objective
+        self._open: OpenWorker | None = None
+        self.baseline: Candidate
+
+    def begin(self, grid: Sequence[Single]) -> None:
+        """Open the baseline: the first engine's default on the untouched model, else the next's.
+
+        Raises:
+            InputError: no engine runs the model, or its own answers aren't finite.
+        """
+        self.baseline, self._open, unable = self._first_that_opens(grid)
+        try:
+            self.answer(self._open)
+        except CandidateError as error:
+            raise InputError(f"the original model can't answer the data: {error}") from error
+        self._check_reference()
+        own = Trial(self.baseline, self._open.artifact, properties=dict(self._open.properties))
+        for trial in (*unable, own):  # only now: a run that can't begin leaves nothing to resume
+            if trial.candidate.key not in self.done:
+                self.keep(trial)
+
+    def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, OpenWorker, list[Trial]]:
+        """Open the first default engine that runs the untouched model; also what became of those before."""
+        unable: list[Trial] = []
+        for candidate in grid:
+            if candidate.passes or not candidate.exact:
+                continue
+            try:
+                return candidate, self.bench.open(candidate), unable
+            except CandidateError as error:
+                unable.append(Trial(candidate, failure=str(error)))
+        why = "; ".join(f"{t.candidate.label}: {t.failure}" for t in unable)
+        raise InputError(f"no engine runs this model: {why or 'none is installed'}")
+
+    def close(self) -> None:
+        """End the baseline's process."""
+        if self._open is not None:
+            self._open.worker.kill()
+            self._open = None
+
+    def opened_baseline(self) -> OpenWorker:
+        """Return the baseline's worker, started anew if it is gone."""
+        if self._open is None or not self._open.worker.alive:
+            self.close()
+            self._open = self.bench.open(self.baseline)
+        return self._open
+
+    def _check_reference(self) -> None:
+        """Compare the baseline with the reference engine on one sample, where that is quick enough."""
+        own, _ = next(iter(self.exact_answers))
+        bench = dataclasses.replace(self.bench, limit_s=_REFERENCE_LIMIT_S)
+        try:
+            opened = bench.open(Single((), Reference()))
+        except (CandidateError, InputError) as error:
+            self.notes.append(f"not compared with the reference engine: {error}")
+            return
+        try:
+            answer = bench.predict_one(opened, self.samples)
+        except CandidateError as error:
+            self.notes.append(f"not compared with the reference engine: {error}")
+            return
+        finally:
+            opened.worker.kill()
+        gap = difference(answer, {name: array[:1] for name, array in own.items()})
+        if gap > EXACT_TOLERANCE:
+            self.notes.append(
+                f"{self.baseline.label} differs from the reference engine by {gap:.1e} of the largest "
+                f"output; {EXACT_TOLERANCE:.0e} is rounding"
+            )
+
+    def run(self, candidate: Candidate, beat: float = 1.0) -> Trial:
+        """Try one candidate, unless the journal has it; judge it unless it surely doesn't beat a ratio."""
+        if candidate.key in self.done:
+            return self.done[candidate.key]
+        trial = Trial(candidate)
+        try:
+            opened = self.bench.open(candidate)
+        except Skipped as skipped:
+            return self.keep(dataclasses.replace(trial, skipped=str(skipped)))
+        except CandidateError as error:
+            return self.keep(dataclasses.replace(trial, failure=str(error)))
+        try:
+            trial = dataclasses.replace(
+                trial, artifact=opened.artifact, properties=dict(opened.properties)
+            )
+            trial = self._screen(trial, opened)
+            if trial.measurement is not None and self._worth_scoring(trial, beat):
+                trial = self._score(trial, opened)
+        except CandidateError as error:
+            trial = dataclasses.replace(trial, failure=str(error))
+        finally:
+            opened.worker.kill()
+        return self.keep(trial)
+
+    def _screen(self, trial: Trial, opened: OpenWorker) -> Trial:
+        """Give it a few turns against the baseline; one that is far slower gets only two."""
+        entrants = {"baseline": self.opened_baseline().worker, "candidate": opened.worker}
+        threads = self.bench.target.threads
+        theirs: dict[int, tuple[int, ...]] = {}
+        ours: dict[int, tuple[int, ...]] = {}
+        turns = rounds(
+            entrants,
+            self.samples.folder,
+            threads=threads,
+            pace=self._pace,
+            seed=self._seed,
+            probe=lambda _: True,  # a first look: every round counts
+        )
+        for turn in turns:
+            if "candidate" in turn.failed:
+                raise CandidateError(turn.failed["candidate"])
+            if "baseline" in turn.failed:
+                raise InputError(f"the baseline failed: {turn.failed['baseline']}")
+            ours[turn.number], theirs[turn.number] = (
+                turn.latency_ns["candidate"],
+                turn.latency_ns["baseline"],
+            )
+            count = len(ours)
+            if count >= SCREEN_ROUNDS or (count >= 2 and self._far_slower(ours, theirs)):
+                break
+        return dataclasses.replace(
+            trial,
+            measurement=Measurement("measured", threads, ours),
+            baseline=Measurement("measured", threads, theirs),
+        )
+
+    def _far_slower(self, ours: Rounds, theirs: Rounds) -> bool:
+        return paired_ratio(ours, theirs, self._statistic).low > _HOPELESS_SLOW
+
+    def _worth_scoring(self, trial: Trial, beat: float) -> bool:
+        """Exact candidates are compared with the baseline's answers; slower ones aren't judged."""
+        return trial.candidate.exact or self.ratio(trial).low < beat
+
+    def _score(self, trial: Trial, opened: OpenWorker) -> Trial:
+        if trial.candidate.exact:
+            self._check_exact(opened)
+            return trial
+        same = self._scores_of_the_same(trial.candidate)
+        return dataclasses.replace(trial, scores=self.scores(opened, same))
+
+    def _scores_of_the_same(self, candidate: Candidate) -> Array | None:
+        """Return the scores of a trial that differs in its scheduling alone, so computes the same."""
+        for trial in self.done.values():
+            tunings = trial.candidate.engine.tunings(self.bench.target)
+            same = trial.candidate.passes == candidate.passes and candidate.engine in tunings
+            if same and trial.scores:
+                return np.array(trial.scores)
+        return None
+
+    def _check_exact(self, opened: OpenWorker) -> None:
+        own, _ = next(iter(self.exact_answers))
+        outputs = next(self.bench.predict(opened, self.samples))
+        gap = difference(outputs, own)
+        if gap > EXACT_TOLERANCE:
+            raise CandidateError(
+                f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
+                f"the largest output; {EXACT_TOLERANCE:.0e} is rounding"
+            )
+
+    def measured(self) -> list[Trial]:
+        """Trials that ran through."""
+        return [t for t in self.done.values() if t.measurement is not None and not t.failure]
+
+    def outcome(self, trial: Trial) -> str:
+        """What became of a candidate, in a line."""
+        if trial.skipped:
+            return f"skipped: {trial.skipped}"
+        if trial.failure:
+            return f"failed: {trial.failure}"
+        if trial.measurement is None:
+            return "the baseline"
+        speed = f"{1 / self.ratio(trial).estimate:.2f}x"
+        if trial.candidate.exact:
+            return f"{speed}, exact"
+        if trial.scores is None:
+            return f"{speed}, not faster: not judged"
+        drop = self.drop(trial)
+        early = len(trial.scores) < len(self.samples)
+        return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)}{', left early' if early else ''}"
+
+    def ratio(self, trial: Trial) -> Ratio:
+        """Return a measured trial's latency over the baseline's, by what the run compares."""
+        return ratio(trial, "mean" if trial.candidate.engine.uneven else self._statistic)
+
+    def drop(self, trial: Trial) -> float:
+        """Return the estimated drop of a scored trial; 0 for an exact one, 1 for one never scored."""
+        if trial.candidate.exact:
+            return 0.0
+        if not trial.scores:
+            return 1.0
+        return float(self.drops(trial).mean())
+
+    def risk(self, trial: Trial) -> float:
+        """Return the drop that a trial would probably be certified for; 0 for an exact one."""
+        return 0.0 if trial.candidate.exact else super().risk(trial)
+
+    def flips(self, trial: Trial) -> float:
+        """Return the mean difference of a scored trial, whichever way: of answers, how many change."""
+        scores = np.array(trial.scores)
+        return float(np.abs(self.exact_scores[: len(scores)] - scores).mean())
+
+
+def ratio(trial: Trial, statistic: Statistic = "p50") -> Ratio:
+    """Return a measured trial's latency over the baseline's, from its screening rounds."""
+    assert trial.measurement is not None
+    assert trial.baseline is not None
+    return paired_ratio(trial.measurement.rounds, trial.baseline.rounds, statistic)

@@ -1,0 +1,164 @@
+"""What is asked of a run, as one value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, get_args
+
+from hasten.certificate.planning import check_limits
+from hasten.certificate.verdict import Guard
+from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
+from hasten.measure.effort import Effort, effort_of
+from hasten.measure.intervals import Statistic
+from hasten.measure.scenario import check_bound
+
+_SEQUENCES = ("engines", "passes", "keep_float", "custom_ops")
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Order`, as keywords."""
+
+    max_drop: float
+    guard: Guard
+    confidence: float
+    metric: str | Metric | None
+    population: str
+    target: str
+    objective: Statistic
+    budget_s: float | None
+    latency_bound_s: float | None
+    engines: Sequence[str] | None
+    passes: Sequence[str] | None
+    keep_float: Sequence[str]
+    custom_ops: Sequence[Path]
+    effort: str | Effort
+    time_limit_s: float | None
+    trial_limit_s: float | None
+    calibration: int
+    seed: int
+    out: str | Path
+    keep_exact: bool
+    keep_requests: bool
+    accept_uncertified: bool
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of a run. Each field is a keyword of `hasten.optimize` and `hasten.lighten` too.
+
+    The first five are the promise that the certificate makes, the next four the device and what a
+    request may take there, then what may be tried and how hard, then what the bundle holds.
+
+    Attributes:
+        max_drop: Largest drop in accuracy that is allowed, as an absolute share: 0.01 is one point.
+        guard: Quantity that is bounded: "net", the drop; "lost", the share of right answers that
+            become wrong; or "changed", the share of answers that differ from the original's.
+        confidence: Probability with which the certificate holds.
+        metric: "top1", "top5", "agreement", "embedding", "regression:0.01", "detection_f1",
+            "my.py:score", or a `Metric`. By default top-1 where there are labels, else agreement.
+        population: What the data was drawn from, in words, for the certificate.
+        target: "host"; a device of this host, as "cuda"; or one that isn't here, as "fpga:ecp5" or
+            "tpu:v5e". Where the device isn't here, its own tools compare the candidates.
+        objective: Statistic of a request's latency that is to be small: "p50", "mean" or "p99",
+            which takes longer to tell.
+        budget_s: What one request may take, in seconds; the result says whether what ships stays
+            under it. Of several smaller models the most accurate one under it is compared.
+        latency_bound_s: Latency that 99% of requests at random times are to stay under, in seconds:
+            the highest rate at which they do is measured for what ships.
+        engines: Names of the runtimes to try; None for all that serve the target.
+        passes: Names of the transformations to try; None for all, () for none.
+        keep_float: Names of nodes that no pass may quantize.
+        custom_ops: Libraries with operators of the model's own.
+        effort: "quick", "normal", "thorough", or an `Effort`.
+        time_limit_s: Time for the search, in seconds; None for no limit.
+        trial_limit_s: Longest time of one step of one candidate, in seconds; by default 300, and 900
+            where designs are placed and routed.
+        calibration: Most samples that set the quantizers' ranges.
+        seed: Seed of the split and of all orders.
+        out: Folder of the bundle.
+        keep_exact: Whether the bundle keeps the exact model, for `certify` and as a fallback.
+        keep_requests: Whether the bundle keeps up to 4 samples of the search split, to warm up with and
+            to be timed with where no data is at hand. False for data that must not leave this machine.
+        accept_uncertified: Whether the fastest ships, marked so, where nothing certifies.
+
+    Raises:
+        InputError: which field is out of its range.
+    """
+
+    max_drop: float = 0.01
+    guard: Guard = "net"
+    confidence: float = 0.95
+    metric: str | Metric | None = None
+    population: str = "inputs like the ones in this data"
+    target: str = "host"
+    objective: Statistic = "p50"
+    budget_s: float | None = None
+    latency_bound_s: float | None = None
+    engines: tuple[str, ...] | None = None
+    passes: tuple[str, ...] | None = None
+    keep_float: tuple[str, ...] = ()
+    custom_ops: tuple[Path, ...] = ()
+    effort: Effort = field(default_factory=Effort)
+    time_limit_s: float | None = None
+    trial_limit_s: float | None = None
+    calibration: int = 300
+    seed: int = 0
+    out: Path = Path("model.hasten")
+    keep_exact: bool = True
+    keep_requests: bool = True
+    accept_uncertified: bool = False
+
+    def __post_init__(self) -> None:
+        check_limits(self.max_drop, self.confidence)
+        for name, allowed in (("guard", get_args(Guard)), ("objective", get_args(Statistic))):
+            value = getattr(self, name)
+            if value not in allowed:
+                known = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+                raise InputError(f"the {name} is {known}: got {value!r}")
+        limits = {
+            "time limit": self.time_limit_s,
+            "trial limit": self.trial_limit_s,
+            "budget": self.budget_s,
+        }
+        for name, limit_s in limits.items():
+            if limit_s is not None and not _positive(limit_s):
+                raise InputError(f"the {name} is in seconds, above 0: got {limit_s!r}")
+        check_bound(self.latency_bound_s)
+
+    def changed(self, **options: Unpack[Options]) -> Order:
+        """Return the same order with some options changed.
+
+        Raises:
+            InputError: which option is out of its range.
+            TypeError: there is no such option.
+        """
+        given: dict[str, Any] = dict(options)
+        for name in _SEQUENCES:
+            if isinstance(given.get(name), str):
+                given[name] = (given[name],)
+            elif given.get(name) is not None:
+                given[name] = tuple(given[name])
+        if "effort" in given:
+            given["effort"] = effort_of(given["effort"])
+        if "out" in given:
+            given["out"] = Path(given["out"])
+        return dataclasses.replace(self, **given)
+
+
+def order_of(**options: Unpack[Options]) -> Order:
+    """Return an order by its keywords.
+
+    Raises:
+        InputError: which option is out of its range.
+        TypeError: there is no such option.
+    """
+    return Order(effort=effort_of("normal")).changed(**options)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0

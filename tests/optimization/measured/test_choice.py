@@ -1,0 +1,135 @@
+"""What ships, by what was certified and by fresh rounds."""
+
+from collections.abc import Iterable
+from typing import cast
+
+import numpy as np
+import pytest
+
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.verdict import Judgement, Verdict, judge
+from hasten.measure.race import AGAIN, BASELINE, Standings
+from hasten.optimization.judge import Ladder
+from hasten.optimization.measured.choice import Choice, decide, settled_by_sealed_data
+
+Judged = list[tuple[str, Judgement | str]]
+
+
+def judgement(lost: int) -> Judgement:
+    """Of 400 answers so many lost, where two in a hundred may be."""
+    return judge(
+        np.ones(400),
+        (np.arange(400) >= lost).astype(np.float64),
+        guard="net",
+        max_drop=0.02,
+        confidence=0.95,
+        metric="top1",
+        prior=BettingPrior(),
+    )
+
+
+PASSED, FAILED = judgement(0), judgement(40)
+
+
+def standings(**ratios: float) -> Standings:
+    """Fresh rounds of the twins, about a percent apart, and of others at a ratio to them."""
+    rng = np.random.default_rng(0)
+    found = Standings("figures/1", 1)
+    for name, ratio in {BASELINE: 1.0, AGAIN: 1.0, **ratios}.items():
+        blocks = ratio * 1e6 * rng.uniform(0.95, 1.05, (24, 8))
+        found.rounds[name] = {r: tuple(map(int, block)) for r, block in enumerate(blocks)}
+    return found
+
+
+def only_rounds(final: Standings, name: str, *kept: int) -> Standings:
+    """Let an entrant have run in these rounds alone."""
+    final.rounds[name] = {number: final.rounds[name][number] for number in kept}
+    return final
+
+
+def settled(
+    final: Standings, exact: str, judged: Judged, loose: str | None = None, *, accept: bool = False
+) -> Choice:
+    return decide(
+        Ladder(exact, ()),
+        judged,
+        final,
+        baseline="default",
+        loose=loose,
+        accept_uncertified=accept,
+    )
+
+
+def test_what_was_certified_ships_where_fresh_rounds_find_it_faster() -> None:
+    final = standings(fast=0.5, exact=0.8)
+    choice = settled(final, "exact", [("safe", PASSED), ("fast", PASSED)])
+    assert choice == Choice("fast", "exact", "certified", PASSED.in_words(), PASSED)
+
+
+@pytest.mark.parametrize("fast", [0.795, 0.8, 0.9])
+def test_what_is_not_faster_than_the_exact_model_in_fresh_rounds_does_not_ship(fast: float) -> None:
+    choice = settled(standings(fast=fast, exact=0.8), "exact", [("fast", PASSED)])
+    why = "what was certified was not faster than the exact model in fresh rounds"
+    assert choice == Choice("exact", "exact", "exact", why, beaten="fast")
+
+
+@pytest.mark.parametrize("kept", [[], [0], range(23), [*range(11), *range(12, 24)]])
+def test_what_fell_out_of_the_fresh_rounds_does_not_ship(kept: Iterable[int]) -> None:
+    final = only_rounds(standings(fast=0.5, exact=0.8), "fast", *kept)
+    judged: Judged = [("fast", PASSED)]
+    choice = settled(final, "exact", judged, "fast", accept=True)
+    assert choice == Choice(
+        "exact", "exact", "exact", "what was certified fell out of the fresh rounds"
+    )
+
+
+@pytest.mark.parametrize("kept", [[0], range(23)])
+def test_an_exact_candidate_that_fell_out_leaves_the_default_engine(kept: Iterable[int]) -> None:
+    final = only_rounds(standings(exact=0.5, fast=0.8), "exact", *kept)
+    choice = settled(final, "exact", [])
+    assert (choice.winner, choice.exact, choice.status) == ("default", "default", "exact")
+    choice = settled(final, "exact", [("fast", PASSED)])
+    assert choice == Choice("fast", "default", "certified", PASSED.in_words(), PASSED)
+
+
+@pytest.mark.parametrize("exact", [0.987, 1.2])
+def test_an_exact_candidate_must_beat_the_default_engine_in_fresh_rounds_too(exact: float) -> None:
+    choice = settled(standings(exact=exact), "exact", [])
+    why = "nothing under the limit on the search split beat the exact model beyond the noise"
+    assert choice == Choice("default", "default", "exact", why)
+    # What was certified is then to beat the default engine.
+    choice = settled(standings(exact=exact, fast=0.9), "exact", [("fast", PASSED)])
+    assert choice == Choice("fast", "default", "certified", PASSED.in_words(), PASSED)
+
+
+def test_where_nothing_is_certified_the_bundle_says_what_failed_first() -> None:
+    for judged, why in (
+        ([("fast", FAILED)], FAILED.in_words()),
+        ([("fast", "it crashed")], "the candidate failed: it crashed"),
+    ):
+        choice = settled(standings(exact=0.8), "exact", cast(Judged, judged))
+        assert choice == Choice("exact", "exact", "exact", why)
+    assert FAILED.verdict is Verdict.NOT_ACCURATE_ENOUGH
+
+
+@pytest.mark.parametrize("loose", [0.5, 0.9])
+def test_the_uncertified_ships_when_asked_for_and_faster_than_the_exact_model(
+    loose: float,
+) -> None:
+    final, judged = standings(loose=loose, exact=0.8), cast(Judged, [("loose", FAILED)])
+    asked = settled(final, "exact", judged, "loose", accept=True)
+    unasked = settled(final, "exact", judged, "loose")
+    marked = Choice("loose", "exact", "uncertified", f"accepted uncertified: {FAILED.in_words()}")
+    assert unasked == Choice("exact", "exact", "exact", FAILED.in_words())
+    assert asked == (marked if loose < 0.8 else unasked)
+
+
+def test_only_what_the_sealed_data_left_open_may_ship_uncertified() -> None:
+    few = judgement(7)
+    assert (PASSED.verdict, few.verdict, FAILED.verdict) == (
+        Verdict.CERTIFIED,
+        Verdict.NOT_ENOUGH_DATA,
+        Verdict.NOT_ACCURATE_ENOUGH,
+    )
+    judged: Judged = [("a", PASSED), ("b", few), ("c", FAILED), ("d", "it crashed")]
+    assert settled_by_sealed_data(judged) == {"a", "c", "d"}

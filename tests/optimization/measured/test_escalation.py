@@ -1,0 +1,194 @@
+"""Cascades on a classifier whose coarse version is quick and errs where two classes are close."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.support.desk import Desk
+from tests.support.faults import Faulty
+
+from hasten.certificate.promise import Promise
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.engines.cascade import Cascade
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.embedding import Embedding
+from hasten.measure.candidate import Single, Trial
+from hasten.measure.journal import Journal
+from hasten.measure.latency import Pace
+from hasten.measure.workbench import Workbench
+from hasten.optimization.measured.escalation import Escalation
+from hasten.optimization.measured.screening import Screening
+from hasten.passes.base import Pass
+from hasten.passes.little import Little
+from hasten.passes.onnx_files import read_onnx, write_onnx
+
+FAST = OnnxRuntime(threads=1)
+SLOW = Faulty(FAST, busy_ns=2_000_000)
+LIMIT = 0.005
+SAMPLES = 600
+
+
+@dataclass(frozen=True)
+class Coarse(Pass):
+    """Rounds weights to a few levels."""
+
+    levels: int = 8
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator["Coarse"]:
+        yield cls()
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        proto = read_onnx(model)
+        for tensor in proto.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            scale = np.abs(values).max() / self.levels
+            rounded = (np.round(values / scale) * scale).astype(values.dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
+        return write_onnx(proto, model, workdir / "coarse.onnx")
+
+
+COARSE = Single((Coarse(),), FAST)
+
+
+class Search:
+    """The search for a threshold, on real engines."""
+
+    def __init__(self, desk: Desk, folder: Path, metric: Metric, samples: Spool) -> None:
+        bench = Workbench(
+            desk.bench.folder,
+            desk.bench.target,
+            model=desk.model,
+            calibration=samples,
+            calibration_hash="0",
+        )
+        self.trials = Screening(
+            bench,
+            Journal(folder / "journal"),
+            samples,
+            Promise(metric, max_drop=0.999),
+            pace=Pace(warmup_ns=0, block_ns=0, at_least=64, at_most=64),
+            seed=0,
+        )
+        self.notes: list[str] = []
+        self.tried: list[Trial] = []
+        self.trials.begin([Single((), SLOW)])
+        self.trials.run(COARSE)
+
+    def likely(self, trial: Trial, scale: float) -> bool:
+        return trial.candidate.exact or scale * self.trials.drop(trial) < 0.8 * LIMIT
+
+    def surely(self, trial: Trial, scale: float) -> bool:
+        return trial.candidate.exact or scale * self.trials.drop(trial) < 0.4 * LIMIT
+
+    def run(self) -> list[Trial]:
+        ranked = sorted(self.trials.measured(), key=lambda t: self.trials.ratio(t).estimate)
+        Escalation(self.trials, self.attempt, self.likely, self.surely, self.notes).escalate(ranked)
+        return self.tried
+
+    def attempt(self, candidates: Sequence[Single]) -> None:
+        self.tried += [self.trials.run(candidate) for candidate in candidates]
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Spool:
+    x = np.random.default_rng(1).standard_normal((SAMPLES, 16), dtype=np.float32)
+    return write_spool(ArrayDataset({"x": x}), tmp_path / "search")
+
+
+@pytest.fixture
+def search(
+    desk: Desk, tmp_path: Path, samples: Spool, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Search]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    search = Search(desk, tmp_path, Agreement(), samples)
+    try:
+        yield search
+    finally:
+        search.trials.close()
+
+
+def test_the_mistakes_of_a_quick_model_are_mended_by_asking_again(search: Search) -> None:
+    quick = search.trials.done[COARSE.key]
+    assert not search.likely(quick, 1.0)
+    tried = search.run()
+    assert [type(trial.candidate.engine) for trial in tried] == [Cascade, Cascade]
+    assert all(trial.failure is None for trial in tried)
+    first, safer = tried
+    assert search.likely(first, 1.0)
+    assert search.trials.drop(safer) <= search.trials.drop(first) < search.trials.drop(quick)
+    # It costs more than the quick model alone, and less than the original.
+    ratios = [search.trials.ratio(trial).estimate for trial in (quick, first, safer)]
+    assert ratios[0] < ratios[1] < ratios[2] < 1
+
+
+def test_its_cost_is_the_mean_with_what_is_asked_again(search: Search) -> None:
+    first = search.run()[0]
+    engine = first.candidate.engine
+    assert isinstance(engine, Cascade)
+    assert first.measurement is not None
+    assert first.baseline is not None
+    # Most requests are quick: the median wouldn't show what the others cost.
+    p50 = np.median(np.concatenate([list(b) for b in first.measurement.rounds.values()]))
+    mean = np.mean(np.concatenate([list(b) for b in first.measurement.rounds.values()]))
+    theirs = np.mean(np.concatenate([list(b) for b in first.baseline.rounds.values()]))
+    assert p50 < mean / 2
+    assert search.trials.ratio(first).estimate == pytest.approx(mean / theirs, rel=0.2)
+
+
+def test_a_threshold_is_as_low_as_it_may_be(search: Search) -> None:
+    engine = search.run()[0].candidate.engine
+    assert isinstance(engine, Cascade)
+    lower = dataclasses.replace(engine, threshold=engine.threshold * 0.8)
+    trial = search.trials.run(Single(COARSE.passes, lower))
+    assert not search.likely(trial, 1.0)
+
+
+def test_a_metric_that_no_margin_says_anything_about_gets_no_cascade(
+    desk: Desk, tmp_path: Path, samples: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    search = Search(desk, tmp_path, Embedding(), samples)
+    try:
+        assert search.run() == []
+    finally:
+        search.trials.close()
+
+
+def test_what_is_accurate_enough_alone_gets_no_cascade(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("likely", "surely"):
+        monkeypatch.setattr(search, name, lambda trial, scale: True)
+    assert search.run() == []
+
+
+def test_what_is_accurate_enough_by_a_hair_is_backed_by_a_safer_cascade(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "likely", lambda trial, scale: True)
+    (safer,) = search.run()
+    assert search.surely(safer, 1.0)
+    assert not search.surely(search.trials.done[COARSE.key], 1.0)
+
+
+def test_a_little_model_is_backed_by_the_original_beside_a_quantized_one(search: Search) -> None:
+    beside = Single((Little(Path("little.onnx"), (), "0"),), FAST)
+    coarse = search.trials.done[COARSE.key]
+    search.trials.done[beside.key] = dataclasses.replace(coarse, candidate=beside)
+    proposed: list[Single] = []
+    ranked = [t for t in search.trials.measured() if t.candidate.passes]
+    Escalation(search.trials, proposed.extend, search.likely, search.surely, search.notes).escalate(
+        ranked
+    )
+    assert {candidate.passes for candidate in proposed} == {COARSE.passes, beside.passes}

@@ -1,0 +1,115 @@
+"""When the search ends: what is left to gain is set against the least that the machine can take."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.desk import Desk
+from tests.support.jobs import job_in
+
+from hasten.certificate.promise import Promise
+from hasten.engines.openvino.engine import OpenVino
+from hasten.inputs.data.spool import Spool
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.measure.candidate import Candidate, Measurement, Single, Trial
+from hasten.measure.latency import Pace
+from hasten.measure.roofline import Floor, LayerFloor
+from hasten.measure.workbench import Workbench
+from hasten.optimization.measured.exploration import Exploration
+from hasten.optimization.measured.screening import Screening
+from hasten.passes.nncf_quantization import NncfQuantization
+
+SAMPLES = 1000
+EACH_NS = 1_000_000
+
+
+@dataclass
+class Searched:
+    """What was tried beyond the grid, and what was said."""
+
+    tried: list[Candidate]
+    notes: list[str]
+
+
+def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong: int) -> Searched:
+    """Explore where one candidate takes half of the baseline's time, and answers so many otherwise."""
+    bench = Workbench(
+        folder,
+        desk.bench.target.with_threads(2),
+        model=desk.model,
+        calibration=spool,
+        calibration_hash="0",
+    )
+    promise = Promise(Agreement(), "changed", max_drop=0.03)
+    job = job_in(folder)
+    trials = Screening(bench, job.journal, spool, promise, pace=Pace(), seed=0)
+    trials.exact_scores = np.ones(SAMPLES)
+    trials.baseline = Single((), OpenVino())
+    candidate = Single((NncfQuantization("performance"),), OpenVino())
+
+    def taking(each_ns: int) -> Measurement:
+        return Measurement("measured", 2, dict.fromkeys(range(6), (each_ns,) * 9))
+
+    trials.done[candidate.key] = Trial(
+        candidate,
+        measurement=taking(EACH_NS),
+        baseline=taking(2 * EACH_NS),
+        scores=(0.0,) * wrong + (1.0,) * (SAMPLES - wrong),
+    )
+    found = Searched([], job.notes)
+
+    def run(candidate: Candidate, beat: float = 1.0) -> Trial:
+        if candidate.key not in trials.done:
+            found.tried.append(candidate)
+        return trials.done.setdefault(candidate.key, Trial(candidate, failure="not run here"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "run", run)
+        patch.setattr(Exploration, "_transform", lambda self, candidates: None)
+        Exploration(
+            trials,
+            job,
+            units=np.arange(SAMPLES),
+            sealed_draws=2000,
+            sealed_samples=2000,
+            on_better=lambda trial: None,
+            least=lambda precision: floor,
+        ).explore([candidate])
+    trials.close()
+    return found
+
+
+def least(floor_ns: float) -> Floor:
+    return Floor((LayerFloor("n", "Conv", "i8", floor_ns - 1000, 0.0),), 1000.0, threads=2)
+
+
+def test_the_search_ends_where_what_is_left_is_less_than_a_few_turns_tell(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    found = explored(desk, spool, tmp_path, least(0.97 * EACH_NS), wrong=2)
+    assert found.tried == []
+    assert any("1.03 times the least that this machine can" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.5, None])
+def test_it_goes_on_where_more_is_left_or_the_least_is_unknown_or_too_high(
+    desk: Desk, spool: Spool, tmp_path: Path, share: float | None
+) -> None:
+    floor = None if share is None else least(share * EACH_NS)
+    found = explored(desk, spool, tmp_path, floor, wrong=2)
+    assert found.tried
+    assert not any("times the least" in note for note in found.notes)
+
+
+def test_it_goes_on_where_a_part_of_the_work_is_not_counted(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    part = replace(least(0.97 * EACH_NS), uncounted=("m",))
+    assert explored(desk, spool, tmp_path, part, wrong=2).tried
+
+
+def test_it_goes_on_where_the_fastest_is_not_right_enough(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    assert explored(desk, spool, tmp_path, least(0.97 * EACH_NS), wrong=80).tried

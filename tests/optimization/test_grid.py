@@ -1,0 +1,179 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from tests.support.desk import Desk
+from tests.support.faults import Faulty
+
+from hasten.core.target import Target
+from hasten.engines.installed import engine_kinds
+from hasten.engines.litert.engine import LiteRt
+from hasten.engines.null import Null
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
+from hasten.errors import InputError
+from hasten.measure.candidate import Single
+from hasten.optimization.grid import grid, neighbours, variations
+from hasten.passes.base import Pass
+from hasten.passes.fix_shapes import FixShapes
+from hasten.passes.litert_quantization import LitertQuantization
+from hasten.passes.little import Little, little_of
+from hasten.passes.simplify import Simplify
+
+
+@pytest.fixture
+def host() -> Target:
+    isa = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16")
+    return replace(Target.host(), cpus=(0, 1), threads=2, isa=isa)
+
+
+def test_the_untouched_model_on_every_engine_comes_first(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host)
+    untouched = [c for c in proposals if not c.passes]
+    assert proposals[: len(untouched)] == untouched
+    kinds = [type(c.engine).__name__ for c in untouched[:2]]
+    assert kinds == ["OnnxRuntime", "OpenVino"]
+    assert untouched[0] == Single((), OnnxRuntime())
+    assert untouched[0].exact
+
+
+def test_no_proposal_comes_twice_and_each_engine_takes_its_model(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host)
+    assert len({c.key for c in proposals}) == len(proposals)
+    for candidate in proposals:
+        if candidate.passes:
+            assert candidate.passes[-1].gives in candidate.engine.formats
+        if any(step.exact for step in candidate.passes):
+            assert candidate.exact
+
+
+def test_shapes_are_not_fixed_for_an_engine_that_settles_them_itself(
+    desk: Desk, host: Target
+) -> None:
+    proposals = grid(desk.model, host)
+    fixed = {type(c.engine) for c in proposals if FixShapes() in c.passes}
+    assert fixed == {OnnxRuntime}
+    lossy = [c for c in proposals if c.passes and not c.exact]
+    around = neighbours(lossy, [FixShapes()], host)
+    assert {type(c.engine) for c in around if FixShapes() in c.passes} == {OnnxRuntime}
+    assert {type(c.engine) for c in lossy} == {OnnxRuntime, OpenVino, LiteRt}
+
+
+def test_litert_is_tried_with_what_its_own_quantizer_makes_alone(desk: Desk, host: Target) -> None:
+    found = [c.passes for c in grid(desk.model, host) if isinstance(c.engine, LiteRt)]
+    assert found[0] == ()
+    assert [kind for kind in map(_kinds, found) if kind and kind != (Simplify,)] == [
+        (LitertQuantization,)
+    ]
+    assert LitertQuantization in [type(c.passes[0]) for c in grid(desk.model, host) if c.passes]
+
+
+def _kinds(passes: Sequence[Pass]) -> tuple[type[Pass], ...]:
+    return tuple(map(type, passes))
+
+
+def test_only_the_engines_asked_for_are_tried(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host, engine_names=["onnxruntime"])
+    assert {type(c.engine) for c in proposals} == {OnnxRuntime}
+
+
+def test_nodes_to_keep_float_reach_every_pass_that_quantizes(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host, keep_float=("a", "b"))
+    settings = {
+        getattr(step, "keep_float")  # noqa: B009
+        for candidate in proposals
+        for step in candidate.passes
+        if hasattr(step, "keep_float")
+    }
+    assert settings == {("a", "b")}
+
+
+def test_engines_are_found_by_name_or_by_import_path() -> None:
+    path = "tests.support.faults:Faulty"
+    assert engine_kinds(["null", path, "onnxruntime"]) == [Null, Faulty, OnnxRuntime]
+
+
+def test_an_unknown_engine_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(InputError) as error:
+        engine_kinds(["onnxruntime", "tvm"])
+    assert str(error.value) == (
+        "no engine is called 'tvm'; this version has: onnxruntime, openvino, litert"
+    )
+
+
+def test_no_engine_at_all_is_one_line() -> None:
+    with pytest.raises(InputError) as error:
+        engine_kinds([])
+    assert str(error.value) == "no engine to try: none was named"
+
+
+def test_an_engine_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(cls: type[Null]) -> str:
+        raise InputError("the null engine isn't installed: pip install nothing")
+
+    monkeypatch.setattr(Null, "version", classmethod(missing))
+    assert engine_kinds(["null", "onnxruntime"]) == [OnnxRuntime]
+    with pytest.raises(InputError) as error:
+        engine_kinds(["null"])
+    assert str(error.value) == (
+        "no engine to try: the null engine isn't installed: pip install nothing"
+    )
+
+
+def test_neighbours_differ_by_one_step(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host)
+    lossy = next(c for c in proposals if c.passes and not c.exact)
+    exact = next(step for c in proposals for step in c.passes if step.exact)
+    around = neighbours([lossy, proposals[0]], [exact], host)
+    assert Single((exact, *lossy.passes), lossy.engine) in around
+    assert len(set(around)) == len(around)
+    assert {c.passes[1:] for c in around if len(c.passes) > 1} == {lossy.passes}
+    for candidate in around:
+        same_passes = candidate.passes in (lossy.passes, ())
+        same_engine = candidate.engine in (lossy.engine, proposals[0].engine)
+        assert same_passes != same_engine
+
+
+def test_variations_are_the_other_variants_on_the_two_engines_that_did_best(
+    desk: Desk, host: Target
+) -> None:
+    proposals = grid(desk.model, host, keep_float=("a",))
+    fastest = [c for c in proposals if c.passes and not c.exact][::-1]
+    found = variations(fastest, desk.model, host, ("a",))
+    assert found
+    assert not set(found) & set(proposals)
+    for candidate in found:
+        (step,) = candidate.passes
+        ranked = [c.engine for c in fastest if type(c.passes[0]) is type(step)]
+        assert candidate.engine in list(dict.fromkeys(ranked))[:2]
+        assert getattr(step, "keep_float", ("a",)) == ("a",)
+    assert variations([proposals[0]], desk.model, host) == []
+
+
+def test_a_little_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_the_original(
+    desk: Desk, host: Target
+) -> None:
+    little = Little(desk.model.path, (), "0")
+    proposals = grid(desk.model, host, small_models=[little])
+    beside = [c for c in proposals if little in c.passes]
+    assert {type(c.engine) for c in beside if c.passes == (little,)} == {
+        OnnxRuntime,
+        OpenVino,
+        LiteRt,
+    }
+    plain = {c.passes for c in proposals if c.passes and not c.exact and little not in c.passes}
+    assert {c.passes[1:] for c in beside if len(c.passes) == 2} == plain
+    varied = variations(beside, desk.model, host)
+    assert varied
+    assert all(c.passes[0] == little and len(c.passes) == 2 for c in varied)
+    assert not set(varied) & set(proposals)
+
+
+def test_of_many_little_models_the_two_fastest_are_varied(desk: Desk, host: Target) -> None:
+    littles = [Little(desk.model.path, (), "0", name) for name in ("a", "b", "c")]
+    proposals = grid(desk.model, host, small_models=littles)
+    by_speed = sorted(proposals, key=lambda c: (not c.passes, c.passes[:1] != (littles[1],)))
+    varied = variations(by_speed, desk.model, host)
+    named = {step.name for c in varied for step in c.passes if isinstance(step, Little)}
+    assert "b" in named
+    assert len({little_of(c.passes) for c in varied}) == 2
