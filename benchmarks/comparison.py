@@ -35,7 +35,7 @@ from hasten.measure.probe import usable_threads
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.work import work
-from hasten.measure.workbench import Bench, Opened
+from hasten.measure.workbench import Bench, OpenWorker
 from hasten.optimization.optimize import delivery, run
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.silence import first_line, silenced
@@ -185,9 +185,9 @@ def _prepared(
 @contextmanager
 def _opened(
     bench: Bench, versions: dict[str, Version], failed: dict[str, str]
-) -> Iterator[dict[str, Opened]]:
+) -> Iterator[dict[str, OpenWorker]]:
     """Open each version that hasn't failed, and end them all; one that can't be opened is noted."""
-    opened: dict[str, Opened] = {}
+    opened: dict[str, OpenWorker] = {}
     try:
         for name, version in versions.items():
             if name not in failed:

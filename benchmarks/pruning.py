@@ -49,7 +49,7 @@ from hasten.lightening.pruning.tokens import fastest
 from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import Pace, Round, rounds
 from hasten.measure.process import Worker
-from hasten.measure.workbench import Bench, Opened
+from hasten.measure.workbench import Bench, OpenWorker
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import is_transformer, read_onnx
 from hasten.passes.static_quantization import StaticQuantization
@@ -152,7 +152,7 @@ class Table:
         self.layers = layers(self.module, self.sample)
         self.prunable = Prunable(self.module, self.sample, sensitivity(self.batches))
 
-    def opened(self, module: nn.Module, precision: str) -> Opened:
+    def opened(self, module: nn.Module, precision: str) -> OpenWorker:
         """Export, quantize, build and open a module."""
         artifact, _ = self._built(module, precision)
         return self.bench.open_built(self.engine, artifact)
@@ -269,7 +269,7 @@ class Table:
         best = fastest(self.module, latency_ns, MERGED)
         return "merging tokens is no faster" if best is None else f"fastest with {best[0]} merged"
 
-    def off(self, opened: Opened, module: nn.Module) -> float:
+    def off(self, opened: OpenWorker, module: nn.Module) -> float:
         """Return how far the answers are from the module's, relative to their size."""
         answers = list(self.bench.predict_one(opened, self.spool).values())
         with torch.no_grad():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import models
 from tests.support.bundles import built, forge, stated
 
 from hasten.bundle import Part, kept_requests, load, read, room_for, write
@@ -13,7 +14,6 @@ from hasten.bundle.requests import MOST_BYTES, MOST_REQUESTS, REQUESTS, in_words
 from hasten.core.tensors import Array, TensorSpec
 from hasten.engines.null import Null
 from hasten.errors import InputError, IntegrityError
-from hasten.testing import models
 
 RATES = (16_000, 8_000)
 

@@ -7,6 +7,7 @@ from tests.support.bundles import stated
 
 from hasten.bundle import requirements
 from hasten.bundle.manifest import Manifest, Part
+from hasten.errors import IntegrityError
 
 ENVIRONMENT = {
     "hasten": "0.1.0",
@@ -43,9 +44,18 @@ def test_a_builds_own_mark_is_no_version_of_an_index(manifest: Made) -> None:
     assert lines[2:] == ["torch==2.7.0"]
 
 
-@pytest.mark.parametrize("version", ["1.0 --index-url http://evil", "1.0\n-r evil", "", "x"])
+@pytest.mark.parametrize("version", ["1.0 --index-url http://evil", "1.0\n-r evil", "x"])
 def test_a_bundles_word_is_no_option_of_pip(manifest: Made, version: str) -> None:
-    lines = requirements(manifest({"type": "openvino"}, ENVIRONMENT | {"openvino": version}))
+    with pytest.raises(IntegrityError) as error:
+        requirements(manifest({"type": "openvino"}, ENVIRONMENT | {"openvino": version}))
+    assert str(error.value) == (
+        f"the bundle says that it was measured with openvino {version!r}, which is no version: make the "
+        "bundle anew"
+    )
+
+
+def test_a_package_without_a_version_was_not_installed_and_is_not_needed(manifest: Made) -> None:
+    lines = requirements(manifest({"type": "openvino"}, ENVIRONMENT | {"openvino": ""}))
     assert lines == ["hasten==0.1.0", "numpy==2.1.0"]
 
 

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from click.testing import CliRunner, Result
+from tests.support import models
 
 from hasten.cli import main
 from hasten.cli.profile_table import profile_table
 from hasten.core.records import from_record
 from hasten.engines.layers import Kind, LayerTime
 from hasten.evaluation.profiling import Profile
-from hasten.testing import models
 
 
 def run(*arguments: object) -> Result:

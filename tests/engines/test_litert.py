@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.support.models import depthwise_cnn
 
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -51,7 +52,7 @@ def test_it_has_as_many_threads_as_it_is_told(host: Target, tmp_path: Path) -> N
 
 
 def test_xnnpack_runs_all_of_a_network_and_says_so(host: Target, tmp_path: Path) -> None:
-    artifact = build(models.depthwise_cnn(tmp_path), host)
+    artifact = build(depthwise_cnn(tmp_path), host)
     with LiteRt().open(artifact, host) as session:
         assert session.properties()["xnnpack"] == "8 of 8 operators"
 

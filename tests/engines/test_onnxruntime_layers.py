@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.support.models import depthwise_cnn
 
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -65,7 +66,7 @@ def of(node: str, layers: tuple[LayerTime, ...]) -> LayerTime:
 def test_a_fused_convolution_is_one_step_named_after_all_that_it_covers(
     target: Target, tmp_path: Path
 ) -> None:
-    layers = profiled(models.depthwise_cnn(tmp_path, 1), target)
+    layers = profiled(depthwise_cnn(tmp_path, 1), target)
     assert [layer.sources for layer in layers if layer.kind == "arithmetic"] == [
         ("stem", "relu1"),
         ("depthwise", "relu6"),
@@ -77,7 +78,7 @@ def test_a_fused_convolution_is_one_step_named_after_all_that_it_covers(
 
 
 def test_reorders_are_conversions_of_the_runtimes_own(target: Target, tmp_path: Path) -> None:
-    layers = profiled(models.depthwise_cnn(tmp_path, 1), target)
+    layers = profiled(depthwise_cnn(tmp_path, 1), target)
     reorders = [layer for layer in layers if layer.operator.startswith("Reorder")]
     assert reorders
     assert {(layer.kind, layer.sources) for layer in reorders} == {("conversion", ())}
@@ -87,7 +88,7 @@ def test_reorders_are_conversions_of_the_runtimes_own(target: Target, tmp_path: 
 def test_without_optimization_each_node_is_a_step_in_the_files_order(
     target: Target, tmp_path: Path
 ) -> None:
-    path = models.depthwise_cnn(tmp_path, 1)
+    path = depthwise_cnn(tmp_path, 1)
     layers = profiled(path, target, OnnxRuntime(graph_optimization="disabled"))
     nodes = read(path).graph.node
     assert [(layer.name, layer.operator, layer.sources) for layer in layers] == [
@@ -105,7 +106,7 @@ def test_a_node_without_a_name_is_called_as_its_output(target: Target, tmp_path:
 def test_an_int8_model_shows_its_conversions_and_what_runs_in_int8(
     target: Target, tmp_path: Path
 ) -> None:
-    source = models.depthwise_cnn(tmp_path)
+    source = depthwise_cnn(tmp_path)
     layers = profiled(quantized(StaticQuantization(reduce_range=NARROW), source), target)
     layers = traced(layers, read(source).graph)
     assert {of(node, layers).precision for node in PRODUCTS} == {"i8"}
@@ -119,7 +120,7 @@ def test_an_int8_model_shows_its_conversions_and_what_runs_in_int8(
 
 def test_what_is_kept_in_float_shows_as_such(target: Target, tmp_path: Path) -> None:
     step = StaticQuantization(reduce_range=NARROW, keep_float=("stem",))
-    layers = profiled(quantized(step, models.depthwise_cnn(tmp_path)), target)
+    layers = profiled(quantized(step, depthwise_cnn(tmp_path)), target)
     assert of("stem", layers).precision == "f32"
     assert {of(node, layers).precision for node in PRODUCTS - {"stem"}} == {"i8"}
 

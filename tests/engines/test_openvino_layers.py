@@ -10,6 +10,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.models import depthwise_cnn
 
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -74,7 +75,7 @@ def of(node: str, layers: tuple[LayerTime, ...]) -> LayerTime:
 def test_a_fused_convolution_is_one_step_named_after_all_that_it_covers(
     target: Target, tmp_path: Path
 ) -> None:
-    path = models.depthwise_cnn(tmp_path, 1)
+    path = depthwise_cnn(tmp_path, 1)
     layers = profiled(settled(path), path, target)
     products = [layer for layer in layers if layer.kind == "arithmetic"]
     assert [layer.sources for layer in products] == [
@@ -90,7 +91,7 @@ def test_a_fused_convolution_is_one_step_named_after_all_that_it_covers(
 def test_a_change_of_layout_is_a_conversion_of_the_runtimes_own(
     target: Target, tmp_path: Path
 ) -> None:
-    path = models.depthwise_cnn(tmp_path, 1)
+    path = depthwise_cnn(tmp_path, 1)
     layers = profiled(settled(path), path, target)
     assert (layers[0].operator, layers[0].kind, layers[0].sources) == ("Reorder", "conversion", ())
 
@@ -98,7 +99,7 @@ def test_a_change_of_layout_is_a_conversion_of_the_runtimes_own(
 def test_an_int8_model_shows_its_conversions_and_what_runs_in_int8(
     target: Target, tmp_path: Path
 ) -> None:
-    path = models.depthwise_cnn(tmp_path)
+    path = depthwise_cnn(tmp_path)
     layers = profiled(int8(path), path, target)
     products = [layer for layer in layers if layer.kind == "arithmetic"]
     assert [(layer.sources, layer.precision) for layer in products] == [
@@ -114,7 +115,7 @@ def test_an_int8_model_shows_its_conversions_and_what_runs_in_int8(
 
 
 def test_what_is_kept_in_float_shows_as_such(target: Target, tmp_path: Path) -> None:
-    path = models.depthwise_cnn(tmp_path)
+    path = depthwise_cnn(tmp_path)
     layers = profiled(int8(path, keep_float=("depthwise",)), path, target)
     assert of("depthwise", layers).precision == "f32"
     assert {of(node, layers).precision for node in PRODUCTS - {"depthwise"}} == {"i8"}
@@ -178,7 +179,7 @@ def test_the_kernel_tells_the_precision(kernel: str, runtime: str, precision: st
 
 
 def test_an_operation_is_called_as_its_node_and_a_quantizer_as_none(tmp_path: Path) -> None:
-    model = int8(models.depthwise_cnn(tmp_path))
+    model = int8(depthwise_cnn(tmp_path))
     known = operations(import_quietly("openvino").Core().read_model(model.path))
     assert known["stem/WithoutBiases"] == Operation("Convolution", ("stem",))
     assert known["relu6"] == Operation("Clamp", ("relu6",))
@@ -247,7 +248,7 @@ def test_a_step_that_takes_no_time_is_listed_only_if_it_is_arithmetic(
     assert not _listed(idle)
     assert _listed(replace(idle, kind="arithmetic"))
     assert _listed(replace(idle, latency_ns=(0, 500)))
-    path = models.depthwise_cnn(tmp_path, 1)
+    path = depthwise_cnn(tmp_path, 1)
     layers = profiled(settled(path), path, target)
     assert all(any(layer.latency_ns) for layer in layers if layer.kind != "arithmetic")
 

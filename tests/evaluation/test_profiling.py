@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.bundles import built, stated
+from tests.support.models import depthwise_cnn
 
 import hasten
 from hasten.core.target import Target
@@ -25,7 +26,7 @@ def covered(profile: Profile) -> list[str]:
 
 
 def test_a_model_is_profiled_on_both_engines_with_random_numbers(tmp_path: Path) -> None:
-    profiles = hasten.profile(models.depthwise_cnn(tmp_path), requests=3)
+    profiles = hasten.profile(depthwise_cnn(tmp_path), requests=3)
     assert [(one.role, one.label, one.failed) for one in profiles] == [
         ("model", "onnxruntime", ""),
         ("model", "openvino", ""),
@@ -40,7 +41,7 @@ def test_a_model_is_profiled_on_both_engines_with_random_numbers(tmp_path: Path)
 def test_an_engine_and_real_samples_may_be_asked_for(tmp_path: Path) -> None:
     x = np.ones((5, 16, 16, 16), np.float32)
     (only,) = hasten.profile(
-        models.depthwise_cnn(tmp_path), data=x, engines=["openvino"], threads=1, requests=2
+        depthwise_cnn(tmp_path), data=x, engines=["openvino"], threads=1, requests=2
     )
     assert (only.label, only.requests, only.threads) == ("openvino", "samples of the data", 1)
     assert covered(only) == PRODUCTS
@@ -62,9 +63,9 @@ def test_a_module_in_a_file_is_exported_with_a_sample(tmp_path: Path) -> None:
 
 
 def test_of_a_bundle_the_winner_and_the_exact_model_are_profiled(tmp_path: Path) -> None:
-    winner = built(tmp_path, models.depthwise_cnn(tmp_path), OpenVino(threads=1))
+    winner = built(tmp_path, depthwise_cnn(tmp_path), OpenVino(threads=1))
     (tmp_path / "exact").mkdir()
-    exact = built(tmp_path / "exact", models.depthwise_cnn(tmp_path), OnnxRuntime())
+    exact = built(tmp_path / "exact", depthwise_cnn(tmp_path), OnnxRuntime())
     hasten.bundle.write(tmp_path / "b.hasten", stated(winner, exact), {})
     profiles = hasten.profile(tmp_path / "b.hasten", requests=2)
     assert [one.role for one in profiles] == ["winner", "exact"]

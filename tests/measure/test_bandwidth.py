@@ -9,7 +9,7 @@ import pytest
 from hasten.core.target import Target
 from hasten.measure import bandwidth
 from hasten.measure.bandwidth import (
-    Cache,
+    CacheLevel,
     Level,
     bytes_per_s,
     caches,
@@ -50,7 +50,11 @@ def system(tmp_path: Path) -> Path:
 
 def test_caches_are_counted_once_for_all_that_share_them(target: Target, system: Path) -> None:
     found = caches(target, system)
-    assert found == (Cache("L1", 32 << 10, 2), Cache("L2", 512 << 10, 2), Cache("L3", 16 << 20, 1))
+    assert found == (
+        CacheLevel("L1", 32 << 10, 2),
+        CacheLevel("L2", 512 << 10, 2),
+        CacheLevel("L3", 16 << 20, 1),
+    )
     assert [cache.total_bytes for cache in found] == [64 << 10, 1 << 20, 16 << 20]
 
 
@@ -63,7 +67,7 @@ def test_a_cache_whose_size_cannot_be_read_is_left_out(
     target: Target, tmp_path: Path, size: str
 ) -> None:
     describe(tmp_path, 0, ("1", "Data", "32768", "0"), ("2", "Unified", size, "0"))
-    assert caches(target, tmp_path) == (Cache("L1", 32768, 1),)
+    assert caches(target, tmp_path) == (CacheLevel("L1", 32768, 1),)
 
 
 def test_every_level_has_a_rate_and_memory_no_size(

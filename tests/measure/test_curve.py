@@ -1,4 +1,4 @@
-"""What a batch curve says, and which point a server should take."""
+"""What a batch curve says."""
 
 import json
 from typing import Any
@@ -9,16 +9,13 @@ from hypothesis import strategies as st
 
 from hasten.errors import IntegrityError
 from hasten.measure.closed_loop import Block
-from hasten.measure.curve import CurvePoint, best_batch, curve_record, points_of
+from hasten.measure.curve import CurvePoint, curve_record, points_of
 
 
 def point(batch: int, p50_ns: int, *, sessions: int = 1, requests: int = 4) -> CurvePoint:
     """Sessions that are never idle."""
     block = Block((p50_ns,) * requests * sessions, p50_ns * requests)
     return CurvePoint(batch, 1, sessions, {0: block, 1: block})
-
-
-CURVE = [point(1, 1000), point(2, 1500), point(4, 2500), point(8, 6000)]
 
 
 def test_figures_are_derived_of_raw_rounds() -> None:
@@ -32,38 +29,7 @@ def test_sessions_side_by_side_add_up() -> None:
     assert point(1, 1000, sessions=3).throughput_per_s == pytest.approx(3e6)
 
 
-@pytest.mark.parametrize(
-    ("deadline_ns", "batch"), [(1000, None), (1001, 1), (2501, 4), (6001, 4), (10**9, 4)]
-)
-def test_the_best_batch_has_the_most_throughput_under_the_deadline(
-    deadline_ns: int, batch: int | None
-) -> None:
-    found = best_batch(CURVE, deadline_ns)
-    assert (found.batch if found else None) == batch
-
-
-def test_of_equals_the_smaller_batch_is_best() -> None:
-    found = best_batch([point(2, 2000), point(1, 1000), point(1, 2000, sessions=2)], 10**9)
-    assert found is not None
-    assert (found.batch, found.sessions) == (1, 1)
-
-
-def test_nothing_is_best_of_nothing() -> None:
-    assert best_batch([], 10**9) is None
-
-
 POINTS = st.builds(point, st.integers(1, 64), st.integers(1, 10**9), sessions=st.integers(1, 8))
-
-
-@given(st.lists(POINTS), st.integers(0, 10**9), st.integers(0, 10**9))
-def test_a_later_deadline_never_gives_less_throughput(
-    points: list[CurvePoint], deadline_ns: int, later_ns: int
-) -> None:
-    soon, late = best_batch(points, deadline_ns), best_batch(points, deadline_ns + later_ns)
-    if soon is not None:
-        assert soon.p50_ns < deadline_ns
-        assert late is not None
-        assert late.throughput_per_s >= soon.throughput_per_s
 
 
 @given(st.lists(POINTS))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.models import slow
 from tests.support.rivals import BUSY_NS
 
 from hasten.core.model import Model
@@ -38,7 +39,7 @@ def settled(write: Callable[[Path], Path], folder: Path, *shape: int) -> Model:
 def test_every_network_gets_its_best_way_with_an_interval(tmp_path: Path, target: Target) -> None:
     subjects = {
         "linear": settled(models.linear_classifier, tmp_path, 16),
-        "slow": settled(models.slow, tmp_path, 4),
+        "slow": settled(slow, tmp_path, 4),
     }
     told: list[Progress] = []
     found = fastest(
@@ -124,7 +125,7 @@ def test_an_engine_that_cannot_run_a_network_is_left_out_with_its_reason(
 ) -> None:
     if importlib.util.find_spec("ai_edge_litert") is None:
         pytest.skip("LiteRT isn't installed: no engine that lacks loops")
-    subject = {"slow": settled(models.slow, tmp_path, 4)}
+    subject = {"slow": settled(slow, tmp_path, 4)}
     found = fastest(
         subject, target, tmp_path / "work", engines=("litert", "onnxruntime"), int8=False
     )

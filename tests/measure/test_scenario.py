@@ -19,7 +19,7 @@ def test_a_run_lasts_as_long_as_asked_and_has_as_many_requests() -> None:
 
 
 def test_figures_are_those_of_the_latencies() -> None:
-    found = load_of(offer(900), "me", range(1000, 0, -1), 10**9)
+    found = load_of(offer(900), range(1000, 0, -1), 10**9)
     assert (found.requests, found.throughput_per_s, found.mean_ns) == (1000, 1000.0, 500.5)
     assert (found.p50_ns, found.p90_ns, found.p99_ns) == (501, 901, 991)
     assert (found.over_bound, found.holds) == (100, False)
@@ -27,13 +27,13 @@ def test_figures_are_those_of_the_latencies() -> None:
 
 
 def test_a_bound_holds_where_hardly_any_request_is_over() -> None:
-    assert load_of(offer(1000), "me", [1000] * 459, 10**9).holds
-    assert not load_of(offer(1000), "me", [1000] * 458, 10**9).holds
-    assert not load_of(offer(1000), "me", [1000] * 458 + [1001], 10**9).holds
+    assert load_of(offer(1000), [1000] * 459, 10**9).holds
+    assert not load_of(offer(1000), [1000] * 458, 10**9).holds
+    assert not load_of(offer(1000), [1000] * 458 + [1001], 10**9).holds
 
 
 def test_without_a_bound_none_holds() -> None:
-    found = load_of(offer(), "me", [1] * 1000, 10**9)
+    found = load_of(offer(), [1] * 1000, 10**9)
     assert (found.over_bound, found.holds) == (0, False)
 
 

@@ -114,7 +114,7 @@ def test_answers_that_do_not_grow_with_the_request_are_no_batch(
     text = (
         "m (float[words, 4] x) => (float[1, 4] y) { y = ReduceMean <axes = [0], keepdims = 1> (x) }"
     )
-    model = models._write(tmp_path / "mean.onnx", text, {})
+    model = models.write(tmp_path / "mean.onnx", text, {})
     spool = write_spool(ArrayDataset({"x": np.ones((6, 4), np.float32)}), tmp_path / "ones")
     artifact = built(tmp_path, model, OnnxRuntime(), {"x": np.ones(4, np.float32)})
     points, missing = swept(bench, OnnxRuntime(), artifact, spool)
@@ -173,7 +173,7 @@ def test_turns_end_with_the_time(bench: Bench, spool: Spool) -> None:
 def test_too_large_batches_are_not_asked(bench: Bench, tmp_path: Path) -> None:
     wide = 1 << 22  # 16 MiB a sample, and as much an answer
     text = f"m (float[batch, {wide}] x) => (float[batch, {wide}] y) {{ y = Relu(x) }}"
-    model = models._write(tmp_path / "wide.onnx", text, {})
+    model = models.write(tmp_path / "wide.onnx", text, {})
     spool = write_spool(ArrayDataset({"x": np.zeros((2, wide), np.float32)}), tmp_path / "wide")
     artifact = built(tmp_path, model, OnnxRuntime(), {"x": np.zeros(wide, np.float32)})
     points, missing = swept(bench, OnnxRuntime(), artifact, spool)

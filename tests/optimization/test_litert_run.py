@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import models
 from tests.support.quick import quick_runs
 
 import hasten
 from hasten.bundle import read
 from hasten.measure.latency import Round
-from hasten.testing import models
 
 
 def steady(entrants: dict[str, Any], *_: Any, first: int = 0, **__: Any) -> Iterator[Round]:

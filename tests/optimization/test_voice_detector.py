@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from click.testing import CliRunner
+from tests.support import models
 from tests.support.quick import quick_runs
 from tests.support.servers import ServerThread, place_of
 
@@ -24,7 +25,6 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.requests import MADE_UP
 from hasten.inputs.data.samples import tensors_hash
 from hasten.inputs.data.splits import split
-from hasten.testing import models
 
 COUNT = 120
 

@@ -8,7 +8,7 @@ import pytest
 from hasten.core.model import Model
 from hasten.errors import CandidateError
 from hasten.passes.base import Skipped
-from hasten.passes.sensitivity import GROUPS, Plan, layers, planned, sensitivities
+from hasten.passes.sensitivity import GROUPS, SensitivityPlan, layers, planned, sensitivities
 from hasten.testing.pass_tests import samples_of
 
 TWINS = """
@@ -62,7 +62,7 @@ def test_the_sum_foretells_what_all_layers_together_do(convnet: Model) -> None:
     study._look()
     session = study._session(study._proto)
     exact = [session.run(study._outputs, request) for request in study._requests]
-    together = study._noise(study._layers, exact, Plan(1, 4, len(exact)))
+    together = study._noise(study._layers, exact, SensitivityPlan(1, 4, len(exact)))
     assert sum(noise.values()) / 2 < together < sum(noise.values()) * 2
 
 
@@ -148,15 +148,15 @@ def test_layers_without_a_name_go_by_their_output(twins: Model) -> None:
 @pytest.mark.parametrize(
     ("layers", "each_s", "opening_s", "plan"),
     [
-        (20, 0.001, 0.01, Plan(20, 4, 16)),
-        (20, 0.05, 0.1, Plan(20, 4, 16)),
-        (64, 0.04, 0.05, Plan(64, 2, 8)),
-        (270, 0.04, 0.1, Plan(32, 1, 12)),
-        (64, 0.4, 1.0, Plan(8, 1, 8)),
+        (20, 0.001, 0.01, SensitivityPlan(20, 4, 16)),
+        (20, 0.05, 0.1, SensitivityPlan(20, 4, 16)),
+        (64, 0.04, 0.05, SensitivityPlan(64, 2, 8)),
+        (270, 0.04, 0.1, SensitivityPlan(32, 1, 12)),
+        (64, 0.4, 1.0, SensitivityPlan(8, 1, 8)),
     ],
 )
 def test_a_slow_model_is_looked_at_less_closely(
-    layers: int, each_s: float, opening_s: float, plan: Plan
+    layers: int, each_s: float, opening_s: float, plan: SensitivityPlan
 ) -> None:
     assert planned(layers, 16, each_s, opening_s, limit_s=30.0) == plan
 

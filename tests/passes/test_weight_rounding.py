@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from tests.support.models import depthwise_cnn
 
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -94,7 +95,7 @@ def given(path: Path, name: str, inputs: Array) -> Array:
 
 
 def test_each_layer_of_a_network_gives_less_error(tmp_path: Path) -> None:
-    path = models.depthwise_cnn(tmp_path)
+    path = depthwise_cnn(tmp_path)
     model = settled(path)
     found = round_weights(model, calibration(model), tmp_path)
     before, after = constants(path), constants(found.path)

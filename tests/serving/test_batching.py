@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hasten.core.tensors import Array, Tensors
-from hasten.serving.models.batching import Batching, Task, Timing
+from hasten.serving.models.batching import Batching, ServerTask, Timing
 from hasten.serving.models.company import Company
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import Scheduler
@@ -25,7 +25,7 @@ SIZES = (1, 2, 3, 4, 6, 8)
 PATIENCE_S = 20.0
 
 
-class Asked(Task):
+class Asked(ServerTask):
     """A request whose answer is a future."""
 
     __slots__ = ("answer",)

@@ -15,6 +15,7 @@ import tritonclient.http as triton
 import tritonclient.utils.shared_memory as shm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.models import identity
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tritonclient.utils import InferenceServerException
 
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path) -> Iterator[ServerThread]:
     """Serves an identity of each type, named by it, and `two_inputs`; clients may do everything."""
     places = [
-        place_of(bundle_of(folder, models.identity(folder, onnx, "3"), name))
+        place_of(bundle_of(folder, identity(folder, onnx, "3"), name))
         for name, (onnx, _) in TYPES.items()
     ]
     two = place_of(bundle_of(folder, models.two_inputs(folder)))

@@ -14,7 +14,7 @@ import pytest
 
 from hasten.serving.models import courtesy
 from hasten.serving.models.courtesy import giving_way
-from hasten.serving.models.pace import Pace
+from hasten.serving.models.pace import BackgroundPace
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="niceness is of threads on Linux")
 
@@ -77,12 +77,12 @@ def test_a_run_waits_until_nobody_else_does_but_not_for_ever() -> None:
 
     session: Any = Session()
     slept_s: list[float] = []
-    pace = Pace(idle, sleep=slept_s.append)
+    pace = BackgroundPace(idle, sleep=slept_s.append)
     assert pace.patient
     request = {"x": np.zeros(1)}
     assert pace.run(session, request) is request
     assert pace.run(session, request) is request
     assert asked == [0, 0, 0, 1, 1, 1]
-    assert Pace(lambda: False, sleep=slept_s.append).run(session, request) is request
+    assert BackgroundPace(lambda: False, sleep=slept_s.append).run(session, request) is request
     assert sum(slept_s) > 0.1
     assert session.runs == 3

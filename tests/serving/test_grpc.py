@@ -17,6 +17,7 @@ import onnx
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from tests.support import models as own_models
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, shared_memory
@@ -76,7 +77,7 @@ def linear(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def slow(folder: Path) -> Path:
-    return bundle_of(folder, models.slow(folder, 5000), "slow")
+    return bundle_of(folder, own_models.slow(folder, 5000), "slow")
 
 
 @pytest.fixture(scope="module")

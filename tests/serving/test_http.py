@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 
@@ -39,7 +40,7 @@ LIMITS = Limits(
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
     """Serves `solid`, x: [batch, 4] -> y, and the same as `a b/c`."""
     folder = tmp_path_factory.mktemp("http")
-    bundle = bundle_of(folder, models.solid(folder))
+    bundle = bundle_of(folder, solid(folder))
     two = bundle_of(folder, models.two_inputs(folder))
     with ServerThread(
         place_of(bundle),
@@ -373,7 +374,7 @@ def test_bodies_may_be_compressed_both_ways(
 
 
 def test_others_are_answered_while_a_body_is_unpacked(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    bundle = bundle_of(tmp_path, solid(tmp_path))
     packed = zlib.compress(b" " * (500 << 20), 1)
     with (
         ServerThread(place_of(bundle), limits=Limits(body_bytes=512 << 20)) as server,
@@ -389,7 +390,7 @@ def test_others_are_answered_while_a_body_is_unpacked(tmp_path: Path) -> None:
 
 
 def test_who_leaves_while_a_body_is_unpacked_leaves_nothing(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    bundle = bundle_of(tmp_path, solid(tmp_path))
     packed = zlib.compress(b" " * (100 << 20), 1)
     with ServerThread(place_of(bundle), limits=Limits(body_bytes=512 << 20)) as server:
         for _ in range(8):
@@ -577,7 +578,7 @@ def test_an_offer_of_another_protocol_is_no_reason_not_to_answer(server: ServerT
 
 def test_a_client_that_takes_no_answers_gets_no_more_of_them(tmp_path: Path) -> None:
     """Requests pile up at the client: the server doesn't hold their answers."""
-    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    bundle = bundle_of(tmp_path, solid(tmp_path))
     with ServerThread(place_of(bundle)) as patient, Client(patient) as client:
         client.socket.settimeout(0.5)
         one = request("/", method="GET")
@@ -602,7 +603,7 @@ def test_an_error_waits_for_the_answer_before_it(server: ServerThread) -> None:
 
 
 def test_two_servers_in_one_process_dont_mix_requests(server: ServerThread, tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    bundle = bundle_of(tmp_path, solid(tmp_path))
 
     def ask_on(one: ServerThread, number: int) -> None:
         rows = np.full((1, 4), number, np.float32)
@@ -777,7 +778,7 @@ def test_http_1_0_is_answered_and_closed(server: ServerThread) -> None:
 def test_a_token_is_asked_for_everywhere_but_at_health(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("correct-horse-battery\n")
-    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    bundle = bundle_of(tmp_path, solid(tmp_path))
     with ServerThread(place_of(bundle), token_file=token) as server:
         assert ask(server, "/v2/health/ready", method="GET")[0] == 200
         for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "correct"}):

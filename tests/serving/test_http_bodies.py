@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import models
 from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -18,7 +19,6 @@ from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.grpc_messages import query_of, read_request
 from hasten.serving.wire.http_bodies import chosen_encoding, read_body
 from hasten.serving.wire.shared_memory import SharedMemory
-from hasten.testing import models
 
 X = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
 REGION = {"shared_memory_region": "r", "shared_memory_byte_size": 12}

@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.models import identity
 from tests.support.servers import bundle_of
 
 from hasten.bundle import load, read
 from hasten.cli.serve import serve
+from hasten.core.records import digest
 from hasten.errors import InputError, IntegrityError
 from hasten.serving.cluster.kserve import arguments, requirements, write_kserve
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
-from hasten.testing.models import identity
 
 QUANTITY = re.compile(r"[1-9][0-9]*(Mi)?")
 PROBE = {"httpGet", "timeoutSeconds", "periodSeconds", "failureThreshold"}
@@ -212,6 +213,27 @@ def test_a_build_s_local_version_is_none_of_the_package_s(bundle: Path) -> None:
     manifest = read(bundle)
     local = dataclasses.replace(manifest, environment={"onnxruntime": "1.30.0+cpu"})
     assert requirements([("a", local)]) == ["onnxruntime==1.30.0"]
+
+
+@pytest.mark.parametrize("package", ["python", "numpy"])
+@pytest.mark.parametrize("told", ['1.0" && touch /tmp/x; "', "$(id)", "--pre"])
+def test_a_version_that_would_speak_to_the_shell_is_refused(
+    tmp_path: Path, bundle: Path, package: str, told: str
+) -> None:
+    copy = tmp_path / "copy.hasten"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["environment"][package] = told
+    del manifest["digest"]
+    manifest["digest"] = digest(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError) as caught:
+        write_kserve(tmp_path / "out", settings_of([copy]))
+    assert str(caught.value) == (
+        f"the bundle says that it was measured with {package} {told!r}, which is no version: make "
+        "the bundle anew"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_writing_twice_writes_the_same(tmp_path: Path, settings: ServerSettings) -> None:

@@ -14,9 +14,8 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+from tests.support import models
 from tests.support.servers import ServerThread, bundle_of, place_of
-
-from hasten.testing import models
 
 SPEC = json.loads(files("hasten.serving.protocol").joinpath("openapi.json").read_text())
 schema = schemathesis.openapi.from_dict(SPEC)

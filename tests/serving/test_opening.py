@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support import models
 from tests.support.bundles import forge
 from tests.support.servers import bundle_of
 
@@ -13,7 +14,6 @@ from hasten.bundle import Loaded
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, IntegrityError
 from hasten.serving.models.opening import ModelSettings, open_bundle
-from hasten.testing import models
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.models import identity
 from tests.support.servers import bundle_of
 
 from hasten.bundle import read
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import joined
-from hasten.serving.cluster.ingress import Entry
+from hasten.serving.cluster.ingress import ReplicaEntry
 from hasten.serving.cluster.ray_cluster import deploy
 from hasten.serving.cluster.replica import (
-    Load,
+    ReplicaLoad,
     Roster,
     packed,
     placed,
@@ -28,7 +29,6 @@ from hasten.serving.cluster.replica import (
 )
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
-from hasten.testing.models import identity
 
 SECOND = 1_000_000_000
 
@@ -78,7 +78,7 @@ def test_files_that_are_there_are_not_written_again(tmp_path: Path) -> None:
 def test_a_replica_that_says_nothing_is_forgotten() -> None:
     now_s = [0.0]
     roster = Roster(clock_s=lambda: now_s[0])
-    entry = Entry("127.0.0.1", 1)
+    entry = ReplicaEntry("127.0.0.1", 1)
     roster.enter("quiet", entry)
     now_s[0] = 10.0
     roster.enter("loud", entry)
@@ -90,7 +90,7 @@ def test_a_failure_counts_until_a_replica_comes() -> None:
     roster = Roster(clock_s=lambda: 0.0)
     roster.fail("why")
     assert roster.book().failure == "why"
-    roster.enter("one", Entry("127.0.0.1", 1))
+    roster.enter("one", ReplicaEntry("127.0.0.1", 1))
     assert roster.book().failure == ""
 
 
@@ -105,7 +105,7 @@ def statistics(requests: int, rows: int, spent_ns: int) -> dict[str, Any]:
 
 def test_the_load_is_what_is_under_way_over_what_may_be() -> None:
     now_ns = [SECOND]
-    load = Load({("m", "1"): 8}, lambda: now_ns[0])
+    load = ReplicaLoad({("m", "1"): 8}, lambda: now_ns[0])
     assert load.since_last(statistics(0, 0, 0)) == 0
     now_ns[0] += SECOND
     # 100 requests of 2 rows, 40 ms each: 4 requests under way in the mean.
@@ -116,7 +116,7 @@ def test_the_load_is_what_is_under_way_over_what_may_be() -> None:
 
 def test_a_server_that_was_started_anew_has_no_negative_load() -> None:
     now_ns = [SECOND]
-    load = Load({("m", "1"): 1}, lambda: now_ns[0])
+    load = ReplicaLoad({("m", "1"): 1}, lambda: now_ns[0])
     load.since_last(statistics(100, 100, SECOND))
     now_ns[0] += SECOND
     assert load.since_last(statistics(1, 1, 1000)) == 0

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.serving.models.latencies import Latencies
-from hasten.serving.models.scheduling import Pending, Run, Scheduler, Wait
+from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 MS = 1_000_000
@@ -119,7 +119,7 @@ class Simulation:
                 heapq.heappush(events, self._begun(step, now_ns, count, random))
         self.end_ns = now_ns
 
-    def _ended(self, number: int, run: Run[Pending], took_ns: float, now_ns: int) -> None:
+    def _ended(self, number: int, run: BatchRun[Pending], took_ns: float, now_ns: int) -> None:
         if len(run.items) > 1 and any(one in self.harmful for one in run.items):
             self.queue.ended(number, None, now_ns)
             self.queue.put_back(run.items)
@@ -130,7 +130,7 @@ class Simulation:
         self.done += [(one, now_ns) for one in run.items]
 
     def _begun(
-        self, run: Run[Pending], now_ns: int, count: int, random: np.random.Generator
+        self, run: BatchRun[Pending], now_ns: int, count: int, random: np.random.Generator
     ) -> tuple[int, int, str, Any]:
         """Begin a batch; return its end."""
         number = self.queue.begun(run, now_ns)
@@ -216,7 +216,7 @@ def test_an_idle_server_begins_at_once() -> None:
     queue = scheduler(flat())
     queue.offer(item(0), 0)
     step = queue.next(0)
-    assert isinstance(step, Run)
+    assert isinstance(step, BatchRun)
     assert step.rows == 1
 
 
@@ -225,7 +225,7 @@ def test_a_lone_client_never_waits_for_others() -> None:
     for _ in range(200):  # one request after another, as fast as they are answered
         queue.offer(item(now_ns), now_ns)
         step = queue.next(now_ns)
-        assert isinstance(step, Run)
+        assert isinstance(step, BatchRun)
         number = queue.begun(step, now_ns)
         now_ns += MS
         queue.ended(number, MS, now_ns)
@@ -249,7 +249,7 @@ def test_nobody_waits_for_others_where_batches_gain_nothing() -> None:
     for number in range(100):
         queue._note_arrival(number * MS // 10)
     queue.offer(item(10 * MS), 10 * MS)
-    assert isinstance(queue.next(10 * MS), Run)
+    assert isinstance(queue.next(10 * MS), BatchRun)
 
 
 def test_a_wait_ends_by_itself_though_others_keep_coming() -> None:
@@ -260,7 +260,7 @@ def test_a_wait_ends_by_itself_though_others_keep_coming() -> None:
         now_ns += MS // 50
     first_ns = now_ns
     queue.offer(item(now_ns), now_ns)
-    while not isinstance(queue.next(now_ns), Run):
+    while not isinstance(queue.next(now_ns), BatchRun):
         now_ns += MS // 100
         queue.offer(item(now_ns), now_ns)
     assert now_ns - first_ns <= MS
@@ -274,7 +274,7 @@ def test_a_wait_never_goes_past_a_deadline() -> None:
     queue.offer(item(now_ns, now_ns + 1.05 * MS), now_ns)
     step = queue.next(now_ns)
     assert step is not None
-    assert isinstance(step, Run) or step.until_ns + MS <= now_ns + 1.05 * MS + 1
+    assert isinstance(step, BatchRun) or step.until_ns + MS <= now_ns + 1.05 * MS + 1
 
 
 def test_waiting_lowers_the_mean_latency_where_it_happens() -> None:
@@ -307,7 +307,7 @@ def test_a_request_that_cant_be_in_time_is_refused_at_once() -> None:
     queue = scheduler(steep())
     queue.offer(item(0), 0)
     step = queue.next(0)
-    assert isinstance(step, Run)
+    assert isinstance(step, BatchRun)
     queue.begun(step, 0)
     for _ in range(3):
         queue.offer(item(0, 10 * MS), 0)
@@ -339,7 +339,7 @@ def test_a_higher_priority_goes_first_and_waits_only_for_its_equals() -> None:
     urgent = item(0, 2 * MS, priority=1)
     queue.offer(urgent, 0)
     step = queue.next(0)
-    assert isinstance(step, Run)
+    assert isinstance(step, BatchRun)
     assert step.items == [urgent]
     with pytest.raises(ProtocolError):
         queue.offer(item(0, 5 * MS, priority=2), 0)
@@ -354,7 +354,7 @@ def test_who_is_promoted_goes_with_its_new_equals() -> None:
     queue.promote(second, 5)  # nobody is put behind
     order = []
     while (step := queue.next(0)) is not None:
-        assert isinstance(step, Run)
+        assert isinstance(step, BatchRun)
         order += step.items
         queue.ended(queue.begun(step, 0), MS, 0)
     assert order == [third, first, second]
@@ -369,7 +369,7 @@ def test_only_requests_of_one_shape_share_a_batch() -> None:
     for one in items:
         queue.offer(one, 0)
     step = queue.next(0)
-    assert isinstance(step, Run)
+    assert isinstance(step, BatchRun)
     assert step.items == [items[0], items[2]]
 
 
@@ -384,7 +384,7 @@ def test_a_dropped_request_leaves_no_trace() -> None:
     assert queue.queued_rows == 1
     assert len(queue._heap) < 200
     step = queue.next(0)
-    assert isinstance(step, Run)
+    assert isinstance(step, BatchRun)
     assert step.items == [items[0]]
     assert queue.next(0) is None or not queue.queued_rows
 
@@ -397,7 +397,7 @@ def test_a_machine_that_is_faster_than_the_curve_is_found_out() -> None:
     for now_ns in range(0, 100 * 60 * MS, 60 * MS):
         queue.offer(item(now_ns, now_ns + 15 * MS), now_ns)
         step = queue.next(now_ns)
-        assert isinstance(step, Run)
+        assert isinstance(step, BatchRun)
         queue.ended(queue.begun(step, now_ns), 4 * MS, now_ns)
         answered += 1
     assert answered == 100
@@ -418,7 +418,7 @@ def test_a_stall_is_forgotten_once_requests_are_quick_again() -> None:
             continue
         queue.hopeless(now_ns)
         step = queue.next(now_ns)
-        if isinstance(step, Run):
+        if isinstance(step, BatchRun):
             number = queue.begun(step, now_ns)
             queue.ended(number, MS, now_ns)
             answered += 1

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from tests.support import models as own_models
 from tests.support.bundles import forge
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
@@ -56,12 +57,12 @@ class Design(Null):
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `solid`, `guarded` (fragile, exactly solid), `slow` (some 0.4 s), `brisk`."""
     folder = tmp_path_factory.mktemp("served")
-    solid = models.solid(folder)
+    solid = own_models.solid(folder)
     bundle_of(folder, solid)
-    bundle_of(folder, models.fragile(folder), "guarded", exact=solid)
-    bundle_of(folder, models.fragile(folder), "unguarded")
-    bundle_of(folder, models.slow(folder, 3_000), "brisk")
-    bundle_of(folder, models.slow(folder, 50_000))
+    bundle_of(folder, own_models.fragile(folder), "guarded", exact=solid)
+    bundle_of(folder, own_models.fragile(folder), "unguarded")
+    bundle_of(folder, own_models.slow(folder, 3_000), "brisk")
+    bundle_of(folder, own_models.slow(folder, 50_000))
     return folder
 
 
@@ -141,7 +142,7 @@ def test_a_device_that_is_not_here_is_told_of_with_what_answers_instead(
 ) -> None:
     known = {**Engine.registry, "fpga": import_path(Design)}
     monkeypatch.setattr(Engine, "registry", Registry("engine", "hasten.engines", known))
-    path = bundle_of(tmp_path, models.solid(tmp_path), engine=engine)
+    path = bundle_of(tmp_path, own_models.solid(tmp_path), engine=engine)
     elsewhere = {"kind": "compile-only", "device": device}
     forge(path, lambda record: record["target"].update(elsewhere))
     with caplog.at_level("WARNING", "hasten.serving"), ServerThread(place_of(path)) as server:
@@ -171,8 +172,8 @@ def test_without_another_exact_model_a_nan_is_the_answer(bundles: Path) -> None:
 
 def test_a_shadow_finds_where_the_exact_model_disagrees(tmp_path: Path) -> None:
     """The winner here is another model altogether: what it answers is wrong for one in two."""
-    solid = models.solid(tmp_path)
-    other = models.mirrored(tmp_path)
+    solid = own_models.solid(tmp_path)
+    other = own_models.mirrored(tmp_path)
     path = bundle_of(tmp_path, other, "strange", exact=solid)
     with ServerThread(place_of(path, shadow=1.0)) as server:
         statistics = served(server, "strange").statistics
@@ -387,7 +388,7 @@ def test_requests_that_come_together_share_a_batch_and_get_their_own_rows(bundle
 
 
 def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_path: Path) -> None:
-    path = bundle_of(tmp_path, models.sociable(tmp_path))
+    path = bundle_of(tmp_path, own_models.sociable(tmp_path))
     with ServerThread(place_of(path)) as server:
         model = served(server, "sociable")
         assert model.opened.sizes == (1,)
@@ -399,7 +400,7 @@ def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_pa
 
 
 def test_a_bundle_is_swapped_under_load_and_no_answer_is_mixed_or_lost(tmp_path: Path) -> None:
-    solid = models.solid(tmp_path)
+    solid = own_models.solid(tmp_path)
     path = bundle_of(tmp_path, solid, "swapped")
     with ServerThread(place_of(path), control=True) as server:
         stop, answers = [False], []
@@ -416,7 +417,7 @@ def test_a_bundle_is_swapped_under_load_and_no_answer_is_mixed_or_lost(tmp_path:
         with concurrent.futures.ThreadPoolExecutor(4) as threads:
             calls = [threads.submit(ask) for _ in range(4)]
             until(lambda: len(answers) > 100)
-            bundle_of(tmp_path, models.mirrored(tmp_path), "swapped")
+            bundle_of(tmp_path, own_models.mirrored(tmp_path), "swapped")
             control = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
             control.load_model("swapped")
             control.close()
@@ -433,13 +434,13 @@ def test_a_bundle_is_swapped_under_load_and_no_answer_is_mixed_or_lost(tmp_path:
 
 
 def test_what_cant_take_a_models_place_leaves_it_there(tmp_path: Path) -> None:
-    path = bundle_of(tmp_path, models.solid(tmp_path), "kept")
+    path = bundle_of(tmp_path, own_models.solid(tmp_path), "kept")
     with ServerThread(place_of(path), control=True) as server:
         client = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
         bundle_of(tmp_path, models.linear_classifier(tmp_path), "kept")
         with pytest.raises(InferenceServerException, match="takes and gives x: float32"):
             client.load_model("kept")
-        bundle_of(tmp_path, models.undefined(tmp_path), "kept")
+        bundle_of(tmp_path, own_models.undefined(tmp_path), "kept")
         with pytest.raises(InferenceServerException, match="answers NaN here where its exact"):
             client.load_model("kept")
         shutil.rmtree(path)

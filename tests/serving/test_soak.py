@@ -4,9 +4,8 @@ import importlib
 from pathlib import Path
 
 import pytest
+from tests.support import models
 from tests.support.servers import bundle_of
-
-from hasten.testing import models
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

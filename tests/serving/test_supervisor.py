@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import models
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
-
-from hasten.testing import models
 
 PATIENCE_S = 30.0
 ROW = [1.0, 2.0, 3.0, 4.0]

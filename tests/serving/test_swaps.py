@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from tests.support import models
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 
@@ -18,7 +19,6 @@ from hasten.core.target import Target
 from hasten.measure.closed_loop import Block
 from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.serving.models.opening import SIZES
-from hasten.testing import models
 
 MS = 1_000_000
 

@@ -11,7 +11,7 @@ from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.inputs.models.onnx import load
 from hasten.measure.process import Worker
-from hasten.measure.workbench import Bench, Opened
+from hasten.measure.workbench import Bench, OpenWorker
 from hasten.testing import models
 
 
@@ -29,9 +29,9 @@ class Desk:
         self.bench = Bench(folder / "bench", Target.host().with_threads(1), limit_s)
         sample = {"x": np.zeros(16, np.float32)}
         self.model = load(models.linear_classifier(folder)).settled_by(sample)
-        self.opened: list[Opened] = []
+        self.opened: list[OpenWorker] = []
 
-    def open(self, engine: Engine) -> Opened:
+    def open(self, engine: Engine) -> OpenWorker:
         """Build and open an engine."""
         built = self.bench.folder / f"built{len(self.opened)}"
         built.mkdir()

@@ -10,8 +10,10 @@ from typing import Any
 from hasten.bundle.manifest import Manifest, nested_engines
 from hasten.core.target import Target
 from hasten.engines.base import Engine
+from hasten.errors import IntegrityError
 
-_VERSION = re.compile(r"[0-9][0-9a-zA-Z.!-]*")
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.!_-]*", re.ASCII)
+"""Letters of PEP 440."""
 
 
 def kinds_of(record: Mapping[str, Any]) -> Iterator[type[Engine]]:
@@ -50,7 +52,7 @@ def packages(manifest: Manifest) -> dict[str, str]:
     for item in (manifest.winner, manifest.exact):
         if item is not None:
             needed += distributions(item.engine)
-    found = {name: _version(manifest, name) for name in dict.fromkeys(needed)}
+    found = {name: version_of(manifest, name) for name in dict.fromkeys(needed)}
     return {name: version for name, version in found.items() if version}
 
 
@@ -65,7 +67,7 @@ def requirements(manifest: Manifest, extras: Sequence[str] = ()) -> list[str]:
         extras: Extras of hasten beside, such as "serve".
     """
     hasten = f"hasten[{','.join(extras)}]" if extras else "hasten"
-    made_by = _version(manifest, "hasten")
+    made_by = version_of(manifest, "hasten")
     lines = [f"{hasten}=={made_by}" if made_by else hasten]
     lines += [f"{name}=={version}" for name, version in packages(manifest).items()]
     named = [engine_names(item.engine) for item in (manifest.winner, manifest.exact) if item]
@@ -79,10 +81,19 @@ def requirements(manifest: Manifest, extras: Sequence[str] = ()) -> list[str]:
     return lines
 
 
-def _version(manifest: Manifest, package: str) -> str:
-    """Return a package's version when a bundle was made; empty where it has none.
+def version_of(manifest: Manifest, package: str, usual: str = "") -> str:
+    """Return a package's version when a bundle was made, or what is usual where it states none.
 
-    A build's own mark, as in 2.7.0+cpu, is left out: an index has no such version.
+    A build's own mark, as in 2.7.0+cpu, is left out: an index has no such version. The text goes to
+    pip and into a Dockerfile, whose shell it must not speak to.
+
+    Raises:
+        IntegrityError: the manifest states something else than a version.
     """
-    version = manifest.environment.get(package, "").partition("+")[0]
-    return version if _VERSION.fullmatch(version) else ""
+    stated = manifest.environment.get(package, usual).partition("+")[0]
+    if stated and not _VERSION.fullmatch(stated):
+        raise IntegrityError(
+            f"the bundle says that it was measured with {package} {stated!r:.100}, which is no version: "
+            "make the bundle anew"
+        )
+    return stated

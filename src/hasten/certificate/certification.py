@@ -15,7 +15,7 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.measure.accuracy import score_once
-from hasten.measure.workbench import Bench, Opened
+from hasten.measure.workbench import Bench, OpenWorker
 
 
 def guarded(metric: Metric, guard: Guard) -> Metric:
@@ -30,8 +30,8 @@ def prior_of(differences: Array, units: Array) -> BettingPrior:
 
 def sealed_scores(
     bench: Bench,
-    exact: Opened,
-    rungs: Mapping[str, Opened],
+    exact: OpenWorker,
+    rungs: Mapping[str, OpenWorker],
     sealed: Dataset,
     metric: Metric,
     listen: Callable[[int], None] = lambda done: None,

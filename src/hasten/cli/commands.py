@@ -100,7 +100,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
 @click.option(
     "--scenario",
     type=click.Choice(["single-stream", "server", "offline"]),
-    help="Put it under load instead, as MLCommons LoadGen does.",
+    help="Put it under load instead, in one of MLCommons' scenarios.",
 )
 @click.option(
     "--latency-bound", "latency_bound_s", type=Latency(), help="Of --scenario server, as 20ms."

@@ -12,7 +12,7 @@ import click
 from hasten.cli.options import Latency, Seconds, one_line_errors
 
 if TYPE_CHECKING:
-    from hasten.lightening.shortlisting import Entry, Shortlist
+    from hasten.lightening.shortlisting import Shortlist, ShortlistEntry
 
 
 class Shape(click.ParamType[tuple[int, ...]]):
@@ -118,7 +118,7 @@ def in_words(result: Shortlist, top: int) -> str:
     return "\n".join(lines)
 
 
-def _row(one: Entry, own_pixels: int) -> Sequence[str]:
+def _row(one: ShortlistEntry, own_pixels: int) -> Sequence[str]:
     from hasten.reporting.rows import latency
 
     prospect = one.prospect

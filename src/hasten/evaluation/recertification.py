@@ -30,7 +30,7 @@ from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.pipeline.base import Pipeline
-from hasten.measure.workbench import Bench, Opened
+from hasten.measure.workbench import Bench, OpenWorker
 from hasten.measure.worker import request_of
 from hasten.optimization.workspace import hashed_groups
 
@@ -323,7 +323,7 @@ def _scores(
     """
     host = at_hand(made_for)
     target = host.with_threads(max(1, min(made_for.threads, host.threads)))
-    opened: list[Opened] = []
+    opened: list[OpenWorker] = []
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
         desk = Bench(Path(work), target)
         try:

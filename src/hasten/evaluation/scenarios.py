@@ -1,4 +1,4 @@
-"""A bundle under load: MLCommons' scenarios, by its LoadGen where that is installed."""
+"""A bundle under load, in MLCommons' scenarios."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from hasten.core.devices import at_hand, check_measurable
 from hasten.errors import InputError
 from hasten.inputs.data.requests import first_requests, telling
 from hasten.inputs.data.spool import write_spool
-from hasten.measure import loadgen
 from hasten.measure.probe import usable_threads
 from hasten.measure.scenario import Load, LoadTest, Scenario, check_bound, in_words
 from hasten.measure.sharing import Sharing, on_share
@@ -81,11 +80,9 @@ def load_test(
         spool = write_spool(requests, place / "requests")
         bench = Bench(place, target.with_threads(share.threads))
         notes = [] if usable_threads(share.busy) == share.busy else [_busy(share)]
-        if not loadgen.installed():
-            notes.append(loadgen.MISSING)
         worker = bench.open_built(engine, artifact, sessions).worker
         with worker, telling(said):
-            generator = Generator(worker, spool, place, scenario, duration_s, listen)
+            generator = Generator(worker, spool, scenario, duration_s, listen)
             load = (
                 generator.once(seed)
                 if latency_bound_s is None

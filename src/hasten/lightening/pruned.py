@@ -22,7 +22,7 @@ from hasten.lightening.pruning.importance import Losses, sensitivity
 from hasten.lightening.pruning.in_network import in_network
 from hasten.lightening.pruning.layers import Layer, layers
 from hasten.lightening.pruning.normalization import recalibrate
-from hasten.lightening.pruning.plan import Plan, apply
+from hasten.lightening.pruning.plan import PruningPlan, apply
 from hasten.lightening.task import Task
 from hasten.lightening.training import features
 from hasten.lightening.training.examples import Batch, Examples
@@ -98,13 +98,15 @@ class PrunedNetwork(Way):
                 write_json(file, self._plan(task, module, target_ns, first=before is None))
             except InputError as why:
                 raise CandidateError(str(why)) from why
-        smaller = apply(module, from_record(Plan, read_json(file))).requires_grad_(True)
+        smaller = apply(module, from_record(PruningPlan, read_json(file))).requires_grad_(True)
         recalibrate(smaller, _batches(task))
         return smaller
 
-    def _plan(self, task: Task, module: torch.nn.Module, target_ns: float, *, first: bool) -> Plan:
+    def _plan(
+        self, task: Task, module: torch.nn.Module, target_ns: float, *, first: bool
+    ) -> PruningPlan:
         """Choose what goes in a step, such that what is left takes as long as it should when measured."""
-        begin = Plan(merged=self.merged if first else 0)
+        begin = PruningPlan(merged=self.merged if first else 0)
         if begin.merged:
             module = apply(module, begin)
         task.tell("prune", f"to {latency(target_ns)}", 0, 1)
@@ -115,13 +117,15 @@ class PrunedNetwork(Way):
         plan = self._measured(task, network, pruned, target_ns)
         return begin.then(plan)
 
-    def _measured(self, task: Task, network: Prunable, pruned: Pruned, target_ns: float) -> Plan:
+    def _measured(
+        self, task: Task, network: Prunable, pruned: Pruned, target_ns: float
+    ) -> PruningPlan:
         """Return what comes nearest to a latency from below, when measured.
 
         Raises:
             CandidateError: nothing does.
         """
-        measured: list[tuple[float, Plan]] = []
+        measured: list[tuple[float, PruningPlan]] = []
         for attempt in range(_TRIES):
             took_ns = measured_ns(task, pruned.module)
             measured.append((took_ns, pruned.plan))
@@ -164,7 +168,7 @@ def _looked_into(task: Task, original: Prospect, way: Single) -> dict[str, Any]:
     if now_ns <= task.budget_ns:
         merged, now_ns = 0, original.latency_ns  # fewer channels hurt less than so many tokens gone
     if merged:
-        module = apply(module, Plan(merged=merged))
+        module = apply(module, PruningPlan(merged=merged))
     costs = _costs(task, module, original, now_ns)
     # Once all at a time: what layers take is corrected by a whole small network, too.
     once = Prunable(module, _sample(task), _losses(task)).to(costs, task.budget_ns)

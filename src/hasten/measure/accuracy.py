@@ -13,7 +13,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
-from hasten.measure.workbench import Bench, Opened
+from hasten.measure.workbench import Bench, OpenWorker
 
 
 class ExactAnswers:
@@ -29,7 +29,7 @@ class ExactAnswers:
         InputError: the exact model's own answers aren't finite.
     """
 
-    def __init__(self, bench: Bench, exact: Opened, samples: Spool, folder: Path) -> None:
+    def __init__(self, bench: Bench, exact: OpenWorker, samples: Spool, folder: Path) -> None:
         self.samples = samples
         self._folder = folder
         self._chunk = bench.chunk
@@ -62,7 +62,9 @@ class ExactAnswers:
         return np.concatenate([metric.score(own, own, labels) for own, labels in self])
 
 
-def scored(bench: Bench, opened: Opened, exact: ExactAnswers, metric: Metric) -> Iterator[Array]:
+def scored(
+    bench: Bench, opened: OpenWorker, exact: ExactAnswers, metric: Metric
+) -> Iterator[Array]:
     """Yield one candidate's scores, a chunk at a time, so that a hopeless one can be left.
 
     Raises:
@@ -88,8 +90,8 @@ def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None)
 
 def score_once(
     bench: Bench,
-    exact: Opened,
-    others: Mapping[str, Opened],
+    exact: OpenWorker,
+    others: Mapping[str, OpenWorker],
     samples: Dataset,
     metric: Metric,
 ) -> Iterator[tuple[Array, dict[str, Array | str]]]:
@@ -136,5 +138,5 @@ def score_once(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answers(bench: Bench, opened: Opened, chunk: Spool, start: int) -> Tensors:
+def _answers(bench: Bench, opened: OpenWorker, chunk: Spool, start: int) -> Tensors:
     return next(bench.predict(opened, chunk, number_from=start))

@@ -65,7 +65,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Cache:
+class CacheLevel:
     """One level of the caches that a target's processors reach.
 
     Attributes:
@@ -84,7 +84,7 @@ class Cache:
         return self.size_bytes * self.instances
 
 
-def caches(target: Target, system: Path = _SYSTEM) -> tuple[Cache, ...]:
+def caches(target: Target, system: Path = _SYSTEM) -> tuple[CacheLevel, ...]:
     """Return the data caches, nearest first; none where the system tells none.
 
     Args:
@@ -101,7 +101,7 @@ def caches(target: Target, system: Path = _SYSTEM) -> tuple[Cache, ...]:
                 shared = _text(index / "shared_cpu_list") or str(cpu)
                 found.setdefault(int(level), {})[shared] = size
     return tuple(
-        Cache(f"L{level}", min(sizes.values()), min(len(sizes), target.threads))
+        CacheLevel(f"L{level}", min(sizes.values()), min(len(sizes), target.threads))
         for level, sizes in sorted(found.items())
     )
 

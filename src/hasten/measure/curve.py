@@ -1,4 +1,4 @@
-"""How speed depends on the batch, the threads and the sessions side by side: records, and advice.
+"""How speed depends on the batch, the threads and the sessions side by side, as a record.
 
 It is about speed alone. A certificate covers the batch sizes that it names: where it names 1, a
 point with a larger batch says how fast the model would be, not that its answers hold.
@@ -6,7 +6,7 @@ point with a larger batch says how fast the model would be, not that its answers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,24 +48,6 @@ class CurvePoint:
         """Samples answered in a second, by all sessions together: the median over rounds."""
         rates = [len(b.latency_ns) / b.elapsed_ns for b in self.rounds.values()]
         return 1e9 * self.batch * float(np.median(rates))
-
-
-def best_batch(points: Iterable[CurvePoint], deadline_ns: float) -> CurvePoint | None:
-    """Return the point of most throughput whose p50 stays under a deadline.
-
-    A later deadline never gives less throughput. The deadline is of a request's own run: what it
-    waits for others to fill its batch comes on top.
-
-    Args:
-        points: A curve, or those of its points that a server can be set to.
-        deadline_ns: In nanoseconds.
-
-    Returns:
-        The point; of equals the one with the smaller batch, then with fewer sessions. None where
-        every point takes longer.
-    """
-    able = [point for point in points if point.p50_ns < deadline_ns]
-    return max(able, key=lambda p: (p.throughput_per_s, -p.batch, -p.sessions), default=None)
 
 
 def curve_record(points: Sequence[CurvePoint]) -> list[dict[str, Any]]:

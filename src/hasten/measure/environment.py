@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Iterable
@@ -104,8 +103,3 @@ def _lines(file: Path) -> list[str]:
         return file.read_text(errors="replace").splitlines()
     except OSError:
         return []
-
-
-def load_average() -> float:
-    """Return the one-minute load average: how busy the host was."""
-    return os.getloadavg()[0]

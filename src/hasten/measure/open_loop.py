@@ -1,4 +1,4 @@
-"""hasten's own load generator: requests come when they are due, whatever is still unanswered.
+"""The load generator: requests come when they are due, whatever is still unanswered.
 
 Latency counts from when a request was due, not from when somebody was free to take it. Where it
 counted from there, a session that stalls would be asked less in that time and look quick.
@@ -9,29 +9,25 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from hasten.measure.closed_loop import Block, Request, all_of, drive
 from hasten.measure.scenario import Load, Offer, Run, load_of
 
-GENERATOR = "hasten's own generator"
 _WARMUP_NS = 100_000_000
 _LEAD_NS = 5_000_000
 """Before the first request is due, for every session's thread to be there."""
 
 
-def take(offer: Offer, runs: Sequence[Run], requests: Sequence[Request], folder: Path) -> Load:
+def take(offer: Offer, runs: Sequence[Run], requests: Sequence[Request]) -> Load:
     """Put sessions under a load, after a warm-up.
 
     Args:
         offer: What is asked.
         runs: One per session; answers a request, blocking.
         requests: Rotated through.
-        folder: Not needed.
     """
-    del folder
     drive(runs, requests, warmup_ns=_WARMUP_NS, block_ns=0, at_least=1, at_most=1)
     if offer.scenario == "single-stream":
         block = drive(
@@ -44,7 +40,7 @@ def take(offer: Offer, runs: Sequence[Run], requests: Sequence[Request], folder:
         )
     else:
         block = serve(runs, requests, arrivals(offer))
-    return load_of(offer, GENERATOR, block.latency_ns, block.elapsed_ns)
+    return load_of(offer, block.latency_ns, block.elapsed_ns)
 
 
 def arrivals(offer: Offer) -> list[int]:

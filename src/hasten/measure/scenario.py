@@ -59,7 +59,6 @@ class Load:
 
     Attributes:
         offer: What was asked.
-        generator: Who asked: "MLCommons LoadGen 6.0.17", or hasten's own.
         requests: How many were answered.
         throughput_per_s: Answered in a second.
         mean_ns: Of the latencies; in a server's scenario from when a request was due.
@@ -68,11 +67,10 @@ class Load:
         p99_ns: The same.
         over_bound: How many took longer than the bound.
         holds: Whether at most 1% do, with 99% confidence were they independent; False without one.
-        latency_ns: All of them in order, where hasten's own generator asked.
+        latency_ns: Every request's latency, in order.
     """
 
     offer: Offer
-    generator: str
     requests: int
     throughput_per_s: float
     mean_ns: float
@@ -96,7 +94,7 @@ def check_bound(seconds: float | None, name: str = "latency bound") -> None:
         )
 
 
-def load_of(offer: Offer, generator: str, latency_ns: Sequence[int], elapsed_ns: int) -> Load:
+def load_of(offer: Offer, latency_ns: Sequence[int], elapsed_ns: int) -> Load:
     """Derive what a run came to from its latencies, each quantile as LoadGen takes it."""
     ordered = np.sort(np.asarray(latency_ns, np.float64))
     n = len(ordered)
@@ -104,7 +102,6 @@ def load_of(offer: Offer, generator: str, latency_ns: Sequence[int], elapsed_ns:
     over = int((ordered > offer.bound_ns).sum()) if offer.bound_ns else 0
     return Load(
         offer=offer,
-        generator=generator,
         requests=n,
         throughput_per_s=1e9 * n / elapsed_ns,
         mean_ns=float(ordered.mean()),
@@ -187,13 +184,12 @@ def in_words(test: LoadTest) -> list[str]:
             f"server: no rate down to {lowest.offer.rate_per_s:.3g}/s keeps 99% within "
             f"{lowest.offer.bound_ns / 1e6:g} ms"
         ]
-        generator = lowest.generator
     else:
-        lines, generator = [_figures(load)], load.generator
+        lines = [_figures(load)]
     each = f"{test.threads} thread{'s' if test.threads > 1 else ''}"
     sessions = f"{test.sessions} session{'s' if test.sessions > 1 else ''} of {each}"
     lines.append(f"{sessions}, batch 1, requests: {test.requests}")
-    lines.append(f"taken with {generator}; not an MLPerf result")
+    lines.append("taken with hasten's own generator; not an MLPerf result")
     return lines + [f"note: {note}" for note in test.notes]
 
 

@@ -1,15 +1,13 @@
-"""Sessions under load: MLCommons' scenarios, by its LoadGen where that is installed."""
+"""Sessions under load, in MLCommons' scenarios."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from hasten.core.records import from_record, to_record
 from hasten.inputs.data.spool import Spool
-from hasten.measure import loadgen
 from hasten.measure.closed_loop import Block
 from hasten.measure.process import Worker
 from hasten.measure.scenario import LONGEST_RUN_S, Load, Offer, Scenario, highest_rate
@@ -35,7 +33,6 @@ class Generator:
     Attributes:
         worker: With open sessions.
         samples: What is asked, rotated through.
-        place: A folder for logs.
         scenario: In which way.
         duration_s: Of each run, at least.
         listen: Told of each run.
@@ -44,14 +41,12 @@ class Generator:
 
     worker: Worker
     samples: Spool
-    place: Path
     scenario: Scenario
     duration_s: float
     listen: Callable[[Load], None] = lambda load: None
 
     def __post_init__(self) -> None:
         self.tries: list[Load] = []
-        self._folders: Iterator[Path] = (self.place / f"load{n}" for n in itertools.count())
         self._capacity_per_s, self._quickest_ns = self._capacity()
 
     @property
@@ -108,8 +103,6 @@ class Generator:
             limit_s=LONGEST_RUN_S + _SLACK * longest_s,
             offer=to_record(offer),
             samples=str(self.samples.folder),
-            workdir=str(next(self._folders)),
-            loadgen=loadgen.installed(),
         )
         load = from_record(Load, record)
         self.listen(load)

@@ -37,7 +37,7 @@ REQUESTS = 12
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenWorker:
     """A worker with an open session.
 
     Attributes:
@@ -77,7 +77,7 @@ class Bench:
         """What the runtimes printed."""
         return self.folder / "workers.log"
 
-    def open_built(self, engine: Engine, artifact: Artifact, sessions: int = 1) -> Opened:
+    def open_built(self, engine: Engine, artifact: Artifact, sessions: int = 1) -> OpenWorker:
         """Open an artifact in a new process, so many times side by side.
 
         Raises:
@@ -96,7 +96,7 @@ class Bench:
         except BaseException:
             worker.kill()
             raise
-        return Opened(worker, artifact, properties)
+        return OpenWorker(worker, artifact, properties)
 
     def build(self, engine: Engine, model: Model, folder: Path) -> Artifact:
         """Build an artifact in a process that ends with it.
@@ -183,7 +183,9 @@ class Bench:
             )
         return tuple(from_record(LayerTime, record) for record in records)
 
-    def predict(self, opened: Opened, samples: Spool, *, number_from: int = 0) -> Iterator[Tensors]:
+    def predict(
+        self, opened: OpenWorker, samples: Spool, *, number_from: int = 0
+    ) -> Iterator[Tensors]:
         """Answer samples in chunks.
 
         Args:
@@ -205,7 +207,7 @@ class Bench:
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
-    def predict_one(self, opened: Opened, samples: Spool) -> Tensors:
+    def predict_one(self, opened: OpenWorker, samples: Spool) -> Tensors:
         """Answer the first sample only."""
         out = self.folder / f"outputs-{opened.worker.pid}"
         try:
@@ -213,7 +215,7 @@ class Bench:
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
-    def fit_chunk(self, opened: Opened, samples: Spool) -> None:
+    def fit_chunk(self, opened: OpenWorker, samples: Spool) -> None:
         """Set `chunk` by how large one sample's outputs are.
 
         Raises:
@@ -223,7 +225,7 @@ class Bench:
         self.chunk = max(1, min(CHUNK, CHUNK_BYTES // max(1, size_bytes)))
 
     def _chunk(
-        self, opened: Opened, samples: Spool, start: int, stop: int, number_from: int, out: Path
+        self, opened: OpenWorker, samples: Spool, start: int, stop: int, number_from: int, out: Path
     ) -> Tensors:
         names = opened.worker.ask(
             "predict",
@@ -379,7 +381,7 @@ class Workbench(Bench):
         for worker in list(self._transforming):
             worker.kill()
 
-    def open(self, candidate: Candidate) -> Opened:
+    def open(self, candidate: Candidate) -> OpenWorker:
         """Transform, build and open a candidate in a new process.
 
         Raises:
@@ -403,7 +405,7 @@ class Workbench(Bench):
                 **settings,
             )
             properties = worker.ask("open", limit_s=self.limit_s, artifact=built, **settings)
-            return Opened(worker, from_record(Artifact, built), properties)
+            return OpenWorker(worker, from_record(Artifact, built), properties)
         except BaseException:
             worker.kill()
             shutil.rmtree(folder, ignore_errors=True)

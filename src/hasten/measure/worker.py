@@ -33,7 +33,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.origins import traced
 from hasten.errors import CandidateError, InputError, full_disk
 from hasten.inputs.data.spool import Spool
-from hasten.measure import loadgen, open_loop
+from hasten.measure import open_loop
 from hasten.measure.closed_loop import drive, stacked
 from hasten.measure.scenario import Offer
 from hasten.passes.base import Pass, Skipped
@@ -273,12 +273,9 @@ class _Process:
     def load(self, command: dict[str, Any]) -> Any:
         """Put all sessions under a load generator."""
         offer = from_record(Offer, command["offer"])
-        folder = Path(command["workdir"])
-        folder.mkdir(parents=True)
         requests = self._requests(Spool.open(Path(command["samples"])), 0)
-        generator = loadgen if command["loadgen"] else open_loop
         return to_record(
-            generator.take(offer, [session.run for session in self.sessions], requests, folder)
+            open_loop.take(offer, [session.run for session in self.sessions], requests)
         )
 
     def _requests(

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from hasten.bundle import Part, Status
 from hasten.certificate.verdict import Judgement
 from hasten.core.target import Target
-from hasten.measure.workbench import Opened
+from hasten.measure.workbench import OpenWorker
 from hasten.optimization.job import Job
 from hasten.optimization.preparation import Ready
 from hasten.optimization.trials import Trials
@@ -103,7 +103,7 @@ class Judge(ABC):
         """Take up a frozen ladder, a resumed run's too."""
 
     @abstractmethod
-    def open_exact(self) -> Opened:
+    def open_exact(self) -> OpenWorker:
         """Open the original, which every candidate is compared to.
 
         Raises:
@@ -111,7 +111,7 @@ class Judge(ABC):
         """
 
     @abstractmethod
-    def opened(self, key: str) -> AbstractContextManager[Opened]:
+    def opened(self, key: str) -> AbstractContextManager[OpenWorker]:
         """Open what answers for a candidate on this host.
 
         Raises:

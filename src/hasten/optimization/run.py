@@ -8,7 +8,7 @@ from hasten.certificate.certification import judge_ladder, prior_of, sealed_scor
 from hasten.certificate.verdict import Judgement
 from hasten.core.records import digest, from_record, to_record
 from hasten.errors import CandidateError, InputError
-from hasten.measure.workbench import Opened
+from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder, Verdicts
 
 
@@ -53,7 +53,7 @@ def certify(judge: Judge, ladder: Ladder) -> Verdicts:
     sealed = ready.parts.sealed
     job.journal.append("sealed read", samples=len(sealed))
     failed: dict[str, str] = {}
-    opened: dict[str, Opened] = {}
+    opened: dict[str, OpenWorker] = {}
     with contextlib.ExitStack() as stack:
         exact = judge.open_exact()
         stack.callback(exact.worker.kill)

@@ -14,7 +14,7 @@ from hasten.inputs.data.spool import Spool
 from hasten.measure.accuracy import ExactAnswers, scored
 from hasten.measure.candidate import Trial
 from hasten.measure.journal import Journal
-from hasten.measure.workbench import Opened, Workbench
+from hasten.measure.workbench import OpenWorker, Workbench
 
 _LEAST_SCORED = 128
 _ONE_SIDED_95 = 1.645
@@ -58,7 +58,7 @@ class Trials:
             trial = from_record(Trial, event["trial"], trusted=True)
             self.done[trial.candidate.key] = trial
 
-    def answer(self, opened: Opened) -> None:
+    def answer(self, opened: OpenWorker) -> None:
         """Let the original answer the search split.
 
         Raises:
@@ -69,7 +69,7 @@ class Trials:
         self.exact_answers = ExactAnswers(self.bench, opened, self.samples, folder)
         self.exact_scores = self.exact_answers.scores(self.promise.metric)
 
-    def scores(self, opened: Opened, same: Array | None = None) -> tuple[float, ...]:
+    def scores(self, opened: OpenWorker, same: Array | None = None) -> tuple[float, ...]:
         """Score a candidate on the search split; one that is surely over the limit is left early.
 
         Args:

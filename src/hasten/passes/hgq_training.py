@@ -14,7 +14,7 @@ from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.fpga import program
-from hasten.engines.fpga.program import VECTORS, Port, Ports, Program
+from hasten.engines.fpga.program import VECTORS, FpgaProgram, Port, Ports
 from hasten.engines.fpga.ranges import observed
 from hasten.engines.fpga.trainable import Trainable, channels_last, trainable
 from hasten.errors import CandidateError
@@ -176,7 +176,7 @@ def _counted(network: Any) -> Sequence[Any]:
     return [layer for layer in network.layers if hasattr(layer, "ebops")]
 
 
-def _traced(made: Trainable, model: Model) -> Program:
+def _traced(made: Trainable, model: Model) -> FpgaProgram:
     """Turn a trained network into a fixed-point program with the model's own ports."""
     from da4ml.converter import trace_model
     from da4ml.trace import FixedVariableArray, HWConfig, comb_trace
@@ -195,7 +195,7 @@ def _traced(made: Trainable, model: Model) -> Program:
     )
     shape = tuple(int(n) for n in model.outputs[0].shape[1:])
     out = Port(model.outputs[0].name, shape, *_columns(logic.out_qint), epilogue=made.epilogue)
-    return Program(logic, Ports((port,), (out,)))
+    return FpgaProgram(logic, Ports((port,), (out,)))
 
 
 def _columns(intervals: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -224,7 +224,7 @@ def _formats(made: Trainable) -> tuple[Array, Array, Array]:
     return signed, integer, fraction
 
 
-def _within(made: Trainable, traced: Program, inputs: Array) -> Array:
+def _within(made: Trainable, traced: FpgaProgram, inputs: Array) -> Array:
     """The network's own answers to inputs as the ports round them, flat."""
     rounded = traced.ports.encode({traced.ports.inputs[0].name: inputs})
     given = rounded.reshape(inputs.shape).astype(np.float32)

@@ -11,8 +11,8 @@ from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.tpu import conversion, stablehlo
-from hasten.engines.tpu.conversion import Precision, Program
-from hasten.engines.tpu.products import Range
+from hasten.engines.tpu.conversion import CapturedProgram, Precision
+from hasten.engines.tpu.products import SeenRange
 from hasten.engines.tpu.stablehlo import Kinds
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
@@ -95,7 +95,9 @@ class JaxProgram(Selective):
             custom_ops=(),
         )
 
-    def _check(self, program: Program, model: Model, inputs: list[str], outputs: list[str]) -> None:
+    def _check(
+        self, program: CapturedProgram, model: Model, inputs: list[str], outputs: list[str]
+    ) -> None:
         """Raise CandidateError unless the program and the model have as many inputs and outputs."""
         assert model.program is not None
         for what, own, wanted in (
@@ -107,7 +109,9 @@ class JaxProgram(Selective):
                     f"{model.program.name} has {own} {what}, {model.path.name} has {wanted}"
                 )
 
-    def _ranges(self, program: Program, model: Model, calibration: Dataset) -> dict[str, Range]:
+    def _ranges(
+        self, program: CapturedProgram, model: Model, calibration: Dataset
+    ) -> dict[str, SeenRange]:
         """Return the ranges of what is multiplied, by node, where that is to be quantized."""
         if self.precision != "int8":
             return {}

@@ -78,7 +78,7 @@ def sensitivities(
 
 
 @dataclass(frozen=True)
-class Layer:
+class ProductLayer:
     """A convolution or matrix product.
 
     Attributes:
@@ -125,7 +125,7 @@ class Layer:
         return 0 if self.node.op_type == "Gemm" and transposed else values.ndim - 1
 
 
-def layers(proto: onnx.ModelProto) -> list[Layer]:
+def layers(proto: onnx.ModelProto) -> list[ProductLayer]:
     """Return the convolutions and matrix products of a graph, in order."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
@@ -136,12 +136,12 @@ def layers(proto: onnx.ModelProto) -> list[Layer]:
         if node.op_type in COMPUTE_OPS:
             known = {i: name for i, name in enumerate(node.input[:2]) if name in constants}
             weights = {i: numpy_helper.to_array(constants[name]) for i, name in known.items()}
-            found.append(Layer(node, weights))
+            found.append(ProductLayer(node, weights))
     return found
 
 
 @dataclass(frozen=True)
-class Plan:
+class SensitivityPlan:
     """How closely layers are looked at.
 
     Attributes:
@@ -155,7 +155,9 @@ class Plan:
     compared: int
 
 
-def planned(layers: int, samples: int, each_s: float, opening_s: float, limit_s: float) -> Plan:
+def planned(
+    layers: int, samples: int, each_s: float, opening_s: float, limit_s: float
+) -> SensitivityPlan:
     """Return the closest look that the time suffices for.
 
     Args:
@@ -175,7 +177,7 @@ def planned(layers: int, samples: int, each_s: float, opening_s: float, limit_s:
             spent_s = groups * opening_s + layers * corrected * each_s
             compared = min(samples, int((limit_s - spent_s) / (groups * each_s)))
             if compared >= fewest:
-                return Plan(groups, corrected, compared)
+                return SensitivityPlan(groups, corrected, compared)
         if groups <= _FEWEST_GROUPS:
             break
         groups = max(_FEWEST_GROUPS, groups // 2)
@@ -184,7 +186,7 @@ def planned(layers: int, samples: int, each_s: float, opening_s: float, limit_s:
         raise CandidateError(
             f"looking at {layers} layers would take {needed_s:.0f} s, and {limit_s:.0f} s were left"
         )
-    return Plan(groups, 1, fewest)
+    return SensitivityPlan(groups, 1, fewest)
 
 
 class _Study:
@@ -239,7 +241,9 @@ class _Study:
                 if name in outs and number < _CORRECTION_SAMPLES:
                     self._means.setdefault(name, []).append(_channel_means(array, outs[name]))
 
-    def _noise(self, group: Sequence[Layer], exact: Sequence[Sequence[Array]], plan: Plan) -> float:
+    def _noise(
+        self, group: Sequence[ProductLayer], exact: Sequence[Sequence[Array]], plan: SensitivityPlan
+    ) -> float:
         """Return the noise of a group's layers together."""
         session = self._session(self._quantized(group))
         shifts = {
@@ -262,7 +266,7 @@ class _Study:
         ]
         return _relative_error(answers, exact[: plan.compared])
 
-    def _quantized(self, group: Sequence[Layer]) -> onnx.ModelProto:
+    def _quantized(self, group: Sequence[ProductLayer]) -> onnx.ModelProto:
         """Return the graph with a group's layers fed what int8 gives back."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
@@ -354,7 +358,7 @@ def _channel_means(array: Array, axis: int) -> Array:
     )
 
 
-def _aligned(means: Array, layer: Layer) -> Array:
+def _aligned(means: Array, layer: ProductLayer) -> Array:
     """Shape `(c,)` so that it adds to what the layer gives: `(c, 1, 1)` after a 2-d convolution."""
     if layer.channel_axis == -1:
         return means

@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.models import settled
 
-from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.inputs.data.arrays import ArrayDataset
-
-CONVNET = """
-<ir_version: 10, opset_import: ["": 20]>
-convnet (float[batch, 3, 16, 16] x) => (float[batch, 5] y)
-<float[16, 3, 3, 3] w1, float[16] b1, float[16, 1, 3, 3] w2, float[16] b2,
- float[16, 5] w3, float[5] b3, float lo = {0.0}, float hi = {6.0}>
-{
-    [conv1] c1 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w1, b1)
-    [clip1] r1 = Clip (c1, lo, hi)
-    [conv2] c2 = Conv <pads = [1, 1, 1, 1], group = 16> (r1, w2, b2)
-    [add] s = Add (c2, r1)
-    [relu] r2 = Relu (s)
-    [pool] p = GlobalAveragePool (r2)
-    [flat] f = Flatten (p)
-    [head] y = Gemm (f, w3, b3)
-}
-"""
-
-ELEMENTWISE = """
-<ir_version: 10, opset_import: ["": 20]>
-elementwise (float[batch, 4] x) => (float[batch, 4] y)
-{
-    [relu] r = Relu (x)
-    [exp] y = Exp (r)
-}
-"""
-
-Build = Callable[..., Model]
-
-
-def settled(model: Model) -> Model:
-    """Return a model with the request of a sample of zeros, batch 1."""
-    samples = {
-        spec.name: np.zeros([int(size) for size in spec.shape[1:]], spec.dtype)
-        for spec in model.inputs
-    }
-    return model.settled_by(samples)
 
 
 def device(name: str) -> Target:

@@ -12,7 +12,8 @@ pytest.importorskip("coremltools", reason="needs Core ML Tools: pip install 'has
 pytest.importorskip("onnx2coreml", reason="needs onnx2coreml: pip install 'hasten[edge]'")
 
 import coremltools as ct
-from tests.devices.edge.edge_models import Build, Digits, device, settled
+from tests.devices.edge.edge_models import Digits, device
+from tests.support.models import Build, settled
 
 from hasten.core.model import Model
 from hasten.core.target import Target

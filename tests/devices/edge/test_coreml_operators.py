@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("coremltools", reason="needs Core ML Tools: pip install 'hasten[edge]'")
 pytest.importorskip("onnx2coreml", reason="needs onnx2coreml: pip install 'hasten[edge]'")
 
-from tests.devices.edge.edge_models import Build, device
+from tests.devices.edge.edge_models import device
+from tests.support.models import Build
 
 from hasten.engines.coreml.engine import CoreMl
 

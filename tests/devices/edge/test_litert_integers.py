@@ -6,7 +6,8 @@ import pytest
 pytest.importorskip("ai_edge_quantizer", reason="needs LiteRT: pip install 'hasten[litert]'")
 
 from ai_edge_litert import schema_py_generated as schema
-from tests.devices.edge.edge_models import Build, Digits, device, settled
+from tests.devices.edge.edge_models import Digits, device
+from tests.support.models import Build, settled
 
 from hasten.core.model import Model
 from hasten.core.target import Target

@@ -21,7 +21,8 @@ _NEEDED = (
 if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
     pytest.skip(f"needs {', '.join(missing)}: make test-edge brings them", allow_module_level=True)
 
-from tests.devices.edge.edge_models import device, settled  # noqa: E402
+from tests.devices.edge.edge_models import device  # noqa: E402
+from tests.support.models import settled  # noqa: E402
 
 from hasten.cli.demos import package_folder  # noqa: E402
 from hasten.cli.demos.photos import RandomCrops, photo_files  # noqa: E402

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import openvino
 import pytest
-from tests.devices.edge.edge_models import device, settled
+from tests.devices.edge.edge_models import device
+from tests.support.models import settled
 
 from hasten.core.devices import find_target
 from hasten.core.model import Model

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("onnxruntime_qnn", reason="needs QNN: pip install 'hasten[edge]'")
 
 from onnx.numpy_helper import to_array
-from tests.devices.edge.edge_models import Build, Digits, device, settled
+from tests.devices.edge.edge_models import Digits, device
+from tests.support.models import Build, settled
 
 from hasten.core.devices import FAMILIES
 from hasten.core.model import Model

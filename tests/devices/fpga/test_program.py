@@ -33,21 +33,21 @@ def saved(written: Written, samples: Drawn, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[program.Program]:
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[program.FpgaProgram]:
     """The programs that are written from now on, as they are in memory."""
-    programs: list[program.Program] = []
-    save = program.Program.save
+    programs: list[program.FpgaProgram] = []
+    save = program.FpgaProgram.save
 
-    def keep(one: program.Program, folder: Path) -> tuple[Path, Path]:
+    def keep(one: program.FpgaProgram, folder: Path) -> tuple[Path, Path]:
         programs.append(one)
         return save(one, folder)
 
-    monkeypatch.setattr(program.Program, "save", keep)
+    monkeypatch.setattr(program.FpgaProgram, "save", keep)
     return programs
 
 
 def test_a_program_that_is_read_back_answers_the_same(
-    kept: list[program.Program], saved: Path
+    kept: list[program.FpgaProgram], saved: Path
 ) -> None:
     (one,), other = kept, program.load(saved)
     assert other is not one

@@ -13,7 +13,7 @@ from tests.support import tasks
 
 from hasten.core.model import Model
 from hasten.engines.fpga import program
-from hasten.engines.fpga.program import Program
+from hasten.engines.fpga.program import FpgaProgram
 from hasten.errors import CandidateError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.spool import write_spool
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(  # importing it would choose Keras's backend
 
 def trained(
     network: Any, task: tasks.Halves, folder: Path, **settings: Any
-) -> tuple[Program, float, Callable[[], Program]]:
+) -> tuple[FpgaProgram, float, Callable[[], FpgaProgram]]:
     """Train a network for few bits; return the program, its accuracy, and what makes the one of 8 bits."""
     (x, y), (held_out, labels) = task
     for name in ("source", "trained", "rounded"):
@@ -43,7 +43,7 @@ def trained(
     own = program.load(step(model, data, folder / "trained").path)
     answers = own.answers(own.ports.encode({"input": held_out}))
 
-    def eight() -> Program:
+    def eight() -> FpgaProgram:
         return program.load(FixedPoint(8, 8, 8)(model, data, folder / "rounded").path)
 
     return own, float((answers.argmax(axis=1) == labels).mean()), eight

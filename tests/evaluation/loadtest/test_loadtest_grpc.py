@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hasten.errors import InputError
-from hasten.evaluation.loadtest import Result, run
+from hasten.evaluation.loadtest import LoadTestResult, run
 
 grpc = pytest.importorskip("grpc")
 pb = pytest.importorskip("tritonclient.grpc.service_pb2")
@@ -80,12 +80,12 @@ def serve() -> Iterator[Callable[[Infer], SmallServer]]:
         server.stop()
 
 
-def load(server: SmallServer, rate_per_s: float = 50.0, **options: Any) -> Result:
+def load(server: SmallServer, rate_per_s: float = 50.0, **options: Any) -> LoadTestResult:
     given: dict[str, Any] = {"warmup_s": 0.0, "grace_s": 5.0, "arrivals": "constant", **options}
     return run(server.url, "m", rate_per_s, 0.2, **given)
 
 
-def kinds(found: Result) -> dict[tuple[str, str], int]:
+def kinds(found: LoadTestResult) -> dict[tuple[str, str], int]:
     return {(one.kind, one.status): one.count for one in found.outcomes}
 
 

@@ -15,19 +15,21 @@ import numpy as np
 import pytest
 
 from hasten.errors import InputError
-from hasten.evaluation.loadtest import Result, in_words, run
+from hasten.evaluation.loadtest import LoadTestResult, in_words, run
 
 Serve = Any
 Http = Any
 Writer = asyncio.StreamWriter
 
 
-def load(server: Any, rate_per_s: float = 200.0, duration_s: float = 0.2, **options: Any) -> Result:
+def load(
+    server: Any, rate_per_s: float = 200.0, duration_s: float = 0.2, **options: Any
+) -> LoadTestResult:
     given: dict[str, Any] = {"warmup_s": 0.0, "grace_s": 5.0, **options}
     return run(given.pop("url", server.url), "m", rate_per_s, duration_s, **given)
 
 
-def kinds(found: Result) -> dict[tuple[str, str], int]:
+def kinds(found: LoadTestResult) -> dict[tuple[str, str], int]:
     return {(one.kind, one.status): one.count for one in found.outcomes}
 
 
@@ -439,7 +441,7 @@ def test_a_bug_of_the_generators_own_isnt_taken_for_the_servers(
 def test_it_works_where_an_event_loop_runs_already(serve: Serve, http: Http) -> None:
     server = serve(http.right())
 
-    async def cell() -> Result:
+    async def cell() -> LoadTestResult:
         return load(server, 50.0, arrivals="constant")
 
     assert kinds(asyncio.run(cell())) == {("ok", "200"): 10}

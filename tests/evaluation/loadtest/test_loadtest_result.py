@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.core.records import from_record, to_record
-from hasten.evaluation.loadtest.result import Offered, Result, result_of, slices
+from hasten.evaluation.loadtest.result import LoadTestResult, Offered, result_of, slices
 from hasten.evaluation.loadtest.schedule import Schedule
 from hasten.evaluation.loadtest.traffic import CONNECTION, UNSENT, Fate, Traffic
 from hasten.evaluation.loadtest.words import in_words
@@ -46,7 +46,7 @@ def result(
     lag_ns: int = 0,
     waited: int = 0,
     messages: dict[Fate, str] | None = None,
-) -> Result:
+) -> LoadTestResult:
     """A second of 100 requests behind 10 of a warm-up, all answered after 1 ms but for those given."""
     plan = Schedule(tuple(10 * MS * i for i in range(110)), 100 * MS, 1000 * MS)
     traffic = Traffic([BEGIN + due for due in plan.due_ns], lambda _: None, lanes=1)
@@ -63,7 +63,7 @@ def result(
     return result_of(offered(deadline_ns), plan, traffic, BEGIN + 9000 * MS)
 
 
-def counts(found: Result) -> dict[tuple[str, str], int]:
+def counts(found: LoadTestResult) -> dict[tuple[str, str], int]:
     return {(one.kind, one.status): one.count for one in found.outcomes}
 
 
@@ -117,7 +117,7 @@ def test_where_nothing_is_right_there_are_no_latencies() -> None:
 
 def test_it_is_a_record_that_reads_back() -> None:
     found = result({30: REFUSED, 40: None}, deadline_ns=20 * MS, messages={REFUSED: "full"})
-    assert from_record(Result, json.loads(json.dumps(to_record(found)))) == found
+    assert from_record(LoadTestResult, json.loads(json.dumps(to_record(found)))) == found
 
 
 def test_all_well_is_four_lines() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from hasten.lightening.pruning.costs import Costs, grid
 from hasten.lightening.pruning.importance import Losses
-from hasten.lightening.pruning.layers import Layer, Sample, Shape, call, layers
+from hasten.lightening.pruning.layers import Layer, LayerShape, Sample, call, layers
 
 
 def conv(
@@ -134,7 +134,7 @@ def made(kind: str) -> tuple[nn.Module, tuple[torch.Tensor]]:
     return module, (torch.randn(2, 3, side, side),)
 
 
-def by_products(shape: Shape) -> float:
+def by_products(shape: LayerShape) -> float:
     """A made-up time: so many nanoseconds for each 100 products, and 1000 more."""
     return 1000 + shape.macs / 100
 
@@ -142,7 +142,7 @@ def by_products(shape: Shape) -> float:
 def costs(
     module: nn.Module,
     sample: Sample,
-    time_ns: Callable[[Shape], float] = by_products,
+    time_ns: Callable[[LayerShape], float] = by_products,
     snap: int = 8,
 ) -> Costs:
     """Costs that nothing was measured for."""

@@ -14,7 +14,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.lightening.pruning.channels import Prunable, Pruned, schedule
 from hasten.lightening.pruning.importance import Losses, importance, loss_values, sensitivity
 from hasten.lightening.pruning.layers import Sample, answers, layers
-from hasten.lightening.pruning.plan import Plan, apply
+from hasten.lightening.pruning.plan import PruningPlan, apply
 from hasten.lightening.pruning.structure import groups
 
 
@@ -64,7 +64,7 @@ def test_what_stays_of_each_layer_is_a_multiple_of_the_snap(kind: str) -> None:
 def test_a_plan_makes_the_same_network_of_a_fresh_original(kind: str) -> None:
     module, sample = made(kind)
     pruned = halved(module, sample)
-    plan = from_record(Plan, to_record(pruned.plan))
+    plan = from_record(PruningPlan, to_record(pruned.plan))
     assert plan == pruned.plan
     again = apply(KINDS[kind](), plan)
     again.load_state_dict(pruned.module.state_dict())
@@ -76,7 +76,7 @@ def test_plans_of_several_steps_make_one() -> None:
     module, sample = made("residual")
     table = costs(module, sample)
     now_ns = table.predicted_ns(layers(module, sample))
-    step, plan = module, Plan()
+    step, plan = module, PruningPlan()
     for target_ns in schedule(now_ns, 0.5 * now_ns, 3):
         pruned = Prunable(step, sample, squares(sample)).to(table, target_ns)
         step, plan = pruned.module, plan.then(pruned.plan)
@@ -146,7 +146,7 @@ def test_a_block_that_does_nothing_goes_before_channels_do() -> None:
     silence(idle.second[1])
     wanted = answers(module, sample)
     pruned = halved(module, sample, 0.75)
-    assert pruned.plan == Plan(skipped=("2",))
+    assert pruned.plan == PruningPlan(skipped=("2",))
     assert torch.allclose(answers(pruned.module, sample)[0], wanted[0], atol=1e-6)
 
 

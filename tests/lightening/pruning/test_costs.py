@@ -20,10 +20,10 @@ from hasten.inputs.data.spool import write_spool
 from hasten.inputs.models.torch import export
 from hasten.lightening.pruning.costs import Costs, Grid, axes, grid, measure, widths
 from hasten.lightening.pruning.in_network import in_network
-from hasten.lightening.pruning.layers import Layer, Shape, layers
+from hasten.lightening.pruning.layers import Layer, LayerShape, layers
 from hasten.measure.workbench import Bench
 
-CONVOLUTION = Shape("convolution", 32, 32, (8, 8), (3, 3), padding=(1, 1))
+CONVOLUTION = LayerShape("convolution", 32, 32, (8, 8), (3, 3), padding=(1, 1))
 
 
 def test_times_between_measured_widths_are_interpolated_and_the_measured_ones_kept() -> None:
@@ -50,14 +50,14 @@ def test_a_grid_ends_with_the_layer_as_it_is() -> None:
     assert widths(24) == (8, 16, 24)
     assert widths(144)[-1] == 144
     assert all(len(widths(n)) <= 9 for n in range(1, 4096))
-    assert axes(Shape("depthwise", 32, 32, (8, 8), (3, 3))) == ((32,), (8, 16, 24, 32))
-    assert axes(Shape("attention", 64, 3, (197, 1))) == ((64,), (1, 2, 3))
+    assert axes(LayerShape("depthwise", 32, 32, (8, 8), (3, 3))) == ((32,), (8, 16, 24, 32))
+    assert axes(LayerShape("attention", 64, 3, (197, 1))) == ((64,), (1, 2, 3))
 
 
 def _network(outputs: int) -> list[Layer]:
     return [
-        Layer("a", Shape("linear", 8, outputs, (1, 1))),
-        Layer("b", Shape("linear", 8, 8, (1, 1))),
+        Layer("a", LayerShape("linear", 8, outputs, (1, 1))),
+        Layer("b", LayerShape("linear", 8, 8, (1, 1))),
     ]
 
 

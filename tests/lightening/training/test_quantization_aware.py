@@ -24,7 +24,7 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models import torch as frontend
 from hasten.lightening.training.network import Network
 from hasten.lightening.training.quantization_aware import export, prepare
-from hasten.lightening.training.rounding import ActivationRounding, Prepared
+from hasten.lightening.training.rounding import ActivationRounding, PreparedNetwork
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.testing.pass_tests import NARROW, answers, error_between
 
@@ -140,10 +140,10 @@ def trained(make: Callable[[], nn.Module]) -> Network:
     return Network(module, ("x",))
 
 
-def prepared(network: Network, quantization: StaticQuantization = PASS) -> Prepared:
+def prepared(network: Network, quantization: StaticQuantization = PASS) -> PreparedNetwork:
     """Prepare a network on some images."""
     module = prepare(network, ArrayDataset({"x": images(32, seed=1)}), quantization).module
-    assert isinstance(module, Prepared)
+    assert isinstance(module, PreparedNetwork)
     return module
 
 
@@ -157,8 +157,8 @@ class Case:
     """A network, the same prepared, the same trained for a moment, and its file."""
 
     network: Network
-    fresh: Prepared
-    learned: Prepared
+    fresh: PreparedNetwork
+    learned: PreparedNetwork
     model: Model
 
 

@@ -20,10 +20,10 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+from tests.support.models import identity, slow
 from tests.support.servers import ServerThread, bundle_of, place_of
 
-from hasten.serving.cluster.ingress import Entry
-from hasten.testing.models import identity, slow
+from hasten.serving.cluster.ingress import ReplicaEntry
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -127,7 +127,7 @@ class Deployed:
             self.process.stdout.close()
 
 
-def replicas() -> dict[str, Entry]:
+def replicas() -> dict[str, ReplicaEntry]:
     """The replicas that take requests, as the roster has them."""
     book = ray.get(ray.get_actor("hasten-roster", "hasten").book.remote())
     return {name: entry for name, entry in book.entries.items() if not entry.leaving}

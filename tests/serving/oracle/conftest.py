@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import onnx
 import pytest
+from tests.support.models import identity
 from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.testing import models
@@ -127,7 +128,7 @@ def both(triton: Ports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         }}"""
     onnx.save(onnx.parser.parse_model(text), pair)
     bundles = [
-        bundle_of(folder, models.identity(folder, kind, "3"), name)
+        bundle_of(folder, identity(folder, kind, "3"), name)
         for name, (kind, _) in IDENTITIES.items()
     ]
     places = [place_of(bundle) for bundle in (*bundles, bundle_of(folder, pair))]

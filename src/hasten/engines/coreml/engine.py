@@ -239,9 +239,9 @@ Run = Any
 
 
 def _interpreter(package: Path) -> Run:
-    from hasten.engines.coreml.program import Program
+    from hasten.engines.coreml.program import CoreMlProgram
 
-    return Program(package)
+    return CoreMlProgram(package)
 
 
 class _Predictor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _MANY_READ = {"concat": "values", "stack": "values", "einsum": "values"}
 
 
-class Program:
+class CoreMlProgram:
     """The main function of a package.
 
     Args:

@@ -45,7 +45,7 @@ class Execution(Protocol):
         """
 
 
-class Network(Protocol):
+class DeviceNetwork(Protocol):
     """What a runtime loaded onto a device."""
 
     def execution(self, inputs: Tensors) -> Execution:
@@ -103,7 +103,7 @@ class DeviceSession(Session):
         self,
         artifact: Artifact,
         device: Device,
-        network: Network,
+        network: DeviceNetwork,
         batch_sizes: tuple[int, ...] | None,
         *,
         capture: bool = True,
@@ -112,7 +112,7 @@ class DeviceSession(Session):
         self.batch_sizes = batch_sizes
         self._request = artifact.request
         self._device, self._capture = device, capture
-        self._network: Network | None = network
+        self._network: DeviceNetwork | None = network
         self._bound: OrderedDict[tuple[tuple[int, ...], ...], _Bound] = OrderedDict()
 
     def run(self, inputs: Tensors) -> dict[str, Array]:

@@ -134,14 +134,14 @@ def opened(
     """
     with _precise(_torch(), precision), ExitStack() as closing:
         closing.callback(device.close)
-        network = _Program(artifact, device, mode, precision)
+        network = _DeviceProgram(artifact, device, mode, precision)
         session = DeviceSession(artifact, device, network, _batches(artifact), capture=False)
         closing.pop_all()  # the session closes the device
         closing.callback(session.close)
         yield session
 
 
-class _Program:
+class _DeviceProgram:
     """A program on a device, compiled or not."""
 
     def __init__(self, artifact: Artifact, device: Device, mode: Mode, precision: str) -> None:
@@ -195,7 +195,12 @@ class _ProgramExecution:
     lasting = False
 
     def __init__(
-        self, program: _Program, artifact: Artifact, device: Device, inputs: Tensors, graph: bool
+        self,
+        program: _DeviceProgram,
+        artifact: Artifact,
+        device: Device,
+        inputs: Tensors,
+        graph: bool,
     ) -> None:
         self._program, self._device, self._graph = program, device, graph
         self._inputs = [spec.name for spec in artifact.inputs]

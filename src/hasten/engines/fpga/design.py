@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.fpga.program import Port, Ports, Program
+from hasten.engines.fpga.program import FpgaProgram, Port, Ports
 from hasten.errors import CandidateError
 
 TOP, HARNESS = "network", "harness"
@@ -50,7 +50,7 @@ def _bits(intervals: Any) -> int:
     return sum(sum(minimal_kif(interval)) for interval in intervals)
 
 
-def pipelined(program: Program, cut: float) -> Design:
+def pipelined(program: FpgaProgram, cut: float) -> Design:
     """Cut a program into stages, with registers between them.
 
     Args:

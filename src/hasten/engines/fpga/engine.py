@@ -18,7 +18,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.estimates import Estimate
 from hasten.engines.fpga import design as rtl
 from hasten.engines.fpga import program, toolchain
-from hasten.engines.fpga.parts import PARTS, Part
+from hasten.engines.fpga.parts import PARTS, FpgaPart
 from hasten.engines.fpga.place_and_route import count, route, synthesize, too_large
 from hasten.engines.fpga.simulation import Simulation
 from hasten.engines.fpga.vendor import write_projects
@@ -190,7 +190,7 @@ class Fpga(Engine):
         return {f"{_XILINX} {name}, counted": float(n) for name, n in cells.items()}
 
 
-def part_of(target: Target) -> Part:
+def part_of(target: Target) -> FpgaPart:
     """Return the part that a target names.
 
     Raises:
@@ -217,7 +217,7 @@ class DesignSession(Session):
     """A design's answers: by its RTL where that was compiled, else by its program."""
 
     def __init__(
-        self, artifact: Artifact, loaded: program.Program, simulation: Simulation | None
+        self, artifact: Artifact, loaded: program.FpgaProgram, simulation: Simulation | None
     ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = None

@@ -76,7 +76,7 @@ class FixedPointProgram(Engine):
 class FixedPointSession(Session):
     """A program with its ports."""
 
-    def __init__(self, artifact: Artifact, loaded: program.Program, threads: int) -> None:
+    def __init__(self, artifact: Artifact, loaded: program.FpgaProgram, threads: int) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = None
         self._program, self._threads = loaded, threads

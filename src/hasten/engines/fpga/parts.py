@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Part:
+class FpgaPart:
     """One FPGA in one package.
 
     Attributes:
@@ -27,8 +27,8 @@ class Part:
     luts: int
 
 
-def _ecp5(size: str, luts: int, grade: int) -> Part:
-    return Part(
+def _ecp5(size: str, luts: int, grade: int) -> FpgaPart:
+    return FpgaPart(
         f"Lattice LFE5U-{size.upper()[:-1]}F-{grade}, CABGA381",
         "synth_ecp5",
         "nextpnr-ecp5",
@@ -38,14 +38,14 @@ def _ecp5(size: str, luts: int, grade: int) -> Part:
     )
 
 
-def _ice40(name: str, device: str, package: str, luts: int) -> Part:
+def _ice40(name: str, device: str, package: str, luts: int) -> FpgaPart:
     options = (f"--{device}", "--package", package)
-    return Part(name, "synth_ice40", "nextpnr-ice40", options, "ICESTORM_LC", luts)
+    return FpgaPart(name, "synth_ice40", "nextpnr-ice40", options, "ICESTORM_LC", luts)
 
 
 # Sizes: Lattice FPGA-DS-02012, table 1.1; FPGA-DS-02029, table 2.1; FPGA-DS-02008, table 2.1; the
 # routers' own count of ECP5's is two for each of the 20 KiB..84 KiB rows' slices.
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, FpgaPart] = {
     "ecp5-85k": _ecp5("85k", 83640, 6),
     "ecp5-45k": _ecp5("45k", 43848, 6),
     "ecp5-25k": _ecp5("25k", 24288, 6),

@@ -12,7 +12,7 @@ from typing import Any
 
 from hasten.engines.fpga import toolchain
 from hasten.engines.fpga.design import HARNESS, TOP
-from hasten.engines.fpga.parts import Part
+from hasten.engines.fpga.parts import FpgaPart
 from hasten.errors import CandidateError
 
 _USED = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", re.MULTILINE)
@@ -36,7 +36,7 @@ class Routed:
     available: dict[str, int]
 
 
-def synthesize(sources: list[Path], part: Part, folder: Path, limit_s: float) -> Path:
+def synthesize(sources: list[Path], part: FpgaPart, folder: Path, limit_s: float) -> Path:
     """Map a design in its harness to a part's cells.
 
     Args:
@@ -62,7 +62,7 @@ def synthesize(sources: list[Path], part: Part, folder: Path, limit_s: float) ->
 
 
 def route(
-    netlist: Path, part: Part, folder: Path, *, limit_s: float, seed: int = 1, threads: int = 1
+    netlist: Path, part: FpgaPart, folder: Path, *, limit_s: float, seed: int = 1, threads: int = 1
 ) -> Routed:
     """Place and route a netlist.
 
@@ -133,7 +133,7 @@ def _read(report: dict[str, Any]) -> Routed:
     )
 
 
-def _overfull(log: str, part: Part) -> str:
+def _overfull(log: str, part: FpgaPart) -> str:
     """Say which resource a part has too little of, where that is why a router gave up."""
     for name, used, available in _USED.findall(log):
         if int(used) > int(available):
@@ -141,7 +141,7 @@ def _overfull(log: str, part: Part) -> str:
     return ""
 
 
-def too_large(part: Part, resource: str, used: int, available: int) -> str:
+def too_large(part: FpgaPart, resource: str, used: int, available: int) -> str:
     """Say which resource a part has too little of, and by how much."""
     return (
         f"doesn't fit {part.name}: it needs {used:,} {resource} of {available:,} "

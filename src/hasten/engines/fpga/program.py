@@ -145,7 +145,7 @@ def _finished(part: Array, port: Port) -> Array:
 
 
 @dataclass(frozen=True)
-class Program:
+class FpgaProgram:
     """A fixed-point program: what it computes, and its ports.
 
     Attributes:
@@ -195,7 +195,7 @@ def version() -> str:
         raise InputError("a design for an FPGA needs da4ml: pip install 'hasten[fpga]'") from error
 
 
-def load(path: Path) -> Program:
+def load(path: Path) -> FpgaProgram:
     """Read a program, checked: RTL is written of it, and a bundle is untrusted.
 
     Args:
@@ -220,7 +220,7 @@ def load(path: Path) -> Program:
     for side, count in zip((ports.inputs, ports.outputs), logic.shape, strict=True):
         if sum(port.size for port in side) != count:
             raise CandidateError(f"{PORTS} doesn't fit {path.name}: it has other ports")
-    return Program(logic, ports)
+    return FpgaProgram(logic, ports)
 
 
 def _check(data: Any) -> None:

@@ -14,24 +14,24 @@ from hasten.errors import CandidateError
 
 
 @dataclass(frozen=True)
-class Range:
+class ElementRange:
     """The least and the greatest value of each element: arrays of a tensor's whole shape, batch 1."""
 
     low: Array
     high: Array
 
-    def by_channel(self) -> Range:
+    def by_channel(self) -> ElementRange:
         """The range of each channel, spread over its elements; each element's own where all are channels."""
         if self.low.ndim < 3:
             return self
         axes = tuple(a for a in range(self.low.ndim) if a != 1)
-        return Range(
+        return ElementRange(
             np.broadcast_to(self.low.min(axis=axes, keepdims=True), self.low.shape),
             np.broadcast_to(self.high.max(axis=axes, keepdims=True), self.high.shape),
         )
 
 
-def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str, Range]:
+def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str, ElementRange]:
     """Run a float graph and watch every float tensor in it.
 
     Args:
@@ -56,7 +56,7 @@ def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str
             watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         names = [output.name for output in session.get_outputs()]
-        ranges: dict[str, Range] = {}
+        ranges: dict[str, ElementRange] = {}
         for request in requests:
             values = dict(zip(names, session.run(names, dict(request)), strict=True))
             for name, value in (*request.items(), *values.items()):
@@ -70,9 +70,9 @@ def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str
                 so_far = ranges.get(name)
                 wide = array.astype(np.float64)
                 ranges[name] = (
-                    Range(wide, wide)
+                    ElementRange(wide, wide)
                     if so_far is None
-                    else Range(np.minimum(so_far.low, wide), np.maximum(so_far.high, wide))
+                    else ElementRange(np.minimum(so_far.low, wide), np.maximum(so_far.high, wide))
                 )
     except CandidateError:
         raise

@@ -13,8 +13,8 @@ from hasten.core.tensors import TensorSpec
 from hasten.engines.fpga import trees
 from hasten.engines.fpga.formats import Format, format_for
 from hasten.engines.fpga.operators import OPERATORS
-from hasten.engines.fpga.program import Epilogue, Port, Ports, Program
-from hasten.engines.fpga.ranges import Range
+from hasten.engines.fpga.program import Epilogue, FpgaProgram, Port, Ports
+from hasten.engines.fpga.ranges import ElementRange
 from hasten.engines.fpga.values import PRODUCTS, Values, Widths, attributes
 from hasten.errors import CandidateError
 
@@ -23,11 +23,11 @@ TREES = frozenset({"TreeEnsembleClassifier", "TreeEnsembleRegressor"})
 
 def trace(
     proto: onnx.ModelProto,
-    ranges: Mapping[str, Range],
+    ranges: Mapping[str, ElementRange],
     widths: Widths,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
-) -> Program:
+) -> FpgaProgram:
     """Turn a graph into additions, shifts, comparisons and tables of fixed-point numbers.
 
     Sums are exact; what goes into a product is rounded to its width.
@@ -48,12 +48,14 @@ def trace(
 class _Tracer:
     """A graph on its way to a program, and what is left to whoever reads an output."""
 
-    def __init__(self, proto: onnx.ModelProto, ranges: Mapping[str, Range], widths: Widths) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, ranges: Mapping[str, ElementRange], widths: Widths
+    ) -> None:
         self._graph, self._values = proto.graph, Values(proto, ranges, widths)
         self._endings: dict[str, dict[str, Any]] = {}
         """What is left to whoever reads an output, as fields of its port."""
 
-    def program(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Program:
+    def program(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> FpgaProgram:
         """Trace the whole graph."""
         from da4ml.trace import comb_trace
 
@@ -82,7 +84,7 @@ class _Tracer:
         logic = comb_trace(np.concatenate(begin), np.concatenate(end), keep_dead_inputs=True)
         products = tuple(n.name for n in self._graph.node if n.op_type in PRODUCTS)
         ports = Ports(tuple(ports_in), tuple(_settled(ports_out, logic)), products)
-        return Program(logic, ports)
+        return FpgaProgram(logic, ports)
 
     def _input(self, spec: TensorSpec) -> tuple[Any, Port]:
         if not (spec.dtype.startswith("float") and spec.shape and spec.shape[0] == 1):

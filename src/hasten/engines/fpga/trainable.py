@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from hasten.core.tensors import Array
 from hasten.engines.fpga.program import Epilogue
-from hasten.engines.fpga.ranges import Range
+from hasten.engines.fpga.ranges import ElementRange
 from hasten.engines.fpga.values import attributes
 from hasten.errors import CandidateError
 
@@ -58,7 +58,7 @@ class _Value:
     offset: Array | None = None
 
 
-def trainable(proto: onnx.ModelProto, ranges: Mapping[str, Range], bits: int) -> Trainable:
+def trainable(proto: onnx.ModelProto, ranges: Mapping[str, ElementRange], bits: int) -> Trainable:
     """Build the network with the graph's weights.
 
     Args:
@@ -78,7 +78,9 @@ def channels_last(array: Array) -> Array:
 
 
 class _Builder:
-    def __init__(self, proto: onnx.ModelProto, ranges: Mapping[str, Range], bits: int) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, ranges: Mapping[str, ElementRange], bits: int
+    ) -> None:
         self._graph, self._ranges, self._bits = proto.graph, ranges, bits
         self._constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
         self._values: dict[str, _Value] = {}

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from hasten.core.tensors import Array
 from hasten.engines.fpga.formats import Format, format_for, rounded_weights
-from hasten.engines.fpga.ranges import Range
+from hasten.engines.fpga.ranges import ElementRange
 from hasten.errors import CandidateError
 
 Overflow: TypeAlias = Literal["saturate", "wrap", "grow"]
@@ -77,7 +77,9 @@ class Values:
         readers: The nodes that read a tensor.
     """
 
-    def __init__(self, proto: onnx.ModelProto, ranges: Mapping[str, Range], widths: Widths) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, ranges: Mapping[str, ElementRange], widths: Widths
+    ) -> None:
         from da4ml.trace import FixedVariableArray, HWConfig
 
         self._arrays, self.hardware = FixedVariableArray, HWConfig(1, -1, -1)

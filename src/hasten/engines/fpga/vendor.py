@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 from hasten.engines.fpga.design import TOP, Design
-from hasten.engines.fpga.program import Program
+from hasten.engines.fpga.program import FpgaProgram
 
 PART = "xcvu13p-flga2577-2-e"
 """What the scripts name; whoever runs them sets their own."""
 
 
-def write_projects(program: Program, design: Design, folder: Path) -> list[Path]:
+def write_projects(program: FpgaProgram, design: Design, folder: Path) -> list[Path]:
     """Write scripts and sources; nothing here runs them.
 
     Args:

@@ -171,7 +171,7 @@ class _Scope:
 
 
 @dataclass
-class _Graph:
+class _FileGraph:
     """All nodes of a file, inner graphs' and functions' among them.
 
     Attributes:
@@ -220,14 +220,14 @@ def _taken() -> frozenset[int]:
     return frozenset(map(_type, names.split()))
 
 
-def _read(path: Path) -> _Graph:
+def _read(path: Path) -> _FileGraph:
     import onnx
 
     try:
         proto = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))
     except Exception as error:
         raise CandidateError(f"can't read {path.name}: {str(error).splitlines()[0]}") from error
-    graph = _Graph(functions=frozenset((f.domain, f.name) for f in proto.functions))
+    graph = _FileGraph(functions=frozenset((f.domain, f.name) for f in proto.functions))
     _walk(proto.graph, _Scope(path.parent), graph)
     for function in proto.functions:
         scope = _Scope(
@@ -237,7 +237,7 @@ def _read(path: Path) -> _Graph:
     return graph
 
 
-def _walk(proto: onnx.GraphProto, around: _Scope, graph: _Graph) -> None:
+def _walk(proto: onnx.GraphProto, around: _Scope, graph: _FileGraph) -> None:
     """Add a graph's nodes, and those of the graphs inside them."""
     scope = around.within()
     for tensor in proto.initializer:
@@ -271,7 +271,7 @@ def _walk(proto: onnx.GraphProto, around: _Scope, graph: _Graph) -> None:
                     _walk(inner, scope, graph)
 
 
-def _values(graph: _Graph) -> Iterator[Violation]:
+def _values(graph: _FileGraph) -> Iterator[Violation]:
     """Yield what is refused in inputs, outputs and constants, at the node that reads or makes it."""
     taken, quantized = _taken(), _type("INT8")
     for name, rank in graph.ranks:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.engines.tpu.attention import attention
 from hasten.engines.tpu.environment import first_line, load_jax, load_torchax, silenced
-from hasten.engines.tpu.products import Range, in_bfloat16, product_of, quantized
+from hasten.engines.tpu.products import SeenRange, in_bfloat16, product_of, quantized
 from hasten.errors import CandidateError, HastenError, InputError
 
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
@@ -67,7 +67,7 @@ _OWN: Mapping[str, Callable[..., Any]] = {"aten.scaled_dot_product_attention.def
 
 
 @dataclass(frozen=True)
-class Program:
+class CapturedProgram:
     """What torch.export captured, its operators cut down to those that torchax knows.
 
     Attributes:
@@ -83,7 +83,7 @@ class Program:
     outputs: int
 
 
-def read_program(path: Path) -> Program:
+def read_program(path: Path) -> CapturedProgram:
     """Read a .pt2 file, and cut its operators down.
 
     Raises:
@@ -109,15 +109,15 @@ def read_program(path: Path) -> Program:
             f"the program writes to {written[0]!r} as it runs; what a TPU runs keeps no state"
         )
     inputs = tuple(str(name) for name in signature.user_inputs)
-    return Program(exported, _states(exported), inputs, len(signature.user_outputs))
+    return CapturedProgram(exported, _states(exported), inputs, len(signature.user_outputs))
 
 
 def function_of(
-    program: Program,
+    program: CapturedProgram,
     inputs: Sequence[str],
     outputs: Sequence[str],
     precision: Precision,
-    ranges: Mapping[str, Range] | None = None,
+    ranges: Mapping[str, SeenRange] | None = None,
     keep_float: Sequence[str] = (),
 ) -> Function:
     """Return a program as a JAX function of one dict, which gives one.
@@ -140,8 +140,8 @@ def function_of(
 
 
 def products(
-    program: Program, inputs: Sequence[str], outputs: Sequence[str], requests: Sequence[Any]
-) -> dict[str, Range]:
+    program: CapturedProgram, inputs: Sequence[str], outputs: Sequence[str], requests: Sequence[Any]
+) -> dict[str, SeenRange]:
     """Find the products with constant weights, and the ranges of their inputs.
 
     Args:
@@ -158,7 +158,7 @@ def products(
     """
     jax = load_jax()
     names: list[str] = []
-    ranges: dict[str, Range] = {}
+    ranges: dict[str, SeenRange] = {}
 
     def run(values: Mapping[str, Any]) -> list[Any]:
         seen: dict[str, Any] = {}
@@ -174,7 +174,7 @@ def products(
     ):
         if not np.isfinite(each).all():
             raise CandidateError(f"the input of {name!r} isn't finite on the calibration samples")
-        ranges[name] = Range(float(each[:, 0].min()), float(each[:, 1].max()))
+        ranges[name] = SeenRange(float(each[:, 0].min()), float(each[:, 1].max()))
     return ranges
 
 
@@ -187,13 +187,13 @@ class _Rules:
     """
 
     precision: Precision
-    ranges: Mapping[str, Range]
+    ranges: Mapping[str, SeenRange]
     keep_float: frozenset[str]
     seen: dict[str, Any] | None = None
 
 
 def _bound(
-    program: Program, inputs: Sequence[str], outputs: Sequence[str], rules: _Rules
+    program: CapturedProgram, inputs: Sequence[str], outputs: Sequence[str], rules: _Rules
 ) -> Function:
     registry = load_torchax()
     run = _interpreter(program, registry.all_aten_ops, rules)
@@ -229,7 +229,9 @@ def _states(exported: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _interpreter(program: Program, table: Mapping[Any, Any], rules: _Rules) -> Callable[..., Any]:
+def _interpreter(
+    program: CapturedProgram, table: Mapping[Any, Any], rules: _Rules
+) -> Callable[..., Any]:
     import torch
 
     jax = load_jax()
@@ -282,7 +284,7 @@ def _interpreter(program: Program, table: Mapping[Any, Any], rules: _Rules) -> C
                 raise CandidateError(f"torchax has no {_called(target)} (node {self.node.name!r})")
             return entry.func  # type: ignore[no-any-return]
 
-        def _range(self) -> Range | None:
+        def _range(self) -> SeenRange | None:
             """Return the range of a product's input where it is to be quantized."""
             name = self.node.name
             if rules.precision != "int8" or name in rules.keep_float:

@@ -15,7 +15,7 @@ LARGEST = 127
 
 
 @dataclass(frozen=True)
-class Range:
+class SeenRange:
     """The smallest and the largest number that were seen."""
 
     low: float
@@ -23,7 +23,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Product:
+class TpuProduct:
     """A convolution or a matrix product, and what it multiplies.
 
     Attributes:
@@ -44,21 +44,21 @@ class Product:
         return self.window is not None and self.window[3] > 1 and self.weight.shape[1] == 1
 
 
-def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Product | None:
+def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TpuProduct | None:
     """Return the product that an operator of torch's is, by its name and what it is called with."""
     packet = ".".join(name.split(".")[:2])
     if packet == "aten.linear":
-        return Product(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias"))
+        return TpuProduct(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias"))
     if packet == "aten.mm":
-        return Product(args[0], args[1].T, None)
+        return TpuProduct(args[0], args[1].T, None)
     if packet == "aten.matmul" and args[1].ndim == 2:
-        return Product(args[0], args[1].T, None)
+        return TpuProduct(args[0], args[1].T, None)
     if packet == "aten.addmm" and args[0].ndim == 1 and not kwargs:
-        return Product(args[1], args[2].T, args[0])
+        return TpuProduct(args[1], args[2].T, args[0])
     if packet == "aten.convolution" and not args[6]:
         stride, padding, dilation = (_spread(args[i], args[0].ndim - 2) for i in (3, 4, 5))
         if args[0].ndim == args[1].ndim:
-            return Product(args[0], args[1], args[2], (stride, padding, dilation, int(args[8])))
+            return TpuProduct(args[0], args[1], args[2], (stride, padding, dilation, int(args[8])))
     return None
 
 
@@ -67,7 +67,7 @@ def _spread(sizes: Sequence[int], axes: int) -> tuple[int, ...]:
     return tuple(map(int, sizes if len(sizes) == axes else list(sizes) * axes))
 
 
-def in_bfloat16(product: Product) -> Any:
+def in_bfloat16(product: TpuProduct) -> Any:
     """Compute a product of bfloat16 with sums in float32, as the matrix units do.
 
     Returns:
@@ -79,7 +79,7 @@ def in_bfloat16(product: Product) -> Any:
     return total if product.bias is None else total + _along(product.bias, product)
 
 
-def quantized(product: Product, seen: Range) -> Any:
+def quantized(product: TpuProduct, seen: SeenRange) -> Any:
     """Compute a product in int8: weights by one scale per output channel, its input by one.
 
     Weights are around 0. So is the input of a convolution that pads, as 0 is what it pads with; any
@@ -124,7 +124,7 @@ def quantized(product: Product, seen: Range) -> Any:
     return total.astype(jnp.float32) * _along(back, product) + _along(offset, product)
 
 
-def _steps(seen: Range, *, around_zero: bool) -> tuple[float, int]:
+def _steps(seen: SeenRange, *, around_zero: bool) -> tuple[float, int]:
     """Return the step between two int8, and what stands for 0. The range has 0 in it, as any sum's part may be."""
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     if around_zero or high == low:
@@ -134,7 +134,7 @@ def _steps(seen: Range, *, around_zero: bool) -> tuple[float, int]:
 
 
 def _multiplied(value: Any, weight: Any, window: Any, gives: Any, *, precise: bool = False) -> Any:
-    """Multiply and sum in `gives`; `window` is a `Product`'s."""
+    """Multiply and sum in `gives`; `window` is a `TpuProduct`'s."""
     lax = load_jax().lax
     precision = lax.Precision.HIGHEST if precise else None
     if window is None:
@@ -155,7 +155,7 @@ def _multiplied(value: Any, weight: Any, window: Any, gives: Any, *, precise: bo
     )
 
 
-def _along(values: Any, product: Product) -> Any:
+def _along(values: Any, product: TpuProduct) -> Any:
     """Return one number per output channel, float32, to be broadcast over what a product gives."""
     jnp = load_jax().numpy
     shape = [1] * product.value.ndim

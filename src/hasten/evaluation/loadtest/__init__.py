@@ -5,7 +5,7 @@ request was due: a server that stalls can't hide it by being asked less.
 """
 
 from hasten.evaluation.loadtest.generator import run
-from hasten.evaluation.loadtest.result import Offered, Outcome, Result
+from hasten.evaluation.loadtest.result import LoadTestResult, Offered, RequestOutcome
 from hasten.evaluation.loadtest.words import in_words
 
-__all__ = ["Offered", "Outcome", "Result", "in_words", "run"]
+__all__ = ["LoadTestResult", "Offered", "RequestOutcome", "in_words", "run"]

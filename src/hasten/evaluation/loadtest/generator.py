@@ -18,7 +18,7 @@ from hasten.evaluation.loadtest.address import Access, Address, access, parse_ad
 from hasten.evaluation.loadtest.alarm import Alarm
 from hasten.evaluation.loadtest.metadata import Metadata
 from hasten.evaluation.loadtest.payloads import payloads
-from hasten.evaluation.loadtest.result import Offered, Result, result_of
+from hasten.evaluation.loadtest.result import LoadTestResult, Offered, result_of
 from hasten.evaluation.loadtest.schedule import LONGEST_S, Arrivals, Schedule, schedule
 from hasten.evaluation.loadtest.traffic import Traffic
 from hasten.inputs.data.requests import MADE_UP, SAMPLES
@@ -73,7 +73,7 @@ def run(
     token_file: Path | None = None,
     ca: Path | None = None,
     insecure: bool = False,
-) -> Result:
+) -> LoadTestResult:
     """Put a server under load: requests are sent when they are due, whatever is unanswered.
 
     Latency counts from when a request was due. Every answer is checked: its status, and that each
@@ -140,7 +140,7 @@ def run(
         return thread.submit(_run_alone, order).result()
 
 
-def _run_alone(order: _Order) -> Result:
+def _run_alone(order: _Order) -> LoadTestResult:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(order))
 
@@ -172,7 +172,7 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
-async def _run(order: _Order) -> Result:
+async def _run(order: _Order) -> LoadTestResult:
     failed: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(
         lambda _, context: failed.append(

@@ -26,7 +26,7 @@ _CONNECT_S = 10.0
 _READ_BYTES = 65_536
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One connection to the server: a lane of the traffic."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Connection(asyncio.Protocol):
         traffic: Traffic,
         requests: Sequence[bytes],
         outputs: Sequence[str],
-        siblings: set[Connection],
+        siblings: set[ClientConnection],
     ) -> None:
         """Send nothing yet.
 
@@ -106,7 +106,7 @@ class Connection(asyncio.Protocol):
 
 
 @dataclass(frozen=True)
-class Server:
+class ReachedServer:
     """A server that was reached, and what it says of the model.
 
     Attributes:
@@ -118,7 +118,7 @@ class Server:
     metadata: Metadata
 
 
-async def reach(address: Address, access: Access, model: str, version: str) -> Server:
+async def reach(address: Address, access: Access, model: str, version: str) -> ReachedServer:
     """Ask a server what a model takes and gives.
 
     Raises:
@@ -147,7 +147,7 @@ async def reach(address: Address, access: Access, model: str, version: str) -> S
             f"{legible(error_message(answer.body)) or 'no message'}"
         )
     try:
-        return Server(host, metadata_of(answer.body))
+        return ReachedServer(host, metadata_of(answer.body))
     except ValueError as error:
         raise InputError(
             f"{address} says something else than what the model {model!r} takes and gives: "
@@ -202,7 +202,7 @@ class HttpClient:
         self,
         address: Address,
         access: Access,
-        server: Server,
+        server: ReachedServer,
         requests: Sequence[bytes],
     ) -> None:
         """Open none yet.
@@ -217,7 +217,7 @@ class HttpClient:
         self._tls = access.tls() if address.encrypted else None
         self._requests = requests
         self._outputs = tuple(one.name for one in server.metadata.outputs)
-        self._connections: set[Connection] = set()
+        self._connections: set[ClientConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
 
     def open_lane(self, traffic: Traffic) -> None:
@@ -229,7 +229,7 @@ class HttpClient:
     async def _open(self, traffic: Traffic) -> None:
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: Connection(traffic, self._requests, self._outputs, self._connections),
+                lambda: ClientConnection(traffic, self._requests, self._outputs, self._connections),
                 self._host,
                 self._address.port,
                 ssl=self._tls,

@@ -64,7 +64,7 @@ class Offered:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RequestOutcome:
     """What became of some of the requests.
 
     Attributes:
@@ -84,7 +84,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Result:
+class LoadTestResult:
     """What a load test came to. All of it is of the counted window, behind the warm-up.
 
     Attributes:
@@ -111,7 +111,7 @@ class Result:
     requests: int
     answered_per_s: float
     goodput_per_s: float | None
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[RequestOutcome, ...]
     p50: Quantile | None
     p90: Quantile | None
     p99: Quantile | None
@@ -129,7 +129,9 @@ class Result:
         return sum(outcome.count for outcome in self.outcomes if outcome.kind == kind)
 
 
-def result_of(offered: Offered, plan: Schedule, traffic: Traffic, stopped_ns: int) -> Result:
+def result_of(
+    offered: Offered, plan: Schedule, traffic: Traffic, stopped_ns: int
+) -> LoadTestResult:
     """Derive what a load test came to.
 
     Args:
@@ -158,7 +160,7 @@ def result_of(offered: Offered, plan: Schedule, traffic: Traffic, stopped_ns: in
     open_still = any(traffic.ended_ns[turn] == 0 for turn in counted)
     end_ns = stopped_ns if open_still else max(traffic.ended_ns[first:])
     window_s = plan.duration_ns / 1e9
-    return Result(
+    return LoadTestResult(
         offered=offered,
         requests=len(counted),
         answered_per_s=within / window_s,
@@ -183,7 +185,9 @@ def _kind(traffic: Traffic, turn: int) -> Kind:
     return "unanswered" if fate is None else fate.kind
 
 
-def _outcomes(traffic: Traffic, counted: range, deadline_ns: int | None) -> tuple[Outcome, ...]:
+def _outcomes(
+    traffic: Traffic, counted: range, deadline_ns: int | None
+) -> tuple[RequestOutcome, ...]:
     """Count the requests by what became of them; a right answer after the deadline is late."""
     found: Counter[Fate] = Counter()
     for turn in counted:
@@ -194,7 +198,7 @@ def _outcomes(traffic: Traffic, counted: range, deadline_ns: int | None) -> tupl
         found[fate] += 1
     ordered = sorted(found, key=lambda fate: (_ORDER.index(fate.kind), fate.status))
     return tuple(
-        Outcome(fate.kind, fate.status, found[fate], traffic.messages.get(fate, ""))
+        RequestOutcome(fate.kind, fate.status, found[fate], traffic.messages.get(fate, ""))
         for fate in ordered
     )
 

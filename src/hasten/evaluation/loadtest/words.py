@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hasten.evaluation.loadtest.result import Offered, Outcome, Result
+from hasten.evaluation.loadtest.result import LoadTestResult, Offered, RequestOutcome
 from hasten.measure.intervals import Quantile
 
 LATE_GENERATOR_NS = 1_000_000
 """Of the p99 of its own lag: from there on the reader is told."""
 
 
-def in_words(result: Result) -> list[str]:
+def in_words(result: LoadTestResult) -> list[str]:
     """What a load test came to, in a few lines."""
     offered = result.offered
     version = f" version {offered.version}" if offered.version else ""
@@ -26,7 +26,7 @@ def in_words(result: Result) -> list[str]:
     return lines + [f"note: {note}" for note in _notes(result)]
 
 
-def _rates(result: Result) -> str:
+def _rates(result: LoadTestResult) -> str:
     said = f"answered {result.answered_per_s:,.4g} a second"
     deadline_ns = result.offered.deadline_ns
     if deadline_ns is None or result.goodput_per_s is None:
@@ -38,7 +38,7 @@ def _rates(result: Result) -> str:
     )
 
 
-def _latencies(result: Result) -> str:
+def _latencies(result: LoadTestResult) -> str:
     if result.p50 is None or result.p90 is None or result.p99 is None or result.mean_ns is None:
         return "latency: no request was answered rightly"
     p99 = "not established" if result.p99.high_ns is None else _quantile(result.p99)
@@ -57,7 +57,7 @@ def _ms(value_ns: float) -> str:
     return f"{float(f'{value_ns / 1e6:.3g}'):g}"
 
 
-def _outcome(outcome: Outcome, offered: Offered) -> str:
+def _outcome(outcome: RequestOutcome, offered: Offered) -> str:
     count, status = f"{outcome.count:,}", outcome.status
     after = "" if offered.deadline_ns is None else f" {offered.deadline_ns / 1e6:g} ms"
     told = f": {outcome.message}" if outcome.message else ""
@@ -76,7 +76,7 @@ def _outcome(outcome: Outcome, offered: Offered) -> str:
     return said[outcome.kind]
 
 
-def _notes(result: Result) -> list[str]:
+def _notes(result: LoadTestResult) -> list[str]:
     notes = []
     if result.lag_p99_ns > LATE_GENERATOR_NS:
         notes.append(

@@ -182,9 +182,7 @@ def _export_program(program: ExportedProgram, sample: Sample, workdir: Path) -> 
     return _save(exported, workdir, note)
 
 
-def keep_program(
-    module: Any, sample: Sample, path: Path, names: Sequence[str] | None = None
-) -> Path:
+def keep_program(module: Any, sample: Sample, path: Path) -> Path:
     """Write what a model computes as torch's exported program, for a batch of 1.
 
     For what starts from torch and not from ONNX: a TPU. Its inputs are in the order of those of what
@@ -194,7 +192,6 @@ def keep_program(
         module: As `export` takes it; in eval mode meanwhile.
         sample: As `export` takes it.
         path: Where to write; ends in .pt2.
-        names: As `export` takes it.
 
     Raises:
         InputError: torch isn't installed, the sample doesn't fit, the module can't be exported, or
@@ -206,7 +203,7 @@ def keep_program(
         raise missing_extra("a torch model", "torch") from error
     try:
         with _quiet(), torch.no_grad():
-            torch.export.save(_captured(module, sample, names), path)
+            torch.export.save(_captured(module, sample, None), path)
     except InputError:
         raise
     except OSError as error:

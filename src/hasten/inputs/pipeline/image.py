@@ -80,13 +80,13 @@ def _name(value: bytes | Path) -> str:
     return "the image" if isinstance(value, bytes) else str(value)
 
 
-def check_header(path: Path, max_pixels: int = MAX_PIXELS) -> None:
+def check_header(path: Path) -> None:
     """Check that a file begins as an image does.
 
     Raises:
         InputError: it doesn't, or is too large.
     """
-    _open(path, max_pixels).close()
+    _open(path, MAX_PIXELS).close()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hasten.lightening.pruning.blocks import candidates, hurts
 from hasten.lightening.pruning.costs import Costs
 from hasten.lightening.pruning.importance import Losses, importance
 from hasten.lightening.pruning.layers import Layer, Sample, layers
-from hasten.lightening.pruning.plan import Plan, apply
+from hasten.lightening.pruning.plan import PruningPlan, apply
 from hasten.lightening.pruning.shrinking import Look, Shrinking
 from hasten.lightening.pruning.skip import Skip
 from hasten.lightening.pruning.structure import groups
@@ -39,7 +39,7 @@ class Pruned:
     """
 
     module: nn.Module
-    plan: Plan
+    plan: PruningPlan
     kept: dict[str, tuple[int, int]]
     before_ns: float
     predicted_ns: float
@@ -120,9 +120,9 @@ class Prunable:
                 break
             before, skipped = look, (*skipped, block)
             if skipped not in self._looks:
-                now = apply(before.module, Plan((block,)))
+                now = apply(before.module, PruningPlan((block,)))
                 self._looks[skipped] = self._look(now, before)
-        plan = Plan(skipped, shrinking.cuts())
+        plan = PruningPlan(skipped, shrinking.cuts())
         smaller = apply(self._module, plan)
         after = layers(smaller, self._sample)
         return Pruned(

@@ -12,7 +12,7 @@ import numpy as np
 from hasten.core.records import digest, from_record, read_json, to_record, write_json
 from hasten.engines.base import Engine
 from hasten.errors import CandidateError, InputError, IntegrityError
-from hasten.lightening.pruning.layers import Layer, Shape
+from hasten.lightening.pruning.layers import Layer, LayerShape
 from hasten.lightening.pruning.microbenchmarks import Precision, timed
 from hasten.measure.workbench import Bench
 
@@ -177,15 +177,15 @@ class Costs:
         return float(sum(self.areas.get(one.name, 0) * one.shape.outputs for one in layers))
 
 
-def widths(channels: int, points: int = _POINTS) -> tuple[int, ...]:
+def widths(channels: int) -> tuple[int, ...]:
     """Return widths to time a layer at: multiples of a power of two from 8, and all of it."""
     step = 8
-    while step * points * 1.5 < channels:
+    while step * _POINTS * 1.5 < channels:
         step *= 2
     return (*range(step, channels, step), channels) if channels > 8 else (channels,)
 
 
-def grid(shape: Shape, time_ns: Callable[[Shape], float]) -> Grid:
+def grid(shape: LayerShape, time_ns: Callable[[LayerShape], float]) -> Grid:
     """Make a layer's grid of times by shape: measured, or made up.
 
     Times never fall with the width: where they do it is noise, and it is averaged out.
@@ -198,7 +198,7 @@ def grid(shape: Shape, time_ns: Callable[[Shape], float]) -> Grid:
     return Grid(inputs, outputs, _tuples(_rising(_rising(times).T).T))
 
 
-def axes(shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def axes(shape: LayerShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the widths of a layer's grid: of what it reads, and of what it gives."""
     if shape.kind == "attention":
         return (shape.inputs,), tuple(range(1, shape.outputs + 1))
@@ -269,13 +269,17 @@ def measure(
     )
 
 
-def _points(shape: Shape) -> list[Shape]:
+def _points(shape: LayerShape) -> list[LayerShape]:
     inputs, outputs = axes(shape)
     return [shape.of(i, o) for i in inputs for o in outputs]
 
 
 def _snap(
-    grids: Mapping[Shape, Grid], bench: Bench, engine: Engine, cache: Path, precision: Precision
+    grids: Mapping[LayerShape, Grid],
+    bench: Bench,
+    engine: Engine,
+    cache: Path,
+    precision: Precision,
 ) -> int:
     """Return the smallest step at which fewer channels are hardly ever slower than more.
 
@@ -308,15 +312,15 @@ def _snap(
 
 
 def _cached(
-    shapes: Sequence[Shape], bench: Bench, engine: Engine, cache: Path, precision: Precision
-) -> dict[Shape, float]:
+    shapes: Sequence[LayerShape], bench: Bench, engine: Engine, cache: Path, precision: Precision
+) -> dict[LayerShape, float]:
     """Time what isn't in the cache yet; keep it there."""
     facts = [to_record(engine), engine.version(), to_record(bench.target), precision, SCHEMA]
     file = cache / f"layers-{digest(facts)[:16]}.json"
-    known: dict[Shape, float] = {}
+    known: dict[LayerShape, float] = {}
     if file.exists():
         try:
-            known = {from_record(Shape, s): float(t) for s, t in read_json(file)}
+            known = {from_record(LayerShape, s): float(t) for s, t in read_json(file)}
         except (IntegrityError, TypeError, ValueError):
             known = {}  # from a version that wrote it otherwise: timed anew
     missing = [shape for shape in dict.fromkeys(shapes) if shape not in known]

@@ -94,9 +94,7 @@ def _by_channel(values: npt.NDArray[np.float64], member: Member) -> npt.NDArray[
 
 
 def sensitivity(
-    batches: Sequence[Sample],
-    answer: Callable[[nn.Module, Sample], object] = call,
-    seed: int = 0,
+    batches: Sequence[Sample], answer: Callable[[nn.Module, Sample], object] = call
 ) -> Losses:
     """Return losses that need no labels: how far the answers themselves move.
 
@@ -108,7 +106,6 @@ def sensitivity(
         batches: What to look at.
         answer: What of a module's answers counts, where it isn't all of them: of a detector the
             heads, say. Numbers that aren't floats, and what no gradient goes through, don't count.
-        seed: Of the directions.
 
     Source: Hutchinson's estimator, Commun. Stat. Simul. Comput. 18:1059, 1989.
     """
@@ -116,7 +113,7 @@ def sensitivity(
 
     def losses(module: nn.Module) -> Iterable[torch.Tensor]:
         for number, batch in enumerate(batches):
-            generator = torch.Generator().manual_seed(seed + number)
+            generator = torch.Generator().manual_seed(number)
             total = torch.zeros(())
             for place, output in enumerate(tensors(answer(module, batch))):
                 if not output.is_floating_point():

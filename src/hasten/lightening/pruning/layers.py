@@ -19,7 +19,7 @@ Kind: TypeAlias = Literal["convolution", "depthwise", "linear", "attention"]
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerShape:
     """What decides how long a layer takes.
 
     Attributes:
@@ -52,7 +52,7 @@ class Shape:
     signed: bool = False
     pooling: tuple[int, int, int] = (0, 0, 0)
 
-    def of(self, inputs: int, outputs: int) -> Shape:
+    def of(self, inputs: int, outputs: int) -> LayerShape:
         """Return the same layer with other numbers of channels."""
         if self.kind == "depthwise":
             return replace(self, inputs=outputs, outputs=outputs)
@@ -102,7 +102,7 @@ class Layer:
     """
 
     name: str
-    shape: Shape
+    shape: LayerShape
 
 
 def call(module: nn.Module, sample: Sample) -> Any:
@@ -191,7 +191,7 @@ def _one(setting: int | tuple[int, ...]) -> int | None:
     return setting[0] if len(set(setting)) == 1 else None
 
 
-def shape_of(part: nn.Module, given: tuple[int, ...]) -> Shape:
+def shape_of(part: nn.Module, given: tuple[int, ...]) -> LayerShape:
     """Return the shape of a layer that reads a tensor of this shape."""
     if isinstance(part, nn.Conv2d):
         padding = part.padding
@@ -199,7 +199,7 @@ def shape_of(part: nn.Module, given: tuple[int, ...]) -> Shape:
             same = [d * (k - 1) // 2 for k, d in zip(part.kernel_size, part.dilation, strict=True)]
             padding = tuple(same) if padding == "same" else (0, 0)
         depthwise = part.groups > 1 and part.groups == part.in_channels == part.out_channels
-        return Shape(
+        return LayerShape(
             "depthwise" if depthwise else "convolution",
             part.in_channels,
             part.out_channels,
@@ -215,9 +215,9 @@ def shape_of(part: nn.Module, given: tuple[int, ...]) -> Shape:
         rows = 1
         for n in given[:-1]:
             rows *= n
-        return Shape("linear", part.in_features, part.out_features, (rows, 1))
+        return LayerShape("linear", part.in_features, part.out_features, (rows, 1))
     head, heads = int(part.head_dim), int(part.num_heads)  # type: ignore[arg-type]
-    return Shape("attention", head, heads, (given[-2], 1), batch=given[0])
+    return LayerShape("attention", head, heads, (given[-2], 1), batch=given[0])
 
 
 def _pair(pair: tuple[int, ...]) -> tuple[int, int]:

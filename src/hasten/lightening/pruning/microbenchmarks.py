@@ -23,7 +23,7 @@ from hasten.engines.layers import LayerTime
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.models.onnx import load
-from hasten.lightening.pruning.layers import Shape
+from hasten.lightening.pruning.layers import LayerShape
 from hasten.measure.workbench import Bench
 
 Precision: TypeAlias = Literal["i8", "f32"]
@@ -39,8 +39,8 @@ _LARGEST = 63
 
 
 def timed(
-    shapes: Sequence[Shape], bench: Bench, engine: Engine, precision: Precision
-) -> dict[Shape, float]:
+    shapes: Sequence[LayerShape], bench: Bench, engine: Engine, precision: Precision
+) -> dict[LayerShape, float]:
     """Time layers.
 
     Args:
@@ -56,7 +56,7 @@ def timed(
     Raises:
         CandidateError: the engine failed, or has no profiler.
     """
-    found: dict[Shape, float] = {}
+    found: dict[LayerShape, float] = {}
     for portion in _portions(list(dict.fromkeys(shapes))):
         folder = bench.folder / f"layers-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
@@ -67,9 +67,9 @@ def timed(
     return found
 
 
-def _portions(shapes: list[Shape]) -> list[list[Shape]]:
+def _portions(shapes: list[LayerShape]) -> list[list[LayerShape]]:
     """Cut a list so that no model grows too large."""
-    portions: list[list[Shape]] = [[]]
+    portions: list[list[LayerShape]] = [[]]
     weights = 0
     for shape in shapes:
         size = int(np.prod(_weights_of(shape)))
@@ -82,8 +82,8 @@ def _portions(shapes: list[Shape]) -> list[list[Shape]]:
 
 
 def _timed(
-    shapes: list[Shape], folder: Path, bench: Bench, engine: Engine, precision: Precision
-) -> dict[Shape, float]:
+    shapes: list[LayerShape], folder: Path, bench: Bench, engine: Engine, precision: Precision
+) -> dict[LayerShape, float]:
     path = folder / "layers.onnx"
     # The first and the last of a model also pay for waking up: they are there twice.
     _write([shapes[0], *shapes, shapes[-1]], path, precision)
@@ -154,7 +154,7 @@ def _rounded(source: str, name: str, zero: str) -> list[str]:
     ]
 
 
-def _weights_of(shape: Shape) -> tuple[int, ...]:
+def _weights_of(shape: LayerShape) -> tuple[int, ...]:
     if shape.kind == "attention":
         return ()
     if shape.kind == "linear":
@@ -163,7 +163,7 @@ def _weights_of(shape: Shape) -> tuple[int, ...]:
     return (shape.outputs, each, *shape.kernel)
 
 
-def _write(shapes: Sequence[Shape], path: Path, precision: Precision) -> None:
+def _write(shapes: Sequence[LayerShape], path: Path, precision: Precision) -> None:
     """Write a model of layers side by side; what is to be timed of each has a marked name."""
     text = _Text()
     quantized = precision == "i8"
@@ -197,7 +197,7 @@ def _write(shapes: Sequence[Shape], path: Path, precision: Precision) -> None:
     onnx.save(onnx.shape_inference.infer_shapes(proto), path)
 
 
-def _read_by(shape: Shape) -> tuple[int, ...]:
+def _read_by(shape: LayerShape) -> tuple[int, ...]:
     """Shape of what a layer reads."""
     if shape.kind == "linear":
         return (shape.size[0], shape.inputs)
@@ -206,7 +206,7 @@ def _read_by(shape: Shape) -> tuple[int, ...]:
     return (shape.batch, shape.inputs, *shape.size)
 
 
-def _product(text: _Text, made: str, shape: Shape, quantized: bool) -> str:
+def _product(text: _Text, made: str, shape: LayerShape, quantized: bool) -> str:
     zero = None if not quantized else "signed" if shape.signed else "positive"
     read = text.read(_read_by(shape), zero)
     weights = text.weights(f"w_{made}", _weights_of(shape), quantized)
@@ -239,7 +239,7 @@ def _numbers(values: Sequence[int]) -> str:
     return f"[{', '.join(map(str, values))}]"
 
 
-def _attention(text: _Text, made: str, shape: Shape) -> str:
+def _attention(text: _Text, made: str, shape: LayerShape) -> str:
     """Scaled products of queries and keys, a softmax, and the product with the values."""
     batch, heads, rows, width = _read_by(shape)
     query = text.read((batch, heads, rows, width), None)

@@ -34,7 +34,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PruningPlan:
     """What to do to a fresh original, in this order.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plan:
     cuts: tuple[Cut, ...] = ()
     merged: int = 0
 
-    def then(self, later: Plan) -> Plan:
+    def then(self, later: PruningPlan) -> PruningPlan:
         """Return one plan for this and another that was made for what this gives.
 
         The later one's indices count what this one has kept.
@@ -59,10 +59,10 @@ class Plan:
             cuts[cut.name, cut.axis] = Cut(cut.name, cut.axis, kept)
         skipped = (*self.skipped, *later.skipped)
         left = tuple(cut for cut in cuts.values() if not _within(cut.name, skipped))
-        return Plan(skipped, left, self.merged or later.merged)
+        return PruningPlan(skipped, left, self.merged or later.merged)
 
 
-def apply(module: nn.Module, plan: Plan) -> nn.Module:
+def apply(module: nn.Module, plan: PruningPlan) -> nn.Module:
     """Return a copy of an original with a plan carried out; the original is untouched.
 
     Its `state_dict` fits that of any module that the same plan was carried out on.

@@ -1,5 +1,5 @@
 """Which light architectures fit a budget on this machine, before anything is trained."""
 
-from hasten.lightening.shortlisting.search import Entry, Shortlist, shortlist
+from hasten.lightening.shortlisting.search import Shortlist, ShortlistEntry, shortlist
 
-__all__ = ["Entry", "Shortlist", "shortlist"]
+__all__ = ["Shortlist", "ShortlistEntry", "shortlist"]

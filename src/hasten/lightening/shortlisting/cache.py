@@ -47,7 +47,7 @@ def default_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Cache:
+class LatencyCache:
     """A folder with a file for each option, input, set of engines, their versions, and machine.
 
     Attributes:
@@ -66,7 +66,7 @@ class Cache:
         input_shape: Sequence[int],
         engines: Sequence[str],
         target: Target,
-    ) -> Cache:
+    ) -> LatencyCache:
         """Return the cache for one question."""
         libraries = {name: _version(name) for name in ("timm", "torchvision")}
         facts = {

@@ -20,7 +20,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.lightening.architectures.catalogue import Task
 from hasten.lightening.making import Makers
 from hasten.lightening.prospects import Prospect, fastest
-from hasten.lightening.shortlisting.cache import Cache, Measured, default_folder
+from hasten.lightening.shortlisting.cache import LatencyCache, Measured, default_folder
 from hasten.lightening.shortlisting.estimates import Estimates
 from hasten.lightening.shortlisting.options import Option, options
 from hasten.lightening.shortlisting.untrained import Untrained, written
@@ -39,7 +39,7 @@ _FIRST = ("resnet10", "mobilenetv4-small", "yolov3-tiny", "ssdlite")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShortlistEntry:
     """An architecture that was measured.
 
     Attributes:
@@ -84,8 +84,8 @@ class Shortlist:
     classes: int
     input_shape: tuple[int, ...]
     budget_ns: float
-    entries: tuple[Entry, ...]
-    measured: tuple[Entry, ...]
+    entries: tuple[ShortlistEntry, ...]
+    measured: tuple[ShortlistEntry, ...]
     failed: dict[str, str] = field(default_factory=dict)
     complete: bool = True
 
@@ -135,7 +135,7 @@ def shortlist(
     engines = tuple(engines) or tried_on("host")
     engine_kinds(engines)
     target = target or Target.host()
-    known = Cache.of(cache or default_folder(), classes, input_shape, engines, target)
+    known = LatencyCache.of(cache or default_folder(), classes, input_shape, engines, target)
     families = options(task, input_shape, architectures)
     with tempfile.TemporaryDirectory(prefix="hasten-shortlist-") as work:
         search = Search(
@@ -154,7 +154,7 @@ def shortlist(
         with search.makers:
             complete = search.run()
     entries = search.entries()
-    best: dict[str, Entry] = {}
+    best: dict[str, ShortlistEntry] = {}
     for entry in sorted(entries, key=lambda one: -one.promise):
         if entry.prospect.latency_ns <= search.budget_ns:
             best.setdefault(entry.family, entry)
@@ -175,7 +175,7 @@ def shortlist(
 def nothing_fits(
     input_shape: Sequence[int],
     budget_s: float,
-    entries: Sequence[Entry],
+    entries: Sequence[ShortlistEntry],
     failed: Mapping[str, str],
     *,
     complete: bool,
@@ -223,7 +223,7 @@ class Search:
     budget_ns: float
     engines: tuple[str, ...]
     target: Target
-    cache: Cache
+    cache: LatencyCache
     fresh: bool
     folder: Path
     deadline: float
@@ -260,10 +260,10 @@ class Search:
             batch = estimates.next(at_once, _WORTH)
         return True
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ShortlistEntry]:
         """Return all that could be measured."""
         return [
-            Entry(
+            ShortlistEntry(
                 option.architecture.name,
                 option.architecture.family,
                 option.width,

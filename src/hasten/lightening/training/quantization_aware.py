@@ -25,8 +25,19 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.models import torch as frontend
 from hasten.lightening.training.captured_graph import Captured, captured
 from hasten.lightening.training.network import Network
-from hasten.lightening.training.quantized_file import Range, Weights, ranges, weights, with_ranges
-from hasten.lightening.training.rounding import Placement, Prepared, RoundedTensors, RoundedWeights
+from hasten.lightening.training.quantized_file import (
+    Int8Range,
+    Weights,
+    ranges,
+    weights,
+    with_ranges,
+)
+from hasten.lightening.training.rounding import (
+    Placement,
+    PreparedNetwork,
+    RoundedTensors,
+    RoundedWeights,
+)
 from hasten.passes.base import Skipped
 from hasten.passes.onnx_files import read_onnx
 from hasten.passes.sensitivity import session_of, with_outputs
@@ -57,7 +68,7 @@ def prepare(
             x86-64 are fastest with. Weights are rounded to the nearest whatever it says.
 
     Returns:
-        A network whose module is `Prepared`, to be trained with a small rate.
+        A network whose module is `PreparedNetwork`, to be trained with a small rate.
 
     Raises:
         CandidateError: torch can't capture it with an open batch, it can't be exported or
@@ -75,7 +86,7 @@ def prepare(
         )
     if not placement.weights or not any(one.nodes for one in placement.tensors):
         raise CandidateError("none of what the quantized file rounds was found in the network")
-    return Network(Prepared(graph, placement), network.inputs, low_precision=False)
+    return Network(PreparedNetwork(graph, placement), network.inputs, low_precision=False)
 
 
 def export(network: Network, sample: Tensors, workdir: Path) -> Model:
@@ -93,7 +104,7 @@ def export(network: Network, sample: Tensors, workdir: Path) -> Model:
         CandidateError: it can't be exported, or the file answers otherwise than the network.
     """
     prepared = network.module
-    if not isinstance(prepared, Prepared):
+    if not isinstance(prepared, PreparedNetwork):
         raise CandidateError("only a network that was prepared can be exported in int8")
     rows = {name: np.asarray(sample[name])[None] for name in network.inputs}
     exact, quantized = _files(
@@ -183,7 +194,7 @@ def _same_parameters(
     return tuple(rounded.values()), matched
 
 
-def _revived(wanted: Sequence[Range], values: Mapping[str, Array]) -> Iterator[Range]:
+def _revived(wanted: Sequence[Int8Range], values: Mapping[str, Array]) -> Iterator[Int8Range]:
     """Yield ranges; where all samples gave 0, with a usual step, for a branch that learns to give more.
 
     ONNX Runtime's quantizer says a step of 1 there, below half of which all is rounded to 0.
@@ -215,7 +226,7 @@ def _same_tensors(
     """Return which operation gives each tensor: the first with these values, of its name if any."""
     found: dict[str, str] = {}
 
-    class Reader(fx.Interpreter):
+    class ValueReader(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
             if isinstance(result, torch.Tensor) and result.is_floating_point():
@@ -226,7 +237,7 @@ def _same_tensors(
             return result
 
     with torch.no_grad():
-        Reader(graph).run(*map(torch.from_numpy, inputs))
+        ValueReader(graph).run(*map(torch.from_numpy, inputs))
     return found
 
 

@@ -22,7 +22,7 @@ _ASIDE = "_QuantizeLinear_Input"
 
 
 @dataclass(frozen=True)
-class Range:
+class Int8Range:
     """What int8 can hold of some tensors: (integer - zero) * scale.
 
     Attributes:
@@ -62,7 +62,7 @@ class Weights:
     axis: int | None
 
 
-def ranges(quantized: Model, exact: Model) -> tuple[Range, ...]:
+def ranges(quantized: Model, exact: Model) -> tuple[Int8Range, ...]:
     """Return how the activations of a quantized file are rounded.
 
     Args:
@@ -86,7 +86,7 @@ def ranges(quantized: Model, exact: Model) -> tuple[Range, ...]:
             -low / down for low, _ in bounds if down
         ]
         found.append(
-            Range(
+            Int8Range(
                 scale_name,
                 zero_name,
                 tuple(names),
@@ -139,7 +139,7 @@ def weights(quantized: Model, exact: Model) -> tuple[Weights, ...]:
     return tuple(found)
 
 
-def with_ranges(quantized: Model, exact: Model, learned: Sequence[Range]) -> Model:
+def with_ranges(quantized: Model, exact: Model, learned: Sequence[Int8Range]) -> Model:
     """Write other ranges of activations into a quantized file, and the biases that go with them.
 
     Args:

@@ -13,7 +13,7 @@ from torch import fx
 
 from hasten.errors import CandidateError
 from hasten.lightening.training.captured_graph import Captured, settled
-from hasten.lightening.training.quantized_file import Range
+from hasten.lightening.training.quantized_file import Int8Range
 from hasten.passes.static_quantization import StaticQuantization
 
 _TENSORS, _WEIGHTS, _BIASES = "hasten_tensors", "hasten_weights", "hasten_biases"
@@ -32,7 +32,7 @@ class RoundedTensors:
         nodes: Names in the captured graph; none where the tensors are inside of one operation.
     """
 
-    range: Range
+    range: Int8Range
     nodes: tuple[str, ...]
 
 
@@ -103,7 +103,7 @@ class ActivationRounding(torch.nn.Module):
     calibrated: torch.Tensor
     zero: torch.Tensor
 
-    def __init__(self, own: Range) -> None:
+    def __init__(self, own: Int8Range) -> None:
         super().__init__()
         self.lowest, self.highest = own.lowest, own.highest
         self.largest = own.largest_scale or math.inf
@@ -169,7 +169,7 @@ class BiasRounding(torch.nn.Module):
         return bias + (rounded - bias.detach())
 
 
-class Prepared(torch.nn.Module):
+class PreparedNetwork(torch.nn.Module):
     """A network that answers as it will in int8, and can be trained.
 
     It computes as in eval mode in both modes: batch normalization is folded in, nothing is dropped.
@@ -195,7 +195,7 @@ class Prepared(torch.nn.Module):
         """Answer as the module that it was made of, in its outputs' structure."""
         return self.structure.of(self.operations(*inputs))
 
-    def ranges(self) -> Iterator[Range]:
+    def ranges(self) -> Iterator[Int8Range]:
         """Yield the ranges as learned; as calibrated, where nothing in the graph has them."""
         for i, one in enumerate(self.placement.tensors):
             if not one.nodes:

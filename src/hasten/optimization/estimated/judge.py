@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hasten.errors import CandidateError
 from hasten.measure.intervals import Ratio
-from hasten.measure.workbench import Opened
+from hasten.measure.workbench import OpenWorker
 from hasten.optimization.choose import Standing, ladder
 from hasten.optimization.estimated.comparison import compare_with_program, program_of
 from hasten.optimization.estimated.ending import Finish
@@ -134,7 +134,7 @@ class Estimated(Judge):
                 "how fast they are shows on the device alone: candidates were compared by their size"
             )
 
-    def open_exact(self) -> Opened:
+    def open_exact(self) -> OpenWorker:
         """Open the original on this host.
 
         Raises:
@@ -143,7 +143,7 @@ class Estimated(Judge):
         return self.trials.opened_exact()
 
     @contextlib.contextmanager
-    def opened(self, key: str) -> Iterator[Opened]:
+    def opened(self, key: str) -> Iterator[OpenWorker]:
         """Open the program of a design, with which its RTL agreed; of others, what was made.
 
         Raises:

@@ -12,7 +12,7 @@ from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Single, Trial
-from hasten.measure.workbench import Opened, Workbench
+from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
@@ -151,7 +151,7 @@ class Estimation(Trials):
         folder.mkdir(parents=True)
         return self.bench.build(trial.candidate.engine, model, folder)
 
-    def opened_exact(self) -> Opened:
+    def opened_exact(self) -> OpenWorker:
         """Open the original on this host.
 
         Raises:
@@ -163,7 +163,7 @@ class Estimation(Trials):
             raise InputError(f"the original model fails: {error}") from error
 
     @contextlib.contextmanager
-    def opened(self, trial: Trial) -> Iterator[Opened]:
+    def opened(self, trial: Trial) -> Iterator[OpenWorker]:
         """Open a trial's artifact on this host.
 
         Raises:

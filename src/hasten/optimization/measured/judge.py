@@ -9,7 +9,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.measure.ceilings import measure
 from hasten.measure.intervals import Ratio
 from hasten.measure.roofline import Floor, floor
-from hasten.measure.workbench import Opened
+from hasten.measure.workbench import OpenWorker
 from hasten.optimization.choose import Standing, fastest_exact, ladder
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
@@ -133,7 +133,7 @@ class Measured(Judge):
         """Give engines the threads that were settled with the ladder."""
         self.racing.use_threads(ladder.threads)
 
-    def open_exact(self) -> Opened:
+    def open_exact(self) -> OpenWorker:
         """Open the baseline.
 
         Raises:
@@ -147,7 +147,7 @@ class Measured(Judge):
             raise InputError(f"the baseline failed: {error}") from error
 
     @contextlib.contextmanager
-    def opened(self, key: str) -> Iterator[Opened]:
+    def opened(self, key: str) -> Iterator[OpenWorker]:
         """Open a candidate.
 
         Raises:

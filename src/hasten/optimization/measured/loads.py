@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from math import inf
-from pathlib import Path
 
 from hasten.errors import CandidateError
-from hasten.measure import loadgen
 from hasten.measure.scenario import LoadTest, Scenario
 from hasten.measure.under_load import Generator
 from hasten.optimization.measured.racing import Racing
@@ -41,18 +38,12 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
         wanted.append(("server", latency_bound_s))
     candidate, found = racing.candidate(key), []
     left = [name for name, _ in wanted]
-    notes = () if loadgen.installed() else (loadgen.MISSING,)
     try:
         artifact = racing.artifact(candidate)
-        with (
-            tempfile.TemporaryDirectory(dir=racing.bench.folder) as place,
-            racing.bench.open_built(candidate.engine, artifact).worker as worker,
-        ):
+        with racing.bench.open_built(candidate.engine, artifact).worker as worker:
             for number, (scenario, bound_s) in enumerate(wanted):
                 job.tell("load", scenario, number, len(wanted))
-                folder = Path(place) / scenario
-                folder.mkdir()
-                asking = Generator(worker, racing.ready.parts.search, folder, scenario, load_s)
+                asking = Generator(worker, racing.ready.parts.search, scenario, load_s)
                 left_s = inf if job.deadline is None else job.deadline - time.monotonic()
                 if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
                     job.notes.append(
@@ -75,7 +66,6 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
                         threads=candidate.engine.threads or racing.bench.target.threads,
                         sessions=1,
                         requests="samples of the data",
-                        notes=notes,
                     )
                 )
                 left.remove(scenario)

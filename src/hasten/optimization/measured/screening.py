@@ -17,7 +17,7 @@ from hasten.measure.candidate import Candidate, Measurement, Single, Trial
 from hasten.measure.intervals import Ratio, Rounds, Statistic, paired_ratio
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
-from hasten.measure.workbench import Opened, Workbench
+from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
@@ -80,7 +80,7 @@ class Screening(Trials):
         super().__init__(bench, journal, samples, promise, sealed_draws=sealed_draws)
         self._pace, self._seed = pace, seed
         self._statistic: Statistic = "mean" if objective == "p99" else objective
-        self._open: Opened | None = None
+        self._open: OpenWorker | None = None
         self.baseline: Candidate
 
     def begin(self, grid: Sequence[Single]) -> None:
@@ -100,7 +100,7 @@ class Screening(Trials):
             if trial.candidate.key not in self.done:
                 self.keep(trial)
 
-    def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, Opened, list[Trial]]:
+    def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, OpenWorker, list[Trial]]:
         """Open the first default engine that runs the untouched model; also what became of those before."""
         unable: list[Trial] = []
         for candidate in grid:
@@ -119,7 +119,7 @@ class Screening(Trials):
             self._open.worker.kill()
             self._open = None
 
-    def opened_baseline(self) -> Opened:
+    def opened_baseline(self) -> OpenWorker:
         """Return the baseline's worker, started anew if it is gone."""
         if self._open is None or not self._open.worker.alive:
             self.close()
@@ -173,7 +173,7 @@ class Screening(Trials):
             opened.worker.kill()
         return self.keep(trial)
 
-    def _screen(self, trial: Trial, opened: Opened) -> Trial:
+    def _screen(self, trial: Trial, opened: OpenWorker) -> Trial:
         """Give it a few turns against the baseline; one that is far slower gets only two."""
         entrants = {"baseline": self.opened_baseline().worker, "candidate": opened.worker}
         threads = self.bench.target.threads
@@ -212,7 +212,7 @@ class Screening(Trials):
         """Exact candidates are compared with the baseline's answers; slower ones aren't judged."""
         return trial.candidate.exact or self.ratio(trial).low < beat
 
-    def _score(self, trial: Trial, opened: Opened) -> Trial:
+    def _score(self, trial: Trial, opened: OpenWorker) -> Trial:
         if trial.candidate.exact:
             self._check_exact(opened)
             return trial
@@ -228,7 +228,7 @@ class Screening(Trials):
                 return np.array(trial.scores)
         return None
 
-    def _check_exact(self, opened: Opened) -> None:
+    def _check_exact(self, opened: OpenWorker) -> None:
         own, _ = next(iter(self.exact_answers))
         outputs = next(self.bench.predict(opened, self.samples))
         gap = difference(outputs, own)

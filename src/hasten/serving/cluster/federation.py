@@ -17,18 +17,17 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?")
 
 
-def joined(pages: Mapping[str, str], label: str = "replica") -> str:
+def joined(pages: Mapping[str, str]) -> str:
     """Join pages of Prometheus' text format: a family's samples together, each with a label more.
 
     Args:
         pages: Who -> the page.
-        label: What to call who it is of.
     """
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for who, page in pages.items():
         family = ""
-        told = f'{label}="{who}"'
+        told = f'replica="{who}"'
         for line in page.splitlines():
             if line.startswith(("# HELP ", "# TYPE ")):
                 family = line.split(" ", 3)[2]

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.errors import InputError
+from hasten.serving.cluster.templates import filled
 from hasten.serving.settings import ServerSettings
 
 log = logging.getLogger("hasten.serving")
@@ -58,7 +59,7 @@ _LAUNCH = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReplicaEntry:
     """A replica, as the door sees it.
 
     Attributes:
@@ -115,7 +116,7 @@ class Ingress:
         self._binary, self._folder = binary(), folder
         self._free = deque(range(1, slots + 1))
         self._taken: dict[str, int] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, ReplicaEntry] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._starts_s: deque[float] = deque(maxlen=_STARTS)
         self._drain_s = settings.limits.drain_ns / 1e9
@@ -218,7 +219,7 @@ class Ingress:
 
     # -- its replicas
 
-    def update(self, entries: Mapping[str, Entry]) -> None:
+    def update(self, entries: Mapping[str, ReplicaEntry]) -> None:
         """Send requests to these replicas, and to no others."""
         orders: list[str] = []
         for name in [name for name in self._taken if name not in entries]:
@@ -285,68 +286,35 @@ def configuration(
         metrics_port: What answers /metrics, on this machine.
     """
     limits = settings.limits
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
     tls = (
         f" ssl crt {_quoted(folder / 'tls.pem')} ssl-min-ver TLSv1.2"
         if settings.certificate
         else ""
     )
-    errors = "\n".join(
-        f"    errorfile {status} {_quoted(folder / f'{status}.http')}" for status in _ANSWERS
+    text = filled(
+        "haproxy.cfg",
+        socket=_quoted(folder / "admin"),
+        threads=min(_MOST_THREADS, os.cpu_count() or 1),
+        most_connections=2 * limits.connections + 64,
+        kept_bytes=_KEPT_BYTES,
+        drain_ms=max(1, limits.drain_ns // 1_000_000),
+        send_ms=max(1, limits.send_ns // 1_000_000),
+        receive_ms=max(1, limits.receive_ns // 1_000_000),
+        server_s=_SERVER_S,
+        errors="\n".join(
+            f"    errorfile {status} {_quoted(folder / f'{status}.http')}" for status in _ANSWERS
+        ),
     )
-    text = f"""\
-global
-    stats socket {_quoted(folder / "admin")} mode 600 level admin
-    nbthread {threads}
-    maxconn {2 * limits.connections + 64}
-    hard-stop-after {max(1, limits.drain_ns // 1_000_000)}ms
-    tune.bufsize {_KEPT_BYTES}
-defaults
-    mode http
-    timeout connect 1s
-    timeout client {max(1, limits.send_ns // 1_000_000)}ms
-    timeout http-request {max(1, limits.receive_ns // 1_000_000)}ms
-    timeout http-keep-alive 1h
-    timeout server {_SERVER_S}s
-    timeout check 2s
-    option http-no-delay
-    option abortonclose
-    option redispatch 1
-    retries 3
-    retry-on conn-failure empty-response
-    http-reuse always
-    balance leastconn
-    default-server check inter 500ms fastinter 100ms downinter 200ms fall 2 rise 1
-    default-server observe layer4 error-limit 3 on-error mark-down
-{errors}
-"""
+    common = {"connections": limits.connections, "slots": slots}
     if "http" in doors:
-        text += f"""\
-frontend http-door
-    maxconn {limits.connections}
-    bind fd@{doors["http"]}{tls}{" alpn http/1.1" if tls else ""}
-    http-request return status 200 if {{ path /v2/health/live }}
-"""
+        bind = f"fd@{doors['http']}{tls}{' alpn http/1.1' if tls else ''}"
+        metrics = "http" if metrics_port is None else "metrics"
+        text += filled("haproxy-http.cfg", bind=bind, metrics=metrics, **common)
         if metrics_port is not None:
-            text += "    use_backend metrics if { path /metrics }\n"
-        text += f"""\
-    default_backend http
-backend http
-    option httpchk GET /v2/health/ready
-    server-template r 1-{slots} 127.0.0.1:9 disabled
-"""
-        if metrics_port is not None:
-            text += f"backend metrics\n    server metrics 127.0.0.1:{metrics_port} no-check\n"
+            text += filled("haproxy-metrics.cfg", port=metrics_port)
     if "grpc" in doors:
-        text += f"""\
-frontend grpc-door
-    maxconn {limits.connections}
-    bind fd@{doors["grpc"]}{tls + " alpn h2" if tls else " proto h2"}
-    default_backend grpc
-backend grpc
-    option httpchk GET /v2/health/ready
-    server-template r 1-{slots} 127.0.0.1:9 proto h2 check-proto h1 disabled
-"""
+        bind = f"fd@{doors['grpc']}{tls + ' alpn h2' if tls else ' proto h2'}"
+        text += filled("haproxy-grpc.cfg", bind=bind, **common)
     return text
 
 

@@ -8,14 +8,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hasten.bundle import MANIFEST, Manifest, read
-from hasten.bundle.requirements import packages
+from hasten.bundle.requirements import packages, version_of
 from hasten.errors import InputError
+from hasten.serving.cluster.templates import filled
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.serving.state import Limits
@@ -77,7 +78,7 @@ def write_kserve(
             _copy(model, manifest, beside / _place(model))
         (beside / _IGNORED).write_text(f"*\n!{_MODELS}\n")
         (beside / _DOCKERFILE).write_text(_dockerfile(settings, manifests))
-        (beside / _SERVICE).write_text(f"{_MARK}\n" + "".join(_yaml(service)))
+        (beside / _SERVICE).write_text(service)
         _swap(beside, folder)
     except OSError as error:
         raise InputError(f"can't write {folder}: {error.strerror or error}") from error
@@ -149,6 +150,7 @@ def requirements(manifests: Sequence[tuple[str, Manifest]]) -> list[str]:
 
     Raises:
         InputError: two models want different ones.
+        IntegrityError: a manifest says something else than a version.
     """
     found: dict[str, tuple[str, str]] = {}
     for name, manifest in manifests:
@@ -164,10 +166,8 @@ def requirements(manifests: Sequence[tuple[str, Manifest]]) -> list[str]:
 
 def _python(manifests: Sequence[tuple[str, Manifest]]) -> str:
     """The Python that was measured with, by its minor version."""
-    found = [manifest.environment.get("python", "3.11") for _, manifest in manifests]
-    return ".".join(
-        max(found, key=lambda text: [int(n) for n in text.split(".")[:2]]).split(".")[:2]
-    )
+    found = [version_of(manifest, "python", "3.11").split(".")[:2] for _, manifest in manifests]
+    return ".".join(max(found, key=lambda parts: [int(part) for part in parts if part.isdecimal()]))
 
 
 def arguments(settings: ServerSettings) -> list[str]:
@@ -215,24 +215,17 @@ def _dockerfile(settings: ServerSettings, manifests: Sequence[Manifest]) -> str:
         f"urllib.request.urlopen('http://127.0.0.1:{settings.http}/v2/health/ready', timeout=2)"
     )
     pins = " \\\n    ".join(f'"{each}"' for each in requirements(named))
-    return f"""\
-{_MARK}
-FROM python:{_python(named)}-slim
-# What to install hasten from; a wheel's address does, too.
-ARG HASTEN="hasten[serve]=={version("hasten")}"
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-# The versions that the certificates cover.
-RUN pip install --no-cache-dir "$HASTEN" \\
-    {pins}
-RUN useradd --system --uid {_USER} --home-dir /nonexistent hasten
-COPY {_MODELS}/ /{_MODELS}/
-USER {_USER}
-EXPOSE {" ".join(str(port) for port in (settings.http, settings.grpc) if port is not None)}
-HEALTHCHECK --interval=10s --timeout=3s --start-period=5m \\
-    CMD {json.dumps(["python", "-c", ready])}
-ENTRYPOINT {json.dumps(["hasten", "serve", "--host", "0.0.0.0", *bundles])}
-CMD {json.dumps(arguments(settings))}
-"""
+    return filled(
+        _DOCKERFILE,
+        python=_python(named),
+        hasten=version("hasten"),
+        pins=pins,
+        user=_USER,
+        ports=" ".join(str(port) for port in (settings.http, settings.grpc) if port is not None),
+        health=json.dumps(["python", "-c", ready]),
+        entrypoint=json.dumps(["hasten", "serve", "--host", "0.0.0.0", *bundles]),
+        arguments=json.dumps(arguments(settings)),
+    )
 
 
 # -- what Kubernetes is told
@@ -244,74 +237,25 @@ def _service(
     image: str,
     name: str,
     memory_bytes: int | None,
-) -> dict[str, Any]:
+) -> str:
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise InputError(
             f"{name!r} can't be an InferenceService's name: it has at most 40 lower-case letters, "
             "digits and hyphens, a letter first and no hyphen last"
         )
     drain_s = math.ceil(settings.limits.drain_ns / 1e9)
-    # As long as the models take to load and warm up; then the other probes begin.
-    starting = {**_probe(settings, "ready"), "periodSeconds": 2, "failureThreshold": 300}
-    return {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {
-            "name": name,
-            "annotations": {
-                # Knative's sidecar would take the pod its class, and allows one port only.
-                "serving.kserve.io/deploymentMode": "RawDeployment",
-                "prometheus.io/scrape": "true",
-                "prometheus.io/port": str(settings.http),
-                "prometheus.io/path": "/metrics",
-            },
-        },
-        "spec": {
-            "predictor": {
-                "minReplicas": 1,
-                "terminationGracePeriodSeconds": _DESERTED_S + drain_s + _MARGIN_S,
-                "securityContext": {
-                    "runAsNonRoot": True,
-                    "runAsUser": _USER,
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                },
-                "containers": [
-                    {
-                        "name": "kserve-container",
-                        "image": image,
-                        "args": arguments(settings),
-                        # How a container of one's own states its protocolVersion.
-                        "env": [{"name": "PROTOCOL", "value": "v2"}],
-                        "ports": _ports(settings),
-                        "resources": _resources(settings, manifests, memory_bytes),
-                        "startupProbe": starting,
-                        "readinessProbe": {
-                            **_probe(settings, "ready"),
-                            "periodSeconds": 2,
-                            "failureThreshold": 2,
-                        },
-                        "livenessProbe": {
-                            **_probe(settings, "live"),
-                            "periodSeconds": 10,
-                            "failureThreshold": 6,
-                        },
-                        "lifecycle": {
-                            "preStop": {"exec": {"command": ["sleep", str(_DESERTED_S)]}}
-                        },
-                        "securityContext": {
-                            "allowPrivilegeEscalation": False,
-                            "capabilities": {"drop": ["ALL"]},
-                        },
-                    }
-                ],
-            }
-        },
-    }
-
-
-def _probe(settings: ServerSettings, what: str) -> dict[str, Any]:
-    path = f"/v2/health/{what}"
-    return {"httpGet": {"path": path, "port": settings.http}, "timeoutSeconds": 2}
+    return filled(
+        _SERVICE,
+        name=json.dumps(name),
+        http=settings.http,
+        grace_s=_DESERTED_S + drain_s + _MARGIN_S,
+        deserted_s=_DESERTED_S,
+        user=_USER,
+        image=json.dumps(image),
+        arguments=json.dumps(arguments(settings)),
+        ports=json.dumps(_ports(settings)),
+        resources=json.dumps(_resources(settings, manifests, memory_bytes)),
+    )
 
 
 def _ports(settings: ServerSettings) -> list[dict[str, Any]]:
@@ -325,33 +269,15 @@ def _ports(settings: ServerSettings) -> list[dict[str, Any]]:
 
 def _resources(
     settings: ServerSettings, manifests: Sequence[Manifest], memory_bytes: int | None
-) -> dict[str, dict[str, str]]:
-    """What the pod gets: as much at least as at most, and whole processors."""
+) -> dict[str, str]:
+    """What the pod gets."""
     if memory_bytes is None:
         files = sum(size for each in manifests for _, size in each.files.values())
         kept = sum(model.settings.cache_bytes for model in settings.models)
         memory_bytes = _BASE_BYTES + _TIMES_OPENED * files + kept + settings.limits.bodies_bytes
     memory = math.ceil(memory_bytes / _MEMORY_STEP) * (_MEMORY_STEP >> 20)
-    given = {
-        "cpu": str(max(manifest.target.threads for manifest in manifests)),
-        "memory": f"{memory}Mi",
-    }
-    return {"requests": dict(given), "limits": dict(given)}
-
-
-def _yaml(value: Any, indent: str = "") -> Iterator[str]:
-    """Write maps and lists as YAML's blocks; what is in them is JSON, which YAML contains."""
-    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-        lead = f"{indent}{key}:" if isinstance(value, Mapping) else f"{indent}-"
-        if not isinstance(item, Mapping | list) or not item:
-            yield f"{lead} {json.dumps(item)}\n"
-        elif isinstance(value, Mapping):
-            yield f"{lead}\n"
-            yield from _yaml(item, f"{indent}  ")
-        else:
-            inner = list(_yaml(item, f"{indent}  "))
-            yield f"{lead} {inner[0].lstrip(' ')}"
-            yield from inner[1:]
+    threads = max(manifest.target.threads for manifest in manifests)
+    return {"cpu": str(threads), "memory": f"{memory}Mi"}
 
 
 # -- the folder

@@ -25,7 +25,7 @@ from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
-from hasten.serving.cluster.ingress import Entry, Ingress
+from hasten.serving.cluster.ingress import Ingress, ReplicaEntry
 from hasten.serving.cluster.replica import Book, Parcel, Replica, Roster, packed, wanted_replicas
 from hasten.serving.settings import ServerSettings
 
@@ -74,7 +74,7 @@ def deploy(
     ray, serve = _ray()
     with contextlib.ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
-        entries: dict[str, Entry] = {}
+        entries: dict[str, ReplicaEntry] = {}
         federation = ending.enter_context(Federation(lambda: _places(entries)))
         slots = max(_LEAST_SLOTS, 4 * max_replicas)
         ingress = Ingress(settings, folder, slots, federation.port)
@@ -118,7 +118,7 @@ class Watch:
         roster: Any,
         parcels: list[Parcel],
         ingress: Ingress,
-        entries: dict[str, Entry],
+        entries: dict[str, ReplicaEntry],
     ) -> None:
         self._ray, self._serve, self._roster, self._ingress = ray, serve, roster, ingress
         self._parcels, self._entries = parcels, entries
@@ -368,7 +368,7 @@ def _end_application(serve: Any) -> None:
         log.error("the application can't be ended: %s", " ".join(str(error).split())[:300])
 
 
-def _places(entries: dict[str, Entry]) -> dict[str, tuple[str, int]]:
+def _places(entries: dict[str, ReplicaEntry]) -> dict[str, tuple[str, int]]:
     return {name: (entry.host, entry.http) for name, entry in list(entries.items())}
 
 

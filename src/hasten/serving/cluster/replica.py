@@ -30,7 +30,7 @@ from urllib.parse import quote
 from hasten.bundle import MANIFEST, read
 from hasten.core.records import file_digest, from_record, to_record
 from hasten.errors import HastenError, InputError
-from hasten.serving.cluster.ingress import Entry
+from hasten.serving.cluster.ingress import ReplicaEntry
 from hasten.serving.settings import ServerSettings
 
 _HEARTBEAT_S = 1.0
@@ -167,7 +167,7 @@ class Book:
         stocked: Whether the parcels are in.
     """
 
-    entries: dict[str, Entry]
+    entries: dict[str, ReplicaEntry]
     failure: str
     stocked: bool
 
@@ -185,7 +185,7 @@ class Roster:
 
     clock_s: Callable[[], float] = time.monotonic
     _parcels: list[Parcel] = field(default_factory=list)
-    _entries: dict[str, tuple[Entry, float]] = field(default_factory=dict)
+    _entries: dict[str, tuple[ReplicaEntry, float]] = field(default_factory=dict)
     _failure: str = ""
 
     def put_in(self, parcels: list[Parcel]) -> None:
@@ -196,7 +196,7 @@ class Roster:
         """Return what a replica needs; nothing where it wasn't put in since the start."""
         return self._parcels
 
-    def enter(self, name: str, entry: Entry) -> None:
+    def enter(self, name: str, entry: ReplicaEntry) -> None:
         """Note that a replica is there, or is leaving."""
         self._entries[name] = entry, self.clock_s()
         self._failure = ""
@@ -224,7 +224,7 @@ class Roster:
 # -- how much a replica has to do
 
 
-class Load:
+class ReplicaLoad:
     """How much a replica has to do, as its own statistics say.
 
     Args:
@@ -345,11 +345,11 @@ class Replica:
             name, number = one["name"], one["version"]
             path = f"/v2/models/{quote(name, safe='')}/versions/{number}/config"
             targets[name, number] = target(await self._own("GET", path))
-        self._load = Load(targets)
+        self._load = ReplicaLoad(targets)
         self._ready_s = time.monotonic()
         self._heart = asyncio.get_running_loop().create_task(self._beat())
 
-    def _until_ready(self) -> Entry:
+    def _until_ready(self) -> ReplicaEntry:
         """Read what the server says until it is ready.
 
         Raises:
@@ -365,7 +365,7 @@ class Replica:
             if said == "ready":
                 threading.Thread(target=self._read_on, daemon=True).start()
                 grpc = ports.get("grpc")
-                return Entry(self._settings.host, ports["http"], grpc, self._process.pid)
+                return ReplicaEntry(self._settings.host, ports["http"], grpc, self._process.pid)
             if said.startswith("listening on "):
                 scheme, _, place = said.removeprefix("listening on ").partition("://")
                 ports[scheme] = int(place.rpartition(":")[2])
@@ -435,7 +435,7 @@ class Replica:
             raise RuntimeError("a model doesn't answer")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """How much it has to do; see `Load`."""
+        """How much it has to do; see `ReplicaLoad`."""
         with contextlib.suppress(OSError, http.client.HTTPException):
             return {"load": self._load.since_last(await self._own("GET", "/v2/models/stats"))}
         return {"load": 0.0}

@@ -14,7 +14,7 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
-    Request,
+    GrpcRequest,
     query_of,
     read_request,
     streamed,
@@ -101,7 +101,7 @@ class Inference:
         self._reserved = size
         state.body_bytes += size
 
-    def _read(self, request: Request) -> Query:
+    def _read(self, request: GrpcRequest) -> Query:
         state, context = self._state, self._context
         query = query_of(request, state.memory, state.limits.body_bytes)
         left_s = context.time_remaining()

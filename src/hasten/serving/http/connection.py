@@ -20,7 +20,7 @@ import numpy as np
 
 from hasten.serving.http.exchange import Exchange
 from hasten.serving.http.messages import (
-    Request,
+    PlainRequest,
     Response,
     failure_response,
     head_of,
@@ -89,10 +89,10 @@ class Slot(Protocol):
         """The connection is gone."""
 
 
-class Routes(Protocol):
+class PlainRoutes(Protocol):
     """What answers all that isn't an inference."""
 
-    def handle(self, request: Request) -> Response | Coroutine[Any, Any, Response]:
+    def handle(self, request: PlainRequest) -> Response | Coroutine[Any, Any, Response]:
         """Answer, now or later.
 
         Raises:
@@ -131,7 +131,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(
         self,
         state: ServerState,
-        routes: Routes,
+        routes: PlainRoutes,
         slot: Slot | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
@@ -515,7 +515,7 @@ class Connection(asyncio.BufferedProtocol):
         method, url, headers, body, _, _ = received
         text = url.partition(b"?")[0].decode("latin-1")
         parts = tuple(unquote(part) for part in text.split("/") if part)
-        request = Request(
+        request = PlainRequest(
             "GET" if method == b"HEAD" else method.decode(),
             parts,
             bytes(body),

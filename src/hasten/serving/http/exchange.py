@@ -12,7 +12,7 @@ from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.http_bodies import chosen_encoding, compressed, write_answer
-from hasten.serving.wire.plans import Plan, pieces_of
+from hasten.serving.wire.plans import RequestPlan, pieces_of
 
 log = logging.getLogger("hasten.serving")
 
@@ -71,7 +71,7 @@ class Exchange:
             self.respond(failure_response(answer))
             return
         began_ns = connection.clock_ns()
-        plan: Plan | None = query.plan
+        plan: RequestPlan | None = query.plan
         same = plan is not None and self._keep_alive and not connection.state.draining
         if same and self._headers.get(b"accept-encoding", b"identity") == b"identity":
             assert plan is not None

@@ -14,7 +14,7 @@ JSON = b"application/json"
 
 
 @dataclass(slots=True)
-class Request:
+class PlainRequest:
     """What isn't an inference.
 
     Attributes:

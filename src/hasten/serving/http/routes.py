@@ -12,7 +12,7 @@ import orjson
 from hasten.errors import HastenError
 from hasten.serving import facts, logs
 from hasten.serving.http import page
-from hasten.serving.http.messages import Request, Response
+from hasten.serving.http.messages import PlainRequest, Response
 from hasten.serving.models.repository import Registered
 from hasten.serving.observation import metrics
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -77,7 +77,7 @@ class Routes:
         ):
             self._tables[method].append((tuple(part for part in path.split("/") if part), handler))
 
-    def handle(self, request: Request) -> Response | Coroutine[Any, Any, Response]:
+    def handle(self, request: PlainRequest) -> Response | Coroutine[Any, Any, Response]:
         """Answer a request.
 
         Raises:
@@ -109,71 +109,71 @@ class Routes:
 
     # -- health and metadata
 
-    def _server(self, request: Request) -> Response:
+    def _server(self, request: PlainRequest) -> Response:
         return _json(facts.server_metadata())
 
-    def _alive(self, request: Request) -> Response:
+    def _alive(self, request: PlainRequest) -> Response:
         return Response(200)
 
-    def _ready(self, request: Request) -> Response:
+    def _ready(self, request: PlainRequest) -> Response:
         if self._state.ready:
             return Response(200)
         why = "the server is draining" if self._state.draining else "models are still loading"
         return _json({"error": why}, 503)
 
-    def _metadata(self, request: Request, name: str, version: str = "") -> Response:
+    def _metadata(self, request: PlainRequest, name: str, version: str = "") -> Response:
         repository = self._state.repository
         model = repository.find(name, version)
         versions = [version] if version else repository.versions(name)
         return _json(facts.model_metadata(model, versions))
 
-    def _model_ready(self, request: Request, name: str, version: str = "") -> Response:
+    def _model_ready(self, request: PlainRequest, name: str, version: str = "") -> Response:
         self._state.repository.find(name, version)
         return Response(200)
 
-    def _config(self, request: Request, name: str, version: str = "") -> Response:
+    def _config(self, request: PlainRequest, name: str, version: str = "") -> Response:
         return _json(facts.model_config(self._state.repository.find(name, version)))
 
-    def _statistics(self, request: Request, name: str = "", version: str = "") -> Response:
+    def _statistics(self, request: PlainRequest, name: str = "", version: str = "") -> Response:
         return _json(facts.model_statistics(facts.found(self._state.repository, name, version)))
 
     # -- what is traced and logged
 
-    def _trace(self, request: Request, name: str = "") -> Response:
+    def _trace(self, request: PlainRequest, name: str = "") -> Response:
         if name:
             self._state.repository.find(name)
         return _json(facts.trace_settings(self._state.tracing))
 
-    def _set_trace(self, request: Request, name: str = "") -> Response:
+    def _set_trace(self, request: PlainRequest, name: str = "") -> Response:
         if name:
             self._state.repository.find(name)
         now = facts.trace_settings(self._state.tracing)
         check_trace(now, _object(request.body))
         return _json(now)
 
-    def _logging(self, request: Request) -> Response:
+    def _logging(self, request: PlainRequest) -> Response:
         return _json(logs.settings())
 
-    def _set_logging(self, request: Request) -> Response:
+    def _set_logging(self, request: PlainRequest) -> Response:
         change_logs(self._state, _object(request.body))
         return _json(logs.settings())
 
     # -- the repository
 
-    def _index(self, request: Request) -> Response:
+    def _index(self, request: PlainRequest) -> Response:
         wanted = _object(request.body) if request.body.strip() else {}
         ready = wanted.get("ready", False)
         if type(ready) is not bool:
             raise ProtocolError(Kind.INVALID, f"ready is true or false; got {ready!r:.40}")
         return _json(facts.repository_index(self._state.repository, ready=ready))
 
-    def _load(self, request: Request, name: str) -> Coroutine[Any, Any, Response]:
+    def _load(self, request: PlainRequest, name: str) -> Coroutine[Any, Any, Response]:
         return self._change(request, name, load=True)
 
-    def _unload(self, request: Request, name: str) -> Coroutine[Any, Any, Response]:
+    def _unload(self, request: PlainRequest, name: str) -> Coroutine[Any, Any, Response]:
         return self._change(request, name, load=False)
 
-    async def _change(self, request: Request, name: str, *, load: bool) -> Response:
+    async def _change(self, request: PlainRequest, name: str, *, load: bool) -> Response:
         self._state.check_control("load and unload models")
         wanted = _object(request.body) if request.body.strip() else {}
         parameters = wanted.get("parameters") or {}
@@ -184,7 +184,7 @@ class Routes:
 
     # -- shared memory
 
-    def _regions(self, request: Request, region: str = "") -> Response:
+    def _regions(self, request: PlainRequest, region: str = "") -> Response:
         return _json(
             [
                 {
@@ -197,7 +197,7 @@ class Routes:
             ]
         )
 
-    def _register(self, request: Request, region: str) -> Response:
+    def _register(self, request: PlainRequest, region: str) -> Response:
         wanted = _object(request.body)
         key, offset, size = (
             wanted.get(n, d) for n, d in (("key", ""), ("offset", 0), ("byte_size", 0))
@@ -209,37 +209,37 @@ class Routes:
         self._state.memory.register(region, key, offset, size)
         return Response(200)
 
-    def _unregister(self, request: Request, region: str = "") -> Response:
+    def _unregister(self, request: PlainRequest, region: str = "") -> Response:
         self._state.memory.unregister(region)
         return Response(200)
 
-    def _no_cuda_regions(self, request: Request) -> Response:
+    def _no_cuda_regions(self, request: PlainRequest) -> Response:
         return _json([]) if request.method == "GET" else Response(200)
 
-    def _no_cuda_region(self, request: Request, region: str) -> Response:
+    def _no_cuda_region(self, request: PlainRequest, region: str) -> Response:
         if request.method == "POST":
             return Response(200)
         raise no_cuda_region(region)
 
-    def _no_cuda(self, request: Request, region: str) -> Response:
+    def _no_cuda(self, request: PlainRequest, region: str) -> Response:
         raise ProtocolError(Kind.INVALID, NO_CUDA)
 
     # -- for people and their monitoring
 
-    async def _metrics(self, request: Request) -> Response:
+    async def _metrics(self, request: PlainRequest) -> Response:
         accepted = request.headers.get(b"accept", b"").decode("latin-1")
         collected = metrics.collected(self._state)
         # Requests go on while thousands of lines are written.
         body, content_type = await asyncio.to_thread(metrics.written, collected, accepted)
         return Response(200, body, content_type.encode())
 
-    def _openapi(self, request: Request) -> Response:
+    def _openapi(self, request: PlainRequest) -> Response:
         return Response(200, files("hasten.serving.protocol").joinpath("openapi.json").read_bytes())
 
-    def _page(self, request: Request) -> Response:
+    def _page(self, request: PlainRequest) -> Response:
         return Response(200, page.PAGE, b"text/html; charset=utf-8", page.HEADERS)
 
-    def _live_page(self, request: Request) -> Response:
+    def _live_page(self, request: PlainRequest) -> Response:
         return _json(page.figures(self._state))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import HastenError
 from hasten.serving.models.company import Company
-from hasten.serving.models.scheduling import Pending, Run, Scheduler, Wait
+from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
@@ -63,7 +63,7 @@ class Timing:
         )
 
 
-class Task(Pending):
+class ServerTask(Pending):
     """A request that can be run.
 
     Attributes:
@@ -96,7 +96,7 @@ class Batching:
     def __init__(
         self,
         models: Sequence[Model],
-        scheduler: Scheduler[Task],
+        scheduler: Scheduler[ServerTask],
         statistics: Statistics,
         loop: asyncio.AbstractEventLoop,
         company: Company,
@@ -116,7 +116,7 @@ class Batching:
         self._waiting: asyncio.Handle | None = None
         self._emptied: asyncio.Future[None] | None = None
 
-    def submit(self, item: Task) -> None:
+    def submit(self, item: ServerTask) -> None:
         """Take a request in.
 
         Raises:
@@ -135,7 +135,7 @@ class Batching:
             item.timer = self._loop.call_later(delay_s, self._late, item)
         self._look_soon()
 
-    def cancel(self, item: Task) -> None:
+    def cancel(self, item: ServerTask) -> None:
         """Its client went away: it won't run, and nobody is told."""
         if item.state == "done":
             return
@@ -147,18 +147,18 @@ class Batching:
         """Run nothing long on the loop's thread any more; from any thread."""
         self._company = Company()  # in which nobody is ever alone
 
-    def promote(self, item: Task, priority: int) -> None:
+    def promote(self, item: ServerTask, priority: int) -> None:
         """One of a higher priority waits for the same answer."""
         self.scheduler.promote(item, priority)
         self._look_soon()
 
-    def _settle(self, item: Task) -> None:
+    def _settle(self, item: ServerTask) -> None:
         """Note that nothing more is to be said to it."""
         item.state = "done"
         if item.timer is not None:
             item.timer.cancel()
 
-    def _late(self, item: Task) -> None:
+    def _late(self, item: ServerTask) -> None:
         """Its deadline is now, be it queued or running."""
         if item.state == "done":
             return
@@ -221,12 +221,12 @@ class Batching:
     def _wait_on(self, until_ns: int) -> None:
         self._wait(until_ns, self._clock_ns())
 
-    def _run_there(self, run: Run[Task], now_ns: int) -> None:
+    def _run_there(self, run: BatchRun[ServerTask], now_ns: int) -> None:
         """Run a batch on a thread of its own."""
         number = self.scheduler.begun(run, now_ns)
         self._free.pop().jobs.put((run, number))
 
-    def _run_here(self, run: Run[Task], now_ns: int) -> None:
+    def _run_here(self, run: BatchRun[ServerTask], now_ns: int) -> None:
         """Run a short batch on the loop's own thread."""
         number = self.scheduler.begun(run, now_ns)
         thread = self._free.pop()
@@ -238,11 +238,11 @@ class Batching:
         self._answer(run, outputs, timing)
         self._tell_if_empty()
 
-    def _belongs_here(self, run: Run[Task], now_ns: int) -> bool:
+    def _belongs_here(self, run: BatchRun[ServerTask], now_ns: int) -> bool:
         """Whether a batch is run right here, on the event loop's own thread."""
         return self._short(run.rows) or self._is_lone(run, now_ns)
 
-    def _is_lone(self, run: Run[Task], now_ns: int) -> bool:
+    def _is_lone(self, run: BatchRun[ServerTask], now_ns: int) -> bool:
         """Whether nobody is to be heard while a batch runs, its own deadline included."""
         item, scheduler = run.items[0], self.scheduler
         if not self._company.alone(item.source, now_ns) or len(run.items) > 1:
@@ -270,7 +270,7 @@ class Batching:
     def _landed(
         self,
         thread: _Thread,
-        run: Run[Task],
+        run: BatchRun[ServerTask],
         number: int,
         outputs: Tensors | Exception,
         timing: Timing,
@@ -290,7 +290,9 @@ class Batching:
         took_ns = None if failed else timing.computed_ns - timing.begun_ns
         self.scheduler.ended(number, took_ns, timing.computed_ns)
 
-    def _answer(self, run: Run[Task], outputs: Tensors | Exception, timing: Timing) -> None:
+    def _answer(
+        self, run: BatchRun[ServerTask], outputs: Tensors | Exception, timing: Timing
+    ) -> None:
         """Give each of a batch's requests its own rows."""
         began_ns = self._clock_ns()
         if isinstance(outputs, Exception) and len(run.items) > 1:
@@ -352,7 +354,7 @@ class _Thread:
         landed: Callable[..., None],
         clock_ns: Callable[[], int],
     ) -> None:
-        self.jobs: queue.SimpleQueue[tuple[Run[Task], int] | None] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[tuple[BatchRun[ServerTask], int] | None] = queue.SimpleQueue()
         self._model, self._loop, self._landed = model, loop, landed
         self._clock_ns = clock_ns
         threading.Thread(target=self.work, name="hasten-engine", daemon=True).start()
@@ -368,7 +370,7 @@ class _Thread:
                 return
             del job, run, result  # or the last request's memory would wait here for the next
 
-    def run(self, run: Run[Task]) -> tuple[Tensors | Exception, Timing]:
+    def run(self, run: BatchRun[ServerTask]) -> tuple[Tensors | Exception, Timing]:
         """Stack the requests and run the engine."""
         begun_ns = stacked_ns = self._clock_ns()
         try:
@@ -383,7 +385,7 @@ class _Thread:
         return outputs, Timing(begun_ns, stacked_ns, self._clock_ns(), run.rows)
 
 
-def _stacked(items: Sequence[Task]) -> Tensors:
+def _stacked(items: Sequence[ServerTask]) -> Tensors:
     """One request's inputs as they are, several requests' rows below each other."""
     first: Tensors = items[0].inputs
     if len(items) == 1:

@@ -27,7 +27,7 @@ def content_key(inputs: Tensors) -> bytes:
     return digest.digest()
 
 
-class Cache:
+class AnswerCache:
     """The answers used last, at most so many bytes of them.
 
     Args:

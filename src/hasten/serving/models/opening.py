@@ -21,7 +21,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.comparison import unlike_rows
 from hasten.serving.models.latencies import Latencies
-from hasten.serving.models.pace import Pace
+from hasten.serving.models.pace import BackgroundPace
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """The batches that are made: each is warmed, since an engine compiles for a shape when it first comes."""
@@ -70,7 +70,7 @@ class ModelSettings:
 
 
 @dataclass
-class Opened:
+class OpenBundle:
     """A bundle, open and warm.
 
     Attributes:
@@ -129,8 +129,8 @@ def open_bundle(
     settings: ModelSettings,
     *,
     running: Callable[..., contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    pace: Pace | None = None,
-) -> Opened:
+    pace: BackgroundPace | None = None,
+) -> OpenBundle:
     """Open a bundle, warm every batch shape, and compare what batches answer.
 
     Args:
@@ -161,7 +161,7 @@ def open_bundle(
         while len(sessions) < count:
             sessions.append(undo.enter_context(_quiet_load(path, settings, threads=threads)))
         shared = [p for p in curve if p.threads == threads and p.sessions == count]
-        opened = Opened(
+        opened = OpenBundle(
             path=path,
             manifest=manifest,
             which=settings.which if manifest.exact is not None else "winner",
@@ -180,7 +180,7 @@ def open_bundle(
         if opened.instead:
             opened.notes.insert(0, opened.instead)
         most_rows = min(settings.most_rows, _largest(sessions[0]))
-        _warm_up(opened, shared, most_rows, pace or Pace())
+        _warm_up(opened, shared, most_rows, pace or BackgroundPace())
         undo.pop_all()
         return opened
 
@@ -267,10 +267,10 @@ def _made_up(
 
 
 def _warm_up(
-    opened: Opened,
+    opened: OpenBundle,
     curve: Sequence[CurvePoint],
     most_rows: int,
-    pace: Pace,
+    pace: BackgroundPace,
 ) -> None:
     """Run every batch shape on every session; find which of them give a request its own answer.
 
@@ -333,7 +333,9 @@ def _warm_up(
         opened.latencies.observe(size, times[size])
 
 
-def _timed_ns(sessions: Sequence[Loaded], request: Tensors, runs: int, pace: Pace) -> float:
+def _timed_ns(
+    sessions: Sequence[Loaded], request: Tensors, runs: int, pace: BackgroundPace
+) -> float:
     """The time of a request, after one that isn't timed, on every session."""
     times: list[int] = []
     for session in sessions:
@@ -347,7 +349,7 @@ def _timed_ns(sessions: Sequence[Loaded], request: Tensors, runs: int, pace: Pac
     return pace.typical_ns(times)
 
 
-def _mates(opened: Opened) -> Iterator[Tensors]:
+def _mates(opened: OpenBundle) -> Iterator[Tensors]:
     """Yield batch mates for a first request without end: others of one row each, and louder."""
     rng = np.random.default_rng(1)
     while not opened.requests:
@@ -363,7 +365,7 @@ def _stacked(requests: Sequence[Tensors]) -> dict[str, Array]:
     return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
 
 
-def _unlike_alone(opened: Opened, batch: Tensors, alone: Tensors, pace: Pace) -> str:
+def _unlike_alone(opened: OpenBundle, batch: Tensors, alone: Tensors, pace: BackgroundPace) -> str:
     """Say why a batch's first row isn't what it is alone; "" where it is."""
     rows = len(next(iter(batch.values())))
     try:

@@ -13,7 +13,7 @@ from hasten.core.tensors import Array, Tensors
 _LOOKS, _PAUSE_S = 100, 0.001
 
 
-class Pace:
+class BackgroundPace:
     """Runs requests of the server's own, now or when live ones are hardly held up.
 
     Args:

@@ -17,8 +17,8 @@ from hasten.errors import CandidateError, HastenError, InputError
 from hasten.serving.models.company import Company
 from hasten.serving.models.comparison import disagreeing_rows, is_broken
 from hasten.serving.models.courtesy import giving_way
-from hasten.serving.models.opening import ModelSettings, Opened, open_bundle
-from hasten.serving.models.pace import Pace
+from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
+from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.served import ServedModel, Watcher
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
@@ -220,13 +220,13 @@ class Repository:
             if old is not None:
                 await self._retire(old)
 
-    def _opened(self, one: Registered, old: ServedModel | None) -> Opened:
+    def _opened(self, one: Registered, old: ServedModel | None) -> OpenBundle:
         """Open and compare; on the loading thread."""
         settings = one.settings
         if old is not None and settings.which == "exact" and changed(old.opened):
             settings = replace(settings, which="winner")  # another bundle did what it is blamed for
         others = any(self.served())
-        pace = Pace(self._idle if others else None)
+        pace = BackgroundPace(self._idle if others else None)
         with giving_way() if others else contextlib.nullcontext():
             opened = open_bundle(one.path, settings, running=self._marker(one), pace=pace)
             try:
@@ -245,7 +245,9 @@ class Repository:
         """Whether no request waits or runs."""
         return all(model.idle for model in list(self.served()))
 
-    def _compare_with(self, opened: Opened, old: ServedModel, broken: bool, pace: Pace) -> None:
+    def _compare_with(
+        self, opened: OpenBundle, old: ServedModel, broken: bool, pace: BackgroundPace
+    ) -> None:
         """Ask a model and the one whose place it takes the same, and note how often they disagree.
 
         Raises:
@@ -320,7 +322,7 @@ class Repository:
         self._replacing.shutdown(wait=False, cancel_futures=True)
 
 
-def changed(opened: Opened) -> bool:
+def changed(opened: OpenBundle) -> bool:
     """Whether another bundle is at a path than the one that was opened there."""
     try:
         return read(opened.path) != opened.manifest
@@ -328,7 +330,7 @@ def changed(opened: Opened) -> bool:
         return True
 
 
-def _check_interface(opened: Opened, old: ServedModel | None) -> None:
+def _check_interface(opened: OpenBundle, old: ServedModel | None) -> None:
     """Check that those who ask a model can ask what takes its place.
 
     Raises:
@@ -345,7 +347,7 @@ def _check_interface(opened: Opened, old: ServedModel | None) -> None:
         )
 
 
-def _compare(opened: Opened, pace: Pace) -> bool:
+def _compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
     """Compare a model that is to be served with its exact one, and note what is odd.
 
     Returns:
@@ -373,7 +375,7 @@ def _compare(opened: Opened, pace: Pace) -> bool:
 
 
 def _answers(
-    opened: Opened, session: Loaded, request: Tensors, pace: Pace
+    opened: OpenBundle, session: Loaded, request: Tensors, pace: BackgroundPace
 ) -> dict[str, Array] | None:
     """Answer a request of the server's own; None where it is made up and fails: that tells nothing.
 
@@ -388,7 +390,7 @@ def _answers(
         return None
 
 
-def _inputs(opened: Opened) -> str:
+def _inputs(opened: OpenBundle) -> str:
     return "samples of its data" if opened.requests else "made-up inputs"
 
 

@@ -69,7 +69,7 @@ P = TypeVar("P", bound=Pending)
 
 
 @dataclass(slots=True)
-class Run(Generic[P]):
+class BatchRun(Generic[P]):
     """Run these now, as one batch."""
 
     items: list[P]
@@ -137,7 +137,7 @@ class Scheduler(Generic[P]):
         heapq.heappush(self._heap, item)
         self._count(item.priority, item.rows)
 
-    def take_alone(self, item: P, now_ns: int) -> Run[P] | None:
+    def take_alone(self, item: P, now_ns: int) -> BatchRun[P] | None:
         """Take a request in that can go at once: all is idle, and no company is to be expected."""
         if self._running or self._rows or item.deadline_ns != math.inf:
             return None
@@ -147,7 +147,7 @@ class Scheduler(Generic[P]):
             return None
         self._note_arrival(now_ns)
         item.state, item.queued_ns = "running", now_ns
-        return Run([item], item.rows)
+        return BatchRun([item], item.rows)
 
     def _admit(self, item: P, now_ns: int) -> None:
         """Refuse what would be late, or would wait too long."""
@@ -261,7 +261,7 @@ class Scheduler(Generic[P]):
 
     # -- departures
 
-    def next(self, now_ns: int) -> Run[P] | Wait | None:
+    def next(self, now_ns: int) -> BatchRun[P] | Wait | None:
         """Say what to do now; None where there is nothing to do until something happens.
 
         What can't be in time any more stays out; see `hopeless`.
@@ -277,7 +277,7 @@ class Scheduler(Generic[P]):
         for item in items:
             item.state = "running"
         self._remove(items)
-        return Run(items, rows)
+        return BatchRun(items, rows)
 
     def _first(self) -> P | None:
         """The head of the queue."""
@@ -373,7 +373,7 @@ class Scheduler(Generic[P]):
         end_ns = min(end_ns, latest_ns)
         return math.ceil(end_ns) if end_ns > now_ns else None
 
-    def begun(self, run: Run[P], now_ns: int) -> int:
+    def begun(self, run: BatchRun[P], now_ns: int) -> int:
         """Note that a batch runs; return the number to end it by."""
         self._runs += 1
         self._running[self._runs] = _Busy(run.rows, now_ns + self.latencies.expected_ns(run.rows))

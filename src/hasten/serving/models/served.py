@@ -17,18 +17,18 @@ import numpy as np
 from hasten.bundle import Loaded
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
-from hasten.serving.models.batching import Batching, Task, Timing
-from hasten.serving.models.caching import Cache, content_key
+from hasten.serving.models.batching import Batching, ServerTask, Timing
+from hasten.serving.models.caching import AnswerCache, content_key
 from hasten.serving.models.company import Company
 from hasten.serving.models.comparison import broken_rows, is_broken
-from hasten.serving.models.opening import ModelSettings, Opened
+from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query
-from hasten.serving.wire.plans import Plan, Plans
+from hasten.serving.wire.plans import Plans, RequestPlan
 
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
 Running: TypeAlias = Callable[..., contextlib.AbstractContextManager[None]]
@@ -84,7 +84,7 @@ class ServedModel:
         self,
         name: str,
         version: str,
-        opened: Opened,
+        opened: OpenBundle,
         settings: ModelSettings,
         loop: asyncio.AbstractEventLoop,
         company: Company,
@@ -100,7 +100,7 @@ class ServedModel:
         self.inputs, self.outputs = opened.first.inputs, opened.first.outputs
         self.most_rows = opened.sizes[-1] if opened.batched else 0
         self.fell_back = opened.broken
-        self.cache = Cache(settings.cache_bytes) if settings.cache_bytes else None
+        self.cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
         self._plans = Plans()
         self._running = running
         self._clock_ns = clock_ns
@@ -170,7 +170,7 @@ class ServedModel:
         Raises:
             ProtocolError: it doesn't fit the model, or can't be answered in time.
         """
-        plan: Plan | None = query.plan
+        plan: RequestPlan | None = query.plan
         if plan is not None:
             rows, key = plan.rows, plan.key
         else:
@@ -442,7 +442,7 @@ def _of_its_own(others: Tensors, outputs: Tensors) -> bool:
     return bool((answered & ~asked).any())
 
 
-class Ticket(Task):
+class Ticket(ServerTask):
     """A request under way.
 
     Attributes:

@@ -27,7 +27,7 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedOutput:
     """An output that a request asks for.
 
     Attributes:
@@ -67,7 +67,7 @@ class Query:
     version: str
     id: str
     inputs: dict[str, Array]
-    outputs: tuple[Wanted, ...] = ()
+    outputs: tuple[WantedOutput, ...] = ()
     binary: bool = False
     priority: int = 0
     timeout_ns: int = 0

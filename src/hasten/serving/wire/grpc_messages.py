@@ -18,7 +18,7 @@ from hasten.serving.protocol.datatypes import (
 )
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
-from hasten.serving.protocol.requests import Answer, Parameters, Query, Wanted
+from hasten.serving.protocol.requests import Answer, Parameters, Query, WantedOutput
 from hasten.serving.wire.checks import region_of, tensor_size, whole_number
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.shared_memory import SharedMemory
@@ -51,7 +51,7 @@ _FIELDS = {
 """Datatype -> where its elements are, one by one."""
 
 
-class Request(NamedTuple):
+class GrpcRequest(NamedTuple):
     """A request, its tensors not yet decoded.
 
     Attributes:
@@ -75,7 +75,7 @@ class Request(NamedTuple):
         return name in parameters and parameters[name].bool_param is True
 
 
-def read_request(data: bytes) -> Request:
+def read_request(data: bytes) -> GrpcRequest:
     """Read a `ModelInferRequest`; the tensors of a large one stay in `data`.
 
     Raises:
@@ -83,7 +83,7 @@ def read_request(data: bytes) -> Request:
     """
     head, raw = _apart(data) if len(data) > _LARGE_BYTES else (data, [])
     read = read_message("ModelInferRequest", head)
-    return Request(read, raw or read.raw_input_contents)
+    return GrpcRequest(read, raw or read.raw_input_contents)
 
 
 def read_message(name: str, data: bytes) -> Any:
@@ -155,7 +155,7 @@ def _number(data: bytes, place: int) -> tuple[int, int]:
     raise IndexError
 
 
-def query_of(request: Request, memory: SharedMemory, most_bytes: int) -> Query:
+def query_of(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> Query:
     """Decode a request's tensors and what else it asks for.
 
     Args:
@@ -184,7 +184,7 @@ def query_of(request: Request, memory: SharedMemory, most_bytes: int) -> Query:
     )
 
 
-def _inputs(request: Request, memory: SharedMemory, most_bytes: int) -> dict[str, Array]:
+def _inputs(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> dict[str, Array]:
     inputs: dict[str, Array] = {}
     raw = request.raw
     left, place = most_bytes, 0
@@ -230,13 +230,13 @@ def _parameters(given: Any) -> Parameters:
     }
 
 
-def _wanted(output: Any) -> Wanted:
+def _wanted(output: Any) -> WantedOutput:
     name = output.name
     if not output.parameters:
-        return Wanted(name, True)
+        return WantedOutput(name, True)
     parameters = _parameters(output.parameters)
     region = region_of(name, parameters) if "shared_memory_region" in parameters else None
-    return Wanted(name, True, whole_number(parameters, "classification"), region)
+    return WantedOutput(name, True, whole_number(parameters, "classification"), region)
 
 
 def _from_contents(tensor: Any, datatype: str, shape: tuple[int, ...]) -> Array:
@@ -290,7 +290,7 @@ def write_answer(
     if final:
         head.parameters["triton_final_response"].bool_param = True
     pieces: list[Any] = [b""]
-    for each in query.outputs or [Wanted(name) for name in answer.outputs]:
+    for each in query.outputs or [WantedOutput(name) for name in answer.outputs]:
         array = answer.outputs[each.name]
         if each.classes:
             array = classes_of(array, each.classes, batched)

@@ -23,7 +23,7 @@ from hasten.serving.protocol.datatypes import (
     to_bytes,
 )
 from hasten.serving.protocol.errors import Kind, ProtocolError
-from hasten.serving.protocol.requests import Answer, Query, Wanted
+from hasten.serving.protocol.requests import Answer, Query, WantedOutput
 from hasten.serving.wire.checks import MOST_RANK, region_of, tensor_size, whole_number
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.json_numbers import numbers
@@ -190,13 +190,13 @@ def _two_ways(name: str) -> ProtocolError:
     )
 
 
-def _wanted(wanted: _Wanted, binary: bool) -> Wanted:
+def _wanted(wanted: _Wanted, binary: bool) -> WantedOutput:
     parameters = wanted.parameters
     if not parameters:
-        return Wanted(wanted.name, binary)
+        return WantedOutput(wanted.name, binary)
     region = region_of(wanted.name, parameters) if "shared_memory_region" in parameters else None
     said = _switch(parameters, "binary_data", binary)
-    return Wanted(wanted.name, said, whole_number(parameters, "classification"), region)
+    return WantedOutput(wanted.name, said, whole_number(parameters, "classification"), region)
 
 
 def _switch(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -322,7 +322,7 @@ def write_answer(
     Raises:
         ProtocolError: an output doesn't fit its region, has no classes, or can't be written as JSON.
     """
-    wanted = query.outputs or [Wanted(name, query.binary) for name in answer.outputs]
+    wanted = query.outputs or [WantedOutput(name, query.binary) for name in answer.outputs]
     outputs, tail = [], []
     for each in wanted:
         array = answer.outputs[each.name]

@@ -10,7 +10,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.serving.protocol.datatypes import datatype_of_array, to_bytes
-from hasten.serving.protocol.requests import Query, Wanted
+from hasten.serving.protocol.requests import Query, WantedOutput
 from hasten.serving.wire.json_numbers import numbers
 
 _ID = re.compile(rb'"id" ?: ?"([ !#-\[\]-~]{1,128})"')
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     offset: int
 
 
-class Plan:
+class RequestPlan:
     """What follows from a request's JSON but for its id and its tensors.
 
     Args:
@@ -132,7 +132,7 @@ class Plans:
     """The plans of one open model: of the JSON that its clients send again and again."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[bytes, int], Plan | None] = {}
+        self._kept: dict[tuple[bytes, int], RequestPlan | None] = {}
         """None for what can't be read so."""
         self._seen: set[tuple[bytes, int]] = set()
         """What came once: of some clients each request is another, with a deadline of its own."""
@@ -174,7 +174,7 @@ class Plans:
         place, id_ = _without_id(bytes(body[:header_bytes]))
         # Else the id is written in another way, or isn't the request's own.
         if id_ == query.id and self._again(place):
-            self._keep(place, Plan(query, size, rows, key))
+            self._keep(place, RequestPlan(query, size, rows, key))
 
     def _note_text(self, query: Query, body: Any, rows: int, key: Hashable) -> None:
         """Keep it where the one input's numbers are found, and would be in the next body."""
@@ -183,7 +183,7 @@ class Plans:
         place, id_, data = text
         if not self._again(place):
             return
-        plan = Plan(query, None, rows, key)
+        plan = RequestPlan(query, None, rows, key)
         again = plan.text_query(data, id_) if id_ == query.id else None
         (array,) = query.inputs.values()
         same = again is not None and all(
@@ -200,7 +200,7 @@ class Plans:
         self._seen.add(place)
         return False
 
-    def _keep(self, place: tuple[bytes, int], plan: Plan | None) -> None:
+    def _keep(self, place: tuple[bytes, int], plan: RequestPlan | None) -> None:
         if len(self._kept) >= _MOST:
             self._kept.clear()
         self._kept[place] = plan
@@ -245,7 +245,7 @@ def _without_id(header: bytes) -> tuple[tuple[bytes, int], str]:
     return (header[:begin] + header[end:], begin), found[1].decode()
 
 
-def _elsewhere(outputs: tuple[Wanted, ...]) -> bool:
+def _elsewhere(outputs: tuple[WantedOutput, ...]) -> bool:
     """Whether an output is written elsewhere, or its classes are asked for."""
     return any(each.region is not None or each.classes for each in outputs)
 

@@ -1,9 +1,8 @@
-"""Blocks that can be skipped, tokens that are merged, single weights, and normalization."""
+"""Blocks that can be skipped, tokens that are merged, and normalization."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,8 +20,7 @@ from hasten.lightening.pruning.blocks import candidates, hurts
 from hasten.lightening.pruning.importance import sensitivity
 from hasten.lightening.pruning.layers import answers
 from hasten.lightening.pruning.normalization import recalibrate
-from hasten.lightening.pruning.plan import Plan, apply
-from hasten.lightening.pruning.sparsity import sparsify
+from hasten.lightening.pruning.plan import PruningPlan, apply
 from hasten.lightening.pruning.tokens import fastest, merging
 
 
@@ -57,7 +55,7 @@ def test_equal_tokens_merge_without_a_trace() -> None:
 
 def test_merged_tokens_answer_alike_on_the_engines(tmp_path: Path) -> None:
     module, (x,) = made("transformer")
-    merged = apply(module, Plan(merged=16))
+    merged = apply(module, PruningPlan(merged=16))
     model = export(merged, {"x": x[0].numpy()}, tmp_path).settled_by({"x": x[0].numpy()})
     (wanted,) = answers(merged, (x[:1],))
     assert (wanted - answers(module, (x[:1],))[0]).abs().max() > 1e-4
@@ -98,36 +96,6 @@ def test_tokens_of_other_networks_are_refused() -> None:
         match=r"^tokens are merged in timm's VisionTransformer alone; this is a Sequential$",
     ):
         merging(module, 4)
-
-
-@pytest.mark.parametrize("within", ["network", "layer"])
-def test_pruned_weights_stay_zero_while_training_goes_on(
-    within: Literal["network", "layer"],
-) -> None:
-    module, sample = made("plain")
-    masks = sparsify(module, 0.75, within)
-    assert masks.zeros == pytest.approx(0.75, abs=0.01)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(2):
-        module(*sample)[0].square().sum().backward()
-        optimizer.step()
-        masks.apply_()
-    for name, kept in masks.kept.items():
-        weight = module.get_parameter(name)
-        assert not weight[~kept].any()
-        assert weight[kept].all()
-
-
-def test_the_smallest_weights_go() -> None:
-    module = nn.Linear(4, 1, bias=False)
-    with torch.no_grad():
-        module.weight.copy_(torch.tensor([[0.1, -3.0, 2.0, -0.2]]))
-    sparsify(module, 0.5)
-    assert module.weight.tolist() == [[0.0, -3.0, 2.0, 0.0]]
-    with pytest.raises(InputError, match="got 1"):
-        sparsify(module, 1.0)
-    with pytest.raises(InputError, match="nothing to set to zero"):
-        sparsify(nn.ReLU(), 0.5)
 
 
 def test_statistics_are_those_of_the_batches_and_modes_stay() -> None:

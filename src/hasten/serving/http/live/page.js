@@ -1,8 +1,3 @@
-"""The live page's script. What the server says becomes text nodes only, never markup."""
-
-from __future__ import annotations
-
-SCRIPT = r"""
 "use strict";
 const EVERY_MS = 1000, PATIENCE_MS = 5000, SECONDS = 60;
 const NONE = "\u2013";
@@ -392,4 +387,3 @@ function look() {
 document.addEventListener("visibilitychange", look);
 addEventListener("hashchange", look);
 look();
-"""
