@@ -78,3 +78,10 @@ class Pass(Value, ABC):
         and errors are a call's.
         """
         return self(model, calibration, workdir)
+
+    @abstractmethod
+    def words(self) -> str:
+        """Say for people what it makes of a model: "int8 (NNCF, accurate biases)".
+
+        Settings that set variants apart are named; those that are the same in all of them aren't.
+        """

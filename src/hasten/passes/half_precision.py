@@ -12,6 +12,7 @@ import onnx
 
 from hasten.core.model import Model
 from hasten.core.target import Target
+from hasten.core.words import in_float
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
@@ -69,6 +70,9 @@ class HalfPrecision(Pass):
                 raise CandidateError(
                     f"ONNX Runtime's float16 converter halved {name!r} all the same"
                 )
+
+    def words(self) -> str:
+        return f"f16 ({in_float(self.keep_float)})" if self.keep_float else "f16"
 
 
 def halved(proto: onnx.ModelProto, keep_float: Iterable[str]) -> onnx.ModelProto:

@@ -101,6 +101,10 @@ class Little(Pass):
         written = write_onnx(renamed, self.source(model), workdir / "little.onnx")
         return replace(written, inputs=inputs, outputs=outputs)
 
+    def words(self) -> str:
+        form = " (int8)" if self.quantized else ""
+        return f"small model {self.name}".rstrip() + form
+
 
 def _paired(own: Sequence[str], other: Sequence[str]) -> dict[str, str]:
     """Return for each of the original's names that of the little model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -20,6 +20,8 @@ _OLDEST = 10
 @dataclass(frozen=True)
 class Tensorrt(PlanEngine):
     """TensorRT, strongly typed: the graph says what is in int8, in half precision and in float32."""
+
+    library: ClassVar[str] = "TensorRT"
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -18,6 +18,8 @@ from hasten.errors import CandidateError
 @dataclass(frozen=True)
 class TensorrtRtx(PlanEngine):
     """TensorRT for RTX, strongly typed: the graph says what is in int8, in half precision and in float32."""
+
+    library: ClassVar[str] = "TensorRT for RTX"
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:

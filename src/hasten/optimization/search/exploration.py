@@ -236,7 +236,7 @@ class Exploration:
                 with contextlib.suppress(CandidateError, Skipped):  # the trial meets it again
                     self.trials.bench.transform(passes)
             done += 1
-            name = Single(passes, self.trials.baseline.engine).label.rpartition(" + ")[0]
+            name = Single(passes, self.trials.baseline.engine).made
             self._tell("transform", name, done, len(chains))
 
         self.trials.opened_baseline().worker.sleep()
