@@ -13,7 +13,7 @@ from hasten.bundle import read
 from hasten.core.target import Target
 from hasten.inputs.models.onnx import load
 from hasten.optimization.search.grid import grid
-from hasten.passes.little import Little, Student
+from hasten.passes.small_model import SmallModel, Student
 from hasten.report.evidence import gathered
 from hasten.report.rows import won
 
@@ -156,8 +156,8 @@ def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_
     assert again == result.ways[0]
 
 
-def test_a_little_model_in_int8_is_not_quantized_again(tmp_path: Path) -> None:
-    little = Little(small(tmp_path), (), "0", "small", quantized=True)
+def test_a_small_model_in_int8_is_not_quantized_again(tmp_path: Path) -> None:
+    little = SmallModel(small(tmp_path), (), "0", "small", quantized=True)
     model = load(big(tmp_path)).settled_by({"x": X[0]})
     proposals = [c for c in grid(model, Target.host(), littles=[little]) if little in c.passes]
     assert proposals

@@ -31,7 +31,7 @@ class Pass(Value, ABC):
     registry: ClassVar[Mapping[str, str]] = {
         "simplify": "hasten.passes.simplify:Simplify",
         "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
-        "little": "hasten.passes.little:Little",
+        "little": "hasten.passes.small_model:SmallModel",
         "float_layers": "hasten.passes.float_layers:FloatLayers",
         "fixed_point": "hasten.passes.fixed_point:FixedPoint",
         "hgq_training": "hasten.passes.hgq_training:HgqTraining",

@@ -72,7 +72,8 @@ class HalfPrecision(Pass):
                 )
 
     def words(self) -> str:
-        return f"f16 ({in_float(self.keep_float)})" if self.keep_float else "f16"
+        kept = in_float(self.keep_float)
+        return f"f16 weights ({kept})" if kept else "f16 weights"
 
 
 def halved(proto: onnx.ModelProto, keep_float: Iterable[str]) -> onnx.ModelProto:

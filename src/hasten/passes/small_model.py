@@ -1,0 +1,172 @@
+"""Another, smaller model of the same task, put in the original's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset
+from hasten.passes.base import Pass
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Student:
+    """A smaller model that is to be tried, as a caller hands it in.
+
+    Attributes:
+        name: Which one.
+        model: An ONNX path, or anything else that a model is read from.
+        quantized: Whether it is in int8 already, by explicit QDQ.
+        trained: How it came about, in words.
+    """
+
+    name: str
+    model: Any
+    quantized: bool = False
+    trained: str = ""
+
+
+@dataclass(frozen=True)
+class SmallModel(Pass):
+    """Answer by a smaller model that a person has beside the original: alone, or in a cascade.
+
+    What comes out is judged by the original's answers, as what any other pass makes.
+
+    Attributes:
+        path: Its ONNX file.
+        files: What belongs to it, in the same folder.
+        sha256: Of all of them.
+        name: Which one, where there are several.
+        quantized: Whether it is in int8 already, by explicit QDQ.
+    """
+
+    path: Path = field(metadata={"in label": False})
+    files: tuple[Path, ...] = field(metadata={"in label": False})
+    sha256: str = field(metadata={"in label": False})
+    name: str = ""
+    quantized: bool = False
+
+    @classmethod
+    def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        """Yield nothing: a person says which model."""
+        yield from ()
+
+    @classmethod
+    def of(cls, model: Model, original: Model, name: str = "", *, quantized: bool = False) -> Self:
+        """Check that a model can stand in the original's place.
+
+        Args:
+            model: It takes and gives as many tensors of the same types and sizes: under the same
+                names, or else in the same order.
+            original: With `request` settled.
+            name: Which one, where there are several.
+            quantized: Whether it is in int8 already.
+
+        Raises:
+            InputError: it takes or gives something else.
+        """
+        for what, own, other in (
+            ("takes", model.inputs, original.request),
+            ("gives", model.outputs, original.outputs),
+        ):
+            paired = _paired([spec.name for spec in own], [spec.name for spec in other])
+            by_name = {spec.name: spec for spec in own}
+            if len(own) != len(other) or not all(
+                _fits(by_name[paired[spec.name]], spec) for spec in other
+            ):
+                which = f"the small model {name}".rstrip()
+                raise InputError(
+                    f"{which} {what} {_listed(own)}; the original {what} {_listed(other)}"
+                )
+        return cls(model.path, model.files, model.sha256, name, quantized)
+
+    def source(self, original: Model) -> Model:
+        """Return its own file as a model; it calls what it takes and gives by names of its own."""
+        return replace(original, path=self.path, files=self.files)
+
+    def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
+        # Here, so that to know of this pass doesn't take onnx.
+        from hasten.passes.onnx_files import read_onnx, write_onnx
+
+        renamed, inputs, outputs = _renamed(read_onnx(self.source(model)), model)
+        written = write_onnx(renamed, self.source(model), workdir / "small.onnx")
+        return replace(written, inputs=inputs, outputs=outputs)
+
+    def words(self) -> str:
+        form = " (int8)" if self.quantized else ""
+        return f"small model {self.name}".rstrip() + form
+
+
+def _paired(own: Sequence[str], other: Sequence[str]) -> dict[str, str]:
+    """Return for each of the original's names that of the small model."""
+    if set(own) == set(other):
+        return {name: name for name in other}
+    return dict(zip(other, own, strict=False))
+
+
+def _fits(own: TensorSpec, other: TensorSpec) -> bool:
+    """Whether two tensors are of one type, and of one size where both say it."""
+    unknown = any(size == "..." for size in (*own.shape, *other.shape))
+    same = len(own.shape) == len(other.shape) and all(
+        isinstance(a, str) or isinstance(b, str) or a == b
+        for a, b in zip(own.shape, other.shape, strict=True)
+    )
+    return own.dtype == other.dtype and (unknown or same)
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(map(str, specs))
+
+
+def _renamed(
+    proto: onnx.ModelProto, original: Model
+) -> tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Call what it takes and gives as the original does; all else gets names that the original has not.
+
+    Returns:
+        The graph, and what it takes and gives, in the original's order: a size that it has settled
+        stays so.
+    """
+    from onnx import compose, helper
+
+    prefixed = compose.add_prefix(proto, "small/")
+    graph = prefixed.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    nodes, specs = list(graph.node), []
+    for values, wanted, given in (
+        ([v for v in graph.input if v.name not in constants], original.inputs, True),
+        (list(graph.output), original.outputs, False),
+    ):
+        by_name = {value.name.removeprefix("small/"): value for value in values}
+        paired = _paired(list(by_name), [spec.name for spec in wanted])
+        found = []
+        for spec in wanted:
+            value = by_name[paired[spec.name]]
+            ends = [spec.name], [value.name]
+            link = helper.make_node("Identity", *(ends if given else reversed(ends)))
+            nodes.insert(0 if given else len(nodes), link)
+            value.name = spec.name
+            dims = value.type.tensor_type.shape.dim
+            if len(dims) == len(spec.shape):
+                sizes = zip(dims, spec.shape, strict=True)
+                settled = (d.dim_value if d.HasField("dim_value") else size for d, size in sizes)
+                spec = replace(spec, shape=tuple(settled))
+            found.append(spec)
+        specs.append(tuple(found))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return prefixed, specs[0], specs[1]
+
+
+def small_model_of(passes: Sequence[Pass]) -> SmallModel | None:
+    """Return the small model among passes; None where there is none."""
+    return next((step for step in passes if isinstance(step, SmallModel)), None)
