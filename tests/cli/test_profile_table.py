@@ -34,7 +34,7 @@ def test_one_engine_and_its_steps_as_json(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     (record,) = json.loads(result.stdout)
     profile = from_record(Profile, record)
-    assert profile.label == "onnxruntime"
+    assert profile.label == "original, ONNX Runtime"
     assert ("pointwise", "skip", "relu2") in [layer.sources for layer in profile.layers]
 
 

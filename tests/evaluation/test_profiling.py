@@ -26,8 +26,8 @@ def covered(profile: Profile) -> list[str]:
 def test_a_model_is_profiled_on_both_engines_with_random_numbers(tmp_path: Path) -> None:
     profiles = hasten.profile(models.depthwise_cnn(tmp_path), requests=3)
     assert [(one.role, one.label, one.failed) for one in profiles] == [
-        ("model", "onnxruntime", ""),
-        ("model", "openvino", ""),
+        ("model", "original, ONNX Runtime", ""),
+        ("model", "original, OpenVINO", ""),
     ]
     for one in profiles:
         assert covered(one) == PRODUCTS
@@ -41,7 +41,11 @@ def test_an_engine_and_real_samples_may_be_asked_for(tmp_path: Path) -> None:
     (only,) = hasten.profile(
         models.depthwise_cnn(tmp_path), data=x, engines=["openvino"], threads=1, requests=2
     )
-    assert (only.label, only.requests, only.threads) == ("openvino", "samples of the data", 1)
+    assert (only.label, only.requests, only.threads) == (
+        "original, OpenVINO",
+        "samples of the data",
+        1,
+    )
     assert covered(only) == PRODUCTS
 
 
@@ -73,7 +77,7 @@ def test_of_a_bundle_the_winner_and_the_exact_model_are_profiled(tmp_path: Path)
 
 def test_a_bundle_whose_winner_is_the_exact_model_has_one_profile(exact_bundle: Path) -> None:
     (only,) = hasten.profile(str(exact_bundle), requests=2)
-    assert (only.role, only.label) == ("winner", "onnxruntime")
+    assert (only.role, only.label) == ("winner", "original, ONNX Runtime")
     assert [layer.sources for layer in only.layers] == [("logits",)]
 
 

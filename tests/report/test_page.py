@@ -66,7 +66,7 @@ def test_a_page_without_records_of_something_has_no_section_on_it(
     ]
     assert "How far from what this machine can do?" not in reading.rows("answers")
     assert reading.rows("trials")[:5] == [
-        *("What was tried", "candidate", "outcome", "onnxruntime", "the baseline"),
+        *("What was tried", "candidate", "outcome", "original, ONNX Runtime", "the baseline"),
     ]
 
 
@@ -241,9 +241,9 @@ def test_what_failed_says_why(page: bytes) -> None:
         "What failed or was skipped, and why",
         "candidate",
         "why",
-        "fix_shapes + openvino",
+        "fixed shapes, OpenVINO",
         "skipped: every size is settled already",
-        "dynamic_quantization + onnxruntime",
+        "dynamic int8 (ONNX Runtime, per channel), ONNX Runtime",
         "failed: ONNX Runtime has no ConvInteger for node conv1",
     ]
 

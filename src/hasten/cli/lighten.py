@@ -18,7 +18,7 @@ from hasten.cli.options import (
 )
 from hasten.core.invocation import typed
 
-_WAYS = ("students", "pruned", "scratch")
+_METHODS = ("students", "pruned", "scratch")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,12 +61,13 @@ _WAYS = ("students", "pruned", "scratch")
     "--confidence", type=Share(), default="95%", show_default=True, help="Of the certificate."
 )
 @click.option(
-    "--way",
-    "ways",
+    "--method",
+    "methods",
     multiple=True,
-    type=click.Choice(_WAYS),
-    help="Try this way only; may be repeated.",
+    type=click.Choice(_METHODS),
+    help="Try this method only; may be repeated.",
 )
+@click.option("--way", "ways", multiple=True, type=click.Choice(_METHODS), hidden=True)
 @click.option(
     "--students", type=int, default=1, show_default=True, help="How many other architectures."
 )
@@ -77,7 +78,7 @@ _WAYS = ("students", "pruned", "scratch")
     help="Choose among these, as shortlist names them; may be repeated.",
 )
 @click.option(
-    "--minutes", type=float, default=30.0, show_default=True, help="Each way trains so long."
+    "--minutes", type=float, default=30.0, show_default=True, help="Each method trains so long."
 )
 @click.option(
     "--epochs",
@@ -137,7 +138,7 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
                 data,
                 pipeline=pipeline,
                 budget_ms=1e3 * options.pop("budget_s"),
-                ways=options.pop("ways") or _WAYS,
+                ways=(*options.pop("methods"), *options.pop("ways")) or _METHODS,
                 engines=options.pop("engines") or ENGINES,
                 keep_exact=not options.pop("no_exact"),
                 listen=listen,

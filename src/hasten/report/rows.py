@@ -48,11 +48,11 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [line[:_P99] + line[_P99 + 1 :] for line in table]
 
 
-WAYS = ("way", "at its best", "p50", "faster")
+WAYS = ("method", "best form", "p50", "faster")
 
 
 def way_columns(ways: Sequence[Way], *, score: str = "accuracy") -> list[tuple[str, ...]]:
-    """Return the head and the rows of the table of ways, fastest first.
+    """Return the head and the rows of the table of methods, fastest first.
 
     Args:
         ways: As the result has them.
@@ -71,11 +71,11 @@ def _way(way: Way) -> tuple[str, ...]:
 
 
 def won(result: Result) -> str:
-    """Say which way won, at which latency, and whether another is as good; empty without ways."""
+    """Say which method won, at which latency, and whether another is as good; empty without any."""
     if not result.ways:
         return ""
     own = next((way for way in result.ways if way.name == result.way), None)
-    lines = [f"the way that won: {result.way}"]
+    lines = [f"the best method: {result.way}"]
     if result.budget_ns is not None:
         within = "within" if result.within_budget else "OVER"
         lines.append(

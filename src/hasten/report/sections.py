@@ -124,7 +124,7 @@ def figures(report: Report) -> Html:
 
 
 def ways(report: Report) -> Html:
-    """The ways to a lighter model, side by side at one latency."""
+    """The methods that made a lighter model, side by side at one latency."""
     result = report.result
     if not result.ways:
         return NONE
@@ -134,15 +134,15 @@ def ways(report: Report) -> Html:
     budget = "" if result.budget_ns is None else f" under {latency(result.budget_ns)}"
     return section(
         "ways",
-        "The ways to a lighter model",
+        "The methods for a lighter model",
         paragraph(f"{won(result)}."),
-        table("The ways, fastest first", head, shown),
+        table("The methods, fastest first", head, shown),
         paragraph(
-            f"Each way by its most accurate form{budget}, or where none is, its fastest; timed in the "
+            f"Each method by its most accurate form{budget}, or where none is, its fastest; timed in the "
             "same rounds as the figures above. The search split orients; only the sealed data certify.",
             class_="quiet",
         ),
-        table("How they came about", ("way", "training"), trained) if trained else NONE,
+        table("How they came about", ("method", "training"), trained) if trained else NONE,
     )
 
 
@@ -165,7 +165,7 @@ def trials(report: Report) -> Html:
     result, asked = report.result, report.result.asked
     if asked is None or not any(outcome.ratio for outcome in result.outcomes):
         tried = table("What was tried", ("candidate", "outcome"), _tried(result))
-        return section("trials", "What was tried", tried)
+        return section("trials", "What was tried", tried, _settings(report))
     caption = (
         f"From a few turns each, on {asked.searched:,} samples of the search split "
         f"({asked.noun}). These choose and don't certify: the fastest of many looks faster than it "
@@ -174,7 +174,22 @@ def trials(report: Report) -> Html:
     if any(outcome.rung is not None for outcome in result.outcomes):
         caption += " Numbers are rungs of the ladder that the sealed data tested."
     return section(
-        "trials", "Latency against accuracy", accuracy_plots.trials(result, asked).html(caption)
+        "trials",
+        "Latency against accuracy",
+        accuracy_plots.trials(result, asked).html(caption),
+        _settings(report),
+    )
+
+
+def _settings(report: Report) -> Html:
+    """Every setting behind the labels."""
+    outcomes = report.result.outcomes
+    if not outcomes or len(outcomes) != len(report.settings):
+        return NONE
+    pairs = zip(outcomes, report.settings, strict=True)
+    rows = [(name(outcome.label), name(tried.spelled())) for outcome, tried in pairs]
+    return details(
+        "Every setting", table("The candidates' settings", ("candidate", "settings"), rows)
     )
 
 
@@ -237,7 +252,7 @@ def profile(report: Report) -> Html:
         )
     caption = (
         "Of a cascade these are its fast model's steps: what it asks again isn't among them. "
-        if "cascade(" in report.result.winner.label
+        if report.cascade
         else ""
     ) + (
         "Conversions change precision or memory layout, movement copies: time that isn't arithmetic. "
