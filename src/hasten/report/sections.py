@@ -53,7 +53,7 @@ def _how_fast(result: Result) -> Html:
         f"{winner.speedup:.2f}x",
         paragraph(
             f"95% interval {low:.2f} to {high:.2f}, by the {winner.statistic}, against the default "
-            f"engine, {default.label}."
+            f"engine ({default.label})."
         ),
         paragraph(f"p50: {claimed(winner.p50)}, from {claimed(default.p50)}."),
         paragraph(
