@@ -85,5 +85,5 @@ def test_the_table_says_where_the_time_goes_and_what_was_fused() -> None:
 
 
 def test_what_failed_says_why() -> None:
-    failed = Profile("model", "null", 1, "random numbers", failed="the engine null has no profiler")
-    assert profile_table(failed, 5) == "model: null: failed: the engine null has no profiler"
+    failed = Profile("model", "null", 1, "random numbers", failed="null engine has no profiler")
+    assert profile_table(failed, 5) == "model: null: failed: null engine has no profiler"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from hasten.core.model import Format, Model
-from hasten.core.records import Value, type_name
+from hasten.core.records import Value
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.estimates import Estimate
@@ -238,7 +238,7 @@ class Engine(Value, ABC):
         Raises:
             CandidateError: the runtime failed, or it has no profiler.
         """
-        raise CandidateError(f"the engine {type_name(self)} has no profiler")
+        raise CandidateError(f"{self.words()} has no profiler")
 
     @abstractmethod
     def words(self) -> str:
