@@ -88,7 +88,7 @@ def test_an_operator_that_no_engine_has(tmp_path: Path) -> None:
     x = np.zeros((60, 4), np.float32) + np.arange(60, dtype=np.float32)[:, None]
     line = optimized(tmp_path, models.unknown_operator(tmp_path), saved(tmp_path, x=x))
     assert re.fullmatch(
-        r"no engine runs this model: onnxruntime: ONNX Runtime can't load the model: "
+        r"no engine runs this model: original, ONNX Runtime: ONNX Runtime can't load the model: "
         r".*the_culprit.*Frobnicate.*",
         line,
     )
@@ -165,7 +165,7 @@ def test_an_original_that_does_not_fit_in_memory(
     monkeypatch.setattr(Target, "host", lambda: small)
     line = optimized(tmp_path, models.linear_classifier(tmp_path), saved(tmp_path, x=good()))
     assert re.fullmatch(
-        r"no engine runs this model: onnxruntime: ran out of memory: it held \d+ MiB of the 1 MiB "
+        r"no engine runs this model: original, ONNX Runtime: ran out of memory: it held \d+ MiB of the 1 MiB "
         r"that a trial may take, killed",
         line,
     )

@@ -92,7 +92,7 @@ def test_bench_prints_both_and_says_what_was_asked(
     result = run("bench", exact_bundle, "--against", model, "--data", fresh(tmp_path), "--json")
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
-    assert record["against"]["label"] == f"{model}, onnxruntime"
+    assert record["against"]["label"] == f"{model}, ONNX Runtime"
     assert record["requests"] == "samples of the data"
     assert record["bundle"]["ratio"]["low"] <= record["bundle"]["ratio"]["estimate"]
 
@@ -150,7 +150,7 @@ def test_inspect_says_what_is_inside(exact_bundle: Path) -> None:
     result = run("inspect", exact_bundle)
     assert result.exit_code == 0, result.output
     lines = dict(line.split(":", 1) for line in result.output.splitlines())
-    assert lines["model"].strip() == "onnxruntime"
+    assert lines["model"].strip() == "original, ONNX Runtime"
     assert lines["inputs"].strip() == "x: float32[batch, 16]"
     assert lines["status"].strip().startswith("exact: ")
     assert json.loads(run("inspect", exact_bundle, "--json").stdout)["status"] == "exact"

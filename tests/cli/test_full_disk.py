@@ -64,4 +64,4 @@ def test_a_disk_full_in_a_candidates_process_stops_the_run_to_be_resumed(place: 
     assert first == "b.hasten.work\n"  # no bundle, half or whole
     assert "exit code" not in resumed
     assert resumed.endswith("b.hasten\n")
-    assert "openvino: failed" not in done.stderr
+    assert "original, OpenVINO: failed" not in done.stderr

@@ -34,7 +34,7 @@ def test_one_engine_and_its_steps_as_json(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     (record,) = json.loads(result.stdout)
     profile = from_record(Profile, record)
-    assert profile.label == "onnxruntime"
+    assert profile.label == "original, ONNX Runtime"
     assert ("pointwise", "skip", "relu2") in [layer.sources for layer in profile.layers]
 
 
@@ -85,5 +85,5 @@ def test_the_table_says_where_the_time_goes_and_what_was_fused() -> None:
 
 
 def test_what_failed_says_why() -> None:
-    failed = Profile("model", "null", 1, "random numbers", failed="the engine null has no profiler")
-    assert profile_table(failed, 5) == "model: null: failed: the engine null has no profiler"
+    failed = Profile("model", "null", 1, "random numbers", failed="null engine has no profiler")
+    assert profile_table(failed, 5) == "model: null: failed: null engine has no profiler"

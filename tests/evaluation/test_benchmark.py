@@ -29,7 +29,10 @@ def quick() -> Iterator[None]:
 def test_the_rival_is_the_exact_model_by_default(exact_bundle: Path) -> None:
     result = hasten.bench(exact_bundle, rounds=4)
     assert result.requests == "4 kept in the bundle"
-    assert (result.against.label, result.bundle.label) == ("onnxruntime", "onnxruntime")
+    assert (result.against.label, result.bundle.label) == (
+        "original, ONNX Runtime",
+        "original, ONNX Runtime",
+    )
     assert 0.5 < result.speedup < 2
     assert result.threads == 1
 
@@ -39,7 +42,7 @@ def test_the_rival_may_be_an_onnx_file(exact_bundle: Path, tmp_path: Path) -> No
     x = np.ones((5, 16), np.float32)
     result = hasten.bench(exact_bundle, against=model, data=x, rounds=4)
     assert result.requests == "samples of the data"
-    assert result.against.label == f"{model}, onnxruntime"
+    assert result.against.label == f"{model}, ONNX Runtime"
     assert result.against.size_bytes == model.stat().st_size
 
 

@@ -28,8 +28,8 @@ def covered(profile: Profile) -> list[str]:
 def test_a_model_is_profiled_on_both_engines_with_random_numbers(tmp_path: Path) -> None:
     profiles = hasten.profile(depthwise_cnn(tmp_path), requests=3)
     assert [(one.role, one.label, one.failed) for one in profiles] == [
-        ("model", "onnxruntime", ""),
-        ("model", "openvino", ""),
+        ("model", "original, ONNX Runtime", ""),
+        ("model", "original, OpenVINO", ""),
     ]
     for one in profiles:
         assert covered(one) == PRODUCTS
@@ -43,7 +43,11 @@ def test_an_engine_and_real_samples_may_be_asked_for(tmp_path: Path) -> None:
     (only,) = hasten.profile(
         depthwise_cnn(tmp_path), data=x, engines=["openvino"], threads=1, requests=2
     )
-    assert (only.label, only.requests, only.threads) == ("openvino", "samples of the data", 1)
+    assert (only.label, only.requests, only.threads) == (
+        "original, OpenVINO",
+        "samples of the data",
+        1,
+    )
     assert covered(only) == PRODUCTS
 
 
@@ -75,7 +79,7 @@ def test_of_a_bundle_the_winner_and_the_exact_model_are_profiled(tmp_path: Path)
 
 def test_a_bundle_whose_winner_is_the_exact_model_has_one_profile(exact_bundle: Path) -> None:
     (only,) = hasten.profile(str(exact_bundle), requests=2)
-    assert (only.role, only.label) == ("winner", "onnxruntime")
+    assert (only.role, only.label) == ("winner", "original, ONNX Runtime")
     assert [layer.sources for layer in only.layers] == [("logits",)]
 
 
@@ -90,7 +94,7 @@ def test_a_bundle_takes_no_engine(exact_bundle: Path) -> None:
 def test_an_engine_that_fails_leaves_the_others(tmp_path: Path) -> None:
     engines = ["null", "onnxruntime"]
     one, other = hasten.profile(models.linear_classifier(tmp_path), engines=engines, requests=1)
-    assert (one.failed, one.layers) == ("the engine null has no profiler", ())
+    assert (one.failed, one.layers) == ("null engine has no profiler", ())
     assert other.layers
 
 
@@ -98,8 +102,8 @@ def test_engines_that_all_fail_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(hasten.CandidateError) as caught:
         hasten.profile(models.unknown_operator(tmp_path), engines=["onnxruntime", "null"])
     said = str(caught.value)
-    assert said.startswith("onnxruntime: ONNX Runtime can't load the model: ")
-    assert said.endswith("; null: the engine null has no profiler")
+    assert said.startswith("original, ONNX Runtime: ONNX Runtime can't load the model: ")
+    assert said.endswith("; null engine: null engine has no profiler")
 
 
 def test_sizes_that_only_data_can_tell_are_asked_for(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from hasten.bundle import read, requirements
 from hasten.engines.installed import tried_on
 from hasten.evaluation.doctor import examine
 from hasten.passes.base import Pass
-from hasten.report.publication import report as publish
+from hasten.reporting.publication import report as publish
 
 TEXT = """
 <ir_version: 8, opset_import: ["": 17]>

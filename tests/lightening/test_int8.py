@@ -86,7 +86,7 @@ def test_a_model_that_only_int8_brings_within_the_budget_is_itself_trained_for_i
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantized = Prospect(
-        *("static_quantization + onnxruntime", "int8", 1e5, 1e5, 1e5, 1000),
+        *("int8 (ONNX Runtime, per channel, minmax), ONNX Runtime", "int8", 1e5, 1e5, 1e5, 1000),
         OnnxRuntime(),
         (StaticQuantization(),),
     )

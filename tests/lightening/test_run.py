@@ -116,11 +116,11 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     assert "pruned" in names
     assert any(name.startswith("lcnet") and "labels alone" in name for name in names)
     assert result.budget_ns == pytest.approx(1e6 * limit_ms)
-    assert won(result).startswith("the method that won: ")
+    assert won(result).startswith("the best method: ")
     assert all(way.trained for way in result.methods if way.name != "as it is")
     assert any(note.startswith("the model itself takes ") for note in result.notes)
     assert not (tmp_path / "b.hasten.training").exists()
-    assert read(tmp_path / "b.hasten").winner.label.startswith("little(")
+    assert read(tmp_path / "b.hasten").winner.label.startswith("small model ")
     with hasten.load(tmp_path / "b.hasten") as fast:
         found = np.concatenate([fast(judged[0][i : i + 1])["output"] for i in range(100)])
     exact = module(torch.from_numpy(judged[0][:100])).argmax(1).numpy()

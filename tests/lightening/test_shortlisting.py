@@ -169,12 +169,13 @@ def test_what_to_measure_next_follows_from_what_was_measured() -> None:
 
 
 def test_a_way_far_behind_on_all_networks_is_not_tried_again() -> None:
-    def prospect(best: str, **others: float) -> Prospect:
+    def prospect(best: str, others: dict[str, float]) -> Prospect:
         return Prospect(best, "f32", 1.0, 1.0, 1.0, 1, Null(), (), others=others)
 
-    first = prospect("onnxruntime", openvino=2.0, litert=1.1)
-    second = prospect("onnxruntime(threads=1)", openvino=3.0, litert=4.0)
-    assert slow_kinds([first, second, None]) == {"openvino"}
+    best = "original, ONNX Runtime"
+    first = prospect(best, {"int8 (NNCF), OpenVINO": 2.0, "original, LiteRT": 1.1})
+    second = prospect(best, {"int8 (NNCF, zero points), OpenVINO": 3.0, "original, LiteRT": 4.0})
+    assert slow_kinds([first, second, None]) == {"int8, OpenVINO"}
 
 
 def test_the_command_prints_a_table_and_json(cache: Path) -> None:

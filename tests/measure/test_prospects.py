@@ -47,7 +47,7 @@ def test_every_network_gets_its_best_way_with_an_interval(tmp_path: Path, target
     )
     assert list(found) == ["linear", "slow"]
     for one in found.values():
-        assert one.label == "onnxruntime"
+        assert one.label == "original, ONNX Runtime"
         assert one.precision == "f32"
         assert one.engine == OnnxRuntime()
         assert 0 < one.low_ns <= one.latency_ns <= one.high_ns
@@ -91,7 +91,7 @@ def test_the_faster_of_two_engines_is_named_and_the_other_one_remembered(
     (one,) = fastest(
         subject, target, tmp_path / "work", engines=(RIVAL, "onnxruntime"), int8=False
     ).values()
-    assert one.label == "onnxruntime"
+    assert one.label == "original, ONNX Runtime"
     assert [ns > BUSY_NS for ns in one.others.values()] == [True]
 
 
@@ -113,11 +113,13 @@ def test_int8_is_tried_and_told_with_its_usual_settings(tmp_path: Path, target: 
 def test_openvino_has_its_own_int8_and_onnx_runtime_its_own(tmp_path: Path, target: Target) -> None:
     model = settled(models.small_cnn, tmp_path, 3, 32, 32)
     labels = [way.label for way in ways(model, target, ("onnxruntime", "openvino"))]
-    assert labels[:2] == ["onnxruntime", "openvino"]
-    quantized = [label.partition("(")[0].split(" ")[0] for label in labels[2:]]
-    assert quantized == ["nncf_quantization", "static_quantization"]
-    assert labels[2].endswith("+ openvino")
-    assert labels[3].endswith("+ onnxruntime")
+    assert labels[:2] == ["original, ONNX Runtime", "original, OpenVINO"]
+    assert [label.partition(",")[0].rstrip(")") for label in labels[2:]] == [
+        "int8 (NNCF",
+        "int8 (ONNX Runtime",
+    ]
+    assert labels[2].endswith(", OpenVINO")
+    assert labels[3].endswith(", ONNX Runtime")
 
 
 def test_an_engine_that_cannot_run_a_network_is_left_out_with_its_reason(
@@ -129,7 +131,7 @@ def test_an_engine_that_cannot_run_a_network_is_left_out_with_its_reason(
     found = fastest(
         subject, target, tmp_path / "work", engines=("litert", "onnxruntime"), int8=False
     )
-    assert found["slow"].label == "onnxruntime"
+    assert found["slow"].label == "original, ONNX Runtime"
     assert list(found["slow"].left_out) == ["litert"]
     assert "Loop" in found["slow"].left_out["litert"]
 

@@ -47,8 +47,8 @@ def test_an_engine_without_a_profiler_says_so(desk: Desk, spool: Spool, engine: 
     artifact = desk.open(engine).artifact
     with pytest.raises(CandidateError) as caught:
         desk.bench.profile(engine, artifact, spool)
-    name = "null" if engine == Null() else "reference"
-    assert str(caught.value) == f"the engine {name} has no profiler"
+    name = "null engine" if engine == Null() else "ONNX reference"
+    assert str(caught.value) == f"{name} has no profiler"
 
 
 def test_a_profile_that_takes_too_long_is_ended_and_leaves_nothing(

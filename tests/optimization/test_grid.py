@@ -17,8 +17,8 @@ from hasten.optimization.grid import grid, neighbours, variations
 from hasten.passes.base import Pass, Selective
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
-from hasten.passes.little import Little, little_of
 from hasten.passes.simplify import Simplify
+from hasten.passes.small_model import SmallModel, small_model_of
 
 
 @pytest.fixture
@@ -148,10 +148,10 @@ def test_variations_are_the_other_variants_on_the_two_engines_that_did_best(
     assert variations([proposals[0]], desk.model, host) == []
 
 
-def test_a_little_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_the_original(
+def test_a_small_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_the_original(
     desk: Desk, host: Target
 ) -> None:
-    little = Little(desk.model.path, (), "0")
+    little = SmallModel(desk.model.path, (), "0")
     proposals = grid(desk.model, host, small_models=[little])
     beside = [c for c in proposals if little in c.passes]
     assert {type(c.engine) for c in beside if c.passes == (little,)} == {
@@ -167,11 +167,11 @@ def test_a_little_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_
     assert not set(varied) & set(proposals)
 
 
-def test_of_many_little_models_the_two_fastest_are_varied(desk: Desk, host: Target) -> None:
-    littles = [Little(desk.model.path, (), "0", name) for name in ("a", "b", "c")]
+def test_of_many_small_models_the_two_fastest_are_varied(desk: Desk, host: Target) -> None:
+    littles = [SmallModel(desk.model.path, (), "0", name) for name in ("a", "b", "c")]
     proposals = grid(desk.model, host, small_models=littles)
     by_speed = sorted(proposals, key=lambda c: (not c.passes, c.passes[:1] != (littles[1],)))
     varied = variations(by_speed, desk.model, host)
-    named = {step.name for c in varied for step in c.passes if isinstance(step, Little)}
+    named = {step.name for c in varied for step in c.passes if isinstance(step, SmallModel)}
     assert "b" in named
-    assert len({little_of(c.passes) for c in varied}) == 2
+    assert len({small_model_of(c.passes) for c in varied}) == 2

@@ -38,8 +38,8 @@ def test_litert_is_searched_certified_bundled_and_loaded(
             engines=("litert",),
         )
     tried = {name.partition("(")[0]: why for name, why in result.tried.items()}
-    assert not tried["litert"].startswith("failed")
-    assert not tried["litert_quantization + litert"].startswith("failed")
+    assert not tried["original, LiteRT"].startswith("failed")
+    assert not tried["int8 (AI Edge Quantizer), LiteRT"].startswith("failed")
     assert not any("static" in name or "dynamic" in name for name in tried)
     assert result.status == "certified", result.why
     winner = read(tmp_path / "b.hasten").winner

@@ -20,9 +20,9 @@ from hasten.measure.under_load import Generator
 from hasten.optimization.measured import loads
 from hasten.optimization.measured.limits import intended
 from hasten.passes.float_layers import FloatLayers
-from hasten.passes.little import Little
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.simplify import Simplify
+from hasten.passes.small_model import SmallModel
 from hasten.reporting.result import Result
 from hasten.testing import models
 
@@ -166,7 +166,7 @@ def test_a_scenario_that_fails_costs_no_bundle(
 
 LAYERS = tuple(LayerWork(name, "Conv", operations=1) for name in "ab")
 INT8 = (NncfQuantization(),)
-LITTLE = Little(Path("little.onnx"), (), "0")
+LITTLE = SmallModel(Path("little.onnx"), (), "0")
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ ROUNDS = {
 }
 ROLES = {"default engine": "baseline again", "fastest exact": "e", "winner": "w"}
 LABELS = {
-    "default engine": "onnxruntime",
-    "fastest exact": "simplify + openvino",
-    "winner": "nncf_quantization(preset=performance, keep_float=3 nodes, samples=300) + openvino",
+    "default engine": "original, ONNX Runtime",
+    "fastest exact": "simplified, OpenVINO",
+    "winner": "int8 (NNCF, accurate biases), 3 layers in float, OpenVINO",
 }
 
 
@@ -85,17 +85,17 @@ def outcome(
 
 
 OUTCOMES = (
-    Outcome("onnxruntime", "baseline", "the baseline"),
-    outcome("openvino", "exact", 0.95),
-    outcome("simplify + openvino", "exact", 0.93),
-    outcome("fix_shapes + onnxruntime", "not judged", 1.04),
-    outcome("openvino(precision=bf16)", "judged", 0.61, 5, rung=0),
+    Outcome("original, ONNX Runtime", "baseline", "the baseline"),
+    outcome("original, OpenVINO", "exact", 0.95),
+    outcome("simplified, OpenVINO", "exact", 0.93),
+    outcome("fixed shapes, ONNX Runtime", "not judged", 1.04),
+    outcome("bf16, OpenVINO", "judged", 0.61, 5, rung=0),
     outcome(LABELS["winner"], "judged", 0.42, 8, rung=1),
-    outcome("nncf_quantization + openvino", "judged", 0.38, 13, rung=2),
-    outcome("static_quantization + onnxruntime", "left early", 0.45, 60),
-    Outcome("fix_shapes + openvino", "skipped", "skipped: every size is settled already"),
+    outcome("int8 (NNCF), OpenVINO", "judged", 0.38, 13, rung=2),
+    outcome("int8 (ONNX Runtime, per channel, minmax), ONNX Runtime", "left early", 0.45, 60),
+    Outcome("fixed shapes, OpenVINO", "skipped", "skipped: every size is settled already"),
     Outcome(
-        "dynamic_quantization + onnxruntime",
+        "dynamic int8 (ONNX Runtime, per channel), ONNX Runtime",
         "failed",
         "failed: ONNX Runtime has no ConvInteger for node conv1",
     ),
@@ -143,9 +143,9 @@ def the_report() -> Report:
         seconds=218.4,
         outcomes=OUTCOMES,
         ladder=(
-            Rung("openvino(precision=bf16)", judgement(5, 4)),
+            Rung("bf16, OpenVINO", judgement(5, 4)),
             Rung(LABELS["winner"], passed),
-            Rung("nncf_quantization + openvino", failed),
+            Rung("int8 (NNCF), OpenVINO", failed),
         ),
         asked=Asked(
             Invocation(WORDS),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.support.pages import Reading
 
-from hasten.reporting.evidence import Report
+from hasten.reporting.evidence import Report, Tried
 from hasten.reporting.page import POLICY, render
 from hasten.reporting.result import Outcome, Row, Rung
 from hasten.reporting.style import DARK, LIGHT
@@ -35,7 +35,7 @@ def test_the_three_questions_come_first_in_their_order(page: bytes) -> None:
     assert reading.rows("answers") == [
         "How much faster?",
         "2.35x",
-        "95% interval 2.31 to 2.39, by the p50, against the default engine, onnxruntime.",
+        "95% interval 2.31 to 2.39, by the p50, against the default engine (original, ONNX Runtime).",
         "p50: 2.35 ms (2.33 to 2.38), from 5.54 ms (5.46 to 5.62).",
         "The same model against itself came within 2.1%: no smaller difference is called a speed-up.",
         "How sure are we that it is as accurate?",
@@ -66,7 +66,7 @@ def test_a_page_without_records_of_something_has_no_section_on_it(
     ]
     assert "How far from what this machine can do?" not in reading.rows("answers")
     assert reading.rows("trials")[:5] == [
-        *("What was tried", "candidate", "outcome", "onnxruntime", "the baseline"),
+        *("What was tried", "candidate", "outcome", "original, ONNX Runtime", "the baseline"),
     ]
 
 
@@ -241,9 +241,9 @@ def test_what_failed_says_why(page: bytes) -> None:
         "What failed or was skipped, and why",
         "candidate",
         "why",
-        "fix_shapes + openvino",
+        "fixed shapes, OpenVINO",
         "skipped: every size is settled already",
-        "dynamic_quantization + onnxruntime",
+        "dynamic int8 (ONNX Runtime, per channel), ONNX Runtime",
         "failed: ONNX Runtime has no ConvInteger for node conv1",
     ]
 
@@ -285,3 +285,26 @@ def test_many_candidates_make_no_large_page(
     many: tuple[Outcome, ...] = report.result.outcomes * 10
     assert len(page) < 300_000
     assert len(render(with_result(outcomes=many))) < 600_000
+
+
+def test_every_setting_of_a_candidate_is_shown_on_request_and_no_folder(report: Report) -> None:
+    tried = tuple(
+        Tried(
+            ({"type": "little", "path": "/home/me/a.onnx", "files": ["/home/me/b"], "name": ""},),
+            {"type": "cascade", "fast": {"type": "openvino", "precision": "bf16"}, "rank": number},
+        )
+        for number in range(len(report.result.outcomes))
+    )
+    lines = read(dataclasses.replace(report, settings=tried)).rows("trials")
+    at = lines.index("Every setting")
+    assert lines[at + 1 : at + 5] == [
+        "candidate",
+        "settings",
+        "original, ONNX Runtime",
+        "little(path=a.onnx, files=1 items, name=) + cascade(fast=openvino(precision=bf16), rank=0)",
+    ]
+
+
+def test_settings_that_are_not_of_these_candidates_are_not_shown(report: Report) -> None:
+    page = render(dataclasses.replace(report, settings=(Tried((), {"type": "null"}),)))
+    assert b"Every setting" not in page

@@ -14,7 +14,7 @@ import pytest
 
 from hasten.core.tensors import Array, Tensors
 from hasten.serving.models.batching import Batching, ServerTask, Timing
-from hasten.serving.models.company import Company
+from hasten.serving.models.clients import Clients
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import Scheduler
 from hasten.serving.models.statistics import Statistics
@@ -49,14 +49,14 @@ Model = Callable[[Tensors], dict[str, Array]]
 
 
 def batching(
-    model: Model, span_ns: float = MS, sessions: int = 1, company: Company | None = None
+    model: Model, span_ns: float = MS, sessions: int = 1, clients: Clients | None = None
 ) -> Batching:
     """A queue of a model whose batches are said to take the same whatever their size."""
     latencies = Latencies(dict.fromkeys(SIZES, span_ns), SIZES)
     scheduler: Scheduler[Any] = Scheduler(latencies, 10e9, sessions)
-    company = company or Company()
+    clients = clients or Clients()
     loop = asyncio.get_running_loop()
-    return Batching([model] * sessions, scheduler, Statistics(), loop, company)
+    return Batching([model] * sessions, scheduler, Statistics(), loop, clients)
 
 
 def until_told(model: Model) -> tuple[Model, threading.Event, threading.Event]:
@@ -234,12 +234,12 @@ def test_who_is_alone_is_answered_on_the_loops_thread(
         return same(inputs)
 
     async def work() -> Any:
-        company = Company()
+        clients = Clients()
         now_ns = time.perf_counter_ns()
-        company.heard(heard[0], now_ns - 1_000_000_000)
+        clients.heard(heard[0], now_ns - 1_000_000_000)
         for source in heard[1:]:
-            company.heard(source, now_ns)
-        queue = batching(model, span_ns, company=company)
+            clients.heard(source, now_ns)
+        queue = batching(model, span_ns, clients=clients)
         item = Asked(3, left_ns)
         item.source = 7
         await submitted(queue, item)
@@ -259,9 +259,9 @@ def test_an_answer_that_comes_after_its_deadline_is_none() -> None:
         return same(inputs)
 
     async def work() -> Any:
-        company = Company()
-        company.heard(7, time.perf_counter_ns() - 1_000_000_000)
-        queue = batching(model, company=company)
+        clients = Clients()
+        clients.heard(7, time.perf_counter_ns() - 1_000_000_000)
+        queue = batching(model, clients=clients)
         item = Asked(3, 20 * MS)
         item.source = 7
         await submitted(queue, item)
@@ -286,9 +286,9 @@ def test_two_requests_of_who_is_alone_arent_run_on_the_loops_thread() -> None:
         return same(inputs)
 
     async def work() -> None:
-        company = Company()
-        company.heard(7, time.perf_counter_ns() - 1_000_000_000)
-        queue = batching(model, company=company)
+        clients = Clients()
+        clients.heard(7, time.perf_counter_ns() - 1_000_000_000)
+        queue = batching(model, clients=clients)
         items = [Asked(number, 1e9) for number in range(6)]
         for item in items:
             item.source = 7

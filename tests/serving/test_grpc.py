@@ -26,7 +26,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.serving.grpc.calls import Inference
 from hasten.serving.grpc.service import GrpcServer
-from hasten.serving.models.company import Company
+from hasten.serving.models.clients import Clients
 from hasten.serving.models.repository import Repository
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.messages import METHODS, SERVICE, message
@@ -642,7 +642,7 @@ class Captured:
 
 def state_of(model: Captured) -> Any:
     return SimpleNamespace(
-        repository=SimpleNamespace(find=lambda *_: model, company=Company()),
+        repository=SimpleNamespace(find=lambda *_: model, clients=Clients()),
         memory=None,
         limits=Limits(),
         draining=False,

@@ -17,6 +17,7 @@ import numpy as np
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
+from hasten.core.words import listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.null import Null
 from hasten.errors import CandidateError
@@ -87,6 +88,15 @@ class Faulty(Engine):
             strike(self.fault)
         with self.inner.open(artifact, target) as session:
             yield FaultySession(self, session)
+
+    def words(self) -> str:
+        """Say what answers, and every fault."""
+        return listed(
+            self.inner.words(),
+            "" if self.fault == "none" else f"fault {self.fault} at run {self.on_run}",
+            f"{self.busy_ns} ns busy" if self.busy_ns else "",
+            f"a stall every {self.stall_every}" if self.stall_every else "",
+        )
 
 
 class FaultySession(Session):

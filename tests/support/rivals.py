@@ -12,6 +12,7 @@ from typing import Self
 from tests.support.faults import Fault, Faulty
 
 from hasten.core.target import Target
+from hasten.core.words import listed
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 
 BUSY_NS = 1_000_000
@@ -42,6 +43,10 @@ class Rival(Faulty):
     def rivals(cls) -> Iterator[Self]:
         """Yield one that is right and quick."""
         yield cls(OnnxRuntime(), lossy=True)
+
+    def words(self) -> str:
+        """Say too whether it is judged."""
+        return listed(super().words(), "judged" if self.lossy else "")
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def summary(result: Result, began: float) -> str:
         "",
         table(result.rows),
         "",
-        f"{result.winner.speedup:.2f}x faster than {result.rows[0].label} "
+        f"{result.winner.speedup:.2f}x faster than the default engine ({result.rows[0].label}) "
         f"{_OBJECTIVES[result.winner.statistic]}; {result.threads} thread{'s' if result.threads > 1 else ''}, "
         f"batch 1; the same model against itself: within {100 * result.spread:.1f}%",
         f"{result.status}: {result.why}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from hasten.core.model import Format, Model
-from hasten.core.records import Value, type_name
+from hasten.core.records import Value
 from hasten.core.registry import Registry
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
@@ -309,4 +309,21 @@ class Engine(Value, ABC):
         Raises:
             CandidateError: the runtime failed, or it has no profiler.
         """
-        raise CandidateError(f"the engine {type_name(self)} has no profiler")
+        raise CandidateError(f"{self.words()} has no profiler")
+
+    @abstractmethod
+    def words(self) -> str:
+        """Name the runtime for people, with the settings that set it apart: "bf16, OpenVINO, 1 thread".
+
+        A precision that is lower than the model's comes first. Two variants never have the same words.
+        """
+
+    def label(self, made: str) -> str:
+        """Name a model on this engine for people: "int8 (NNCF), OpenVINO".
+
+        Args:
+            made: What passes made of the original, in words; "" where none did.
+        """
+        if made:
+            return f"{made}, {self.words()}"
+        return f"original, {self.words()}" if self.exact else self.words()

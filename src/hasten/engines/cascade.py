@@ -119,6 +119,13 @@ class Cascade(Engine):
         """Profile the fast model alone: what every request takes. See `Engine.profile`."""
         return self.fast.profile(_parts(artifact)[0], target, requests)
 
+    def words(self) -> str:
+        return f"{self.fast.words()}, then {self.careful.words()} below a margin of {self.threshold:.6g}"
+
+    def label(self, made: str) -> str:
+        """Say which model is asked first."""
+        return f"{made or 'original'} first, then the original ({self.words()})"
+
 
 def _parts(artifact: Artifact) -> tuple[Artifact, Artifact]:
     """Return the two artifacts that a cascade's consists of.

@@ -51,6 +51,9 @@ class Null(Engine):
         """Load nothing."""
         yield NullSession(artifact)
 
+    def words(self) -> str:
+        return "null engine"
+
 
 class NullSession(Session):
     """Zeros of the output specs; open dimensions are those of the inputs, by name, or 1."""

@@ -60,6 +60,9 @@ class PythonFunction(Engine):
         finally:
             _bind(allowed)
 
+    def words(self) -> str:
+        return f"Python function {self.function}"
+
 
 def _bind(cpus: Iterable[int]) -> None:
     """Let every thread of this process run on these processors only.

@@ -136,6 +136,9 @@ class Qnn(Engine):
                 raise CandidateError(_left_over(path, target)) from error
             raise failed("QNN can't load the model", error, path) from error
 
+    def words(self) -> str:
+        return "f16, QNN"
+
 
 def _options(target: Target, entries: Mapping[str, str]) -> Any:
     """Return a session's options for the HTP of a target."""

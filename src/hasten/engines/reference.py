@@ -81,6 +81,9 @@ class Reference(Engine):
         except Exception as error:
             raise failed("the reference engine can't load the model", error, path) from error
 
+    def words(self) -> str:
+        return "ONNX reference"
+
 
 class ReferenceSession(Session):
     """One evaluator. It runs in the calling thread."""

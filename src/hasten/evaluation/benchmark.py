@@ -161,7 +161,7 @@ def _against(
     engine = OnnxRuntime()
     (place / "rival").mkdir()
     artifact = engine.build(model, Target.host(), place / "rival")
-    return _Rival(f"{text}, onnxruntime", engine, artifact)
+    return _Rival(f"{text}, {engine.words()}", engine, artifact)
 
 
 def _raced(

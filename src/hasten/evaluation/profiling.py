@@ -13,7 +13,6 @@ import numpy as np
 
 from hasten.bundle import artifact_of, engine_of, kept_requests, read
 from hasten.core.model import Model
-from hasten.core.records import type_name
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.installed import engine_kinds
@@ -121,7 +120,7 @@ def profile(
             source, (dataset, said) = _read(model, data, seed, pipeline, custom_ops, place)
             bench = _bench(place, target, source.path)
             subjects = [
-                _Subject("model", type_name(engine), engine, source)
+                _Subject("model", engine.label(""), engine, source)
                 for engine in (next(kind.variants(target)) for kind in _kinds(engines))
             ]
         samples = write_spool(dataset, place / "requests")

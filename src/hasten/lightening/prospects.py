@@ -39,7 +39,7 @@ class Prospect:
     """How fast a network will be, on the best of the ways tried.
 
     Attributes:
-        label: The way, for people: "nncf_quantization(preset=performance) + openvino".
+        label: Its best form, for people: "int8 (NNCF), OpenVINO".
         precision: "int8", or the engine's: "f32".
         latency_ns: Median of the rounds' medians.
         low_ns: The fastest round's median.

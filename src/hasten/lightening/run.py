@@ -28,7 +28,7 @@ from hasten.measure.environment import versions
 from hasten.optimization.optimize import optimize
 from hasten.optimization.order import Options, order_of
 from hasten.optimization.workspace import begun, check_same_run, claimed_folder
-from hasten.passes.little import Student
+from hasten.passes.small_model import Student
 from hasten.reporting.result import Result
 
 Kind = Literal["students", "pruned", "scratch"]

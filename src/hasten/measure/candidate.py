@@ -13,7 +13,7 @@ from hasten.passes.base import Pass
 
 
 def label(value: Value) -> str:
-    """Name a value for people: its type, and the settings that differ from their defaults.
+    """Spell out a value: its type, and the settings that differ from their defaults.
 
     A field whose metadata say `"in label": False` is left out.
     """
@@ -59,8 +59,18 @@ class Single:
         return digest(to_record(self))[:12]
 
     @property
+    def made(self) -> str:
+        """What the passes make of the original, in words; "" without passes."""
+        return ", ".join(step.words() for step in self.passes)
+
+    @property
     def label(self) -> str:
-        """What it is, for people: "static_quantization + openvino(precision=bf16)"."""
+        """What it is, for people: "int8 (NNCF, accurate biases), OpenVINO"."""
+        return self.engine.label(self.made)
+
+    @property
+    def settings(self) -> str:
+        """Every setting that isn't its default: "static_quantization + openvino(precision=bf16)"."""
         return " + ".join(label(value) for value in (*self.passes, self.engine))
 
 

@@ -16,7 +16,6 @@ from hasten.engines.base import Engine
 from hasten.engines.installed import tried_on
 from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.measure.bandwidth import Level, levels
-from hasten.measure.candidate import label
 from hasten.measure.environment import versions
 from hasten.measure.kernels import EMPTY_CALL, Kernel, kernels
 from hasten.measure.latency import Pace
@@ -90,7 +89,7 @@ def _best(rigs: Sequence[_Rig], reached: tuple[Level, ...], threads: int) -> Cei
             if kernel.name == EMPTY_CALL:
                 calls_ns.append(block_ns)
                 continue
-            seen = (kernel.operations * 1e9 / block_ns, f"{label(rig.engine)}, {kernel.name}")
+            seen = (kernel.operations * 1e9 / block_ns, f"{rig.engine.words()}, {kernel.name}")
             precision = rig.precision_of(kernel)
             arithmetic[precision] = max(arithmetic.get(precision, seen), seen)
     if "f32" not in arithmetic or not calls_ns:

@@ -18,7 +18,7 @@ from hasten.measure.environment import environment
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Judge, Ladder, Shipment, Verdicts
 from hasten.optimization.preparation import Ready, calibrating, shortfall
-from hasten.passes.little import Little
+from hasten.passes.small_model import SmallModel
 from hasten.reporting.evidence import assembled
 from hasten.reporting.result import Asked, Result
 
@@ -120,7 +120,7 @@ def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Ma
 def part_of(candidate: Candidate, artifact: Artifact) -> bundle.Part:
     """Return a bundle's record of a candidate, without the paths that its small model came from."""
     passes = [
-        replace(step, path=Path(step.path.name), files=()) if isinstance(step, Little) else step
+        replace(step, path=Path(step.path.name), files=()) if isinstance(step, SmallModel) else step
         for step in candidate.passes
     ]
     return bundle.part(candidate.label, passes, candidate.engine, artifact)

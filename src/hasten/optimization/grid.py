@@ -12,7 +12,7 @@ from hasten.engines.base import Engine
 from hasten.engines.installed import engine_kinds, tried_on
 from hasten.measure.candidate import Single
 from hasten.passes.base import Pass, Selective, Stage
-from hasten.passes.little import Little, little_of
+from hasten.passes.small_model import SmallModel, small_model_of
 
 T = TypeVar("T")
 _ENGINES_PER_VARIANT = 2
@@ -65,7 +65,7 @@ def grid(
     engine_names: Sequence[str] = (),
     pass_names: Sequence[str] | None = None,
     keep_float: tuple[str, ...] = (),
-    small_models: Sequence[Little] = (),
+    small_models: Sequence[SmallModel] = (),
 ) -> list[Single]:
     """Return the first proposals: every pass's likeliest variant on every engine.
 
@@ -156,11 +156,11 @@ def variations(
         keep_float: Nodes of the original that no pass may quantize.
         pass_names: Which transformations to try; None for all.
     """
-    sources = dict.fromkeys(little_of(c.passes) for c in fastest if _varies(c.passes))
+    sources = dict.fromkeys(small_model_of(c.passes) for c in fastest if _varies(c.passes))
     found: list[list[Single]] = []
     for little in list(sources)[:_SOURCES_VARIED]:
         begin = () if little is None else (little,)
-        own = [c for c in fastest if little_of(c.passes) == little]
+        own = [c for c in fastest if small_model_of(c.passes) == little]
         kept = keep_float if little is None else ()
         source = model if little is None else little.source(model)
         for queue in _passes("lossy", source, target, pass_names):
@@ -177,7 +177,7 @@ def variations(
 
 def _varies(passes: Sequence[Pass]) -> bool:
     """Whether there may be other variants of what quantized a model."""
-    return bool(passes) and not passes[-1].exact and not isinstance(passes[-1], Little)
+    return bool(passes) and not passes[-1].exact and not isinstance(passes[-1], SmallModel)
 
 
 def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) -> list[Single]:
@@ -192,7 +192,7 @@ def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) 
     for candidate in best:
         found += [Single(candidate.passes, other) for other in candidate.engine.tunings(target)]
         if candidate.passes and not any(
-            step.exact or isinstance(step, Little) for step in candidate.passes
+            step.exact or isinstance(step, SmallModel) for step in candidate.passes
         ):
             found += [
                 Single((step, *candidate.passes), candidate.engine)

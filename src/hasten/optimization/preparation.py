@@ -44,8 +44,8 @@ from hasten.optimization.workspace import (
     data_digest,
     lay_out,
 )
-from hasten.passes.little import Little, Student
 from hasten.passes.onnx_files import check_nodes, read_onnx
+from hasten.passes.small_model import SmallModel, Student
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Ready:
     pipeline: Pipeline | None
     promise: Promise
     target: Target
-    small_models: tuple[Little, ...]
+    small_models: tuple[SmallModel, ...]
     trained: Mapping[str, str]
 
     @property
@@ -247,7 +247,7 @@ def _small_models(
     parts: Parts,
     custom_ops: Sequence[Path],
     folder: Path,
-) -> Iterator[Little]:
+) -> Iterator[SmallModel]:
     """Read the smaller models, exported with a sample of the data where they are live."""
     place = folder / "little"
     shutil.rmtree(place, ignore_errors=True)
@@ -262,7 +262,7 @@ def _small_models(
         own.mkdir(parents=True)
         named = find_model(student.model)
         model = load_model(named, sample, own, custom_ops if isinstance(named, Path) else ())
-        yield Little.of(model, source, student.name, quantized=student.quantized)
+        yield SmallModel.of(model, source, student.name, quantized=student.quantized)
 
 
 def metric_for(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:

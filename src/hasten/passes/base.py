@@ -43,7 +43,7 @@ class Pass(Value, ABC):
         {
             "simplify": "hasten.passes.simplify:Simplify",
             "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
-            "little": "hasten.passes.little:Little",
+            "little": "hasten.passes.small_model:SmallModel",
             "float_layers": "hasten.passes.float_layers:FloatLayers",
             "fixed_point": "hasten.passes.fixed_point:FixedPoint",
             "hgq_training": "hasten.passes.hgq_training:HgqTraining",
@@ -109,6 +109,13 @@ class Pass(Value, ABC):
         and errors are a call's.
         """
         return self(model, calibration, workdir)
+
+    @abstractmethod
+    def words(self) -> str:
+        """Say for people what it makes of a model: "int8 (NNCF, accurate biases)".
+
+        Settings that set variants apart are named; those that are the same in all of them aren't.
+        """
 
 
 class Selective(Pass):

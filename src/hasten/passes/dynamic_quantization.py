@@ -11,6 +11,7 @@ import onnx
 
 from hasten.core.model import Model
 from hasten.core.target import Target
+from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Skipped, Stage
@@ -99,3 +100,11 @@ class DynamicQuantization(Selective):
             nodes_to_exclude=list(self.keep_float),
             use_external_data_format=bool(model.files),
         )
+
+    def words(self) -> str:
+        settings = listed(
+            "per channel" if self.per_channel else "per tensor",
+            "7-bit weights" if self.reduce_range else "",
+            in_float(self.keep_float),
+        )
+        return f"dynamic int8 (ONNX Runtime, {settings})"

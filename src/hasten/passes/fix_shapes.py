@@ -54,6 +54,9 @@ class FixShapes(Pass):
         )
         return replace(fixed, inputs=model.request, outputs=outputs)
 
+    def words(self) -> str:
+        return "fixed shapes"
+
 
 def _infer(path: Path) -> dict[str, onnx.ValueInfoProto]:
     """Infer shapes in place; return the outputs by name."""

@@ -12,7 +12,9 @@ import numpy as np
 import onnx
 
 from hasten.core.model import Format, Model
+from hasten.core.records import digest, to_record
 from hasten.core.target import Target
+from hasten.core.words import counted, listed
 from hasten.engines.fpga import program
 from hasten.engines.fpga.program import VECTORS
 from hasten.engines.fpga.ranges import observed
@@ -98,6 +100,16 @@ class FixedPoint(Pass):
         rounded = [traced.ports.encode(requests[i]) for i in range(min(BENCHED, len(requests)))]
         np.savez(workdir / VECTORS, requests=np.concatenate(rounded))
         return replace(model, path=path, format="dais", files=(ports, workdir / VECTORS))
+
+    def words(self) -> str:
+        own = digest([to_record(layer) for layer in self.layers])[:6]
+        settings = listed(
+            f"weights {self.weight_bits}, activations {self.activation_bits}, "
+            f"inputs {self.input_bits} bits",
+            {"grow": "", "saturate": "saturating", "wrap": "wrapping"}[self.overflow],
+            f"{counted(len(self.layers), 'layer')} apart, set {own}" if self.layers else "",
+        )
+        return f"fixed point ({settings})"
 
 
 def settled(model: Model, calibration: Dataset, workdir: Path) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
 from hasten.core.telemetry import telemetry_off
+from hasten.core.words import in_float
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
@@ -80,6 +81,9 @@ class FloatLayers(Pass):
         except Exception as error:
             raise CandidateError(f"layers can't be given back: {first_line(error)}") from error
         return replace(model, path=path, files=(path.with_suffix(".bin"),))
+
+    def words(self) -> str:
+        return in_float(self.nodes)
 
 
 def _give_back(graph: Any, source: Any, names: set[str]) -> int:

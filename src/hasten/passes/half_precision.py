@@ -12,6 +12,7 @@ import onnx
 
 from hasten.core.model import Model
 from hasten.core.target import Target
+from hasten.core.words import in_float
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Skipped, Stage
@@ -72,6 +73,10 @@ class HalfPrecision(Selective):
                 raise CandidateError(
                     f"ONNX Runtime's float16 converter halved {name!r} all the same"
                 )
+
+    def words(self) -> str:
+        kept = in_float(self.keep_float)
+        return f"f16 weights ({kept})" if kept else "f16 weights"
 
 
 def halved(proto: onnx.ModelProto, keep_float: Iterable[str]) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ import numpy as np
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.core.words import listed
 from hasten.engines.fpga import program
 from hasten.engines.fpga.program import VECTORS, FpgaProgram, Port, Ports
 from hasten.engines.fpga.ranges import observed
@@ -113,6 +114,14 @@ class HgqTraining(Pass):
             callbacks=[_rising(self.pressure, self.epochs, len(given))],
         )
         trace_minmax(network, given)
+
+    def words(self) -> str:
+        settings = listed(
+            f"pressure {self.pressure:g}",
+            f"{self.epochs} epochs",
+            "" if self.seed == 0 else f"seed {self.seed}",
+        )
+        return f"trained fixed point (HGQ2, {settings})"
 
 
 def _answers(model: Model, inputs: Array) -> Array:

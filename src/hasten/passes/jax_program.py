@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
+from hasten.core.words import counted
 from hasten.engines.tpu import conversion, stablehlo
 from hasten.engines.tpu.conversion import CapturedProgram, Precision
 from hasten.engines.tpu.products import SeenRange
@@ -150,3 +151,7 @@ class JaxProgram(Selective):
                 raise Skipped("nothing to compute in bfloat16: there are no floats")
         elif not all(kinds.full for kinds in found if kinds.left == "f32"):
             raise CandidateError("a product of float32 isn't of full precision in the StableHLO")
+
+    def words(self) -> str:
+        kept = counted(len(self.keep_float), "layer")
+        return f"{self.precision} ({kept} in bf16)" if kept else self.precision

@@ -16,6 +16,7 @@ import onnx
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.core.words import in_float, listed
 from hasten.engines.litert.tflite.conversion import convert
 from hasten.engines.litert.tflite.quiet import quiet
 from hasten.engines.litert.tflite.writer import SIGNATURE
@@ -195,6 +196,15 @@ class LitertQuantization(Selective):
         for name in self.keep_float:
             if any(re.search(_scope(name), f"{tensor};") for tensor in done):
                 raise CandidateError(f"the AI Edge Quantizer quantized {name!r} all the same")
+
+    def words(self) -> str:
+        settings = listed(
+            "AI Edge Quantizer",
+            "rounded by layer" if self.rounding == "layer" else "",
+            in_float(self.keep_float),
+            "integers alone" if self.ends == "int8" else "",
+        )
+        return f"int8 ({settings})"
 
 
 def _joins(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:

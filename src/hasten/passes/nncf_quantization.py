@@ -14,6 +14,7 @@ from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.telemetry import telemetry_off
 from hasten.core.tensors import Array
+from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Skipped, Stage
@@ -175,6 +176,18 @@ class NncfQuantization(Selective):
         )
         _prove(quantized, biases, kept, len(compute_nodes(proto, self.keep_float)))
         openvino.save_model(quantized, path, compress_to_fp16=False)
+
+    def words(self) -> str:
+        settings = listed(
+            "NNCF",
+            "zero points" if self.preset == "mixed" else "",
+            "" if self.fast_bias_correction else "accurate biases",
+            "transformer" if self.transformer else "",
+            "rounded by layer" if self.rounding == "layer" else "",
+            "7-bit weights" if self.reduce_range else "",
+            in_float(self.keep_float),
+        )
+        return f"int8 ({settings})"
 
 
 def _biases(graph: Any) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self
 
 from hasten.core.model import Model
 from hasten.core.target import Target
+from hasten.core.words import in_float, listed
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Stage
 from hasten.passes.static_quantization import Reader, Rounding, quantized
@@ -78,3 +79,12 @@ class QnnQuantization(Selective):
             nodes_to_exclude=list(self.keep_float),
         )
         ort.quantize(str(source), str(path), config)
+
+    def words(self) -> str:
+        settings = listed(
+            "QNN",
+            "16-bit activations" if self.activations == "uint16" else "",
+            "rounded by layer" if self.rounding == "layer" else "",
+            in_float(self.keep_float),
+        )
+        return f"int8 ({settings})"

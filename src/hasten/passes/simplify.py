@@ -45,3 +45,6 @@ class Simplify(Pass):
         if op_counts(slim) == before:
             raise Skipped(f"nothing to simplify: all {before.total()} nodes stay")
         return write_onnx(slim, model, workdir / "simplified.onnx")
+
+    def words(self) -> str:
+        return "simplified"

@@ -13,6 +13,7 @@ import onnx
 from hasten.core.model import Model, libraries
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Skipped, Stage
@@ -155,6 +156,19 @@ class StaticQuantization(Selective):
             # every sample. CalibMaxIntermediateOutputs is no way out, it drops what it held.
             "CalibStridedMinMax": 1,
         }
+
+    def words(self) -> str:
+        return f"int8 ({listed('ONNX Runtime', *self._settings())})"
+
+    def _settings(self) -> Iterator[str]:
+        yield "per channel" if self.per_channel else "per tensor"
+        yield "symmetric" if self.activations == "symmetric" else ""
+        yield self.calibration
+        yield "" if self.quantize_bias else "float biases"
+        yield "products alone" if self.compute_only else ""
+        yield "7-bit weights" if self.reduce_range else ""
+        yield "rounded by layer" if self.rounding == "layer" else ""
+        yield in_float(self.keep_float)
 
 
 def quantized(

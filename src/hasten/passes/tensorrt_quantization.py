@@ -11,6 +11,7 @@ import onnx
 
 from hasten.core.model import Model
 from hasten.core.target import Target
+from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.half_precision import halved
@@ -70,6 +71,16 @@ class TensorrtQuantization(StaticQuantization):
             "AddQDQPairToWeight": True,
             "OpTypesToExcludeOutputQuantization": sorted(COMPUTE_OPS),
         }
+
+    def words(self) -> str:
+        settings = listed(
+            "" if self.per_channel else "per tensor",
+            "" if self.calibration == "minmax" else self.calibration,
+            "rounded by layer" if self.rounding == "layer" else "",
+            in_float(self.keep_float),
+            "rest in f16" if self.half else "rest in f32",
+        )
+        return f"int8 (TensorRT, {settings})"
 
 
 def _scaled_in_half(proto: onnx.ModelProto) -> onnx.ModelProto:

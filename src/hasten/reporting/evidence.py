@@ -25,6 +25,8 @@ _RAW_BYTES = 128 << 20
 """A million latencies take some 14 MB."""
 _MOST = 10_000
 """Candidates: more than any run has, and few enough to draw."""
+_SPELLED = 20
+"""Items of a list: more are counted."""
 _LARGEST = 2**53
 _LEAST = 1e-9
 """Of ratios: what comes nearer to 0 was never measured."""
@@ -128,6 +130,38 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """The records of a candidate: of the passes, in order, and of the engine."""
+
+    passes: tuple[dict[Word, Any], ...]
+    engine: dict[Word, Any]
+
+    def spelled(self) -> str:
+        """Spell out every setting: "half_precision(keep_float=[]) + openvino(precision=bf16, ...)"."""
+        return " + ".join(map(_spelled, (*self.passes, self.engine)))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    candidate: Tried
+
+
+def _spelled(record: dict[str, Any], *, inner: bool = False) -> str:
+    """Spell out a record, and those in it; of long lists their length, of files their names."""
+    settings = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            value = "..." if inner else _spelled(value, inner=True)
+        elif isinstance(value, list):
+            value = f"{len(value)} items" if key == "files" or len(value) > _SPELLED else value
+        elif key in ("path", "training"):  # whose folders are nobody else's business
+            value = str(value).rpartition("/")[2]
+        if key != "type":
+            settings.append(f"{key}={value}")
+    return f"{record.get('type', '')}({', '.join(settings)})"
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows.
 
@@ -144,6 +178,8 @@ class Report:
         curve: By batch and by sessions, where it was measured.
         load: Under load, where it was put.
         requests: How many samples of the data the bundle keeps.
+        cascade: Whether what ships is a cascade.
+        settings: Every setting of what was tried, in the order of the result's outcomes.
     """
 
     result: Result
@@ -158,6 +194,8 @@ class Report:
     curve: tuple[Point, ...] = ()
     load: tuple[Loaded, ...] = ()
     requests: int = 0
+    cascade: bool = False
+    settings: tuple[Tried, ...] = ()
 
 
 def gathered(folder: Path) -> Report:
@@ -230,6 +268,8 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
         curve=read("curve.json", tuple[Point, ...]) or (),
         load=read("load.json", tuple[Loaded, ...], _RESULT_BYTES) or (),
         requests=manifest.requests,
+        cascade=manifest.winner.engine.get("type") == "cascade",
+        settings=tuple(one.candidate for one in read("trials.json", tuple[_Trial, ...]) or ()),
     )
 
 

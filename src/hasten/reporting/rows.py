@@ -48,7 +48,7 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [line[:_P99] + line[_P99 + 1 :] for line in table]
 
 
-METHODS = ("method", "at its best", "p50", "faster")
+METHODS = ("method", "best form", "p50", "faster")
 
 
 def method_columns(methods: Sequence[Method], *, score: str = "accuracy") -> list[tuple[str, ...]]:
@@ -75,7 +75,7 @@ def won(result: Result) -> str:
     if not result.methods:
         return ""
     own = next((method for method in result.methods if method.name == result.method), None)
-    lines = [f"the method that won: {result.method}"]
+    lines = [f"the best method: {result.method}"]
     if result.budget_ns is not None:
         within = "within" if result.within_budget else "OVER"
         lines.append(

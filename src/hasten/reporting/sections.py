@@ -54,7 +54,7 @@ def _how_fast(result: Result) -> Html:
         f"{winner.speedup:.2f}x",
         paragraph(
             f"95% interval {low:.2f} to {high:.2f}, by the {winner.statistic}, against the default "
-            f"engine, {default.label}."
+            f"engine ({default.label})."
         ),
         paragraph(f"p50: {claimed(winner.p50)}, from {claimed(default.p50)}."),
         paragraph(
@@ -137,7 +137,7 @@ def methods(report: Report) -> Html:
     budget = "" if result.budget_ns is None else f" under {latency(result.budget_ns)}"
     return section(
         "methods",
-        "The methods to a lighter model",
+        "The methods for a lighter model",
         paragraph(f"{won(result)}."),
         table("The methods, fastest first", head, shown),
         paragraph(
@@ -168,7 +168,7 @@ def trials(report: Report) -> Html:
     result, asked = report.result, report.result.asked
     if asked is None or not any(outcome.ratio for outcome in result.outcomes):
         tried = table("What was tried", ("candidate", "outcome"), _tried(result))
-        return section("trials", "What was tried", tried)
+        return section("trials", "What was tried", tried, _settings(report))
     caption = (
         f"From a few turns each, on {asked.searched:,} samples of the search split "
         f"({asked.noun}). These choose and don't certify: the fastest of many looks faster than it "
@@ -177,7 +177,22 @@ def trials(report: Report) -> Html:
     if any(outcome.rung is not None for outcome in result.outcomes):
         caption += " Numbers are rungs of the ladder that the sealed data tested."
     return section(
-        "trials", "Latency against accuracy", accuracy_plots.trials(result, asked).html(caption)
+        "trials",
+        "Latency against accuracy",
+        accuracy_plots.trials(result, asked).html(caption),
+        _settings(report),
+    )
+
+
+def _settings(report: Report) -> Html:
+    """Every setting behind the labels."""
+    outcomes = report.result.outcomes
+    if not outcomes or len(outcomes) != len(report.settings):
+        return NONE
+    pairs = zip(outcomes, report.settings, strict=True)
+    rows = [(name(outcome.label), name(tried.spelled())) for outcome, tried in pairs]
+    return details(
+        "Every setting", table("The candidates' settings", ("candidate", "settings"), rows)
     )
 
 
@@ -240,7 +255,7 @@ def profile(report: Report) -> Html:
         )
     caption = (
         "Of a cascade these are its fast model's steps: what it asks again isn't among them. "
-        if "cascade(" in report.result.winner.label
+        if report.cascade
         else ""
     ) + (
         "Conversions change precision or memory layout, movement copies: time that isn't arithmetic. "

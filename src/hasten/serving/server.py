@@ -12,12 +12,12 @@ import time
 from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
-from hasten.serving.board import Board
 from hasten.serving.http.connection import Connection, Slot
 from hasten.serving.http.routes import Routes
 from hasten.serving.models.repository import Registered, Repository
 from hasten.serving.models.served import Running
 from hasten.serving.settings import ServerSettings
+from hasten.serving.shared_state import SharedState
 from hasten.serving.state import ServerState
 from hasten.serving.wire.shared_memory import SharedMemory
 
@@ -47,16 +47,16 @@ class Server:
 
     Args:
         settings: What it serves, and how.
-        board: Where connections and engines state what they are at; None where nobody would look.
+        shared_state: Where connections and engines state what they are at; None where nobody would look.
 
     Attributes:
         state: What it has.
         routes: What answers all that isn't an inference.
     """
 
-    def __init__(self, settings: ServerSettings, board: Board | None = None) -> None:
+    def __init__(self, settings: ServerSettings, shared_state: SharedState | None = None) -> None:
         loop = asyncio.get_running_loop()
-        self.settings, self._board, self._loop = settings, board, loop
+        self.settings, self._shared_state, self._loop = settings, shared_state, loop
         registered = [model.registered() for model in settings.models]
         self._numbers = {id(one): number for number, one in enumerate(registered)}
         self._tls: ssl.SSLContext | None = settings.tls()
@@ -65,7 +65,7 @@ class Server:
             from hasten.serving.observation.tracing import Tracing
 
             self._tracing = Tracing()
-        marker = _no_marker if board is None else self._marker
+        marker = _no_marker if shared_state is None else self._marker
         repository = Repository(registered, loop, marker, self._tracing)
         self.state = ServerState(
             repository,
@@ -82,9 +82,9 @@ class Server:
         sys.setswitchinterval(_SWITCH_S)
 
     def _marker(self, one: Registered) -> Running:
-        board, number = self._board, self._numbers[id(one)]
-        assert board is not None
-        return lambda standby=False: board.engine(number, standby)
+        shared_state, number = self._shared_state, self._numbers[id(one)]
+        assert shared_state is not None
+        return lambda standby=False: shared_state.engine(number, standby)
 
     def number(self, one: Registered) -> int:
         """Which of the settings' models it is, from 0."""

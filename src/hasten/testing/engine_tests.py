@@ -27,6 +27,7 @@ from hasten.engines.reference import Reference
 from hasten.errors import CandidateError
 from hasten.inputs.models.onnx import load, read
 from hasten.testing import models
+from hasten.testing.words import assert_for_people
 
 TOLERANCE = 1e-4
 """How far an exact engine's float32 answers may lie from the reference engine's."""
@@ -267,6 +268,15 @@ class EngineTests:
 
     def test_the_first_variant_is_the_default(self, target: Target) -> None:
         assert next(iter(self.engine.variants(target))) == type(self.engine)()
+
+    def test_its_words_are_for_people_and_differ_between_variants(self, target: Target) -> None:
+        two = replace(target, cpus=(*target.cpus, max(target.cpus) + 1), threads=2)
+        variants = (self.engine, *self.engine.variants(two))
+        engines = dict.fromkeys(e for v in variants for e in (v, *v.tunings(two)))
+        words = [engine.words() for engine in engines]
+        assert len(set(words)) == len(words)
+        for said in words:
+            assert_for_people(said)
 
     def test_tunings_compute_the_same(self, target: Target, tmp_path: Path) -> None:
         model = load(models.small_cnn(tmp_path))

@@ -19,6 +19,7 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.onnx_files import saturates
+from hasten.testing.words import assert_for_people
 
 SAMPLES = 32
 """How many samples the suite calibrates on and compares answers over."""
@@ -204,6 +205,15 @@ class PassTests:
     def test_variants_are_distinct(self, value: Pass, model: Model) -> None:
         variants = list(type(value).variants(model, host()))
         assert len(set(variants)) == len(variants)
+
+    def test_its_words_are_for_people_and_differ_between_variants(
+        self, value: Pass, model: Model
+    ) -> None:
+        steps = dict.fromkeys((value, *type(value).variants(model, host())))
+        words = [step.words() for step in steps]
+        assert len(set(words)) == len(words)
+        for said in words:
+            assert_for_people(said)
 
 
 def run(

@@ -50,11 +50,11 @@ def test_every_version_stands_beside_torch_compile(
     assert found.failed == {}
     names = [name for name in found.properties if name not in (BASELINE, AGAIN)]
     assert names == [
-        "tensorrt_rtx",
-        "half_precision + tensorrt_rtx",
-        "tensorrt_quantization(half=True) + tensorrt_rtx",
-        "tensorrt_quantization(rounding=layer, half=True) + tensorrt_rtx",
-        "tensorrt_quantization + tensorrt_rtx",
+        "original, TensorRT for RTX",
+        "f16 weights, TensorRT for RTX",
+        "int8 (TensorRT, rest in f16), TensorRT for RTX",
+        "int8 (TensorRT, rounded by layer, rest in f16), TensorRT for RTX",
+        "int8 (TensorRT, rest in f32), TensorRT for RTX",
     ]
     table = gpu.rows(found)
     assert [row.split(" | ")[0] for row in table[2:]] == ["| torch.compile again"] + [

@@ -27,19 +27,19 @@ def test_a_gpu_that_isnt_here_is_built_for_and_nothing_of_the_hosts_is_tried(
 ) -> None:
     assert tried(sm80, tmp_path) == (
         [
-            "tensorrt_rtx",
-            "simplify + tensorrt_rtx",
-            "tensorrt_quantization(half=True) + tensorrt_rtx",
-            "half_precision + tensorrt_rtx",
+            "original, TensorRT for RTX",
+            "simplified, TensorRT for RTX",
+            "int8 (TensorRT, rest in f16), TensorRT for RTX",
+            "f16 weights, TensorRT for RTX",
         ],
         [
-            "tensorrt_quantization(rounding=layer, half=True) + tensorrt_rtx",
-            "tensorrt_quantization + tensorrt_rtx",
+            "int8 (TensorRT, rounded by layer, rest in f16), TensorRT for RTX",
+            "int8 (TensorRT, rest in f32), TensorRT for RTX",
         ],
     )
 
 
 def test_turing_is_given_nothing_in_int8_beside_float32(tmp_path: Path) -> None:
     first, more = tried(find_target("cuda:sm75", root=tmp_path), tmp_path)
-    assert "tensorrt_quantization(half=True) + tensorrt_rtx" in first
-    assert more == ["tensorrt_quantization(rounding=layer, half=True) + tensorrt_rtx"]
+    assert "int8 (TensorRT, rest in f16), TensorRT for RTX" in first
+    assert more == ["int8 (TensorRT, rounded by layer, rest in f16), TensorRT for RTX"]

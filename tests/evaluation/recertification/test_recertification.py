@@ -26,7 +26,7 @@ def test_a_real_int8_model_is_certified_and_its_bundle_says_for_what(
 ) -> None:
     manifest = read(data[0])
     assert manifest.certificate is not None
-    assert "quantization" in manifest.winner.label
+    assert "int8" in manifest.winner.label
     assert manifest.certificate["judgement"]["max_drop"] == 0.05
     assert manifest.certificate["judgement"]["bound"] <= 0.05
     assert manifest.certificate["batch_sizes"] == [1]

@@ -29,8 +29,8 @@ from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.escalation import Escalation
 from hasten.optimization.measured.screening import Screening
 from hasten.passes.base import Pass
-from hasten.passes.little import Little
 from hasten.passes.onnx_files import read_onnx, write_onnx
+from hasten.passes.small_model import SmallModel
 
 FAST = OnnxRuntime(threads=1)
 SLOW = Faulty(FAST, busy_ns=2_000_000)
@@ -56,6 +56,9 @@ class Coarse(Pass):
             rounded = (np.round(values / scale) * scale).astype(values.dtype)
             tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
         return write_onnx(proto, model, workdir / "coarse.onnx")
+
+    def words(self) -> str:
+        return f"{self.levels} levels"
 
 
 COARSE = Single((Coarse(),), FAST)
@@ -182,8 +185,8 @@ def test_what_is_accurate_enough_by_a_hair_is_backed_by_a_safer_cascade(
     assert not search.surely(search.trials.done[COARSE.key], 1.0)
 
 
-def test_a_little_model_is_backed_by_the_original_beside_a_quantized_one(search: Search) -> None:
-    beside = Single((Little(Path("little.onnx"), (), "0"),), FAST)
+def test_a_small_model_is_backed_by_the_original_beside_a_quantized_one(search: Search) -> None:
+    beside = Single((SmallModel(Path("little.onnx"), (), "0"),), FAST)
     coarse = search.trials.done[COARSE.key]
     search.trials.done[beside.key] = dataclasses.replace(coarse, candidate=beside)
     proposed: list[Single] = []

@@ -45,6 +45,9 @@ class Trading(Faulty):
         with self.inner.open(artifact, target) as session:
             yield Moving(session, self.moved)
 
+    def words(self) -> str:
+        return f"{super().words()}, {len(self.moved)} moved"
+
 
 class Moving(Session):
     def __init__(self, inner: Session, moved: tuple[float, ...]) -> None:

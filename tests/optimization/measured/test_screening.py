@@ -55,6 +55,9 @@ class Marked(Pass):
             raise Skipped("nothing to do")
         return model
 
+    def words(self) -> str:
+        return f"marked {self.mode}"
+
 
 @pytest.fixture
 def bench(desk: Desk, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Workbench:

@@ -21,6 +21,7 @@ from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import listed
 from hasten.engines.artifacts import batch_sizes, place, settle, settled_request
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.estimates import Estimate
@@ -142,6 +143,13 @@ class CoreMl(Engine):
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
         """Say how large the package is: Core ML compiles it on the device, and nothing before."""
         return Estimate("none", figures={"package_size_bytes": float(artifact.size_bytes)})
+
+    def words(self) -> str:
+        return listed(
+            "" if self.precision == "f32" else self.precision,
+            "int8 weights" if self.weights == "int8" else "",
+            "Core ML",
+        )
 
 
 def _converted(path: Path, precision: Literal["f32", "f16"]) -> Any:

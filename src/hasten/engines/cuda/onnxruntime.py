@@ -17,6 +17,7 @@ from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Tensors
+from hasten.core.words import listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.runtime import Cuda, Device, Host
@@ -169,6 +170,13 @@ class OnnxRuntimeCuda(Engine):
             settings = {"trt_cuda_graph_enable": str(int(self.cuda_graph))}
             return [(_NAMES["tensorrt"], stream | settings), *asked]
         return asked
+
+    def words(self) -> str:
+        return listed(
+            "TF32" if self.tf32 else "",
+            f"ONNX Runtime on {'CUDA' if self.provider == 'cuda' else 'TensorRT'}",
+            "CUDA graph" if self.cuda_graph else "",
+        )
 
 
 class _Network:

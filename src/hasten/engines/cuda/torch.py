@@ -13,6 +13,7 @@ import numpy as np
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors, TensorSpec
+from hasten.core.words import listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.runtime import Cuda, Device, Host, array_at
 from hasten.engines.cuda.session import DeviceSession, Execution
@@ -121,6 +122,16 @@ class TorchCuda(Engine):
         mode: Mode = self.mode if attached else "eager"
         with opened(artifact, Cuda() if attached else Host(), mode, self.precision) as session:
             yield session
+
+    def words(self) -> str:
+        precisions = {"f32": "", "tf32": "TF32"}
+        modes = {"reduce-overhead": "compiled", "max-autotune": "compiled by timing"}
+        launches = {"graph": "CUDA graph", "eager": "op by op"}
+        return listed(
+            precisions.get(self.precision, self.precision),
+            "PyTorch",
+            modes.get(self.mode) or launches[self.mode],
+        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from hasten.core.model import Format, Model
 from hasten.core.records import read_json, write_json
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
+from hasten.core.words import listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.estimates import Estimate
 from hasten.engines.fpga import design as rtl
@@ -188,6 +189,12 @@ class Fpga(Engine):
         sources = sorted((artifact.path.parent / "rtl").glob("*.v"))
         cells = count(sources, _XILINX, workdir, _TOOL_LIMIT_S)
         return {f"{_XILINX} {name}, counted": float(n) for name, n in cells.items()}
+
+    def words(self) -> str:
+        return listed(
+            f"pipeline of {self.cut:g} additions a cycle",
+            "" if self.seed == 1 else f"placement {self.seed}",
+        )
 
 
 def part_of(target: Target) -> FpgaPart:

@@ -72,6 +72,9 @@ class FixedPointProgram(Engine):
         """
         yield FixedPointSession(artifact, program.load(artifact.path), target.threads)
 
+    def words(self) -> str:
+        return "program on this host"
+
 
 class FixedPointSession(Session):
     """A program with its ports."""

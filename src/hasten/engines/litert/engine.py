@@ -16,6 +16,7 @@ from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
@@ -130,6 +131,9 @@ class LiteRt(Engine):
         except CandidateError:
             alone = False
         return replace(artifact, inputs=opened if alone else inputs)
+
+    def words(self) -> str:
+        return listed("LiteRT", counted(self.threads or 0, "thread"))
 
 
 def _drawn(

@@ -56,6 +56,9 @@ class LiteRtReference(LiteRt):
         }
         return Estimate("none", figures=figures)
 
+    def words(self) -> str:
+        return "LiteRT reference kernels"
+
 
 def _peak(graph: Any, widths: dict[int, int]) -> int:
     """Return the most bytes of tensors that are alive at once, operators in the file's order."""

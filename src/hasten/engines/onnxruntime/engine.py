@@ -13,6 +13,7 @@ from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Array, Tensors
+from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
@@ -142,6 +143,14 @@ class OnnxRuntime(Engine):
             )
         except Exception as error:
             raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
+
+    def words(self) -> str:
+        return listed(
+            "ONNX Runtime",
+            counted(self.threads or 0, "thread"),
+            "" if self.spinning else "idle threads asleep",
+            "unoptimized graph" if self.graph_optimization == "disabled" else "",
+        )
 
 
 class OnnxRuntimeSession(Session):

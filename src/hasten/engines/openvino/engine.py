@@ -16,6 +16,7 @@ from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly, telemetry_off
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
@@ -198,6 +199,14 @@ class OpenVino(Engine):
             # Else activations before compressed weights are quantized on the way.
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         return settings
+
+    def words(self) -> str:
+        return listed(
+            "" if self.precision == "f32" else self.precision,
+            "OpenVINO",
+            counted(self.threads or 0, "thread"),
+            "bound threads" if self.pinning else "",
+        )
 
 
 def converted(model: Model, workdir: Path) -> Artifact:

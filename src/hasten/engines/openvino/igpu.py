@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
+from hasten.core.words import listed
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import InputError
 
@@ -61,6 +62,12 @@ class OpenVinoIgpu(OpenVino):
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": self.precision,
         }
+
+    def words(self) -> str:
+        return listed(
+            "" if self.precision == "f32" else self.precision,
+            f"OpenVINO on {self.device or 'the integrated GPU'}",
+        )
 
 
 def integrated(core: Any) -> str:

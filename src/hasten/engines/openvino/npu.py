@@ -76,3 +76,6 @@ class OpenVinoNpu(OpenVino):
 
     def _settings(self, target: Target) -> dict[str, Any]:
         return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.precision}
+
+    def words(self) -> str:
+        return f"{self.precision}, OpenVINO on {self.device}"

@@ -26,6 +26,7 @@ class Tensorrt(PlanEngine):
         "tensorrt-cu12-bindings",
         "tensorrt-cu13-bindings",
     )
+    library: ClassVar[str] = "TensorRT"
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:

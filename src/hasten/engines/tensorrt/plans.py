@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors, TensorSpec
+from hasten.core.words import listed
 from hasten.engines.artifacts import place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.runtime import Cuda, Device
@@ -61,12 +62,14 @@ class PlanEngine(Engine):
         tf32: Whether products of float32 may round their operands to 10 bits.
         largest_batch: The most requests at once, where the model's first axis is open.
         cuda_graph: Whether a request's copies and kernels go as one CUDA graph.
+        library: Name of the TensorRT, for people.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
     families: ClassVar[frozenset[str]] = frozenset({"cuda"})
     settles: ClassVar[bool] = True
     faithful: ClassVar[bool] = False
+    library: ClassVar[str]
 
     tf32: bool = False
     largest_batch: int = 32
@@ -112,6 +115,15 @@ class PlanEngine(Engine):
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
         """Return the plan's sizes: the library says nothing of its time without the device."""
         return estimated(artifact)
+
+    def words(self) -> str:
+        default = type(self).largest_batch
+        return listed(
+            "TF32" if self.tf32 else "",
+            self.library,
+            "" if self.largest_batch == default else f"batch {self.largest_batch}",
+            "" if self.cuda_graph else "no CUDA graph",
+        )
 
 
 class _Log:

@@ -26,6 +26,7 @@ class TensorrtRtx(PlanEngine):
         "tensorrt-rtx-cu13-libs",
     )
     extra: ClassVar[str] = "gpu"
+    library: ClassVar[str] = "TensorRT for RTX"
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:

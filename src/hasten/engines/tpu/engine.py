@@ -162,6 +162,9 @@ class Tpu(Engine):
             limits={"peak_memory_bytes": float(GENERATIONS[target.part].memory_bytes)},
         )
 
+    def words(self) -> str:
+        return "XLA"
+
 
 @contextmanager
 def _device(target: Target) -> Iterator[Any]:

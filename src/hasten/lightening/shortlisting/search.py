@@ -374,4 +374,4 @@ def slow_kinds(prospects: Sequence[Prospect | None]) -> set[str]:
 
 def _kind(label: str) -> str:
     """A way's label without its settings."""
-    return re.sub(r"\([^)]*\)", "", label)
+    return re.sub(r" \([^)]*\)", "", label)

@@ -16,7 +16,7 @@ from hasten.inputs.metrics.outputs import class_scores
 from hasten.measure.candidate import Single, Trial
 from hasten.optimization.measured.mixing import SCREEN_NOISE, Likely
 from hasten.optimization.measured.screening import Screening
-from hasten.passes.little import little_of
+from hasten.passes.small_model import small_model_of
 
 _BASES = 3
 """How many fast models of a kind are looked at, until one has a threshold."""
@@ -58,7 +58,9 @@ class Escalation:
         able = [t for t in ranked if t.scores and t.candidate.passes]
         # A little model is wrong about other inputs than a quantized one.
         for little in (False, True):
-            of_kind = [t for t in able if (little_of(t.candidate.passes) is not None) == little]
+            of_kind = [
+                t for t in able if (small_model_of(t.candidate.passes) is not None) == little
+            ]
             for base in of_kind[:_BASES]:  # the fastest may be ruined by int8
                 surely = [t for t in self._trials.measured() if self._surely(t, 1.0)]
                 beat = min((self._trials.ratio(t).estimate for t in surely), default=1.0)

@@ -21,7 +21,7 @@ from hasten.optimization.measured.escalation import Escalation
 from hasten.optimization.measured.mixing import SCREEN_NOISE, Least, Mixing
 from hasten.optimization.measured.screening import Screening
 from hasten.passes.base import Pass, Skipped
-from hasten.passes.little import little_of
+from hasten.passes.small_model import small_model_of
 
 _TRANSFORMS_AT_ONCE = 2
 _NEIGHBOURS_OF = 2
@@ -91,11 +91,13 @@ class Exploration:
         """What ran through, fastest first, but for smaller models that are wrong in any form."""
         ranked = self._ranked()
         able = {
-            little_of(t.candidate.passes)
+            small_model_of(t.candidate.passes)
             for t in ranked
             if t.scores and self.trials.drop(t) < self.trials.promise.max_drop
         }
-        return [t for t in ranked if (own := little_of(t.candidate.passes)) is None or own in able]
+        return [
+            t for t in ranked if (own := small_model_of(t.candidate.passes)) is None or own in able
+        ]
 
     def _over(self) -> bool:
         """Whether the time is up, or what is left to gain is less than a few turns tell apart."""
@@ -103,7 +105,7 @@ class Exploration:
             return True
         passing = [t for t in self._ranked() if self._surely_passes(t)]
         # A floor says nothing of tails, nor of another model.
-        little = any(little_of(t.candidate.passes) for t in self._ranked())
+        little = any(small_model_of(t.candidate.passes) for t in self._ranked())
         of_use = passing and not little and self._order.objective != "p99"
         floor = self._least(None) if of_use else None
         measured = passing[0].measurement if passing else None
@@ -235,7 +237,7 @@ class Exploration:
                 with contextlib.suppress(CandidateError, Skipped):  # the trial meets it again
                     self.trials.bench.transform(passes)
             done += 1
-            name = Single(passes, self.trials.baseline.engine).label.rpartition(" + ")[0]
+            name = Single(passes, self.trials.baseline.engine).made
             self._job.tell("transform", name, done, len(chains), best=self.best)
 
         self.trials.opened_baseline().worker.sleep()

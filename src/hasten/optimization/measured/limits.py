@@ -15,7 +15,7 @@ from hasten.measure.race import Standings
 from hasten.measure.roofline import LayerWork, floor, precisions
 from hasten.optimization.measured.racing import Racing
 from hasten.passes.base import Skipped
-from hasten.passes.little import Little, little_of
+from hasten.passes.small_model import SmallModel, small_model_of
 from hasten.reporting.result import Limit
 
 _REQUESTS = 30
@@ -40,7 +40,7 @@ def profiles(racing: Racing, shown: Mapping[str, str]) -> dict[str, tuple[LayerT
                     artifact,
                     racing.ready.parts.search,
                     requests=_REQUESTS,
-                    named=little_of(candidate.passes) is None,
+                    named=small_model_of(candidate.passes) is None,
                 )
             found[role] = by_key[key]
         except CandidateError as why:
@@ -80,7 +80,7 @@ def limits(
     ) -> Iterator[Limit]:
         candidate, trial = racing.candidate(key), racing.trials.done.get(key)
         stored = trial.artifact if trial is not None else None
-        small = little_of(candidate.passes)
+        small = small_model_of(candidate.passes)
         try:
             layers = racing.bench.work(() if small is None else (small,))
             own = floor(
@@ -134,7 +134,7 @@ def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str
         doesn't.
     """
     engine = candidate.engine.runtimes[0]
-    lossless = all(not step.quantized or isinstance(step, Little) for step in candidate.passes)
+    lossless = all(not step.quantized or isinstance(step, SmallModel) for step in candidate.passes)
     kept: set[str] = set()
     for step in candidate.passes:
         kept.update(step.keep_float)

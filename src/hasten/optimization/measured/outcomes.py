@@ -12,7 +12,7 @@ from hasten.measure.intervals import quantile
 from hasten.measure.race import BASELINE, Standings
 from hasten.optimization.judge import Ladder, Verdicts
 from hasten.optimization.measured.racing import Racing
-from hasten.passes.little import little_of
+from hasten.passes.small_model import small_model_of
 from hasten.reporting.result import Fate, Limit, Method, Outcome, Rung
 
 ORIGINAL = "as it is"
@@ -99,7 +99,7 @@ def best_of_methods(racing: Racing) -> dict[str, str]:
 
 def method_of(candidate: Candidate) -> str:
     """Return the name of the smaller model that a candidate is made of, or the original's."""
-    little = little_of(candidate.passes)
+    little = small_model_of(candidate.passes)
     return ORIGINAL if little is None else little.name
 
 

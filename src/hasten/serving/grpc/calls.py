@@ -74,7 +74,7 @@ class Inference:
             ProtocolError: it can't be answered.
         """
         state = self._state
-        state.repository.company.heard(0, self._arrived_ns)
+        state.repository.clients.heard(0, self._arrived_ns)
         if state.draining:
             raise leaving()
         self._reserve(len(self._data))

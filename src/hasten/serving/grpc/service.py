@@ -165,7 +165,7 @@ class GrpcServer:
         request_name = messages.METHODS[name].request
 
         async def call(data: bytes, context: Any) -> bytes:
-            self._state.repository.company.heard(0, self._clock_ns())
+            self._state.repository.clients.heard(0, self._clock_ns())
             try:
                 if name not in _OPEN:
                     self._check_token(context)

@@ -175,7 +175,7 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
         self.state.connections.add(self)
-        self.state.repository.company.heard(self._number, self.clock_ns())
+        self.state.repository.clients.heard(self._number, self.clock_ns())
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client went away: nothing of what it asked needs to be computed."""
@@ -218,9 +218,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         """So many bytes were received."""
-        company = self.state.repository.company
-        if company.source != self._number:
-            company.heard(self._number, self.clock_ns())
+        clients = self.state.repository.clients
+        if clients.source != self._number:
+            clients.heard(self._number, self.clock_ns())
         if self._hung_up or self._refusal is not None:
             return
         if self._in_body and self._body is not None:

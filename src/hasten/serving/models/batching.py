@@ -18,7 +18,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import HastenError
-from hasten.serving.models.company import Company
+from hasten.serving.models.clients import Clients
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -89,7 +89,7 @@ class Batching:
         scheduler: Decides.
         statistics: Of the batches.
         loop: The event loop.
-        company: Who talks to the server.
+        clients: Clients of the server, by their connections.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
@@ -99,11 +99,11 @@ class Batching:
         scheduler: Scheduler[ServerTask],
         statistics: Statistics,
         loop: asyncio.AbstractEventLoop,
-        company: Company,
+        clients: Clients,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.scheduler = scheduler
-        self._company = company
+        self._clients = clients
         self._statistics = statistics
         self._loop = loop
         self._clock_ns = clock_ns
@@ -145,7 +145,7 @@ class Batching:
 
     def stay_away(self) -> None:
         """Run nothing long on the loop's thread any more; from any thread."""
-        self._company = Company()  # in which nobody is ever alone
+        self._clients = Clients()  # in which nobody is ever alone
 
     def promote(self, item: ServerTask, priority: int) -> None:
         """One of a higher priority waits for the same answer."""
@@ -245,7 +245,7 @@ class Batching:
     def _is_lone(self, run: BatchRun[ServerTask], now_ns: int) -> bool:
         """Whether nobody is to be heard while a batch runs, its own deadline included."""
         item, scheduler = run.items[0], self.scheduler
-        if not self._company.alone(item.source, now_ns) or len(run.items) > 1:
+        if not self._clients.alone(item.source, now_ns) or len(run.items) > 1:
             return False
         latencies = scheduler.latencies
         return (

@@ -14,12 +14,12 @@ from typing import Literal, TypeAlias
 from hasten.bundle import MANIFEST, Loaded, read
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, HastenError, InputError
-from hasten.serving.models.company import Company
+from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import disagreeing_rows, is_broken
-from hasten.serving.models.courtesy import giving_way
 from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.served import ServedModel, Watcher
+from hasten.serving.models.thread_priority import lowered_priority
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 log = logging.getLogger("hasten.serving")
@@ -66,7 +66,7 @@ class Repository:
         tracing: Sends spans.
 
     Attributes:
-        company: Who talks to the server.
+        clients: Clients of the server, by their connections.
         forgiven: Told of a version that was served exactly after a crash, and isn't any more.
     """
 
@@ -78,7 +78,7 @@ class Repository:
         tracing: Watcher | None = None,
     ) -> None:
         self._loop, self._marker, self._tracing = loop, marker, tracing
-        self.company = Company()
+        self.clients = Clients()
         self.forgiven: Callable[[Registered], None] = lambda one: None
         self._versions: dict[str, dict[str, Registered]] = {}
         for one in registered:
@@ -205,7 +205,7 @@ class Repository:
                 opened,
                 one.settings,
                 self._loop,
-                self.company,
+                self.clients,
                 old.statistics if old is not None else None,
                 self._marker(one),
                 tracing=self._tracing,
@@ -227,7 +227,7 @@ class Repository:
             settings = replace(settings, which="winner")  # another bundle did what it is blamed for
         others = any(self.served())
         pace = BackgroundPace(self._idle if others else None)
-        with giving_way() if others else contextlib.nullcontext():
+        with lowered_priority() if others else contextlib.nullcontext():
             opened = open_bundle(one.path, settings, running=self._marker(one), pace=pace)
             try:
                 with self._marker(one)():

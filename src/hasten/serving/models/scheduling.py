@@ -22,8 +22,8 @@ _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
 """Of the capacity: from this load on, batches are expected to be full."""
 _STRETCH, _MOST_LATE, _MOST_MARGIN = 0.05, 0.005, 3.0
-_COMPANY_NS = 1_000_000
-"""Requests of several connections that come closer together are looked for company first."""
+_BATCH_MATES_NS = 1_000_000
+"""Requests of several connections that come closer together wait for the loop's turn to share a batch."""
 _TRY_AFTER_NS = 50_000_000
 _MOST_GAP_NS = 10e9
 
@@ -138,12 +138,12 @@ class Scheduler(Generic[P]):
         self._count(item.priority, item.rows)
 
     def take_alone(self, item: P, now_ns: int) -> BatchRun[P] | None:
-        """Take a request in that can go at once: all is idle, and no company is to be expected."""
+        """Take a request in that can go at once: all is idle, and no other request is expected at once."""
         if self._running or self._rows or item.deadline_ns != math.inf:
             return None
         again = item.source == self._source != 0
         self._source = item.source
-        if not again and self.rate_per_ns(now_ns) * _COMPANY_NS > 1:
+        if not again and self.rate_per_ns(now_ns) * _BATCH_MATES_NS > 1:
             return None
         self._note_arrival(now_ns)
         item.state, item.queued_ns = "running", now_ns

@@ -19,7 +19,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import Batching, ServerTask, Timing
 from hasten.serving.models.caching import AnswerCache, content_key
-from hasten.serving.models.company import Company
+from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_rows, is_broken
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
@@ -68,7 +68,7 @@ class ServedModel:
         opened: Its sessions, warm.
         settings: How it is served.
         loop: The event loop; everything but the engines is on its thread.
-        company: Who talks to the server.
+        clients: Clients of the server, by their connections.
         statistics: Goes on where a bundle takes another's place.
         running: Entered while an engine works: who crashes in there is to blame.
         clock_ns: Monotonic clock, in nanoseconds.
@@ -87,7 +87,7 @@ class ServedModel:
         opened: OpenBundle,
         settings: ModelSettings,
         loop: asyncio.AbstractEventLoop,
-        company: Company,
+        clients: Clients,
         statistics: Statistics | None = None,
         running: Running = contextlib.nullcontext,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
@@ -115,7 +115,7 @@ class ServedModel:
             Scheduler(opened.latencies, settings.most_wait_ns, len(opened.sessions)),
             self.statistics,
             loop,
-            company,
+            clients,
             clock_ns,
         )
         if self.fell_back:

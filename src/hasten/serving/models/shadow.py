@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from hasten.core.tensors import Tensors
 from hasten.serving.models.comparison import disagreeing_rows
-from hasten.serving.models.courtesy import give_way
 from hasten.serving.models.statistics import Statistics
+from hasten.serving.models.thread_priority import lower_priority
 
 log = logging.getLogger("hasten.serving")
 
@@ -57,7 +57,7 @@ class Shadow:
         self._jobs.put(None)
 
     def _work(self) -> None:
-        give_way()
+        lower_priority()
         while (job := self._jobs.get()) is not None:
             inputs, outputs = job
             if not self._waited():

@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 from hasten.core.records import from_record
 from hasten.errors import HastenError
-from hasten.serving.board import Board
 from hasten.serving.logs import log_to_stderr
 from hasten.serving.models.repository import Registered
 from hasten.serving.server import Server
 from hasten.serving.settings import ServerSettings
+from hasten.serving.shared_state import SharedState
 from hasten.serving.supervision.channel import (
     CLOSED,
     CONNECTION,
@@ -44,8 +44,10 @@ _GARBAGE = 20_000
 class Office:
     """The other end of the supervisor's channel."""
 
-    def __init__(self, channel: socket.socket, board: Board, settings: ServerSettings) -> None:
-        self._channel, self._board, self._settings = channel, board, settings
+    def __init__(
+        self, channel: socket.socket, shared_state: SharedState, settings: ServerSettings
+    ) -> None:
+        self._channel, self._shared_state, self._settings = channel, shared_state, settings
         self._loop = asyncio.get_running_loop()
         self._server: Server
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -64,7 +66,7 @@ class Office:
 
     async def _work(self) -> int:
         settings = self._settings
-        self._server = Server(settings, self._board)
+        self._server = Server(settings, self._shared_state)
         self._server.state.repository.forgiven = self._forgiven
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel.fileno(), self._hear)
@@ -121,7 +123,9 @@ class Office:
             elif what == CONNECTION:
                 accepted = socket.socket(fileno=numbers[0])
                 accepted.setblocking(False)
-                self._begin(self._server.take(accepted, self._board.slot(slot, self._closed)))
+                self._begin(
+                    self._server.take(accepted, self._shared_state.slot(slot, self._closed))
+                )
             elif what == DRAIN:
                 self._begin(self._drain())
             elif what == RELOAD:
@@ -139,20 +143,20 @@ class Office:
 
 
 def main() -> NoReturn:
-    """Serve what the arguments say: the channel's number, the board's, and the settings' file's."""
+    """Serve what the arguments say: the channel's number, the shared state's, and the settings' file's."""
     import uvloop
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor says what they mean
-    channel_number, board_number, settings_number = map(int, sys.argv[1:4])
+    channel_number, shared_state_number, settings_number = map(int, sys.argv[1:4])
     with os.fdopen(settings_number) as file:
         settings = from_record(ServerSettings, json.load(file))
     log_to_stderr(as_json=settings.json_logs)
     channel = socket.socket(fileno=channel_number)
-    board = Board(board_number, settings.limits.connections)
+    shared_state = SharedState(shared_state_number, settings.limits.connections)
 
     async def work() -> int:
-        return await Office(channel, board, settings).work()
+        return await Office(channel, shared_state, settings).work()
 
     code = uvloop.run(work())
     logging.shutdown()

@@ -25,8 +25,8 @@ from typing import Any
 from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.errors import InputError
-from hasten.serving.board import ANSWERED, MOST_MODELS, WORKING, Board
 from hasten.serving.settings import ServerSettings
+from hasten.serving.shared_state import ANSWERED, MOST_MODELS, WORKING, SharedState
 from hasten.serving.supervision.channel import (
     CLOSED,
     CONNECTION,
@@ -84,7 +84,7 @@ class Supervisor:
         limits = dataclasses.replace(limits, connections=connections)
         settings = dataclasses.replace(settings, limits=limits)
         self._settings, self._say, self._asked = settings, say, settings.models
-        self._board = Board.new(settings.limits.connections)
+        self._shared_state = SharedState.new(settings.limits.connections)
         self._selector = selectors.DefaultSelector()
         self._free = list(range(settings.limits.connections - 1, -1, -1))
         self._held: dict[int, socket.socket] = {}
@@ -300,7 +300,7 @@ class Supervisor:
 
     def _start(self) -> None:
         self._start_at_s = None
-        self._board.clear()
+        self._shared_state.clear()
         try:
             ours, self._process = self._started()
             self._pidfd = os.pidfd_open(self._process.pid)
@@ -318,7 +318,7 @@ class Supervisor:
         with theirs, open(os.memfd_create("hasten-settings"), "w+b") as told:  # noqa: PTH123
             told.write(json.dumps(to_record(self._settings)).encode())
             told.seek(0)
-            fds = (theirs.fileno(), self._board.number, told.fileno())
+            fds = (theirs.fileno(), self._shared_state.number, told.fileno())
             return ours, subprocess.Popen(
                 [sys.executable, "-m", "hasten.serving.supervision.process", *map(str, fds)],
                 pass_fds=fds,
@@ -423,7 +423,7 @@ class Supervisor:
     def _take_back(self) -> None:
         """Answer whoever waits for the dead process; keep the others for the next one."""
         for slot, connection in list(self._held.items()):
-            state = self._board.at(slot)
+            state = self._shared_state.at(slot)
             self._free.append(slot)
             if state == WORKING or (state == ANSWERED and self._asks(connection)):
                 self._turn_away(connection)
@@ -444,7 +444,7 @@ class Supervisor:
 
     def _blame(self, code: int) -> None:
         """Serve those models exactly whose engines were at work when it crashed."""
-        blamed = self._board.working_models() if -code in _BLAMED else set()
+        blamed = self._shared_state.working_models() if -code in _BLAMED else set()
         models = list(self._settings.models)
         for number, standby in sorted(blamed):
             model, settings = models[number], models[number].settings
@@ -469,7 +469,7 @@ class Supervisor:
         if self._listener is not None:
             self._listener.close()
         self._selector.close()
-        self._board.close()
+        self._shared_state.close()
 
 
 def _cause(code: int) -> str:

@@ -11,7 +11,7 @@ from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import InputError
 from hasten.inputs.models.onnx import load
 from hasten.measure.candidate import Single
-from hasten.passes.little import Little
+from hasten.passes.small_model import SmallModel
 from hasten.testing.pass_tests import answers, run, samples_of
 
 BIG = """
@@ -49,7 +49,7 @@ def small(build: Any) -> Model:
 def test_it_stands_in_the_originals_place_by_the_originals_names(
     big: Model, small: Model, tmp_path: Path
 ) -> None:
-    result = run(Little.of(small, big), big, tmp_path)
+    result = run(SmallModel.of(small, big), big, tmp_path)
     assert [spec.name for spec in (*result.inputs, *result.outputs)] == ["x", "logits"]
     assert result.inputs[0].shape == ("batch", 16)
     assert result.request == big.request
@@ -73,18 +73,18 @@ def test_tensors_that_are_called_alike_stay_apart(build: Any, tmp_path: Path) ->
     x, y = "float[batch, 4] x", "float[batch, 4] y"
     big = build(text.format(name="big", takes=f"{x}, {y}", inner="h", gives="z"), "big")
     small = build(text.format(name="small", takes=f"{y}, {x}", inner="z", gives="out"), "small")
-    result = run(Little.of(small, big), big, tmp_path)
+    result = run(SmallModel.of(small, big), big, tmp_path)
     assert [spec.name for spec in result.inputs] == ["x", "y"]
     data = samples_of(big)
     own = answers(small, data, tmp_path / "own")["out"]
     np.testing.assert_array_equal(answers(result, data, tmp_path / "there")["z"], own)
 
 
-def test_a_size_that_only_the_little_model_settles_stays_settled(
+def test_a_size_that_only_the_small_model_settles_stays_settled(
     big: Model, build: Any, tmp_path: Path
 ) -> None:
     small = build(SMALL.replace("[n, ", "[1, "), "one")
-    result = run(Little.of(small, big), big, tmp_path)
+    result = run(SmallModel.of(small, big), big, tmp_path)
     assert result.inputs[0].shape == (1, 16)
     assert result.outputs[0].shape == (1, 4)
     assert result.request == big.request
@@ -92,8 +92,8 @@ def test_a_size_that_only_the_little_model_settles_stays_settled(
 
 def test_weights_outside_the_file_come_along(big: Model, build: Any, tmp_path: Path) -> None:
     small = build(BIG, "small", external=True)
-    result = run(Little.of(small, big), big, tmp_path)
-    assert [file.name for file in result.files] == ["little.onnx.data"]
+    result = run(SmallModel.of(small, big), big, tmp_path)
+    assert [file.name for file in result.files] == ["small.onnx.data"]
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_weights_outside_the_file_come_along(big: Model, build: Any, tmp_path: P
         (
             "float[n, 16] features",
             "float[n, 15] features",
-            "the little model takes features: float32[n, 15]; the original takes x: float32[1, 16]",
+            "the small model takes features: float32[n, 15]; the original takes x: float32[1, 16]",
         ),
         (
             "float[n, 4] scores",
             "float[n, 5] scores",
-            "the little model gives scores: float32[n, 5]; "
+            "the small model gives scores: float32[n, 5]; "
             "the original gives logits: float32[batch, 4]",
         ),
     ],
@@ -118,24 +118,25 @@ def test_a_model_of_another_task_is_refused(
     other = build(SMALL, "small")
     own = "[15, 4] w" if "15" in now else "[16, 5] w"
     wanted = build(SMALL.replace(was, now).replace("[16, 4] w", own), "other")
-    assert Little.of(other, big)
+    assert SmallModel.of(other, big)
     with pytest.raises(InputError) as error:
-        Little.of(wanted, big)
+        SmallModel.of(wanted, big)
     assert str(error.value) == message
 
 
 def test_it_is_lossy_and_known_by_its_content(big: Model, small: Model) -> None:
-    little = Little.of(small, big)
-    assert not little.exact
-    assert little.sha256 == small.sha256
-    assert from_record(Little, to_record(little)) == little
-    moved = dataclasses.replace(little, sha256="0")
-    assert Single((moved,), OpenVino()).key != Single((little,), OpenVino()).key
-    assert Single((little,), OpenVino()).label == "little + openvino"
+    step = SmallModel.of(small, big)
+    assert not step.exact
+    assert step.sha256 == small.sha256
+    assert from_record(SmallModel, to_record(step)) == step
+    assert to_record(step)["type"] == "little"  # as bundles have it since they were first written
+    moved = dataclasses.replace(step, sha256="0")
+    assert Single((moved,), OpenVino()).key != Single((step,), OpenVino()).key
+    assert Single((step,), OpenVino()).label == "small model, OpenVINO"
 
 
 def test_an_openvino_engine_runs_it(big: Model, small: Model, tmp_path: Path) -> None:
-    result = run(Little.of(small, big), big, tmp_path)
+    result = run(SmallModel.of(small, big), big, tmp_path)
     found = answers(result, samples_of(big), tmp_path / "openvino", OpenVino())
     own = answers(
         load(small.path).settled_by({"features": np.zeros(16, np.float32)}),

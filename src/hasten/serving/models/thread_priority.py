@@ -1,4 +1,4 @@
-"""Giving way: threads that get the processor when nobody else wants it. On Linux, elsewhere without effect."""
+"""Lower the priority of threads, so that they run when no other wants the processor. Without effect off Linux."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-_LEAST_IMPORTANT = 19
+_LOWEST = 19
 
 
-def give_way() -> None:
-    """Let this thread give way to all others for good."""
+def lower_priority() -> None:
+    """Give this thread the lowest priority for good."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_IMPORTANT)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
 @contextlib.contextmanager
-def giving_way() -> Iterator[None]:
-    """Let this thread give way, and those that it begins meanwhile, an engine's among them.
+def lowered_priority() -> Iterator[None]:
+    """Give this thread the lowest priority, and those that it begins meanwhile, an engine's among them.
 
-    Afterwards they are as important as this one was before. Where that isn't allowed (CAP_SYS_NICE,
-    or ulimit -e), nothing is done: nobody is to stay behind.
+    Afterwards they have the priority that this one had before. Where that isn't allowed (CAP_SYS_NICE,
+    or ulimit -e), nothing is done, so that no thread stays at the lowest.
     """
     if sys.platform != "linux" or not _may_come_back():
         yield
         return
     here, others = threading.get_native_id(), _threads()
     before = os.getpriority(os.PRIO_PROCESS, here)
-    os.setpriority(os.PRIO_PROCESS, here, _LEAST_IMPORTANT)
+    os.setpriority(os.PRIO_PROCESS, here, _LOWEST)
     try:
         yield
     finally:
@@ -46,7 +46,7 @@ def _threads() -> set[int]:
 
 
 def _may_come_back() -> bool:
-    """Whether a thread may become as important again as it was: tried with one that ends then."""
+    """Whether a thread may get its priority back: tried with one that ends then."""
     allowed = False
 
     def work() -> None:
@@ -54,7 +54,7 @@ def _may_come_back() -> bool:
         thread = threading.get_native_id()
         before = os.getpriority(os.PRIO_PROCESS, thread)
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, _LEAST_IMPORTANT)
+            os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)
             os.setpriority(os.PRIO_PROCESS, thread, before)
             allowed = True
 

@@ -13,7 +13,7 @@ from hasten.bundle import read
 from hasten.core.target import Target
 from hasten.inputs.models.onnx import load
 from hasten.optimization.grid import grid
-from hasten.passes.little import Little, Student
+from hasten.passes.small_model import SmallModel, Student
 from hasten.reporting.evidence import gathered
 from hasten.reporting.rows import won
 
@@ -85,8 +85,8 @@ def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_els
             out=tmp_path / "b.hasten",
         )
     assert result.status == "certified", result.why
-    assert result.winner.label.startswith("little + ")
-    assert ("cascade(" in result.winner.label) == asks_again
+    assert result.winner.label.startswith("small model")
+    assert ("first, then the original" in result.winner.label) == asks_again
     assert result.winner.statistic == ("mean" if asks_again else "p50")
     assert ("by its mean" in " ".join(result.notes)) == asks_again
     assert result.speedup > 1.5
@@ -147,17 +147,17 @@ def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_
     assert by_name["small"].ratio.estimate < by_name["as it is"].ratio.estimate
     assert result.budget_ns == 1e6
     said = won(result)
-    assert said.startswith("the way that won: small; ")
+    assert said.startswith("the best method: small; ")
     assert "within the budget of 1 ms" in said
     page = (tmp_path / "b.hasten" / "report.html").read_text()
-    assert "The ways to a lighter model" in page
+    assert "The methods for a lighter model" in page
     assert "by hand" in page
     (again,) = gathered(tmp_path / "b.hasten").result.methods[:1]
     assert again == result.methods[0]
 
 
-def test_a_little_model_in_int8_is_not_quantized_again(tmp_path: Path) -> None:
-    little = Little(small(tmp_path), (), "0", "small", quantized=True)
+def test_a_small_model_in_int8_is_not_quantized_again(tmp_path: Path) -> None:
+    little = SmallModel(small(tmp_path), (), "0", "small", quantized=True)
     model = load(big(tmp_path)).settled_by({"x": X[0]})
     proposals = [c for c in grid(model, Target.host(), small_models=[little]) if little in c.passes]
     assert proposals

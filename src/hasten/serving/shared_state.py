@@ -1,4 +1,4 @@
-"""A page of memory that outlives the serving process: what each connection and engine is at.
+"""Shared memory that outlives the serving process: the state of each connection and engine.
 
 The supervisor reads it once that process is dead: whom it owes an answer, and whose engine was at
 work. A byte each, so that a write is whole or absent.
@@ -19,7 +19,7 @@ MOST_MODELS = 127
 _STANDBY = 128
 
 
-class Board:
+class SharedState:
     """Bytes of connections, then bytes of engine threads.
 
     Args:
@@ -35,7 +35,7 @@ class Board:
     @classmethod
     def new(cls, connections: int) -> Self:
         """Take memory for one."""
-        number = os.memfd_create("hasten-board")
+        number = os.memfd_create("hasten-state")
         os.ftruncate(number, connections + _ENGINES)
         return cls(number, connections)
 
@@ -57,9 +57,9 @@ class Board:
         self._memory.close()
         os.close(self.number)
 
-    def slot(self, slot: int, closed: Callable[[int], None]) -> BoardSlot:
+    def slot(self, slot: int, closed: Callable[[int], None]) -> ConnectionState:
         """Where a connection states what it is at."""
-        return BoardSlot(self._memory, slot, closed)
+        return ConnectionState(self._memory, slot, closed)
 
     def engine(self, model: int, standby: bool) -> contextlib.AbstractContextManager[None]:
         """A context for one engine thread of a model, to be entered whenever it works."""
@@ -67,7 +67,7 @@ class Board:
         return _Engine(self._memory, place, model + 1 + (_STANDBY if standby else 0))
 
 
-class BoardSlot:
+class ConnectionState:
     """A connection's byte."""
 
     __slots__ = ("_closed", "_gone", "_memory", "_slot")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hasten.serving.models import courtesy
-from hasten.serving.models.courtesy import giving_way
+from hasten.serving.models import thread_priority
 from hasten.serving.models.pace import BackgroundPace
+from hasten.serving.models.thread_priority import lowered_priority
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="niceness is of threads on Linux")
 
@@ -38,24 +38,24 @@ def worker() -> Iterator[Any]:
     end.set()
 
 
-def test_threads_that_begin_meanwhile_give_way_and_come_back(worker: Any) -> None:
-    if not courtesy._may_come_back():
+def test_threads_that_begin_meanwhile_lower_their_priority_and_get_it_back(worker: Any) -> None:
+    if not thread_priority._may_come_back():
         pytest.skip("this user may not raise a thread's priority again: CAP_SYS_NICE")
     here, other = threading.get_native_id(), worker()
     before = niceness(here)
-    with contextlib.suppress(KeyError), giving_way():
+    with contextlib.suppress(KeyError), lowered_priority():
         begun = worker()
         assert (niceness(here), niceness(begun), niceness(other)) == (19, 19, before)
         raise KeyError
     assert (niceness(here), niceness(begun), niceness(other)) == (before,) * 3
 
 
-def test_where_nothing_can_come_back_nothing_gives_way(
+def test_where_no_priority_can_be_raised_again_none_is_lowered(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courtesy, "_may_come_back", lambda: False)
+    monkeypatch.setattr(thread_priority, "_may_come_back", lambda: False)
     before = niceness(threading.get_native_id())
-    with giving_way():
+    with lowered_priority():
         assert niceness(worker()) == niceness(threading.get_native_id()) == before
 
 

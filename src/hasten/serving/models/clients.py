@@ -1,12 +1,12 @@
-"""Who talks to the server: a client that has it for itself needs no thread between it and the engine."""
+"""Which clients the server has: one that is alone needs no thread between it and the engine."""
 
 from __future__ import annotations
 
 _ALONE_NS = 200_000_000
 
 
-class Company:
-    """Which connection was heard of last, and since when no other was.
+class Clients:
+    """The connection that was active last, and since when no other was.
 
     To hand a batch to another thread and its answer back costs 0.3 ms with caches that went cold
     meanwhile. It is worth it where others are to be heard while the engine works; with one client

@@ -36,7 +36,7 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Little(Pass):
+class SmallModel(Pass):
     """Answer by a smaller model that a person has beside the original: alone, or in a cascade.
 
     What comes out is judged by the original's answers, as what any other pass makes.
@@ -83,7 +83,7 @@ class Little(Pass):
             if len(own) != len(other) or not all(
                 _fits(by_name[paired[spec.name]], spec) for spec in other
             ):
-                which = f"the little model {name}".rstrip()
+                which = f"the small model {name}".rstrip()
                 raise InputError(
                     f"{which} {what} {_listed(own)}; the original {what} {_listed(other)}"
                 )
@@ -98,12 +98,16 @@ class Little(Pass):
         from hasten.passes.onnx_files import read_onnx, write_onnx
 
         renamed, inputs, outputs = _renamed(read_onnx(self.source(model)), model)
-        written = write_onnx(renamed, self.source(model), workdir / "little.onnx")
+        written = write_onnx(renamed, self.source(model), workdir / "small.onnx")
         return replace(written, inputs=inputs, outputs=outputs)
+
+    def words(self) -> str:
+        form = " (int8)" if self.quantized else ""
+        return f"small model {self.name}".rstrip() + form
 
 
 def _paired(own: Sequence[str], other: Sequence[str]) -> dict[str, str]:
-    """Return for each of the original's names that of the little model."""
+    """Return for each of the original's names that of the small model."""
     if set(own) == set(other):
         return {name: name for name in other}
     return dict(zip(other, own, strict=False))
@@ -134,7 +138,7 @@ def _renamed(
     """
     from onnx import compose, helper
 
-    prefixed = compose.add_prefix(proto, "little/")
+    prefixed = compose.add_prefix(proto, "small/")
     graph = prefixed.graph
     constants = {tensor.name for tensor in graph.initializer}
     nodes, specs = list(graph.node), []
@@ -142,7 +146,7 @@ def _renamed(
         ([v for v in graph.input if v.name not in constants], original.inputs, True),
         (list(graph.output), original.outputs, False),
     ):
-        by_name = {value.name.removeprefix("little/"): value for value in values}
+        by_name = {value.name.removeprefix("small/"): value for value in values}
         paired = _paired(list(by_name), [spec.name for spec in wanted])
         found = []
         for spec in wanted:
@@ -163,6 +167,6 @@ def _renamed(
     return prefixed, specs[0], specs[1]
 
 
-def little_of(passes: Sequence[Pass]) -> Little | None:
-    """Return the little model among passes; None where there is none."""
-    return next((step for step in passes if isinstance(step, Little)), None)
+def small_model_of(passes: Sequence[Pass]) -> SmallModel | None:
+    """Return the small model among passes; None where there is none."""
+    return next((step for step in passes if isinstance(step, SmallModel)), None)
