@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-_STATUS = ("Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "CapEff", "Cpus_allowed", "Mems_allowed")
+_STATUS = (
+    "Umask",
+    "Uid",
+    "Gid",
+    "Groups",
+    "SigBlk",
+    "SigIgn",
+    "CapEff",
+    "Cpus_allowed",
+    "Mems_allowed",
+)
 """Fields of proc(5)'s status that a new process has from the thread that starts it."""
 
 
@@ -52,11 +62,11 @@ class Forked:
             if self._returncode is None:
                 self._lifeline.settimeout(timeout)
                 try:
-                    told = self._lifeline.recv(32)
+                    _, number = _told(self._lifeline)
                 except (TimeoutError, BlockingIOError):
                     raise subprocess.TimeoutExpired("a forked worker", timeout or 0) from None
                 # A server that is gone took its workers with it.
-                self._returncode = int(told) if told else -signal.SIGKILL
+                self._returncode = -signal.SIGKILL if number is None else number
             return self._returncode
 
     def __enter__(self) -> Self:
@@ -68,7 +78,7 @@ class Forked:
         with self._lifeline, contextlib.suppress(OSError):
             self._lifeline.settimeout(None)
             self._lifeline.shutdown(socket.SHUT_WR)
-            self._lifeline.recv(32)
+            _told(self._lifeline)
 
 
 class Server:
@@ -104,18 +114,29 @@ class Server:
             temporary: The worker's folder for temporary files.
             channel: Descriptor of the worker's end of its channel.
             output: Descriptor of the file that its output goes to.
+
+        Raises:
+            OSError: the server is gone.
         """
         lifeline, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as start:
             start.callback(lifeline.close)  # unless it starts
-            with theirs, contextlib.suppress(OSError):
+            with theirs:
                 descriptors = [channel, output, theirs.fileno()]
                 socket.send_fds(self._control, [os.fsencode(temporary)], descriptors)
-            pid = lifeline.recv(32)
-            if pid:
-                start.pop_all()
-                return Forked(self, lifeline, int(pid))
-        return None
+            what, number = _told(lifeline)
+            if what != "pid" or number is None:
+                return None
+            start.pop_all()
+        return Forked(self, lifeline, number)
+
+
+def _told(lifeline: socket.socket) -> tuple[str, int | None]:
+    """Return the next that is told on a lifeline: "pid" or "exit" with a number, or the end: ""."""
+    with contextlib.suppress(ConnectionError):
+        what, _, number = lifeline.recv(32).decode().partition(" ")
+        return what, int(number) if number else None
+    return "", None
 
 
 def _end(control: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
@@ -151,17 +172,19 @@ def fork_worker(
     if not hasattr(os, "pidfd_open"):  # not Linux, or before 5.3
         return None
     inherited = _inherited(environment)
-    with _starting:
-        if _current is None or _current.inherited != inherited:
-            _current = None  # the former one ends with its last worker
-            _current = _Current(Server(environment), inherited)
-        server = _current.server
-    forked = server.fork(temporary, channel, output)
-    if forked is None:
+    for _ in range(2):
         with _starting:
-            if _current is not None and _current.server is server:
-                _current = None
-    return forked
+            if _current is None or _current.inherited != inherited:
+                _current = None  # the former one ends with its last worker
+                _current = _Current(Server(environment), inherited)
+            server = _current.server
+        try:
+            return server.fork(temporary, channel, output)
+        except OSError:  # somebody ended it
+            with _starting:
+                if _current is not None and _current.server is server:
+                    _current = None
+    return None
 
 
 def _inherited(environment: Mapping[str, str]) -> tuple[Any, ...]:
@@ -170,7 +193,9 @@ def _inherited(environment: Mapping[str, str]) -> tuple[Any, ...]:
     Source: proc(5); the cgroup, too, is the parent's.
     """
     thread = Path("/proc/thread-self")
-    status = [line for line in (thread / "status").read_text().splitlines() if line.startswith(_STATUS)]
+    status = [
+        line for line in (thread / "status").read_text().splitlines() if line.startswith(_STATUS)
+    ]
     return (
         os.getpid(),
         sys.executable,

@@ -2,9 +2,9 @@
 
 Its owner sends one message on an inherited socket for each worker: the worker's folder for temporary
 files, with three descriptors: the worker's channel, the file for its output, and a lifeline. On the
-lifeline this program answers with the worker's process id, and in time with its exit status; the
-owner's end of the lifeline closes when the owner is done with the worker. Until then a worker that
-ended stays a zombie, so that its number is nobody else's. See design/workers.md.
+lifeline the worker tells its process id, and this program in time its exit status; the owner shuts it
+down when it is done with the worker. Until then a worker that ended stays a zombie, so that its number
+is nobody else's. See design/workers.md.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class _Server:
     def __init__(self, control: socket.socket, owner: int) -> None:
         self._control = control
         self._owner = os.pidfd_open(owner)
+        self._alone = _forks_alone()
         self._workers: dict[int, _Forked] = {}  # by both of its descriptors
         self._poll = select.poll()
         for number in (self._owner, control.fileno()):
@@ -67,7 +68,7 @@ class _Server:
                     self._look_after(self._workers[number], number)
         for number, forked in list(self._workers.items()):
             if number == forked.process:
-                os.killpg(forked.pid, signal.SIGKILL)
+                _kill(forked.pid)
                 os.waitpid(forked.pid, 0)
 
     def _take(self) -> bool:
@@ -76,7 +77,7 @@ class _Server:
         if not message:
             return False
         channel, output, lifeline = descriptors
-        pid = self._fork(os.fsdecode(message), channel, output)
+        pid = self._fork(os.fsdecode(message), channel, output, lifeline)
         os.close(channel)
         os.close(output)
         if pid is None:
@@ -86,11 +87,12 @@ class _Server:
         for number in (forked.process, lifeline):
             self._workers[number] = forked
             self._poll.register(number, select.POLLIN)
-        _tell(lifeline, pid)
         return True
 
-    def _fork(self, temporary: str, channel: int, output: int) -> int | None:
-        """Return a new worker's process id, or None where a process as this one can't be forked."""
+    def _fork(self, temporary: str, channel: int, output: int, lifeline: int) -> int | None:
+        """Return a new worker's process id, or None where this process can't be forked."""
+        if not self._alone:
+            return None
         own = os.getpid()
         try:
             pid = os.fork()
@@ -98,13 +100,7 @@ class _Server:
             return None
         if pid == 0:
             self._control.detach()  # its number becomes another's
-            _become_worker(own, temporary, channel, output)
-        # Whoever has threads here must end them before a fork, as OpenBLAS does: another thread may
-        # hold a lock, which nobody would open in the new process.
-        if len(list(Path("/proc/self/task").iterdir())) > 1:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return None
+            _become_worker(own, temporary, channel, output, lifeline)
         return pid
 
     def _look_after(self, forked: _Forked, number: int) -> None:
@@ -112,10 +108,10 @@ class _Server:
         self._poll.unregister(number)
         if number == forked.process:
             forked.ended = True
-            _tell(forked.lifeline, _exit_code(forked.pid))
+            _tell(forked.lifeline, "exit", _exit_code(forked.pid))
         else:
             forked.released = True
-            os.killpg(forked.pid, signal.SIGKILL)  # still its number: it wasn't waited for
+            _kill(forked.pid)
         if forked.ended and forked.released:
             os.waitpid(forked.pid, 0)
             for one in (forked.process, forked.lifeline):
@@ -123,10 +119,26 @@ class _Server:
                 os.close(one)
 
 
-def _become_worker(parent: int, temporary: str, channel: int, output: int) -> NoReturn:
+def _forks_alone() -> bool:
+    """Fork once, and return whether this process then has one thread.
+
+    Who has threads here must end them before a fork, as OpenBLAS does: another thread may hold a
+    lock, which nobody would ever open in the new process.
+    """
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return len(list(Path("/proc/self/task").iterdir())) == 1
+
+
+def _become_worker(
+    parent: int, temporary: str, channel: int, output: int, lifeline: int
+) -> NoReturn:
     """Be in every way a process that was started for one worker."""
     try:
         os.setsid()
+        _tell(lifeline, "pid", os.getpid())  # from here on its group can be signalled
         for number in (sys.stdout.fileno(), sys.stderr.fileno()):
             os.dup2(output, number)
         os.dup2(channel, _CHANNEL)
@@ -150,9 +162,16 @@ def _exit_code(pid: int) -> int:
     return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
 
-def _tell(lifeline: int, number: int) -> None:
+def _kill(pid: int) -> None:
+    """End a worker that wasn't waited for, so that the number is still its own, and its group."""
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it was about to make one
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _tell(lifeline: int, what: str, number: int) -> None:
     with contextlib.suppress(OSError):  # the owner no longer listens
-        os.write(lifeline, str(number).encode())
+        os.write(lifeline, f"{what} {number}".encode())
 
 
 def main() -> None:

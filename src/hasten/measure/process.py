@@ -52,7 +52,9 @@ class Worker:
             start.callback(shutil.rmtree, self._temporary, ignore_errors=True)
             environment = {**_caches(), **os.environ, **OFF}
             self._process = (
-                None if fresh else fork_worker(environment, self._temporary, theirs.fileno(), output.fileno())
+                None
+                if fresh
+                else fork_worker(environment, self._temporary, theirs.fileno(), output.fileno())
             ) or subprocess.Popen(
                 [
                     sys.executable,
