@@ -21,7 +21,7 @@ from typing import Any, Self
 from hasten.core.processes import name_of, programs
 from hasten.core.telemetry import OFF
 from hasten.errors import CandidateError, InputError
-from hasten.measure.forked import Forked, fork_worker
+from hasten.measure.forked import fork_worker
 
 _POLL_S = 0.05
 _POLL_TIMED_S = 0.5  # longer than a block: the parent sleeps through all that is timed
