@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -219,6 +220,17 @@ def test_a_worker_that_ends_by_itself_is_reported_with_its_exit_code(
     assert str(error.value) == "its process ended with exit code 3 during 'open'"
 
 
+def test_an_owner_that_ignores_its_childrens_end_hears_of_its_workers(teller: Teller) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        worker = teller.start()
+        with pytest.raises(CandidateError) as error:
+            teller.ask(worker, "os._exit(3)")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert str(error.value) == "its process ended with exit code 3 during 'open'"
+
+
 def test_the_number_of_a_forked_worker_is_its_own_until_it_is_given_back(teller: Teller) -> None:
     worker = teller.start()
     os.kill(worker.pid, signal.SIGKILL)
@@ -258,7 +270,10 @@ def test_where_another_thread_runs_in_the_server_nothing_is_forked(
 def test_where_the_system_cannot_watch_a_process_nothing_is_forked(
     teller: Teller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(os, "pidfd_open")
+    def refuse(_: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
     worker = teller.start()
     assert not is_forked(worker)
     assert teller.ask(worker, "1") == 1

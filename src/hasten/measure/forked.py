@@ -169,7 +169,7 @@ def fork_worker(
     from its parent: environment, folder, processors, priority, limits. Args as `Server.fork`.
     """
     global _current
-    if not hasattr(os, "pidfd_open"):  # not Linux, or before 5.3
+    if not _can_watch():
         return None
     inherited = _inherited(environment)
     for _ in range(2):
@@ -187,21 +187,34 @@ def fork_worker(
     return None
 
 
+def _can_watch() -> bool:
+    """Whether the system has what the server watches processes by: Linux from 5.3 on."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 def _inherited(environment: Mapping[str, str]) -> tuple[Any, ...]:
     """What a process that this thread starts has from it, as far as it may change.
 
     Source: proc(5); the cgroup, too, is the parent's.
     """
-    thread = Path("/proc/thread-self")
-    status = [
-        line for line in (thread / "status").read_text().splitlines() if line.startswith(_STATUS)
-    ]
     return (
         os.getpid(),
         sys.executable,
         dict(environment),
         Path("/proc/self/cwd").readlink(),
-        status,
-        *((thread / name).read_text() for name in ("limits", "cgroup", "oom_score_adj")),
+        [line for line in _of_thread("status").splitlines() if line.startswith(_STATUS)],
+        [_of_thread(name) for name in ("limits", "cgroup", "oom_score_adj")],
         (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)),
     )
+
+
+def _of_thread(name: str) -> str:
+    """A file about this thread; empty where the system has none."""
+    try:
+        return Path("/proc/thread-self", name).read_text()
+    except OSError:
+        return ""

@@ -176,6 +176,7 @@ def _tell(lifeline: int, what: str, number: int) -> None:
 
 def main() -> None:
     """Serve the process that started this one."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as it may be inherited, no child waits
     control, owner = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     server = _Server(control, owner)
     if os.getppid() != owner:
