@@ -64,8 +64,8 @@ def test_processes_and_models_may_come_one_after_another(
     started: list[Worker] = []
 
     class Counted(Worker):
-        def __init__(self, log: Path, memory_bytes: int) -> None:
-            super().__init__(log, memory_bytes)
+        def __init__(self, log: Path, memory_bytes: int, *, fresh: bool = False) -> None:
+            super().__init__(log, memory_bytes, fresh=fresh)
             started.append(self)
 
     monkeypatch.setattr(making, "Worker", Counted)

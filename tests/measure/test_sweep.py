@@ -245,8 +245,8 @@ def test_nobody_is_left_running(
     started: list[Worker] = []
 
     class Noted(Worker):
-        def __init__(self, log: Path, memory_bytes: int) -> None:
-            super().__init__(log, memory_bytes)
+        def __init__(self, log: Path, memory_bytes: int, *, fresh: bool = False) -> None:
+            super().__init__(log, memory_bytes, fresh=fresh)
             started.append(self)
 
     monkeypatch.setattr("hasten.measure.workbench.Worker", Noted)

@@ -82,7 +82,8 @@ def workers(parent: int) -> list[int]:
             state = (folder / "stat").read_text().rpartition(") ")[2][0]
         except OSError:
             continue
-        if b"hasten.measure.worker" in words and str(parent).encode() in words and state != "Z":
+        programs = {b"hasten.measure.worker", b"hasten.measure.forkserver"}
+        if programs & {*words} and str(parent).encode() in words and state != "Z":
             found.append(int(folder.name))
     return found
 

@@ -22,9 +22,11 @@ class Desk:
         bench: Where they run, with one thread each.
         model: The classifier, settled for one sample.
         opened: What was opened so far.
+        fresh: Whether their processes are fresh interpreters, and not forked.
     """
 
     def __init__(self, folder: Path, limit_s: float = 60.0) -> None:
+        self.fresh = False
         (folder / "bench").mkdir()
         self.bench = Bench(folder / "bench", Target.host().with_threads(1), limit_s)
         sample = {"x": np.zeros(16, np.float32)}
@@ -36,7 +38,7 @@ class Desk:
         built = self.bench.folder / f"built{len(self.opened)}"
         built.mkdir()
         artifact = engine.build(self.model, self.bench.target, built)
-        self.opened.append(self.bench.open_built(engine, artifact))
+        self.opened.append(self.bench.open_built(engine, artifact, fresh=self.fresh))
         return self.opened[-1]
 
     def worker(self, engine: Engine) -> Worker:

@@ -40,7 +40,6 @@ _PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
     type=click.Choice(_METHODS),
     help="Try this method only; may be repeated.",
 )
-@click.option("--way", "ways", multiple=True, type=click.Choice(_METHODS), hidden=True)
 @click.option(
     "--students", type=int, default=1, show_default=True, help="How many other architectures."
 )

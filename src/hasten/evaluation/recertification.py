@@ -328,7 +328,8 @@ def _scores(
         desk = Bench(Path(work), target)
         try:
             for part, artifact in parts:
-                opened.append(desk.open_built(engine_of(part, target.threads), artifact))
+                engine = engine_of(part, target.threads)
+                opened.append(desk.open_built(engine, artifact, fresh=False))
             first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
             desk.fit_chunk(opened[0], first)
             own, scores = sealed_scores(

@@ -100,7 +100,9 @@ class Makers:
             worker.kill()
 
     def start(self, most: int) -> None:
-        """Start what is missing of two, or of fewer: they end with the thread that started them.
+        """Start what is missing of two, or of fewer.
+
+        The calling thread should outlive them: where none can be forked, they end with it.
 
         Raises:
             CandidateError: these were ended.

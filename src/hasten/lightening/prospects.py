@@ -261,7 +261,7 @@ def _race(
     entrants: dict[str, Worker] = {}
     try:
         for number in range(len(entries)):
-            entrants[str(number)] = Worker(bench.log, bench.memory_bytes)
+            entrants[str(number)] = Worker(bench.log, bench.memory_bytes, fresh=True)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             opened = [
                 pool.submit(_open, entrants[str(number)], bench, way, subjects[name].built[way])

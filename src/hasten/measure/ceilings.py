@@ -136,7 +136,7 @@ class _Rig:
         self._folder = folder
         self._settings = {"engine": to_record(engine), "target": to_record(target)}
         self._built: dict[Kernel, Any] = {}
-        self._worker = Worker(folder / "workers.log", target.memory_bytes // 2)
+        self._worker = Worker(folder / "workers.log", target.memory_bytes // 2, fresh=True)
 
     def __enter__(self) -> Self:
         return self

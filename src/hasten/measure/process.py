@@ -21,6 +21,7 @@ from typing import Any, Self
 from hasten.core.processes import name_of, programs
 from hasten.core.telemetry import OFF
 from hasten.errors import CandidateError, InputError
+from hasten.measure.forked import fork_worker
 
 _POLL_S = 0.05
 _POLL_TIMED_S = 0.5  # longer than a block: the parent sleeps through all that is timed
@@ -36,9 +37,11 @@ class Worker:
     Args:
         log: Where the runtime's own output goes; its temporary files lie beside that.
         memory_bytes: Most anonymous memory that it may hold; beyond, it is killed.
+        fresh: Whether it runs in an interpreter of its own from the start, and isn't forked from a
+            warm one: workers whose figures are quoted must share no address layout.
     """
 
-    def __init__(self, log: Path, memory_bytes: int) -> None:
+    def __init__(self, log: Path, memory_bytes: int, *, fresh: bool = False) -> None:
         self.memory_bytes = memory_bytes
         self._asleep = self._ended = False
         ours, theirs = socket.socketpair()
@@ -47,7 +50,12 @@ class Worker:
             output = start.enter_context(log.open("ab"))
             self._temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=log.parent)).absolute()
             start.callback(shutil.rmtree, self._temporary, ignore_errors=True)
-            self._process = subprocess.Popen(
+            environment = {**_caches(), **os.environ, **OFF}
+            self._process = (
+                None
+                if fresh
+                else fork_worker(environment, self._temporary, theirs.fileno(), output.fileno())
+            ) or subprocess.Popen(
                 [
                     sys.executable,
                     *("-m", "hasten.measure.worker", str(theirs.fileno()), str(os.getpid())),
@@ -56,7 +64,7 @@ class Worker:
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                env={**_caches(), **os.environ, **OFF, "TMPDIR": str(self._temporary)},
+                env={**environment, "TMPDIR": str(self._temporary)},
                 start_new_session=True,
             )
             output.close()
@@ -155,9 +163,8 @@ class Worker:
         if self._ended:
             return
         self._ended = True
-        with contextlib.suppress(ProcessLookupError):
+        with self._process, contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
         self._channel.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 

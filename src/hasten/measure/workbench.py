@@ -77,13 +77,22 @@ class Bench:
         """What the runtimes printed."""
         return self.folder / "workers.log"
 
-    def open_built(self, engine: Engine, artifact: Artifact, sessions: int = 1) -> OpenWorker:
-        """Open an artifact in a new process, so many times side by side.
+    def open_built(
+        self, engine: Engine, artifact: Artifact, sessions: int = 1, *, fresh: bool = True
+    ) -> OpenWorker:
+        """Open an artifact in a new process.
+
+        Args:
+            engine: What runs it.
+            artifact: What is opened.
+            sessions: How many sessions, side by side.
+            fresh: Whether the process is a fresh interpreter, as figures that are quoted need;
+                see `Worker`.
 
         Raises:
             CandidateError: the engine can't, or its process died.
         """
-        worker = Worker(self.log, self.memory_bytes)
+        worker = Worker(self.log, self.memory_bytes, fresh=fresh)
         try:
             properties = worker.ask(
                 "open",
@@ -170,7 +179,7 @@ class Bench:
             CandidateError: the engine has no profiler, failed, or its process died.
         """
         original = self.original if named else None
-        with Worker(self.log, self.memory_bytes) as worker:
+        with Worker(self.log, self.memory_bytes, fresh=True) as worker:
             records = worker.ask(
                 "profile",
                 limit_s=self.limit_s,

@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -347,19 +347,23 @@ def _answered(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"can't write {folder}: {os.strerror(errno.ENOSPC)}") from error
 
 
-def main() -> None:
-    """Serve commands until the other end closes."""
+def serve(channel_number: int, parent: int) -> NoReturn:
+    """Serve commands until the other end closes, and end this process.
+
+    Args:
+        channel_number: Descriptor of this end.
+        parent: Process that this one dies with.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[2]):
-        return  # the parent died before the line above
-    _first_to_go()
-    process = _Process()
-    with socket.socket(fileno=int(sys.argv[1])) as channel, channel.makefile("rwb") as stream:
-        for line in stream:
-            stream.write(json.dumps(_reply(process, json.loads(line))).encode() + b"\n")
-            stream.flush()
+    if os.getppid() == parent:  # else it died before the line above
+        _first_to_go()
+        process = _Process()
+        with socket.socket(fileno=channel_number) as channel, channel.makefile("rwb") as stream:
+            for line in stream:
+                stream.write(json.dumps(_reply(process, json.loads(line))).encode() + b"\n")
+                stream.flush()
     os._exit(0)  # a runtime's own clean-up at exit has nothing left to save, and may hang
 
 
 if __name__ == "__main__":
-    main()
+    serve(int(sys.argv[1]), int(sys.argv[2]))

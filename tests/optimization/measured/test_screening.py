@@ -184,7 +184,7 @@ def test_a_baseline_that_died_is_started_anew_without_leftovers(search: Search) 
     trials = search.trials()
     gone = trials.opened_baseline().worker
     os.kill(gone.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
+    gone._process.wait(60)
     assert trials.run(Single((), ENGINE)).failure is None
     assert gone._channel.fileno() == -1
 
