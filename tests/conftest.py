@@ -19,6 +19,8 @@ from hasten.core.telemetry import OFF
 from hasten.testing import models
 
 os.environ.update(OFF)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all that it imports
+sys.dont_write_bytecode = False
 stranded.mark()
 _FONTS = tempfile.TemporaryDirectory(prefix="hasten-fonts-")
 os.environ["MPLCONFIGDIR"] = (
