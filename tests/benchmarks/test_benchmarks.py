@@ -51,6 +51,7 @@ def test_the_overhead_of_a_loaded_bundle_is_printed(
     assert capsys.readouterr().out.startswith(f"{exact_bundle.name}: load(...)(x) adds ")
 
 
+@pytest.mark.slow
 def test_the_tables_of_speedups_have_every_version_and_a_run_per_model(
     load: Load,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,6 +101,7 @@ def test_each_toolkit_quantizes_by_its_own_defaults(load: Load, tmp_path: Path) 
     assert "FakeQuantize" in {one.get_type_name() for one in nncf.get_ordered_ops()}
 
 
+@pytest.mark.slow
 def test_a_recipe_that_fails_is_said_so_and_random_weights_have_no_accuracy(
     load: Load, monkeypatch: pytest.MonkeyPatch, exact_bundle: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def test_what_lost_more_than_the_limit_is_no_rival_to_beat(load: Load) -> None:
     assert found.over(("wrong",), 0.05) is None
 
 
+@pytest.mark.slow
 def test_the_teacher_of_the_lighter_models_is_trained_once(
     load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -192,6 +195,7 @@ def test_a_drafted_network_is_timed_beside_the_whole_one(
     assert share > 0
 
 
+@pytest.mark.slow
 def test_a_pruned_network_is_timed_beside_itself_on_an_engine(
     load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

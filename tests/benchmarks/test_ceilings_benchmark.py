@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ceilings.py"
 TOOLS = ("numpy (OpenBLAS), product", "torch (oneDNN), bf16 product", "the same around the caches")
 
 
-@pytest.mark.parametrize("turns", ["1", "2"])
+@pytest.mark.parametrize("turns", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_each_tool_has_a_row_beside_what_it_is_compared_with(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], turns: str
 ) -> None:

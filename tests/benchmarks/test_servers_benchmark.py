@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.waiting import until
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 Load = Callable[[str], Any]
@@ -119,15 +121,31 @@ def test_a_wrong_answer_is_told_from_a_right_one(
     assert "wrong answers" in load("turns").Block.of(found).failed
 
 
+def unread_bytes(port: int) -> int:
+    """Bytes that came to a port here and that its owner hasn't read. Source: proc(5), /proc/net/tcp."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].split(":")[1], 16) for row in rows if row[1].endswith(f":{port:04X}"))
+
+
 def test_at_a_fixed_rate_what_is_due_while_a_server_stands_still_counts_as_late(
     subject: Any, floor: Any, client: Any, tmp_path: Path
 ) -> None:
     client.run(**job(subject, floor, tmp_path / "before"))  # it has its imports behind it then
     settings = {"rate_per_s": 200.0, "duration_s": 0.5, "clients": 2, "most_connections": 2}
     (pid,) = floor.processes()
+
+    def go_on() -> None:
+        try:
+            until(lambda: unread_bytes(floor.place.port) > 0)
+            time.sleep(0.3)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     os.kill(pid, signal.SIGSTOP)
-    threading.Timer(0.3, os.kill, (pid, signal.SIGCONT)).start()
+    went_on = threading.Thread(target=go_on)
+    went_on.start()
     found = client.run(**job(subject, floor, tmp_path / "requests", **settings))
+    went_on.join()
     assert found["asked"] == found["right"] == len(found["latency_ns"]) == 100
     assert found["unanswered"] == found["wrong"] == 0
     assert sum(ns > 100_000_000 for ns in found["latency_ns"]) > 10  # 2 are under way

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -129,7 +129,6 @@ def test_it_needs_about_one_and_a_half_times_the_samples_of_the_exact_test(
     assert 0.7 < passed / 300 < 0.9
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.floats(-1, 1), min_size=1, max_size=200),
     alpha=st.sampled_from([0.001, 0.05, 0.3]),
@@ -145,7 +144,6 @@ def test_the_bound_and_the_verdict_never_disagree(values: list[float], alpha: fl
         assert not betting_certifies(differences, bound - 1e-6, alpha, prior)
 
 
-@settings(max_examples=40, deadline=None)
 @given(values=st.lists(st.floats(-1, 1), min_size=2, max_size=100), seen=st.integers(1, 99))
 def test_a_bet_never_uses_the_sample_it_is_placed_on_or_a_later_one(
     values: list[float], seen: int

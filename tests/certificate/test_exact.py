@@ -23,6 +23,7 @@ from hasten.certificate.exact import (
 from hasten.errors import InputError
 
 ALPHA = 0.05
+COSTLY = settings(max_examples=min(40, settings().max_examples))
 Certifies = Callable[[int, int, int, float], bool]
 
 
@@ -193,7 +194,7 @@ def test_tangos_statistic_is_monotone_in_each_count_and_in_the_drop() -> None:
         assert np.nanmax(np.where(b + c <= n, larger - value, np.nan)) <= 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@COSTLY
 @given(
     n=st.integers(2, 800),
     rates=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)),
@@ -210,7 +211,7 @@ def test_p_values_rise_with_losses_and_fall_with_gains_and_with_the_drop(
     assert paired_p_value(lost, gained, n, min(drop * 1.1, 0.99)) <= p * 1.001 + slack
 
 
-@settings(max_examples=40, deadline=None)
+@COSTLY
 @given(
     n=st.integers(1, 600),
     lost=st.integers(0, 600),

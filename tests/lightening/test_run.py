@@ -81,6 +81,7 @@ def started(folder: Path, limit_ms: float, *options: str) -> subprocess.Popen[st
     )
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

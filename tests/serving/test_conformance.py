@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.utils.shared_memory as shm
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.models import identity
 from tests.support.servers import ServerThread, bundle_of, place_of
@@ -327,7 +327,6 @@ TENSOR = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None)
 @given(
     st.fixed_dictionaries(
         {"inputs": st.lists(TENSOR, max_size=3) | JSON},
@@ -347,7 +346,6 @@ def test_whatever_comes_is_a_request_or_an_error_of_the_clients(
         assert sum(array.nbytes for array in query.inputs.values()) <= 1 << 17
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.none() | st.integers(0, 200))
 def test_any_bytes_at_all_are_an_error_of_the_clients(body: bytes, length: int | None) -> None:
     with pytest.raises(ProtocolError):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hasten.serving.protocol.errors import ProtocolError
@@ -20,6 +20,8 @@ from hasten.serving.wire.shared_memory import SharedMemory
 
 simdjson = pytest.importorskip("simdjson", reason="pysimdjson has no wheel for this Python")
 
+LARGEST = float(np.finfo(np.float32).max)
+"""A Python number, since numpy would make a float32 of what is compared with one of its own."""
 RANGES = {"INT8": 2**7, "INT32": 2**31, "INT64": 2**63, "UINT8": 2**8, "UINT64": 2**64}
 
 
@@ -46,6 +48,8 @@ def nested(flat: list[Any], shape: tuple[int, ...]) -> list[Any]:
     return list(array.reshape(shape).tolist())
 
 
+@example(("FP32", (2,), [LARGEST, -LARGEST]), True, None)
+@example(("FP32", (1,), [1e39]), True, None)
 @given(tensors(), st.booleans(), st.sampled_from([None, 0, 2]))
 def test_numbers_are_what_was_written(
     tensor: tuple[str, tuple[int, ...], list[Any]], flat: bool, indent: int | None
@@ -53,7 +57,7 @@ def test_numbers_are_what_was_written(
     datatype, shape, values = tensor
     text = json.dumps(values if flat else nested(values, shape), indent=indent).encode()
     found = numbers(memoryview(text), datatype, shape)
-    if datatype == "FP32" and max(map(abs, values)) > np.finfo(np.float32).max:
+    if datatype == "FP32" and max(map(abs, values)) > LARGEST:
         return
     assert found is not None
     want = np.array(values, np.float64 if datatype[0] == "F" else found.dtype)

@@ -32,9 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
 @schema.parametrize()
 @settings(
     max_examples=12,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
-    derandomize=True,
 )
 def test_whatever_is_asked_the_answer_is_as_described(case: Any, server: ServerThread) -> None:
     if "name" in case.path_parameters and case.path_parameters["name"][:1] < "n":

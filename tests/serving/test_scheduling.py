@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.serving.models.latencies import Latencies
@@ -161,7 +161,6 @@ CURVES = st.sampled_from([flat, steep, usual, measured])
 Arrival = tuple[int, float, int, int, int, int | None, bool]
 
 
-@settings(max_examples=300, deadline=None)
 @given(ARRIVALS, CURVES, st.floats(0, 2), st.sampled_from([math.inf, 3.0 * MS]), st.integers(1, 3))
 def test_every_request_is_answered_once_or_refused_and_order_is_kept(
     arrivals: list[Arrival],
@@ -196,7 +195,6 @@ def test_every_request_is_answered_once_or_refused_and_order_is_kept(
         assert one.state == "running"
 
 
-@settings(max_examples=100, deadline=None)
 @given(ARRIVALS, CURVES)
 def test_whoever_is_taken_in_is_in_time_where_batches_take_what_they_are_said_to(
     arrivals: list[Arrival], curve: Callable[[], Latencies]

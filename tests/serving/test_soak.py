@@ -10,6 +10,7 @@ from tests.support.servers import bundle_of
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_a_server_under_load_and_swaps_loses_nothing_and_keeps_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -28,12 +29,12 @@ ROW = [1.0, 2.0, 3.0, 4.0]
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `solid`, and `slow` (some 0.1 s), whose exact model is another file."""
+    """A folder with `solid`, and `slow` (some 0.4 s), whose exact model is another file."""
     folder = tmp_path_factory.mktemp("supervised")
     bundle_of(folder, models.solid(folder))
-    slow = models.slow(folder, 15_000)
+    slow = models.slow(folder, 50_000)
     (folder / "exact").mkdir()
-    bundle_of(folder, slow, exact=models.slow(folder / "exact", 14_999))
+    bundle_of(folder, slow, exact=models.slow(folder / "exact", 49_999))
     return folder
 
 
@@ -60,6 +61,14 @@ def get(port: int, path: str) -> tuple[int, bytes]:
     return response.status, body
 
 
+def waiting(server: ServerProcess, model: str = "slow") -> int:
+    """How many samples wait for a model's engine, which is at another one then."""
+    told = get(server.http_port, "/metrics")[1].decode()
+    name = rf'nv_inference_pending_request_count{{[^}}]*model="{model}"[^}}]*}}'
+    (count,) = re.findall(rf"^{name} (\S+)$", told, re.MULTILINE)
+    return int(float(count))
+
+
 def ready(server: ServerProcess) -> bool:
     try:
         return get(server.http_port, "/v2/health/ready")[0] == 200
@@ -80,8 +89,12 @@ def test_what_is_under_way_at_the_end_is_answered(bundles: Path) -> None:
     with ServerProcess(bundles / "slow.hasten", "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(4) as threads:
             calls = [threads.submit(ask, server.http_port, "slow") for _ in range(4)]
-            until(lambda: b'"queue":{"count"' in get(server.http_port, "/v2/models/stats")[1])
-            time.sleep(0.05)
+
+            def all_came() -> bool:
+                count = waiting(server)  # where any waits, one is computed
+                return count > 0 and count + sum(call.done() for call in calls) >= 3
+
+            until(all_came)
             assert server.end(signal.SIGTERM) == 0
             assert [call.result()[0] for call in calls] == [200] * 4
 
@@ -137,7 +150,7 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
         pid = server.serving_pid()
         with concurrent.futures.ThreadPoolExecutor(3) as threads:
             calls = [threads.submit(ask, server.http_port, "slow") for _ in range(4)]
-            until(lambda: any(call.done() for call in calls))
+            until(lambda: waiting(server) == 2)
             os.kill(pid, number)
             answers = [call.result() for call in calls]
         assert [status for status, _ in answers if status != 200], "nobody waited"
@@ -193,7 +206,7 @@ def test_a_signal_to_the_serving_process_ends_nothing(bundles: Path) -> None:
     with ServerProcess(bundles / "slow.hasten", "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             calls = [threads.submit(ask, server.http_port, "slow") for _ in range(2)]
-            time.sleep(0.1)
+            until(lambda: waiting(server) == 1)
             os.kill(server.serving_pid(), signal.SIGTERM)
             assert server.end(signal.SIGTERM) == 0
             assert [call.result()[0] for call in calls] == [200] * 2
@@ -213,7 +226,7 @@ def test_a_bundle_without_an_exact_model_comes_back_after_a_crash(tmp_path: Path
 
 def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
     (tmp_path / "exact").mkdir()
-    slow, exact = models.slow(tmp_path, 9_000), models.slow(tmp_path / "exact", 8_999)
+    slow, exact = models.slow(tmp_path, 40_000), models.slow(tmp_path / "exact", 39_999)
     path = bundle_of(tmp_path, slow, "model", exact=exact)
 
     def answers() -> str:
@@ -224,13 +237,13 @@ def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
         with concurrent.futures.ThreadPoolExecutor(5) as threads:
             pid = server.serving_pid()
             calls = [threads.submit(ask, server.http_port, "model") for _ in range(5)]
-            until(lambda: any(call.done() for call in calls))
+            until(lambda: waiting(server, "model") >= 2)
             os.kill(pid, signal.SIGSEGV)
             for call in calls:
                 call.result()
         until(lambda: ready(server))
         assert answers() == "exact"
-        bundle_of(tmp_path, models.slow(tmp_path, 9_001), "model", exact=exact)
+        bundle_of(tmp_path, models.slow(tmp_path, 40_001), "model", exact=exact)
         server.process.send_signal(signal.SIGHUP)
         until(lambda: answers() == "winner")
         os.kill(server.serving_pid(), signal.SIGKILL)

@@ -52,7 +52,7 @@ def anew(compared: Check) -> Check:
     st.integers(1, 2),
     st.sampled_from(["1", "2", "depth", "4x"]),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_convolutions(
     anew: Check,
     data: st.DataObject,
@@ -78,7 +78,7 @@ def test_convolutions(
 
 
 @given(st.data(), SIZES, KERNELS, STRIDES, st.integers(0, 1))
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 def test_maxima(
     anew: Check,
     data: st.DataObject,
@@ -99,7 +99,7 @@ def test_maxima(
 
 
 @given(st.data(), SIZES, KERNELS, STRIDES, st.integers(0, 1))
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 def test_means(
     anew: Check,
     data: st.DataObject,

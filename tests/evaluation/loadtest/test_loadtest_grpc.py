@@ -81,7 +81,7 @@ def serve() -> Iterator[Callable[[Infer], SmallServer]]:
 
 
 def load(server: SmallServer, rate_per_s: float = 50.0, **options: Any) -> LoadTestResult:
-    given: dict[str, Any] = {"warmup_s": 0.0, "grace_s": 5.0, "arrivals": "constant", **options}
+    given: dict[str, Any] = {"warmup_s": 0.0, "grace_s": 30.0, "arrivals": "constant", **options}
     return run(server.url, "m", rate_per_s, 0.2, **given)
 
 

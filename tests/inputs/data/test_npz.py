@@ -62,7 +62,7 @@ def test_other_byte_orders_and_memory_orders_are_read_right(
     ),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_any_array_comes_back(array: Array, compressed: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "d.npz"

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.errors import InputError
@@ -34,7 +34,6 @@ def test_small_data_calibrates_with_a_third() -> None:
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=3, max_size=60, unique=True), st.integers(0, 9))
-@settings(deadline=None, max_examples=40)
 def test_a_split_depends_on_seed_and_content_not_on_order(values: list[int], seed: int) -> None:
     one, other = split(data_of(values), seed=seed), split(data_of(values[::-1]), seed=seed)
     assert parts(one) == parts(other)
@@ -51,7 +50,6 @@ def test_another_seed_gives_another_split() -> None:
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=3, max_size=80),
     st.integers(0, 9),
 )
-@settings(deadline=None, max_examples=80)
 def test_content_and_groups_never_lie_on_two_sides(rows: list[tuple[int, int]], seed: int) -> None:
     data = data_of([content for content, _ in rows], [group for _, group in rows])
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -207,7 +207,6 @@ def test_a_long_thin_image_does_not_grow_without_bound(monkeypatch: pytest.Monke
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
 def test_a_crop_is_torchvisions(height: int, width: int, crop_h: int, crop_w: int) -> None:
     transforms = pytest.importorskip("torchvision.transforms", reason="needs torchvision")
     wanted = transforms.CenterCrop((crop_h, crop_w))(Image.fromarray(PIXELS[:height, :width]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("google.protobuf", reason="needs the extra serve: pip install 'hasten[serve]'")
@@ -193,7 +193,6 @@ def fill(value: Any, data: st.DataObject) -> None:
             fill(within, data)
 
 
-@settings(max_examples=300)
 @given(name=st.sampled_from(NAMES), data=st.data())
 def test_what_the_client_wrote_is_read_whole_and_written_back_to_the_byte(
     client: Any, name: str, data: st.DataObject

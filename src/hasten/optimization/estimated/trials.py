@@ -158,7 +158,7 @@ class Estimation(Trials):
             InputError: it fails.
         """
         try:
-            return self.host.open_built(self.exact.engine, self.exact_artifact)
+            return self.host.open_built(self.exact.engine, self.exact_artifact, fresh=False)
         except CandidateError as error:
             raise InputError(f"the original model fails: {error}") from error
 
@@ -169,7 +169,7 @@ class Estimation(Trials):
         Raises:
             CandidateError: it can't be.
         """
-        opened = self.bench.open_built(trial.candidate.engine, self.artifact(trial))
+        opened = self.bench.open_built(trial.candidate.engine, self.artifact(trial), fresh=False)
         try:
             yield opened
         finally:

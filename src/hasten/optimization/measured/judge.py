@@ -142,7 +142,8 @@ class Measured(Judge):
         self.racing.trials.close()
         baseline = self.racing.trials.baseline
         try:
-            return self.racing.bench.open_built(baseline.engine, self.racing.artifact(baseline))
+            artifact = self.racing.artifact(baseline)
+            return self.racing.bench.open_built(baseline.engine, artifact, fresh=False)
         except CandidateError as error:
             raise InputError(f"the baseline failed: {error}") from error
 
@@ -154,7 +155,8 @@ class Measured(Judge):
             CandidateError: it can't be opened any more.
         """
         candidate = self.racing.candidate(key)
-        opened = self.racing.bench.open_built(candidate.engine, self.racing.artifact(candidate))
+        artifact = self.racing.artifact(candidate)
+        opened = self.racing.bench.open_built(candidate.engine, artifact, fresh=False)
         try:
             yield opened
         finally:
