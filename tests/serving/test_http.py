@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
 def hurried(tmp_path: Path) -> Iterator[ServerThread]:
     """A server to which a request must come whole in 0.7 s."""
     limits = dataclasses.replace(LIMITS, receive_ns=700_000_000)
-    with ServerThread(place_of(bundle_of(tmp_path, own_models.solid(tmp_path))), limits=limits) as one:
+    with ServerThread(place_of(bundle_of(tmp_path, solid(tmp_path))), limits=limits) as one:
         yield one
 
 
