@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from hasten.engines.base import Engine
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.pipeline.base import Step
+from hasten.passes.base import Pass
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("design/*.md"), *ROOT.glob("docs/**/*.md")],
     key=lambda page: str(page),
 )
+OWN = "hasten."
 NAMED = re.compile(r"`([a-z_0-9]+(?:/[a-z_0-9]+)*(?:\.py|/))`")
 
 
@@ -24,3 +30,10 @@ def test_every_file_and_room_that_a_page_names_is_there(page: Path) -> None:
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_member_of_a_family_has_its_line() -> None:
+    page = (ROOT / "docs" / "families.md").read_text()
+    families = (Engine, Pass, Metric, Step)
+    own = [name for family in families for name, path in family.registry.items() if OWN in path]
+    assert [name for name in own if f"`{name}" not in page] == []
