@@ -20,9 +20,9 @@ def run(*arguments: object) -> Result:
 def test_each_engine_has_its_tables(tmp_path: Path) -> None:
     result = run(models.depthwise_cnn(tmp_path), "--top", 3)
     assert result.exit_code == 0, result.output
-    first, mark, second = result.stdout.partition("model: openvino; ")
+    first, mark, second = result.stdout.partition("model: original, OpenVINO; ")
     assert mark
-    assert first.startswith("model: onnxruntime; ")
+    assert first.startswith("model: original, ONNX Runtime; ")
     for text in (first, second):
         assert "arithmetic" in text
         assert "stem + relu1" in text

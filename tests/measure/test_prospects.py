@@ -54,7 +54,8 @@ def test_every_network_gets_its_best_way_with_an_interval(tmp_path: Path, target
         assert one.size_bytes > 0
     assert found["slow"].latency_ns > 10 * found["linear"].latency_ns  # 1000 products, not one
     assert [one.outcome for one in told if one.outcome] == [
-        f"{name}: {one.latency_ns / 1e6:.3g} ms, onnxruntime" for name, one in found.items()
+        f"{name}: {one.latency_ns / 1e6:.3g} ms, original, ONNX Runtime"
+        for name, one in found.items()
     ]
 
 
@@ -132,8 +133,8 @@ def test_an_engine_that_cannot_run_a_network_is_left_out_with_its_reason(
         subject, target, tmp_path / "work", engines=("litert", "onnxruntime"), int8=False
     )
     assert found["slow"].label == "original, ONNX Runtime"
-    assert list(found["slow"].left_out) == ["litert"]
-    assert "Loop" in found["slow"].left_out["litert"]
+    assert list(found["slow"].left_out) == ["original, LiteRT"]
+    assert "Loop" in found["slow"].left_out["original, LiteRT"]
 
 
 def test_a_network_that_nothing_runs_is_missing_beside_one_that_runs(
@@ -154,7 +155,7 @@ def test_a_network_that_nothing_runs_is_missing_beside_one_that_runs(
     assert "broken: no way to run it" in [one.outcome for one in told]
     with pytest.raises(CandidateError) as alone:
         fastest({"broken": broken}, target, tmp_path / "work", engines=ORT, int8=False)
-    assert str(alone.value).startswith("no engine runs broken: onnxruntime: ")
+    assert str(alone.value).startswith("no engine runs broken: original, ONNX Runtime: ")
     assert "Frobnicate" in str(alone.value)
 
 
