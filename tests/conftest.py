@@ -19,6 +19,8 @@ from hasten.core.telemetry import OFF
 from hasten.testing import models
 
 os.environ.update(OFF)
+# torch's threads spin while they wait: beside other tests they take thrice the time of one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all that it imports
 sys.dont_write_bytecode = False
 stranded.mark()
@@ -32,7 +34,7 @@ hypothesis.settings.register_profile("explore", database=None, deadline=None, ma
 _SAME = hypothesis.settings(hypothesis.settings.get_profile("explore"), derandomize=True)
 hypothesis.settings.register_profile("ci", _SAME, max_examples=200)
 hypothesis.settings.register_profile("home", _SAME, max_examples=25)
-hypothesis.settings.load_profile("ci" if "CI" in os.environ else "home")
+hypothesis.settings.load_profile("home")  # --hypothesis-profile=ci for more
 
 
 def pytest_collection_finish() -> None:

@@ -32,4 +32,15 @@ def test_what_the_jobs_run_is_there_and_may_be_run() -> None:
     scripts = [step["run"] for step in JOB["steps"] if step.get("run", "").startswith(".ci/")]
     assert scripts
     assert all((ROOT / script).stat().st_mode & 0o111 for script in scripts)
-    assert set(WORKFLOW) == {"name", True, "concurrency", "permissions", "jobs"}  # True: "on"
+    assert set(WORKFLOW) == {
+        "name",
+        True,
+        "concurrency",
+        "permissions",
+        "env",
+        "jobs",
+    }  # True: "on"
+
+
+def test_both_try_as_many_examples() -> None:
+    assert f"PYTEST_ADDOPTS={WORKFLOW['env']['PYTEST_ADDOPTS']} " in (ROOT / ".ci/run").read_text()

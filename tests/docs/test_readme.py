@@ -12,7 +12,9 @@ from hasten.testing import models
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-START = "from tests.support.quick import quick_runs\nheld = quick_runs()\nheld.__enter__()\n"
+ROOT = Path(__file__).parents[2]
+START = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+START += "from tests.support.quick import quick_runs\nheld = quick_runs()\nheld.__enter__()\n"
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"block{i}" for i in range(len(BLOCKS))])

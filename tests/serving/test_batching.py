@@ -22,7 +22,7 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 
 MS = 1_000_000
 SIZES = (1, 2, 3, 4, 6, 8)
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 class Asked(ServerTask):

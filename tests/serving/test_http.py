@@ -63,7 +63,7 @@ class Client:
     """A socket, and what came out of it."""
 
     def __init__(self, server: ServerThread) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.http_port), 10)
+        self.socket = socket.create_connection(("127.0.0.1", server.http_port), 120)
         self._file = self.socket.makefile("rb")
 
     def send(self, data: bytes) -> None:

@@ -34,7 +34,7 @@ from hasten.errors import InputError
 from hasten.serving.models.statistics import Statistics
 from hasten.testing import models
 
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 class _Simulated(NullSession):

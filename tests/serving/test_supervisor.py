@@ -23,18 +23,19 @@ from tests.support import models
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
 
-PATIENCE_S = 30.0
+
+PATIENCE_S = 120.0
 ROW = [1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `solid`, and `slow` (some 0.4 s), whose exact model is another file."""
+    """A folder with `solid`, and `slow` (some 0.1 s), whose exact model is another file."""
     folder = tmp_path_factory.mktemp("supervised")
     bundle_of(folder, models.solid(folder))
-    slow = models.slow(folder, 50_000)
+    slow = models.slow(folder, 15_000)
     (folder / "exact").mkdir()
-    bundle_of(folder, slow, exact=models.slow(folder / "exact", 49_999))
+    bundle_of(folder, slow, exact=models.slow(folder / "exact", 14_999))
     return folder
 
 
@@ -226,7 +227,7 @@ def test_a_bundle_without_an_exact_model_comes_back_after_a_crash(tmp_path: Path
 
 def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
     (tmp_path / "exact").mkdir()
-    slow, exact = models.slow(tmp_path, 40_000), models.slow(tmp_path / "exact", 39_999)
+    slow, exact = models.slow(tmp_path, 9_000), models.slow(tmp_path / "exact", 8_999)
     path = bundle_of(tmp_path, slow, "model", exact=exact)
 
     def answers() -> str:
@@ -243,7 +244,7 @@ def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
                 call.result()
         until(lambda: ready(server))
         assert answers() == "exact"
-        bundle_of(tmp_path, models.slow(tmp_path, 40_001), "model", exact=exact)
+        bundle_of(tmp_path, models.slow(tmp_path, 9_001), "model", exact=exact)
         server.process.send_signal(signal.SIGHUP)
         until(lambda: answers() == "winner")
         os.kill(server.serving_pid(), signal.SIGKILL)

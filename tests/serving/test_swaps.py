@@ -18,6 +18,7 @@ from tests.support.waiting import until
 from hasten.core.target import Target
 from hasten.measure.closed_loop import Block
 from hasten.measure.curve import CURVE, CurvePoint, curve_record
+from hasten.serving.models import opening
 from hasten.serving.models.opening import SIZES
 
 MS = 1_000_000
@@ -63,7 +64,14 @@ def test_deadlines_go_by_this_machine_after_a_swap_too(tmp_path: Path, curve: bo
         client.close()
 
 
-def test_a_swap_beside_load_leaves_the_batches_as_they_were(tmp_path: Path) -> None:
+def test_a_swap_beside_load_leaves_the_batches_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in (
+        "_BUDGET_NS",
+        "_SLOWEST_NS",
+    ):  # a host that is busy with more than this is no matter
+        monkeypatch.setattr(opening, limit, 60e9)
     model = models.slow(tmp_path, 300)
     curve = with_curve({size: 1.0 + 0.1 * size for size in (1, 2, 4, 8, 16, 32)})
     bundle = bundle_of(tmp_path, model, "model", extra=curve)

@@ -26,7 +26,7 @@ from hasten.serving.server import Server
 from hasten.serving.settings import ModelPlace, ServerSettings
 
 T = TypeVar("T")
-_PATIENCE_S = 60.0
+_PATIENCE_S = 180.0
 ONE_THREAD = OnnxRuntime(threads=1, spinning=False)
 
 

@@ -289,10 +289,10 @@ def _implausible(result: Result, manifest: Manifest) -> str | None:
     """Say what of a result no run comes to; what is plausible can be drawn."""
     if result.status != manifest.status:
         return f"it says {result.status}, and the manifest {manifest.status}"
-    unlike = result.estimates is not None and result.rows
-    ships = any(row.role != "fastest uncertified" for row in result.rows)
-    if unlike or not (ships or result.estimates):
-        return "it has no row of what ships, or both latencies and estimates"
+    if result.estimates is not None and result.rows:
+        return "it has both latencies and estimates"
+    if result.estimates is None and all(r.role == "fastest uncertified" for r in result.rows):
+        return "it has no row of what ships"
     if len(result.outcomes) > _MOST:
         return f"it has {len(result.outcomes):,} candidates; at most {_MOST:,} are shown"
     if not all(abs(number) < _LARGEST for number in numbers(to_record(result))):

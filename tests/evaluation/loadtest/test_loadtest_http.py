@@ -62,11 +62,9 @@ def test_a_server_that_stalls_shows_it_in_every_request_that_was_due_meanwhile(
     # and one that counts from the sending would call those that waited for a connection quick.
     slow = [latency for latency in found.latency_ns if latency > 0.1e9]
     assert len(slow) >= 35
-    assert max(found.latency_ns) >= 0.3e9
-    assert min(found.latency_ns) < 0.3e9
-    first = found.latency_ns.index(max(found.latency_ns))
-    until = [found.due_ns[i] + found.latency_ns[i] for i in range(first, first + 30)]
-    assert max(until) - min(until) < 0.15e9  # they all ended when the stall did
+    # The 40th stalled, and what was due meanwhile ended no sooner than it did; one may overtake another.
+    ends_ns = [found.due_ns[i] + found.latency_ns[i] for i in range(39, 69)]
+    assert min(ends_ns) >= found.due_ns[39] + (stall_s - 0.02) * 1e9
 
 
 def test_the_same_holds_where_the_stalled_requests_wait_for_the_only_connection(
@@ -120,7 +118,7 @@ def test_a_server_that_ends_each_connection_is_served_over_new_ones(
 
     found = load(serve(once), 100.0, 0.3, arrivals="constant")
     assert kinds(found) == {("ok", "200"): 30}
-    assert found.opened == 30
+    assert found.opened >= 30  # and one more wherever an end comes too late to be seen
 
 
 def test_a_connection_that_the_server_wont_use_again_is_let_go_of(serve: Serve, http: Http) -> None:

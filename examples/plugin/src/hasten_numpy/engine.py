@@ -66,6 +66,9 @@ class NumpyEngine(Engine):
         """
         yield NumpySession(artifact, _load(artifact))
 
+    def words(self) -> str:
+        return "numpy"
+
 
 class NumpySession(Session):
     """A loaded graph. It runs in the calling thread."""

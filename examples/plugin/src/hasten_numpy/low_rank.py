@@ -76,6 +76,9 @@ class LowRank(Pass):
             field.extend(values)
         return write_onnx(proto, model, workdir / "low_rank.onnx")
 
+    def words(self) -> str:
+        return f"low rank ({100 * self.energy:g}% of the energy)"
+
     def _factors(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return U and V of a weight; None where they would be no smaller."""
         if weight.ndim != 2:

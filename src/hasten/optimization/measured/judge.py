@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from hasten.errors import CandidateError, InputError
 from hasten.measure.ceilings import measure
+from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import Ratio
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.workbench import OpenWorker
@@ -56,7 +57,7 @@ class Measured(Judge):
         self.racing.settle_threads()
         self.racing.trials.begin(proposed)
         self.job.notes += [*self.racing.trials.notes, *self._original()]
-        if omissions := order.effort.omissions:
+        if order.effort != EFFORTS["normal"] and (omissions := order.effort.omissions):
             self.job.notes.append(f"left out by the effort: {'; '.join(omissions)}")
         Exploration(
             self.racing.trials,
