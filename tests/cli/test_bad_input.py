@@ -229,9 +229,9 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
         ),
         (
             ("--metric", "nosuch"),
-            "there is no metric 'nosuch'; there are top1, top5, agreement, each with :OUTPUT or "
-            "not; embedding:COSINE, regression:TOLERANCE, regression:PERCENT%, detection_f1, or "
-            "my.py:function",
+            "there is no metric 'nosuch'; there are top1[:OUTPUT], top5[:OUTPUT], "
+            "agreement[:OUTPUT], embedding[:COSINE], regression:TOLERANCE, regression:PERCENT%, "
+            "detection_f1[:IOU], my.py:function",
         ),
         (
             ("--metric", "top1"),
@@ -241,7 +241,7 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
         (("--time-limit", "0s"), "the time limit is in seconds, above 0: got 0.0"),
         (("--time-limit", "nan"), "the time limit is in seconds, above 0: got nan"),
         (("--trial-limit", "0"), "the trial limit is in seconds, above 0: got 0.0"),
-        (("--calibration", "0"), "calibration=0: give at least 1 sample to calibrate with"),
+        (("--calibration", "0"), "--calibration 0: give at least 1 sample to calibrate with"),
         (
             ("--max-drop", "much"),
             "Invalid value for '--max-drop': 'much' is no share; write 1% or 0.01; see main optimize "

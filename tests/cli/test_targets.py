@@ -155,7 +155,7 @@ def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_
     (why,) = (line for line in lines if line.startswith("exact: "))
     begins, failed, ends = why.split("; ")
     assert begins == "exact: nothing could be made for the device that answers well enough"
-    assert failed.startswith("litert_reference: ")
+    assert failed.startswith("original, LiteRT reference kernels: ")
     assert "CumSum" in failed
     assert "failed:" not in failed
     assert ends == "the bundle holds the original, for this host"

@@ -22,7 +22,7 @@ from hasten.errors import InputError
 from hasten.inputs.models.onnx import load
 from hasten.measure.candidate import Single
 from hasten.optimization.measured.mixing import mixed
-from hasten.passes.base import Pass
+from hasten.passes.base import Pass, Selective
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.fixed_point import FixedPoint, LayerWidth
 from hasten.passes.float_layers import FloatLayers
@@ -88,7 +88,7 @@ def passes_for(model: Model, target: Target) -> list[tuple[Pass, ...]]:
     wider = [
         mixed(Single((step,), OnnxRuntime()), [f"n_{i}=" for i in range(count)], OnnxRuntime())
         for step in steps
-        if hasattr(step, "keep_float")
+        if isinstance(step, Selective)
         for count in (1, 9)
     ]
     chains = [(step,) for step in steps] + [one.passes for one in wider]

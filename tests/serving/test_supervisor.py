@@ -23,7 +23,6 @@ from tests.support import models
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
 
-
 PATIENCE_S = 120.0
 ROW = [1.0, 2.0, 3.0, 4.0]
 
