@@ -124,11 +124,11 @@ def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
         ),
         (
             lambda: {"x": spoiled(np.nan)},
-            "input 'x': sample 0 has NaN or Inf; mend it or leave it out",
+            "input 'x': sample 0 has NaN or Inf; repair it or leave it out",
         ),
         (
             lambda: {"x": spoiled(np.inf)},
-            "input 'x': sample 0 has NaN or Inf; mend it or leave it out",
+            "input 'x': sample 0 has NaN or Inf; repair it or leave it out",
         ),
         (
             lambda: {"x": good(), "labels": np.zeros(7, int)},

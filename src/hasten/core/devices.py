@@ -172,6 +172,6 @@ def check_measurable(target: Target) -> None:
     """
     if target.kind == "compile-only":
         raise InputError(
-            f"{target.device} isn't here, and what answers in its place says nothing of its speed: the "
-            "bundle's report has what the device's own tools say"
+            f"{target.device} isn't here, and its stand-in on this host says nothing about its speed: "
+            "see the figures of the device's own tools in the bundle's report"
         )

@@ -9,11 +9,11 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a run.
+    """Step of a run.
 
     Attributes:
-        stage: "prepare", "shortlist", "prune", "train", "int8", "transform", "widths", "try", "design", "race",
-            "certify", "figures".
+        stage: "prepare", "shortlist", "prune", "train", "int8", "transform", "widths", "try",
+            "design", "race", "certify", "figures".
         doing: Description of the current work, in a few words.
         done: Number of completed steps in this stage.
         total: Number of all steps in this stage.

