@@ -146,8 +146,8 @@ def _overfull(log: str, part: FpgaPart) -> str:
 def too_large(part: FpgaPart, resource: str, used: int, available: int) -> str:
     """Return the message that a part has too little of a resource, with the amounts."""
     return (
-        f"doesn't fit {part.name}: it needs {used:,} {resource}, and there are {available:,} "
-        f"({used / max(1, available):.1f} times as many as there are)"
+        f"doesn't fit {part.name}: it needs {used:,} {resource}, "
+        f"{used / max(1, available):.1f} times the {available:,} that there are"
     )
 
 
