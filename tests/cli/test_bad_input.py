@@ -193,7 +193,7 @@ def test_an_empty_class_folder(tmp_path: Path) -> None:
     folder = photos(tmp_path)
     (folder / "empty").mkdir()
     line = optimized(tmp_path, models.small_cnn(tmp_path), folder, "--image-size", 32)
-    assert line == f"the class folder {folder}/empty has no images; fill it or take it out"
+    assert line == f"the class folder {folder}/empty has no images; fill it or remove it"
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class CascadeSession(Session):
         return merged
 
     def properties(self) -> Mapping[str, str]:
-        """Properties of both sessions, and how often requests are asked again (data drift shows)."""
+        """Properties of both sessions, and how often requests are asked again, which shows drift."""
         both = {"fast": self._fast.properties(), "careful": self._careful.properties()}
         said: dict[str, Any] = {f"{k}: {n}": v for k, own in both.items() for n, v in own.items()}
         return {**{name: share(*counts) for name, counts in self.shares().items()}, **said}

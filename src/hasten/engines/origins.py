@@ -103,7 +103,7 @@ class _Search:
         }
 
     def find_product(self, position: int) -> None:
-        """Assign a product to a nameless step that may be its own, else to the one it is fused into."""
+        """Assign a product to a nameless step of its own, or to the one it is fused into."""
         _, before = self._reached(position, self._sources)
         passed, after = self._reached(position, self._users)
         nameless = (

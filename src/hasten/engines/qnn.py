@@ -164,8 +164,7 @@ def _options(target: Target, entries: Mapping[str, str]) -> Any:
         found = [d for d in found if d.device.type == ort.OrtHardwareDeviceType.NPU]
     else:
         # Always set: without it, float32 models fail to compile, or are compiled for the chip of
-        # the
-        # process's previous session. The provider ignores names that it doesn't know.
+        # the process's previous session. The provider ignores names that it doesn't know.
         settings["soc_model"] = (target.part or DEFAULT_PART).upper()
     if not found:
         raise CandidateError(f"QNN's provider finds no HTP on this host ({target.system})")

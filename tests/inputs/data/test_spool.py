@@ -153,7 +153,7 @@ def test_a_spool_of_another_version_is_refused(tmp_path: Path) -> None:
     (folder / "index.json").write_text("{}")
     with pytest.raises(IntegrityError) as error:
         Spool.open(folder)
-    assert str(error.value) == f"{folder} is no whole spool: 'schema'; delete it"
+    assert str(error.value) == f"{folder} is not a complete spool: 'schema'; delete it"
 
 
 def test_a_spool_that_is_cut_short_is_refused_on_reading(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class Host(Device):
         pass
 
     def captured(self, work: Work, closing: ExitStack) -> Work:
-        raise CandidateError("there are no graphs on a host")
+        raise CandidateError("a host has no CUDA graphs")
 
     def elapsed_ns(self, work: Work) -> float | None:
         return None

@@ -126,7 +126,9 @@ def _yosys(sources: Sequence[Path], command: str, log: Path, limit_s: float) -> 
 def _read(report: dict[str, Any]) -> Routed:
     clocks = [clock["achieved"] for clock in report.get("fmax", {}).values()]
     if not clocks:
-        raise CandidateError("the router states no clock: the design has no path between registers")
+        raise CandidateError(
+            "the router reports no clock: the design has no path between registers"
+        )
     usage = report["utilization"]
     return Routed(
         1e6 * min(clocks),

@@ -230,7 +230,7 @@ def _check(data: Any) -> None:
         CandidateError: the program is damaged or too long.
     """
     wrong = CandidateError(
-        "the fixed-point program is damaged: its operations aren't numbers in order"
+        "the fixed-point program is damaged: its operations are malformed or out of order"
     )
     if not (isinstance(data, list) and len(data) in (8, 9)):
         raise wrong
@@ -238,7 +238,9 @@ def _check(data: Any) -> None:
     if not (_integers(shape, 2) and isinstance(operations, list)):
         raise wrong
     if len(operations) > _MOST_OPERATIONS:
-        raise CandidateError(f"the fixed-point program has {len(operations):,} operations")
+        raise CandidateError(
+            f"the fixed-point program has {len(operations):,} operations, over {_MOST_OPERATIONS:,}"
+        )
     for vector, size in zip(data[1:4], (shape[0], shape[1], shape[1]), strict=True):
         if not _integers(vector, size):
             raise wrong

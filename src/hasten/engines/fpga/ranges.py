@@ -21,7 +21,7 @@ class ElementRange:
     high: Array
 
     def by_channel(self) -> ElementRange:
-        """Return the range of each channel, spread over its elements; a vector's stay as they are."""
+        """Return each channel's range, spread over its elements; a vector's stay as they are."""
         if self.low.ndim < 3:
             return self
         axes = tuple(a for a in range(self.low.ndim) if a != 1)
@@ -64,9 +64,7 @@ def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str
                 if array.dtype.kind not in "fiub":
                     continue
                 if not np.isfinite(array).all():
-                    raise CandidateError(
-                        f"a calibration sample makes {name!r} infinite or not a number"
-                    )
+                    raise CandidateError(f"a calibration sample makes {name!r} infinite or NaN")
                 so_far = ranges.get(name)
                 wide = array.astype(np.float64)
                 ranges[name] = (

@@ -124,9 +124,7 @@ def run(name: str, arguments: Sequence[str], folder: Path, log: Path, *, limit_s
             raise
     said = log.read_text(errors="replace")
     if code is None:
-        raise CandidateError(
-            f"{name} hung: no end within {limit_s:.0f} s, killed with its children"
-        )
+        raise CandidateError(f"{name} hung: killed with its children after {limit_s:.0f} s")
     if code != 0:
         raise CandidateError(f"{name} failed: {complaint(said) or f'exit code {code}'}")
     return said

@@ -112,7 +112,7 @@ class _Tracer:
         make = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is None:
             raise CandidateError(
-                f"no fixed-point form of the operator {node.op_type} (node {node.name!r}); there are: "
+                f"the operator {node.op_type} (node {node.name!r}) has no fixed-point form; these have: "
                 f"{', '.join(sorted(OPERATORS))}, and a softmax at the end"
             )
         try:

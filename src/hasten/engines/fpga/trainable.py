@@ -236,7 +236,7 @@ class _Builder:
         )
 
     def affine(self, node: onnx.NodeProto) -> Any:
-        """Return a value with its scale and offset by channel, which the next product will apply."""
+        """Return a value with its scale and offset by channel, for the next product to apply."""
         value, settings = self._values[node.input[0]], attributes(node)
         shape = self._ranges[node.input[0]].low.shape
         scale, offset = np.ones(shape[1]), np.zeros(shape[1])
@@ -254,7 +254,7 @@ class _Builder:
             spread = np.broadcast_to(constant, shape)[0].reshape(shape[1], -1)
             if not (spread == spread[:, :1]).all():
                 raise CandidateError(
-                    f"the operator {node.op_type} (node {node.name!r}) differs within a channel"
+                    f"the constant of {node.op_type} (node {node.name!r}) differs within a channel"
                 )
             by_channel = spread[:, 0]
             if node.op_type in ("Mul", "Div"):

@@ -158,7 +158,7 @@ class _Match:
                         todo.append(maker)
 
     def _find_product(self, number: int, todo: list[int]) -> None:
-        """Search backwards for the product that a step must contain, as its inputs' names are lost."""
+        """Search backwards for the product that a step must contain; its inputs' names are lost."""
         known = [node for node in todo if self.origin.nodes[node].op_type in self.products]
         while todo and not known:
             node = todo.pop()

@@ -121,7 +121,7 @@ def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] |
     for label, inner in enumerate(classes):
         found = _images(inner)
         if not found:
-            raise InputError(f"the class folder {inner} has no images; fill it or take it out")
+            raise InputError(f"the class folder {inner} has no images; fill it or remove it")
         files += found
         labels += [label] * len(found)
     return files, labels, tuple(inner.name for inner in classes)
@@ -136,9 +136,7 @@ def _groups(folder: Path, files: Sequence[Path]) -> Array | None:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             rows = [row for row in csv.reader(lines) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{table} isn't lines of `path,group` in UTF-8: {error}; save it as such"
-        ) from error
+        raise InputError(f"{table} must hold lines of `path,group` in UTF-8: {error}") from error
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")

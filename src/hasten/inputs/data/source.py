@@ -53,8 +53,8 @@ def open_data(
             if path.suffix == ".npz":
                 return open_npz(path, names, workdir)
             raise InputError(
-                f"{path} is no kind of data that hasten reads: give an .npz archive, a folder of "
-                "images, or module:function"
+                f"hasten can't read {path} as data: give an .npz archive, a folder of images, or "
+                "module:function"
             )
         if isinstance(source, Path) or ":" not in source:
             raise InputError(f"no such file: {path}")

@@ -120,8 +120,8 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> tuple[Subset, Subse
     order = _order(_units(hashes, dataset), hashes, seed)
     if len(order) < 2:
         raise InputError(
-            f"the training data has {len(dataset)} samples that are all alike or of one group; give "
-            "at least two that differ"
+            f"the training data has {len(dataset)} samples that are all identical or in one group; "
+            "give at least two that differ"
         )
     share = min(count / len(dataset), 0.2)
     out = max(1, round(share * len(order)))

@@ -57,7 +57,7 @@ class Spool(Dataset):
                 for role in RESERVED
             }
         except (KeyError, TypeError, ValueError, OSError) as error:
-            raise IntegrityError(f"{folder} is no whole spool: {error}; delete it") from error
+            raise IntegrityError(f"{folder} is not a complete spool: {error}; delete it") from error
         self.names = tuple(self._inputs)
         self.labels, self.groups = rows["labels"], rows["groups"]
 
@@ -158,7 +158,7 @@ class SpoolWriter:
         indices = range(self._count, self._count + count)
         for name in self._names:
             if name not in samples:
-                raise InputError(f"sample {indices[0]} has no input {name!r}, the first has")
+                raise InputError(f"sample {indices[0]} has no input {name!r}, but the first has")
             array = np.ascontiguousarray(samples[name])
             dtype, shape = self._first.setdefault(name, (array.dtype, array.shape[1:]))
             check_shape(name, array[0], shape, indices[0])

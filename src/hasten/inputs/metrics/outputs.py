@@ -96,7 +96,7 @@ def class_labels(labels: Array | None, scores: Array, metric: str) -> Array:
     count, classes = scores.shape
     if labels.shape == (count, classes) and ((labels == 0) | (labels == 1)).all():
         if not (labels.sum(axis=1) == 1).all():
-            raise InputError(f"{metric}: a one-hot label has not exactly one class")
+            raise InputError(f"{metric}: a one-hot label must have exactly one class")
         return np.asarray(labels.argmax(axis=1))
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "biuf":
         raise InputError(

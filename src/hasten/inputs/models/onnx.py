@@ -148,7 +148,9 @@ def _check_extent(
         offset = int(entries.get("offset", 0))
         length = int(entries["length"]) if "length" in entries else _least_bytes(tensor)
     except ValueError as error:
-        raise InputError(f"{file}: the place of {tensor.name!r} in it is no number") from error
+        raise InputError(
+            f"{file}: the offset or length of {tensor.name!r} in it is no number"
+        ) from error
     if offset < 0 or length < 0 or offset + length > size_bytes:
         raise InputError(
             f"{file} is cut short: {tensor.name!r} ends at byte {offset + length}, "

@@ -144,7 +144,9 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
     if isinstance(module, torch.export.ExportedProgram):
         return _export_program(module, sample, workdir)
     if not isinstance(module, torch.nn.Module):
-        raise InputError(f"a {type(module).__name__} is no torch module and no exported program")
+        raise InputError(
+            f"a {type(module).__name__} is neither a torch module nor an exported program"
+        )
     if names is None and takes_any_inputs(module):
         names = list(sample) if isinstance(sample, Mapping) else numbered_names(len(sample))
     given = named_inputs(sample, module, names)

@@ -66,7 +66,9 @@ def multiply(own: Values, node: onnx.NodeProto) -> Any:
     """Return a product or quotient with constants, or a product of two tensors."""
     places = [own.is_constant(name) for name in node.input]
     if node.op_type == "Div" and not places[1]:
-        raise CandidateError(f"a division by a tensor that isn't constant (node {node.name!r})")
+        raise CandidateError(
+            f"a Div by what isn't constant (node {node.name!r}) has no fixed-point form"
+        )
     if not any(places):
         one, other = np.broadcast_arrays(own.narrow(node, 0)._vars, own.narrow(node, 1)._vars)
         return own.array(one) * own.array(other)

@@ -33,13 +33,15 @@ def matmul(own: Values, node: onnx.NodeProto) -> Any:
         assert weights is not None
         if weights.ndim != 2:
             raise CandidateError(
-                f"a MatMul with weights of {weights.ndim} axes (node {node.name!r})"
+                f"a MatMul with weights of {weights.ndim} axes (node {node.name!r}) has no fixed-point form"
             )
         found = own.narrow(node) @ own.weights(node, weights, 1)
         half = own.half_a_step(node) if _biased_later(own, node) is False else 0.0
         return found + half if half else found
     if own.is_constant(node.input[0]):
-        raise CandidateError(f"a MatMul with constants on its left (node {node.name!r})")
+        raise CandidateError(
+            f"constants times a tensor (MatMul, node {node.name!r}) have no fixed-point form"
+        )
     one, other = own.narrow(node, 0), own.narrow(node, 1)
     batch = np.broadcast_shapes(one.shape[:-2], other.shape[:-2])
     left = np.broadcast_to(one._vars, (*batch, *one.shape[-2:]))

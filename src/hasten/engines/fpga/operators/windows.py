@@ -66,7 +66,9 @@ def max_pool(own: Values, node: onnx.NodeProto) -> Any:
     """Return the largest number in each window; padding never counts."""
     settings = attributes(node)
     if settings.get("ceil_mode", 0) or len(node.output) > 1:
-        raise CandidateError(f"a MaxPool with ceil_mode or indices (node {node.name!r})")
+        raise CandidateError(
+            f"a MaxPool with ceil_mode or indices (node {node.name!r}) has no fixed-point form"
+        )
     given, kernel = own.wide(node), settings["kernel_shape"]
     lowest = float(min(v.low for v in np.ravel(given._vars)))
     patches, places = unrolled(given._vars, kernel, settings, len(kernel), lowest)
@@ -79,7 +81,9 @@ def average_pool(own: Values, node: onnx.NodeProto) -> Any:
     """Return the mean of each window."""
     settings = attributes(node)
     if settings.get("ceil_mode", 0):
-        raise CandidateError(f"an AveragePool with ceil_mode (node {node.name!r})")
+        raise CandidateError(
+            f"an AveragePool with ceil_mode (node {node.name!r}) has no fixed-point form"
+        )
     given, kernel = own.narrow(node), settings["kernel_shape"]
     patches, places = unrolled(given._vars, kernel, settings, len(kernel), 0.0)
     flat = own.array(patches.reshape(*patches.shape[:2], -1))

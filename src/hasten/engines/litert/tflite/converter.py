@@ -110,7 +110,7 @@ class Converter:
         return held["nhwc"]
 
     def either(self, name: str, node: Node) -> tuple[int, Layout]:
-        """Return a tensor that holds a value, with channels last if there is one, else as in ONNX."""
+        """Return a tensor that holds a value, with its channels last if there is such a one."""
         layout: Layout = "nhwc" if "nhwc" in self.at_hand(name) else "plain"
         return (self.nhwc if layout == "nhwc" else self.plain)(name, node), layout
 

@@ -40,7 +40,7 @@ def resize(c: Converter, node: Node) -> None:
 def _scales(c: Converter, node: Node) -> list[float]:
     """Return the factors of the height and the width; 0 where the new sizes are given instead."""
     if "axes" in node.settings:
-        raise node.refused("it names the axes that it resizes")
+        raise node.refused("its axes attribute isn't supported")
     given = c.graph.argument(node, 1 if c.graph.opset < 11 else 2)
     return [0.0, 0.0] if given is None or given.size != 4 else [float(n) for n in given[2:]]
 

@@ -145,7 +145,7 @@ class Writer:
         return self._codes[name]
 
     def _unique(self, name: str) -> str:
-        """Return a unique name without semicolons, since quantizers know tensors by name and split at ;."""
+        """Return a unique name without semicolons, at which quantizers split lists of names."""
         name = name.replace(";", ",")
         count = self._names[name] = self._names.get(name, 0) + 1
         return name if count == 1 else self._unique(f"{name}:{count}")
