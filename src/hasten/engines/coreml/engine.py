@@ -309,7 +309,7 @@ def _silenced() -> Iterator[None]:
 
 
 class CoreMlSession(Session):
-    """Open package that answers by Core ML or, on other systems, by torch."""
+    """Session of a package, answered by Core ML or, on other systems, by torch."""
 
     def __init__(self, artifact: Artifact, run: Run, by: str) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs

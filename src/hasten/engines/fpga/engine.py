@@ -30,7 +30,7 @@ _TOOL_LIMIT_S = 3600.0
 """Limit for one tool in seconds; a run's own limit for a step is shorter."""
 
 _HOPELESS = 2.0
-"""Adders per lookup table above which synthesis isn't tried, where 1 adder takes some 1.5."""
+"""Most 1-bit adders per lookup table for which synthesis is tried; an adder takes some 1.5."""
 _XILINX = "xcup"
 """Name of AMD's UltraScale+ in yosys."""
 

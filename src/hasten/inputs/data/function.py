@@ -54,8 +54,7 @@ def from_python(
             - a mapping of arrays of shape `(n, ...)`, which may include `labels` and `groups`;
             - an array of shape `(n, ...)`, for a model with one input;
             - a tuple `(inputs, labels)` or `(inputs, labels, groups)`, where inputs are such a
-            mapping
-              or array, and the others are arrays (labels may be None);
+              mapping or array, and the others are arrays (labels may be None);
             - a list, a sequence (a torch `Dataset`) or an iterable of samples. A sample is
               `(inputs, label)`, `(inputs, label, group)` or `inputs`, where inputs is an array
               without an axis for samples, or a mapping of such arrays. Samples are written to

@@ -28,7 +28,7 @@ class Metric(Value, ABC):
             the outputs.
         margin_rank: Rank of the class score whose distance to the next one measures how sure an
             answer is: 1 for the highest. None where no margin does, so that no cascade is possible.
-        of_changes: Whether the score falls by exactly the share of answers that change.
+        of_changes: Whether the score falls by the share of answers that change.
     """
 
     registry: ClassVar[Registry] = Registry(

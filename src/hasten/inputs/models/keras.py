@@ -30,7 +30,7 @@ OPSET = 18  # the highest that tf2onnx supports
 IR_VERSION = 10
 BACKENDS = ("tensorflow", "torch")
 TOLERANCE = 1e-3
-"""Tolerance per largest magnitude of an output; reordered float32 sums stay within it."""
+"""Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 
 
 def load_file(path: Path) -> Any:
@@ -208,7 +208,7 @@ def _apply(graph: Any, renamed: Mapping[str, str]) -> None:
 
 
 def _check(exported: Model, given: Mapping[str, Array], wanted: Sequence[Array]) -> None:
-    """Check the file's answers with onnx's reference evaluator, which is slow but independent."""
+    """Check the file's answers by onnx's reference evaluator, which is slow but has no settings."""
     from onnx.reference import ReferenceEvaluator
 
     inputs = {

@@ -45,7 +45,7 @@ IR_VERSION = 10
 EXPORT_BATCH = 2  # torch.export treats a size of 1 as a constant.
 CHECKED_BATCHES = (1, 3)
 RELATIVE_TOLERANCE = 1e-3
-"""Tolerance per largest magnitude of an output; reordered float32 sums stay within it."""
+"""Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 BATCH_NOTE = "hasten.batch"
 """Key in the file's metadata: "open", or "1: " and the reason why the batch isn't open."""
 
