@@ -124,11 +124,11 @@ def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
         ),
         (
             lambda: {"x": spoiled(np.nan)},
-            "input 'x': sample 0 has NaN or Inf; mend it or leave it out",
+            "input 'x': sample 0 has NaN or Inf; repair it or leave it out",
         ),
         (
             lambda: {"x": spoiled(np.inf)},
-            "input 'x': sample 0 has NaN or Inf; mend it or leave it out",
+            "input 'x': sample 0 has NaN or Inf; repair it or leave it out",
         ),
         (
             lambda: {"x": good(), "labels": np.zeros(7, int)},
@@ -193,7 +193,7 @@ def test_an_empty_class_folder(tmp_path: Path) -> None:
     folder = photos(tmp_path)
     (folder / "empty").mkdir()
     line = optimized(tmp_path, models.small_cnn(tmp_path), folder, "--image-size", 32)
-    assert line == f"the class folder {folder}/empty has no images; fill it or take it out"
+    assert line == f"the class folder {folder}/empty has no images; fill it or remove it"
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:

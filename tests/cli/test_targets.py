@@ -111,8 +111,8 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     with pytest.raises(InputError) as error:
         hasten.bench(made.bundle)
     assert str(error.value) == (
-        "litert isn't here, and what answers in its place says nothing of its speed: the bundle's report "
-        "has what the device's own tools say"
+        "litert isn't here, and its stand-in on this host says nothing about its speed: see the figures "
+        "of the device's own tools in the bundle's report"
     )
     with pytest.warns(UserWarning, match="not certified here: judged on this host"):
         loaded = hasten.load(made.bundle)
@@ -223,7 +223,7 @@ def test_a_latency_stands_only_beside_what_was_placed_and_routed_or_measured() -
 
 def test_an_estimate_with_a_latency_is_refused_and_never_printed_as_one() -> None:
     said = (
-        "only what was measured or placed and routed has a latency: got 91.7 ns of the source "
+        "only a measurement or place and route gives a latency: got 91.7 ns of the source "
         "'compiler estimate'; leave it out"
     )
     with pytest.raises(ValueError) as error:
@@ -236,7 +236,7 @@ def test_an_estimate_with_a_latency_is_refused_and_never_printed_as_one() -> Non
         (Estimate, {"source": "none", "latency_ns": 1.0}),
         (EstimateRow, crafted()),
     ):
-        with pytest.raises(IntegrityError, match="only what was measured or placed and routed"):
+        with pytest.raises(IntegrityError, match="only a measurement or place and route"):
             from_record(cls, record)
     forced = replace(ROW)
     object.__setattr__(forced, "source", "compiler estimate")

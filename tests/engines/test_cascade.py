@@ -148,7 +148,9 @@ def test_without_an_original_there_is_nothing_to_ask(
 ) -> None:
     with pytest.raises(CandidateError) as error:
         build(cascade(0.1), dataclasses.replace(model, origin=None), host, tmp_path)
-    assert str(error.value) == ("a cascade needs the original beside what passes made of it")
+    assert str(error.value) == (
+        "a cascade needs the original beside the model that passes made of it"
+    )
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ def test_a_request_that_takes_too_much_memory_is_not_made_up(
     with pytest.raises(hasten.InputError) as caught:
         hasten.bench(crafted)
     assert str(caught.value) == (
-        f"a request of this model takes {mebibytes} MiB, and no random one larger than 256 MiB is "
-        "made: give real ones with --data"
+        f"a random request of this model would take {mebibytes} MiB, more than the limit of 256 MiB: "
+        "give real requests with data="
     )
 
 

@@ -329,8 +329,8 @@ def test_a_model_that_can_not_be_traced_is_refused_in_one_line(tmp_path: Path) -
     said = refused(tmp_path, model=Branching())
     assert said.startswith("torch can't export the model to ONNX: test_run.py:")
     assert said.endswith(
-        "goes one way or another by a number that is computed (return out if float(out.sum()) > 0 "
-        "else -out); torch.where gives one of both without that"
+        "takes a branch that depends on a computed number (return out if float(out.sum()) > 0 "
+        "else -out); torch.where chooses between two values without a branch"
     )
 
 

@@ -146,7 +146,7 @@ BROKEN = (
     ),
     _pair(
         "int16 activations",
-        "QuantizeLinear (node 'Q'): 'z' is int16, which isn't a type that it has",
+        "QuantizeLinear (node 'Q'): 'z' is int16, a type that isn't supported",
         z=np.int16(0),
     ),
     _pair("a scale of 0", "QuantizeLinear (node 'Q'): a scale isn't above 0", s=np.float32(0)),
@@ -188,14 +188,14 @@ BROKEN = (
     _convolution(
         "weights stored as uint8",
         "[wDQ] wd = DequantizeLinear <axis = 0> (wq, ws, wz)",
-        "DequantizeLinear (node 'wDQ'): it dequantizes uint8, where int8 around 0 is taken",
+        "DequantizeLinear (node 'wDQ'): it dequantizes uint8, where only int8 around 0 is allowed",
         wq=_STORED.astype(np.uint8),
         wz=_ZEROS.astype(np.uint8),
     ),
     _convolution(
         "int8 weights that nothing dequantizes",
         "[cast] wd = Cast <to = 1> (wq)",
-        "Cast (node 'cast'): the int8 constant 'wq' is read by other than a dequantizer",
+        "Cast (node 'cast'): the int8 constant 'wq' is read by a node that doesn't dequantize",
         wq=_STORED,
     ),
     Graph(
@@ -203,41 +203,41 @@ BROKEN = (
         f"""g {_IMAGE} {{ {_PAIR} {_WEIGHTS} [bDQ] b = DequantizeLinear <axis = 0> (bq, bs)
                           [conv] y = Conv(d, wd, b) }}""",
         _CONVOLVED | {"bq": np.arange(16, dtype=np.int32), "bs": 0.02 * _SCALES},
-        "DequantizeLinear (node 'bDQ'): it dequantizes int32, as of a quantized bias: "
+        "DequantizeLinear (node 'bDQ'): it dequantizes int32, as in a quantized bias: "
         "leave biases in float",
     ),
     Graph(
         "a zero point that is an input",
         f"g (float[1, 8] x, int8 z) => (float[1, 8] y) {{ {_PAIR} [end] y = Relu(d) }}",
         {"s": _S},
-        "QuantizeLinear (node 'Q'): its zero point is computed, where a constant is taken",
+        "QuantizeLinear (node 'Q'): its zero point is computed, where only a constant is allowed",
     ),
     Graph(
         "uint8 by an attribute",
         f"""g {_ROW} {{ [Q] q = QuantizeLinear <output_dtype = 2> (x, s)
                         [DQ] y = DequantizeLinear(q, s) }}""",
         {"s": _S},
-        "QuantizeLinear (node 'Q'): it has no quantization to uint8",
+        "QuantizeLinear (node 'Q'): quantization to uint8 isn't supported",
     ),
     Graph(
         "quantization as it goes",
         f"g {_ROW} {{ [dyn] q, s, z = DynamicQuantizeLinear(x) [DQ] y = DequantizeLinear(q, s, z) }}",
-        says="DynamicQuantizeLinear (node 'dyn'): it has no such operator",
+        says="DynamicQuantizeLinear (node 'dyn'): the operator isn't supported",
     ),
     Graph(
         "an operator that it lacks",
         "g (float[2, 2] x) => (float y) { [det] y = Det(x) }",
-        says="Det (node 'det'): it has no such operator",
+        says="Det (node 'det'): the operator isn't supported",
     ),
     Graph(
         "an operator without what runs it",
         "g (float[8] x) => (int64[1, n] y) { [where] y = NonZero(x) }",
-        says="NonZero (node 'where'): it has no such operator",
+        says="NonZero (node 'where'): the operator isn't supported",
     ),
     Graph(
         "an operator that nobody knows",
         f"g {_ROW} {{ [foo] y = my.ops.Frobnicate(x) }}",
-        says="Frobnicate (node 'foo'): it has no such operator",
+        says="Frobnicate (node 'foo'): the operator isn't supported",
     ),
     Graph(
         "an operator that it lacks, inside a branch",
@@ -247,22 +247,22 @@ BROKEN = (
                    else_branch = other () => (float b) { b = Constant <value_float = 1.0> () }
                > }""",
         {"m": np.eye(2, dtype=np.float32)},
-        "Det (node 'det'): it has no such operator",
+        "Det (node 'det'): the operator isn't supported",
     ),
     Graph(
         "text",
         "g (string[2] x) => (string[2] y) { [same] y = Identity(x) }",
-        says="Identity (node 'same'): 'x' is string, which isn't a type that it has",
+        says="Identity (node 'same'): 'x' is string, a type that isn't supported",
     ),
     Graph(
         "a cast to what it lacks",
         f"g {_ROW} {{ [cast] c = Cast <to = 5> (x) y = Cast <to = 1> (c) }}",
-        says="Cast (node 'cast'): it has no int16",
+        says="Cast (node 'cast'): int16 isn't supported",
     ),
     Graph(
         "uint8 in between",
         f"g {_ROW} {{ [cast] c = Cast <to = 2> (x) y = Cast <to = 1> (c) }}",
-        says="Cast (node 'cast'): uint8 is taken as an input and an output only, and not in between",
+        says="Cast (node 'cast'): uint8 is allowed only for inputs and outputs, not in between",
     ),
     Graph(
         "an input of uint8 that is turned",
@@ -273,18 +273,18 @@ BROKEN = (
         "integers that are quantized",
         f"g (int32[1, 8] x) => (float[1, 8] y) {{ {_PAIR} [end] y = Relu(d) }}",
         {"s": _S, "z": _Z},
-        "QuantizeLinear (node 'Q'): it quantizes int32, and not float",
+        "QuantizeLinear (node 'Q'): it quantizes int32 instead of float",
     ),
     Graph(
         "nine dimensions",
         "g (float[1, 1, 1, 1, 1, 1, 1, 1, 1] x) => (float[1, 1, 1, 1, 1, 1, 1, 1, 1] y) { y = Relu(x) }",
-        says="'x' has 9 dimensions, and at most 8 are taken",
+        says="'x' has 9 dimensions, and at most 8 are allowed",
     ),
     Graph(
         "a product of matrices in float32 on Turing",
         "g (float[4, 16] x) => (float[4, 16] y) { [product] y = MatMul(x, m) }",
         {"m": np.ones((16, 16), np.float32)},
-        "MatMul (node 'product'): sm75 has no matrix product in float32: take half precision",
+        "MatMul (node 'product'): sm75 has no matrix product in float32: use half precision",
         part="sm75",
     ),
     Graph(
@@ -304,7 +304,7 @@ BROKEN = (
         "an operator whose plugin isn't there",
         """g (float[1, 2, 8, 8] x, float[3, 4] boxes, int64[3] of) => (float[3, 2, 2, 2] y) {
                [align] y = RoiAlign <output_height = 2, output_width = 2> (x, boxes, of) }""",
-        says="RoiAlign (node 'align'): it has no such operator",
+        says="RoiAlign (node 'align'): the operator isn't supported",
     ),
 )
 """What the parser or the builder refuses."""
@@ -313,7 +313,7 @@ ALTERED = (
     _pair(
         "uint8 around 0",
         "QuantizeLinear (node 'Q'): it quantizes to uint8, which would become int8: "
-        "what is over 127 is cut off",
+        "values over 127 are clipped",
         z=np.uint8(0),
     ),
     Graph(
@@ -321,7 +321,7 @@ ALTERED = (
         f"g {_ROW} {{ [Q] q = QuantizeLinear(x, s) [DQ] y = DequantizeLinear(q, s) }}",
         {"s": _S},
         "QuantizeLinear (node 'Q'): it quantizes to uint8, which would become int8: "
-        "what is over 127 is cut off",
+        "values over 127 are clipped",
     ),
     Graph(
         "float64",
@@ -336,7 +336,7 @@ ALTERED = (
     Graph(
         "another's operator of a known name",
         f"g {_ROW} {{ [own] y = my.ops.Relu(x) }}",
-        says="Relu (node 'own'): it would be taken for ONNX's own: its domain, 'my.ops', isn't looked at",
+        says="Relu (node 'own'): it would be taken for ONNX's own operator: its domain, 'my.ops', is ignored",
     ),
 )
 """What it takes without a word, and computes otherwise."""

@@ -1,1 +1,1 @@
-"""The values that all rooms speak of: tensors, models, targets, records, progress, processes."""
+"""Values that every room uses: tensors, models, targets, records, progress, processes."""

@@ -1,4 +1,4 @@
-"""The devices that a model can be made for, and whether this host has one."""
+"""Devices that a model can be made for, and checks whether this host has one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from hasten.errors import InputError
 
 @dataclass(frozen=True)
 class Family:
-    """Devices that one set of engines makes models for: those that state it among their families.
+    """Kind of device that one set of engines serves: the engines that list it in `families`.
 
     Attributes:
-        noun: What they are.
-        parts: The devices' names within the family, the default first; empty where there is but one.
-        present: Whether a host has one, by its /sys and /dev.
-        program: Whether its engines take the framework's program and not ONNX: not at all, some do,
-            or all, so that there has to be one.
-        selective: Whether of the passes that may change answers only those are tried that state it
-            among their families.
+        noun: Name of the kind for people: "NVIDIA GPU".
+        parts: Names of the devices within the family, the default first; empty for a single device.
+        present: Function that tells from a host's /sys and /dev whether it has such a device.
+        program: Whether the family's engines take the framework's program instead of ONNX: "not
+            taken" by none, "taken" by some, "needed" by all.
+        selective: Whether passes that may change answers are tried only where they list the family.
     """
 
     noun: str
@@ -33,17 +32,17 @@ class Family:
 
 
 def _nowhere(root: Path) -> bool:
-    """Whether a host has a device that is always compiled for elsewhere."""
+    """Return False: such a device is always elsewhere, and models are only compiled for it."""
     return False
 
 
 def _nvidia(root: Path) -> bool:
-    """Whether there is an NVIDIA GPU: a device node of its driver's, or of a Jetson's."""
+    """Whether the host has an NVIDIA GPU: a device node of the desktop or the Jetson driver."""
     return any(any(root.glob(f"dev/{name}")) for name in ("nvidia[0-9]*", "nvhost-gpu", "nvgpu"))
 
 
 def _pci(root: Path, vendor: str, kinds: tuple[str, ...]) -> bool:
-    """Whether there is a PCI device of a vendor and of one of these classes.
+    """Whether the host has a PCI device of this vendor and of one of these classes.
 
     Source: Linux, Documentation/ABI/testing/sysfs-bus-pci; PCI Code and ID Assignment, class codes.
     """
@@ -59,23 +58,23 @@ def _pci(root: Path, vendor: str, kinds: tuple[str, ...]) -> bool:
 
 
 def _tpu(root: Path) -> bool:
-    """Whether there is one of Google's accelerators, which no PCI class is for, and its device node."""
+    """Whether the host has a Google TPU (there is no PCI class for TPUs) and its device node."""
     nodes = any(any(root.glob(name)) for name in ("dev/accel[0-9]*", "dev/vfio/[0-9]*"))
     return nodes and _pci(root, "0x1ae0", ("0x00", "0x12", "0xff"))
 
 
 def _intel_npu(root: Path) -> bool:
-    """Whether there is one of Intel's neural processing units, and its device node."""
+    """Whether the host has an Intel neural processing unit and its device node."""
     return any(root.glob("dev/accel/accel*")) and _pci(root, "0x8086", ("0x1200",))
 
 
 def _intel_gpu(root: Path) -> bool:
-    """Whether there is one of Intel's graphics processors, and its device node."""
+    """Whether the host has an Intel graphics processor and its device node."""
     return any(root.glob("dev/dri/renderD*")) and _pci(root, "0x8086", ("0x03",))
 
 
 def _qualcomm_htp(root: Path) -> bool:
-    """Whether there is the device node by which a Snapdragon's compute DSP, the HTP, is called.
+    """Whether the host has the device node of a Snapdragon's compute DSP, the HTP.
 
     Source: Linux, drivers/misc/fastrpc.c; "-secure" is the one for signed processes.
     """
@@ -117,14 +116,14 @@ def family_of(target: Target) -> Family:
 
 
 def find_target(device: str, *, root: Path = Path("/")) -> Target:
-    """Return the target of a name: "host", "cuda", "cuda:sm89", "fpga:ecp5", "tpu:v5e", ...
+    """Return the target that a name stands for: "host", "cuda", "cuda:sm89", "fpga:ecp5", ...
 
-    The name of a part may be cut short where the beginning is enough to tell; the family alone names
-    what is here, or else its default.
+    A part's name may be abbreviated: the first part that begins so is taken. The name of a family
+    alone means the device of this host, or the family's default part where the host has none.
 
     Args:
-        device: The name.
-        root: Where /sys and /dev are.
+        device: Name of the device.
+        root: Folder that holds /sys and /dev.
 
     Raises:
         InputError: there is no such device.
@@ -148,16 +147,16 @@ def find_target(device: str, *, root: Path = Path("/")) -> Target:
             f"no {family.noun} is called {part!r}; there are: {', '.join(family.parts)}"
         )
     if not colon and family.present(root):
-        return host.with_device(name, present=True)  # whichever it is
+        return host.with_device(name, present=True)  # whichever part it is
     return host.with_device(f"{name}:{found[0]}", present=False)
 
 
 def at_hand(made_for: Target, *, root: Path = Path("/")) -> Target:
-    """Return this host as what a bundle was made for: with the device, where one of its family is here.
+    """Return this host as a target for a bundle: with the bundle's device where the host has one.
 
     Args:
-        made_for: The bundle's target.
-        root: Where /sys and /dev are.
+        made_for: Target that the bundle was made for.
+        root: Folder that holds /sys and /dev.
     """
     host, family = Target.host(), FAMILIES.get(made_for.family)
     if family is None:
@@ -166,13 +165,13 @@ def at_hand(made_for: Target, *, root: Path = Path("/")) -> Target:
 
 
 def check_measurable(target: Target) -> None:
-    """Check that what answers here is what it would be timed for.
+    """Check that the target's device is here, so that what is timed is the device itself.
 
     Raises:
-        InputError: the device isn't here, and what stands in for it says nothing of its speed.
+        InputError: the device isn't here, and its stand-in on this host says nothing of its speed.
     """
     if target.kind == "compile-only":
         raise InputError(
-            f"{target.device} isn't here, and what answers in its place says nothing of its speed: the "
-            "bundle's report has what the device's own tools say"
+            f"{target.device} isn't here, and its stand-in on this host says nothing about its speed: "
+            "see the figures of the device's own tools in the bundle's report"
         )

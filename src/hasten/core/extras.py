@@ -1,13 +1,13 @@
-"""What to say where a library that a source format needs isn't installed."""
+"""Error for a source format whose library isn't installed."""
 
 from hasten.errors import InputError
 
 
 def missing_extra(what: str, extra: str) -> InputError:
-    """Return the error that names the extra.
+    """Return an error that says which extra to install.
 
     Args:
-        what: What was asked for, with its article: "a torch model".
-        extra: The extra's name: "torch".
+        what: Thing that was asked for, with its article: "a torch model".
+        extra: Name of the extra: "torch".
     """
     return InputError(f"{what} needs the extra: pip install 'hasten[{extra}]'")

@@ -1,4 +1,4 @@
-"""How a run was asked for, so that a person can ask again."""
+"""Record of how a run was started, so that a person can start it again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _LIVE = "live"
 
 @dataclass(frozen=True)
 class Invocation:
-    """How a run was asked for: on a command line, or from Python.
+    """Call that started a run: a command line, or a Python call.
 
     Attributes:
-        words: Of the command line, without the program's name; empty where Python asked.
-        arguments: Of the function, those that aren't the defaults: texts, numbers and lists of
-            them as they were given; of anything else only what it was, as {"live": "an object of type torch Sequential"}.
-        function: Of hasten, that Python called.
+        words: Words of the command line after the program's name; empty for a Python call.
+        arguments: Arguments of the Python call that aren't defaults. Texts, numbers and lists of
+            them are kept as given; other objects become a description, {"live": "an object of type
+            torch Sequential"}.
+        function: Name of the hasten function that was called.
     """
 
     words: tuple[str, ...] = ()
@@ -32,7 +33,7 @@ class Invocation:
     function: str = "optimize"
 
     def in_words(self) -> str:
-        """The command line, or the Python code; safe to paste whatever the words are."""
+        """Return the command line, or the Python code; any words in it are safe to paste."""
         if self.words:
             return shlex.join(["hasten", *self.words])
         lines = [_argument(name, value) for name, value in self.arguments.items()]
@@ -42,7 +43,7 @@ class Invocation:
 
 
 def _argument(name: str, value: Any) -> str:
-    """One argument as a line of Python; nothing where it can't be one."""
+    """Return one argument as a line of Python; "" for a value that can't be written as one."""
     if not name.isidentifier():
         return ""
     if isinstance(value, dict):
@@ -61,11 +62,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def invocation(function: str, given: Mapping[str, Any]) -> Invocation:
-    """Note how a function was called.
+    """Return the call that started the current run: the command line or outer call, else this one.
 
     Args:
-        function: Name of the function of hasten.
-        given: Arguments by name; those that are None are left out, as nobody gave them.
+        function: Name of the hasten function that was called.
+        given: Arguments by name; None marks one that the caller left out.
     """
     if words := _TYPED.get():
         return Invocation(words)
@@ -91,7 +92,11 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def asking(outer: Invocation) -> Iterator[None]:
-    """Say that what runs inside is part of what was asked for so."""
+    """Record, while the block runs, that calls inside it are part of an outer call.
+
+    Args:
+        outer: Call that the person made.
+    """
     token = _ASKED.set(outer)
     try:
         yield
@@ -101,10 +106,10 @@ def asking(outer: Invocation) -> Iterator[None]:
 
 @contextlib.contextmanager
 def typed(words: Sequence[str]) -> Iterator[None]:
-    """Say that what runs inside was typed on a command line.
+    """Record, while the block runs, that it was started from a command line.
 
     Args:
-        words: After the program's name.
+        words: Words of the command line after the program's name.
     """
     token = _TYPED.set(tuple(word for word in words if word != "--resume"))
     try:

@@ -21,16 +21,17 @@ class Model:
     """A model on disk. Immutable: a pass writes a new file.
 
     Attributes:
-        path: The file that an engine is pointed at.
-        format: "onnx"; "openvino" for its IR (.xml; the weights are in `files`); "tflite"; "dais" for
-            da4ml's fixed-point programs; or "stablehlo" for what `jax.export` writes.
-        inputs: What the model takes; open dimensions have names.
-        outputs: What it gives.
-        request: The inputs of one request, every size settled by the data; empty until then.
-        files: Further files that belong to it, in the folder of `path`: external data, IR weights.
-        custom_ops: Libraries with operators of the user's own, for the engines to load.
-        origin: The model that the run began with, where passes made this one of it.
-        program: The .pt2 exported program that it came from, for targets that start from there.
+        path: File that an engine opens.
+        format: "onnx"; "openvino" for its IR (.xml; the weights are in `files`); "tflite"; "dais"
+            for da4ml's fixed-point programs; or "stablehlo" for files of `jax.export`.
+        inputs: Specs of the model's inputs; open dimensions have names.
+        outputs: Specs of the model's outputs.
+        request: Specs of one request's inputs, with every size settled by the data; empty until
+            then.
+        files: Further files of the model, in the folder of `path`: external data, IR weights.
+        custom_ops: Libraries with the user's own operators, for the engines to load.
+        origin: Model that the run began with; None unless passes made this one from it.
+        program: The .pt2 exported program behind the model, for targets that compile from it.
     """
 
     path: Path
@@ -53,14 +54,14 @@ class Model:
 
     @property
     def size_bytes(self) -> int:
-        """Size on disk, of the model file and what belongs to it."""
+        """Size on disk in bytes, of the model file and its further files."""
         return sum(file.stat().st_size for file in (self.path, *self.files))
 
     def settled_by(self, sample: Mapping[str, Array]) -> Model:
-        """Return the model with `request` settled by one sample.
+        """Return the model with `request` filled in from one sample.
 
         Args:
-            sample: One sample by input name, without an axis for samples: shape of `x[i]`.
+            sample: One sample by input name, of the shape of `x[i]` (no axis for samples).
 
         Raises:
             InputError: names, dtypes or shapes don't fit, or a dimension stays open.
@@ -76,7 +77,7 @@ class Model:
 
 
 def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
-    """Settle one input's shape by one sample; the model may or may not have a batch axis."""
+    """Settle one input's shape by a sample; add a batch axis of 1 where the model has one."""
     batched = len(spec.shape) == sample.ndim + 1
     shape = (1, *sample.shape) if batched else sample.shape
     if batched and isinstance(spec.shape[0], int) and spec.shape[0] != 1:
@@ -98,9 +99,14 @@ def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
 
 
 def libraries(custom_ops: Sequence[Path], entry_point: str) -> Iterator[Path]:
-    """Yield the libraries that are made for one runtime: those that name its entry point.
+    """Yield the libraries that are made for one runtime: those that mention its entry point.
 
-    A model that runs on two runtimes brings a library for each, and neither loads the other's.
+    A model that runs on two runtimes brings a library for each; neither runtime can load the
+    other's.
+
+    Args:
+        custom_ops: Libraries of the model, for any runtime.
+        entry_point: Name of the function through which the runtime registers operators.
 
     Raises:
         CandidateError: a library can't be read.

@@ -1,4 +1,4 @@
-"""Objects by their import path: "module:name", or "folder/file.py:name"."""
+"""Import of objects by their path: "module:name", or "folder/file.py:name"."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def import_path(cls: type) -> str:
 
 
 def load_object(path: str) -> Any:
-    """Import "module:name", or "folder/file.py:name".
+    """Import the object at "module:name", or at "folder/file.py:name".
 
-    A file is run once per process; its folder is where its own imports are looked for, last.
+    A file is run once per process. Its folder is added at the end of `sys.path`, so that it can
+    import its neighbours.
 
     Raises:
-        InputError: there is no such module, file or name.
+        InputError: there is no such module, file or name, or importing it fails.
     """
     module_name, _, name = path.rpartition(":")
     try:
@@ -37,7 +38,7 @@ def load_object(path: str) -> Any:
         raise InputError(f"can't import {path!r}: {error}") from error
     except HastenError:
         raise
-    except Exception as error:  # the user's own code runs here
+    except Exception as error:  # importing runs the user's own code
         raise InputError(f"can't import {path!r}: {told(error)}") from error
     if not hasattr(module, name):
         raise InputError(f"can't import {path!r}: {module_name} has no {name!r}")

@@ -1,4 +1,4 @@
-"""What a process started."""
+"""Processes that a process started, by /proc."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the processes that one started, and those that they started, the oldest first.
+    """Return a process's children, and then their children, and so on.
 
     Source: proc(5), /proc/pid/task/tid/children.
     """
@@ -19,13 +19,13 @@ def descendants(pid: int) -> list[int]:
 
 
 def programs(pid: int) -> list[int]:
-    """Return those of a process's descendants that run another program, and aren't forks of it."""
+    """Return the descendants of a process that run another program, leaving out its own forks."""
     own = _command(pid)
     return [one for one in descendants(pid) if _command(one) != own]
 
 
 def name_of(pid: int) -> str:
-    """Return the name of the program that a process runs, or of its script; empty where it is gone."""
+    """Return the name of a process's program or Python script; "" once the process is gone."""
     words = [Path(word).name for word in _command(pid).split("\0")]
     return words[1] if words[0].startswith("python") and len(words) > 1 else words[0]
 

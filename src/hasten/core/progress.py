@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on; a screen, or nobody, listens."""
+"""Progress that a run reports as it goes on, to a screen or to any other listener."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a run.
+    """Step of a run.
 
     Attributes:
-        stage: "prepare", "shortlist", "prune", "train", "int8", "transform", "widths", "try", "design", "race",
-            "certify", "figures".
-        doing: What is going on now, in a few words.
-        done: Steps of this stage that are behind.
-        total: Steps of this stage in all.
-        outcome: What the step before came to, in a line; None where it has none.
-        best: The best so far, in a line; None where there is none.
+        stage: "prepare", "shortlist", "prune", "train", "int8", "transform", "widths", "try",
+            "design", "race", "certify", "figures".
+        doing: Description of the current work, in a few words.
+        done: Number of completed steps in this stage.
+        total: Number of all steps in this stage.
+        outcome: Result of the previous step, in a line; None where it has none.
+        best: Best result so far, in a line; None where there is none.
     """
 
     stage: str
@@ -33,4 +33,4 @@ Listener: TypeAlias = Callable[[Progress], None]
 
 
 def nobody(progress: Progress) -> None:
-    """Listen to nothing."""
+    """Ignore a progress report."""

@@ -1,8 +1,8 @@
-"""The JSON form of frozen dataclasses, and files that are whole or absent.
+"""JSON form of frozen dataclasses, and writing of files that are whole or absent.
 
 A value of an open family (an engine, a pass, a metric, a pipeline step) is written with a `type`:
-its name in the family's registry, or its import path where it isn't registered. Only a trusted
-reader follows an import path, since a bundle is untrusted input.
+its name in the family's registry, or its import path where it isn't registered. A bundle is
+untrusted input, so a reader follows an import path only where the caller trusts the record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Value:
-    """Base of the open families: a frozen dataclass that is found by name in `registry`.
+    """Base of the open families; each member is a frozen dataclass listed in `registry`.
 
     Attributes:
         registry: Members of the family by name.
@@ -39,16 +39,16 @@ class Value:
 
     @classmethod
     def member(cls, name: str, *, trusted: bool = False) -> type[Self]:
-        """Import a member of the family by its name.
+        """Import the member of the family that has this name.
 
         Args:
-            name: In the registry.
-            trusted: Follow an import path too, which isn't in the registry.
+            name: Name in the registry.
+            trusted: Accept an import path that isn't in the registry, too.
 
         Raises:
-            KeyError: there is none of this name.
-            InputError: it can't be imported.
-            IntegrityError: it isn't of this family.
+            KeyError: the registry has no such name.
+            InputError: the member can't be imported.
+            IntegrityError: the object found isn't a member of this family.
         """
         by_path = trusted and ":" in name and name not in cls.registry
         found = load_object(name) if by_path else cls.registry.load(name)
@@ -58,7 +58,7 @@ class Value:
 
     @classmethod
     def members(cls) -> dict[str, type[Self]]:
-        """Import all that there is of the family, by name.
+        """Import every member of the family, by name.
 
         Raises:
             InputError: a plug-in can't be imported, or isn't of this family.
@@ -67,12 +67,12 @@ class Value:
 
 
 def type_name(value: Value) -> str:
-    """Return the name under which a value is written: registered, else its import path."""
+    """Return the `type` that a value is written with: its registered name, else its import path."""
     return value.registry.name_of(type(value)) or import_path(type(value))
 
 
 def to_record(value: Any) -> Any:
-    """Turn frozen dataclasses into what `json.dumps` takes, fields in order."""
+    """Turn frozen dataclasses into values that `json.dumps` takes, fields in order."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         record = {f.name: to_record(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type_name(value), **record} if isinstance(value, Value) else record
@@ -88,12 +88,12 @@ def to_record(value: Any) -> Any:
 
 
 def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
-    """Read a record back, strictly typed.
+    """Read a record back, with strict types.
 
     Args:
-        cls: A dataclass, or the base class of an open family.
-        record: What `to_record` gave, after JSON.
-        trusted: Follow import paths that aren't in a registry.
+        cls: Dataclass, or base class of an open family.
+        record: Output of `to_record`, as JSON gives it back.
+        trusted: Accept import paths that aren't in a registry.
 
     Raises:
         IntegrityError: the record doesn't fit the type.
@@ -111,7 +111,7 @@ def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
     try:
         if isinstance(cls, type) and issubclass(cls, Value) and not dataclasses.is_dataclass(cls):
             return decode(cls, record)  # type: ignore[no-any-return]
-        # str_keys: JSON has no other keys, so those of a dict[int, ...] come as text.
+        # JSON keys are always text, so str_keys reads the integers of a dict[int, ...] from text.
         return msgspec.convert(record, cls, strict=True, str_keys=True, dec_hook=decode)
     except msgspec.ValidationError as error:
         raise IntegrityError(f"a {cls.__name__} record can't be read: {error}") from error
@@ -138,7 +138,7 @@ def _decode_value(kind: type[Value], obj: Any, *, trusted: bool) -> Any:
 
 
 def canonical(record: Any) -> bytes:
-    """Return the one JSON text of a record that hashes are taken of."""
+    """Return the canonical JSON of a record, the one text that hashes are taken of."""
     return json.dumps(to_record(record), sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -148,13 +148,13 @@ def digest(record: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex, read in chunks."""
+    """Return the SHA-256 of a file, in hex; the file is read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def source_digest(function: Any) -> str | None:
-    """Return the SHA-256 of the file that a function was written in; None where there is none."""
+    """Return the SHA-256 of the file that defines a function; None where there is no such file."""
     try:
         return file_digest(Path(inspect.getfile(function)))
     except (TypeError, OSError):
@@ -162,7 +162,7 @@ def source_digest(function: Any) -> str | None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it, so that it is whole or absent."""
+    """Write a temporary file beside `path` and rename it, so that `path` is never partial."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with beside.open("wb") as file:
@@ -177,7 +177,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a record as JSON for people to read, whole or not at all."""
+    """Write a record as indented JSON, whole or not at all."""
     write_whole(path, json.dumps(to_record(record), indent=1).encode() + b"\n")
 
 
@@ -185,7 +185,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        IntegrityError: missing, or not JSON.
+        IntegrityError: the file is missing or isn't JSON.
     """
     try:
         return json.loads(path.read_bytes())

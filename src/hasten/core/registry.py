@@ -1,11 +1,11 @@
-"""What there is of an open family: hasten's own members, and those that installed packages add.
+"""Members of each open family: hasten's own, and those that installed packages add.
 
-A package adds one by an entry point, in its pyproject.toml:
+A package adds a member through an entry point in its pyproject.toml:
 
     [project.entry-points."hasten.engines"]
     mlp = "hasten_mlp.engine:Mlp"
 
-Nothing is imported before it is asked for by name, or all are looked at.
+A member is imported only when its name is asked for, or when all members are listed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _GROUPS = "hasten."
 
 
 class HiddenPlugin(UserWarning):
-    """An installed package adds something under a name that hasten has itself."""
+    """An installed package adds a member under a name that hasten itself uses; it is ignored."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """What an installed package adds to a family.
+    """Member that an installed package adds to a family.
 
     Attributes:
         group: Entry-point group: "hasten.engines", "hasten.passes", ...
-        name: Name to ask for it by.
-        path: Import path of its class, "module:Class".
-        distribution: Name of the package, as an index has it.
+        name: Name of the member in its family.
+        path: Import path of the member's class, "module:Class".
+        distribution: Name of the package in the package index.
     """
 
     group: str
@@ -47,7 +47,7 @@ class Plugin:
 
 @functools.cache
 def plugins() -> tuple[Plugin, ...]:
-    """Return what installed packages add to hasten, in the order of their names; imports none of it."""
+    """Return what installed packages add to hasten, by group and name, without importing it."""
     points = metadata.entry_points()
     found = {
         Plugin(group, point.name, point.value.partition("[")[0].strip(), point.dist.name)
@@ -60,12 +60,12 @@ def plugins() -> tuple[Plugin, ...]:
 
 
 class Registry(Mapping[str, str]):
-    """Import paths of a family's members by name: hasten's own in their order, then the plug-ins'.
+    """Import paths of a family's members by name: hasten's own in their order, then plug-ins'.
 
     Args:
-        noun: What a member is: "engine".
-        group: Entry points of this group add members.
-        own: hasten's own members.
+        noun: Noun for one member: "engine".
+        group: Entry-point group through which packages add members.
+        own: Import paths of hasten's own members, by name.
     """
 
     def __init__(self, noun: str, group: str, own: Mapping[str, str]) -> None:
@@ -84,7 +84,7 @@ class Registry(Mapping[str, str]):
 
     @functools.cached_property
     def _added(self) -> dict[str, list[Plugin]]:
-        """The plug-ins of each name that isn't hasten's."""
+        """Plug-ins by name, without names that hasten itself uses."""
         found: dict[str, list[Plugin]] = {}
         for plugin in plugins():
             if plugin.group != self.group:
@@ -101,11 +101,11 @@ class Registry(Mapping[str, str]):
         return found
 
     def load(self, name: str) -> Any:
-        """Import a member.
+        """Import the member that has this name.
 
         Raises:
-            KeyError: there is none of this name.
-            InputError: it can't be imported, or two packages add one of this name.
+            KeyError: there is no member of this name.
+            InputError: the member can't be imported, or two packages add one of this name.
         """
         if name in self._own:
             return load_object(self._own[name])
@@ -125,14 +125,15 @@ class Registry(Mapping[str, str]):
             ) from error
 
     def name_of(self, cls: type) -> str | None:
-        """Return the name of a member's class; None where it has none."""
+        """Return the name of a member by its class; None for a class that isn't a member."""
         path = import_path(cls)
         for name, known in self._own.items():
             if known == path:
                 return name
         for name, added in self._added.items():
             module, _, attribute = added[0].path.partition(":")
-            # An entry point may name a module that the class was imported into.
+            # An entry point may name a module that only imports the class, not the one that defines
+            # it.
             if added[0].path == path or getattr(sys.modules.get(module), attribute, None) is cls:
                 return name
         return None

@@ -1,4 +1,4 @@
-"""The facts of the device that a model must run on, and of this host."""
+"""Facts about this host and about the device that a model must run on."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ ISA = (
     "amx_bf16",
     "amx_fp16",
 )
-"""The instruction sets that engines choose kernels by, as /proc/cpuinfo spells them."""
+"""Instruction sets by which engines choose kernels, as /proc/cpuinfo spells them."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A device and the part of it that this process may use.
+    """Device, and the share of it that this process may use.
 
     Attributes:
-        kind: "host"; "attached", a device of this host; or "compile-only", one that isn't here:
-            then all else is said of the host that compiles.
-        processor: Its model name.
-        cpus: The processors that this process may run on (affinity mask and cgroup cpuset).
-        threads: How many an engine may keep busy: `len(cpus)`, less where a cgroup quota says so.
+        kind: "host"; "attached" for a device of this host; or "compile-only" for a device
+            elsewhere, in which case the other attributes describe the host that compiles.
+        processor: Model name of the processor.
+        cpus: Numbers of the processors that this process may run on (affinity mask and cgroup
+            cpuset).
+        threads: Threads that an engine may use: `len(cpus)`, or fewer under a cgroup quota.
         isa: Instruction sets that matter to engines: "avx2", "avx512f", "avx512_vnni", ...
-        memory_bytes: What this process may use: the cgroup's limit or the machine's memory.
-        system: The operating system, its release and the machine: "Linux 6.1.0 x86_64".
-        device: The device as it is asked for: "host", "cuda", "fpga:ecp5-85k", "tpu:v5e".
+        memory_bytes: Memory that this process may use: the cgroup's limit or the machine's memory.
+        system: Operating system, its release and the machine: "Linux 6.1.0 x86_64".
+        device: Name of the device, as a user gives it: "host", "cuda", "fpga:ecp5-85k", "tpu:v5e".
     """
 
     kind: Literal["host", "attached", "compile-only"]
@@ -52,12 +53,12 @@ class Target:
 
     @property
     def family(self) -> str:
-        """The device's family: "fpga" of "fpga:ecp5-85k"."""
+        """Family of the device: "fpga" of "fpga:ecp5-85k"."""
         return self.device.partition(":")[0]
 
     @property
     def part(self) -> str:
-        """Which of its family it is: "ecp5-85k" of "fpga:ecp5-85k"; empty where there is but one."""
+        """Part within the family: "ecp5-85k" of "fpga:ecp5-85k"; "" in a family of one device."""
         return self.device.partition(":")[2]
 
     @classmethod
@@ -68,14 +69,14 @@ class Target:
         cgroup: Path = Path("/sys/fs/cgroup"),
         affinity: Collection[int] | None = None,
     ) -> Self:
-        """Look at this host, and at what of it this process may use.
+        """Read the facts of this host, and the limits that this process runs under.
 
-        A limit that can't be read limits nothing.
+        A limit that can't be read counts as no limit.
 
         Args:
-            proc: Where procfs is mounted.
-            cgroup: Where the cgroup file systems are mounted, version 1, 2, or both.
-            affinity: The process's mask; None to ask the kernel.
+            proc: Folder where procfs is mounted.
+            cgroup: Folder where the cgroup file systems are mounted, version 1, 2, or both.
+            affinity: Processors in the process's affinity mask; None to ask the kernel.
         """
         groups = list(_groups(proc, cgroup))
         cpus = _cpus(frozenset(os.sched_getaffinity(0) if affinity is None else affinity), groups)
@@ -93,19 +94,19 @@ class Target:
         )
 
     def with_device(self, device: str, *, present: bool) -> Target:
-        """Return this host as one that has a device, or only compiles for it."""
+        """Return this host as a target that has a device, or that only compiles for it."""
         return replace(self, kind="attached" if present else "compile-only", device=device)
 
     def with_threads(self, threads: int) -> Target:
-        """Return the same device with fewer or more threads for an engine."""
+        """Return the target with another number of threads for an engine."""
         return replace(self, threads=threads)
 
 
 def _groups(proc: Path, cgroup: Path) -> Iterator[Path]:
     """Yield the folders of this process's cgroups and of all their ancestors.
 
-    In a container the paths may be the host's and not be there; the mount's root, which is then
-    the container's own group, always counts.
+    In a container, /proc may give paths of the host that don't exist in the container. The mount's
+    root, which is then the container's own group, is always among those yielded.
 
     Source: cgroups(7), "/proc/[pid]/cgroup".
     """
@@ -127,7 +128,7 @@ def _groups(proc: Path, cgroup: Path) -> Iterator[Path]:
 
 
 def _quotas(groups: list[Path]) -> Iterator[float]:
-    """Yield how many processors' time each group may use, where it is limited.
+    """Yield each group's limit on processor time, in processors; nothing for a group without one.
 
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst, cpu.max; scheduler/sched-bwc.rst.
     """
@@ -148,7 +149,7 @@ def _ratio(quota: str, period: str) -> Iterator[float]:
 
 
 def _cpus(mask: frozenset[int], groups: list[Path]) -> tuple[int, ...]:
-    """Return the mask's processors that every cpuset allows; a set that allows none is ignored."""
+    """Return the processors of the mask that every cpuset allows; an empty cpuset is ignored."""
     allowed = mask
     for folder in groups:
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
@@ -159,7 +160,7 @@ def _cpus(mask: frozenset[int], groups: list[Path]) -> tuple[int, ...]:
 
 
 def _cpu_list(text: str) -> frozenset[int]:
-    """Read "0-3,7". Anything else is an empty set. Source: cpuset(7), "List format"."""
+    """Read "0-3,7"; return an empty set for any other text. Source: cpuset(7), "List format"."""
     cpus: set[int] = set()
     try:
         for part in filter(None, text.split(",")):
@@ -171,7 +172,7 @@ def _cpu_list(text: str) -> frozenset[int]:
 
 
 def _memory_limits_bytes(groups: list[Path]) -> Iterator[int]:
-    """Yield each group's memory limit; version 1 writes a huge number for none."""
+    """Yield each group's memory limit in bytes; in version 1, a huge number means no limit."""
     for folder in groups:
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = _text(folder / name)
@@ -180,7 +181,7 @@ def _memory_limits_bytes(groups: list[Path]) -> Iterator[int]:
 
 
 def _machine_memory_bytes(proc: Path) -> int:
-    """Return the machine's memory, by /proc/meminfo (whose kB are KiB), else by sysconf."""
+    """Return the machine's memory in bytes, by /proc/meminfo (its kB are KiB), else by sysconf."""
     for line in _text(proc / "meminfo").splitlines():
         name, _, value = line.partition(":")
         kibibytes = value.removesuffix("kB").strip()
@@ -199,7 +200,7 @@ def _processor(proc: Path) -> tuple[str, frozenset[str]]:
 
 
 def _text(file: Path) -> str:
-    """Return a file's text without the blanks around it; nothing where it can't be read."""
+    """Return a file's text, stripped; "" where it can't be read."""
     try:
         return file.read_text(errors="replace").strip()
     except OSError:

@@ -1,9 +1,9 @@
-"""Keeps the libraries that report home from doing so.
+"""Environment under which libraries send no telemetry.
 
-OpenVINO and NNCF send events, and write an id into the home folder, where no file of consent says
-otherwise: already `import openvino` does, and each conversion. The one switch that leaves the
-user's own settings alone is `CI=true`, looked at each time. ONNX Runtime does the same on Linux
-since 1.29, from its import on; ORT_DISABLE_TELEMETRY counts if it is set then.
+OpenVINO and NNCF send events and write an id into the home folder unless a consent file forbids it;
+`import openvino` alone does so, and so does each conversion. The only switch that leaves the user's
+own settings alone is `CI=true`, which they read each time. ONNX Runtime on Linux does likewise
+since 1.29, from its import on; it honours ORT_DISABLE_TELEMETRY if that is set before the import.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 OFF = {"CI": "true", "ORT_DISABLE_TELEMETRY": "1"}
-"""The environment under which none of them sends anything; also for a child process's."""
+"""Environment variables that turn telemetry off, in this process or in a child."""
 
 
 @contextmanager
 def telemetry_off() -> Iterator[None]:
-    """Run OpenVINO's converter, or NNCF, without telemetry; the environment is put back after."""
+    """Turn telemetry off while the block runs, then put the environment back."""
     before = {name: os.environ.get(name) for name in OFF}
     os.environ.update(OFF)
     try:
@@ -34,7 +34,7 @@ def telemetry_off() -> Iterator[None]:
 
 
 def import_quietly(name: str) -> Any:
-    """Import a library that sends telemetry on import: "onnxruntime", "openvino", "nncf".
+    """Import a library that would send telemetry on import: "onnxruntime", "openvino", "nncf".
 
     Raises:
         ImportError: it isn't installed.

@@ -1,4 +1,4 @@
-"""Tensors by name, and what is known of them before they are there."""
+"""Tensors by name, and the specs that describe them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Tensors: TypeAlias = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, element type and shape of an input or an output.
+    """Name, element type and shape of a model's input or output.
 
     Attributes:
-        name: As the model calls it.
-        dtype: numpy's name: "float32", "int64", "uint8", "bool", ...
-        shape: One entry per axis: a size, or the name of a dimension that is open ("batch", "?").
+        name: Name in the model.
+        dtype: Element type by numpy's name: "float32", "int64", "uint8", "bool", ...
+        shape: Entries per axis: a size, or the name of an open dimension ("batch", "?").
     """
 
     name: str
@@ -36,7 +36,7 @@ class TensorSpec:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The settled shape.
+        """Shape as integers.
 
         Raises:
             InputError: a dimension is open.
@@ -47,7 +47,7 @@ class TensorSpec:
         return sizes
 
     def fits(self, array: Array) -> bool:
-        """Whether an array has this dtype, rank and every settled size."""
+        """Whether an array has this dtype, this rank and every settled size."""
         return (
             array.dtype == np.dtype(self.dtype)
             and array.ndim == len(self.shape)
@@ -62,10 +62,10 @@ class TensorSpec:
 
 
 def check_tensors(tensors: Tensors, specs: Sequence[TensorSpec]) -> None:
-    """Check names, dtypes and shapes.
+    """Check the names, dtypes and shapes of a model's inputs.
 
     Raises:
-        InputError: which tensor doesn't fit, and what was expected.
+        InputError: a tensor doesn't fit; the message says which one and what was expected.
     """
     expected = {spec.name for spec in specs}
     if tensors.keys() != expected:

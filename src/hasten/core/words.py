@@ -1,4 +1,4 @@
-"""Short texts for people, put together from parts."""
+"""Short phrases for people, built from parts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ def listed(*parts: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Count things: "1 layer", "3 layers"; "" where there are none."""
+    """Return a count with its noun: "1 layer", "3 layers"; "" for 0."""
     return f"{count} {noun}{'' if count == 1 else 's'}" if count else ""
 
 
 def in_float(nodes: Sequence[str]) -> str:
-    """Count the layers that a quantizer leaves alone: "3 layers in float"; "" where there are none."""
+    """Return the phrase for layers that a quantizer skips: "3 layers in float"; "" for none."""
     return f"{counted(len(nodes), 'layer')} in float" if nodes else ""

@@ -1,1 +1,1 @@
-"""One file per runtime: Model -> Artifact -> Session. `base.py` is the contract."""
+"""Engines, each of which turns a Model into an Artifact and opens it; see `base.py`."""

@@ -1,4 +1,4 @@
-"""What every engine does with a model's files before its runtime sees them."""
+"""Preparation of a model's files that engines share, before their runtimes read them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hasten.errors import CandidateError
 
 
 def place(model: Model, workdir: Path) -> Artifact:
-    """Copy a model's files, as they are, into a folder.
+    """Copy a model's files unchanged into a folder.
 
-    Copies, not hard links: runtimes refuse external data that has several names.
+    They are copied, not hard-linked: runtimes refuse external data that has several names.
 
     Raises:
         CandidateError: a file is missing or can't be copied.
@@ -40,9 +40,9 @@ def place(model: Model, workdir: Path) -> Artifact:
 
 
 def batch_sizes(artifact: Artifact) -> tuple[int, ...] | None:
-    """Return the batch sizes that an artifact's input shapes leave open, None for any.
+    """Return the batch sizes that an artifact's input shapes allow; None for any.
 
-    A request whose first axis isn't 1 has no batch axis: it is one request at a time.
+    A request whose first axis isn't 1 has no batch axis, so it is answered alone.
     """
     if any(not spec.shape or spec.shape[0] != 1 for spec in artifact.request):
         return (1,)
@@ -54,7 +54,11 @@ def batch_sizes(artifact: Artifact) -> tuple[int, ...] | None:
 
 
 def settled_request(model: Model, taker: str) -> tuple[TensorSpec, ...]:
-    """Return the inputs of one request, for what takes no others.
+    """Return the inputs of one request, for a runtime that takes only settled shapes.
+
+    Args:
+        model: Model, settled by data or not.
+        taker: Name of the runtime, for messages.
 
     Raises:
         CandidateError: a shape is open.
@@ -68,15 +72,15 @@ def settled_request(model: Model, taker: str) -> tuple[TensorSpec, ...]:
 
 
 def settle(path: Path, request: tuple[TensorSpec, ...], what: str) -> None:
-    """Write the shapes of one request into an ONNX file; what follows from them is for its reader.
+    """Write the shapes of one request into an ONNX file; its reader infers all other shapes.
 
     Args:
-        path: The file, which is changed.
-        request: Its inputs with every size settled.
-        what: What can't be done where the file can't be read: "QNN can't load the model".
+        path: Path of the file, which is changed.
+        request: Specs of one request's inputs, with every size settled.
+        what: Start of the message if the file can't be read: "QNN can't load the model".
 
     Raises:
-        CandidateError: it can't be read.
+        CandidateError: the file can't be read.
     """
     import onnx
 

@@ -1,4 +1,4 @@
-"""The contract of an engine: a runtime with its settings, as a value."""
+"""Contract of an engine, which is a runtime with its settings, as a value."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from hasten.errors import CandidateError, InputError
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a bundle keeps of a model for one engine, on disk.
+    """Files on disk that a bundle keeps of a model for one engine.
 
     Attributes:
-        path: The file that the engine opens.
+        path: File that the engine opens.
         files: Further files beside it.
-        inputs: What one request brings; open dimensions have names.
-        outputs: What it gets back.
-        request: The inputs of one request as certified, every size settled.
-        custom_ops: Libraries with operators of the user's own.
+        inputs: Specs of a request's inputs; open dimensions have names.
+        outputs: Specs of a request's outputs; open dimensions have names.
+        request: Specs of one request's inputs as certified, with every size settled.
+        custom_ops: Libraries with the user's own operators.
     """
 
     path: Path
@@ -41,20 +41,20 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Size on disk."""
+        """Size on disk in bytes, of all files."""
         return sum(file.stat().st_size for file in (self.path, *self.files))
 
 
 class Session(ABC):
-    """A loaded model, ready to answer. Used by one thread at a time, not always the same.
+    """Loaded model, ready to answer; used by one thread at a time, though not always the same one.
 
-    Sessions share nothing that their answers depend on: several of one artifact run side by side,
-    see `SessionPool`.
+    Sessions share nothing that affects their answers, so several sessions of one artifact can run
+    side by side; see `SessionPool`.
 
     Attributes:
-        inputs: What `run` takes.
-        outputs: What it gives.
-        batch_sizes: The batch sizes that it takes, or None where any will do.
+        inputs: Specs of the inputs that `run` takes.
+        outputs: Specs of the outputs that `run` returns.
+        batch_sizes: Batch sizes that `run` takes; None for any.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -66,50 +66,50 @@ class Session(ABC):
         """Answer one request; block until the outputs are in host memory.
 
         Args:
-            inputs: Arrays by input name, C-contiguous, of the specs' dtypes and shapes. They
-                may be read until `run` returns, not after.
+            inputs: Arrays by input name, C-contiguous, of the specs' dtypes and shapes; `run` may
+                read them until it returns, but not later.
 
         Returns:
-            Arrays by output name, the caller's to keep.
+            Arrays by output name, which the caller may keep.
 
         Raises:
             CandidateError: the runtime failed.
         """
 
     def properties(self) -> Mapping[str, str]:
-        """What the runtime says that it really does: executed precision, threads, ..."""
+        """Facts that the runtime reports about itself: precision in use, threads, ..."""
         return {}
 
     def shares(self) -> Mapping[str, tuple[int, int]]:
-        """What it counted, by the property's name: how many of how many.
+        """Counts by a property's name, each as (part, whole).
 
-        Any thread may ask, while another runs.
+        Any thread may ask for them, even while another one runs `run`.
         """
         return {}
 
 
 def share(part: int, whole: int) -> str:
-    """Return a property's text: how many of how many."""
+    """Return the text of a property that is a count out of a total."""
     return f"{part:,} of {whole:,}"
 
 
 class Engine(Value, ABC):
-    """A runtime with its settings: a frozen dataclass. Only its file runs its runtime.
+    """Runtime with its settings: a frozen dataclass. Only its own file calls the runtime.
 
     Attributes:
-        formats: The model formats that `build` takes.
-        families: Families of the devices that it is tried on where nobody names engines: "host" for
-            the processor of this host, "cuda", "fpga", ... On a device it then answers as the device.
-        distributions: Packages that its answers stand on, as an index has them; those that aren't
-            installed don't count.
-        extra: hasten's extra that installs the runtime; empty for an engine that isn't hasten's own
-            or needs none.
-        uneven: Whether requests cost so unlike that only their mean tells what a model costs.
-        settles: Whether open shapes are settled to the certified request's when it opens a model,
-            so that doing it beforehand changes nothing.
-        float_only: Whether of ONNX models it takes only those that nothing has quantized.
-        faithful: Whether what a session answers on this host is what the device answers, bit for
-            bit; only then is it a certificate for a device that isn't here.
+        formats: Model formats that `build` takes.
+        families: Families of devices on which it is tried unasked: "host" for the processor of this
+            host, "cuda", "fpga", ... On such a device it gives the device's own answers.
+        distributions: Packages that its answers depend on, by their names in the package index;
+            those that aren't installed don't count.
+        extra: Extra of hasten that installs the runtime; empty for an engine that needs none or
+            isn't hasten's own.
+        uneven: Whether the costs of requests differ so much that only their mean is meaningful.
+        settles: Whether it settles open shapes to the certified request's when it opens a model, so
+            that a pass that does so changes nothing.
+        float_only: Whether it takes only those ONNX models that nothing has quantized.
+        faithful: Whether a session on this host answers bit for bit as the device does. Only then
+            can it give a certificate for a device that isn't here.
     """
 
     families: ClassVar[frozenset[str]] = frozenset()
@@ -152,7 +152,7 @@ class Engine(Value, ABC):
 
     @property
     def runtimes(self) -> tuple[Engine, ...]:
-        """The engines that really run something: itself, or what it is made of."""
+        """Engines that execute something: this one, or the engines that it is composed of."""
         return (self,)
 
     @classmethod
@@ -162,54 +162,55 @@ class Engine(Value, ABC):
 
     @property
     def precision(self) -> str | None:
-        """The precision of what no pass quantized: "f32", "bf16"; None where the settings don't tell."""
+        """Precision of what no pass quantized: "f32", "bf16"; None if the settings don't tell."""
         return "f32" if self.exact else None
 
     @property
     def threads(self) -> int | None:
-        """The threads that it is set to; None for all that the target has."""
+        """Number of threads that it is set to; None for all that the target has."""
         return None
 
     def on_threads(self, threads: int, *, alone: bool = True) -> Self:
-        """Return it set to a number of threads; an engine without such a setting returns itself.
+        """Return the engine set to a number of threads; without such a setting, itself.
 
         Args:
-            threads: How many, at least 1.
-            alone: Whether nothing else runs on the processors. Else no thread may be bound to one.
+            threads: Number of threads, at least 1.
+            alone: Whether nothing else runs on the processors. If not, no thread may be bound to
+                one.
         """
         return self
 
     def within(self, threads: int) -> Self:
-        """Return it on at most so many threads; where it asks for no number, it stays as it is."""
+        """Return the engine limited to a number of threads; unchanged if it is set to none."""
         if self.threads is None:
             return self
         return self.on_threads(max(1, min(self.threads, threads)))
 
     def beside(self) -> Self:
-        """Return the engine for use beside another: its idle threads take no processor from it."""
+        """Return the engine for use next to another: its idle threads take no processor from it."""
         return self
 
     def tunings(self, target: Target) -> Iterator[Self]:
-        """Yield settings that compute the same in another way: threads, waiting, binding."""
+        """Yield settings that compute the same results differently: threads, waiting, binding."""
         yield from ()
 
     @classmethod
     def has_profiler(cls) -> bool:
-        """Whether `profile` can say how long each step took."""
+        """Whether `profile` can tell how long each step took."""
         return cls.profile is not Engine.profile
 
     @classmethod
     @abstractmethod
     def version(cls) -> str:
-        """Return the runtime's version. Raises InputError where it isn't installed."""
+        """Return the runtime's version; raise InputError if it isn't installed."""
 
     @classmethod
     def missing(cls, name: str, error: Exception) -> InputError:
-        """Return the error for a runtime that isn't installed, with the package that brings it.
+        """Return the error for a runtime that isn't installed, naming the package to install.
 
         Args:
-            name: What people call the runtime.
-            error: What importing it raised.
+            name: Name of the runtime for people.
+            error: Exception that importing it raised.
         """
         package = f"'hasten[{cls.extra}]'" if cls.extra else " ".join(cls.distributions[:1])
         remedy = f": pip install {package}" if package else ""
@@ -217,16 +218,16 @@ class Engine(Value, ABC):
 
     @classmethod
     def check_tools(cls, target: Target) -> None:
-        """Check that the programs are there that make models for a device, before any work.
+        """Check, before any work, that the programs that build models for a device are installed.
 
         Raises:
-            InputError: one isn't installed; how it can be.
+            InputError: a program is missing; the message says how to install it.
         """
         return
 
     @classmethod
     def tools(cls) -> Mapping[str, str]:
-        """Return the versions of the programs, besides its packages, that decide what it makes."""
+        """Return the versions of programs, other than its packages, that affect what it builds."""
         return {}
 
     @classmethod
@@ -234,17 +235,18 @@ class Engine(Value, ABC):
         """Check that a session on this host answers bit for bit as the device does.
 
         Raises:
-            InputError: it doesn't, or what it takes isn't installed.
+            InputError: it doesn't, or a program that it needs isn't installed.
         """
         if not cls.faithful:
-            raise InputError("what answers in its place may answer otherwise")
+            raise InputError("a session on this host may answer otherwise than the device")
 
     @abstractmethod
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Write into `workdir` what this engine opens.
+        """Write the files that this engine opens into `workdir`.
 
         Raises:
-            CandidateError: the runtime can't take this model: which operator, which node.
+            CandidateError: the runtime can't take this model; the message names the operator and
+                node.
         """
 
     @abstractmethod
@@ -252,20 +254,20 @@ class Engine(Value, ABC):
         """Load an artifact; leaving the context frees it.
 
         Raises:
-            CandidateError: the runtime can't load it.
+            CandidateError: the runtime can't load the artifact.
         """
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
-        """Say what can be known of an artifact on a device that isn't here, by the device's own tools.
+        """Estimate an artifact's figures on a device that isn't here, by the device's own tools.
 
         Args:
-            artifact: What `build` made.
-            target: The device, of kind "compile-only".
-            workdir: Empty, exists; what the tools wrote stays there.
+            artifact: Artifact that `build` made.
+            target: Target for the device, of kind "compile-only".
+            workdir: Existing empty folder, in which the tools' files stay.
 
         Raises:
-            CandidateError: the device can't hold or run it (which resource, by how much), or a tool
-                failed.
+            CandidateError: the device can't hold or run the artifact (the message names the
+                resource and the excess), or a tool failed.
             InputError: a tool isn't installed.
         """
         return Estimate("none")
@@ -273,15 +275,15 @@ class Engine(Value, ABC):
     def further_figures(
         self, artifact: Artifact, target: Target, workdir: Path
     ) -> Mapping[str, float]:
-        """Return what is worth knowing of an artifact that ships, and takes too long to ask of each.
+        """Return figures of a shipped artifact that take too long to compute for every candidate.
 
         Args:
-            artifact: What `build` made.
-            target: The device, of kind "compile-only".
-            workdir: Exists; what the tools write stays there.
+            artifact: Artifact that `build` made.
+            target: Target for the device, of kind "compile-only".
+            workdir: Existing folder, in which the tools' files stay.
 
         Returns:
-            Figures by name, as an estimate has them.
+            Figures by name, like those of an estimate.
 
         Raises:
             CandidateError: a tool failed or hung.
@@ -292,19 +294,19 @@ class Engine(Value, ABC):
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
     ) -> tuple[LayerTime, ...]:
-        """Answer requests, after some untimed ones, and say how long each executed step took.
+        """Answer requests, after some untimed ones, and return how long each executed step took.
 
-        A request takes longer than its steps together: nothing counts what lies between them
-        (the call itself, scheduling, memory, copies of inputs and outputs), and the runtimes cut
-        what they count to whole microseconds. Their counting takes time of its own too.
+        A request takes longer than all its steps together: no step covers what lies between them
+        (the call itself, scheduling, memory, copies of inputs and outputs), and runtimes truncate
+        each step to whole microseconds. The profiler itself takes time, too.
 
         Args:
-            artifact: What `build` made.
-            target: The device.
-            requests: What to answer, one after another; at least one.
+            artifact: Artifact that `build` made.
+            target: Target for the device.
+            requests: Requests to answer, one after another; at least one.
 
         Returns:
-            The steps in the order of execution, each with one latency per request.
+            Steps in the order of execution, each with one latency per request.
 
         Raises:
             CandidateError: the runtime failed, or it has no profiler.
@@ -313,16 +315,16 @@ class Engine(Value, ABC):
 
     @abstractmethod
     def words(self) -> str:
-        """Name the runtime for people, with the settings that set it apart: "bf16, OpenVINO, 1 thread".
+        """Return the name for people, with the settings that set it apart: "bf16, OpenVINO".
 
-        A precision that is lower than the model's comes first. Two variants never have the same words.
+        A precision below the model's comes first. No two variants of an engine have the same words.
         """
 
     def label(self, made: str) -> str:
-        """Name a model on this engine for people: "int8 (NNCF), OpenVINO".
+        """Return the name for people of a model on this engine: "int8 (NNCF), OpenVINO".
 
         Args:
-            made: What passes made of the original, in words; "" where none did.
+            made: Words for what passes made of the original; "" for the original itself.
         """
         if made:
             return f"{made}, {self.words()}"

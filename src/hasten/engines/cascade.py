@@ -1,4 +1,4 @@
-"""Two engines as one: a fast model answers, and where its margin is small, the original does."""
+"""Engine of two: a fast model answers first, and the original where the fast one is unsure."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _TAKES = "careful inputs"
 
 @dataclass(frozen=True)
 class Cascade(Engine):
-    """Answers by the fast engine; asks the careful one again where the answer was close.
+    """Answer by a fast engine, and again by a careful one where the fast answer's margin is small.
 
-    Mistakes of a quantized model sit where the two highest scores are close: asking the original
-    about those few mends most of them. A request that is asked again costs both models.
+    A quantized model's mistakes lie where its two highest scores are close, so asking the original
+    about those few answers corrects most of them. A request that is asked again costs both models.
 
     Attributes:
-        fast: Runs the model that passes made.
-        careful: Runs the original; exact.
-        threshold: A margin below it is asked again. In units of the output: a difference of logits
-            is a logarithm of odds.
-        output: The output with class scores `(n, classes)`.
-        rank: The margin lies between the scores of this rank and the next: 1 between the highest
-            two, 5 for the top five.
+        fast: Engine of the model that passes made.
+        careful: Engine of the original; exact.
+        threshold: Margin below which a request is asked again, in units of the output; a difference
+            of logits is a logarithm of odds.
+        output: Name of the output with class scores `(n, classes)`.
+        rank: Rank of the score whose distance to the next one is the margin: 1 for the highest, 5
+            for top-5.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino", "tflite"})
@@ -52,37 +52,39 @@ class Cascade(Engine):
 
     @property
     def exact(self) -> bool:
-        """Never: the fast model's clear answers aren't asked again."""
+        """False: the fast model's clear answers aren't asked again."""
         return False
 
     @property
     def runtimes(self) -> tuple[Engine, ...]:
-        """Those of both."""
+        """Runtimes of both engines."""
         return (*self.fast.runtimes, *self.careful.runtimes)
 
     def within(self, threads: int) -> Self:
-        """Return it with both its engines on at most so many threads."""
+        """Return the cascade with both its engines limited to a number of threads."""
         fast, careful = self.fast.within(threads), self.careful.within(threads)
         return replace(self, fast=fast, careful=careful)
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield nothing: the threshold follows from what a fast model was seen to answer."""
+        """Yield nothing: the threshold depends on the answers of a particular fast model."""
         yield from ()
 
     @classmethod
     def version(cls) -> str:
-        """Return "1": its parts have versions of their own, see `runtimes`."""
+        """Return "1": the two engines have versions of their own, see `runtimes`."""
         return "1"
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Build both models, each in a folder of its own.
+        """Build both models, each in its own folder.
 
         Raises:
-            CandidateError: one can't be built, or what the model was made of isn't known.
+            CandidateError: a model can't be built, or the model's original isn't known.
         """
         if model.origin is None:
-            raise CandidateError("a cascade needs the original beside what passes made of it")
+            raise CandidateError(
+                "a cascade needs the original beside the model that passes made of it"
+            )
         parts = {}
         for name, engine, part in zip(
             _NAMES, (self.fast, self.careful), (model, model.origin), strict=True
@@ -94,7 +96,7 @@ class Cascade(Engine):
             name: [file.relative_to(workdir).as_posix() for file in own]
             for name, own in files.items()
         }
-        # An engine may take fewer batch sizes of a model than another does.
+        # The two engines may take different batch sizes of a model.
         index[_TAKES] = to_record(parts["careful"].inputs)
         path = workdir / _PARTS
         path.write_text(json.dumps(index))
@@ -107,7 +109,7 @@ class Cascade(Engine):
         """Open both models.
 
         Raises:
-            CandidateError: one can't be opened, or the list of files is damaged.
+            CandidateError: a model can't be opened, or the list of files is damaged.
         """
         fast, careful = _parts(artifact)
         with self.fast.open(fast, target) as quick, self.careful.open(careful, target) as slow:
@@ -116,22 +118,22 @@ class Cascade(Engine):
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
     ) -> tuple[LayerTime, ...]:
-        """Profile the fast model alone: what every request takes. See `Engine.profile`."""
+        """Profile only the fast model, which every request runs on. See `Engine.profile`."""
         return self.fast.profile(_parts(artifact)[0], target, requests)
 
     def words(self) -> str:
         return f"{self.fast.words()}, then {self.careful.words()} below a margin of {self.threshold:.6g}"
 
     def label(self, made: str) -> str:
-        """Say which model is asked first."""
+        """Return the name for people, which says which model is asked first."""
         return f"{made or 'original'} first, then the original ({self.words()})"
 
 
 def _parts(artifact: Artifact) -> tuple[Artifact, Artifact]:
-    """Return the two artifacts that a cascade's consists of.
+    """Return the two artifacts that a cascade's artifact contains.
 
     Raises:
-        CandidateError: its list is damaged, or names a file that isn't the artifact's.
+        CandidateError: the list of files is damaged, or names a file that isn't the artifact's.
     """
     folder = artifact.path.parent
     try:
@@ -153,7 +155,7 @@ def _kind(spec: TensorSpec) -> tuple[str, str, int]:
 
 
 class CascadeSession(Session):
-    """Two open sessions, and how often the second was asked."""
+    """Two open sessions, with counts of the answers and of those that were asked again."""
 
     def __init__(
         self, fast: Session, careful: Session, threshold: float, output: str, rank: int
@@ -165,10 +167,10 @@ class CascadeSession(Session):
         self._threshold, self._output, self._rank = threshold, output, rank
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Answer one request; its close rows are asked again.
+        """Answer one request; its rows with a small margin are asked again.
 
         Raises:
-            CandidateError: a runtime failed, or there is no such output of class scores.
+            CandidateError: a runtime failed, or the output of class scores is missing.
         """
         answers = self._fast.run(inputs)
         scores = answers.get(self._output)
@@ -178,7 +180,7 @@ class CascadeSession(Session):
                 f"the output {self._output!r}; the model gives "
                 + ", ".join(f"{name} {list(array.shape)}" for name, array in answers.items())
             )
-        # What is no number has no margin.
+        # NaN has no margin, so it is asked again.
         close = np.flatnonzero(~(margins(scores, self._rank) >= self._threshold))
         self.answered += len(scores)
         if not len(close):
@@ -200,25 +202,25 @@ class CascadeSession(Session):
         return merged
 
     def properties(self) -> Mapping[str, str]:
-        """What both runtimes say, and how many answers were asked again: a drift shows there."""
+        """Properties of both sessions, and how often requests are asked again, which shows drift."""
         both = {"fast": self._fast.properties(), "careful": self._careful.properties()}
         said: dict[str, Any] = {f"{k}: {n}": v for k, own in both.items() for n, v in own.items()}
         return {**{name: share(*counts) for name, counts in self.shares().items()}, **said}
 
     def shares(self) -> Mapping[str, tuple[int, int]]:
-        """How many answers were asked again."""
+        """Number of answers that were asked again, out of all."""
         return {"asked again": (self.escalated, self.answered)}
 
 
 def margins(scores: Array, rank: int = 1) -> Array:
-    """Return how far the score of a rank is above the next.
+    """Return how far the score of a rank lies above the next one.
 
     Args:
-        scores: `(n, classes)`.
-        rank: From 1, below the number of classes.
+        scores: Class scores `(n, classes)`.
+        rank: Rank from 1, below the number of classes.
 
     Returns:
-        Shape `(n,)`, not below 0; NaN where a score is.
+        Margins of shape `(n,)`, at least 0; NaN where a score is NaN.
     """
     places = scores.shape[1] - rank
     highest = np.partition(scores, (places - 1, places), axis=1)

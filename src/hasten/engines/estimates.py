@@ -1,4 +1,4 @@
-"""What a toolchain says of an artifact that nothing has run on its device."""
+"""Figures that a toolchain gives of an artifact without running it on its device."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Source: TypeAlias = Literal["measured", "place-and-route", "compiler estimate", "none"]
-"""Where a figure comes from. Unlike sources are never ranked together; only the first two are ever
-shown as a latency."""
+"""Origin of a figure. Figures of different origins are never ranked together, and only the first
+two origins give figures that are shown as a latency."""
 TIMED: frozenset[Source] = frozenset({"measured", "place-and-route"})
-"""Of these there are latencies."""
+"""Sources that give latencies."""
 
 
 def check_latency(source: Source, latency_ns: float | None) -> None:
-    """Check that a latency comes from where there are any.
+    """Check that a latency has a source that gives latencies.
 
     Raises:
-        ValueError: it doesn't; in a record from disk, that makes it a damaged one.
+        ValueError: the source gives none; a record from disk with such a latency is damaged.
     """
     if latency_ns is not None and source not in TIMED:
         raise ValueError(
-            f"only what was measured or placed and routed has a latency: got {latency_ns:g} ns of the "
+            f"only a measurement or place and route gives a latency: got {latency_ns:g} ns of the "
             f"source {source!r}; leave it out"
         )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What can be known beforehand of an artifact on its device.
+    """Figures of an artifact on its device that are known without running it.
 
     Attributes:
-        source: Where the figures come from.
-        latency_ns: Of one request, in nanoseconds, where the source is "place-and-route"; else None.
-        rank: What candidates for one device are compared by, less is faster; None where the
-            toolchain says nothing of the kind.
-        unit: Of `rank`: "ns", "cycles".
-        figures: What else it says, by name: areas, clocks, sizes, with units in the names.
-        limits: Of a figure's name, how much of it the device has.
+        source: Origin of the figures.
+        latency_ns: Latency of one request in nanoseconds where the source is "place-and-route";
+            else None.
+        rank: Number by which candidates for one device are compared, less being faster; None where
+            the toolchain gives none.
+        unit: Unit of `rank`: "ns", "cycles".
+        figures: Further figures by name, with units in the names: areas, clocks, sizes.
+        limits: Amounts that the device has, by the name of the figure they limit.
     """
 
     source: Source

@@ -1,4 +1,4 @@
-"""What a runtime says when it fails, in one line."""
+"""Failures of a runtime, told in one line."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _UNKNOWN_OPERATOR = re.compile(
 
 
 def failed(what: str, error: Exception, model: Path | None = None) -> CandidateError:
-    """Turn a runtime's exception into the candidate's.
+    """Return a CandidateError for a runtime's exception.
 
     Args:
-        what: What was asked: "ONNX Runtime can't load the model".
-        error: What the runtime raised.
-        model: The ONNX file, to name the node with an operator that the runtime lacks.
+        what: Action that failed: "ONNX Runtime can't load the model".
+        error: Exception that the runtime raised.
+        model: Path of the ONNX file, in which to find the node whose operator the runtime lacks.
 
     Returns:
-        An error whose message is one line: `what`, and the first line of the runtime's
-        message that says anything.
+        Error with a message of one line: `what`, and the first informative line of the runtime's
+        message.
     """
     said = reason(error)
     return CandidateError(f"{what}: {said}{_node_note(model, said) if model else ''}")
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of a runtime's message that says anything, trimmed."""
+    """Return the first informative line of a runtime's message, shortened."""
     lines = [_ONNXRUNTIME_PREFIX.sub("", line).strip(" -") for line in str(error).splitlines()]
     telling = (line for line in lines if line and not _OPENVINO_NOISE.match(line))
     line = next(telling, lines[0] if lines else "") or type(error).__name__
@@ -45,14 +45,14 @@ def reason(error: Exception) -> str:
 
 
 def _node_note(model: Path, said: str) -> str:
-    """Return which node has the operator that a message complains of, where it doesn't say."""
+    """Return a note that names the node with a missing operator; "" if the message does so."""
     if not _UNKNOWN_OPERATOR.search(said):
         return ""
     try:
         import onnx
 
         graph = onnx.load(model, format="protobuf", load_external_data=False).graph
-    except Exception:  # This only adds to a message: without onnx, or for a broken file, nothing.
+    except Exception:  # without onnx, or for a broken file, the message goes without the note
         return ""
     for node in graph.node:
         if re.search(rf"\b{re.escape(node.op_type)}\b", said):

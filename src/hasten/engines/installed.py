@@ -1,4 +1,4 @@
-"""Which of the engines that a person names are there, and which are tried where nobody names any."""
+"""Engines that are installed, and those that are tried where the user names none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hasten.errors import InputError
 
 
 def tried_on(family: str) -> tuple[str, ...]:
-    """Return the engines that are tried on a family of devices where nobody names any.
+    """Return the engines that are tried on a family of devices where the user names none.
 
     Args:
-        family: "host", or one of `hasten.core.devices.FAMILIES`.
+        family: Name of the family: "host", or a key of `hasten.core.devices.FAMILIES`.
 
     Raises:
         InputError: a plug-in can't be imported.
@@ -22,14 +22,15 @@ def tried_on(family: str) -> tuple[str, ...]:
 
 
 def engine_kinds(names: Sequence[str] = (), target: Target | None = None) -> list[type[Engine]]:
-    """Return the engines of these names that are installed.
+    """Return those of the named engines that are installed.
 
     Args:
-        names: Whom to look for; those that are tried on this host, where nobody is named.
-        target: Leave out who makes nothing for this device: some need it to be here.
+        names: Names of engines; if empty, those that are tried on this host.
+        target: Target whose unsuitable engines are left out (some engines need its device to be
+            here); None for any.
 
     Raises:
-        InputError: a name is unknown, or none is installed.
+        InputError: a name is unknown, or none of the engines is installed.
     """
     found, missing = [], []
     for name in names or tried_on("host"):
@@ -51,5 +52,5 @@ def engine_kinds(names: Sequence[str] = (), target: Target | None = None) -> lis
 
 
 def makes_for(kind: type[Engine], target: Target) -> bool:
-    """Whether an engine makes anything for a device."""
+    """Whether an engine has any variant for a target."""
     return next(iter(kind.variants(target)), None) is not None

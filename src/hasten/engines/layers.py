@@ -1,4 +1,4 @@
-"""What a runtime really executed, step by step, and how long each step took."""
+"""Steps that a runtime executed, and how long each one took."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
     import onnx
 
 Kind: TypeAlias = Literal["arithmetic", "elementwise", "conversion", "movement"]
-"""Products; what runs over every value; changes of precision or memory layout; copies and shapes.
+"""Products; work on every value; changes of precision or memory layout; copies and shapes.
 
-An operator that no table knows is "elementwise": it runs over every value, whatever it does.
+An operator in no table counts as "elementwise", since it runs over every value, whatever it does.
 """
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One step that a runtime executed: one kernel, whatever it was fused from.
+    """Step that a runtime executed: one kernel, even where several nodes were fused into it.
 
     Attributes:
-        name: As the runtime calls it.
-        operator: What it does, in the runtime's own word: "Convolution", "QLinearConv", "Reorder".
-        kind: What such an operator spends its time on.
-        precision: Of its arithmetic: "f32", "bf16", "i8", ...; of what it reads where it has none.
-            "i8" is 8-bit integers, signed or not.
-        kernel: The runtime's name for the implementation; "" where it names none.
-        sources: Names of the ONNX nodes that it covers, as far as they can be told; a node without
-            a name is called as its first output. Empty for what the runtime put in by itself.
-        latency_ns: One figure per profiled request, in nanoseconds.
+        name: Name of the step in the runtime.
+        operator: Operator in the runtime's own words: "Convolution", "QLinearConv", "Reorder".
+        kind: Kind of work that such an operator spends its time on.
+        precision: Precision of its arithmetic, or else of its inputs: "f32", "bf16", "i8" (8-bit
+            integers, signed or not), ...
+        kernel: Name of the implementation in the runtime; "" where it has none.
+        sources: Names of the ONNX nodes that the step covers, as far as known; a node without a
+            name goes by its first output. Empty for a step that the runtime added.
+        latency_ns: Latencies in nanoseconds, one per profiled request.
     """
 
     name: str
@@ -44,18 +44,18 @@ class LayerTime:
 
     @property
     def median_ns(self) -> float:
-        """The median over the requests, in nanoseconds."""
+        """Median latency over the requests, in nanoseconds."""
         return float(np.median(self.latency_ns))
 
 
 @dataclass(frozen=True)
 class Portion:
-    """What some of the steps take together.
+    """Time that some of the steps take together.
 
     Attributes:
-        steps: How many they are.
-        latency_ns: Sum of their medians, in nanoseconds.
-        share: Of what all steps take.
+        steps: Number of these steps.
+        latency_ns: Sum of their median latencies, in nanoseconds.
+        share: Share of the time of all steps.
     """
 
     steps: int
@@ -65,16 +65,16 @@ class Portion:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Where the time of all steps goes.
+    """Division of a profile's time among its steps.
 
-    Each step counts by its own median over the requests, so all adds up: what disturbs a request
-    lengthens a few of its steps, and rarely the same ones of another.
+    Each step counts by its own median over the requests, so that the parts add up: a disturbance
+    lengthens a few steps of one request, and rarely these same steps of another.
 
     Attributes:
-        latency_ns: Of all steps, in nanoseconds.
-        kinds: By kind, in the order of `Kind`; those that took part only.
-        precisions: By precision, the longest first.
-        arithmetic: The steps of kind "arithmetic" alone, by precision, the longest first.
+        latency_ns: Time of all steps, in nanoseconds.
+        kinds: Portions by kind, in the order of `Kind`, without kinds that no step has.
+        precisions: Portions by precision, the longest first.
+        arithmetic: Portions of the steps of kind "arithmetic", by precision, the longest first.
         slowest: All steps, the longest first; equal ones in the order of execution.
     """
 
@@ -86,7 +86,7 @@ class Breakdown:
 
 
 def summarize(layers: Sequence[LayerTime]) -> Breakdown:
-    """Say where the time of a profile goes: by kind, by precision, by step."""
+    """Divide the time of a profile by kind, by precision and by step."""
     products = [layer for layer in layers if layer.kind == "arithmetic"]
     whole_ns = sum(layer.median_ns for layer in layers)
 
@@ -113,5 +113,5 @@ def _portion(layers: Sequence[LayerTime], whole_ns: float) -> Portion:
 
 
 def node_name(node: onnx.NodeProto) -> str:
-    """What a node is called: its name or, where it has none, its first output."""
+    """Return the name of a node or, for a node without a name, its first output."""
     return str(node.name or next(filter(None, node.output), ""))

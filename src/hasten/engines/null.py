@@ -1,4 +1,4 @@
-"""No runtime at all: answers of the right form, for tests and for what a call costs."""
+"""Engine without a runtime: answers of the right form, for tests and for the cost of a call."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from hasten.engines.base import Artifact, Engine, Session
 
 @dataclass(frozen=True)
 class Null(Engine):
-    """Answer zeros, whatever the model; its file is never read."""
+    """Answer zeros for any model, whose file is never read."""
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino", "tflite"})
 
     @property
     def exact(self) -> bool:
-        """Never: zeros aren't the model's answers."""
+        """False: zeros aren't the model's answers."""
         return False
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """There is one."""
+        """Yield the only variant."""
         yield cls()
 
     @classmethod
     def version(cls) -> str:
-        """There is nothing that could be of another version."""
+        """Return "1", since there is no runtime that could have versions."""
         return "1"
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
@@ -48,7 +48,7 @@ class Null(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load nothing."""
+        """Open a session that loads nothing."""
         yield NullSession(artifact)
 
     def words(self) -> str:
@@ -56,14 +56,14 @@ class Null(Engine):
 
 
 class NullSession(Session):
-    """Zeros of the output specs; open dimensions are those of the inputs, by name, or 1."""
+    """Zeros of the output specs' shapes; open dimensions are the inputs' of that name, or 1."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Give new zeros."""
+        """Return new arrays of zeros."""
         sizes = {
             dimension: size
             for spec in self.inputs

@@ -1,4 +1,4 @@
-"""Which nodes of the original model the steps of a profile are of."""
+"""Nodes of the original model that the steps of a profile belong to."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _PRODUCTS = frozenset(
     }
 )
 _CLAMPS = frozenset({"Clip", "Relu"})
-"""What quantizing does on the way, where the range that it keeps ends there anyhow."""
+"""Operators that quantizing performs as well, where its range ends at their bounds."""
 
 
 def node_names(graph: onnx.GraphProto) -> dict[str, str]:
-    """Return all that a graph's nodes may be called by, and what each is called here.
+    """Return the name of the node for every name that a runtime may use for it.
 
-    A runtime may call a node as one of its outputs.
+    A runtime may name a node after one of its outputs.
     """
     by_output = {name: node_name(node) for node in graph.node for name in node.output if name}
     return by_output | {node.name: node.name for node in graph.node if node.name}
 
 
 def traced(layers: Sequence[LayerTime], graph: onnx.GraphProto) -> tuple[LayerTime, ...]:
-    """Name the nodes of the original model as the sources of an artifact's profile.
+    """Replace the sources in an artifact's profile by nodes of the original model.
 
-    A node that a pass or a converter took apart left its name at the head of the pieces' names:
-    "c/WithoutBiases" and "c_quant" are of the node "c". What has no such head was put in. Where a
-    product's name was lost, it is looked for between the steps before and after it.
+    A pass or a converter that takes a node apart begins the names of the pieces with the node's:
+    "c/WithoutBiases" and "c_quant" belong to the node "c". A step without such a beginning was
+    inserted. A product whose name was lost is searched for between the steps before and after it.
 
     Args:
-        layers: A profile of what was made of the model.
-        graph: The model's own.
+        layers: Profile of an artifact that was made from the model.
+        graph: Graph of the original model.
 
     Returns:
-        The same steps; sources are in the order of the graph.
+        The steps with new sources, which are in the order of the graph.
     """
     names = node_names(graph)
     named = [list(dict.fromkeys(_origins(layer.sources, names))) for layer in layers]
@@ -61,7 +61,7 @@ def traced(layers: Sequence[LayerTime], graph: onnx.GraphProto) -> tuple[LayerTi
 
 
 def _origins(sources: Sequence[str], names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the node that each source is or comes of, where there is one."""
+    """Yield the node that each source is, or is a piece of, if there is one."""
     for source in sources:
         head = source
         while head and head not in names:
@@ -71,12 +71,12 @@ def _origins(sources: Sequence[str], names: Mapping[str, str]) -> Iterator[str]:
 
 
 class _Search:
-    """Looks for the steps of nodes whose names were lost.
+    """Search for the steps of nodes whose names were lost.
 
     Attributes:
-        named: The nodes that each step covers, as far as they are known.
-        nodes: Those that depend on an input of the graph, in order; the others are folded.
-        steps: Position of a node -> the first step that covers it.
+        named: Names of the nodes that each step covers, as far as they are known.
+        nodes: Nodes that depend on an input of the graph, in order; the others are folded.
+        steps: First step that covers each node, by the node's position.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class _Search:
         }
 
     def find_product(self, position: int) -> None:
-        """Give a product to a nameless step that can be its own, else to what it was fused into."""
+        """Assign a product to a nameless step of its own, or to the one it is fused into."""
         _, before = self._reached(position, self._sources)
-        way, after = self._reached(position, self._users)
+        passed, after = self._reached(position, self._users)
         nameless = (
             number
             for number in range(max(before, default=-1) + 1, min(after, default=len(self.named)))
@@ -115,10 +115,10 @@ class _Search:
         if number is not None:
             self._cover(number, [position])
         elif len(after) == 1 and self._arithmetic[max(after)]:
-            self._cover(max(after), [position, *way])
+            self._cover(max(after), [position, *passed])
 
     def join_product(self, position: int) -> None:
-        """Give a clamp to the arithmetic step whose values it takes."""
+        """Assign a clamp to the arithmetic step whose output it reads."""
         for maker in self._sources(position):
             number = self.steps.get(maker)
             if number is not None and self._arithmetic[number]:
@@ -141,15 +141,15 @@ class _Search:
     def _reached(
         self, position: int, near: Callable[[int], Iterator[int]]
     ) -> tuple[list[int], set[int]]:
-        """Go through nodes without a step; return these, and the steps at which the ways end."""
-        way: list[int] = []
+        """Walk through nodes without a step; return them, and the steps where the walk ends."""
+        passed: list[int] = []
         ends: set[int] = set()
         todo = [position]
         while todo:
             for other in near(todo.pop()):
                 if other in self.steps:
                     ends.add(self.steps[other])
-                elif other not in way:
-                    way.append(other)
+                elif other not in passed:
+                    passed.append(other)
                     todo.append(other)
-        return way, ends
+        return passed, ends

@@ -1,4 +1,4 @@
-"""Sessions of one artifact for any number of threads: one thread in each at a time, the others in line."""
+"""Pool of sessions of an artifact for any number of threads: each session serves one at a time."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from hasten.engines.base import Artifact, Engine, Session, share
 from hasten.errors import CandidateError, HastenError, told
 
 _OPENING = threading.Lock()
-"""Held by who opens a session, in the whole process: while they load, engines redirect its output and replace
-functions of their runtimes."""
+"""Lock that is held while a session is opened anywhere in the process: engines meanwhile redirect
+the process's output and replace functions of their runtimes."""
 _AGAIN_S = 1.0
-"""How long a thread sleeps before it looks again: an interrupt may swallow what should have woken it."""
+"""Longest sleep of a waiting thread in seconds, since an interrupt may swallow its wake-up."""
 _TIMES = 2
-"""Memory that a session takes, in sizes of its files."""
+"""Memory that a session takes, as a multiple of its files' size."""
 
 
 def sessions_for(engine: Engine, artifact: Artifact, target: Target, cpus: int) -> int:
-    """Return how many sessions are worth having.
+    """Return how many sessions are worth opening.
 
-    As many as the processors can run: more of them help nobody. One on a device, which does one request's
-    work after another's. No more than half of the memory holds.
+    More than the processors can run at once are useless. A device gets one session, since it does
+    one request's work after another's. All sessions together may take half of the memory.
 
     Args:
-        engine: What opens them.
-        artifact: What they load.
-        target: The device, and the threads that each session may have.
-        cpus: How many processors' time this process has.
+        engine: Engine that opens the sessions.
+        artifact: Artifact that they load.
+        target: Target with the device, and the number of threads of each session.
+        cpus: Number of processors whose time this process has.
     """
     if target.kind == "attached":
         return 1
@@ -43,25 +43,26 @@ def sessions_for(engine: Engine, artifact: Artifact, target: Target, cpus: int) 
 
 
 class SessionPool:
-    """Sessions of one artifact: any number of threads may call `run` and `properties`.
+    """Sessions of one artifact, whose `run` and `properties` any number of threads may call.
 
-    The first session is open from the start; another is opened when a call finds none free. The one that
-    was used last is taken first: its memory is in the caches. Whoever finds none waits in line.
+    The first session is opened at once, and another one when a call finds none free. The session
+    used last is taken first, since its memory is in the caches. A thread that finds none free waits
+    in line.
 
     Attributes:
-        inputs: What `run` takes.
-        outputs: What it gives.
-        batch_sizes: The batch sizes that it takes, or None where any will do.
-        limit: How many sessions there may be.
+        inputs: Specs of the inputs that `run` takes.
+        outputs: Specs of the outputs that `run` returns.
+        batch_sizes: Batch sizes that `run` takes; None for any.
+        limit: Largest number of sessions.
 
     Args:
-        engine: What opens them.
-        artifact: What they load.
-        target: The device, and the threads of each session.
-        limit: How many there may be, at least 1.
+        engine: Engine that opens the sessions.
+        artifact: Artifact that they load.
+        target: Target with the device, and the number of threads of each session.
+        limit: Largest number of sessions, at least 1.
 
     Raises:
-        CandidateError: the first can't be opened.
+        CandidateError: the first session can't be opened.
     """
 
     def __init__(self, engine: Engine, artifact: Artifact, target: Target, limit: int) -> None:
@@ -74,7 +75,7 @@ class SessionPool:
         self._refused = ""
         self._free: list[_Seat] = []
         self._line: deque[_Waiter] = deque()
-        self._watched = False  # whether anybody waits for a seat to come back
+        self._watched = False  # whether a thread waits for a session to be returned
         self._closed = False
         self._retired: list[_Seat] = []
         self._returned: SimpleQueue[None] = SimpleQueue()
@@ -88,7 +89,8 @@ class SessionPool:
         Raises:
             CandidateError: the runtime failed, or the pool is closed.
         """
-        # As `session` does, without what that adds to a call of some microseconds.
+        # This repeats `session`, whose context manager costs too much in a call of some
+        # microseconds.
         try:
             seat = self._free.pop()
         except IndexError:
@@ -104,7 +106,7 @@ class SessionPool:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """Lend a session to the thread that asks.
+        """Lend a session to the calling thread.
 
         Raises:
             CandidateError: the pool is closed.
@@ -123,7 +125,7 @@ class SessionPool:
                 self._hand_out()
 
     def properties(self) -> Mapping[str, str]:
-        """What a session says of itself; what sessions count is summed over all of them.
+        """Properties of a session, with the counts of all sessions summed.
 
         Raises:
             CandidateError: the pool is closed.
@@ -141,16 +143,16 @@ class SessionPool:
         return said
 
     def check_open(self) -> None:
-        """Check that it takes calls.
+        """Check that the pool takes calls.
 
         Raises:
-            CandidateError: it is closed.
+            CandidateError: the pool is closed.
         """
         if self._closed:
             raise CandidateError("the bundle is closed: load it again")
 
     def close(self) -> None:
-        """Refuse the calls in line and all later ones, wait for those that run, and free the sessions."""
+        """Refuse the calls in line and later ones, wait for running ones, and free the sessions."""
         with self._lock:
             self._closed = self._watched = True
             for waiter in self._line:
@@ -167,7 +169,7 @@ class SessionPool:
         closing.close()
 
     def _seat(self) -> _Seat:
-        """Wait in line for a session; before, open one more where there may be more."""
+        """Wait in line for a session, after opening another one if the limit allows it."""
         with self._lock:
             self.check_open()
             grows = not self._growing and len(self._sessions) < self.limit
@@ -192,7 +194,7 @@ class SessionPool:
             raise
 
     def _grow(self) -> None:
-        """Open a session more; where that fails, there will be no more than there are."""
+        """Open another session; if that fails, the present number becomes the limit."""
         try:
             self._open()
         except Exception as error:
@@ -203,7 +205,7 @@ class SessionPool:
             self._hand_out()
 
     def _open(self) -> None:
-        """Open a session, which is free then."""
+        """Open a session, and add it to the free ones."""
         with _OPENING, ExitStack() as opening:
             session = opening.enter_context(self._engine.open(self._artifact, self._target))
             with self._lock:
@@ -213,12 +215,12 @@ class SessionPool:
                 self._free.append(seat)
 
     def _hand_out(self) -> None:
-        """Give free sessions to those in line, or to the thread that closes the pool."""
+        """Give free sessions to the threads in line, or to the thread that closes the pool."""
         if self._closed:
             self._retire()
             self._returned.put(None)
             return
-        with self._lock, suppress(IndexError):  # others take free ones meanwhile, without the lock
+        with self._lock, suppress(IndexError):  # others take free ones without the lock
             while self._line:
                 first = self._line[0]
                 if first.seat is None:
@@ -228,13 +230,13 @@ class SessionPool:
             self._watched = False
 
     def _retire(self) -> None:
-        """Put free sessions away, for good."""
+        """Retire the free sessions for good."""
         with self._lock, suppress(IndexError):
             while True:
                 self._retired.append(self._free.pop())
 
     def _leave(self, waiter: _Waiter) -> None:
-        """Leave the line, and give back what was handed over meanwhile."""
+        """Leave the line, and return a session that was handed over in the meantime."""
         with self._lock:
             with suppress(ValueError):
                 self._line.remove(waiter)
@@ -245,9 +247,9 @@ class SessionPool:
 
 
 class _Seat:
-    """A session on its way between being free and being some thread's.
+    """Session on its way between the free ones and a thread.
 
-    One that an interrupt dropped on that way goes back to the free ones.
+    If an interrupt drops it on the way, it returns to the free ones.
     """
 
     __slots__ = ("_pool", "session")
@@ -264,11 +266,11 @@ class _Seat:
 
 
 class _Waiter:
-    """A thread in line.
+    """Thread in line.
 
     Attributes:
-        seat: What was handed to it.
-        bell: Rung when it was, or when the pool is closed.
+        seat: Session that was handed to the thread; None until then.
+        bell: Queue that gets an item when a session was handed over or the pool is closed.
     """
 
     __slots__ = ("bell", "seat")

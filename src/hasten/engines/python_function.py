@@ -1,4 +1,4 @@
-"""A Python function as an engine: the deployment that a person has today, to compare with."""
+"""Engine for a Python function: the user's present deployment, as a baseline for comparison."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hasten.engines.failures import failed
 
 @dataclass(frozen=True)
 class PythonFunction(Engine):
-    """Calls `function(*inputs)`, the inputs as arrays in the model's order.
+    """Call `function(*inputs)`, with the inputs as arrays in the model's order.
 
     Attributes:
-        function: "file.py:name" or "module:name".
+        function: Import path of the function, "file.py:name" or "module:name".
     """
 
     function: str
@@ -50,7 +50,7 @@ class PythonFunction(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load the function, on as many processors as an engine would have threads."""
+        """Load the function, limited to as many processors as an engine would have threads."""
         allowed = os.sched_getaffinity(0)
         cpus = target.cpus[: target.threads]
         os.sched_setaffinity(0, cpus)
@@ -65,13 +65,13 @@ class PythonFunction(Engine):
 
 
 def _bind(cpus: Iterable[int]) -> None:
-    """Let every thread of this process run on these processors only.
+    """Restrict every thread of this process to these processors.
 
     A runtime may have bound its own threads elsewhere: ONNX Runtime's defaults bind one to each
     core of the machine, whatever processors the process was given.
     """
     for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended
             os.sched_setaffinity(int(thread.name), cpus)
 
 
@@ -95,7 +95,7 @@ class _FunctionSession(Session):
         except Exception as error:
             raise failed(f"the function raised {type(error).__name__}", error) from error
         self._calls += 1
-        if self._calls & (self._calls - 1) == 0:  # now and then: threads may start at any call
+        if self._calls & (self._calls - 1) == 0:  # at powers of 2: any call may start threads
             _bind(self._cpus)
         if isinstance(result, dict):
             return {name: np.asarray(array) for name, array in result.items()}

@@ -1,4 +1,4 @@
-"""Qualcomm's HTP, through QNN: on a Snapdragon by itself, elsewhere by QNN's simulator for x86."""
+"""Engine for Qualcomm's HTP by QNN: on a Snapdragon itself, elsewhere by QNN's x86 simulator."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ DEFAULT_PART = "sm8550"
 _PROVIDER = "QNNExecutionProvider"
 _SILENT = 4
 _REFUSED = "fallback to CPU EP has been explicitly disabled"
-"""What ONNX Runtime says where a provider leaves it nodes; it doesn't say which."""
+"""Part of ONNX Runtime's message when a provider leaves nodes to the CPU, which it doesn't name."""
 
 
 @dataclass(frozen=True)
 class Qnn(Engine):
-    """ONNX Runtime's QNN execution provider with its HTP backend, and nothing left to the CPU.
+    """ONNX Runtime's QNN execution provider with its HTP backend, leaving nothing to the CPU.
 
-    `build` has the HTP's compiler make a context binary for one chip; the generation of its HTP shows
-    in the answers. What isn't quantized runs in float16. The model itself stays beside the binary,
-    for other chips and later compilers.
+    `build` compiles a context binary for one chip, whose HTP generation affects the answers.
+    Everything that isn't quantized runs in float16. The model stays beside the binary, for other
+    chips and later compilers.
 
-    The simulator isn't called faithful. Nothing that comes with it says that its answers are the
-    device's bit for bit, and ONNX Runtime's own tests know operators whose are not.
+    The simulator doesn't count as faithful: nothing that comes with it promises the device's
+    answers bit for bit, and ONNX Runtime's own tests know operators that differ.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
@@ -50,12 +50,12 @@ class Qnn(Engine):
 
     @property
     def exact(self) -> bool:
-        """Never: float32 runs in float16."""
+        """False: float32 runs in float16."""
         return False
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """There is one."""
+        """Yield the only variant."""
         yield cls()
 
     @classmethod
@@ -72,10 +72,11 @@ class Qnn(Engine):
             raise cls.missing("QNN", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Compile the model for the shapes of its request, and prove that the HTP takes all of it.
+        """Compile the model for the shapes of its request, and check that the HTP takes all of it.
 
         Raises:
-            CandidateError: it can't be compiled: which operator, which node; or a shape is open.
+            CandidateError: the model can't be compiled (the message names the operator and node),
+                or a shape is open.
         """
         artifact = place(model, workdir)
         settled = settled_request(model, "the HTP")
@@ -104,10 +105,10 @@ class Qnn(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load the context binary; leaving frees it.
+        """Load the context binary; leaving the context frees it.
 
         Raises:
-            CandidateError: it can't be loaded, or the device isn't there.
+            CandidateError: the binary can't be loaded, or the device isn't there.
         """
         session = QnnSession(artifact, self._load(artifact.path, target), _runs_on(target))
         try:
@@ -116,15 +117,15 @@ class Qnn(Engine):
             session.close()
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
-        """Say how large the HTP's compiler made the model; it says nothing of time.
+        """Return the size of the binary that the HTP's compiler made; its time stays unknown.
 
-        The provider's profiler tells cycles of the simulator too: those are the host's.
+        The provider's profiler also reports cycles for the simulator, but those are the host's.
         """
         size_bytes = sum(f.stat().st_size for f in artifact.files if f.suffix == ".bin")
         return Estimate("compiler estimate", figures={"context_binary_size_bytes": size_bytes})
 
     def _load(self, path: Path, target: Target, entries: Mapping[str, str] | None = None) -> Any:
-        """Open a model on the HTP alone, or compile it where `entries` say so."""
+        """Open a model on the HTP alone, or compile it if `entries` say so."""
         options = _options(target, entries or {})
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         ort = import_quietly("onnxruntime")
@@ -162,8 +163,8 @@ def _options(target: Target, entries: Mapping[str, str]) -> Any:
     if target.kind == "attached":
         found = [d for d in found if d.device.type == ort.OrtHardwareDeviceType.NPU]
     else:
-        # Always said: without it float32 models fail to compile, or are compiled as the process's
-        # session before this one was. A name that the provider doesn't know is ignored.
+        # Always set: without it, float32 models fail to compile, or are compiled for the chip of
+        # the process's previous session. The provider ignores names that it doesn't know.
         settings["soc_model"] = (target.part or DEFAULT_PART).upper()
     if not found:
         raise CandidateError(f"QNN's provider finds no HTP on this host ({target.system})")
@@ -176,13 +177,13 @@ def _options(target: Target, entries: Mapping[str, str]) -> Any:
 
 
 def _left_over(path: Path, target: Target) -> str:
-    """Say which nodes the HTP doesn't take."""
+    """Return the message about the nodes that the HTP doesn't take."""
     ort = import_quietly("onnxruntime")
     options = _options(target, {"session.record_ep_graph_assignment_info": "1"})
     try:
         with _quiet():
             parts = ort.InferenceSession(path, options).get_provider_graph_assignment_info()
-    except Exception:  # this only adds to a message
+    except Exception:  # the names only add to a message
         return "the HTP can't take all of the model"
     left = [node for part in parts if part.ep_name != _PROVIDER for node in part.get_nodes()]
     if not left:
@@ -199,11 +200,11 @@ def _runs_on(target: Target) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Send nowhere what QNN's libraries print when they are loaded; no setting stops it."""
+    """Discard what QNN's libraries print when they are loaded; no setting stops it."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(
             OSError, ValueError, AttributeError
-        ):  # there is no standard output
+        ):  # the process has no standard output
             sys.stdout.flush()
             kept = os.dup(1)
             stack.callback(os.close, kept)
@@ -216,7 +217,7 @@ def _quiet() -> Iterator[None]:
 
 
 class QnnSession(Session):
-    """One `InferenceSession` whose every node is the HTP's."""
+    """Session of one `InferenceSession` all of whose nodes run on the HTP."""
 
     def __init__(self, artifact: Artifact, session: Any, runs_on: str) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
@@ -239,7 +240,7 @@ class QnnSession(Session):
             raise failed("QNN failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """Where it runs."""
+        """Name of the hardware or simulator that runs the model."""
         return {"runs_on": self._runs_on}
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""onnx's own evaluator: each operator as the standard describes it, in numpy. Exact, and slow."""
+"""Engine for onnx's evaluator, which follows the standard in numpy: exact, and slow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference(Engine):
-    """The yardstick that the other engines' exactness is held to; far too slow to ship."""
+    """Engine against which other engines are checked for exactness; far too slow to ship."""
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
     distributions: ClassVar[tuple[str, ...]] = ("onnx",)
@@ -31,12 +31,12 @@ class Reference(Engine):
 
     @property
     def exact(self) -> bool:
-        """Always."""
+        """True: operators are evaluated as the standard says."""
         return True
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """There is one."""
+        """Yield the only variant."""
         yield cls()
 
     @classmethod
@@ -53,7 +53,7 @@ class Reference(Engine):
         return str(onnx.__version__)
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Keep the model as it is, and prove that every operator is known.
+        """Keep the model as it is, after checking that every operator has an implementation.
 
         Raises:
             CandidateError: the model can't be loaded, or an operator has no implementation.
@@ -67,7 +67,7 @@ class Reference(Engine):
         """Load the model.
 
         Raises:
-            CandidateError: it can't be loaded.
+            CandidateError: the model can't be loaded.
         """
         yield ReferenceSession(artifact, self._load(artifact.path))
 
@@ -86,7 +86,7 @@ class Reference(Engine):
 
 
 class ReferenceSession(Session):
-    """One evaluator. It runs in the calling thread."""
+    """Session of one evaluator, which runs in the calling thread."""
 
     def __init__(self, artifact: Artifact, evaluator: ReferenceEvaluator) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
@@ -95,7 +95,7 @@ class ReferenceSession(Session):
         self._names = [spec.name for spec in artifact.outputs]
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Evaluate node by node.
+        """Evaluate the graph node by node.
 
         Raises:
             CandidateError: an operator failed.
@@ -104,5 +104,6 @@ class ReferenceSession(Session):
             values = self._evaluator.run(self._names, dict(inputs))
         except Exception as error:
             raise failed("the reference engine failed", error) from error
-        # An operator that changes nothing hands its input on; the caller's own must not alias it.
+        # An operator that changes nothing returns its input, and answers mustn't alias the caller's
+        # arrays.
         return {name: np.array(value) for name, value in zip(self._names, values, strict=True)}

@@ -1,9 +1,10 @@
-"""torch's exported programs (.pt2): what is left out when one is kept, and what is refused when one is read.
+"""Safe handling of torch's exported programs (.pt2): keeping only what is needed, and checking.
 
-torch.export.load runs code that a program holds. It unpickles constants, evaluates the expressions of sizes and guards
-as Python, finds callables by dotted names (`torch.os.system`), writes names into source that it executes, imports what
-a tree of outputs names, and loads compiled libraries. So a program is read here first, by the reader that torch uses,
-and every string in it is held to what a plain program has.
+torch.export.load runs code that a program holds. It unpickles constants, evaluates the expressions
+of sizes and guards as Python, finds callables by dotted names (`torch.os.system`), writes names
+into source that it executes, imports what a tree of outputs names, and loads compiled libraries. So
+a program is first read here, by the reader that torch uses, and every string in it must be one that
+a plain program has.
 
 Source: torch 2.13, torch/_export/serde/serialize.py, torch/export/pt2_archive/_package.py, torch/export/_unlift.py.
 """
@@ -30,7 +31,7 @@ _RECORD = re.compile(
     re.ASCII,
 )
 _LEFT_OUT = ("metadata", "guards_code", "treespec_namedtuple_fields")
-"""Where a node came from, what requests are held to (a session does that), and names for people."""
+"""Fields that aren't kept: nodes' origins, guards on requests (sessions check), display names."""
 _EMPTY = frozenset({*_LEFT_OUT, "custom_obj", "custom_obj_values", "as_custom_obj", "use_pickle"})
 _WORD = re.compile(r"[\w.+@-]*", re.ASCII)
 _NAME = re.compile(r"([A-Za-z_]\w*)?", re.ASCII)
@@ -53,11 +54,11 @@ _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections
 
 
 def keep(program: Path, path: Path) -> None:
-    """Copy a program without what it doesn't need to run, as `check` takes it.
+    """Copy a program without the parts that it runs without, in the form that `check` accepts.
 
     Raises:
-        CandidateError: it isn't one.
-        OSError: it can't be read or written.
+        CandidateError: the file is no such program.
+        OSError: the file can't be read or written.
     """
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(path, "w") as new:
         if not any(entry.filename.endswith(f"/{_PROGRAM}") for entry in old.infolist()):
@@ -73,16 +74,16 @@ def keep(program: Path, path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Check that a program calls torch's operators and nothing else, before torch loads it.
+    """Check that a program calls only torch's operators, before torch loads it.
 
     Raises:
-        CandidateError: something in it could run code, or may not be in a plain program.
+        CandidateError: a part of it could run code, or doesn't belong in a plain program.
     """
     import torch
 
     with zipfile.ZipFile(path) as archive:
         if any("/" not in name for name in archive.namelist()):
-            raise _no_program(path)  # torch would read it in its older form
+            raise _no_program(path)  # torch would read it in its older format
     reader = torch._C.PyTorchFileReader(str(path))
     records = reader.get_all_records()
     if _PROGRAM not in records:
@@ -112,7 +113,7 @@ def _may_run_code(path: Path, key: str, value: Any) -> CandidateError:
 
 
 def _lean(value: Any) -> Any:
-    """Return a program's JSON without what is left out, and without the words of its assertions."""
+    """Return a program's JSON without fields that aren't kept and messages of assertions."""
     if isinstance(value, list):
         return [_lean(one) for one in value]
     if not isinstance(value, dict):
@@ -123,7 +124,7 @@ def _lean(value: Any) -> Any:
 
 
 def _refused(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a plain program doesn't have, each with the field that it is in."""
+    """Yield what a plain program doesn't have, each with the name of its field."""
     if key in _EMPTY and value:
         yield key, value
     elif isinstance(value, str):
@@ -140,7 +141,7 @@ def _refused(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_size(text: str) -> bool:
-    """Whether an expression is arithmetic of integers and symbols, in the words of sympy's `srepr`."""
+    """Whether an expression is arithmetic of integers and symbols, in the form of `sympy.srepr`."""
     if not _EXPRESSION.fullmatch(text):
         return False
     try:
@@ -163,7 +164,7 @@ def _is_arithmetic(node: ast.AST) -> bool:
 
 
 def _is_tree(text: str) -> bool:
-    """Whether what inputs or outputs are put together to are tuples, lists and dicts."""
+    """Whether inputs or outputs are nested in tuples, lists and dicts only."""
     return _is_plain_tree(json.loads(text)[1])
 
 
@@ -196,4 +197,4 @@ _RULES: dict[str, Callable[[str], object]] = {
     "out_spec": _is_tree,
     **dict.fromkeys(("as_int", "as_ints", "as_expr", "min_val", "max_val"), _never),
 }
-"""By field, what a string in it may be: a word elsewhere."""
+"""Checks of the strings in a field, by its name; strings in other fields must be words."""

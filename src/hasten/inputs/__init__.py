@@ -1,1 +1,1 @@
-"""What a user brings: models, data, the steps around them, and how answers are scored."""
+"""Inputs that a user brings: models, data, preprocessing pipelines and metrics."""

@@ -228,7 +228,7 @@ def test_an_operator_that_cannot_be_computed_here_is_named(
     with pytest.raises(CandidateError) as caught:
         build_in(tmp_path / "a", CoreMl(), convnet)
     assert str(caught.value) == (
-        "Core ML's operator 'clip' (it gives 'r1') can't be computed on a host without Core ML"
+        "Core ML's operator 'clip' (output 'r1') can't be computed on a host without Core ML"
     )
 
 

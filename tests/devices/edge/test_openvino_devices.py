@@ -98,8 +98,8 @@ def test_of_two_gpus_the_integrated_one_is_taken() -> None:
     with pytest.raises(InputError) as caught:
         integrated(Devices(GPU0="DISCRETE", GPU1="DISCRETE"))
     assert str(caught.value) == (
-        "OpenVINO finds no integrated GPU here (it has: CPU, GPU.0, GPU.1); install Intel's compute "
-        "runtime where there is one"
+        "OpenVINO finds no integrated GPU here (it has: CPU, GPU.0, GPU.1); if this host has one, "
+        "install Intel's compute runtime"
     )
 
 
@@ -113,7 +113,7 @@ def test_a_device_that_is_not_here_is_told_with_what_is() -> None:
             engine_kinds(tried_on(name))
         assert str(caught.value) == (
             f"no engine to try: OpenVINO finds no {noun} here (it has: CPU); "
-            f"install {driver} where there is one"
+            f"if this host has one, install {driver}"
         )
 
 

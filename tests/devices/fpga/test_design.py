@@ -136,8 +136,8 @@ def test_rtl_that_was_changed_is_not_compiled(built: Built, target: Target, tmp_
     with pytest.raises(CandidateError) as error, Fpga(2.0).open(changed, target):
         pass
     assert str(error.value) == (
-        "network.v isn't what this version of da4ml writes of the program: it was changed, or comes from "
-        "another version"
+        "network.v isn't what this version of da4ml writes for the program: it was changed, or comes "
+        "from another version"
     )
 
 
@@ -218,7 +218,7 @@ def test_a_design_that_does_not_fit_says_which_resource_and_by_how_much(
     design = Fpga(4.0).build(fixed, target, tmp_path / "rtl")
     with pytest.raises(
         CandidateError,
-        match=rf"^doesn't fit Lattice iCE40\S+, \w+: it needs [\d,]+ {resource} of [\d,]+ \([\d.]+ times\)$",
+        match=rf"^doesn't fit Lattice iCE40\S+, \w+: it needs [\d,]+ {resource}, [\d.]+ times the [\d,]+ that there are$",
     ):
         Fpga(4.0).estimate(design, target, tmp_path / "tools")
 
@@ -227,5 +227,5 @@ def test_missing_tools_are_named_before_any_work(
     monkeypatch: pytest.MonkeyPatch, target: Target
 ) -> None:
     monkeypatch.setattr(toolchain, "find", lambda name: None if name == "nextpnr-ecp5" else name)
-    with pytest.raises(InputError, match=r"^nextpnr-ecp5 isn't installed, which places and routes"):
+    with pytest.raises(InputError, match=r"^nextpnr-ecp5, which places and routes"):
         Fpga.check_tools(target)

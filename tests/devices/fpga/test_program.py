@@ -61,17 +61,17 @@ def test_a_program_that_is_read_back_answers_the_same(
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda d: d[5][6].__setitem__(3, "1; $system(0)"), "aren't numbers in order"),
-        (lambda d: d[5][6].__setitem__(0, 10**6), "aren't numbers in order"),
-        (lambda d: d[5][6].__setitem__(4, [0, "1", 1]), "aren't numbers in order"),
-        (lambda d: d[5][6].__setitem__(0, -1), "aren't numbers in order"),
-        (lambda d: d[5][6].__setitem__(2, 11), "aren't numbers in order"),
-        (lambda d: d[5][6].__setitem__(slice(2, 4), [0, 10**6]), "aren't numbers in order"),
-        (lambda d: d[5][6].__setitem__(slice(2, 4), [8, 0]), "aren't numbers in order"),
-        (lambda d: d[1].__setitem__(0, 10**6), "aren't numbers in order"),
-        (lambda d: d[2].__setitem__(0, 10**6), "aren't numbers in order"),
-        (lambda d: d.pop(), "aren't numbers in order|is no fixed-point program"),
-        (lambda d: d[5].__setitem__(0, None), "aren't numbers in order"),
+        (lambda d: d[5][6].__setitem__(3, "1; $system(0)"), "are malformed or out of order"),
+        (lambda d: d[5][6].__setitem__(0, 10**6), "are malformed or out of order"),
+        (lambda d: d[5][6].__setitem__(4, [0, "1", 1]), "are malformed or out of order"),
+        (lambda d: d[5][6].__setitem__(0, -1), "are malformed or out of order"),
+        (lambda d: d[5][6].__setitem__(2, 11), "are malformed or out of order"),
+        (lambda d: d[5][6].__setitem__(slice(2, 4), [0, 10**6]), "are malformed or out of order"),
+        (lambda d: d[5][6].__setitem__(slice(2, 4), [8, 0]), "are malformed or out of order"),
+        (lambda d: d[1].__setitem__(0, 10**6), "are malformed or out of order"),
+        (lambda d: d[2].__setitem__(0, 10**6), "are malformed or out of order"),
+        (lambda d: d.pop(), "are malformed or out of order|is no fixed-point program"),
+        (lambda d: d[5].__setitem__(0, None), "are malformed or out of order"),
     ],
 )
 def test_a_damaged_program_is_refused(

@@ -105,7 +105,7 @@ def test_what_nobody_simulated_is_not_certified(
     assert compared(made) == ""
     _, (x, y) = tasks.cancer()
     with pytest.raises(
-        InputError, match=r"isn't here, and verilator isn't installed, which simulates"
+        InputError, match=r"isn't here, and verilator, which simulates RTL, isn't installed"
     ):
         hasten.certify(tmp_path / "made.hasten", ({"input": x}, y), max_drop=0.05)
 

@@ -100,7 +100,7 @@ def test_a_host_has_no_device_time_and_no_graph_and_says_so() -> None:
     session = opened(Host(), Doubling())
     said = session.properties()
     assert "device_ns" not in said
-    assert said["graph"] == "none: there are no graphs on a host"
+    assert said["graph"] == "none: a host has no CUDA graphs"
     assert opened(Host(), Doubling(), capture=False).properties()["graph"] == "off"
 
 

@@ -86,7 +86,7 @@ def test_int8_is_built_for_every_gpu_but_turing(
 def test_float32_products_of_matrices_arent_for_turing(quantized: Model, tmp_path: Path) -> None:
     with pytest.raises(
         CandidateError,
-        match=r"^TensorRT can't take the model: (Gemm|MatMul) \(node '\w+'\): sm75 has no matrix product in float32: take half precision",
+        match=r"^TensorRT can't take the model: (Gemm|MatMul) \(node '\w+'\): sm75 has no matrix product in float32: use half precision",
     ):
         plan_bytes(quantized, "cuda:sm75", tmp_path / "sm75")
 

@@ -32,7 +32,7 @@ def test_it_builds_for_no_gpu_that_isnt_here(
     model = load(models.linear_classifier(tmp_path))
     with pytest.raises(
         CandidateError,
-        match=r"^TensorRT builds on the GPU that it builds for, and cuda:sm80 isn't here: "
+        match=r"^TensorRT builds only on the GPU that it builds for, and cuda:sm80 isn't here: "
         r"TensorRT for RTX builds without it$",
     ):
         Tensorrt().build(model, sm80, tmp_path)

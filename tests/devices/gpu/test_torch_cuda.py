@@ -134,7 +134,7 @@ def test_a_model_without_a_program_is_said(model: Model, tmp_path: Path) -> None
 def test_a_model_that_a_pass_changed_isnt_the_program(model: Model, tmp_path: Path) -> None:
     with pytest.raises(
         CandidateError,
-        match=r"^torch runs the original's program, and a pass changed the ONNX file$",
+        match=r"^torch runs the original's program, but a pass changed the ONNX file$",
     ):
         TorchCuda().build(replace(model, origin=model), HOST, tmp_path)
 

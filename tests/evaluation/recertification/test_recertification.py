@@ -102,8 +102,8 @@ def test_what_stands_in_for_a_device_is_never_certified(
     )
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert ended.stderr == (
-        f"hasten: {bundle} is for {device}, which isn't here, and what answers in its place may "
-        f"answer otherwise: run hasten certify where the device is ({noun})\n"
+        f"hasten: {bundle} is for {device}, which isn't here, and a session on this host may "
+        f"answer otherwise than the device: run hasten certify where the device is ({noun})\n"
     )
 
 

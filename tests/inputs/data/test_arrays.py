@@ -71,7 +71,7 @@ def test_numbers_of_a_kind_that_numpy_does_not_know_are_taken() -> None:
     assert data.inputs([0])["x"].dtype == x.dtype
     with pytest.raises(InputError) as error:
         data.content_hash(1)
-    assert str(error.value) == "input 'x': sample 1 has NaN or Inf; mend it or leave it out"
+    assert str(error.value) == "input 'x': sample 1 has NaN or Inf; repair it or leave it out"
 
 
 def test_labels_may_be_records() -> None:
@@ -87,4 +87,4 @@ def test_nan_and_inf_are_refused_naming_the_sample(bad: float) -> None:
     data.inputs([0, 1])
     with pytest.raises(InputError) as error:
         data.inputs([3, 7])
-    assert str(error.value) == "input 'x': sample 7 has NaN or Inf; mend it or leave it out"
+    assert str(error.value) == "input 'x': sample 7 has NaN or Inf; repair it or leave it out"

@@ -174,7 +174,7 @@ def test_where_the_model_names_no_inputs_the_datas_own_names_count(tmp_path: Pat
 
 def test_a_sample_that_lacks_an_input_is_named(tmp_path: Path) -> None:
     assert refused([{"a": 1, "b": 2}, {"a": 1}], tmp_path / "own", ()) == (
-        "sample 1 has no input 'b', the first has"
+        "sample 1 has no input 'b', but the first has"
     )
 
 

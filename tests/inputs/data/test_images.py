@@ -110,15 +110,13 @@ def test_groups_that_can_not_be_read_are_refused_in_one_line(
 ) -> None:
     table = classes / "groups.csv"
     table.write_bytes(content)
-    assert refused(classes) == (
-        f"{table} isn't lines of `path,group` in UTF-8: {said}; save it as such"
-    )
+    assert refused(classes) == (f"{table} must hold lines of `path,group` in UTF-8: {said}")
 
 
 def test_an_empty_class_folder_is_named(classes: Path) -> None:
     (classes / "bee").mkdir()
     assert refused(classes) == (
-        f"the class folder {classes / 'bee'} has no images; fill it or take it out"
+        f"the class folder {classes / 'bee'} has no images; fill it or remove it"
     )
 
 

@@ -253,4 +253,4 @@ def test_nan_is_refused_naming_the_sample(tmp_path: Path) -> None:
     data = open_npz(tmp_path / "d.npz")
     with pytest.raises(InputError) as error:
         data.inputs([3, 4])
-    assert str(error.value) == "input 'x': sample 4 has NaN or Inf; mend it or leave it out"
+    assert str(error.value) == "input 'x': sample 4 has NaN or Inf; repair it or leave it out"

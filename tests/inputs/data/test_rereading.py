@@ -67,7 +67,7 @@ def test_samples_unlike_each_other_are_refused(tmp_path: Path) -> None:
         ([], "the data has no samples"),
         (
             [(x, 0), (x * np.nan, 0)],
-            "the data: input 'x': sample 1 has NaN or Inf; mend it or leave it out",
+            "the data: input 'x': sample 1 has NaN or Inf; repair it or leave it out",
         ),
     ):
         with pytest.raises(InputError) as error:

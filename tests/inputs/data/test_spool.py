@@ -110,7 +110,7 @@ def test_nan_is_refused_naming_sample_and_input(tmp_path: Path) -> None:
         writer.append({"x": np.zeros((2, 2), np.float32)}, [bytes(32)] * 2)
         with pytest.raises(InputError) as error:
             writer.append({"x": np.full((1, 2), np.nan, np.float32)}, [bytes(32)])
-    assert str(error.value) == "input 'x': sample 2 has NaN or Inf; mend it or leave it out"
+    assert str(error.value) == "input 'x': sample 2 has NaN or Inf; repair it or leave it out"
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_spool_of_another_version_is_refused(tmp_path: Path) -> None:
     (folder / "index.json").write_text("{}")
     with pytest.raises(IntegrityError) as error:
         Spool.open(folder)
-    assert str(error.value) == f"{folder} is no whole spool: 'schema'; delete it"
+    assert str(error.value) == f"{folder} is not a complete spool: 'schema'; delete it"
 
 
 def test_a_spool_that_is_cut_short_is_refused_on_reading(tmp_path: Path) -> None:

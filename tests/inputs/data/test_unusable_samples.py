@@ -58,7 +58,7 @@ def test_a_number_that_is_not_finite_is_refused_at_once(
         (np.savez_compressed if given == "compressed" else np.savez)(npz, x=x)
         data = {"mapping": {"x": x}, "function of arrays": f"{module}:data", "list": list(x)}
         assert refused(tmp_path, model, data.get(given, npz)) == (
-            f"input 'x': sample {index} has NaN or Inf; mend it or leave it out"
+            f"input 'x': sample {index} has NaN or Inf; repair it or leave it out"
         )
 
 
@@ -83,7 +83,7 @@ def test_a_label_that_is_not_finite_is_refused_at_once(
         pairs = list(zip(x, labels, strict=True))
         data = {"tuple": (x, labels), "list": pairs, "own": OwnLabels(x, labels)}
         assert refused(tmp_path, model, data.get(given, tmp_path / "eval.npz")) == (
-            f"labels: sample {index} has NaN or Inf; mend it or leave it out"
+            f"labels: sample {index} has NaN or Inf; repair it or leave it out"
         )
 
 
@@ -130,5 +130,5 @@ def test_training_data_are_looked_at_too(tmp_path: Path) -> None:
     model, training = models.linear_classifier(tmp_path), -features()
     training[4, 0] = np.nan
     assert refused(tmp_path, model, features(), training=training) == (
-        "input 'x': sample 4 has NaN or Inf; mend it or leave it out"
+        "input 'x': sample 4 has NaN or Inf; repair it or leave it out"
     )

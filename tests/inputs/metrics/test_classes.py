@@ -110,7 +110,7 @@ def test_labels_that_are_no_classes_are_named() -> None:
         "top1 reads labels (3,) or one-hot (3, 3); got <U1 [3]"
     )
     assert message(Top1(), y, np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]])) == (
-        "top1: a one-hot label has not exactly one class"
+        "top1: a one-hot label must have exactly one class"
     )
 
 

@@ -155,7 +155,10 @@ def test_an_offset_that_is_no_number_is_refused(tmp_path: Path) -> None:
         if entry.key == "offset":
             entry.value = "zero"
     path.write_bytes(proto.SerializeToString())
-    assert refused(path) == f"{tmp_path / 'weights.bin'}: the place of 'w' in it is no number"
+    assert (
+        refused(path)
+        == f"{tmp_path / 'weights.bin'}: the offset or length of 'w' in it is no number"
+    )
 
 
 def test_no_such_file(tmp_path: Path) -> None:

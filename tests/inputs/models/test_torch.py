@@ -273,7 +273,9 @@ def test_a_module_that_gives_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_module_is_refused(tmp_path: Path) -> None:
-    assert refused(json, [X], tmp_path) == "a module is no torch module and no exported program"
+    assert (
+        refused(json, [X], tmp_path) == "a module is neither a torch module nor an exported program"
+    )
 
 
 def test_an_exported_program_keeps_its_open_batch(tmp_path: Path) -> None:

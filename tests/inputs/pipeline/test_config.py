@@ -130,8 +130,8 @@ def test_settings_that_can_not_be_used_are_named(settings: dict[str, Any], messa
             "there is no setting colour; there are size, resize, interpolation, mean, std, scale, "
             "layout, dtype",
         ),
-        ("mean: 1", "give at least the line `size: 224`, or what the model takes"),
-        ("", "give at least the line `size: 224`, or what the model takes"),
+        ("mean: 1", "give at least the size of the model's input, as in `size: 224`"),
+        ("", "give at least the size of the model's input, as in `size: 224`"),
     ],
 )
 def test_yaml_that_can_not_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -1,1 +1,1 @@
-"""Apple's Core ML: programs written from ONNX, and the engine that runs them."""
+"""Apple's Core ML: conversion of ONNX to its programs, and the engine that runs them."""

@@ -1,4 +1,4 @@
-"""Apple's Core ML: a package for its devices, converted on any host."""
+"""Engine for Apple's Core ML: a package for its devices, converted on any host."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 
 _CLOSE = 1e-3
-"""How far, as a share of the largest answer, the float32 program may be off the ONNX file."""
+"""Largest deviation of the float32 program from the ONNX file, as a share of the largest answer."""
 _NARROWED = {"int64": "int32", "uint64": "int32", "float64": "float32", "bool": "float32"}
-"""What Core ML's ends can't be, and what the converter makes them."""
+"""Types that Core ML can't take or return, and the types that the converter replaces them by."""
 
 
 @dataclass(frozen=True)
 class CoreMl(Engine):
-    """An ML program (.mlpackage) for iOS 17, macOS 14 and later, on all of a chip's units.
+    """ML program (.mlpackage) for iOS 17, macOS 14 and later, on all of a chip's units.
 
-    It is predicted by Core ML on macOS. Elsewhere the package's own operators and weights answer,
-    computed one by one: see `coreml_program`. So the conversion is checked on any host, against
-    ONNX Runtime, in float32.
+    Core ML runs it on macOS. On other hosts, torch computes the package's own operators and weights
+    one by one (see `program.py`). So the conversion is checked on any host, against ONNX Runtime,
+    in float32.
 
     Attributes:
-        precision: What is computed in. The Neural Engine takes float16 alone.
-        weights: What they are stored in: "int8", with one scale per output channel, is half the size of
-            float16 and is multiplied out before it is computed with.
+        precision: Precision of the computation; the Neural Engine takes float16 only.
+        weights: Storage of the weights: "int8", with one scale per output channel, takes half the
+            space of float16 and is multiplied out before use.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
@@ -62,12 +62,12 @@ class CoreMl(Engine):
 
     @property
     def exact(self) -> bool:
-        """In float32 with its own weights only."""
+        """Whether the program computes in float32 with the model's own weights."""
         return self.precision == "f32" and self.weights == "float"
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield float32; float16, which runs on the Neural Engine; and that with weights in int8."""
+        """Yield float32; float16, for the Neural Engine; and float16 with weights in int8."""
         yield cls()
         yield cls("f16")
         yield cls("f16", "int8")
@@ -77,7 +77,7 @@ class CoreMl(Engine):
         """Return the version of Core ML Tools.
 
         Raises:
-            InputError: it isn't installed, or not all that hasten needs beside it.
+            InputError: it or another library that hasten needs with it isn't installed.
         """
         try:
             with _silenced():
@@ -90,11 +90,11 @@ class CoreMl(Engine):
             ) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Convert the model for the shapes of its request, and prove that the package computes it.
+        """Convert the model for the shapes of its request, and check the package against the model.
 
         Raises:
-            CandidateError: it can't be converted: which operator, which node; a shape is open; or the
-                package answers otherwise than the model.
+            CandidateError: the model can't be converted (the message names the operator and node),
+                a shape is open, or the package answers otherwise than the model.
         """
         settled = settled_request(model, "Core ML's converter")
         package = workdir / f"{model.path.stem}.mlpackage"
@@ -118,10 +118,10 @@ class CoreMl(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load the package: with Core ML on macOS, else for its operators one by one.
+        """Load the package: on macOS by Core ML, elsewhere to compute its operators one by one.
 
         Raises:
-            CandidateError: it can't be loaded, or Core ML is asked for where there is none.
+            CandidateError: the package can't be loaded, or Core ML is asked for on another system.
         """
         at_home = platform.system() == "Darwin"
         if target.kind == "attached" and not at_home:
@@ -141,7 +141,7 @@ class CoreMl(Engine):
                 session.close()
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
-        """Say how large the package is: Core ML compiles it on the device, and nothing before."""
+        """Return only the package's size, since Core ML compiles it on the device."""
         return Estimate("none", figures={"package_size_bytes": float(artifact.size_bytes)})
 
     def words(self) -> str:
@@ -153,10 +153,10 @@ class CoreMl(Engine):
 
 
 def _converted(path: Path, precision: Literal["f32", "f16"]) -> Any:
-    """Convert an ONNX file of settled shapes.
+    """Convert an ONNX file with settled shapes.
 
     Raises:
-        CandidateError: which operator, which node.
+        CandidateError: it can't be converted; the message names the operator and node.
     """
     import onnx2coreml
     from onnx2coreml.errors import ConversionError, UnsupportedOpError
@@ -185,7 +185,7 @@ def _in_int8(model: Any) -> Any:
     """Store a model's weights in int8.
 
     Raises:
-        CandidateError: no weight is large enough for it to matter, or Core ML Tools failed.
+        CandidateError: every weight is too small to be stored in int8, or Core ML Tools failed.
     """
     from coremltools.optimize import coreml as optimize
 
@@ -210,10 +210,10 @@ def _save(model: Any, package: Path) -> None:
 
 
 def _check(package: Path, artifact: Artifact, target: Target) -> dict[str, tuple[int, ...]]:
-    """Compare a float32 package with its ONNX file over a request, and return the outputs' shapes.
+    """Compare a float32 package with its ONNX file over a request; return the outputs' shapes.
 
     Raises:
-        CandidateError: they answer otherwise, or one of them can't.
+        CandidateError: their answers differ, or one of them can't answer.
     """
     rng = np.random.default_rng(0)
     request = {
@@ -243,7 +243,7 @@ def _check(package: Path, artifact: Artifact, target: Target) -> dict[str, tuple
 
 
 Run = Any
-"""Inputs by name -> outputs by name; `inputs` and `outputs` name them in the model's order."""
+"""Program whose `run` maps inputs to outputs by name; it lists both names in order."""
 
 
 def _interpreter(package: Path) -> Run:
@@ -274,7 +274,7 @@ def _predictor(package: Path) -> Run:
 
 @contextmanager
 def _package(artifact: Artifact) -> Iterator[Path]:
-    """Yield the package, under a name that Core ML knows it by: a bundle's folder has another."""
+    """Yield the package under a name that Core ML accepts, copied if its folder has another."""
     folder = artifact.path.parent
     if folder.suffix == ".mlpackage":
         yield folder
@@ -293,7 +293,7 @@ def _package(artifact: Artifact) -> Iterator[Path]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Hold back what Core ML Tools log, warn of and draw."""
+    """Suppress the logs, warnings and progress bars of Core ML Tools."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -309,7 +309,7 @@ def _silenced() -> Iterator[None]:
 
 
 class CoreMlSession(Session):
-    """A package that answers, by Core ML or in its place."""
+    """Session of a package, answered by Core ML or, on other systems, by torch."""
 
     def __init__(self, artifact: Artifact, run: Run, by: str) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
@@ -320,7 +320,7 @@ class CoreMlSession(Session):
         """Answer one request.
 
         Raises:
-            CandidateError: it failed, or was given what it doesn't take.
+            CandidateError: the runtime failed, or an input is missing or has another shape.
         """
         if self._run is None:
             raise CandidateError("the session is closed: open the artifact again")
@@ -344,7 +344,7 @@ class CoreMlSession(Session):
             raise failed("Core ML failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """What computes the answers."""
+        """Name of the library that computes the answers."""
         return {"answered_by": self._by}
 
     def close(self) -> None:
@@ -353,7 +353,7 @@ class CoreMlSession(Session):
 
 
 def _narrowed(array: Array, spec: TensorSpec) -> Array:
-    """Return an input as Core ML takes it."""
+    """Return an input in the element type that Core ML takes."""
     if tuple(array.shape) != spec.sizes:
         got = ", ".join(map(str, array.shape))
         raise CandidateError(f"Core ML takes {spec}; got [{got}]")

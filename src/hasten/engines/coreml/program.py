@@ -1,7 +1,8 @@
-"""What a Core ML program computes, for hosts without Core ML: one function an operator, by torch.
+"""Core ML programs computed by torch, one function per operator, for hosts without Core ML.
 
-Each operator is computed in float32 from what the package holds, and rounded to the type that the
-program gives it. Core ML's own kernels sum in another order, and on the Neural Engine in less.
+Each operator is computed in float32 from the values in the package, and rounded to the type that
+the program states. Core ML's own kernels sum in another order and, on the Neural Engine, in lower
+precision.
 
 Source: Apple, Core ML Tools API, "MIL Ops".
 """
@@ -24,13 +25,13 @@ _MANY_READ = {"concat": "values", "stack": "values", "einsum": "values"}
 
 
 class CoreMlProgram:
-    """The main function of a package.
+    """Main function of a package.
 
     Args:
-        package: The .mlpackage folder.
+        package: Path of the .mlpackage folder.
 
     Raises:
-        CandidateError: an operator isn't known here: which one, and what it gives.
+        CandidateError: an operator isn't supported here; the message names it and its output.
     """
 
     def __init__(self, package: Path) -> None:
@@ -50,7 +51,7 @@ class CoreMlProgram:
                 self._constants[op.outputs[0]] = _constant(op.materialized_val_inference())
             elif op.op_type not in _OPERATORS:
                 raise CandidateError(
-                    f"Core ML's operator {op.op_type!r} (it gives {op.outputs[0].name!r}) can't be "
+                    f"Core ML's operator {op.op_type!r} (output {op.outputs[0].name!r}) can't be "
                     "computed on a host without Core ML"
                 )
         self.operators = [op for op in self.operators if op.outputs[0] not in self._constants]
@@ -75,35 +76,35 @@ class CoreMlProgram:
 
 
 class _Arguments:
-    """What one operator reads, by name."""
+    """Inputs and settings of one operator, by name."""
 
     def __init__(self, op: Any, values: Mapping[Any, Any], constants: dict[Any, Any]) -> None:
         self.op, self._values, self._constants = op, values, constants
 
     def __getattr__(self, name: str) -> Any:
-        """A constant as Python or numpy has it, None where it isn't given."""
+        """Constant in Python's or numpy's form; None for one that isn't given."""
         var = getattr(self.op, name, None)
         value = None if var is None else var.val
         return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor; floats in float32."""
+        """Tensor of this name; floats are read as float32."""
         return self._read(getattr(self.op, name))
 
     def optional(self, name: str) -> torch.Tensor | None:
-        """A tensor, None where it isn't given."""
+        """Tensor of this name; None for one that isn't given."""
         return self.tensor(name) if getattr(self.op, name, None) is not None else None
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors of an operator that reads any number."""
+        """Tensors of an operator that reads any number of them."""
         return [self._read(var) for var in getattr(self.op, _MANY_READ[self.op.op_type])]
 
     def ints(self, name: str) -> list[int]:
-        """A constant list."""
+        """Constant list of integers."""
         return [int(number) for number in np.atleast_1d(getattr(self.op, name).val)]
 
     def axes(self, name: str = "axes") -> list[int]:
-        """A constant list of axes; all of x's where it isn't given."""
+        """Constant list of axes; by default all axes of x."""
         var = getattr(self.op, name, None)
         if var is None or var.val is None:
             return list(range(self.op.x.rank))
@@ -127,7 +128,7 @@ def _constant(value: Any) -> torch.Tensor:
 
 
 def _rounded(value: torch.Tensor, dtype: Any) -> torch.Tensor:
-    """Give a result the type that the program says."""
+    """Return a result in the type that the program states."""
     import torch
     from coremltools.converters.mil.mil import types
 
@@ -209,7 +210,7 @@ def _attention(a: _Arguments) -> Any:
 
 
 def _margins(a: _Arguments, sizes: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
-    """Return what is padded before and after each spatial axis."""
+    """Return the padding before and after each spatial axis."""
     if a.pad_type == "custom":
         pads = a.ints("pad")
         return list(zip(pads[::2], pads[1::2], strict=True))
@@ -251,7 +252,7 @@ def _conv_transpose(a: _Arguments) -> Any:
         begins = [(have - want) // 2 for have, want in zip(whole.shape[2:], wanted, strict=True)]
     for axis, (begin, want) in enumerate(zip(begins, wanted, strict=True), start=2):
         missing = begin + want - whole.shape[axis]
-        if missing > 0:  # ONNX's output padding: what no input reaches is the bias alone
+        if missing > 0:  # ONNX's output padding: elements that no input reaches hold only the bias
             raise CandidateError(
                 f"Core ML's conv_transpose that gives {a.op.outputs[0].name!r} is padded in a way "
                 "that can't be computed on a host without Core ML"
@@ -261,7 +262,7 @@ def _conv_transpose(a: _Arguments) -> Any:
 
 
 def _windows(a: _Arguments, value: float) -> tuple[Any, list[int], list[int], list[int]]:
-    """Return a pooled tensor padded, its kernel, its strides, and how much was padded."""
+    """Return the padded tensor to pool, its kernel, its strides, and the padding per axis."""
     x, kernel, strides = a.tensor("x"), a.ints("kernel_sizes"), a.ints("strides")
     margins = _margins(a, x.shape[2:], kernel)
     if a.ceil_mode:

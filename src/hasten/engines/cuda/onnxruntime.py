@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU: its CUDA kernels, or TensorRT's where they can."""
+"""Engine for ONNX Runtime on an NVIDIA GPU, by CUDA's or TensorRT's kernels."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ _CPU = "CPUExecutionProvider"
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
 _NO_GRAPH = -1
 _GRAPHS = 12
-"""ONNX Runtime keeps each graph with its memory until the session ends, and replays it at the addresses that it was
-captured at: so there are so many, each for one shape, whose buffers stay; further shapes run without."""
+"""Largest number of graphs, each for one shape. ONNX Runtime keeps each graph's memory until the
+session ends and replays it at the addresses of its capture, so its buffers stay; further shapes
+run without a graph."""
 
 
 @dataclass(frozen=True)
 class OnnxRuntimeCuda(Engine):
-    """ONNX Runtime's provider for CUDA, or for TensorRT; what neither has runs on the host.
+    """ONNX Runtime's provider for CUDA or TensorRT; operators that neither has run on the host.
 
-    Where the device isn't here, the same session runs over the host's memory and kernels.
+    Where the device isn't here, the session runs in the host's memory, by the host's kernels.
 
     Attributes:
-        provider: Whose kernels are asked first.
-        tf32: Whether products of float32 may round their operands to 10 bits; TensorRT's always may.
-        cuda_graph: Whether the provider captures a graph; it must then have every operator itself.
+        provider: Provider whose kernels are preferred.
+        tf32: Whether products of float32 may round their operands to 10 bits; TensorRT's always
+            may.
+        cuda_graph: Whether the provider captures a graph, for which it must support every operator.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
@@ -58,12 +60,12 @@ class OnnxRuntimeCuda(Engine):
 
     @property
     def exact(self) -> bool:
-        """By CUDA's kernels without TF32."""
+        """Whether CUDA's kernels compute without TF32."""
         return self.provider == "cuda" and not self.tf32
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield both providers that are installed; nothing without the device, since nothing is compiled."""
+        """Yield the installed providers; nothing without the device, since nothing is compiled."""
         if target.kind == "attached":
             yield cls()
             yield cls(tf32=True)
@@ -71,7 +73,7 @@ class OnnxRuntimeCuda(Engine):
                 yield cls("tensorrt")
 
     def tunings(self, target: Target) -> Iterator[Self]:
-        """Yield a graph in one launch."""
+        """Yield the engine with a CUDA graph, which takes a single launch."""
         if target.kind == "attached" and not self.cuda_graph:
             yield replace(self, cuda_graph=True)
 
@@ -91,10 +93,10 @@ class OnnxRuntimeCuda(Engine):
         return str(runtime.__version__)
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Keep the model as it is, and prove that it can be loaded.
+        """Keep the model as it is, after checking that it can be loaded.
 
         Raises:
-            CandidateError: it can't: which operator, which node.
+            CandidateError: it can't be loaded; the message names the operator and node.
         """
         artifact = place(model, workdir)
         with self.open(artifact, target):
@@ -102,10 +104,10 @@ class OnnxRuntimeCuda(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load the model; leaving frees it.
+        """Load the model; leaving the context frees it.
 
         Raises:
-            CandidateError: it can't be loaded, or the provider isn't used.
+            CandidateError: the model can't be loaded, or the provider isn't used.
         """
         device: Device = Cuda() if target.kind == "attached" else Host()
         try:
@@ -114,7 +116,8 @@ class OnnxRuntimeCuda(Engine):
         except BaseException:
             device.close()
             raise
-        # The graph is the provider's own: its runs allocate and wait, which a capture can't hold.
+        # The provider captures its own graph: its runs allocate and wait, which our capture can't
+        # include.
         opened = DeviceSession(artifact, device, network, batch_sizes(artifact), capture=False)
         try:
             yield opened
@@ -134,7 +137,7 @@ class OnnxRuntimeCuda(Engine):
         providers = self._providers(device)
         if device.kind == "cuda":
             with contextlib.redirect_stdout(io.StringIO()):
-                ort.preload_dlls()  # CUDA's libraries from their packages, or from torch's
+                ort.preload_dlls()  # CUDA's libraries, from their packages or from torch's
         try:
             session = ort.InferenceSession(
                 artifact.path,
@@ -148,7 +151,7 @@ class OnnxRuntimeCuda(Engine):
         wanted = providers[0][0]
         if (
             wanted not in session.get_providers()
-        ):  # it only logs that, and goes on with the host's kernels
+        ):  # otherwise ONNX Runtime only logs that, and falls back on the host's kernels
             raise CandidateError(
                 f"ONNX Runtime can't use {wanted} here: are CUDA's libraries installed in the version "
                 f"that ONNX Runtime {ort.__version__} is built for?"
@@ -156,7 +159,7 @@ class OnnxRuntimeCuda(Engine):
         return session
 
     def _providers(self, device: Device) -> list[tuple[str, dict[str, str]]]:
-        """Return the providers to ask, in order, with their options."""
+        """Return the providers with their options, in order of preference."""
         host = (_CPU, dict[str, str]())
         if device.kind != "cuda":
             return [host]
@@ -180,7 +183,7 @@ class OnnxRuntimeCuda(Engine):
 
 
 class _Network:
-    """A session of ONNX Runtime's, run through bindings to a device's memory."""
+    """Session of ONNX Runtime that runs through bindings to a device's memory."""
 
     def __init__(self, session: Any, artifact: Artifact, device: Device, graphs: int) -> None:
         self._session, self._device = session, device
@@ -188,7 +191,7 @@ class _Network:
         self._numbers = itertools.chain(range(1, graphs + 1), itertools.repeat(_NO_GRAPH))
 
     def execution(self, inputs: Tensors) -> _Execution:
-        """Answer once, to see what sizes the answers have."""
+        """Answer once, to learn the sizes of the answers."""
         options = _runtime().RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(_NO_GRAPH))
         try:
@@ -213,7 +216,7 @@ class _Network:
 
 
 class _Execution:
-    """A binding of the session's, and the graph that is captured for it."""
+    """Binding of the session, and the graph captured for it."""
 
     def __init__(
         self,
@@ -227,7 +230,7 @@ class _Execution:
         self._binding = session.io_binding()
         self._options = _runtime().RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
-        # The session waits for the whole request, copies included, and waits once.
+        # The session waits once, for the whole request with its copies.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a session's network runs: a CUDA device, or this host in its place, by one interface."""
+"""Device that a session's network runs on: a CUDA device, or this host, by one interface."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from hasten.core.tensors import Array
 from hasten.errors import CandidateError, InputError
 
 Work = Callable[[], None]
-"""Enqueues something on a device's stream."""
+"""Function that enqueues work on a device's stream."""
 
 
 @dataclass(frozen=True)
 class Transfers:
-    """What a session copied to a device and back; a runtime's own copies within its run aren't seen."""
+    """Counts of a session's copies to and from a device, without copies inside the runtime.
+
+    Attributes:
+        copies_to_device: Number of copies to the device.
+        bytes_to_device: Size of the copies to the device.
+        copies_to_host: Number of copies to the host.
+        bytes_to_host: Size of the copies to the host.
+    """
 
     copies_to_device: int = 0
     bytes_to_device: int = 0
@@ -29,7 +36,7 @@ class Transfers:
     bytes_to_host: int = 0
 
     def __sub__(self, before: Transfers) -> Transfers:
-        """Return what came since."""
+        """Return the counts added since `before`."""
         return Transfers(
             self.copies_to_device - before.copies_to_device,
             self.bytes_to_device - before.bytes_to_device,
@@ -39,13 +46,14 @@ class Transfers:
 
 
 class Device(ABC):
-    """A device with one stream of work, the memory that was taken of it, and a count of the copies asked of it.
+    """Device with one stream of work, its allocated memory, and a count of the copies requested.
 
     Attributes:
-        name: What it is, for people.
-        kind: As ONNX Runtime calls its memory: "cuda", "cpu".
-        stream: The stream's handle.
-        transfers: What `to_device` and `to_host` copied since it was opened; a captured graph's copies once.
+        name: Name of the device, for people.
+        kind: Kind of its memory, in ONNX Runtime's words: "cuda", "cpu".
+        stream: Handle of the stream.
+        transfers: Counts of the copies by `to_device` and `to_host` since the device was opened;
+            copies of a captured graph count once.
     """
 
     name: str
@@ -55,14 +63,14 @@ class Device(ABC):
 
     @abstractmethod
     def staged(self, shape: Sequence[int], dtype: str, closing: ExitStack) -> Array:
-        """Return an array in host memory that the device copies from and to at its full speed."""
+        """Return an array in host memory that the device copies from and to at full speed."""
 
     @abstractmethod
     def allocate(self, size_bytes: int, closing: ExitStack) -> int:
-        """Return the address of new memory of the device's own, which goes where `closing` ends."""
+        """Return the address of new device memory, which is freed when `closing` ends."""
 
     def to_device(self, address: int, array: Array) -> None:
-        """Enqueue a copy of a staged array."""
+        """Enqueue a copy of a staged array to the device."""
         self._copy(address, array.ctypes.data, array.nbytes, to_device=True)
         seen = self.transfers
         self.transfers = Transfers(
@@ -73,7 +81,7 @@ class Device(ABC):
         )
 
     def to_host(self, array: Array, address: int) -> None:
-        """Enqueue a copy into a staged array."""
+        """Enqueue a copy from the device into a staged array."""
         self._copy(array.ctypes.data, address, array.nbytes, to_device=False)
         seen = self.transfers
         self.transfers = Transfers(
@@ -88,19 +96,19 @@ class Device(ABC):
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait for all that was enqueued."""
+        """Wait for all enqueued work."""
 
     @abstractmethod
     def captured(self, work: Work, closing: ExitStack) -> Work:
-        """Return what enqueues the same as `work` does now, in one launch.
+        """Return a function that enqueues the work that `work` enqueues now, in one launch.
 
         Raises:
-            CandidateError: some of it can't be captured.
+            CandidateError: some of the work can't be captured.
         """
 
     @abstractmethod
     def elapsed_ns(self, work: Work) -> float | None:
-        """Return how long the device takes for `work` by its own clock, in nanoseconds; None without one."""
+        """Return how long `work` takes by the device's clock, in ns; None without a clock."""
 
     @abstractmethod
     def close(self) -> None:
@@ -108,7 +116,7 @@ class Device(ABC):
 
 
 class Host(Device):
-    """This host in a device's place: what is enqueued is done at once."""
+    """This host in place of a device: enqueued work is done at once."""
 
     name = "this host"
     kind = "cpu"
@@ -118,7 +126,7 @@ class Host(Device):
 
     def allocate(self, size_bytes: int, closing: ExitStack) -> int:
         memory = np.zeros(max(size_bytes, 1), np.uint8)
-        closing.callback(lambda: memory.shape)  # holds it until then
+        closing.callback(lambda: memory.shape)  # keeps the memory alive until then
         return int(memory.ctypes.data)
 
     def _copy(self, to: int, source: int, size_bytes: int, *, to_device: bool) -> None:
@@ -128,7 +136,7 @@ class Host(Device):
         pass
 
     def captured(self, work: Work, closing: ExitStack) -> Work:
-        raise CandidateError("there are no graphs on a host")
+        raise CandidateError("a host has no CUDA graphs")
 
     def elapsed_ns(self, work: Work) -> float | None:
         return None
@@ -138,10 +146,10 @@ class Host(Device):
 
 
 class Cuda(Device):
-    """The first CUDA device, with a stream that waits for no other.
+    """First CUDA device, with a stream that waits for no other.
 
     Args:
-        runtime: The module `cuda.bindings.runtime`; None to import it.
+        runtime: Module `cuda.bindings.runtime`; None to import it.
 
     Raises:
         InputError: the bindings aren't installed.
@@ -163,7 +171,7 @@ class Cuda(Device):
         self.stream = int(self._stream)
 
     def _call(self, what: str, result: tuple[Any, ...]) -> Any:
-        """Return what a call gave, or raise with the runtime's own words."""
+        """Return the result of a call, or raise with the runtime's own message."""
         code, *values = result
         if int(code) != 0:
             _, text = self._runtime.cudaGetErrorString(code)
@@ -202,7 +210,7 @@ class Cuda(Device):
         with ExitStack() as captured:
             try:
                 work()
-            finally:  # else the stream stays in capture, and nothing runs on it any more
+            finally:  # otherwise the stream stays in capture, and nothing else can run on it
                 code, *graph = rt.cudaStreamEndCapture(stream)
                 if int(code) == 0:
                     captured.callback(rt.cudaGraphDestroy, *graph)
@@ -233,7 +241,7 @@ class Cuda(Device):
 
 
 def array_at(address: int, shape: Sequence[int], dtype: str) -> Array:
-    """Return an array over host memory that is there already, and that something else keeps."""
+    """Return an array over existing host memory, which its owner must keep alive."""
     kind = np.dtype(dtype)
     count = int(np.prod(shape, dtype=np.int64))
     memory = (ctypes.c_ubyte * max(1, count * kind.itemsize)).from_address(address)
@@ -244,7 +252,7 @@ def cuda_runtime() -> Any:
     """Return the CUDA runtime's bindings.
 
     Raises:
-        InputError: they aren't installed.
+        InputError: the bindings aren't installed.
     """
     try:
         from cuda.bindings import runtime
@@ -256,7 +264,7 @@ def cuda_runtime() -> Any:
 
 
 def host_ns(work: Work, device: Device, clock_ns: Callable[[], int] = time.perf_counter_ns) -> int:
-    """Return how long `work` takes until it is done, by the host's clock, in nanoseconds."""
+    """Return how long `work` takes to complete by the host's clock, in nanoseconds."""
     begin = clock_ns()
     work()
     device.synchronize()

@@ -1,4 +1,4 @@
-"""A session on a device of its own memory: staged in, enqueued, staged out, and waited for once."""
+"""Session on a device with its own memory: copy in, enqueue, copy out, and wait once."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from hasten.engines.failures import failed
 from hasten.errors import CandidateError, HastenError
 
 _KEPT = 16
-"""For so many shapes of a request buffers and graphs are kept: a server makes batches of at most 12 sizes
-(`SIZES` in serving/models/opening.py), and clients may bring other numbers of rows."""
+"""Number of request shapes whose buffers and graphs are kept: a server makes batches of at most 12
+sizes (`SIZES` in serving/models/opening.py), and clients may send other numbers of rows."""
 _TIMED = 20
 
 
 class Execution(Protocol):
-    """A network for the shapes of one request, its inputs and outputs bound to addresses.
+    """Network for the shapes of one request, with its inputs and outputs bound to addresses.
 
     Attributes:
-        outputs: What it gives by name: sizes and element type.
-        lasting: Whether the network keeps what is bound until it is closed, and so must the session.
+        outputs: Sizes and element type of each output, by name.
+        lasting: Whether the network refers to the buffers until it is closed, so that the session
+            must keep them.
     """
 
     outputs: Mapping[str, tuple[tuple[int, ...], str]]
     lasting: bool
 
     def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
-        """Say where an input is read from, or an output written to."""
+        """Set the address that an input is read from, or an output written to."""
 
     def enqueue(self) -> None:
         """Put the network's work on the device's stream.
@@ -46,33 +47,35 @@ class Execution(Protocol):
 
 
 class DeviceNetwork(Protocol):
-    """What a runtime loaded onto a device."""
+    """Network that a runtime loaded onto a device."""
 
     def execution(self, inputs: Tensors) -> Execution:
-        """Return an execution of its own for requests of these shapes.
+        """Return a new execution for requests of these shapes.
 
         Raises:
-            CandidateError: it doesn't take them.
+            CandidateError: the network doesn't take these shapes.
         """
 
     def properties(self) -> Mapping[str, str]:
-        """What the runtime says of itself."""
+        """Facts that the runtime reports about itself."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free the network."""
 
 
 @dataclass
 class _Bound:
-    """An execution with its buffers.
+    """Execution with its buffers.
 
     Attributes:
-        execution: What is bound.
-        work: Copies in, enqueues, copies out.
-        launch: The same as `work`, in one launch where it could be captured.
-        graph: Whether it was, or why not.
-        transfers: What the session copies for one request: its inputs and outputs.
-        closing: Frees the buffers and the graph.
+        execution: Execution whose inputs and outputs are bound.
+        work: Function that copies in, enqueues the network and copies out.
+        launch: Function that does the work of `work`, in one launch if it could be captured.
+        graph: State of the capture: "captured", "off", or why there is none.
+        transfers: Counts of the session's copies for one request, of its inputs and outputs.
+        staged_in: Input buffers in pinned host memory, by name.
+        staged_out: Output buffers in pinned host memory, by name.
+        closing: Stack that frees the buffers and the graph.
     """
 
     execution: Execution
@@ -86,16 +89,17 @@ class _Bound:
 
 
 class DeviceSession(Session):
-    """Requests from host memory to a network on a device and back.
+    """Session that takes requests from host memory to a network on a device and back.
 
-    A request is copied into pinned buffers; copies to the device, the network and copies back are enqueued, as one
-    CUDA graph where they can be captured; then the host waits, once, and copies the answers out.
+    A request is copied into pinned buffers. Copies to the device, the network, and copies back are
+    enqueued, as one CUDA graph if they can be captured. Then the host waits once, and copies the
+    answers out.
 
     Args:
-        artifact: What was opened.
-        device: Where it runs; closed with the session.
-        network: What runs.
-        batch_sizes: The batch sizes that it takes, None for any.
+        artifact: Artifact that was opened.
+        device: Device to run on; it is closed with the session.
+        network: Network to run.
+        batch_sizes: Batch sizes that the network takes; None for any.
         capture: Whether to capture graphs.
     """
 
@@ -119,7 +123,7 @@ class DeviceSession(Session):
         """Answer one request.
 
         Raises:
-            CandidateError: the runtime failed, or was given what it doesn't take.
+            CandidateError: the runtime failed, or an input is missing or doesn't fit.
         """
         try:
             bound = self._bound_for(inputs)
@@ -134,16 +138,16 @@ class DeviceSession(Session):
             raise failed(f"{self._device.name} failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """What the runtime says, how long a request takes by either clock, and what the session does around it.
+        """Runtime's facts, the times of a request by both clocks, and the copies and waits.
 
-        Copies and waits are the session's own: each input in, each output out, one wait. What the runtime copies
-        within its run (ONNX Runtime for nodes on the host) isn't counted.
+        Copies and waits are the session's own: each input in, each output out, and one wait. Copies
+        inside the runtime's run (ONNX Runtime's, for nodes on the host) aren't counted.
         """
         if self._network is None:
             return {}
         found = {"device": self._device.name, **self._network.properties()}
         if not self._bound and self._request:
-            # Zeros may take a branch that can't answer: then there is nothing to time yet.
+            # Zeros may take a branch that can't answer, in which case there is nothing to time yet.
             with suppress(CandidateError):
                 self._bound_for({s.name: np.zeros(s.sizes, s.dtype) for s in self._request})
         if not self._bound:
@@ -169,7 +173,7 @@ class DeviceSession(Session):
             self._device.close()
 
     def _bound_for(self, inputs: Tensors) -> _Bound:
-        """Return what answers requests of these shapes."""
+        """Return the bound execution for requests of these shapes."""
         if self._network is None:
             raise CandidateError("the session is closed: open the artifact again")
         for spec in self.inputs:
@@ -192,7 +196,7 @@ class DeviceSession(Session):
         return bound
 
     def _forget_one(self) -> None:
-        """Free what was used least recently, where there is more than is kept."""
+        """Free the least recently used execution once there are more than are kept."""
         passing = [key for key, one in self._bound.items() if not one.execution.lasting]
         if len(self._bound) > _KEPT and len(passing) > 1:
             self._bound.pop(passing[0]).closing.close()
@@ -217,7 +221,7 @@ class DeviceSession(Session):
                 device.to_host(staged[name], addresses[name])
 
         before = device.transfers
-        work()  # first: what is loaded on the way can't be captured
+        work()  # before the capture, which can't include the loading that a first run does
         device.synchronize()
         transfers = device.transfers - before
         launch, graph = work, "off"

@@ -1,4 +1,4 @@
-"""torch on an NVIDIA GPU: an exported program by torch.compile, or as one CUDA graph."""
+"""Engine for torch on an NVIDIA GPU: an exported program, compiled or as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from hasten.engines.torch_programs import check, keep
 from hasten.errors import CandidateError, InputError
 
 _WARMUPS = 3
-"""Before a capture: libraries choose kernels and take memory at the first calls."""
+"""Number of runs before a capture: the first ones choose kernels and allocate memory."""
 
 Mode = Literal["reduce-overhead", "max-autotune", "graph", "eager"]
 
 
 @dataclass(frozen=True)
 class TorchCuda(Engine):
-    """The program that a PyTorch model was exported to, on one request at a time.
+    """Exported program of a PyTorch model, on one request at a time.
 
-    It takes models that no pass changed: what passes change is the ONNX file, not the program. Where the device
-    isn't here, the program runs on this host as it is.
+    It takes only models that no pass changed, as passes change the ONNX file and not the program.
+    Where the device isn't here, the program runs uncompiled on this host.
 
     Attributes:
-        mode: torch.compile's "reduce-overhead" (kernels of its own in CUDA graphs) or "max-autotune" (kernels
-            chosen by timing them); the program's own kernels captured as one CUDA graph ("graph"); or one
-            after another ("eager").
-        precision: Of products: "f32"; "tf32", which rounds their operands to 10 bits; or by autocast.
+        mode: Way of launching: torch.compile's "reduce-overhead" (its own kernels in CUDA graphs)
+            or "max-autotune" (kernels chosen by timing them); the program's own kernels captured as
+            one CUDA graph ("graph"); or one after another ("eager").
+        precision: Precision of products: "f32"; "tf32", which rounds their operands to 10 bits; or
+            "f16" or "bf16", by autocast.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
@@ -54,7 +55,7 @@ class TorchCuda(Engine):
 
     @property
     def exact(self) -> bool:
-        """In f32 only."""
+        """Whether products are in f32."""
         return self.precision == "f32"
 
     @classmethod
@@ -80,10 +81,10 @@ class TorchCuda(Engine):
         return str(_torch().__version__)
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Keep the program, and prove that it can be loaded and answers.
+        """Keep the program, after checking that it can be loaded and answers.
 
         Raises:
-            CandidateError: there is none, or it doesn't run.
+            CandidateError: the model has no program, or the program doesn't run.
         """
         if model.program is None:
             raise CandidateError(
@@ -92,7 +93,7 @@ class TorchCuda(Engine):
             )
         if model.origin is not None:
             raise CandidateError(
-                "torch runs the original's program, and a pass changed the ONNX file"
+                "torch runs the original's program, but a pass changed the ONNX file"
             )
         path = workdir / f"{model.path.stem}.pt2"
         try:
@@ -113,10 +114,10 @@ class TorchCuda(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load the program and compile it with the first request; leaving frees it.
+        """Load the program; the first request compiles it, and leaving the context frees it.
 
         Raises:
-            CandidateError: it can't be loaded.
+            CandidateError: the program can't be loaded.
         """
         attached = target.kind == "attached"
         mode: Mode = self.mode if attached else "eager"
@@ -141,7 +142,7 @@ def opened(
     """Open a program on a device.
 
     Raises:
-        CandidateError: it can't be loaded.
+        CandidateError: the program can't be loaded.
     """
     with _precise(_torch(), precision), ExitStack() as closing:
         closing.callback(device.close)
@@ -153,7 +154,7 @@ def opened(
 
 
 class _DeviceProgram:
-    """A program on a device, compiled or not."""
+    """Program on a device, compiled or not."""
 
     def __init__(self, artifact: Artifact, device: Device, mode: Mode, precision: str) -> None:
         torch = _torch()
@@ -201,7 +202,7 @@ class _DeviceProgram:
 
 
 class _ProgramExecution:
-    """A program over tensors at addresses of a device's memory."""
+    """Program over tensors at addresses in a device's memory."""
 
     lasting = False
 
@@ -250,7 +251,7 @@ class _ProgramExecution:
             self._bound[name].copy_(answer)
 
     def _captured(self) -> Callable[[], None]:
-        """Return what replays the program's kernels in one launch."""
+        """Return a function that replays the program's kernels in one launch."""
         torch = _torch()
         for _ in range(_WARMUPS):
             self._once()
@@ -263,7 +264,7 @@ class _ProgramExecution:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Put what torch enqueues on the device's stream, and turn its errors into the candidate's."""
+        """Put torch's work on the device's stream, and turn its errors into CandidateError."""
         torch = _torch()
         try:
             with torch.inference_mode(), ExitStack() as on:
@@ -278,7 +279,7 @@ class _ProgramExecution:
 
 
 def _tensor_at(address: int, shape: tuple[int, ...], dtype: str, device: Device) -> Any:
-    """Return a tensor over memory that is there already."""
+    """Return a tensor over existing memory."""
     torch = _torch()
     if device.kind == "cuda":
         interface = {
@@ -294,8 +295,11 @@ def _tensor_at(address: int, shape: tuple[int, ...], dtype: str, device: Device)
 
 @contextmanager
 def _nothing_unpickled(torch: Any) -> Iterator[None]:
-    """Have torch.load refuse what isn't tensors: torch.export falls back on whatever a pickle calls for, and example
-    inputs are a pickle that `check` doesn't look into."""
+    """Make torch.load refuse everything but tensors.
+
+    torch.export falls back on running any pickle, and example inputs are a pickle that `check`
+    doesn't look into.
+    """
     load = torch.load
     try:
         torch.load = lambda *given, **settings: load(*given, **settings | {"weights_only": True})
@@ -306,7 +310,7 @@ def _nothing_unpickled(torch: Any) -> Iterator[None]:
 
 @contextmanager
 def _precise(torch: Any, precision: str) -> Iterator[None]:
-    """Let products of float32 be in TF32, or not; cuDNN's convolutions are by default."""
+    """Allow TF32 in products of float32, or forbid it; cuDNN's convolutions use it by default."""
     wanted = precision != "f32"
     places = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
@@ -320,7 +324,7 @@ def _precise(torch: Any, precision: str) -> Iterator[None]:
 
 
 def _alone(spec: TensorSpec) -> TensorSpec:
-    """Return an input of one request."""
+    """Return an input's spec for a single request."""
     return replace(spec, shape=tuple(1 if isinstance(size, str) else size for size in spec.shape))
 
 

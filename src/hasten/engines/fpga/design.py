@@ -1,4 +1,4 @@
-"""RTL of a fixed-point program: pipelined Verilog, a harness to place it in, and a test bench."""
+"""RTL of a fixed-point program: pipelined Verilog, a harness for placement, and a test bench."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ TOP, HARNESS = "network", "harness"
 
 @dataclass(frozen=True)
 class Design:
-    """A pipelined design.
+    """Pipelined design, which takes a new request at every clock edge.
 
     Attributes:
-        pipeline: da4ml's.
-        ports: What goes in and comes out.
-        cycles: From the clock edge that takes a request to the one that gives its answer. A new
-            request is taken at every edge.
+        pipeline: Pipeline of da4ml.
+        ports: Ports of the design's inputs and outputs.
+        cycles: Clock cycles from the edge that takes a request to the edge that gives its answer.
     """
 
     pipeline: Any
@@ -35,12 +34,12 @@ class Design:
 
     @property
     def width_in(self) -> int:
-        """Bits of the bus that goes in."""
+        """Width of the input bus in bits."""
         return _bits(self.pipeline.inp_qint)
 
     @property
     def width_out(self) -> int:
-        """Bits of the bus that comes out."""
+        """Width of the output bus in bits."""
         return _bits(self.pipeline.out_qint)
 
 
@@ -54,11 +53,11 @@ def pipelined(program: FpgaProgram, cut: float) -> Design:
     """Cut a program into stages, with registers between them.
 
     Args:
-        program: Whole.
-        cut: How many additions may follow each other within a clock cycle.
+        program: Program to cut.
+        cut: Number of additions that may follow each other within a clock cycle.
 
     Raises:
-        CandidateError: it has nothing to cut, or da4ml can't.
+        CandidateError: there is nothing to cut, or da4ml failed.
     """
     from da4ml.trace import to_pipeline
 
@@ -70,10 +69,10 @@ def pipelined(program: FpgaProgram, cut: float) -> Design:
 
 
 def write(design: Design, folder: Path) -> list[Path]:
-    """Write a design's Verilog, as it is synthesized: only the modules that it uses.
+    """Write the Verilog to synthesize: only the modules that the design uses.
 
     Returns:
-        The files, tables' contents included.
+        Paths of the files, with the tables' contents.
     """
     from da4ml.codegen import VerilogModel
 
@@ -97,7 +96,7 @@ def write(design: Design, folder: Path) -> list[Path]:
 
 
 def _harness(design: Design) -> str:
-    """A design between shift registers: a package has fewer pins than it has bits."""
+    """Return the design between shift registers, as it has more bits than a chip has pins."""
     wide, out = design.width_in, design.width_out
     shifted_in = "serial_in" if wide == 1 else f"{{request[{wide - 2}:0], serial_in}}"
     shifted_out = "1'b0" if out == 1 else f"{{answer[{out - 2}:0], 1'b0}}"
@@ -124,16 +123,16 @@ endmodule
 
 
 def write_test_bench(design: Design, rounded: Array, answers: Array, folder: Path) -> list[Path]:
-    """Write a test bench in plain Verilog with requests and the answers that must come.
+    """Write a test bench in plain Verilog, with requests and the answers to expect.
 
     Args:
-        design: What is tested.
-        rounded: Requests as `Ports.encode` gives them.
-        answers: The program's.
-        folder: Of the design.
+        design: Design to test.
+        rounded: Requests in the form that `Ports.encode` returns.
+        answers: Answers of the program to these requests.
+        folder: Folder of the design.
 
     Returns:
-        The files.
+        Paths of the test bench's files.
     """
     bench = folder / "test_bench"
     bench.mkdir()
@@ -173,7 +172,7 @@ endmodule
 
 
 def _words(values: Array, ports: Sequence[Port]) -> list[int]:
-    """Return each sample as one word of the bus, the first element in the lowest bits."""
+    """Return each sample as one word of the bus, with the first element in the lowest bits."""
     widths = np.concatenate([port.widths for port in ports])
     fractions = np.concatenate([np.asarray(port.fraction) for port in ports])
     whole = np.floor(values * np.exp2(fractions.astype(np.float64))).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Designs for FPGAs: pipelined RTL, its answers by simulation, area and clock by place and route."""
+"""Engine for FPGAs: pipelined RTL, answers by simulation, area and clock by place and route."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from hasten.errors import CandidateError
 
 DESIGN = "design.json"
 _TOOL_LIMIT_S = 3600.0
-"""Of one tool; a run's own limit for a step is shorter."""
+"""Limit for one tool in seconds; a run's own limit for a step is shorter."""
 
 _HOPELESS = 2.0
-"""Times a part's lookup tables: what synthesis makes of a 1-bit adder is some 1.5 of them."""
+"""Most 1-bit adders per lookup table for which synthesis is tried; an adder takes some 1.5."""
 _XILINX = "xcup"
-"""AMD's UltraScale+, in yosys's words."""
+"""Name of AMD's UltraScale+ in yosys."""
 
 
 @dataclass(frozen=True)
 class Fpga(Engine):
-    """A program as a pipeline that takes a new request at every clock edge.
+    """Program as a pipeline that takes a new request at every clock edge.
 
     Attributes:
-        cut: How many additions may follow each other within a clock cycle: fewer cycles, or a
-            faster clock.
-        seed: Of the placement.
+        cut: Number of additions that may follow each other within a clock cycle: more for fewer
+            cycles, fewer for a faster clock.
+        seed: Seed of the placement.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"dais"})
@@ -55,33 +55,33 @@ class Fpga(Engine):
 
     @property
     def exact(self) -> bool:
-        """Never: the program was rounded."""
+        """False: the program was rounded."""
         return False
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """One cut: another changes no answer."""
+        """Yield a single design, since another cut changes no answer."""
         yield cls()
 
     @classmethod
     def version(cls) -> str:
-        """da4ml's; the tools' stand in what they print."""
+        """Return da4ml's version; those of the other programs are in `tools`."""
         return program.version()
 
     @classmethod
     def tools(cls) -> Mapping[str, str]:
-        """Return the versions of the simulator and of what places and routes."""
+        """Return the versions of the programs that simulate, synthesize, place and route."""
         return {name: toolchain.version(name) for name in toolchain.TOOLS}
 
     @classmethod
     def check_tools(cls, target: Target) -> None:
-        """Check that synthesis, place and route can be run.
+        """Check that synthesis, place and route can run.
 
-        Without Verilator too, which is on no registry but a distribution's, there are designs, whose
-        RTL nobody simulated: no certificate then.
+        Verilator isn't required, since only Linux distributions package it. Without it, the RTL
+        isn't simulated, so there is no certificate.
 
         Raises:
-            InputError: one can't.
+            InputError: a program is missing.
         """
         for tool in ("yosys", part_of(target).router):
             toolchain.needed(tool)
@@ -91,7 +91,7 @@ class Fpga(Engine):
         """Check that RTL can be simulated.
 
         Raises:
-            InputError: it can't.
+            InputError: Verilator is missing.
         """
         toolchain.needed("verilator")
 
@@ -127,10 +127,10 @@ class Fpga(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Compile the RTL by Verilator; where that isn't installed, run the program it was made of.
+        """Compile the RTL by Verilator; without it, run the program that the RTL was made of.
 
         Raises:
-            CandidateError: the artifact is damaged, or the RTL isn't its program's.
+            CandidateError: the artifact is damaged, or the RTL isn't that of its program.
         """
         folder = artifact.path.parent
         loaded = program.load(folder / program.PROGRAM)
@@ -147,19 +147,19 @@ class Fpga(Engine):
         """Synthesize, place and route the design in a harness.
 
         Raises:
-            CandidateError: it doesn't fit or can't be routed, or a tool failed or hung.
+            CandidateError: the design doesn't fit or can't be routed, or a tool failed or hung.
             InputError: a tool isn't installed.
         """
         part, folder = part_of(target), artifact.path.parent
         sources = sorted((folder / "rtl").glob("*.v"))
         adders = round(program.load(folder / program.PROGRAM).cost)
-        if adders > _HOPELESS * part.luts:  # no need to let yosys count for an hour
+        if adders > _HOPELESS * part.luts:  # saves an hour of counting by yosys
             raise CandidateError(too_large(part, "1-bit adders (about)", adders, part.luts))
         netlist = synthesize(sources, part, workdir, _TOOL_LIMIT_S)
         routed = route(
             netlist, part, workdir, limit_s=_TOOL_LIMIT_S, seed=self.seed, threads=target.threads
         )
-        netlist.unlink()  # many times the size of all else
+        netlist.unlink()  # many times the size of all other files
         facts = read_json(artifact.path)
         cycles, latency_ns = facts["cycles"], 1e9 * facts["cycles"] / routed.clock_hz
         taken = {name: float(count) for name, count in routed.used.items() if count}
@@ -180,7 +180,7 @@ class Fpga(Engine):
     def further_figures(
         self, artifact: Artifact, target: Target, workdir: Path
     ) -> Mapping[str, float]:
-        """Count the cells that a design takes of AMD's UltraScale+: counts, and nothing of its clock.
+        """Count the cells that a design takes on AMD's UltraScale+; its clock there stays unknown.
 
         Raises:
             CandidateError: yosys failed or hung.
@@ -201,27 +201,27 @@ def part_of(target: Target) -> FpgaPart:
     """Return the part that a target names.
 
     Raises:
-        CandidateError: it is no FPGA.
+        CandidateError: the target is no FPGA.
     """
     if target.part not in PARTS:
         raise CandidateError(
-            f"an FPGA's design is for one of {', '.join(PARTS)}: got {target.device!r}"
+            f"a design needs one of the FPGA parts {', '.join(PARTS)}: got {target.device!r}"
         )
     return PARTS[target.part]
 
 
 def _constraints(folder: Path) -> Path:
-    """Write what every board needs to be told, to be completed with its pins."""
+    """Write the constraints that every board needs, to be completed with the board's pins."""
     path = folder / "design.lpf"
     path.write_text(
-        "# The clock that place and route reached stands in the report; pins are the board's.\n"
+        "# The report has the clock that place and route reached; add the pins of your board.\n"
         'BLOCK RESETPATHS;\nBLOCK ASYNCPATHS;\nFREQUENCY PORT "clk" 100 MHZ;\n'
     )
     return path
 
 
 class DesignSession(Session):
-    """A design's answers: by its RTL where that was compiled, else by its program."""
+    """Session of a design, answered by its RTL if that was compiled, else by its program."""
 
     def __init__(
         self, artifact: Artifact, loaded: program.FpgaProgram, simulation: Simulation | None
@@ -240,11 +240,11 @@ class DesignSession(Session):
             rounded = self._program.ports.encode(inputs)
         except KeyError as error:
             raise CandidateError(f"the design was given no input {error.args[0]!r}") from error
-        who: Any = self._simulation or self._program
-        return self._program.ports.decode(who.answers(rounded), self.outputs)
+        source: Any = self._simulation or self._program
+        return self._program.ports.decode(source.answers(rounded), self.outputs)
 
     def properties(self) -> Mapping[str, str]:
-        """Where answers come from."""
+        """Source of the answers: the RTL or the program."""
         if self._simulation is None:
             return {"answers": "the fixed-point program: Verilator isn't installed"}
         return {"answers": f"the RTL, by {toolchain.version('verilator')}"}

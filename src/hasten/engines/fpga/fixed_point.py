@@ -1,4 +1,4 @@
-"""Fixed-point programs run as they are, by da4ml's interpreter (extra `fpga`)."""
+"""Engine that runs fixed-point programs on this host, by da4ml's interpreter (extra `fpga`)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _COST, _LAYERS = "1-bit adders, about", "layers"
 
 
 def cost(properties: Mapping[str, str]) -> float:
-    """Return about how many 1-bit adders a program takes, by its session's properties; infinity of others."""
+    """Return the approximate number of 1-bit adders, by a session's properties, else infinity."""
     return float(properties.get(_COST, "inf"))
 
 
 def layers(properties: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names of a program's products, by its session's properties."""
+    """Return the names of a program's products, from its session's properties."""
     return tuple(filter(None, properties.get(_LAYERS, "").split("\n")))
 
 
 @dataclass(frozen=True)
 class FixedPointProgram(Engine):
-    """Run a fixed-point program on this host: what any design of it answers, bit for bit.
+    """Run a fixed-point program on this host, with the answers of any design of it, bit for bit.
 
-    Good for judging answers, not for speed.
+    It is for judging answers; its speed says nothing about a design's.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"dais"})
@@ -42,33 +42,33 @@ class FixedPointProgram(Engine):
 
     @property
     def exact(self) -> bool:
-        """Never: the program was rounded."""
+        """False: the program was rounded."""
         return False
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """There is one."""
+        """Yield the only variant."""
         yield cls()
 
     @classmethod
     def version(cls) -> str:
-        """da4ml's."""
+        """Return da4ml's version."""
         return program.version()
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Keep the program as it is.
 
         Raises:
-            CandidateError: a file of it is missing.
+            CandidateError: a file of the program is missing.
         """
         return place(model, workdir)
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Read the program.
+        """Load the program.
 
         Raises:
-            CandidateError: it is damaged.
+            CandidateError: the program is damaged.
         """
         yield FixedPointSession(artifact, program.load(artifact.path), target.threads)
 
@@ -77,7 +77,7 @@ class FixedPointProgram(Engine):
 
 
 class FixedPointSession(Session):
-    """A program with its ports."""
+    """Session of a program with its ports."""
 
     def __init__(self, artifact: Artifact, loaded: program.FpgaProgram, threads: int) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
@@ -98,7 +98,7 @@ class FixedPointSession(Session):
         return self._program.ports.decode(answers, self.outputs)
 
     def properties(self) -> Mapping[str, str]:
-        """How large the program is."""
+        """Size of the program, and the names of its products."""
         return {
             "operations": str(len(self._program.logic.ops)),
             _COST: f"{self._program.cost:.0f}",

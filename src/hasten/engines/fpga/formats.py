@@ -1,4 +1,4 @@
-"""Fixed-point formats: how many bits of a number stand where."""
+"""Fixed-point formats: the number of bits before and after the binary point."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from hasten.core.tensors import Array
 
 @dataclass(frozen=True)
 class Format:
-    """Formats of a tensor's elements: each array of its shape, without an axis for samples.
+    """Formats of a tensor's elements, as arrays of its shape without an axis for samples.
 
     Attributes:
-        signed: 1 where there is a sign bit.
-        integer: Bits before the point, the sign's not counted; negative where the first are left out.
-        fraction: Bits behind the point; negative where the last before it are left out.
+        signed: Number of sign bits, 0 or 1.
+        integer: Number of bits before the point, without the sign; negative where leading bits
+            after the point are left out.
+        fraction: Number of bits after the point; negative where trailing bits before the point are
+            left out.
     """
 
     signed: Array
@@ -25,17 +27,17 @@ class Format:
 
     @property
     def bits(self) -> int:
-        """Bits of all elements together."""
+        """Number of bits of all elements together."""
         return int(np.maximum(0, self.signed + self.integer + self.fraction).sum())
 
     def rounded(self, values: Array) -> Array:
-        """Round to the nearest (half up) number of the format, the largest or smallest beyond it.
+        """Round to the format's nearest number (halves up), and clip to its smallest and largest.
 
         Args:
-            values: Shape `(..., *shape of the format)`, any float type.
+            values: Numbers of any float type, of shape `(..., *shape of the format)`.
 
         Returns:
-            float64 of the same shape.
+            Rounded numbers as float64, of the shape of `values`.
         """
         step = np.exp2(-self.fraction.astype(np.float64))
         high = np.exp2(self.integer.astype(np.float64)) - step
@@ -46,18 +48,18 @@ class Format:
 
 
 def format_for(low: Array, high: Array, bits: int, *, alike: bool) -> Format:
-    """Return formats of so many bits that reach over these ranges.
+    """Return formats of a given width that cover a range for each element.
 
     Args:
-        low: The least of each element.
-        high: The greatest of each.
-        bits: Of an element with the widest range, its sign bit included.
-        alike: Whether all have one step, so that narrower ranges take fewer bits; else each has
-            all the bits, and its own step.
+        low: Least value of each element.
+        high: Greatest value of each element.
+        bits: Width of the element with the widest range, sign bit included.
+        alike: Whether all elements share one step, so that narrower ranges take fewer bits. If not,
+            each element has the full width, and a step of its own.
     """
     signed = (low < 0).astype(np.int64)
     largest = np.maximum(np.abs(low), np.abs(high))
-    # A range that ends just below a power of two would be rounded onto it.
+    # Rounding could lift a range that ends just below a power of two onto that power.
     reach = np.maximum(largest * (1 + 2.0**-bits), 2.0**-30)
     integer = np.ceil(np.log2(reach)).astype(np.int64)
     if not alike:
@@ -68,18 +70,18 @@ def format_for(low: Array, high: Array, bits: int, *, alike: bool) -> Format:
 
 
 def rounded_weights(weights: Array, bits: int, axis: int) -> Array:
-    """Round weights to so many bits, with a step of its own for each output, a power of two.
+    """Round weights to a width, with a step for each output that is a power of two.
 
-    Of two steps, the one that reaches the largest weight and the one below that cuts it off, the
-    one with the smaller squared error is taken.
+    Two steps are tried: the one that covers the largest weight, and half of it, which clips that
+    weight. The one with the smaller squared error is taken.
 
     Args:
-        weights: Any shape.
-        bits: Of the largest weight of an output, its sign included.
-        axis: Of the outputs.
+        weights: Weights of any shape.
+        bits: Width of an output's largest weight, sign bit included.
+        axis: Axis of the outputs.
 
     Returns:
-        float64 of the same shape, each a multiple of its output's step.
+        Rounded weights as float64, of the shape of `weights`, each a multiple of its output's step.
     """
     moved = np.moveaxis(weights.astype(np.float64), axis, 0)
     flat = moved.reshape(len(moved), -1)

@@ -1,4 +1,4 @@
-"""The FPGAs that designs are placed and routed for, by open tools."""
+"""FPGAs for which open tools place and route designs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FpgaPart:
-    """One FPGA in one package.
+    """FPGA in a particular package.
 
     Attributes:
-        name: The vendor's.
-        synthesis: yosys's command for its family.
-        router: The program that places and routes for its family.
-        options: The part, for that program.
-        logic: What holds logic, by that program's name for it.
-        luts: How many there are of it.
+        name: Name that the vendor gives it.
+        synthesis: Command of yosys for its family.
+        router: Program that places and routes for its family.
+        options: Options by which the router selects the part.
+        logic: Name of its logic cells in the router's report.
+        luts: Number of its logic cells.
     """
 
     name: str
@@ -43,8 +43,8 @@ def _ice40(name: str, device: str, package: str, luts: int) -> FpgaPart:
     return FpgaPart(name, "synth_ice40", "nextpnr-ice40", options, "ICESTORM_LC", luts)
 
 
-# Sizes: Lattice FPGA-DS-02012, table 1.1; FPGA-DS-02029, table 2.1; FPGA-DS-02008, table 2.1; the
-# routers' own count of ECP5's is two for each of the 20 KiB..84 KiB rows' slices.
+# Sizes: Lattice FPGA-DS-02012, table 1.1; FPGA-DS-02029, table 2.1; FPGA-DS-02008, table 2.1; for
+# the ECP5 the routers count two for each of the slices in the 20 KiB..84 KiB rows.
 PARTS: Mapping[str, FpgaPart] = {
     "ecp5-85k": _ecp5("85k", 83640, 6),
     "ecp5-45k": _ecp5("45k", 43848, 6),
@@ -55,4 +55,4 @@ PARTS: Mapping[str, FpgaPart] = {
     "ice40-hx8k": _ice40("Lattice iCE40HX8K, CT256", "hx8k", "ct256", 7680),
     "ice40-up5k": _ice40("Lattice iCE40UP5K, SG48", "up5k", "sg48", 5280),
 }
-"""Of `fpga:NAME`, by name."""
+"""FPGA parts by the NAME in `fpga:NAME`."""

@@ -18,17 +18,17 @@ from hasten.errors import CandidateError
 _USED = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", re.MULTILINE)
 _NETLIST, _COUNTS = "netlist.json", "cells.json"
 _AIMED_MHZ = 250
-"""Above what these parts reach, so that the tools don't rest."""
+"""Clock to aim at, above what these parts reach, so that the tools keep optimizing."""
 
 
 @dataclass(frozen=True)
 class Routed:
-    """A design on a part.
+    """Outcome of placing and routing a design on a part.
 
     Attributes:
-        clock_hz: The highest that it runs at.
-        used: Of each resource, how much it takes, the harness included.
-        available: Of each resource, how much there is.
+        clock_hz: Highest clock that the design runs at.
+        used: Amount of each resource that the design takes, with its harness.
+        available: Amount of each resource that the part has.
     """
 
     clock_hz: float
@@ -40,13 +40,13 @@ def synthesize(sources: list[Path], part: FpgaPart, folder: Path, limit_s: float
     """Map a design in its harness to a part's cells.
 
     Args:
-        sources: Verilog files.
-        part: For which.
-        folder: Where netlist and log go.
-        limit_s: How long it may take.
+        sources: Verilog files of the design.
+        part: Part to map to.
+        folder: Folder for the netlist and the log.
+        limit_s: Limit on the time in seconds.
 
     Returns:
-        The netlist.
+        Path of the netlist.
 
     Raises:
         CandidateError: yosys failed or took too long, or the part has too little logic.
@@ -67,16 +67,16 @@ def route(
     """Place and route a netlist.
 
     Args:
-        netlist: yosys's, in `folder`.
-        part: For which.
-        folder: Where report, configuration and log go.
-        limit_s: How long it may take.
-        seed: Of the placement.
-        threads: Of the refinement.
+        netlist: Netlist of yosys, in `folder`.
+        part: Part to place on.
+        folder: Folder for the report, the configuration and the log.
+        limit_s: Limit on the time in seconds.
+        seed: Seed of the placement.
+        threads: Number of threads for the refinement.
 
     Raises:
-        CandidateError: it doesn't fit (which resource, by how much), can't be routed, or took too
-            long.
+        CandidateError: the design doesn't fit (the message names the resource and the excess),
+            can't be routed, or took too long.
         InputError: the router isn't installed.
     """
     report, log = folder / "route.json", folder / "route.log"
@@ -86,7 +86,8 @@ def route(
         if part.router == "nextpnr-ecp5"
         else ["--pcf-allow-unconstrained"]
     )
-    # The router's own refinement anneals: minutes where this takes seconds. As WebAssembly it has no threads.
+    # The router's default refinement anneals, which takes minutes instead of seconds. Its
+    # WebAssembly build has no threads.
     threaded = not toolchain.is_wheel(part.router)
     refined = ("--parallel-refine", "--threads", str(threads)) if threaded else ()
     arguments = [
@@ -108,9 +109,10 @@ def route(
 
 
 def _yosys(sources: Sequence[Path], command: str, log: Path, limit_s: float) -> dict[str, int]:
-    """Run a command of yosys on sources, and count the cells of what it gives.
+    """Run a command of yosys on sources, and count the cells of the result.
 
-    It runs beside the sources and names files alone: as WebAssembly it sees no other folder.
+    yosys runs in the sources' folder and gets bare file names: its WebAssembly build sees no other
+    folder.
     """
     beside = sources[0].parent
     names = " ".join(file.name for file in sources)
@@ -124,7 +126,9 @@ def _yosys(sources: Sequence[Path], command: str, log: Path, limit_s: float) -> 
 def _read(report: dict[str, Any]) -> Routed:
     clocks = [clock["achieved"] for clock in report.get("fmax", {}).values()]
     if not clocks:
-        raise CandidateError("the router states no clock: the design has no path between registers")
+        raise CandidateError(
+            "the router reports no clock: the design has no path between registers"
+        )
     usage = report["utilization"]
     return Routed(
         1e6 * min(clocks),
@@ -134,7 +138,7 @@ def _read(report: dict[str, Any]) -> Routed:
 
 
 def _overfull(log: str, part: FpgaPart) -> str:
-    """Say which resource a part has too little of, where that is why a router gave up."""
+    """Return the message about the resource that a router ran out of; "" if there was enough."""
     for name, used, available in _USED.findall(log):
         if int(used) > int(available):
             return too_large(part, name, int(used), int(available))
@@ -142,24 +146,24 @@ def _overfull(log: str, part: FpgaPart) -> str:
 
 
 def too_large(part: FpgaPart, resource: str, used: int, available: int) -> str:
-    """Say which resource a part has too little of, and by how much."""
+    """Return the message that a part has too little of a resource, with the amounts."""
     return (
-        f"doesn't fit {part.name}: it needs {used:,} {resource} of {available:,} "
-        f"({used / max(1, available):.1f} times)"
+        f"doesn't fit {part.name}: it needs {used:,} {resource}, "
+        f"{used / max(1, available):.1f} times the {available:,} that there are"
     )
 
 
 def count(sources: list[Path], family: str, folder: Path, limit_s: float) -> dict[str, int]:
-    """Count the cells that yosys maps a design to on a family of AMD's: counts, and no latency.
+    """Count the cells that yosys maps a design to on a family of AMD's; gives no latency.
 
     Args:
-        sources: Verilog files.
-        family: yosys's name: "xc7", "xcup".
-        folder: Where the log goes.
-        limit_s: How long it may take.
+        sources: Verilog files of the design.
+        family: Name of the family in yosys: "xc7", "xcup".
+        folder: Folder for the log.
+        limit_s: Limit on the time in seconds.
 
     Returns:
-        Lookup tables, carry chains and registers.
+        Numbers of lookup tables ("LUT"), carry chains ("CARRY") and registers ("FF").
 
     Raises:
         CandidateError: yosys failed or took too long.

@@ -1,4 +1,4 @@
-"""A fixed-point program on disk: da4ml's operations, and what its ports mean."""
+"""Fixed-point program on disk: da4ml's operations, and the meaning of its ports."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hasten.errors import CandidateError, InputError
 Epilogue: TypeAlias = Literal["none", "softmax", "log_softmax", "logistic", "two", "label"]
 PROGRAM, PORTS = "program.json", "ports.json"
 VECTORS = "vectors.npz"
-"""Requests to test a design with, beside its program: an array `requests`, as its ports take them."""
+"""File of test requests beside a program: an array `requests`, as its ports encode them."""
 _MOST_OPERATIONS, _MOST_BITS = 4_000_000, 256
 
-# da4ml's operations, by what they read. Source: da4ml/types.py, CombLogic.
+# Operations of da4ml, by the operands that they read. Source: da4ml/types.py, CombLogic.
 _OPCODES = frozenset({-1, 0, 1, 2, -2, 3, -3, 4, 5, 6, -6, 7, 8, 9, -9, 10})
 _WITH_TWO = frozenset({0, 1, 6, -6, 7, 10})
 _WITH_ONE = _OPCODES - {5}
@@ -32,22 +32,22 @@ _LOOKING_UP = 8
 
 @dataclass(frozen=True)
 class Port:
-    """A tensor that goes into or out of a design, as bits of one bus, the first element lowest.
+    """Tensor that goes into or out of a design, as bits of a bus, with the first element lowest.
 
     Attributes:
-        name: The model's.
-        shape: Without an axis for samples.
-        signed: Of each element in order, whether its highest bit is a sign.
-        integer: Bits before the point, the sign's not counted.
-        fraction: Bits behind the point.
-        epilogue: What is left to whoever reads an output: the softmax behind it; "logistic", or "two",
-            where two classes share one sum s and get 1 - p and p, p being its logistic or s itself;
-            or "label", the class whose sum is the largest.
-        axis: Of the softmax.
-        classes: Labels, in the order of the sums.
-        meet: Where two classes share one sum: above it, it is the second.
-        shift: Of each element of an input, by how many binary places the design's number is smaller
-            than the model's; empty for none.
+        name: Name of the tensor in the model.
+        shape: Shape of the tensor, without an axis for samples.
+        signed: Sign bits of each element in order, 0 or 1.
+        integer: Bits of each element before the point, without the sign.
+        fraction: Bits of each element after the point.
+        epilogue: Step that is left to the reader of an output: "softmax" or "log_softmax";
+            "logistic" or "two", where two classes share one sum s and get 1 - p and p, with p the
+            logistic of s or s itself; "label", the class with the largest sum; or "none".
+        axis: Axis of the softmax.
+        classes: Labels of the classes, in the order of the sums.
+        meet: Value of a sum shared by two classes above which the second class is chosen.
+        shift: Binary places by which each element of an input is smaller in the design than in the
+            model; empty for none.
     """
 
     name: str
@@ -63,28 +63,28 @@ class Port:
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return len(self.signed)
 
     @property
     def widths(self) -> Array:
-        """Bits of each element."""
+        """Width of each element in bits."""
         bits = np.add(np.add(self.signed, self.integer), self.fraction)
         return np.maximum(0, bits)
 
     @property
     def format(self) -> Format:
-        """The elements' formats, flat."""
+        """Formats of the elements, flat."""
         return Format(*(np.asarray(v) for v in (self.signed, self.integer, self.fraction)))
 
 
 @dataclass(frozen=True)
 class Ports:
-    """What goes into a design and out of it, in the bus's order.
+    """Ports of a design's inputs and outputs, in the bus's order.
 
     Attributes:
-        inputs: The model's.
-        outputs: The model's.
+        inputs: Ports of the model's inputs.
+        outputs: Ports of the model's outputs.
         layers: Names of the products in between, whose widths can be set.
     """
 
@@ -93,13 +93,13 @@ class Ports:
     layers: tuple[str, ...] = ()
 
     def encode(self, inputs: Tensors) -> Array:
-        """Round a request's inputs to what the design takes.
+        """Round a request's inputs to the numbers that the design takes.
 
         Args:
-            inputs: By name, each `(batch, *shape)` or `shape`.
+            inputs: Inputs by name, each of shape `(batch, *shape)` or `shape`.
 
         Returns:
-            float64, `(batch, elements of all inputs)`: the design's own numbers.
+            Numbers of the design as float64, of shape `(batch, elements of all inputs)`.
         """
         flat = []
         for port in self.inputs:
@@ -113,8 +113,8 @@ class Ports:
         """Turn a design's answers into the model's outputs.
 
         Args:
-            answers: `(batch, elements of all outputs)`.
-            specs: The model's outputs.
+            answers: Numbers of the design, of shape `(batch, elements of all outputs)`.
+            specs: Specs of the model's outputs.
         """
         found, start = {}, 0
         dtypes = {spec.name: spec.dtype for spec in specs}
@@ -130,7 +130,7 @@ class Ports:
 
 
 def _finished(part: Array, port: Port) -> Array:
-    """Do what a design leaves to whoever reads its answers."""
+    """Return an output after the step that the design leaves to its reader."""
     if port.epilogue in ("softmax", "log_softmax"):
         part = part - part.max(axis=port.axis, keepdims=True)
         logarithms = part - np.log(np.exp(part).sum(axis=port.axis, keepdims=True))
@@ -146,11 +146,11 @@ def _finished(part: Array, port: Port) -> Array:
 
 @dataclass(frozen=True)
 class FpgaProgram:
-    """A fixed-point program: what it computes, and its ports.
+    """Fixed-point program with its ports.
 
     Attributes:
-        logic: da4ml's `CombLogic`.
-        ports: What goes in and comes out.
+        logic: Operations as da4ml's `CombLogic`.
+        ports: Ports of the inputs and outputs.
     """
 
     logic: Any
@@ -158,23 +158,23 @@ class FpgaProgram:
 
     @property
     def cost(self) -> float:
-        """About how many 1-bit full adders it takes, by da4ml's count."""
+        """Approximate number of 1-bit full adders, by da4ml's count."""
         return float(self.logic.cost)
 
     def answers(self, rounded: Array, threads: int = 1) -> Array:
-        """Run it: bit for bit what the design answers.
+        """Run the program, with the design's answers bit for bit.
 
         Args:
-            rounded: What `Ports.encode` gives.
-            threads: At most so many.
+            rounded: Requests in the form that `Ports.encode` returns.
+            threads: Largest number of threads.
 
         Returns:
-            float64, `(batch, elements of all outputs)`, exact.
+            Exact answers as float64, of shape `(batch, elements of all outputs)`.
         """
         return np.asarray(self.logic.predict(rounded, n_threads=threads), np.float64)
 
     def save(self, folder: Path) -> tuple[Path, Path]:
-        """Write it into a folder; return its two files."""
+        """Write the program into a folder; return the paths of its two files."""
         self.logic.save(folder / PROGRAM)
         write_json(folder / PORTS, to_record(self.ports))
         return folder / PROGRAM, folder / PORTS
@@ -184,7 +184,7 @@ def version() -> str:
     """Return da4ml's version.
 
     Raises:
-        InputError: it isn't installed.
+        InputError: da4ml isn't installed.
     """
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
@@ -196,13 +196,13 @@ def version() -> str:
 
 
 def load(path: Path) -> FpgaProgram:
-    """Read a program, checked: RTL is written of it, and a bundle is untrusted.
+    """Load a program and check it, since RTL is written from it and a bundle is untrusted.
 
     Args:
-        path: Of program.json; ports.json lies beside it.
+        path: Path of program.json, with ports.json beside it.
 
     Raises:
-        CandidateError: it is none, or damaged.
+        CandidateError: the file is no program, or is damaged.
         InputError: da4ml isn't installed.
     """
     version()
@@ -219,18 +219,18 @@ def load(path: Path) -> FpgaProgram:
         raise CandidateError(f"{path.name} is no fixed-point program: {error}") from error
     for side, count in zip((ports.inputs, ports.outputs), logic.shape, strict=True):
         if sum(port.size for port in side) != count:
-            raise CandidateError(f"{PORTS} doesn't fit {path.name}: it has other ports")
+            raise CandidateError(f"{PORTS} doesn't fit {path.name}: their ports differ in size")
     return FpgaProgram(logic, ports)
 
 
 def _check(data: Any) -> None:
-    """Check that a program is numbers, that it reads only what comes before, and isn't endless.
+    """Check that operations are numbers, read only earlier results, and aren't too many.
 
     Raises:
-        CandidateError: it isn't.
+        CandidateError: the program is damaged or too long.
     """
     wrong = CandidateError(
-        "the fixed-point program is damaged: its operations aren't numbers in order"
+        "the fixed-point program is damaged: its operations are malformed or out of order"
     )
     if not (isinstance(data, list) and len(data) in (8, 9)):
         raise wrong
@@ -238,7 +238,9 @@ def _check(data: Any) -> None:
     if not (_integers(shape, 2) and isinstance(operations, list)):
         raise wrong
     if len(operations) > _MOST_OPERATIONS:
-        raise CandidateError(f"the fixed-point program has {len(operations):,} operations")
+        raise CandidateError(
+            f"the fixed-point program has {len(operations):,} operations, over {_MOST_OPERATIONS:,}"
+        )
     for vector, size in zip(data[1:4], (shape[0], shape[1], shape[1]), strict=True):
         if not _integers(vector, size):
             raise wrong

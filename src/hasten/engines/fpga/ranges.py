@@ -1,4 +1,4 @@
-"""What values every tensor of a graph takes, seen on calibration samples."""
+"""Ranges of the values in every tensor of a graph, as seen on calibration samples."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hasten.errors import CandidateError
 
 @dataclass(frozen=True)
 class ElementRange:
-    """The least and the greatest value of each element: arrays of a tensor's whole shape, batch 1."""
+    """Least and greatest value of each element, as arrays of a tensor's shape with batch 1."""
 
     low: Array
     high: Array
 
     def by_channel(self) -> ElementRange:
-        """The range of each channel, spread over its elements; each element's own where all are channels."""
+        """Return each channel's range, spread over its elements; a vector's stay as they are."""
         if self.low.ndim < 3:
             return self
         axes = tuple(a for a in range(self.low.ndim) if a != 1)
@@ -32,14 +32,14 @@ class ElementRange:
 
 
 def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str, ElementRange]:
-    """Run a float graph and watch every float tensor in it.
+    """Run a float graph on samples, and record the range of every tensor.
 
     Args:
-        proto: With all shapes settled.
-        requests: Calibration samples, batch 1.
+        proto: Float graph with all shapes settled.
+        requests: Calibration samples, each a batch of 1.
 
     Raises:
-        CandidateError: ONNX Runtime can't run it, or a value isn't finite.
+        CandidateError: ONNX Runtime can't run the graph, or a value isn't finite.
     """
     watched = onnx.ModelProto()
     watched.CopyFrom(proto)
@@ -64,9 +64,7 @@ def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str
                 if array.dtype.kind not in "fiub":
                     continue
                 if not np.isfinite(array).all():
-                    raise CandidateError(
-                        f"a calibration sample makes {name!r} infinite or not a number"
-                    )
+                    raise CandidateError(f"a calibration sample makes {name!r} infinite or NaN")
                 so_far = ranges.get(name)
                 wide = array.astype(np.float64)
                 ranges[name] = (
@@ -78,6 +76,6 @@ def observed(proto: onnx.ModelProto, requests: Iterable[Tensors]) -> Mapping[str
         raise
     except Exception as error:
         raise CandidateError(
-            f"ONNX Runtime can't run the model to see its ranges: {error}"
+            f"ONNX Runtime can't run the model to observe its ranges: {error}"
         ) from error
     return ranges

@@ -1,4 +1,4 @@
-"""A design's answers, from its RTL, cycle by cycle."""
+"""Simulation of a design's RTL, cycle by cycle, for its answers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from hasten.errors import CandidateError
 class Simulation:
     """RTL compiled by Verilator.
 
-    The RTL is written anew from the program, which is numbers alone, and compared with what lies in
-    the artifact: Verilog may call any program, so none is compiled that comes from elsewhere.
+    Verilog may run any program, so no file of the artifact is compiled. The RTL is written anew
+    from the program, which holds only numbers, and compared with the artifact's.
 
     Args:
-        design: What is simulated.
-        rtl: Its Verilog as it lies in the artifact.
+        design: Design to simulate.
+        rtl: Folder with the Verilog of the artifact.
 
     Raises:
-        CandidateError: the RTL isn't what is written of the program, or Verilator can't compile it.
+        CandidateError: the artifact's RTL isn't that of its program, or Verilator can't compile it.
         InputError: Verilator isn't installed.
     """
 
@@ -43,7 +43,8 @@ class Simulation:
             model.write()
             _check_same(self._folder / "src", rtl)
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                # `compile` takes every warning for an error, of bits that nobody reads too.
+                # `compile` treats every warning as an error, even one about bits that nothing
+                # reads.
                 model._compile(nproc=2, openmp=False, _env={"VERILATOR_FLAGS": "-Wno-fatal"})
         except CandidateError:
             self.close()
@@ -55,26 +56,26 @@ class Simulation:
         self._model: Any = model
 
     def answers(self, rounded: Array) -> Array:
-        """Answer requests, one entering at each clock edge.
+        """Answer requests, with one entering at each clock edge.
 
         Args:
-            rounded: What `Ports.encode` gives.
+            rounded: Requests in the form that `Ports.encode` returns.
 
         Returns:
-            float64, `(batch, elements of all outputs)`.
+            Answers as float64, of shape `(batch, elements of all outputs)`.
         """
         return np.asarray(self._model.predict(rounded, n_threads=-1), np.float64)
 
     def close(self) -> None:
-        """Remove what was compiled."""
+        """Remove the compiled files."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _check_same(written: Path, kept: Path) -> None:
-    """Check that the RTL of an artifact is what is written of its program.
+    """Check that an artifact's RTL is that of its program.
 
     Raises:
-        CandidateError: it isn't.
+        CandidateError: a file differs or is missing.
     """
     own = (*written.glob("*.v"), *written.glob("memfiles/*.mem"))
     fresh = {file.name: file for file in (*own, *written.glob("static/*.v"))}
@@ -86,6 +87,6 @@ def _check_same(written: Path, kept: Path) -> None:
             file.name not in fresh or fresh[file.name].read_bytes() != file.read_bytes()
         ):
             raise CandidateError(
-                f"{file.name} isn't what this version of da4ml writes of the program: it was changed, "
-                "or comes from another version"
+                f"{file.name} isn't what this version of da4ml writes for the program: "
+                "it was changed, or comes from another version"
             )

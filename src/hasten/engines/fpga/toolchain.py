@@ -1,4 +1,4 @@
-"""The tools that make and check a design: found, run within a limit, and ended with their children."""
+"""Tools that build and check a design: finding them, and running them within a time limit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Tool:
-    """A program of the toolchain.
+    """Program of the toolchain.
 
     Attributes:
-        does: What it is for.
-        package: Debian's package.
-        wheel: The package from PyPI that has it too, as WebAssembly; empty where there is none.
+        does: Verb phrase for its purpose: "simulates RTL".
+        package: Package of Debian that has it.
+        wheel: Package of PyPI that has its WebAssembly build; empty where there is none.
     """
 
     does: str
@@ -43,7 +43,7 @@ TOOLS: Mapping[str, Tool] = {
 
 
 def find(name: str) -> str | None:
-    """Return where a tool is, or the one from PyPI that stands in for it; None where there is neither."""
+    """Return the path of a tool, or else of its build from PyPI; None without either."""
     beside = str(Path(sys.executable).parent)
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), beside))
     for known in (name, f"yowasp-{name}"):
@@ -54,28 +54,29 @@ def find(name: str) -> str | None:
 
 
 def is_wheel(name: str) -> bool:
-    """Whether a tool is the one from PyPI, which is WebAssembly."""
+    """Whether a tool is the WebAssembly build from PyPI."""
     return Path(find(name) or "").name.startswith("yowasp-")
 
 
 def needed(name: str) -> str:
-    """Return where a tool is.
+    """Return the path of a tool.
 
     Raises:
-        InputError: it isn't installed; how it can be.
+        InputError: the tool isn't installed; the message says how to install it.
     """
     found = find(name)
     if found is None:
         tool = TOOLS[name]
         wheel = f", or pip install {tool.wheel}" if tool.wheel else ""
         raise InputError(
-            f"{name} isn't installed, which {tool.does}: on Debian, apt-get install {tool.package}{wheel}"
+            f"{name}, which {tool.does}, isn't installed: "
+            f"on Debian, apt-get install {tool.package}{wheel}"
         )
     return found
 
 
 def version(name: str) -> str:
-    """Return a tool's version, or "missing"."""
+    """Return a tool's version, "missing", "broken" or "unknown"."""
     found = find(name)
     if found is None:
         return "missing"
@@ -90,21 +91,21 @@ def version(name: str) -> str:
 def run(name: str, arguments: Sequence[str], folder: Path, log: Path, *, limit_s: float) -> str:
     """Run a tool in a folder and wait for it.
 
-    It stays in the caller's process group, so that it ends with the caller.
+    The tool stays in the caller's process group, so that it ends with the caller.
 
     Args:
-        name: Of the tool.
-        arguments: Its own.
-        folder: Where it runs.
-        log: Where all that it prints goes.
-        limit_s: How long it may take.
+        name: Name of the tool.
+        arguments: Arguments of the tool.
+        folder: Folder to run in.
+        log: File for all of the tool's output.
+        limit_s: Limit on the time in seconds.
 
     Returns:
-        What it printed.
+        Text that the tool printed.
 
     Raises:
-        CandidateError: it failed, or took too long and was killed with its children.
-        InputError: it isn't installed.
+        CandidateError: the tool failed, or took too long and was killed with its children.
+        InputError: the tool isn't installed.
     """
     program = needed(name)
     with log.open("wb") as output:
@@ -123,16 +124,14 @@ def run(name: str, arguments: Sequence[str], folder: Path, log: Path, *, limit_s
             raise
     said = log.read_text(errors="replace")
     if code is None:
-        raise CandidateError(
-            f"{name} hung: no end within {limit_s:.0f} s, killed with its children"
-        )
+        raise CandidateError(f"{name} hung: killed with its children after {limit_s:.0f} s")
     if code != 0:
         raise CandidateError(f"{name} failed: {complaint(said) or f'exit code {code}'}")
     return said
 
 
 def _waited(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
-    """Wait for a process; kill it and return None where it takes too long."""
+    """Wait for a process; if it takes too long, kill it and return None."""
     deadline = time.monotonic() + limit_s
     while True:
         try:
@@ -145,7 +144,7 @@ def _waited(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
 
 
 def complaint(said: str) -> str:
-    """Return the first line of a tool's output that tells of an error, without the word."""
+    """Return the first error in a tool's output, without the word ERROR; "" if there is none."""
     for line in said.splitlines():
         before, mark, text = line.partition("ERROR:")
         if mark and not before.strip():
@@ -157,9 +156,9 @@ def complaint(said: str) -> str:
 
 
 def kill(pid: int) -> None:
-    """Kill a process and all that descend from it."""
+    """Kill a process and all its descendants."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)  # so that it starts no other meanwhile
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no further processes meanwhile
     for one in (pid, *descendants(pid)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(one, signal.SIGKILL)

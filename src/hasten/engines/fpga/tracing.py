@@ -1,4 +1,4 @@
-"""From an ONNX graph to a fixed-point program, node by node."""
+"""Conversion of an ONNX graph to a fixed-point program, node by node."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ def trace(
 ) -> FpgaProgram:
     """Turn a graph into additions, shifts, comparisons and tables of fixed-point numbers.
 
-    Sums are exact; what goes into a product is rounded to its width.
+    Sums are exact; the inputs of a product are rounded to its width.
 
     Args:
-        proto: Float, simplified, all shapes settled, batch 1.
-        ranges: Of every tensor.
-        widths: Of the numbers.
-        inputs: The model's.
-        outputs: The model's.
+        proto: Simplified float graph with all shapes settled, batch 1.
+        ranges: Ranges of every tensor, by name.
+        widths: Widths of the numbers.
+        inputs: Specs of the model's inputs.
+        outputs: Specs of the model's outputs.
 
     Raises:
-        CandidateError: an operator that has no fixed-point form here, by its node.
+        CandidateError: an operator has no fixed-point form here; the message names its node.
     """
     return _Tracer(proto, ranges, widths).program(inputs, outputs)
 
 
 class _Tracer:
-    """A graph on its way to a program, and what is left to whoever reads an output."""
+    """Graph on its way to a program, with the steps that are left to readers of the outputs."""
 
     def __init__(
         self, proto: onnx.ModelProto, ranges: Mapping[str, ElementRange], widths: Widths
     ) -> None:
         self._graph, self._values = proto.graph, Values(proto, ranges, widths)
         self._endings: dict[str, dict[str, Any]] = {}
-        """What is left to whoever reads an output, as fields of its port."""
+        """Steps left to readers of the outputs, by the output's name, as fields of its port."""
 
     def program(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> FpgaProgram:
         """Trace the whole graph."""
@@ -97,7 +97,7 @@ class _Tracer:
         return value, Port(spec.name, spec.sizes[1:], *_flat(form))
 
     def _left_to_the_reader(self, node: onnx.NodeProto, results: set[str]) -> bool:
-        """Whether it is a softmax at the very end, which the largest answer doesn't need."""
+        """Whether a node is a softmax at the very end, which doesn't change the largest answer."""
         name = node.output[0]
         ends = name in results and name not in self._values.readers
         return ends and node.op_type in ("Softmax", "LogSoftmax")
@@ -112,7 +112,7 @@ class _Tracer:
         make = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is None:
             raise CandidateError(
-                f"no fixed-point form of the operator {node.op_type} (node {node.name!r}); there are: "
+                f"the operator {node.op_type} (node {node.name!r}) has no fixed-point form; these have: "
                 f"{', '.join(sorted(OPERATORS))}, and a softmax at the end"
             )
         try:
@@ -126,7 +126,7 @@ class _Tracer:
             ) from error
 
     def _grow(self, node: onnx.NodeProto) -> None:
-        """Turn trees into comparisons. A classifier's label is left to whoever reads the sums."""
+        """Turn trees into comparisons; a classifier's label is left to the reader of the sums."""
         ensemble = trees.read(node)
         given = self._values.value(node.input[0])
         sums = ensemble.sums(
@@ -144,7 +144,7 @@ class _Tracer:
             transform = "none"
             if ensemble.transform == "LOGISTIC":
                 raise CandidateError(
-                    f"a logistic of each class (node {node.name!r}) isn't left to readers"
+                    f"a logistic of each class (node {node.name!r}) isn't supported"
                 )
         meet = 0.5 if ensemble.positive else 0.0
         label: dict[str, Any] = {"epilogue": "label", "classes": ensemble.classes, "meet": meet}
@@ -153,11 +153,11 @@ class _Tracer:
             self._values.tensors[name], self._endings[name] = value, ending
             if any(name in reader.input for reader in self._graph.node):
                 raise CandidateError(
-                    f"what trees say (node {node.name!r}) has to be the model's answer"
+                    f"the output of trees (node {node.name!r}) has to be the model's output"
                 )
 
     def _fold(self, node: onnx.NodeProto) -> None:
-        """Work out a node of constants alone."""
+        """Evaluate a node whose inputs are all constants."""
         from onnx.reference import ReferenceEvaluator
 
         try:
@@ -165,7 +165,7 @@ class _Tracer:
             found = ReferenceEvaluator(node).run(None, given)
         except Exception as error:
             raise CandidateError(
-                f"the constants of the operator {node.op_type} (node {node.name!r}) can't be worked out"
+                f"the constant operator {node.op_type} (node {node.name!r}) can't be evaluated"
             ) from error
         self._values.constants.update(zip(node.output, map(np.asarray, found), strict=False))
 

@@ -1,4 +1,4 @@
-"""An ONNX graph as a Keras network of HGQ2's layers, whose bit widths are trained with its weights.
+"""Conversion of an ONNX graph to a Keras network of HGQ2's layers, with trainable bit widths.
 
 Source: Sun et al., HGQ: High Granularity Quantization, arXiv:2405.00645.
 """
@@ -22,14 +22,15 @@ from hasten.errors import CandidateError
 
 @dataclass
 class Trainable:
-    """A network that can be trained.
+    """Network that can be trained.
 
     Attributes:
-        network: Keras's, channels last.
-        shift: Of each element of the input, by how many binary places the network's is smaller;
-            shape as the model's input, without an axis for samples.
-        output: Name of the model's output that it gives, or what is before a softmax at the end.
-        epilogue: "softmax", "log_softmax" or "none".
+        network: Keras model, channels last.
+        shift: Binary places by which each element of the input is smaller in the network, in the
+            shape of the model's input without an axis for samples.
+        output: Name of the model's output that the network gives, up to a softmax at the end.
+        epilogue: Softmax at the end that the network leaves out: "softmax", "log_softmax" or
+            "none".
     """
 
     network: Any
@@ -38,19 +39,19 @@ class Trainable:
     epilogue: Epilogue
 
     def given(self, inputs: Array) -> Array:
-        """Turn the model's inputs, `(n, *shape)`, into the network's."""
+        """Return the network's inputs for the model's inputs, `(n, *shape)`."""
         scaled = inputs.astype(np.float32) * np.exp2(-self.shift).astype(np.float32)
         return channels_last(scaled)
 
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor of the network, and what is still to be done to it: times a scale, plus an offset.
+    """Tensor of the network that is still to be multiplied by a scale and added to an offset.
 
     Attributes:
-        tensor: Keras's, channels last.
-        scale: Of each channel, `(C,)`, or of each element of a vector; None for 1.
-        offset: The same; None for 0.
+        tensor: Keras tensor, channels last.
+        scale: Factor of each channel, `(C,)`, or of each element of a vector; None for 1.
+        offset: Summand of each channel, `(C,)`, or of each element of a vector; None for 0.
     """
 
     tensor: Any
@@ -62,18 +63,19 @@ def trainable(proto: onnx.ModelProto, ranges: Mapping[str, ElementRange], bits: 
     """Build the network with the graph's weights.
 
     Args:
-        proto: Float, simplified, all shapes settled, batch 1, one input and one output.
-        ranges: Of every tensor.
-        bits: Of all numbers, to begin with.
+        proto: Simplified float graph with all shapes settled, batch 1, one input and one output.
+        ranges: Ranges of every tensor, by name.
+        bits: Width of all numbers at the start of training.
 
     Raises:
-        CandidateError: an operator that can't be trained so, by its node; or several inputs or outputs.
+        CandidateError: an operator can't be trained for few bits (the message names its node), or
+            there are several inputs or outputs.
     """
     return _Builder(proto, ranges, bits).built()
 
 
 def channels_last(array: Array) -> Array:
-    """Put a batch's channels last."""
+    """Return a batch with its channels last."""
     return np.moveaxis(array, 1, -1) if array.ndim > 2 else array
 
 
@@ -87,13 +89,13 @@ class _Builder:
         self._weights: list[tuple[Any, Array, Array]] = []
 
     def built(self) -> Trainable:
-        """Build it."""
+        """Build the network."""
         import keras
         from hgq.config import LayerConfigScope, QuantizerConfigScope
 
         inputs = [v for v in self._graph.input if v.name not in self._constants]
         if len(inputs) != 1 or len(self._graph.output) != 1:
-            raise CandidateError("a network is trained for few bits with one input and one output")
+            raise CandidateError("only a network of one input and output is trained for few bits")
         (given,) = inputs
         epilogue: Epilogue = "none"
         seen = self._ranges[given.name].by_channel()
@@ -134,16 +136,17 @@ class _Builder:
         self._values[node.output[0]] = make(self, node)
 
     def _plain(self, name: str, node: onnx.NodeProto) -> Any:
-        """Return a tensor to which nothing is to be done any more."""
+        """Return a tensor that has no scale or offset left to apply."""
         value = self._values[name]
         if value.scale is not None or value.offset is not None:
             raise CandidateError(
-                f"the scale before the operator {node.op_type} (node {node.name!r}) belongs to no product"
+                f"the scale before the operator {node.op_type} (node {node.name!r}) can't go into "
+                "a product"
             )
         return value.tensor
 
     def constant(self, node: onnx.NodeProto, place: int) -> Array | None:
-        """Return a constant input, as float64; None where there is none."""
+        """Return a constant input as float64; None where it isn't given."""
         if place >= len(node.input) or not node.input[place]:
             return None
         found = self._constants.get(node.input[place])
@@ -155,7 +158,7 @@ class _Builder:
         return found.astype(np.float64)
 
     def product(self, node: onnx.NodeProto) -> Any:
-        """A Gemm or a MatMul."""
+        """Return the layer for a Gemm or a MatMul."""
         from hgq.layers import QDense
 
         settings = attributes(node)
@@ -177,7 +180,7 @@ class _Builder:
         return _Value(tensor)
 
     def convolution(self, node: onnx.NodeProto) -> Any:
-        """A two-dimensional convolution."""
+        """Return the layer for a two-dimensional convolution."""
         from hgq.layers import QConv2D
 
         settings, weights = attributes(node), self.constant(node, 1)
@@ -229,11 +232,11 @@ class _Builder:
         if auto == b"NOTSET" and strides == (1, 1) and pads == same:
             return "same"
         raise CandidateError(
-            f"the padding of this {node.op_type} (node {node.name!r}) can't be trained so"
+            f"the padding of this {node.op_type} (node {node.name!r}) can't be trained for few bits"
         )
 
     def affine(self, node: onnx.NodeProto) -> Any:
-        """A normalization, or a sum or product with constants of each channel: left to the next product."""
+        """Return a value with its scale and offset by channel, for the next product to apply."""
         value, settings = self._values[node.input[0]], attributes(node)
         shape = self._ranges[node.input[0]].low.shape
         scale, offset = np.ones(shape[1]), np.zeros(shape[1])
@@ -251,7 +254,7 @@ class _Builder:
             spread = np.broadcast_to(constant, shape)[0].reshape(shape[1], -1)
             if not (spread == spread[:, :1]).all():
                 raise CandidateError(
-                    f"the operator {node.op_type} (node {node.name!r}) differs within a channel"
+                    f"the constant of {node.op_type} (node {node.name!r}) differs within a channel"
                 )
             by_channel = spread[:, 0]
             if node.op_type in ("Mul", "Div"):
@@ -263,13 +266,13 @@ class _Builder:
         return _Value(value.tensor, before * scale, moved * scale + offset)
 
     def rectified(self, node: onnx.NodeProto) -> Any:
-        """A ReLU."""
+        """Return the layer for a ReLU."""
         import keras
 
         return _Value(keras.layers.ReLU()(self._plain(node.input[0], node)))
 
     def pooled(self, node: onnx.NodeProto) -> Any:
-        """A pooling over windows."""
+        """Return the layer for a pooling over windows."""
         import hgq.layers
 
         settings = attributes(node)
@@ -285,12 +288,12 @@ class _Builder:
         value = self._values[node.input[0]]
         positive = value.scale is not None and bool((value.scale > 0).all())
         if node.op_type == "MaxPool" and value.offset is None and positive:
-            # A positive scale commutes with the largest.
+            # A positive scale commutes with the maximum.
             return _Value(kind(kernel, strides)(value.tensor), value.scale)
         return _Value(kind(kernel, strides)(self._plain(node.input[0], node)))
 
     def flattened(self, node: onnx.NodeProto) -> Any:
-        """A Flatten, or a Reshape that is one: in the order of the model, channels first."""
+        """Return the layer for a Flatten (or a Reshape that is one), in the model's order."""
         import keras
 
         before = self._ranges[node.input[0]].low.shape
@@ -309,7 +312,7 @@ class _Builder:
         )
 
     def kept(self, node: onnx.NodeProto) -> Any:
-        """What does nothing."""
+        """Return the input, for an operator that does nothing."""
         return self._values[node.input[0]]
 
 

@@ -15,18 +15,19 @@ from hasten.errors import CandidateError
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Trees of an ONNX node, `ai.onnx.ml` TreeEnsembleClassifier or TreeEnsembleRegressor.
+    """Trees of an ONNX node, an `ai.onnx.ml` TreeEnsembleClassifier or TreeEnsembleRegressor.
 
     Attributes:
-        node: The node's name, for errors.
-        branches: (tree, node) -> feature, threshold, where to go if the feature is at most that
-            (or less, where `strict`), where else.
-        leaves: (tree, node) -> weights of the targets, `(targets,)`.
-        strict: Whether the comparison is "less than".
-        base: What each target begins with, `(targets,)`.
-        classes: Of a classifier, its labels; else empty.
-        transform: What is done to the sums at the end: "NONE", "LOGISTIC", "SOFTMAX".
-        positive: Whether a classifier's only sum is a probability, so that its classes meet at 0.5.
+        node: Name of the node, for messages.
+        branches: Feature, threshold, and the next node if the feature is at most that (or less,
+            where `strict`) and if not, by (tree, node).
+        leaves: Weights of the targets, `(targets,)`, by (tree, node).
+        strict: Whether the comparison is "less than" instead of "at most".
+        base: Initial sum of each target, `(targets,)`.
+        classes: Labels of a classifier; empty for a regressor.
+        transform: Final function of the sums: "NONE", "LOGISTIC", "SOFTMAX".
+        positive: Whether a classifier's only sum is a probability, so that its two classes meet at
+            0.5.
     """
 
     node: str
@@ -39,12 +40,12 @@ class Ensemble:
     positive: bool
 
     def sums(self, features: Sequence[Any], bits: int, hardware: Any) -> list[Any]:
-        """Return the targets' sums.
+        """Return the sum of each target.
 
         Args:
-            features: da4ml's variables, rounded.
-            bits: Of the largest leaf, its sign included.
-            hardware: da4ml's costs.
+            features: Rounded features, as da4ml's variables.
+            bits: Width of the largest leaf, sign bit included.
+            hardware: Hardware costs, as da4ml's configuration.
         """
         from da4ml.trace import FixedVariable, FixedVariableArray
 
@@ -59,7 +60,7 @@ class Ensemble:
             feature, threshold, below, above = self.branches[tree, node]
             variable = features[feature]
             places = float(variable.step)
-            least = np.floor(threshold / places) * places + places  # the least that is above
+            least = np.floor(threshold / places) * places + places  # least number above it
             if self.strict and threshold / places == np.floor(threshold / places):
                 least = threshold
             condition = (variable - float(least)).is_negative()
@@ -78,7 +79,7 @@ def read(node: onnx.NodeProto) -> Ensemble:
     """Read a node's trees.
 
     Raises:
-        CandidateError: trees of a kind that has no fixed-point form.
+        CandidateError: the trees are of a kind that has no fixed-point form.
     """
     given: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     kind = "class" if node.op_type == "TreeEnsembleClassifier" else "target"

@@ -1,4 +1,4 @@
-"""The tensors of a graph on their way to a fixed-point program: exact, or rounded to a width."""
+"""Tensors of a graph on their way to a fixed-point program: exact, or rounded to a width."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _KEEPS_ROUNDING = frozenset(
         "Dropout",
     }
 )
-"""Operators that commute with adding half a step: max(x, 0) + h is cut off as max(x + h, 0) is."""
+"""Operators that commute with adding half a step h: max(x, 0) + h truncates as max(x + h, 0)."""
 _TABLE_BITS = 10
-"""Of a lookup table's address, at most."""
+"""Largest width of a lookup table's address."""
 
 
 @dataclass(frozen=True)
 class Widths:
-    """How many bits numbers have.
+    """Widths of a program's numbers, in bits.
 
     Attributes:
-        weights: Of an output's largest weight.
-        activations: Of what goes into a product.
-        inputs: Of the model's inputs.
-        overflow: What happens to a number beyond the range that calibration showed: it becomes the
-            largest, wraps around (with a bit to spare), or never is, since no bit before the
-            point is left out.
-        layers: Of single nodes, by name: bits of weights and of what goes in.
+        weights: Width of an output's largest weight.
+        activations: Width of a product's inputs.
+        inputs: Width of the model's inputs.
+        overflow: Treatment of numbers beyond the range that calibration showed: "saturate" at the
+            largest number, "wrap" around (with a spare bit), or "grow", which keeps all bits before
+            the point so that none overflows.
+        layers: Widths of single nodes by name, each as (weights, inputs).
     """
 
     weights: int
@@ -56,25 +56,25 @@ class Widths:
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def of(self, node: str) -> tuple[int, int]:
-        """Bits of a node's weights and of what goes into it."""
+        """Return the widths of a node's weights and of its inputs."""
         return self.layers.get(node, (self.weights, self.activations))
 
 
 class Values:
-    """What became of a graph's tensors so far, and how operators take and give them.
+    """Tensors of a graph that are computed so far, in the forms that operators read and return.
 
     Args:
-        proto: Float, simplified.
-        ranges: Of every tensor.
-        widths: Of the numbers.
+        proto: Simplified float graph.
+        ranges: Ranges of every tensor, by name.
+        widths: Widths of the numbers.
 
     Attributes:
-        ranges: Of every tensor.
-        widths: Of the numbers.
-        hardware: What da4ml takes additions to cost.
+        ranges: Ranges of every tensor, by name.
+        widths: Widths of the numbers.
+        hardware: Costs of additions, as da4ml's configuration.
         constants: Tensors that are known beforehand, by name.
-        tensors: All others so far, as arrays of the program's numbers.
-        readers: The nodes that read a tensor.
+        tensors: Computed tensors by name, as arrays of the program's numbers.
+        readers: Nodes that read each tensor, by its name.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Values:
         }
         self.tensors: dict[str, Any] = {}
         self._rounded: set[str] = set()
-        """Tensors whose sums have half a step in them already."""
+        """Tensors that already include half a step, so that truncation rounds them."""
         self._narrow: dict[tuple[str, int], Any] = {}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in proto.graph.node:
@@ -101,17 +101,17 @@ class Values:
         return self._arrays(values, hwconf=self.hardware)
 
     def request(self, form: Format) -> Any:
-        """Return an input of the program, which comes in a format."""
+        """Return an input of the program, with numbers in a format."""
         return self._arrays.from_kif(form.signed, form.integer, form.fraction, self.hardware, 0)
 
     def value(self, name: str) -> Any:
-        """Return a tensor as it is: exact, however many bits that takes."""
+        """Return a tensor exactly, however many bits that takes."""
         if name in self.tensors:
             return self.tensors[name]
         return self.constants[name].astype(np.float64)
 
     def constant(self, node: onnx.NodeProto, place: int) -> Array | None:
-        """Return a constant input; None where there is none."""
+        """Return a constant input; None where it isn't given."""
         if place >= len(node.input) or not node.input[place]:
             return None
         name = node.input[place]
@@ -126,14 +126,14 @@ class Values:
         return name not in self.tensors
 
     def wide(self, node: onnx.NodeProto, place: int = 0) -> Any:
-        """Return a node's input as it is; its rounding goes over to what the node gives."""
+        """Return a node's exact input; half a step in it is noted as also in the node's output."""
         name = node.input[place]
         if name in self._rounded and node.op_type in _KEEPS_ROUNDING:
             self._rounded.add(node.output[0])
         return self.value(name)
 
     def narrow(self, node: onnx.NodeProto, place: int = 0, bits: int | None = None) -> Any:
-        """Return a node's input rounded to its width, once for all nodes that read it at this width."""
+        """Return a node's input rounded to its width; nodes that read it at this width share it."""
         name = node.input[place]
         bits = self.widths.of(node.name)[1] if bits is None else bits
         if (name, bits) not in self._narrow:
@@ -158,9 +158,10 @@ class Values:
         return value.quantize(form.signed, form.integer + spare, form.fraction, mode, rounding)
 
     def half_a_step(self, node: onnx.NodeProto) -> Array | float:
-        """Return what to add to a product's bias so that cutting off its sum rounds it.
+        """Return the number to add to a product's bias so that truncating its sum rounds it.
 
-        Every node between the product and the next must leave that as it is, and have no other reader.
+        Every node between this product and the next one must commute with the addition and have no
+        other reader; otherwise the number is 0.
         """
         name = node.output[0]
         while True:
@@ -196,11 +197,11 @@ class Values:
         return np.asarray(np.round(np.asarray(bias, np.float64) / step) * step)
 
     def table(self, node: onnx.NodeProto, function: Callable[[Array], Array]) -> Any:
-        """Return a function of one number, looked up: what goes in addresses a table."""
+        """Return a function of the node's input by a lookup table that the input addresses."""
         bits = min(_TABLE_BITS, self.widths.of(node.name)[1])
         value = self.narrow(node, bits=bits)
         form = self._format(node.output[0], self.widths.activations)
-        # A table answers for what calibration never showed too.
+        # A table must also answer for numbers that calibration never showed.
         low, high = (float(e) for e in function(np.asarray([-1e3, 1e3])))
         reach = (
             max(abs(low), abs(high))
@@ -213,7 +214,7 @@ class Values:
         return value.apply(function).quantize(signed, integer, fraction, "SAT", "RND")
 
     def share(self, node: onnx.NodeProto, count: int) -> float:
-        """Return one over a count, rounded to the width of a node's weights."""
+        """Return 1 / count, rounded to the width of a node's weights."""
         bits = self.widths.of(node.name)[0]
         return float(rounded_weights(np.array([[1 / count]]), bits, 0)[0, 0])
 

@@ -1,4 +1,4 @@
-"""Projects for those who own AMD's tools: the same program for Vivado as RTL and for Vitis HLS as C++."""
+"""Projects for AMD's tools, for those who own them: RTL for Vivado and C++ for Vitis HLS."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from hasten.engines.fpga.design import TOP, Design
 from hasten.engines.fpga.program import FpgaProgram
 
 PART = "xcvu13p-flga2577-2-e"
-"""What the scripts name; whoever runs them sets their own."""
+"""Part that the scripts name; users replace it by their own."""
 
 
 def write_projects(program: FpgaProgram, design: Design, folder: Path) -> list[Path]:
-    """Write scripts and sources; nothing here runs them.
+    """Write scripts and sources for AMD's tools, which hasten itself never runs.
 
     Args:
-        program: What the design computes.
-        design: Its RTL lies in `folder / "rtl"`.
-        folder: Of the design.
+        program: Program that the design computes.
+        design: Design whose RTL lies in `folder / "rtl"`.
+        folder: Folder of the design.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     from da4ml.codegen import HLSModel, VerilogModel
 
@@ -39,7 +39,7 @@ def write_projects(program: FpgaProgram, design: Design, folder: Path) -> list[P
         "src/static",
         "sim",
         "model",
-    ):  # headers that Vitis brings, and what is kept elsewhere
+    ):  # headers that Vitis brings, and files that are kept elsewhere
         shutil.rmtree(vitis / left_out)
     written = [p for p in sorted(vitis.rglob("*")) if p.is_file()]
     return [folder / "build_vivado_prj.tcl", folder / "rtl" / f"{TOP}.xdc", *written]

@@ -1,4 +1,4 @@
-"""LiteRT on the CPU: the kernels of XNNPACK."""
+"""Engine for LiteRT on the CPU, with the kernels of XNNPACK."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from hasten.engines.litert.tflite.quiet import quiet
 from hasten.errors import CandidateError
 
 _ALONE = 1e-3
-"""How far, as a share of the largest answer, a request may move by what else is in its batch."""
+"""Largest deviation between a request alone and in a batch, as a share of the largest answer."""
 
 
 @dataclass(frozen=True)
 class LiteRt(Engine):
     """LiteRT's interpreter with its default delegate, XNNPACK, in float32 or int8.
 
-    Of ONNX models it takes those in float, through hasten's own converter: see `hasten.engines.litert.tflite`.
+    It takes float ONNX models through hasten's own converter: see `hasten.engines.litert.tflite`.
 
     Attributes:
-        threads: How many work on one operator; None for all that the target has.
+        threads: Number of threads that share an operator; None for all that the target has.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "tflite"})
@@ -44,26 +44,26 @@ class LiteRt(Engine):
     settles: ClassVar[bool] = True
     float_only: ClassVar[bool] = True
     kernels: ClassVar[str] = "AUTO"
-    """LiteRT's name of what chooses them."""
+    """Name in LiteRT of the set of kernels."""
 
     threads: int | None = None
 
     @property
     def exact(self) -> bool:
-        """Always: half precision isn't asked for."""
+        """True: half precision isn't asked for."""
         return True
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """There is one: every setting computes the same."""
+        """Yield the only variant: every setting computes the same."""
         yield cls()
 
     def on_threads(self, threads: int, *, alone: bool = True) -> Self:
-        """Return it set to a number of threads."""
+        """Return the engine set to a number of threads."""
         return replace(self, threads=threads)
 
     def tunings(self, target: Target) -> Iterator[Self]:
-        """Yield one thread, which is faster for small models."""
+        """Yield a single thread, which is faster for small models."""
         if target.threads > 1 and self.threads is None:
             yield replace(self, threads=1)
 
@@ -81,13 +81,14 @@ class LiteRt(Engine):
             raise cls.missing("LiteRT", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Convert the model to .tflite for the shapes of its request, and prove that it runs.
+        """Convert the model to .tflite for the shapes of its request, and check that it runs.
 
-        An open batch dimension stays open where several requests at once are answered as each by
-        itself; the artifact's inputs say so.
+        An open batch dimension stays open if requests in a batch get the answers that they get
+        alone; the artifact's inputs tell.
 
         Raises:
-            CandidateError: it can't be converted or run: which operator, which node.
+            CandidateError: the model can't be converted or run; the message names the operator and
+                node.
         """
         if model.format == "tflite":
             artifact = place(model, workdir)
@@ -101,10 +102,10 @@ class LiteRt(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load the file for the request's shapes; leaving frees it.
+        """Load the file for the request's shapes; leaving the context frees it.
 
         Raises:
-            CandidateError: it can't be loaded.
+            CandidateError: the file can't be loaded.
         """
         session = LiteRtSession(artifact, self.threads or target.threads, self.kernels)
         try:
@@ -113,7 +114,7 @@ class LiteRt(Engine):
             session.close()
 
     def _settled(self, artifact: Artifact, target: Target) -> Artifact:
-        """Return the artifact with the shapes that its inputs really take."""
+        """Return the artifact with the input shapes that the file takes."""
         with self.open(artifact, target) as session:
             assert isinstance(session, LiteRtSession)
             sizes = session.sizes
@@ -139,7 +140,7 @@ class LiteRt(Engine):
 def _drawn(
     specs: Sequence[TensorSpec], sizes: Mapping[str, tuple[int, ...]], seed: int
 ) -> dict[str, Array]:
-    """Return a request: normal floats, and zeros of any other type."""
+    """Return a random request: normally distributed floats, and zeros for other types."""
     rng = np.random.default_rng(seed)
     return {
         spec.name: rng.standard_normal(sizes[spec.name]).astype(spec.dtype)
@@ -152,7 +153,7 @@ def _drawn(
 def _alone(
     session: Session, specs: Sequence[TensorSpec], sizes: Mapping[str, tuple[int, ...]]
 ) -> bool:
-    """Whether two requests at once are answered as each by itself."""
+    """Whether two requests in a batch get the answers that each gets alone."""
     requests = [_drawn(specs, sizes, seed) for seed in range(2)]
     singly = [session.run(request) for request in requests]
     both = session.run({s.name: np.concatenate([r[s.name] for r in requests]) for s in specs})
@@ -170,12 +171,12 @@ def _alone(
 
 
 class LiteRtSession(Session):
-    """One interpreter, given other shapes where batches of another size come.
+    """Session of an interpreter, which is resized for batches of another size.
 
-    What the artifact has in float and the file in integers is scaled on the way.
+    Tensors that are floats in the artifact but integers in the file are scaled on the way.
 
     Attributes:
-        sizes: By input name, the shapes that the file is made for.
+        sizes: Shapes that the file is made for, by input name.
     """
 
     def __init__(self, artifact: Artifact, threads: int, kernels: str = "AUTO") -> None:
@@ -207,10 +208,10 @@ class LiteRtSession(Session):
         self._interpreter: Any = interpreter
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Answer one request. Inputs and outputs are copied once.
+        """Answer one request; inputs and outputs are copied once.
 
         Raises:
-            CandidateError: the runtime failed, or was given what it doesn't take.
+            CandidateError: the runtime failed, or an input is missing or doesn't fit.
         """
         interpreter = self._interpreter
         if interpreter is None:
@@ -238,23 +239,23 @@ class LiteRtSession(Session):
             raise failed("LiteRT failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """How many threads it has, and how many operators XNNPACK runs where the runtime tells."""
+        """Number of threads, and of the operators that XNNPACK runs, if the runtime tells."""
         found = {"threads": str(self._threads)}
-        with contextlib.suppress(AttributeError, KeyError):  # it isn't public, and may go
+        with contextlib.suppress(AttributeError, KeyError):  # not public, so it may go
             found["xnnpack"] = _delegated(self._interpreter)
         return found
 
     def close(self) -> None:
-        """Free the interpreter, its buffers and threads."""
+        """Free the interpreter with its buffers and threads."""
         self._interpreter = None
 
     def _resize(self, sizes: dict[str, tuple[int, ...]]) -> None:
-        """Plan anew for other shapes: 0.2 ms, and more where memory has to grow."""
+        """Plan for other shapes, which takes 0.2 ms, or more where memory has to grow."""
         for spec in self.inputs:
             if not _takes(spec, sizes[spec.name]):
                 got = ", ".join(map(str, sizes[spec.name]))
                 raise CandidateError(f"LiteRT takes {spec}; got [{got}]")
-        self._now = dict.fromkeys(sizes, ())  # none, should this fail half-way
+        self._now = dict.fromkeys(sizes, ())  # resizes again if this fails
         for name, index in self._from:
             self._interpreter.resize_tensor_input(index, sizes[name])
         self._interpreter.allocate_tensors()
@@ -263,14 +264,20 @@ class LiteRtSession(Session):
 
 @dataclass(frozen=True)
 class _Scale:
-    """How a file's integers stand for floats: r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1."""
+    """Scale of integers that stand for floats: r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
+
+    Attributes:
+        dtype: Integer type, by numpy's name.
+        scale: Scale S.
+        zero_point: Zero point Z.
+    """
 
     dtype: str
     scale: float
     zero_point: int
 
     def to_integers(self, floats: Array) -> Array:
-        """Round to the nearest, halves away from zero, as LiteRT's own operator does."""
+        """Round to the nearest integer, halves away from zero, as LiteRT's own operator does."""
         scaled = floats / np.float32(self.scale)
         rounded = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)) + self.zero_point
         limits = np.iinfo(self.dtype)
@@ -278,12 +285,12 @@ class _Scale:
         return integers
 
     def to_floats(self, integers: Array) -> Array:
-        """Return what they stand for, in float32."""
+        """Return the floats that integers stand for, in float32."""
         return (integers.astype(np.float32) - self.zero_point) * np.float32(self.scale)
 
 
 def _scales(specs: Sequence[TensorSpec], found: Mapping[str, Any]) -> dict[str, _Scale]:
-    """Return the scales of what the file has in integers where the specs say floats."""
+    """Return the scales of tensors that are integers in the file and floats in the specs."""
     scales = {}
     for spec in specs:
         dtype = np.dtype(found[spec.name]["dtype"])
@@ -300,13 +307,13 @@ def _takes(spec: TensorSpec, sizes: tuple[int, ...]) -> bool:
 
 
 def _tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what is known of inputs and outputs by name; the one who tells may not live on."""
+    """Return the details of inputs and outputs by name; the runner itself mustn't be kept."""
     runner = interpreter.get_signature_runner()
     return runner.get_input_details(), runner.get_output_details()
 
 
 def _delegated(interpreter: Any) -> str:
-    """Say how many of the file's operators the delegate runs."""
+    """Return how many of the file's operators the delegate runs."""
     steps = interpreter._get_ops_details()
     own = [step for step in steps if step["op_name"] != "DELEGATE"]
     producers = {int(t): i for i, step in enumerate(own) for t in step["outputs"]}

@@ -1,4 +1,4 @@
-"""LiteRT's reference kernels: what interpreters on microcontrollers compute by."""
+"""Engine for LiteRT's reference kernels, as interpreters on microcontrollers use them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from hasten.engines.litert.engine import LiteRt
 
 @dataclass(frozen=True)
 class LiteRtReference(LiteRt):
-    """LiteRT's interpreter with its reference kernels, for devices whose interpreter is another.
+    """LiteRT's interpreter with its reference kernels, for devices with another interpreter.
 
-    The file is what ships. Its answers here aren't those of a given device bit for bit: LiteRT's
-    own three sets of int8 kernels give three answers, some by a step of the last quantized value.
+    The bundle ships the .tflite file. A device's answers may differ from those given here: LiteRT's
+    own three sets of int8 kernels give three different answers, some of them off by one
+    quantization step.
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"litert"})
@@ -29,11 +30,11 @@ class LiteRtReference(LiteRt):
     faithful: ClassVar[bool] = False
 
     def tunings(self, target: Target) -> Iterator[Self]:
-        """Yield nothing: these kernels know no threads."""
+        """Yield nothing: these kernels don't use threads."""
         yield from ()
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
-        """Say what memory a device needs at least, by the file itself; nothing tells of time.
+        """Return the least memory that a device needs, from the file; its time stays unknown.
 
         Raises:
             CandidateError: the file can't be read.
@@ -61,7 +62,7 @@ class LiteRtReference(LiteRt):
 
 
 def _peak(graph: Any, widths: dict[int, int]) -> int:
-    """Return the most bytes of tensors that are alive at once, operators in the file's order."""
+    """Return the peak size in bytes of the tensors alive at once, in the file's order."""
     computed = {int(t) for operator in graph.operators for t in operator.outputs}
     computed |= set(map(int, graph.inputs))
     last = dict.fromkeys(map(int, graph.outputs), len(graph.operators))

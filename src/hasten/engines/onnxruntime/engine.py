@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""Engine for ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from hasten.errors import CandidateError
 
 _LOG_ERRORS_ONLY = 3
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
-"""Rounds the float weights of a layer between quantized ones, which were left in float on purpose."""
+"""Optimizer that rounds weights between quantized layers which were left in float on purpose."""
 _SPINNING = "session.intra_op.allow_spinning"
 
 
 @dataclass(frozen=True)
 class OnnxRuntime(Engine):
-    """ONNX Runtime's CPU kernels; as `InferenceSession(path)` sets them up, but for the threads.
+    """ONNX Runtime's CPU kernels, set up as `InferenceSession(path)` does, except for the threads.
 
     Attributes:
-        threads: How many work on one operator; None for all that the target has.
-        spinning: Whether idle threads wait awake. Faster, and takes the time of others' threads
-            and of a cgroup's quota.
-        graph_optimization: What it does to the graph at load: everything that it knows, or
-            nothing, for a look at the file as it is.
+        threads: Number of threads that share an operator; None for all that the target has.
+        spinning: Whether idle threads wait by spinning, which is faster but takes time from other
+            threads and from a cgroup's quota.
+        graph_optimization: Optimization of the graph at load: "all", or "disabled" to see the file
+            as it is.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
@@ -50,25 +50,25 @@ class OnnxRuntime(Engine):
 
     @property
     def exact(self) -> bool:
-        """Always: no setting here lowers the precision."""
+        """True: no setting here lowers the precision."""
         return True
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """There is one: every setting computes the same."""
+        """Yield the only variant: every setting computes the same."""
         yield cls()
 
     def beside(self) -> Self:
-        """Return it with threads that don't wait awake."""
+        """Return the engine with idle threads that sleep."""
         return replace(self, spinning=False)
 
     def on_threads(self, threads: int, *, alone: bool = True) -> Self:
-        """Return it set to a number of threads."""
+        """Return the engine set to a number of threads."""
         return replace(self, threads=threads)
 
     def tunings(self, target: Target) -> Iterator[Self]:
-        """Yield one thread, which is faster for small models, and, where a quota allows less
-        than the processors at hand, threads that don't spend it on waiting."""
+        """Yield a single thread, which is faster for small models; and, where a quota allows less
+        than the processors at hand, threads that don't spend the quota on waiting."""
         if target.threads > 1 and self.threads is None:
             yield replace(self, threads=1)
             if target.threads < len(target.cpus) and self.spinning:
@@ -87,10 +87,10 @@ class OnnxRuntime(Engine):
             raise cls.missing("ONNX Runtime", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Keep the model as it is, and prove that it can be loaded.
+        """Keep the model as it is, after checking that it can be loaded.
 
         Raises:
-            CandidateError: it can't: which operator, which node.
+            CandidateError: the model can't be loaded; the message names the operator and node.
         """
         artifact = place(model, workdir)
         self._load(artifact, target)
@@ -98,10 +98,10 @@ class OnnxRuntime(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load the model; leaving frees it and its threads.
+        """Load the model; leaving the context frees it and its threads.
 
         Raises:
-            CandidateError: it can't be loaded.
+            CandidateError: the model can't be loaded.
         """
         session = OnnxRuntimeSession(artifact, self._load(artifact, target))
         try:
@@ -112,7 +112,7 @@ class OnnxRuntime(Engine):
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
     ) -> tuple[LayerTime, ...]:
-        """Answer requests with the runtime's trace on; see `onnxruntime_layers.profiled`."""
+        """Answer requests with the runtime's trace on; see `layers.profiled`."""
         with tempfile.TemporaryDirectory(prefix="hasten-profile-") as folder:
             session = self._load(artifact, target, lambda options: observe(options, Path(folder)))
             return profiled(session, artifact, requests, Path(folder))
@@ -154,7 +154,7 @@ class OnnxRuntime(Engine):
 
 
 class OnnxRuntimeSession(Session):
-    """One `InferenceSession`. Inputs are read in place; outputs are new arrays."""
+    """Session of one `InferenceSession`; inputs are read in place, and outputs are new arrays."""
 
     def __init__(self, artifact: Artifact, session: Any) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
@@ -176,7 +176,7 @@ class OnnxRuntimeSession(Session):
             raise failed("ONNX Runtime failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """What the runtime's session says of itself."""
+        """Settings that the runtime's session reports."""
         options = self._session.get_session_options()
         return {
             "providers": ", ".join(self._session.get_providers()),

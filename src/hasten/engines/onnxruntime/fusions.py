@@ -1,7 +1,7 @@
-"""Which nodes of a model went into each node of the graph that ONNX Runtime executes.
+"""Original nodes of a model behind each node of the graph that ONNX Runtime executes.
 
-The runtime keeps no record of it. What it does keep are names: of tensors that still exist, and of
-nodes, so that most of what it fused can be found between what a node reads and what it gives.
+The runtime keeps no record of its fusions. It does keep names, of nodes and of tensors that still
+exist, so most of what it fused can be found between a node's inputs and its outputs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 _LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Transpose", "Cast"})
-"""What the runtime puts between two nodes; such a node takes over the tensor name of one of them."""
+"""Operators that the runtime inserts between two nodes, under the tensor name of one of them."""
 _SHAPES = frozenset({"Shape", "Size"})
-"""What a folded node may come of, without the values: nobody fused what made these into it."""
+"""Operators that read shapes alone; the nodes behind them aren't part of a fusion."""
 _UNIQUE = re.compile(r"_token_\d+$")
-"""What the runtime adds to a name that was taken."""
+"""Suffix that the runtime adds to a name already in use."""
 _BLOCKED = "_nchwc"
-"""What it adds to an output's name to call a node for its blocked memory layout."""
+"""Suffix that the runtime adds to an output's name to name a node in its blocked memory layout."""
 
 
 def covered(
@@ -32,15 +32,15 @@ def covered(
 ) -> list[tuple[str, ...]]:
     """Name the nodes of the original graph that each executed node covers.
 
-    Quantizers aren't named: they are a form of the values, not work that a model has.
+    Quantizers aren't named, since they are a form of the values and not work of the model.
 
     Args:
-        original: As the file has it.
-        executed: As the runtime wrote it after it had optimized it.
-        products: The operators, in either, that multiply matrices or convolve.
+        original: Graph in the file.
+        executed: Graph that the runtime wrote after optimizing it.
+        products: Operators, in either graph, that multiply matrices or convolve.
 
     Returns:
-        For each node of `executed`, in order: names in the order of the original.
+        Names for each node of `executed`, in order; each tuple is in the order of the original.
     """
     origin = _Original(original)
     match = _Match(origin, executed, products)
@@ -55,14 +55,14 @@ def covered(
 
 
 class _Original:
-    """The graph as the file has it.
+    """Graph in the file.
 
     Attributes:
-        nodes: In the order of the file, which is one of execution.
-        producer: Tensor -> position of the node that gives it.
-        by_name: Node name -> its position.
+        nodes: Nodes in the file's order, which is an order of execution.
+        producer: Position of the node that computes each tensor, by the tensor's name.
+        by_name: Position of each node, by its name.
         live: Positions of the nodes that depend on an input; the runtime folds the others.
-        tensors: Names of what isn't constant.
+        tensors: Names of the tensors that aren't constant.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -78,7 +78,7 @@ class _Original:
                 self.tensors.update(node.output)
 
     def makers(self, position: int, stops: set[str]) -> Iterator[int]:
-        """Yield the nodes whose outputs a node reads, but for tensors to stop at."""
+        """Yield the nodes that compute a node's inputs, except for tensors to stop at."""
         for tensor in self.nodes[position].input:
             maker = self.producer.get(tensor)
             if tensor not in stops and maker in self.live:
@@ -86,10 +86,11 @@ class _Original:
 
 
 class _Match:
-    """Who covers which node, found in three steps, from the surest to the least sure.
+    """Assignment of original nodes to executed ones, in three steps, the surest first.
 
     Attributes:
-        owner: Position of an original node -> position of the executed one.
+        owner: Position of the executed node that covers each original node, by the latter's
+            position.
     """
 
     def __init__(self, origin: _Original, executed: onnx.GraphProto, products: Set[str]) -> None:
@@ -110,14 +111,14 @@ class _Match:
                     self._same[given] = taken
 
     def _inserted(self, step: onnx.NodeProto) -> bool:
-        """Whether the runtime put a node in, be it under the name of an output that was there."""
+        """Whether the runtime inserted a node, even under the name of an existing output."""
         if step.op_type not in _LAYOUT or step.name in self.origin.by_name:
             return False
         maker = self.origin.producer.get(step.output[0])
         return maker is None or self.origin.nodes[maker].op_type != step.op_type
 
     def _original_tensor(self, name: str) -> str:
-        """What a tensor was called before layouts changed, as far as that is known."""
+        """Return a tensor's name before layouts changed, as far as it is known."""
         seen: set[str] = set()
         while name not in self.origin.tensors and name in self._same and name not in seen:
             seen.add(name)
@@ -125,7 +126,7 @@ class _Match:
         return name
 
     def by_name(self) -> None:
-        """Give each executed node the nodes that its outputs and its name tell of."""
+        """Assign the original nodes that an executed node's outputs and name refer to."""
         for number, step in enumerate(self.steps):
             told = [self.origin.producer.get(self._original_tensor(name)) for name in step.output]
             name = _UNIQUE.sub("", step.name)
@@ -137,7 +138,7 @@ class _Match:
                     self.owner.setdefault(node, number)
 
     def between(self) -> None:
-        """Give each executed node what lies between the tensors that it reads and its own nodes."""
+        """Assign the original nodes between an executed node's inputs and those that it covers."""
         own: list[list[int]] = [[] for _ in self.steps]
         for node, number in self.owner.items():
             own[number].append(node)
@@ -157,9 +158,9 @@ class _Match:
                         todo.append(maker)
 
     def _find_product(self, number: int, todo: list[int]) -> None:
-        """Go back to the one product that a product's step must have: what it reads has no name."""
-        way = [node for node in todo if self.origin.nodes[node].op_type in self.products]
-        while todo and not way:
+        """Search backwards for the product that a step must contain; its inputs' names are lost."""
+        known = [node for node in todo if self.origin.nodes[node].op_type in self.products]
+        while todo and not known:
             node = todo.pop()
             for maker in self.origin.makers(node, set()):
                 if maker in self.owner:
@@ -170,7 +171,7 @@ class _Match:
                     return
 
     def behind(self) -> None:
-        """Give what is left, but products, to the last step that it reads from: it was fused there."""
+        """Assign each remaining node, except products, to the last step that it reads from."""
         for position, node in enumerate(self.origin.nodes):
             if position in self.owner or position not in self.origin.live:
                 continue

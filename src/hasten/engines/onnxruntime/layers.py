@@ -1,4 +1,4 @@
-"""Where ONNX Runtime spends its time: its own trace, joined with the graph that it executes."""
+"""Time that ONNX Runtime takes by step: its own trace, joined with the graph that it executes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hasten.engines.onnxruntime.fusions import covered
 from hasten.errors import CandidateError, InputError
 
 _WARMUP = 3
-"""Requests before those that count: the first allocates, the next find their caches cold."""
+"""Requests before the timed ones: the first allocates, and the next ones find cold caches."""
 _EXECUTED = "executed.onnx"
 _OPERATORS: dict[Kind, str] = {
     "arithmetic": """
@@ -36,15 +36,15 @@ _OPERATORS: dict[Kind, str] = {
         SequenceConstruct Shape Size Slice SpaceToDepth Split SplitToSequence Squeeze Tile
         Transpose Trilu Unsqueeze""",
 }
-"""By what they spend their time on; any other is elementwise."""
+"""Operators by the kind of work that they spend their time on; all others are elementwise."""
 _KINDS: dict[str, Kind] = {
     operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()
 }
 _PRODUCTS = frozenset(_OPERATORS["arithmetic"].split())
 _NESTING = frozenset({"BeamSearch", "GreedySearch", "If", "Loop", "Sampling", "Scan"})
-"""Operators whose bodies' nodes are in the trace too: the time of these is theirs."""
+"""Operators whose bodies' nodes are in the trace, too, although their time includes the bodies'."""
 _INTEGER = ("DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "QLinear")
-"""How the names of operators begin that compute in 8-bit integers, whatever their first input is."""
+"""Prefixes of operators that compute in 8-bit integers, whatever their first input is."""
 _PRECISIONS = {
     "float": "f32",
     "float16": "f16",
@@ -63,11 +63,11 @@ _PRECISIONS = {
 
 
 def observe(options: Any, folder: Path) -> None:
-    """Have a session write its trace, and the graph that it executes, into a folder."""
+    """Make a session write its trace, and the graph that it executes, into a folder."""
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "trace")
     options.optimized_model_filepath = str(folder / _EXECUTED)
-    # Weights beside the graph: in one file with it they may be too large for a protobuf message.
+    # Weights go into their own file, as a protobuf message may be too small for them.
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", f"{_EXECUTED}.data"
     )
@@ -76,13 +76,13 @@ def observe(options: Any, folder: Path) -> None:
 def profiled(
     session: Any, artifact: Artifact, requests: Sequence[Tensors], folder: Path
 ) -> tuple[LayerTime, ...]:
-    """Answer requests in a session that is observed, and read what it wrote.
+    """Answer requests in a session set up by `observe`, and read the files that it wrote.
 
-    Latencies are whole microseconds, cut: a step under one is 0. What runs inside of a loop or a
-    condition counts as that loop's time.
+    Latencies are truncated to whole microseconds, so a step under 1 us is 0. The time of a loop or
+    a condition includes the steps inside it.
 
     Raises:
-        CandidateError: the runtime failed, or executed other steps for one request than for another.
+        CandidateError: the runtime failed, or executed different steps for different requests.
         InputError: onnx isn't installed.
     """
     try:
@@ -105,11 +105,11 @@ def _name(step: dict[str, Any]) -> str:
 
 
 def _timed(trace: Iterable[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
-    """Return the steps of each request that counts, the same in all."""
+    """Return the steps of each timed request, after checking that all requests have the same."""
     runs = _runs(trace)[_WARMUP:]
     names = [[_name(step) for step in run] for run in runs]
     if len(runs) != count or any(found != names[0] for found in names):
-        raise CandidateError("ONNX Runtime executed other steps for one request than for another")
+        raise CandidateError("ONNX Runtime executed different steps for different requests")
     return runs
 
 
@@ -131,9 +131,9 @@ def _runs(trace: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _sources(
     path: Path, executed: Path, steps: Sequence[dict[str, Any]]
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Say for each step which nodes of the file it covers, and the domain of its operator.
+    """Return the file's nodes that each step covers, and the domain of each step's operator.
 
-    The runtime writes nodes in the order in which it executes them, some without names.
+    The runtime writes nodes in the order in which it executes them, some of them without names.
     """
     try:
         import onnx
@@ -175,7 +175,7 @@ def _layer(
 
 def _kind(operator: str, sources: tuple[str, ...]) -> Kind:
     if operator == "Transpose" and not sources:
-        return "conversion"  # the runtime's own, for another memory layout
+        return "conversion"  # inserted by the runtime for another memory layout
     return _KINDS.get(operator, "elementwise")
 
 

@@ -1,4 +1,4 @@
-"""The shapes that ONNX Runtime meets while it answers one request: read from its own trace."""
+"""Shapes in ONNX Runtime's trace of a request."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _ERRORS_ONLY = 3
 _BESIDE = "session.model_external_initializers_file_folder_path"
 _UNPACKED = "session.disable_prepacking"
-"""The trace leaves out the shapes of weights that a kernel has packed in a layout of its own."""
+"""Setting that keeps weights unpacked, since the trace leaves out the shapes of packed ones."""
 _EVENT = "_kernel_time"
 
 
 @dataclass(frozen=True)
 class Execution:
-    """One execution of a node.
+    """Execution of a node.
 
     Attributes:
-        inputs: Shapes of the tensors that it read, without those that the node lacks.
-        outputs: Shapes of the tensors that it wrote, without those that the node lacks.
+        inputs: Shapes of the tensors that it read, without optional ones that the node lacks.
+        outputs: Shapes of the tensors that it wrote, without optional ones that the node lacks.
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -40,21 +40,21 @@ class Execution:
 def executions(
     proto: onnx.ModelProto, model: Model, request: Tensors
 ) -> dict[str, list[Execution]]:
-    """Answer one request with the graph as it is, and list what each node did.
+    """Answer one request with the graph as it is, and list the executions of each node.
 
-    Nodes of a branch that isn't taken don't occur; those of a loop occur once for every iteration.
-    Nor do nodes occur that the runtime replaces by others.
+    Nodes in a branch that isn't taken are left out, as are nodes that the runtime replaces by
+    others. Nodes in a loop occur once per iteration.
 
     Args:
-        proto: The graph; the names of its nodes, inner graphs' too, are unlike.
-        model: Where external data and custom operators are.
+        proto: Graph whose nodes all have different names, including those of subgraphs.
+        model: Model that locates external data and custom operators.
         request: Inputs by name.
 
     Returns:
-        Node's name -> its executions, in order.
+        Executions of each node in order, by the node's name.
 
     Raises:
-        CandidateError: the runtime can't run it.
+        CandidateError: the runtime can't run the graph.
     """
     ort = import_quietly("onnxruntime")
     with tempfile.TemporaryDirectory(prefix="hasten-shapes-") as folder:
@@ -90,5 +90,5 @@ def _executions(trace: Iterable[Mapping[str, Any]]) -> dict[str, list[Execution]
 
 
 def _shapes(said: Mapping[str, Any], which: str) -> tuple[tuple[int, ...], ...]:
-    """Each tensor is a dictionary of its type and shape."""
+    """Return shapes from the trace, where a tensor is a dictionary from its type to its shape."""
     return tuple(tuple(*tensor.values()) for tensor in said.get(f"{which}_type_shape", ()))

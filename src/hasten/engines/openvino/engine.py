@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU."""
+"""Engine for OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -32,24 +32,25 @@ _PROPERTIES = {
     "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
     "devices": "EXECUTION_DEVICES",
 }
-"""As sessions call them, and as OpenVINO does; a plugin knows some."""
+"""Names of properties in sessions and in OpenVINO; a plugin may know only some."""
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
-"""Precision -> the instruction sets that make it faster than f32. avx512_fp16 alone doesn't: oneDNN computes
-in f32 there."""
+"""Instruction sets with which a precision is faster than f32. avx512_fp16 alone isn't among them,
+since oneDNN computes in f32 there."""
 
 
 @dataclass(frozen=True)
 class OpenVino(Engine):
-    """OpenVINO's CPU plugin, one stream, set for latency.
+    """OpenVINO's CPU plugin with one stream, set for latency.
 
     Attributes:
-        precision: Of what isn't quantized. Pinned, since the runtime's own default is bf16
-            wherever the processor has it.
-        threads: How many work on one operator; None for all that the target has.
-        pinning: Bind the threads to processors while they work, as the runtime does by default.
-            It binds to the first processors that it saw when it was loaded: two one-thread
-            sessions in two processes share one processor and halve their speed, and a mask set
-            later is overruled. So it is off here, and on only where the process has all there is.
+        precision: Precision of everything that isn't quantized. It is pinned, since the runtime's
+            default is bf16 on every processor that has it.
+        threads: Number of threads that share an operator; None for all that the target has.
+        pinning: Whether threads are bound to processors while they work, as is the runtime's
+            default. The runtime binds to the first processors that it saw when it was loaded: two
+            one-thread sessions in two processes share one processor and halve their speed, and a
+            mask set later is overruled. So pinning is off here, and on only where the process has
+            all processors.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
@@ -64,12 +65,12 @@ class OpenVino(Engine):
 
     @property
     def plugin(self) -> str:
-        """OpenVINO's name of the device."""
+        """Name of the device in OpenVINO."""
         return "CPU"
 
     @property
     def exact(self) -> bool:
-        """In f32 only."""
+        """Whether the precision is f32."""
         return self.precision == "f32"
 
     @classmethod
@@ -82,12 +83,12 @@ class OpenVino(Engine):
             yield cls("bf16")
 
     def on_threads(self, threads: int, *, alone: bool = True) -> Self:
-        """Return it set to a number of threads, bound only where they have the processors alone."""
+        """Return the engine set to a number of threads, bound only if nothing else runs."""
         return replace(self, threads=threads, pinning=self.pinning and alone)
 
     def tunings(self, target: Target) -> Iterator[Self]:
-        """Yield one thread, which is faster for small models, and threads that are bound, where
-        they are as many as the processors."""
+        """Yield a single thread, which is faster for small models; and bound threads, where
+        there are as many as processors."""
         if target.threads > 1 and self.threads is None:
             yield replace(self, threads=1)
             if target.threads == len(target.cpus) and not self.pinning:
@@ -106,12 +107,13 @@ class OpenVino(Engine):
             raise cls.missing("OpenVINO", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Convert the model to IR, weights as they are, and prove that it can be compiled.
+        """Convert the model to IR, keeping its weights, and check that it can be compiled.
 
         Open shapes stay open on disk.
 
         Raises:
-            CandidateError: it can't be converted or compiled: which operator, which node.
+            CandidateError: the model can't be converted or compiled; the message names the operator
+                and node.
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
@@ -122,12 +124,12 @@ class OpenVino(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Compile the IR for the shapes of the certified request; leaving frees it.
+        """Compile the IR for the shapes of the certified request; leaving the context frees it.
 
-        A request of other shapes has it compiled once more, when the first one comes.
+        The first request of another shape makes it compile once more.
 
         Raises:
-            CandidateError: it can't be compiled.
+            CandidateError: the IR can't be compiled.
         """
         compiled = self._compile(artifact, target, artifact.request)
         static = all(spec.static for spec in artifact.inputs)
@@ -142,7 +144,7 @@ class OpenVino(Engine):
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
     ) -> tuple[LayerTime, ...]:
-        """Answer requests with the runtime's counters on; see `openvino_layers.profiled`."""
+        """Answer requests with the runtime's counters on; see `layers.profiled`."""
         usual = all(r[spec.name].shape == spec.sizes for r in requests for spec in artifact.request)
         request = artifact.request if usual else ()
 
@@ -160,11 +162,11 @@ class OpenVino(Engine):
         *,
         counting: bool = False,
     ) -> Any:
-        """Compile for one request's shapes, or for all that the model takes."""
+        """Compile for one request's shapes or, without a request, for all that the model takes."""
         settings = self._settings(target) | ({"PERF_COUNT": True} if counting else {})
         core, graph = self._read(artifact)
         if (settled := _settled(graph, request)) is not graph:
-            with contextlib.suppress(Exception):  # then it is open, as it was proven to compile
+            with contextlib.suppress(Exception):  # with open shapes it is known to compile
                 return core.compile_model(settled, self.plugin, settings)
         try:
             return core.compile_model(graph, self.plugin, settings)
@@ -172,7 +174,7 @@ class OpenVino(Engine):
             raise failed("OpenVINO can't compile the model", error) from error
 
     def _read(self, artifact: Artifact) -> tuple[Any, Any]:
-        """Return a runtime that knows the model's own operators, and the model's graph."""
+        """Return a runtime that knows the model's custom operators, and the model's graph."""
         ov = import_quietly("openvino")
 
         core = ov.Core()
@@ -196,7 +198,7 @@ class OpenVino(Engine):
             "ENABLE_CPU_PINNING": self.pinning and threads == len(target.cpus),
         }
         if self.exact:
-            # Else activations before compressed weights are quantized on the way.
+            # Without this, activations before compressed weights would be quantized dynamically.
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         return settings
 
@@ -210,7 +212,7 @@ class OpenVino(Engine):
 
 
 def converted(model: Model, workdir: Path) -> Artifact:
-    """Write an ONNX model as IR, through the converter: its graph is smaller than the reader's."""
+    """Write an ONNX model as IR by the converter, which gives a smaller graph than the reader."""
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
     path = workdir / f"{model.path.stem}.xml"
@@ -244,10 +246,10 @@ def _name_ports(converted: Any, model: Model) -> None:
 
 
 def _settled(graph: Any, request: Sequence[TensorSpec]) -> Any:
-    """Return the graph for one request's shapes, where they can be carried through it.
+    """Return the graph for one request's shapes, if they can be propagated through it.
 
-    What is known beforehand isn't asked again with each request: some 5% of a small int8 model's
-    time, and operators are fused that open shapes keep apart.
+    Then shapes needn't be computed again on each request (5% or so of a small int8 model's time),
+    and operators are fused that open shapes would keep apart.
     """
     if not request:
         return graph
@@ -260,12 +262,13 @@ def _settled(graph: Any, request: Sequence[TensorSpec]) -> Any:
 
 
 class OpenVinoSession(Session):
-    """One infer request; a second where requests of other shapes than the settled come.
+    """Session of an infer request, with a second one for requests of other shapes.
 
     Args:
-        artifact: What is opened.
-        compiled: The model.
-        compile_open: Compiles it for whatever shapes it takes, where `compiled` may not.
+        artifact: Artifact that was opened.
+        compiled: Model, compiled for settled shapes or for open ones.
+        compile_open: Function that compiles the model for all shapes that it takes; None if
+            `compiled` takes them.
     """
 
     def __init__(
@@ -309,9 +312,9 @@ class OpenVinoSession(Session):
         return self._other
 
     def properties(self) -> Mapping[str, str]:
-        """What the plugin settled on, and how many of its operators run in which precision."""
+        """Settings of the plugin, and how many operators run in which precision."""
         found = {}
-        with contextlib.suppress(Exception):  # not every plugin shows what it made of the model
+        with contextlib.suppress(Exception):  # some plugins don't show the compiled model
             executed = Counter(
                 str(node.rt_info["runtimePrecision"].value)
                 for node in self._compiled.get_runtime_model().get_ordered_ops()
@@ -331,9 +334,9 @@ class OpenVinoSession(Session):
 
 
 class _Request:
-    """An infer request over input buffers of its own.
+    """Infer request over its own input buffers.
 
-    A tensor set once and filled costs 9 us a call, `infer([x])` 95.
+    Filling a tensor that was set once costs 9 us a call; `infer([x])` costs 95 us.
     """
 
     def __init__(self, compiled: Any, inputs: Sequence[TensorSpec]) -> None:
@@ -342,7 +345,7 @@ class _Request:
         self._buffers: dict[str, Array] = {}
 
     def infer(self, inputs: Tensors) -> tuple[Array, ...]:
-        """Answer; the outputs in the model's order, copied."""
+        """Return copies of the outputs, in the model's order."""
         for name, port in self._order:
             given, buffer = inputs[name], self._buffers.get(name)
             if buffer is None or buffer.shape != given.shape:
@@ -352,7 +355,7 @@ class _Request:
         return answers
 
     def _allocate(self, name: str, port: int, like: Array) -> Array:
-        """Give the request a new buffer of another shape to read from."""
+        """Give the request a new input buffer of another shape."""
         ov = import_quietly("openvino")
 
         buffer = np.empty(like.shape, like.dtype)

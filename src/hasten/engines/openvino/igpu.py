@@ -1,4 +1,4 @@
-"""OpenVINO on an Intel graphics processor that shares the processor's memory."""
+"""Engine for OpenVINO on an Intel graphics processor that shares the processor's memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hasten.errors import InputError
 
 @dataclass(frozen=True)
 class OpenVinoIgpu(OpenVino):
-    """OpenVINO's GPU plugin, one stream, set for latency.
+    """OpenVINO's GPU plugin with one stream, set for latency.
 
     Attributes:
-        device: OpenVINO's name of it; empty for the first integrated one.
+        device: Name of the device in OpenVINO; empty for the first integrated GPU.
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"igpu"})
@@ -28,16 +28,16 @@ class OpenVinoIgpu(OpenVino):
 
     @property
     def plugin(self) -> str:
-        """OpenVINO's name of the device.
+        """Name of the device in OpenVINO.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no integrated GPU.
         """
         return self.device or integrated(import_quietly("openvino").Core())
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield f32, and f16, the arithmetic that it is fastest in."""
+        """Yield f32, and f16, in which the GPU is fastest."""
         yield cls()
         yield cls("f16")
 
@@ -71,10 +71,10 @@ class OpenVinoIgpu(OpenVino):
 
 
 def integrated(core: Any) -> str:
-    """Return OpenVINO's name of the first integrated GPU.
+    """Return the name in OpenVINO of the first integrated GPU.
 
     Raises:
-        InputError: it finds none.
+        InputError: OpenVINO finds none.
     """
     for device in core.available_devices:
         if device.startswith("GPU") and "INTEGRATED" in str(
@@ -83,6 +83,6 @@ def integrated(core: Any) -> str:
             return str(device)
     there = ", ".join(core.available_devices)
     raise InputError(
-        f"OpenVINO finds no integrated GPU here (it has: {there}); install Intel's compute runtime "
-        "where there is one"
+        f"OpenVINO finds no integrated GPU here (it has: {there}); if this host has one, "
+        "install Intel's compute runtime"
     )

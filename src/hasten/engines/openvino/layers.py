@@ -1,4 +1,4 @@
-"""Where OpenVINO spends its time: the graph that it executes, with its own counters."""
+"""Time that OpenVINO takes by step: the graph that it executes, with its own counters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hasten.engines.layers import Kind, LayerTime
 from hasten.errors import CandidateError
 
 _RUNS = 4
-"""Requests per compiled model, the first of them untimed. The runtime tells of each step only the
-mean over all runs since it was compiled, in whole microseconds, so that the n-th run is known to
-n - 1 of them; in a model compiled anew it starts from nothing."""
+"""Requests per compiled model, of which the first is untimed. For each step, the runtime reports
+only the mean over all runs since compilation, in whole microseconds, so the n-th run is known to
+n - 1 of them; compiling anew resets the mean."""
 _OPERATORS: dict[Kind, str] = {
     "arithmetic": """
         AUGRUCell AUGRUSequence BinaryConvolution CausalMaskPreprocess Convolution Deconvolution
@@ -30,30 +30,30 @@ _OPERATORS: dict[Kind, str] = {
         SliceScatter SpaceToBatch SpaceToDepth Split StridedSlice TensorIterator Tile Transpose
         Unique""",
 }
-"""By what they spend their time on; any other is elementwise."""
+"""Operators by the kind of work that they spend their time on; all others are elementwise."""
 _KINDS: dict[str, Kind] = {
     operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()
 }
 _PRODUCTS = frozenset(_OPERATORS["arithmetic"].split())
 _FUSED = frozenset({"Eltwise", "Subgraph"})
-"""What the runtime calls several operations in one kernel, whatever they are."""
+"""Names in the runtime for any several operations in one kernel."""
 _CONVERSIONS = frozenset({"Convert", "ConvertLike", "FakeQuantize"})
 _VALUES = frozenset({"Constant", "FakeQuantize", "Parameter", "Result"})
-"""Operations of the IR that are no work of the model's nodes."""
+"""Operations of the IR that do no work of the model's nodes."""
 _PIECE = "/WithoutBiases"
-"""What the converter adds to a product's name where its bias became an operation of its own."""
+"""Suffix that the converter adds to a product whose bias became a separate operation."""
 _DEQUANTIZATION = "Dequantization"
-"""How the runtime's own pieces of an operation begin that turn int8 back to float."""
-_UNLIKE = "OpenVINO executed other steps for one request than for another"
+"""Beginning of the names of the runtime's own pieces of an operation that turn int8 into float."""
+_UNLIKE = "OpenVINO executed different steps for different requests"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the IR.
+    """Operation of the IR.
 
     Attributes:
-        kind: Its type.
-        names: What an ONNX model may call it.
+        kind: Type of the operation.
+        names: Names that an ONNX model may have for it.
     """
 
     kind: str
@@ -63,8 +63,8 @@ class Operation:
 def operations(graph: Any) -> dict[str, Operation]:
     """Return the operations of an IR by name.
 
-    One that the converter made by itself is called by its type and a number, and its outputs, as
-    far as they are a node's, as in the ONNX file.
+    An operation that the converter added is named after its type with a number. It then goes by the
+    names of its outputs, which are those in the ONNX file if a node gives them.
     """
     found = {}
     for operation in graph.get_ops():
@@ -78,11 +78,12 @@ def operations(graph: Any) -> dict[str, Operation]:
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation of the executed graph, as the runtime describes it.
+    """Operation of the executed graph, as the runtime describes it.
 
     Attributes:
-        facts: What it says of it.
-        mean_us: Mean over all runs so far, cut to whole microseconds.
+        name: Name of the operation in the runtime.
+        facts: Properties that the runtime reports, by name.
+        mean_us: Mean latency over all runs so far, truncated to whole microseconds.
     """
 
     name: str
@@ -97,17 +98,18 @@ def profiled(
 ) -> tuple[LayerTime, ...]:
     """Answer requests, a few by each of several compiled models, and read their counters.
 
-    A latency is right to 4 us; a step under one microsecond counts as 0, and where no request
-    took it longer it is listed only if it is arithmetic.
+    A latency is accurate to 4 us. A step under 1 us counts as 0; a step that is 0 for every request
+    is listed only if it is arithmetic.
 
     Args:
-        opened: Compiles the model with its counters on; returns it, and what answers a request.
-        known: The operations of the IR, by name.
-        requests: What to answer.
+        opened: Function that compiles the model with counters on; it returns the model, and a
+            function that answers a request.
+        known: Operations of the IR, by name.
+        requests: Requests to answer.
 
     Raises:
-        CandidateError: it can't be compiled, the runtime failed, or it executed other steps for
-            one request than for another.
+        CandidateError: the model can't be compiled, the runtime failed, or it executed different
+            steps for different requests.
     """
     counted = [
         pair
@@ -122,14 +124,14 @@ def profiled(
 
 
 def _listed(layer: LayerTime) -> bool:
-    """Whether a step took part: the graph has many that only pass a value on, and take no time."""
+    """Whether a step did anything: the graph has many that only pass a value on, in no time."""
     return any(layer.latency_ns) or layer.kind == "arithmetic"
 
 
 def _counted(
     compiled: Any, answer: Callable[[Tensors], Any], requests: Sequence[Tensors]
 ) -> Iterator[tuple[list[_Step], list[int]]]:
-    """Yield the steps that a request took, and how long each took it; the first runs twice."""
+    """Yield the steps of each request with their latencies; the first request runs twice."""
     before: list[float] = []
     for run, inputs in enumerate((requests[0], *requests), start=1):
         answer(inputs)
@@ -137,7 +139,7 @@ def _counted(
             steps = _executed(compiled.get_runtime_model())
         except Exception as error:
             raise failed("OpenVINO can't say what it executed", error) from error
-        # The mean was cut: a sum over runs is between run * mean and run - 1 more.
+        # The mean was truncated, so a sum over runs is between run * mean and run - 1 more.
         sums_us = [step.mean_us and run * step.mean_us + (run - 1) / 2 for step in steps]
         if run > 1:
             if len(sums_us) != len(before):
@@ -148,7 +150,7 @@ def _counted(
 
 
 def _executed(graph: Any) -> list[_Step]:
-    """Return what a runtime graph executes, in that order."""
+    """Return the steps that a runtime graph executes, in order."""
     steps = []
     for operation in graph.get_ops():
         facts = {key: str(operation.rt_info[key].value) for key in operation.rt_info}
@@ -175,7 +177,7 @@ def _layer(step: _Step, known: Mapping[str, Operation], latency_ns: Sequence[int
 
 
 def _found(name: str, known: Mapping[str, Operation]) -> Operation | None:
-    """Return the operation of the IR that an executed one is, or that it is a piece of."""
+    """Return the operation of the IR that an executed one equals, or is a piece of."""
     if name in known:
         return known[name]
     head, _, piece = name.rpartition("/")
@@ -186,7 +188,7 @@ def _found(name: str, known: Mapping[str, Operation]) -> Operation | None:
 
 
 def _kind(operator: str, types: Sequence[str]) -> Kind:
-    """Say what a step spends its time on; of a fused one what it is fused from tells."""
+    """Return the kind of a step's work; for a fused step, by the operations it was fused from."""
     if operator in _FUSED:
         if _PRODUCTS.intersection(types):
             return "arithmetic"
@@ -196,7 +198,7 @@ def _kind(operator: str, types: Sequence[str]) -> Kind:
 
 
 def _precision(kernel: str, runtime: str) -> str:
-    """Read the precision at the end of a kernel's name: that of what it reads, where it has one."""
+    """Return the precision that a kernel's name ends in (of its input), else the runtime's."""
     last = kernel.rpartition("_")[2].lower()
     precision = last if any(mark.isdigit() for mark in last) else runtime.lower()
     return {"u8": "i8"}.get(precision, precision)

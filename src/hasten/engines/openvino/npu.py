@@ -1,4 +1,4 @@
-"""OpenVINO on an Intel neural processing unit."""
+"""Engine for OpenVINO on an Intel neural processing unit."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hasten.errors import InputError
 
 @dataclass(frozen=True)
 class OpenVinoNpu(OpenVino):
-    """OpenVINO's NPU plugin, set for latency. It takes settled shapes and computes floats in f16.
+    """OpenVINO's NPU plugin, set for latency, with settled shapes and floats in f16.
 
     Attributes:
-        device: OpenVINO's name of it.
+        device: Name of the device in OpenVINO.
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"npu"})
@@ -32,12 +32,12 @@ class OpenVinoNpu(OpenVino):
 
     @property
     def plugin(self) -> str:
-        """OpenVINO's name of the device."""
+        """Name of the device in OpenVINO."""
         return self.device
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """There is one: it has no other float arithmetic."""
+        """Yield the only variant: the NPU has no other float arithmetic."""
         yield cls()
 
     def tunings(self, target: Target) -> Iterator[Self]:
@@ -55,16 +55,16 @@ class OpenVinoNpu(OpenVino):
         there = import_quietly("openvino").Core().available_devices
         if "NPU" not in there:
             raise InputError(
-                f"OpenVINO finds no NPU here (it has: {', '.join(there)}); install Intel's NPU "
-                "driver where there is one"
+                f"OpenVINO finds no NPU here (it has: {', '.join(there)}); "
+                "if this host has one, install Intel's NPU driver"
             )
         return version
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Convert the model to IR, and prove that it can be compiled for its request's shapes.
+        """Convert the model to IR, and check that it can be compiled for its request's shapes.
 
         Raises:
-            CandidateError: it can't be converted or compiled, or a shape is open.
+            CandidateError: the model can't be converted or compiled, or a shape is open.
         """
         settled = settled_request(model, "the NPU")
         artifact = (

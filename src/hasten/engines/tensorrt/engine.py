@@ -1,4 +1,4 @@
-"""TensorRT: plans for the NVIDIA GPU of this host, chosen by timing kernels on it."""
+"""Engine for TensorRT: plans for the NVIDIA GPU of this host, chosen by timing kernels on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
 from hasten.errors import CandidateError, InputError
 
 _OLDEST = 10
-"""Strongly typed networks, explicit QDQ and `execute_async_v3` are in all since."""
+"""Oldest major version with strongly typed networks, explicit QDQ and `execute_async_v3`."""
 
 
 @dataclass(frozen=True)
 class Tensorrt(PlanEngine):
-    """TensorRT, strongly typed: the graph says what is in int8, in half precision and in float32."""
+    """TensorRT, strongly typed: the graph states what is in int8, half precision or float32."""
 
     distributions: ClassVar[tuple[str, ...]] = (
         "tensorrt",
@@ -30,7 +30,7 @@ class Tensorrt(PlanEngine):
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield float32 as it is, and TF32; nothing without the device, which it builds on."""
+        """Yield float32 without and with TF32; nothing without the device to build on."""
         if target.kind == "attached":
             yield cls()
             yield cls(tf32=True)
@@ -40,7 +40,7 @@ class Tensorrt(PlanEngine):
         """Return the library's bindings.
 
         Raises:
-            InputError: it isn't installed, or too old.
+            InputError: it isn't installed, or is too old.
         """
         remedy = (
             f"take version {_OLDEST} or newer from NVIDIA's own index, or TensorRT for RTX: "
@@ -55,19 +55,20 @@ class Tensorrt(PlanEngine):
         """Write a plan for this host's GPU, and keep the model beside it.
 
         Raises:
-            CandidateError: there is no GPU, or the library can't take the model: which operator, which node.
+            CandidateError: there is no GPU, or the library can't take the model; the message names
+                the operator and node.
         """
         trt = self.toolkit()
         if target.family != "cuda" or target.kind != "attached":
             raise CandidateError(
-                f"TensorRT builds on the GPU that it builds for, and {target.device} isn't here: "
-                "TensorRT for RTX builds without it"
+                f"TensorRT builds only on the GPU that it builds for, and {target.device} isn't "
+                "here: TensorRT for RTX builds without it"
             )
         return built(
             trt,
             model,
             workdir,
-            refused=lambda path: (),  # the profile's rules are those of TensorRT for RTX
+            refused=lambda path: (),  # the rules of `profile` are those of TensorRT for RTX
             tf32=self.tf32,
             largest_batch=self.largest_batch,
             configure=lambda config: None,

@@ -1,4 +1,4 @@
-"""What TensorRT and TensorRT for RTX have in common: from an ONNX graph to a plan, and a plan on a device."""
+"""Common parts of TensorRT and TensorRT for RTX: building a plan from ONNX, and running it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _WHERE = re.compile(r"\s+In \w+ at /?[\w./]+:\d+\)?\.?$")
 
 
 def bindings(names: Sequence[str], noun: str, remedy: str) -> Any:
-    """Return a TensorRT's bindings, by the first of their names that can be imported.
+    """Return the bindings of a TensorRT, by the first of their names that can be imported.
 
     Raises:
-        InputError: none is installed, with what to do.
+        InputError: none is installed; the message says what to do.
     """
     failures = []
     for name in names:
@@ -56,12 +56,12 @@ def bindings(names: Sequence[str], noun: str, remedy: str) -> Any:
 
 @dataclass(frozen=True)
 class PlanEngine(Engine):
-    """A TensorRT, strongly typed: the graph says what is in int8, in half precision and in float32.
+    """TensorRT, strongly typed: the graph states what is in int8, in half precision and in float32.
 
     Attributes:
         tf32: Whether products of float32 may round their operands to 10 bits.
-        largest_batch: The most requests at once, where the model's first axis is open.
-        cuda_graph: Whether a request's copies and kernels go as one CUDA graph.
+        largest_batch: Largest batch size, for a model whose first axis is open.
+        cuda_graph: Whether a request's copies and kernels are launched as one CUDA graph.
         library: Name of the TensorRT, for people.
     """
 
@@ -77,11 +77,11 @@ class PlanEngine(Engine):
 
     @property
     def exact(self) -> bool:
-        """Without TF32."""
+        """Whether products are computed without TF32."""
         return not self.tf32
 
     def tunings(self, target: Target) -> Iterator[Self]:
-        """Yield one request at a time."""
+        """Yield the engine for one request at a time."""
         if target.kind == "attached" and self.largest_batch > 1:
             yield replace(self, largest_batch=1)
 
@@ -107,13 +107,13 @@ class PlanEngine(Engine):
         """Load the plan where the device is; elsewhere answer from the model on this host.
 
         Raises:
-            CandidateError: it can't be loaded.
+            CandidateError: the plan or the model can't be loaded.
         """
         trt = self.toolkit() if target.kind == "attached" else None
         return answering(artifact, target, self.largest_batch, trt=trt, graph=self.cuda_graph)
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
-        """Return the plan's sizes: the library says nothing of its time without the device."""
+        """Return the plan's sizes; the library doesn't estimate time without the device."""
         return estimated(artifact)
 
     def words(self) -> str:
@@ -127,7 +127,7 @@ class PlanEngine(Engine):
 
 
 class _Log:
-    """What the library said; it keeps to the first logger that it is given in a process."""
+    """Log of the library, which keeps the first logger that it is given in a process."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -148,7 +148,7 @@ def _log(trt: Any) -> _Log:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            """Keep errors apart."""
+            """Record a message, and errors separately as well."""
             log.lines.append(message)
             if severity <= trt.ILogger.Severity.ERROR:
                 log.errors.append(message)
@@ -168,19 +168,21 @@ def built(
     largest_batch: int,
     configure: Callable[[Any], None],
 ) -> Artifact:
-    """Keep the model to answer from where the device isn't, and write its plan beside it.
+    """Keep the model, to answer from where the device isn't, and write its plan beside it.
 
     Args:
-        trt: The library's bindings.
-        model: ONNX.
-        workdir: Where to write.
-        refused: Says what of an ONNX file the library doesn't take, before it is asked.
+        trt: Bindings of the library.
+        model: Model in ONNX.
+        workdir: Folder to write to.
+        refused: Function that returns the parts of an ONNX file that the library is known not to
+            take.
         tf32: Whether products of float32 may be in TF32.
-        largest_batch: The most requests at once, where the model's first axis is open.
-        configure: Says what to build for; called with the builder's configuration.
+        largest_batch: Largest batch size, for a model whose first axis is open.
+        configure: Function that sets what to build for, in the builder's configuration.
 
     Raises:
-        CandidateError: an operator or a type isn't taken: which, and the node.
+        CandidateError: the library doesn't take an operator or a type; the message names it and the
+            node.
     """
     artifact = place(model, workdir)
     if found := (*refused(artifact.path), *alterations(artifact.path)):
@@ -192,7 +194,7 @@ def built(
     log = _log(trt)
     log.clear()
     builder = trt.Builder(log.logger)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # since 11 all are
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # always, since 11
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     _parse(trt, network, artifact.path, log)
     config = builder.create_builder_config()
@@ -223,7 +225,7 @@ def batches(artifact: Artifact, largest_batch: int) -> tuple[int, ...]:
 
 
 def estimated(artifact: Artifact) -> Estimate:
-    """Return what the builder said; it says nothing of time."""
+    """Return the sizes that the builder reported; it doesn't estimate time."""
     figures = json.loads(_file(artifact, ".plan.json").read_text())
     return Estimate("none", figures={name: float(value) for name, value in figures.items()})
 
@@ -232,10 +234,10 @@ def estimated(artifact: Artifact) -> Estimate:
 def answering(
     artifact: Artifact, target: Target, largest_batch: int, *, trt: Any, graph: bool
 ) -> Iterator[Session]:
-    """Open the plan where its device is; elsewhere the same graph on this host, nothing in it changed.
+    """Open the plan where its device is; elsewhere open its unchanged graph on this host.
 
     Raises:
-        CandidateError: it can't be loaded.
+        CandidateError: the plan or the graph can't be loaded.
     """
     sizes = batches(artifact, largest_batch)
     if target.kind != "attached":
@@ -268,7 +270,7 @@ def _open(spec: TensorSpec) -> bool:
 
 
 def _settled(spec: TensorSpec, model: Model) -> TensorSpec:
-    """Return an input with all its axes but the first as the request has them."""
+    """Return an input with all its axes but the first settled by the request."""
     known = {one.name: one.shape for one in model.request}.get(spec.name)
     sizes = list(spec.shape)
     for axis, size in enumerate(sizes):
@@ -280,7 +282,7 @@ def _settled(spec: TensorSpec, model: Model) -> TensorSpec:
 
 
 def _parse(trt: Any, network: Any, path: Path, log: _Log) -> None:
-    """Read an ONNX file into a network."""
+    """Parse an ONNX file into a network."""
     parser = trt.OnnxParser(network, log.logger)
     if parser.parse_from_file(str(path)):
         return
@@ -294,7 +296,7 @@ def _parse(trt: Any, network: Any, path: Path, log: _Log) -> None:
 
 
 def _profile(builder: Any, network: Any, inputs: Sequence[TensorSpec], largest_batch: int) -> Any:
-    """Return the sizes to be ready for: one request above all, and batches of it."""
+    """Return the sizes to optimize for: single requests above all, and all allowed batches."""
     profile = builder.create_optimization_profile()
     specs = {spec.name: spec for spec in inputs}
     for position in range(network.num_inputs):
@@ -309,7 +311,7 @@ def _profile(builder: Any, network: Any, inputs: Sequence[TensorSpec], largest_b
 
 
 def _figures(log: _Log) -> dict[str, int]:
-    """Return what the builder said of memory."""
+    """Return the memory sizes that the builder logged."""
     found = {}
     for name, pattern in _FIGURES.items():
         for line in log.lines:
@@ -319,7 +321,7 @@ def _figures(log: _Log) -> dict[str, int]:
 
 
 def _said(message: str, path: Path) -> str:
-    """Return a message in one line, without the library's own files, and the node that it is about."""
+    """Return a message in one line, without the library's file names, with the node it names."""
     line = next((one for one in message.strip().splitlines() if one.strip()), "no reason given")
     line = _WHERE.sub("", _NOISE.sub("", line)).strip()
     if line.count("(") < line.count(")"):
@@ -330,11 +332,11 @@ def _said(message: str, path: Path) -> str:
 
 
 def _node(said: str, path: Path) -> str:
-    """Return which node a message names, with its operator, where it does."""
+    """Return a note with the node and operator that a message names; "" if it names none."""
     words = {word.removeprefix("node_of_") for word in re.findall(r"[\w./:]+", said)}
     words |= {re.sub(r"_(U?\d+)$", "", word) for word in words}
     operators = set(re.findall(r"(\w+) operation", said))
-    with contextlib.suppress(Exception):  # this only adds to a message
+    with contextlib.suppress(Exception):  # the note only adds to a message
         import onnx
 
         nodes = onnx.load(path, load_external_data=False).graph.node
@@ -345,7 +347,7 @@ def _node(said: str, path: Path) -> str:
 
 
 class _Plan:
-    """A plan on a device."""
+    """Plan on a device."""
 
     def __init__(self, trt: Any, path: Path, artifact: Artifact, device: Device) -> None:
         self._trt, self._device = trt, device
@@ -377,10 +379,10 @@ class _Plan:
         return _PlanExecution(context, outputs, self._device.stream)
 
     def _context(self) -> Any:
-        """Return a new context, its kernels those for the request's sizes from the first run on.
+        """Return a new context whose kernels are made for the request's sizes before the first run.
 
-        TensorRT for RTX compiles on the device, by default beside the first runs and for later ones: a graph
-        captured meanwhile would keep the slower kernels, where it lets itself be captured at all.
+        By default, TensorRT for RTX compiles such kernels in the background during the first runs.
+        A graph captured meanwhile would keep the slower kernels, if it could be captured at all.
         """
         strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
@@ -401,7 +403,7 @@ class _Plan:
 
 
 class _PlanExecution:
-    """An execution context of a plan."""
+    """Execution context of a plan."""
 
     lasting = False
 

@@ -1,7 +1,7 @@
-"""Which node of an ONNX graph TensorRT refuses, or takes for something else, before its parser is asked.
+"""Checks for nodes of an ONNX graph that TensorRT refuses or misreads, before its parser runs.
 
-The rules are what the ONNX parser and the builder of TensorRT for RTX 1.7 do, found by asking them; the tests
-ask them again, graph by graph.
+The rules are what the ONNX parser and the builder of TensorRT for RTX 1.7 do, found by running
+them; the tests run them again, graph by graph.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ _OPERATORS = """
     Trilu Unsqueeze Upsample Where Xor
     """
 OPERATORS = frozenset(_OPERATORS.split())
-"""The operators of ONNX that it has. The parser says yes to five more: nothing runs NonMaxSuppression, and the plugins
-for CausalConvWithState, LinearAttention, NonZero and RoiAlign aren't there."""
+"""ONNX operators that TensorRT has. The parser accepts five more, which fail later: nothing runs
+NonMaxSuppression, and the plugins for CausalConvWithState, LinearAttention, NonZero and RoiAlign
+aren't included."""
 
 _FOREIGN = {"com.microsoft": frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})}
-"""What means the same in another domain. The parser goes by the name alone."""
+"""Operators of other domains that mean what ONNX's do; the parser goes by the name alone."""
 
 _TAKE_UINT8 = frozenset({"Cast", "DequantizeLinear", "Equal", "Identity"})
 _TURING = "sm75"
@@ -53,12 +54,13 @@ _MOST_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class Violation:
-    """A node that breaks the profile.
+    """Node that breaks a rule.
 
     Attributes:
-        node: Its name, or its first output's where it has none; empty where it is the graph that does.
-        operator: What it does.
-        why: In words.
+        node: Name of the node, or of its first output if it has none; empty if the graph itself
+            breaks the rule.
+        operator: Operator of the node.
+        why: Explanation in words.
     """
 
     node: str
@@ -70,14 +72,15 @@ class Violation:
 
 
 def violations(model: Path, part: str = "sm80") -> tuple[Violation, ...]:
-    """Return what TensorRT refuses in a graph: of its values, then of its nodes in their order.
+    """Return what TensorRT refuses in a graph: its values first, then its nodes in order.
 
-    Not seen are what single operators lack of their attributes, and of sizes that are inputs: the parser names
-    these. Nor which shapes and types a fused Attention has a kernel for: the builder knows that.
+    Two kinds of faults aren't found: missing attributes of single operators, or sizes that are
+    inputs, which the parser reports; and shapes and types for which a fused Attention has no
+    kernel, which only the builder knows.
 
     Args:
-        model: The ONNX file.
-        part: The GPU that it is for: "sm80"; empty where that isn't known, and so not what it lacks.
+        model: Path of the ONNX file.
+        part: GPU to build for, such as "sm80"; empty to skip the checks that depend on the GPU.
 
     Raises:
         CandidateError: the file can't be read.
@@ -88,7 +91,7 @@ def violations(model: Path, part: str = "sm80") -> tuple[Violation, ...]:
 
 
 def alterations(model: Path) -> tuple[Violation, ...]:
-    """Return what TensorRT takes without a word, and then computes something else than ONNX says.
+    """Return the nodes that TensorRT accepts silently but computes otherwise than ONNX says.
 
     Raises:
         CandidateError: the file can't be read.
@@ -103,7 +106,7 @@ def alterations(model: Path) -> tuple[Violation, ...]:
 
 @dataclass(frozen=True)
 class _Node:
-    """A node, and the scope that its inputs are looked up in."""
+    """Node, with the scope in which its inputs are looked up."""
 
     proto: onnx.NodeProto
     scope: _Scope
@@ -117,20 +120,24 @@ class _Node:
         return Violation(str(name), self.operator, why)
 
     def attribute(self, name: str) -> int | None:
-        """Return an integer attribute, or None where it isn't set."""
+        """Return an integer attribute; None if it isn't set."""
         return next((int(a.i) for a in self.proto.attribute if a.name == name), None)
 
     def reads(self, position: int) -> str:
-        """Return the name of an input, empty where it has none there."""
+        """Return the name of an input; "" if there is none at this position."""
         return str(self.proto.input[position]) if len(self.proto.input) > position else ""
 
 
 @dataclass
 class _Scope:
-    """What is known of the values of a graph, and of those around it.
+    """Known facts about the values of a graph and of the graphs around it.
 
     Attributes:
-        folder: Where external data lies.
+        folder: Folder that external data lies in.
+        constants: Constant tensors, by name.
+        makers: Nodes that compute values, by the value's name.
+        types: Element types of values, by name.
+        sizes: Shapes of values by name, with None for open dimensions.
     """
 
     folder: Path
@@ -144,7 +151,7 @@ class _Scope:
         return _Scope(self.folder, constants, makers, dict(self.types), dict(self.sizes))
 
     def value(self, name: str) -> Array | None:
-        """Return a constant's value; None where it isn't one, or is computed."""
+        """Return a constant's value; None for a value that isn't constant, or is computed."""
         import onnx
 
         tensor = self.constants.get(name)
@@ -156,7 +163,7 @@ class _Scope:
             raise CandidateError(f"can't read {name!r}: {str(error).splitlines()[0]}") from error
 
     def settled(self, name: str) -> bool:
-        """Whether a value follows from constants alone."""
+        """Whether a value depends on constants alone."""
         left, seen = [name], set()
         while left:
             one = left.pop()
@@ -172,14 +179,14 @@ class _Scope:
 
 @dataclass
 class _FileGraph:
-    """All nodes of a file, inner graphs' and functions' among them.
+    """All nodes of a file, including those of subgraphs and functions.
 
     Attributes:
-        nodes: In order.
-        given: Name and element type of inputs, outputs and initializers.
-        ranks: Name and number of dimensions of inputs and outputs.
-        inputs: The names of inputs.
-        functions: Domain and name of the file's own operators.
+        nodes: Nodes in order.
+        given: Names and element types of inputs, outputs and initializers.
+        ranks: Names and numbers of dimensions of inputs and outputs.
+        inputs: Names of the inputs.
+        functions: Domains and names of the file's own operators.
     """
 
     nodes: list[_Node] = field(default_factory=list)
@@ -189,12 +196,12 @@ class _FileGraph:
     functions: frozenset[tuple[str, str]] = frozenset()
 
     def calls(self, node: _Node) -> bool:
-        """Whether a node is one of the file's own operators."""
+        """Whether a node is a call of one of the file's own operators."""
         return (str(node.proto.domain), node.operator) in self.functions
 
     @cached_property
     def readers(self) -> Mapping[str, Sequence[tuple[_Node, int]]]:
-        """Value -> the nodes that read it, and as which input."""
+        """Nodes that read each value, with the position of that input, by the value's name."""
         found: dict[str, list[tuple[_Node, int]]] = {}
         for node in self.nodes:
             for position, name in enumerate(node.proto.input):
@@ -215,7 +222,7 @@ def _type_name(kind: int) -> str:
 
 
 def _taken() -> frozenset[int]:
-    """Return the element types that values may have."""
+    """Return the element types that TensorRT takes."""
     names = "FLOAT FLOAT16 BFLOAT16 DOUBLE INT8 INT32 INT64 BOOL UINT8 INT4 FLOAT8E4M3FN FLOAT4E2M1"
     return frozenset(map(_type, names.split()))
 
@@ -238,7 +245,7 @@ def _read(path: Path) -> _FileGraph:
 
 
 def _walk(proto: onnx.GraphProto, around: _Scope, graph: _FileGraph) -> None:
-    """Add a graph's nodes, and those of the graphs inside them."""
+    """Add a graph's nodes, and those of its subgraphs."""
     scope = around.within()
     for tensor in proto.initializer:
         scope.constants[tensor.name] = tensor
@@ -272,15 +279,15 @@ def _walk(proto: onnx.GraphProto, around: _Scope, graph: _FileGraph) -> None:
 
 
 def _values(graph: _FileGraph) -> Iterator[Violation]:
-    """Yield what is refused in inputs, outputs and constants, at the node that reads or makes it."""
+    """Yield what is refused in inputs, outputs, constants, at the node that reads or gives it."""
     taken, quantized = _taken(), _type("INT8")
     for name, rank in graph.ranks:
         if rank > _MOST_DIMENSIONS:
-            yield Violation("", "", f"{name!r} has {rank} dimensions, and at most 8 are taken")
+            yield Violation("", "", f"{name!r} has {rank} dimensions, and at most 8 are allowed")
     for name, kind in graph.given:
         readers = graph.readers.get(name, ())
         if kind and kind not in taken:
-            why = f"{name!r} is {_type_name(kind)}, which isn't a type that it has"
+            why = f"{name!r} is {_type_name(kind)}, a type that isn't supported"
             yield readers[0][0].says(why) if readers else Violation("", "", why)
         elif kind == _type("UINT8") and name in graph.inputs:
             for node, _ in readers:
@@ -292,12 +299,12 @@ def _values(graph: _FileGraph) -> Iterator[Violation]:
             for node, position in readers:
                 if not _unpacks(node, position):
                     yield node.says(
-                        f"the int8 constant {name!r} is read by other than a dequantizer"
+                        f"the int8 constant {name!r} is read by a node that doesn't dequantize"
                     )
 
 
 def _unpacks(node: _Node, position: int) -> bool:
-    """Whether a node may read an int8 constant there: to dequantize it, or as a zero point."""
+    """Whether a node may read an int8 constant here: to dequantize it, or as a zero point."""
     if node.operator == "QuantizeLinear":
         return position == 2
     if node.operator != "DequantizeLinear":
@@ -306,10 +313,10 @@ def _unpacks(node: _Node, position: int) -> bool:
 
 
 def _refused(node: _Node, part: str) -> Iterator[Violation]:
-    """Yield what is refused of one node."""
+    """Yield what is refused in one node."""
     proto = node.proto
     if node.operator not in OPERATORS:
-        yield node.says("it has no such operator")
+        yield node.says("the operator isn't supported")
         return
     if node.operator == "Cast":
         yield from _cast(node)
@@ -325,39 +332,39 @@ def _refused(node: _Node, part: str) -> Iterator[Violation]:
 def _cast(node: _Node) -> Iterator[Violation]:
     to = node.attribute("to") or 0
     if to == _type("UINT8"):
-        yield node.says("uint8 is taken as an input and an output only, and not in between")
+        yield node.says("uint8 is allowed only for inputs and outputs, not in between")
     elif to not in _taken():
-        yield node.says(f"it has no {_type_name(to)}")
+        yield node.says(f"{_type_name(to)} isn't supported")
 
 
 def _pair(node: _Node) -> Iterator[Violation]:
-    """Yield what is refused of a quantizer or dequantizer."""
+    """Yield what is refused in a quantizer or dequantizer."""
     scope, data, scale, zero = node.scope, *map(node.reads, range(3))
     scales, zeros = scope.value(scale), scope.value(zero) if zero else None
     kind = scope.types.get(data, 0)
     maker = scope.makers.get(data)
     stored = maker is None or maker.op_type == "Constant"
     if node.operator == "DequantizeLinear" and kind == _type("UINT8") and stored:
-        yield node.says("it dequantizes uint8, where int8 around 0 is taken")
+        yield node.says("it dequantizes uint8, where only int8 around 0 is allowed")
     if node.operator == "DequantizeLinear" and kind == _type("INT32"):
-        yield node.says("it dequantizes int32, as of a quantized bias: leave biases in float")
+        yield node.says("it dequantizes int32, as in a quantized bias: leave biases in float")
     if node.operator == "QuantizeLinear" and kind in (_type("INT32"), _type("INT64")):
-        yield node.says(f"it quantizes {_type_name(kind)}, and not float")
+        yield node.says(f"it quantizes {_type_name(kind)} instead of float")
     to = node.attribute("output_dtype")
     if to and to not in _taken() - {_type("UINT8")}:
-        yield node.says(f"it has no quantization to {_type_name(to)}")
+        yield node.says(f"quantization to {_type_name(to)} isn't supported")
     if scales is not None and not np.all(np.asarray(scales, np.float64) > 0):
         yield node.says("a scale isn't above 0")
     if zeros is not None and np.any(np.asarray(zeros, np.float64)):
         yield node.says("its zero point isn't 0")
     if zero and not scope.settled(zero):
-        yield node.says("its zero point is computed, where a constant is taken")
+        yield node.says("its zero point is computed, where only a constant is allowed")
     if scales is not None and scales.size != 1 and not node.attribute("block_size"):
         yield from _channels(node, scales, zeros)
 
 
 def _channels(node: _Node, scales: Array, zeros: Array | None) -> Iterator[Violation]:
-    """Yield what is refused of scales per channel."""
+    """Yield what is refused in scales per channel."""
     if zeros is not None and zeros.size != scales.size:
         yield node.says(f"it has {scales.size} scales and {zeros.size} zero points")
     sizes = node.scope.sizes.get(node.reads(0))
@@ -373,10 +380,10 @@ def _channels(node: _Node, scales: Array, zeros: Array | None) -> Iterator[Viola
 
 
 def _turing(node: _Node, kinds: set[int]) -> Iterator[Violation]:
-    """Yield what Turing lacks."""
+    """Yield what Turing GPUs lack."""
     products = ("Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
     if _type("FLOAT") in kinds and node.operator in products:
-        yield node.says("sm75 has no matrix product in float32: take half precision")
+        yield node.says("sm75 has no matrix product in float32: use half precision")
     kernel = node.scope.sizes.get(node.reads(1)) or ()
     if _type("FLOAT") in kinds and node.operator == "Conv" and len(kernel) == 5:
         yield node.says("sm75 has no three-dimensional convolution in float32")
@@ -386,23 +393,23 @@ def _turing(node: _Node, kinds: set[int]) -> Iterator[Violation]:
 
 
 def _altered(node: _Node) -> Iterator[Violation]:
-    """Yield what is taken for something else."""
+    """Yield what TensorRT would compute otherwise than ONNX says."""
     domain = node.proto.domain
     known = node.operator in _FOREIGN.get(domain, ())
     if domain not in ("", "ai.onnx") and node.operator in OPERATORS and not known:
         yield node.says(
-            f"it would be taken for ONNX's own: its domain, {domain!r}, isn't looked at"
+            f"it would be taken for ONNX's own operator: its domain, {domain!r}, is ignored"
         )
     if node.operator == "Cast" and node.attribute("to") == _type("DOUBLE"):
         yield node.says("it casts to float64, which would become float32")
     if node.operator == "QuantizeLinear" and _wraps(node):
         yield node.says(
-            "it quantizes to uint8, which would become int8: what is over 127 is cut off"
+            "it quantizes to uint8, which would become int8: values over 127 are clipped"
         )
 
 
 def _wraps(node: _Node) -> bool:
-    """Whether a quantizer gives uint8: by its zero point's type, its attribute, or ONNX's default."""
+    """Whether a quantizer gives uint8, by its zero point's type, its attribute or the default."""
     zero = node.reads(2)
     if zero:
         return node.scope.types.get(zero) == _type("UINT8")

@@ -1,4 +1,4 @@
-"""TensorRT for RTX: plans for NVIDIA's GPUs that are built without one."""
+"""Engine for TensorRT for RTX, which builds plans for NVIDIA's GPUs without one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hasten.errors import CandidateError
 
 @dataclass(frozen=True)
 class TensorrtRtx(PlanEngine):
-    """TensorRT for RTX, strongly typed: the graph says what is in int8, in half precision and in float32."""
+    """TensorRT for RTX, strongly typed: the graph states each precision (int8, half, float32)."""
 
     distributions: ClassVar[tuple[str, ...]] = (
         "tensorrt-rtx",
@@ -30,7 +30,7 @@ class TensorrtRtx(PlanEngine):
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield float32 as it is, and where the device is, TF32: elsewhere the two answer and cost the same."""
+        """Yield float32 and, on the device, TF32, which makes no difference elsewhere."""
         yield cls()
         if target.kind == "attached":
             yield cls(tf32=True)
@@ -52,7 +52,8 @@ class TensorrtRtx(PlanEngine):
         """Write a plan for the target's GPU, or for this host's, and keep the model beside it.
 
         Raises:
-            CandidateError: the library can't take the model: which operator, which node.
+            CandidateError: the library can't take the model; the message names the operator and
+                node.
         """
         trt = self.toolkit()
         if target.family != "cuda":

@@ -1,1 +1,1 @@
-"""JAX and XLA: torch programs as JAX functions, and what XLA's compiler says of them."""
+"""JAX and XLA: torch programs as JAX functions, and their compilation for TPUs."""

@@ -1,4 +1,4 @@
-"""Attention as one operator: torch's own decomposition looks at every score five times."""
+"""Attention as one operator, since torch's own decomposition reads every score five times."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Compute torch's `scaled_dot_product_attention` on JAX arrays; the softmax in float32.
+    """Compute torch's `scaled_dot_product_attention` on JAX arrays, with the softmax in float32.
 
     Args:
-        query: `(..., heads, length, width)`.
-        key: `(..., heads, other length, width)`.
-        value: `(..., heads, other length, depth)`.
-        attn_mask: Of booleans, where to look; of floats, what to add to the scores.
-        dropout_p: 0: there is none but in training.
-        is_causal: Whether each looks at itself and what comes before alone.
-        scale: Of the scores; by default one over the root of the width.
-        enable_gqa: Whether several heads of queries share one of keys and values.
+        query: Queries `(..., heads, length, width)`.
+        key: Keys `(..., heads, other length, width)`.
+        value: Values `(..., heads, other length, depth)`.
+        attn_mask: Booleans that are true where to attend, or floats to add to the scores; None
+            without.
+        dropout_p: Dropout, which must be 0, as it is outside of training.
+        is_causal: Whether each position attends only to itself and earlier ones.
+        scale: Factor of the scores; by default 1 / sqrt(width).
+        enable_gqa: Whether several heads of queries share one head of keys and values.
 
     Returns:
-        `(..., heads, length, depth)`, zeros where the mask lets one look at nothing.
+        Attention output `(..., heads, length, depth)`, zeros where the mask allows no position.
 
     Raises:
         CandidateError: there is dropout.

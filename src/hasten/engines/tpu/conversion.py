@@ -1,4 +1,4 @@
-"""From torch's exported program to a JAX function, in float32, bfloat16 or int8."""
+"""Conversion of torch's exported program to a JAX function, in float32, bfloat16 or int8."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hasten.errors import CandidateError, HastenError, InputError
 
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
 Function: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""From inputs by name to outputs by name."""
+"""Function from inputs by name to outputs by name."""
 
 _IN_FLOAT32 = frozenset(
     (
@@ -58,7 +58,7 @@ _IN_FLOAT32 = frozenset(
         "var_mean",
     )
 )
-"""What isn't computed in bfloat16, whose 8 bits are too few for sums and powers.
+"""Operators that aren't computed in bfloat16, whose 8 bits are too few for sums and powers.
 
 Source: torch's documentation, "CUDA Ops that can autocast to float32".
 """
@@ -68,13 +68,13 @@ _OWN: Mapping[str, Callable[..., Any]] = {"aten.scaled_dot_product_attention.def
 
 @dataclass(frozen=True)
 class CapturedProgram:
-    """What torch.export captured, its operators cut down to those that torchax knows.
+    """Program that torch.export captured, decomposed into operators that torchax has.
 
     Attributes:
-        exported: The `ExportedProgram`, functional: nothing is written in place.
-        states: Its parameters, buffers and constants as JAX arrays, in the graph's order.
-        inputs: The user's inputs' names, in order.
-        outputs: How many tensors it gives.
+        exported: Functional `ExportedProgram`, in which nothing is written in place.
+        states: Parameters, buffers and constants as JAX arrays, in the graph's order.
+        inputs: Names of the user's inputs, in order.
+        outputs: Number of output tensors.
     """
 
     exported: Any
@@ -84,10 +84,11 @@ class CapturedProgram:
 
 
 def read_program(path: Path) -> CapturedProgram:
-    """Read a .pt2 file, and cut its operators down.
+    """Load a .pt2 file, and decompose its operators.
 
     Raises:
-        CandidateError: it can't be read, or writes to its own buffers in eval mode.
+        CandidateError: the file can't be read, or the program writes to its own buffers in eval
+            mode.
         InputError: torch isn't installed.
     """
     try:
@@ -101,12 +102,12 @@ def read_program(path: Path) -> CapturedProgram:
             for kept in (torch.ops.aten.linear, torch.ops.aten.scaled_dot_product_attention):
                 table.pop(kept.default, None)  # type: ignore[no-untyped-call]
             exported = exported.run_decompositions(table)
-        except Exception as error:  # torch.export raises what its parts raise
+        except Exception as error:  # torch.export passes on any exception
             raise CandidateError(f"{path.name} can't be read: {first_line(error)}") from error
     signature = exported.graph_signature
     if written := [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate]:
         raise CandidateError(
-            f"the program writes to {written[0]!r} as it runs; what a TPU runs keeps no state"
+            f"the program writes to {written[0]!r} as it runs; a TPU's program must keep no state"
         )
     inputs = tuple(str(name) for name in signature.user_inputs)
     return CapturedProgram(exported, _states(exported), inputs, len(signature.user_outputs))
@@ -120,20 +121,21 @@ def function_of(
     ranges: Mapping[str, SeenRange] | None = None,
     keep_float: Sequence[str] = (),
 ) -> Function:
-    """Return a program as a JAX function of one dict, which gives one.
+    """Return a program as a JAX function from one dict to another.
 
     Args:
-        program: What to convert.
-        inputs: The names to take the program's inputs by, in its order.
-        outputs: The names to give its outputs by, in its order.
-        precision: "f32": all as it is, products in full precision; "bf16": weights and activations
-            in bfloat16, normalizations and sums in float32; "int8": as "bf16", and products
-            with constant weights in int8.
-        ranges: For "int8", the range of each product's input, by its node's name.
-        keep_float: For "int8", the names of products to leave in bfloat16.
+        program: Program to convert.
+        inputs: Names for the program's inputs, in its order.
+        outputs: Names for the program's outputs, in its order.
+        precision: Precision of the computation: "f32", with products in full precision; "bf16",
+            with weights and activations in bfloat16, normalizations and sums in float32; or "int8",
+            which is "bf16" with products with constant weights in int8.
+        ranges: Range of each product's input by its node's name, for "int8".
+        keep_float: Names of products to leave in bfloat16, for "int8".
 
     Raises:
-        CandidateError: when it is called: which operator can't be converted, and its node.
+        CandidateError: the call meets an operator that can't be converted; the message names its
+            node.
     """
     rules = _Rules(precision, ranges or {}, frozenset(keep_float))
     return _bound(program, inputs, outputs, rules)
@@ -145,16 +147,17 @@ def products(
     """Find the products with constant weights, and the ranges of their inputs.
 
     Args:
-        program: What to look at.
-        inputs: The names to take the program's inputs by, in its order.
-        outputs: The names to give its outputs by, in its order.
-        requests: What to run it on, in float32; at least one.
+        program: Program to examine.
+        inputs: Names for the program's inputs, in its order.
+        outputs: Names for the program's outputs, in its order.
+        requests: Requests to run it on, in float32; at least one.
 
     Returns:
-        By the node's name, in the program's order.
+        Ranges by the product's node name, in the program's order.
 
     Raises:
-        CandidateError: it can't be converted or run, or an input isn't finite.
+        CandidateError: the program can't be converted or run, or an input of a product isn't
+            finite.
     """
     jax = load_jax()
     names: list[str] = []
@@ -180,10 +183,13 @@ def products(
 
 @dataclass(frozen=True)
 class _Rules:
-    """How operators are computed.
+    """Rules by which operators are computed.
 
     Attributes:
-        seen: Where not None, what collects the products' ranges.
+        precision: Precision of the computation.
+        ranges: Range of each product's input, by its node's name.
+        keep_float: Names of products to leave in bfloat16.
+        seen: Dictionary that collects the ranges of products' inputs; None to collect none.
     """
 
     precision: Precision
@@ -238,7 +244,7 @@ def _interpreter(
     jnp = jax.numpy
 
     class Interpreter(torch.fx.Interpreter):
-        """Runs each node by torchax's function for it."""
+        """Interpreter that runs each node by torchax's function for it."""
 
         def __init__(self) -> None:
             super().__init__(program.exported.graph_module)
@@ -252,7 +258,7 @@ def _interpreter(
                     return super().run_node(n)
             except HastenError:
                 raise
-            except Exception as error:  # an operator's function raises what it likes
+            except Exception as error:  # an operator's function may raise any exception
                 raise CandidateError(
                     f"torchax can't convert {_called(n.target)} (node {n.name!r}): "
                     f"{first_line(error)}"
@@ -285,14 +291,14 @@ def _interpreter(
             return entry.func  # type: ignore[no-any-return]
 
         def _range(self) -> SeenRange | None:
-            """Return the range of a product's input where it is to be quantized."""
+            """Return the range of a product's input if it is to be quantized, else None."""
             name = self.node.name
             if rules.precision != "int8" or name in rules.keep_float:
                 return None
             return rules.ranges.get(name)
 
         def _cast(self, target: Any, args: Any, kwargs: Any) -> Any:
-            """Return what an operator is given, in the precision that it is computed in."""
+            """Return an operator's arguments in the precision that it is computed in."""
             if rules.precision == "f32":
                 return args, kwargs
             wide = _called(target).split(".")[1] in _IN_FLOAT32
@@ -325,7 +331,7 @@ def _interpreter(
 
 
 def _output_dtypes(exported: Any) -> list[str]:
-    """Return the types that the outputs have in the program; 64 bits become 32, as JAX has them."""
+    """Return the outputs' types in the program, with 64 bits reduced to 32, as in JAX."""
     nodes = {node.name: node for node in exported.graph.nodes}
     found = []
     for name in exported.graph_signature.user_outputs:

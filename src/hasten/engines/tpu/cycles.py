@@ -1,8 +1,8 @@
-"""How many cycles a program takes, by what XLA's compiler for TPUs wrote beside each instruction.
+"""Cycles of a program, from the estimates that XLA's compiler for TPUs attaches to instructions.
 
-The compiler chooses between ways to compute something by an estimate of its own, and keeps it in the
-optimized HLO: `"estimated_cycles"` in an instruction's `backend_config`. What is copied meanwhile
-(copy-start and copy-done) has none.
+The compiler chooses between ways to compute something by its own estimate, and keeps it in the
+optimized HLO: `"estimated_cycles"` in an instruction's `backend_config`. Copies that run in the
+background (copy-start and copy-done) have none.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ _CALLS = frozenset({"async-start", "call"})
 
 @dataclass(frozen=True)
 class Cycles:
-    """What a program takes.
+    """Estimated cycles of a program.
 
     Attributes:
-        total: The sum over what runs, loops counted as often as they run, the longest branch taken.
-        estimated: How many instructions have an estimate.
-        endless: How many loops run nobody knows how often; they are counted once.
-        by_node: The same sum by the node that an instruction was made for, "" where it isn't known.
+        total: Sum over what runs, with loops counted as often as they run, and the longest branch
+            taken.
+        estimated: Number of instructions with an estimate.
+        endless: Number of loops that run an unknown number of times; each is counted once.
+        by_node: Cycles in the total by the node that an instruction was made for, "" where it isn't
+            known.
     """
 
     total: int
@@ -54,12 +56,12 @@ class _Instruction:
 
     @property
     def node(self) -> str:
-        """The scope that an instruction was traced in: "conv" of "jit(f)/conv/dot_general"."""
+        """Scope in which an instruction was traced: "conv" of "jit(f)/conv/dot_general"."""
         found = re.search(r'op_name="jit\([^)]*\)/([^/";]+)/', self.text)
         return found.group(1) if found else ""
 
     def named(self, what: str) -> str:
-        """Return the computation that it has as its `what`."""
+        """Return the name of the computation in a role, such as "body"; "" if there is none."""
         found = re.search(rf"\b{what}=%?([\w.\-]+)", self.text)
         return found.group(1) if found else ""
 
@@ -71,10 +73,10 @@ def estimated_cycles(hlo: str) -> Cycles:
     """Add up the estimates of a compiled program.
 
     Args:
-        hlo: The optimized HLO as text, as the compiled program prints it.
+        hlo: Text of the optimized HLO, as the compiled program prints it.
 
     Raises:
-        ValueError: there is no entry computation in it.
+        ValueError: the HLO has no entry computation.
     """
     computations, entry = _parsed(hlo)
     if not entry:
@@ -83,7 +85,7 @@ def estimated_cycles(hlo: str) -> Cycles:
 
 
 def _cycles_of(name: str, computations: Mapping[str, _Computation]) -> Cycles:
-    """Add up one computation, and those that it runs."""
+    """Add up the cycles of one computation, and of those that it runs."""
     parts = []
     computation = computations.get(name, {})
     for instruction in computation.values():
@@ -144,7 +146,7 @@ def _branches(instruction: _Instruction) -> list[str]:
 def _trips(
     loop: _Instruction, around: _Computation, computations: Mapping[str, _Computation]
 ) -> int | None:
-    """Return how often a loop runs that counts from a constant to another by one; else None."""
+    """Return how often a loop runs that counts up by 1 between constants; None for other loops."""
     condition = computations.get(loop.named("condition"), {})
     body = computations.get(loop.named("body"), {})
     test = _root(condition)
@@ -175,7 +177,7 @@ def _root(computation: _Computation) -> _Instruction | None:
 
 
 def _followed(name: str, computation: _Computation) -> _Instruction | None:
-    """Return what an operand is, behind what only moves it."""
+    """Return the instruction behind an operand, skipping those that only move it."""
     found = computation.get(name)
     while found is not None and found.opcode in _MOVES and found.operands:
         found = computation.get(found.operands[0])

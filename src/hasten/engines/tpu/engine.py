@@ -1,4 +1,4 @@
-"""Google's TPUs through JAX and XLA: compiled here ahead of time, whether there is one or not."""
+"""Engine for Google's TPUs through JAX and XLA, compiled ahead of time with or without a TPU."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from hasten.engines.tpu.environment import libtpu, load_jax, silenced
 from hasten.errors import CandidateError, HastenError
 
 EXECUTABLE = "model.tpu"
-"""What XLA made for one generation of TPUs, as PJRT serializes it."""
+"""File with the executable that XLA made for one generation of TPUs, as PJRT serializes it."""
 FACTS = "compiled.json"
-"""What its compiler said of it."""
+"""File with the facts that the compiler reports about the executable."""
 _NODE = re.compile(r'op_name="jit\([^)]*\)/([^/";]+)')
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What XLA compiles for.
+    """Generation of TPUs that XLA compiles for.
 
     Attributes:
-        topology: The smallest arrangement of it that libtpu knows.
-        memory_bytes: High-bandwidth memory that one device of JAX's has: one chip, except half of one
+        topology: Smallest arrangement of chips of this generation that libtpu knows.
+        memory_bytes: High-bandwidth memory of one JAX device, which is one chip, except half of one
             (a TensorCore) of v4, and half of one (a chiplet) of tpu7x.
     """
 
@@ -53,7 +53,7 @@ GENERATIONS: Mapping[str, Generation] = {
     "v6e": Generation("v6e:2x2", 32 << 30),
     "tpu7x": Generation("tpu7x:2x2x1", 96 << 30),
 }
-"""By the parts' names in `hasten.core.devices`.
+"""Generations of TPUs, by the parts' names in `hasten.core.devices`.
 
 Source: Google Cloud's documentation, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x": 32 GiB, 16 GB,
 95 GB, 32 GB and 192 GB of HBM a chip.
@@ -64,8 +64,9 @@ Source: Google Cloud's documentation, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" 
 class Tpu(Engine):
     """XLA, for a TPU of this host or for one that isn't here.
 
-    What a session answers on this host comes from XLA for processors: the same program, whose sums
-    are ordered otherwise, and which may keep more precision between bfloat16 operators.
+    Without a TPU, a session on this host is compiled by XLA for processors: the program is the
+    same, but its sums are ordered otherwise, and it may keep more precision between bfloat16
+    operators.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"stablehlo"})
@@ -77,12 +78,12 @@ class Tpu(Engine):
 
     @property
     def exact(self) -> bool:
-        """Always: a program states its precision itself."""
+        """True: a program states its own precision."""
         return True
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """There is one."""
+        """Yield the only variant."""
         yield cls()
 
     @classmethod
@@ -98,11 +99,11 @@ class Tpu(Engine):
             raise cls.missing("JAX for TPUs", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Keep the program; for a TPU also compile it, and keep what came out and what was said of it.
+        """Keep the program; for a TPU also keep the compiled executable and the compiler's facts.
 
         Raises:
-            CandidateError: XLA can't compile it for this TPU: which operator, which node; or it
-                doesn't fit into its memory.
+            CandidateError: XLA can't compile the program for this TPU (the message names the
+                operator and node), or it doesn't fit into the TPU's memory.
             InputError: JAX or libtpu isn't installed.
         """
         artifact = place(model, workdir)
@@ -121,11 +122,11 @@ class Tpu(Engine):
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
         """Compile the program for this host's TPU, or for its processor where there is none.
 
-        The executable in the artifact is for others to load: loading one may run any code, and a
-        bundle is untrusted.
+        The executable in the artifact is meant for other programs. It isn't loaded here, since
+        loading may run any code and a bundle is untrusted.
 
         Raises:
-            CandidateError: it can't be read or compiled.
+            CandidateError: the program can't be read or compiled.
         """
         exported = stablehlo.read(artifact.path)
         here = target if target.kind == "attached" else replace(target, kind="host", device="host")
@@ -137,9 +138,9 @@ class Tpu(Engine):
             session.close()
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
-        """Say what XLA's compiler said when the artifact was built.
+        """Return the figures that XLA's compiler reported when the artifact was built.
 
-        `optimal_seconds` of its cost analysis isn't asked: it is negative for many programs.
+        `optimal_seconds` of its cost analysis isn't used: it is negative for many programs.
 
         Raises:
             CandidateError: the artifact was built for another device.
@@ -168,10 +169,10 @@ class Tpu(Engine):
 
 @contextmanager
 def _device(target: Target) -> Iterator[Any]:
-    """Give the device to compile for: this host's TPU or processor, or a TPU that isn't here.
+    """Yield the device to compile for: this host's TPU or processor, or a TPU that isn't here.
 
     Raises:
-        CandidateError: libtpu has none of the kind.
+        CandidateError: libtpu has no such device.
         InputError: JAX isn't installed.
     """
     attached = target.kind == "attached" and target.family == "tpu"
@@ -187,7 +188,7 @@ def _device(target: Target) -> Iterator[Any]:
 
                 name = GENERATIONS[target.part].topology
                 found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-        except Exception as error:  # JAX's backends raise what they like
+        except Exception as error:  # JAX's backends may raise any exception
             raise failed(f"libtpu gives no {target.device}", error) from error
         yield found[0]
 
@@ -215,7 +216,7 @@ def _compiled(exported: Any, device: Any, target: Target) -> Any:
 
 
 def _facts(compiled: Any, device: Any, target: Target) -> dict[str, Any]:
-    """Collect what the compiler says of a program."""
+    """Return the facts that the compiler reports about a program."""
     cycles = estimated_cycles(compiled.as_text())
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     figures = {
@@ -240,7 +241,7 @@ def _facts(compiled: Any, device: Any, target: Target) -> dict[str, Any]:
 
 
 class TpuSession(Session):
-    """A compiled program on a device."""
+    """Session of a compiled program on a device."""
 
     def __init__(self, artifact: Artifact, compiled: Any, device: Any) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
@@ -252,7 +253,7 @@ class TpuSession(Session):
         """Answer one request.
 
         Raises:
-            CandidateError: the runtime failed, or was given what it doesn't take.
+            CandidateError: the runtime failed, or an input is missing or doesn't fit.
         """
         if self._compiled is None:
             raise CandidateError("the session is closed: open the artifact again")
@@ -272,7 +273,7 @@ class TpuSession(Session):
             raise failed("XLA failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """Where it runs."""
+        """Kind and platform of the device that runs the program."""
         return {"device": str(self._device.device_kind), "platform": str(self._device.platform)}
 
     def close(self) -> None:
@@ -281,7 +282,7 @@ class TpuSession(Session):
 
 
 def _narrowed(array: Array, spec: TensorSpec) -> Array:
-    """Return integers in the 32 bits that JAX has for them."""
+    """Return an input with integers in the 32 bits that JAX has for them."""
     to = np.dtype(stablehlo.narrowed(spec.dtype))
     if to == array.dtype:
         return array

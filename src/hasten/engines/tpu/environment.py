@@ -1,4 +1,4 @@
-"""JAX and libtpu, imported without telemetry, logs or a TPU that isn't asked for."""
+"""Import of JAX and libtpu without telemetry, logs, or a TPU that wasn't asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from hasten.errors import InputError
 
 _QUIET = {
-    "ENABLE_RUNTIME_UPTIME_TELEMETRY": "0",  # torchax asks libtpu for it where nobody says no
+    "ENABLE_RUNTIME_UPTIME_TELEMETRY": "0",  # torchax turns it on in libtpu unless it is set
     "TPU_LOG_DIR": "disabled",
     "TPU_MIN_LOG_LEVEL": "4",
     "TPU_STDERR_LOG_LEVEL": "4",
@@ -26,15 +26,15 @@ _NOWHERE = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""What libtpu else asks a server of Google's for, and waits. The type matters to no topology."""
+"""Facts that libtpu would otherwise wait for from a Google server; the type affects no topology."""
 
 
 @contextmanager
 def libtpu(*, present: bool) -> Iterator[None]:
-    """Let libtpu be loaded; the environment is put back after.
+    """Allow libtpu to be loaded while the block runs, then put the environment back.
 
     Args:
-        present: Whether to use this host's TPU, or to compile for one that isn't here.
+        present: Whether to use this host's TPU, instead of compiling for one that isn't here.
     """
     with _environment(_QUIET if present else {**_QUIET, **_NOWHERE}):
         yield
@@ -43,10 +43,10 @@ def libtpu(*, present: bool) -> Iterator[None]:
 def load_jax(*, tpu: bool = False) -> Any:
     """Import JAX, to run on this host's processor or on its TPU.
 
-    The choice holds for the process: the first that runs something settles it.
+    The choice holds for the process: it is settled when something first runs.
 
     Raises:
-        InputError: it isn't installed.
+        InputError: JAX isn't installed.
     """
     try:
         with _environment(_QUIET):
@@ -62,7 +62,7 @@ def load_torchax() -> Any:
     """Import torchax's table of operators.
 
     Raises:
-        InputError: it isn't installed, or not for this torch.
+        InputError: torchax isn't installed, or not for this version of torch.
     """
     load_jax()
     try:
@@ -70,7 +70,7 @@ def load_torchax() -> Any:
             warnings.simplefilter("ignore")
             importlib.import_module("torchax")
             return importlib.import_module("torchax.ops.jaten").ops_registry
-    except (ImportError, AttributeError) as error:  # torchax looks into torch's private parts
+    except (ImportError, AttributeError) as error:  # torchax uses private parts of torch
         raise _missing(error) from error
 
 
@@ -80,7 +80,7 @@ def _missing(error: Exception) -> InputError:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Hold back warnings and logging of JAX and torchax, of which some come at each call."""
+    """Suppress warnings and logs of JAX and torchax, some of which come at every call."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -92,7 +92,7 @@ def silenced() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its type where it says nothing."""
+    """Return the first line of an error's message, or its type if there is no message."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 

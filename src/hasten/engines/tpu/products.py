@@ -11,12 +11,17 @@ import numpy as np
 from hasten.engines.tpu.environment import load_jax
 
 LARGEST = 127
-"""Of a symmetric int8: -128 is left out."""
+"""Largest symmetric int8, where -128 is left out."""
 
 
 @dataclass(frozen=True)
 class SeenRange:
-    """The smallest and the largest number that were seen."""
+    """Smallest and largest number that were seen.
+
+    Attributes:
+        low: Smallest number.
+        high: Largest number.
+    """
 
     low: float
     high: float
@@ -24,13 +29,13 @@ class SeenRange:
 
 @dataclass(frozen=True)
 class TpuProduct:
-    """A convolution or a matrix product, and what it multiplies.
+    """Convolution or matrix product, with its operands.
 
     Attributes:
-        value: What is multiplied, `(batch, channels, ...)` or `(..., channels)`.
-        weight: By what: `(out, in / groups, ...)`, or `(out, in)`.
-        bias: What is added: `(out,)`, or None.
-        window: Of a convolution: strides, paddings, dilations, groups. None of a matrix product.
+        value: Input, `(batch, channels, ...)` or `(..., channels)`.
+        weight: Weights, `(out, in / groups, ...)` or `(out, in)`.
+        bias: Bias `(out,)`, or None.
+        window: Strides, paddings, dilations and groups of a convolution; None for a matrix product.
     """
 
     value: Any
@@ -40,12 +45,12 @@ class TpuProduct:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each channel is a convolution of its own."""
+        """Whether each channel is convolved by itself."""
         return self.window is not None and self.window[3] > 1 and self.weight.shape[1] == 1
 
 
 def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TpuProduct | None:
-    """Return the product that an operator of torch's is, by its name and what it is called with."""
+    """Return the product that a torch operator computes, by its name and arguments; else None."""
     packet = ".".join(name.split(".")[:2])
     if packet == "aten.linear":
         return TpuProduct(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias"))
@@ -63,15 +68,15 @@ def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tpu
 
 
 def _spread(sizes: Sequence[int], axes: int) -> tuple[int, ...]:
-    """Return one size for each axis, where torch allows one for all."""
+    """Return one size per axis, where torch allows a single size for all."""
     return tuple(map(int, sizes if len(sizes) == axes else list(sizes) * axes))
 
 
 def in_bfloat16(product: TpuProduct) -> Any:
-    """Compute a product of bfloat16 with sums in float32, as the matrix units do.
+    """Compute a product of bfloat16 numbers with sums in float32, as the matrix units do.
 
     Returns:
-        float32: what follows a sum rounds it, or doesn't.
+        Product in float32, left for the next operator to round or not.
     """
     jnp = load_jax().numpy
     value, weight = product.value.astype(jnp.bfloat16), product.weight.astype(jnp.bfloat16)
@@ -80,17 +85,17 @@ def in_bfloat16(product: TpuProduct) -> Any:
 
 
 def quantized(product: TpuProduct, seen: SeenRange) -> Any:
-    """Compute a product in int8: weights by one scale per output channel, its input by one.
+    """Compute a product in int8, with a scale per output channel of weights and one of the input.
 
-    Weights are around 0. So is the input of a convolution that pads, as 0 is what it pads with; any
-    other has a zero point, whose part of each sum is known beforehand.
+    Weights are around 0. So is the input of a padded convolution, as padding is 0. Any other input
+    has a zero point, whose part in each sum is known beforehand.
 
     Args:
-        product: With a constant weight.
-        seen: The range that its input has.
+        product: Product with a constant weight.
+        seen: Range of the product's input.
 
     Returns:
-        float32.
+        Product in float32.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1 and 7.
     """
@@ -109,7 +114,8 @@ def quantized(product: TpuProduct, seen: SeenRange) -> Any:
         return _multiplied(left, right, product.window, jnp.int32)
 
     def in_floats(left: Any, right: Any) -> Any:
-        # XLA for processors has no kernel for it and takes 40 times as long. Below 2**24 it's exact.
+        # XLA for processors has no int8 kernel for it and takes 40 times as long. Sums below 2**24
+        # are exact.
         wide = (left.astype(jnp.float32), right.astype(jnp.float32))
         return _multiplied(*wide, product.window, jnp.float32, precise=True).astype(jnp.int32)
 
@@ -125,7 +131,7 @@ def quantized(product: TpuProduct, seen: SeenRange) -> Any:
 
 
 def _steps(seen: SeenRange, *, around_zero: bool) -> tuple[float, int]:
-    """Return the step between two int8, and what stands for 0. The range has 0 in it, as any sum's part may be."""
+    """Return the step between int8 values and the value for 0, for a range widened to include 0."""
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     if around_zero or high == low:
         return max(-low, high) / LARGEST or 1.0, 0
@@ -134,7 +140,7 @@ def _steps(seen: SeenRange, *, around_zero: bool) -> tuple[float, int]:
 
 
 def _multiplied(value: Any, weight: Any, window: Any, gives: Any, *, precise: bool = False) -> Any:
-    """Multiply and sum in `gives`; `window` is a `TpuProduct`'s."""
+    """Multiply and sum in the type `gives`; `window` is that of a `TpuProduct`."""
     lax = load_jax().lax
     precision = lax.Precision.HIGHEST if precise else None
     if window is None:
@@ -156,7 +162,7 @@ def _multiplied(value: Any, weight: Any, window: Any, gives: Any, *, precise: bo
 
 
 def _along(values: Any, product: TpuProduct) -> Any:
-    """Return one number per output channel, float32, to be broadcast over what a product gives."""
+    """Return one float32 per output channel, shaped to broadcast over the product's result."""
     jnp = load_jax().numpy
     shape = [1] * product.value.ndim
     shape[1 if product.window else -1] = -1

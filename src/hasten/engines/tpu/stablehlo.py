@@ -1,4 +1,4 @@
-"""JAX's portable files: StableHLO with its weights, for processors and TPUs alike."""
+"""Portable files of JAX: StableHLO with its weights, for processors and TPUs alike."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ _LACKING = re.compile(r"MLIR translation rule for primitive '(\w+)' not found fo
 
 
 def write(function: Function, inputs: Sequence[TensorSpec], path: Path, *, exact: bool) -> Any:
-    """Trace a function for these inputs, and write what JAX exports.
+    """Trace a function for these inputs, and write the program that JAX exports.
 
     Args:
-        function: Of one dict.
-        inputs: Settled.
-        path: Where to.
-        exact: Whether products of float32 are to be of full precision: a TPU's are else bfloat16's.
+        function: Function of a dict of inputs.
+        inputs: Settled specs of the inputs.
+        path: Path to write to.
+        exact: Whether float32 products have full precision; otherwise a TPU computes them in
+            bfloat16.
 
     Returns:
-        What was written, read again: a `jax.export.Exported`.
+        Program as written and read again, a `jax.export.Exported`.
 
     Raises:
-        CandidateError: an operator can't be converted, or a TPU lacks it; its node too.
+        CandidateError: an operator can't be converted, or a TPU lacks it; the message names its
+            node.
     """
     jax = load_jax()
     given = {spec.name: jax.ShapeDtypeStruct(spec.sizes, narrowed(spec.dtype)) for spec in inputs}
@@ -41,17 +43,17 @@ def write(function: Function, inputs: Sequence[TensorSpec], path: Path, *, exact
             content = exported.serialize()
     except HastenError:
         raise
-    except Exception as error:  # JAX raises what its parts raise
+    except Exception as error:  # JAX passes on any exception
         raise CandidateError(_refused(error, function, given)) from error
     path.write_bytes(content)
     return read(path)
 
 
 def read(path: Path) -> Any:
-    """Read what `write` wrote.
+    """Read a program that `write` wrote.
 
     Raises:
-        CandidateError: it can't be read: another kind of file, or a newer version's.
+        CandidateError: the file can't be read: it is of another kind, or from a newer version.
     """
     jax = load_jax()
     try:
@@ -59,19 +61,19 @@ def read(path: Path) -> Any:
             return jax.export.deserialize(bytearray(path.read_bytes()))
     except OSError as error:
         raise CandidateError(f"can't read {path}: {error.strerror or error}") from error
-    except Exception as error:  # flatbuffers and MLIR raise what they like
+    except Exception as error:  # flatbuffers and MLIR may raise any exception
         raise CandidateError(f"{path.name} is no program of JAX's: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """What a matrix product or a convolution computes in, on a TPU.
+    """Types that a matrix product or a convolution computes in, on a TPU.
 
     Attributes:
-        left: Element type of its first operand: "f32", "bf16", "i8".
-        right: Of its second.
-        result: Of what it gives.
-        full: Whether it is asked for full precision.
+        left: Element type of the first operand: "f32", "bf16", "i8".
+        right: Element type of the second operand.
+        result: Element type of the result.
+        full: Whether full precision is asked for.
     """
 
     left: str
@@ -81,7 +83,7 @@ class Kinds:
 
 
 def products(exported: Any) -> list[Kinds]:
-    """Return what every matrix product and convolution of an exported program computes in."""
+    """Return the types of every matrix product and convolution of an exported program."""
     found: list[Kinds] = []
     for operation in _walked(_module(exported).operation):
         if operation.name in ("stablehlo.dot_general", "stablehlo.convolution"):
@@ -95,7 +97,7 @@ def products(exported: Any) -> list[Kinds]:
 
 
 def text(exported: Any) -> str:
-    """Return an exported program as text, long constants left out."""
+    """Return an exported program as text, without long constants."""
     return str(_module(exported).operation.get_asm(large_elements_limit=8))
 
 
@@ -108,13 +110,13 @@ def _module(exported: Any) -> Any:
 
 
 def _walked(operation: Any) -> Iterator[Any]:
-    """Yield an operation and all in it; where platforms differ, what is the TPU's alone."""
+    """Yield an operation and all inside it; of branches by platform, only the TPU's."""
     operation = operation.operation
     yield operation
     regions = list(operation.regions)
     if operation.name == "stablehlo.case" and len(regions) == len(PLATFORMS):
         chosen = operation.operands[0].owner
-        if getattr(chosen, "name", "") == "stablehlo.case":  # which platform it is
+        if getattr(chosen, "name", "") == "stablehlo.case":  # it chooses by platform
             regions = regions[PLATFORMS.index("tpu") :]
     for region in regions:
         for block in region:
@@ -130,10 +132,10 @@ def shapes(exported: Any) -> dict[str, tuple[int, ...]]:
 
 
 def narrowed(dtype: str) -> str:
-    """Return the type that JAX has in a type's place: integers have 32 bits.
+    """Return the type that JAX uses for a type; 64-bit integers become 32-bit ones.
 
     Raises:
-        CandidateError: a TPU doesn't compute in it.
+        CandidateError: a TPU doesn't compute in this type.
     """
     if dtype in ("float64", "complex64", "complex128"):
         raise CandidateError(f"the model takes or gives {dtype}, which a TPU doesn't compute in")
@@ -151,7 +153,7 @@ def _refused(error: Exception, function: Function, given: Any) -> str:
 
 
 def _traced_in(primitive: str, function: Function, given: Any) -> str:
-    """Return the node that a primitive of JAX's came from."""
+    """Return the node that a JAX primitive came from; "" if it isn't known."""
     jax = load_jax()
 
     def search(jaxpr: Any, outer: str) -> str:

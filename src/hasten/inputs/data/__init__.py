@@ -1,1 +1,1 @@
-"""Data sets, read lazily, and their splits. `dataset.py` is the contract."""
+"""Data sets that are read lazily, and their splits; `dataset.py` holds their contract."""

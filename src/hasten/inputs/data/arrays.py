@@ -1,4 +1,4 @@
-"""Samples that are in memory already."""
+"""Data set of arrays that are already in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.inputs.data.samples import check_counts, check_finite, holds_numbers
 
 
 class ArrayDataset(Dataset):
-    """Arrays by input name, each of shape `(n, ...)`. They are read where they are, not copied."""
+    """Arrays by input name, each of shape `(n, ...)`; they are read in place, never copied."""
 
     def __init__(
         self,
@@ -25,11 +25,11 @@ class ArrayDataset(Dataset):
 
         Args:
             inputs: Arrays of shape `(n, ...)` by input name.
-            labels: `(n, ...)`.
-            groups: `(n,)` integers or strings.
+            labels: Labels of shape `(n, ...)`; None without.
+            groups: Groups of shape `(n,)`, integers or strings; None without.
 
         Raises:
-            InputError: no samples, counts that differ, or arrays of Python objects.
+            InputError: there are no samples, counts differ, or an array holds Python objects.
         """
         for name, array in inputs.items():
             if not isinstance(array, np.ndarray):

@@ -1,4 +1,4 @@
-"""The contract of a data set: samples read lazily, with labels and groups."""
+"""Contract of a data set: samples that are read lazily, with labels and groups."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hasten.core.tensors import Array
 
 
 class Dataset(ABC):
-    """Samples by position.
+    """Samples by position, with their labels and groups.
 
     Attributes:
-        names: The inputs that each sample has.
-        labels: One row per sample, or None.
-        groups: `(n,)` integers or strings: samples of one group (frames of a video, crops of a
-            photo) are never split; None where each sample stands alone.
+        names: Names of the inputs that each sample has.
+        labels: Labels of the samples, one row each; None without labels.
+        groups: Groups of the samples, `(n,)` integers or strings. Samples of one group (frames of a
+            video, crops of a photo) are never split. None where every sample stands alone.
     """
 
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
-        """Read some samples.
+        """Read the samples at some positions.
 
         Returns:
             Arrays by input name, each of shape `(len(indices), ...)`.
@@ -42,9 +42,10 @@ class Dataset(ABC):
 
     @abstractmethod
     def content_hash(self, index: int) -> bytes:
-        """Return the SHA-256 of one sample's content (inputs, without its label).
+        """Return the SHA-256 of one sample's inputs, without its label.
 
-        Every sample is hashed when a run begins, so this is also where a bad one is found in time.
+        A run hashes every sample when it begins, so a bad sample is found here, before any work is
+        done.
 
         Raises:
             InputError: the sample can't be read, or isn't finite.
@@ -53,24 +54,24 @@ class Dataset(ABC):
 
 @dataclass(frozen=True)
 class Subset(Dataset):
-    """Some samples of a data set, by position. Nothing is copied until it is read."""
+    """Samples of another data set at some positions; nothing is copied until it is read."""
 
     whole: Dataset
     indices: npt.NDArray[np.int64]
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The whole's input names."""
+        """Names of the whole data set's inputs."""
         return self.whole.names
 
     @property
     def labels(self) -> Array | None:  # type: ignore[override]
-        """The labels of these samples."""
+        """Labels of these samples; None without labels."""
         return None if self.whole.labels is None else self.whole.labels[self.indices]
 
     @property
     def groups(self) -> Array | None:  # type: ignore[override]
-        """The groups of these samples."""
+        """Groups of these samples; None without groups."""
         return None if self.whole.groups is None else self.whole.groups[self.indices]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Samples from Python: what the user's own function gives."""
+"""Samples that the user's own Python code returns."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from hasten.inputs.data.spool import SpoolWriter
 def call_function(
     source: str, names: Sequence[str], folder: Path, *, reread: bool = False
 ) -> Dataset:
-    """Call "module:function" or "file.py:function", and read what it gives.
+    """Call "module:function" or "file.py:function", and read the data that it returns.
 
     Args:
-        source: A function without arguments, or a value.
-        names: The model's inputs.
-        folder: Where samples that come one by one are written; empty, or doesn't exist yet.
-        reread: See `from_python`.
+        source: Import path of a function without arguments, or of a value.
+        names: Names of the model's inputs.
+        folder: Folder to write samples to that come one at a time; empty or not yet there.
+        reread: Read samples anew each time; see `from_python`.
 
     Raises:
-        InputError: there is no such function, or it gives no data.
+        InputError: there is no such function, or it returns no data.
     """
     found = load_object(source)
     given = found() if callable(found) and not isinstance(found, Dataset) else found
@@ -46,27 +46,28 @@ def from_python(
     *,
     reread: bool = False,
 ) -> Dataset:
-    """Read data that Python code hands over.
+    """Turn data that Python code returns into a data set.
 
     Args:
-        given: One of
+        given: Data in one of these forms:
             - a `Dataset`;
-            - a mapping of arrays of shape `(n, ...)`, `labels` and `groups` among them or not;
+            - a mapping of arrays of shape `(n, ...)`, which may include `labels` and `groups`;
             - an array of shape `(n, ...)`, for a model with one input;
-            - a tuple `(inputs, labels)` or `(inputs, labels, groups)` of one of these two and
-              arrays (labels may be None);
-            - a list, a sequence (a torch `Dataset`) or an iterable of samples, each of them
+            - a tuple `(inputs, labels)` or `(inputs, labels, groups)`, where inputs are such a
+              mapping or array, and the others are arrays (labels may be None);
+            - a list, a sequence (a torch `Dataset`) or an iterable of samples. A sample is
               `(inputs, label)`, `(inputs, label, group)` or `inputs`, where inputs is an array
-              without an axis for samples, or a mapping of them. They are written to `folder`
-              one at a time.
-        names: The model's inputs; empty where it doesn't say, and the data's own names count.
-        folder: Empty, or doesn't exist yet.
-        source: What to call the data in a message.
-        reread: Read the samples of a sequence anew whenever they are asked for, instead of writing
-            them once: training goes on with those that are made up anew each time.
+              without an axis for samples, or a mapping of such arrays. Samples are written to
+              `folder` one at a time.
+        names: Names of the model's inputs; empty where the model doesn't name them, so that the
+            data's own names are used.
+        folder: Folder to write samples to; empty or not yet there.
+        source: Name of the data in messages.
+        reread: Read the samples of a sequence anew on every access instead of writing them once, so
+            that training sees random augmentation.
 
     Raises:
-        InputError: it is none of these, or its parts don't fit together.
+        InputError: the data has none of these forms, or its parts don't fit together.
     """
     if isinstance(given, Dataset):
         return given
@@ -99,7 +100,7 @@ def _iterable(given: Any) -> bool:
 
 
 def _each(given: Any) -> Iterator[Any]:
-    """Yield samples; by position where there is a length, as torch's data sets want it."""
+    """Yield the samples; by position where there is a length, as torch's data sets require."""
     if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         return (given[i] for i in range(len(given)))
     return iter(given)
@@ -113,7 +114,7 @@ def _array(value: Any) -> Array:
 def _whole(
     inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str
 ) -> ArrayDataset:
-    """Take whole arrays as they are."""
+    """Make a data set of whole arrays, without copying them."""
     rows = {"labels": labels, "groups": groups}
     if isinstance(inputs, Mapping):
         inputs = dict(inputs)
@@ -126,7 +127,7 @@ def _whole(
 
 
 def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Array]:
-    """Give inputs the model's names."""
+    """Return the inputs by the model's names."""
     if isinstance(inputs, Mapping):
         arrays = {str(name): _array(value) for name, value in inputs.items()}
         if not names:
@@ -153,7 +154,7 @@ def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Array]:
 
 
 def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source: str) -> Dataset:
-    """Write samples to disk one at a time; only labels and groups stay in memory."""
+    """Write samples to disk one at a time, keeping only labels and groups in memory."""
     read = (_parts(sample, index, names, source) for index, sample in enumerate(samples))
     first = next(read, None)
     if first is None:
@@ -179,7 +180,7 @@ def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source:
 
 
 def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[Any, ...]:
-    """Return a sample as (inputs by name, label, group), as far as it has them."""
+    """Return a sample as a tuple of its inputs by name, then its label and group if it has them."""
     parts = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
     if len(parts) not in (1, 2, 3):
         raise InputError(
@@ -196,7 +197,7 @@ def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[
 
 
 def _label(value: Any, before: list[Array], index: int, source: str) -> Array:
-    """Return one label; all have one shape."""
+    """Return one label as an array, checked to have the same shape as the first one."""
     label = _array(value)
     if before and label.shape != before[0].shape:
         raise InputError(

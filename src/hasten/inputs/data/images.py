@@ -1,4 +1,4 @@
-"""A folder of images: a folder for each class, or images straight inside."""
+"""Data set of image files: one folder per class, or one folder of images without labels."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ GROUPS = "groups.csv"
 
 
 class ImageFolder(Dataset):
-    """Image files as samples, decoded and prepared when they are read.
+    """Image files as samples, decoded and preprocessed when they are read.
 
     Attributes:
-        files: One per sample, sorted by class and name.
-        classes: The class folders' names, sorted: label `i` is `classes[i]`. None without.
+        files: Image files in the order of the samples, sorted by class and name.
+        classes: Names of the class folders, sorted: label `i` is `classes[i]`. None without
+            classes.
     """
 
     def __init__(self, folder: Path, pipeline: Pipeline, name: str) -> None:
-        """List a folder, and look at each image's header.
+        """List a folder, and check each image's header.
 
-        Samples that belong together (frames of one video, crops of one photo) are named by a
-        file `groups.csv` in the folder, if it is there: lines of `path,group`, the path as seen
-        from the folder.
+        A file `groups.csv` in the folder, if there is one, names the samples that belong together
+        (frames of one video, crops of one photo). Its lines are `path,group`, with paths relative
+        to the folder.
 
         Args:
-            folder: With a folder for each class, or with images straight inside.
-            pipeline: From a file to the model's input.
-            name: The model's input.
+            folder: Folder that holds one folder per class, or images.
+            pipeline: Preprocessing from an image file to the model's input.
+            name: Name of the model's input.
 
         Raises:
-            InputError: no such folder, no images, images both beside and in class folders, an
-                empty class folder, a file that isn't an image, or groups that don't fit.
+            InputError: there is no such folder, it has no images, it has images both beside and in
+                class folders, a class folder is empty, a file isn't an image, or the groups don't
+                fit.
         """
         if not folder.is_dir():
             raise InputError(f"no such folder: {folder}")
@@ -68,11 +70,11 @@ class ImageFolder(Dataset):
 
     @cached_property
     def _shape(self) -> tuple[int, ...]:
-        """The first sample's shape."""
+        """Shape of the first sample."""
         return self._pipeline(self.files[0]).shape
 
     def content_hash(self, index: int) -> bytes:
-        """Return the SHA-256 of the file's bytes; the first time, prepare the image as well.
+        """Return the SHA-256 of the file's bytes; on the first call, check the prepared image too.
 
         Raises:
             InputError: the file can't be read or decoded, or its sample isn't finite or has
@@ -84,7 +86,8 @@ class ImageFolder(Dataset):
                 content = bytes.fromhex(file_digest(file))
             except OSError as error:
                 raise InputError(f"can't read {file}: {error.strerror}") from error
-            # From the path, while the file is in the page cache: its pixels are bounded, its size isn't.
+            # By path, while the file is in the page cache: decoding bounds its pixels, not its
+            # bytes.
             (sample,) = self.inputs([index]).values()
             check_shape(self.names[0], sample[0], self._shape, index)
             self._hashes[index] = content
@@ -92,7 +95,7 @@ class ImageFolder(Dataset):
 
 
 def _images(folder: Path) -> list[Path]:
-    """Return the images straight inside a folder, by name; hidden files aren't data."""
+    """Return the images of a folder, by name; hidden files are skipped, as they aren't data."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -101,7 +104,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] | None]:
-    """Return files, labels and class names."""
+    """Return the files, and their labels and class names (both None without class folders)."""
     loose = _images(folder)
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if loose and classes:
@@ -118,14 +121,14 @@ def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] |
     for label, inner in enumerate(classes):
         found = _images(inner)
         if not found:
-            raise InputError(f"the class folder {inner} has no images; fill it or take it out")
+            raise InputError(f"the class folder {inner} has no images; fill it or remove it")
         files += found
         labels += [label] * len(found)
     return files, labels, tuple(inner.name for inner in classes)
 
 
 def _groups(folder: Path, files: Sequence[Path]) -> Array | None:
-    """Read `groups.csv`, if it is there."""
+    """Read `groups.csv`, if it exists."""
     table = folder / GROUPS
     if not table.exists():
         return None
@@ -133,9 +136,7 @@ def _groups(folder: Path, files: Sequence[Path]) -> Array | None:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             rows = [row for row in csv.reader(lines) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{table} isn't lines of `path,group` in UTF-8: {error}; save it as such"
-        ) from error
+        raise InputError(f"{table} must hold lines of `path,group` in UTF-8: {error}") from error
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")

@@ -1,4 +1,4 @@
-"""An .npz archive, read sample by sample."""
+"""Data set in an .npz archive, read one sample at a time."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from hasten.inputs.data.samples import (
     tensors_hash,
 )
 
-LOCAL_HEADER_BYTES = 30  # APPNOTE.TXT 4.3.7: name and extra field follow it.
+LOCAL_HEADER_BYTES = 30  # APPNOTE.TXT 4.3.7: the name and the extra field follow it.
 ENCRYPTED = 1  # APPNOTE.TXT 4.4.4: bit 0 of the flags.
 COPY_BYTES = 2**20
 ARRAY_HEADER_BYTES = 10_000
-"""As numpy's own limit, which it applies only after reading."""
+"""Limit on an array's header, as in numpy, which checks it only after reading."""
 ROW_BYTES = {"labels": 2**20, "groups": 2**12}
-"""What one sample may hold of each, as all of it is in memory: a mask of a megapixel, a long name."""
+"""Largest label (a megapixel mask) and group (a long name) of a sample; all stay in memory."""
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
 
 class NpzDataset(Dataset):
-    """Arrays of an archive that stay on disk. Made by `open_npz`."""
+    """Arrays of an archive that stay on disk; `open_npz` makes it."""
 
     def __init__(
         self, arrays: dict[str, RawArray], labels: Array | None, groups: Array | None, source: str
@@ -47,7 +47,7 @@ class NpzDataset(Dataset):
         """Check that the counts agree.
 
         Raises:
-            InputError: no samples, or counts that differ.
+            InputError: there are no samples, or counts differ.
         """
         self._arrays = arrays
         self.names = tuple(arrays)
@@ -69,23 +69,23 @@ class NpzDataset(Dataset):
 
 
 def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None = None) -> Dataset:
-    """Open an .npz archive: an array of shape `(n, ...)` per input, `labels`, `groups`.
+    """Open an .npz archive of `labels`, `groups` and an array of shape `(n, ...)` per input.
 
-    Only labels and groups are read into memory. An array that is stored as it is, as `np.savez`
-    does, is read where it lies; one that is compressed, or in Fortran order, is copied once to
-    `spool`.
+    Only labels and groups are read into memory. An uncompressed array, as `np.savez` writes it, is
+    read in place; one that is compressed or in Fortran order is copied once to `spool`.
 
     Args:
-        path: The archive.
-        names: The model's inputs. Where there is one, and one array beside labels and groups,
-            their names needn't match. An input may itself be called "labels" or "groups".
-            None or empty where the model doesn't say: then the arrays' own names count.
-        spool: Where to copy to; by default a temporary folder that goes with the data set.
+        path: Path of the archive.
+        names: Names of the model's inputs; None or empty where the model doesn't name them, so that
+            the arrays' own names are used. A single array beside labels and groups may have any
+            name if the model has a single input. An input may itself be called "labels" or
+            "groups".
+        spool: Folder to copy arrays to; by default a temporary one, deleted with the data set.
 
     Raises:
-        InputError: no such file, no archive, cut short, damaged or encrypted, other arrays than
-            the model's inputs, no samples, counts that differ, labels or groups of absurd size,
-            arrays of Python objects, or a full disk.
+        InputError: there is no such file; it is no archive, cut short, damaged or encrypted; its
+            arrays aren't the model's inputs; it has no samples; counts differ; labels or groups are
+            absurdly large; an array holds Python objects; or the disk is full.
     """
     if not path.exists():
         raise InputError(f"no such file: {path}")
@@ -109,7 +109,7 @@ def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None 
 
 
 def _remove(folder: Path | None) -> None:
-    """Delete a temporary folder, if there is one."""
+    """Delete a temporary folder; does nothing for None."""
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -132,7 +132,7 @@ def _open(path: Path, names: Sequence[str] | None, spool: Path) -> NpzDataset:
 
 
 def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[str, str]:
-    """Return which array is which input: the input's name -> the array's."""
+    """Return the name of the stored array for each input, by the input's name."""
     if not names:
         return {name: name for name in stored}
     if len(names) == len(stored) == 1:
@@ -146,7 +146,7 @@ def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[s
 
 
 def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    """Open a member that is stored or deflated; zipfile unpacks other kinds without a bound."""
+    """Open a stored or deflated member; zipfile has no bound on unpacking other kinds."""
     if info.flag_bits & ENCRYPTED:
         raise InputError(f"{archive.filename} is encrypted; save it with np.savez")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -155,7 +155,7 @@ def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
 
 
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Read what stands before an array's bytes: its shape, whether in Fortran order, its dtype."""
+    """Read an array's header: its shape, whether it is in Fortran order, its dtype."""
     try:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
@@ -181,7 +181,7 @@ def _size_bytes(
     shape: tuple[int, ...],
     dtype: np.dtype[np.generic],
 ) -> int:
-    """Return the size of an array whose header was read; it is what the archive says of it."""
+    """Return the size of an array in bytes, checked against what the archive says of its member."""
     size_bytes, stored_bytes = math.prod(shape) * dtype.itemsize, info.file_size - file.tell()
     if size_bytes != stored_bytes:
         raise InputError(f"{name} is damaged: {stored_bytes} bytes for {list(shape)} of {dtype}")
@@ -189,7 +189,7 @@ def _size_bytes(
 
 
 def _whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo, role: str, count: int) -> Array:
-    """Read the labels or groups of so many samples whole."""
+    """Read all labels or groups, of `count` samples, into memory."""
     with _opened(archive, info) as file:
         shape, fortran, dtype = _header(file, role)
         size_bytes = _size_bytes(file, info, role, shape, dtype)
@@ -207,7 +207,7 @@ def _whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo, role: str, count: in
 def _member(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path, spool: Path
 ) -> RawArray:
-    """Return where an array's rows can be read."""
+    """Return an array whose rows can be read, after copying it to `spool` where it must be."""
     with _opened(archive, info) as file:
         shape, fortran, dtype = _header(file, f"input {name!r}")
         header_bytes = file.tell()
@@ -228,7 +228,7 @@ def _member(
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Return where a member's bytes begin: its local header may be longer than the central one."""
+    """Return the offset of a member's bytes, past its local header, whose length varies."""
     with path.open("rb") as file:
         file.seek(info.header_offset)
         header = file.read(LOCAL_HEADER_BYTES)
@@ -237,7 +237,7 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _copy(file: IO[bytes], size_bytes: int, spool: Path) -> None:
-    """Unpack a member to disk, where there is room for what it claims to hold."""
+    """Unpack a member to disk, if there is room for the size that it claims."""
     spool.parent.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(spool.parent).free
     if size_bytes > free_bytes:

@@ -1,6 +1,6 @@
 """Arrays that stay on disk and are read row by row.
 
-By pread, not mmap: pages of a mapped file count as the process's memory.
+They are read by pread, not mmap: pages of a mapped file count as the process's memory.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from hasten.errors import InputError
 
 @dataclass(frozen=True)
 class RawArray:
-    """An array's bytes in a file, in C order.
+    """Array in C order within a file.
 
     Attributes:
-        path: The file.
-        dtype: Of an element; another byte order than the machine's is turned on reading.
-        shape: `(n, ...)`.
-        offset_bytes: Where the first row begins.
+        path: Path of the file.
+        dtype: Element type in the file; bytes in another order than the machine's are swapped on
+            reading.
+        shape: Shape of the whole array, `(n, ...)`.
+        offset_bytes: Offset of the first row in the file.
     """
 
     path: Path
@@ -38,17 +39,17 @@ class RawArray:
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row."""
+        """Size of one row in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def rows(self, indices: Sequence[int]) -> Array:
-        """Read some rows.
+        """Read the rows at some positions.
 
         Returns:
-            `(len(indices), ...)`, C-contiguous, the caller's own.
+            New C-contiguous array of shape `(len(indices), ...)`.
 
         Raises:
-            InputError: the file can't be read, or ends before a row does.
+            InputError: the file can't be read, or it ends before the row does.
         """
         out = np.empty((len(indices), *self.shape[1:]), self.dtype)
         try:
@@ -65,7 +66,7 @@ class RawArray:
         return out if self.dtype.isnative else out.astype(self.dtype.newbyteorder("="))
 
     def _read_row(self, file: int, index: int, out: Array, row: int) -> None:
-        """Fill `out[row]`; one pread may give less than was asked."""
+        """Fill `out[row]`; repeats pread, since one call may read less than was asked."""
         if not self.row_bytes:
             return
         wanted = out[row : row + 1].reshape(-1).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""Requests to time a model with: samples of the data, those that a bundle keeps, or made-up ones."""
+"""Requests to time a model with: samples of data, requests kept in a bundle, or random ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLES = "samples of the data"
 MADE_UP = "made up (random numbers); give data for real ones"
 _SAMPLES = 64
 _RANDOM_BYTES = 256 << 20
-"""Of random requests, all together."""
+"""Limit on the size of all random requests together."""
 
 
 def first_requests(
@@ -31,21 +31,21 @@ def first_requests(
     kept: Sequence[Tensors],
     seed: int,
 ) -> tuple[Dataset, str]:
-    """Return requests to a bundle's model: of the data, else those that it keeps, else made-up ones.
+    """Return requests for a bundle's model: from the data, else from the bundle, else random ones.
 
-    Made-up requests are the last resort: a value that no real one has, of a sampling rate for one,
-    may take a branch of the model that can't answer.
+    Random requests are the last resort: a value that no real request has, for instance of a
+    sampling rate, may take a branch of the model that can't answer.
 
     Args:
-        data: As `open_data` takes it, or None.
-        inputs: What the model takes.
-        request: The inputs of one request, every size settled.
-        pipeline: From an image file to the model's input.
-        kept: The requests that the bundle keeps.
-        seed: Of the random numbers.
+        data: Data in any form that `open_data` takes, or None.
+        inputs: Specs of the model's inputs.
+        request: Specs of one request's inputs, with every size settled.
+        pipeline: Preprocessing from an image file to the model's input.
+        kept: Requests that the bundle keeps.
+        seed: Seed of the random numbers.
 
     Returns:
-        The requests, and where they are from, in words.
+        The requests, and a phrase for people that says where they come from.
 
     Raises:
         InputError: the data can't be used, or even one random request is too large.
@@ -58,16 +58,16 @@ def first_requests(
 
 
 def first_samples(dataset: Dataset) -> Dataset:
-    """Return as many samples as are timed."""
+    """Return the first samples, as many as are timed."""
     return Subset(dataset, np.arange(min(len(dataset), _SAMPLES)))
 
 
 @contextlib.contextmanager
 def telling(said: str) -> Iterator[None]:
-    """Say in the failure of a model that was asked made-up requests that they were made up.
+    """Add to a failure inside the block that the requests were random, where they were.
 
     Args:
-        said: Where the requests are from, as of `first_requests`.
+        said: Phrase of `first_requests` that says where the requests come from.
     """
     try:
         yield
@@ -78,7 +78,7 @@ def telling(said: str) -> Iterator[None]:
 
 
 def samples_of(requests: Sequence[Tensors]) -> Dataset:
-    """Return requests, all of the same types and shapes, as the samples that they were made of."""
+    """Return requests as samples; the requests all have the same types and shapes."""
     return ArrayDataset(
         {
             name: np.stack([request[name].reshape(_sample(first.shape)) for request in requests])
@@ -88,20 +88,21 @@ def samples_of(requests: Sequence[Tensors]) -> Dataset:
 
 
 def random_requests(request: Sequence[TensorSpec], seed: int) -> Dataset:
-    """Make up requests, as many as are timed or as few as memory should hold.
+    """Make up random requests: as many as are timed, or fewer to limit the memory they take.
 
     Args:
-        request: The inputs of one, every size settled. A bundle's word for it: any size may come.
-        seed: Of the numbers.
+        request: Specs of one request's inputs, with every size settled. A bundle states them and is
+            untrusted, so sizes may be arbitrarily large.
+        seed: Seed of the random numbers.
 
     Raises:
-        InputError: even one is too large.
+        InputError: a single request is too large.
     """
     each_bytes = sum(math.prod(spec.sizes) * np.dtype(spec.dtype).itemsize for spec in request)
     if each_bytes > _RANDOM_BYTES:
         raise InputError(
-            f"a request of this model takes {each_bytes / 2**20:,.4g} MiB, and no random one larger "
-            f"than {_RANDOM_BYTES >> 20} MiB is made: give real ones with --data"
+            f"a random request of this model would take {each_bytes / 2**20:,.4g} MiB, more than the "
+            f"limit of {_RANDOM_BYTES >> 20} MiB: give real requests with data="
         )
     count = min(_SAMPLES, _RANDOM_BYTES // max(1, each_bytes))
     rng = np.random.default_rng(seed)
@@ -109,7 +110,7 @@ def random_requests(request: Sequence[TensorSpec], seed: int) -> Dataset:
 
 
 def _sample(request: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a sample: that of a request without its batch axis, where it has one."""
+    """Return a sample's shape: a request's shape without its batch axis, where it has one."""
     return request[1:] if request[:1] == (1,) else request
 
 

@@ -1,4 +1,4 @@
-"""Samples of a Python sequence that are read anew whenever they are asked for."""
+"""Data set of a Python sequence whose samples are read anew on every access."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.samples import check_counts, check_finite, stack, tensors_hash
 
 _LOOKED_AT, _TIMES = 32, 3
-"""Samples read again, and how often, to see whether they come as they were."""
+"""Number of samples that are read again, and how often, to see whether they stay the same."""
 
 Parts = tuple[Any, ...]
-"""A sample: inputs by name, and its label and its group where it has them."""
+"""Sample: inputs by name, then its label and its group where it has them."""
 
 
 class Rereading(Dataset):
-    """A data set that makes its samples as it gives them, as one that augments does.
+    """Samples that are computed on every access, as an augmenting data set does.
 
-    All are read once when it is opened, for their labels and hashes. Where a sample is another each
-    time, its hash is of its position and its label: nothing else is the same in the next process.
+    Opening reads every sample once, for labels and hashes. Where samples differ between reads, a
+    sample's hash covers only its position and label, since only these are the same in the next
+    process.
 
     Attributes:
-        repeats: Whether a sample is the same whenever it is read.
+        repeats: Whether a sample stays the same between reads.
     """
 
     def __init__(self, count: int, read: Callable[[int], Parts], source: str) -> None:
         """Read every sample once.
 
         Args:
-            count: How many there are.
-            read: From a position to a sample.
-            source: What to call the data in a message.
+            count: Number of samples.
+            read: Function from a position to its sample.
+            source: Name of the data in messages.
 
         Raises:
-            InputError: there are none, one can't be read, or they are unlike each other.
+            InputError: there are no samples, one can't be read, or they differ in form.
         """
         if count < 1:
             raise InputError(f"{source} has no samples")
@@ -85,7 +86,7 @@ class Rereading(Dataset):
             return self._make(index)
         except HastenError:
             raise
-        except Exception as error:  # the user's own code runs here
+        except Exception as error:  # reading runs the user's own code
             raise InputError(f"{self._source}: sample {index}: {told(error)}") from error
 
     def __len__(self) -> int:

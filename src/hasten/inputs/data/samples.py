@@ -1,4 +1,4 @@
-"""What holds for every data set: its counts agree, its samples are finite and of one shape."""
+"""Checks that every data set passes: counts agree, samples are finite and of one shape."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ RESERVED = ("labels", "groups")
 def check_counts(
     counts: Mapping[str, int], labels: Array | None, groups: Array | None, source: str = "the data"
 ) -> int:
-    """Check that inputs, labels and groups have as many rows as each other, and labels are finite.
+    """Check that inputs, labels and groups have equally many rows, and that labels are finite.
 
     Args:
-        counts: Input name -> how many samples it has.
-        labels: One row per sample, or None.
-        groups: `(n,)`, or None.
-        source: What to call the data in a message.
+        counts: Number of samples by input name.
+        labels: Labels, one row per sample, or None.
+        groups: Groups of shape `(n,)`, or None.
+        source: Name of the data in messages.
 
     Returns:
-        How many samples there are.
+        Number of samples.
 
     Raises:
-        InputError: there are none, the counts differ, or a label isn't finite.
+        InputError: there are no samples, the counts differ, or a label isn't finite.
     """
     if not counts:
         raise InputError(f"{source} has no inputs: give an array for each input of the model")
@@ -52,7 +52,7 @@ def check_counts(
         raise InputError(f"groups: {list(groups.shape)} for {count} samples; give one value each")
     bad = None if labels is None else _first_not_finite(labels)
     if bad is not None:
-        raise InputError(f"labels: sample {bad} has NaN or Inf; mend it or leave it out")
+        raise InputError(f"labels: sample {bad} has NaN or Inf; repair it or leave it out")
     return count
 
 
@@ -60,37 +60,37 @@ def check_finite(name: str, samples: Array, indices: Sequence[int]) -> None:
     """Check that no number is NaN or infinite.
 
     Args:
-        name: The input's name.
-        samples: `(len(indices), ...)`.
-        indices: The samples' positions in the data.
+        name: Name of the input.
+        samples: Samples of shape `(len(indices), ...)`.
+        indices: Positions of the samples in the data.
 
     Raises:
-        InputError: the first sample that isn't finite.
+        InputError: a sample isn't finite; the message names the first one.
     """
     bad = _first_not_finite(samples)
     if bad is not None:
         raise InputError(
-            f"input {name!r}: sample {indices[bad]} has NaN or Inf; mend it or leave it out"
+            f"input {name!r}: sample {indices[bad]} has NaN or Inf; repair it or leave it out"
         )
 
 
 def holds_numbers(dtype: np.dtype[Any]) -> bool:
-    """Whether an array of this type is one of numbers; bfloat16 and its like are of kind V too."""
+    """Whether a dtype is one of numbers; bfloat16 and similar types, of kind V, count as such."""
     return dtype.kind in "biufcV" and dtype.type is not np.void
 
 
 def _first_not_finite(rows: Array) -> int | None:
-    """Return the first row with NaN or Inf; None where there is none."""
+    """Return the position of the first row with NaN or Inf; None where all are finite."""
     if rows.dtype.kind not in "fcV" or not holds_numbers(rows.dtype) or np.isfinite(rows).all():
         return None
     return next(i for i, row in enumerate(rows) if not np.isfinite(row).all())
 
 
 def check_shape(name: str, sample: Array, first: tuple[int, ...], index: int) -> None:
-    """Check that a sample has the first one's shape.
+    """Check that a sample has the shape of the first one.
 
     Raises:
-        InputError: which dimension the data leaves open.
+        InputError: it hasn't; the message says which dimension the data leaves open.
     """
     if sample.shape == first:
         return
@@ -110,7 +110,7 @@ def stack(name: str, samples: Sequence[Array], indices: Sequence[int]) -> Array:
     """Stack samples of one shape, and check that they are finite.
 
     Returns:
-        `(len(samples), ...)`.
+        Array of shape `(len(samples), ...)`.
 
     Raises:
         InputError: shapes differ, or a sample isn't finite.
@@ -123,7 +123,7 @@ def stack(name: str, samples: Sequence[Array], indices: Sequence[int]) -> Array:
 
 
 def tensors_hash(sample: Mapping[str, Array]) -> bytes:
-    """Return the SHA-256 of one sample: names, dtypes, shapes and bytes, in the names' order."""
+    """Return the SHA-256 of a sample's names, dtypes, shapes and bytes, sorted by name."""
     whole = hashlib.sha256()
     for name in sorted(sample):
         array = np.ascontiguousarray(sample[name])

@@ -1,4 +1,4 @@
-"""From what a person names as data to a `Dataset`."""
+"""Opening of data that a user names, as a `Dataset`."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ def open_data(
     *,
     reread: bool = False,
 ) -> Dataset:
-    """Open data of any kind.
+    """Open data in any form that hasten reads.
 
     Args:
-        source: The path of an .npz archive or of a folder of images, "module:function",
-            "file.py:function", or what such a function may give: see `from_python`.
-        model_inputs: What the model takes; empty where it doesn't say: then the data's own
-            names count.
-        pipeline: From an image file to the model's input; a folder of images needs it.
-        workdir: Where data is unpacked to; empty, or doesn't exist yet. By default a temporary
-            folder that goes with the data set.
-        reread: See `from_python`.
+        source: Path of an .npz archive or of a folder of images, "module:function",
+            "file.py:function", or any value that such a function may return: see `from_python`.
+        model_inputs: Specs of the model's inputs; empty where the model doesn't name them, so that
+            the data's own names are used.
+        pipeline: Preprocessing from an image file to the model's input; needed for a folder of
+            images.
+        workdir: Folder to unpack data to, empty or not yet there; by default a temporary folder,
+            deleted with the data set.
+        reread: Read samples anew each time; see `from_python`.
 
     Raises:
         InputError: there is no such data, or it doesn't fit together.
@@ -52,8 +53,8 @@ def open_data(
             if path.suffix == ".npz":
                 return open_npz(path, names, workdir)
             raise InputError(
-                f"{path} is no kind of data that hasten reads: give an .npz archive, a folder of "
-                "images, or module:function"
+                f"hasten can't read {path} as data: give an .npz archive, a folder of images, or "
+                "module:function"
             )
         if isinstance(source, Path) or ":" not in source:
             raise InputError(f"no such file: {path}")
@@ -68,7 +69,7 @@ def open_data(
         else:
             dataset = from_python(source, names, folder, reread=reread)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # What was written is no whole data set.
+        shutil.rmtree(folder, ignore_errors=True)  # a partly written data set is of no use
         raise
     if owned is not None:
         weakref.finalize(dataset, shutil.rmtree, owned, ignore_errors=True)
@@ -76,7 +77,7 @@ def open_data(
 
 
 def _images(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> ImageFolder:
-    """Open a folder of images for a model that takes one."""
+    """Open a folder of images for a model with a single input."""
     if not names:
         raise InputError(
             f"{folder} is a folder of images, but the model doesn't say what its input is called: "

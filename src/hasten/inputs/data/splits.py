@@ -1,4 +1,4 @@
-"""The split of a data set: what calibrates, what the search sees, what stays sealed."""
+"""Split of a data set into parts for calibration, for the search and for the sealed test."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Splits:
-    """Three parts that share no sample, no content and no group.
+    """Three parts of the data that share no sample, no content and no group.
 
     Attributes:
-        calibration: Sets the ranges of quantizers.
-        search: Judges candidates while they are tried.
-        sealed: Read once, after the ladder is frozen.
-        sealed_hashes: The sealed samples' content hashes in hex, in order.
-        sealed_units: `(len(sealed),)` integers: samples with one number were drawn together, as
-            they share a group or their content. All differ where each sample stands alone.
-        search_units: The same for `search`.
+        calibration: Samples that set the ranges of quantizers.
+        search: Samples on which candidates are judged during the search.
+        sealed: Samples for the certificate, read once, after the ladder is frozen.
+        sealed_hashes: Content hashes of the sealed samples, in hex, in order.
+        sealed_units: Unit numbers of the sealed samples, integers of shape `(len(sealed),)`.
+            Samples with one number were drawn together, since they share a group or their content;
+            all differ where every sample stands alone.
+        search_units: Unit numbers of the search samples, integers of shape `(len(search),)`.
     """
 
     calibration: Dataset
@@ -49,24 +50,24 @@ def split(
 ) -> Splits:
     """Split a data set by content and by group.
 
-    What is drawn are units: samples that share a group or their content are one, and never
-    parted. Units are put in the order of SHA-256(seed, the unit's least content hash), so the
-    split depends on the seed and on what the samples hold, not on their order or names. Of `u`
-    units with `n` samples, the first `min(u * calibration / n, u / 3)` calibrate (samples past
-    the number asked for go unused), then the share `search` of the rest is searched on, and
-    what is left is sealed. How large a unit is has no say in where it lands: it would bias the
-    sealed part. With training data, that calibrates, and all of `dataset` is judged on.
+    The split draws units: samples that share a group or their content form one unit, which is never
+    divided. Units are ordered by SHA-256(seed, least content hash in the unit), so the split
+    depends on the seed and on what the samples hold, not on their order or names. Of `u` units with
+    `n` samples, the first `min(u * calibration / n, u / 3)` calibrate (samples past the number
+    asked for go unused). Of the rest, the share `search` is for the search and the remainder is
+    sealed. A unit's size has no influence on where it lands, as that would bias the sealed part.
+    With training data, calibration draws from it, and all of `dataset` is left to judge on.
 
     Args:
-        dataset: The data to judge on. Its samples are hashed one at a time, and so checked.
-        calibration: How many samples calibrate, at most.
-        search: The share of the rest that the search sees, in (0, 1).
-        seed: Any integer; another one gives another split.
-        training: Data that the model was trained on.
+        dataset: Data to judge on. Its samples are hashed, and so checked, one at a time.
+        calibration: Largest number of samples that calibrate.
+        search: Share of the remaining units that the search sees, in (0, 1).
+        seed: Seed of the order, any integer.
+        training: Data that the model was trained on; None without.
 
     Raises:
-        InputError: too few samples, one that can't be used, settings out of range, or training
-            data that shares content or a group with the data to judge on.
+        InputError: there are too few samples, a sample can't be used, a setting is out of range, or
+            training data shares content or a group with the data to judge on.
     """
     if calibration < 1:
         raise InputError(f"calibration={calibration}: give at least 1 sample to calibrate with")
@@ -101,26 +102,26 @@ def split(
 
 
 def held_out(dataset: Dataset, count: int, seed: int = 0) -> tuple[Subset, Subset]:
-    """Part training data: what is trained on, and what tells how the training does.
+    """Divide training data into a part to train on and a part that tells how training goes.
 
     Args:
         dataset: Training data; whole units are drawn, as in `split`.
-        count: How many samples are held out, about; a fifth of the data at most.
-        seed: Any integer.
+        count: Approximate number of samples to hold out, at most a fifth of the data.
+        seed: Seed of the draw, any integer.
 
     Returns:
-        The rest, and what is held out.
+        Samples to train on, then samples held out.
 
     Raises:
-        InputError: too few samples, or one that can't be used.
+        InputError: there are too few samples, or a sample can't be used.
     """
     check_counts(dict.fromkeys(dataset.names, len(dataset)), dataset.labels, dataset.groups)
     hashes = _hashes(dataset)
     order = _order(_units(hashes, dataset), hashes, seed)
     if len(order) < 2:
         raise InputError(
-            f"the training data has {len(dataset)} samples that are all alike or of one group; give "
-            "at least two that differ"
+            f"the training data has {len(dataset)} samples that are all identical or in one group; "
+            "give at least two that differ"
         )
     share = min(count / len(dataset), 0.2)
     out = max(1, round(share * len(order)))
@@ -129,7 +130,7 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> tuple[Subset, Subse
 
 
 def _hashes(dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Return `(n, 32)` bytes: every sample's content hash, read one at a time."""
+    """Return every sample's content hash, as bytes of shape `(n, 32)`, read one at a time."""
     hashes = np.empty((len(dataset), 32), np.uint8)
     for i in range(len(dataset)):
         hashes[i] = np.frombuffer(dataset.content_hash(i), np.uint8)
@@ -137,7 +138,7 @@ def _hashes(dataset: Dataset) -> npt.NDArray[np.uint8]:
 
 
 def _units(hashes: npt.NDArray[np.uint8], dataset: Dataset) -> Indices:
-    """Return `(n,)`: the same number where samples share a group or content, in any chain."""
+    """Return unit numbers `(n,)`; sharing a group or content, in any chain, makes a unit."""
     _, contents = np.unique(hashes, axis=0, return_inverse=True)
     contents = contents.reshape(-1).astype(np.int64)
     if dataset.groups is None:
@@ -158,18 +159,18 @@ def _units(hashes: npt.NDArray[np.uint8], dataset: Dataset) -> Indices:
 
 
 def _order(units: Indices, hashes: npt.NDArray[np.uint8], seed: int) -> list[Indices]:
-    """Return each unit's samples, by content hash; the units in the order that the seed gives."""
+    """Return the positions of each unit's samples by content hash; the seed orders the units."""
     by_content = np.lexsort(hashes.T[::-1])
     members: dict[int, list[int]] = {}
     for index in by_content.tolist():
         members.setdefault(int(units[index]), []).append(index)
-    # Samples came in the order of their hashes: the first of each unit has the least.
+    # Samples are visited in the order of their hashes, so each unit's first one has the least.
     keyed = sorted((_key(seed, hashes[m[0]].tobytes()), m) for m in members.values())
     return [np.array(m, np.int64) for _, m in keyed]
 
 
 def _key(seed: int, content: bytes) -> bytes:
-    """Return a number that is random to anyone, and the same each time."""
+    """Return a hash to sort by, which is as good as random but repeatable."""
     return hashlib.sha256(f"{seed}:".encode() + content).digest()
 
 
@@ -180,7 +181,7 @@ def _from_training(
     calibration: int,
     seed: int,
 ) -> Subset:
-    """Choose the training samples that calibrate, and check that none is judged on too."""
+    """Choose training samples for calibration, after checking that none is also judged on."""
     if set(training.names) != set(dataset.names):
         raise InputError(
             f"the training data has the inputs {', '.join(training.names)}; "
@@ -213,7 +214,7 @@ def _from_training(
 
 
 def _too_few(samples: int, units: int, least: int, grouped: bool) -> str:
-    """Say how many there are and how many would do."""
+    """Return the message that says how many samples or groups there are and how many are needed."""
     uses = (
         "one each to calibrate, to search and to certify"
         if least == 3

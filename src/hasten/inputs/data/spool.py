@@ -1,4 +1,4 @@
-"""Samples written to disk as raw bytes, for the worker processes to read."""
+"""Samples that are written to disk as raw bytes, for worker processes to read."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ INDEX = "index.json"
 HASHES = "hashes.raw"
 SCHEMA = 1
 CHUNK_BYTES = 64 * 2**20
-"""How much of a data set `write_spool` holds at once, at most; never less than one sample."""
+"""Largest part of a data set that `write_spool` holds in memory, but at least one sample."""
 
 
 class Spool(Dataset):
-    """A folder with a raw file per input, made by `write_spool`.
+    """Data set in a folder, with one raw file per input; `write_spool` makes it.
 
-    In it are `input0.raw`, ... with the samples in C order, `hashes.raw` with 32 bytes each,
-    `labels.npy` and `groups.npy` where there are any, and `index.json`, which is written last.
+    The folder holds `input0.raw`, ... with the samples in C order, `hashes.raw` with 32 bytes each,
+    `labels.npy` and `groups.npy` where the data has them, and `index.json`, which is written last.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a spool. `Spool.open` is the same.
+        """Open a spool, as `Spool.open` does.
 
         Raises:
-            IntegrityError: the folder holds no whole spool.
+            IntegrityError: the folder holds no complete spool.
         """
         self.folder = folder
         index = read_json(folder / INDEX)
@@ -57,13 +57,13 @@ class Spool(Dataset):
                 for role in RESERVED
             }
         except (KeyError, TypeError, ValueError, OSError) as error:
-            raise IntegrityError(f"{folder} is no whole spool: {error}; delete it") from error
+            raise IntegrityError(f"{folder} is not a complete spool: {error}; delete it") from error
         self.names = tuple(self._inputs)
         self.labels, self.groups = rows["labels"], rows["groups"]
 
     @classmethod
     def open(cls, folder: Path) -> Spool:
-        """Open what `write_spool` wrote."""
+        """Open a folder that `write_spool` wrote."""
         return cls(folder)
 
     def __len__(self) -> int:
@@ -77,12 +77,12 @@ class Spool(Dataset):
 
 
 def write_spool(dataset: Dataset, folder: Path, chunk: int = 64) -> Spool:
-    """Copy a data set to disk, `chunk` samples at a time and at most 64 MiB or one sample.
+    """Copy a data set to disk, up to `chunk` samples at a time within 64 MiB (or one sample).
 
     Args:
-        dataset: What to copy; its content hashes are kept.
-        folder: Empty, or doesn't exist yet.
-        chunk: How many samples to read at once, at most.
+        dataset: Data set to copy; its content hashes are kept.
+        folder: Folder to write to, empty or not yet there.
+        chunk: Largest number of samples to read at once.
 
     Raises:
         InputError: a sample can't be read, isn't finite, or has another shape than the first;
@@ -100,13 +100,13 @@ def write_spool(dataset: Dataset, folder: Path, chunk: int = 64) -> Spool:
 
 
 class SpoolWriter:
-    """Writes a spool bit by bit. Without `finish` the folder is no spool."""
+    """Writer of a spool, a few samples at a time; the folder is no spool until `finish`."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        """Make the folder.
+        """Make the folder and its files.
 
         Raises:
-            InputError: it isn't empty, or can't be written.
+            InputError: the folder isn't empty, or can't be written.
         """
         self._folder = folder
         self._names = tuple(names)
@@ -137,7 +137,7 @@ class SpoolWriter:
 
     @property
     def sample_bytes(self) -> int:
-        """Size of one sample, over all inputs; 0 before the first."""
+        """Size of one sample in bytes, over all inputs; 0 before the first is written."""
         return sum(
             int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             for dtype, shape in self._first.values()
@@ -147,17 +147,18 @@ class SpoolWriter:
         """Write some samples.
 
         Args:
-            samples: `(k, ...)` by input name.
-            hashes: The content hash of each.
+            samples: Arrays of shape `(k, ...)` by input name.
+            hashes: Content hashes, one per sample.
 
         Raises:
-            InputError: not finite, of another shape or dtype than the first, or the disk is full.
+            InputError: a sample isn't finite, its shape or dtype isn't that of the first, or the
+                disk is full.
         """
         count = len(next(iter(samples.values())))
         indices = range(self._count, self._count + count)
         for name in self._names:
             if name not in samples:
-                raise InputError(f"sample {indices[0]} has no input {name!r}, the first has")
+                raise InputError(f"sample {indices[0]} has no input {name!r}, but the first has")
             array = np.ascontiguousarray(samples[name])
             dtype, shape = self._first.setdefault(name, (array.dtype, array.shape[1:]))
             check_shape(name, array[0], shape, indices[0])
@@ -171,16 +172,16 @@ class SpoolWriter:
         self._count += count
 
     def _write(self, file: BinaryIO, data: memoryview) -> None:
-        """Write all of it; one write may take less than it was given."""
+        """Write all the data; a single write may take only part of it."""
         with _writing(self._folder):
             while data:
                 data = data[file.write(data) :]
 
     def finish(self, labels: Array | None, groups: Array | None) -> Spool:
-        """Write labels, groups and, last, the index; open the spool.
+        """Write labels, groups and, last, the index; then open the spool.
 
         Raises:
-            InputError: there are no samples, or labels or groups of another length.
+            InputError: there are no samples, or labels or groups have another length.
         """
         check_counts(dict.fromkeys(self._names, self._count), labels, groups)
         with _writing(self._folder):
@@ -206,7 +207,7 @@ class SpoolWriter:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Do something on disk; a full or read-only disk is the caller's to mend."""
+    """Turn a failure to write inside the block into an InputError, as the caller must make room."""
     try:
         yield
     except OSError as error:

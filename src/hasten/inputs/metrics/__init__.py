@@ -1,4 +1,4 @@
-"""Per-sample scores, one file each. `base.py` is the contract."""
+"""Metrics that score each sample, one file each; `base.py` holds their contract."""
 
 from hasten.inputs.metrics.choice import default_metric, parse_metric
 

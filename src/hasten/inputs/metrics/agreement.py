@@ -1,4 +1,4 @@
-"""Whether the answer is the exact model's."""
+"""Metric that compares a model's class with the exact model's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hasten.inputs.metrics.outputs import class_output, class_scores
 
 @dataclass(frozen=True)
 class Agreement(Metric):
-    """1 where the highest score is the class that the exact model puts highest.
+    """Score 1 where the model's highest class is the exact model's highest class, else 0.
 
     Attributes:
-        output: The output with class scores `(n, classes)`; None where there is one such.
+        output: Name of the output with class scores `(n, classes)`; None where only one output has
+            such a shape.
     """
 
     output: str | None = None
@@ -36,7 +37,7 @@ class Agreement(Metric):
 
     @classmethod
     def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
-        """Suit one output of class scores without labels."""
+        """Return the metric if there are no labels and only one output has class scores."""
         scores = class_output(outputs)
         if scores is None or labels is not None:
             return None

@@ -1,4 +1,4 @@
-"""The contract of a metric: a number in [0, 1] per sample."""
+"""Contract of a metric, which scores each sample with a number in [0, 1]."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from hasten.errors import InputError
 
 
 class Metric(Value, ABC):
-    """How good each answer is: a frozen dataclass whose fields are its settings.
+    """Score of each answer: a frozen dataclass whose fields are the metric's settings.
 
     Attributes:
-        needs_labels: Whether `score` reads labels; without, the exact model's answers are the truth.
-        noun: What a fall of the mean score is called: "accuracy", "agreement", "F1", ...
+        needs_labels: Whether `score` reads labels; if not, the exact model's answers count as the
+            truth.
+        noun: Noun for the mean score in phrases such as "accuracy drop": "accuracy", "agreement",
+            "F1", ...
         title: Name of the mean score in a certificate; the metric's own name where empty.
-        spellings: Forms in which it is written on a command line, for people: "top1[:OUTPUT]"; its
-            name alone where there are none.
-        binary: Whether scores are 0 or 1 as a rule, so that little data suffices for a certificate.
-        answers: Whether it judges classes or other numbers; None where the outputs tell.
-        margin_rank: Rank of the class score whose distance to the next tells how sure a scored answer
-            is: 1 for the highest; None where no margin tells, and no cascade can use one.
-        of_changes: Whether what the score falls by is the share of answers that change.
+        spellings: Forms of the metric on a command line, shown to people: "top1[:OUTPUT]"; its name
+            alone where empty.
+        binary: Whether scores are usually 0 or 1, so that little data suffices for a certificate.
+        answers: Kind of answers that it judges, "classes" or "values"; None where that depends on
+            the outputs.
+        margin_rank: Rank of the class score whose distance to the next one measures how sure an
+            answer is: 1 for the highest. None where no margin does, so that no cascade is possible.
+        of_changes: Whether the score falls by the share of answers that change.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -52,14 +55,14 @@ class Metric(Value, ABC):
 
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
-        """Read the metric as it is written on a command line.
+        """Read the metric from its form on a command line.
 
         Args:
-            setting: What follows the name and its colon; empty where nothing does.
-            text: All that is written, for errors.
+            setting: Text after the name and its colon; empty where there is none.
+            text: Whole text, for messages.
 
         Raises:
-            InputError: it can't be read.
+            InputError: the setting can't be read.
         """
         if setting:
             raise InputError(f"metric {text!r}: this metric takes no setting")
@@ -67,7 +70,7 @@ class Metric(Value, ABC):
 
     @classmethod
     def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
-        """Return the metric as it suits some data, where nobody names one; None where it doesn't.
+        """Return the metric with settings that suit some data; None where it doesn't suit them.
 
         Args:
             labels: Labels of the data; None where it has none.
@@ -77,12 +80,12 @@ class Metric(Value, ABC):
 
     @property
     def output(self) -> str | None:
-        """The name of the output that it reads; None where it names none."""
+        """Name of the output that the metric reads; None where it names none."""
         return None
 
     @property
     def function(self) -> str | None:
-        """The import path of the user's own code that it runs; None where it runs none."""
+        """Import path of the user's own code that the metric runs; None where it runs none."""
         return None
 
     @property
@@ -92,16 +95,16 @@ class Metric(Value, ABC):
 
     @abstractmethod
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
-        """Score a run of samples.
+        """Score some samples.
 
         Args:
-            outputs: The judged model's outputs by name, each of shape `(n, ...)`.
-            exact: The exact model's outputs for the same samples.
-            labels: `(n, ...)`, or None.
+            outputs: Outputs of the judged model by name, each of shape `(n, ...)`.
+            exact: Outputs of the exact model for these samples, in the form of `outputs`.
+            labels: Labels of the samples, `(n, ...)`, or None.
 
         Returns:
-            float64 of shape `(n,)`, each in [0, 1].
+            Scores as float64 of shape `(n,)`, each in [0, 1].
 
         Raises:
-            InputError: outputs or labels aren't what this metric reads.
+            InputError: the outputs or labels aren't of the form that the metric reads.
         """

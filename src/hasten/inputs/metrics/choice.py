@@ -1,4 +1,4 @@
-"""From what a person writes to a metric, and the metric where nothing is said."""
+"""Choice of the metric: from its form on a command line, or from the data where none is named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hasten.inputs.metrics.outputs import class_output
 
 
 def forms() -> str:
-    """Return how each metric is written, in one line.
+    """Return the forms in which metrics are written, in one line.
 
     Raises:
         InputError: a plug-in can't be imported.
@@ -22,13 +22,13 @@ def forms() -> str:
 
 
 def parse_metric(text: str) -> Metric:
-    """Read a metric as it is written on a command line: a name, and its setting behind a colon.
+    """Read a metric from its form on a command line: a name, and its setting after a colon.
 
-    "top1:logits" names an output, "embedding:0.98" states the least cosine: each metric's own
-    `parse` says what it takes. "my.py:score" or "package.module:score" is a function.
+    "top1:logits" names an output and "embedding:0.98" sets the least cosine; each metric's own
+    `parse` reads its setting. "my.py:score" or "package.module:score" is the user's own function.
 
     Raises:
-        InputError: it is none of these.
+        InputError: the text is none of these.
     """
     name, _, setting = text.partition(":")
     if name in Metric.registry:
@@ -39,16 +39,16 @@ def parse_metric(text: str) -> Metric:
 
 
 def default_metric(labels: Array | None, outputs: Sequence[TensorSpec]) -> Metric:
-    """Choose a metric where none was asked for: the first that says that it suits the data.
+    """Choose a metric where none is named: the first that declares that it suits the data.
 
-    Anything but classes needs a tolerance that nobody but the user knows.
+    Outputs other than classes need a tolerance, which only the user knows.
 
     Args:
-        labels: The data's labels.
-        outputs: The model's outputs.
+        labels: Labels of the data, or None.
+        outputs: Specs of the model's outputs.
 
     Raises:
-        InputError: nothing can be assumed, and what to ask for.
+        InputError: no metric suits; the message lists those that can be named.
     """
     for kind in Metric.members().values():
         chosen = kind.default_for(labels, outputs)
@@ -57,9 +57,9 @@ def default_metric(labels: Array | None, outputs: Sequence[TensorSpec]) -> Metri
     listed = ", ".join(map(str, outputs))
     if labels is None or class_output(outputs) is None:
         raise InputError(
-            f"no metric fits the outputs {listed} by itself: say which with --metric ({forms()})"
+            f"no metric fits the outputs {listed} by itself: choose one with metric= ({forms()})"
         )
     raise InputError(
         f"no metric fits the labels {labels.dtype} {list(labels.shape)} and the outputs {listed} "
-        f"by itself: say which with --metric ({forms()})"
+        f"by itself: choose one with metric= ({forms()})"
     )

@@ -1,4 +1,4 @@
-"""The user's own score."""
+"""Metric that is the user's own function."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from hasten.inputs.metrics.base import Metric
 
 @dataclass(frozen=True)
 class Custom(Metric):
-    """A function `(outputs, labels)` or `(outputs, labels, exact)` that scores samples.
+    """Score samples by a function `(outputs, labels)` or `(outputs, labels, exact)`.
 
     `outputs` and `exact` are arrays by output name, each `(n, ...)`; `labels` is `(n, ...)` or
-    None. It returns `(n,)` numbers in [0, 1].
+    None. The function returns `(n,)` numbers in [0, 1].
 
     Attributes:
-        path: "file.py:function" or "module:function".
+        path: Import path of the function, "file.py:function" or "module:function".
     """
 
     path: str
@@ -40,7 +40,7 @@ class Custom(Metric):
 
     @property
     def function(self) -> str:
-        """The path: this metric is the user's own code."""
+        """Import path of the function."""
         return self.path
 
     @cached_property
@@ -52,7 +52,7 @@ class Custom(Metric):
 
     @property
     def source_sha256(self) -> str | None:
-        """SHA-256 of the file that the function was written in; None where there is none."""
+        """SHA-256 of the file that defines the function; None where there is none."""
         return source_digest(self._function)
 
     @cached_property

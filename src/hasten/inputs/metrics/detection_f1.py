@@ -1,4 +1,4 @@
-"""How well the boxes found in each image match the true ones."""
+"""Metric for object detection: how well the boxes found in an image match the true ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hasten.inputs.metrics.outputs import number
 
 
 class Found(NamedTuple):
-    """One image's detections, best score first: boxes `(k, 4)` and classes `(k,)`."""
+    """Detections in one image, best score first: boxes `(k, 4)` and classes `(k,)`."""
 
     boxes: Array
     classes: Array
@@ -22,21 +22,20 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectionF1(Metric):
-    """Each image's F1 between the boxes found and the true ones of their class.
+    """F1 in each image between the boxes found and the true boxes of their class.
 
-    A found box, best score first, takes the free true box of its class that it overlaps most,
-    from an IoU of `iou` on: F1 = 2 * taken / (found + true). An image without boxes in which
-    none are found scores 1.
+    Boxes found are matched in order of their scores: each takes the free true box of its class that
+    it overlaps most, if their IoU is at least `iou`. F1 = 2 * matched / (found + true). An image
+    without true boxes in which none are found scores 1.
 
-    Outputs are named `boxes` `(n, k, 4)`, corners x0, y0, x1, y1 in any unit; `scores` `(n, k)`;
-    and `labels` `(n, k)`, or no output of that name where there is one class. Rows with a score
-    below `threshold` are no detections. Labels of the data are `(n, k, 5)`: x0, y0, x1, y1,
-    class, where a row with a class below 0 is padding. Without labels the exact model's
-    detections are the truth.
+    The model's outputs are `boxes` `(n, k, 4)`, corners x0, y0, x1, y1 in any unit; `scores` `(n,
+    k)`; and `labels` `(n, k)`, which a model of one class may lack. Rows with a score below
+    `threshold` are no detections. Labels of the data are `(n, k, 5)`: x0, y0, x1, y1, class; a row
+    with a class below 0 is padding. Without labels, the exact model's detections are the truth.
 
     Attributes:
-        iou: The least overlap, in (0, 1].
-        threshold: The least score.
+        iou: Least overlap of a match, as intersection over union, in (0, 1].
+        threshold: Least score of a detection.
     """
 
     iou: float = 0.5
@@ -48,7 +47,7 @@ class DetectionF1(Metric):
     answers: ClassVar[Literal["classes", "values"] | None] = "values"
 
     def __post_init__(self) -> None:
-        """Check the overlap."""
+        """Check the least overlap."""
         if not 0 < self.iou <= 1:
             raise InputError(
                 f"detection_f1:{self.iou:g}: the least IoU must be above 0 and at most 1"
@@ -66,7 +65,7 @@ class DetectionF1(Metric):
         return np.array([_f1(mine, theirs, self.iou) for mine, theirs in pairs], np.float64)
 
     def _found(self, outputs: Tensors) -> list[Found]:
-        """Read a model's outputs."""
+        """Return the detections in each image, from a model's outputs."""
         if "boxes" not in outputs or "scores" not in outputs:
             raise InputError(
                 f"detection_f1 reads the outputs boxes, scores and labels; the model has {', '.join(outputs)}"
@@ -87,7 +86,7 @@ class DetectionF1(Metric):
 
 
 def _labelled(labels: Array, count: int) -> list[Found]:
-    """Read the data's labels."""
+    """Return the true boxes in each image, from the data's labels."""
     if labels.ndim != 3 or labels.shape[0] != count or labels.shape[2] != 5:
         raise InputError(
             f"detection_f1 reads labels ({count}, k, 5): x0, y0, x1, y1, class; got {list(labels.shape)}"
@@ -97,14 +96,15 @@ def _labelled(labels: Array, count: int) -> list[Found]:
 
 
 def overlaps(one: Array, other: Array) -> Array:
-    """Return the IoU of each box of one list with each of another.
+    """Return the IoU of every box of one list with every box of another.
 
     Args:
-        one: `(a, 4)` corners x0, y0, x1, y1.
-        other: `(b, 4)`.
+        one: Boxes `(a, 4)`, corners x0, y0, x1, y1.
+        other: Boxes `(b, 4)`, corners x0, y0, x1, y1.
 
     Returns:
-        `(a, b)` in [0, 1]. A box whose corners are swapped, or without area, overlaps nothing.
+        IoU of shape `(a, b)`, in [0, 1]. A box without area, or with swapped corners, overlaps
+        nothing.
     """
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
@@ -115,7 +115,7 @@ def overlaps(one: Array, other: Array) -> Array:
 
 
 def _f1(found: Found, true: Found, iou: float) -> float:
-    """Match greedily, and return one image's F1."""
+    """Match boxes greedily, and return the F1 of one image."""
     total = len(found.classes) + len(true.classes)
     if not total:
         return 1.0

@@ -1,4 +1,4 @@
-"""Whether an embedding points where the exact model's does."""
+"""Metric that compares an embedding's direction with the exact model's."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hasten.inputs.metrics.outputs import number, one_output
 
 @dataclass(frozen=True)
 class Embedding(Metric):
-    """1 where the cosine between the output and the exact model's is at least `tolerance`.
+    """Score 1 where the output's cosine with the exact model's is at least `tolerance`, else 0.
 
-    An output of more than one axis per sample is taken as one long vector. Two zero vectors are
-    alike; a zero vector and another one aren't.
+    An output with several axes per sample counts as one long vector. Two zero vectors score 1; a
+    zero vector and any other vector score 0.
 
     Attributes:
-        tolerance: The least cosine, in (-1, 1].
-        output: The embedding's name; None where there is one output.
+        tolerance: Least cosine, in (-1, 1].
+        output: Name of the output with the embedding; None for a model with a single output.
     """
 
     tolerance: float = 0.99
@@ -54,7 +54,7 @@ class Embedding(Metric):
                 f"embedding: the output is {list(mine.shape)}, the exact model's {list(theirs.shape)}"
             )
         mine, theirs = _unit(mine), _unit(theirs)
-        # Of unit vectors the cosine is 1 - |a - b|^2 / 2: equal vectors give exactly 1.
+        # For unit vectors the cosine is 1 - |a - b|^2 / 2, which is exactly 1 for equal vectors.
         cosine = 1 - np.square(mine - theirs).sum(axis=1) / 2
         both = ~mine.any(axis=1) & ~theirs.any(axis=1)
         one = mine.any(axis=1) ^ theirs.any(axis=1)
@@ -62,7 +62,7 @@ class Embedding(Metric):
 
 
 def _unit(vectors: Array) -> Array:
-    """Return rows of length 1; zero rows stay zero. Scaled first, so that squares don't overflow."""
+    """Return rows of length 1, or zero rows; scaling by the largest value first avoids overflow."""
     rows = vectors.reshape(len(vectors), -1)
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     rows = rows / np.where(largest > 0, largest, 1)

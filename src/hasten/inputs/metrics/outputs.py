@@ -1,4 +1,4 @@
-"""Which output a metric reads, and what it must look like."""
+"""Selection of the output that a metric reads, and checks of its shape."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hasten.errors import InputError
 
 
 def one_output(outputs: Tensors, name: str | None, metric: str) -> Array:
-    """Return the output that is named, or the only one there is.
+    """Return the output of this name; without a name, the model's only output.
 
     Raises:
-        InputError: there is no such output, or several and none is named.
+        InputError: there is no such output, or no name is given and there are several outputs.
     """
     if name is not None:
         if name not in outputs:
@@ -31,10 +31,10 @@ def one_output(outputs: Tensors, name: str | None, metric: str) -> Array:
 
 
 def class_scores(outputs: Tensors, name: str | None, metric: str) -> Array:
-    """Return class scores of shape `(n, classes)`: the output that is named, or the only 2-D one.
+    """Return class scores `(n, classes)`: the output of this name, else the only 2-D output.
 
     Raises:
-        InputError: there is none such.
+        InputError: there is no such output.
     """
     if name is not None:
         scores = one_output(outputs, name, metric)
@@ -56,7 +56,7 @@ def class_scores(outputs: Tensors, name: str | None, metric: str) -> Array:
 
 
 def class_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
-    """Return the only output that may hold class scores; None where there is none, or several."""
+    """Return the only output that may hold class scores; None if there are several or none."""
     fitting = [
         spec
         for spec in outputs
@@ -66,14 +66,14 @@ def class_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
 
 
 def number(text: str, setting: str) -> float:
-    """Read a number of a metric's setting.
+    """Read a number in a metric's setting.
 
     Args:
-        text: The metric as it is written.
-        setting: The number as it is written.
+        text: Whole text of the metric, for messages.
+        setting: Text of the number.
 
     Raises:
-        InputError: it is none.
+        InputError: the setting is no number.
     """
     try:
         return float(setting)
@@ -82,21 +82,21 @@ def number(text: str, setting: str) -> float:
 
 
 def class_labels(labels: Array | None, scores: Array, metric: str) -> Array:
-    """Return labels as class numbers `(n,)`, from numbers `(n,)` or `(n, 1)`, or one-hot rows.
+    """Return labels as class numbers `(n,)`, from numbers `(n,)` or `(n, 1)` or one-hot rows.
 
     Args:
         labels: Integers, or floats with integer values; or rows with a single 1 among zeros.
-        scores: `(n, classes)`.
+        scores: Class scores `(n, classes)`.
 
     Raises:
-        InputError: there are none, or they are no classes of these scores.
+        InputError: there are no labels, or they aren't classes of these scores.
     """
     if labels is None:
         raise InputError(f"{metric} needs labels; the data has none")
     count, classes = scores.shape
     if labels.shape == (count, classes) and ((labels == 0) | (labels == 1)).all():
         if not (labels.sum(axis=1) == 1).all():
-            raise InputError(f"{metric}: a one-hot label has not exactly one class")
+            raise InputError(f"{metric}: a one-hot label must have exactly one class")
         return np.asarray(labels.argmax(axis=1))
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "biuf":
         raise InputError(

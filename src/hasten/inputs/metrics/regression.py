@@ -1,4 +1,4 @@
-"""Whether numbers are within a stated tolerance."""
+"""Metric that checks whether numbers are within a stated tolerance."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from hasten.inputs.metrics.outputs import number, one_output
 
 @dataclass(frozen=True)
 class Regression(Metric):
-    """The share of a sample's numbers with |output - truth| <= tolerance + relative * |truth|.
+    """Share of a sample's numbers with |output - truth| <= tolerance + relative * |truth|.
 
-    The truth is the label where there are labels, else the exact model's output. A sample with
-    one number scores 0 or 1.
+    The truth is the label or, for data without labels, the exact model's output. A sample with a
+    single number scores 0 or 1.
 
     Attributes:
-        tolerance: Absolute, in the output's unit.
-        relative: As a share of the truth's magnitude.
-        whole: Score 1 only where every number of a sample is within the tolerance, else 0.
-        output: The output's name; None where there is one.
+        tolerance: Absolute tolerance, in the output's unit.
+        relative: Tolerance as a share of the truth's magnitude.
+        whole: Whether a sample scores 1 only if all its numbers are within the tolerance, and else
+            0.
+        output: Name of the output to read; None for a model with a single output.
     """
 
     tolerance: float = 0.0
@@ -47,7 +48,7 @@ class Regression(Metric):
 
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
-        """Read "regression:0.01", an absolute tolerance, or "regression:2%", one relative to the truth."""
+        """Read "regression:0.01", an absolute tolerance, or "regression:2%", a relative one."""
         if setting.endswith("%"):
             return cls(relative=number(text, setting[:-1]) / 100)
         return cls(number(text, setting) if setting else 0.0)

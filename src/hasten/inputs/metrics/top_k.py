@@ -1,4 +1,4 @@
-"""Whether the labelled class is among the highest scores."""
+"""Metrics that check whether the labelled class is among the highest scores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hasten.inputs.metrics.outputs import class_labels, class_output, class_scor
 
 
 def _among_highest(scores: Array, labels: Array, k: int) -> Array:
-    """Return 1 where fewer than `k` classes come before the labelled one.
+    """Return 1 where fewer than `k` classes come before the labelled one, else 0.
 
-    Of equal scores the class with the lower number comes first, as argmax has it: a model that
-    gives every class one score isn't right about everything.
+    Of classes with equal scores, the one with the lower number comes first, as in argmax; so a
+    model that gives all classes the same score isn't right about everything.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     lower = np.arange(scores.shape[1]) < labels[:, None]
@@ -28,10 +28,11 @@ def _among_highest(scores: Array, labels: Array, k: int) -> Array:
 
 @dataclass(frozen=True)
 class Top1(Metric):
-    """1 where the highest score is the labelled class's.
+    """Score 1 where the labelled class has the highest score, else 0.
 
     Attributes:
-        output: The output with class scores `(n, classes)`; None where there is one such.
+        output: Name of the output with class scores `(n, classes)`; None where only one output has
+            such a shape.
     """
 
     output: str | None = None
@@ -49,7 +50,7 @@ class Top1(Metric):
 
     @classmethod
     def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
-        """Suit one class per sample, as a number or one-hot, and one output of class scores."""
+        """Return the metric for labels that are classes and a single output of class scores."""
         scores = class_output(outputs)
         if scores is None or labels is None or labels.dtype.kind not in "biu":
             return None
@@ -59,17 +60,18 @@ class Top1(Metric):
         return cls(None if len(outputs) == 1 else scores.name)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
-        """Score; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
+        """Score samples; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
         scores = class_scores(outputs, self.output, "top1")
         return _among_highest(scores, class_labels(labels, scores, "top1"), 1)
 
 
 @dataclass(frozen=True)
 class Top5(Metric):
-    """1 where the labelled class's score is among the five highest.
+    """Score 1 where the labelled class is among the five highest scores, else 0.
 
     Attributes:
-        output: The output with class scores `(n, classes)`; None where there is one such.
+        output: Name of the output with class scores `(n, classes)`; None where only one output has
+            such a shape.
     """
 
     output: str | None = None
@@ -86,7 +88,7 @@ class Top5(Metric):
         return cls(setting or None)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
-        """Score; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
+        """Score samples; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
         scores = class_scores(outputs, self.output, "top5")
         if scores.shape[1] <= 5:
             raise InputError(f"top5 of {scores.shape[1]} classes is always right; use top1")

@@ -1,1 +1,1 @@
-"""From a model in the form that a person has it to a `Model`. One file per source format."""
+"""Conversion of the user's model to a `Model`, with one file per source format."""

@@ -1,10 +1,10 @@
-"""A Keras 3 model (extra `keras`).
+"""Export of a Keras 3 model to ONNX (extra `keras`).
 
 Checked with keras 3.15: on the tensorflow backend (tensorflow 2.21, tf2onnx 1.17) through
 `model.export(format="onnx")`, and on the torch backend (torch 2.13) through torch's current
-exporter, since keras's own uses the deprecated one there. In both, Functional and Sequential
+exporter, since keras uses torch's deprecated one. On both backends: Functional and Sequential
 models, convolutions, batch normalization, embedding and multi-head attention, several inputs and
-outputs. The jax backend wasn't tried, and is refused.
+outputs. The jax backend is untested, and refused.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.models import onnx
 
-OPSET = 18  # The highest that tf2onnx knows.
+OPSET = 18  # the highest that tf2onnx supports
 IR_VERSION = 10
 BACKENDS = ("tensorflow", "torch")
 TOLERANCE = 1e-3
-"""Of each output's largest magnitude: what the order of float32 sums may change, and no more."""
+"""Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 
 
 def load_file(path: Path) -> Any:
-    """Load a `.keras` file; code in it (lambda layers) isn't run.
+    """Load a `.keras` file, without running any code in it (lambda layers).
 
     Raises:
         InputError: keras isn't installed, there is no such file, or it is another kind of file.
@@ -45,32 +45,32 @@ def load_file(path: Path) -> Any:
     try:
         with _quiet():
             return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # keras raises what its parts raise.
+    except Exception as error:  # keras passes on any exception of its dependencies
         raise InputError(
             f"{path} can't be loaded as a Keras model: {_first_line(error)}"
         ) from error
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """Return a built model's input names, in order."""
+    """Return the input names of a built model, in order."""
     return tuple(str(tensor.name) for tensor in getattr(model, "inputs", None) or ())
 
 
 def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: Path) -> Model:
-    """Export to ONNX with an open batch, and check the answers.
+    """Export a model to ONNX with an open batch, and check that its answers stay the same.
 
     Args:
-        model: A built `keras.Model`: Functional, Sequential, or subclassed and called before.
-        sample: One sample, without an axis for samples: by input name, or in order. Where there
-            is one of each, the name needn't match.
-        workdir: Where the file is written.
+        model: Built `keras.Model`: Functional, Sequential, or subclassed and already called.
+        sample: One sample by input name, or in the order of the inputs, without an axis for
+            samples; the name of a single input needn't match.
+        workdir: Folder to write the ONNX file to.
 
     Returns:
-        Inputs and outputs are named as the model's own.
+        ONNX model whose inputs and outputs have the Keras model's names.
 
     Raises:
-        InputError: keras isn't installed, its backend is another, the sample doesn't fit, the
-            model can't be exported, or the exported file answers otherwise.
+        InputError: keras isn't installed, its backend isn't supported, the sample doesn't fit, the
+            model can't be exported, or the exported file gives other answers.
     """
     keras = _keras()
     backend = keras.backend.backend()
@@ -90,7 +90,7 @@ def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: P
         try:
             wanted = _flat(model(_structured(model, given), training=False))
             model.export(path, format="onnx", verbose=False, opset_version=OPSET)
-        except Exception as error:  # keras and tf2onnx raise what their parts raise.
+        except Exception as error:  # keras and tf2onnx pass on any exception
             raise InputError(
                 f"keras can't export the model to ONNX: {_first_line(error)}"
             ) from error
@@ -111,7 +111,7 @@ def _keras() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence tensorflow and tf2onnx, which warn and print of their own workings."""
+    """Silence tensorflow and tf2onnx, whose warnings and prints concern only their internals."""
     log = logging.getLogger()
     before = log.level, log.manager.disable
     try:
@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 def _ordered(
     sample: Mapping[str, Array] | Sequence[Array], names: Sequence[str]
 ) -> dict[str, Array]:
-    """Put a sample's inputs in the model's order, under its names."""
+    """Return a sample's inputs by name, in the model's order."""
     if isinstance(sample, Mapping):
         if len(sample) == len(names) == 1:
             return dict(zip(names, sample.values(), strict=True))
@@ -142,7 +142,7 @@ def _ordered(
 
 
 def _structured(model: Any, given: Mapping[str, Array]) -> Any:
-    """Nest a batch of one as the model takes it."""
+    """Return a batch of one in the nested structure that the model takes."""
     import keras
 
     flat = [array[np.newaxis] for array in given.values()]
@@ -153,14 +153,14 @@ def _structured(model: Any, given: Mapping[str, Array]) -> Any:
 
 
 def _flat(outputs: Any) -> list[Array]:
-    """Return a model's outputs as arrays, in keras's order."""
+    """Return a model's outputs as a flat list of arrays, in keras's order."""
     import keras
 
     return [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(outputs)]
 
 
 def _output_names(model: Any, count: int) -> list[str]:
-    """Return the layers' names that keras gives outputs, or numbered ones."""
+    """Return the names that keras gives the outputs, else numbered names."""
     import keras
 
     names = [str(name) for name in getattr(model, "output_names", None) or ()]
@@ -172,7 +172,7 @@ def _output_names(model: Any, count: int) -> list[str]:
 
 
 def _rename(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Give the file the model's own names; tf2onnx makes up others."""
+    """Give the file's inputs and outputs the model's own names; tf2onnx makes up others."""
     proto = onnx.read(path)
     renamed: dict[str, str] = {}
     for values, names in ((proto.graph.input, inputs), (proto.graph.output, outputs)):
@@ -198,7 +198,7 @@ def _rename(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
 
 
 def _apply(graph: Any, renamed: Mapping[str, str]) -> None:
-    """Rename values where nodes read and write them, in the graphs inside too."""
+    """Rename values wherever nodes read or write them, subgraphs included."""
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
@@ -208,7 +208,7 @@ def _apply(graph: Any, renamed: Mapping[str, str]) -> None:
 
 
 def _check(exported: Model, given: Mapping[str, Array], wanted: Sequence[Array]) -> None:
-    """Check the file's answers by onnx's reference evaluator, which is slow and has no settings."""
+    """Check the file's answers by onnx's reference evaluator, which is slow but has no settings."""
     from onnx.reference import ReferenceEvaluator
 
     inputs = {
@@ -231,7 +231,7 @@ def _check(exported: Model, given: Mapping[str, Array], wanted: Sequence[Array])
 
 
 def _through_torch(model: Any, given: dict[str, Array], workdir: Path) -> Model:
-    """Export a model on the torch backend, where it is a torch module that takes one structure."""
+    """Export a model on the torch backend, where it is also a torch module with nested inputs."""
     import torch
 
     from hasten.inputs.models import torch as torch_frontend
@@ -240,7 +240,7 @@ def _through_torch(model: Any, given: dict[str, Array], workdir: Path) -> Model:
     ends = _output_names(model, len(model.outputs)) if getattr(model, "outputs", None) else None
 
     class Flat(torch.nn.Module):
-        """Takes the inputs one by one, and gives the outputs by name."""
+        """Module that takes the inputs one by one and returns the outputs by name."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""An .onnx file, with or without external data."""
+"""Loading of an .onnx file, with or without external data."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ UNKNOWN_RANK = "..."
 
 
 def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
-    """Read what an ONNX file takes and gives. Its weights stay on disk.
+    """Read the inputs and outputs of an ONNX file; its weights stay on disk.
 
     Args:
-        path: Any name will do; what is in the file counts.
-        custom_ops: Libraries with operators of the user's own.
+        path: Path of the file, of any name; its content decides.
+        custom_ops: Libraries with the user's own operators.
 
     Returns:
-        A model whose open dimensions carry the file's names, or "?" where it gives none. An
-        output whose rank the file doesn't say has the shape `("...",)`.
+        Model whose open dimensions have the file's names, or "?" where it gives none. An output
+        whose rank the file leaves out has the shape `("...",)`.
 
     Raises:
-        InputError: there is no such file, it isn't ONNX, its external data is missing or cut
-            short, or it takes or gives what isn't a tensor of numbers.
+        InputError: there is no such file, it isn't ONNX, its external data is missing or cut short,
+            or an input or output isn't a tensor of numbers.
     """
     for file in (path, *custom_ops):
         if not file.exists():
@@ -65,7 +65,7 @@ def read(path: Path) -> onnx.ModelProto:
     """Parse an ONNX file without its external data.
 
     Raises:
-        InputError: it isn't ONNX, or is too large for a protobuf file.
+        InputError: the file isn't ONNX, or is larger than a protobuf file can be.
     """
     try:
         import onnx
@@ -95,7 +95,7 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of a graph and of the graphs inside it."""
+    """Yield every tensor of a graph and of its subgraphs."""
     yield from getattr(graph, "initializer", ())
     for sparse in getattr(graph, "sparse_initializer", ()):
         yield from (sparse.values, sparse.indices)
@@ -109,7 +109,7 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
 
 
 def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
-    """Return the files with external data, each once, in the order of first use."""
+    """Return the files that hold external data, in the order of first use."""
     import onnx
 
     sizes: dict[Path, int] = {}
@@ -130,7 +130,7 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
 
 
 def _inside(path: Path, tensor: str, location: str) -> Path:
-    """Return where external data lies, which must be in the model's folder."""
+    """Return the path of external data, which must lie in the model's folder."""
     relative = PurePosixPath(location)
     if not location or relative.is_absolute() or ".." in relative.parts:
         raise InputError(
@@ -143,12 +143,14 @@ def _inside(path: Path, tensor: str, location: str) -> Path:
 def _check_extent(
     tensor: onnx.TensorProto, entries: dict[str, str], file: Path, size_bytes: int
 ) -> None:
-    """Check that a tensor's data ends inside its file."""
+    """Check that a tensor's data ends within its file."""
     try:
         offset = int(entries.get("offset", 0))
         length = int(entries["length"]) if "length" in entries else _least_bytes(tensor)
     except ValueError as error:
-        raise InputError(f"{file}: the place of {tensor.name!r} in it is no number") from error
+        raise InputError(
+            f"{file}: the offset or length of {tensor.name!r} in it is no number"
+        ) from error
     if offset < 0 or length < 0 or offset + length > size_bytes:
         raise InputError(
             f"{file} is cut short: {tensor.name!r} ends at byte {offset + length}, "
@@ -157,7 +159,7 @@ def _check_extent(
 
 
 def _least_bytes(tensor: onnx.TensorProto) -> int:
-    """Return how many bytes a tensor takes at least: packed types count half."""
+    """Return the least number of bytes that a tensor takes, with packed types counted as packed."""
     import onnx
 
     try:
@@ -170,7 +172,7 @@ def _least_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def _infer_missing_outputs(proto: onnx.ModelProto) -> None:
-    """Fill in outputs whose type or shape the file leaves out, where inference can tell."""
+    """Fill in types and shapes of outputs that the file leaves out, where inference can tell."""
     import onnx
 
     def complete(value: onnx.ValueInfoProto) -> bool:
@@ -185,13 +187,13 @@ def _infer_missing_outputs(proto: onnx.ModelProto) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
     except (onnx.shape_inference.InferenceError, ValueError):
-        return  # An engine says what is wrong with the graph, naming the node.
+        return  # An engine will report the fault later, and name the node.
     for mine, found in zip(proto.graph.output, inferred.graph.output, strict=True):
         mine.CopyFrom(found)
 
 
 def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
-    """Turn what a file says of an input or output into a TensorSpec."""
+    """Return the TensorSpec of an input or output."""
     import onnx
 
     kind = value.type.WhichOneof("value")
@@ -223,7 +225,7 @@ def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
-    """Return a dimension's size, or its name where it is open."""
+    """Return the size of a dimension, or the name of an open one."""
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
     return dim.dim_param or "?"

@@ -1,4 +1,4 @@
-"""From what a person names as a model to a `Model`."""
+"""Loading of a model that a user names, as a `Model`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.base import Pipeline
 
 Sampler = Callable[[Sequence[str]], Mapping[str, Array]]
-"""From the model's input names, as far as it states them, to one sample."""
+"""Function from the model's input names, as far as the model states them, to one sample."""
 
 KINDS = "an .onnx file, a .pt2 exported program, a .keras file, my.py:name, a torch module or a Keras model"
 
@@ -32,18 +32,18 @@ def load_model(
     *,
     keep_program: bool = False,
 ) -> Model:
-    """Load a model of any kind. What it says itself is never asked for.
+    """Load a model of any kind; facts that the model itself states are never asked for.
 
     Args:
-        source: The path of an ONNX file (.onnx or any other name), of a .pt2 exported program or
-            of a .keras file; "file.py:name" or "package.module:name" of a module, a Keras model,
-            or a function without arguments that returns one of these or a path; or a live one.
-        sample: One sample by input name, without an axis for samples, or a function that is
-            called with the model's input names and gives one; it is called again without names
-            where that fails and the model may take more. An ONNX file needs none.
-        workdir: Where an exported file is written.
-        custom_ops: Libraries with operators of the user's own.
-        keep_program: Whether torch's exported program is kept too, where there is one.
+        source: Path of an ONNX file (.onnx or any other name), of a .pt2 exported program or of a
+            .keras file; "file.py:name" or "package.module:name" of a module, of a Keras model, or
+            of a function without arguments that returns one of these or a path; or a live model.
+        sample: One sample by input name, without an axis for samples; or a function that takes the
+            model's input names and returns a sample. If the function fails and the model has
+            optional inputs, it is called again without names. None for an ONNX file.
+        workdir: Folder to write an exported file to.
+        custom_ops: Libraries with the user's own operators.
+        keep_program: Whether to keep torch's exported program too, where there is one.
 
     Raises:
         InputError: there is no such model, it can't be exported, or an extra is missing.
@@ -63,21 +63,21 @@ def load_with_data(
     *,
     keep_program: bool = False,
 ) -> tuple[Model, Dataset]:
-    """Read a model and its data; a live model is exported with a sample of the data.
+    """Load a model and its data; a live model is exported with a sample of the data.
 
     Args:
-        source: As `load_model` takes it.
-        data: As `open_data` takes it.
-        pipeline: From an image file to the model's input.
-        custom_ops: Libraries with operators of the user's own.
-        folder: Where both are written; what an earlier call left there is replaced.
-        keep_program: As `load_model` takes it.
+        source: Model in any form that `load_model` takes.
+        data: Data in any form that `open_data` takes.
+        pipeline: Preprocessing from an image file to the model's input.
+        custom_ops: Libraries with the user's own operators.
+        folder: Folder to write both to; files of an earlier call are replaced.
+        keep_program: Whether to keep torch's exported program too, where there is one.
 
     Raises:
-        InputError: either can't be used.
+        InputError: the model or the data can't be used.
     """
     opened: list[Dataset] = []
-    for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads anew
+    for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads both anew
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "source").mkdir()
 
@@ -93,10 +93,10 @@ def load_with_data(
 
 
 def check_has_program(source: Any) -> None:
-    """Check that a model comes from torch, for targets that start from its program.
+    """Check that a model comes from torch, for targets that compile from its exported program.
 
     Args:
-        source: As `find_model` returns it.
+        source: Model that `find_model` returned.
 
     Raises:
         InputError: it is an ONNX file or a Keras model.
@@ -110,7 +110,7 @@ def check_has_program(source: Any) -> None:
 
 
 def find_model(source: Any) -> Any:
-    """Return what a person named: an ONNX file's path, or a live model.
+    """Return the model that a user named: the path of an ONNX file, or a live model.
 
     Raises:
         InputError: there is no such model.
@@ -126,7 +126,7 @@ def find_model(source: Any) -> Any:
 
 
 def _from_path(path: Path) -> Any:
-    """Return what a file holds, an ONNX file's path as it is; None where there is no file."""
+    """Return the live model in a file, or the path of an ONNX file; None without a file."""
     if not path.exists():
         return None
     if path.suffix == ".pt2":
@@ -145,7 +145,7 @@ def _from_path(path: Path) -> Any:
 
 
 def _from_code(source: str) -> Any:
-    """Return the model, or the path of one, that "file.py:name" names or its function returns."""
+    """Return the model, or the path of one, at "file.py:name" or from the function there."""
     found = load_object(source)
     is_model = _kind(found) is not None
     if callable(found) and not is_model:
@@ -153,7 +153,7 @@ def _from_code(source: str) -> Any:
             found = found()
         except HastenError:
             raise
-        except Exception as error:  # the user's own code runs here
+        except Exception as error:  # the call runs the user's own code
             raise InputError(f"{source} failed: {told(error)}") from error
     if isinstance(found, (str, Path)):
         inner = _from_path(Path(found))
@@ -166,9 +166,9 @@ def _from_code(source: str) -> Any:
 
 
 def _kind(source: Any) -> str | None:
-    """Return "keras" or "torch"; None for anything else. A library not loaded made no object."""
+    """Return "keras" or "torch"; None for anything else, without importing either library."""
     keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
-    # On keras's torch backend a Keras model is a torch module too.
+    # On keras's torch backend, a Keras model is a torch module too, so keras is checked first.
     if keras is not None and isinstance(source, keras.Model):
         return "keras"
     if torch is not None and isinstance(
@@ -185,7 +185,7 @@ def _export(
     custom_ops: Sequence[Path],
     keep_program: bool,
 ) -> Model:
-    """Export a live model."""
+    """Export a live model to ONNX."""
     kind = _kind(source)
     if kind is None:
         raise InputError(f"got a {type(source).__name__}; a model is {KINDS}")
@@ -216,7 +216,7 @@ def _sampled(
     *,
     more: bool = False,
 ) -> Mapping[str, Array]:
-    """Return the sample. Where a model may take more inputs, the data's own names count too."""
+    """Return a sample; if that fails, and optional inputs exist, use the data's own names."""
     if sample is None:
         raise InputError(f"a {kind} model is exported with a sample of its data: give data")
     if not callable(sample):
@@ -229,5 +229,5 @@ def _sampled(
         try:
             return sample(())
         except InputError:
-            pass  # What the first try said is nearer to what the model states.
+            pass  # The first error is closer to what the model states.
         raise

@@ -1,4 +1,4 @@
-"""A torch module or exported program, through torch's current exporter (extra `torch`)."""
+"""Export of a torch module or exported program by torch's current exporter (extra `torch`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BRANCH = re.compile(
     r'data-dependent.*call raised this error:\s+File "([^"]+)", line (\d+), in \S+\n([^\n]*)',
     re.DOTALL,
 )
-"""In what torch.export says of a branch."""
+"""Pattern of the file, line and code in torch.export's error about a data-dependent branch."""
 
 if TYPE_CHECKING:
     import torch
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
 
 OPSET = 20
 IR_VERSION = 10
-EXPORT_BATCH = 2  # torch.export takes a size of 1 for a constant.
+EXPORT_BATCH = 2  # torch.export treats a size of 1 as a constant.
 CHECKED_BATCHES = (1, 3)
 RELATIVE_TOLERANCE = 1e-3
-"""Of each output's largest magnitude: what the order of float32 sums may change, and no more."""
+"""Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 BATCH_NOTE = "hasten.batch"
-"""Key in the file's metadata: "open", or "1: " and why it couldn't be kept open."""
+"""Key in the file's metadata: "open", or "1: " and the reason why the batch isn't open."""
 
 
 @dataclass(frozen=True)
 class _Module:
-    """A live module and one sample of its inputs, in the order of forward's parameters.
+    """Live module and a sample of its inputs, in the order of forward's parameters.
 
     Attributes:
-        positional: forward takes `*args`, so the inputs are passed by position.
+        positional: Whether forward takes `*args`, so that inputs are passed by position.
     """
 
     module: torch.nn.Module
@@ -63,7 +63,7 @@ class _Module:
     positional: bool
 
     def arguments(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return what forward is called with: a batch made of the sample."""
+        """Return the arguments of forward for a batch made from the sample."""
         import torch
 
         place = next((p.device for p in self.module.parameters()), torch.device("cpu"))
@@ -77,7 +77,7 @@ class _Module:
         return self.module(*args, **kwargs)
 
     def to_onnx(self, outputs: Sequence[str], batch: int, *, open_batch: bool) -> Any:
-        """Export with a batch of this size, open or fixed."""
+        """Export the module with a batch of this size, open or fixed."""
         import torch
 
         args, kwargs = self.arguments(batch)
@@ -91,13 +91,13 @@ class _Module:
 
 @dataclass(frozen=True)
 class _Program:
-    """An exported program; its shapes are settled already."""
+    """Exported program, whose shapes are already settled, and a sample of its inputs."""
 
     program: ExportedProgram
     sample: dict[str, Array]
 
     def arguments(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return what the program is called with: a batch made of the sample."""
+        """Return the program's arguments for a batch made from the sample."""
         import torch
         from torch.utils import _pytree as pytree
 
@@ -108,33 +108,33 @@ class _Program:
         return self.program.module()(*args, **kwargs)
 
     def to_onnx(self, outputs: Sequence[str], batch: int, *, open_batch: bool) -> Any:
-        """Export with the shapes that the program has."""
+        """Export the program with the shapes that it has."""
         return _to_onnx(self.program, (), {}, list(self.sample), outputs, None)
 
 
 def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | None = None) -> Model:
-    """Export to ONNX, opset 20, IR version 10, and check the answers.
+    """Export to ONNX, opset 20 and IR version 10, and check that the answers stay the same.
 
-    The batch dimension is kept open where the exporter and the module allow it and the answers
-    at batch sizes other than the traced one are right; else it is fixed at 1, and the file's
-    metadata says why under `hasten.batch`. An exported program keeps the batch it has. Other
-    dimensions are settled by the sample.
+    The batch dimension is open if the exporter and the module allow it and the answers are right at
+    batch sizes other than the traced one. Otherwise it is fixed at 1, and the file's metadata says
+    why under `hasten.batch`. An exported program keeps its batch. The sample settles all other
+    dimensions.
 
     Args:
-        module: A `torch.nn.Module`, exported in eval mode and put back as it was; or a
+        module: A `torch.nn.Module`, exported in eval mode and then put back as it was; or a
             `torch.export.ExportedProgram`.
-        sample: One sample, without an axis for samples: by the names of forward's parameters,
-            or in their order. Where there is one of each, the name needn't match.
-        workdir: Where the file is written.
-        names: The inputs' names, for a module whose forward takes `*args`.
+        sample: One sample by the names of forward's parameters, or in their order, without an axis
+            for samples; the name of a single input needn't match.
+        workdir: Folder to write the ONNX file to.
+        names: Names of the inputs, for a module whose forward takes `*args`.
 
     Returns:
-        Inputs are named as forward's parameters; outputs "output", or "output_0", ... , or by
-        the keys of what forward gives.
+        ONNX model whose inputs have the names of forward's parameters. Outputs are named "output",
+        or "output_0", ..., or by the keys that forward returns.
 
     Raises:
         InputError: torch isn't installed, the sample doesn't fit, the module can't run it or be
-            exported, or the exported file answers otherwise than the module.
+            exported, or the exported file gives other answers than the module.
     """
     try:
         import onnxscript  # noqa: F401 - torch's exporter needs it and says so late
@@ -144,7 +144,9 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
     if isinstance(module, torch.export.ExportedProgram):
         return _export_program(module, sample, workdir)
     if not isinstance(module, torch.nn.Module):
-        raise InputError(f"a {type(module).__name__} is no torch module and no exported program")
+        raise InputError(
+            f"a {type(module).__name__} is neither a torch module nor an exported program"
+        )
     if names is None and takes_any_inputs(module):
         names = list(sample) if isinstance(sample, Mapping) else numbered_names(len(sample))
     given = named_inputs(sample, module, names)
@@ -156,14 +158,14 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
             program = source.to_onnx(outputs, EXPORT_BATCH, open_batch=True)
             _check(program, source, outputs, CHECKED_BATCHES)
             note = "open"
-        except Exception as error:  # Whatever it is, a fixed batch may do; the reason is kept.
+        except Exception as error:  # a fixed batch may still work; the reason is kept
             note = f"1: {_reason(error)}"
             program = _fixed(source, outputs, 1)
     return _save(program, workdir, note)
 
 
 def _export_program(program: ExportedProgram, sample: Sample, workdir: Path) -> Model:
-    """Export what torch.export has captured already."""
+    """Export a program that torch.export has already captured."""
     import torch
 
     names = [str(name) for name in program.graph_signature.user_inputs]
@@ -183,15 +185,15 @@ def _export_program(program: ExportedProgram, sample: Sample, workdir: Path) -> 
 
 
 def keep_program(module: Any, sample: Sample, path: Path) -> Path:
-    """Write what a model computes as torch's exported program, for a batch of 1.
+    """Write a model as torch's exported program with a batch of 1.
 
-    For what starts from torch and not from ONNX: a TPU. Its inputs are in the order of those of what
-    `export` gives, and so are its outputs.
+    TPUs and other targets compile from torch's program instead of ONNX. The program's inputs and
+    outputs are in the order of those of the model that `export` returns.
 
     Args:
-        module: As `export` takes it; in eval mode meanwhile.
-        sample: As `export` takes it.
-        path: Where to write; ends in .pt2.
+        module: Module or program in any form that `export` takes; it is in eval mode meanwhile.
+        sample: Sample in any form that `export` takes.
+        path: Path to write to, ending in .pt2.
 
     Raises:
         InputError: torch isn't installed, the sample doesn't fit, the module can't be exported, or
@@ -208,13 +210,13 @@ def keep_program(module: Any, sample: Sample, path: Path) -> Path:
         raise
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
-    except Exception as error:  # torch.export raises what its parts raise
+    except Exception as error:  # torch.export passes on any exception
         raise InputError(f"torch can't export the model: {_reason(error)}") from error
     return path
 
 
 def _captured(module: Any, sample: Sample, names: Sequence[str] | None) -> ExportedProgram:
-    """Capture what a module, or a program of any batch, does with a batch of 1."""
+    """Capture what a module, or a program with any batch, computes with a batch of 1."""
     import torch
 
     if isinstance(module, torch.export.ExportedProgram):
@@ -230,7 +232,7 @@ def _captured(module: Any, sample: Sample, names: Sequence[str] | None) -> Expor
 
 
 def load_program(path: Path) -> Any:
-    """Load an exported program, as `torch.export.save` writes it.
+    """Load an exported program that `torch.export.save` wrote.
 
     Raises:
         InputError: torch isn't installed, there is no such file, or it is another kind of file.
@@ -244,13 +246,13 @@ def load_program(path: Path) -> Any:
     try:
         with _quiet():
             return torch.export.load(path)
-    except Exception as error:  # torch.export.load raises what its parts raise.
+    except Exception as error:  # torch.export.load passes on any exception
         raise InputError(f"{path} is no exported torch program: {_reason(error)}") from error
 
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module and its parts in eval mode, and each back in the mode that it had."""
+    """Put a module and its parts in eval mode for the block, then each back in its own mode."""
     before = [(part, part.training) for part in module.modules()]
     try:
         module.eval()
@@ -262,7 +264,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporter, which warns and logs of its own workings."""
+    """Silence torch's exporter, whose warnings and logs concern only its internals."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -274,7 +276,7 @@ def _quiet() -> Iterator[None]:
 
 
 def flat_outputs(outputs: Any) -> dict[str, Any]:
-    """Return output tensors by name: by key, by position, or "output" where there is one."""
+    """Return output tensors by name: by key, by position, or "output" for a single tensor."""
     import torch
     from torch.utils import _pytree as pytree
 
@@ -289,11 +291,11 @@ def flat_outputs(outputs: Any) -> dict[str, Any]:
 
 
 def _output_names(source: _Module | _Program, batch: int) -> list[str]:
-    """Run the source once, and name what it gives."""
+    """Run the source once, and return names for its outputs."""
     args, kwargs = source.arguments(batch)
     try:
         outputs = flat_outputs(source(args, kwargs))
-    except Exception as error:  # The user's own code runs here.
+    except Exception as error:  # forward is the user's own code
         shown = ", ".join(
             f"{name} {array.dtype}{[batch, *array.shape]}" for name, array in source.sample.items()
         )
@@ -329,10 +331,10 @@ def _to_onnx(
 
 
 def _fixed(source: _Module | _Program, outputs: list[str], batch: int) -> Any:
-    """Export with the batch that is there, and check the answers."""
+    """Export with the batch as it is, and check the answers."""
     try:
         program = source.to_onnx(outputs, batch, open_batch=False)
-    except Exception as error:  # torch's exporter raises what its parts raise.
+    except Exception as error:  # torch's exporter passes on any exception
         raise InputError(f"torch can't export the model to ONNX: {_reason(error)}") from error
     _check(program, source, outputs, (batch,))
     return program
@@ -341,7 +343,7 @@ def _fixed(source: _Module | _Program, outputs: list[str], batch: int) -> Any:
 def _check(
     program: Any, source: _Module | _Program, outputs: Sequence[str], batches: Sequence[int]
 ) -> None:
-    """Check that the exported program's answers are the module's, through torch's own runner."""
+    """Check that the exported program gives the module's answers, by torch's own runner."""
     try:
         for batch in batches:
             _check_batch(program, source, outputs, batch)
@@ -356,7 +358,7 @@ def _check_batch(
     wanted = [tensor.detach().cpu() for tensor in flat_outputs(source(args, kwargs)).values()]
     try:
         answers = [tensor.detach().cpu() for tensor in program(*args, **kwargs)]
-    except Exception as error:  # The runtime raises what it likes.
+    except Exception as error:  # the runtime may raise any exception
         raise InputError(f"the exported model can't be run: {_reason(error)}") from error
     if len(answers) != len(wanted):
         raise InputError(
@@ -379,7 +381,7 @@ def _check_batch(
 
 
 def _save(program: Any, workdir: Path, note: str) -> Model:
-    """Write the file, and read it as any other."""
+    """Write the file, and load it like any other ONNX file."""
     path = workdir / "model.onnx"
     program.model.ir_version = IR_VERSION
     program.model.metadata_props[BATCH_NOTE] = note
@@ -392,15 +394,15 @@ def _save(program: Any, workdir: Path, note: str) -> Model:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of what lies at the bottom of an error."""
+    """Return the first line of an error's root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     branch = _BRANCH.search(str(error))
     if branch:
         file, line, code = branch.groups()
         return (
-            f"{Path(file).name}:{line} goes one way or another by a number that is computed "
-            f"({code.strip()}); torch.where gives one of both without that"
+            f"{Path(file).name}:{line} takes a branch that depends on a computed number "
+            f"({code.strip()}); torch.where chooses between two values without a branch"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

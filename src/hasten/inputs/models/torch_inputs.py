@@ -1,4 +1,4 @@
-"""The inputs of a torch module or exported program: their names, their order, and one sample of them."""
+"""Inputs of a torch module or exported program: their names, their order, and a sample of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     import torch
 
 Sample: TypeAlias = Mapping[str, Array] | Sequence[Array]
-"""One sample, without an axis for samples: by the names of forward's parameters, or in their order."""
+"""One sample by the names of forward's parameters, or in their order; no axis for samples."""
 
 
 def input_names(module: Any) -> tuple[str, ...]:
-    """Return the inputs that a module or an exported program can't do without, in order.
+    """Return the required inputs of a module or an exported program, in order.
 
-    Where forward can do without any, the one that there is, or the one that the module calls its
-    main input, as those of transformers do; else empty, as where forward takes `*args`.
+    Where all inputs are optional, this is the only input, or the one that the module declares as
+    its main input, as those of transformers do. It is empty where there is neither, and where
+    forward takes `*args`.
     """
     if hasattr(module, "graph_signature"):
         return tuple(str(name) for name in module.graph_signature.user_inputs)
@@ -36,7 +37,7 @@ def input_names(module: Any) -> tuple[str, ...]:
 
 
 def has_optional_inputs(module: Any) -> bool:
-    """Whether forward may take more than `input_names` says."""
+    """Whether forward may take inputs beyond those of `input_names`."""
     if hasattr(module, "graph_signature"):
         return False
     parameters = inspect.signature(module.forward).parameters.values()
@@ -57,7 +58,7 @@ def takes(module: torch.nn.Module, names: Sequence[str]) -> bool:
 
 
 def numbered_names(count: int) -> list[str]:
-    """Name the inputs of a module that names none."""
+    """Return names for the inputs of a module that names none."""
     return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
 
 
@@ -68,10 +69,10 @@ def _nameable(parameter: inspect.Parameter) -> bool:
 def named_inputs(
     sample: Sample, module: torch.nn.Module, names: Sequence[str] | None
 ) -> dict[str, Array]:
-    """Put a sample's inputs in the order of forward's parameters, under their names.
+    """Return a sample's inputs by name, in the order of forward's parameters.
 
     Raises:
-        InputError: they aren't the ones that forward takes.
+        InputError: the inputs aren't those that forward takes.
     """
     if names is not None:
         return ordered(sample, list(names), list(names))
@@ -84,10 +85,10 @@ def named_inputs(
 
 
 def ordered(sample: Sample, names: list[str], required: list[str]) -> dict[str, Array]:
-    """Put a sample's inputs in the order of `names`, under them.
+    """Return a sample's inputs by name, in the order of `names`.
 
     Raises:
-        InputError: there are more or others than `names`, or one that is required is missing.
+        InputError: there are inputs beyond `names`, or a required one is missing.
     """
     if isinstance(sample, Mapping):
         if len(sample) == 1 and (len(required) == 1 or len(names) == 1):
@@ -107,10 +108,10 @@ def ordered(sample: Sample, names: list[str], required: list[str]) -> dict[str, 
 
 
 def check_dtypes(sample: Mapping[str, Array], module: torch.nn.Module) -> None:
-    """Check for the commonest mistake: numpy's float64 for a module that computes in less.
+    """Check for the commonest mistake: float64 from numpy for a module of lower precision.
 
     Raises:
-        InputError: it was made.
+        InputError: an input is float64, and the module computes in other types.
     """
     own = {
         str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()
@@ -124,7 +125,7 @@ def check_dtypes(sample: Mapping[str, Array], module: torch.nn.Module) -> None:
 
 
 def batch_of(sample: Array, size: int) -> Array:
-    """Return `(size, ...)`: the sample, and scaled copies of it where it is made of floats."""
+    """Return a batch `(size, ...)` of the sample and, if it holds floats, scaled copies of it."""
     batch = np.stack([sample] * size)
     if batch.dtype.kind == "f":
         scales = (1 / (1 + np.arange(size))).astype(batch.dtype)

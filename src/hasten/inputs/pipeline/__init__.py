@@ -1,1 +1,1 @@
-"""What stands between a file and the model's input. `base.py` is the contract."""
+"""Preprocessing from a file to the model's input; `base.py` holds the contract."""

@@ -1,4 +1,4 @@
-"""The contract of a pipeline: steps from what a sensor or a file gives to the model's input."""
+"""Contract of a pipeline: steps from a sensor's or file's data to the model's input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.errors import InputError
 
 
 class Step(Value, ABC):
-    """One step of preprocessing: a frozen dataclass whose fields are its settings."""
+    """Step of preprocessing: a frozen dataclass whose fields are its settings."""
 
     registry: ClassVar[Registry] = Registry(
         "step",
@@ -29,12 +29,16 @@ class Step(Value, ABC):
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:
-        """Take what the step before gave, and give what the next takes."""
+        """Turn the previous step's output into the next step's input."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Steps in order, from a file's bytes to one input tensor without a batch axis."""
+    """Steps in order, from a file's bytes to one input tensor without a batch axis.
+
+    Attributes:
+        steps: Steps of preprocessing, in order.
+    """
 
     steps: tuple[Step, ...]
 
@@ -50,15 +54,15 @@ class Pipeline:
 
 
 def check_steps(pipeline: Pipeline | None) -> None:
-    """Check that a bundle can keep a pipeline: it does so by its steps' names.
+    """Check that a bundle can store a pipeline, which it does by the steps' registered names.
 
     Raises:
-        InputError: which step has none.
+        InputError: a step isn't registered; the message names it.
     """
     for step in () if pipeline is None else pipeline.steps:
         name = type_name(step)
         if name not in Step.registry:
             raise InputError(
-                f"a bundle can't keep the step {name}; it has: {', '.join(Step.registry)}: prepare the "
-                "data by your own code before, and give arrays"
+                f"a bundle can't store the step {name}, only {', '.join(Step.registry)}: "
+                "preprocess the data in your own code, and give arrays"
             )

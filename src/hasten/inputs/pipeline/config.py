@@ -1,4 +1,4 @@
-"""Image pipelines from what describes them: flags, a few lines of YAML, timm's pretrained_cfg."""
+"""Image pipelines built from settings: flags, a YAML file, or timm's pretrained_cfg."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAYOUTS = ("CHW", "HWC")
 DTYPES = ("float32", "float16", "uint8")
 SETTINGS = ("size", "resize", "interpolation", "mean", "std", "scale", "layout", "dtype")
 TIMM_CROP_PCT = 0.875
-"""timm's DEFAULT_CROP_PCT."""
+"""Default of timm, its DEFAULT_CROP_PCT."""
 
 
 def image_pipeline(
@@ -29,22 +29,25 @@ def image_pipeline(
     layout: str = "CHW",
     dtype: str = "float32",
 ) -> Pipeline:
-    """Build the customary pipeline: decode, resize, crop the middle, normalize, order the axes.
+    """Build the customary pipeline: decode, resize, crop the center, normalize, order the axes.
 
     Args:
-        size: What the model takes: one side of a square, or (height, width).
-        resize: The shorter side before the crop, or (height, width); by default `size`, so
-            that nothing more is cropped than a square needs.
-        interpolation: Pillow's filter: "bicubic", "bilinear", ...
-        mean: Per channel, or one for all, of scaled values; 0 where only `std` is given. Without
-            mean and std, float values are scaled only.
-        std: The same; 1 where only `mean` is given.
-        scale: What pixel values are multiplied by before; 1 where mean and std are in [0, 255].
-        layout: "CHW" or "HWC".
-        dtype: "float32", "float16", or "uint8", which leaves pixel values as they are.
+        size: Size of the model's input: one side of a square, or (height, width).
+        resize: Length of the shorter side before the crop, or (height, width); by default `size`,
+            so that only what exceeds a square is cropped.
+        interpolation: Filter of Pillow: "bicubic", "bilinear", ...
+        mean: Mean of the scaled values, per channel or one for all; 0 where only `std` is given.
+            Without mean and std, float values are only scaled.
+        std: Standard deviation of the scaled values, per channel or one for all; 1 where only
+            `mean` is given.
+        scale: Factor that pixel values are multiplied by first; 1 where mean and std are in [0,
+            255].
+        layout: Order of the axes, "CHW" or "HWC".
+        dtype: Element type: "float32", "float16", or "uint8", which leaves pixel values as they
+            are.
 
     Raises:
-        InputError: which setting can't be used.
+        InputError: a setting can't be used; the message names it.
     """
     crop = _size("size", size)
     steps: list[Step] = [
@@ -80,7 +83,7 @@ def from_yaml(path: Path) -> Pipeline:
         std: [0.229, 0.224, 0.225]
 
     Raises:
-        InputError: no such file, not YAML, an unknown setting, or one that can't be used.
+        InputError: there is no such file, it isn't YAML, or a setting is unknown or can't be used.
     """
     try:
         import yaml
@@ -96,7 +99,7 @@ def from_yaml(path: Path) -> Pipeline:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} can't be read as YAML: {reason}") from error
     if not isinstance(given, dict) or "size" not in given:
-        raise InputError(f"{path}: give at least the line `size: 224`, or what the model takes")
+        raise InputError(f"{path}: give at least the size of the model's input, as in `size: 224`")
     unknown = [str(key) for key in given if key not in SETTINGS]
     if unknown:
         raise InputError(
@@ -109,16 +112,16 @@ def from_yaml(path: Path) -> Pipeline:
 
 
 def from_pretrained_cfg(cfg: Mapping[str, Any]) -> Pipeline:
-    """Build the pipeline that timm's evaluation transform is, from a model's `pretrained_cfg`.
+    """Build the pipeline of timm's evaluation transform from a model's `pretrained_cfg`.
 
     It differs from timm's in one point: images are turned upright as their EXIF data says.
 
     Args:
-        cfg: With input_size (3, height, width), mean, std, and crop_pct, crop_mode and
-            interpolation or not.
+        cfg: Settings with input_size (3, height, width), mean and std; crop_pct, crop_mode and
+            interpolation are optional.
 
     Raises:
-        InputError: a setting is missing, or one that isn't supported.
+        InputError: a setting is missing or isn't supported.
     """
     missing = [key for key in ("input_size", "mean", "std") if cfg.get(key) is None]
     if missing:
@@ -146,7 +149,7 @@ def from_pretrained_cfg(cfg: Mapping[str, Any]) -> Pipeline:
 
 
 def from_module(module: Any) -> Pipeline | None:
-    """Build the pipeline that a timm model says it wants; None where a model says nothing."""
+    """Build the pipeline that a timm model states; None for a model that states none."""
     cfg = getattr(module, "pretrained_cfg", None)
     if cfg is None:
         return None

@@ -1,4 +1,4 @@
-"""From an image file to a model's input, in the steps that are customary."""
+"""Customary steps from an image file to a model's input."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 MAX_PIXELS = 2**26
-"""67 million: twice a large camera's picture, 192 MiB of RGB."""
+"""Largest number of pixels, 67 million: twice a large camera's picture, 192 MiB of RGB."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names. Of others some start a program (EPS), or decode to more than their header says."""
+"""Accepted formats; others may start a program (EPS) or exceed the size in their header."""
 ORIENTATION = 0x0112
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -31,20 +31,20 @@ _TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-"""EXIF orientation -> Pillow's name of what undoes it. Source: CIPA DC-008 (Exif 2.32), 4.6.4."""
+"""Transpositions that undo each EXIF orientation. Source: CIPA DC-008 (Exif 2.32), 4.6.4."""
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError)
-"""What Pillow raises on images that are cut short or damaged."""
+"""Exceptions that Pillow raises on images that are cut short or damaged."""
 
 
 def check_size(name: str, size: int | tuple[int, int]) -> None:
-    """Check that an image of this size can be held.
+    """Check that an image of this size fits into memory.
 
     Args:
-        name: What to call the size in a message.
-        size: One side of a square, or (height, width).
+        name: Name of the setting in messages.
+        size: Length of one side of a square, or (height, width).
 
     Raises:
-        InputError: a side below 1, or more than `MAX_PIXELS` in all.
+        InputError: a side is below 1, or the image has more than `MAX_PIXELS` pixels.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1 or height * width > MAX_PIXELS:
@@ -54,7 +54,7 @@ def check_size(name: str, size: int | tuple[int, int]) -> None:
 
 
 def _open(value: bytes | Path, max_pixels: int) -> Image.Image:
-    """Read an image's header, and refuse what is too large before memory is taken for it."""
+    """Read an image's header, and refuse an image that is too large before decoding it."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -81,24 +81,24 @@ def _name(value: bytes | Path) -> str:
 
 
 def check_header(path: Path) -> None:
-    """Check that a file begins as an image does.
+    """Check that a file begins like an image.
 
     Raises:
-        InputError: it doesn't, or is too large.
+        InputError: the file is no image, or the image is too large.
     """
     _open(path, MAX_PIXELS).close()
 
 
 @dataclass(frozen=True)
 class Decode(Step):
-    """From a file or its bytes to `(height, width, 3)` uint8, in RGB.
+    """Decode a file or its bytes to `(height, width, 3)` uint8, in RGB.
 
-    Gray and palette images become RGB, 16-bit gray keeps its upper 8 bits, transparency is
+    Gray and palette images become RGB, 16-bit gray keeps its upper 8 bits, and transparency is
     dropped.
 
     Attributes:
-        orient: Turn the image upright as its EXIF data says.
-        max_pixels: Larger images are refused; at most `MAX_PIXELS`, which nothing raises.
+        orient: Whether to turn the image upright as its EXIF data says.
+        max_pixels: Largest number of pixels that is accepted, at most `MAX_PIXELS`.
     """
 
     orient: bool = True
@@ -112,10 +112,10 @@ class Decode(Step):
             )
 
     def __call__(self, value: bytes | Path) -> Array:
-        """Decode.
+        """Decode an image.
 
         Raises:
-            InputError: which file can't be read.
+            InputError: the file can't be read; the message names it.
         """
         with _open(value, self.max_pixels) as image:
             try:
@@ -126,7 +126,7 @@ class Decode(Step):
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF data says; Pillow's own function fails on other damaged entries."""
+    """Turn an image as its EXIF data says; Pillow's own function fails on damaged other entries."""
     from PIL import Image
 
     turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
@@ -134,7 +134,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any kind into 8-bit RGB."""
+    """Convert an image of any mode to 8-bit RGB."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
@@ -151,8 +151,9 @@ class Resize(Step):
     """Resize `(height, width, 3)` uint8 as Pillow does, with its antialiasing.
 
     Attributes:
-        size: The shorter side, the longer one in proportion (rounded down); or (height, width).
-        interpolation: Pillow's filter.
+        size: Length of the shorter side, with the longer one in proportion (rounded down); or
+            (height, width).
+        interpolation: Filter of Pillow.
     """
 
     size: int | tuple[int, int]
@@ -163,10 +164,10 @@ class Resize(Step):
         check_size("resize.size", self.size)
 
     def __call__(self, value: Array) -> Array:
-        """Resize.
+        """Resize an image.
 
         Raises:
-            InputError: a long thin image would become too large.
+            InputError: the resized image would be too large, as a long thin one may be.
         """
         from PIL import Image
 
@@ -189,12 +190,12 @@ class Resize(Step):
 
 @dataclass(frozen=True)
 class CenterCrop(Step):
-    """Cut `(height, width)` out of the middle; what is too small gets black borders.
+    """Cut `(height, width)` out of the center; an image that is too small gets black borders.
 
     Odd margins are rounded half to even, as torchvision does.
 
     Attributes:
-        size: One side of a square, or (height, width).
+        size: Length of one side of a square, or (height, width).
     """
 
     size: int | tuple[int, int]
@@ -206,7 +207,8 @@ class CenterCrop(Step):
     def __call__(self, value: Array) -> Array:
         wanted = (self.size, self.size) if isinstance(self.size, int) else self.size
         spare = [have - w for have, w in zip(value.shape[:2], wanted, strict=True)]
-        # Cut before padding: a tall thin image in a wide flat crop would be large both ways between.
+        # Crop before padding, or a tall thin image in a wide flat crop would become large both
+        # ways.
         top, left = (round(max(0, pixels) / 2) for pixels in spare)
         value = value[top : top + wanted[0], left : left + wanted[1]]
         borders = [max(0, -pixels) for pixels in spare]
@@ -218,12 +220,13 @@ class CenterCrop(Step):
 
 @dataclass(frozen=True)
 class Normalize(Step):
-    """(value * scale - mean) / std per channel: `(height, width, 3)` uint8 to float32.
+    """Compute (value * scale - mean) / std per channel, from `(height, width, 3)` uint8 to float32.
 
     Attributes:
-        mean: Per channel, of scaled values.
-        std: Per channel, of scaled values.
-        scale: 1/255 for means and deviations in [0, 1]; 1 for those in [0, 255].
+        mean: Mean of the scaled values, per channel.
+        std: Standard deviation of the scaled values, per channel.
+        scale: Factor of the pixel values: 1/255 for a mean and std in [0, 1], 1 for those in [0,
+            255].
     """
 
     mean: tuple[float, float, float]
@@ -241,18 +244,18 @@ class ToLayout(Step):
     """Order the axes and choose the element type.
 
     Attributes:
-        layout: "CHW", channels first, or "HWC".
-        dtype: numpy's name. Only pixel values as they were become uint8.
+        layout: Order of the axes: "CHW", channels first, or "HWC".
+        dtype: Element type, by numpy's name; "uint8" only for pixel values that weren't normalized.
     """
 
     layout: Literal["CHW", "HWC"] = "CHW"
     dtype: Literal["float32", "float16", "uint8"] = "float32"
 
     def __call__(self, value: Any) -> Array:
-        """Order and convert.
+        """Order the axes and convert the elements.
 
         Raises:
-            InputError: numbers other than uint8 came where uint8 is asked for.
+            InputError: uint8 is asked for, but the values aren't uint8.
         """
         array = np.asarray(value)
         if self.dtype == "uint8" and array.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""ONNX's operators as additions, shifts, comparisons and tables of fixed-point numbers, by kind."""
+"""ONNX operators as additions, shifts, comparisons and tables of fixed-point numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.engines.fpga.operators import arithmetic, movement, products, window
 from hasten.engines.fpga.values import Values
 
 Operator: TypeAlias = Callable[[Values, onnx.NodeProto], Any]
-"""From the tensors so far and a node to what the node gives."""
+"""Function from the tensors so far and a node to the node's output."""
 
 
 def _looked_up(function: Callable[[Array], Array]) -> Operator:

@@ -1,4 +1,4 @@
-"""What works number by number, and means over axes."""
+"""Elementwise operators, and means over axes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.errors import CandidateError
 
 
 def mean(own: Values, node: onnx.NodeProto) -> Any:
-    """The sum or the mean over axes."""
+    """Return the sum or the mean over axes."""
     given = own.narrow(node)
     if node.op_type == "GlobalAveragePool":
         axes, keep = tuple(range(2, given.ndim)), True
@@ -40,7 +40,7 @@ def mean(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def add(own: Values, node: onnx.NodeProto) -> Any:
-    """A sum or a difference, of two tensors or with a constant."""
+    """Return a sum or a difference, of two tensors or of one and a constant."""
     places = [own.is_constant(name) for name in node.input]
     sign = -1.0 if node.op_type == "Sub" else 1.0
     if not any(places):
@@ -63,10 +63,12 @@ def add(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def multiply(own: Values, node: onnx.NodeProto) -> Any:
-    """A product or quotient by constants, or of two tensors."""
+    """Return a product or quotient with constants, or a product of two tensors."""
     places = [own.is_constant(name) for name in node.input]
     if node.op_type == "Div" and not places[1]:
-        raise CandidateError(f"a division by what isn't constant (node {node.name!r})")
+        raise CandidateError(
+            f"a Div by what isn't constant (node {node.name!r}) has no fixed-point form"
+        )
     if not any(places):
         one, other = np.broadcast_arrays(own.narrow(node, 0)._vars, own.narrow(node, 1)._vars)
         return own.array(one) * own.array(other)
@@ -82,7 +84,7 @@ def multiply(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def normalize(own: Values, node: onnx.NodeProto) -> Any:
-    """A batch normalization: a factor and an offset of each channel."""
+    """Return a batch normalization, as a factor and an offset per channel."""
     scale, bias, mean, variance = (own.constant(node, i) for i in range(1, 5))
     assert scale is not None
     assert bias is not None
@@ -97,12 +99,12 @@ def normalize(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def relu(own: Values, node: onnx.NodeProto) -> Any:
-    """What is below 0 becomes 0."""
+    """Return the input with negative numbers replaced by 0."""
     return own.wide(node).relu()
 
 
 def clip(own: Values, node: onnx.NodeProto) -> Any:
-    """What is beyond constant bounds becomes the bound, rounded to what goes in."""
+    """Return the input clipped to constant bounds, which are rounded to the input's step."""
     settings = attributes(node)
     bounds = [own.constant(node, 1), own.constant(node, 2)]
     low, high = (
@@ -117,7 +119,7 @@ def clip(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def leaky_relu(own: Values, node: onnx.NodeProto) -> Any:
-    """What is below 0 keeps a share."""
+    """Return the input with negative numbers multiplied by a constant slope."""
     value = own.narrow(node)
     slope = np.array([[attributes(node).get("alpha", 0.01)]])
     rounded = float(rounded_weights(slope, own.widths.of(node.name)[0], 0)[0, 0])

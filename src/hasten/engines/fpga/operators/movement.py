@@ -1,4 +1,4 @@
-"""What only moves numbers: wires, no logic."""
+"""Operators that only move numbers, and so become wires without logic."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _FLOATS = frozenset(
 
 
 def reshape(own: Values, node: onnx.NodeProto) -> Any:
-    """The same numbers in another shape."""
+    """Return the input in another shape."""
     value = own.wide(node)
     shape = own.ranges[node.output[0]].low.shape
     return value.reshape(*shape)
 
 
 def transpose(own: Values, node: onnx.NodeProto) -> Any:
-    """The same numbers with axes in another order."""
+    """Return the input with its axes in another order."""
     value = own.wide(node)
     return value.transpose(tuple(attributes(node).get("perm", range(value.ndim)[::-1])))
 
 
 def concatenate(own: Values, node: onnx.NodeProto) -> Any:
-    """Tensors and constants beside each other."""
+    """Return tensors and constants joined along an axis."""
     parts = [
         np.asarray(own.value(name)) if own.is_constant(name) else own.value(name)._vars
         for name in node.input
@@ -46,7 +46,7 @@ def concatenate(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def cut(own: Values, node: onnx.NodeProto) -> Any:
-    """A slice by constants."""
+    """Return a slice with constant bounds."""
     value = own.wide(node)
     starts, ends, axes, steps = (own.constant(node, i) for i in range(1, 5))
     assert starts is not None
@@ -61,7 +61,7 @@ def cut(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def gather(own: Values, node: onnx.NodeProto) -> Any:
-    """Entries by constant indices."""
+    """Return the entries at constant indices."""
     indices = own.constant(node, 1)
     assert indices is not None
     axis = int(attributes(node).get("axis", 0))
@@ -69,11 +69,13 @@ def gather(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def pad(own: Values, node: onnx.NodeProto) -> Any:
-    """Constants around a tensor."""
+    """Return the input with constants around it."""
     settings = attributes(node)
     pads, filler = own.constant(node, 1), own.constant(node, 2)
     if settings.get("mode", b"constant") != b"constant" or pads is None or len(node.input) > 3:
-        raise CandidateError(f"a Pad that isn't constant (node {node.name!r})")
+        raise CandidateError(
+            f"a Pad that isn't constant (node {node.name!r}) has no fixed-point form"
+        )
     value = own.wide(node)
     half = len(pads) // 2
     widths = [(int(b), int(e)) for b, e in zip(pads[:half], pads[half:], strict=True)]
@@ -82,7 +84,7 @@ def pad(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def cast(own: Values, node: onnx.NodeProto) -> Any:
-    """A float of another width: what goes in."""
+    """Return the input unchanged for a cast between float types."""
     kind = attributes(node)["to"]
     if kind not in _FLOATS:
         name = onnx.TensorProto.DataType.Name(kind).lower()
@@ -91,5 +93,5 @@ def cast(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def same(own: Values, node: onnx.NodeProto) -> Any:
-    """What goes in."""
+    """Return the input unchanged."""
     return own.wide(node)

@@ -1,4 +1,4 @@
-"""Products: each output is a sum of its inputs times constants, or times other inputs."""
+"""Products, whose outputs are sums of inputs times constants or times other inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.errors import CandidateError
 
 
 def gemm(own: Values, node: onnx.NodeProto) -> Any:
-    """A product by constant weights, and a bias."""
+    """Return a product with constant weights, plus a bias."""
     settings = attributes(node)
     if settings.get("transA", 0):
         raise CandidateError(f"a Gemm with transA (node {node.name!r}) has no fixed-point form")
@@ -27,19 +27,21 @@ def gemm(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def matmul(own: Values, node: onnx.NodeProto) -> Any:
-    """A product by constants, or of two tensors."""
+    """Return a product with constants, or of two tensors."""
     if own.is_constant(node.input[1]):
         weights = own.constant(node, 1)
         assert weights is not None
         if weights.ndim != 2:
             raise CandidateError(
-                f"a MatMul with weights of {weights.ndim} axes (node {node.name!r})"
+                f"a MatMul with weights of {weights.ndim} axes (node {node.name!r}) has no fixed-point form"
             )
         found = own.narrow(node) @ own.weights(node, weights, 1)
         half = own.half_a_step(node) if _biased_later(own, node) is False else 0.0
         return found + half if half else found
     if own.is_constant(node.input[0]):
-        raise CandidateError(f"a MatMul with constants on its left (node {node.name!r})")
+        raise CandidateError(
+            f"constants times a tensor (MatMul, node {node.name!r}) have no fixed-point form"
+        )
     one, other = own.narrow(node, 0), own.narrow(node, 1)
     batch = np.broadcast_shapes(one.shape[:-2], other.shape[:-2])
     left = np.broadcast_to(one._vars, (*batch, *one.shape[-2:]))
@@ -50,12 +52,12 @@ def matmul(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def _biased_later(own: Values, node: onnx.NodeProto) -> bool:
-    """Whether a sum with a constant comes next."""
+    """Whether the next operator adds a constant."""
     return any(reader.op_type in ("Add", "Sub") for reader in own.readers.get(node.output[0], []))
 
 
 def conv(own: Values, node: onnx.NodeProto) -> Any:
-    """Unroll a convolution: each place is a product of its own by the same constants."""
+    """Return a convolution, unrolled into a product with the weights at each position."""
     weights = own.constant(node, 1)
     assert weights is not None
     settings, groups = attributes(node), int(attributes(node).get("group", 1))

@@ -1,4 +1,4 @@
-"""What slides over an image: windows, unrolled place by place, and what is pooled from them."""
+"""Operators over sliding windows: unrolling of the windows, and pooling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hasten.errors import CandidateError
 def unrolled(
     values: Array, kernel: Sequence[int], settings: dict[str, Any], spatial: int, filler: float
 ) -> tuple[Array, tuple[int, ...]]:
-    """Return what each window covers: `(places, channels, *kernel)`, and the places' shape."""
+    """Return the window at each place, `(places, channels, *kernel)`, and the output's shape."""
     strides = settings.get("strides", [1] * spatial)
     dilations = settings.get("dilations", [1] * spatial)
     sizes = values.shape[2:]
@@ -45,7 +45,7 @@ def unrolled(
 def _pads(
     settings: dict[str, Any], sizes: Sequence[int], reach: Sequence[int], strides: Sequence[int]
 ) -> list[int]:
-    """Return pads before all axes and behind all. Source: ONNX operators, Conv, auto_pad."""
+    """Return the padding before all axes, then after. Source: ONNX operators, Conv, auto_pad."""
     auto = settings.get("auto_pad", b"NOTSET").decode()
     if auto in ("NOTSET", "VALID"):
         return (
@@ -63,10 +63,12 @@ def _pads(
 
 
 def max_pool(own: Values, node: onnx.NodeProto) -> Any:
-    """The largest of each window; what lies beyond the edge is never it."""
+    """Return the largest number in each window; padding never counts."""
     settings = attributes(node)
     if settings.get("ceil_mode", 0) or len(node.output) > 1:
-        raise CandidateError(f"a MaxPool with ceil_mode or indices (node {node.name!r})")
+        raise CandidateError(
+            f"a MaxPool with ceil_mode or indices (node {node.name!r}) has no fixed-point form"
+        )
     given, kernel = own.wide(node), settings["kernel_shape"]
     lowest = float(min(v.low for v in np.ravel(given._vars)))
     patches, places = unrolled(given._vars, kernel, settings, len(kernel), lowest)
@@ -76,10 +78,12 @@ def max_pool(own: Values, node: onnx.NodeProto) -> Any:
 
 
 def average_pool(own: Values, node: onnx.NodeProto) -> Any:
-    """The mean of each window."""
+    """Return the mean of each window."""
     settings = attributes(node)
     if settings.get("ceil_mode", 0):
-        raise CandidateError(f"an AveragePool with ceil_mode (node {node.name!r})")
+        raise CandidateError(
+            f"an AveragePool with ceil_mode (node {node.name!r}) has no fixed-point form"
+        )
     given, kernel = own.narrow(node), settings["kernel_shape"]
     patches, places = unrolled(given._vars, kernel, settings, len(kernel), 0.0)
     flat = own.array(patches.reshape(*patches.shape[:2], -1))

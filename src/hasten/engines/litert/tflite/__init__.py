@@ -1,1 +1,1 @@
-"""ONNX models as .tflite files, which LiteRT runs."""
+"""Conversion of ONNX models to .tflite files, which LiteRT runs."""

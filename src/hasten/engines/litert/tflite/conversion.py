@@ -1,4 +1,4 @@
-"""ONNX to .tflite, whole: read, simplify, write each operator."""
+"""Conversion of an ONNX model to .tflite: read, simplify, write each operator."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hasten.errors import InputError
 def convert(model: Model, path: Path, *, to_quantize: bool = False) -> None:
     """Write an ONNX model as a .tflite file with the same inputs and outputs.
 
-    Shapes are those of `model.request`; the first axis stays open where the model leaves it so.
-    Each tensor is named as the ONNX node that gives it; what a node needs besides is named so too,
-    with a colon and a word behind. An activation that a product can apply by itself is its.
+    Shapes are those of `model.request`; the first axis stays open where the model leaves it open.
+    Each tensor has the name of the ONNX node that computes it; a node's further tensors have that
+    name with a colon and a word. A product applies the activation after it, if it can.
 
     Args:
-        model: In ONNX.
-        path: Where to write.
-        to_quantize: Spell out HardSwish: XNNPACK has a kernel for it in float only, and each part of
-            it in int8 as well.
+        model: Model in ONNX.
+        path: Path to write to.
+        to_quantize: Whether to spell out HardSwish, for which XNNPACK has a kernel in float only,
+            whereas its parts have kernels in int8, too.
 
     Raises:
-        CandidateError: it can't be converted: which operator, which node.
+        CandidateError: the model can't be converted; the message names the operator and node.
         InputError: the file can't be written.
     """
     graph = read_graph(model)
@@ -37,7 +37,7 @@ def convert(model: Model, path: Path, *, to_quantize: bool = False) -> None:
     converter = Converter(graph, to_quantize=to_quantize)
     for node in list(graph.nodes):
         if node.outputs[0] in converter.values:
-            continue  # done with the node before it
+            continue  # written with the node before it
         if node.op not in OPERATORS:
             raise node.refused()
         for name in filter(None, node.inputs):

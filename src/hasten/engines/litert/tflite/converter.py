@@ -1,4 +1,4 @@
-"""ONNX to .tflite: float32, pictures as (batch, height, width, channels) inside."""
+"""Converter from ONNX to .tflite in float32, with images as (batch, height, width, channels)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from hasten.engines.litert.tflite.patterns import clip_limits
 from hasten.engines.litert.tflite.writer import Writer
 
 Layout = Literal["plain", "nhwc"]
-"""The axes as ONNX has them, or those of a picture with its channels last."""
+"""Order of the axes: as in ONNX, or that of an image with its channels last."""
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 POSITION = {axis: position for position, axis in enumerate(TO_NHWC)}
-"""Where an axis of ONNX's is with the channels last."""
+"""Position of each ONNX axis in an image with its channels last."""
 FUSED = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 
 
 Rule: TypeAlias = Callable[["Converter", Node], None]
-"""Writes what a node does."""
+"""Function that writes the operators of a node."""
 
 
 class Converter:
-    """Writes a graph's operators, and remembers in which layouts each value is at hand.
+    """Writer of a graph's operators, which records the layouts that each value exists in.
 
     Attributes:
-        graph: What is converted.
-        writer: What is written.
-        values: By ONNX's name of a value, the tensors that hold it.
-        to_quantize: Whether what is written is to become int8.
+        graph: Graph to convert.
+        writer: Writer of the file.
+        values: Tensors that hold each value, by its name in ONNX and by layout.
+        to_quantize: Whether the file will be quantized to int8.
     """
 
     def __init__(self, graph: Graph, *, to_quantize: bool = False) -> None:
@@ -51,8 +51,8 @@ class Converter:
     def finish(self) -> bytes:
         """Return the file's bytes.
 
-        What is an output and something else too is copied first: once quantized, its readers would
-        get float where they expect int8.
+        An output that another node reads too is copied first: after quantization, its other readers
+        would otherwise get float where they expect int8.
         """
         outputs: list[tuple[str, int]] = []
         for public, value in self.graph.outputs:
@@ -66,14 +66,14 @@ class Converter:
         return self.writer.finish(self._inputs, outputs)
 
     def shape(self, name: str, node: Node) -> tuple[int, ...]:
-        """Return a value's shape in ONNX, as `node` needs it."""
+        """Return a value's shape in ONNX, which `node` needs."""
         return self.graph.shape(name, node)
 
     def constant(self, node: Node, position: int) -> Array:
         """Return a constant input.
 
         Raises:
-            CandidateError: it isn't constant, or isn't given.
+            CandidateError: the input isn't constant, or isn't given.
         """
         array = self.graph.argument(node, position)
         if array is None:
@@ -81,11 +81,11 @@ class Converter:
         return array
 
     def at_hand(self, name: str) -> dict[Layout, int]:
-        """Return the tensors that hold a value that is computed."""
+        """Return the tensors that hold a computed value, by layout."""
         return self.values.get(name, {})
 
     def plain(self, name: str, node: Node) -> int:
-        """Return a tensor with a value's axes as ONNX has them, for `node`."""
+        """Return a tensor that holds a value, for `node`, with its axes as in ONNX."""
         if name in self.graph.constants:
             return self.writer.constant(self.graph.constants[name], f"{node.name}:{name}")
         held = self._held(name, node)
@@ -94,13 +94,13 @@ class Converter:
         return held["plain"]
 
     def nhwc(self, name: str, node: Node) -> int:
-        """Return a tensor with a picture's channels last.
+        """Return a tensor that holds an image with its channels last.
 
         Raises:
-            CandidateError: the value has no four axes.
+            CandidateError: the value doesn't have four axes.
         """
         if len(self.shape(name, node)) != 4:
-            raise node.refused("only pictures, which have four axes, are supported")
+            raise node.refused("only images, which have four axes, are supported")
         if name in self.graph.constants:
             array = self.graph.constants[name].transpose(TO_NHWC)
             return self.writer.constant(array, f"{node.name}:{name}")
@@ -110,17 +110,17 @@ class Converter:
         return held["nhwc"]
 
     def either(self, name: str, node: Node) -> tuple[int, Layout]:
-        """Return a tensor that holds a value, with its channels last where it is so at hand."""
+        """Return a tensor that holds a value, with its channels last if there is such a one."""
         layout: Layout = "nhwc" if "nhwc" in self.at_hand(name) else "plain"
         return (self.nhwc if layout == "nhwc" else self.plain)(name, node), layout
 
     def _held(self, name: str, node: Node) -> dict[Layout, int]:
         if name not in self.values:
-            raise node.refused(f"its input {name!r} comes from nowhere")
+            raise node.refused(f"no node computes its input {name!r}")
         return self.values[name]
 
     def operands(self, node: Node, names: Sequence[str]) -> tuple[list[int], Layout]:
-        """Return tensors that broadcast against each other, all in one layout."""
+        """Return tensors that broadcast against each other, all in the same layout."""
         rank = max(len(self.shape(name, node)) for name in names)
         layout: Layout = "plain"
         if rank == 4 and any("nhwc" in self.at_hand(name) for name in names):
@@ -159,14 +159,14 @@ class Converter:
         suffix: str = "",
         dtype: Any = np.float32,
     ) -> int:
-        """Write an operator of one output, named by its node, and return that."""
+        """Write an operator with one output, named after its node, and return that tensor."""
         name = f"{node.name}:{suffix}" if suffix else node.name
         tensor = self.writer.tensor(name, np.dtype(dtype), shape)
         self.writer.operator(code, inputs, [tensor], options)
         return tensor
 
     def give(self, node: Node, tensor: int, layout: Layout = "plain", name: str = "") -> None:
-        """Note which tensor holds a node's output."""
+        """Record which tensor holds a node's output."""
         name = name or node.outputs[0]
         self.values[name] = {layout: tensor}
         self._nodes[name] = node
@@ -180,14 +180,14 @@ class Converter:
         options: Any = None,
         name: str = "",
     ) -> None:
-        """Write an operator whose output has the shape that ONNX says; it gives `name`."""
+        """Write an operator whose output has its shape in ONNX, and record it as `name`."""
         own = node.outputs[0]
         shape = self.laid_out(self.shape(own, node), layout)
         dtype = self.graph.dtype(own, node)
         self.give(node, self.emit(node, code, inputs, shape, options, dtype=dtype), layout, name)
 
     def fused(self, node: Node) -> tuple[int, str]:
-        """Return the activation right behind a node, which is then done, and what it gives."""
+        """Return the activation to fuse into a node, and the name of the value that results."""
         behind = self.graph.only_consumer(node.outputs[0])
         kinds = self.writer.schema.ActivationFunctionType
         if behind is not None and behind.op in ("Relu", "Clip"):
@@ -205,7 +205,7 @@ class Converter:
         suffix: str = "",
         dtype: Any = np.float32,
     ) -> int:
-        """Give a tensor another shape; a first axis that is open stays so."""
+        """Return a tensor in another shape; an open first axis stays open."""
         wanted = np.array(shape, np.int32)
         if self.graph.open_batch and len(wanted):
             wanted[0] = -1
@@ -224,7 +224,7 @@ class Converter:
         suffix: str = "",
         dtype: Any = np.float32,
     ) -> int:
-        """Change the order of a tensor's axes; `shape` is that of the result."""
+        """Return a tensor with its axes in another order; `shape` is the shape of the result."""
         axes = self.writer.constant(np.array(order, np.int32), f"{node.name}:order")
         options = self.writer.options("Transpose")
         return self.emit(
@@ -232,7 +232,7 @@ class Converter:
         )
 
     def laid_out(self, shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
-        """Return a shape of ONNX's as a layout has it."""
+        """Return a shape of ONNX in a layout's order."""
         return tuple(shape[axis] for axis in TO_NHWC) if layout == "nhwc" else tuple(shape)
 
     def slice(
@@ -246,7 +246,7 @@ class Converter:
         cut: set[int],
         suffix: str = "",
     ) -> int:
-        """Take a part of a tensor along the axes in `cut`; all of it along the others."""
+        """Return a part of a tensor along the axes in `cut`, and all of it along the others."""
         uncut = sum(1 << axis for axis in range(len(shape)) if axis not in cut)
         options = self.writer.options("StridedSlice", beginMask=uncut, endMask=uncut)
         arrays = [
@@ -259,15 +259,15 @@ class Converter:
         )
 
     def weights(self, node: Node, array: Array, suffix: str = "weights") -> int:
-        """Return a tensor that holds constants of a node's own."""
+        """Return a tensor that holds a node's own constants."""
         return self.writer.constant(array, f"{node.name}:{suffix}")
 
     def number(self, node: Node, value: float, suffix: str) -> int:
-        """Return a tensor that holds one constant number of a node's own."""
+        """Return a tensor that holds a node's own constant number."""
         return self.weights(node, np.array(value, np.float32), suffix)
 
     def alias(self, name: str, node: Node) -> dict[Layout, int]:
-        """Return the tensors that hold a value, for a node that hands it on."""
+        """Return the tensors that hold a value, for a node that passes it on."""
         self._nodes[node.outputs[0]] = self._nodes.get(name, node)
         return self.values[name] if name in self.values else {"plain": self.plain(name, node)}
 
@@ -282,7 +282,7 @@ class Converter:
         return self.reshape(own, tensor, after, suffix=suffix, dtype=dtype)
 
     def flat(self, name: str, node: Node) -> int:
-        """Return a tensor whose values lie as ONNX has them, whatever its shape."""
+        """Return a tensor whose values lie in ONNX's order, whatever its shape."""
         if "plain" not in self.at_hand(name) and "nhwc" in self.at_hand(name):
             shape = self.laid_out(self.shape(name, node), "nhwc")
             if not _moves(shape, TO_NCHW):
@@ -291,6 +291,6 @@ class Converter:
 
 
 def _moves(shape: Sequence[int], order: Sequence[int]) -> bool:
-    """Whether another order of the axes moves values; the first stays where it is, whatever its size."""
+    """Whether another order of the axes moves values; axes of size 1 don't count."""
     kept = [axis for axis in order if shape[axis] != 1]
     return kept != sorted(kept)

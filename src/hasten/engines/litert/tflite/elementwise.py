@@ -1,4 +1,4 @@
-"""Activations, sums, and what is taken along axes."""
+"""Rules for activations, elementwise operators, and reductions along axes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def clip(c: Converter, node: Node) -> None:
 
 
 def hard_sigmoid(c: Converter, node: Node) -> None:
-    """A sixth of RELU6(6 alpha x + 6 beta)."""
+    """Write RELU6(6 alpha x + 6 beta) / 6."""
     tensor, layout = c.either(node.inputs[0], node)
     shape = c.laid_out(c.shape(node.outputs[0], node), layout)
     slope, middle = 6 * node.settings.get("alpha", 0.2), 6 * node.settings.get("beta", 0.5)
@@ -69,7 +69,7 @@ def hard_sigmoid(c: Converter, node: Node) -> None:
 
 
 def hard_swish(c: Converter, node: Node) -> None:
-    """To be quantized, x / 6 times RELU6(x + 3): the division changes no int8, only their scale."""
+    """Write HARD_SWISH; to be quantized, (x / 6) * RELU6(x + 3): /6 changes only the int8 scale."""
     if not c.to_quantize:
         unary("HARD_SWISH", "HardSwish")(c, node)
         return
@@ -108,14 +108,14 @@ def power(c: Converter, node: Node) -> None:
 
 
 def reduce(code: str, *, whole: bool = False) -> Rule:
-    """Reduce along some axes, or over all of a picture's places."""
+    """Reduce along some axes, or over all positions of an image."""
 
     def rule(c: Converter, node: Node) -> None:
         rank = len(c.shape(node.inputs[0], node))
         given = None if whole else c.graph.argument(node, 1, "axes")
         if given is None or not np.size(given):
             if node.settings.get("noop_with_empty_axes", 0):
-                raise node.refused("it reduces nothing")
+                raise node.refused("its empty axes reduce nothing")
             axes = list(range(rank))
         else:
             axes = sorted(axes_of(given, rank))
@@ -142,7 +142,7 @@ def softmax(c: Converter, node: Node) -> None:
     axis = node.settings.get("axis", -1 if c.graph.opset >= 13 else 1) % len(shape)
     last, options = len(shape) - 1, c.writer.options("Softmax", beta=1.0)
     if c.graph.opset < 13 and axis != last:
-        raise node.refused("over several axes at once it isn't supported")
+        raise node.refused("a softmax over several axes at once isn't supported")
     if len(shape) == 4 and axis == 1:
         c.elementwise(node, "SOFTMAX", [c.nhwc(node.inputs[0], node)], "nhwc", options)
     elif axis == last:
@@ -157,9 +157,9 @@ def softmax(c: Converter, node: Node) -> None:
 
 
 def layer_normalization(c: Converter, node: Node) -> None:
-    """Spell it out; names end in ":norm", since squares of int8 differences say little."""
+    """Spell it out in tensors named ":norm", to be left in float: int8 squares lose too much."""
     if len([name for name in node.outputs if name]) > 1:
-        raise node.refused("its mean and deviation as outputs aren't supported")
+        raise node.refused("its mean and deviation aren't supported as outputs")
     x, shape = c.plain(node.inputs[0], node), c.shape(node.inputs[0], node)
     axis = node.settings.get("axis", -1) % len(shape)
     axes = c.weights(node, np.arange(axis, len(shape), dtype=np.int32), "axes")

@@ -1,4 +1,4 @@
-"""An ONNX model for one request: every shape known, what is constant computed, idle nodes gone."""
+"""ONNX graph for one request: shapes are known, constants computed, idle nodes removed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from hasten.core.tensors import Array
 from hasten.errors import CandidateError
 
 _ROUNDS = 8
-"""How often shapes are inferred and constants computed in turns: each may need the other."""
+"""Limit on rounds of inferring shapes and computing constants; each may need the other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation.
+    """Operation of a graph.
 
     Attributes:
-        op: ONNX's name of the operator.
-        name: The node's own or, where it has none, its first output's.
-        inputs: Names of values; "" for one that isn't given.
-        outputs: Names of values.
-        settings: Its attributes.
+        op: Name of the operator in ONNX.
+        name: Name of the node or, for a node without a name, of its first output.
+        inputs: Names of the values read; "" for one that isn't given.
+        outputs: Names of the values computed.
+        settings: Attributes by name.
     """
 
     op: str
@@ -37,7 +37,7 @@ class Node:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def refused(self, why: str = "") -> CandidateError:
-        """Say that this node can't be converted, and why."""
+        """Return the error that this node can't be converted, with the reason."""
         reason = f": {why}" if why else ""
         return CandidateError(
             f"LiteRT can't take the operator {self.op} (node {self.name!r}){reason}"
@@ -45,15 +45,15 @@ class Node:
 
 
 class Graph:
-    """The operations that a request runs through, in order.
+    """Operations that a request runs through, in order.
 
     Attributes:
-        nodes: In the order of execution.
-        constants: Values by name.
-        inputs: Names.
-        outputs: The model's name for each output, and the value that it is.
-        opset: Of ONNX's own operators.
-        open_batch: Whether the first axis of every input is open, and of the same size.
+        nodes: Nodes in the order of execution.
+        constants: Constant values by name.
+        inputs: Names of the inputs.
+        outputs: Pairs of an output's name in the model and the name of its value.
+        opset: Version of ONNX's own operators.
+        open_batch: Whether the first axis of all inputs is open, and shared by them.
     """
 
     def __init__(self, proto: onnx.ModelProto, model: Model) -> None:
@@ -73,27 +73,27 @@ class Graph:
         """Return a value's shape.
 
         Raises:
-            CandidateError: it isn't known, which `node` needs.
+            CandidateError: the shape isn't known; the message names `node`, which needs it.
         """
         return self._type(name, node)[1]
 
     def dtype(self, name: str, node: Node) -> np.dtype[Any]:
-        """Return a value's element type; raises as `shape`."""
+        """Return a value's element type; raise CandidateError if it isn't known."""
         return self._type(name, node)[0]
 
     def _type(self, name: str, node: Node) -> tuple[np.dtype[Any], tuple[int, ...]]:
         if name in self.constants:
             return self.constants[name].dtype, self.constants[name].shape
         if name not in self._types:
-            raise node.refused(f"the shape of {name!r} isn't known before it runs")
+            raise node.refused(f"the shape of {name!r} isn't known before a request runs")
         return self._types[name]
 
     def copy_type(self, source: str, name: str) -> None:
-        """Note that a new value has another's element type and shape."""
+        """Record that a new value has the element type and shape of another one."""
         self._types[name] = self._types[source]
 
     def producer(self, name: str) -> Node | None:
-        """Return the node that gives a value."""
+        """Return the node that computes a value."""
         return self._producers.get(name)
 
     def consumers(self, name: str) -> list[Node]:
@@ -101,19 +101,19 @@ class Graph:
         return self._consumers.get(name, [])
 
     def only_consumer(self, name: str) -> Node | None:
-        """Return the one node that reads a value which isn't an output."""
+        """Return the only node that reads a value; None for an output or for several readers."""
         found = self.consumers(name)
         given = any(value == name for _, value in self.outputs)
         return found[0] if len(found) == 1 and not given else None
 
     def swap(self, old: Sequence[Node], new: Sequence[Node]) -> None:
-        """Put nodes in the place of the last of others."""
+        """Replace some nodes by others, which take the place of the last one."""
         position = self.nodes.index(old[-1])
         self.nodes[position : position + 1] = new
         self.set_nodes([node for node in self.nodes if node not in old])
 
     def set_nodes(self, nodes: list[Node]) -> None:
-        """Run through other nodes from now on."""
+        """Replace all nodes."""
         self.nodes = nodes
         self._producers = {name: node for node in nodes for name in node.outputs}
         self._consumers: dict[str, list[Node]] = {}
@@ -122,7 +122,7 @@ class Graph:
                 self._consumers.setdefault(name, []).append(node)
 
     def remove_unused(self) -> None:
-        """Drop nodes whose outputs nobody reads."""
+        """Remove nodes whose outputs nothing reads."""
         needed = {value for _, value in self.outputs}
         kept: list[Node] = []
         for node in reversed(self.nodes):
@@ -132,10 +132,10 @@ class Graph:
         self.set_nodes(kept[::-1])
 
     def argument(self, node: Node, position: int, name: str = "") -> Array | None:
-        """Return what newer operator sets take as a constant input, and older ones as an attribute.
+        """Return a constant that newer operator sets have as an input, and older as an attribute.
 
         Raises:
-            CandidateError: it is given, and isn't constant.
+            CandidateError: the input is given, but isn't constant.
         """
         if len(node.inputs) > position and (value := node.inputs[position]):
             if value not in self.constants:
@@ -183,7 +183,7 @@ class Graph:
             self._types[value.name] = (dtype, tuple(dims))
 
     def _computed(self, node: onnx.NodeProto, proto: onnx.ModelProto) -> dict[str, Array] | None:
-        """Return what a node gives, where that is the same for every request."""
+        """Return a node's outputs if they are the same for every request, else None."""
         if node.domain or not node.output:
             return None
         if node.op_type == "Shape" and node.input[0] in self._types:
@@ -209,12 +209,12 @@ class Graph:
             own = helper.make_model(whole, opset_imports=proto.opset_import)
             feeds = {name: self.constants[name] for name in node.input if name}
             results = ReferenceEvaluator(own).run(None, feeds)
-        except Exception:  # then it is converted like any other, or refused by name
+        except Exception:  # the node is then converted like any other, or refused by name
             return None
         return {name: np.asarray(value) for name, value in zip(names, results, strict=True)}
 
     def _drop_idle(self) -> None:
-        """Drop nodes that hand a value on as it is."""
+        """Remove nodes that only pass a value on."""
         same: dict[str, str] = {}
         kept = []
         for node in self.nodes:
@@ -232,7 +232,7 @@ def read_graph(model: Model) -> Graph:
     """Read an ONNX model for the request that it was settled to, or for one sample.
 
     Raises:
-        CandidateError: it can't be read, or is larger than shapes can be inferred for.
+        CandidateError: the model can't be read, or is too large for shape inference.
     """
     try:
         proto = onnx.load(str(model.path))
@@ -245,7 +245,7 @@ def read_graph(model: Model) -> Graph:
 
 
 def _settled(model: Model) -> dict[str, tuple[int, ...]]:
-    """Return each input's sizes: the settled request's or, where there is none, 1 for what is open."""
+    """Return each input's sizes, from the settled request, else with 1 for open dimensions."""
     specs = model.request or model.inputs
     return {
         spec.name: tuple(size if isinstance(size, int) else 1 for size in spec.shape)
@@ -275,15 +275,15 @@ def _renamed(node: Node, same: dict[str, str]) -> Node:
 
 
 def scalar(array: Array | None) -> float | None:
-    """Return the only number of an array."""
+    """Return the only number of an array; None for another size."""
     return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
 def axes_of(axes: Sequence[int] | Array, rank: int) -> list[int]:
-    """Count axes from the front."""
+    """Return axes counted from the front."""
     return [int(axis) % rank for axis in axes]
 
 
 def numbers(array: Array) -> Iterator[int]:
-    """Yield an array's numbers as Python's."""
+    """Yield an array's numbers as Python integers."""
     return (int(value) for value in array.reshape(-1))

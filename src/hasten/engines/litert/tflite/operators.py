@@ -1,4 +1,4 @@
-"""How each ONNX operator is written in LiteRT's."""
+"""Rules that write each ONNX operator in LiteRT's operators."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ OPERATORS: dict[str, Rule] = {
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.reshape,
 }
-"""By ONNX's name."""
+"""Rules by the operator's name in ONNX."""
 REWRITTEN = frozenset({"BatchNormalization", "Erf", "ReduceL2"})
-"""What is spelled out, or part of what is recognized, before: see `patterns`."""
+"""Operators that `patterns` replaces by others, or recognizes as parts of an activation."""

@@ -1,4 +1,4 @@
-"""Several ONNX nodes that LiteRT has one operator for."""
+"""Rewriting of several ONNX nodes as one that LiteRT has an operator for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.engines.litert.tflite.graph import Graph, Node, scalar
 
 
 def simplify(graph: Graph) -> None:
-    """Fold normalizations into weights, additions into biases, and spell out activations."""
+    """Fold normalizations into weights and additions into biases, and recognize activations."""
     for node in list(graph.nodes):
         if node.op == "BatchNormalization":
             _fold_normalization(graph, node)
@@ -27,7 +27,7 @@ def simplify(graph: Graph) -> None:
 
 
 def clip_limits(graph: Graph, node: Node) -> tuple[float, float]:
-    """Return between what a Relu or Clip keeps its values."""
+    """Return the least and the greatest value that a Relu or Clip lets through."""
     if node.op == "Relu":
         return 0.0, math.inf
     low = scalar(graph.argument(node, 1, "min"))
@@ -36,7 +36,7 @@ def clip_limits(graph: Graph, node: Node) -> tuple[float, float]:
 
 
 def _fold_normalization(graph: Graph, node: Node) -> None:
-    """Scale the filters of the convolution before a BatchNormalization, or spell it out."""
+    """Fold a BatchNormalization into the convolution before it; else spell it out."""
     if node.settings.get("training_mode", 0):
         raise node.refused("it is in training mode")
     scale, bias, mean, variance = (_constant(graph, node, i) for i in range(1, 5))
@@ -79,7 +79,7 @@ def _constant(graph: Graph, node: Node, position: int) -> Array:
 
 
 def _fold_bias(graph: Graph, node: Node) -> None:
-    """Give a product with a constant the vector that is added to it behind."""
+    """Make a vector that is added to a constant product that product's bias."""
     for value, added in (node.inputs, node.inputs[::-1]):
         product, bias = graph.producer(value), graph.constants.get(added)
         if product is None or bias is None or product.op != "MatMul" or len(product.inputs) > 2:
@@ -88,7 +88,7 @@ def _fold_bias(graph: Graph, node: Node) -> None:
         if weights is None or weights.ndim != 2 or bias.shape[-1:] != weights.shape[1:]:
             continue
         if bias.ndim > len(graph.shape(value, node)):
-            continue  # it adds dimensions too
+            continue  # the addition also adds dimensions
         if bias.size == bias.shape[-1] and graph.only_consumer(value) is node:
             whole = replace(product, inputs=(*product.inputs, added), outputs=node.outputs)
             graph.swap((product, node), (whole,))
@@ -96,10 +96,10 @@ def _fold_bias(graph: Graph, node: Node) -> None:
 
 
 def _spell_out_length(graph: Graph, node: Node) -> None:
-    """Write a Euclidean length as the root of the sum of squares."""
+    """Replace a Euclidean length by the root of the sum of squares."""
     x, squares, total = node.inputs[0], f"{node.name}:norm squares", f"{node.name}:norm sum"
     for name, like in ((squares, x), (total, node.outputs[0])):
-        graph.shape(like, node)  # refused by name where it isn't known
+        graph.shape(like, node)  # refuses the node if the shape isn't known
         graph.copy_type(like, name)
     spelled = (
         Node("Mul", squares, (x, x), (squares,)),
@@ -110,7 +110,7 @@ def _spell_out_length(graph: Graph, node: Node) -> None:
 
 
 def _recognize_activation(graph: Graph, node: Node) -> None:
-    """Replace what spells out HardSwish, HardSigmoid or Gelu."""
+    """Replace nodes that spell out HardSwish, HardSigmoid or Gelu."""
     for name, scale in _unscaled(graph, node.outputs[0]):
         if (
             (gated := _gate(graph, name))
@@ -138,7 +138,7 @@ def _activate(graph: Graph, node: Node, op: str, x: str, settings: dict[str, flo
 
 
 def _unscaled(graph: Graph, name: str) -> Iterator[tuple[str, float]]:
-    """Yield a value as itself times 1, then as what it was before constant factors, times those."""
+    """Yield a value with the factor 1, then earlier values with the constant factors since."""
     scale = 1.0
     while True:
         yield name, scale
@@ -155,9 +155,10 @@ def _unscaled(graph: Graph, name: str) -> Iterator[tuple[str, float]]:
 
 
 def _gate(graph: Graph, name: str) -> tuple[str, str] | None:
-    """Recognize what an activation multiplies its input by, and return its kind and that input.
+    """Recognize the factor of an activation's input, and return its kind and that input.
 
-    "clip" is Clip(x + 3, 0, 6), "hard_sigmoid" a sixth of it, "erf" is 1 + Erf(x / sqrt(2)).
+    "clip" is Clip(x + 3, 0, 6), "hard_sigmoid" is a sixth of that, and "erf" is 1 + Erf(x /
+    sqrt(2)).
     """
     node = graph.producer(name)
     if node is None:

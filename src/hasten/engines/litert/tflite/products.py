@@ -1,4 +1,4 @@
-"""Convolutions, pools and matrix products."""
+"""Rules for convolutions, pools and matrix products."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def transposed_convolution(c: Converter, node: Node) -> None:
         or settings.get("group", 1) != 1
         or set(settings.get("dilations", (1,))) != {1}
     ):
-        raise node.refused("only pictures, without groups and dilation, are supported")
+        raise node.refused("only images, without groups and dilation, are supported")
     if settings.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in settings:
         raise node.refused("its padding must be given by numbers")
     x, strides = c.nhwc(node.inputs[0], node), settings.get("strides", (1, 1))

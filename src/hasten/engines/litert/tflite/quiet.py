@@ -1,4 +1,4 @@
-"""LiteRT says on standard error, from C++, that it made its first delegate; no setting stops it."""
+"""Silence for LiteRT, whose C++ prints to standard error when it creates its first delegate."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from collections.abc import Iterator
 
 _said = False
 _one = threading.RLock()
-"""Standard error is the process's: of two at once, the second would put back what the first put there."""
+"""Lock on standard error, which is the process's: a second block would restore the first's."""
 
 
 @contextlib.contextmanager
 def quiet(*, always: bool = False) -> Iterator[None]:
-    """Send what is written to the process's standard error nowhere meanwhile.
+    """Discard what is written to the process's standard error while the block runs.
 
     Args:
-        always: Not only until it went well once, which is when the delegate has said its line.
+        always: Whether to discard it every time, instead of only until a block has succeeded, after
+            which the delegate prints nothing more.
     """
     global _said
     with contextlib.ExitStack() as stack:
@@ -33,7 +34,7 @@ def _silence(stack: contextlib.ExitStack) -> None:
     try:
         sys.stderr.flush()
         kept = os.dup(2)
-    except (OSError, ValueError, AttributeError):  # there is no standard error
+    except (OSError, ValueError, AttributeError):  # the process has no standard error
         return
     stack.callback(os.close, kept)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Larger and smaller pictures."""
+"""Rule for Resize, which makes images larger or smaller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def resize(c: Converter, node: Node) -> None:
     before, after = c.shape(node.inputs[0], node), c.shape(node.outputs[0], node)
     if mode not in ("nearest", "linear") or settings.get("antialias", 0) or len(before) != 4:
         raise node.refused(
-            "only nearest and linear, of pictures and without antialias, are supported"
+            "only nearest and linear, of images and without antialias, are supported"
         )
     if before[:2] != after[:2]:
         raise node.refused("it changes more than the height and the width")
@@ -38,15 +38,15 @@ def resize(c: Converter, node: Node) -> None:
 
 
 def _scales(c: Converter, node: Node) -> list[float]:
-    """Return by how much the height and the width grow; 0 where the new sizes are given instead."""
+    """Return the factors of the height and the width; 0 where the new sizes are given instead."""
     if "axes" in node.settings:
-        raise node.refused("it names the axes that it resizes")
+        raise node.refused("its axes attribute isn't supported")
     given = c.graph.argument(node, 1 if c.graph.opset < 11 else 2)
     return [0.0, 0.0] if given is None or given.size != 4 else [float(n) for n in given[2:]]
 
 
 def _sources(c: Converter, node: Node, before: int, after: int, scale: float) -> Array:
-    """Return where ONNX looks for each place of a resized axis, as a place of the old."""
+    """Return, for each position of a resized axis, the position in the old axis that ONNX reads."""
     how = node.settings.get("coordinate_transformation_mode", b"half_pixel").decode()
     if c.graph.opset < 11:
         how = "asymmetric"
@@ -75,7 +75,7 @@ def _sources(c: Converter, node: Node, before: int, after: int, scale: float) ->
 
 
 def _own_sources(mode: str, before: int, after: int, corners: bool, centres: bool) -> Array:
-    """Return where LiteRT looks."""
+    """Return, for each position of a resized axis, the position that LiteRT reads."""
     i, ratio = np.arange(after), before / after
     places: Array
     if corners:

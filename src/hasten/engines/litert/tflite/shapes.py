@@ -1,4 +1,4 @@
-"""Operators that move values, and copy them."""
+"""Rules for operators that move or copy values."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def part(c: Converter, node: Node) -> None:
     for i, axis in enumerate(axes):
         step = 1 if steps is None else int(steps[i])
         if step < 1:
-            raise node.refused("backwards it isn't supported")
+            raise node.refused("a negative step isn't supported")
         position = POSITION[axis] if layout == "nhwc" else axis
         begin, end, step = slice(int(starts[i]), int(stops[i]), step).indices(whole[axis])
         begins[position], ends[position], strides[position] = begin, end, step
@@ -84,7 +84,7 @@ def part(c: Converter, node: Node) -> None:
             cut.add(position)
     shape = c.laid_out(c.shape(node.outputs[0], node), layout)
     if 0 in shape:
-        raise node.refused("nothing would be left")
+        raise node.refused("the slice is empty")
     c.give(node, c.slice(node, tensor, shape, begins, ends, strides, cut), layout)
 
 
@@ -93,7 +93,7 @@ def pad(c: Converter, node: Node) -> None:
     pads, given = c.graph.argument(node, 1, "pads"), c.graph.argument(node, 3)
     value, mode = c.graph.argument(node, 2, "value"), node.settings.get("mode", b"constant")
     if pads is None or min(numbers(pads)) < 0 or mode not in (b"constant", b"reflect"):
-        raise node.refused("only constants and reflections can be added")
+        raise node.refused("only padding by constants or by reflection is supported")
     tensor, layout = c.either(node.inputs[0], node)
     edges = [[0, 0] for _ in range(rank)]
     axes = axes_of(np.arange(rank) if given is None else given, rank)

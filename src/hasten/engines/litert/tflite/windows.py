@@ -1,4 +1,4 @@
-"""The padding of convolutions and pools, in LiteRT's terms: SAME, VALID, or an operator before."""
+"""Padding of convolutions and pools in LiteRT's terms: SAME, VALID, or a separate operator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hasten.engines.litert.tflite.converter import Converter
 from hasten.engines.litert.tflite.graph import Node
 
 Edges = list[tuple[int, int]]
-"""What is added before and behind the height and the width."""
+"""Padding before and after the height, and before and after the width."""
 
 
 def padded(
@@ -21,17 +21,17 @@ def padded(
     kernel: Sequence[int],
     mode: Literal["zero", "edge", "none"] = "zero",
 ) -> tuple[int, int]:
-    """Return a node's first input, padded as far as LiteRT's operator can't, and how it pads itself.
+    """Return a node's first input, padded where LiteRT's operator can't, and how it pads itself.
 
     Args:
-        c: Writes what is needed.
-        node: A convolution or a pool.
-        kernel: Its height and width.
-        mode: What may stand in for the padding: zeros; for a maximum, any value from inside each
-            window; or nothing, where it mustn't count.
+        c: Converter that writes the operators needed.
+        node: Convolution or pool.
+        kernel: Height and width of the kernel.
+        mode: Values that may serve as padding: "zero"; "edge" for a maximum, which any value from
+            inside each window leaves unchanged; or "none", where padding mustn't count.
 
     Raises:
-        CandidateError: it can't be expressed.
+        CandidateError: LiteRT can't express the padding.
     """
     x = c.nhwc(node.inputs[0], node)
     sizes, wanted = c.shape(node.inputs[0], node)[2:], c.shape(node.outputs[0], node)[2:]
@@ -82,7 +82,7 @@ def _written(c: Converter, node: Node, x: int, edges: Edges, mode: str) -> int:
 
 
 def _never_negative(c: Converter, name: str) -> bool:
-    """Whether zeros never exceed what stands beside them in a window."""
+    """Whether a value is never negative, so that zeros can't exceed a window's maximum."""
     node = c.graph.producer(name)
     return (
         node is not None

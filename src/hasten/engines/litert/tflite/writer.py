@@ -1,4 +1,4 @@
-"""The bytes of a .tflite file: tensors, operators, and the names of what goes in and out."""
+"""Writer of a .tflite file: tensors, operators, and the names of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TYPES = {
 }
 _LIMIT_BYTES = 2**31 - 2**20
 _VERSIONS = {"BROADCAST_TO": 2}
-"""The first that the runtime knows; 1 elsewhere."""
+"""First version of an operator that the runtime knows, where it isn't 1."""
 
 
 class Writer:
-    """One graph in the making. Tensors are numbers, from 0 on."""
+    """Writer of one graph; tensors go by their numbers, from 0."""
 
     def __init__(self) -> None:
         from ai_edge_litert import schema_py_generated
@@ -47,10 +47,10 @@ class Writer:
     def tensor(
         self, name: str, dtype: np.dtype[Any], shape: Sequence[int], *, open_batch: bool = False
     ) -> int:
-        """Add a tensor that is computed.
+        """Add a tensor that an operator computes.
 
         Raises:
-            CandidateError: LiteRT has no such element type here.
+            CandidateError: the element type isn't supported.
         """
         if dtype.name not in _TYPES:
             raise CandidateError(f"LiteRT takes no {dtype.name} tensors: {name!r} is one")
@@ -65,7 +65,7 @@ class Writer:
         return len(self._graph.tensors) - 1
 
     def constant(self, array: Array, name: str) -> int:
-        """Add a tensor with its values; small equal ones are shared."""
+        """Add a tensor with constant values; small equal tensors are shared."""
         array = np.ascontiguousarray(array).reshape(array.shape)
         key = (array.dtype.name, array.shape, array.tobytes() if array.size <= 16 else b"")
         if array.size <= 16 and key in self._constants:
@@ -83,7 +83,7 @@ class Writer:
     def operator(
         self, code: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None
     ) -> None:
-        """Add an operator by its name in the format; -1 is an input that isn't given."""
+        """Add an operator by its name in the format; the input -1 means one that isn't given."""
         operator = self.schema.OperatorT()
         operator.opcodeIndex = self._code(code)
         operator.inputs, operator.outputs = list(inputs), list(outputs)
@@ -94,7 +94,7 @@ class Writer:
         self._graph.operators.append(operator)
 
     def reads(self, tensor: int) -> bool:
-        """Whether a tensor is a constant, or an operator so far reads it."""
+        """Whether a tensor is constant, or an operator added so far reads it."""
         fixed = self._graph.tensors[tensor].buffer != 0
         return fixed or any(tensor in operator.inputs for operator in self._graph.operators)
 
@@ -108,10 +108,10 @@ class Writer:
     def finish(
         self, inputs: Iterable[tuple[str, int]], outputs: Iterable[tuple[str, int]]
     ) -> bytes:
-        """Name what goes in and out, and return the file.
+        """Name the inputs and outputs, and return the file's bytes.
 
         Raises:
-            CandidateError: it would be over 2 GiB.
+            CandidateError: the file would exceed 2 GiB.
         """
         import flatbuffers
 
@@ -145,7 +145,7 @@ class Writer:
         return self._codes[name]
 
     def _unique(self, name: str) -> str:
-        """Quantizers know tensors by name, and end a list of names with a semicolon."""
+        """Return a unique name without semicolons, at which quantizers split lists of names."""
         name = name.replace(";", ",")
         count = self._names[name] = self._names.get(name, 0) + 1
         return name if count == 1 else self._unique(f"{name}:{count}")
