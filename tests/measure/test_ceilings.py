@@ -51,7 +51,7 @@ def test_ceilings_are_those_of_installed_engines_on_so_many_threads(tmp_path: Pa
     assert found.reached_by.keys() == found.operations_per_s.keys()
     assert all(rate > 0 for rate in found.operations_per_s.values())
     engine, kernel = found.reached_by["f32"].split(", ")
-    assert engine in ("onnxruntime", "openvino", "litert")
+    assert engine in ("ONNX Runtime", "OpenVINO", "LiteRT")
     assert kernel in ("matrix products", "convolutions")
     assert found.levels[-1].name == "memory"
     assert 0 < found.empty_call_ns < 1e9
@@ -99,12 +99,9 @@ def test_a_record_that_does_not_fit_is_measured_again(
     assert measure(ONE, tmp_path) == found
 
 
-@pytest.mark.parametrize("engines", [(), ("null",)])
-def test_an_engine_that_computes_nothing_shows_nothing(
-    tmp_path: Path, engines: tuple[str, ...]
-) -> None:
+def test_an_engine_that_computes_nothing_shows_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        measure(ONE, tmp_path, engines)
+        measure(ONE, tmp_path, ("null",))
     assert str(error.value) == (
         "no engine can show what this machine can do: none that is exact is installed"
     )
