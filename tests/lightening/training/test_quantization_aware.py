@@ -348,7 +348,9 @@ def test_what_torch_cannot_capture_is_refused_with_the_reason() -> None:
 
     with pytest.raises(CandidateError) as caught:
         prepared(Network(Choosing(), ("x",)))
-    assert str(caught.value).startswith("torch can't capture the network with an open batch: ")
+    assert str(caught.value).startswith(
+        "torch can't capture the network with a variable batch size: "
+    )
     assert "\n" not in str(caught.value)
 
 
