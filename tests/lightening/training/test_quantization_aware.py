@@ -359,7 +359,7 @@ def test_what_has_no_product_is_refused() -> None:
         prepared(Network(nn.Sequential(nn.ReLU(), nn.AvgPool2d(2)), ("x",)))
     assert str(caught.value) == (
         "the network can't be trained for int8: nothing to quantize: there is no convolution or "
-        "matrix product to take on"
+        "matrix product to quantize"
     )
 
 

@@ -180,7 +180,7 @@ class Darknet(nn.Module):
 
 
 def _read(file: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Read the floats after a file's header, which holds a version and the number of images seen."""
+    """Read the floats after a file's header, which holds the version and the number of images."""
     try:
         data = file.read_bytes()
     except OSError as error:

@@ -44,9 +44,10 @@ class SsdLite(nn.Module):
         self.register_buffer("defaults", defaults)
 
     def heads(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the raw heads "bbox_regression" `(n, k, 4)` and "cls_logits" `(n, k, 1 + classes)`.
+        """Return the raw heads by torchvision's names.
 
-        Class 0 is the background.
+        They are "bbox_regression" `(n, k, 4)` and "cls_logits" `(n, k, 1 + classes)`, where class 0
+        is the background.
         """
         found: dict[str, torch.Tensor] = self.head(list(self.backbone(2 * x - 1).values()))
         return found
