@@ -61,7 +61,7 @@ def trained(
             if "scratch" in kinds and task.data.labels is not None:
                 ways.append(found[0].alone())
             elif "scratch" in kinds:
-                failed.append("scratch: the training data has no labels to learn from alone")
+                failed.append("scratch: the training data has no labels to learn from")
         except (CandidateError, InputError) as why:
             failed.append(f"other architectures: {why}")
     if not ways:

@@ -213,7 +213,7 @@ def _merged(task: Task, module: torch.nn.Module, way: Single, now_ns: float) -> 
     target_ns = now_ns * (task.budget_ns / now_ns) ** _MERGED_SHARE
     found = tokens.fastest(module, lambda m: measured_ns(task, m, way), MERGED, target_ns)
     if found is None:
-        task.notes.append("merging tokens made the model no faster here")
+        task.notes.append("merging tokens didn't make the model faster on this machine")
         return 0, now_ns
     return found
 

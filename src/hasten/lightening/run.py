@@ -176,7 +176,8 @@ def lighten(
         preparation = pipeline or from_module(module)
         given = Given.read(module, train, data, preparation, order.metric, folder)
         calibration, seed = order.calibration, order.seed
-        split(given.judged, calibration=calibration, seed=seed, training=given.training)  # in time
+        # Unsuitable data is refused here, before anything is trained.
+        split(given.judged, calibration=calibration, seed=seed, training=given.training)
         recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=seed)
         loss, features = plan.loss, plan.features
         own_loss = load_object(loss) if isinstance(loss, str) else loss

@@ -21,7 +21,7 @@ from hasten.passes.silence import first_line
 
 @dataclass(frozen=True)
 class FixShapes(Pass):
-    """Settle every open dimension to the shapes of one request, batch 1.
+    """Settle every open dimension to the shapes of one request of batch size 1.
 
     A runtime that knows all shapes plans its memory ahead and drops the nodes that compute them.
     The result accepts no other batch size.

@@ -53,7 +53,7 @@ class FloatLayers(Pass):
         if model.origin is None:
             raise CandidateError("can't return layers to float: the original model is missing")
         if not self.nodes:
-            raise Skipped("no layer is named")
+            raise Skipped("nothing to return to float: no layer is named")
         proto = read_onnx(model.origin, weights=False)
         check_nodes(proto, self.nodes)
         path = workdir / "mixed.xml"

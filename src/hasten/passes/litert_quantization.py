@@ -73,7 +73,7 @@ class LitertQuantization(Selective):
             yield cls("layer", ends=ends)
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Quantize by the ranges of one sample."""
+        """Quantize with the ranges of a single sample."""
         quick = replace(self, samples=1, rounding="nearest")
         return quick(model, calibration, workdir)
 

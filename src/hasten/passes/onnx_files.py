@@ -97,7 +97,7 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
         Model like the source, with the new file.
 
     Raises:
-        CandidateError: ONNX's checker refuses the graph.
+        CandidateError: ONNX's checker rejects the graph.
         InputError: the file can't be written: no space, no permission.
     """
     needed = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
@@ -114,7 +114,7 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
-        raise CandidateError(f"ONNX refuses {path.name}: {first_line(error)}") from error
+        raise CandidateError(f"ONNX's checker rejects {path.name}: {first_line(error)}") from error
     return replace(source, path=path, files=(data,) if data.exists() else ())
 
 

@@ -76,7 +76,7 @@ class SmallModel(Pass):
         """
         for what, own, other in (
             ("takes", model.inputs, original.request),
-            ("gives", model.outputs, original.outputs),
+            ("returns", model.outputs, original.outputs),
         ):
             paired = _paired([spec.name for spec in own], [spec.name for spec in other])
             by_name = {spec.name: spec for spec in own}

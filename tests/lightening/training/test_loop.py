@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError) as error:
         trainer(tmp_path, cnn()).train()
-    assert str(error.value) == f"{file} is damaged; remove {tmp_path} to train anew"
+    assert str(error.value) == f"{file} is damaged; remove {tmp_path} to train again"
 
 
 def test_layers_inside_are_learnt_where_outputs_take_no_gradient(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _traced(module: nn.Module, sample: Sample) -> list[Group]:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")  # Torch-Pruning warns about its own internals
             if not any(tensor.requires_grad for tensor in tensors(call(traced, sample))):
-                raise ValueError("no gradient goes through it")
+                raise ValueError("no answer has a gradient")
             graph = torch_pruning.DependencyGraph().build_dependency(traced, example, verbose=False)
             found = list(graph.get_all_groups())
     except Exception as error:  # Torch-Pruning raises what its parts raise

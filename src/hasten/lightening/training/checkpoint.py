@@ -61,6 +61,6 @@ class State:
         try:
             state = cls(**torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load raises what its parts raise
-            raise InputError(f"{path} is damaged; remove {path.parent} to train anew") from error
+            raise InputError(f"{path} is damaged; remove {path.parent} to train again") from error
         state.curve = [(float(share), float(score)) for share, score in state.curve]
         return state

@@ -57,7 +57,7 @@ class Objective:
         labelled = self.loss is not None or (batch.labels is not None and self.kind == "classes")
         share = 0.0 if wanted is None else self.teacher_weight if labelled else 1.0
         if share == 0 and not labelled:
-            raise InputError("nothing to learn from: give a teacher, labels of classes, or a loss")
+            raise InputError("nothing to learn from: give a teacher, class labels, or a loss")
         parts = []
         if share > 0 and wanted is not None:
             parts.append(share * self.distance(outputs, wanted))

@@ -154,7 +154,7 @@ def with_ranges(quantized: Model, exact: Model, learned: Sequence[Int8Range]) ->
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for one in learned:
         if one.scale_name not in constants or one.zero_name not in constants:
-            raise CandidateError(f"the quantized file has no range {one.scale_name!r} any more")
+            raise CandidateError(f"the quantized file lacks the learned range {one.scale_name!r}")
         for name, value in ((one.scale_name, one.scale), (one.zero_name, one.zero)):
             _set(constants[name], value)
     _round_biases(proto, constants, read_onnx(exact))
