@@ -109,7 +109,8 @@ def check_samples(training: Dataset, source: Model) -> None:
     for spec in source.request:
         if spec.name not in found:
             raise InputError(
-                f"the training data lacks the model's input {spec.name!r}: it has {', '.join(found)}"
+                f"the training data lacks the model's input {spec.name!r}: "
+                f"it has {', '.join(found)}"
             )
         own, sizes = found[spec.name], tuple(spec.sizes[1:])
         if (str(own.dtype), own.shape) != (spec.dtype, sizes):
