@@ -135,7 +135,7 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     with started(tmp_path, limit_ms, "--resume") as process:
         _, said = process.communicate()
     assert process.returncode == 2
-    assert said.splitlines()[-1].startswith("hasten: nothing to resume: the run came to its end")
+    assert said.splitlines()[-1].startswith("hasten: nothing to resume: the run has finished")
     assert not (tmp_path / "b.hasten.training").exists()
 
 
@@ -161,7 +161,7 @@ def test_a_budget_that_nothing_meets_is_refused_with_the_fastest_that_there_is(
 ) -> None:
     said = refused(tmp_path, budget_s=1e-7, architectures=["lcnet"])
     assert said.startswith(
-        "found no way to a model within 0.1 µs: pruned: pruning can't reach 0.0001 ms"
+        "no method gives a model within 0.1 µs: pruned: pruning can't reach 0.0001 ms"
     )
     assert "the least is " in said
     assert "the fastest is lcnet" in said
@@ -171,8 +171,8 @@ def test_training_data_that_lacks_classes_is_refused(tmp_path: Path) -> None:
     x, labels = KNOWN
     some = (x[labels < 2], labels[labels < 2])
     assert refused(tmp_path, train=some) == (
-        "the training data has other classes than the data to judge on: it lacks 2, 3; give "
-        "training data of all classes"
+        "the training data and the data to judge on have different classes: the training data "
+        "lacks 2, 3; give training data of all classes"
     )
     assert refused(tmp_path, train=(some[0], 0 * some[1] + 7)) == (
         "the training data: label 7 is none of the 4 classes 0 to 3"
@@ -240,11 +240,11 @@ CALLED = "called with the outputs output [8, 4] and labels [8]"
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
-        (vector, f"a loss gives a tensor of one number: {CALLED}, it gave [8]"),
-        (constant, f"a loss depends on the outputs: {CALLED}, it gave a constant"),
+        (vector, f"a loss must return a tensor of one number: {CALLED}, it returned [8]"),
+        (constant, f"a loss must depend on the outputs: {CALLED}, it returned a constant"),
         (no_number, f"the loss of the model itself is nan, {CALLED}"),
         (other_output, f"the loss failed, {CALLED}: KeyError: 'logits' (test_run.py:"),
-        (3, "a loss is a function of outputs and labels: got 3"),
+        (3, "a loss must be a function of outputs and labels: got 3"),
     ],
 )
 def test_a_loss_that_can_not_be_learnt_by_is_refused_before_anything_is_timed(
@@ -256,18 +256,18 @@ def test_a_loss_that_can_not_be_learnt_by_is_refused_before_anything_is_timed(
 def test_training_samples_that_are_not_what_the_model_takes_are_refused(tmp_path: Path) -> None:
     x, labels = KNOWN
     assert refused(tmp_path, train=(x.astype(np.uint8), labels)) == (
-        "the training data's input is uint8 [1, 16, 16] for a sample; the model takes float32 "
+        "the training data's input is uint8 [1, 16, 16] per sample; the model takes float32 "
         "[1, 16, 16]"
     )
     assert refused(tmp_path, train=(x.transpose(0, 2, 3, 1).copy(), labels)) == (
-        "the training data's input is float32 [16, 16, 1] for a sample; the model takes float32 "
+        "the training data's input is float32 [16, 16, 1] per sample; the model takes float32 "
         "[1, 16, 16]"
     )
 
 
 def test_training_data_without_the_models_input_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, train=ArrayDataset({"pixels": KNOWN[0]}, KNOWN[1])) == (
-        "the training data has no input, which the model takes: it has pixels"
+        "the training data lacks the model's input 'input': it has pixels"
     )
 
 
@@ -303,7 +303,7 @@ def test_a_sample_that_can_not_be_read_is_named(tmp_path: Path) -> None:
 def test_a_model_within_the_budget_is_left_to_optimize(tmp_path: Path) -> None:
     with quick_runs():
         said = refused(tmp_path, budget_s=1.0)
-    assert said.startswith("the model is within the budget of 1000 ms as it is, by ")
+    assert said.startswith("the model meets the budget of 1000 ms without training: ")
     assert said.endswith("let optimize certify that, or give a smaller budget")
 
 
@@ -338,8 +338,8 @@ def test_what_is_no_live_network_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     file.write_bytes(b"")
     assert refused(tmp_path, model=str(file)) == (
-        f"lighten trains a live torch network, as file.py:name gives one; {file} is none "
-        "(optimize takes it as it is)"
+        f"lighten trains a live torch network, such as file.py:name; {file} isn't one "
+        "(optimize can use it as it is)"
     )
 
 
@@ -351,10 +351,14 @@ def test_what_is_no_live_network_is_refused(tmp_path: Path) -> None:
         ("max_drop", "1%", "max_drop is a share between 0 and 1: got 1%; 1% is 0.01"),
         ("architectures", "mobilenetv9", None),
         ("minutes", -1, "the time for each method is in minutes, above 0: got -1"),
-        ("batch", 1, "a batch has at least 2 samples, whose mean and variance normalize it: got 1"),
-        ("methods", "magic", "methods are students, pruned, scratch: got 'magic'"),
+        (
+            "batch",
+            1,
+            "a batch must have at least 2 samples, since their mean and variance normalize it: got 1",
+        ),
+        ("methods", "magic", "the methods are students, pruned, scratch: got 'magic'"),
         ("students", 0, "give at least 1 student, or leave that method out: got 0"),
-        ("features", 2.0, "the weight of features is between 0 and 1: got 2.0"),
+        ("features", 2.0, "the weight of features must be between 0 and 1: got 2.0"),
     ],
 )
 def test_options_out_of_range_are_refused(

@@ -95,8 +95,8 @@ def test_a_budget_that_nothing_meets_names_the_fastest(cache: Path) -> None:
 def test_a_search_that_was_cut_short_says_so_of_the_fastest(cache: Path) -> None:
     entries = found(cache).entries
     text = str(nothing_fits(SHAPE, 1e-9, entries, {}, complete=False))
-    assert "the fastest that was found in the time limit is lcnet-s" in text
-    assert text.endswith("give at least that, or more time to look")
+    assert "the fastest found within the time limit is lcnet-s" in text
+    assert text.endswith("give at least that, or a longer time limit")
 
 
 @pytest.mark.parametrize("name", ["lcnet-s8", "mobileone-s0-s8", "vit-tiny-s8"])
@@ -121,13 +121,13 @@ def test_a_cache_that_cannot_be_read_is_measured_anew(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("classify", 4, SHAPE, 0.0), "the budget is a time above 0, as 2ms: got 0.0"),
-        (("classify", 0, SHAPE, 1.0), "a network tells at least 1 class apart: got 0"),
+        (("classify", 4, SHAPE, 0.0), "the budget is in seconds, above 0: got 0.0"),
+        (("classify", 0, SHAPE, 1.0), "a network needs at least 1 class: got 0"),
         (
             ("classify", 4, (16, 16), 1.0),
             "a sample is (channels, height, width), each above 0: got (16, 16)",
         ),
-        (("segment", 4, SHAPE, 1.0), "architectures classify or detect: got 'segment'"),
+        (("segment", 4, SHAPE, 1.0), "the task is classify or detect: got 'segment'"),
         (
             ("classify", 4, (3, 6, 6), 1.0),
             "an input of 3x6x6 is too small for these architectures: give a longer side of 8 pixels "
@@ -146,7 +146,7 @@ def test_what_cannot_be_asked_is_refused(
 def test_a_detector_is_no_classifier(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         options("classify", SHAPE, ("ssdlite",))
-    assert str(refused.value) == "the architecture ssdlite isn't one to classify"
+    assert str(refused.value) == "the architecture ssdlite can't classify"
 
 
 def test_what_to_measure_next_follows_from_what_was_measured() -> None:

@@ -58,8 +58,8 @@ def test_folders_that_number_their_classes_differently_are_refused(tmp_path: Pat
     with pytest.raises(InputError) as refused:
         check_names(training, judged)
     assert str(refused.value) == (
-        "the training data has other classes than the data to judge on: only one of them has the "
-        "folder b; give both the same class folders"
+        "the training data and the data to judge on have different classes: only one of them has "
+        "the folder b; give both the same class folders"
     )
 
 

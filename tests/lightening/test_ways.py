@@ -19,7 +19,7 @@ def test_a_way_that_could_still_reach_the_best_goes_on() -> None:
 def test_a_way_that_can_not_reach_the_best_is_left() -> None:
     doomed = hopeless([training(0.9, 0.8), training(0.6, 0.59)])
     assert doomed(0.5, 0.7) == (
-        "left early: 90.0% is reached otherwise, and it would come to 86.0% at best"
+        "stopped early: another training reached 90.0%, and this one could reach 86.0% at best"
     )
 
 

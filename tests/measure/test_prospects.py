@@ -152,7 +152,7 @@ def test_a_network_that_nothing_runs_is_missing_beside_one_that_runs(
         listen=told.append,
     )
     assert list(found) == ["good"]
-    assert "broken: no way to run it" in [one.outcome for one in told]
+    assert "broken: no engine runs it" in [one.outcome for one in told]
     with pytest.raises(CandidateError) as alone:
         fastest({"broken": broken}, target, tmp_path / "work", engines=ORT, int8=False)
     assert str(alone.value).startswith("no engine runs broken: original, ONNX Runtime: ")

@@ -123,7 +123,7 @@ def test_layers_that_were_never_in_int8_are_refused(convnet: Model, tmp_path: Pa
 
 
 def test_no_layers_is_nothing_to_do(convnet: Model, tmp_path: Path) -> None:
-    with pytest.raises(Skipped, match=r"^no layer is named$"):
+    with pytest.raises(Skipped, match=r"^nothing to return to float: no layer is named$"):
         run(FloatLayers(()), quantized(convnet, tmp_path), tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_an_unknown_layer_gets_the_nearest_names(convnet: Model, tmp_path: Path)
 
 def test_a_model_whose_origin_is_unknown_is_refused(convnet: Model, tmp_path: Path) -> None:
     stray = replace(quantized(convnet, tmp_path), origin=None)
-    message = r"^no layer can be given back: the model that it was made of is gone$"
+    message = r"^can't return layers to float: the original model is missing$"
     with pytest.raises(CandidateError, match=message):
         run(FloatLayers(("conv1",)), stray, tmp_path)
 

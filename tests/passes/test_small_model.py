@@ -107,8 +107,8 @@ def test_weights_outside_the_file_come_along(big: Model, build: Any, tmp_path: P
         (
             "float[n, 4] scores",
             "float[n, 5] scores",
-            "the small model gives scores: float32[n, 5]; "
-            "the original gives logits: float32[batch, 4]",
+            "the small model returns scores: float32[n, 5]; "
+            "the original returns logits: float32[batch, 4]",
         ),
     ],
 )

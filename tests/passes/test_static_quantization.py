@@ -191,7 +191,7 @@ def test_a_name_that_is_unknown_gets_the_nearest_ones(convnet: Model, tmp_path: 
 
 def test_keeping_everything_leaves_nothing_to_do(convnet: Model, tmp_path: Path) -> None:
     value = StaticQuantization(keep_float=("conv1", "conv2", "head"))
-    message = r"^nothing to quantize: there is no convolution or matrix product to take on$"
+    message = r"^nothing to quantize: there is no convolution or matrix product to quantize$"
     with pytest.raises(Skipped, match=message):
         run(value, convnet, tmp_path)
 
@@ -199,7 +199,7 @@ def test_keeping_everything_leaves_nothing_to_do(convnet: Model, tmp_path: Path)
 def test_without_samples_it_fails_and_says_so(convnet: Model, tmp_path: Path) -> None:
     none = Subset(samples_of(convnet), np.array([], np.int64))
     (tmp_path / "w").mkdir()
-    message = r"^calibration needs at least one sample; got 0 and samples=100$"
+    message = r"^calibration needs at least one sample: got 0 and samples=100$"
     with pytest.raises(CandidateError, match=message):
         StaticQuantization()(convnet, none, tmp_path / "w")
 

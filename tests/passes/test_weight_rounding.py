@@ -176,9 +176,7 @@ def test_without_a_convolution_there_is_nothing_to_round(tmp_path: Path) -> None
     model = load(models.tiny_transformer_block(tmp_path))
     with pytest.raises(Skipped) as skipped:
         round_weights(model, ArrayDataset({"x": np.zeros((1, 1), np.float32)}), tmp_path)
-    assert str(skipped.value) == (
-        "nothing to round: no convolution or Gemm is of a kind that can be"
-    )
+    assert str(skipped.value) == ("nothing to round: there is no suitable convolution or Gemm")
 
 
 def test_a_network_that_cannot_run_is_one_line(tmp_path: Path) -> None:
@@ -190,7 +188,7 @@ def test_a_network_that_cannot_run_is_one_line(tmp_path: Path) -> None:
     onnx.save(proto, path)
     with pytest.raises(CandidateError) as failed:
         round_weights(model, calibration(model), tmp_path)
-    assert str(failed.value).startswith("its weights can't be rounded: ")
+    assert str(failed.value).startswith("can't round the weights: ")
     assert "\n" not in str(failed.value)
 
 
@@ -199,7 +197,10 @@ def test_inputs_that_overflow_are_one_line(tmp_path: Path) -> None:
     huge = ArrayDataset({"x": np.full((4, 3, 32, 32), 1e30, np.float32)})
     with pytest.raises(CandidateError) as failed:
         round_weights(model, huge, tmp_path)
-    assert str(failed.value) == ("what gives 'c1' isn't finite, or too large to round weights by")
+    assert str(failed.value) == (
+        "can't round the weights: the inputs of the node that makes 'c1' aren't finite, "
+        "or are too large"
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_weights_are_not_rounded_for_another_grid(tmp_path: Path, step: Any, tak
     model = settled(models.small_cnn(tmp_path))
     with pytest.raises(CandidateError) as failed:
         step(model, calibration(model), tmp_path)
-    assert str(failed.value) == f"weights rounded by layer take {takes}"
+    assert str(failed.value) == f"weights rounded by layer need {takes}"
 
 
 def test_seven_bits_are_rounded_to_the_nearest(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Lighter networks in a model's place: pruned, or of another architecture, taught by the model itself."""
+"""Train lighter networks to replace a model: pruned ones, and other architectures it teaches."""

@@ -1,4 +1,4 @@
-"""Which ways there are within the budget, and their training, one after another."""
+"""Find the methods that reach the budget, and train their networks one after another."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from hasten.reporting.rows import latency
 def trained(
     task: Task, kinds: Sequence[str], students: int, architectures: Sequence[str]
 ) -> list[Lighter]:
-    """Train what fits the budget, and what int8 costs too much once more for that.
+    """Train the networks that fit the budget; train those that lose too much in int8 for int8 too.
 
-    What fails is noted, and the others go on.
+    A method that fails leaves a note, and the others go on.
 
     Args:
-        task: What they are to do.
-        kinds: Of ways: "students", "pruned", "scratch".
-        students: How many other architectures.
-        architectures: Names to choose among; empty for the whole catalogue.
+        task: Task of the lighter networks.
+        kinds: Methods to use: "students", "pruned", "scratch".
+        students: Number of other architectures to train.
+        architectures: Names of architectures to choose among; empty for the whole catalogue.
 
     Raises:
-        InputError: nothing meets the budget, with the fastest that there is; or nothing came of it.
+        InputError: nothing meets the budget (the message names the fastest), or every training
+            failed.
     """
     original = from_record(Prospect, task.kept("original", lambda: _original(task)), trusted=True)
     task.notes.append(
@@ -60,12 +61,12 @@ def trained(
             if "scratch" in kinds and task.data.labels is not None:
                 ways.append(found[0].alone())
             elif "scratch" in kinds:
-                failed.append("scratch: the training data has no labels to learn from alone")
+                failed.append("scratch: the training data has no labels to learn from")
         except (CandidateError, InputError) as why:
             failed.append(f"other architectures: {why}")
     if not ways:
         raise InputError(
-            f"found no way to a model within {latency(task.budget_ns)}: {'; '.join(failed)}"
+            f"no method gives a model within {latency(task.budget_ns)}: {'; '.join(failed)}"
         )
     before = len(task.notes)
     task.notes.extend(failed)
@@ -76,15 +77,16 @@ def trained(
         if _int8_costs(task, lighter):
             _train(task, QuantizationAware(lighter), done)
     if not done:
-        raise InputError(f"no way came through: {'; '.join(task.notes[before:])}")
+        raise InputError(f"every method failed: {'; '.join(task.notes[before:])}")
     return done
 
 
 def _within(task: Task, original: Prospect) -> Lighter:
-    """Return the model itself, trained for int8, where it is within the budget in int8 alone.
+    """Return the model itself, trained for int8, if only its int8 form meets the budget.
 
     Raises:
-        InputError: int8 costs it little, or it is within the budget without: nothing is to be trained.
+        InputError: nothing needs training: the model loses little in int8, or meets the budget in
+            float.
     """
     as_if_trained = Training(task.score(task.exact), (), 0, 0.0, 0.0, None)
     itself = Lighter(Unchanged(), task.network.module, as_if_trained, 0.0, task.source)
@@ -93,15 +95,15 @@ def _within(task: Task, original: Prospect) -> Lighter:
         _train(task, QuantizationAware(itself), done)
     if not done:
         raise InputError(
-            f"the model is within the budget of {latency(task.budget_ns)} as it is, by "
-            f"{original.label} at {latency(original.latency_ns)}: let optimize certify that, or give "
-            "a smaller budget"
+            f"the model meets the budget of {latency(task.budget_ns)} without training: "
+            f"{original.label} takes {latency(original.latency_ns)}; let optimize certify that, or "
+            "give a smaller budget"
         )
     return done[0]
 
 
 def _original(task: Task) -> Prospect:
-    """Time the user's own network, in its fastest form on this machine."""
+    """Time the user's own network in its fastest form on this machine."""
     return fastest(
         {"the model": task.source},
         task.target,
@@ -112,9 +114,9 @@ def _original(task: Task) -> Prospect:
 
 
 def _train(task: Task, way: Way, done: list[Lighter]) -> None:
-    """Train one, and add it to those that are through; what it fails for is noted."""
+    """Train one network and add it to those that are done; note the reason if it fails."""
     try:
-        # Others began elsewhere: a pruned network has the teacher's memory of what is held out.
+        # Other methods start elsewhere: a pruned network keeps what the teacher has learned.
         alike = [one.training for one in done if type(one.way) is type(way)]
         lighter = train_way(task, way, hopeless(alike))
     except CandidateError as why:
@@ -123,7 +125,7 @@ def _train(task: Task, way: Way, done: list[Lighter]) -> None:
     done.append(lighter)
     if lighter.training.epochs < 1:
         task.notes.append(
-            f"{way.name} saw {lighter.training.epochs:.0%} of the training data in the time that it had: "
+            f"{way.name} saw only {lighter.training.epochs:.0%} of the training data in its time: "
             "give more minutes"
         )
     if lighter.note:
@@ -131,7 +133,7 @@ def _train(task: Task, way: Way, done: list[Lighter]) -> None:
 
 
 def _int8_costs(task: Task, lighter: Lighter) -> bool:
-    """Whether int8 costs a network a large part of what may be lost."""
+    """Return whether int8 costs a network a large part of the accepted drop."""
     kept = f"int8-{folder_name(lighter.way.name)}"
     score: float | None = task.kept(kept, lambda: int8_score(task, lighter))
     if score is None:
@@ -142,12 +144,12 @@ def _int8_costs(task: Task, lighter: Lighter) -> bool:
         lighter.way.name,
         1,
         1,
-        f"{lighter.way.name}: {100 * lost:+.2f} points lost in int8 on what was held out",
+        f"{lighter.way.name}: {100 * lost:+.2f} points lost in int8 on held-out samples",
     )
     if lost > LOST * task.max_drop and task.objective.feature_weight == 1:
         task.notes.append(
-            f"{lighter.way.name} loses {100 * lost:.2f} points in int8; it isn't trained for that, since its "
-            "answers take no gradient"
+            f"{lighter.way.name} loses {100 * lost:.2f} points in int8; it isn't trained for int8, "
+            "since its answers have no gradient"
         )
         return False
     return lost > LOST * task.max_drop

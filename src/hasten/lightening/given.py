@@ -1,4 +1,4 @@
-"""What a person hands in for a lighter model: the model, two sets of data, and how answers are judged."""
+"""Read what a person hands in to `lighten`: the model, two sets of data and the metric."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from hasten.inputs.pipeline.base import Pipeline, check_steps
 
 @dataclass(frozen=True)
 class Given:
-    """What a person handed in, read.
+    """Model, data and metric that a person handed in, as read.
 
     Attributes:
-        source: The model as a file, with its request settled.
-        judged: What judges.
-        training: What is trained on.
-        metric: How answers are judged.
-        preparation: From an image file to the model's input, where `judged` is a folder of images.
+        source: Model file, with its request settled.
+        judged: Data to judge on.
+        training: Data to train on.
+        metric: Metric that scores the answers.
+        preparation: Steps from an image file to the model's input; None unless `judged` is a folder
+            of images.
     """
 
     source: Model
@@ -54,15 +55,16 @@ class Given:
         """Read a live model and both sets of data.
 
         Args:
-            module: The model.
-            train: As `open_data` takes it; the samples of a sequence are read anew in each epoch.
-            data: As `open_data` takes it.
-            preparation: From an image file to the model's input.
-            metric: As `hasten.optimize` takes it.
-            folder: Where all is written.
+            module: Live model.
+            train: Training data in any form that `open_data` takes; the samples of a sequence are
+                read again in each epoch.
+            data: Data to judge on, in any form that `open_data` takes.
+            preparation: Steps from an image file to the model's input.
+            metric: Metric in any form that `hasten.optimize` takes.
+            folder: Work folder of all files that are written.
 
         Raises:
-            InputError: one can't be used, or they don't fit each other.
+            InputError: the model or a set of data can't be used, or they don't fit each other.
         """
         check_steps(preparation)
         source, judged = load_with_data(module, data, preparation, (), folder)
@@ -75,8 +77,8 @@ class Given:
             metric = parse_metric(metric)
         if metric.needs_labels and judged.labels is None:
             raise InputError(
-                f"the metric {type_name(metric)} needs labels and the data to judge on has none; give "
-                "labels, or use --metric agreement"
+                f"the metric {type_name(metric)} needs labels and the data to judge on has none; "
+                "give labels, or use --metric agreement"
             )
         check_samples(training, source)
         check_names(training, judged)
@@ -86,42 +88,43 @@ class Given:
 
     @property
     def repeats(self) -> bool:
-        """Whether a training sample is the same whenever it is read."""
+        """Whether a training sample is identical each time it is read."""
         return bool(getattr(self.training, "repeats", True))
 
     @property
     def training_digest(self) -> str:
-        """What tells the training data from others; of those made anew each time their number alone."""
+        """Digest that identifies the training data, of its size alone if samples don't repeat."""
         count = len(self.training)
         looked_at = np.linspace(0, count - 1, 32 if self.repeats else 0).astype(int)
         return digest([count, [self.training.content_hash(int(i)).hex() for i in looked_at]])
 
 
 def check_samples(training: Dataset, source: Model) -> None:
-    """Check that training samples are what the model takes.
+    """Check that training samples fit the model's inputs.
 
     Raises:
-        InputError: an input is missing, or of another type or size.
+        InputError: an input is missing, or has another type or size.
     """
     found = {name: array[0] for name, array in training.inputs([0]).items()}
     for spec in source.request:
         if spec.name not in found:
             raise InputError(
-                f"the training data has no {spec.name}, which the model takes: it has {', '.join(found)}"
+                f"the training data lacks the model's input {spec.name!r}: "
+                f"it has {', '.join(found)}"
             )
         own, sizes = found[spec.name], tuple(spec.sizes[1:])
         if (str(own.dtype), own.shape) != (spec.dtype, sizes):
             raise InputError(
-                f"the training data's {spec.name} is {own.dtype} {list(own.shape)} for a sample; the model "
-                f"takes {spec.dtype} {list(sizes)}"
+                f"the training data's {spec.name} is {own.dtype} {list(own.shape)} per sample; the "
+                f"model takes {spec.dtype} {list(sizes)}"
             )
 
 
 def check_names(training: Dataset, judged: Dataset) -> None:
-    """Check that two folders of images number their classes alike: each numbers its own, sorted.
+    """Check that two folders of images have the same classes, since each numbers its own in order.
 
     Raises:
-        InputError: they have other classes.
+        InputError: the folders' classes differ.
     """
     if not (isinstance(training, ImageFolder) and isinstance(judged, ImageFolder)):
         return
@@ -129,16 +132,16 @@ def check_names(training: Dataset, judged: Dataset) -> None:
     if known and asked and known != asked:
         only = sorted(set(known) ^ set(asked))
         raise InputError(
-            "the training data has other classes than the data to judge on: only one of them has the "
-            f"folder {_listed(only)}; give both the same class folders"
+            "the training data and the data to judge on have different classes: only one of them "
+            f"has the folder {_listed(only)}; give both the same class folders"
         )
 
 
 def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Model) -> None:
-    """Check that the training data knows the classes that it will be judged by.
+    """Check that the training data has all classes of the data to judge on.
 
     Raises:
-        InputError: labels that are no classes of the model, or classes that the training data lacks.
+        InputError: a label is no class of the model, or the training data lacks a class.
     """
     if metric.answers != "classes" or training.labels is None:
         return
@@ -162,8 +165,8 @@ def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Mod
     lacking = sorted(found[1] - found[0])
     if lacking:
         raise InputError(
-            f"the training data has other classes than the data to judge on: it lacks {_listed(lacking)}; "
-            "give training data of all classes"
+            "the training data and the data to judge on have different classes: the training data "
+            f"lacks {_listed(lacking)}; give training data of all classes"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a lighter network loses in int8, and the way that teaches it to lose less."""
+"""Measure what a lighter network loses in int8, and train it to lose less."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
 
 LOST = 1 / 3
-"""Of the most that may be lost: where int8 costs more, it is worth training for."""
+"""Share of the accepted drop above which an int8 loss is worth training against."""
 _PASSES: tuple[type[Pass], ...] = (StaticQuantization, NncfQuantization)
 
 
 def int8_score(task: Task, lighter: Lighter) -> float | None:
-    """Return the mean score of the best of a network's int8 forms on what was held out.
+    """Return the best mean score of a network's int8 forms on the held-out samples.
 
-    By each quantizer's likeliest settings, on the first engine that runs what it makes.
+    The forms are each quantizer's first variant, on the first engine that runs its output.
 
     Args:
-        task: What it is to do.
-        lighter: The network.
+        task: Task of the lighter network.
+        lighter: Network to quantize.
 
     Returns:
-        None where no quantizer or no engine takes it.
+        Mean score; None if no quantizer or no engine supports the network.
     """
     model = lighter.model
     bench = task.workbench(model, model.path.parent / "int8")
@@ -52,7 +52,7 @@ def int8_score(task: Task, lighter: Lighter) -> float | None:
 
 
 def _forms(task: Task, model: Model) -> list[Single]:
-    """Return each quantizer's likeliest variant on the first engine that takes it."""
+    """Return each quantizer's first variant on the first engine that runs its output."""
     engines: list[Engine] = [
         engine
         for kind in engine_kinds(task.engines)
@@ -77,10 +77,10 @@ def _score(task: Task, bench: Workbench, candidate: Single) -> float:
 
 @dataclass(frozen=True)
 class QuantizationAware(Way):
-    """Teach a network that is trained already to answer as it will in int8.
+    """Train an already trained network to answer as it will in int8.
 
     Attributes:
-        of: What it is taught.
+        of: Trained network to start from.
     """
 
     quantized: ClassVar[bool] = True
@@ -89,12 +89,12 @@ class QuantizationAware(Way):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """As the network's, and what it was taught."""
+        """Name of the network with a remark that it was trained for int8."""
         return f"{self.of.way.name}, trained for int8"
 
     @property
     def taught(self) -> bool:  # type: ignore[override]
-        """As the network was."""
+        """Whether the user's own network taught the network before."""
         return self.of.way.taught
 
     @property

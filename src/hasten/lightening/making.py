@@ -1,4 +1,4 @@
-"""Networks made ready for every way to run them, by few processes: importing the libraries takes longest."""
+"""Build networks for every candidate in a few processes, as importing libraries takes longest."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from hasten.measure.workbench import Bench
 from hasten.passes.base import Pass
 
 AT_ONCE = 2
-"""Processes that make models ready: what they run takes one core each, most of the time."""
+"""Number of processes that build models; each keeps one core busy most of the time."""
 _CLOSE = 1.15
-"""What is so much slower than the best at first sight may be the best all the same."""
+"""Factor on the best first timing up to which a slower candidate may still turn out the best."""
 _FINALISTS = 2
 
 
 @dataclass
 class Subject:
-    """A network on its way through.
+    """Network to build and time, with the results so far.
 
     Attributes:
-        model: With its request settled.
-        folder: Of its own.
-        samples: A spool's folder.
-        built: What each way made.
-        looks: What each way took at first sight, in ns.
-        left_out: Label -> why a way can't run it.
+        model: Model with its request settled.
+        folder: Work folder of this network alone.
+        samples: Folder of the spool that holds the requests.
+        built: Artifact of each candidate.
+        looks: First short timing of each candidate, in nanoseconds.
+        left_out: Reason why a candidate can't run the network, by the candidate's label.
     """
 
     model: Model
@@ -49,7 +49,7 @@ class Subject:
 
     @property
     def finalists(self) -> list[Single]:
-        """The ways that may be the best, by what they took at first sight."""
+        """Candidates that may be the fastest, judging by their first short timings."""
         ranked = sorted(self.looks, key=self.looks.__getitem__)
         return [way for way in ranked if self.looks[way] <= _CLOSE * self.looks[ranked[0]]][
             :_FINALISTS
@@ -57,7 +57,7 @@ class Subject:
 
 
 def subject_of(name: str, model: Model, folder: Path, number: int, seed: int) -> Subject:
-    """Give a model a folder of its own, and random requests; models of one input share those.
+    """Give a model its own folder and random requests, which models with equal inputs share.
 
     Raises:
         InputError: the model's request isn't settled.
@@ -74,11 +74,11 @@ def subject_of(name: str, model: Model, folder: Path, number: int, seed: int) ->
 
 
 class Makers:
-    """Processes that transform and build one model after another: each imports its libraries once.
+    """Processes that transform and build models in turn, each importing its libraries once.
 
     Args:
-        folder: Where their output goes; must exist when one is asked.
-        target: The device.
+        folder: Folder for the output of the processes; must exist when the first is started.
+        target: Device to build for.
     """
 
     def __init__(self, folder: Path, target: Target) -> None:
@@ -94,31 +94,32 @@ class Makers:
         self.close()
 
     def close(self) -> None:
-        """End them; whoever still asks for one gets a `CandidateError`."""
+        """End the processes; later requests raise `CandidateError`."""
         self._closed = True
         for worker in self._all:
             worker.kill()
 
     def start(self, most: int) -> None:
-        """Start what is missing of two, or of fewer.
+        """Start processes until `most` are idle, or `AT_ONCE` if that is fewer.
 
-        The calling thread should outlive them: where none can be forked, they end with it.
+        The calling thread should outlive the processes: where they can't be forked, they end with
+        it.
 
         Raises:
-            CandidateError: these were ended.
+            CandidateError: the processes were ended.
         """
         self._idle = [worker for worker in self._idle if worker.alive]
         while len(self._idle) < min(most, AT_ONCE):
             self._idle.append(self._started())
 
     def rest(self) -> None:
-        """Stop them until they are asked again: while others are timed, they had better not run."""
+        """Suspend the processes until the next request, so that they don't disturb timings."""
         for worker in self._idle:
             if worker.alive:
                 worker.sleep()
 
     def make(self, subject: Subject, chosen: Sequence[Single]) -> None:
-        """Build a network for every way that can have it."""
+        """Build a network for every candidate that supports it."""
         made: dict[tuple[Pass, ...], Model | str] = {(): subject.model}
         for number, way in enumerate(chosen):
             try:
@@ -141,7 +142,7 @@ class Makers:
                 subject.left_out[way.label] = str(error)
 
     def _transformed(self, subject: Subject, passes: Sequence[Pass]) -> Model | str:
-        """Run passes, or return why that can't be done."""
+        """Return the model that passes make, or the reason why they can't."""
         model = subject.model
         for number, step in enumerate(passes):
             workdir = subject.folder / f"{digest(to_record(list(passes)))[:12]}-{number}"
@@ -181,6 +182,6 @@ class Makers:
             raise CandidateError("the run is being stopped")
         worker = Worker(self.bench.log, self.bench.memory_bytes)
         self._all.append(worker)
-        if self._closed:  # meanwhile
+        if self._closed:  # closed while the process was starting
             worker.kill()
         return worker

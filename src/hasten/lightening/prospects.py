@@ -1,4 +1,4 @@
-"""How fast networks are on this machine before anything is trained: weights don't matter to latency."""
+"""Time networks on this machine before training them: latency doesn't depend on the weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hasten.measure.workbench import Bench
 from hasten.passes.base import Pass
 
 ROUNDS = 6
-"""Each in turn: the median round lies between the fastest and the slowest of 6 in 97% of cases."""
+"""Number of rounds; the true median lies between the fastest and slowest of 6 in 97% of cases."""
 PACE = Pace(warmup_ns=6_000_000, block_ns=14_000_000, limit_s=60.0)
 _FIRST_LOOK = Pace(warmup_ns=3_000_000, block_ns=7_000_000, limit_s=60.0)
 _OPEN_AT_ONCE = 16
@@ -36,20 +36,20 @@ _MOST_ROUNDS = 2 * ROUNDS
 
 @dataclass(frozen=True)
 class Prospect:
-    """How fast a network will be, on the best of the ways tried.
+    """Latency of a network by the fastest candidate that was tried.
 
     Attributes:
-        label: Its best form, for people: "int8 (NNCF), OpenVINO".
-        precision: "int8", or the engine's: "f32".
-        latency_ns: Median of the rounds' medians.
-        low_ns: The fastest round's median.
-        high_ns: The slowest round's median.
-        size_bytes: Of what the engine opens.
-        engine: Of the best way.
-        passes: Of the best way, with their usual settings.
+        label: Fastest candidate's label for people, such as "int8 (NNCF), OpenVINO".
+        precision: Precision of the fastest candidate: "int8", or the engine's, such as "f32".
+        latency_ns: Median of the rounds' medians, in nanoseconds.
+        low_ns: Median of the fastest round, in nanoseconds.
+        high_ns: Median of the slowest round, in nanoseconds.
+        size_bytes: Size of the artifact that the engine opens, in bytes.
+        engine: Engine of the fastest candidate.
+        passes: Passes of the fastest candidate, with their usual settings.
         calm: Whether the host gave the threads their cores in enough rounds.
-        others: First looks at the other ways: label -> latency in ns.
-        left_out: Ways that can't run it: label -> why, in one line.
+        others: First timings of the other candidates, in nanoseconds, by label.
+        left_out: Reasons, of one line each, why candidates can't run the network, by label.
     """
 
     label: str
@@ -68,16 +68,16 @@ class Prospect:
 def ways(
     model: Model, target: Target, engines: Sequence[str] = (), *, int8: bool = True
 ) -> list[Single]:
-    """Return the ways worth a look for a model: each engine's exact one, and its own int8.
+    """Return the candidates worth timing for a model: each engine's exact form and its int8 form.
 
     Args:
-        model: With its request settled.
-        target: The device.
-        engines: Names; those that aren't installed are left out.
-        int8: Whether to look at int8.
+        model: Model with its request settled.
+        target: Device that runs the model.
+        engines: Names of the engines to try; those that aren't installed are left out.
+        int8: Whether to include int8 forms.
 
     Raises:
-        InputError: a name is unknown, or none is installed.
+        InputError: an engine's name is unknown, or none is installed.
     """
     kinds = engine_kinds(engines)
     found = [Single((), next(iter(kind.variants(target)))) for kind in kinds]
@@ -107,30 +107,30 @@ def fastest(
     makers: Makers | None = None,
     listen: Listener = nobody,
 ) -> dict[str, Prospect]:
-    """Find the best way for each network, and what it takes, in turns with all the others.
+    """Find each network's fastest candidate and its latency.
 
-    Every way gets a short look first; those that are about the best of a network are then timed in
-    turns with all networks' best, in random order, so that a noisy host slows them alike.
+    Every candidate is timed briefly first. Each network's finalists are then timed in turns with
+    those of all networks, in random order, so that a noisy host slows them alike.
 
     Args:
-        models: ONNX models by name, each with its request settled. Where they come one by one, each
-            is made ready while the next one is waited for.
-        target: The device.
-        folder: Work folder; made, and what is written there is removed.
-        engines: Names of those to try.
-        int8: Whether to try int8.
-        only: Whether a way is worth a look; all are by default.
-        seed: Of the orders.
-        makers: Processes of this folder and target that earlier calls left, with their libraries
-            imported; own ones by default.
-        listen: Told of each network, in the stage "prospects".
+        models: ONNX models by name, each with its request settled. If an iterator yields them, each
+            is built while the next one is awaited.
+        target: Device that runs the models.
+        folder: Work folder; it is made, and what is written there is removed.
+        engines: Names of the engines to try.
+        int8: Whether to include int8 forms.
+        only: Predicate that selects candidates; all are timed by default.
+        seed: Seed of the random orders and requests.
+        makers: Processes for this folder and target that earlier calls left, with their libraries
+            imported; new ones by default.
+        listen: Callback that is told of each network, in the stage "prospects".
 
     Returns:
-        Name -> prospect; a network that no way can run is missing.
+        Prospects by the networks' names; a network that no candidate can run is missing.
 
     Raises:
         InputError: an engine's name is unknown or none is installed, or a model isn't settled.
-        CandidateError: no way can run any of them, with the first one's reasons.
+        CandidateError: no candidate can run any network; gives the reasons for the first network.
     """
     engine_kinds(engines)
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def fastest(
                 for one in made:
                     one.result()
             except BaseException:
-                makers.close()  # the pool waits for what is under way
+                makers.close()  # else the pool would wait for tasks under way
                 raise
             makers.rest()
         bench = makers.bench
@@ -163,25 +163,25 @@ def fastest(
             shutil.rmtree(subject.folder, ignore_errors=True)
     for number, name in enumerate(subjects):
         best = found.get(name)
-        outcome = f"{best.latency_ns / 1e6:.3g} ms, {best.label}" if best else "no way to run it"
+        outcome = f"{best.latency_ns / 1e6:.3g} ms, {best.label}" if best else "no engine runs it"
         listen(Progress("prospects", name, number + 1, len(subjects), f"{name}: {outcome}"))
     return found
 
 
 def _quantizers() -> list[type[Pass]]:
-    """Return the passes that make a model as fast as it will be in int8, without calibrating it."""
+    """Return the passes that can draft a model in int8: as fast as the final one, uncalibrated."""
     kinds = [k for k in Pass.members().values() if k.stage == "lossy" and k.has_draft()]
-    # First those that one engine alone takes: they are never slower there.
+    # Passes for a single engine come first: their output is never slower there.
     return sorted(kinds, key=lambda kind: (kind.gives == "onnx", kind.rank))
 
 
 def _own(engine: Engine, steps: Sequence[Pass]) -> bool:
-    """Whether a pass makes what this engine alone takes: that is never slower there."""
+    """Return whether a pass makes this engine's own format, which is never slower there."""
     return any(step.gives != "onnx" and step.gives in engine.formats for step in steps)
 
 
 def _look(bench: Bench, subjects: Mapping[str, Subject], listen: Listener) -> None:
-    """Time every way for a moment, where there are several; one process does all that it survives."""
+    """Time a network's candidates briefly if it has several, in one process until that crashes."""
     with contextlib.ExitStack() as closing:
         worker: Worker | None = None
         for number, (name, subject) in enumerate(subjects.items()):
@@ -225,7 +225,7 @@ def _time(worker: Worker, samples: Path) -> list[int]:
 
 
 def _in_turns(bench: Bench, subjects: Mapping[str, Subject], seed: int) -> dict[str, Prospect]:
-    """Time every network's finalists in turns, as many at once as memory should hold."""
+    """Time every network's finalists in turns, as many at once as memory is expected to hold."""
     entries = [(name, way) for name, one in subjects.items() for way in one.finalists]
     entries.sort(key=lambda entry: str(subjects[entry[0]].samples))
     medians: dict[tuple[str, Single], tuple[list[float], bool]] = {}
@@ -256,7 +256,7 @@ def _race(
 ) -> dict[tuple[str, Single], tuple[list[float], bool]]:
     """Return each entry's median of each round, in ns, and whether the rounds were calm.
 
-    One that fails is told of in `left_out`.
+    An entry that fails is recorded in `left_out`.
     """
     entrants: dict[str, Worker] = {}
     try:
@@ -277,7 +277,7 @@ def _race(
                         subjects[name].left_out[way.label] = str(error)
             except BaseException:
                 for worker in entrants.values():
-                    worker.kill()  # the pool waits for what they are asked
+                    worker.kill()  # else the pool would wait for their replies
                 raise
         turns = rounds(entrants, samples, threads=bench.target.threads, pace=PACE, seed=seed)
         taken = []
@@ -295,7 +295,7 @@ def _race(
     counted = [turn for turn in taken if turn.counts]
     calm = len(counted) >= ROUNDS
     if not calm:
-        counted = taken  # a host that is never calm is what the network will run on
+        counted = taken  # the network will run on this host, which is never calm
     return {
         entries[int(key)]: ([float(np.median(turn.latency_ns[key])) for turn in counted], calm)
         for key in entrants

@@ -1,4 +1,4 @@
-"""The model itself with fewer channels and blocks: cut in steps, and taught again after each."""
+"""Prune the model: remove channels and blocks in steps, and train it again after each."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ from hasten.passes.base import Skipped
 from hasten.reporting.rows import latency
 
 STAGES = (Stage(0.2, 0.5), Stage(0.2, 0.5), Stage(0.6))
-"""Two thirds of the cuts are made on the way, each followed by a short training."""
+"""Each stage's share of the time and of the highest rate; the last, after two cuts, is longest."""
 BATCHES, SMALL = 12, 8
-"""By which it is told what a channel is worth: many small ones tell more than few large ones."""
+"""Number and size of the batches that rate channels; many small ones tell more than few large."""
 MERGED = (1, 2, 4, 8, 16)
-"""Tokens that each block of a vision transformer may merge."""
+"""Numbers of tokens that each block of a vision transformer may merge."""
 _MERGED_SHARE = 0.5
-"""Of the way to the budget, at most, by merging tokens: channels hurt less from there on."""
+"""Exponent of the largest speedup by merging tokens; beyond it, losing channels hurts less."""
 _TRIES = 4
 _NEAR, _UNDER = 0.9, 0.97
-"""Of the budget: where a pruned network counts as being at it, and what is aimed at."""
+"""Shares of the target latency: the least that is accepted, and the one that is aimed at."""
 _PROFILED = 24
-"""Requests whose layers are timed."""
+"""Number of requests whose layers are timed."""
 
 
 @dataclass(frozen=True)
 class PrunedNetwork(Way):
-    """The user's own network with less in it.
+    """Remove channels and blocks from the user's own network.
 
     Attributes:
-        costs: Of its layers on this machine.
-        merged: Of a vision transformer, how many tokens each block merges.
-        now_ns: What it takes, with them merged.
-        way: In what form it is timed.
-        name: For people.
+        costs: Latencies of the network's layers on this machine.
+        merged: Number of tokens that each block of a vision transformer merges; 0 for none.
+        now_ns: Latency of the network with merged tokens, in nanoseconds.
+        way: Candidate by which the network is timed.
+        name: Name for people.
     """
 
     costs: Costs = field(repr=False)
@@ -67,10 +67,10 @@ class PrunedNetwork(Way):
 
     @classmethod
     def of(cls, task: Task, original: Prospect) -> PrunedNetwork:
-        """See what the network's layers take, and whether the budget can be reached by cutting them.
+        """Time the network's layers, and check that pruning can reach the budget.
 
         Raises:
-            CandidateError: it can't, with the least that it comes to.
+            CandidateError: pruning can't reach the budget; names the lowest latency that it can.
             InputError: the network can't be traced.
         """
         way = Single(original.passes, original.engine)
@@ -105,7 +105,7 @@ class PrunedNetwork(Way):
     def _plan(
         self, task: Task, module: torch.nn.Module, target_ns: float, *, first: bool
     ) -> PruningPlan:
-        """Choose what goes in a step, such that what is left takes as long as it should when measured."""
+        """Choose what a step removes, such that the rest has the target latency when measured."""
         begin = PruningPlan(merged=self.merged if first else 0)
         if begin.merged:
             module = apply(module, begin)
@@ -120,10 +120,10 @@ class PrunedNetwork(Way):
     def _measured(
         self, task: Task, network: Prunable, pruned: Pruned, target_ns: float
     ) -> PruningPlan:
-        """Return what comes nearest to a latency from below, when measured.
+        """Return the plan whose measured latency is nearest to the target from below.
 
         Raises:
-            CandidateError: nothing does.
+            CandidateError: no plan's latency is below the target.
         """
         measured: list[tuple[float, PruningPlan]] = []
         for attempt in range(_TRIES):
@@ -141,14 +141,14 @@ class PrunedNetwork(Way):
         under = [one for one in measured if one[0] <= target_ns]
         if not under:
             raise CandidateError(
-                f"pruning came to {latency(min(took for took, _ in measured))} where "
-                f"{latency(target_ns)} was asked"
+                f"pruning reached {latency(min(took for took, _ in measured))}, not the target of "
+                f"{latency(target_ns)}"
             )
         return max(under, key=lambda one: one[0])[1]
 
 
 def _found_out(task: Task, original: Prospect, way: Single) -> dict[str, Any]:
-    """Find out what the network's layers take, or why it can't be cut down to the budget."""
+    """Return the network's layer latencies, or the reason why pruning can't reach the budget."""
     try:
         return _looked_into(task, original, way)
     except CandidateError as why:
@@ -156,21 +156,21 @@ def _found_out(task: Task, original: Prospect, way: Single) -> dict[str, Any]:
 
 
 def _looked_into(task: Task, original: Prospect, way: Single) -> dict[str, Any]:
-    """Find out what the network's layers take, and whether the budget can be reached by cutting them.
+    """Return the network's layer latencies, if pruning can reach the budget.
 
     Raises:
-        CandidateError: it can't.
+        CandidateError: pruning can't reach the budget.
         InputError: the network can't be traced.
     """
     task.tell("prune", "timing layers", 0, 1)
     module = task.network.frozen().module
     merged, now_ns = _merged(task, module, way, original.latency_ns)
     if now_ns <= task.budget_ns:
-        merged, now_ns = 0, original.latency_ns  # fewer channels hurt less than so many tokens gone
+        merged, now_ns = 0, original.latency_ns  # losing channels hurts less than so many tokens
     if merged:
         module = apply(module, PruningPlan(merged=merged))
     costs = _costs(task, module, original, now_ns)
-    # Once all at a time: what layers take is corrected by a whole small network, too.
+    # Pruned in a single step, since a whole small network corrects the layers' latencies too.
     once = Prunable(module, _sample(task), _losses(task)).to(costs, task.budget_ns)
     took_ns = measured_ns(task, once.module, way)
     both = [(layers(m, _sample(task)), ns) for m, ns in ((module, now_ns), (once.module, took_ns))]
@@ -180,9 +180,10 @@ def _looked_into(task: Task, original: Prospect, way: Single) -> dict[str, Any]:
 
 
 def measured_ns(task: Task, module: torch.nn.Module, way: Single | None = None) -> float:
-    """Return what a network takes, weights aside: in one form, or in the fastest that there is.
+    """Return a network's latency in nanoseconds, by one candidate or by the fastest of all.
 
-    What was fastest of the whole network needn't be so of a small part of it.
+    The weights' values don't matter. The candidate that is fastest for the whole network needn't
+    be the fastest for a small part of it.
     """
     folder = task.folder / "measured"
     folder.mkdir(exist_ok=True)
@@ -198,13 +199,13 @@ def measured_ns(task: Task, module: torch.nn.Module, way: Single | None = None) 
             engines=task.engines,
             only=lambda one: way is None or one == way,
         )["it"]
-        if found.calm:  # else the host was busy, and it may be faster
+        if found.calm:  # else the host was busy, and the network may be faster
             break
     return found.latency_ns
 
 
 def _merged(task: Task, module: torch.nn.Module, way: Single, now_ns: float) -> tuple[int, float]:
-    """Return how many tokens a vision transformer is to merge in each block, and what it takes then."""
+    """Return how many tokens a vision transformer should merge per block, and its latency then."""
     try:
         tokens.merging(module, 0)
     except InputError:
@@ -212,18 +213,18 @@ def _merged(task: Task, module: torch.nn.Module, way: Single, now_ns: float) -> 
     target_ns = now_ns * (task.budget_ns / now_ns) ** _MERGED_SHARE
     found = tokens.fastest(module, lambda m: measured_ns(task, m, way), MERGED, target_ns)
     if found is None:
-        task.notes.append("merging tokens made the model no faster here")
+        task.notes.append("merging tokens didn't make the model faster on this machine")
         return 0, now_ns
     return found
 
 
 def _costs(task: Task, module: torch.nn.Module, original: Prospect, now_ns: float) -> Costs:
-    """Time the layers on the engine that is fastest, or on the first that tells how long each takes."""
+    """Time the layers on the fastest engine, or on the first one that has a profiler."""
     engines: list[Engine] = [original.engine]
     engines += [next(iter(kind.variants(task.target))) for kind in engine_kinds(task.engines)]
     engine = next((one for one in engines if type(one).has_profiler()), None)
     if engine is None:
-        raise CandidateError("no engine tells how long each layer takes")
+        raise CandidateError("no engine has a profiler, which times each layer")
     folder = task.folder / "costs"
     folder.mkdir(exist_ok=True)
     bench = Bench(folder, task.target, memory_bytes=task.target.memory_bytes // 4)
@@ -239,7 +240,7 @@ def _costs(task: Task, module: torch.nn.Module, original: Prospect, now_ns: floa
 def _inside(
     task: Task, module: torch.nn.Module, way: Single, found: Sequence[Layer], folder: Path
 ) -> tuple[dict[str, float], float]:
-    """Return what each layer takes inside the network, and all else; nothing where it can't be told."""
+    """Return the latency of each layer inside the network and of the rest; nothing if unknown."""
     try:
         model = task.export(module, folder)
         bench = task.workbench(model, folder / "inside")
@@ -253,13 +254,13 @@ def _inside(
 
 
 def _sample(task: Task) -> tuple[torch.Tensor, ...]:
-    """One sample, as the network is called with it."""
+    """Return one sample as arguments of the network."""
     device = task.network.device
     return tuple(torch.from_numpy(task.sample[n][None]).to(device) for n in task.network.inputs)
 
 
 def _batches(task: Task) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Some training data, as the network is called with it."""
+    """Yield some training data as arguments of the network."""
     examples = Examples(task.data, min(SMALL, len(task.data)), seed=task.seed)
     for step in range(min(BATCHES, examples.steps)):
         inputs = examples.at(step, task.network.device).inputs
@@ -267,10 +268,11 @@ def _batches(task: Task) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 def _losses(task: Task) -> Losses:
-    """What tells what of the network matters.
+    """Return the function that rates how much the parts of a network matter.
 
-    What it is taught by is no use: it is its own teacher as yet, and so at the least. Labels tell it;
-    without them, how far the answers would move, or of a detector the layers inside.
+    The loss by the teacher's answers is no use, since the network still equals its teacher and that
+    loss is at its minimum. Labels serve instead; without them, how far the answers would move, or
+    a detector's inner layers.
     """
     objective = task.objective
     labelled = task.data.labels is not None
@@ -292,7 +294,7 @@ def _by_labels(task: Task, module: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _seen(task: Task, module: torch.nn.Module, batch: Any) -> Any:
-    """What a network answers, or what its last layers give where answers take no gradient."""
+    """Return a network's answers, or its last layers' outputs where answers have no gradient."""
     inputs = dict(zip(task.network.inputs, batch, strict=True))
     network = replace(task.network, module=module, low_precision=False)
     if not task.objective.feature_weight:

@@ -1,4 +1,4 @@
-"""The run, top to bottom: what fits the budget -> train -> one race with all else -> certify -> bundle."""
+"""Run `lighten`: find what fits the budget, train it, compare it with all else, certify, bundle."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def _check_positive(name: str, value: Any, unit: str) -> None:
-    """Check that an option is a number above 0.
+    """Check that an option is a finite number above 0.
 
     Raises:
-        InputError: it isn't.
+        InputError: the option isn't a finite number above 0.
     """
     if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
         raise InputError(f"the {name} is in {unit}, above 0: got {value!r}")
@@ -47,20 +47,20 @@ def _check_positive(name: str, value: Any, unit: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How lighter networks are trained.
+    """Settings for training lighter networks.
 
     Attributes:
         minutes: Longest time that each method trains, in minutes.
-        epochs: Most passes over the training data.
-        batch: Samples in a step.
-        rate: The highest learning rate.
-        loss: Loss in place of the one by labels: called with the outputs by name and the labels, it
-            gives a scalar tensor; or "my.py:loss".
-        features: Weight of inner layers in what is learnt, 0 to 1; by default 0 where outputs can be
-            learnt, 1 where they take no gradient.
+        epochs: Largest number of passes over the training data.
+        batch: Number of samples in a training step.
+        rate: Highest learning rate.
+        loss: Function that replaces the loss on labels, or its place as "my.py:loss"; called with
+            the outputs by name and the labels, it returns a scalar tensor.
+        features: Weight of inner layers in the loss, 0 to 1; by default 0 if the outputs can be
+            learned, 1 if they have no gradient.
 
     Raises:
-        InputError: which is out of its range.
+        InputError: a setting is out of its range.
     """
 
     minutes: float = 30.0
@@ -79,11 +79,11 @@ class TrainingPlan:
             _check_positive(name, value, unit)
         if self.batch < 2:
             raise InputError(
-                "a batch has at least 2 samples, whose mean and variance normalize it: "
+                "a batch must have at least 2 samples, since their mean and variance normalize it: "
                 f"got {self.batch}"
             )
         if self.features is not None and not 0 <= self.features <= 1:
-            raise InputError(f"the weight of features is between 0 and 1: got {self.features}")
+            raise InputError(f"the weight of features must be between 0 and 1: got {self.features}")
 
 
 def lighten(
@@ -100,29 +100,30 @@ def lighten(
     listen: Listener = nobody,
     **options: Unpack[Options],
 ) -> Result:
-    """Train lighter networks that fit a budget, and find the one that is certified in the model's place.
+    """Train lighter networks that fit a latency budget, and certify one to replace the model.
 
-    Without training data that can't be done: a network with a fifth of its channels cut off is wrong
-    about most of what it knew until it has learnt again.
+    Training data is required: a network that has lost a fifth of its channels answers most
+    questions wrongly until it is trained again.
 
     Args:
-        model: A live torch network, "file.py:name" of one, or of a function that gives one.
-        train: Training data, as `data` is given; labels teach too where it has them.
-        data: Data that judges, as `hasten.optimize` takes it.
-        methods: "students": other architectures, taught by the model; "pruned": the model with fewer
-            channels and blocks; "scratch": the first student's architecture, by labels alone.
-        students: How many other architectures are trained.
-        architectures: Names from the catalogue to choose among; all by default.
-        plan: How they are trained.
+        model: Live torch network, or "file.py:name" of a network or of a function that returns one.
+        train: Training data in any form that `data` may have; its labels, if any, teach too.
+        data: Data to judge on, in any form that `hasten.optimize` takes.
+        methods: Methods to use: "students" for other architectures, taught by the model; "pruned"
+            for the model with fewer channels and blocks; "scratch" for the first student's
+            architecture, taught by labels alone.
+        students: Number of other architectures to train.
+        architectures: Names of the catalogue's architectures to choose among; empty for all.
+        plan: Settings for training.
         pipeline: Steps from an image file to the model's input, for folders of images.
-        resume: Whether to go on with the run that was stopped.
+        resume: Whether to continue a run that was stopped.
         listen: Callback that is told of each step.
-        **options: The fields of `hasten.Order`, of which `budget_s` is needed: what one request may
-            take on this machine, in seconds.
+        **options: Fields of `hasten.Order`. `budget_s` is required: the longest time that one
+            request may take on this machine, in seconds.
 
     Raises:
         InputError: the model, the data or an option can't be used, nothing meets the budget, or the
-            model does as it is.
+            unchanged model already meets it.
     """
     order = order_of(**options)
     asked = invocation(
@@ -139,8 +140,8 @@ def lighten(
     methods, architectures = map(_listed, (methods, architectures))
     if order.budget_s is None:
         raise InputError(
-            "lighten needs a budget, what one request may take on this machine, in seconds: give "
-            "budget_s=0.003 for 3 ms"
+            "lighten needs a budget, the longest time in seconds that one request may take on this "
+            "machine: give budget_s=0.003 for 3 ms"
         )
     _check_methods(methods, students)
     check_names("classify", architectures)
@@ -152,7 +153,7 @@ def lighten(
         import torch
     except ImportError as error:
         raise missing_extra("training lighter networks", "torch") from error
-    # Here, since they need torch.
+    # Imported here, since these modules need torch.
     from hasten.lightening.candidates import trained
     from hasten.lightening.given import Given
     from hasten.lightening.task import task_of
@@ -161,25 +162,27 @@ def lighten(
     module = find_model(model)
     if not isinstance(module, torch.nn.Module):
         raise InputError(
-            f"lighten trains a live torch network, as file.py:name gives one; {model} is none (optimize "
-            "takes it as it is)"
+            f"lighten trains a live torch network, such as file.py:name; {model} isn't one "
+            "(optimize can use it as it is)"
         )
     folder = bundle.with_name(bundle.name + ".training")
     work = bundle.with_name(bundle.name + ".work")
     if begun(work) and not resume:
         raise InputError(
-            f"an unfinished run lies in {work}: go on with it by --resume, or remove it and {folder}"
+            f"an unfinished run lies in {work}: continue it with --resume, or remove it and "
+            f"{folder}"
         )
     with claimed_folder(folder, resume=resume) as journal, _cleared_up(folder, resume=resume):
         preparation = pipeline or from_module(module)
         given = Given.read(module, train, data, preparation, order.metric, folder)
         calibration, seed = order.calibration, order.seed
-        split(given.judged, calibration=calibration, seed=seed, training=given.training)  # in time
+        # Unsuitable data is refused here, before anything is trained.
+        split(given.judged, calibration=calibration, seed=seed, training=given.training)
         recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=seed)
         loss, features = plan.loss, plan.features
         own_loss = load_object(loss) if isinstance(loss, str) else loss
         if loss is not None and not callable(own_loss):
-            raise InputError(f"a loss is a function of outputs and labels: got {loss}")
+            raise InputError(f"a loss must be a function of outputs and labels: got {loss}")
         check_same_run(
             journal,
             {
@@ -215,8 +218,8 @@ def lighten(
         )
         lighter = trained(task, methods, students, architectures)
         if journal.last("race") is not None and not begun(work) and _newer(bundle, journal.path):
-            shutil.rmtree(folder, ignore_errors=True)  # it was killed just before it did so itself
-            raise InputError(f"nothing to resume: the run came to its end, in {bundle}")
+            shutil.rmtree(folder, ignore_errors=True)  # the run was killed just before doing so
+            raise InputError(f"nothing to resume: the run has finished, its bundle is {bundle}")
         journal.append("race")
         with asking(asked):
             settled: Options = {**options, "metric": given.metric}
@@ -239,7 +242,7 @@ def lighten(
 
 
 def _newer(bundle: Path, journal: Path) -> bool:
-    """Whether a bundle was written after the last entry of a journal."""
+    """Return whether a bundle was written after the last entry of a journal."""
     manifest = bundle / MANIFEST
     return manifest.is_file() and manifest.stat().st_mtime > journal.stat().st_mtime
 
@@ -253,15 +256,15 @@ def _named(function: Any) -> str:
 
 
 def _check_methods(methods: Sequence[str], students: int) -> None:
-    """Check the names of methods, and the number of students.
+    """Check the names of methods and the number of students.
 
     Raises:
-        InputError: which is out of its range.
+        InputError: a setting is out of its range.
     """
     unknown = [method for method in methods if method not in KINDS]
     if unknown or not methods:
         raise InputError(
-            f"methods are {', '.join(KINDS)}: got {', '.join(map(repr, unknown)) or 'none'}"
+            f"the methods are {', '.join(KINDS)}: got {', '.join(map(repr, unknown)) or 'none'}"
         )
     if students < 1:
         raise InputError(f"give at least 1 student, or leave that method out: got {students}")
@@ -269,11 +272,10 @@ def _check_methods(methods: Sequence[str], students: int) -> None:
 
 @contextlib.contextmanager
 def _cleared_up(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Remove the work folder of a run that came to nothing; one with a training, or that was begun
-    before, stays to be resumed.
+    """Remove the work folder of a failed run, unless the run was resumed or has a checkpoint.
 
     Raises:
-        InputError: as what it is around; a candidate's failure that nothing else stands in for.
+        InputError: the block raised it, or raised a `CandidateError`, which is converted.
     """
     try:
         yield

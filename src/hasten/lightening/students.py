@@ -1,4 +1,4 @@
-"""Another architecture in the model's place: the most promising that fits the budget."""
+"""Choose other architectures to replace the model: the most promising that fit the budget."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from hasten.lightening.ways import Stage, Way
 from hasten.passes.silence import first_line
 
 _EPOCHS = 4.0
-"""An architecture that would see the data less often isn't taken where another would do so."""
+"""Passes over the data below which an architecture is skipped if another reaches them."""
 _SHORTLIST_S = 60.0
-"""What follows trains for minutes: longer than who asks for the list alone wants to wait."""
+"""Time limit of the shortlist, longer than its default, since training takes minutes anyway."""
 _LOOKED_AT, _STEPS = 5, 3
-"""More architectures than are asked for, and steps of each, to see how fast they learn."""
+"""Number of extra architectures, and of steps for each, that measure the speed of training."""
 
 
 @dataclass(frozen=True)
 class StudentNetwork(Way):
-    """A network of the catalogue, with fresh weights.
+    """Train a network of the catalogue from random weights.
 
     Attributes:
-        architecture: Its name there.
-        width: Factor of the number of channels.
-        pixels: Side of what it works on; None for the input's own.
-        classes: How many it tells apart.
-        input_shape: `(channels, height, width)`.
-        by_labels: Whether labels alone teach it.
+        architecture: Architecture's name in the catalogue.
+        width: Factor on the number of channels.
+        pixels: Longer side of the image after resizing, in pixels; None to keep the input's size.
+        classes: Number of classes.
+        input_shape: Shape of one sample, `(channels, height, width)`.
+        by_labels: Whether labels alone teach the network.
     """
 
     architecture: str
@@ -48,14 +48,14 @@ class StudentNetwork(Way):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The architecture with its knobs."""
+        """Name of the architecture with its width and image size."""
         size = "" if self.pixels is None else f" at {self.pixels} px"
         alone = ", by labels alone" if self.by_labels else ""
         return f"{self.architecture} x{self.width:g}{size}{alone}"
 
     @property
     def taught(self) -> bool:  # type: ignore[override]
-        """Whether the user's own network teaches it."""
+        """Whether the user's own network teaches this one."""
         return not self.by_labels
 
     @property
@@ -74,9 +74,9 @@ class StudentNetwork(Way):
         return deployed(module)
 
     def epochs(self, task: Task) -> float:
-        """Return about how often it would see the training data in the time that there is.
+        """Estimate the number of passes over the training data that fit into the time for training.
 
-        0 where it can't be trained here, as where a GPU's memory is too small.
+        The result is 0 if the network can't be trained here, for example for lack of GPU memory.
         """
         with torch.random.fork_rng(devices=[]):
             try:
@@ -86,7 +86,7 @@ class StudentNetwork(Way):
                 return 0.0
 
     def _epoch_s(self, task: Task) -> float:
-        """Return what an epoch takes, by a few of its steps."""
+        """Estimate the duration of an epoch in seconds from a few of its steps."""
         module = self.begin(task, 0, None, task.folder).to(task.network.device).train()
         network, teacher = replace(task.network, module=module), task.network.frozen()
         examples = Examples(task.data, min(task.recipe.batch, len(task.data)), seed=task.seed)
@@ -109,22 +109,23 @@ class StudentNetwork(Way):
 
 
 def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[StudentNetwork]:
-    """Return the most promising architectures within the budget, of one family each.
+    """Return the most promising architectures within the budget, one per family.
 
     Args:
-        task: What they are to do.
-        count: How many.
-        architectures: Names to choose among; empty for the whole catalogue.
+        task: Task of the lighter networks.
+        count: Number of architectures.
+        architectures: Names of architectures to choose among; empty for the whole catalogue.
 
     Raises:
-        InputError: the task isn't one for them, or none fits, with the fastest that there is.
+        InputError: the task isn't classification of images, or no architecture fits the budget (the
+            message names the fastest).
     """
     shape = [spec.sizes for spec in task.source.request]
     kind = task.source.request[0].dtype
     if task.classes is None or len(shape) != 1 or len(shape[0]) != 4 or kind != "float32":
         raise InputError(
-            "other architectures tell classes apart in float32 images (1, channels, height, width); "
-            f"the model takes {', '.join(map(str, task.source.request))} and gives "
+            "other architectures classify float32 images (1, channels, height, width); "
+            f"the model takes {', '.join(map(str, task.source.request))} and returns "
             f"{', '.join(map(str, task.source.outputs))}"
         )
     classes, sizes = task.classes, shape[0][1:]
@@ -154,19 +155,19 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
         return sorted(found, key=lambda one: -epochs.get(one.name, 0.0))[:count]
     for one in found[: found.index(able[0])]:
         task.notes.append(
-            f"{one.name} isn't trained: in the time that there is it would see the data "
-            f"{epochs.get(one.name, 0.0):.1f} times"
+            f"{one.name} isn't trained: it would see the training data only "
+            f"{epochs.get(one.name, 0.0):.1f} times in the time for training"
         )
     return able[:count]
 
 
 def _cautions(found: Shortlist) -> list[str]:
-    """Say what a busy host or the time limit may have kept from the list."""
+    """Return notes on what a busy host or the time limit may have kept off the list."""
     notes = []
     if any(not one.prospect.calm for one in found.measured):
         notes.append(
             "the host was busy while architectures were timed: larger ones may fit the budget"
         )
     if not found.complete:
-        notes.append("not every architecture that may fit the budget was timed: time was up")
+        notes.append("the time limit left some architectures untimed that may fit the budget")
     return notes

@@ -1,4 +1,4 @@
-"""What the lighter networks are to do: the user's own network, the data, and how an answer is judged."""
+"""Define the task of the lighter networks: the user's own network, the data and the metric."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ from hasten.lightening.training.objective import Kind, Loss, Objective
 from hasten.measure.workbench import Workbench
 
 HELD_OUT = 2000
-"""Training samples that nothing is trained on, at most: they tell how a training does."""
+"""Largest number of training samples held out, to measure how well a training does."""
 _FEW = 8
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every way to a lighter network has in common.
+    """Input and settings that all methods for lighter networks share.
 
     Attributes:
-        network: The user's own, the teacher.
-        source: The same as a file, with its request settled.
-        data: What is trained on.
-        held_out: Training data that tells how a training does, on disk.
-        calibration: Training samples that set the ranges of quantizers, on disk.
-        metric: How answers are judged.
-        objective: What training makes small.
-        recipe: How long and how fast each way is trained.
-        budget_ns: What one request may take.
-        max_drop: The most that the mean score may fall, in absolute share.
-        target: The device.
-        engines: Which runtimes to try.
-        folder: Where all is written.
-        repeats: Whether a training sample is the same whenever it is read.
-        seed: Of all orders.
-        listen: Told of each step.
-        notes: What the reader should know is added here.
+        network: The user's own network, which is the teacher.
+        source: Model file of the user's own network, with its request settled.
+        data: Samples to train on.
+        held_out: Samples on disk that are never trained on and measure how well a training does.
+        calibration: Training samples on disk that set the ranges of quantizers.
+        metric: Metric that scores the answers.
+        objective: Objective that training minimizes.
+        recipe: Duration and learning rate of each method's training.
+        budget_ns: Longest time that one request may take, in nanoseconds.
+        max_drop: Largest accepted drop of the mean score, as an absolute share.
+        target: Device that runs the lighter network.
+        engines: Names of the runtimes to try.
+        folder: Work folder of all files that are written.
+        repeats: Whether a training sample is identical each time it is read.
+        seed: Seed of all random orders.
+        listen: Callback that is told of each step.
+        notes: Messages for the reader of the report; steps append to the list.
     """
 
     network: Network
@@ -83,12 +83,12 @@ class Task:
 
     @property
     def sample(self) -> dict[str, Any]:
-        """One sample of the training data, without an axis for samples."""
+        """One sample of the training data, without a batch axis."""
         return {name: array[0] for name, array in self.data.inputs([0]).items()}
 
     @cached_property
     def exact(self) -> list[dict[str, Array]]:
-        """The user's own network's answers to what is held out, `Workbench.chunk` samples at a time."""
+        """Answers of the user's network to the held-out samples, in chunks of `Workbench.chunk`."""
         count = len(self.held_out)
         chunks = (
             self.held_out.inputs(range(first, min(first + Workbench.chunk, count)))
@@ -97,10 +97,11 @@ class Task:
         return list(self.network.answers(chunks))
 
     def score(self, answers: Iterable[Mapping[str, Array]]) -> float:
-        """Return the mean score of answers to what is held out, in chunks as `exact` has them.
+        """Return the mean score of answers to the held-out samples.
 
         Args:
-            answers: Outputs by any name, in the original's order.
+            answers: Outputs in chunks like those of `exact`; their names are free, their order is
+                the original network's.
         """
         scores, at = [], 0
         for outputs, own in zip(answers, self.exact, strict=True):
@@ -113,17 +114,17 @@ class Task:
         return float(np.concatenate(scores).mean())
 
     def export(self, module: torch.nn.Module, folder: Path) -> Model:
-        """Write a network as an ONNX file that takes its inputs under the original's names.
+        """Write a network as an ONNX file whose inputs have the original's names.
 
         Raises:
-            InputError: it can't be exported.
+            InputError: the network can't be exported.
         """
         names = [spec.name for spec in self.source.inputs]
         model = frontend.export(module, [self.sample[name] for name in names], folder, names)
         return model.settled_by(self.sample)
 
     def workbench(self, model: Model, folder: Path) -> Workbench:
-        """Return where a network's int8 forms are made, by the training samples that calibrate."""
+        """Return a workbench that quantizes a network with the calibration samples of this task."""
         folder.mkdir(exist_ok=True)
         hashes = [self.calibration.content_hash(i).hex() for i in range(len(self.calibration))]
         return Workbench(
@@ -136,10 +137,10 @@ class Task:
         )
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what was found out before, as JSON has it; else find it out and keep it.
+        """Return a result that an earlier session stored as JSON; else compute and store it.
 
-        A resumed run so goes the way that it went, whatever a busy host would say now. So are the notes
-        that were made meanwhile.
+        A resumed run thus makes its former decisions again, even if timings on a busy host would
+        now differ. Notes that `make` appends are stored and restored too.
         """
         file = self.folder / f"{name}.json"
         if not file.exists():
@@ -153,7 +154,7 @@ class Task:
 
     @property
     def classes(self) -> int | None:
-        """How many classes there are; None where the answers aren't one row of class scores."""
+        """Number of classes; None unless the network's only output is one row of class scores."""
         (first, *more) = self.source.outputs
         size = first.shape[-1]
         single = not more and len(first.shape) == 2 and isinstance(size, int)
@@ -162,7 +163,7 @@ class Task:
     def tell(
         self, stage: str, doing: str, done: int, total: int, outcome: str | None = None
     ) -> None:
-        """Tell of a step."""
+        """Report a step to the callback."""
         self.listen(Progress(stage, doing, done, total, outcome))
 
 
@@ -180,30 +181,30 @@ def task_of(
     features: float | None,
     listen: Listener,
 ) -> Task:
-    """Return what the ways have in common; what is held out and what calibrates is written.
+    """Return the task that all methods share; write the held-out and the calibration samples.
 
     Args:
-        given: What was read.
-        module: The teacher.
-        recipe: How long and how fast each way is trained.
-        folder: Where all is written.
-        budget_ns: What one request may take.
-        max_drop: The most that the mean score may fall.
-        engines: Which runtimes to try.
-        calibration: How many samples set the quantizers' ranges.
-        loss: In the place of that by labels.
-        features: The weight of layers inside; None for what the outputs need.
-        listen: Told of each step.
+        given: Model, data and metric as read from the user.
+        module: The user's own network, which is the teacher.
+        recipe: Duration and learning rate of each method's training.
+        folder: Work folder of all files that are written.
+        budget_ns: Longest time that one request may take, in nanoseconds.
+        max_drop: Largest accepted drop of the mean score, as an absolute share.
+        engines: Names of the runtimes to try.
+        calibration: Number of samples that set the quantizers' ranges.
+        loss: The user's own loss, which replaces the loss on labels; None for the latter.
+        features: Weight of inner layers in the loss; None to choose it by the outputs.
+        listen: Callback that is told of each step.
 
     Raises:
-        InputError: too few samples, or training data without labels that nothing else stands for.
+        InputError: there are too few samples, or the training data lacks labels that it needs.
     """
     rest, held = held_out(given.training, HELD_OUT, recipe.seed)
     kind = _kind(given)
     names = tuple(spec.name for spec in given.source.inputs)
     if features is None:
         found = {spec.name for spec in given.source.outputs}
-        # Detections take no useful gradient.
+        # Detections have no useful gradient.
         features = float(loss is None and found >= {"boxes", "scores", "labels"})
     network = Network(
         module,
@@ -233,10 +234,10 @@ def task_of(
 
 
 def check_loss(loss: Loss, network: Network, data: Dataset) -> None:
-    """Call a loss of the user's own once, with the model's answers to some training samples.
+    """Call the user's own loss once, with the model's answers to some training samples.
 
     Raises:
-        InputError: it fails, or doesn't give a number that depends on the outputs.
+        InputError: the loss fails, or its value isn't a finite number that depends on the outputs.
     """
     batch = Examples(data, min(_FEW, len(data))).at(0, network.device)
     with torch.no_grad():
@@ -254,15 +255,15 @@ def check_loss(loss: Loss, network: Network, data: Dataset) -> None:
         raise InputError(f"the loss failed, {called}: {told(error)}") from error
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         what = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        raise InputError(f"a loss gives a tensor of one number: {called}, it gave {what}")
+        raise InputError(f"a loss must return a tensor of one number: {called}, it returned {what}")
     if not found.requires_grad:
-        raise InputError(f"a loss depends on the outputs: {called}, it gave a constant")
+        raise InputError(f"a loss must depend on the outputs: {called}, it returned a constant")
     if not bool(torch.isfinite(found)):
         raise InputError(f"the loss of the model itself is {float(found.detach())}, {called}")
 
 
 def _kind(given: Given) -> Kind:
-    """Whether answers count as classes or as numbers; of a metric of one's own the outputs tell."""
+    """Return whether answers are classes or numbers; labels decide where the metric doesn't."""
     if given.metric.answers is not None:
         return given.metric.answers
     try:
@@ -273,14 +274,14 @@ def _kind(given: Given) -> Kind:
 
 
 def _steering(metric: Metric, *, labelled: bool) -> Metric:
-    """Return how a training is judged: without labels, by how often it agrees with the model."""
+    """Return the metric that judges a training; without labels, agreement with the model."""
     if labelled or not metric.needs_labels:
         return metric
     return Agreement(metric.output)
 
 
 def spooled(data: Dataset, folder: Path, count: int | None = None, seed: int = 0) -> Spool:
-    """Write samples to disk, some or all; what a stopped run has written whole stays."""
+    """Write some or all samples to disk, unless a stopped run has written them completely."""
     if count is not None and count < len(data):
         rows = np.random.default_rng(seed).permutation(len(data))[:count]
         data = Subset(data, np.sort(rows))

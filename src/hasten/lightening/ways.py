@@ -1,4 +1,4 @@
-"""The ways to a lighter network: each makes one that fits the budget, and is trained in stages."""
+"""Methods for lighter networks: each makes one that fits the budget and trains it in stages."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from hasten.lightening.training.teacher import Teacher
 from hasten.passes.silence import first_line
 
 _ALIKE = 0.5 / LOOKS
-"""Of a training: looks so near to each other are at the same time."""
+"""Tolerance, as a share of a training, within which two evaluations count as simultaneous."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a way's training.
+    """Part of a method's training.
 
     Attributes:
-        share: Of the way's time.
-        rate: Of the recipe's highest learning rate.
+        share: Share of the method's training time.
+        rate: Factor on the recipe's highest learning rate.
     """
 
     share: float
@@ -37,12 +37,12 @@ class Stage:
 
 
 class Way(ABC):
-    """A way to a lighter network.
+    """Method that makes and trains a lighter network.
 
     Attributes:
-        name: For people, and of its folder.
-        taught: Whether it learns from the user's own network, not from labels alone.
-        quantized: Whether what it writes is in int8, and training therefore in float32.
+        name: Name for people, from which the folder's name is made.
+        taught: Whether the network learns from the user's own network, not from labels alone.
+        quantized: Whether the written file is in int8; training then computes in float32.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Way(ABC):
     @property
     @abstractmethod
     def stages(self) -> Sequence[Stage]:
-        """The parts of its training, in order."""
+        """Stages of the training, in order."""
 
     @abstractmethod
     def begin(
@@ -60,35 +60,35 @@ class Way(ABC):
     ) -> torch.nn.Module:
         """Return the network that a stage trains.
 
-        The same whenever it is asked again: what was chosen lies in the folder.
+        The result is the same each time, since the choices are stored in the folder.
 
         Args:
-            task: What it is to do.
-            number: The stage's, from 0.
-            before: What the stage before came to; None for the first.
-            folder: The stage's own, exists.
+            task: Task of the lighter network.
+            number: Number of the stage, from 0.
+            before: Network that the previous stage trained; None for the first stage.
+            folder: Existing folder of this stage alone.
 
         Raises:
-            CandidateError: it can't be made, or not within the budget.
-            InputError: the user's network can't be used for it.
+            CandidateError: the network can't be made, or not within the budget.
+            InputError: the user's network doesn't suit this method.
         """
 
     def deployed(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Return what was trained as it is to answer: what exists for training alone is gone."""
+        """Return a trained network without the parts that only training needs."""
         return module
 
     def export(self, task: Task, module: torch.nn.Module, folder: Path) -> Model:
-        """Write what was trained as an ONNX file.
+        """Write a trained network as an ONNX file.
 
         Raises:
-            InputError: it can't be exported.
+            InputError: the network can't be exported.
         """
         return task.export(self.deployed(module), folder)
 
 
 @dataclass(frozen=True)
 class Unchanged(Way):
-    """The user's own network as it is; nothing of it is trained."""
+    """Keep the user's own network as it is, without training."""
 
     name: str = "the model"
 
@@ -104,15 +104,15 @@ class Unchanged(Way):
 
 @dataclass(frozen=True)
 class Lighter:
-    """A lighter network, trained and written.
+    """Lighter network that is trained and written.
 
     Attributes:
-        way: How it came about.
-        module: Holds the weights.
-        training: Of its last stage.
-        seconds: Of all its stages.
-        model: Its file, with its request settled.
-        note: Why a stage ended before its time; empty where none did.
+        way: Method that made the network.
+        module: Trained module.
+        training: Training of the last stage.
+        seconds: Training time of all stages together.
+        model: ONNX file of the network, with its request settled.
+        note: Reason why a stage ended before its time; empty if none did.
     """
 
     way: Way
@@ -124,25 +124,25 @@ class Lighter:
 
     @property
     def in_words(self) -> str:
-        """How it came about, in a line."""
+        """Summary of the training in a line."""
         minutes = self.seconds / 60
         early = f"; ended early: {self.note}" if self.note else ""
         return (
-            f"trained {minutes:.1f} min, {self.training.epochs:.3g} epochs at last; "
-            f"{100 * self.training.score:.1f}% on what was held out{early}"
+            f"trained {minutes:.1f} min, {self.training.epochs:.3g} epochs in the last stage; "
+            f"{100 * self.training.score:.1f}% on held-out samples{early}"
         )
 
 
 def train_way(task: Task, way: Way, doomed: Doomed) -> Lighter:
-    """Train a network stage by stage, or go on where a stopped run was, and write it.
+    """Train a network stage by stage and write it; continue where a stopped run was.
 
     Args:
-        task: What it is to do.
-        way: How.
-        doomed: Asked in the last stage whether to go on.
+        task: Task of the lighter network.
+        way: Method that makes the network.
+        doomed: Function that decides in the last stage whether to go on.
 
     Raises:
-        CandidateError: it can't be made within the budget, trained or exported.
+        CandidateError: the network can't be made within the budget, trained or exported.
         InputError: the data can't be read, or the disk is full.
     """
     folder = task.folder / "ways" / folder_name(way.name)
@@ -158,7 +158,7 @@ def train_way(task: Task, way: Way, doomed: Doomed) -> Lighter:
             trainer.doomed = doomed
         try:
             trainings.append(trainer.train())
-        except RuntimeError as error:  # torch's, as of a GPU without memory left
+        except RuntimeError as error:  # torch's errors, such as too little GPU memory
             raise CandidateError(first_line(error)) from error
     assert module is not None
     out = folder / "exported"
@@ -199,15 +199,15 @@ def _trainer(
 
 
 def folder_name(name: str) -> str:
-    """Return a name as a folder's."""
+    """Return a name in a form that suits a folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "way"
 
 
 def hopeless(finished: Sequence[Training]) -> Doomed:
-    """Tell of a training whether it can't reach the best of those that are through.
+    """Return a function that tells why a training can't reach the best finished one, or None.
 
-    From the middle on: were it to gain half as much again as any of them gained from here to its
-    end, and a point more, it would still stay behind.
+    A training is hopeless, from its middle on, if it would still stay behind after gaining one
+    and a half times as much as any finished training gained from the same share on, plus a point.
     """
 
     def why(share: float, score: float) -> str | None:
@@ -222,6 +222,9 @@ def hopeless(finished: Sequence[Training]) -> Doomed:
         reach = score + 1.5 * max(0.0, *gains) + 0.01
         if reach >= best:
             return None
-        return f"left early: {100 * best:.1f}% is reached otherwise, and it would come to {100 * reach:.1f}% at best"
+        return (
+            f"stopped early: another training reached {100 * best:.1f}%, and this one could reach "
+            f"{100 * reach:.1f}% at best"
+        )
 
     return why

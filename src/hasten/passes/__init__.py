@@ -1,1 +1,1 @@
-"""One file per transformation, Model -> Model. `base.py` is the contract."""
+"""Passes: each file holds one transformation from Model to Model; `base.py` is the contract."""

@@ -1,4 +1,4 @@
-"""The contract of a pass: one transformation with its settings, as a value."""
+"""Define the contract of a pass: one transformation with its settings, as a value."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ Stage: TypeAlias = Literal["conversion", "exact", "lossy"]
 
 
 class Skipped(HastenError):  # noqa: N818 - an outcome, not an error
-    """There was nothing for a pass to do; the message says why."""
+    """Outcome of a pass that had nothing to do; the message says why."""
 
 
 class Pass(Value, ABC):
-    """A transformation of a model: a frozen dataclass whose fields are its settings.
+    """Transformation of a model, as a frozen dataclass whose fields are its settings.
 
     Attributes:
-        formats: The model formats that it takes.
-        gives: The format of what it writes.
-        exact: Whether it keeps every answer (up to the order of float operations).
-        settles: Whether all it does is to settle open shapes, as some engines do by themselves.
-        stage: Where the search begins with it: "conversion" into a form without which an engine runs
-            nothing, "exact" on the untouched model, "lossy"; None where something else proposes it.
-        rank: Place among the passes of its stage: lower ones are tried first, equal ones in the
+        formats: Model formats that the pass accepts.
+        gives: Model format that the pass writes.
+        exact: Whether the pass keeps every answer, up to the order of float operations.
+        settles: Whether the pass only settles open shapes, which some engines do by themselves.
+        stage: Stage of the search that tries the pass: "conversion" into a form that an engine
+            requires, "exact" on the original model, or "lossy"; None if something else proposes it.
+        rank: Position among the passes of a stage; lower ranks are tried first, equal ones in the
             registry's order.
-        families: Families of devices that take only passes made for them, and that this one is for.
+        families: Families of devices that accept only passes made for them, and for which this pass
+            is made.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -68,63 +69,63 @@ class Pass(Value, ABC):
     @classmethod
     @abstractmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield the settings worth trying first for a model on a target, the likeliest first."""
+        """Yield the settings worth trying first for a model on a target, most promising first."""
 
     @abstractmethod
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Write a new file into `workdir`, a folder of this call's own.
+        """Write a transformed model into `workdir`.
 
         Args:
-            model: With `request` settled.
-            calibration: Samples to set ranges by; never those that judge.
-            workdir: Empty, exists.
+            model: Model with its `request` settled.
+            calibration: Samples that set ranges; never those that judge.
+            workdir: Existing, empty folder for this call alone.
 
         Returns:
-            The new model, proven to differ as the pass intends.
+            New model, proven to differ from the old one as intended.
 
         Raises:
-            Skipped: nothing to do, with the reason.
-            CandidateError: failed, or took no effect.
+            Skipped: there is nothing to do; gives the reason.
+            CandidateError: the pass failed, or had no effect.
         """
 
     @property
     def quantized(self) -> bool:
-        """Whether what it writes is quantized, and no more for engines that take only floats."""
+        """Whether the written model is quantized, so that engines for floats alone can't run it."""
         return not self.exact
 
     @property
     def keep_float(self) -> tuple[str, ...]:
-        """The names of the ONNX nodes that it leaves in float, beyond those that it leaves by itself."""
+        """Names of ONNX nodes to leave in float, besides those that the pass always leaves."""
         return ()
 
     @classmethod
     def has_draft(cls) -> bool:
-        """Whether `draft` is quicker than a call."""
+        """Return whether `draft` is quicker than a call."""
         return cls.draft is not Pass.draft
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Write what is as fast as what a call gives, sooner, where that is possible.
+        """Write a model that runs as fast as a call's result, in less time if possible.
 
-        Its answers may be wrong: it is good for nothing but to be timed. Arguments, what is returned
-        and errors are a call's.
+        The model's answers may be wrong: it is only for timing. Arguments, result and errors are
+        those of a call.
         """
         return self(model, calibration, workdir)
 
     @abstractmethod
     def words(self) -> str:
-        """Say for people what it makes of a model: "int8 (NNCF, accurate biases)".
+        """Return a label of the result for people, such as "int8 (NNCF, accurate biases)".
 
-        Settings that set variants apart are named; those that are the same in all of them aren't.
+        The label names the settings in which variants differ, and no others.
         """
 
 
 class Selective(Pass):
-    """A pass that can leave nodes in float: a field `keep_float` of its dataclass names them."""
+    """Pass that can leave nodes in float, named by the field `keep_float` of its dataclass."""
 
     def keeping(self, nodes: tuple[str, ...]) -> Self:
-        """Return it set to leave these nodes in float.
+        """Return the pass with these nodes left in float.
 
         Args:
-            nodes: Names of ONNX nodes.
+            nodes: Names of the ONNX nodes.
         """
         return replace(self, keep_float=nodes)  # type: ignore[type-var]

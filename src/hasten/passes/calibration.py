@@ -1,4 +1,4 @@
-"""Calibration samples as the requests that a model takes."""
+"""Turn calibration samples into requests for a model."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from hasten.inputs.data.dataset import Dataset
 
 
 class CalibrationRequests:
-    """Samples spread evenly over a data set, each read when asked for, as a request of batch 1.
+    """Requests of batch 1 from samples spread evenly over a data set, each read on demand.
 
     Args:
-        model: With `request` settled.
-        calibration: Where the samples come from.
-        samples: How many at most.
+        model: Model with its `request` settled.
+        calibration: Data set of calibration samples.
+        samples: Largest number of samples.
 
     Raises:
-        CandidateError: there is no sample.
+        CandidateError: the data set or `samples` is empty.
     """
 
     def __init__(self, model: Model, calibration: Dataset, samples: int) -> None:
         count = min(samples, len(calibration))
         if count < 1:
             raise CandidateError(
-                f"calibration needs at least one sample; got {len(calibration)} and samples={samples}"
+                f"calibration needs at least one sample: got {len(calibration)} "
+                f"and samples={samples}"
             )
         self._model = model
         self._calibration = calibration
@@ -38,7 +39,7 @@ class CalibrationRequests:
         return len(self._indices)
 
     def __getitem__(self, position: int) -> dict[str, Array]:
-        """Return arrays by input name, of the shapes in `model.request`."""
+        """Return a request as arrays by input name, with the shapes in `model.request`."""
         rows = self._calibration.inputs([int(self._indices[position])])
         return {
             spec.name: np.ascontiguousarray(rows[spec.name].reshape([int(n) for n in spec.shape]))

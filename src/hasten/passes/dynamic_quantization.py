@@ -1,4 +1,4 @@
-"""Dynamic int8 quantization of matrix products, by ONNX Runtime's quantizer."""
+"""Quantize matrix products dynamically to int8 with ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from hasten.passes.onnx_files import (
 from hasten.passes.silence import first_line, silenced
 
 DYNAMIC_OPS = ("Gemm", "MatMul")
-"""ONNX Runtime's dynamic convolution (ConvInteger) is slower than its float one."""
+"""Operators to quantize; not Conv, since ONNX Runtime's ConvInteger is slower than float Conv."""
 
 
 @dataclass(frozen=True)
 class DynamicQuantization(Selective):
-    """Store the weights of matrix products as int8, and quantize activations as they come.
+    """Store the weights of matrix products as int8, and quantize activations at run time.
 
-    Needs no calibration data. An activation has one scale for the whole batch, so an answer
-    depends on its batch mates: such a model is certified and served at batch 1.
+    This needs no calibration data. An activation has one scale for the whole batch, so an answer
+    depends on the other samples of its batch: such a model is certified and served at batch 1.
 
     Attributes:
-        per_channel: One weight scale per output channel, not one per weight tensor.
-        reduce_range: 7-bit weights, where the processor has neither VNNI nor AMX.
-        keep_float: Names of nodes to leave alone.
+        per_channel: Whether weights have a scale per output channel, not one per tensor.
+        reduce_range: Whether weights have 7 bits, for processors with neither VNNI nor AMX.
+        keep_float: Names of ONNX nodes to leave in float.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -52,7 +52,7 @@ class DynamicQuantization(Selective):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        if target.family == "cuda":  # TensorRT has none of its operators
+        if target.family == "cuda":  # TensorRT lacks the operators of dynamic quantization
             return
         counts = op_counts(read_onnx(model, weights=False))
         if not counts["Conv"]:

@@ -1,4 +1,4 @@
-"""Roundings put where a quantizer puts them, with made-up ranges: for timing alone."""
+"""Insert roundings where a quantizer would, with arbitrary ranges, for timing alone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BETWEEN = {
     **dict.fromkeys(("Add", "Subtract", "Multiply", "Concat")),
     **dict.fromkeys(("AvgPool", "ReduceMean", "Interpolate", "MVN"), 1),
 }
-"""What else works in int8 where all that it reads is rounded: how many of its inputs; None: all."""
+"""Other operations that run in int8 if their inputs are rounded: how many inputs, None for all."""
 _OTHERS = {"Divide", "GroupNormalization", "Maximum", "Minimum", "NormalizeL2", "Power"} | {
     *("GRUCell", "GRUSequence", "LSTMCell", "LSTMSequence", "RNNSequence", "SquaredDifference")
 }
-"""What a quantizer may round and isn't rounded here."""
+"""Operations that a quantizer may round but this module can't."""
 _KEEP_SIGN = {"AvgPool", "MaxPool", "ReduceMean", "Reshape", "Slice", "Split", "Squeeze"} | {
     *("StridedSlice", "Transpose", "Unsqueeze", "VariadicSplit")
 }
@@ -33,19 +33,20 @@ _DEEPEST = 8
 
 
 def round_everywhere(graph: Any, *, kept: Sequence[str] = (), symmetric: bool = True) -> int:
-    """Put a FakeQuantize of 8 bits before what a convolutional network has in int8.
+    """Insert 8-bit FakeQuantize operations, in place, where a convolutional network runs in int8.
 
-    In place. A graph that has other operations which a quantizer may round is left as it is.
+    A graph with other operations that a quantizer may round is left as it is.
 
     Args:
-        graph: An `openvino.Model` as its converter gives it.
+        graph: `openvino.Model` from OpenVINO's converter.
         kept: Friendly names of operations to leave in float.
-        symmetric: Activations around 0; False gives those that can be negative a zero point.
+        symmetric: Whether activations are rounded around 0; if not, those that can be negative get
+            a zero point.
 
     Returns:
-        How many convolutions and matrix products read rounded numbers; 0 where it was left as it is.
+        Number of convolutions and matrix products with rounded inputs; 0 if nothing was changed.
 
-    Source: Jacob et al., arXiv:1712.05877, section 3: roundings simulated where integers will be.
+    Source: Jacob et al., arXiv:1712.05877, section 3: simulated rounding where integers will be.
     """
     import openvino
 
@@ -78,19 +79,19 @@ def round_everywhere(graph: Any, *, kept: Sequence[str] = (), symmetric: bool = 
 
 
 def _constant(node: Any) -> bool:
-    """Whether a node gives weights: a constant, perhaps converted or in another shape."""
+    """Return whether a node is a constant, perhaps converted or reshaped, and so holds weights."""
     while node.get_type_name() in ("Convert", "Reshape"):
         node = node.input_value(0).get_node()
     return bool(node.get_type_name() == "Constant")
 
 
 def _weights(operation: Any, place: int, source: Any) -> Any:
-    """Round weights, with a scale for each channel that they give."""
+    """Round weights, with a scale per output channel."""
     shape = list(source.get_partial_shape().to_shape())
     axes = _CHANNEL_AXES.get(operation.get_type_name(), ())
     if (
         not axes and place == 1 and len(shape) > 1
-    ):  # a matrix product: the axis that isn't summed over
+    ):  # a matrix product's channels lie on the axis that isn't summed over
         transposed = operation.get_attributes()["transpose_b"]
         axes = (len(shape) - 2 if transposed else len(shape) - 1,)
     scales = np.full([n if axis in axes else 1 for axis, n in enumerate(shape)], 0.5, np.float32)
@@ -106,7 +107,7 @@ def _activations(source: Any, symmetric: bool) -> Any:
 
 
 def _never_negative(source: Any, depth: int = 0) -> bool:
-    """Whether numbers are 0 or more by what made them: they take the faster unsigned integers."""
+    """Return whether an output can't be negative, which allows the faster unsigned integers."""
     node = source.get_node()
     kind = node.get_type_name()
     if kind in _NEVER_NEGATIVE:

@@ -1,4 +1,4 @@
-"""Open dimensions settled to those of one request."""
+"""Settle open dimensions to those of one request."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from hasten.passes.silence import first_line
 
 @dataclass(frozen=True)
 class FixShapes(Pass):
-    """Settle every open dimension to the shapes of one request, batch 1.
+    """Settle every open dimension to the shapes of one request of batch size 1.
 
     A runtime that knows all shapes plans its memory ahead and drops the nodes that compute them.
-    The result takes no other batch size.
+    The result accepts no other batch size.
     """
 
     exact: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class FixShapes(Pass):
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         if all(spec.static for spec in (*model.inputs, *model.outputs)):
-            raise Skipped("every dimension is settled already")
+            raise Skipped("every dimension is already settled")
         proto = read_onnx(model)
         settled = {spec.name: spec for spec in model.request}
         for value in proto.graph.input:
@@ -59,12 +59,12 @@ class FixShapes(Pass):
 
 
 def _infer(path: Path) -> dict[str, onnx.ValueInfoProto]:
-    """Infer shapes in place; return the outputs by name."""
+    """Infer the shapes of a file in place, and return its outputs by name."""
     try:
         onnx.shape_inference.infer_shapes_path(str(path), str(path), data_prop=True)
     except Exception as error:
         raise CandidateError(
-            f"shapes don't follow from those of a request: {first_line(error)}"
+            f"can't infer the shapes from those of a request: {first_line(error)}"
         ) from error
     proto = onnx.load(str(path), load_external_data=False)
     return {value.name: value for value in proto.graph.output}
@@ -78,7 +78,7 @@ def _set_shape(value: onnx.ValueInfoProto, shape: tuple[int | str, ...]) -> None
 
 
 def _shape(value: onnx.ValueInfoProto, spec: TensorSpec) -> tuple[int | str, ...]:
-    """Read an inferred shape; what can't be inferred keeps what was known."""
+    """Return an inferred shape, or the known shape if there is none."""
     if not value.type.tensor_type.HasField("shape"):
         return spec.shape
     return tuple(

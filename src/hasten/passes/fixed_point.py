@@ -1,4 +1,4 @@
-"""A float network as a fixed-point program for an FPGA, after training."""
+"""Convert a trained float network to a fixed-point program for an FPGA."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from hasten.passes.onnx_files import op_counts, read_onnx
 from hasten.passes.silence import first_line, silenced
 
 BENCHED = 64
-"""Calibration samples that a design's test bench asks."""
+"""Number of calibration samples in a design's test bench."""
 
 
 @dataclass(frozen=True)
 class LayerWidth:
-    """Bits of one node.
+    """Bit widths of one node.
 
     Attributes:
-        node: Its name in the simplified graph.
-        weights: Of its largest weights.
-        activations: Of what goes into it.
+        node: Node's name in the simplified graph.
+        weights: Bits of each output's largest weight.
+        activations: Bits of the node's inputs.
     """
 
     node: str
@@ -49,19 +49,19 @@ class LayerWidth:
 
 @dataclass(frozen=True)
 class FixedPoint(Pass):
-    """Round weights and what goes into products to fixed-point numbers; sums stay exact.
+    """Round weights and the inputs of products to fixed-point numbers; sums stay exact.
 
-    The scales are powers of two: each output's weights have one, each tensor has one, and each input
-    of the model. Integer bits are set by calibration.
+    Scales are powers of two: one for each output's weights, for each tensor, and for each input of
+    the model. Calibration sets the integer bits.
 
     Attributes:
-        weight_bits: Of an output's largest weight, its sign included.
-        activation_bits: Of what goes into a product, its sign included.
-        input_bits: Of each of the model's inputs.
-        overflow: What becomes of a number beyond what calibration showed: "saturate", "wrap" (with a
-            bit to spare), or "grow", which leaves out no bit before the point.
-        layers: Nodes with bits of their own.
-        samples: How many samples set the ranges.
+        weight_bits: Bits of an output's largest weight, including the sign.
+        activation_bits: Bits of a product's inputs, including the sign.
+        input_bits: Bits of each input of the model.
+        overflow: Treatment of numbers beyond the calibrated range: "saturate", "wrap" (with a spare
+            bit), or "grow", which keeps every bit before the point.
+        layers: Bit widths of nodes that differ from the general ones.
+        samples: Largest number of samples that set the ranges.
     """
 
     gives: ClassVar[Format] = "dais"
@@ -87,11 +87,11 @@ class FixedPoint(Pass):
             ("input_bits", self.input_bits),
         ):
             if not 2 <= bits <= 24:
-                raise CandidateError(f"{name} is from 2 to 24: got {bits}")
+                raise CandidateError(f"{name} must be from 2 to 24: got {bits}")
         requests = CalibrationRequests(model, calibration, self.samples)
         proto = settled(model, calibration, workdir)
         if not any(op_counts(proto)[name] for name in (*PRODUCTS, *TREES)):
-            raise Skipped("it has no product and no tree to round")
+            raise Skipped("nothing to round: the model has no product and no tree")
         own = {layer.node: (layer.weights, layer.activations) for layer in self.layers}
         widths = Widths(self.weight_bits, self.activation_bits, self.input_bits, self.overflow, own)
         program.version()
@@ -113,10 +113,10 @@ class FixedPoint(Pass):
 
 
 def settled(model: Model, calibration: Dataset, workdir: Path) -> onnx.ModelProto:
-    """Return the float graph with every shape settled, constants folded and normalizations merged.
+    """Return the float graph with all shapes settled, constants folded and normalizations merged.
 
     Raises:
-        CandidateError: it can't be simplified.
+        CandidateError: the graph can't be simplified.
     """
     folder = workdir / "settled"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Give single layers of a quantized model their float weights, bias and inputs back."""
+"""Return single layers of a quantized model to float: their weights, bias and inputs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from hasten.passes.openvino_graphs import PRODUCTS, bias_of, converted, operatio
 from hasten.passes.silence import first_line, silenced
 
 _SHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Transpose"})
-"""Operations that rounding may stand before as well as behind."""
+"""Operations that a rounding may precede as well as follow."""
 
 
 @dataclass(frozen=True)
 class FloatLayers(Pass):
-    """Take layers out of int8, in the IR that a quantizer wrote.
+    """Return layers to float in the IR that a quantizer wrote.
 
-    Takes a second where quantizing anew takes many; the biases of the other layers stay as they
-    were corrected. What is left in float runs in the engine's own float precision.
+    This takes one second, while quantizing again takes many. The biases of other layers stay as
+    the quantizer corrected them. Layers in float run in the engine's own float precision.
 
     Attributes:
-        nodes: Names of ONNX nodes of the original model.
+        nodes: Names of the layers' ONNX nodes in the original model.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"openvino"})
@@ -41,21 +41,19 @@ class FloatLayers(Pass):
 
     @property
     def keep_float(self) -> tuple[str, ...]:
-        """The layers that it takes out."""
+        """Names of the ONNX nodes to return to float."""
         return self.nodes
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield nothing: the search says which layers."""
+        """Yield nothing, since the search chooses the layers."""
         yield from ()
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         if model.origin is None:
-            raise CandidateError(
-                "no layer can be given back: the model that it was made of is gone"
-            )
+            raise CandidateError("can't return layers to float: the original model is missing")
         if not self.nodes:
-            raise Skipped("no layer is named")
+            raise Skipped("nothing to return to float: no layer is named")
         proto = read_onnx(model.origin, weights=False)
         check_nodes(proto, self.nodes)
         path = workdir / "mixed.xml"
@@ -70,7 +68,7 @@ class FloatLayers(Pass):
                 source = converted(model.origin)
                 names: set[str] = set()
                 for node in self.nodes:
-                    with contextlib.suppress(CandidateError):  # merged into another, which stays
+                    with contextlib.suppress(CandidateError):  # merged into one that stays in int8
                         names.update(operations_of(source, proto, (node,)))
                 if not _give_back(graph, source, names):
                     raise CandidateError(f"none of the {len(self.nodes)} layers was in int8")
@@ -79,7 +77,7 @@ class FloatLayers(Pass):
         except HastenError:
             raise
         except Exception as error:
-            raise CandidateError(f"layers can't be given back: {first_line(error)}") from error
+            raise CandidateError(f"can't return layers to float: {first_line(error)}") from error
         return replace(model, path=path, files=(path.with_suffix(".bin"),))
 
     def words(self) -> str:
@@ -87,12 +85,12 @@ class FloatLayers(Pass):
 
 
 def _give_back(graph: Any, source: Any, names: set[str]) -> int:
-    """Make products as they are in the original; return how many were in int8.
+    """Restore products from the original, and return how many of them were in int8.
 
     Args:
-        graph: The quantized graph, changed in place.
-        source: The original.
-        names: OpenVINO's names for what to change.
+        graph: Quantized graph, changed in place.
+        source: Original graph.
+        names: OpenVINO's names for the operations to restore.
     """
     originals = {operation.get_friendly_name(): operation for operation in source.get_ordered_ops()}
     done = 0
@@ -111,7 +109,7 @@ def _give_back(graph: Any, source: Any, names: set[str]) -> int:
 
 
 def _serves_int8(rounding: Any) -> bool:
-    """Whether what is rounded gets to a product in int8, be it through other operations."""
+    """Return whether a rounding feeds a product in int8, directly or through other operations."""
     left, seen = [rounding], set()
     while left:
         for target in left.pop().output(0).get_target_inputs():
@@ -127,7 +125,7 @@ def _serves_int8(rounding: Any) -> bool:
 
 
 def _in_int8(product: Any) -> bool:
-    """Whether a product's second input is rounded: weights kept as int8, or activations."""
+    """Return whether a product's second input is rounded: int8 weights, or rounded activations."""
     node = product.input_value(1).get_node()
     while node.get_type_name() in ("Multiply", "Subtract", "Convert", *_SHAPES):
         node = node.input_value(0).get_node()
@@ -136,10 +134,10 @@ def _in_int8(product: Any) -> bool:
 
 
 def _give_input_back(operation: Any, original: Any, position: int) -> bool:
-    """Feed one input of a product as the original's is fed; return whether it came through int8.
+    """Restore the source of one input of a product, and return whether the input was in int8.
 
     Raises:
-        CandidateError: what feeds it there isn't found here.
+        CandidateError: the original's source isn't found in the quantized graph.
     """
     import openvino.opset13 as operators
 
@@ -153,18 +151,22 @@ def _give_input_back(operation: Any, original: Any, position: int) -> bool:
     wanted = feeds.get_node().get_friendly_name()
     source = operation.input_value(position)
     if source.get_node().get_friendly_name() != wanted and source.get_node().get_input_size():
-        # SmoothQuant divides activations by what it multiplied the weights with.
+        # SmoothQuant divides activations by the factors that it multiplied weights by.
         source = source.get_node().input_value(0)
         operation.input(position).replace_source_output(source)
     if source.get_node().get_friendly_name() != wanted:
         raise CandidateError(
-            f"what feeds {original.get_friendly_name()!r} isn't found after quantization"
+            f"can't find the input of {original.get_friendly_name()!r} after quantization"
         )
     return was
 
 
 def _without_rounding(where: Any) -> bool:
-    """Take the rounding away before an input, be it before what only changes the shape; return whether there was one."""
+    """Remove the rounding before an input, even if shape operations are in between.
+
+    Returns:
+        Whether there was a rounding.
+    """
     while True:
         node = where.get_source_output().get_node()
         if node.get_type_name() == "FakeQuantize":
@@ -177,7 +179,7 @@ def _without_rounding(where: Any) -> bool:
 
 
 def _constant(output: Any) -> Any:
-    """Return the values of an output that hangs on constants alone, else None."""
+    """Return the values of an output that depends on constants alone; None for any other."""
     import openvino
 
     left, seen = [output.get_node()], 0
@@ -194,7 +196,7 @@ def _constant(output: Any) -> Any:
 
 
 def _own_bias(operation: Any, original: Any) -> None:
-    """Give the addition behind a product the bias that it had before it was corrected."""
+    """Restore the bias of the addition after a product, from before its correction."""
     import openvino.opset13 as operators
 
     before, after = bias_of(original), bias_of(operation)

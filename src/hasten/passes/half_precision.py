@@ -1,4 +1,4 @@
-"""Half precision, by ONNX Runtime's converter."""
+"""Convert a model to half precision with ONNX Runtime's converter."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class HalfPrecision(Selective):
-    """Compute in float16; inputs and outputs keep their types.
+    """Compute in float16, with inputs and outputs of the original types.
 
-    TensorRT's networks are strongly typed: precision is what the graph says, and no flag. Weights beyond
-    float16's range stay in float32 with the node that reads them. There is no bfloat16: no runtime here
-    answers such graphs on a processor, so nothing could judge it before it ships.
+    TensorRT's networks are strongly typed: the graph sets the precision, not a flag. Weights beyond
+    float16's range stay in float32 with the node that reads them. bfloat16 isn't offered: no
+    supported runtime runs such graphs on a CPU, so they couldn't be judged before they ship.
 
     Attributes:
-        keep_float: Names of nodes to leave in float32.
+        keep_float: Names of ONNX nodes to leave in float32.
     """
 
     stage: ClassVar[Stage | None] = "lossy"
@@ -41,7 +41,7 @@ class HalfPrecision(Selective):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """There is one, for NVIDIA's GPUs alone."""
+        """Yield the default settings, for NVIDIA's GPUs alone."""
         if target.family == "cuda":
             yield cls()
 
@@ -50,13 +50,17 @@ class HalfPrecision(Selective):
         check_nodes(proto, self.keep_float)
         wanted = compute_nodes(proto, self.keep_float)
         if not wanted:
-            raise Skipped("nothing to halve: there is no convolution or matrix product to take on")
+            raise Skipped("nothing to halve: there is no convolution or matrix product to convert")
         result = halved(proto, self.keep_float)
         self._prove(result, wanted)
         return write_onnx(result, model, workdir / "half.onnx")
 
     def _prove(self, result: onnx.ModelProto, wanted: list[str]) -> None:
-        """Raise CandidateError unless some products compute in float16 and the kept ones don't."""
+        """Check that some products compute in float16 and kept ones don't.
+
+        Raises:
+            CandidateError: one of these doesn't hold.
+        """
         types = _types(result)
         half = {
             node.name
@@ -71,7 +75,7 @@ class HalfPrecision(Selective):
         for name in self.keep_float:
             if name in half:
                 raise CandidateError(
-                    f"ONNX Runtime's float16 converter halved {name!r} all the same"
+                    f"ONNX Runtime's float16 converter converted {name!r} in spite of keep_float"
                 )
 
     def words(self) -> str:
@@ -80,7 +84,7 @@ class HalfPrecision(Selective):
 
 
 def halved(proto: onnx.ModelProto, keep_float: Iterable[str]) -> onnx.ModelProto:
-    """Return a graph that computes in float16, but for some nodes, and for weights that are too large for it.
+    """Return a graph in float16 except for some nodes, and for those with weights too large for it.
 
     Raises:
         CandidateError: the converter failed.
@@ -101,7 +105,7 @@ def _converted(proto: onnx.ModelProto, left: list[str]) -> Any:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     result = convert_float_to_float16(proto, keep_io_types=True, node_block_list=left)
-    OnnxModel.graph_topological_sort(result.graph)  # it appends its casts
+    OnnxModel.graph_topological_sort(result.graph)  # the converter appends its casts
     return result
 
 
@@ -119,7 +123,7 @@ def _beyond(proto: onnx.ModelProto) -> Iterator[str]:
 
 
 def _types(proto: onnx.ModelProto) -> dict[str, int]:
-    """Return the element types of a graph's values by name, as far as they can be inferred."""
+    """Return the element types of a graph's values by name, where they can be inferred."""
     graph = onnx.shape_inference.infer_shapes(proto).graph
     values = (*graph.value_info, *graph.output)
     return {value.name: value.type.tensor_type.elem_type for value in values}

@@ -1,4 +1,4 @@
-"""A network trained for few bits, each weight and each value with a width of its own, for an FPGA."""
+"""Train a network for an FPGA with few bits, and with a bit width per weight and per value."""
 
 from __future__ import annotations
 
@@ -31,24 +31,23 @@ _BEGIN_BITS = 8
 _RATE = 5e-3
 _BATCH = 32
 _LEAST_PRESSURE = 1e-3
-"""Of what it rises to: first the network learns again, then it gets smaller."""
+"""Initial share of the final pressure: low, so that the network first learns and then shrinks."""
 
 
 @dataclass(frozen=True)
 class HgqTraining(Pass):
-    """Train weights and bit widths together, by HGQ2: the loss counts the bits of every product too.
+    """Train weights and bit widths together with HGQ2, whose loss includes every product's bits.
 
-    The network begins with the model's weights and learns the model's answers, and labels where there
-    are some.
+    The network starts from the model's weights and learns the model's answers, and labels if there
+    are any.
 
     Attributes:
-        training: Training data on disk, as a spool.
-        training_sha256: Of its content.
-        pressure: How much all products' bits together weigh in the loss at the end, as they were at
-            the beginning: the more, the smaller the design.
-        epochs: Passes over the data.
-        samples: How many calibration samples a test bench asks, at most.
-        seed: Of the order.
+        training: Folder of the spool with the training data.
+        training_sha256: SHA-256 of the training data's content.
+        pressure: Final weight in the loss of all products' bits together, relative to their initial
+            number; a higher pressure gives a smaller design.
+        epochs: Number of passes over the data.
+        seed: Seed of the training, including the order of samples.
     """
 
     gives: ClassVar[Format] = "dais"
@@ -61,7 +60,7 @@ class HgqTraining(Pass):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """None: it needs training data, which whoever has them hands in."""
+        """Yield nothing, since the training data must be handed in."""
         yield from ()
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
@@ -125,7 +124,7 @@ class HgqTraining(Pass):
 
 
 def _answers(model: Model, inputs: Array) -> Array:
-    """The model's own answers to what the network is trained on, before a softmax at the end."""
+    """Return the model's own answers to the training inputs, before a final softmax."""
     import onnx
     import onnxruntime
 
@@ -146,7 +145,7 @@ def _answers(model: Model, inputs: Array) -> Array:
 
 
 def _loss(classes: bool, epilogue: str, labels: Array | None) -> Any:
-    """Cross-entropy with the model's own answers, and half of it with labels; of other answers squares."""
+    """Return cross-entropy to the model's answers, half of it to labels, or squared errors."""
     from keras import ops
 
     def squares(goal: Any, found: Any) -> Any:
@@ -165,7 +164,7 @@ def _loss(classes: bool, epilogue: str, labels: Array | None) -> Any:
 
 
 def _rising(pressure: float, epochs: int, samples: int) -> Any:
-    """A callback that lets bits weigh more and more in the loss."""
+    """Return a callback that raises the weight of bits in the loss with each epoch."""
     import keras
 
     class Rising(keras.callbacks.Callback):  # type: ignore[misc]
@@ -186,7 +185,7 @@ def _counted(network: Any) -> Sequence[Any]:
 
 
 def _traced(made: Trainable, model: Model) -> FpgaProgram:
-    """Turn a trained network into a fixed-point program with the model's own ports."""
+    """Convert a trained network to a fixed-point program with the model's own ports."""
     from da4ml.converter import trace_model
     from da4ml.trace import FixedVariableArray, HWConfig, comb_trace
 
@@ -208,7 +207,7 @@ def _traced(made: Trainable, model: Model) -> FpgaProgram:
 
 
 def _columns(intervals: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Signs, bits before the point and bits behind it of a program's ports."""
+    """Return the sign, integer and fraction bits of a program's ports."""
     from da4ml.types import minimal_kif
 
     signed, integer, fraction = zip(*map(minimal_kif, intervals), strict=True)
@@ -216,7 +215,7 @@ def _columns(intervals: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[in
 
 
 def _formats(made: Trainable) -> tuple[Array, Array, Array]:
-    """The formats that the network rounds its input to, channels first."""
+    """Return sign, integer and fraction bits of the network's rounded input, channels first."""
     entering = [
         layer
         for layer in made.network.layers
@@ -234,7 +233,7 @@ def _formats(made: Trainable) -> tuple[Array, Array, Array]:
 
 
 def _within(made: Trainable, traced: FpgaProgram, inputs: Array) -> Array:
-    """The network's own answers to inputs as the ports round them, flat."""
+    """Return the network's own answers to inputs rounded like the ports', flattened per sample."""
     rounded = traced.ports.encode({traced.ports.inputs[0].name: inputs})
     given = rounded.reshape(inputs.shape).astype(np.float32)
     found = np.asarray(made.network.predict(channels_last(given), verbose=0))

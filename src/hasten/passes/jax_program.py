@@ -1,4 +1,4 @@
-"""From torch's exported program to StableHLO by torchax and JAX, for TPUs."""
+"""Convert torch's exported program to StableHLO with torchax and JAX, for TPUs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from hasten.passes.calibration import CalibrationRequests
 
 @dataclass(frozen=True)
 class JaxProgram(Selective):
-    """Convert the torch program that a model came from, for XLA alone.
+    """Convert the torch program from which a model was made, for XLA alone.
 
-    Inputs and outputs are the model's own in every precision; the batch is 1.
+    Inputs and outputs are the model's own in every precision; the batch size is 1.
 
     Attributes:
-        precision: "f32": products of float32 in full precision, where a TPU would else take
-            bfloat16; "bf16": weights and activations in bfloat16, normalizations and sums in
-            float32; "int8": as "bf16", and matrix products and convolutions with constant weights
-            in int8, one scale per output channel and one per activation, with sums in int32.
-            Depthwise convolutions aren't: the matrix units do nothing for them.
-        keep_float: Names of the program's nodes to leave in bfloat16.
-        samples: How many samples to set ranges by at most.
+        precision: Precision: "f32" for float32 products in full precision, which a TPU would
+            otherwise compute in bfloat16; "bf16" for weights and activations in bfloat16 with
+            normalizations and sums in float32; "int8" for "bf16" with matrix products and
+            convolutions with constant weights in int8, one scale per output channel and one per
+            activation, and sums in int32. Depthwise convolutions stay in bfloat16, since the
+            matrix units don't speed them up.
+        keep_float: Names of nodes in the torch program to leave in bfloat16.
+        samples: Largest number of samples that set ranges.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -49,7 +50,7 @@ class JaxProgram(Selective):
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
-        """Whether it is in float32."""
+        """Whether the program computes in float32."""
         return self.precision == "f32"
 
     @classmethod
@@ -61,13 +62,13 @@ class JaxProgram(Selective):
             yield cls("int8")
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Quantize by the ranges of one sample."""
+        """Quantize with the ranges of a single sample."""
         return replace(self, samples=1)(model, calibration, workdir)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         if model.program is None:
             raise InputError(
-                f"{model.path.name}: a TPU starts from the torch program, not from ONNX; "
+                f"{model.path.name}: a TPU needs the torch program, not ONNX; "
                 "give the torch module or its .pt2 file"
             )
         program = conversion.read_program(model.program)
@@ -99,7 +100,11 @@ class JaxProgram(Selective):
     def _check(
         self, program: CapturedProgram, model: Model, inputs: list[str], outputs: list[str]
     ) -> None:
-        """Raise CandidateError unless the program and the model have as many inputs and outputs."""
+        """Check that the program and the model have equally many inputs and outputs.
+
+        Raises:
+            CandidateError: the numbers differ.
+        """
         assert model.program is not None
         for what, own, wanted in (
             ("inputs", len(program.inputs), len(inputs)),
@@ -113,7 +118,7 @@ class JaxProgram(Selective):
     def _ranges(
         self, program: CapturedProgram, model: Model, calibration: Dataset
     ) -> dict[str, SeenRange]:
-        """Return the ranges of what is multiplied, by node, where that is to be quantized."""
+        """Return the ranges of each product's inputs, by node; empty unless they are quantized."""
         if self.precision != "int8":
             return {}
         requests = CalibrationRequests(model, calibration, self.samples)
@@ -132,12 +137,17 @@ class JaxProgram(Selective):
                 )
         if not ranges.keys() - set(self.keep_float):
             raise Skipped(
-                "nothing to quantize: there is no convolution or matrix product to take on"
+                "nothing to quantize: there is no convolution or matrix product to quantize"
             )
         return ranges
 
     def _prove(self, exported: Any, quantized: int) -> None:
-        """Raise unless the written program computes as it was meant to."""
+        """Check that the written program has the intended precision.
+
+        Raises:
+            CandidateError: a product has another precision.
+            Skipped: there are no floats to compute in bfloat16.
+        """
         found = stablehlo.products(exported)
         if self.precision == "int8":
             done = found.count(Kinds("i8", "i8", "i32"))
@@ -150,7 +160,7 @@ class JaxProgram(Selective):
             if "bf16>" not in stablehlo.text(exported):
                 raise Skipped("nothing to compute in bfloat16: there are no floats")
         elif not all(kinds.full for kinds in found if kinds.left == "f32"):
-            raise CandidateError("a product of float32 isn't of full precision in the StableHLO")
+            raise CandidateError("a float32 product isn't in full precision in the StableHLO")
 
     def words(self) -> str:
         kept = counted(len(self.keep_float), "layer")

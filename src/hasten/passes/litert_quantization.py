@@ -1,4 +1,4 @@
-"""Static int8 quantization to .tflite, by the AI Edge Quantizer."""
+"""Quantize a model statically to int8 .tflite with the AI Edge Quantizer."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ from hasten.passes.weight_rounding import round_weights
 _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 _JOINS = frozenset({"Add", "Concat", "Sub", "Sum"})
 _NORMALIZATIONS = ":norm"
-"""Mean squares of int8 differences say little: these stay in float."""
+"""Mark of normalizations, which stay in float: mean squares of int8 differences are too inexact."""
 
 
 @dataclass(frozen=True)
 class LitertQuantization(Selective):
     """Quantize weights and activations to int8, for LiteRT alone.
 
-    Weights have one scale per channel, around 0; activations one per tensor, with a zero point.
+    Weights have a scale per channel, around 0; activations a scale per tensor, with a zero point.
 
     Attributes:
-        rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
-            layer gives moves least; see `weight_rounding`.
-        keep_float: Names of ONNX nodes to leave alone. What lies between them and the products or sums before
-            stays in float too: LiteRT's int8 rounds what every operator gives, and so what they'd read.
-        samples: How many samples to calibrate on at most.
-        ends: What the file takes and gives: "float"; or "int8", for interpreters and delegates that have
-            integers only. Then nothing at all stays in float, and the engine scales at the border.
+        rounding: Rounding of the weights of convolutions and Gemm: "nearest" integer, or by "layer"
+            such that the layer's output changes least; see `weight_rounding`.
+        keep_float: Names of ONNX nodes to leave in float. Operations between them and the products
+            or sums before them stay in float too, since LiteRT's int8 rounds every operator's
+            output, and so would round these nodes' inputs.
+        samples: Largest number of calibration samples.
+        ends: Type of the file's inputs and outputs: "float", or "int8" for interpreters and
+            delegates that only have integers. With "int8" nothing stays in float, and the engine
+            converts inputs and outputs.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -64,14 +66,14 @@ class LitertQuantization(Selective):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield both ways to round, where the quantizer is installed; in integers alone for the edge."""
+        """Yield both roundings if the quantizer is installed, for the edge in integers alone."""
         if all(map(importlib.util.find_spec, ("ai_edge_litert", "ai_edge_quantizer"))):
             ends: Literal["float", "int8"] = "int8" if target.family == "litert" else "float"
             yield cls(ends=ends)
             yield cls("layer", ends=ends)
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Quantize by the ranges of one sample."""
+        """Quantize with the ranges of a single sample."""
         quick = replace(self, samples=1, rounding="nearest")
         return quick(model, calibration, workdir)
 
@@ -80,12 +82,12 @@ class LitertQuantization(Selective):
         check_nodes(proto, self.keep_float)
         if self.ends == "int8" and self.keep_float:
             raise CandidateError(
-                f"a model of integers alone keeps nothing in float: asked to keep {self.keep_float[0]!r}"
+                f"ends=int8 can't keep any node in float: got keep_float={self.keep_float[0]!r}"
             )
         names = compute_nodes(proto, self.keep_float)
         if not names:
             raise Skipped(
-                "nothing to quantize: there is no convolution or matrix product to take on"
+                "nothing to quantize: there is no convolution or matrix product to quantize"
             )
         source = model
         if self.rounding == "layer":
@@ -107,9 +109,9 @@ class LitertQuantization(Selective):
         return replace(model, path=path, format="tflite", files=())
 
     def _left_alone(self, proto: onnx.ModelProto) -> list[str]:
-        """Return the names of what stays in float: the kept nodes, divisions, and what leads to them.
+        """Return the names of nodes to leave in float: kept ones, divisions, and those before them.
 
-        A divisor that is small beside the largest would be 0 in int8.
+        A divisor that is small compared to the largest one would be 0 in int8.
         """
         makers = {name: node for node in proto.graph.node for name in node.output}
         divisions = [
@@ -164,7 +166,11 @@ class LitertQuantization(Selective):
         return bytes(result.quantized_model)
 
     def _prove(self, content: bytes, wanted: int) -> None:
-        """Raise CandidateError unless some products became int8 and the kept ones didn't."""
+        """Check that some products are in int8 and kept ones aren't.
+
+        Raises:
+            CandidateError: one of these doesn't hold.
+        """
         from ai_edge_litert import schema_py_generated as schema
 
         model = schema.ModelT.InitFromPackedBuf(content)
@@ -173,7 +179,7 @@ class LitertQuantization(Selective):
         transposed = schema.BuiltinOperator.TRANSPOSE_CONV
 
         def operands(operator: Any) -> list[int]:
-            """Return what is multiplied; a transposed convolution reads the shape to give before."""
+            """Return a product's factors, which follow the shape in a transposed convolution."""
             first = model.operatorCodes[operator.opcodeIndex].builtinCode == transposed
             return list(operator.inputs[first : first + 2])
 
@@ -195,7 +201,9 @@ class LitertQuantization(Selective):
                     raise CandidateError(f"the AI Edge Quantizer left the node {node!r} in float")
         for name in self.keep_float:
             if any(re.search(_scope(name), f"{tensor};") for tensor in done):
-                raise CandidateError(f"the AI Edge Quantizer quantized {name!r} all the same")
+                raise CandidateError(
+                    f"the AI Edge Quantizer quantized {name!r} in spite of keep_float"
+                )
 
     def words(self) -> str:
         settings = listed(
@@ -208,16 +216,16 @@ class LitertQuantization(Selective):
 
 
 def _joins(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether several branches meet in a node: what they share can't be in float for one of them alone."""
+    """Return whether a node joins branches, which can't be in float for one of them alone."""
     computed = [n for n in node.input if n in makers and makers[n].op_type != "Constant"]
     return node.op_type in _JOINS and len(computed) > 1
 
 
 def _scope(name: str) -> str:
-    """Return a regular expression for the tensors that an ONNX node's operators give."""
+    """Return a regular expression for the output tensors of an ONNX node's operators."""
     return f"^{re.escape(name.replace(';', ','))}(:|;)"
 
 
 def _widened(old: Mapping[str, Array], new: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the range that holds two."""
+    """Return the smallest range that contains both ranges."""
     return {"min": np.minimum(old["min"], new["min"]), "max": np.maximum(old["max"], new["max"])}

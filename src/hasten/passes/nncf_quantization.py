@@ -1,4 +1,4 @@
-"""Static int8 quantization to OpenVINO IR, by NNCF."""
+"""Quantize a model statically to int8 OpenVINO IR with NNCF."""
 
 from __future__ import annotations
 
@@ -36,22 +36,24 @@ _DRAFT_SAMPLES = 2
 
 @dataclass(frozen=True)
 class NncfQuantization(Selective):
-    """Quantize weights and activations to int8 and correct the biases for the error made.
+    """Quantize weights and activations to int8, and correct the biases for the rounding error.
 
-    The result is OpenVINO's own format, for OpenVINO alone: there it is faster than the same
-    through ONNX. What comes behind the last product stays in float.
+    The result is in OpenVINO's own format and for OpenVINO alone, where it is faster than an
+    equivalent ONNX file. Operations after the last product stay in float.
 
     Attributes:
-        preset: Activations with a zero point ("mixed") or around 0 ("performance").
-        fast_bias_correction: Estimate the error from channel means; False runs the quantized
-            model layer by layer, which is more accurate and much slower to build.
-        transformer: Leave alone what hurts attention, and smooth activations into weights.
-        rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
-            layer gives moves least; see `weight_rounding`. Takes 8 bits.
-        keep_float: Names of ONNX nodes to leave alone.
-        samples: How many samples to calibrate on at most.
-        reduce_range: 7-bit weights, where the processor has neither VNNI nor AMX; NNCF leaves
-            those of depthwise convolutions as they are.
+        preset: Ranges of activations: with a zero point ("mixed") or around 0 ("performance").
+        fast_bias_correction: Whether the error is estimated from channel means; if not, the
+            quantized model is run layer by layer, which is more accurate and much slower to build.
+        transformer: Whether operations that attention is sensitive to stay in float, and
+            activations are smoothed into weights.
+        rounding: Rounding of the weights of convolutions and Gemm: "nearest" integer, or by "layer"
+            such that the layer's output changes least; see `weight_rounding`. "layer" needs 8-bit
+            weights.
+        keep_float: Names of ONNX nodes to leave in float.
+        samples: Largest number of calibration samples.
+        reduce_range: Whether weights have 7 bits, for processors with neither VNNI nor AMX; NNCF
+            keeps 8 bits in depthwise convolutions.
 
     Source: bias correction, Nagel et al., arXiv:1906.04721, section 4.2; smoothing, Xiao et al.,
     arXiv:2211.10438.
@@ -72,7 +74,7 @@ class NncfQuantization(Selective):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield what was fastest or most accurate, in that order."""
+        """Yield the settings that proved fastest, then the most accurate ones."""
         narrow = saturates(target)
         for value in cls._likeliest(read_onnx(model, weights=False), narrow):
             yield replace(value, reduce_range=narrow)
@@ -92,10 +94,10 @@ class NncfQuantization(Selective):
             yield cls("performance", rounding="layer")
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Put roundings where NNCF does, in a tenth of its time; where that isn't known, call it.
+        """Insert roundings where NNCF does, in a tenth of its time; if that isn't known, call NNCF.
 
-        Of convolutional networks a draft took 0.9 to 1.05 of the latency. With attention it was too
-        far off: NNCF smooths that, and how much of it is fused depends on sizes.
+        For convolutional networks, a draft took 0.9 to 1.05 times the final latency. With attention
+        it was too far off: NNCF smooths attention, and how much of it is fused depends on sizes.
         """
         import openvino
 
@@ -112,7 +114,7 @@ class NncfQuantization(Selective):
             kept = [*operations_of(graph, proto, self.keep_float), *behind_products(graph)]
             try:
                 done = round_everywhere(graph, kept=kept, symmetric=self.preset == "performance")
-            except Exception:  # an unusual graph: what failed here need not fail there
+            except Exception:  # an unusual graph: NNCF may succeed where this failed
                 done = 0
             if done:
                 path = workdir / "draft.xml"
@@ -128,7 +130,7 @@ class NncfQuantization(Selective):
         source = model
         if self.rounding == "layer":
             if self.reduce_range:
-                raise CandidateError("weights rounded by layer take 8 bits")
+                raise CandidateError("weights rounded by layer need 8 bits")
             source = round_weights(model, calibration, workdir, self.keep_float)
         try:
             with silenced(), telemetry_off():
@@ -143,12 +145,12 @@ class NncfQuantization(Selective):
         return replace(model, path=path, format="openvino", files=(path.with_suffix(".bin"),))
 
     def _to_quantize(self, proto: onnx.ModelProto) -> list[str]:
-        """Return the names of what there is to quantize; raise Skipped where there is nothing."""
+        """Return the names of the nodes to quantize; raise Skipped if there are none."""
         check_nodes(proto, self.keep_float)
         names = compute_nodes(proto, self.keep_float)
         if not names:
             raise Skipped(
-                "nothing to quantize: there is no convolution or matrix product to take on"
+                "nothing to quantize: there is no convolution or matrix product to quantize"
             )
         return names
 
@@ -191,7 +193,7 @@ class NncfQuantization(Selective):
 
 
 def _biases(graph: Any) -> dict[str, Array]:
-    """Return the constants added right behind a product, by the name of the addition."""
+    """Return the constants added right after a product, by the name of the addition."""
     found: dict[str, Array] = {}
     for operation in graph.get_ordered_ops():
         if operation.get_type_name() != "Add":
@@ -205,7 +207,11 @@ def _biases(graph: Any) -> dict[str, Array]:
 
 
 def _prove(quantized: Any, biases: dict[str, Array], kept: list[str], wanted: int) -> None:
-    """Raise CandidateError unless products were quantized, kept ones weren't, and biases moved."""
+    """Check that products were quantized, kept ones weren't, and biases changed.
+
+    Raises:
+        CandidateError: one of these doesn't hold.
+    """
     fed = {
         operation.get_friendly_name()
         for operation in quantized.get_ordered_ops()
@@ -215,13 +221,13 @@ def _prove(quantized: Any, biases: dict[str, Array], kept: list[str], wanted: in
     if not fed:
         raise CandidateError(f"NNCF left all {wanted} convolutions and matrix products in float")
     if disobeyed := fed.intersection(kept):
-        raise CandidateError(f"NNCF quantized {min(disobeyed)!r} all the same")
+        raise CandidateError(f"NNCF quantized {min(disobeyed)!r} in spite of keep_float")
     after = _biases(quantized)
     moved = [
         name
         for name, bias in after.items()
         if name not in biases or not np.array_equal(bias, biases[name])
     ]
-    # NNCF leaves a bias whose shift looks too large, so one alone proves nothing; all of many do.
+    # NNCF keeps a bias whose shift looks too large, so only several unchanged biases are a failure.
     if len(biases) > 1 and not moved:
         raise CandidateError(f"NNCF corrected none of the {len(biases)} biases")

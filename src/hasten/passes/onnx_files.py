@@ -1,4 +1,4 @@
-"""Reading and writing ONNX files, and what a pass asks of a graph."""
+"""Read and write ONNX files, and inspect their graphs for passes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hasten.passes.silence import first_line
 
 IR_VERSION = 10
 PROTOBUF_LIMIT_BYTES = 2**31 - 2**24
-"""A file must stay below 2 GiB; the graph itself gets 16 MiB of that."""
+"""Largest size of weights in a file, which must stay below 2 GiB with 16 MiB for the graph."""
 
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Where nearly all the time of a network goes, and what int8 speeds up."""
+"""Operators that take nearly all of a network's time, and that int8 speeds up."""
 
 
 def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
-    """Load a model, with its external data where `weights` says so.
+    """Load a model, with its external data if `weights` is set.
 
-    Nodes without a name have that of their first output, as they do everywhere here.
+    Nodes without a name get the name of their first output, as everywhere in hasten.
 
     Raises:
         CandidateError: the file can't be read.
@@ -40,7 +40,7 @@ def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:
-    """Give nodes without a name that of their first output."""
+    """Give nodes without a name the name of their first output."""
     for node in proto.graph.node:
         node.name = node.name or next(filter(None, node.output), "")
 
@@ -64,7 +64,7 @@ def check_nodes(proto: onnx.ModelProto, names: Iterable[str]) -> None:
     """Check that nodes to leave in float exist.
 
     Raises:
-        InputError: which one doesn't, with the names nearest to it.
+        InputError: a node doesn't exist; names the node and those with similar names.
     """
     known = [node.name for node in proto.graph.node if node.name]
     for name in names:
@@ -85,18 +85,19 @@ def compute_nodes(proto: onnx.ModelProto, keep_float: Iterable[str]) -> list[str
 
 
 def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
-    """Write a graph at IR version 10 (newer where its operator set needs it) and check it.
+    """Write a graph at IR version 10, or a newer one if its operator set needs it, and check it.
 
     Args:
-        proto: The new graph, with its weights in memory.
-        source: The model that it came from. Its weights outside the file mean the same here.
-        path: Where to write.
+        proto: New graph, with its weights in memory.
+        source: Model that the graph was made from; if its weights lie outside the file, the new
+            ones do too.
+        path: Path of the new file.
 
     Returns:
-        The source with another file.
+        Model like the source, with the new file.
 
     Raises:
-        CandidateError: ONNX's checker refuses the graph.
+        CandidateError: ONNX's checker rejects the graph.
         InputError: the file can't be written: no space, no permission.
     """
     needed = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
@@ -113,12 +114,12 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
-        raise CandidateError(f"ONNX refuses {path.name}: {first_line(error)}") from error
+        raise CandidateError(f"ONNX's checker rejects {path.name}: {first_line(error)}") from error
     return replace(source, path=path, files=(data,) if data.exists() else ())
 
 
 def is_transformer(proto: onnx.ModelProto) -> bool:
-    """Whether a graph has attention: a Softmax, and a MatMul of two activations."""
+    """Return whether a graph has attention: a Softmax, and a MatMul of two activations."""
     constants = {tensor.name for tensor in proto.graph.initializer} | {
         name for node in proto.graph.node if node.op_type == "Constant" for name in node.output
     }
@@ -132,10 +133,10 @@ def is_transformer(proto: onnx.ModelProto) -> bool:
 
 
 def saturates(target: Target) -> bool:
-    """Whether products of uint8 and int8 overflow on a processor unless weights have 7 bits.
+    """Return whether products of uint8 and int8 overflow on a CPU unless weights have 7 bits.
 
-    Without VNNI or AMX two such products are summed in 16 bits. A device beside the processor has
-    arithmetic of its own, which none of those here does so.
+    Without VNNI or AMX, a CPU sums two such products in 16 bits. The other supported devices have
+    arithmetic that doesn't overflow like that.
     """
     return target.family == "host" and not any(
         "vnni" in name or name == "amx_int8" for name in target.isa

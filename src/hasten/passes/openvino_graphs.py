@@ -1,4 +1,4 @@
-"""What passes ask of OpenVINO's graphs."""
+"""Inspect OpenVINO's graphs for passes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from hasten.core.model import Model, libraries
 from hasten.errors import CandidateError
 
 PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
-"""Operations that carry a bias in an Add behind them."""
+"""Operations that may be followed by an Add of their bias."""
 _TRANSPOSED = frozenset({"ConvolutionBackpropData", "GroupConvolutionBackpropData"})
 _RECURRENT = {"GRUCell", "GRUSequence", "LSTMCell", "LSTMSequence", "RNNCell", "RNNSequence"}
 _LABORIOUS = PRODUCTS | _TRANSPOSED | _RECURRENT
 _LABORIOUS |= {"Einsum", "If", "Interpolate", "Loop", "ScaledDotProductAttention", "TensorIterator"}
-"""What takes long, or may hold what does."""
+"""Operations that take long, or may contain some that do."""
 
 
 def converted(model: Model) -> Any:
-    """Return an ONNX model as a graph of OpenVINO's.
+    """Convert an ONNX model to an OpenVINO graph.
 
-    Through the converter: NNCF doesn't recognize the biases in what `core.read_model` gives.
+    The converter is used since NNCF doesn't recognize the biases in graphs from `core.read_model`.
     """
     import openvino
 
@@ -31,13 +31,13 @@ def converted(model: Model) -> Any:
 
 
 def operations_of(graph: Any, proto: onnx.ModelProto, names: Sequence[str]) -> list[str]:
-    """Return OpenVINO's names for what ONNX nodes became.
+    """Return OpenVINO's names of the operations made from ONNX nodes.
 
-    One node may become several operations: a convolution with a bias "c" becomes "c/WithoutBiases"
-    and the addition "c". A node that gives an output of the model is called as that output.
+    One node may become several operations: a convolution "c" with a bias becomes "c/WithoutBiases"
+    and the addition "c". A node that computes an output of the model gets the output's name.
 
     Raises:
-        CandidateError: one can't be told from its neighbours any more.
+        CandidateError: OpenVINO merged a node into another operation.
     """
     known = [operation.get_friendly_name() for operation in graph.get_ordered_ops()]
     outputs = {value.name for value in proto.graph.output}
@@ -55,10 +55,10 @@ def operations_of(graph: Any, proto: onnx.ModelProto, names: Sequence[str]) -> l
 
 
 def behind_products(graph: Any) -> list[str]:
-    """Return the names of operations that lead to nothing laborious, as a detector's decoding of boxes.
+    """Return the names of operations with no laborious ones after them, such as decoding of boxes.
 
-    They are a small part of the work, and 8 bits are few for coordinates. What is added to a product
-    isn't one of them: OpenVINO (2026.4) crashed where its last addition alone was in float.
+    They are a small part of the work, and 8 bits are too few for coordinates. Additions to a
+    product aren't included: OpenVINO 2026.4 crashed if only its last addition was in float.
     """
     leads: set[str] = set()
     found = []
@@ -79,7 +79,7 @@ def behind_products(graph: Any) -> list[str]:
 
 
 def _adds_to_product(operation: Any) -> bool:
-    """Whether an operation adds to what a product gives: a bias, or what a block passes by itself."""
+    """Return whether an operation adds a bias or a skip connection to the output of a product."""
     if operation.get_type_name() != "Add":
         return False
     kinds = {value.get_node().get_type_name() for value in operation.input_values()}
@@ -87,7 +87,7 @@ def _adds_to_product(operation: Any) -> bool:
 
 
 def bias_of(product: Any) -> tuple[Any, int] | None:
-    """Return the addition of a constant right behind a product, and which of its inputs that is."""
+    """Return the addition of a constant right after a product, and the constant's input index."""
     for target in product.output(0).get_target_inputs():
         addition = target.get_node()
         if addition.get_type_name() != "Add":

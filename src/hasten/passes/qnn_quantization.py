@@ -1,4 +1,4 @@
-"""Static quantization to explicit QDQ as Qualcomm's HTP takes it, by ONNX Runtime's quantizer."""
+"""Quantize a model statically to explicit QDQ for Qualcomm's HTP with ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from hasten.passes.static_quantization import Reader, Rounding, quantized
 class QnnQuantization(Selective):
     """Quantize weights to int8 and activations to unsigned integers of 8 or 16 bits.
 
-    Convolutions and Gemm have one weight scale per output channel, MatMul one per tensor: QNN's takes
-    no other. A sigmoid's or tanh's range of 16 bits is the one that its operator is made for.
+    Convolutions and Gemm have a weight scale per output channel. MatMul has one per tensor, since
+    QNN's supports no other. A 16-bit sigmoid or tanh has the range that its operator expects.
 
     Attributes:
-        activations: "uint8", the fastest; "uint16", 256 times as fine, for what 8 bits cost too much.
-        rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
-            layer gives moves least; see `weight_rounding`.
-        keep_float: Names of nodes to leave alone; the HTP computes them in float16.
-        samples: How many samples to calibrate on at most.
+        activations: Type of activations: "uint8" is fastest; "uint16" is 256 times as fine, for
+            models that lose too much with 8 bits.
+        rounding: Rounding of the weights of convolutions and Gemm: "nearest" integer, or by "layer"
+            such that the layer's output changes least; see `weight_rounding`.
+        keep_float: Names of ONNX nodes to leave in float; the HTP computes them in float16.
+        samples: Largest number of calibration samples.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -43,14 +44,14 @@ class QnnQuantization(Selective):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield the fastest, then the more accurate, for the HTP; nothing for any other device."""
+        """Yield the fastest settings, then more accurate ones, for the HTP alone."""
         if target.family == "qnn":
             yield cls()
             yield cls(rounding="layer")
             yield cls("uint16", "layer")
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Quantize by the ranges of one sample."""
+        """Quantize with the ranges of a single sample."""
         return replace(self, samples=1, rounding="nearest")(model, calibration, workdir)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
@@ -75,7 +76,7 @@ class QnnQuantization(Selective):
             activation_type=ort.QuantType.QUInt16 if wide else ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
             per_channel=True,
-            stride=1,  # one sample at a time, else every activation of every sample is held
+            stride=1,  # one sample at a time, else all samples' activations are kept in memory
             nodes_to_exclude=list(self.keep_float),
         )
         ort.quantize(str(source), str(path), config)

@@ -1,4 +1,4 @@
-"""How far a model's answers move by each of its layers in int8: found without labels."""
+"""Measure, without labels, how far a model's answers move when each layer alone is in int8."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from hasten.passes.onnx_files import COMPUTE_OPS, PROTOBUF_LIMIT_BYTES, read_onn
 from hasten.passes.silence import first_line, silenced
 
 GROUPS = 64
-"""Looked at one by one; of a network with more layers, neighbours are looked at together."""
+"""Largest number of groups to measure; a network with more layers is measured by neighbours."""
 _FEWEST_GROUPS, _FEWEST_SAMPLES = 8, 8
 _CORRECTION_SAMPLES = 4
 _AT_MOST = 4
-"""How many times as long as asked it may take where even the coarsest look takes longer."""
+"""Factor on the time limit that the coarsest measurement may take if none fits the limit."""
 _OWN = "hasten:"
-"""What the names of tensors that are put in begin with."""
+"""Prefix of the names of inserted tensors."""
 
 
 def sensitivities(
@@ -40,29 +40,29 @@ def sensitivities(
     weight_bits: int = 8,
     threads: int = 1,
 ) -> dict[str, float]:
-    """Quantize one layer after another, all others in float, and see how far the answers move.
+    """Quantize one layer at a time, with all others in float, and measure how far the answers move.
 
     A layer is a convolution or matrix product with its input (8 bits, asymmetric, over the whole
-    range seen) and its weights (symmetric, one scale per output channel). The mean error that this
-    makes in what the layer gives is taken out again, as bias correction does. The errors of several
-    layers are nearly independent, so their sum foretells what those layers do together.
+    observed range) and its weights (symmetric, one scale per output channel). The mean error in
+    the layer's output is removed, as bias correction does. The errors of several layers are nearly
+    independent, so their sum predicts the joint error of those layers.
 
     Args:
-        model: An ONNX model with `request` settled.
-        calibration: Samples to set ranges and to compare answers by; never those that judge.
-        samples: How many to compare on at most.
-        limit_s: About how long it may take: where it would take longer, fewer are compared, and more
-            neighbours are looked at together.
-        weight_bits: 8, or 7 where the processor sums products in 16 bits.
-        threads: For the runtime.
+        model: ONNX model with its `request` settled.
+        calibration: Samples that set ranges and whose answers are compared; never those that judge.
+        samples: Largest number of samples to compare answers on.
+        limit_s: Approximate time limit in seconds, kept by comparing fewer samples and by measuring
+            more neighbours together.
+        weight_bits: Bits of weights: 8, or 7 if the processor sums products in 16 bits.
+        threads: Number of threads of the runtime.
 
     Returns:
-        Node name -> mean squared error of the outputs over their variance: the inverse of the
-        signal-to-quantization-noise ratio. A node without a name goes by its first output's.
+        Mean squared error of the outputs over their variance, by node name: the inverse of the
+        signal-to-quantization-noise ratio. A node without a name has that of its first output.
 
     Raises:
         Skipped: there is no layer to quantize.
-        CandidateError: the model can't be run with one layer quantized, or that would take
+        CandidateError: the model can't be run with one layer quantized, or measuring would take
             several times as long as `limit_s`.
 
     Source: sensitivity of single layers, Nagel et al., arXiv:2106.08295, section 3.7.
@@ -79,11 +79,11 @@ def sensitivities(
 
 @dataclass(frozen=True)
 class ProductLayer:
-    """A convolution or matrix product.
+    """Convolution or matrix product.
 
     Attributes:
-        node: As in the graph.
-        weights: Position among its inputs -> values, of those that are constants.
+        node: Node of the graph.
+        weights: Values of constant inputs, by their position among the inputs.
     """
 
     node: onnx.NodeProto
@@ -91,21 +91,21 @@ class ProductLayer:
 
     @property
     def activations(self) -> list[int]:
-        """Positions of what isn't constant: one, or two in a product of activations."""
+        """Positions of inputs that aren't constant: one, or two in a product of activations."""
         return [i for i in range(2) if i not in self.weights]
 
     @property
     def channel_axis(self) -> int:
-        """The axis of what it gives that has its channels, counted from the end of a convolution's
-        `(n, c, ...)` or a product's `(..., c)`."""
+        """Axis of the channels in the output: 1 for a convolution's `(n, c, ...)`, -1 for a
+        product's `(..., c)`."""
         return 1 if self.node.op_type in ("Conv", "ConvTranspose") else -1
 
     def rounded(self, position: int, highest: int) -> Array:
-        """Return a constant input as int8 gives it back.
+        """Return a constant input rounded to integers and back.
 
         Args:
-            position: Which.
-            highest: The largest integer.
+            position: Position among the inputs.
+            highest: Largest integer.
         """
         values = self.weights[position]
         axes = tuple(i for i in range(values.ndim) if i != self._weight_axis(values))
@@ -116,7 +116,7 @@ class ProductLayer:
         )
 
     def _weight_axis(self, values: Array) -> int:
-        """The axis of its constant that has a scale of its own at each place."""
+        """Return the axis of a constant whose positions have a scale each."""
         if self.node.op_type == "Conv":
             return 0
         if self.node.op_type == "ConvTranspose":
@@ -142,12 +142,12 @@ def layers(proto: onnx.ModelProto) -> list[ProductLayer]:
 
 @dataclass(frozen=True)
 class SensitivityPlan:
-    """How closely layers are looked at.
+    """Extent of a sensitivity measurement.
 
     Attributes:
-        groups: How many sets of neighbours.
-        corrected: On how many samples each layer's mean error is seen.
-        compared: On how many samples the answers are.
+        groups: Number of groups of neighbouring layers.
+        corrected: Number of samples that measure each layer's mean error.
+        compared: Number of samples whose answers are compared.
     """
 
     groups: int
@@ -158,17 +158,17 @@ class SensitivityPlan:
 def planned(
     layers: int, samples: int, each_s: float, opening_s: float, limit_s: float
 ) -> SensitivityPlan:
-    """Return the closest look that the time suffices for.
+    """Return the most thorough measurement that fits the time limit.
 
     Args:
-        layers: How many there are.
-        samples: How many there are.
-        each_s: What one request takes.
-        opening_s: What it takes to load the model, as each group needs it.
-        limit_s: For all of it.
+        layers: Number of layers.
+        samples: Number of available samples.
+        each_s: Time of one request, in seconds.
+        opening_s: Time to load the model, which each group needs, in seconds.
+        limit_s: Time limit of the whole measurement, in seconds.
 
     Raises:
-        CandidateError: even the coarsest would take several times as long.
+        CandidateError: even the coarsest measurement would take several times as long.
     """
     groups = min(layers, GROUPS)
     fewest, corrections = min(samples, _FEWEST_SAMPLES), min(samples, _CORRECTION_SAMPLES)
@@ -184,13 +184,13 @@ def planned(
     needed_s = spent_s + groups * fewest * each_s
     if needed_s > _AT_MOST * limit_s:
         raise CandidateError(
-            f"looking at {layers} layers would take {needed_s:.0f} s, and {limit_s:.0f} s were left"
+            f"measuring {layers} layers would take {needed_s:.0f} s: the limit is {limit_s:.0f} s"
         )
     return SensitivityPlan(groups, 1, fewest)
 
 
 class _Study:
-    """A model in float, and what it answers with some layers quantized."""
+    """Measurement of a float model with some of its layers quantized."""
 
     def __init__(
         self, model: Model, calibration: Dataset, samples: int, weight_bits: int, threads: int
@@ -209,7 +209,7 @@ class _Study:
         self._means: dict[str, list[Array]] = {}
 
     def run(self, limit_s: float) -> dict[str, float]:
-        """Return node name -> noise."""
+        """Return the noise of each layer by node name, measured in about `limit_s` seconds."""
         self._look()
         begin = time.perf_counter()
         session = self._session(self._proto)
@@ -228,7 +228,7 @@ class _Study:
         return found
 
     def _look(self) -> None:
-        """See the range of what goes into each layer, and the mean of each channel that comes out."""
+        """Record the range of each layer's inputs, and the mean of each of its output channels."""
         ins = {layer.node.input[i] for layer in self._layers for i in layer.activations}
         outs = {layer.node.output[0]: layer.channel_axis for layer in self._layers}
         names = sorted(ins | outs.keys())
@@ -244,7 +244,7 @@ class _Study:
     def _noise(
         self, group: Sequence[ProductLayer], exact: Sequence[Sequence[Array]], plan: SensitivityPlan
     ) -> float:
-        """Return the noise of a group's layers together."""
+        """Return the joint noise of a group's layers."""
         session = self._session(self._quantized(group))
         shifts = {
             f"{_OWN}shift:{layer.node.output[0]}": np.zeros(
@@ -267,7 +267,7 @@ class _Study:
         return _relative_error(answers, exact[: plan.compared])
 
     def _quantized(self, group: Sequence[ProductLayer]) -> onnx.ModelProto:
-        """Return the graph with a group's layers fed what int8 gives back."""
+        """Return the graph with the inputs of a group's layers rounded to int8 and back."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
         names = {layer.node.name for layer in group}
@@ -298,7 +298,7 @@ class _Study:
         return with_outputs(proto, [layer.node.output[0] for layer in group])
 
     def _rounding(self, name: str, prefix: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-        """Return the nodes that round an activation to 8 bits over its range."""
+        """Return nodes that round an activation to 8 bits over its range."""
         low, high = self._ranges.get(name, (0.0, 0.0))
         scale = (high - low) / 255 or 1.0
         zero = int(np.clip(round(-low / scale), 0, 255))
@@ -319,12 +319,12 @@ class _Study:
 
 
 def session_of(proto: onnx.ModelProto, model: Model, threads: int = 0) -> Any:
-    """Open a graph in ONNX Runtime, with the operators of the model that it came from.
+    """Open a graph in ONNX Runtime, with the custom operators of its model.
 
     Args:
-        proto: The graph, with its weights, under 2 GiB.
-        model: Where it came from.
-        threads: 0 for all there are.
+        proto: Graph with its weights, smaller than 2 GiB.
+        model: Model that the graph was made from.
+        threads: Number of threads; 0 for all processors.
     """
     ort = import_quietly("onnxruntime")
     options = ort.SessionOptions()
@@ -336,12 +336,12 @@ def session_of(proto: onnx.ModelProto, model: Model, threads: int = 0) -> Any:
         proto.SerializeToString(),
         options,
         providers=["CPUExecutionProvider"],
-        disabled_optimizers=["WeightBiasQuantization"],  # weights are rounded already
+        disabled_optimizers=["WeightBiasQuantization"],  # weights are already rounded
     )
 
 
 def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy that gives further tensors too."""
+    """Return a copy of a graph with further tensors as outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     known = {value.name for value in copy.graph.output}
@@ -352,14 +352,14 @@ def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def _channel_means(array: Array, axis: int) -> Array:
-    """Return the mean of each channel, `(c,)`."""
+    """Return the mean of each channel, of shape `(c,)`."""
     return np.asarray(
         np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]).mean(0), np.float64
     )
 
 
 def _aligned(means: Array, layer: ProductLayer) -> Array:
-    """Shape `(c,)` so that it adds to what the layer gives: `(c, 1, 1)` after a 2-d convolution."""
+    """Reshape `(c,)` to fit the layer's output in an addition: `(c, 1, 1)` for 2-d convolutions."""
     if layer.channel_axis == -1:
         return means
     spatial = next(w for w in layer.weights.values()).ndim - 2 if layer.weights else 2
@@ -367,10 +367,10 @@ def _aligned(means: Array, layer: ProductLayer) -> Array:
 
 
 def _relative_error(answers: Sequence[Sequence[Array]], exact: Sequence[Sequence[Array]]) -> float:
-    """Return the squared error over the variance, the mean of all outputs in float.
+    """Return the mean over float outputs of the squared error over the variance.
 
     Raises:
-        CandidateError: no output in float varies, or an answer isn't finite.
+        CandidateError: no float output varies, or an answer isn't finite.
     """
     ratios = []
     for own, other in zip(zip(*exact, strict=True), zip(*answers, strict=True), strict=True):
@@ -382,6 +382,6 @@ def _relative_error(answers: Sequence[Sequence[Array]], exact: Sequence[Sequence
             ratios.append(float(((got - wanted) ** 2).mean()) / variance)
     if not ratios or not np.isfinite(ratios).all():
         raise CandidateError(
-            "no layer can be quantized alone: the answers don't vary, or not finitely"
+            "no layer can be quantized alone: the answers don't vary, or aren't finite"
         )
     return float(np.mean(ratios))

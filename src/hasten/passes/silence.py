@@ -1,4 +1,4 @@
-"""Third-party converters and quantizers print, log and warn; a pass says what matters itself."""
+"""Silence prints, logs and warnings of third-party converters and quantizers inside passes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Hold back prints, progress bars, logging and warnings of libraries, then restore them.
+    """Suppress prints, progress bars, logging and warnings of libraries, then restore them.
 
-    A handler is lent to the root logger meanwhile: `logging.warning`, which ONNX Runtime's
-    quantizer calls, installs one for good where there is none.
+    The root logger gets a temporary handler: `logging.warning`, which ONNX Runtime's quantizer
+    calls, would otherwise install a permanent one if there is none.
     """
     root, lent, disabled = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
     root.addHandler(lent)
@@ -33,6 +33,6 @@ def silenced() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's text, or the error's type if the text is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

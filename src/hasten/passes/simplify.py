@@ -1,4 +1,4 @@
-"""Constant folding and graph simplification, by onnxslim."""
+"""Fold constants and simplify a graph with onnxslim."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hasten.passes.silence import first_line, silenced
 
 @dataclass(frozen=True)
 class Simplify(Pass):
-    """Fold constants, drop what has no effect and fuse what can be one node.
+    """Fold constants, drop nodes without effect and fuse nodes that can be one.
 
     Open dimensions stay open. Answers keep their precision; only the order of float operations
-    may differ, where a normalization is folded into a convolution.
+    may differ, when a normalization is folded into a convolution.
     """
 
     exact: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class Simplify(Pass):
             except Exception as error:
                 raise CandidateError(f"onnxslim failed: {first_line(error)}") from error
         if op_counts(slim) == before:
-            raise Skipped(f"nothing to simplify: all {before.total()} nodes stay")
+            raise Skipped(f"nothing to simplify: all {before.total()} nodes are needed")
         return write_onnx(slim, model, workdir / "simplified.onnx")
 
     def words(self) -> str:

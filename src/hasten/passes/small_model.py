@@ -1,4 +1,4 @@
-"""Another, smaller model of the same task, put in the original's place."""
+"""Replace the original by another, smaller model for the same task."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Student:
-    """A smaller model that is to be tried, as a caller hands it in.
+    """Smaller model that a caller hands in to be tried.
 
     Attributes:
-        name: Which one.
-        model: An ONNX path, or anything else that a model is read from.
-        quantized: Whether it is in int8 already, by explicit QDQ.
-        trained: How it came about, in words.
+        name: Name of the model for people.
+        model: Path of an ONNX file, or anything else that a model can be read from.
+        quantized: Whether the model is already in int8, by explicit QDQ.
+        trained: Description of the training for people.
     """
 
     name: str
@@ -37,16 +37,16 @@ class Student:
 
 @dataclass(frozen=True)
 class SmallModel(Pass):
-    """Answer by a smaller model that a person has beside the original: alone, or in a cascade.
+    """Answer with a smaller model that a person hands in: alone, or in a cascade with the original.
 
-    What comes out is judged by the original's answers, as what any other pass makes.
+    The result is compared with the original's answers, like that of any other pass.
 
     Attributes:
-        path: Its ONNX file.
-        files: What belongs to it, in the same folder.
-        sha256: Of all of them.
-        name: Which one, where there are several.
-        quantized: Whether it is in int8 already, by explicit QDQ.
+        path: ONNX file of the smaller model.
+        files: Further files of the smaller model, in the same folder.
+        sha256: SHA-256 of all these files.
+        name: Name that tells several smaller models apart.
+        quantized: Whether the smaller model is already in int8, by explicit QDQ.
     """
 
     path: Path = field(metadata={"in label": False})
@@ -57,26 +57,26 @@ class SmallModel(Pass):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield nothing: a person says which model."""
+        """Yield nothing, since a person hands in the model."""
         yield from ()
 
     @classmethod
     def of(cls, model: Model, original: Model, name: str = "", *, quantized: bool = False) -> Self:
-        """Check that a model can stand in the original's place.
+        """Return the pass for a smaller model, after checking that it can replace the original.
 
         Args:
-            model: It takes and gives as many tensors of the same types and sizes: under the same
-                names, or else in the same order.
-            original: With `request` settled.
-            name: Which one, where there are several.
-            quantized: Whether it is in int8 already.
+            model: Smaller model, with the original's number of inputs and outputs, of equal types
+                and sizes, under the same names or else in the same order.
+            original: Original model with its `request` settled.
+            name: Name that tells several smaller models apart.
+            quantized: Whether the smaller model is already in int8.
 
         Raises:
-            InputError: it takes or gives something else.
+            InputError: the inputs or outputs differ from the original's.
         """
         for what, own, other in (
             ("takes", model.inputs, original.request),
-            ("gives", model.outputs, original.outputs),
+            ("returns", model.outputs, original.outputs),
         ):
             paired = _paired([spec.name for spec in own], [spec.name for spec in other])
             by_name = {spec.name: spec for spec in own}
@@ -90,11 +90,11 @@ class SmallModel(Pass):
         return cls(model.path, model.files, model.sha256, name, quantized)
 
     def source(self, original: Model) -> Model:
-        """Return its own file as a model; it calls what it takes and gives by names of its own."""
+        """Return the smaller model's own file as a model, whose tensors keep their own names."""
         return replace(original, path=self.path, files=self.files)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        # Here, so that to know of this pass doesn't take onnx.
+        # Imported here, so that importing this module doesn't need onnx.
         from hasten.passes.onnx_files import read_onnx, write_onnx
 
         renamed, inputs, outputs = _renamed(read_onnx(self.source(model)), model)
@@ -107,14 +107,14 @@ class SmallModel(Pass):
 
 
 def _paired(own: Sequence[str], other: Sequence[str]) -> dict[str, str]:
-    """Return for each of the original's names that of the small model."""
+    """Return the smaller model's name for each of the original's names."""
     if set(own) == set(other):
         return {name: name for name in other}
     return dict(zip(other, own, strict=False))
 
 
 def _fits(own: TensorSpec, other: TensorSpec) -> bool:
-    """Whether two tensors are of one type, and of one size where both say it."""
+    """Return whether two tensors have equal types, and equal sizes where both are known."""
     unknown = any(size == "..." for size in (*own.shape, *other.shape))
     same = len(own.shape) == len(other.shape) and all(
         isinstance(a, str) or isinstance(b, str) or a == b
@@ -130,11 +130,10 @@ def _listed(specs: Sequence[TensorSpec]) -> str:
 def _renamed(
     proto: onnx.ModelProto, original: Model
 ) -> tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Call what it takes and gives as the original does; all else gets names that the original has not.
+    """Rename inputs and outputs like the original's; rename all else to what the original lacks.
 
     Returns:
-        The graph, and what it takes and gives, in the original's order: a size that it has settled
-        stays so.
+        Graph, inputs and outputs, in the original's order; sizes that the graph has settled stay.
     """
     from onnx import compose, helper
 
@@ -168,5 +167,5 @@ def _renamed(
 
 
 def small_model_of(passes: Sequence[Pass]) -> SmallModel | None:
-    """Return the small model among passes; None where there is none."""
+    """Return the small model among passes; None if there is none."""
     return next((step for step in passes if isinstance(step, SmallModel)), None)

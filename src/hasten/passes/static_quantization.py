@@ -1,4 +1,4 @@
-"""Static int8 quantization to explicit QDQ, by ONNX Runtime's quantizer."""
+"""Quantize a model statically to int8 with explicit QDQ, using ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -33,31 +33,36 @@ from hasten.passes.weight_rounding import round_weights
 
 Rounding: TypeAlias = Literal["nearest", "layer"]
 HISTOGRAM_SAMPLES = 32
-"""Percentile and entropy look at every activation: 0.15 s a sample for a network of 0.4 GFLOP."""
+"""Number of samples for percentile and entropy, which read every activation: 0.15 s per sample for
+a network of 0.4 GFLOP."""
 
 
 @dataclass(frozen=True)
 class StaticQuantization(Selective):
-    """Quantize weights and activations to int8, with activation ranges set from samples.
+    """Quantize weights and activations to int8, with activation ranges from calibration samples.
 
-    The default, uint8 activations and int8 weights, is what runtimes on x86-64 are fastest with;
-    int8 activations run at half its speed in ONNX Runtime. What TensorRT takes is another pass:
+    The default, uint8 activations and int8 weights, is fastest in runtimes on x86-64; int8
+    activations run at half that speed in ONNX Runtime. For TensorRT there is another pass,
     `TensorrtQuantization`.
 
     Attributes:
-        per_channel: One weight scale per output channel, not one per weight tensor.
-        activations: "asymmetric": uint8 with a zero point; "symmetric": int8 around 0.
-        calibration: How a range follows from what was seen: all of it ("minmax"), all but the
-            rarest 0.001% ("percentile"), or what loses the least information ("entropy"). The
-            latter two look at every value and take several times as long: give them fewer samples.
-        quantize_bias: Store biases as int32; False leaves them in float.
-        compute_only: Quantize convolutions and matrix products alone, not what lies between them.
-        reduce_range: 7-bit weights. Without VNNI or AMX a product of uint8 and int8 is summed in
-            16 bits, and 8-bit weights saturate there.
-        rounding: Of the weights of convolutions and Gemm: each to the nearest integer, or so that what the
-            layer gives moves least; see `weight_rounding`. Takes one scale per channel and 8 bits.
-        keep_float: Names of nodes to leave alone.
-        samples: How many samples to calibrate on at most.
+        per_channel: Whether weights have a scale per output channel, not one per tensor.
+        activations: Type of activations: "asymmetric" for uint8 with a zero point, "symmetric" for
+            int8 around 0.
+        calibration: Choice of ranges from the observed values: all of them ("minmax"), all but the
+            rarest 0.001% ("percentile"), or the range that loses the least information
+            ("entropy"). The latter two read every value and take several times as long, so give
+            them fewer samples.
+        quantize_bias: Whether biases are stored as int32; if not, they stay in float.
+        compute_only: Whether only convolutions and matrix products are quantized, without the
+            operations between them.
+        reduce_range: Whether weights have 7 bits: without VNNI or AMX, products of uint8 and int8
+            are summed in 16 bits, which saturate with 8-bit weights.
+        rounding: Rounding of the weights of convolutions and Gemm: "nearest" integer, or by "layer"
+            such that the layer's output changes least; see `weight_rounding`. "layer" needs
+            scales per channel and 8-bit weights.
+        keep_float: Names of ONNX nodes to leave in float.
+        samples: Largest number of calibration samples.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -78,12 +83,12 @@ class StaticQuantization(Selective):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield what was fastest or most accurate, in that order.
+        """Yield the settings that proved fastest, then the most accurate ones.
 
-        `compute_only` suits attention alone: in a convolutional network it quantizes what a
-        convolution gives before its activation clips it. Symmetric activations and one scale per
-        weight tensor were never faster for the accuracy that they cost. NVIDIA's GPUs have a pass of
-        their own.
+        `compute_only` only suits attention: in a convolutional network it quantizes a convolution's
+        output before the activation clips it. Symmetric activations, and a single scale per weight
+        tensor, were never fast enough to make up for their loss of accuracy. NVIDIA's GPUs have
+        their own pass.
         """
         if target.family == "cuda":
             return
@@ -100,13 +105,13 @@ class StaticQuantization(Selective):
             yield replace(first, rounding="layer")
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
-        """Quantize by the ranges of one sample."""
+        """Quantize with the ranges of a single sample."""
         quick = replace(self, samples=1, calibration="minmax", rounding="nearest")
         return quick(model, calibration, workdir)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         if self.rounding == "layer" and (self.reduce_range or not self.per_channel):
-            raise CandidateError("weights rounded by layer take one scale per channel and 8 bits")
+            raise CandidateError("weights rounded by layer need one scale per channel and 8 bits")
         return quantized(
             model,
             calibration,
@@ -145,15 +150,15 @@ class StaticQuantization(Selective):
         )
 
     def _options(self) -> dict[str, Any]:
-        """Return what the quantizer takes besides its arguments."""
+        """Return the quantizer's extra options."""
         symmetric = self.activations == "symmetric"
         return {
             "ActivationSymmetric": symmetric,
             "WeightSymmetric": True,
             "QuantizeBias": self.quantize_bias,
             "CalibTensorRangeSymmetric": symmetric,
-            # One sample at a time: the histogram calibrators else hold every activation of
-            # every sample. CalibMaxIntermediateOutputs is no way out, it drops what it held.
+            # One sample at a time: the histogram calibrators otherwise keep every activation of
+            # every sample. CalibMaxIntermediateOutputs doesn't help, since it drops values.
             "CalibStridedMinMax": 1,
         }
 
@@ -181,26 +186,27 @@ def quantized(
     keep_float: Sequence[str],
     samples: int,
 ) -> Model:
-    """Quantize a model by ONNX Runtime's quantizer, and look whether it did.
+    """Quantize a model with ONNX Runtime's quantizer, and check that it had an effect.
 
     Args:
-        model: ONNX.
-        calibration: Samples to set ranges by.
-        workdir: Where to write.
-        quantize: Calls the quantizer, with a prepared file, where to write, and what to calibrate by.
-        rounding: Of the weights.
-        keep_float: Names of nodes to leave alone.
-        samples: How many samples to calibrate on at most.
+        model: ONNX model.
+        calibration: Samples that set ranges.
+        workdir: Folder for the result.
+        quantize: Function that calls the quantizer with a prepared file, the path of the result and
+            the reader of calibration requests.
+        rounding: Rounding of the weights, "nearest" or "layer".
+        keep_float: Names of ONNX nodes to leave in float.
+        samples: Largest number of calibration samples.
 
     Raises:
-        CandidateError: the quantizer failed, or left all in float.
+        CandidateError: the quantizer failed, or left everything in float.
         Skipped: there is nothing to quantize.
     """
     proto = read_onnx(model)
     check_nodes(proto, keep_float)
     names = compute_nodes(proto, keep_float)
     if not names:
-        raise Skipped("nothing to quantize: there is no convolution or matrix product to take on")
+        raise Skipped("nothing to quantize: there is no convolution or matrix product to quantize")
     source = model
     if rounding == "layer":
         source = round_weights(model, calibration, workdir, keep_float)
@@ -222,7 +228,11 @@ def quantized(
 
 
 def prove_quantized(result: onnx.ModelProto, wanted: int, keep_float: Sequence[str]) -> None:
-    """Raise CandidateError unless some weights became int8 and the kept ones didn't."""
+    """Check that some products read int8 and kept ones don't.
+
+    Raises:
+        CandidateError: one of these doesn't hold.
+    """
     dequantized = {
         name
         for node in result.graph.node
@@ -240,11 +250,13 @@ def prove_quantized(result: onnx.ModelProto, wanted: int, keep_float: Sequence[s
         )
     for name in keep_float:
         if name in done:
-            raise CandidateError(f"ONNX Runtime's quantizer quantized {name!r} all the same")
+            raise CandidateError(
+                f"ONNX Runtime's quantizer quantized {name!r} in spite of keep_float"
+            )
 
 
 class Reader:
-    """What ONNX Runtime's calibrators read: requests of a range, None at its end."""
+    """Reader for ONNX Runtime's calibrators: requests of a range, then None."""
 
     def __init__(self, requests: CalibrationRequests) -> None:
         self._requests = requests
@@ -254,18 +266,18 @@ class Reader:
         return len(self._requests)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Start over with the requests from `start_index` to `end_index`, without it."""
+        """Restart with the requests from `start_index` up to, but excluding, `end_index`."""
         self._range = iter(range(start_index, end_index))
 
     def get_next(self) -> dict[str, Array] | None:
-        """Return the next request of the range."""
+        """Return the next request of the range; None at its end."""
         position = next(self._range, None)
         return None if position is None else self._requests[position]
 
 
 @contextlib.contextmanager
 def registered(custom_ops: Sequence[Path]) -> Iterator[None]:
-    """Give the calibrators' sessions the model's operator libraries: the quantizer takes none."""
+    """Give the calibrators' sessions the model's operator libraries, as the quantizer can't."""
     found = list(libraries(custom_ops, "RegisterCustomOps"))
     if not found:
         yield
@@ -291,7 +303,7 @@ def registered(custom_ops: Sequence[Path]) -> Iterator[None]:
 
 
 def prepare(model: Model, path: Path) -> None:
-    """Infer shapes: the quantizer leaves tensors of unknown shape in float. Name all nodes."""
+    """Infer shapes, without which the quantizer leaves tensors in float, and name all nodes."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     settings: dict[str, Any] = {
@@ -300,11 +312,11 @@ def prepare(model: Model, path: Path) -> None:
     }
     source, result = str(model.path.absolute()), str(path.absolute())
     try:
-        # Symbolic inference leaves a copy of a model that it can't do in the current folder.
+        # Symbolic inference leaves a copy in the current folder of a model that it can't infer.
         with contextlib.chdir(path.parent):
             quant_pre_process(source, result, auto_merge=True, **settings)
     except Exception:
-        # It gives up on some operators; ONNX's own never does.
+        # Symbolic inference fails on some operators; ONNX's own inference never does.
         quant_pre_process(source, result, skip_symbolic_shape=True, **settings)
     proto = onnx.load(result, load_external_data=False)
     name_nodes(proto)

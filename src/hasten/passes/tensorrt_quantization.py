@@ -1,4 +1,4 @@
-"""Static int8 quantization to the QDQ that TensorRT takes, by ONNX Runtime's quantizer."""
+"""Quantize a model statically to the QDQ that TensorRT needs, using ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from hasten.passes.silence import first_line
 from hasten.passes.static_quantization import StaticQuantization
 
 _HALF_SCALES = 19
-"""The first of ONNX's operator sets whose quantizers take scales in float16."""
+"""First ONNX operator set whose quantization operators accept scales in float16."""
 
 
 @dataclass(frozen=True)
 class TensorrtQuantization(StaticQuantization):
-    """Quantize to int8 around 0, in pairs of QuantizeLinear and DequantizeLinear, biases in float.
+    """Quantize to int8 around 0 with QuantizeLinear and DequantizeLinear pairs, biases in float.
 
-    What a product reads is quantized, and not what it gives: an activation behind it is then fused with it,
-    and rounds once. Weights stay in float in the file, each with a pair of its own and one scale per output
-    channel, and TensorRT stores them as int8.
+    The inputs of products are quantized, not their outputs: an activation after a product is then
+    fused with it, and rounds once. Weights stay in float in the file, each with its own pair and a
+    scale per output channel, and TensorRT stores them as int8.
 
     Attributes:
-        half: Whether what isn't quantized computes in float16, scales included.
+        half: Whether all that isn't quantized, including scales, is in float16.
 
-    Source: NVIDIA TensorRT documentation, "Working with Quantized Types", "Q/DQ Placement Recommendations".
+    Source: NVIDIA TensorRT documentation, "Working with Quantized Types", "Q/DQ Placement
+    Recommendations".
     """
 
     rank: ClassVar[int] = 60
@@ -47,8 +48,11 @@ class TensorrtQuantization(StaticQuantization):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield the rest in half precision, the fastest and all that Turing takes; then weights rounded by layer
-        in convolutional networks, and the rest in float32. For NVIDIA's GPUs alone."""
+        """Yield settings for NVIDIA's GPUs alone.
+
+        First comes the rest in half precision, which is fastest; then, for convolutional networks,
+        weights rounded by layer; last, except on Turing, which can't run it, the rest in float32.
+        """
         if target.family != "cuda":
             return
         yield cls(half=True)
@@ -84,7 +88,11 @@ class TensorrtQuantization(StaticQuantization):
 
 
 def _scaled_in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph in the operator set that quantizes float16, or a newer one."""
+    """Return a graph in an operator set that can quantize float16.
+
+    Raises:
+        CandidateError: the graph can't be converted to such an operator set.
+    """
     version = next(one.version for one in proto.opset_import if one.domain in ("", "ai.onnx"))
     if version >= _HALF_SCALES:
         return proto
@@ -92,6 +100,6 @@ def _scaled_in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(proto, _HALF_SCALES)
     except Exception as error:
         raise CandidateError(
-            f"half precision beside int8 needs operator set {_HALF_SCALES}, and the model's, {version}, "
-            f"can't be converted: {first_line(error)}"
+            f"half precision beside int8 needs operator set {_HALF_SCALES}, and the model's "
+            f"operator set {version} can't be converted: {first_line(error)}"
         ) from error

@@ -1,4 +1,4 @@
-"""Round weights to int8 so that what their layer gives moves least, not each weight by itself."""
+"""Round weights to int8 such that their layer's output changes least, not each by itself."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ Floats = npt.NDArray[np.float64]
 HIGHEST = 127
 _SAMPLES = 32
 _PLACES = 256
-"""Places of one sample that a layer's inputs are looked at, at most, drawn at random."""
+"""Largest number of random positions per sample at which a layer's inputs are read."""
 _WIDEST = 1536
-"""Inputs of one output; a layer with more is left alone: the time grows with their cube, and many
-errors of rounding cancel by themselves."""
+"""Largest number of inputs per output; layers with more are skipped, since the time grows with the
+cube of that number and many rounding errors cancel out anyway."""
 _DAMPING = 0.01
 _BLOCK = 128
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution or matrix product with constant weights.
+    """Convolution or matrix product with constant weights.
 
     Attributes:
-        node: As in the graph.
-        weights: Grouped, `(groups, outputs, inputs)`.
-        settings: The node's attributes.
-        shape: Of the constant.
-        turned: Whether the constant has its outputs last.
+        node: Node of the graph.
+        weights: Grouped weights, `(groups, outputs, inputs)`.
+        settings: Attributes of the node.
+        shape: Shape of the constant.
+        turned: Whether outputs are the last axis of the constant.
     """
 
     node: onnx.NodeProto
@@ -56,13 +56,13 @@ class _Layer:
     turned: bool
 
     def stored(self, weights: Floats) -> Array:
-        """Return grouped weights as the graph keeps them."""
+        """Return grouped weights in the shape of the graph's constant."""
         flat = weights.reshape(-1, weights.shape[-1])
         values = flat.T if self.turned else flat
         return np.ascontiguousarray(values.reshape(self.shape), np.float32)
 
     def inputs(self, array: Array, rng: np.random.Generator) -> Array:
-        """Return what outputs are made of, `(groups, inputs, places)`."""
+        """Return the inputs of outputs at random positions, `(groups, inputs, positions)`."""
         if self.node.op_type == "Gemm":
             return array.T[None]
         height, width = self.shape[2:]
@@ -83,38 +83,38 @@ class _Layer:
 def round_weights(
     model: Model, calibration: Dataset, workdir: Path, keep_float: Iterable[str] = ()
 ) -> Model:
-    """Return the model with weights that int8 holds exactly, in float.
+    """Return the model with float weights that int8 represents exactly.
 
-    A quantizer that gives each output channel a scale of its own, the largest weight over 127, finds
-    them on its grid already. Weights are rounded one after another, and those of the same output
-    that are still to come make up for the error as far as the inputs go together.
+    They lie on the grid of a quantizer that gives each output channel its own scale, the largest
+    weight over 127. Weights are rounded one after another, and each error is compensated by the
+    remaining weights of the output, as far as the inputs correlate.
 
     Args:
-        model: An ONNX model with `request` settled.
-        calibration: Samples to see the layers' inputs in; never those that judge.
-        workdir: Where to write.
-        keep_float: Names of nodes to leave alone.
+        model: ONNX model with its `request` settled.
+        calibration: Samples that give the layers' inputs; never those that judge.
+        workdir: Folder for the result.
+        keep_float: Names of ONNX nodes to leave in float.
 
     Raises:
-        Skipped: there is nothing to round: two-dimensional convolutions without dilation, and Gemm,
-            with up to 1,536 constant weights per output that are theirs alone.
+        Skipped: there is no two-dimensional convolution without dilation, and no Gemm, that has up
+            to 1,536 constant weights per output which no other node uses.
         CandidateError: the model can't be run, or a layer's inputs aren't finite.
 
     Source: Frantar et al., arXiv:2210.17323 (GPTQ), after Hassibi and Stork 1993.
     """
     proto = read_onnx(model)
     if proto.ByteSize() > PROTOBUF_LIMIT_BYTES:
-        raise CandidateError("its weights can't be rounded: the model is over 2 GiB")
+        raise CandidateError("can't round the weights: the model is larger than 2 GiB")
     found = _layers(proto, set(keep_float))
     if not found:
-        raise Skipped("nothing to round: no convolution or Gemm is of a kind that can be")
+        raise Skipped("nothing to round: there is no suitable convolution or Gemm")
     try:
         with silenced():
             moments = _second_moments(model, proto, found, calibration)
     except HastenError:
         raise
     except Exception as error:
-        raise CandidateError(f"its weights can't be rounded: {first_line(error)}") from error
+        raise CandidateError(f"can't round the weights: {first_line(error)}") from error
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for layer in found:
         name = layer.node.input[1]
@@ -124,16 +124,16 @@ def round_weights(
 
 
 def rounded(weights: Floats, moments: Floats) -> Floats:
-    """Round weights so that the mean squared error of what they give is small.
+    """Round weights such that the mean squared error of the outputs is small.
 
-    Each output's largest weight stays as it is: it sets the scale.
+    Each output's largest weight isn't changed, since it sets the scale.
 
     Args:
-        weights: `(groups, outputs, inputs)`.
+        weights: Weights, `(groups, outputs, inputs)`.
         moments: Mean products of the inputs, `(groups, inputs, inputs)`, positive semidefinite.
 
     Returns:
-        Multiples of each output's largest weight over 127.
+        Rounded weights, multiples of each output's largest weight over 127.
     """
     largest = np.abs(weights).max(axis=2, keepdims=True)
     scale = np.where(largest > 0, largest, 1.0) / HIGHEST
@@ -157,7 +157,7 @@ def rounded(weights: Floats, moments: Floats) -> Floats:
 
 
 def _layers(proto: onnx.ModelProto, kept: set[str]) -> list[_Layer]:
-    """Return what can be rounded: nodes whose weights are theirs alone."""
+    """Return the layers that can be rounded: nodes whose weights no other node uses."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     uses = Counter(name for g in graphs(proto.graph) for node in g.node for name in node.input)
     uses.update(value.name for value in proto.graph.output)
@@ -175,7 +175,7 @@ def _layers(proto: onnx.ModelProto, kept: set[str]) -> list[_Layer]:
 
 
 def _inputs_of_one_output(kind: str, settings: dict[str, Any], dims: tuple[int, ...]) -> int:
-    """How many weights an output has; 0 where the node is of a kind that isn't rounded."""
+    """Return the number of weights per output; 0 for kinds of nodes that aren't rounded."""
     if kind == "Gemm":
         usual = not settings.get("transA", 0) and settings.get("alpha", 1.0) == 1.0
         return dims[1 if settings.get("transB", 0) else 0] if usual else 0
@@ -197,7 +197,11 @@ def _layer(node: onnx.NodeProto, settings: dict[str, Any], values: Array) -> _La
 def _second_moments(
     model: Model, proto: onnx.ModelProto, found: Sequence[_Layer], calibration: Dataset
 ) -> dict[str, Floats]:
-    """Return each layer's mean products of inputs, by the name of what it gives."""
+    """Return each layer's mean products of inputs, by the name of its output.
+
+    Raises:
+        CandidateError: a layer's inputs aren't finite, or are too large.
+    """
     given = {value.name for value in proto.graph.input}
     names = sorted({layer.node.input[0] for layer in found} - given)
     session = session_of(with_outputs(proto, names), model)
@@ -211,7 +215,8 @@ def _second_moments(
             own = (inputs @ inputs.transpose(0, 2, 1)).astype(np.float64)
             if not np.isfinite(own).all():
                 raise CandidateError(
-                    f"what gives {layer.node.output[0]!r} isn't finite, or too large to round weights by"
+                    f"can't round the weights: the inputs of the node that makes "
+                    f"{layer.node.output[0]!r} aren't finite, or are too large"
                 )
             name, share = layer.node.output[0], 1 / (inputs.shape[2] * len(requests))
             moments[name] = moments.get(name, 0.0) + own * share

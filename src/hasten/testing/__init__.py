@@ -1,1 +1,1 @@
-"""What tests share, here and in plug-ins: conformance suites, small models, engines that fail."""
+"""Conformance suites and small models for tests, in hasten and in plug-ins."""

@@ -1,4 +1,4 @@
-"""What every engine must do, as a suite: subclass `EngineTests` and name the engine."""
+"""Conformance suite for engines: subclass `EngineTests` and name the engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hasten.testing import models
 from hasten.testing.words import assert_for_people
 
 TOLERANCE = 1e-4
-"""How far an exact engine's float32 answers may lie from the reference engine's."""
+"""Tolerance of an exact engine's float32 answers against the reference engine's."""
 
 EVERY_MODEL = (
     models.linear_classifier,
@@ -41,7 +41,7 @@ EVERY_MODEL = (
 
 
 def request_for(specs: tuple[TensorSpec, ...], batch: int = 1, seed: int = 0) -> dict[str, Array]:
-    """Draw a request: normal floats, integers and booleans from 0 to 1; open sizes are `batch`."""
+    """Draw a request of normal floats, and integers and booleans 0 or 1; open sizes are `batch`."""
     rng = np.random.default_rng(seed)
     request = {}
     for spec in specs:
@@ -53,11 +53,11 @@ def request_for(specs: tuple[TensorSpec, ...], batch: int = 1, seed: int = 0) ->
 
 
 class EngineTests:
-    """Claims that hold for every engine that takes ONNX.
+    """Claims that hold for every engine that reads ONNX.
 
     Attributes:
-        engine: The one under test.
-        reads_models: Whether it opens model files at all; the null engine doesn't.
+        engine: Engine under test.
+        reads_models: Whether the engine opens model files at all; the null engine doesn't.
     """
 
     engine: Engine
@@ -65,17 +65,17 @@ class EngineTests:
 
     @pytest.fixture
     def target(self) -> Target:
-        """This host, one thread."""
+        """This host with one thread."""
         return Target.host().with_threads(1)
 
     @contextmanager
     def opened(self, model: Model, target: Target, workdir: Path) -> Iterator[Session]:
-        """Build and open."""
+        """Build a model and open a session."""
         with self.engine.open(self.built(model, target, workdir), target) as session:
             yield session
 
     def built(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Build in a folder of its own."""
+        """Build a model in its own folder."""
         folder = workdir / "built"
         folder.mkdir()
         return self.engine.build(model, target, folder)
@@ -129,7 +129,7 @@ class EngineTests:
             assert_same(session.run(request), first)
 
     def many(self, session: Session | SessionPool) -> list[dict[str, Array]]:
-        """Draw 300 different requests, of up to three batch sizes where it takes them."""
+        """Draw 300 different requests, of three batch sizes if the session accepts any."""
         sizes = (1, 2, 3) if session.batch_sizes is None else (1,)
         return [
             request_for(session.inputs, batch=sizes[seed % len(sizes)], seed=seed)
@@ -163,7 +163,7 @@ class EngineTests:
             start = Barrier(2)
 
             def beside() -> list[dict[str, Array]]:
-                """Answer in another order, on a session that is opened and closed meanwhile."""
+                """Answer in reverse order, on a session that is opened and closed meanwhile."""
                 start.wait()
                 with self.engine.open(artifact, target) as other:
                     return [other.run(request) for request in reversed(requests)]
@@ -301,7 +301,7 @@ class EngineTests:
         assert all(isinstance(text, str) for pair in properties.items() for text in pair)
 
     def profiled(self, path: Path, target: Target, workdir: Path) -> tuple[LayerTime, ...]:
-        """Profile four requests, and name the file's own nodes."""
+        """Profile four requests, and trace the layers to the file's own nodes."""
         if not self.engine.has_profiler():
             pytest.skip(f"{self.engine} has no profiler")
         model = load(path)
@@ -344,14 +344,14 @@ class EngineTests:
 
 
 def assert_same(got: Tensors, expected: Tensors) -> None:
-    """Every array is equal, bit for bit."""
+    """Assert that all arrays are equal, element by element."""
     assert got.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(got[name], array)
 
 
 def assert_one_line(error: Exception) -> None:
-    """The message says something, on one line that a table can hold."""
+    """Assert that a message isn't empty and is one line that fits a table."""
     assert str(error).strip()
     assert "\n" not in str(error)
     assert len(str(error)) < 500

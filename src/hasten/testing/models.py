@@ -1,7 +1,7 @@
-"""Small ONNX models as text, with weights that are the same every time.
+"""Write small ONNX models from text, with equal weights every time.
 
 Each function writes a file (IR version 10, opset 17) into a folder and returns its path. `batch`
-is the size of the first axis, or the name of an open one.
+is the size of the first axis, or its name if its size is open.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def linear_classifier(folder: Path, batch: int | str = "batch") -> Path:
 
 
 def small_cnn(folder: Path, batch: int | str = "batch") -> Path:
-    """Write x: float32[batch, 3, 32, 32] -> logits: float32[batch, 10]: two convolutions."""
+    """Write x: float32[batch, 3, 32, 32] -> logits: float32[batch, 10], two convolutions."""
     text = f"""
         small_cnn (float[{batch}, 3, 32, 32] x) => (float[{batch}, 10] logits) {{
             [conv1] c1 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w1, b1)
@@ -50,9 +50,9 @@ def small_cnn(folder: Path, batch: int | str = "batch") -> Path:
 
 
 def two_inputs(folder: Path, batch: int | str = "batch") -> Path:
-    """Write features: float32[batch, 8], ids: int64[batch, 3] -> score, and ids handed on.
+    """Write features: float32[batch, 8], ids: int64[batch, 3] -> score and same_ids.
 
-    `ids` are rows of a table of 10; the second output, `same_ids`, is the second input itself.
+    `ids` are rows of a table of 10; the second output, `same_ids`, equals the second input.
     """
     text = f"""
         two_inputs (float[{batch}, 8] features, int64[{batch}, 3] ids)
@@ -66,7 +66,7 @@ def two_inputs(folder: Path, batch: int | str = "batch") -> Path:
 
 
 def tiny_transformer_block(folder: Path, batch: int | str = "batch") -> Path:
-    """Write x: float32[batch, 16, 32] -> y of the same shape: attention, then two layers."""
+    """Write x: float32[batch, 16, 32] -> y of the same shape, attention and two layers."""
     text = f"""
         tiny_transformer_block (float[{batch}, 16, 32] x) => (float[{batch}, 16, 32] y)
             <float[32] one = {{{", ".join(["1.0"] * 32)}}}, float scale = {{{32**-0.5}}}> {{
@@ -91,7 +91,7 @@ def tiny_transformer_block(folder: Path, batch: int | str = "batch") -> Path:
 
 
 def unknown_operator(folder: Path) -> Path:
-    """Write a model with an operator, Frobnicate in node the_culprit, that no engine has."""
+    """Write a model with an operator that no engine has: Frobnicate in the node the_culprit."""
     text = """
         unknown_operator (float[batch, 4] x) => (float[batch, 4] y) {
             [innocent] r = Relu(x)
@@ -101,9 +101,14 @@ def unknown_operator(folder: Path) -> Path:
 
 
 def write(path: Path, text: str, weights: Weights) -> Path:
-    """Write a model of your own: `text` is ONNX's syntax for a graph, `weights` the sizes of its weights.
+    """Write a model from ONNX's text syntax and from the shapes of its weights.
 
     The weights are drawn from the same seed every time.
+
+    Args:
+        path: Path of the file.
+        text: Graph in ONNX's text syntax, without a header.
+        weights: Shapes of the weights, by name.
     """
     import onnx
     from onnx import numpy_helper, parser
@@ -117,6 +122,9 @@ def write(path: Path, text: str, weights: Weights) -> Path:
 
 
 def _weight(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Draw weights that keep activations near unit size: He et al., arXiv:1502.01852, eq. 10."""
+    """Draw weights that keep activations near unit size.
+
+    Source: He et al., arXiv:1502.01852, eq. 10.
+    """
     inputs = int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
     return np.float32((2 / inputs) ** 0.5) * rng.standard_normal(shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What every pass must do, as tests to inherit."""
+"""Conformance suite for passes: subclass `PassTests` and give its fixtures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hasten.passes.onnx_files import saturates
 from hasten.testing.words import assert_for_people
 
 SAMPLES = 32
-"""How many samples the suite calibrates on and compares answers over."""
+"""Number of samples to calibrate on and to compare answers on."""
 
 
 def host() -> Target:
@@ -31,16 +31,16 @@ def host() -> Target:
 
 
 NARROW = saturates(host())
-"""Whether products of 8-bit weights overflow on this machine, so that int8 needs 7 bits to be right."""
+"""Whether products of 8-bit weights overflow on this machine, so that weights need 7 bits."""
 
 
 def samples_of(model: Model, count: int = SAMPLES, scale: float = 1.0) -> ArrayDataset:
-    """Return normally distributed samples for a model of float inputs.
+    """Return normally distributed samples for a model with float inputs.
 
     Args:
-        model: With `request` settled.
-        count: How many.
-        scale: Their standard deviation.
+        model: Model with its `request` settled.
+        count: Number of samples.
+        scale: Standard deviation of the samples.
     """
     random = np.random.default_rng(7)
 
@@ -57,7 +57,7 @@ def answers(
     """Run a model on all samples of a data set, one after another or in batches.
 
     Returns:
-        Outputs by name, along the batch axis.
+        Outputs by name, concatenated along the batch axis.
     """
     runner = engine or OnnxRuntime()
     workdir.mkdir()
@@ -71,7 +71,7 @@ def answers(
 
 
 def error_between(some: dict[str, Array], others: dict[str, Array]) -> float:
-    """Return the largest root mean square difference, as a share of the first's."""
+    """Return the outputs' largest RMS difference, relative to the RMS of the first answers."""
     return max(
         float(np.sqrt(np.mean((others[name] - some[name]) ** 2) / np.mean(some[name] ** 2)))
         for name in some
@@ -79,11 +79,11 @@ def error_between(some: dict[str, Array], others: dict[str, Array]) -> float:
 
 
 class PassTests:
-    """Inherit, and give `value`, `model` and `idle_model` as fixtures.
+    """Claims that hold for every pass; subclasses give `value`, `model` and `idle_model`.
 
     Attributes:
-        bound: How far answers may move: root mean square, as a share of the answers' own.
-        engine: What runs the result; ONNX Runtime where None.
+        bound: Largest RMS change of the answers, relative to their own RMS.
+        engine: Engine that runs the result; None for ONNX Runtime.
     """
 
     bound: float = 1e-5
@@ -91,22 +91,22 @@ class PassTests:
 
     @pytest.fixture
     def value(self) -> Pass:
-        """The pass, with settings worth trying."""
+        """Pass under test, with settings worth trying."""
         raise NotImplementedError
 
     @pytest.fixture
     def model(self) -> Model:
-        """A model with `request` settled, an open batch dimension and float inputs."""
+        """Model with its `request` settled, an open batch dimension and float inputs."""
         raise NotImplementedError
 
     @pytest.fixture
     def idle_model(self) -> Model:
-        """A model that leaves the pass nothing to do."""
+        """Model that leaves the pass nothing to do."""
         raise NotImplementedError
 
     @pytest.fixture
     def result(self, value: Pass, model: Model, tmp_path: Path) -> Model:
-        """What the pass makes of the model."""
+        """Result of the pass on the model."""
         return run(value, model, tmp_path)
 
     def test_it_writes_another_file_and_leaves_the_source_alone(

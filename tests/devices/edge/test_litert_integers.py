@@ -143,9 +143,7 @@ def test_a_node_that_stays_in_float_is_named(
 def test_nothing_can_be_kept_in_float(convnet: Model, tmp_path: Path) -> None:
     with pytest.raises(CandidateError) as caught:
         run(LitertQuantization(ends="int8", keep_float=("head",)), convnet, tmp_path)
-    assert str(caught.value) == (
-        "a model of integers alone keeps nothing in float: asked to keep 'head'"
-    )
+    assert str(caught.value) == ("ends=int8 can't keep any node in float: got keep_float='head'")
 
 
 def test_the_edge_alone_is_offered_integers(convnet: Model) -> None:

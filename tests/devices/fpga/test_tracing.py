@@ -175,11 +175,11 @@ def test_a_cast_to_integers_is_named_with_its_node(
 def test_a_graph_without_a_product_is_skipped(
     written: Written, samples: Drawn, tmp_path: Path
 ) -> None:
-    with pytest.raises(Skipped, match="it has no product and no tree to round"):
+    with pytest.raises(Skipped, match="nothing to round: the model has no product and no tree"):
         FixedPoint()(written("y = Relu(x)", SIX, {}), samples(SIX), tmp_path)
 
 
 def test_bits_out_of_range_are_refused(written: Written, samples: Drawn, tmp_path: Path) -> None:
     with pytest.raises(CandidateError) as error:
         FixedPoint(weight_bits=1)(written(*GRAPHS["gemm"]), samples(SIX), tmp_path)
-    assert str(error.value) == "weight_bits is from 2 to 24: got 1"
+    assert str(error.value) == "weight_bits must be from 2 to 24: got 1"

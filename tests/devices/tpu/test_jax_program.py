@@ -218,7 +218,7 @@ def test_a_model_without_its_program_is_refused_in_a_line(tmp_path: Path) -> Non
     with pytest.raises(InputError) as caught:
         run(JaxProgram(), model, tmp_path)
     assert str(caught.value) == (
-        "model.onnx: a TPU starts from the torch program, not from ONNX; "
+        "model.onnx: a TPU needs the torch program, not ONNX; "
         "give the torch module or its .pt2 file"
     )
 

@@ -137,9 +137,9 @@ def test_knobs_that_a_network_lacks_are_refused() -> None:
         "lcnet needs a longer side of at least 64 pixels: got 28"
     )
     assert refusal("lcnet", (3, 64)) == (
-        "an input is channels x height x width, as 3x64x64: got 3x64"
+        "an input is channels x height x width, such as 3x64x64: got 3x64"
     )
-    for name, rest in (("lcnt", "like it are lcnet, "), ("xyz", "it has: mobilenetv2, ")):
+    for name, rest in (("lcnt", "similar names are lcnet, "), ("xyz", "it has mobilenetv2, ")):
         with pytest.raises(InputError) as refused:
             find(name)
         assert str(refused.value).startswith(f"the catalogue has no architecture {name!r}; {rest}")

@@ -104,14 +104,16 @@ def test_weights_are_read_in_darknets_order_and_answer_as_it_does(tmp_path: Path
 def test_weights_of_another_network_are_refused_with_both_counts(tmp_path: Path) -> None:
     file = weights_file(tmp_path, np.zeros(46))
     assert refusal(lambda: Darknet(CFG).load(file)) == (
-        f"{file} holds 46 numbers, its .cfg takes 47"
+        f"{file} holds 46 numbers, its .cfg needs 47"
     )
     file.write_bytes(file.read_bytes()[:-2])
     assert refusal(lambda: Darknet(CFG).load(file)) == (
-        f"{file} is cut off: 182 bytes are no whole number of floats"
+        f"{file} is cut off: 182 bytes aren't a whole number of floats"
     )
     file.write_bytes(b"short")
-    assert refusal(lambda: Darknet(CFG).load(file)) == f"{file} is no .weights file: it has 5 bytes"
+    assert refusal(lambda: Darknet(CFG).load(file)) == (
+        f"{file} isn't a .weights file: it has only 5 bytes"
+    )
 
 
 @pytest.mark.parametrize("model", ["yolov3-tiny.cfg", "yolov4-tiny.cfg"])
@@ -171,34 +173,34 @@ def test_scale_x_y_lets_a_centre_reach_over_its_cell() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("[yolo]\nnew_coords=1\n", "a .cfg file with new_coords=1 in [yolo] isn't read here"),
-        ("[shortcut]\nfrom=-3\n", "a .cfg file with a layer [shortcut] isn't read here"),
+        ("[yolo]\nnew_coords=1\n", "a .cfg file with new_coords=1 in [yolo] isn't supported"),
+        ("[shortcut]\nfrom=-3\n", "a .cfg file with a layer [shortcut] isn't supported"),
         (
             "[convolutional]\nfilters=4\nactivation=swish\n",
-            "a .cfg file with activation=swish isn't read here: leaky, mish, relu, linear are",
+            "a .cfg file with activation=swish isn't supported: leaky, mish, relu, linear are",
         ),
         (
             "[maxpool]\nsize=4\nstride=2\n",
-            "a .cfg file with [maxpool] size=4 stride=2 isn't read here",
+            "a .cfg file with [maxpool] size=4 stride=2 isn't supported",
         ),
         (
             "[maxpool]\nsize=2\nstride=2\npadding=0\n",
-            "a .cfg file with padding= in [maxpool] isn't read here",
+            "a .cfg file with padding= in [maxpool] isn't supported",
         ),
         (
             "[convolutional]\nfilters=many\n",
-            "filters=many in [convolutional] of a .cfg file is no whole number",
+            "filters=many in [convolutional] of a .cfg file isn't a whole number",
         ),
         (
             "[convolutional]\nfilters=4,8\n",
-            "filters= in [convolutional] of a .cfg file is one whole number",
+            "filters= in [convolutional] of a .cfg file must be one whole number",
         ),
-        ("[route]\n", "a .cfg file says layers= in [route]; this one doesn't"),
+        ("[route]\n", "[route] in a .cfg file needs layers=, which is missing"),
         (
             "[route]\nlayers=-3\n",
-            "layers=-3 in [route] of a .cfg file: no such layers before it",
+            "layers=-3 in [route] of a .cfg file: no such layers come before it",
         ),
-        ("nonsense\n", "a .cfg file has sections of name=value: got 'nonsense'"),
+        ("nonsense\n", "a .cfg file has sections with lines name=value: got 'nonsense'"),
     ],
 )
 def test_what_is_not_read_is_refused_in_one_line(more: str, message: str) -> None:
@@ -206,8 +208,8 @@ def test_what_is_not_read_is_refused_in_one_line(more: str, message: str) -> Non
 
 
 def test_a_text_that_is_no_cfg_is_refused() -> None:
-    assert refusal(lambda: Darknet("")) == "a .cfg file begins with [net]"
-    assert refusal(lambda: Darknet("[maxpool]\n")) == "a .cfg file begins with [net]"
+    assert refusal(lambda: Darknet("")) == "a .cfg file must begin with [net]"
+    assert refusal(lambda: Darknet("[maxpool]\n")) == "a .cfg file must begin with [net]"
 
 
 def test_the_tiny_yolos_take_as_many_numbers_as_their_published_weights() -> None:
@@ -238,5 +240,5 @@ def test_a_narrower_yolo_keeps_its_heads() -> None:
 
 def test_a_tiny_yolo_that_is_unknown_is_refused() -> None:
     assert refusal(lambda: cfg("yolov9-tiny.cfg", 4, 3, 1.0)) == (
-        "no tiny YOLO is called 'yolov9-tiny.cfg': yolov3-tiny.cfg and yolov4-tiny.cfg are"
+        "no tiny YOLO is called 'yolov9-tiny.cfg': use yolov3-tiny.cfg or yolov4-tiny.cfg"
     )

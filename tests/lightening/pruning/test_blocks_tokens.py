@@ -93,7 +93,7 @@ def test_tokens_of_other_networks_are_refused() -> None:
     module, _ = made("plain")
     with pytest.raises(
         InputError,
-        match=r"^tokens are merged in timm's VisionTransformer alone; this is a Sequential$",
+        match=r"^only timm's VisionTransformer can merge tokens; this is a Sequential$",
     ):
         merging(module, 4)
 

@@ -211,5 +211,7 @@ def test_a_channels_importance_is_what_the_loss_moves_without_it_to_first_order(
 
 def test_a_schedule_goes_down_by_equal_shares() -> None:
     assert schedule(8.0, 1.0, 3) == pytest.approx((4.0, 2.0, 1.0))
-    with pytest.raises(InputError, match=r"pruning goes down from 0\.000 ms in at least 1 step"):
+    with pytest.raises(
+        InputError, match=r"pruning needs at least 1 step and a target below 0\.000 ms"
+    ):
         schedule(1.0, 2.0, 3)

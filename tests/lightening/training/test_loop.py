@@ -124,7 +124,7 @@ def test_a_loss_that_is_no_number_at_once_fails_the_candidate(tmp_path: Path) ->
     with pytest.raises(CandidateError) as error:
         trainer(tmp_path, Spoiled(0), name="pruned").train()
     assert str(error.value) == (
-        "pruned: the loss was nan at step 1, and there is nothing before to keep"
+        "pruned: the loss was nan at step 1, and no earlier weights to keep exist"
     )
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError) as error:
         trainer(tmp_path, cnn()).train()
-    assert str(error.value) == f"{file} is damaged; remove {tmp_path} to train anew"
+    assert str(error.value) == f"{file} is damaged; remove {tmp_path} to train again"
 
 
 def test_layers_inside_are_learnt_where_outputs_take_no_gradient(tmp_path: Path) -> None:
@@ -188,7 +188,9 @@ def test_layers_inside_are_learnt_where_outputs_take_no_gradient(tmp_path: Path)
             teacher,
             objective=dataclasses.replace(Objective(), teacher_weight=1.0),
         ).train()
-    assert str(error.value) == "no output can be learnt: output take no gradient; distil features"
+    assert str(error.value) == (
+        "no gradient reaches the outputs output; give features=1 to learn from inner layers"
+    )
 
 
 def test_the_average_of_weights_is_what_is_kept(tmp_path: Path) -> None:

@@ -74,9 +74,7 @@ def test_numbers_are_compared_relative_to_how_much_they_vary() -> None:
 def test_with_neither_teacher_nor_label_there_is_nothing_to_learn_from() -> None:
     with pytest.raises(InputError) as error:
         Objective().of(batch(), {"y": LOGITS}, None)
-    assert str(error.value) == (
-        "nothing to learn from: give a teacher, labels of classes, or a loss"
-    )
+    assert str(error.value) == ("nothing to learn from: give a teacher, class labels, or a loss")
 
 
 def test_a_loss_of_the_users_own_stands_in_the_labels_place() -> None:

@@ -348,7 +348,9 @@ def test_what_torch_cannot_capture_is_refused_with_the_reason() -> None:
 
     with pytest.raises(CandidateError) as caught:
         prepared(Network(Choosing(), ("x",)))
-    assert str(caught.value).startswith("torch can't capture the network with an open batch: ")
+    assert str(caught.value).startswith(
+        "torch can't capture the network with a variable batch size: "
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -357,7 +359,7 @@ def test_what_has_no_product_is_refused() -> None:
         prepared(Network(nn.Sequential(nn.ReLU(), nn.AvgPool2d(2)), ("x",)))
     assert str(caught.value) == (
         "the network can't be trained for int8: nothing to quantize: there is no convolution or "
-        "matrix product to take on"
+        "matrix product to quantize"
     )
 
 

@@ -1,4 +1,4 @@
-"""A catalogue of light architectures, as data, and what builds them. The catalogue needs no torch."""
+"""List light architectures in a catalogue of plain data, which needs no torch, and build them."""
 
 from hasten.lightening.architectures.building import build, deployed, multiply_adds, parameters
 from hasten.lightening.architectures.catalogue import CATALOGUE, Architecture, Task, find

@@ -1,4 +1,4 @@
-"""From a line of the catalogue and its knobs to a network with fresh weights, or to its cost alone."""
+"""Build a network with random weights from an entry of the catalogue, or count its cost alone."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ def build(
     pixels: int | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Build a network with fresh weights, in training mode.
+    """Build a network with random weights, in training mode.
 
     Args:
-        architecture: A line of the catalogue.
-        classes: How many it tells apart.
-        input_shape: `(channels, height, width)` of one sample.
-        width: Factor of the number of channels; one of the architecture's.
-        pixels: The longer side of what it works on; the module still takes `input_shape`, and
-            resizes it itself. None for the input's own size.
-        seed: Of the weights.
+        architecture: Entry of the catalogue.
+        classes: Number of classes.
+        input_shape: Shape of one sample, `(channels, height, width)`.
+        width: Factor on the number of channels; one of the architecture's widths.
+        pixels: Longer side of the image after resizing, in pixels; the module takes
+            `input_shape` and resizes it itself. None to keep the input's size.
+        seed: Seed of the weights.
 
     Returns:
-        A module that takes float32 `(n, *input_shape)` and gives logits `(n, classes)`; a detector
-        gives boxes, scores and labels, see `detection.Detector`.
+        Module that takes float32 `(n, *input_shape)` and returns logits `(n, classes)`; a detector
+        returns boxes, scores and labels, see `detection.Detector`.
 
     Raises:
-        InputError: torch or the library isn't installed, or a knob doesn't fit the architecture.
+        InputError: torch or the library isn't installed, or an argument doesn't fit the
+            architecture.
     """
     _check(architecture, classes, input_shape, width, pixels)
     _require(architecture)
@@ -57,10 +58,10 @@ def build(
 
 
 def deployed(module: nn.Module) -> nn.Module:
-    """Return a copy as it is to be exported: branches that exist for training alone are merged.
+    """Return a copy for export, in eval mode, with branches that only training needs merged.
 
-    MobileOne is such a network: untouched, it is several times slower than its published self.
-    The answers stay the same up to rounding. Other networks are only copied. In eval mode.
+    MobileOne has such branches: unmerged, it is several times slower than published. The answers
+    are equal up to rounding. Networks without such branches are only copied.
     """
     from timm.models import reparameterize_model
 
@@ -74,13 +75,13 @@ def multiply_adds(
     width: float = 1.0,
     pixels: int | None = None,
 ) -> tuple[int, int]:
-    """Count what one request takes, and the parameters, as deployed; without any arithmetic.
+    """Count the multiply-adds of one request and the parameters, as deployed, without running it.
 
     Returns:
-        Multiply-adds of convolutions and matrix products, and the number of parameters.
+        Number of multiply-adds in convolutions and matrix products, and number of parameters.
 
     Raises:
-        InputError: as `build`.
+        InputError: `build` can't build the network.
     """
     _require(architecture)
     import torch
@@ -97,12 +98,12 @@ def multiply_adds(
 
 
 def parameters(module: nn.Module) -> int:
-    """Return how many parameters a network has."""
+    """Return the number of parameters of a network."""
     return sum(tensor.numel() for tensor in module.parameters())
 
 
 def _needs_multiples(architecture: Architecture) -> bool:
-    """Whether its grid must fill the image: patches, and boxes that are decoded by cell."""
+    """Return whether the image must be a whole number of patches, or of cells that decode boxes."""
     return architecture.task == "detect" or architecture.model.startswith("deit")
 
 
@@ -144,7 +145,8 @@ def _check(
     name = architecture.name
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise InputError(
-            f"an input is channels x height x width, as 3x64x64: got {'x'.join(map(str, input_shape))}"
+            "an input is channels x height x width, such as 3x64x64: got "
+            f"{'x'.join(map(str, input_shape))}"
         )
     if classes < 1:
         raise InputError(f"{name} needs at least one class: got {classes}")

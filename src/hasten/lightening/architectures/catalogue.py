@@ -1,4 +1,4 @@
-"""Light architectures as data: where each comes from, its knobs, and what it was published to reach."""
+"""List light architectures as data: their sources, their settings and their published accuracy."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ Task: TypeAlias = Literal["classify", "detect"]
 Library: TypeAlias = Literal["timm", "torchvision", "darknet"]
 
 POINTS_PER_HALVING = 5.0
-"""ImageNet points that a light network loses about where its multiply-adds are halved: at half the
+"""ImageNet points that a light network loses roughly when its multiply-adds are halved: at half the
 width mobilenetv2_100 loses 4.3, lcnet_100 loses 5.1, and mobilenetv3_small_100 loses 8 per halving.
 Source: timm, results/results-imagenet.csv."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One line of the catalogue.
+    """Entry of the catalogue.
 
     Attributes:
-        name: "mobilenetv2", or "mobilenetv2-s8" where its first strides are 1, for small images:
-            in all it makes the sides 8 times smaller, not 32 times.
-        task: "classify" gives logits `(n, classes)`; "detect" gives boxes, scores and labels.
-        library: Whose code it is; "darknet" is our own reader of Darknet's files.
-        model: What the library calls it.
-        widths: Factors of the number of channels that it is offered in.
-        stride: How many times smaller than the input its last feature map is.
-        usual: What its stride is where none is left out.
-        accuracy: Published, in percent: top-1 on ImageNet, or box AP on COCO. Of width 1, the usual
-            stride and square inputs of `pixels`.
+        name: Name, such as "mobilenetv2", or "mobilenetv2-s8" for the variant for small images,
+            whose first strides are 1, so that sides shrink 8 times, not 32 times, in all.
+        task: Task: "classify" returns logits `(n, classes)`; "detect" returns boxes, scores and
+            labels.
+        library: Library whose code is used; "darknet" is our own reader of Darknet's files.
+        model: Model's name in the library.
+        widths: Factors on the number of channels on offer.
+        stride: Ratio of the input's side to the side of the last feature map.
+        usual: Ratio of these sides in the published network, with all its strides.
+        accuracy: Published accuracy in percent, top-1 on ImageNet or box AP on COCO, at width 1,
+            the usual stride and square inputs of `pixels`.
         madds: Multiply-adds of one such input, as `multiply_adds` counts them.
-        heft: How many times as long as MobileNetV2 a network of as many multiply-adds takes: a first
-            guess for those that weren't measured yet. Measured once, in int8 on an x86-64 with AMX.
-        pixels: Side of the input that these are of.
-        source: Where the accuracy is from.
+        heft: Latency relative to a MobileNetV2 of as many multiply-adds: a first guess for
+            unmeasured networks, measured once, in int8 on an x86-64 with AMX.
+        pixels: Side of the input for `accuracy` and `madds`, in pixels.
+        source: Source of the accuracy.
     """
 
     name: str
@@ -56,29 +57,29 @@ class Architecture:
 
     @property
     def least(self) -> int:
-        """Least side of the input, in pixels, at which its last feature map has 2 x 2 positions."""
+        """Least side of the input, in pixels, at which the last feature map has 2 x 2 positions."""
         return 2 * self.stride
 
     @property
     def family(self) -> str:
-        """Its name without the stride."""
+        """Name without the stride."""
         return self.name.removesuffix(f"-s{self.stride}")
 
     def estimate(self, height: int, width: int, factor: float) -> float:
-        """Return about how many multiply-adds an input takes: within a fifth for most.
+        """Estimate the multiply-adds of one input, within a fifth for most architectures.
 
         Args:
-            height: Of what the network works on, in pixels.
-            width: The same.
-            factor: Of the number of channels.
+            height: Height of the image after resizing, in pixels.
+            width: Width of the image after resizing, in pixels.
+            factor: Factor on the number of channels.
         """
         positions = height * width / self.pixels**2 * (self.usual / self.stride) ** 1.9
         return float(self.madds * positions * factor**1.7)
 
     def promise(self, madds: float) -> float:
-        """Return about what accuracy it would reach in the published setting with fewer multiply-adds.
+        """Estimate the accuracy in the published setting with fewer multiply-adds, in percent.
 
-        Good for an order among candidates and for nothing else.
+        The estimate is only good for ranking candidates.
         """
         return self.accuracy + POINTS_PER_HALVING * min(0.0, math.log2(madds / self.madds))
 
@@ -96,7 +97,7 @@ def _lines(
     task: Task = "classify",
     pixels: int = 224,
 ) -> Iterator[Architecture]:
-    """Yield an architecture as it is, and with its first strides left out."""
+    """Yield the entries of an architecture: as published, and with its first strides left out."""
     for stride in strides:
         full = name if stride == strides[0] else f"{name}-s{stride}"
         yield Architecture(
@@ -145,10 +146,10 @@ CATALOGUE: tuple[Architecture, ...] = (
 
 
 def find(name: str) -> Architecture:
-    """Return the architecture of this name.
+    """Return the architecture with this name.
 
     Raises:
-        InputError: there is none; names those that are called alike, or else the families.
+        InputError: there is none; names similar ones, or else all families.
     """
     found = next((one for one in CATALOGUE if one.name == name), None)
     if found is None:
@@ -157,6 +158,6 @@ def find(name: str) -> Architecture:
         alike = difflib.get_close_matches(name, list(dict.fromkeys([*known, *names])), 4)
         raise InputError(
             f"the catalogue has no architecture {name!r}; "
-            + (f"like it are {', '.join(alike)}" if alike else f"it has: {', '.join(known)}")
+            + (f"similar names are {', '.join(alike)}" if alike else f"it has {', '.join(known)}")
         )
     return found

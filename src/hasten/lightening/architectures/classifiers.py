@@ -1,4 +1,4 @@
-"""Networks that classify, by timm and torchvision, with width and first strides as knobs."""
+"""Build classifiers from timm and torchvision, with any width and with fewer first strides."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _GENERATORS: Mapping[str, tuple[str, str, str]] = {
     "lcnet_100": ("mobilenetv3", "_gen_lcnet", "channel_multiplier"),
     "ghostnet_100": ("ghostnet", "_create_ghostnet", "width"),
 }
-"""timm's module and function that take any width, and by what keyword; `create_model` knows a few
-widths alone, each by a name."""
+"""timm's module, function and keyword that set any width; `create_model` only knows a few widths,
+each by a name."""
 _SHUFFLENET: Mapping[float, tuple[int, ...]] = {
     0.5: (24, 48, 96, 192, 1024),
     1.0: (24, 116, 232, 464, 1024),
     1.5: (24, 176, 352, 704, 1024),
     2.0: (24, 244, 488, 976, 2048),
 }
-"""Channels by stage. Source: Ma et al., arXiv:1807.11164, table 5."""
+"""Channels of each stage, by width. Source: Ma et al., arXiv:1807.11164, table 5."""
 
 
 def classifier(
     architecture: Architecture, classes: int, channels: int, width: float, sides: tuple[int, int]
 ) -> nn.Module:
-    """Build a network that gives logits `(n, classes)`.
+    """Build a network that returns logits `(n, classes)`.
 
     Args:
-        architecture: One that classifies.
-        classes: How many.
-        channels: Of the input.
-        width: One of the architecture's.
+        architecture: Architecture for the task "classify".
+        classes: Number of classes.
+        channels: Number of the input's channels.
+        width: Factor on the number of channels; one of the architecture's widths.
         sides: Height and width of the input, in pixels.
     """
     model = architecture.model
@@ -68,13 +68,13 @@ def _generated(model: str, width: float, taken: Mapping[str, Any]) -> Any:
         generate = getattr(importlib.import_module(f"timm.models.{module}"), function)
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"this version of timm builds no {model} of other widths ({error}): install timm 1.0"
+            f"this version of timm can't build {model} in other widths ({error}): install timm 1.0"
         ) from error
     return generate(model, pretrained=False, **{keyword: width}, **taken)
 
 
 def _resnet(model: str, width: float, taken: Mapping[str, Any]) -> Any:
-    """Of basic blocks, with the deep stem, whose channels follow the width too.
+    """Build a ResNet of basic blocks with the deep stem, whose channels follow the width too.
 
     Source: He et al., arXiv:1812.01187, section 4.
     """
@@ -93,7 +93,7 @@ def _resnet(model: str, width: float, taken: Mapping[str, Any]) -> Any:
 
 
 def _convnext(model: str, width: float, stride: int, taken: Mapping[str, Any]) -> nn.Module:
-    """ConvNeXt-Atto, whose 1.2 times as wide self is called Femto; the stem alone has fewer strides.
+    """Build a ConvNeXt-Atto, called Femto at 1.2 times its width. Only its stem loses strides.
 
     Source: Woo et al., arXiv:2301.00808, table 9.
     """
@@ -137,9 +137,10 @@ def _shufflenet(width: float, classes: int, channels: int) -> Any:
 
 
 def _lessened(network: Any, stride: int) -> nn.Module:
-    """Leave out the first strides of 2, until the sides shrink so many times and no more than 32.
+    """Leave out the first strides of 2 until the sides shrink by `stride` in all, at most 32 times.
 
-    A network made for 224 pixels sees nothing of one of 32: its last feature map is one position.
+    A network made for images of 224 pixels loses all detail of one of 32 pixels: its last feature
+    map is a single position.
     """
     left = {32: 0, 16: 1, 8: 2}[stride]
     if left and isinstance(getattr(network, "maxpool", None), nn.MaxPool2d):
@@ -158,7 +159,7 @@ def _lessened(network: Any, stride: int) -> nn.Module:
 
 
 def _units(network: Any) -> Iterator[nn.Module]:
-    """Yield the stem and the blocks, from the input on: each has one stride, on all its branches."""
+    """Yield the stem and the blocks, from the input on; the branches of each have one stride."""
     for name in ("conv_stem", "stem", "conv1"):
         if hasattr(network, name):
             yield getattr(network, name)

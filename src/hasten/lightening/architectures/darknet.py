@@ -1,4 +1,4 @@
-"""The networks of Darknet's .cfg files, and their .weights files, read and written as Darknet does."""
+"""Read networks from Darknet's .cfg files, and read and write their .weights files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
 }
 _LOADED_EPSILON = 1e-12
-"""Of loaded normalizations: what Darknet adds is in the variances already. Above 0, since a channel
-that is always the same would be divided by 0 in training."""
+"""Epsilon of loaded normalizations: small, since the variances include Darknet's own, and above 0,
+since a constant channel would be divided by 0 in training."""
 
 
 class Section(NamedTuple):
-    """One layer of a .cfg file."""
+    """Layer of a .cfg file."""
 
     kind: str
     settings: dict[str, str]
@@ -33,21 +33,21 @@ class Section(NamedTuple):
         """Return a setting that is a whole number.
 
         Raises:
-            InputError: it is something else.
+            InputError: the setting is something else.
         """
         found, *more = self._whole(name, str(default))
         if more:
-            raise InputError(f"{name}= in [{self.kind}] of a .cfg file is one whole number")
+            raise InputError(f"{name}= in [{self.kind}] of a .cfg file must be one whole number")
         return found
 
     def numbers(self, name: str) -> list[int]:
         """Return a setting that is a list of whole numbers.
 
         Raises:
-            InputError: it is missing, or something else.
+            InputError: the setting is missing, or something else.
         """
         if name not in self.settings:
-            raise InputError(f"a .cfg file says {name}= in [{self.kind}]; this one doesn't")
+            raise InputError(f"[{self.kind}] in a .cfg file needs {name}=, which is missing")
         return self._whole(name, "")
 
     def _whole(self, name: str, default: str) -> list[int]:
@@ -56,15 +56,15 @@ class Section(NamedTuple):
             return [int(part) for part in text.split(",")]
         except ValueError as error:
             raise InputError(
-                f"{name}={text} in [{self.kind}] of a .cfg file is no whole number"
+                f"{name}={text} in [{self.kind}] of a .cfg file isn't a whole number"
             ) from error
 
 
 def read_sections(text: str) -> list[Section]:
-    """Read a .cfg file; several sections may have one name.
+    """Read the sections of a .cfg file; several sections may have the same name.
 
     Raises:
-        InputError: it doesn't begin with a section, or a line is no setting.
+        InputError: the file doesn't begin with a section, or a line is no setting.
     """
     found: list[Section] = []
     for line in (line.partition("#")[0].strip() for line in text.splitlines()):
@@ -73,29 +73,29 @@ def read_sections(text: str) -> list[Section]:
         elif line:
             name, equals, value = line.partition("=")
             if not found or not equals:
-                raise InputError(f"a .cfg file has sections of name=value: got {line!r}")
+                raise InputError(f"a .cfg file has sections with lines name=value: got {line!r}")
             found[-1].settings[name.strip()] = value.strip()
     return found
 
 
 class Darknet(nn.Module):
-    """The network of a .cfg file: its layers in order, and the heads where it says [yolo].
+    """Network of a .cfg file: its layers in order, with a head at each [yolo].
 
     Args:
-        text: What the file says.
+        text: Content of the file.
 
     Raises:
-        InputError: a layer isn't known here, or the file says something that isn't done here.
+        InputError: a layer or a setting isn't supported.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__()
         sections = read_sections(text)
         if not sections or sections[0].kind not in ("net", "network"):
-            raise InputError("a .cfg file begins with [net]")
+            raise InputError("a .cfg file must begin with [net]")
         net, *self.sections = sections
         self.layers = nn.ModuleList()
-        given = [net.number("channels", 3)]  # by each layer, the image before the first
+        given = [net.number("channels", 3)]  # output channels of each layer, after the image's
         for position, section in enumerate(self.sections):
             layer, channels = _layer(section, given[-1])
             if section.kind == "route":
@@ -105,7 +105,7 @@ class Darknet(nn.Module):
             given.append(channels)
 
     def heads(self, x: torch.Tensor) -> list[tuple[Section, torch.Tensor]]:
-        """Return what each [yolo] layer reads, `(n, boxes * (5 + classes), height, width)`."""
+        """Return each [yolo] layer and its input `(n, boxes * (5 + classes), height, width)`."""
         found: list[tuple[Section, torch.Tensor]] = []
         given: list[torch.Tensor] = []
         for position, (section, layer) in enumerate(zip(self.sections, self.layers, strict=True)):
@@ -119,7 +119,7 @@ class Darknet(nn.Module):
         return found
 
     def candidates(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return every box `(n, k, 4)`, corners in pixels of `x`, and its scores `(n, k, classes)`."""
+        """Return all boxes `(n, k, 4)`, corners in pixels of `x`, and scores `(n, k, classes)`."""
         size = (x.shape[2], x.shape[3])
         decoded = [decoded_head(section, head, size) for section, head in self.heads(x)]
         boxes, scores = zip(*decoded, strict=True)
@@ -127,21 +127,21 @@ class Darknet(nn.Module):
 
     @property
     def numbers(self) -> int:
-        """How many numbers its .weights file holds."""
+        """Number of floats in the network's .weights file."""
         statistics = [
             2 * part.num_features for part in self.modules() if isinstance(part, nn.BatchNorm2d)
         ]
         return sum(p.numel() for p in self.parameters()) + sum(statistics)
 
     def load(self, file: Path) -> None:
-        """Take the weights of a .weights file.
+        """Load the weights of a .weights file.
 
         Raises:
-            InputError: it can't be read, or holds more or fewer than the layers have.
+            InputError: the file can't be read, or its number of weights isn't the network's.
         """
         weights = _read(file)
         if self.numbers != len(weights):
-            raise InputError(f"{file} holds {len(weights)} numbers, its .cfg takes {self.numbers}")
+            raise InputError(f"{file} holds {len(weights)} numbers, its .cfg needs {self.numbers}")
         left = torch.from_numpy(weights)
         with torch.no_grad():
             for tensor, variance in self._stored():
@@ -153,12 +153,12 @@ class Darknet(nn.Module):
                 part.eps = _LOADED_EPSILON
 
     def save(self, file: Path) -> None:
-        """Write a .weights file of version 0.2, such as `load` and Darknet read.
+        """Write a .weights file of version 0.2, which `load` and Darknet can read.
 
-        Variances may differ in a float's last digit from those that were loaded.
+        Variances may differ from the loaded ones in the last digit of a float.
 
         Raises:
-            InputError: it can't be written.
+            InputError: the file can't be written.
         """
         parts = [np.array([0, 2, 0], np.int32).tobytes(), np.array([0], np.int64).tobytes()]
         epsilon = next((m.eps for m in self.modules() if isinstance(m, nn.BatchNorm2d)), 0.0)
@@ -180,17 +180,17 @@ class Darknet(nn.Module):
 
 
 def _read(file: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Read what follows a file's header: three numbers of its version, and the images seen."""
+    """Read the floats after a file's header, which holds the version and the number of images."""
     try:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"can't read {file}: {error.strerror or error}") from error
     if len(data) < 12:
-        raise InputError(f"{file} is no .weights file: it has {len(data)} bytes")
+        raise InputError(f"{file} isn't a .weights file: it has only {len(data)} bytes")
     major, minor, _ = np.frombuffer(data, np.int32, 3).tolist()
     body = data[12 + (8 if major * 10 + minor >= 2 else 4) :]
     if len(body) % 4:
-        raise InputError(f"{file} is cut off: {len(body)} bytes are no whole number of floats")
+        raise InputError(f"{file} is cut off: {len(body)} bytes aren't a whole number of floats")
     return np.frombuffer(body, np.float32).copy()
 
 
@@ -207,17 +207,18 @@ def _stored_of(layer: Any) -> Iterator[tuple[torch.Tensor, bool]]:
 
 
 def _routes(section: Section, position: int) -> list[int]:
-    """Return the layers that a [route] reads; negative numbers count back from it."""
+    """Return the layers that a [route] reads; negative numbers count back from the route."""
     found = [i if i >= 0 else position + i for i in section.numbers("layers")]
     if not all(0 <= i < position for i in found):
         raise InputError(
-            f"layers={section.settings['layers']} in [route] of a .cfg file: no such layers before it"
+            f"layers={section.settings['layers']} in [route] of a .cfg file: "
+            "no such layers come before it"
         )
     return found
 
 
 def _routed(given: list[torch.Tensor], section: Section) -> torch.Tensor:
-    """Join what layers gave, or one of the equal groups of each one's channels."""
+    """Concatenate layers' outputs, or one of the equal groups of each output's channels."""
     groups, group = section.number("groups", 1), section.number("group_id")
     if groups > 1:
         given = [one.chunk(groups, 1)[group] for one in given]
@@ -225,7 +226,7 @@ def _routed(given: list[torch.Tensor], section: Section) -> torch.Tensor:
 
 
 def _layer(section: Section, channels: int) -> tuple[nn.Module, int]:
-    """Return a layer without weights yet, and how many channels it gives."""
+    """Return a layer, with its weights not yet loaded, and its number of output channels."""
     if section.kind == "convolutional":
         return _convolution(section, channels)
     if section.kind == "maxpool":
@@ -233,10 +234,10 @@ def _layer(section: Section, channels: int) -> tuple[nn.Module, int]:
     if section.kind == "upsample":
         return nn.Upsample(scale_factor=section.number("stride")), channels
     if section.kind == "yolo" and section.number("new_coords"):
-        raise InputError("a .cfg file with new_coords=1 in [yolo] isn't read here")
+        raise InputError("a .cfg file with new_coords=1 in [yolo] isn't supported")
     if section.kind in ("route", "yolo"):
         return nn.Identity(), channels
-    raise InputError(f"a .cfg file with a layer [{section.kind}] isn't read here")
+    raise InputError(f"a .cfg file with a layer [{section.kind}] isn't supported")
 
 
 def _convolution(section: Section, channels: int) -> tuple[nn.Module, int]:
@@ -246,7 +247,7 @@ def _convolution(section: Section, channels: int) -> tuple[nn.Module, int]:
     name = section.settings.get("activation", "logistic")
     if name not in _ACTIVATIONS:
         raise InputError(
-            f"a .cfg file with activation={name} isn't read here: {', '.join(_ACTIVATIONS)} are"
+            f"a .cfg file with activation={name} isn't supported: {', '.join(_ACTIVATIONS)} are"
         )
     convolution = nn.Conv2d(
         channels,
@@ -265,18 +266,18 @@ def _pool(section: Section) -> nn.Module:
     stride = section.number("stride", 1)
     size = section.number("size", stride)
     if section.number("padding", size - 1) != size - 1:
-        raise InputError("a .cfg file with padding= in [maxpool] isn't read here")
+        raise InputError("a .cfg file with padding= in [maxpool] isn't supported")
     if size % 2:
         return nn.MaxPool2d(size, stride, padding=size // 2)
     if size == stride == 2:
         return nn.MaxPool2d(2, 2, ceil_mode=True)
     if size == 2 and stride == 1:
         return _EvenPool()
-    raise InputError(f"a .cfg file with [maxpool] size={size} stride={stride} isn't read here")
+    raise InputError(f"a .cfg file with [maxpool] size={size} stride={stride} isn't supported")
 
 
 class _EvenPool(nn.Module):
-    """Darknet's pooling of 2 x 2 windows at every position: it pads below and to the right alone."""
+    """Pool 2 x 2 windows at every position like Darknet, which pads only below and to the right."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,11 +291,11 @@ class _EvenPool(nn.Module):
 def decoded_head(
     section: Section, head: torch.Tensor, size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a head's boxes `(n, k, 4)` as corners in pixels, and its scores `(n, k, classes)`.
+    """Return a head's boxes `(n, k, 4)`, as corners in pixels, and scores `(n, k, classes)`.
 
     Args:
-        section: The [yolo] layer.
-        head: What it reads.
+        section: Section of the [yolo] layer.
+        head: Input of the [yolo] layer.
         size: Height and width of the image, in pixels.
 
     Source: Redmon and Farhadi, YOLOv3, arXiv:1804.02767, section 2.1; `scale_x_y`, Bochkovskiy et

@@ -1,4 +1,4 @@
-"""Detectors: what follows a network's heads, so that the answers are detections; and letterboxing."""
+"""Turn the outputs of a network's heads into detections, and letterbox images."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 CANDIDATES = 64
-"""The best boxes of an image, of which overlapping ones are then left out."""
+"""Number of an image's best boxes that are kept before overlapping ones are removed."""
 FLOOR = 0.25
-"""No detection has a lower score."""
+"""Least score of a detection."""
 OVERLAP = 0.45
-"""From this IoU on, the better of two boxes of a class stands for both."""
+"""IoU above which the worse of two boxes of a class is removed."""
 ROUNDS = 4
-"""A box that is left out leaves none out itself: true of chains of so many boxes."""
+"""Number of suppression rounds: a removed box removes no other, in chains of up to this length."""
 
 
 class Detector(nn.Module):
-    """A network with what follows its heads, so that the answers are detections.
+    """Network whose answers are detections.
 
-    Gives `boxes` `(n, k, 4)`, corners x0, y0, x1, y1 in pixels of the input; `scores` `(n, k)`,
-    0 where there is no detection; and `labels` `(n, k)`, the class's number, -1 where there is none.
-    k is 64, or how many boxes the network has. The heads themselves are no outputs: every sample's
-    would be kept on disk to compare with.
+    Returns `boxes` `(n, k, 4)`, corners x0, y0, x1, y1 in pixels of the input; `scores` `(n, k)`,
+    0 where there is no detection; and `labels` `(n, k)`, the number of the class, -1 where there is
+    no detection. k is 64, or the network's number of boxes if that is smaller. The heads aren't
+    outputs, since the outputs of every sample are kept on disk for comparison.
 
     Args:
-        network: Has a method `candidates`: from images, every box `(n, all, 4)` and its scores
-            `(n, all, classes)`; such as `Darknet` and `SsdLite`.
+        network: Network with a method `candidates` that returns all boxes `(n, all, 4)` and their
+            scores `(n, all, classes)` for images, such as `Darknet` and `SsdLite`.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -41,10 +41,10 @@ class Detector(nn.Module):
         self.network: Any = network
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Detect.
+        """Return the detections in images.
 
         Args:
-            x: float32 `(n, channels, height, width)`, letterboxed, in [0, 1].
+            x: Letterboxed images in [0, 1], float32 `(n, channels, height, width)`.
         """
         boxes, every = self.network.candidates(x)
         scores, labels = every.max(dim=2)
@@ -60,11 +60,11 @@ class Detector(nn.Module):
 
 
 def standing(boxes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return `(n, k)`: 1 where no better box of the class that stands overlaps too much, else 0.
+    """Return `(n, k)`: 1 where no better remaining box of the class overlaps too much, else 0.
 
     Args:
-        boxes: `(n, k, 4)`, best first.
-        labels: `(n, k)`.
+        boxes: Boxes of shape `(n, k, 4)`, best first.
+        labels: Class numbers of shape `(n, k)`.
     """
     low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
     high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
@@ -81,7 +81,7 @@ def standing(boxes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def letterbox(image: Image.Image, size: int) -> Array:
-    """Fit an image into a square of grey without changing its aspect; float32 `(3, size, size)`."""
+    """Fit an image into a grey square, keeping its aspect ratio, as float32 `(3, size, size)`."""
     from PIL import Image
 
     scale = size / max(image.size)

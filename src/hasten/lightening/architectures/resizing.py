@@ -1,4 +1,4 @@
-"""The input size as a knob: a network that makes its input smaller first."""
+"""Wrap a network so that it shrinks its input first."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch.nn import functional
 
 
 class Resized(nn.Module):
-    """A network that takes larger images than it works on.
+    """Network that takes larger images than it works on.
 
-    Averages over whole pixels first, down to less than twice the size, and interpolates the rest
+    It averages over whole pixels down to less than twice the inner size, then interpolates
     linearly: no detail is skipped, and every runtime has both operators.
 
     Args:
-        network: Takes `(n, channels, *inner)`. Where it gives boxes, they are scaled back.
-        outer: Height and width of what comes, in pixels.
-        inner: Height and width of what the network works on.
+        network: Network that takes `(n, channels, *inner)`; boxes that it returns are scaled back.
+        outer: Height and width of the input, in pixels.
+        inner: Height and width of the network's own input, in pixels.
     """
 
     def __init__(self, network: nn.Module, outer: tuple[int, int], inner: tuple[int, int]) -> None:
@@ -28,7 +28,7 @@ class Resized(nn.Module):
         self.scales = (outer[1] / inner[1], outer[0] / inner[0]) * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Resize, and hand on what the network gives."""
+        """Resize images, and return the network's answers."""
         if self.window != (1, 1):
             x = functional.avg_pool2d(x, self.window)
         if self.interpolates:
@@ -41,7 +41,7 @@ class Resized(nn.Module):
 
 
 def inner_size(outer: tuple[int, int], pixels: int, multiple: int) -> tuple[int, int]:
-    """Return height and width with the longer side about `pixels`, each a multiple of `multiple`."""
+    """Return height and width, multiples of `multiple`, with a longer side of about `pixels`."""
     scale = pixels / max(outer)
     height, width = (max(1, round(side * scale / multiple)) * multiple for side in outer)
     return height, width

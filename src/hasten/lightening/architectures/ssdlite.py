@@ -1,4 +1,4 @@
-"""SSDLite by torchvision, cut off behind its heads: its own decoding has no fixed shapes to export."""
+"""Build torchvision's SSDLite up to its heads, since its decoding has no fixed shapes to export."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import nn
 from hasten.errors import InputError
 
 VARIANCES = (10.0, 10.0, 5.0, 5.0)
-"""What centres and sizes are multiplied by in what the network learns. Source: torchvision, BoxCoder."""
+"""Factors on centres and sizes in the regression targets. Source: torchvision, BoxCoder."""
 
 
 class SsdLite(nn.Module):
-    """SSDLite on MobileNetV3-Large.
+    """SSDLite with MobileNetV3-Large as its backbone.
 
     Args:
-        classes: How many, without the background.
-        channels: Of the input.
-        width: Factor of the backbone's and the extra blocks' channels.
+        classes: Number of classes without the background.
+        channels: Number of the input's channels.
+        width: Factor on the channels of the backbone and of the extra blocks.
         sides: Height and width of the input, in pixels.
 
     Source: Sandler et al., arXiv:1801.04381, section 6.2; Howard et al., arXiv:1905.02244, 6.3.
@@ -44,15 +44,16 @@ class SsdLite(nn.Module):
         self.register_buffer("defaults", defaults)
 
     def heads(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the raw heads: "bbox_regression" `(n, k, 4)` and "cls_logits" `(n, k, 1 + classes)`.
+        """Return the raw heads by torchvision's names.
 
-        Class 0 is the background.
+        They are "bbox_regression" `(n, k, 4)` and "cls_logits" `(n, k, 1 + classes)`, where class 0
+        is the background.
         """
         found: dict[str, torch.Tensor] = self.head(list(self.backbone(2 * x - 1).values()))
         return found
 
     def candidates(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return every box `(n, k, 4)`, corners in pixels of `x`, and its scores `(n, k, classes)`.
+        """Return all boxes `(n, k, 4)`, as corners in pixels of `x`, and scores `(n, k, classes)`.
 
         Source: Liu et al., SSD, arXiv:1512.02325, section 2.2.
         """
@@ -67,7 +68,7 @@ class SsdLite(nn.Module):
 
 
 def _maps(sides: tuple[int, int], count: int) -> list[list[int]]:
-    """Return height and width of each feature map: a 16th of the image, then a half each time."""
+    """Return height and width of each feature map: a 16th of the image's, then halved each time."""
     found = [[-(-side // 16) for side in sides]]
     while len(found) < count:
         found.append([-(-side // 2) for side in found[-1]])
@@ -75,7 +76,7 @@ def _maps(sides: tuple[int, int], count: int) -> list[list[int]]:
 
 
 def _backbone(channels: int, width: float, norm: Any) -> tuple[nn.Module, list[int]]:
-    """Return MobileNetV3-Large with SSDLite's extra blocks, and the channels of each feature map."""
+    """Return MobileNetV3-Large with SSDLite's extra blocks, and its feature maps' channels."""
     from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet
 
     mobilenetv3 = importlib.import_module("torchvision.models.mobilenetv3")
@@ -85,7 +86,7 @@ def _backbone(channels: int, width: float, norm: Any) -> tuple[nn.Module, list[i
         )
     except (AttributeError, TypeError) as error:
         raise InputError(
-            f"this version of torchvision builds no SSDLite of other widths ({error}): "
+            f"this version of torchvision can't build SSDLite in other widths ({error}): "
             "install torchvision 0.21 or newer"
         ) from error
     blocks = mobilenetv3.MobileNetV3(settings, last, norm_layer=norm).features
@@ -94,7 +95,7 @@ def _backbone(channels: int, width: float, norm: Any) -> tuple[nn.Module, list[i
         blocks[0][0] = nn.Conv2d(channels, first.out_channels, 3, 2, 1, bias=False)
     for part in blocks.modules():
         if isinstance(part, nn.Conv2d):
-            nn.init.normal_(part.weight, std=0.03)  # as torchvision does where nothing is loaded
+            nn.init.normal_(part.weight, std=0.03)  # as torchvision does without loaded weights
     last_strided = [i for i, block in enumerate(blocks) if getattr(block, "_is_cn", False)][-1]
     extractor = SSDLiteFeatureExtractorMobileNet(blocks, last_strided, norm, width_mult=width)
     extra = [max(16, int(depth * width)) for depth in (512, 256, 256, 128)]

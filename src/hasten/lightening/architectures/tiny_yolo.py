@@ -1,4 +1,4 @@
-"""The tiny YOLO networks, described in a few lines and written as Darknet's .cfg text."""
+"""Write the tiny YOLO networks as text of Darknet's .cfg files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 from hasten.errors import InputError
 
 ANCHORS = (10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319)
-"""Widths and heights of boxes, in pixels of an image of 416 x 416."""
+"""Widths and heights of the anchor boxes in turn, in pixels of an image of 416 x 416."""
 ANCHOR_PIXELS = 416
 _PER_HEAD = 3
 Layer: TypeAlias = tuple[str, dict[str, object]]
@@ -17,14 +17,14 @@ Layer: TypeAlias = tuple[str, dict[str, object]]
 def cfg(
     model: str, classes: int, channels: int, width: float, sides: tuple[int, int] = (416, 416)
 ) -> str:
-    """Write the .cfg of a tiny YOLO.
+    """Return the .cfg text of a tiny YOLO network.
 
     Args:
-        model: "yolov3-tiny.cfg" or "yolov4-tiny.cfg".
-        classes: How many.
-        channels: Of the input.
-        width: Factor of the channels of all layers but the heads; they are multiples of 8.
-        sides: Height and width of the input, in pixels; the anchors shrink and grow with it.
+        model: Model's name: "yolov3-tiny.cfg" or "yolov4-tiny.cfg".
+        classes: Number of classes.
+        channels: Number of the input's channels.
+        width: Factor on the channels of all layers except the heads, rounded to multiples of 8.
+        sides: Height and width of the input, in pixels; the anchors scale with the longer side.
 
     Raises:
         InputError: there is no such model.
@@ -32,7 +32,7 @@ def cfg(
     layers = {"yolov3-tiny.cfg": _version_3, "yolov4-tiny.cfg": _version_4}.get(model)
     if layers is None:
         raise InputError(
-            f"no tiny YOLO is called {model!r}: yolov3-tiny.cfg and yolov4-tiny.cfg are"
+            f"no tiny YOLO is called {model!r}: use yolov3-tiny.cfg or yolov4-tiny.cfg"
         )
     scale = max(sides) / ANCHOR_PIXELS
     anchors = tuple(max(1, round(one * scale)) for one in ANCHORS)
@@ -44,7 +44,10 @@ def cfg(
 
 
 def _version_3(classes: int, width: float, anchors: Sequence[int]) -> Iterator[Layer]:
-    """Source: Redmon and Farhadi, arXiv:1804.02767, in the small form that Darknet ships."""
+    """Yield the layers of YOLOv3-tiny.
+
+    Source: Redmon and Farhadi, arXiv:1804.02767, in the small form that Darknet ships.
+    """
     for filters in (16, 32, 64, 128, 256):
         yield _convolution(filters, 3, width)
         yield _pool(2)
@@ -63,11 +66,14 @@ def _version_3(classes: int, width: float, anchors: Sequence[int]) -> Iterator[L
 
 
 def _version_4(classes: int, width: float, anchors: Sequence[int]) -> Iterator[Layer]:
-    """Source: Wang et al., Scaled-YOLOv4, arXiv:2011.08036, section 3.3."""
+    """Yield the layers of YOLOv4-tiny.
+
+    Source: Wang et al., Scaled-YOLOv4, arXiv:2011.08036, section 3.3.
+    """
     reach = {"scale_x_y": 1.05}
     yield _convolution(32, 3, width, stride=2)
     yield _convolution(64, 3, width, stride=2)
-    for filters in (64, 128, 256):  # a stage whose second half alone is worked on, twice
+    for filters in (64, 128, 256):  # each stage convolves only the second half of its channels
         yield _convolution(filters, 3, width)
         yield "route", {"layers": "-1", "groups": 2, "group_id": 1}
         yield _convolution(filters // 2, 3, width)

@@ -1,5 +1,5 @@
-"""Structured pruning of a torch module, with what each layer takes in measured milliseconds.
+"""Prune channels and blocks of a torch module, guided by the measured latency of each layer.
 
-Nothing here trains: each step gives another module, which the caller fine-tunes. All modules of
-this room but this one import torch.
+Nothing here trains: each step returns another module, which the caller fine-tunes. All modules of
+this package except this one import torch.
 """

@@ -1,4 +1,4 @@
-"""Whole blocks that a network can do without: those that give what has the shape of what they read."""
+"""Find blocks that can be removed as a whole: those whose output has the shape of their input."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hasten.lightening.pruning.skip import Skip
 def candidates(module: nn.Module, sample: Sample) -> tuple[str, ...]:
     """Return the paths of blocks that can be skipped, in the order of their calls.
 
-    A block has parts of its own, some of which multiply; it is called once, with one tensor, and
-    gives one of the same shape; and without it the module still answers. Its inside may be among
-    them as well.
+    A block is a submodule with convolutions or linear layers inside that is called once, with one
+    tensor, and returns one of the same shape; the module must still run without it. Blocks inside
+    a block count too.
 
     Raises:
         InputError: the module can't run the sample.
@@ -43,15 +43,15 @@ def candidates(module: nn.Module, sample: Sample) -> tuple[str, ...]:
                 try:
                     answers(module, sample)
                 except InputError:
-                    continue  # somebody reads what only the block has
+                    continue  # other code reads attributes that only the block has
             found.append(name)
     return tuple(found)
 
 
 def hurts(module: nn.Module, losses: Losses, blocks: tuple[str, ...]) -> dict[str, float]:
-    """Return how far the loss moves when each block is skipped alone: the mean square over the batches.
+    """Return the mean squared change of the loss over the batches when each block alone is skipped.
 
-    This is in the unit of `importance.importance`, so that blocks and channels can be compared.
+    The unit is that of `importance.importance`, so that blocks and channels can be compared.
     """
     if not blocks:
         return {}
@@ -65,7 +65,7 @@ def hurts(module: nn.Module, losses: Losses, blocks: tuple[str, ...]) -> dict[st
 
 @contextmanager
 def skipping(module: nn.Module, name: str) -> Iterator[None]:
-    """Put a `Skip` in the place of a block, and the block back at the end."""
+    """Replace a block by a `Skip`, and put the block back at the end."""
     block = module.get_submodule(name)
     module.set_submodule(name, Skip())
     try:

@@ -1,4 +1,4 @@
-"""Pruning to a latency: channels and blocks by what their loss hurts for each millisecond saved."""
+"""Prune to a latency: remove the channels and blocks that hurt least per millisecond saved."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from hasten.lightening.pruning.skip import Skip
 from hasten.lightening.pruning.structure import groups
 
 _LIKELY = 12
-"""Blocks that are looked at again when one was skipped."""
+"""Largest number of blocks that are rated again after one was skipped."""
 LEAST = 0.25
-"""Of a group's channels, what stays at least."""
+"""Least share of a group's channels that must stay."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A smaller module, and what was done.
+    """Pruned module, with the plan that made it.
 
     Attributes:
-        module: In the mode that the original was in; not fine-tuned, its normalization not set anew.
-        plan: How to make it of the module that was given.
-        kept: Layer -> channels that it gave before, and gives now; only those that changed.
-        before_ns: What the module took, by the costs.
-        predicted_ns: What this takes, by the costs.
-        macs_before: Multiplications of one sample before.
-        macs_after: And now.
+        module: Pruned module in the original's mode, neither fine-tuned nor with recalibrated
+            normalizations.
+        plan: Plan that makes the pruned module from the original.
+        kept: Output channels before and after pruning, by layer; only layers that changed.
+        before_ns: Estimated latency of the original, in nanoseconds.
+        predicted_ns: Estimated latency of the pruned module, in nanoseconds.
+        macs_before: Multiply-adds of one sample in the original.
+        macs_after: Multiply-adds of one sample in the pruned module.
     """
 
     module: nn.Module
@@ -48,31 +49,31 @@ class Pruned:
 
 
 def schedule(now_ns: float, target_ns: float, steps: int) -> tuple[float, ...]:
-    """Return the latencies to prune to one after another, each the same share of the one before.
+    """Return the latencies to prune to in turn, in a geometric sequence that ends at the target.
 
     Raises:
-        InputError: no steps, or the target isn't below what it takes now.
+        InputError: there are no steps, or the target isn't below the current latency.
     """
     if steps < 1 or not 0 < target_ns < now_ns:
         raise InputError(
-            f"pruning goes down from {now_ns / 1e6:.3f} ms in at least 1 step; asked were "
-            f"{target_ns / 1e6:.3f} ms in {steps}"
+            f"pruning needs at least 1 step and a target below {now_ns / 1e6:.3f} ms: got "
+            f"{target_ns / 1e6:.3f} ms in {steps} steps"
         )
     return tuple(now_ns * (target_ns / now_ns) ** (i / steps) for i in range(1, steps + 1))
 
 
 class Prunable:
-    """A module that may be pruned to several latencies; what is found out of it is kept.
+    """Module that can be pruned to several latencies; its ratings are computed once.
 
-    What the outputs are made of stays, and so does whatever can't be proven to be removable; see
+    Channels of the outputs stay, and so do all that can't be proven removable; see
     `structure.groups`.
 
     Args:
-        module: Untouched. It may have been pruned before.
-        sample: What it can run, as costs are measured.
-        losses: What hurts; see `importance.importance`.
-        keep: Layers that must give all their channels, by path; so no block with one goes.
-        blocks: Whether whole blocks may go.
+        module: Module to prune, which may have been pruned before; it isn't changed.
+        sample: Sample that the module can run, of the shape at which costs are measured.
+        losses: Losses that rate channels and blocks; see `importance.importance`.
+        keep: Paths of layers that must keep all output channels; blocks that contain one stay.
+        blocks: Whether to remove whole blocks too.
 
     Raises:
         InputError: the module can't run the sample, can't be traced, or a loss has no gradient.
@@ -93,20 +94,21 @@ class Prunable:
         self._looks[()] = self._look(copy.deepcopy(module))
 
     def to(self, costs: Costs, target_ns: float, *, least: float = LEAST) -> Pruned:
-        """Take out of a copy what hurts least for the time that it saves, down to a latency.
+        """Return a copy pruned to a latency by removing what hurts least for the time it saves.
 
-        When a block goes, all that was chosen so far is chosen anew without it.
+        When a block is removed, the choice of channels starts again without it.
 
         Args:
-            costs: Of the layers of the module, or of the one that it was pruned from, by name.
-            target_ns: By these costs.
-            least: Of each group's channels as the costs know them, the share that stays at least.
+            costs: Costs of the module's layers, or of those of the module that it was pruned from.
+            target_ns: Latency to reach by these costs, in nanoseconds.
+            least: Least share of each group's channels that must stay, relative to the widths that
+                the costs were measured at.
 
         Raises:
-            CandidateError: the target can't be reached; it says what the least is.
+            CandidateError: the target can't be reached; names the lowest latency that can.
 
-        Source: importance lost for latency saved, by a table of measured latencies: Shen et al., HALP,
-        arXiv:2110.10811; Yang et al., NetAdapt, arXiv:1804.03230.
+        Source: importance lost per latency saved, from a table of measured latencies: Shen et al.,
+        HALP, arXiv:2110.10811; Yang et al., NetAdapt, arXiv:1804.03230.
         """
         original = self._looks[()].layers
         macs = sum(layer.shape.macs for layer in original)
@@ -136,7 +138,7 @@ class Prunable:
         )
 
     def _look(self, module: nn.Module, before: Look | None = None) -> Look:
-        """Look at a module; at the blocks that hurt least when one more of them was there."""
+        """Rate a module's channels and blocks; after a skip, only blocks that hurt least before."""
         found = groups(
             module, self._sample, self._keep, proven=tuple(before.groups) if before else ()
         )
@@ -157,14 +159,14 @@ class Prunable:
 
 
 def _changes(before: Sequence[Layer], after: Sequence[Layer]) -> dict[str, tuple[int, int]]:
-    """Return what each layer gives, before and after; 0 where it is gone with its block."""
+    """Return changed layers' output channels before and after; 0 for a layer of a removed block."""
     now = {layer.name: layer.shape.outputs for layer in after}
     pairs = {layer.name: (layer.shape.outputs, now.get(layer.name, 0)) for layer in before}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _free(blocks: Sequence[str], keep: Sequence[str]) -> tuple[str, ...]:
-    """Return the blocks without a layer that is to be kept."""
+    """Return the blocks that contain no layer to keep."""
     return tuple(
         block for block in blocks if not any(f"{name}.".startswith(f"{block}.") for name in keep)
     )

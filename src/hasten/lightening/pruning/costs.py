@@ -1,4 +1,4 @@
-"""How long a network takes by its layers' measured times, at widths that were never built."""
+"""Estimate a network's latency from measured times of its layers, at widths never built."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from hasten.measure.workbench import Bench
 
 SCHEMA = 3
 _POINTS = 6
-"""About so many on each axis of a grid, at most half as many more."""
+"""Approximate number of points on each axis of a grid; at most half as many more."""
 SNAPS = (8, 16, 32)
 _DRAWN = 0.03
-"""How much what the first network tells weighs: less than its measurement, more than noise."""
+"""Weight of the prior from the first network: less than its measurement, more than noise."""
 _STRANGE = 30.0
-"""A layer isn't taken for so many times slower than alone: something else hangs on it."""
+"""Largest factor by which a layer may be slower than alone; above, other work counts with it."""
 _SLOWER = 1.05
 _HEAVIEST = 3
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One layer's times at some widths.
+    """Times of one layer at several widths.
 
     Attributes:
-        inputs: Numbers of channels that it reads, ascending.
-        outputs: Numbers of channels that it gives, ascending.
-        times_ns: For each of `inputs`, one for each of `outputs`.
+        inputs: Numbers of input channels, ascending.
+        outputs: Numbers of output channels, ascending.
+        times_ns: Times in nanoseconds, in a row per number of inputs and a column per number of
+            outputs.
     """
 
     inputs: tuple[int, ...]
@@ -43,7 +44,7 @@ class Grid:
     times_ns: tuple[tuple[float, ...], ...]
 
     def at(self, inputs: float, outputs: float) -> float:
-        """Return nanoseconds at a width, bilinearly between the points; beyond them, in proportion."""
+        """Return the time at a width in nanoseconds, bilinear inside the grid, constant outside."""
         i, u = _place(self.inputs, inputs)
         j, v = _place(self.outputs, outputs)
         rows = [self.times_ns[i], self.times_ns[min(i + 1, len(self.inputs) - 1)]]
@@ -53,7 +54,7 @@ class Grid:
 
 
 def _place(axis: Sequence[int], value: float) -> tuple[int, float]:
-    """Return the point before a value and how far it lies towards the next; at the ends, there."""
+    """Return the index of the point before a value, and the fraction of the way to the next."""
     i = max(0, min(bisect_right(axis, value) - 1, len(axis) - 2))
     if len(axis) == 1:
         return 0, 0.0
@@ -62,18 +63,19 @@ def _place(axis: Sequence[int], value: float) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class Costs:
-    """Times of a network's layers, by name, on one engine and machine.
+    """Times of a network's layers on one engine and machine.
 
-    What the layers take together isn't what the network takes: there are other operations, and
-    caches. So their sum is corrected by what whole networks took; see `corrected`.
+    The layers' times don't add up to the network's latency, because of other operations and of
+    caches. So their sum is corrected by the latencies of whole networks; see `corrected`.
 
     Attributes:
-        grids: Layer -> its times; a layer that isn't there costs nothing.
-        snap: Channels come in multiples of this.
-        areas: Layer -> how many values of each channel it gives.
-        factor: What the layers' times are multiplied by.
-        value_ns: What is added for each value that a layer gives: what runs over it afterwards.
-        constant_ns: What is added once.
+        grids: Times by layer; a layer that is missing costs nothing.
+        snap: Number of which channel counts are multiples.
+        areas: Number of values per output channel, by layer.
+        factor: Factor on the layers' times.
+        value_ns: Time added per output value of a layer, in nanoseconds, for what later operations
+            do with it.
+        constant_ns: Time added once, in nanoseconds.
     """
 
     grids: Mapping[str, Grid]
@@ -87,11 +89,11 @@ class Costs:
     )
 
     def layer_ns(self, layer: Layer) -> float:
-        """Return what a layer takes, as corrected."""
+        """Return the corrected time of a layer, in nanoseconds."""
         return self.at(layer.name, layer.shape.inputs, layer.shape.outputs)
 
     def at(self, name: str, inputs: int, outputs: int) -> float:
-        """Return what a layer takes with so many channels, as corrected."""
+        """Return the corrected time of a layer with these numbers of channels, in nanoseconds."""
         key = (name, inputs, outputs)
         if key not in self._known:
             grid = self.grids.get(name)
@@ -101,25 +103,26 @@ class Costs:
         return self._known[key]
 
     def width(self, name: str, channels: int) -> int:
-        """Return what a layer gave when it was measured; one that wasn't, so many channels."""
+        """Return a layer's largest measured number of outputs; `channels` if it wasn't measured."""
         grid = self.grids.get(name)
         return channels if grid is None else grid.outputs[-1]
 
     def predicted_ns(self, layers: Sequence[Layer]) -> float:
-        """Return what a network of these layers takes."""
+        """Estimate the latency of a network of these layers, in nanoseconds."""
         return self.constant_ns + sum(self.layer_ns(layer) for layer in layers)
 
     def scaled(
         self, layers: Sequence[Layer], times_ns: Mapping[str, float], rest_ns: float = 0.0
     ) -> Costs:
-        """Return these costs with each layer's times in proportion, so that it takes what it took.
+        """Return these costs with each layer's times scaled to what it took inside the network.
 
-        Alone a layer may find its weights in a cache, or not, otherwise than in its network.
+        A layer that is timed alone may hit caches that it misses in its network, or the reverse.
 
         Args:
-            layers: Of the network that was profiled.
-            times_ns: Layer -> what it took there, as `in_network` says; others stay as they are.
-            rest_ns: What all else took there, which stays.
+            layers: Layers of the profiled network.
+            times_ns: Times inside the network in nanoseconds, by layer, from `in_network`; missing
+                layers aren't scaled.
+            rest_ns: Time of everything else in the network, in nanoseconds, which is the constant.
         """
         alone_ns: dict[str, float] = {}
         for layer in layers:
@@ -135,24 +138,24 @@ class Costs:
         return replace(self, grids=grids, constant_ns=rest_ns)
 
     def corrected(self, measured: Sequence[tuple[Sequence[Layer], float]]) -> Costs:
-        """Return these costs so that they predict what whole networks took.
+        """Return these costs fitted to the latencies of whole networks.
 
-        A network that takes longer than its layers and the constant is taken to spend the rest on
-        the values that lie between layers, until others that were measured tell it apart.
+        If a network takes longer than its layers and the constant, the rest is attributed to the
+        values between layers, unless other measured networks contradict that.
 
         Args:
-            measured: A network's layers, and its latency in nanoseconds; the first weighs most.
+            measured: Layers and latency in nanoseconds of each network; the first weighs most.
 
         Raises:
-            InputError: none is given.
+            InputError: no network is given.
 
-        Source: least squares of the relative errors with no coefficient below 0 (Lawson and
-        Hanson, 1974), drawn towards what the first network tells.
+        Source: non-negative least squares of the relative errors (Lawson and Hanson, 1974),
+        regularized towards the coefficients that the first network suggests.
         """
         from scipy.optimize import nnls
 
         if not measured:
-            raise InputError("costs are corrected by networks that were measured; got none")
+            raise InputError("costs are corrected by measured networks: got none")
         plain = replace(self, factor=1.0, value_ns=0.0, constant_ns=0.0)
         took = np.array([latency_ns for _, latency_ns in measured])
         columns = np.array(
@@ -173,12 +176,12 @@ class Costs:
         return replace(plain, factor=factor, value_ns=value_ns, constant_ns=constant_ns)
 
     def _values(self, layers: Sequence[Layer]) -> float:
-        """Return how many values the layers give."""
+        """Return the number of output values of all layers."""
         return float(sum(self.areas.get(one.name, 0) * one.shape.outputs for one in layers))
 
 
 def widths(channels: int) -> tuple[int, ...]:
-    """Return widths to time a layer at: multiples of a power of two from 8, and all of it."""
+    """Return widths to time a layer at: multiples of a power of two from 8 on, and the full one."""
     step = 8
     while step * _POINTS * 1.5 < channels:
         step *= 2
@@ -186,9 +189,9 @@ def widths(channels: int) -> tuple[int, ...]:
 
 
 def grid(shape: LayerShape, time_ns: Callable[[LayerShape], float]) -> Grid:
-    """Make a layer's grid of times by shape: measured, or made up.
+    """Make a layer's grid from a function that gives the time of a shape in nanoseconds.
 
-    Times never fall with the width: where they do it is noise, and it is averaged out.
+    Times shouldn't fall as the width grows: where they do, that is noise and is averaged out.
     """
     inputs, outputs = axes(shape)
     if shape.kind == "depthwise":
@@ -199,7 +202,7 @@ def grid(shape: LayerShape, time_ns: Callable[[LayerShape], float]) -> Grid:
 
 
 def axes(shape: LayerShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the widths of a layer's grid: of what it reads, and of what it gives."""
+    """Return the numbers of inputs and of outputs in a layer's grid."""
     if shape.kind == "attention":
         return (shape.inputs,), tuple(range(1, shape.outputs + 1))
     if shape.kind == "depthwise":
@@ -212,7 +215,7 @@ def axes(shape: LayerShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _rising(
     times: np.ndarray[tuple[int, int], np.dtype[np.float64]],
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Make each row rise: neighbours that fall are replaced by their mean.
+    """Make each row non-decreasing by replacing neighbours that fall by their mean.
 
     Source: pool adjacent violators, Barlow et al., Statistical Inference under Order Restrictions,
     1972.
@@ -243,15 +246,15 @@ def measure(
     precision: Precision = "i8",
     snap: int | None = None,
 ) -> Costs:
-    """Time each layer of a network at several widths, alone; some 20 ms for each width.
+    """Time each layer of a network alone, at several widths, which takes some 20 ms per width.
 
     Args:
-        layers: Of the unpruned network.
-        bench: Where the engine runs.
-        engine: What is pruned for.
-        cache: Folder for what was timed; times from there are taken as they are.
-        precision: Of the layers.
-        snap: Channels come in multiples of it; None to find out.
+        layers: Layers of the unpruned network.
+        bench: Bench whose processes run the engine.
+        engine: Engine to prune for.
+        cache: Folder of measured times; times found there aren't measured again.
+        precision: Precision of the layers.
+        snap: Number of which channel counts must be multiples; None to measure it.
 
     Raises:
         CandidateError: the engine failed, or has no profiler.
@@ -281,10 +284,10 @@ def _snap(
     cache: Path,
     precision: Precision,
 ) -> int:
-    """Return the smallest step at which fewer channels are hardly ever slower than more.
+    """Return the smallest step between widths at which fewer channels are hardly ever slower.
 
-    Looked at are the heaviest convolutions or linear layers of the network, at most 16 widths of
-    what each gives.
+    The heaviest convolutions or linear layers of the network are timed, each at up to 16 numbers
+    of output channels.
     """
     heavy = sorted(
         (
@@ -314,7 +317,7 @@ def _snap(
 def _cached(
     shapes: Sequence[LayerShape], bench: Bench, engine: Engine, cache: Path, precision: Precision
 ) -> dict[LayerShape, float]:
-    """Time what isn't in the cache yet; keep it there."""
+    """Return the times of shapes in nanoseconds; measure and store those that aren't cached."""
     facts = [to_record(engine), engine.version(), to_record(bench.target), precision, SCHEMA]
     file = cache / f"layers-{digest(facts)[:16]}.json"
     known: dict[LayerShape, float] = {}
@@ -322,7 +325,7 @@ def _cached(
         try:
             known = {from_record(LayerShape, s): float(t) for s, t in read_json(file)}
         except (IntegrityError, TypeError, ValueError):
-            known = {}  # from a version that wrote it otherwise: timed anew
+            known = {}  # the file of a version with another format: measured again
     missing = [shape for shape in dict.fromkeys(shapes) if shape not in known]
     if missing:
         known |= timed(missing, bench, engine, precision)
@@ -330,5 +333,5 @@ def _cached(
         write_json(file, [[to_record(shape), time] for shape, time in known.items()])
     absent = [shape for shape in shapes if not known.get(shape)]
     if absent:
-        raise CandidateError(f"the engine's profile tells no time of {absent[0]}")
+        raise CandidateError(f"the engine's profile has no time for {absent[0]}")
     return {shape: known[shape] for shape in shapes}

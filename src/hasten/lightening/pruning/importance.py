@@ -1,4 +1,4 @@
-"""How much an answer would change without a channel, by first order."""
+"""Estimate to first order how much answers would change without a channel."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from hasten.lightening.pruning.layers import Sample, call, tensors
 from hasten.lightening.pruning.structure import Group, Member
 
 Losses: TypeAlias = Callable[[nn.Module], Iterable[torch.Tensor]]
-"""Gives the loss of a module on one batch after another, the same batches whenever it is called."""
+"""Function that yields a module's loss on one batch after another, with equal batches each call."""
 
 
 def importance(
     module: nn.Module, losses: Losses, groups: Sequence[Group]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Return how much the loss would move without each channel of each group, by first order.
+    """Estimate to first order how much the loss would change without each channel of each group.
 
-    Without a channel, the weights by which other layers read it are gone: to first order the loss
-    moves by the sum of these weights times their gradients, over all the layers that read it.
-    Its square is averaged over the batches, so small batches tell more. Squares add up where
-    channels (or blocks, see `blocks.hurts`) have nothing to do with each other; sizes would count
-    many small ones for more than they do together.
+    Removing a channel removes the weights by which other layers read it: to first order the loss
+    changes by the sum of these weights times their gradients, over all layers that read it. The
+    square of that is averaged over the batches, so small batches tell more. Squares add up if
+    channels (or blocks, see `blocks.hurts`) are independent of each other; absolute values would
+    overrate many small ones together.
 
     Args:
-        module: Its parameters stay as they are; it is in eval mode while it is looked at.
-        losses: Each is followed back before the next is asked for. A network's distance to
-            itself won't do: it has no gradient. `sensitivity` needs no labels.
-        groups: As `structure.groups` gives them.
+        module: Module to rate, in eval mode meanwhile; its parameters aren't changed.
+        losses: Losses to differentiate one by one. The distance of a network to itself doesn't
+            work, since its gradient is 0; `sensitivity` needs no labels.
+        groups: Groups of channels from `structure.groups`.
 
     Returns:
-        Group's root -> one figure for each channel, none below 0.
+        One non-negative figure per channel, by the group's root.
 
     Raises:
         InputError: a loss has no gradient.
@@ -54,7 +54,7 @@ def importance(
             for loss in losses(module):
                 if not loss.requires_grad:
                     raise InputError(
-                        "the loss has no gradient: it isn't made of what the model answers"
+                        "the loss has no gradient: it doesn't depend on the model's answers"
                     )
                 module.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -68,14 +68,14 @@ def importance(
             parameter.requires_grad_(wanted)
     if groups and not moved:
         raise InputError(
-            "the loss has a gradient of 0 everywhere, as a network's distance to itself has: "
-            "give the loss to labels, or pruning.importance.sensitivity(batches)"
+            "the loss has a gradient of 0 everywhere, like the distance of a network to itself: "
+            "give a loss on labels, or pruning.importance.sensitivity(batches)"
         )
     return {root: total / max(count, 1) for root, total in totals.items()}
 
 
 def _moved(module: nn.Module, group: Group) -> npt.NDArray[np.float64]:
-    """Return by how much the loss of the last batch moves without each channel."""
+    """Estimate the change of the last batch's loss without each channel."""
     moved = np.zeros(group.channels)
     for member in group.members:
         if member.axis != "inputs":
@@ -96,16 +96,16 @@ def _by_channel(values: npt.NDArray[np.float64], member: Member) -> npt.NDArray[
 def sensitivity(
     batches: Sequence[Sample], answer: Callable[[nn.Module, Sample], object] = call
 ) -> Losses:
-    """Return losses that need no labels: how far the answers themselves move.
+    """Return losses that need no labels and measure how far the answers themselves move.
 
-    Each is the product of what the module answers with a random direction that is the same
-    whenever the batch comes; relative to the size of each output. The mean square of its change
-    is the squared distance that the answers move.
+    Each loss is the product of the module's answers with a random direction that is fixed per
+    batch, relative to the norm of each output. The mean square of its change is the squared
+    distance by which the answers move.
 
     Args:
-        batches: What to look at.
-        answer: What of a module's answers counts, where it isn't all of them: of a detector the
-            heads, say. Numbers that aren't floats, and what no gradient goes through, don't count.
+        batches: Batches to answer.
+        answer: Function that returns the answers that count, for example a detector's heads; by
+            default all. Tensors that aren't floats, or have no gradient, don't count.
 
     Source: Hutchinson's estimator, Commun. Stat. Simul. Comput. 18:1059, 1989.
     """
@@ -127,7 +127,7 @@ def sensitivity(
 
 
 def mean_square_change(module: nn.Module, losses: Losses, before: Sequence[float]) -> float:
-    """Return the square of how far a module's losses are from what they were, on average."""
+    """Return the mean squared change of a module's losses."""
     now = loss_values(module, losses)
     return float(np.mean([(one - other) ** 2 for one, other in zip(now, before, strict=True)]))
 

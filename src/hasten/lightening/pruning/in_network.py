@@ -1,4 +1,4 @@
-"""What each layer takes where it stands, read off the profile of a whole network."""
+"""Read the time of each layer off the profile of a whole network."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from hasten.lightening.pruning.layers import Layer
 def in_network(
     layers: Sequence[Layer], exported: Path, steps: Sequence[LayerTime]
 ) -> tuple[dict[str, float], float]:
-    """Return the nanoseconds of each layer in a profile, with what follows it until the next.
+    """Return the nanoseconds of each layer in a profile, including operations up to the next layer.
 
-    The exporter writes products in the order in which the module makes them, so the n-th that has
-    weights is the n-th layer's. Normalizations, activations, poolings and copies count with the
-    layer that was executed before them: they have its channels, and go with it.
+    The exporter writes products in the order in which the module computes them, so the n-th product
+    with weights is the n-th layer's. Normalizations, activations, poolings and copies count with
+    the layer that was executed before them: they work on its channels, and shrink with it.
 
     Args:
-        layers: Of the module.
-        exported: The ONNX file that the module was exported to.
-        steps: The profile of that file, or of what passes made of it, with its nodes as sources,
-            in the order of execution.
+        layers: Layers of the module.
+        exported: ONNX file that the module was exported to.
+        steps: Profile, in the order of execution, of that file or of what passes made of it, with
+            the file's nodes as sources.
 
     Returns:
-        Layer -> all its calls together, without those that the profile doesn't name; attentions,
-        which follow their projections, have 0. And what came before the first layer. Nothing where
-        the file has other products than the module has layers.
+        Nanoseconds by layer, all its calls together, and the nanoseconds before the first layer.
+        Layers that the profile doesn't name are missing; attentions, which count with their
+        projections, have 0. No layers and 0 if the numbers of products and layers differ.
     """
     weighted = [layer for layer in layers if layer.shape.kind != "attention"]
     nodes = list(_products(read(exported).graph))
@@ -59,6 +59,6 @@ def _products(graph: onnx.GraphProto) -> Iterator[str]:
     constant = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if node.input and all(name in constant for name in node.input if name):
-            constant.update(node.output)  # a weight that is turned or reshaped first
+            constant.update(node.output)  # a weight that is transposed or reshaped first
         elif node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constant:
             yield node_name(node)

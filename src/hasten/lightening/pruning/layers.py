@@ -1,4 +1,4 @@
-"""The layers of a torch module that do its arithmetic, as one sample goes through them."""
+"""List the layers of a torch module that do its arithmetic, by running one sample."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from hasten.inputs.models.torch import evaluating
 from hasten.passes.silence import first_line
 
 Sample: TypeAlias = tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
-"""What a module is called with: tensors in order, or by the names of forward's parameters."""
+"""Arguments of a module: tensors in order, or by the names of forward's parameters."""
 Kind: TypeAlias = Literal["convolution", "depthwise", "linear", "attention"]
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What decides how long a layer takes.
+    """Properties that decide how long a layer takes.
 
     Attributes:
-        kind: "attention" is what lies between the projections: two products and a softmax.
-        inputs: Channels that it reads; of attention, the width of one head.
-        outputs: Channels that it gives; of attention, how many heads there are.
-        size: Height and width of what it reads; of "linear" and "attention" rows (tokens), and 1.
-        kernel: Of a convolution.
-        stride: Of a convolution.
-        padding: Of a convolution.
-        dilation: Of a convolution.
-        groups: Of a convolution that isn't depthwise; that of a depthwise one is `outputs`.
-        batch: How many samples (or windows) it reads at once.
-        signed: Whether it reads values below 0, as the sample shows: then integers have a zero point,
-            which takes some runtimes twice the time.
-        pooling: Kernel, stride and padding of the max pooling that follows a convolution; (0, 0, 0)
-            where none does. It takes time by the same channels.
+        kind: Kind of layer; "attention" is the part between the projections: two products and a
+            softmax.
+        inputs: Number of input channels; for attention, the width of one head.
+        outputs: Number of output channels; for attention, the number of heads.
+        size: Height and width of the input; for "linear" and "attention", rows (tokens) and 1.
+        kernel: Kernel size of a convolution.
+        stride: Stride of a convolution.
+        padding: Padding of a convolution.
+        dilation: Dilation of a convolution.
+        groups: Groups of a convolution; 1 for a depthwise one, whose groups are its `outputs`.
+        batch: Number of samples (or windows) that are read at once.
+        signed: Whether inputs are below 0 in the sample; integers then have a zero point, which
+            doubles the time of some runtimes.
+        pooling: Kernel, stride and padding of the max pooling after a convolution, whose time
+            depends on the same channels; (0, 0, 0) for none.
     """
 
     kind: Kind
@@ -53,14 +54,14 @@ class LayerShape:
     pooling: tuple[int, int, int] = (0, 0, 0)
 
     def of(self, inputs: int, outputs: int) -> LayerShape:
-        """Return the same layer with other numbers of channels."""
+        """Return this shape with other numbers of channels."""
         if self.kind == "depthwise":
             return replace(self, inputs=outputs, outputs=outputs)
         return replace(self, inputs=inputs, outputs=outputs)
 
     @property
     def area(self) -> int:
-        """How many values of each channel it gives; 0 of attention, whose channels stay in it."""
+        """Number of values per output channel; 0 for attention, whose channels stay inside."""
         if self.kind == "attention":
             return 0
         if self.kind == "linear":
@@ -69,7 +70,7 @@ class LayerShape:
 
     @property
     def given(self) -> tuple[int, int]:
-        """Height and width of what a convolution gives."""
+        """Height and width of a convolution's output."""
         height, width = (
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, p, d, k, s in zip(
@@ -80,7 +81,7 @@ class LayerShape:
 
     @property
     def macs(self) -> int:
-        """Multiplications, each with its addition."""
+        """Number of multiply-adds."""
         rows = self.size[0] * self.batch
         if self.kind == "linear":
             return rows * self.inputs * self.outputs
@@ -94,11 +95,11 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, as often as it is called.
+    """One call of a layer.
 
     Attributes:
-        name: Its path in the module.
-        shape: What it does.
+        name: Layer's path in the module.
+        shape: Shape of the layer in this call.
     """
 
     name: str
@@ -111,7 +112,7 @@ def call(module: nn.Module, sample: Sample) -> Any:
 
 
 def tensors(outputs: Any) -> list[torch.Tensor]:
-    """Return every tensor of what a module gave, in order."""
+    """Return every tensor in a module's nested outputs, in order."""
     from torch.utils import _pytree as pytree
 
     leaves, _ = pytree.tree_flatten(outputs)
@@ -119,10 +120,10 @@ def tensors(outputs: Any) -> list[torch.Tensor]:
 
 
 def answers(module: nn.Module, sample: Sample) -> list[torch.Tensor]:
-    """Return what a module in eval mode answers, without gradients.
+    """Return a module's answers in eval mode, without gradients.
 
     Raises:
-        InputError: it can't run the sample.
+        InputError: the module can't run the sample.
     """
     with evaluating(module), torch.no_grad():
         try:
@@ -132,7 +133,7 @@ def answers(module: nn.Module, sample: Sample) -> list[torch.Tensor]:
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether a module is attention as timm writes it, with one projection for q, k and v."""
+    """Return whether a module is timm's attention, with one projection for q, k and v."""
     parts = ("qkv", "proj", "num_heads", "head_dim", "attn_dim")
     return all(hasattr(module, part) for part in parts) and isinstance(module.qkv, nn.Linear)
 
@@ -141,7 +142,7 @@ def layers(module: nn.Module, sample: Sample) -> tuple[Layer, ...]:
     """Return a module's convolutions, linear layers and attentions, in the order of their calls.
 
     Raises:
-        InputError: it can't run the sample.
+        InputError: the module can't run the sample.
     """
     found: list[Layer] = []
     hooks = []
@@ -168,7 +169,7 @@ def _noting(name: str, found: list[Layer]) -> Callable[..., None]:
 
 
 def _pooling(found: list[Layer]) -> Callable[..., None]:
-    """Note a pooling of what the last convolution gave, as far as its shape tells."""
+    """Return a hook that records a pooling if its input has the last convolution's output shape."""
 
     def note(part: nn.Module, args: tuple[Any, ...]) -> None:
         numbers = [_one(getattr(part, name)) for name in ("kernel_size", "stride", "padding")]
@@ -185,14 +186,14 @@ def _pooling(found: list[Layer]) -> Callable[..., None]:
 
 
 def _one(setting: int | tuple[int, ...]) -> int | None:
-    """Return a setting that is the same for height and width."""
+    """Return a setting that is equal for height and width; None if it differs."""
     if isinstance(setting, int):
         return setting
     return setting[0] if len(set(setting)) == 1 else None
 
 
 def shape_of(part: nn.Module, given: tuple[int, ...]) -> LayerShape:
-    """Return the shape of a layer that reads a tensor of this shape."""
+    """Return the layer shape of a module that reads a tensor of the given shape."""
     if isinstance(part, nn.Conv2d):
         padding = part.padding
         if isinstance(padding, str):

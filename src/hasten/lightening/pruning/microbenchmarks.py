@@ -1,7 +1,7 @@
-"""Layers of a network alone, at several widths each, timed by the engine's own counters.
+"""Time the layers of a network alone, at several widths each, with the engine's own counters.
 
-All widths of a layer stand side by side in one model, whose input and outputs are small: so
-opening a model, calling it and handing values over take no part of what is read off.
+All widths of a layer are parallel branches of one model with small inputs and outputs, so the
+times don't include opening a model, calling it, or handing values over.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from hasten.measure.workbench import Bench
 Precision: TypeAlias = Literal["i8", "f32"]
 REQUESTS = 8
 AT_ONCE = 64
-"""Layers in one model, at most."""
+"""Largest number of layers in one model."""
 WEIGHTS = 16 << 20
-"""Weights in one model, at most, unless one layer has more."""
+"""Largest number of weights in one model, unless a single layer has more."""
 _HEADER = '<ir_version: 10, opset_import: ["": 17]>'
 _MARK = "timed_"
 _LARGEST = 63
-"""Of an int8 weight: with more, sums of two products saturate where there is no VNNI."""
+"""Largest int8 weight; with larger ones, sums of two products saturate on CPUs without VNNI."""
 
 
 def timed(
     shapes: Sequence[LayerShape], bench: Bench, engine: Engine, precision: Precision
 ) -> dict[LayerShape, float]:
-    """Time layers.
+    """Time layers by their shapes.
 
     Args:
-        shapes: What to time.
-        bench: Where the engine runs, in processes of their own.
-        engine: One with a profiler.
-        precision: "i8" for explicit QDQ, uint8 activations and int8 weights; attention stays in
-            float, as runtimes leave it.
+        shapes: Shapes of the layers to time.
+        bench: Bench whose processes run the engine.
+        engine: Engine with a profiler.
+        precision: "f32", or "i8" for explicit QDQ with uint8 activations and int8 weights;
+            attention stays in float, as it does in runtimes.
 
     Returns:
-        Nanoseconds of each.
+        Time of each layer in nanoseconds.
 
     Raises:
         CandidateError: the engine failed, or has no profiler.
@@ -68,7 +68,7 @@ def timed(
 
 
 def _portions(shapes: list[LayerShape]) -> list[list[LayerShape]]:
-    """Cut a list so that no model grows too large."""
+    """Split a list such that no model grows too large."""
     portions: list[list[LayerShape]] = [[]]
     weights = 0
     for shape in shapes:
@@ -85,7 +85,7 @@ def _timed(
     shapes: list[LayerShape], folder: Path, bench: Bench, engine: Engine, precision: Precision
 ) -> dict[LayerShape, float]:
     path = folder / "layers.onnx"
-    # The first and the last of a model also pay for waking up: they are there twice.
+    # The first and the last layer of a model also pay for waking up, so both are there twice.
     _write([shapes[0], *shapes, shapes[-1]], path, precision)
     model = load(path).settled_by({"x": np.zeros(1, np.float32)})
     requests = np.random.default_rng(1).standard_normal((4, 1)).astype(np.float32)
@@ -99,7 +99,7 @@ def _timed(
 
 
 def _by_number(steps: Sequence[LayerTime]) -> dict[int, float]:
-    """Sum up the steps that are some of each layer's marked nodes."""
+    """Return the summed time of each layer's marked nodes, by the layer's number."""
     times: dict[int, float] = defaultdict(float)
     for step in steps:
         numbers = {
@@ -114,7 +114,7 @@ def _by_number(steps: Sequence[LayerTime]) -> dict[int, float]:
 
 @dataclass
 class _Text:
-    """An ONNX graph as it is written."""
+    """ONNX graph in text form, under construction."""
 
     lines: list[str] = field(default_factory=list)
     values: dict[str, Array] = field(default_factory=dict)
@@ -122,9 +122,9 @@ class _Text:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def read(self, shape: tuple[int, ...], zero: str | None) -> str:
-        """Return the name of a tensor of this shape, in int8 if it has a zero point.
+        """Return the name of a tensor of this shape, quantized if a zero point is given.
 
-        Layers that read the same share it.
+        Layers with equal inputs share the tensor.
         """
         name = f"in_{zero}_{'x'.join(map(str, shape))}"
         base = f"base_{'x'.join(map(str, shape))}"
@@ -138,7 +138,7 @@ class _Text:
         return name
 
     def weights(self, name: str, shape: tuple[int, ...], quantized: bool) -> str:
-        """Return the name of a layer's weights."""
+        """Add a layer's weights, and return their name."""
         if not quantized:
             self.values[name] = self.rng.standard_normal(shape, np.float32) / np.float32(8)
             return name
@@ -164,7 +164,7 @@ def _weights_of(shape: LayerShape) -> tuple[int, ...]:
 
 
 def _write(shapes: Sequence[LayerShape], path: Path, precision: Precision) -> None:
-    """Write a model of layers side by side; what is to be timed of each has a marked name."""
+    """Write a model of parallel layers, in which the nodes to time have marked names."""
     text = _Text()
     quantized = precision == "i8"
     text.values |= {
@@ -198,7 +198,7 @@ def _write(shapes: Sequence[LayerShape], path: Path, precision: Precision) -> No
 
 
 def _read_by(shape: LayerShape) -> tuple[int, ...]:
-    """Shape of what a layer reads."""
+    """Return the shape of a layer's input."""
     if shape.kind == "linear":
         return (shape.size[0], shape.inputs)
     if shape.kind == "attention":
@@ -240,7 +240,7 @@ def _numbers(values: Sequence[int]) -> str:
 
 
 def _attention(text: _Text, made: str, shape: LayerShape) -> str:
-    """Scaled products of queries and keys, a softmax, and the product with the values."""
+    """Add products of queries and keys, a softmax, and the product with the values."""
     batch, heads, rows, width = _read_by(shape)
     query = text.read((batch, heads, rows, width), None)
     keys = text.read((batch, heads, width, rows), None)

@@ -1,4 +1,4 @@
-"""Batch normalization after pruning: its statistics are those of the network as it was."""
+"""Reset batch normalization after pruning, whose statistics are those of the original network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hasten.lightening.pruning.layers import Sample, call
 
 
 def recalibrate(module: nn.Module, batches: Iterable[Sample]) -> None:
-    """Set the running means and variances anew, in place: averages over the batches.
+    """Recompute the running means and variances in place, as averages over the batches.
 
-    Everything else is in eval mode meanwhile, and all is put back in the mode that it had.
+    All other parts are in eval mode meanwhile; afterwards each part has its former mode.
 
     Args:
-        module: One without batch normalization stays as it is.
-        batches: Of several samples each; the weights see no gradient.
+        module: Module to change; without batch normalization it stays as it is.
+        batches: Batches of several samples each; no gradients are computed.
 
     Raises:
         InputError: there are no batches.
@@ -49,4 +49,4 @@ def recalibrate(module: nn.Module, batches: Iterable[Sample]) -> None:
         for part, mode in modes:
             part.training = mode
     if count == 0:
-        raise InputError("statistics are set from batches; got none")
+        raise InputError("statistics are computed from batches: got none")

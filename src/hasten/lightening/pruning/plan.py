@@ -1,4 +1,4 @@
-"""What was taken out of a module, as a record, and how to take it out of a fresh original again."""
+"""Record what was removed from a module, and remove it from a new copy of the original."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hasten.lightening.pruning.skip import Skip
 from hasten.lightening.pruning.tokens import merging
 
 Axis: TypeAlias = Literal["outputs", "inputs", "heads"] | int
-"""Which channels of a layer; "heads" of an attention; of a bare parameter its dimension."""
+"""Axis of a layer's channels; "heads" for attention; a dimension for a bare parameter."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of one layer.
+    """Channels that stay in one layer.
 
     Attributes:
-        name: The layer's path in the module; of a bare parameter, its own.
-        axis: Along what.
-        kept: Indices that stay, in their order; of the original.
+        name: Path of the layer, or of the bare parameter, in the module.
+        axis: Axis along which channels are cut.
+        kept: Indices in the original that stay, in their new order.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What to do to a fresh original, in this order.
+    """Changes to make to a copy of the original, in this order.
 
     Attributes:
-        skipped: Paths of blocks that hand on what they are given.
-        cuts: At most one for each layer and axis.
-        merged: Of a vision transformer, how many tokens each block merges; 0 for none.
+        skipped: Paths of blocks that are replaced by the identity.
+        cuts: Cuts, at most one per layer and axis.
+        merged: Number of tokens that each block of a vision transformer merges; 0 for none.
     """
 
     skipped: tuple[str, ...] = ()
@@ -48,9 +48,9 @@ class PruningPlan:
     merged: int = 0
 
     def then(self, later: PruningPlan) -> PruningPlan:
-        """Return one plan for this and another that was made for what this gives.
+        """Return one plan for this plan followed by a later one, made for the result of this plan.
 
-        The later one's indices count what this one has kept.
+        The later plan's indices refer to the channels that this plan keeps.
         """
         cuts = {(cut.name, cut.axis): cut for cut in self.cuts}
         for cut in later.cuts:
@@ -63,12 +63,12 @@ class PruningPlan:
 
 
 def apply(module: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Return a copy of an original with a plan carried out; the original is untouched.
+    """Return a copy of a module with a plan applied; the original isn't changed.
 
-    Its `state_dict` fits that of any module that the same plan was carried out on.
+    Its `state_dict` fits every module to which an equal plan was applied.
 
     Raises:
-        InputError: the plan is of another module.
+        InputError: the plan is for another module.
     """
     module = copy.deepcopy(module)
     for name in plan.skipped:
@@ -85,19 +85,19 @@ def part(module: nn.Module, name: str) -> nn.Module:
     """Return the part of a module at a path.
 
     Raises:
-        InputError: there is none.
+        InputError: the module has no such part.
     """
     try:
         return module.get_submodule(name)
     except AttributeError as error:
-        raise InputError(f"the plan is of another model: this one has no {name!r}") from error
+        raise InputError(f"the plan is for another model: this one has no {name!r}") from error
 
 
 def carry_out(module: nn.Module, cut: Cut) -> None:
     """Cut one layer of a module, or reorder its channels, in place.
 
     Raises:
-        InputError: there is no such layer, it is smaller, or it can't be cut.
+        InputError: the layer doesn't exist, is too small, or can't be cut.
     """
     if isinstance(cut.axis, int):
         owner, _, name = cut.name.rpartition(".")
@@ -108,12 +108,12 @@ def carry_out(module: nn.Module, cut: Cut) -> None:
         _cut(layer, cut.axis, kept)
     except (IndexError, AttributeError) as error:
         raise InputError(
-            f"the plan is of another model: {cut.name!r} can't be cut: {error}"
+            f"the plan is for another model: {cut.name!r} can't be cut: {error}"
         ) from error
 
 
 def cuttable(layer: nn.Module) -> bool:
-    """Whether `carry_out` knows how to cut a layer."""
+    """Return whether `carry_out` can cut a layer."""
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
     if isinstance(layer, nn.LayerNorm):
@@ -158,7 +158,7 @@ def _cut_weights(layer: Any, axis: Axis, kept: Sequence[int]) -> None:
 
 
 def _select(owner: Any, name: str, dim: int, kept: Sequence[int]) -> None:
-    """Keep these slices of a parameter or buffer; nothing where there is none."""
+    """Keep these slices of a parameter or buffer, if the owner has it."""
     tensor = getattr(owner, name)
     if tensor is None:
         return

@@ -1,4 +1,4 @@
-"""What to take out of a network next, as numbers alone: what hurts least for the time that it saves."""
+"""Choose what to remove from a network next, from numbers alone: the least hurt per time saved."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from hasten.lightening.pruning.structure import Group, cuts_of
 
 _FINEST_SNAP = 8
 _STEPS_PER_GROUP = 4
-"""A group with fewer steps of the snap takes smaller ones, down to 8 channels."""
+"""Number of steps below which a group uses smaller ones than the snap, down to 8 channels."""
 
 WORTH = 0.85
-"""Speed-up over the reduction of products, which is kept to as long as there is a choice."""
+"""Least ratio of multiply-adds kept to time kept, observed as long as there is a choice."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was found out of a module without some of its blocks.
+    """Ratings of a module without some of its blocks.
 
     Attributes:
-        module: A copy, with these skipped.
-        layers: Its layers.
-        groups: Each with what its channels matter.
-        blocks: What each of the rest hurts.
+        module: Copy of the module with these blocks skipped.
+        layers: Layers of the copy.
+        groups: Importance of each channel, by group.
+        blocks: Increase of the loss without a block, for each of the rated remaining blocks.
     """
 
     module: nn.Module
@@ -42,14 +42,14 @@ class Look:
 
 @dataclass(frozen=True)
 class _Option:
-    """One thing to take out next: some more of a group's channels, or a block.
+    """Next removal: some of a group's channels, or a block.
 
     Attributes:
-        name: The group's root, or the block's path.
-        count: How many of the group's channels stay; None for a block.
-        hurt: How far the loss moves.
-        saved_ns: What it saves.
-        saved_macs: Multiplications that it takes out.
+        name: Root of the group, or path of the block.
+        count: Number of the group's channels that stay; None for a block.
+        hurt: Estimated mean squared change of the loss.
+        saved_ns: Time saved, in nanoseconds.
+        saved_macs: Multiply-adds saved.
     """
 
     name: str
@@ -60,7 +60,7 @@ class _Option:
 
 
 class Shrinking:
-    """A network on its way to fewer channels, as numbers alone."""
+    """State of a network that is being pruned, as numbers alone."""
 
     def __init__(self, look: Look, costs: Costs, least: float) -> None:
         self._layers, self._costs, self._blocks = look.layers, costs, look.blocks
@@ -75,7 +75,7 @@ class Shrinking:
         }
         self._known: dict[tuple[str, int, int], int] = {}
         self.counts = {group.root: group.channels for group in groups}
-        # Layer -> (group, whether of what it reads, how many of its indices go with a channel).
+        # By layer: (group, whether along its inputs, number of its indices per channel).
         self._parts: dict[str, list[tuple[str, bool, int]]] = {}
         for group in groups:
             for member in group.members:
@@ -93,7 +93,7 @@ class Shrinking:
         }
 
     def takes(self, layers: Sequence[Layer], counts: Mapping[str, int]) -> tuple[float, int]:
-        """Return nanoseconds and products of some layers, with so many channels in each group."""
+        """Return nanoseconds and multiply-adds of layers for these numbers of channels by group."""
         total_ns, macs = 0.0, 0
         for layer in layers:
             inputs, outputs = layer.shape.inputs, layer.shape.outputs
@@ -111,12 +111,12 @@ class Shrinking:
         return self._known[key]
 
     def now(self) -> tuple[float, int]:
-        """Return what all takes now: nanoseconds and products."""
+        """Return the current latency in nanoseconds and the multiply-adds."""
         layers_ns, macs = self.takes(self._layers, self.counts)
         return self._costs.constant_ns + layers_ns, macs
 
     def options(self) -> Iterator[_Option]:
-        """Yield all that could go next and saves time."""
+        """Yield all removals that save time."""
         for root, group in self._groups.items():
             touched, have = self._touched[root], self.counts[root]
             now_ns, now_macs = self.takes(touched, self.counts)
@@ -135,26 +135,27 @@ class Shrinking:
                 yield _Option(name, None, hurt, saved_ns, saved_macs)
 
     def run(self, target_ns: float, whole: tuple[float, int]) -> str | None:
-        """Take out what hurts least for the time that it saves, until the target is reached.
+        """Remove what hurts least for the time it saves, until the target is reached.
 
-        What would lose many products for little time waits until there is nothing else: products
-        are what fine-tuning works with.
+        Removals of many multiply-adds that save little time come last, since fine-tuning depends on
+        the multiply-adds that remain.
 
         Args:
-            target_ns: The latency to reach.
-            whole: Nanoseconds and products of the network that nothing was taken out of.
+            target_ns: Latency to reach, in nanoseconds.
+            whole: Latency in nanoseconds and multiply-adds of the unpruned network.
 
         Returns:
-            A block that is to go next; None when the target is reached with channels alone.
+            Path of a block to remove next; None once removing channels has reached the target.
 
         Raises:
-            CandidateError: it can't be reached.
+            CandidateError: the target can't be reached.
         """
         while (now := self.now())[0] > target_ns:
             options = list(self.options())
             if not options:
                 raise CandidateError(
-                    f"pruning can't reach {target_ns / 1e6:.3g} ms: the least is {now[0] / 1e6:.3g} ms"
+                    f"pruning can't reach {target_ns / 1e6:.3g} ms: "
+                    f"the least is {now[0] / 1e6:.3g} ms"
                 )
             best = _best(options, now, target_ns, whole)
             if best.count is None:
@@ -163,7 +164,7 @@ class Shrinking:
         return None
 
     def cuts(self) -> tuple[Cut, ...]:
-        """Return what was chosen."""
+        """Return the cuts chosen so far."""
         return cuts_of(
             [
                 (group, self._orders[root][: group.channels - self.counts[root]].tolist())
@@ -176,7 +177,7 @@ class Shrinking:
 def _best(
     options: list[_Option], now: tuple[float, int], target_ns: float, whole: tuple[float, int]
 ) -> _Option:
-    """Return what hurts least for the time that it saves, of what keeps products in proportion."""
+    """Return the removal that hurts least for its time, of those that keep enough multiply-adds."""
 
     def worth(one: _Option) -> float:
         macs, time_ns = (now[1] - one.saved_macs) / whole[1], (now[0] - one.saved_ns) / whole[0]
@@ -186,21 +187,22 @@ def _best(
     best = min(good, key=lambda one: (one.hurt / one.saved_ns, -one.saved_ns))
     left_ns = now[0] - target_ns
     if best.saved_ns > left_ns:
-        # Any that is enough will do: of these, what hurts least.
+        # Any that saves enough will do: take the one that hurts least.
         best = min((o for o in good if o.saved_ns >= left_ns), key=lambda o: (o.hurt, -o.saved_ns))
     return best
 
 
 def steps(group: Group, snap: int, width: int, least: float) -> tuple[int, ...]:
-    """Return how many of a group's channels may be left, the most first.
+    """Return the numbers of channels that a group may keep, in descending order.
 
-    These are widths at which layers are timed: between them kernels are as slow as at the next.
+    Layers are timed at these widths; in between, kernels are as slow as at the next larger one.
 
     Args:
-        group: Its heads go one by one.
-        snap: The rest are multiples of it; in a narrow group of half of it, down to 8.
-        width: How many channels there were at first.
-        least: Share of these that stays at least.
+        group: Group of channels; attention heads are removed one by one.
+        snap: Number of which channel counts are multiples; it is halved for narrow groups, down
+            to 8.
+        width: Original number of channels.
+        least: Least share of the original channels that must stay.
     """
     lowest = max(1, least * width)
     if group.heads:

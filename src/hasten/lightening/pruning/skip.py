@@ -1,4 +1,4 @@
-"""What stands in place of a block that was taken out."""
+"""Identity that replaces a removed block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Skip(nn.Module):
-    """Hands on the first thing that it is given, in place of a block."""
+    """Replace a block by returning its first argument."""
 
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return x

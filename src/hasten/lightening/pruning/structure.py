@@ -1,4 +1,4 @@
-"""Which channels of a module hang together, so that they can only be taken out of all layers at once."""
+"""Find the channels that several layers share, which can only be removed from all of them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from hasten.lightening.pruning.layers import Sample, answers, call, is_attention
 from hasten.lightening.pruning.plan import Axis, Cut, carry_out, cuttable
 
 _TOLERANCE = 1e-3
-"""Of an output's largest magnitude: what another order of float32 sums may change."""
+"""Largest change by another order of float32 sums, as a share of an output's largest magnitude."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One layer's part in a group.
+    """Part of a layer in a group.
 
     Attributes:
-        name: Its path.
-        axis: Along what it is cut.
-        size: How many indices that axis has.
-        indices: For each channel of the group, which of them; disjoint, not always all of them.
+        name: Path of the layer.
+        axis: Axis along which the layer is cut.
+        size: Number of indices along that axis.
+        indices: Indices along that axis for each channel of the group, disjoint and not always
+            exhaustive.
     """
 
     name: str
@@ -38,19 +39,19 @@ class Member:
     indices: tuple[tuple[int, ...], ...]
 
     def without(self, channels: Sequence[int]) -> set[int]:
-        """Return the indices that go with these channels."""
+        """Return the indices that are removed with these channels."""
         return {index for channel in channels for index in self.indices[channel]}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that several layers share.
+    """Group of channels that several layers share.
 
     Attributes:
-        root: The layer that it is called by.
-        channels: How many there are.
-        members: Every layer that has them.
-        heads: Whether its channels are an attention's heads.
+        root: Layer that names the group.
+        channels: Number of channels.
+        members: Parts of all layers that have these channels.
+        heads: Whether the channels are the heads of an attention.
     """
 
     root: str
@@ -62,20 +63,20 @@ class Group:
 def groups(
     module: nn.Module, sample: Sample, keep: Sequence[str] = (), proven: Collection[Group] = ()
 ) -> tuple[Group, ...]:
-    """Return the groups that can be pruned, each of them proven by trying it.
+    """Return the groups that can be pruned, each of them proven by a trial.
 
-    A group counts only if its channels are interchangeable (reordering them in all members alike
-    leaves every answer as it is) and if the module without half of them still gives answers of
-    the same shapes. So what a network's outputs are made of is never among them.
+    A group counts only if its channels are interchangeable (an equal reordering in all members
+    changes no answer) and if the module without half of them still returns answers of the same
+    shapes. So the channels of a network's outputs are never among them.
 
     Args:
-        module: Untouched.
-        sample: A batch that it can run; of its answers at least one takes part in autograd.
-        keep: Layers that must give all their channels, by path.
-        proven: Groups that needn't be tried again: of this module before a block was skipped.
+        module: Module to examine; it isn't changed.
+        sample: Batch that the module can run, with at least one answer that has a gradient.
+        keep: Paths of layers that must keep all output channels.
+        proven: Groups of this module, proven before a block was skipped, that need no trial.
 
     Raises:
-        InputError: the module can't run, or it can't be traced.
+        InputError: the module can't run the sample, or can't be traced.
 
     Source: dependency graphs, Fang et al., DepGraph, arXiv:2301.12900, by Torch-Pruning.
     """
@@ -93,7 +94,7 @@ def groups(
 
 
 def cuts_of(removed: Sequence[tuple[Group, Sequence[int]]]) -> tuple[Cut, ...]:
-    """Return the cuts that take these channels out of these groups."""
+    """Return the cuts that remove these channels from these groups."""
     gone: dict[tuple[str, Axis], set[int]] = {}
     sizes: dict[tuple[str, Axis], int] = {}
     for group, channels in removed:
@@ -109,7 +110,7 @@ def cuts_of(removed: Sequence[tuple[Group, Sequence[int]]]) -> tuple[Cut, ...]:
 
 
 def _traced(module: nn.Module, sample: Sample) -> list[Group]:
-    """Return the groups as Torch-Pruning sees them, of layers that can be cut here."""
+    """Return Torch-Pruning's groups of layers that can be cut here."""
     try:
         import torch_pruning
     except ImportError as error:
@@ -118,12 +119,12 @@ def _traced(module: nn.Module, sample: Sample) -> list[Group]:
     example = dict(sample) if not isinstance(sample, tuple) else sample
     try:
         with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")  # of its own workings
+            warnings.simplefilter("ignore")  # Torch-Pruning warns about its own internals
             if not any(tensor.requires_grad for tensor in tensors(call(traced, sample))):
-                raise ValueError("no gradient goes through it")
+                raise ValueError("no answer has a gradient")
             graph = torch_pruning.DependencyGraph().build_dependency(traced, example, verbose=False)
             found = list(graph.get_all_groups())
-    except Exception as error:  # it raises what its parts raise
+    except Exception as error:  # Torch-Pruning raises what its parts raise
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise InputError(
             f"the model can't be traced for pruning: {reason}; give a model whose answers are "
@@ -136,7 +137,7 @@ def _traced(module: nn.Module, sample: Sample) -> list[Group]:
 
 
 def _group(graph: Any, found: Any, names: dict[int, str], bare: dict[int, str]) -> Group | None:
-    """Turn one of Torch-Pruning's groups into ours; None where a layer of it can't be cut."""
+    """Convert one of Torch-Pruning's groups; return None if one of its layers can't be cut."""
     root = found[0].dep.target.module
     channels = len(found[0].idxs)
     members: dict[tuple[str, Axis], Member] = {}
@@ -166,7 +167,7 @@ def _group(graph: Any, found: Any, names: dict[int, str], bare: dict[int, str]) 
 
 
 def _one_axis(layer: nn.Module) -> bool:
-    """Whether a layer gives the very channels that it reads."""
+    """Return whether a layer's output channels are its input channels."""
     return not isinstance(layer, nn.Conv2d | nn.Linear) or getattr(layer, "groups", 1) > 1
 
 
@@ -181,14 +182,14 @@ def _size(layer: Any, axis: Axis) -> int:
 
 
 def _heads(module: nn.Module) -> Iterator[Group]:
-    """Yield each attention's heads: a third each of the rows that make q, k and v."""
+    """Yield each attention's heads, each with its rows in the thirds for q, k and v."""
     for name, part in module.named_modules():
         if not is_attention(part) or part.num_heads < 2:
             continue
         attention: Any = part
         width, heads = attention.head_dim, attention.num_heads
         if isinstance(attention.norm, nn.LayerNorm) or getattr(attention, "gate", None) is not None:
-            continue  # these span all heads
+            continue  # the normalization and the gate span all heads
         columns = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))
         rows = tuple(
             tuple(third * heads * width + i for third in range(3) for i in c) for c in columns
@@ -206,7 +207,7 @@ def _heads(module: nn.Module) -> Iterator[Group]:
 
 
 def _holds(module: nn.Module, sample: Sample, group: Group, wanted: list[torch.Tensor]) -> bool:
-    """Whether a group's channels are interchangeable, and half of them can be left out."""
+    """Return whether a group's channels are interchangeable and half of them can be removed."""
     if group.channels < 2:
         return False
     reordered = copy.deepcopy(module)
@@ -218,13 +219,13 @@ def _holds(module: nn.Module, sample: Sample, group: Group, wanted: list[torch.T
         for cut in cuts_of([(group, range(1, group.channels, 2))]):
             carry_out(halved, cut)
         fewer = _answers(halved, sample)
-    except Exception:  # whatever it is, this group is none
+    except Exception:  # whatever the error is, this group can't be pruned
         return False
     return _equal(same, wanted) and [t.shape for t in fewer] == [t.shape for t in wanted]
 
 
 def _turned(member: Member) -> tuple[int, ...]:
-    """Return all indices, those of the group's channels moved on to the next channel's places."""
+    """Return all indices, with each channel of the group moved to the next channel's place."""
     order = list(range(member.size))
     for here, there in zip(member.indices, (*member.indices[1:], member.indices[0]), strict=True):
         for place, index in zip(here, there, strict=True):

@@ -1,4 +1,4 @@
-"""Fewer tokens in a vision transformer: in each block those that are most alike become one."""
+"""Reduce the tokens of a vision transformer by merging the most similar ones in each block."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ _PARTS = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_pat
 
 
 class MergingBlocks(nn.Sequential):
-    """A transformer's blocks, under their own names, with a merging of tokens in each.
+    """Run a transformer's blocks, under their own names, and merge tokens in each.
 
     Args:
-        blocks: timm's.
-        merged: How many tokens each block merges into others; where that is more than half of
-            what is left, half.
-        prefix: How many tokens at the head are never merged: the class token, registers.
+        blocks: Blocks of timm's VisionTransformer.
+        merged: Number of tokens that each block merges into others, at most half of those left.
+        prefix: Number of leading tokens that are never merged: the class token and registers.
 
-    Source: Bolya et al., Token Merging, arXiv:2210.09461, section 3: between attention and MLP, by
-    the keys' cosine; attention counts a token as often as it stands for one.
+        Source: Bolya et al., Token Merging, arXiv:2210.09461, section 3: merging between attention
+        and MLP, by the cosine of keys; attention weights a token by the number it stands for.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], merged: int, prefix: int) -> None:
@@ -35,7 +34,7 @@ class MergingBlocks(nn.Sequential):
         self.merged, self.prefix = merged, prefix
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Take tokens `(n, tokens, width)` through all blocks; fewer come out."""
+        """Run tokens `(n, tokens, width)` through all blocks, and return fewer tokens."""
         sizes: torch.Tensor | None = None
         for block in self:
             if isinstance(block, Skip):
@@ -52,14 +51,14 @@ class MergingBlocks(nn.Sequential):
 
 
 def merging(module: nn.Module, merged: int) -> nn.Module:
-    """Return a copy of timm's VisionTransformer that merges tokens; its weights keep their names.
+    """Return a copy of timm's VisionTransformer that merges tokens, with unchanged weight names.
 
     Args:
-        module: Untouched.
-        merged: How many tokens each block merges into others; 0 changes no answer.
+        module: Module to copy; it isn't changed.
+        merged: Number of tokens that each block merges into others; 0 changes no answer.
 
     Raises:
-        InputError: it isn't built as timm's VisionTransformer is.
+        InputError: the module isn't built like timm's VisionTransformer.
     """
     blocks = getattr(module, "blocks", None)
     known = isinstance(blocks, nn.Sequential) and all(
@@ -69,7 +68,7 @@ def merging(module: nn.Module, merged: int) -> nn.Module:
     )
     if not known or not hasattr(module, "num_prefix_tokens"):
         raise InputError(
-            f"tokens are merged in timm's VisionTransformer alone; this is a {type(module).__name__}"
+            f"only timm's VisionTransformer can merge tokens; this is a {type(module).__name__}"
         )
     module = copy.deepcopy(module)
     module.blocks = MergingBlocks(
@@ -86,22 +85,23 @@ def fastest(
     choices: Sequence[int],
     target_ns: float = 0.0,
 ) -> tuple[int, float] | None:
-    """Return how many tokens to merge in each block, and the latency then, as measured.
+    """Return how many tokens to merge in each block, and the measured latency in nanoseconds.
 
-    Merging takes time of its own: where the tokens are few it may be slower than none.
+    Merging itself takes time, so with few tokens it may slow a module down.
 
     Args:
-        module: timm's VisionTransformer.
-        latency_ns: Builds a module and measures it, in nanoseconds.
-        choices: What to try; the fewest that reach the target are taken, else the fastest.
-        target_ns: No fewer tokens are needed below it.
+        module: Module that is built like timm's VisionTransformer.
+        latency_ns: Function that builds a module and measures its latency in nanoseconds.
+        choices: Numbers of tokens to try; the smallest that reaches the target is returned, else
+            the fastest.
+        target_ns: Latency to reach, in nanoseconds.
 
     Returns:
-        None where none of the choices is faster than the module as it is.
+        Number of tokens and latency; None if no choice is faster than the unchanged module.
 
     Raises:
-        InputError: it isn't built as timm's VisionTransformer is.
-        CandidateError: the module as it is couldn't be measured.
+        InputError: the module isn't built like timm's VisionTransformer.
+        CandidateError: the unchanged module can't be measured.
     """
     plain_ns = latency_ns(module)
     best: tuple[int, float] | None = None
@@ -109,7 +109,7 @@ def fastest(
         try:
             took_ns = latency_ns(merging(module, merged))
         except CandidateError:
-            continue  # the engine can't run it so
+            continue  # the engine can't run the merged module
         if took_ns < (plain_ns if best is None else best[1]):
             best = merged, took_ns
         if took_ns <= min(target_ns, plain_ns):
@@ -120,14 +120,14 @@ def fastest(
 def _attended(
     attention: Any, x: torch.Tensor, sizes: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what attention gives, and each token's key `(n, tokens, width)`, averaged over heads."""
+    """Return an attention's output, and the tokens' keys `(n, tokens, width)`, the heads' mean."""
     n, tokens, _ = x.shape
     heads, width = attention.num_heads, attention.head_dim
     gate = getattr(attention, "gate", None)
     thirds = attention.qkv(x).reshape(n, tokens, 3, heads, width).permute(2, 0, 3, 1, 4)
     q, k, v = thirds.unbind(0)
     q, k = attention.q_norm(q), attention.k_norm(k)
-    # A token that stands for s others draws s times the attention: softmax(scores + log s).
+    # A token that stands for s tokens draws s times the attention: softmax(scores + log s).
     bias = None if sizes is None else sizes.log().transpose(1, 2)[:, None]
     dropout = attention.attn_drop.p if attention.training else 0.0
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
@@ -140,17 +140,17 @@ def _attended(
 def _merged(
     x: torch.Tensor, sizes: torch.Tensor, keys: torch.Tensor, merged: int, prefix: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge the tokens of every other place that are most like one of the rest into that.
+    """Merge those tokens at even places that are most similar to one at an odd place into that.
 
     Args:
-        x: `(n, tokens, width)`.
-        sizes: For how many tokens each stands, `(n, tokens, 1)`.
-        keys: What tells how alike they are, `(n, tokens, any)`.
-        merged: How many, at least 1.
-        prefix: How many at the head are left alone.
+        x: Tokens of shape `(n, tokens, width)`.
+        sizes: Number of original tokens that each token stands for, of shape `(n, tokens, 1)`.
+        keys: Keys whose cosine tells the similarity, of shape `(n, tokens, any)`.
+        merged: Number of tokens to merge, at least 1.
+        prefix: Number of leading tokens that are left alone.
 
     Returns:
-        Tokens and sizes, `merged` fewer: the head, those of every other place that stay, the rest.
+        Tokens and sizes, `merged` fewer: the prefix, remaining even places, odd places.
     """
     width = x.shape[2]
     every = torch.cat([x * sizes, sizes], 2)

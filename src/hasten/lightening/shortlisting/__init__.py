@@ -1,4 +1,4 @@
-"""Which light architectures fit a budget on this machine, before anything is trained."""
+"""Find the light architectures that fit a budget on this machine, before training any."""
 
 from hasten.lightening.shortlisting.search import Shortlist, ShortlistEntry, shortlist
 

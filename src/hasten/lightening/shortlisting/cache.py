@@ -1,4 +1,4 @@
-"""Latencies of untrained networks that were measured on this machine before."""
+"""Cache latencies of untrained networks that were measured on this machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SCHEMA = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found of an option.
+    """Measurement of an option.
 
     Attributes:
-        madds: Multiply-adds of one request, counted; 0 where it couldn't be built.
-        parameters: How many; 0 where it couldn't be built.
-        prospect: How fast it is; None where nothing can run it.
-        failure: Why there is no prospect; "" where there is one.
+        madds: Counted multiply-adds of one request; 0 if the option couldn't be built.
+        parameters: Number of parameters; 0 if the option couldn't be built.
+        prospect: Latency by the fastest candidate; None if no engine can run the option.
+        failure: Reason why there is no prospect; "" if there is one.
     """
 
     madds: int
@@ -48,11 +48,11 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class LatencyCache:
-    """A folder with a file for each option, input, set of engines, their versions, and machine.
+    """Folder with a file for each option, input, set of engines with versions, and machine.
 
     Attributes:
-        folder: Made when something is kept.
-        facts: What a latency depends on beside the option.
+        folder: Folder of the files, made when the first is written.
+        facts: Values besides the option on which a latency depends.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ class LatencyCache:
         engines: Sequence[str],
         target: Target,
     ) -> LatencyCache:
-        """Return the cache for one question."""
+        """Return the cache for one input, number of classes, set of engines and target."""
         libraries = {name: _version(name) for name in ("timm", "torchvision")}
         facts = {
             "schema": _SCHEMA,
@@ -80,14 +80,14 @@ class LatencyCache:
         return cls(folder / "prospects", facts)
 
     def get(self, option: Option) -> Measured | None:
-        """Return what is known of an option, or None; a file that can't be read counts as none."""
+        """Return the stored measurement of an option; None if its file is absent or unreadable."""
         try:
             return from_record(Measured, read_json(self._file(option))["measured"], trusted=True)
         except (HastenError, KeyError, TypeError):
             return None
 
     def keep(self, option: Option, measured: Measured) -> None:
-        """Write what was found; a folder that can't be written keeps nothing."""
+        """Store a measurement, if the folder can be written."""
         file = self._file(option)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

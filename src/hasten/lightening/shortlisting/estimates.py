@@ -1,4 +1,4 @@
-"""What an option will probably take, from those that were measured; and so which to measure next."""
+"""Estimate the latency of options from measured ones, and choose what to measure next."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dataclasses import dataclass, field
 from hasten.lightening.shortlisting.options import Option
 
 _FIRST_GUESS_NS = 25_000.0
-"""Of a MobileNetV2 with a million multiply-adds."""
+"""First guess for a MobileNetV2 with a million multiply-adds, in nanoseconds."""
 _SLOPE = 0.7
-"""By which power of its multiply-adds a small network's latency grows: the rest is what each layer costs."""
+"""Power of its multiply-adds with which a small network's latency grows; layers cost the rest."""
 _STEEPEST = 1.1
 _FLATTEST = 0.3
 _MOST_LOOKS = 4
-"""At one family."""
+"""Largest number of measurements in one family."""
 _DOUBT = 1.5
-"""Times the budget that a family's smallest is tried at, where none of the family is known to fit."""
+"""Factor on the budget up to which a family's smallest option is tried if none is known to fit."""
 _MARGIN = 0.85
-"""Of the budget that a family should take that wasn't looked at yet: a near miss costs a second look."""
+"""Share of the budget to aim at in an unmeasured family, as a miss costs another measurement."""
 
 
 @dataclass
 class Estimates:
-    """What is known of latencies so far.
+    """Latencies measured so far, and estimates from them.
 
     Attributes:
-        families: Family -> its options.
-        budget_ns: What one request may take.
-        taken: Family -> its measured options -> latency in ns; infinite where nothing can run it.
+        families: Options by family.
+        budget_ns: Longest time that one request may take, in nanoseconds.
+        taken: Latencies in nanoseconds by family and option; infinite if no engine can run it.
     """
 
     families: Mapping[str, Sequence[Option]]
@@ -39,9 +39,9 @@ class Estimates:
     _looks: Counter[str] = field(default_factory=Counter)
 
     def learn(self, option: Option, latency_ns: float | None, *, recalled: bool = False) -> None:
-        """Take in a measurement; None where nothing can run the option.
+        """Record a latency; None if no engine can run the option.
 
-        What is recalled from an earlier search doesn't count as a look at its family.
+        A latency recalled from an earlier search doesn't count as a measurement of its family.
         """
         family = option.architecture.family
         self._looks[family] += not recalled
@@ -49,7 +49,7 @@ class Estimates:
         own[option] = math.inf if latency_ns is None else latency_ns
 
     def predicted_ns(self, option: Option) -> float:
-        """Return what an option will probably take."""
+        """Estimate the latency of an option, in nanoseconds."""
         own = self._points(option.architecture.family)
         if own:
             return _scaled(option, own)
@@ -58,7 +58,7 @@ class Estimates:
         return _guess(option) * (math.exp(sum(usual) / len(usual)) if usual else 1.0)
 
     def first(self, families: Sequence[str], count: int = 2) -> list[Option]:
-        """Return options of so many unlike families, each probably near the budget."""
+        """Return one option of each of `count` families, estimated to be near the budget."""
         chosen = [name for name in families if name in self.families]
         chosen += [name for name in self.families if name not in chosen]
         found = []
@@ -70,11 +70,11 @@ class Estimates:
         return found
 
     def next(self, count: int, worth: float) -> list[Option]:
-        """Return what to measure next, one of a family; none where nothing is to be gained.
+        """Return the options to measure next, one per family; empty if nothing is to be gained.
 
         Args:
-            count: How many at most.
-            worth: Points of promise that a family must probably gain by it.
+            count: Largest number of options.
+            worth: Least gain, in points of promise, that a family must be expected to make.
         """
         found = [one for name in self.families for one in self._better(name, worth)]
         found.sort(key=lambda one: (one.architecture.family in self.taken, -one.promise))
@@ -83,7 +83,7 @@ class Estimates:
         return found[:count]
 
     def _better(self, family: str, worth: float) -> Iterator[Option]:
-        """Yield the most promising option that probably fits, if it beats what is known to fit."""
+        """Yield the most promising option expected to fit, if it beats those known to fit."""
         own = self.taken.get(family, {})
         if self._looks[family] >= _MOST_LOOKS:
             return
@@ -101,7 +101,7 @@ class Estimates:
                 yield smallest
 
     def _fastest(self, count: int) -> list[Option]:
-        """Return what is probably faster than all that was measured, where nothing fits."""
+        """Return options expected to be faster than all measured ones, for when nothing fits."""
         known = min((ns for name in self.taken for _, ns in self._points(name)), default=math.inf)
         quickest = []
         for name, options in self.families.items():
@@ -120,12 +120,12 @@ class Estimates:
 
 
 def _guess(option: Option) -> float:
-    """Return what an option takes on the machine that the catalogue's first guesses are from, in ns."""
+    """Return an option's latency in nanoseconds on the machine of the catalogue's first guesses."""
     return float(option.architecture.heft * _FIRST_GUESS_NS * (option.madds / 1e6) ** _SLOPE)
 
 
 def _scaled(option: Option, points: Sequence[tuple[Option, float]]) -> float:
-    """Return a latency by the nearest measured option of the family, along the slope to the next."""
+    """Extrapolate a latency from the family's nearest measured option, by the slope to the next."""
     ranked = sorted(points, key=lambda point: abs(math.log(option.madds / point[0].madds)))
     (near, near_ns), *rest = ranked
     slope = _SLOPE

@@ -1,4 +1,4 @@
-"""What there is to choose from: an architecture with its knobs set, for one input."""
+"""List the options for an input: architectures with a width and an image size."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hasten.errors import InputError
 from hasten.lightening.architectures.catalogue import CATALOGUE, Architecture, Task, find
 
 _SIZES = (1.0, 0.75, 0.5, 0.375, 0.25)
-"""Of the input, what a network works on; each is rounded to a multiple of 8 pixels, a detector's of 32."""
+"""Factors on the input's size for the network's own; rounded to 8 pixels, for detectors to 32."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An architecture with its knobs.
+    """Architecture with a width and an image size.
 
     Attributes:
-        architecture: A line of the catalogue.
-        width: Factor of the number of channels.
-        pixels: The longer side of what it works on; None for the input's own.
-        madds: About how many multiply-adds one request takes.
+        architecture: Entry of the catalogue.
+        width: Factor on the number of channels.
+        pixels: Longer side of the image after resizing, in pixels; None to keep the input's size.
+        madds: Estimated multiply-adds of one request.
     """
 
     architecture: Architecture
@@ -31,13 +31,13 @@ class Option:
 
     @property
     def name(self) -> str:
-        """For people: "mobilenetv2-s8 x0.5 at 48 px"."""
+        """Name for people, such as "mobilenetv2-s8 x0.5 at 48 px"."""
         size = f" at {self.pixels} px" if self.pixels else ""
         return f"{self.architecture.name} x{self.width:g}{size}"
 
     @property
     def promise(self) -> float:
-        """About what accuracy to hope for; for an order alone, see `Architecture.promise`."""
+        """Rough expected accuracy, only good for ranking; see `Architecture.promise`."""
         return self.architecture.promise(self.madds)
 
 
@@ -48,15 +48,15 @@ def options(
 
     Args:
         task: "classify" or "detect".
-        input_shape: Channels, height and width.
-        names: Architectures, or families of them, to choose among; all by default.
+        input_shape: Channels, height and width of one sample.
+        names: Names of architectures, or of families, to choose among; all by default.
 
     Raises:
-        InputError: the task or a name is unknown, an architecture does something else, or the input
-            is too small for all.
+        InputError: the task or a name is unknown, an architecture is for another task, or the input
+            is too small for all architectures.
     """
     if task not in get_args(Task):
-        raise InputError(f"architectures {' or '.join(get_args(Task))}: got {task!r}")
+        raise InputError(f"the task is {' or '.join(get_args(Task))}: got {task!r}")
     chosen = [one for one in CATALOGUE if one.task == task]
     check_names(task, names)
     if names:
@@ -83,19 +83,19 @@ def options(
 
 
 def check_names(task: Task, names: Sequence[str]) -> None:
-    """Check that architectures, or families of them, are known and do a task.
+    """Check that names of architectures, or of families, are known and fit a task.
 
     Raises:
-        InputError: which isn't, or doesn't.
+        InputError: a name is unknown, or is for another task.
     """
     for name in names:
         task_of = next((a.task for a in CATALOGUE if a.family == name), None)
         if (task_of or find(name).task) != task:
-            raise InputError(f"the architecture {name} isn't one to {task}")
+            raise InputError(f"the architecture {name} can't {task}")
 
 
 def _pixels(architecture: Architecture, side: int) -> list[int | None]:
-    """Return the sizes to work on, the input's own first."""
+    """Return the image sizes that an architecture can work on, the input's own first."""
     multiple = 32 if architecture.task == "detect" else 8
     found: list[int | None] = [None] if side >= architecture.least else []
     for share in _SIZES[1:]:

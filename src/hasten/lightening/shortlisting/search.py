@@ -1,4 +1,4 @@
-"""The search: what is measured next, until each family's most promising one within the budget is known."""
+"""Search for each family's most promising option within a budget, measuring batch by batch."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ from hasten.lightening.shortlisting.untrained import Untrained, written
 TIME_LIMIT_S = 40.0
 _AT_ONCE = 8
 _EACH_S = 1.5
-"""What one takes to write, build and time, before that is known: on two quiet cores."""
+"""First guess of the time to write, build and time one option, on two quiet cores."""
 _WORTH = 1.0
-"""Points of promise that a further look at a family must be able to gain."""
+"""Least gain, in points of promise, for which a family is measured again."""
 _SAME = 1.15
-"""A way that was so much slower than the best on every network of the first look isn't tried again: a
-few networks may be faster than the list says, and all of it is there so much sooner."""
+"""Factor on the best latency beyond which a kind of candidate is dropped, if it is that slow on
+every network of the first batch. The list comes much sooner, though a few networks may be faster
+than it says."""
 _FIRST = ("resnet10", "mobilenetv4-small", "yolov3-tiny", "ssdlite")
-"""Families to try every way on: dense convolutions and depthwise ones, of each task."""
+"""Families to try every candidate on: dense and depthwise convolutions, for each task."""
 
 
 @dataclass(frozen=True)
 class ShortlistEntry:
-    """An architecture that was measured.
+    """Measured option of the shortlist.
 
     Attributes:
-        architecture: Its name in the catalogue.
-        family: The same without its stride.
-        width: Factor of the number of channels.
-        pixels: The longer side of what it works on; None for the input's own.
+        architecture: Architecture's name in the catalogue.
+        family: Architecture's name without its stride.
+        width: Factor on the number of channels.
+        pixels: Longer side of the image after resizing, in pixels; None to keep the input's size.
         madds: Multiply-adds of one request.
-        parameters: How many.
-        accuracy: Published of width 1 and its usual input, in percent, on ImageNet or COCO.
-        promise: What that comes to with so many multiply-adds: good for an order alone.
-        prospect: How fast it is, and by which way.
+        parameters: Number of parameters.
+        accuracy: Published accuracy at width 1 on the usual input, in percent, on ImageNet or COCO.
+        promise: Accuracy estimated for these multiply-adds, only good for ranking.
+        prospect: Latency, with the candidate that reaches it.
     """
 
     architecture: str
@@ -67,17 +68,17 @@ class ShortlistEntry:
 
 @dataclass(frozen=True)
 class Shortlist:
-    """What fits a budget.
+    """Options that fit a budget.
 
     Attributes:
         task: "classify" or "detect".
-        classes: How many are told apart.
-        input_shape: Channels, height and width.
-        budget_ns: What one request may take.
-        entries: The most promising of each family that fits, best first.
-        measured: All that was measured, fastest first.
-        failed: Options that can't be built or run -> why.
-        complete: Whether nothing was left to try when it ended.
+        classes: Number of classes.
+        input_shape: Channels, height and width of one sample.
+        budget_ns: Longest time that one request may take, in nanoseconds.
+        entries: Most promising fitting option of each family, best first.
+        measured: All measured options, fastest first.
+        failed: Reasons why options can't be built or run, by the option's name.
+        complete: Whether the search ended with nothing left to try.
     """
 
     task: Task
@@ -104,30 +105,31 @@ def shortlist(
     cache: Path | None = None,
     listen: Listener = nobody,
 ) -> Shortlist:
-    """Find the architectures that answer one request within a budget on this machine, untrained.
+    """Find the architectures that answer one request within a budget on this machine.
 
     Args:
         task: "classify" or "detect".
-        classes: How many are told apart.
+        classes: Number of classes.
         input_shape: Channels, height and width of one sample.
-        budget_s: What the median request may take, in seconds.
+        budget_s: Longest median latency, in seconds.
         engines: Names of the runtimes to try; by default all that suit this host.
-        architectures: Names from the catalogue to choose among; all by default.
-        target: The device; this host by default.
-        time_limit_s: Nothing new is measured after so long.
-        fresh: Measure anew what the cache has.
-        cache: Folder of what was measured before; the user's cache folder by default.
-        listen: Told of each network that is measured.
+        architectures: Names of the catalogue's architectures to choose among; empty for all.
+        target: Device to measure on; this host by default.
+        time_limit_s: Time after which no further measurement starts, in seconds.
+        fresh: Whether to ignore the cache and measure everything again.
+        cache: Folder of earlier measurements; the user's cache folder by default.
+        listen: Callback that is told of each network that is measured.
 
     Raises:
-        InputError: an argument can't be used, or no architecture fits: names the fastest.
+        InputError: an argument can't be used, or no architecture fits (the message names the
+            fastest).
     """
     if not (math.isfinite(budget_s) and budget_s > 0):
-        raise InputError(f"the budget is a time above 0, as 2ms: got {budget_s}")
+        raise InputError(f"the budget is in seconds, above 0: got {budget_s}")
     if not time_limit_s > 0:
         raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s}")
     if classes < 1:
-        raise InputError(f"a network tells at least 1 class apart: got {classes}")
+        raise InputError(f"a network needs at least 1 class: got {classes}")
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise InputError(
             f"a sample is (channels, height, width), each above 0: got {tuple(input_shape)}"
@@ -180,15 +182,15 @@ def nothing_fits(
     *,
     complete: bool,
 ) -> InputError:
-    """Return the error that names the fastest that there is, or that was found in the time given."""
+    """Return the error that names the fastest architecture, or the fastest found in time."""
     shown = "x".join(map(str, input_shape))
     if not entries:
-        why = next(iter(failed.values()), "the time limit left no time to measure one")
+        why = next(iter(failed.values()), "the time limit was too short to measure one")
         return InputError(f"no architecture of the catalogue could be measured at {shown}: {why}")
     one = min(entries, key=lambda entry: entry.prospect.latency_ns)
     size = f" at {one.pixels} px" if one.pixels else ""
-    found = "is" if complete else "that was found in the time limit is"
-    advice = "give at least that" if complete else "give at least that, or more time to look"
+    found = "is" if complete else "found within the time limit is"
+    advice = "give at least that" if complete else "give at least that, or a longer time limit"
     least_ms = math.ceil(one.prospect.latency_ns / 1e4) / 100
     return InputError(
         f"no architecture of the catalogue answers {shown} in {budget_s * 1e3:g} ms on this "
@@ -199,22 +201,22 @@ def nothing_fits(
 
 @dataclass
 class Search:
-    """A search under way.
+    """Search for the options that fit a budget.
 
     Attributes:
-        families: What there is to choose from.
-        classes: How many are told apart.
-        input_shape: Channels, height and width.
-        budget_ns: What one request may take.
-        engines: Names of the runtimes.
-        target: The device.
-        cache: What was measured before.
-        fresh: Whether to measure that anew.
+        families: Options by family.
+        classes: Number of classes.
+        input_shape: Channels, height and width of one sample.
+        budget_ns: Longest time that one request may take, in nanoseconds.
+        engines: Names of the runtimes to try.
+        target: Device to measure on.
+        cache: Cache of earlier measurements.
+        fresh: Whether to ignore the cache and measure everything again.
         folder: Work folder.
-        deadline: Of the monotonic clock: nothing new is measured after it.
-        listen: Told of each network.
-        known: What was found of options so far.
-        failed: Option -> why it can't be built or run.
+        deadline: Time of the monotonic clock, in seconds, after which no measurement starts.
+        listen: Callback that is told of each network that is measured.
+        known: Measurements so far, by option.
+        failed: Reasons why options can't be built or run, by the option's name.
     """
 
     families: Mapping[str, Sequence[Option]]
@@ -234,7 +236,7 @@ class Search:
 
     @cached_property
     def makers(self) -> Makers:
-        """Processes that make networks ready, for the whole search."""
+        """Processes that build networks, kept for the whole search."""
         return Makers(self._prospects, self.target)
 
     @property
@@ -242,7 +244,7 @@ class Search:
         return self.folder / "prospects"
 
     def run(self) -> bool:
-        """Measure until nothing more is to be gained, or time is up; return whether it is complete."""
+        """Measure until nothing is to be gained or time is up; return whether it is complete."""
         estimates = Estimates(self.families, self.budget_ns)
         self._recall()
         self._learn(estimates, list(self.known), recalled=True)
@@ -261,7 +263,7 @@ class Search:
         return True
 
     def entries(self) -> list[ShortlistEntry]:
-        """Return all that could be measured."""
+        """Return all options that could be measured."""
         return [
             ShortlistEntry(
                 option.architecture.name,
@@ -279,7 +281,7 @@ class Search:
         ]
 
     def _recall(self) -> None:
-        """Take what the cache has."""
+        """Load measurements from the cache."""
         for option in (one for own in self.families.values() for one in own):
             found = None if self.fresh else self.cache.get(option)
             if found is not None:
@@ -288,7 +290,7 @@ class Search:
     def _learn(
         self, estimates: Estimates, options: Sequence[Option], *, recalled: bool = False
     ) -> None:
-        """Take in what was found, for what to measure next and by which ways."""
+        """Update the estimates and the kinds of candidates that are too slow, from measurements."""
         if not self._slow:
             self._slow = slow_kinds([one.prospect for one in self.known.values()])
         for option in options:
@@ -302,7 +304,7 @@ class Search:
             self.failed[option.name] = found.failure
 
     def _measure(self, batch: Sequence[Option]) -> None:
-        """Measure options in turns with each other, and keep what was found."""
+        """Measure options in turns with each other, and store the results."""
         untrained: dict[str, Untrained] = {}
 
         def each() -> Iterator[tuple[str, Model]]:
@@ -320,14 +322,14 @@ class Search:
 
         prospects, failure = self._timed(each(), self._slow)
         left = {name: one for name, one in untrained.items() if name not in prospects}
-        if left and self._slow:  # what can't have the fast ways may have a slow one
+        if left and self._slow:  # a slow candidate may run what the fast ones can't
             again, failure = self._timed([(name, one.model) for name, one in left.items()], set())
             prospects |= again
         for option in batch:
             if option.name in untrained:
                 one = untrained[option.name]
                 prospect = prospects.get(option.name)
-                if prospect is None:  # perhaps for the host was busy: the next call tries again
+                if prospect is None:  # perhaps as the host was busy: not cached, so tried again
                     self._note(option, Measured(one.madds, one.parameters, None, failure))
                 else:
                     self._keep(option, Measured(one.madds, one.parameters, prospect))
@@ -336,7 +338,7 @@ class Search:
     def _timed(
         self, models: Iterable[tuple[str, Model]], slow: set[str]
     ) -> tuple[dict[str, Prospect], str]:
-        """Return what could be measured by ways that aren't slow, and why the rest couldn't."""
+        """Return the prospects by candidates that aren't slow, and why other networks have none."""
         try:
             found = fastest(
                 models,
@@ -361,7 +363,7 @@ class Search:
 
 
 def slow_kinds(prospects: Sequence[Prospect | None]) -> set[str]:
-    """Return the ways, without their settings, that were far behind on every network."""
+    """Return the labels, without settings, of candidates that were slow on every network."""
     behind: dict[str, float] = {}
     for prospect in prospects:
         if prospect is not None:
@@ -373,5 +375,5 @@ def slow_kinds(prospects: Sequence[Prospect | None]) -> set[str]:
 
 
 def _kind(label: str) -> str:
-    """A way's label without its settings."""
+    """Return a candidate's label without its settings."""
     return re.sub(r" \([^)]*\)", "", label)

@@ -1,4 +1,4 @@
-"""An option as an ONNX file: with fresh weights, which are as slow as trained ones."""
+"""Write an option as an ONNX file with random weights, which are as fast as trained ones."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _BATCH = 2
 
 @dataclass(frozen=True)
 class Untrained:
-    """What is known of an option before it is measured.
+    """Option as a file, before it is measured.
 
     Attributes:
-        model: With its request settled.
-        madds: Multiply-adds of one request, counted.
-        parameters: How many.
+        model: Model with its request settled.
+        madds: Counted multiply-adds of one request.
+        parameters: Number of parameters.
     """
 
     model: Model
@@ -39,19 +39,19 @@ class Untrained:
 
 
 def written(option: Option, classes: int, input_shape: Sequence[int], folder: Path) -> Untrained:
-    """Build an option and write it, by torch's old exporter: it takes a tenth of the new one's time.
+    """Build an option and write it with torch's old exporter, in a tenth of the new one's time.
 
-    What ships is written by the new one. The normalizations take the statistics of random inputs, so
-    that activations are of the usual size, as after training.
+    Networks that ship are written by the new exporter. The normalizations take their statistics
+    from random inputs, so that activations have the usual size, as after training.
 
     Args:
-        option: What to build.
-        classes: How many it tells apart.
-        input_shape: Channels, height and width.
-        folder: Exists.
+        option: Option to build.
+        classes: Number of classes.
+        input_shape: Channels, height and width of one sample.
+        folder: Existing folder for the file.
 
     Raises:
-        CandidateError: it can't be built or exported.
+        CandidateError: the option can't be built or exported.
         InputError: torch isn't installed.
     """
     try:
@@ -69,7 +69,7 @@ def written(option: Option, classes: int, input_shape: Sequence[int], folder: Pa
     path = folder / "untrained.onnx"
     try:
         with warnings.catch_warnings(), _one_thread():
-            warnings.simplefilter("ignore")  # the old exporter tells of its age
+            warnings.simplefilter("ignore")  # the old exporter warns that it is deprecated
             module = build(*knobs)
             madds = _settle(module, input_shape)
             ready = deployed(module)
@@ -93,7 +93,7 @@ def _settle(module: Any, input_shape: Sequence[int]) -> int:
     """Set the statistics of all normalizations by one batch of random inputs.
 
     Returns:
-        The multiply-adds of one input, as `multiply_adds` counts them.
+        Multiply-adds of one input, as `multiply_adds` counts them.
     """
     import torch
     from torch import nn
@@ -103,7 +103,7 @@ def _settle(module: Any, input_shape: Sequence[int]) -> int:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.momentum = 1.0
-    # By plain products: the counter doesn't know the processor's fused attention.
+    # Plain products, since the counter doesn't know the processor's fused attention.
     plain = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         module.train()(torch.randn(_BATCH, *input_shape))
@@ -112,7 +112,7 @@ def _settle(module: Any, input_shape: Sequence[int]) -> int:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread: several wait for each other longer than so little takes."""
+    """Limit torch to one thread: for so little work, threads cost more than they save."""
     import torch
 
     threads = torch.get_num_threads()

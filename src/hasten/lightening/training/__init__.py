@@ -1,1 +1,1 @@
-"""Training: a network learns from the user's own model, from labels, or from both."""
+"""Train a network by the answers of the user's own model, by labels, or by both."""

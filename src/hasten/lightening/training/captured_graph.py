@@ -1,4 +1,4 @@
-"""A live module as the graph of operations that an export makes of it: the same tensors in both."""
+"""Capture a live module as a graph of the operations that an export makes of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NORMALIZATION = _aten._native_batch_norm_legit_no_training.default
 
 
 class Structure:
-    """How a module's outputs are nested; copies are the same one, since torch can't copy it quietly."""
+    """Nesting of a module's outputs; copies share it, since torch warns when it copies one."""
 
     def __init__(self, spec: Any) -> None:
         self._spec = spec
@@ -37,16 +37,16 @@ class Structure:
         return self
 
     def of(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """Return tensors nested so."""
+        """Return tensors nested like the module's outputs."""
         return pytree.tree_unflatten(tensors, self._spec)
 
 
 class Captured(torch.nn.Module):
-    """Operations in place of the module that they were captured from.
+    """Module that runs the operations captured from another one.
 
     Attributes:
-        operations: As a graph with parameters; gives outputs in a row.
-        structure: Of the outputs.
+        operations: Graph with parameters, which returns the outputs as a flat sequence.
+        structure: Nesting of the outputs.
     """
 
     def __init__(self, operations: fx.GraphModule, structure: Structure) -> None:
@@ -55,23 +55,23 @@ class Captured(torch.nn.Module):
         self.structure = structure
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        """Answer as the module."""
+        """Answer like the captured module, with equally nested outputs."""
         return self.structure.of(self.operations(*inputs))
 
 
 def captured(module: torch.nn.Module, batch: Sequence[torch.Tensor]) -> Captured:
-    """Return what a module does in eval mode as a graph with parameters of its own.
+    """Return a module's operations in eval mode, as a graph with its own parameters.
 
-    Batch normalization is folded into the product before it, and what an export splits into
-    several operations is split here too: attention, SiLU, a linear layer on more than two axes.
+    Batch normalization is folded into the product before it. Operations that an export splits
+    are split here too: attention, SiLU, a linear layer on more than two axes.
 
     Args:
-        module: Stays as it is.
-        batch: Its inputs in forward's order, each `(n, ...)` with n of 2 or more: torch.export
-            takes a size of 1 for a constant.
+        module: Module to capture; it isn't changed.
+        batch: Inputs in forward's order, each of shape `(n, ...)` with n at least 2, since
+            torch.export considers a size of 1 constant.
 
     Raises:
-        CandidateError: torch.export can't capture it with an open batch.
+        CandidateError: torch.export can't capture the module with a variable batch size.
     """
     own = copy.deepcopy(module).cpu().eval()
     axis = {0: torch.export.Dim("batch")}
@@ -84,7 +84,7 @@ def captured(module: torch.nn.Module, batch: Sequence[torch.Tensor]) -> Captured
             graph = program.module(check_guards=False)
     except Exception as error:  # torch.export raises what its parts and the module's code raise
         raise CandidateError(
-            f"torch can't capture the network with an open batch: {first_line(error)}"
+            f"torch can't capture the network with a variable batch size: {first_line(error)}"
         ) from error
     trained = {name: p.requires_grad for name, p in module.named_parameters()}
     for name, parameter in graph.named_parameters():
@@ -98,13 +98,13 @@ def captured(module: torch.nn.Module, batch: Sequence[torch.Tensor]) -> Captured
 
 
 def settled(graph: fx.GraphModule) -> fx.GraphModule:
-    """Return a graph without operations and parameters that nothing uses; it has both modes."""
+    """Return a graph that supports both modes, without unused operations and parameters."""
     graph.graph.eliminate_dead_code()
     return fx.GraphModule(graph, graph.graph)
 
 
 def constant(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
-    """Return the parameter or buffer that a node reads; None where it is no such node."""
+    """Return the parameter or buffer that a node reads; None for any other node."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     found = operator.attrgetter(str(node.target))(graph)
@@ -122,7 +122,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Attention as two matrix products; queries and keys share the scale, as in torch's export."""
+    """Compute attention as two matrix products; queries and keys share the scale as in exports."""
     if attn_mask is not None or is_causal or enable_gqa:
         return NotImplemented
     share = math.sqrt(scale or 1 / math.sqrt(query.shape[-1]))
@@ -141,7 +141,7 @@ _SPLIT: dict[Any, Any] = {
 
 
 def _split_linear(graph: fx.GraphModule) -> None:
-    """Part products from the addition of biases where there are more than two axes."""
+    """Split linear layers on more than two axes into a product and the addition of the bias."""
     for node in list(graph.graph.find_nodes(op="call_function", target=_aten.linear.default)):
         parts: Any = node.args
         x, weight, bias = (*parts, None)[:3]
@@ -159,7 +159,7 @@ def _split_linear(graph: fx.GraphModule) -> None:
 def _fold(graph: fx.GraphModule) -> None:
     """Fold batch normalization into the products before it.
 
-    Source: Jacob et al., arXiv:1712.05877, section 3.2, with the moving averages for statistics.
+    Source: Jacob et al., arXiv:1712.05877, section 3.2, with moving averages as the statistics.
     """
     for node in list(graph.graph.find_nodes(op="call_function", target=_NORMALIZATION)):
         product: Any = node.args[0]
@@ -174,7 +174,7 @@ def _fold(graph: fx.GraphModule) -> None:
 
 
 def _fold_into(graph: fx.GraphModule, product: fx.Node, node: fx.Node) -> bool:
-    """Change a product's weights and bias; False where they aren't constants of its own."""
+    """Fold a normalization into a product; return False if the product's constants are shared."""
     parts: Any = product.args
     weight, bias = parts[1], (*parts, None)[2]
     values, offset = constant(graph, weight), constant(graph, bias)

@@ -1,4 +1,4 @@
-"""A training's state on disk: whole or absent, and read without running anything that is in it."""
+"""Store a training's state on disk, complete or not at all, and load it without running code."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hasten.errors import InputError
 
 @dataclass
 class State:
-    """What a training goes on from.
+    """State from which a training continues.
 
     Attributes:
-        module: The network's state.
-        average: The averaged network's.
-        optimizer: Its state.
-        generators: Of torch's random numbers: the host's, and that of the device beside it.
-        best: The averaged network's state where it did best; None before the first look.
-        curve: (share of the training, score) at each look.
-        step: Steps that are behind.
-        seconds: Spent so far.
-        note: Why it ended before its time; None where it didn't.
+        module: State of the network.
+        average: State of the averaged network.
+        optimizer: State of the optimizer.
+        generators: States of torch's random number generators: the host's, then the GPU's if any.
+        best: State of the averaged network at its best score; None before the first evaluation.
+        curve: Share of the training and score at each evaluation, as pairs.
+        step: Number of steps taken.
+        seconds: Time spent on training so far, in seconds.
+        note: Reason why the training ended before its time; None if it didn't.
     """
 
     module: dict[str, Any]
@@ -40,7 +40,7 @@ class State:
     note: str | None = None
 
     def write(self, path: Path) -> None:
-        """Write it beside its place and rename it.
+        """Write the state to a temporary file, then rename that.
 
         Raises:
             InputError: the disk is full, or the folder can't be written.
@@ -51,16 +51,16 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State | None:
-        """Read one; None where there is none.
+        """Read a state; return None if there is no file.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the file is damaged.
         """
         if not path.exists():
             return None
         try:
             state = cls(**torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load raises what its parts raise
-            raise InputError(f"{path} is damaged; remove {path.parent} to train anew") from error
+            raise InputError(f"{path} is damaged; remove {path.parent} to train again") from error
         state.curve = [(float(share), float(score)) for share, score in state.curve]
         return state

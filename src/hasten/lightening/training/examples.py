@@ -1,4 +1,4 @@
-"""Training data by batches: an order per epoch, and pairs of samples mixed with each other."""
+"""Read training data in batches: in a new order each epoch, with some samples mixed in pairs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from hasten.lightening.training.network import tensors
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples.
+    """Batch of samples.
 
     Attributes:
-        indices: `(n,)`, positions in the data.
-        inputs: By name, each `(n, ...)`.
-        labels: `(n, ...)`, or None.
-        partner: `(n,)`: with which sample of the batch each was mixed; None where none was.
-        weight: Of each sample's own share of the mix; the partner has the rest.
+        indices: Positions in the data, of shape `(n,)`.
+        inputs: Inputs by name, each of shape `(n, ...)`.
+        labels: Labels of shape `(n, ...)`; None if the data has none.
+        partner: Position in the batch of the sample that each is mixed with, of shape `(n,)`; None
+            if samples aren't mixed.
+        weight: Weight of each sample in its mix; the partner has the rest.
     """
 
     indices: Array
@@ -35,17 +36,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Examples:
-    """What is trained on, read batch by batch.
+    """Reader of training data, batch by batch.
 
     Attributes:
         data: Samples, with labels or without.
-        batch: How many at a time.
-        mixed: The share of batches whose samples are mixed in pairs: a teacher answers what lies
-            between two samples, too. 0 where inputs aren't floats.
-        seed: Of all orders.
+        batch: Number of samples per batch.
+        mixed: Share of batches whose samples are mixed in pairs, since a teacher also answers
+            points between two samples; inputs that aren't floats are never mixed.
+        seed: Seed of orders and mixes.
 
-    Source: mixing, Zhang et al., arXiv:1710.09412; answering by the teacher on the mix, Beyer et al.,
-    "Knowledge distillation: a good teacher is patient and consistent", arXiv:2106.05237.
+        Source: mixing, Zhang et al., arXiv:1710.09412; teacher's answers to the mix, Beyer et al.,
+        "Knowledge distillation: a good teacher is patient and consistent", arXiv:2106.05237.
     """
 
     data: Dataset
@@ -55,11 +56,11 @@ class Examples:
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch; samples that don't fill one wait for the next epoch's order."""
+        """Number of batches in an epoch, which leaves out samples that don't fill a batch."""
         return max(1, len(self.data) // self.batch)
 
     def at(self, step: int, device: torch.device) -> Batch:
-        """Return the batch of a step, counted over all epochs: the same whenever it is asked for."""
+        """Return the batch of a step, counted over all epochs; repeated calls return the same."""
         epoch, place = divmod(step, self.steps)
         order = _order(self.seed, epoch, len(self.data))
         chosen = order[place * self.batch : (place + 1) * self.batch]
@@ -68,7 +69,7 @@ class Examples:
         floats = all(tensor.is_floating_point() for tensor in batch.inputs.values())
         if not floats or draw.random() >= self.mixed:
             return batch
-        weight = float(draw.uniform(0.5, 1.0))  # below a half the two would but change names
+        weight = float(draw.uniform(0.5, 1.0))  # below 0.5 sample and partner would swap roles
         partner = torch.from_numpy(draw.permutation(len(chosen)))
         inputs = {
             name: torch.lerp(tensor[partner], tensor, weight)
@@ -83,12 +84,12 @@ class Examples:
         return Batch(chosen, inputs, None if labels is None else labels.to(device))
 
     def in_order(self) -> Iterator[dict[str, Array]]:
-        """Yield all inputs once, in the data's order."""
+        """Yield all inputs once, in batches, in the data's order."""
         for first in range(0, len(self.data), self.batch):
             yield self.data.inputs(range(first, min(first + self.batch, len(self.data))))
 
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> Array:
-    """Return the order of an epoch."""
+    """Return the order of samples in an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(count)

@@ -1,4 +1,4 @@
-"""Layers inside that a network and its teacher both have: where shapes agree, answers can be compared."""
+"""Compare a network with its teacher at inner layers whose outputs have equal shapes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hasten.lightening.training.network import Named, Network
 from hasten.lightening.training.objective import relative_error
 
 MOST = 8
-"""Layers compared, at most: spread over the depth, the last always among them."""
+"""Largest number of layers to compare; they are spread over the depth and include the last."""
 
 
 def shared_layers(own: Network, teacher: Network, inputs: Named) -> tuple[str, ...]:
-    """Return the names of layers whose outputs have one shape in both, first to last.
+    """Return the names of layers whose outputs have equal shapes in both networks, first to last.
 
     Args:
-        own: What is to learn.
-        teacher: What it learns from.
-        inputs: A batch.
+        own: Network that learns.
+        teacher: Network to learn from.
+        inputs: Batch of inputs by name.
     """
     layers = [name for name, m in teacher.module.named_modules() if name and _is_leaf(m)]
     both = set(layers) & {name for name, _ in own.module.named_modules()}
@@ -44,7 +44,7 @@ def _is_leaf(module: torch.nn.Module) -> bool:
 def watched(
     module: torch.nn.Module, layers: tuple[str, ...]
 ) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
-    """Note what layers give; what is yielded returns it, of the last call."""
+    """Record layers' outputs; the yielded function returns those of the last call, by layer."""
     seen: dict[str, torch.Tensor] = {}
 
     def note(name: str) -> Callable[[torch.nn.Module, object, object], None]:
@@ -64,7 +64,7 @@ def watched(
 
 
 def apart(own: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the mean over layers of the error relative to the teacher's variance."""
+    """Return the layers' mean error relative to the variance of the teacher's outputs, a scalar."""
     return torch.stack(
         [relative_error(own[name].float(), tensor.float()) for name, tensor in wanted.items()]
     ).mean()

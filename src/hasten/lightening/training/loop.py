@@ -1,4 +1,4 @@
-"""The loop: one network learns for a time, looks at how it does, and can be stopped and gone on with."""
+"""Train one network for a time, evaluate it on the way, and let a stopped training continue."""
 
 from __future__ import annotations
 
@@ -26,31 +26,32 @@ from hasten.lightening.training.objective import Objective
 from hasten.lightening.training.teacher import Teacher
 
 LOOKS = 8
-"""How often a training looks at how it does, the last time at its end."""
+"""Number of evaluations in a training, the last one at its end."""
 _SAVED_S = 60.0
 _LEAST_RATE = 0.05
-"""Of the highest learning rate: what the first steps take."""
+"""Learning rate of the first steps, as a share of the highest."""
 _LARGEST_GRADIENT = 5.0
 
 Doomed = Callable[[float, float], str | None]
-"""From the share of the training that is behind and the score there to why it is of no use to go on."""
+"""Function from the share of the training that is done, and its score, to a reason to stop."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast a network learns.
+    """Duration and learning rate of a training.
 
     Attributes:
-        seconds: How long, at most; the learning rate falls by the clock, so a host that is slower for a
-            while costs steps and nothing else.
-        epochs: Passes over the data, at most: where they are through sooner, the rate falls by them.
-        batch: Samples per step.
-        rate: The highest learning rate, of AdamW; it rises for a while and falls as a cosine.
-        weight_decay: Of AdamW.
-        warmup: The share of the training in which the rate rises.
-        averaging: Decay per step of the average of weights that is kept; it begins lower.
-        mixed: The share of batches whose samples are mixed in pairs.
-        seed: Of orders and dropped units.
+        seconds: Longest duration, in seconds; the learning rate falls by the clock, so a host that
+            is slower for a while costs only steps.
+        epochs: Largest number of passes over the data; the learning rate falls by them instead if
+            they end before the time.
+        batch: Number of samples per step.
+        rate: Highest learning rate, of AdamW; the rate rises for a while and falls as a cosine.
+        weight_decay: Weight decay of AdamW.
+        warmup: Share of the training in which the rate rises.
+        averaging: Decay per step of the moving average of weights; it begins lower.
+        mixed: Share of batches whose samples are mixed in pairs.
+        seed: Seed of orders, mixes and dropout.
 
     Source: cosine, Loshchilov and Hutter, arXiv:1608.03983; AdamW, arXiv:1711.05101.
     """
@@ -68,15 +69,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training came to. The network holds the averaged weights that did best.
+    """Result of a training. The network holds the averaged weights with the best score.
 
     Attributes:
-        score: Mean score on what was held out.
-        curve: (share of the training, score) at each look.
-        steps: That were taken.
-        epochs: The same in passes over the data.
-        seconds: Over all its sessions.
-        note: Why it ended before its time; None where it didn't.
+        score: Best mean score on the held-out samples.
+        curve: Share of the training and score at each evaluation, as pairs.
+        steps: Number of steps taken.
+        epochs: Number of passes over the data.
+        seconds: Time spent on training over all sessions, in seconds.
+        note: Reason why the training ended before its time; None if it didn't.
     """
 
     score: float
@@ -89,21 +90,21 @@ class Training:
 
 @dataclass
 class Trainer:
-    """One network's training.
+    """Training of one network.
 
     Attributes:
-        network: What learns; changed in place.
-        teacher: What it learns from; None where labels alone teach.
-        data: What it learns on.
-        judged: What tells how it does; never what certifies.
-        metric: How it is told.
-        objective: What is made small.
-        recipe: How long and how fast.
-        checkpoint: The file that it goes on from, if it is there.
-        listen: Told of the steps.
-        name: What is trained, in a few words.
-        doomed: Asked at each look whether to go on.
-        reference: Whose answers the metric compares with, where it does; the teacher's by default.
+        network: Network that learns; its module is changed in place.
+        teacher: Teacher to learn from; None if labels alone teach.
+        data: Samples to train on.
+        judged: Held-out samples that measure the training; never those that certify.
+        metric: Metric that scores the held-out samples.
+        objective: Objective that training minimizes.
+        recipe: Duration and learning rate.
+        checkpoint: File to write the state to, and to continue from if it exists.
+        listen: Callback that is told of the steps.
+        name: Name of the network for people.
+        doomed: Function that decides at each evaluation whether to stop early.
+        reference: Network whose answers the metric may compare with; the teacher by default.
     """
 
     network: Network
@@ -121,17 +122,17 @@ class Trainer:
     _exact: list[dict[str, Array]] = field(default_factory=list)
 
     def train(self) -> Training:
-        """Train, or go on from where a stopped training was. The caller's random numbers stay as they are.
+        """Train, or continue a stopped training, without changing the caller's random state.
 
         Raises:
-            CandidateError: the loss was no number before there was anything to keep.
-            InputError: the data can't be read, nothing can be learnt, or the disk is full.
+            CandidateError: the loss wasn't finite before the first evaluation with finite answers.
+            InputError: the data can't be read, nothing can be learned, or the disk is full.
         """
         with torch.random.fork_rng(self._cuda()):
             return self._train()
 
     def _cuda(self) -> list[torch.device]:
-        """The GPU that it trains on, if it does."""
+        """Return the GPU that the network trains on, if any, in a list."""
         device = self.network.device
         return [device] if device.type == "cuda" else []
 
@@ -160,7 +161,7 @@ class Trainer:
         return self._finished(state)
 
     def _learn(self, state: State) -> State:
-        """Take the steps that there is time for, or that so many epochs have."""
+        """Take steps until the time or the epochs are over, or until there is a reason to stop."""
         began = saved = time.monotonic()
         step, curve, best, note = state.step, list(state.curve), state.best, state.note
         looked_s = 0.0
@@ -179,7 +180,7 @@ class Trainer:
                 score = self._score()
                 looked_s = time.monotonic() - look
                 if not math.isfinite(score):
-                    note = note or f"its answers were no numbers after step {step}"
+                    note = note or f"its answers weren't finite after step {step}"
                 else:
                     if not curve or score >= max(s for _, s in curve):
                         best = copy.deepcopy(self._average.module.state_dict())
@@ -198,18 +199,18 @@ class Trainer:
         return self._state(best, curve, step, spent, note)
 
     def _share(self, step: int, spent_s: float) -> float:
-        """Of the training, what is behind: by the clock or by the epochs, whichever ends it first."""
+        """Return the finished share of the training: of the time or the epochs, the larger."""
         steps = math.ceil(self.recipe.epochs * self._examples.steps)
         return min(1.0, max(step / steps, spent_s / self.recipe.seconds))
 
     @staticmethod
     def _due(share: float, curve: Sequence[tuple[float, float]]) -> bool:
-        """Whether it is time to look at how it does."""
+        """Return whether the next evaluation is due."""
         last = curve[-1][0] if curve else 0.0
         return math.floor(share * LOOKS + 1e-9) > math.floor(last * LOOKS + 1e-9)
 
     def _step(self, step: int, share: float) -> float:
-        """Take one step; return the loss, whatever it is: then nothing was changed."""
+        """Take one step and return the loss; don't apply a loss or gradient that isn't finite."""
         module = self.network.module.train()
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(share)
@@ -250,7 +251,7 @@ class Trainer:
         return features.shared_layers(self.network, self.teacher.network, inputs)
 
     def _rate(self, share: float) -> float:
-        """The learning rate when so much is behind: it rises for a while and falls as a cosine."""
+        """Return the learning rate at a share of the training: it rises, then falls as a cosine."""
         warm = self.recipe.warmup
         if share < warm:
             return self.recipe.rate * max(_LEAST_RATE, share / warm)
@@ -263,7 +264,7 @@ class Trainer:
         current: Sequence[torch.Tensor],
         count: torch.Tensor | int,
     ) -> None:
-        """Move the average towards what the weights are now; faster while it is young."""
+        """Move the average towards the current weights, faster during the first steps."""
         decay = min(self.recipe.averaging, (1 + int(count)) / (10 + int(count)))
         for mean, now in zip(averaged, current, strict=True):
             if mean.is_floating_point():
@@ -272,7 +273,7 @@ class Trainer:
                 mean.copy_(now)
 
     def _score(self) -> float:
-        """Return the averaged network's mean score on what was held out."""
+        """Return the averaged network's mean held-out score; NaN if an answer isn't finite."""
         network = replace(self.network, module=self._average.module)
         examples = Examples(self.judged, self._examples.batch)
         reference = self.reference or (self.teacher.network if self.teacher else None)
@@ -322,7 +323,7 @@ class Trainer:
 
     def _finished(self, state: State) -> Training:
         if state.best is None:
-            raise CandidateError(f"{self.name}: {state.note}, and there is nothing before to keep")
+            raise CandidateError(f"{self.name}: {state.note}, and no earlier weights to keep exist")
         self.network.module.load_state_dict(state.best)
         self.network.module.eval()
         return Training(
@@ -340,7 +341,7 @@ class Trainer:
 
 
 def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, object]]:
-    """Leave biases and normalizations out of weight decay: they have one axis."""
+    """Return parameter groups that exempt biases and normalizations, with one axis, from decay."""
     learnt = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in learnt if p.ndim > 1], "weight_decay": decay},

@@ -1,4 +1,4 @@
-"""A live network as training sees it: tensors by input name in, tensors by output name out."""
+"""Call a live network with tensors by input name, and get tensors by output name."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Named: TypeAlias = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Network:
-    """A module and what its inputs are called.
+    """Module with the names of its inputs and outputs.
 
     Attributes:
-        module: Gives a tensor, or tensors in tuples and mappings.
-        inputs: The data's names, in the order in which the module takes them.
-        low_precision: Whether it may compute in bfloat16 where the machine multiplies that faster.
-        outputs: What the outputs are called, in order; by default as an export calls them.
+        module: Module that returns a tensor, or tensors in tuples and mappings.
+        inputs: Names of the inputs in the data, in the order of the module's arguments.
+        low_precision: Whether to compute in bfloat16 if the machine multiplies that faster.
+        outputs: Names of the outputs, in order; by default those that an export gives them.
     """
 
     module: torch.nn.Module
@@ -35,10 +35,10 @@ class Network:
     outputs: tuple[str, ...] = ()
 
     def __call__(self, inputs: Named) -> dict[str, torch.Tensor]:
-        """Answer a batch; outputs by name, in float32 where floats.
+        """Answer a batch; return outputs by name, with floats converted to float32.
 
         Raises:
-            InputError: it has another number of outputs than names.
+            InputError: the numbers of outputs and of names differ.
         """
         tensors = [inputs[name] for name in self.inputs]
         with self._precision():
@@ -50,7 +50,7 @@ class Network:
         names = self.outputs or tuple(found)
         if len(names) != len(found):
             raise InputError(
-                f"a network gives {', '.join(found)} where {', '.join(names)} are asked for"
+                f"the network returns the outputs {', '.join(found)}; expected {', '.join(names)}"
             )
         return {
             name: tensor.float() if tensor.is_floating_point() else tensor
@@ -64,17 +64,17 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """Device of the parameters."""
         first = next(self.module.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
     def frozen(self) -> Network:
-        """Return a copy that only answers: the module that a caller handed in stays as it is."""
+        """Return a copy in eval mode without gradients; the original module isn't changed."""
         module = copy.deepcopy(self.module).eval().requires_grad_(False)
         return replace(self, module=module)
 
     def answers(self, batches: Iterator[dict[str, Array]]) -> Iterator[dict[str, Array]]:
-        """Answer batches as they would be answered in use: in eval mode, in full precision."""
+        """Answer batches as in deployment: in eval mode, in full precision."""
         exact = replace(self, low_precision=False)
         with evaluating(self.module), torch.no_grad():
             for batch in batches:
@@ -83,12 +83,12 @@ class Network:
 
 
 def tensors(arrays: Mapping[str, Array], device: torch.device) -> dict[str, torch.Tensor]:
-    """Return arrays as tensors on a device, laid out as they are: a network may flatten by a view."""
+    """Return arrays as tensors on a device in their own layout, since a network may use `view`."""
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """Whether a device multiplies bfloat16 faster than float32."""
+    """Return whether a device multiplies bfloat16 faster than float32."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     kinds = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

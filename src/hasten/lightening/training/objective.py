@@ -1,4 +1,4 @@
-"""What training makes small: how far a network's answers are from its teacher's, and from the labels."""
+"""Compute the loss of training: the distance of answers to a teacher's answers and to labels."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from hasten.lightening.training.examples import Batch
 
 Outputs: TypeAlias = Mapping[str, torch.Tensor]
 Loss: TypeAlias = Callable[[Outputs, "torch.Tensor | None"], torch.Tensor]
-"""From a network's outputs and the labels to a scalar."""
+"""Function from a network's outputs and the labels to a scalar."""
 Kind: TypeAlias = Literal["classes", "values"]
 _TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is asked of a network.
+    """Loss that training minimizes.
 
     Attributes:
-        kind: "classes" where answers are scores of classes, of which the highest counts; "values"
-            where the numbers themselves do.
-        teacher_weight: Of the teacher's answers; the labels have the rest. 1 without labels.
-        temperature: By which class scores are divided before they are compared.
-        feature_weight: Of the layers inside that both have, where their shapes agree.
-        loss: The user's own, in the labels' place.
+        kind: Kind of answers: "classes" for class scores, of which the highest counts; "values" for
+            numbers that count themselves.
+        teacher_weight: Weight of the teacher's answers; labels have the rest. Without labels it
+            counts as 1.
+        temperature: Divisor of class scores before they are compared.
+        feature_weight: Weight of inner layers whose shapes agree in network and teacher.
+        loss: The user's own loss, which replaces the loss on labels; None for the latter.
 
-    Source: Hinton et al., arXiv:1503.02531, section 2; features as in Romero et al., arXiv:1412.6550,
-    where no projection is needed.
+    Source: Hinton et al., arXiv:1503.02531, section 2; features as in Romero et al.,
+    arXiv:1412.6550, for shapes that need no projection.
     """
 
     kind: Kind = "classes"
@@ -45,17 +46,18 @@ class Objective:
         """Return the loss of a batch.
 
         Args:
-            batch: With its labels, if it has any.
-            outputs: What the network answered.
-            wanted: What the teacher did; None where there is none.
+            batch: Batch, with labels if the data has them.
+            outputs: Outputs of the network.
+            wanted: Outputs of the teacher; None without a teacher.
 
         Raises:
-            InputError: there is neither a teacher nor a label to learn from, or they don't fit.
+            InputError: there is neither a teacher nor a label to learn from, or labels don't fit
+                the outputs.
         """
         labelled = self.loss is not None or (batch.labels is not None and self.kind == "classes")
         share = 0.0 if wanted is None else self.teacher_weight if labelled else 1.0
         if share == 0 and not labelled:
-            raise InputError("nothing to learn from: give a teacher, labels of classes, or a loss")
+            raise InputError("nothing to learn from: give a teacher, class labels, or a loss")
         parts = []
         if share > 0 and wanted is not None:
             parts.append(share * self.distance(outputs, wanted))
@@ -64,9 +66,9 @@ class Objective:
         return torch.stack(parts).sum()
 
     def distance(self, outputs: Outputs, wanted: Outputs) -> torch.Tensor:
-        """Return how far answers are from the teacher's, a scalar.
+        """Return the distance of answers to the teacher's answers, a scalar.
 
-        Outputs that take no gradient, as the numbers of classes, are left out.
+        Outputs without a gradient, such as class indices, are left out.
         """
         compared = [
             self._apart(outputs[name], tensor)
@@ -76,7 +78,8 @@ class Objective:
         ]
         if not compared:
             raise InputError(
-                f"no output can be learnt: {', '.join(outputs)} take no gradient; distil features"
+                f"no gradient reaches the outputs {', '.join(outputs)}; give features=1 "
+                "to learn from inner layers"
             )
         return torch.stack(compared).mean()
 
@@ -101,8 +104,8 @@ class Objective:
         scores = [t for t in outputs.values() if t.ndim == 2 and t.is_floating_point()]
         if len(scores) != 1:
             raise InputError(
-                f"labels are of classes, and of the outputs {', '.join(outputs)} not one alone is "
-                "scores of classes: give a loss"
+                f"the labels are classes, but not exactly one of the outputs {', '.join(outputs)} "
+                "holds class scores: give a loss"
             )
         chosen = labels.reshape(len(labels), -1)
         classes = chosen.argmax(1) if chosen.shape[1] == scores[0].shape[1] else chosen[:, 0]
@@ -110,9 +113,9 @@ class Objective:
 
 
 def log_shares(scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return class scores `(n, ..., classes)` as log-probabilities at a temperature.
+    """Return class scores of shape `(n, ..., classes)` as log-probabilities at a temperature.
 
-    Scores that are probabilities already are taken as such.
+    Scores that already are probabilities are recognized and treated as such.
     """
     with torch.no_grad():
         sums = scores.sum(-1)
@@ -125,6 +128,6 @@ def log_shares(scores: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def relative_error(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Return the mean square of the difference over the variance of what is wanted."""
+    """Return the mean squared difference over the variance of the wanted values, a scalar."""
     spread = wanted.var(unbiased=False) + 1e-6 * wanted.square().mean() + _TINY
     return (own - wanted).square().mean() / spread

@@ -1,8 +1,8 @@
-"""Training in which a network already answers as it will in int8, so that it learns to live with it.
+"""Train a network that rounds as its int8 file will, so that it learns to tolerate int8.
 
-The places of rounding are those of `StaticQuantization`: its file of the float network says which
-tensors are rounded and from which ranges, and the file that training ends with is its own again, with
-the weights and ranges that were learned. It so runs as fast as any that the pass makes.
+Rounding takes place where `StaticQuantization` puts it: the file that the pass makes of the float
+network says which tensors are rounded, and with which initial ranges. After training the pass makes
+the final file too, with the learned weights and ranges, so that it runs as fast as any of the pass.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from hasten.passes.silence import first_line, silenced
 from hasten.passes.static_quantization import StaticQuantization
 
 _NEAR = 1e-3
-"""Of a tensor's largest magnitude: how far torch and ONNX Runtime may differ on the same one."""
+"""Largest difference between torch and ONNX Runtime, as a share of a tensor's largest magnitude."""
 _FAR = 0.1
-"""Of an output's largest magnitude: how far a file may be from the network, as a root mean square."""
+"""Largest RMS error of a file against its network, as a share of an output's largest magnitude."""
 _ROWS = 4
-"""Samples by which the tensors of a file are told from each other."""
+"""Number of samples whose values identify the tensors of a file."""
 _WIDE, _NARROW = 127, 64
-"""Of a weight's magnitude, with 8 bits and 7, as ONNX Runtime's quantizer has them."""
+"""Largest integers of weights with 8 and with 7 bits in ONNX Runtime's quantizer."""
 
 
 def prepare(
@@ -59,20 +59,20 @@ def prepare(
     calibration: Dataset,
     quantization: StaticQuantization = StaticQuantization(),  # noqa: B008 - a value, frozen
 ) -> Network:
-    """Return a copy of a network that rounds as its int8 file will.
+    """Return a copy of a network that rounds in the same places as its int8 file.
 
     Args:
-        network: In float; stays as it is.
-        calibration: Samples that the ranges start from; never those that judge.
-        quantization: Whose places and widths are taken; the default is the one that runtimes on
-            x86-64 are fastest with. Weights are rounded to the nearest whatever it says.
+        network: Network in float; it isn't changed.
+        calibration: Samples that set the initial ranges; never those that judge.
+        quantization: Pass that sets the places and widths of rounding; with the default, runtimes
+            on x86-64 are fastest. Its `rounding` is ignored: weights are rounded to nearest.
 
     Returns:
-        A network whose module is `PreparedNetwork`, to be trained with a small rate.
+        Network whose module is a `PreparedNetwork`, to be trained with a low learning rate.
 
     Raises:
-        CandidateError: torch can't capture it with an open batch, it can't be exported or
-            quantized, or training would round nothing of what the file rounds.
+        CandidateError: torch can't capture the network with a variable batch size, the network
+            can't be exported or quantized, or nothing that the file rounds is found in it.
     """
     quantization = replace(quantization, rounding="nearest")
     rows = calibration.inputs([i % len(calibration) for i in range(_ROWS)])
@@ -85,7 +85,7 @@ def prepare(
             graph.operations, network.inputs, rows, exact, quantized, quantization
         )
     if not placement.weights or not any(one.nodes for one in placement.tensors):
-        raise CandidateError("none of what the quantized file rounds was found in the network")
+        raise CandidateError("nothing that the quantized file rounds was found in the network")
     return Network(PreparedNetwork(graph, placement), network.inputs, low_precision=False)
 
 
@@ -93,19 +93,20 @@ def export(network: Network, sample: Tensors, workdir: Path) -> Model:
     """Write a prepared network as an ONNX file with explicit QDQ.
 
     Args:
-        network: From `prepare`, trained or not.
-        sample: One sample by input name, without an axis for samples; its answers are checked.
-        workdir: Empty, exists.
+        network: Network from `prepare`, trained or not.
+        sample: One sample by input name, without a batch axis, whose answers are checked.
+        workdir: Existing, empty folder.
 
     Returns:
-        The file, with its request settled.
+        Model file, with its request settled.
 
     Raises:
-        CandidateError: it can't be exported, or the file answers otherwise than the network.
+        CandidateError: the network can't be exported, or the file's answers differ from the
+            network's.
     """
     prepared = network.module
     if not isinstance(prepared, PreparedNetwork):
-        raise CandidateError("only a network that was prepared can be exported in int8")
+        raise CandidateError("only a network from prepare() can be exported in int8")
     rows = {name: np.asarray(sample[name])[None] for name in network.inputs}
     exact, quantized = _files(
         prepared.exact(),
@@ -135,7 +136,7 @@ def _files(
     quantization: StaticQuantization,
     workdir: Path,
 ) -> tuple[Model, Model]:
-    """Write a graph in float, and the same as the pass quantizes it."""
+    """Write a graph as a float file and as the int8 file that the pass makes of that."""
     sample = {name: rows[name][0] for name in inputs}
     try:
         exact = frontend.export(whole, sample, workdir, inputs)
@@ -158,7 +159,7 @@ def _placement(
     quantized: Model,
     quantization: StaticQuantization,
 ) -> Placement:
-    """Find the graph's operations and parameters that give what the file rounds, by their values."""
+    """Find the graph's counterparts, by value, of tensors and constants that the file rounds."""
     wanted = ranges(quantized, exact)
     names = [name for one in wanted for name in one.tensors]
     values = _values(exact, names, rows)
@@ -177,7 +178,7 @@ def _placement(
 def _same_parameters(
     graph: fx.GraphModule, constants: Sequence[Weights], quantization: StaticQuantization
 ) -> tuple[tuple[RoundedWeights, ...], set[str]]:
-    """Return the parameters that a file's constants are, as they are or turned, and which those are."""
+    """Return the parameters equal to a file's constants, transposed or not, and those constants."""
     highest = _NARROW if quantization.reduce_range else _WIDE
     parameters = {name: p.detach().numpy() for name, p in graph.named_parameters()}
     rounded, matched = {}, set()
@@ -195,9 +196,10 @@ def _same_parameters(
 
 
 def _revived(wanted: Sequence[Int8Range], values: Mapping[str, Array]) -> Iterator[Int8Range]:
-    """Yield ranges; where all samples gave 0, with a usual step, for a branch that learns to give more.
+    """Yield ranges, with the median step for tensors that were 0 in all samples.
 
-    ONNX Runtime's quantizer says a step of 1 there, below half of which all is rounded to 0.
+    ONNX Runtime's quantizer gives such a tensor a step of 1, which would round a branch that only
+    now learns to give more to 0.
     """
     dead = [
         one.scale == 1.0 and not any(values[name].any() for name in one.tensors) for one in wanted
@@ -208,7 +210,7 @@ def _revived(wanted: Sequence[Int8Range], values: Mapping[str, Array]) -> Iterat
 
 
 def _values(exact: Model, names: Sequence[str], rows: Tensors) -> dict[str, Array]:
-    """Return tensors of the float file, by name."""
+    """Return the values of a file's tensors, by name."""
     proto = read_onnx(exact)
     inputs = {name: rows[name] for name in rows if name in names}
     inner = [name for name in names if name not in inputs]
@@ -223,7 +225,7 @@ def _values(exact: Model, names: Sequence[str], rows: Tensors) -> dict[str, Arra
 def _same_tensors(
     graph: fx.GraphModule, inputs: Sequence[Array], wanted: Mapping[str, Array]
 ) -> dict[str, str]:
-    """Return which operation gives each tensor: the first with these values, of its name if any."""
+    """Return the operation of each tensor: its namesake, or the first with equal values."""
     found: dict[str, str] = {}
 
     class ValueReader(fx.Interpreter):
@@ -248,7 +250,11 @@ def _alike(one: Array, other: Array) -> bool:
 
 
 def _check(network: Network, made: Model, rows: Tensors) -> None:
-    """Check that a file answers as the network, up to values that round to the next integer."""
+    """Check that a file's answers equal the network's, up to values that round to the next integer.
+
+    Raises:
+        CandidateError: an output differs by too much.
+    """
     wanted = next(network.answers(iter([dict(rows)])))
     found = _values(made, [spec.name for spec in made.outputs], rows)
     for (name, want), got in zip(wanted.items(), found.values(), strict=True):

@@ -1,4 +1,4 @@
-"""An ONNX file in int8: where its ranges are, and the same file with ranges that were learned."""
+"""Read the ranges of an int8 ONNX file, and replace them by learned ones."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from hasten.passes.onnx_files import read_onnx, write_onnx
 _LIMITS = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 _MOST = 2**31 - 1
 _ASIDE = "_QuantizeLinear_Input"
-"""Ends the name of an output before its rounding, in what ONNX Runtime's quantizer writes."""
+"""Suffix that ONNX Runtime's quantizer gives to the name of an output before its rounding."""
 
 
 @dataclass(frozen=True)
 class Int8Range:
-    """What int8 can hold of some tensors: (integer - zero) * scale.
+    """Range of some tensors in int8, whose values are (integer - zero) * scale.
 
     Attributes:
-        scale_name: What the file calls the scale.
-        zero_name: What it calls the zero point.
-        tensors: What is rounded with it, by the names in the float file.
-        scale: One step.
-        zero: The integer that means 0.
-        lowest: Of the integers.
-        highest: Of the integers.
-        largest_scale: Where rounding also does what a Clip did before: with a larger scale it
-            would let through what the Clip held back.
+        scale_name: Name of the scale in the int8 file.
+        zero_name: Name of the zero point in the int8 file.
+        tensors: Names in the float file of the tensors that are rounded to this range.
+        scale: Width of one step.
+        zero: Integer that stands for 0.
+        lowest: Lowest integer.
+        highest: Highest integer.
+        largest_scale: Largest scale that still clips as tightly as a Clip that the quantizer
+            replaced by the rounding; None if it replaced none.
     """
 
     scale_name: str
@@ -49,12 +49,12 @@ class Int8Range:
 
 @dataclass(frozen=True)
 class Weights:
-    """A constant that is rounded around 0.
+    """Constant that is rounded symmetrically around 0.
 
     Attributes:
-        name: In the float file.
-        values: In float.
-        axis: With a scale of its own for each position; None for one scale in all.
+        name: Name in the float file.
+        values: Values in float.
+        axis: Axis whose positions have a scale each; None for a single scale.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Weights:
 
 
 def ranges(quantized: Model, exact: Model) -> tuple[Int8Range, ...]:
-    """Return how the activations of a quantized file are rounded.
+    """Return the ranges to which the activations of a quantized file are rounded.
 
     Args:
-        quantized: By ONNX Runtime's quantizer.
-        exact: What it was made of.
+        quantized: File that ONNX Runtime's quantizer wrote.
+        exact: Float file that was quantized.
     """
     proto = read_onnx(quantized)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -101,7 +101,7 @@ def ranges(quantized: Model, exact: Model) -> tuple[Int8Range, ...]:
 
 
 def _clips(exact: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, tuple[float, float]]:
-    """Return the bounds of clips that a quantizer left out, by what they gave."""
+    """Return the bounds of clips that a quantizer removed, by the names of their outputs."""
     values = {t.name: numpy_helper.to_array(t) for t in exact.graph.initializer}
     for node in exact.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -140,21 +140,21 @@ def weights(quantized: Model, exact: Model) -> tuple[Weights, ...]:
 
 
 def with_ranges(quantized: Model, exact: Model, learned: Sequence[Int8Range]) -> Model:
-    """Write other ranges of activations into a quantized file, and the biases that go with them.
+    """Write other activation ranges into a quantized file, and round its biases to match.
 
     Args:
-        quantized: A file that was quantized anew, with ranges of any kind.
-        exact: What it was made of.
-        learned: As `ranges` gives them, with other scales.
+        quantized: Newly quantized file, with any ranges.
+        exact: Float file that was quantized.
+        learned: Ranges from `ranges`, with other scales.
 
     Raises:
-        CandidateError: the file has other ranges than those.
+        CandidateError: the file lacks one of the learned ranges.
     """
     proto = read_onnx(quantized)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for one in learned:
         if one.scale_name not in constants or one.zero_name not in constants:
-            raise CandidateError(f"the quantized file has no range {one.scale_name!r} any more")
+            raise CandidateError(f"the quantized file lacks the learned range {one.scale_name!r}")
         for name, value in ((one.scale_name, one.scale), (one.zero_name, one.zero)):
             _set(constants[name], value)
     _round_biases(proto, constants, read_onnx(exact))
@@ -165,7 +165,7 @@ def with_ranges(quantized: Model, exact: Model, learned: Sequence[Int8Range]) ->
 def _round_biases(
     proto: onnx.ModelProto, constants: dict[str, onnx.TensorProto], exact: onnx.ModelProto
 ) -> None:
-    """Round each int32 bias anew: one step of it is one of the input's times one of the weights'."""
+    """Round each int32 bias again: its step is the input's step times the weights' step."""
     back = {n.output[0]: n for n in proto.graph.node if n.op_type == "DequantizeLinear"}
     originals = {tensor.name: tensor for tensor in exact.graph.initializer}
     for node in proto.graph.node:
@@ -186,9 +186,9 @@ def _round_biases(
 
 
 def _wide_enough(own: onnx.TensorProto, inputs: onnx.TensorProto, biases: Array) -> Array:
-    """Return the scales of weights, of which those are made larger beside which a bias would overflow.
+    """Return the scales of weights, enlarged where a bias would overflow.
 
-    Such weights are next to nothing, so that it doesn't matter that their integers stay as they are.
+    Such weights are close to 0, so it doesn't matter that their integers aren't changed.
     """
     scales = numpy_helper.to_array(own)
     least = np.abs(biases) / (_MOST * numpy_helper.to_array(inputs))
@@ -200,7 +200,7 @@ def _wide_enough(own: onnx.TensorProto, inputs: onnx.TensorProto, biases: Array)
 
 
 def _set(tensor: onnx.TensorProto, values: float | Array) -> None:
-    """Store other values in a constant's own type and shape."""
+    """Replace a constant's values, keeping its type and shape."""
     old = numpy_helper.to_array(tensor)
     new = np.broadcast_to(np.asarray(values).astype(old.dtype), old.shape)
     tensor.CopyFrom(numpy_helper.from_array(new.copy(), tensor.name))

@@ -1,4 +1,4 @@
-"""Roundings in the graph of a network, as int8 will have them, and how they are learned."""
+"""Insert the roundings of int8 into the graph of a network, and learn their scales."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from hasten.lightening.training.quantized_file import Int8Range
 from hasten.passes.static_quantization import StaticQuantization
 
 _TENSORS, _WEIGHTS, _BIASES = "hasten_tensors", "hasten_weights", "hasten_biases"
-"""Where a prepared graph keeps its roundings."""
+"""Names of the submodules that hold the roundings of a prepared graph."""
 _LEAST_STEP = 1e-12
 _HALF = 0.501
-"""Of a step: how far rounding moves what lies inside of a range."""
+"""Largest error of rounding inside a range, in steps."""
 
 
 @dataclass(frozen=True)
 class RoundedTensors:
-    """A range, and the operations of the captured graph whose results are rounded to it.
+    """Range, with the operations of the captured graph whose results are rounded to it.
 
     Attributes:
-        range: As calibrated.
-        nodes: Names in the captured graph; none where the tensors are inside of one operation.
+        range: Calibrated range.
+        nodes: Names of the operations in the captured graph; empty if the tensors lie inside a
+            single operation.
     """
 
     range: Int8Range
@@ -38,12 +39,12 @@ class RoundedTensors:
 
 @dataclass(frozen=True)
 class RoundedWeights:
-    """A parameter that is rounded around 0, its largest magnitude to `highest`.
+    """Parameter that is rounded around 0, with its largest magnitude mapped to `highest`.
 
     Attributes:
-        parameter: Its name in the captured graph.
-        axis: With a scale of its own for each position; None for one scale in all.
-        highest: 127, or 64.
+        parameter: Name of the parameter in the captured graph.
+        axis: Axis whose positions have a scale each; None for a single scale.
+        highest: Highest integer: 127 or 64.
     """
 
     parameter: str
@@ -53,14 +54,14 @@ class RoundedWeights:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a network is rounded: with the float network, all that it takes to prepare it again.
+    """Places of rounding in a network; with the float network, enough to prepare it again.
 
     Attributes:
-        quantization: The pass whose places these are.
-        tensors: Activations, with calibrated ranges.
-        weights: Parameters.
-        unmatched: What the file rounds and training doesn't, since it is inside of one operation
-            of torch, or a constant that no parameter is equal to; by the names in the file.
+        quantization: Pass that chose the places.
+        tensors: Activations to round, with calibrated ranges.
+        weights: Parameters to round.
+        unmatched: Names in the file of tensors that only the file rounds: they lie inside a single
+            torch operation, or are constants that equal no parameter.
     """
 
     quantization: StaticQuantization
@@ -70,7 +71,7 @@ class Placement:
 
 
 class _Rounding(torch.autograd.Function):
-    """To integers and back, with a gradient for what is inside of the range, and for the scale."""
+    """Round to integers and back, with a gradient for values inside the range and for the scale."""
 
     @staticmethod
     def forward(
@@ -91,10 +92,10 @@ class _Rounding(torch.autograd.Function):
 
 
 class ActivationRounding(torch.nn.Module):
-    """Rounds to the integers of a range whose scale is learned, as a factor on the calibrated one.
+    """Round to a range whose scale is learned, as a factor on the calibrated scale.
 
-    The factor is learned as its logarithm, so that a step of any optimizer is small next to the
-    scale.
+    The logarithm of the factor is learned, so that a step of any optimizer is small compared to
+    the scale.
 
     Source: gradient of the scale and its size, Esser et al., arXiv:1902.08153, eq. 3 and section
     2.2; logarithm, Jain et al., arXiv:1903.08066, section 3.2.
@@ -113,11 +114,11 @@ class ActivationRounding(torch.nn.Module):
 
     @property
     def scale(self) -> torch.Tensor:
-        """One step, `(1,)`."""
+        """Width of one step, of shape `(1,)`."""
         return (self.calibrated * self.drift.exp()).clamp(_LEAST_STEP, self.largest)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Round."""
+        """Return the tensor, rounded."""
         rounded: torch.Tensor = _Rounding.apply(  # type: ignore[no-untyped-call]
             x, self.scale, self.zero, self.lowest, self.highest
         )
@@ -125,14 +126,14 @@ class ActivationRounding(torch.nn.Module):
 
 
 class WeightRounding(torch.nn.Module):
-    """Rounds around 0, the largest magnitude of each channel to the highest integer."""
+    """Round weights around 0, with the largest magnitude of each channel as the highest integer."""
 
     def __init__(self, axis: int | None, highest: int) -> None:
         super().__init__()
         self.axis, self.highest = axis, highest
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Round."""
+        """Return the tensor, rounded."""
         low, high = -self.highest, self.highest
         steps = self.steps(weight)
         zeros = torch.zeros_like(steps, dtype=torch.int32)
@@ -141,7 +142,7 @@ class WeightRounding(torch.nn.Module):
         return torch.fake_quantize_per_channel_affine(weight, steps, zeros, self.axis, low, high)
 
     def steps(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the scale of each channel, or the one that there is."""
+        """Return the scale of each channel, or the single scale if there is no axis."""
         size = weight.detach().abs()
         others = [i for i in range(weight.ndim) if i != self.axis]
         largest = size.max() if self.axis is None else size.amax(others)
@@ -149,20 +150,20 @@ class WeightRounding(torch.nn.Module):
 
 
 class BiasRounding(torch.nn.Module):
-    """Rounds a bias to steps of the input's times the weights', as sums of integer products have them.
+    """Round a bias to the step of sums of integer products: the input's step times the weights'.
 
-    Such a step isn't small where one channel's inputs or weights are far larger than another's.
+    Such a step isn't small if one channel's inputs or weights are far larger than another's.
     """
 
     def __init__(self, inputs: ActivationRounding, weights: WeightRounding) -> None:
         super().__init__()
-        self._others = (inputs, weights)  # in a tuple: their state is kept where they are
+        self._others = (inputs, weights)  # a tuple, so that torch doesn't register them again
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BiasRounding:
         return BiasRounding(*copy.deepcopy(self._others, memo))
 
     def forward(self, bias: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Round a bias beside its weights in float."""
+        """Return a bias rounded to the steps of its input and of its float weights."""
         inputs, weights = self._others
         step = inputs.scale.detach() * weights.steps(weight)
         rounded = torch.round(bias.detach() / step) * step
@@ -170,21 +171,21 @@ class BiasRounding(torch.nn.Module):
 
 
 class PreparedNetwork(torch.nn.Module):
-    """A network that answers as it will in int8, and can be trained.
+    """Trainable network that answers as it will in int8.
 
-    It computes as in eval mode in both modes: batch normalization is folded in, nothing is dropped.
+    In both modes it computes as in eval mode: batch normalization is folded in, dropout is off.
     Train it in float32, not under autocast: bfloat16 has fewer digits than the integers.
 
     Attributes:
-        placement: Where it is rounded.
-        operations: As a graph, with the parameters and the roundings.
+        placement: Places of rounding.
+        operations: Graph with the parameters and the roundings.
     """
 
     def __init__(self, exact: Captured, placement: Placement) -> None:
-        """Put roundings into a captured network, which is used up.
+        """Insert roundings into a captured network, which must not be used afterwards.
 
         Raises:
-            CandidateError: the graph has no such operation or parameter.
+            CandidateError: the graph lacks an operation or a parameter of the placement.
         """
         super().__init__()
         self.placement = placement
@@ -192,11 +193,11 @@ class PreparedNetwork(torch.nn.Module):
         self.operations = _rounded(exact.operations, placement)
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        """Answer as the module that it was made of, in its outputs' structure."""
+        """Answer like the original module, with equally nested outputs."""
         return self.structure.of(self.operations(*inputs))
 
     def ranges(self) -> Iterator[Int8Range]:
-        """Yield the ranges as learned; as calibrated, where nothing in the graph has them."""
+        """Yield the learned ranges; for a range that no operation uses, the calibrated one."""
         for i, one in enumerate(self.placement.tensors):
             if not one.nodes:
                 yield one.range
@@ -206,7 +207,7 @@ class PreparedNetwork(torch.nn.Module):
             yield replace(one.range, scale=rounding.scale.item())
 
     def exact(self) -> Captured:
-        """Return a copy that doesn't round, with the parameters as they are now."""
+        """Return a copy that doesn't round, with the current parameters."""
         graph = copy.deepcopy(self.operations)
         for node in list(graph.graph.find_nodes(op="call_module")):
             if str(node.target).split(".")[0] in (_TENSORS, _WEIGHTS, _BIASES):
@@ -217,7 +218,7 @@ class PreparedNetwork(torch.nn.Module):
 
 
 def _rounded(graph: fx.GraphModule, placement: Placement) -> fx.GraphModule:
-    """Put roundings behind operations and parameters."""
+    """Insert roundings after operations and parameters."""
     nodes = {node.name: node for node in graph.graph.nodes}
     reads = {str(n.target): n for n in graph.graph.find_nodes(op="get_attr")}
     inputs = list(graph.graph.find_nodes(op="placeholder"))
@@ -260,7 +261,9 @@ def _rounding(graph: fx.GraphModule, node: fx.Node) -> torch.nn.Module | None:
 
 def _there(nodes: Mapping[str, fx.Node], name: str) -> fx.Node:
     if name not in nodes:
-        raise CandidateError(f"the network isn't the one that was prepared: it has no {name!r}")
+        raise CandidateError(
+            f"the network differs from the one that was prepared: it lacks {name!r}"
+        )
     return nodes[name]
 
 

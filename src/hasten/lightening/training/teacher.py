@@ -1,4 +1,4 @@
-"""The user's own model, asked what it would answer; what it has answered once it needn't again."""
+"""Ask the user's own model for answers, and keep them for later epochs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from hasten.lightening.training.examples import Batch
 from hasten.lightening.training.network import Network
 
 KEPT_BYTES = 512 << 20
-"""Of answers that are kept, at most."""
+"""Largest total size of kept answers, in bytes."""
 
 
 class Teacher:
-    """Answers batches, in eval mode and without gradients.
+    """Network that answers batches in eval mode and without gradients.
 
     Args:
-        network: Stays as it is.
-        samples: How many samples the training data has.
-        repeats: Whether a sample is the same whenever it is read.
+        network: Network to copy; it isn't changed.
+        samples: Number of samples in the training data.
+        repeats: Whether a sample is identical each time it is read.
     """
 
     def __init__(self, network: Network, samples: int, *, repeats: bool = True) -> None:
