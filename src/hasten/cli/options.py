@@ -302,10 +302,13 @@ def in_flags(message: str) -> str:
     }
 
     def flag(found: re.Match[str]) -> str:
-        name, value = found.groups()
+        name, quoted, plain = found.groups()
+        value = quoted or plain
+        if value == "False" and (without := f"no_{name.removeprefix('keep_')}") in flags:
+            return flags[without]
         known = flags.get(name) or flags.get(name.removesuffix("_s"))
         if known is None:
             return found[0]
-        return f"{known} {value}" if value else known
+        return f"{known} {value}" if value not in ("", "True") else known
 
-    return re.sub(r"\b([a-z]\w*)=(\w*)", flag, message)
+    return re.sub(r"\b([a-z]\w*)=(?:[\"']([^\"']*)[\"']|(\w*))", flag, message)

@@ -92,7 +92,7 @@ def test_connections_are_kept_and_used_again(serve: Serve, http: Http) -> None:
     server = serve(http.right())
     found = load(server, 100.0, 0.5, arrivals="constant")
     asked = Counter(one.connection for one in server.inferences)
-    assert found.opened == len(asked) < 25
+    assert len(asked) <= found.opened < 25  # one that was opened may not have been needed
     assert sum(asked.values()) == 50
 
 

@@ -101,7 +101,7 @@ def test_a_crafted_bundle_is_judged_on_no_more_threads_than_there_are(
         for item in (record["target"], record["exact"]["engine"]):
             item["threads"] = threads
 
-    def opened(bench: Bench, engine: OnnxRuntime, artifact: Artifact) -> None:
+    def opened(bench: Bench, engine: OnnxRuntime, artifact: Artifact, *, fresh: bool) -> None:
         asked.append((engine.threads, bench.target.threads))
         raise hasten.CandidateError("seen enough")
 
