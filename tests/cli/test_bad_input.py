@@ -266,7 +266,7 @@ def test_a_place_that_is_taken_by_something_else(tmp_path: Path) -> None:
     (tmp_path / "b.hasten").mkdir()
     npz = saved(tmp_path, x=good())
     assert optimized(tmp_path, models.linear_classifier(tmp_path), npz) == (
-        f"{tmp_path}/b.hasten exists and is no bundle; give another --out or remove it"
+        f"{tmp_path}/b.hasten exists and is not a bundle; give another --out or remove it"
     )
 
 

@@ -234,7 +234,7 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[tensor("x", "FP32", [-1, 2])]),
             Kind.INVALID,
-            "input 'x': (-1, 2) is the shape of no tensor",
+            "input 'x': (-1, 2) is not a possible tensor shape",
         ),
         (
             asking(inputs=[tensor("x", "FP32", [2**31 - 1, 2**31 - 1])]),
@@ -245,7 +245,7 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[tensor("x", "FP32", [1] * 33)]),
             Kind.INVALID,
-            f"input 'x': {(1,) * 33!s:.100} is the shape of no tensor",
+            f"input 'x': {(1,) * 33!s:.100} is not a possible tensor shape",
         ),
     ],
 )

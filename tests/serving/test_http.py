@@ -176,7 +176,7 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
             "there is no datatype 'FLOAT'; there are BOOL, UINT8, UINT16, UINT32, UINT64, INT8, INT16, "
             "INT32, INT64, FP16, FP32, FP64, BF16, BYTES",
         ),
-        (with_input(shape=[-1, 4]), "input 'x': (-1, 4) is the shape of no tensor"),
+        (with_input(shape=[-1, 4]), "input 'x': (-1, 4) is not a possible tensor shape"),
         (
             with_input(datatype="INT32", data=[1.5, 2, 3, 4]),
             "input 'x': the model takes FP32[batch, 4]; got INT32[1, 4]",

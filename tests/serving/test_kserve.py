@@ -230,8 +230,8 @@ def test_a_version_that_would_speak_to_the_shell_is_refused(
     with pytest.raises(IntegrityError) as caught:
         write_kserve(tmp_path / "out", settings_of([copy]))
     assert str(caught.value) == (
-        f"the bundle says that it was measured with {package} {told!r}, which is no version: make "
-        "the bundle anew"
+        f"the bundle says that it was measured with {package} {told!r}, which is not a "
+        "version: make the bundle again"
     )
     assert not (tmp_path / "out").exists()
 

@@ -421,7 +421,7 @@ def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
             raise InputError(f"no bundle at {path}: no such folder")
         if not (path / MANIFEST).is_file():
             raise InputError(
-                f"{path} is no bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
+                f"{path} is not a bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
             )
         _check_name(name, text)
         taken = {each[1] for each in found if each[0] == name}

@@ -31,7 +31,7 @@ def tensor_size(
     """
     if len(shape) > MOST_RANK or any(not 0 <= size <= _MOST_ON_AN_AXIS for size in shape):
         raise ProtocolError(
-            Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is the shape of no tensor"
+            Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is not a possible tensor shape"
         )
     each = item_size(datatype) or 4
     size = count_of(shape) * each
