@@ -244,7 +244,7 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
         (("--calibration", "0"), "calibration=0: give at least 1 sample to calibrate with"),
         (
             ("--max-drop", "much"),
-            "Invalid value for '--max-drop': 'much' is no share; write 1% or 0.01; see main optimize "
+            "Invalid value for '--max-drop': 'much' is not a share; write 1% or 0.01; see main optimize "
             "--help",
         ),
         (
