@@ -166,7 +166,7 @@ def test_without_ray_it_is_said_what_to_install(bundle: Path) -> None:
             (2, 1),
             "the replicas are from 1 up, at least as many at most; got 2 to 1",
         ),
-        ({"http": None}, (1, 1), "nothing to listen on: give --http or --grpc a port"),
+        ({"http": None}, (1, 1), "nothing to listen on: give http= or grpc= a port"),
         (
             {"shared_memory": "/x*"},
             (1, 1),
