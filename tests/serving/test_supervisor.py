@@ -395,7 +395,7 @@ def test_encrypted_requests_are_answered(bundles: Path, certificate: Path) -> No
         (["{solid}", "--max-batch", "0"], "--max-batch must be from 1 to 64; got 0"),
         (["{solid}", "--tls-cert", "x.pem"], "TLS needs both a certificate and its key: give --tls-cert and --tls-key"),
         (["{solid}", "--token-file", "none"], "can't read the token in none: No such file or directory"),
-        (["a:0={solid}"], "'a:0={solid}': write NAME=PATH or NAME:VERSION=PATH; got the version '0', which is a whole number from 1"),
+        (["a:0={solid}"], "'a:0={solid}': write NAME=PATH or NAME:VERSION=PATH; got the version '0', which must be a whole number of at least 1"),
         (["={solid}"], "'={solid}': there is no name before the equals sign; write NAME=PATH"),
         (["a:1={solid}", "a:1={solid}"], "version 1 of 'a' is given twice"),
         (["{solid}", "--shared-memory", "("], "--shared-memory is not a regular expression: missing ), unterminated subpattern at position 0"),
