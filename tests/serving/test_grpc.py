@@ -476,7 +476,7 @@ def test_registered_regions_can_be_asked_for(
         (
             lambda client: client.infer("linear", [asked(X)], timeout=1),
             "DEADLINE_EXCEEDED",
-            "the deadline had passed when the request came",
+            "the deadline had passed when the request arrived",
         ),
         (
             lambda client: client.get_model_config("nobody"),

@@ -198,7 +198,7 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
         ),
         (
             with_input(shape=[33, 4], data=[0] * 132),
-            "a request of 'solid' brings at most 32 rows; got 33: send several requests",
+            "a request to 'solid' has at most 32 rows; got 33: send several requests",
         ),
         (with_input(shape=[0, 4], data=[]), "input 'x' has no rows; send at least 1"),
         (

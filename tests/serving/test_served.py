@@ -347,7 +347,7 @@ def test_the_queue_is_bounded_by_the_wait(bundles: Path) -> None:
     with ServerThread(place) as server:
         connection = raw_request(server)
         until(lambda: busy(server))
-        with pytest.raises(InferenceServerException, match="ms of waiting are ahead"):
+        with pytest.raises(InferenceServerException, match="overloaded: the request would wait"):
             infer(server, "slow", [1, 2, 3, 4])
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
         connection.close()
@@ -395,7 +395,7 @@ def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_pa
         assert model.opened.notes[-1] == (
             "served without batching: in a batch of 2 the answers depend on the batch mates"
         )
-        with pytest.raises(InferenceServerException, match="brings at most 1 rows; got 2"):
+        with pytest.raises(InferenceServerException, match="has at most 1 rows; got 2"):
             infer(server, "sociable", [[1, 2, 3, 4]] * 2)
 
 
