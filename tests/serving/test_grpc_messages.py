@@ -171,12 +171,12 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[tensor("x", "INT8", [1], int_contents=[128])]),
             Kind.INVALID,
-            "input 'x': its int_contents have something that is no INT8",
+            "input 'x': its int_contents has a value that is not INT8",
         ),
         (
             asking(inputs=[tensor("x", "UINT16", [2], uint_contents=[0, 65536])]),
             Kind.INVALID,
-            "input 'x': its uint_contents have something that is no UINT16",
+            "input 'x': its uint_contents has a value that is not UINT16",
         ),
         (
             asking(inputs=[tensor("x", "FP32", [1, 2], fp32_contents=[1.0])]),
@@ -272,7 +272,7 @@ def test_a_parameter_of_another_kind_is_refused() -> None:
 
     assert refusal(request) == (
         Kind.INVALID,
-        "the parameter 'timeout' is a whole number from 0; got 0.5",
+        "the parameter 'timeout' must be a whole number of at least 0; got 0.5",
     )
 
 
