@@ -555,7 +555,7 @@ def test_there_is_one_repository(server: ServerThread, method: str) -> None:
 
     assert call(server.grpc_url, method, request)[:2] == (
         "INVALID_ARGUMENT",
-        "there is one repository, without a name; got 'other'",
+        "the only repository has no name; got 'other'",
     )
 
 
@@ -564,7 +564,7 @@ def test_bytes_that_are_no_message_are_refused(server: ServerThread, method: str
     status, words, _ = call(server.grpc_url, method, b"\xff\xff\xff")
 
     assert status == "INVALID_ARGUMENT"
-    assert words.startswith(f"the request is no {METHODS[method].request}: ")
+    assert words.startswith(f"the request is not a {METHODS[method].request}: ")
 
 
 def test_a_message_that_is_too_large_is_refused_before_it_is_received(

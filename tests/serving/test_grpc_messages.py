@@ -110,7 +110,7 @@ def test_what_is_no_request_is_called_so() -> None:
         read_request(b"\xff\xff\xff")
 
     assert caught.value.kind is Kind.INVALID
-    assert str(caught.value).startswith("the request is no ModelInferRequest: ")
+    assert str(caught.value).startswith("the request is not a ModelInferRequest: ")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[tensor("x", "FP16", [1], fp32_contents=[1.0])]),
             Kind.INVALID,
-            "input 'x': FP16 comes in raw_input_contents only",
+            "input 'x': FP16 can only be sent in raw_input_contents",
         ),
         (
             asking(inputs=[tensor("x", "FP31", [1])]),
@@ -212,19 +212,19 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[*RAW, tensor("y", "INT8", [2])], raw_input_contents=[b"ab"]),
             Kind.INVALID,
-            "input 'y': raw_input_contents end before it, after 1",
+            "input 'y': raw_input_contents has 1 entries, none of them for it",
         ),
         (
             asking(inputs=RAW, raw_input_contents=[b"ab", b"c"]),
             Kind.INVALID,
-            "2 raw_input_contents came for 1 inputs outside of shared memory",
+            "raw_input_contents has 2 entries for 1 inputs outside shared memory",
         ),
         (
             asking(
                 inputs=[tensor("x", "INT8", [2], int_contents=[1, 2])], raw_input_contents=[b"ab"]
             ),
             Kind.INVALID,
-            "input 'x': it has contents, where the request has raw_input_contents",
+            "input 'x': it has contents although the request has raw_input_contents",
         ),
         (
             asking(inputs=RAW, raw_input_contents=[b"abc"]),

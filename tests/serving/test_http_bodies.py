@@ -95,12 +95,12 @@ def test_an_input_comes_in_one_way(tensor: dict[str, Any]) -> None:
         (
             {"int64_contents": [1]},
             {},
-            "input 'x': FP32 comes in fp32_contents; others of its contents are filled, too",
+            "input 'x': FP32 must be sent in fp32_contents alone; other contents are filled too",
         ),
         (
             {},
             {"shared_memory_region": "r"},
-            "input 'x': it has contents, and lies in shared memory",
+            "input 'x': it has both contents and a shared memory region",
         ),
     ],
 )

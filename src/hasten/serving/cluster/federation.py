@@ -1,4 +1,4 @@
-"""The metrics of several servers as one page: every sample with the name of who it is of."""
+"""Join the metrics of several servers into one page, each sample labelled with its replica."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?")
 
 
 def joined(pages: Mapping[str, str]) -> str:
-    """Join pages of Prometheus' text format: a family's samples together, each with a label more.
+    """Join pages in Prometheus' text format, grouped by family and labelled with the replica.
 
     Args:
-        pages: Who -> the page.
+        pages: Name of a replica -> its page.
     """
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
@@ -56,10 +56,10 @@ def _labelled(line: str, told: str) -> str:
 
 
 class Federation:
-    """Answers /metrics on this machine alone, with what every server says.
+    """HTTP server, for this machine only, of one page with the metrics of all replicas.
 
     Args:
-        places: Returns who there is -> host and port.
+        places: Function that returns the name of each replica -> host and port.
     """
 
     def __init__(self, places: Callable[[], Mapping[str, tuple[str, int]]]) -> None:
@@ -101,12 +101,16 @@ class Federation:
         self._asking.shutdown(wait=False, cancel_futures=True)
 
     def page(self, authorization: str | None = None) -> tuple[int, str]:
-        """Ask every server; the status and the page. Who doesn't answer is left out."""
+        """Ask every replica for its metrics; one that doesn't answer is left out.
+
+        Returns:
+            HTTP status and the joined page.
+        """
         places = self._places()
         answers = self._asking.map(lambda place: _asked(place, authorization), places.values())
         found = dict(zip(places, answers, strict=True))
         if any(status == 401 for status, _ in found.values()):
-            return 401, "this server wants a token: send Authorization: Bearer TOKEN\n"
+            return 401, "this server requires a token: send Authorization: Bearer TOKEN\n"
         return 200, joined({who: page for who, (status, page) in found.items() if status == 200})
 
 
