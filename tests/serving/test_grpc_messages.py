@@ -212,12 +212,12 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[*RAW, tensor("y", "INT8", [2])], raw_input_contents=[b"ab"]),
             Kind.INVALID,
-            "input 'y': raw_input_contents has 1 entries, none of them for it",
+            "input 'y': raw_input_contents has no entry for it, only for 1 before it",
         ),
         (
             asking(inputs=RAW, raw_input_contents=[b"ab", b"c"]),
             Kind.INVALID,
-            "raw_input_contents has 2 entries for 1 inputs outside shared memory",
+            "raw_input_contents has more entries (2) than there are inputs outside shared memory (1)",
         ),
         (
             asking(

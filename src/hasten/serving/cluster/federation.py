@@ -25,9 +25,9 @@ def joined(pages: Mapping[str, str]) -> str:
     """
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
-    for who, page in pages.items():
+    for replica, page in pages.items():
         family = ""
-        told = f'replica="{who}"'
+        label = f'replica="{replica}"'
         for line in page.splitlines():
             if line.startswith(("# HELP ", "# TYPE ")):
                 family = line.split(" ", 3)[2]
@@ -36,7 +36,7 @@ def joined(pages: Mapping[str, str]) -> str:
                 if not any(each.startswith(kind) for each in head):
                     head.append(line)
             elif line and not line.startswith("#"):
-                samples.setdefault(family, []).append(_labelled(line, told))
+                samples.setdefault(family, []).append(_labelled(line, label))
     return "".join(
         f"{line}\n"
         for family, lines in samples.items()
@@ -44,15 +44,15 @@ def joined(pages: Mapping[str, str]) -> str:
     )
 
 
-def _labelled(line: str, told: str) -> str:
+def _labelled(line: str, label: str) -> str:
     found = _SAMPLE.match(line)
     if found is None:
         return line
     name, opened = found.groups()
     rest = line[found.end() :]
     if not opened:
-        return f"{name}{{{told}}}{rest}"
-    return f"{name}{{{told}{'' if rest.startswith('}') else ','}{rest}"
+        return f"{name}{{{label}}}{rest}"
+    return f"{name}{{{label}{'' if rest.startswith('}') else ','}{rest}"
 
 
 class Federation:
@@ -111,7 +111,9 @@ class Federation:
         found = dict(zip(places, answers, strict=True))
         if any(status == 401 for status, _ in found.values()):
             return 401, "this server requires a token: send Authorization: Bearer TOKEN\n"
-        return 200, joined({who: page for who, (status, page) in found.items() if status == 200})
+        return 200, joined(
+            {replica: page for replica, (status, page) in found.items() if status == 200}
+        )
 
 
 def _asked(place: tuple[str, int], authorization: str | None) -> tuple[int, str]:

@@ -174,9 +174,9 @@ def arguments(settings: ServerSettings) -> list[str]:
     """Return the arguments of `hasten serve` in the container that differ from their defaults."""
     model, limits = settings.models[0].settings, settings.limits
     plain, most = ModelSettings(), Limits()
-    told = ["--http", str(settings.http)]
+    flags = ["--http", str(settings.http)]
     if settings.grpc is not None:
-        told += ["--grpc", str(settings.grpc)]
+        flags += ["--grpc", str(settings.grpc)]
     for option, value, usual, text in (
         ("--deadline", model.deadline_ns, plain.deadline_ns, _seconds(model.deadline_ns)),
         ("--max-wait", model.most_wait_ns, plain.most_wait_ns, _seconds(model.most_wait_ns)),
@@ -189,7 +189,7 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--drain", limits.drain_ns, most.drain_ns, _seconds(limits.drain_ns)),
     ):
         if value != usual:
-            told += [option, text]
+            flags += [option, text]
     for option, given in (
         ("--no-standby", not model.standby),
         ("--allow-control", settings.control),
@@ -197,8 +197,8 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--json-logs", settings.json_logs),
     ):
         if given:
-            told.append(option)
-    return told
+            flags.append(option)
+    return flags
 
 
 def _seconds(span_ns: int) -> str:

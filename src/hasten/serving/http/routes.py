@@ -46,7 +46,7 @@ class Routes:
             ("GET", "v2", self._server),
             ("GET", "v2/health/live", self._alive),
             ("GET", "v2/health/ready", self._ready),
-            ("GET", "v2/models/stats", self._statistics),  # before a model of that name
+            ("GET", "v2/models/stats", self._statistics),  # precedes a model named "stats"
             ("GET", model, self._metadata),
             ("GET", version, self._metadata),
             ("GET", f"{model}/ready", self._model_ready),

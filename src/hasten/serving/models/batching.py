@@ -170,7 +170,7 @@ class Batching:
         if item.state == "done":
             return
         left_ns = item.deadline_ns - self._clock_ns()
-        if left_ns > 0:  # the loop's timers go by whole milliseconds
+        if left_ns > 0:  # the loop's timers round to milliseconds
             item.timer = self._loop.call_later(left_ns / 1e9, self._late, item)
             return
         where = "in the queue" if item.state == "queued" else "while it was computed"

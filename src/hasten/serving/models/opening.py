@@ -333,7 +333,7 @@ def _warm_up(
     if 1 not in measured:
         measured = {size: times[size] for size in sizes}
     opened.latencies = Latencies(measured, opened.sizes)
-    for size in sizes if not pace.patient else (1,):  # long ones were disturbed by live requests
+    for size in sizes if not pace.patient else (1,):  # live requests disturbed longer ones
         opened.latencies.observe(size, times[size])
 
 

@@ -371,7 +371,7 @@ class Scheduler(Generic[P]):
         """
         if rows + 1 not in self.latencies.sizes or len(items) < len(self._heap) - self._left:
             return None
-        if rows != len(items):  # requests with several rows each: what comes next isn't one row
+        if rows != len(items):  # the calculation assumes requests of one row
             return None
         now_t, next_t = self.latencies.expected_ns(rows), self.latencies.expected_ns(rows + 1)
         gain_ns = rows * now_t + now_t + self.latencies.expected_ns(1) - (rows + 1) * next_t

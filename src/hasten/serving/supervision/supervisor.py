@@ -325,7 +325,7 @@ class Supervisor:
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **OFF},
-                process_group=0,  # a Ctrl-C is for the supervisor to pass on
+                process_group=0,  # a Ctrl-C must reach the supervisor only
             )
 
     def _hear(self) -> None:

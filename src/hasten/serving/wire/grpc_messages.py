@@ -211,7 +211,9 @@ def _inputs(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> dict
                 inputs[name] = _from_contents(tensor, datatype, shape)
                 continue
             elif place == len(raw):
-                raise InputError(f"raw_input_contents has {place} entries, none of them for it")
+                raise InputError(
+                    f"raw_input_contents has no entry for it, only for {place} before it"
+                )
             elif tensor.HasField("contents") and tensor.contents.ByteSize():
                 raise InputError("it has contents although the request has raw_input_contents")
             else:
@@ -223,7 +225,8 @@ def _inputs(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> dict
     if place != len(raw):
         raise ProtocolError(
             Kind.INVALID,
-            f"raw_input_contents has {len(raw)} entries for {place} inputs outside shared memory",
+            f"raw_input_contents has more entries ({len(raw)}) than there are inputs outside shared "
+            f"memory ({place})",
         )
     return inputs
 

@@ -242,7 +242,7 @@ def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
         raise _no_value(tensor.datatype, where)  # numpy would turn true and false into numbers
     try:
         array = np.array(data)
-    except ValueError as error:  # ragged
+    except ValueError as error:  # the lists are ragged
         raise ProtocolError(Kind.INVALID, f"{where}: its data is nested unevenly") from error
     if array.size != count:
         raise ProtocolError(
