@@ -59,7 +59,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, winner: Part) -> No
     with pytest.raises(InputError) as error:
         write(tmp_path / "mine", stated(winner, None), {})
     path = tmp_path / "mine"
-    assert str(error.value) == f"{path} exists and is no bundle; give another --out or remove it"
+    assert str(error.value) == f"{path} exists and is not a bundle; give another --out or remove it"
     assert (path / "thesis.txt").read_text() == "years of work"
 
 
@@ -100,10 +100,10 @@ def test_no_bundle_at_all_is_the_callers_error(tmp_path: Path) -> None:
     path = tmp_path / "none"
     assert refused(path, InputError) == f"no bundle at {path}: no such file or folder"
     path.mkdir()
-    assert refused(path, InputError) == f"{path} is no bundle: it has no manifest.json"
+    assert refused(path, InputError) == f"{path} is not a bundle: it has no manifest.json"
     file = tmp_path / "model.onnx"
     file.touch()
-    assert refused(file, InputError) == f"{file} is no bundle: it has no manifest.json"
+    assert refused(file, InputError) == f"{file} is not a bundle: it has no manifest.json"
 
 
 def test_a_truncated_file_is_named(bundle: Path) -> None:

@@ -112,7 +112,7 @@ FEATURES, IDS = np.ones((1, 8), np.float32), np.ones((1, 3), np.int64)
         (
             (FEATURES, IDS),
             {"ids": IDS},
-            "input 'ids' is given twice, by its place and by its name",
+            "input 'ids' is given twice, by position and by name",
         ),
         (
             (FEATURES, IDS.astype(np.int32)),
@@ -137,7 +137,7 @@ def test_an_input_that_does_not_fit_is_named_with_what_was_expected(
 def test_what_is_no_array_is_named(two: Path) -> None:
     with load(two) as loaded, pytest.raises(InputError) as error:
         loaded([[1], [2, 3]], IDS)
-    assert str(error.value).startswith("input 'features' is no array: ")
+    assert str(error.value).startswith("input 'features' is not an array: ")
 
 
 def test_an_input_without_axes_keeps_none(tmp_path: Path) -> None:

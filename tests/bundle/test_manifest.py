@@ -96,7 +96,7 @@ def test_a_number_that_counts_nothing_is_refused(bundle: Path, number: float) ->
     with pytest.raises(IntegrityError) as error:
         read(bundle)
     assert str(error.value) == (
-        f"{bundle}: the manifest is damaged: it has a number that is infinite, none, or past 64 bits"
+        f"{bundle}: the manifest is damaged: it has a number that is infinite, NaN, or past 64 bits"
     )
 
 
@@ -177,23 +177,23 @@ FITS = "its request x: float32[1, 16] doesn't fit the input "
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (artifact(request=[spec([1, -16])]), "x: float32[1, -16] is the shape of no tensor"),
+        (artifact(request=[spec([1, -16])]), "x: float32[1, -16] is not a possible tensor shape"),
         (
             artifact(inputs=[spec([2**31, 16])]),
-            "x: float32[2147483648, 16] is the shape of no tensor",
+            "x: float32[2147483648, 16] is not a possible tensor shape",
         ),
         (
             artifact(outputs=[spec([1] * 33, name="y")]),
-            f"y: float32[{'1, ' * 29}1, is the shape of no tensor",
+            f"y: float32[{'1, ' * 29}1, is not a possible tensor shape",
         ),
         (
             artifact(request=[spec([1, 16], "float33")]),
-            "x: float33[1, 16] is of a type that numpy doesn't have here",
+            "x: float33[1, 16] has a type that numpy doesn't have here",
         ),
         *(
             (
                 artifact(inputs=[spec(["batch", 16], dtype)]),
-                f"x: {dtype}[batch, 16] is of a type that numpy doesn't have here",
+                f"x: {dtype}[batch, 16] has a type that numpy doesn't have here",
             )
             for dtype in ("object", "str", "U99999999", "f4,f4", "(9999,9999)f4", "void", "f4", "")
         ),

@@ -92,7 +92,7 @@ def test_a_file_and_a_folder_without_a_manifest_are_never_replaced(
     for name in ("file", "link"):
         path = tmp_path / name
         assert refused(path, winner) == (
-            f"{path} exists and is no bundle; give another --out or remove it"
+            f"{path} exists and is not a bundle; give another --out or remove it"
         )
 
 
@@ -102,13 +102,16 @@ def test_a_bundle_with_something_else_in_it_is_never_replaced(
 ) -> None:
     (bundle / name).write_text("years of work")
     assert refused(bundle, winner) == (
-        f"{bundle} holds {name!r}, which is not of the bundle; {ADVICE}"
+        f"{bundle} holds {name!r}, which is not part of the bundle; {ADVICE}"
     )
 
 
 def test_a_bundle_with_a_link_in_it_is_never_replaced(bundle: Path, winner: Part) -> None:
     (bundle / "data").symlink_to(bundle.parent)
-    assert refused(bundle, winner) == f"{bundle} holds 'data', which is not of the bundle; {ADVICE}"
+    assert (
+        refused(bundle, winner)
+        == f"{bundle} holds 'data', which is not part of the bundle; {ADVICE}"
+    )
 
 
 def test_a_damaged_bundle_is_never_replaced(bundle: Path, winner: Part) -> None:

@@ -119,9 +119,9 @@ MANY = "it states {} requests of {:,} bytes; a bundle has 4 and 16 MiB of them a
         ),
         (
             with_input([1, 256], "object"),
-            "audio: object[1, 256] is of a type that numpy doesn't have here",
+            "audio: object[1, 256] has a type that numpy doesn't have here",
         ),
-        (with_input([1, -256]), "audio: float32[1, -256] is the shape of no tensor"),
+        (with_input([1, -256]), "audio: float32[1, -256] is not a possible tensor shape"),
         (
             lambda record: record["files"].pop(REQUESTS),
             "2 requests of its inputs take 2,128 bytes; requests.raw is not listed",

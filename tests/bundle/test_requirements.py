@@ -49,8 +49,8 @@ def test_a_bundles_word_is_no_option_of_pip(manifest: Made, version: str) -> Non
     with pytest.raises(IntegrityError) as error:
         requirements(manifest({"type": "openvino"}, ENVIRONMENT | {"openvino": version}))
     assert str(error.value) == (
-        f"the bundle says that it was measured with openvino {version!r}, which is no version: make the "
-        "bundle anew"
+        f"the bundle says that it was measured with openvino {version!r}, which is not a "
+        "version: make the bundle again"
     )
 
 

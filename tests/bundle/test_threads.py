@@ -179,6 +179,6 @@ def test_what_is_no_number_of_sessions_is_one_line(tmp_path: Path, sessions: obj
     with pytest.raises(InputError) as error:
         load(tmp_path, sessions=sessions)  # type: ignore[arg-type]
     assert str(error.value) == (
-        "sessions is how many requests are answered side by side, a whole number from 1: "
-        f"got {sessions!r}"
+        "sessions, the number of requests answered in parallel, must be a whole number of at "
+        f"least 1: got {sessions!r}"
     )

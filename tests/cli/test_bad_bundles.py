@@ -79,4 +79,4 @@ def test_a_bundle_that_is_not_as_it_was_written(
 
 def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
     assert said("inspect", tmp_path / "b") == f"no bundle at {tmp_path}/b: no such file or folder"
-    assert said("inspect", tmp_path) == f"{tmp_path} is no bundle: it has no manifest.json"
+    assert said("inspect", tmp_path) == f"{tmp_path} is not a bundle: it has no manifest.json"

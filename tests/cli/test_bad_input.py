@@ -244,7 +244,7 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
         (("--calibration", "0"), "--calibration 0: give at least 1 sample to calibrate with"),
         (
             ("--max-drop", "much"),
-            "Invalid value for '--max-drop': 'much' is no share; write 1% or 0.01; see main optimize "
+            "Invalid value for '--max-drop': 'much' is not a share; write 1% or 0.01; see main optimize "
             "--help",
         ),
         (
@@ -266,7 +266,7 @@ def test_a_place_that_is_taken_by_something_else(tmp_path: Path) -> None:
     (tmp_path / "b.hasten").mkdir()
     npz = saved(tmp_path, x=good())
     assert optimized(tmp_path, models.linear_classifier(tmp_path), npz) == (
-        f"{tmp_path}/b.hasten exists and is no bundle; give another --out or remove it"
+        f"{tmp_path}/b.hasten exists and is not a bundle; give another --out or remove it"
     )
 
 

@@ -47,7 +47,7 @@ def test_a_folder_that_is_no_bundle_is_one_line(tmp_path: Path) -> None:
     result = run(tmp_path)
     assert (result.exit_code, result.stderr) == (
         2,
-        f"hasten: {tmp_path} is no bundle: it has no manifest.json\n",
+        f"hasten: {tmp_path} is not a bundle: it has no manifest.json\n",
     )
 
 

@@ -26,7 +26,7 @@ def test_plain_lines_name_a_stage_and_a_best_once(capsys: pytest.CaptureFixture[
     with PlainScreen() as listen:
         for done in range(3):
             listen(Progress("race", f"round {done}", done, 3, None, "a, 2x"))
-    assert capsys.readouterr().err == "racing ...\n  best so far: a, 2x\n"
+    assert capsys.readouterr().err == "racing the fastest ...\n  best so far: a, 2x\n"
 
 
 def row(p99_high_ns: float | None) -> Row:

@@ -164,7 +164,7 @@ def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_
     assert read(out).target == Target.host()
     shown = CliRunner().invoke(main, ["inspect", str(out)])
     assert "made for:" not in shown.output
-    assert "this machine: as it was made on" in shown.output
+    assert "this machine: matches the one it was made on" in shown.output
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with hasten.load(out) as model:

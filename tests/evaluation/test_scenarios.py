@@ -212,15 +212,15 @@ def test_bench_gives_a_scenario_as_json(exact_bundle: Path) -> None:
     [
         (
             ("--latency-bound", "20ms"),
-            "--latency-bound, --sessions and --duration are of a --scenario: name one",
+            "--latency-bound, --sessions and --duration need a --scenario: add one",
         ),
         (
             ("--sessions", "2"),
-            "--latency-bound, --sessions and --duration are of a --scenario: name one",
+            "--latency-bound, --sessions and --duration need a --scenario: add one",
         ),
         (
             ("--scenario", "offline", "--against", "a.onnx"),
-            "a scenario is of the bundle alone: leave out --against or --scenario",
+            "a scenario runs the bundle alone: leave out --against or --scenario",
         ),
     ],
 )
@@ -234,4 +234,4 @@ def test_words_that_do_not_go_together_are_refused(
 def test_a_latency_has_a_unit(exact_bundle: Path) -> None:
     shown = run("bench", exact_bundle, "--scenario", "server", "--latency-bound", "20")
     assert shown.exit_code == 2
-    assert "'20' is no latency; write 20ms, 500us, 200ns or 0.02s" in shown.stderr
+    assert "'20' is not a latency; write 20ms, 500us, 200ns or 0.02s" in shown.stderr

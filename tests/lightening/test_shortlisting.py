@@ -194,6 +194,6 @@ def test_a_shape_of_another_form_is_refused_in_one_line() -> None:
     refused = CliRunner().invoke(main, words, prog_name="hasten")
     assert refused.exit_code == 2
     assert refused.stderr == (
-        "hasten: Invalid value for '--input': '64x64' is no shape; write channels x height x width: "
+        "hasten: Invalid value for '--input': '64x64' is not a shape; write channels x height x width: "
         "3x64x64; see hasten shortlist --help\n"
     )

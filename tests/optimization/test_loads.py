@@ -75,7 +75,9 @@ def test_each_candidate_that_was_timed_is_set_against_its_floor(result: Result) 
         said = [limit for limit in result.limits if limit.role == role]
         notes = [note for note in result.notes if "less than the least" in note and role in note]
         assert len(said) + len(notes) == 1
-        assert ("over the least that this machine could take: " in shown) == bool(result.limits)
+        assert ("time relative to the shortest possible on this machine: " in shown) == bool(
+            result.limits
+        )
 
 
 def test_a_model_of_which_a_part_cannot_be_counted_has_no_floor(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_model_of_which_a_part_cannot_be_counted_has_no_floor(tmp_path: Path) 
     (said,) = [note for note in result.notes if "the machine's limit" in note]
     assert said.endswith("isn't known: the work of 1 of 2 layers can't be counted: 'states'")
     shown = summary(result, 0.0)
-    assert "over the least that this machine could take" not in shown
+    assert "time relative to the shortest possible on this machine" not in shown
     assert said in shown
 
 

@@ -162,7 +162,9 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_the_best_so_far_marked_uncertified(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == ("hasten: stopped; what is done is kept, go on with --resume")
+    assert errors.splitlines()[-1] == (
+        "hasten: stopped; finished work is kept: continue with --resume"
+    )
     assert "Traceback" not in errors
     assert gone(process.pid)
     assert read(place / "b.hasten").status == "uncertified"

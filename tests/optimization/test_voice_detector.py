@@ -147,7 +147,7 @@ def test_without_its_requests_it_is_served_unwarmed(
     warnings = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
     assert len(warnings) == 1
     assert warnings[0].startswith(
-        "served without a warm-up: the bundle keeps no requests, and a made-up one failed: ONNX "
+        "served without a warm-up: the bundle keeps no requests, and a random one failed: ONNX "
     )
 
 

@@ -69,7 +69,7 @@ def test_a_p99_decides_where_rounds_are_enough(tmp_path: Path) -> None:
 
 def test_the_screen_says_what_is_compared(tmp_path: Path) -> None:
     shown = summary(optimize(tmp_path, objective="mean"), 0.0)
-    assert " in the mean; 1 thread, batch 1; " in shown
+    assert " on average; 1 thread, batch 1; " in shown
 
 
 def test_another_objective_is_refused(tmp_path: Path) -> None:

@@ -94,22 +94,22 @@ TABLE: list[tuple[str, str, Any, int, Any]] = [
     ("POST", "/v2/models/none/infer", INFER, 404, {"error": "unknown model 'none'; see v2/repository/index"}),
     ("POST", "/v2/repository/index", None, 200, None),
     ("POST", "/v2/repository/index", {"ready": True}, 200, None),
-    ("POST", "/v2/repository/index", {"ready": 1}, 400, {"error": "ready is true or false; got 1"}),
+    ("POST", "/v2/repository/index", {"ready": 1}, 400, {"error": "ready must be true or false; got 1"}),
     ("POST", "/v2/repository/models/int8/unload", {"parameters": {"unload_dependents": False}}, 200, None),
     ("POST", "/v2/repository/models/int8/load", None, 200, None),
     ("POST", "/v2/repository/models/int8/load", {"parameters": {"config": "{}"}}, 400,
-     {"error": "a registered bundle is loaded as it is; got the parameters config: leave them out"}),
+     {"error": "a registered bundle is loaded without parameters; got config: leave them out"}),
     ("POST", "/v2/repository/models/none/load", None, 404,
      {"error": "no bundle is registered as 'none': only what the server was started with can be loaded"}),
     ("GET", "/v2/trace/setting", None, 200, {"trace_level": ["OFF"]}),
     ("POST", "/v2/trace/setting", {"trace_level": ["OFF"]}, 200, {"trace_level": ["OFF"]}),
     ("POST", "/v2/trace/setting", {"trace_level": ["TIMESTAMPS"]}, 403,
-     {"error": "what is traced is set where the server is started: --trace"}),
+     {"error": "tracing can only be set when the server is started: --trace"}),
     ("GET", f"{MODEL}/trace/setting", None, 200, {"trace_level": ["OFF"]}),
     ("POST", f"{MODEL}/trace/setting", {"trace_rate": None}, 200, {"trace_level": ["OFF"]}),
     ("GET", "/v2/logging", None, 200, {"log_error": True, "log_verbose_level": 0}),
     ("POST", "/v2/logging", {"log_info": True}, 200, {"log_info": True}),
-    ("POST", "/v2/logging", {"log_info": 1}, 400, {"error": "log_info is true or false; got 1"}),
+    ("POST", "/v2/logging", {"log_info": 1}, 400, {"error": "log_info must be true or false; got 1"}),
     ("GET", "/v2/systemsharedmemory/status", None, 200, []),
     ("GET", "/v2/systemsharedmemory/region/r/status", None, 400,
      {"error": "no shared memory region 'r' is registered: register it first"}),
@@ -244,19 +244,18 @@ def test_tensors_come_and_go_in_shared_memory(client: triton.InferenceServerClie
         wanted.set_shared_memory("out", rows.nbytes - 4)
         with pytest.raises(
             InferenceServerException,
-            match="an output of 24 bytes doesn't fit in the 20 that are given in the region 'out'",
+            match="an output of 24 bytes doesn't fit in the 20 bytes given for it in the region 'out'",
         ):
             client.infer("float32", [tensor], outputs=[wanted])
         tensor.set_shared_memory("in", rows.nbytes, offset=16)
         with pytest.raises(
-            InferenceServerException, match="24 bytes from 16 on don't lie in the region 'in' of 32"
+            InferenceServerException,
+            match="24 bytes at offset 16 don't fit in the region 'in' of 32 bytes",
         ):
             client.infer("float32", [tensor])
         with pytest.raises(InferenceServerException, match="a region 'in' is registered already"):
             client.register_system_shared_memory("in", "/hasten-test-in", rows.nbytes)
-        with pytest.raises(
-            InferenceServerException, match="has 32 bytes; 33 were to be registered"
-        ):
+        with pytest.raises(InferenceServerException, match="has 32 bytes; the region needs 33"):
             client.register_system_shared_memory("more", "/hasten-test-in", 33)
     finally:
         client.unregister_system_shared_memory()

@@ -476,7 +476,7 @@ def test_registered_regions_can_be_asked_for(
         (
             lambda client: client.infer("linear", [asked(X)], timeout=1),
             "DEADLINE_EXCEEDED",
-            "the deadline had passed when the request came",
+            "the deadline had passed when the request arrived",
         ),
         (
             lambda client: client.get_model_config("nobody"),
@@ -492,7 +492,7 @@ def test_registered_regions_can_be_asked_for(
         (
             lambda client: client.load_model("spare", config="{}"),
             "INVALID_ARGUMENT",
-            "a registered bundle is loaded as it is; got the parameters config: leave them out",
+            "a registered bundle is loaded without parameters; got config: leave them out",
         ),
         (
             lambda client: client.register_cuda_shared_memory("c", b"aGFuZGxl", 0, 8),
@@ -512,7 +512,7 @@ def test_registered_regions_can_be_asked_for(
         (
             lambda client: client.update_trace_settings(settings={"trace_rate": "2"}),
             "PERMISSION_DENIED",
-            "what is traced is set where the server is started: --trace",
+            "tracing can only be set when the server is started: --trace",
         ),
         (
             lambda client: client.update_trace_settings(settings={"color": "2"}),
@@ -523,7 +523,7 @@ def test_registered_regions_can_be_asked_for(
         (
             lambda client: client.update_log_settings({"log_file": "/tmp/x"}),
             "INVALID_ARGUMENT",
-            "log_file is set where the server is started",
+            "log_file can only be set when the server is started",
         ),
     ],
 )
@@ -555,7 +555,7 @@ def test_there_is_one_repository(server: ServerThread, method: str) -> None:
 
     assert call(server.grpc_url, method, request)[:2] == (
         "INVALID_ARGUMENT",
-        "there is one repository, without a name; got 'other'",
+        "the only repository has no name; got 'other'",
     )
 
 
@@ -564,7 +564,7 @@ def test_bytes_that_are_no_message_are_refused(server: ServerThread, method: str
     status, words, _ = call(server.grpc_url, method, b"\xff\xff\xff")
 
     assert status == "INVALID_ARGUMENT"
-    assert words.startswith(f"the request is no {METHODS[method].request}: ")
+    assert words.startswith(f"the request is not a {METHODS[method].request}: ")
 
 
 def test_a_message_that_is_too_large_is_refused_before_it_is_received(
@@ -592,7 +592,7 @@ def test_while_too_much_is_under_way_a_client_is_told_when_to_come_again(
 
     assert said == (
         "RESOURCE_EXHAUSTED",
-        f"overloaded: requests of {most:,} bytes are under way; retry later",
+        f"overloaded: requests with {most:,} bytes are in progress; retry later",
         {"retry-after": "1"},
     )
     assert state.body_bytes == 0
@@ -868,7 +868,7 @@ def test_with_a_token_only_those_who_bring_it_come_in(tmp_path: Path, linear: Pa
 
     refused: tuple[str, str, dict[str, Any]] = (
         "UNAUTHENTICATED",
-        "this server wants a token: send authorization: Bearer TOKEN",
+        "this server requires a token: send authorization: Bearer TOKEN",
         {},
     )
     assert {name for name, each in said.items() if each == refused} == set(METHODS) - {

@@ -110,7 +110,7 @@ def test_what_is_no_request_is_called_so() -> None:
         read_request(b"\xff\xff\xff")
 
     assert caught.value.kind is Kind.INVALID
-    assert str(caught.value).startswith("the request is no ModelInferRequest: ")
+    assert str(caught.value).startswith("the request is not a ModelInferRequest: ")
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[tensor("x", "INT8", [1], int_contents=[128])]),
             Kind.INVALID,
-            "input 'x': its int_contents have something that is no INT8",
+            "input 'x': its int_contents has a value that is not INT8",
         ),
         (
             asking(inputs=[tensor("x", "UINT16", [2], uint_contents=[0, 65536])]),
             Kind.INVALID,
-            "input 'x': its uint_contents have something that is no UINT16",
+            "input 'x': its uint_contents has a value that is not UINT16",
         ),
         (
             asking(inputs=[tensor("x", "FP32", [1, 2], fp32_contents=[1.0])]),
@@ -191,7 +191,7 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[tensor("x", "FP16", [1], fp32_contents=[1.0])]),
             Kind.INVALID,
-            "input 'x': FP16 comes in raw_input_contents only",
+            "input 'x': FP16 can only be sent in raw_input_contents",
         ),
         (
             asking(inputs=[tensor("x", "FP31", [1])]),
@@ -212,19 +212,19 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[*RAW, tensor("y", "INT8", [2])], raw_input_contents=[b"ab"]),
             Kind.INVALID,
-            "input 'y': raw_input_contents end before it, after 1",
+            "input 'y': raw_input_contents has no entry for it, only for 1 before it",
         ),
         (
             asking(inputs=RAW, raw_input_contents=[b"ab", b"c"]),
             Kind.INVALID,
-            "2 raw_input_contents came for 1 inputs outside of shared memory",
+            "raw_input_contents has more entries (2) than there are inputs outside shared memory (1)",
         ),
         (
             asking(
                 inputs=[tensor("x", "INT8", [2], int_contents=[1, 2])], raw_input_contents=[b"ab"]
             ),
             Kind.INVALID,
-            "input 'x': it has contents, where the request has raw_input_contents",
+            "input 'x': it has contents although the request has raw_input_contents",
         ),
         (
             asking(inputs=RAW, raw_input_contents=[b"abc"]),
@@ -234,7 +234,7 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[tensor("x", "FP32", [-1, 2])]),
             Kind.INVALID,
-            "input 'x': (-1, 2) is the shape of no tensor",
+            "input 'x': (-1, 2) is not a possible tensor shape",
         ),
         (
             asking(inputs=[tensor("x", "FP32", [2**31 - 1, 2**31 - 1])]),
@@ -245,7 +245,7 @@ RAW = [tensor("x", "INT8", [2])]
         (
             asking(inputs=[tensor("x", "FP32", [1] * 33)]),
             Kind.INVALID,
-            f"input 'x': {(1,) * 33!s:.100} is the shape of no tensor",
+            f"input 'x': {(1,) * 33!s:.100} is not a possible tensor shape",
         ),
     ],
 )
@@ -272,7 +272,7 @@ def test_a_parameter_of_another_kind_is_refused() -> None:
 
     assert refusal(request) == (
         Kind.INVALID,
-        "the parameter 'timeout' is a whole number from 0; got 0.5",
+        "the parameter 'timeout' must be a whole number of at least 0; got 0.5",
     )
 
 

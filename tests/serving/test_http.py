@@ -155,14 +155,14 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
         ),
         (
             with_input(data=[[1, 2], [3, 4]]),
-            "input 'x': data is flat or [1, 4]; got [2, 2]",
+            "input 'x': data must be flat or [1, 4]; got [2, 2]",
         ),
         (with_input(data=[[1, 2], [3]]), "input 'x': its data is nested unevenly"),
         (
             with_input(data=["1", "2", "3", "4"]),
-            "input 'x': its data has something that is no FP32",
+            "input 'x': its data has a value that is not FP32",
         ),
-        (with_input(data=None), "input 'x': its data is no list"),
+        (with_input(data=None), "input 'x': its data is not a list"),
         (
             with_input(datatype="FP64"),
             "input 'x': the model takes FP32[batch, 4]; got FP64[1, 4]",
@@ -176,7 +176,7 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
             "there is no datatype 'FLOAT'; there are BOOL, UINT8, UINT16, UINT32, UINT64, INT8, INT16, "
             "INT32, INT64, FP16, FP32, FP64, BF16, BYTES",
         ),
-        (with_input(shape=[-1, 4]), "input 'x': (-1, 4) is the shape of no tensor"),
+        (with_input(shape=[-1, 4]), "input 'x': (-1, 4) is not a possible tensor shape"),
         (
             with_input(datatype="INT32", data=[1.5, 2, 3, 4]),
             "input 'x': the model takes FP32[batch, 4]; got INT32[1, 4]",
@@ -198,12 +198,12 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
         ),
         (
             with_input(shape=[33, 4], data=[0] * 132),
-            "a request of 'solid' brings at most 32 rows; got 33: send several requests",
+            "a request to 'solid' has at most 32 rows; got 33: send several requests",
         ),
         (with_input(shape=[0, 4], data=[]), "input 'x' has no rows; send at least 1"),
         (
             {**JSON_REQUEST, "parameters": {"timeout": "soon"}},
-            "the parameter 'timeout' is a whole number from 0; got 'soon'",
+            "the parameter 'timeout' must be a whole number of at least 0; got 'soon'",
         ),
         (
             with_input(parameters={"binary_data_size": 16}),
@@ -211,7 +211,7 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
         ),
         (
             with_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 16}),
-            "input 'x' comes in two ways: as data, by binary_data_size or in shared memory",
+            "input 'x' is given twice: use one of data, binary_data_size and shared memory",
         ),
     ],
 )
@@ -323,7 +323,7 @@ def test_json_that_looks_alike_gets_answers_of_its_own(server: ServerThread) -> 
             value = with_input(data=[1, 2, 3, None]) | {"id": name}
             client.send(request(body=json.dumps(value).encode()))
             status, _, body = client.answer()
-            error = "input 'x': its data has something that is no FP32"
+            error = "input 'x': its data has a value that is not FP32"
             assert (status, json.loads(body)["error"]) == (400, error)
 
 
@@ -352,7 +352,7 @@ def test_a_body_without_json_is_the_only_input(server: ServerThread) -> None:
         headers={"Inference-Header-Content-Length": "0"},
     )
     assert json.loads(body)["error"] == (
-        "a body without JSON is one input; the model 'two_inputs' takes 2"
+        "a body without JSON holds one input; the model 'two_inputs' takes 2"
     )
 
 
@@ -437,10 +437,10 @@ def test_an_output_that_is_asked_for_twice_is_answered_anew_each_time(server: Se
 def test_a_body_that_grows_without_end_is_refused(server: ServerThread) -> None:
     bomb = gzip.compress(bytes(64 << 20))
     status, _, body = ask(server, body=bomb, headers={"Content-Encoding": "gzip"})
-    error = "decompressed, the body has over 1,048,576 bytes"
+    error = "the decompressed body exceeds the limit of 1,048,576 bytes"
     assert (status, json.loads(body)["error"]) == (413, error)
     status, _, body = ask(server, body=b"no gzip", headers={"Content-Encoding": "gzip"})
-    assert (status, json.loads(body)["error"][:22]) == (400, "the body is no gzip: E")
+    assert (status, json.loads(body)["error"][:23]) == (400, "the body is not gzip: E")
 
 
 def test_a_chunked_body_is_a_body(server: ServerThread) -> None:
@@ -467,7 +467,7 @@ def test_chunks_without_end_are_refused(server: ServerThread) -> None:
                 client.send(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
         status, _, body = client.answer()
     assert status == 413
-    assert json.loads(body)["error"] == "a body of over 1,048,576 bytes isn't taken"
+    assert json.loads(body)["error"] == "the body exceeds the limit of 1,048,576 bytes"
 
 
 def test_a_long_body_lands_in_memory_of_its_own(server: ServerThread) -> None:
@@ -536,7 +536,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: ServerThr
         status, headers, body = client.answer()
         assert client.at_end()
     assert (status, headers["connection"]) == (413, "close")
-    assert json.loads(body)["error"] == "a body of over 1,048,576 bytes isn't taken"
+    assert json.loads(body)["error"] == "the body exceeds the limit of 1,048,576 bytes"
 
 
 def test_all_bodies_together_are_bounded_by_what_came_of_them(server: ServerThread) -> None:
@@ -554,7 +554,7 @@ def test_all_bodies_together_are_bounded_by_what_came_of_them(server: ServerThre
         status, headers, body = clients[2].answer()
         assert (status, headers["retry-after"]) == (503, "1")
         assert json.loads(body)["error"] == (
-            "overloaded: requests of 2,097,152 bytes are under way; retry later"
+            "overloaded: requests with 2,097,152 bytes are in progress; retry later"
         )
     until(lambda: server.call(lambda: held(server))[1] == 0)
     assert ask(server, body=json.dumps(JSON_REQUEST).encode())[0] == 200
@@ -575,7 +575,10 @@ def test_an_offer_of_another_protocol_is_no_reason_not_to_answer(server: ServerT
             assert json.loads(body)["outputs"][0]["data"] == ROW.tolist()
         client.send(b"CONNECT here:80 HTTP/1.1\r\nHost: here\r\n\r\n")
         status, _, body = client.answer()
-    assert (status, json.loads(body)["error"]) == (405, "this is no proxy: there is no CONNECT")
+    assert (status, json.loads(body)["error"]) == (
+        405,
+        "this is not a proxy: CONNECT isn't supported",
+    )
 
 
 def test_a_client_that_takes_no_answers_gets_no_more_of_them(tmp_path: Path) -> None:
@@ -635,7 +638,7 @@ def test_headers_without_end_are_refused(server: ServerThread) -> None:
                 client.send(b"X-%d: %s\r\n" % (number, b"a" * 1000))
         status, _, body = client.answer()
     assert status == 431
-    assert json.loads(body)["error"] == "the request's headers have over 8,192 bytes"
+    assert json.loads(body)["error"] == "the request's headers exceed 8,192 bytes"
 
 
 @pytest.mark.parametrize(
@@ -666,7 +669,7 @@ def test_a_slow_client_is_told_and_hung_up_on(hurried: ServerThread) -> None:
         status, _, body = client.answer()
         assert client.at_end()
     assert status == 408
-    assert json.loads(body)["error"] == "the request didn't come whole in the time that is given"
+    assert json.loads(body)["error"] == "the request didn't arrive in full within the time limit"
 
 
 def test_an_idle_connection_is_left_alone(hurried: ServerThread) -> None:
@@ -741,7 +744,7 @@ def test_what_json_has_no_number_for_is_an_error_there_and_none_in_bytes(
     )
     assert status == 500
     assert json.loads(answer)["error"] == (
-        "output 'y' has infinite or undefined numbers, which JSON doesn't have: ask for it with "
+        "output 'y' has infinite or NaN values, which JSON can't represent: ask for it with "
         "binary_data"
     )
 
@@ -786,7 +789,7 @@ def test_a_token_is_asked_for_everywhere_but_at_health(tmp_path: Path) -> None:
             status, headers, body = ask(server, "/v2", method="GET", headers=given)
             assert (status, headers["www-authenticate"]) == (401, "Bearer")
             assert json.loads(body)["error"] == (
-                "this server wants a token: send Authorization: Bearer TOKEN"
+                "this server requires a token: send Authorization: Bearer TOKEN"
             )
         right = {"Authorization": "Bearer correct-horse-battery"}
         assert ask(server, "/v2", method="GET", headers=right)[0] == 200

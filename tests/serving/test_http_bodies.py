@@ -54,13 +54,13 @@ def test_classes_are_in_order_and_whole_numbers_stay_whole(scores: Any, classes:
 
 
 def test_what_are_no_numbers_has_no_classes() -> None:
-    with pytest.raises(ProtocolError, match=r"^classification is of numbers; the output is BOOL$"):
+    with pytest.raises(ProtocolError, match=r"^classification needs numbers; the output is BOOL$"):
         classes_of(np.array([True, False]), 1, False)
 
 
 def test_true_among_numbers_is_no_number() -> None:
     said = refusal(inputs=[{**X, "data": [1, True, 3]}])
-    assert said == "input 'x': its data has something that is no FP32"
+    assert said == "input 'x': its data has a value that is not FP32"
 
 
 def test_null_is_nothing() -> None:
@@ -70,9 +70,9 @@ def test_null_is_nothing() -> None:
 
 def test_binary_data_is_true_or_false() -> None:
     said = refusal(parameters={"binary_data_output": 1})
-    assert said == "the parameter 'binary_data_output' is true or false; got 1"
+    assert said == "the parameter 'binary_data_output' must be true or false; got 1"
     said = refusal(outputs=[{"name": "y", "parameters": {"binary_data": "true"}}])
-    assert said == "the parameter 'binary_data' is true or false; got 'true'"
+    assert said == "the parameter 'binary_data' must be true or false; got 'true'"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_binary_data_is_true_or_false() -> None:
 )
 def test_an_input_comes_in_one_way(tensor: dict[str, Any]) -> None:
     given = {name: value for name, value in tensor.items() if value is not None}
-    said = "input 'x' comes in two ways: as data, by binary_data_size or in shared memory"
+    said = "input 'x' is given twice: use one of data, binary_data_size and shared memory"
     assert refusal(b"\0" * 12, inputs=[given]) == said
 
 
@@ -95,12 +95,12 @@ def test_an_input_comes_in_one_way(tensor: dict[str, Any]) -> None:
         (
             {"int64_contents": [1]},
             {},
-            "input 'x': FP32 comes in fp32_contents; others of its contents are filled, too",
+            "input 'x': FP32 must be sent in fp32_contents alone; other contents are filled too",
         ),
         (
             {},
             {"shared_memory_region": "r"},
-            "input 'x': it has contents, and lies in shared memory",
+            "input 'x': it has both contents and a shared memory region",
         ),
     ],
 )

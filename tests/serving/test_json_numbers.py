@@ -119,7 +119,7 @@ def test_without_it_json_reads_the_same(
 
 def test_a_number_that_is_too_large_for_its_type_isnt_taken_for_infinity() -> None:
     x = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1e39]}
-    with pytest.raises(ProtocolError, match=r"^input 'x': its data has something that is no FP32$"):
+    with pytest.raises(ProtocolError, match=r"^input 'x': its data has a value that is not FP32$"):
         read(json.dumps({"inputs": [x]}).encode())
 
 

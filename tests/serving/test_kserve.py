@@ -204,8 +204,8 @@ def test_models_of_different_engines_need_different_images(bundle: Path) -> None
     with pytest.raises(InputError) as caught:
         requirements([("a", manifest), ("b", other)])
     assert str(caught.value) == (
-        f"'a' was measured with numpy {manifest.environment['numpy']}, 'b' with 1.0: one image has "
-        "one; write two, or optimize them anew"
+        f"'a' was measured with numpy {manifest.environment['numpy']}, 'b' with 1.0, but an "
+        "image has one version: write two images, or optimize the models again"
     )
 
 
@@ -230,8 +230,8 @@ def test_a_version_that_would_speak_to_the_shell_is_refused(
     with pytest.raises(IntegrityError) as caught:
         write_kserve(tmp_path / "out", settings_of([copy]))
     assert str(caught.value) == (
-        f"the bundle says that it was measured with {package} {told!r}, which is no version: make "
-        "the bundle anew"
+        f"the bundle says that it was measured with {package} {told!r}, which is not a "
+        "version: make the bundle again"
     )
     assert not (tmp_path / "out").exists()
 
@@ -264,8 +264,8 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
     with pytest.raises(InputError) as caught:
         write_kserve(folder, settings)
     assert str(caught.value) == (
-        f"{folder} holds something that `--write-kserve` didn't write; give another folder, or "
-        "empty it"
+        f"{folder} holds something that `hasten serve --write-kserve` didn't write; give "
+        "another folder, or empty it"
     )
     assert sorted(folder.rglob("*")) == before
 
@@ -280,28 +280,28 @@ def test_a_file_is_no_folder(tmp_path: Path, settings: ServerSettings) -> None:
     with pytest.raises(InputError) as caught:
         write_kserve(tmp_path / "out", settings)
     assert str(caught.value) == (
-        f"{tmp_path / 'out'} exists and is no folder; give another --write-kserve"
+        f"{tmp_path / 'out'} exists and is not a folder; give another path"
     )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"http": None}, "KServe looks after a pod by HTTP: give --http a port from 1"),
-        ({"http": 0}, "KServe looks after a pod by HTTP: give --http a port from 1"),
-        ({"grpc": 0}, "a pod's ports are written down: give --grpc a port from 1"),
+        ({"http": None}, "KServe probes a pod over HTTP: give http= a port of at least 1"),
+        ({"http": 0}, "KServe probes a pod over HTTP: give http= a port of at least 1"),
+        ({"grpc": 0}, "a pod's ports must be fixed: give grpc= a port of at least 1"),
         (
             {"certificate": Path("cert.pem")},
-            "KServe's gateway encrypts: leave --tls-cert and --tls-key out",
+            "KServe's gateway handles TLS: leave out tls_cert= and tls_key=",
         ),
         (
             {"token_file": Path("token")},
-            "a token doesn't belong into an image: leave --token-file out, and let KServe's gateway "
-            "check who comes",
+            "a token doesn't belong in an image: leave out token_file=, and let KServe's gateway "
+            "authenticate clients",
         ),
         (
             {"shared_memory": "/x*"},
-            "a pod shares no memory with its clients: leave --shared-memory out",
+            "a pod shares no memory with its clients: leave out shared_memory=",
         ),
     ],
 )
@@ -320,8 +320,8 @@ def test_a_name_that_a_command_line_would_read_as_an_option_is_refused(
     with pytest.raises(InputError) as caught:
         write_kserve(tmp_path / "out", settings_of([f"-x={bundle}"]))
     assert str(caught.value) == (
-        f"'-x' can't be a folder's name in an image: serve it as NAME={bundle}, of letters, digits, "
-        "spaces, points, hyphens and underscores"
+        f"'-x' can't be a folder's name in an image: serve it as NAME={bundle}, with a name of "
+        "letters, digits, spaces, points, hyphens and underscores"
     )
 
 

@@ -277,7 +277,7 @@ def test_a_server_that_stops_answering_is_said_plainly(
     try:
         browser.wait_for(lambda: browser.text("#notice")[:1] != [])
         assert "No answer for" in browser.text("#notice")[0]
-        assert browser.text("#notice")[0].endswith("What is shown is how it was then.")
+        assert browser.text("#notice")[0].endswith("The figures are from before that.")
         assert browser.ask("document.querySelector('main').className") == "stale"
         assert browser.ask("$('said').textContent") == "The server stopped answering."
         first = browser.text("#pulse-words")
@@ -318,7 +318,7 @@ def test_the_token_comes_from_the_address(browser: Browser, bundle: Path, tmp_pa
     file.write_text(token)
     with ServerThread(place_of(bundle, "doors"), token_file=file) as running:
         for fragment, said in (
-            ("", "This server wants a token: add #token=… with it to this page's address."),
+            ("", "This server requires a token: add #token=YOUR_TOKEN to this page's address."),
             ("#token=another", "The token in this page's address isn't the server's."),
         ):
             browser.open(f"{running.http_url}/{fragment}")

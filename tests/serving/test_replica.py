@@ -164,19 +164,19 @@ def test_without_ray_it_is_said_what_to_install(bundle: Path) -> None:
         (
             {},
             (2, 1),
-            "the replicas are from 1 up, at least as many at most; got 2 to 1",
+            "min_replicas= must be at least 1 and at most max_replicas=; got 2 and 1",
         ),
-        ({"http": None}, (1, 1), "nothing to listen on: give --http or --grpc a port"),
+        ({"http": None}, (1, 1), "nothing to listen on: give http= or grpc= a port"),
         (
             {"shared_memory": "/x*"},
             (1, 1),
-            "replicas on Ray may be on other machines than their clients: leave --shared-memory out",
+            "replicas on Ray may be on other machines than their clients: leave out shared_memory=",
         ),
         (
             {"control": True},
             (1, 1),
-            "a client that loads or unloads a model would reach one replica of several: leave "
-            "--allow-control out",
+            "a client that loads or unloads a model would reach only one of the replicas: leave out "
+            "allow_control=",
         ),
     ],
 )

@@ -313,8 +313,8 @@ def test_a_request_that_cant_be_in_time_is_refused_at_once() -> None:
         queue.offer(item(0, 3 * MS), 0)
     assert caught.value.kind is Kind.OVERLOADED
     assert str(caught.value) == (
-        "can't answer in time: 4 ms of waiting and 1 ms of computing are ahead, 3 ms are left; "
-        "retry later or allow more"
+        "can't answer in time: it would take 4 ms of waiting and 1 ms of computing, but the deadline "
+        "is in 3 ms; retry later or allow more"
     )
     assert caught.value.retry_s == pytest.approx(0.002)
 
@@ -323,7 +323,9 @@ def test_the_queue_is_bounded_by_the_wait_and_not_by_a_count() -> None:
     queue = scheduler(steep(), 10 * MS)
     for _ in range(11):
         queue.offer(item(0), 0)
-    with pytest.raises(ProtocolError, match="overloaded: 11 ms of waiting are ahead, 10 ms are"):
+    with pytest.raises(
+        ProtocolError, match="overloaded: the request would wait 11 ms, but at most 10 ms are"
+    ):
         queue.offer(item(0), 0)
     quick = scheduler(steep(MS / 10), 10 * MS)
     for _ in range(100):

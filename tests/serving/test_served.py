@@ -116,8 +116,8 @@ def test_a_nan_that_was_asked_in_is_nobodys_fault(bundles: Path) -> None:
 
 def test_larger_batches_than_the_certificates_are_told_of(bundles: Path) -> None:
     told = (
-        "batches of up to 32 were compared with lone requests; the certificate is about its own "
-        "batch size: --max-batch 1 keeps to that"
+        "batches of up to 32 were compared with lone requests; the certificate covers only its "
+        "own batch size: --max-batch 1 keeps to that"
     )
     for most_rows, expected in ((32, True), (1, False)):
         with ServerThread(place_of(bundles / "guarded.hasten", most_rows=most_rows)) as server:
@@ -347,7 +347,7 @@ def test_the_queue_is_bounded_by_the_wait(bundles: Path) -> None:
     with ServerThread(place) as server:
         connection = raw_request(server)
         until(lambda: busy(server))
-        with pytest.raises(InferenceServerException, match="ms of waiting are ahead"):
+        with pytest.raises(InferenceServerException, match="overloaded: the request would wait"):
             infer(server, "slow", [1, 2, 3, 4])
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
         connection.close()
@@ -393,9 +393,9 @@ def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_pa
         model = served(server, "sociable")
         assert model.opened.sizes == (1,)
         assert model.opened.notes[-1] == (
-            "served one by one: in a batch of 2 the answers depend on the batch mates"
+            "served without batching: in a batch of 2 the answers depend on the batch mates"
         )
-        with pytest.raises(InferenceServerException, match="brings at most 1 rows; got 2"):
+        with pytest.raises(InferenceServerException, match="has at most 1 rows; got 2"):
             infer(server, "sociable", [[1, 2, 3, 4]] * 2)
 
 
@@ -470,7 +470,7 @@ def test_a_model_can_be_unloaded_and_loaded_again(bundles: Path) -> None:
 def test_more_sessions_than_there_are_threads_are_refused(bundles: Path) -> None:
     with (
         pytest.raises(
-            InputError, match=r"1000 sessions side by side were asked for; .* has threads"
+            InputError, match=r"1000 parallel sessions were asked for, but .* has threads"
         ),
         ServerThread(place_of(bundles / "solid.hasten", sessions=1000)),
     ):

@@ -342,8 +342,8 @@ def test_connections_that_rest_make_room_where_nearly_all_are_taken(bundles: Pat
 @pytest.mark.parametrize(
     ("files", "ends", "said"),
     [
-        (200, False, "at most 72 connections are taken at once: the system allows 200 open files"),
-        (100, True, "a server takes 128 open files and one for each connection; the system allows"),
+        (200, False, "at most 72 connections can be open: the system allows 200 open files"),
+        (100, True, "a server needs 128 open files and one for each connection; the system allows"),
     ],
 )
 def test_where_few_files_may_be_open_fewer_connections_are_taken(
@@ -392,13 +392,13 @@ def test_encrypted_requests_are_answered(bundles: Path, certificate: Path) -> No
     ("arguments", "error"),
     [
         (["nothing.hasten"], "no bundle at nothing.hasten: no such folder"),
-        (["{solid}", "--max-batch", "0"], "--max-batch is from 1 to 64; got 0"),
-        (["{solid}", "--tls-cert", "x.pem"], "TLS needs both a certificate and its key: --tls-cert and --tls-key"),
+        (["{solid}", "--max-batch", "0"], "--max-batch must be from 1 to 64; got 0"),
+        (["{solid}", "--tls-cert", "x.pem"], "TLS needs both a certificate and its key: give --tls-cert and --tls-key"),
         (["{solid}", "--token-file", "none"], "can't read the token in none: No such file or directory"),
-        (["a:0={solid}"], "'a:0={solid}': write NAME=PATH or NAME:VERSION=PATH; got the version '0', which is a whole number from 1"),
+        (["a:0={solid}"], "'a:0={solid}': write NAME=PATH or NAME:VERSION=PATH; got the version '0', which must be a whole number of at least 1"),
         (["={solid}"], "'={solid}': there is no name before the equals sign; write NAME=PATH"),
         (["a:1={solid}", "a:1={solid}"], "version 1 of 'a' is given twice"),
-        (["{solid}", "--shared-memory", "("], "--shared-memory is no pattern: missing ), unterminated subpattern at position 0"),
+        (["{solid}", "--shared-memory", "("], "--shared-memory is not a regular expression: missing ), unterminated subpattern at position 0"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_the_exit_code_2(

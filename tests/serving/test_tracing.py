@@ -216,7 +216,7 @@ def test_without_opentelemetry_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError) as caught:
         Tracing()
     assert str(caught.value) == (
-        "--trace needs OpenTelemetry (import of opentelemetry.sdk.trace halted; None in "
+        "trace= needs OpenTelemetry (import of opentelemetry.sdk.trace halted; None in "
         "sys.modules): pip install 'hasten[otel]'"
     )
 

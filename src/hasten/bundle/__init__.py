@@ -1,4 +1,4 @@
-"""A bundle: a folder with the model, its certificate and its evidence. Write it, check it, load it."""
+"""Write, check and load bundles: folders with a model, its certificate and its evidence."""
 
 from hasten.bundle.folder import artifact_of, read, replaceable, write
 from hasten.bundle.loaded import (

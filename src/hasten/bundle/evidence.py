@@ -1,4 +1,4 @@
-"""Evidence in a bundle that whoever serves it goes by, without the search that took it down."""
+"""Read the evidence in a bundle that a server relies on, without importing the search."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def batch_curve(path: Path, manifest: Manifest) -> tuple[CurvePoint, ...]:
 
     Args:
         path: The bundle's folder.
-        manifest: As it was read, every file checked.
+        manifest: The bundle's manifest, read after every file was checked.
 
     Returns:
-        Its points; none where it has no curve.
+        The points of the curve; empty where the bundle has no curve.
 
     Raises:
-        IntegrityError: there is one, and it can't be.
+        IntegrityError: the bundle has a curve that can't be read or isn't valid.
     """
     name = f"evidence/{CURVE}"
     if name not in manifest.files:

@@ -1,4 +1,4 @@
-"""The folder: written whole or not at all, and every file checked before it is used."""
+"""Write a bundle's folder whole or not at all, and check every file before it is used."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from hasten.engines.base import Artifact
 from hasten.errors import InputError, IntegrityError
 
 _MANIFEST_BYTES = 4 << 20
-"""30,000 files' worth; read, it takes 50 times as much memory at worst."""
+"""Largest manifest that is read: enough for 30,000 files. Parsing takes up to 50 times its size."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of linux/fcntl.h and linux/fs.h; see man 2 rename."""
+"""Constants of linux/fcntl.h and linux/fs.h for renameat2; see man 2 rename."""
 
 
 def write(
@@ -42,17 +42,17 @@ def write(
     extra: Mapping[str, bytes] = {},
     requests: Sequence[Tensors] = (),
 ) -> Manifest:
-    """Write a bundle beside its place and rename it, so that it is whole or absent.
+    """Write a bundle under a temporary name and rename it, so that it is whole or absent.
 
     Args:
-        path: The folder to be; an older bundle there is replaced, where it is `replaceable`.
-        manifest: With the parts' artifacts where they were built.
+        path: Folder of the new bundle; an older bundle there is replaced if it is `replaceable`.
+        manifest: Manifest whose parts point at the artifacts where they were built.
         evidence: File name -> record, written as JSON under `evidence/`.
-        extra: File name -> bytes, written as they are.
+        extra: File name -> bytes, written unchanged.
         requests: Samples of the data, as the winner takes them: see `hasten.bundle.requests`.
 
     Returns:
-        The manifest as written; its sentences are on one line each.
+        The manifest as written, with each of its sentences on one line.
 
     Raises:
         InputError: the disk is full, what is at `path` isn't replaceable, a request doesn't fit the
@@ -110,7 +110,7 @@ def _moved_in(item: Part, folder: Path, name: str) -> Part:
 
 
 def _legible(manifest: Manifest) -> Manifest:
-    """Put what people and runtimes wrote freely on one line each."""
+    """Put each text that people and runtimes wrote freely on one line."""
     certificate = manifest.certificate
     if certificate is not None:
         sentences = {key: one_line(text) for key, text in certificate.items() if type(text) is str}
@@ -119,7 +119,7 @@ def _legible(manifest: Manifest) -> Manifest:
 
 
 def _files(folder: Path) -> dict[str, tuple[str, int]]:
-    """List every file of a folder as a manifest does."""
+    """Map the relative path of every file in a folder to its SHA-256 and its size in bytes."""
     inside = sorted(file for file in folder.rglob("*") if file.is_file())
     return {
         file.relative_to(folder).as_posix(): (file_digest(file), file.stat().st_size)
@@ -128,15 +128,15 @@ def _files(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 def _put_json(file: Path, record: Any) -> None:
-    """Write a record as JSON for people to read; the folder's renaming is what makes it whole."""
+    """Write a record as indented JSON; not atomic, since the whole folder is renamed afterwards."""
     file.write_bytes(json.dumps(to_record(record), indent=1).encode() + b"\n")
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put a folder in its place; a bundle that was there may have the other's name afterwards.
+    """Move a new folder to `path`; an old bundle may be left under the new folder's former name.
 
     Raises:
-        InputError: what is there isn't replaceable.
+        InputError: `path` exists and isn't replaceable.
     """
     if replaceable(path) is None:
         new.rename(path)
@@ -155,10 +155,11 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two names in one step, so that a kill leaves none without a folder.
+    """Exchange two names atomically, so that a killed process leaves a folder under both.
 
     Returns:
-        Whether the C library and the file system can; nothing was done where they can't.
+        Whether the names were exchanged; False, with nothing done, if the C library or the file
+        system can't.
     """
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
@@ -166,20 +167,20 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def replaceable(path: Path) -> dict[str, Any] | None:
-    """Look whether a new bundle may take the place of what is there; contents aren't hashed.
+    """Check that a new bundle may replace whatever is at `path`; contents aren't hashed.
 
     Returns:
-        The manifest's record of the bundle that is there; None where nothing is.
+        The manifest's record of the bundle at `path`; None if `path` doesn't exist.
 
     Raises:
-        InputError: what is there is no bundle, a damaged one, one by a newer version, or one with
-            something else in it.
+        InputError: `path` is not a bundle, or is a damaged one, one by a newer version, or one that
+            holds other files too.
     """
     todo = "give another --out or remove it"
     if not os.path.lexists(path):
         return None
     if not (path / MANIFEST).is_file():
-        raise InputError(f"{path} exists and is no bundle; {todo}")
+        raise InputError(f"{path} exists and is not a bundle; {todo}")
     try:
         record, files = _read_record(path)
         for name, (_, size_bytes) in files.items():
@@ -190,7 +191,8 @@ def replaceable(path: Path) -> dict[str, Any] | None:
         name = file.relative_to(path).as_posix()
         if (file.is_symlink() or not file.is_dir()) and name not in {MANIFEST, *files}:
             raise InputError(
-                f"{path} holds {name!r:.100}, which is not of the bundle; it is not replaced: {todo}"
+                f"{path} holds {name!r:.100}, which is not part of the bundle; it is not replaced: "
+                f"{todo}"
             )
     return record
 
@@ -199,13 +201,13 @@ def read(path: Path) -> Manifest:
     """Read a bundle's manifest and check every file against it.
 
     Raises:
-        InputError: there is no bundle.
-        IntegrityError: damaged, truncated, tampered with, or written by a newer version.
+        InputError: there is no bundle at `path`.
+        IntegrityError: the bundle is damaged, truncated, tampered with, or written by a newer version.
     """
     if not path.exists():
         raise InputError(f"no bundle at {path}: no such file or folder")
     if not (path / MANIFEST).is_file():
-        raise InputError(f"{path} is no bundle: it has no {MANIFEST}")
+        raise InputError(f"{path} is not a bundle: it has no {MANIFEST}")
     record, _ = _read_record(path)
     try:
         manifest = from_record(Manifest, record)
@@ -219,9 +221,9 @@ def read(path: Path) -> Manifest:
 
 
 def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
-    """Read the manifest's record, and the files that it lists.
+    """Read the manifest's record and the files that it lists.
 
-    Its own digest is checked first, since what is damaged says nothing.
+    The manifest's own digest is checked first, since nothing in a damaged manifest can be trusted.
     """
     if (path / MANIFEST).stat().st_size > _MANIFEST_BYTES:
         raise IntegrityError(f"{path}: the manifest is larger than {_MANIFEST_BYTES >> 20} MiB")
@@ -249,9 +251,9 @@ def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, int]]
 
 def _inside(path: Path, name: str) -> Path:
     pure = PurePosixPath(name)
-    # One name for one file, else a large one could be listed, and read, without end.
+    # Each file may have one name only: otherwise a large file could be listed, and hashed, many times.
     strange = pure.is_absolute() or pure.as_posix() != name
-    # Neither ".." nor a link on the way. `Path.resolve` would raise where links go in circles.
+    # The path may hold neither ".." nor a link. `Path.resolve` would raise on circular links.
     if strange or Path(os.path.realpath(path / pure)) != Path(os.path.realpath(path)) / pure:
         raise IntegrityError(f"{path}: {name!r} leads out of the bundle")
     return path / pure
@@ -283,12 +285,12 @@ def _reading(path: Path, name: str) -> Iterator[None]:
 
 
 def artifact_of(path: Path, item: Part, manifest: Manifest, custom_ops: Sequence[Path]) -> Artifact:
-    """Return a part's artifact with its paths inside the bundle, none of them outside it.
+    """Return a part's artifact with absolute paths, all of them checked to be inside the bundle.
 
     Raises:
-        IntegrityError: a path leads out, or isn't among the checked files; or no model can take or
-            give what it says.
-        InputError: operator libraries are missing, or others than those that were certified.
+        IntegrityError: a path leads out of the bundle or isn't among the checked files, or the
+            stated inputs and outputs are impossible.
+        InputError: operator libraries are missing, or differ from those that were certified.
     """
     for file in (item.artifact.path, *item.artifact.files):
         if file.as_posix() not in manifest.files:
@@ -303,7 +305,8 @@ def artifact_of(path: Path, item: Part, manifest: Manifest, custom_ops: Sequence
     if given != item.custom_ops:
         raise InputError(
             f"this model needs {len(item.custom_ops)} operator libraries, the same files as when it "
-            f"was made; got {len(given)}{' others' if len(given) == len(item.custom_ops) else ''}"
+            f"was made; got {len(given)}"
+            f"{' with other contents' if len(given) == len(item.custom_ops) else ''}"
         )
     return replace(
         item.artifact,

@@ -1,4 +1,4 @@
-"""An open bundle: its model, ready to answer, and what was found or certified only elsewhere."""
+"""Load a bundle: open its model and warn where its certificate doesn't cover this machine."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ if TYPE_CHECKING:
 
 
 class NotCertifiedHere(UserWarning):
-    """A bundle is used outside what its certificate covers."""
+    """Warning that a bundle is used outside what its certificate covers."""
 
 
 class MeasuredElsewhere(UserWarning):
-    """An exact model runs on another machine than the one that it was found the fastest on."""
+    """Warning that an exact model runs on a machine other than the one where it was the fastest."""
 
 
 def differences(
     manifest: Manifest, here: Target, facts: Mapping[str, str], item: Part | None = None
 ) -> list[str]:
-    """Say where this machine differs from the one that a bundle was made on; empty where it doesn't.
+    """List how this machine differs from the one that a bundle was made on; empty if it doesn't.
 
-    Of what answers bit for bit as a device that isn't here, no machine matters, only the packages do.
+    Only package versions count for an engine whose answers equal an absent device's bit for bit:
+    its answers are the same on every host.
 
     Args:
-        manifest: What the bundle states.
+        manifest: The bundle's manifest.
         here: This machine.
-        facts: Its environment.
-        item: Whose engine counts; by default the winner's.
+        facts: Environment of this machine: fact -> value.
+        item: Part whose engine is compared; by default the winner.
     """
     from hasten.measure.environment import DEVICE_FACTS
 
@@ -66,13 +67,13 @@ def differences(
             ("instruction sets", " ".join(there.isa), " ".join(here.isa)),
             *pairs,
         ]
-        if here.threads < there.threads:  # with more, it still runs on as many as there
+        if here.threads < there.threads:  # more make no difference: `load` uses as many as there
             pairs.append(("threads", there.threads, here.threads))
     return [f"{name}: {one} there, {other} here" for name, one, other in pairs if one != other]
 
 
 def _anywhere(there: Target, record: Mapping[str, Any]) -> bool:
-    """Whether an engine answers as a device that isn't here does, bit for bit, on whatever host."""
+    """Whether an engine's answers on any host equal those of an absent device bit for bit."""
     if there.kind != "compile-only" or record["type"] not in Engine.registry:
         return False
     kind = Engine.member(record["type"])
@@ -80,7 +81,7 @@ def _anywhere(there: Target, record: Mapping[str, Any]) -> bool:
 
 
 def engine_of(item: Part, threads: int) -> Engine:
-    """Return the engine that a part names, on at most so many threads, whatever it asks for.
+    """Return the engine that a part names, limited to `threads` even if its record asks for more.
 
     Raises:
         IntegrityError: there is no such engine or setting.
@@ -89,21 +90,22 @@ def engine_of(item: Part, threads: int) -> Engine:
 
 
 class Loaded:
-    """An open bundle: a callable with the model's own inputs and outputs, for any number of threads.
+    """An open bundle: a thread-safe callable with the model's own inputs and outputs.
 
-    Calls from several threads are answered side by side, each on a session of its own, as many as
-    `load` was told; further calls wait in line. An answer never depends on who else asks.
+    Calls from several threads are answered in parallel, each on its own session, up to the limit
+    that `load` was given; further calls wait in line. No answer depends on other calls.
 
     Attributes:
-        manifest: What the bundle states.
-        not_certified: Why what was certified, or measured of an exact model, doesn't hold here;
-            empty where it does.
+        manifest: The bundle's manifest.
+        not_certified: Reasons why the certificate, or an exact model's measurements, don't hold
+            here; empty if they do.
 
     Args:
-        folder: The bundle's.
-        pool: Its model, open on its engine; closed with the bundle.
-        request: The inputs of one request, every size settled.
-        certified: The inputs of one request that a certificate covers; empty for any.
+        folder: The bundle's folder.
+        pool: The model, open on its engine; closed together with the bundle.
+        request: The inputs of one request, without open dimensions.
+        certified: The inputs of one request that the certificate covers; empty if every shape is
+            covered.
     """
 
     def __init__(
@@ -133,13 +135,13 @@ class Loaded:
 
         Args:
             *arrays: The inputs in the model's order, or one mapping of input name to array.
-            **named: Or the inputs by name.
+            **named: The inputs by name, instead of or in addition to `arrays`.
 
         Returns:
             Arrays by output name.
 
         Raises:
-            InputError: which input doesn't fit, and what the model takes.
+            InputError: an input doesn't fit; the message says which, and what the model takes.
             CandidateError: the engine failed, or the bundle is closed.
         """
         only = self._only
@@ -147,7 +149,7 @@ class Loaded:
             array = arrays[0]
             if array.flags.c_contiguous:
                 if array.shape == self._seen and array.dtype == self._dtype:
-                    return self._pool.run({only.name: array})  # checked when it first came
+                    return self._pool.run({only.name: array})  # this shape was checked before
                 if only.fits(array):
                     self._warn_of({only.name: array})
                     self._seen = array.shape
@@ -157,13 +159,13 @@ class Loaded:
         return self._pool.run(tensors)
 
     async def answer(self, *arrays: Any, **named: Any) -> dict[str, Array]:
-        """Answer one request, as a call does, while the event loop goes on.
+        """Answer one request, as a call does, without blocking the event loop.
 
-        It is answered in a thread of the bundle's own, of which there are as many as sessions: any
-        number of tasks may wait, and one that is cancelled while it waits is never asked.
+        Requests run on the bundle's own threads, one per session. Any number of tasks may wait, and a
+        task that is cancelled while it waits never reaches the engine.
 
         Raises:
-            InputError: which input doesn't fit, and what the model takes.
+            InputError: an input doesn't fit; the message says which, and what the model takes.
             CandidateError: the engine failed, or the bundle is closed.
         """
         import asyncio
@@ -185,24 +187,24 @@ class Loaded:
             raise InputError(f"the model takes {len(self._names)} inputs; got {len(arrays)}")
         by_place = dict(zip(self._names, arrays, strict=False))
         if twice := by_place.keys() & named.keys():
-            raise InputError(f"input {min(twice)!r} is given twice, by its place and by its name")
+            raise InputError(f"input {min(twice)!r} is given twice, by position and by name")
         tensors = {}
         for name, array in {**by_place, **named}.items():
             try:
                 tensors[name] = np.asarray(array, order="C")
             except ValueError as error:
-                raise InputError(f"input {name!r} is no array: {error}") from error
+                raise InputError(f"input {name!r} is not an array: {error}") from error
         check_tensors(tensors, self._pool.inputs)
         return tensors
 
     def _warn_of(self, tensors: Mapping[str, Array]) -> None:
-        """Say once that requests have another shape than the certified ones: another batch size."""
+        """Warn once when a request's shape, such as its batch size, differs from the certified one."""
         for name, shape in self._certified.items():
             if tensors[name].shape != shape:
                 note = f"{name} of shape {list(shape)} there, {list(tensors[name].shape)} here"
                 with self._lock:
                     if not self._certified:
-                        return  # another thread says it
+                        return  # another thread warns already
                     self._certified = {}
                     self.not_certified += (note,)
                 warnings.warn(f"not certified here: {note}", NotCertifiedHere, stacklevel=3)
@@ -210,27 +212,27 @@ class Loaded:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What a request brings; open dimensions have names."""
+        """Inputs of a request; open dimensions have names."""
         return self._pool.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it gets back."""
+        """Outputs of the model; open dimensions have names."""
         return self._pool.outputs
 
     @property
     def batch_sizes(self) -> tuple[int, ...] | None:
-        """The batch sizes that it takes, or None where any will do."""
+        """Batch sizes that the model takes; None if it takes any."""
         return self._pool.batch_sizes
 
     @property
     def request(self) -> tuple[TensorSpec, ...]:
-        """The inputs of one request as they were certified, every size settled."""
+        """Inputs of one request as they were certified, without open dimensions."""
         return self._request
 
     @functools.cached_property
     def requests(self) -> tuple[dict[str, Array], ...]:
-        """Requests of the data that the bundle keeps, read when they are first asked for; maybe none.
+        """Requests from the data that the bundle keeps, maybe none; read on first access.
 
         Raises:
             IntegrityError: the bundle was changed since it was loaded.
@@ -238,7 +240,7 @@ class Loaded:
         return kept_requests(self._folder, self.manifest)
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
-        """Answer a request that was checked already: arrays by name, C-contiguous, as `inputs` says.
+        """Answer a request of C-contiguous arrays by name that is known to fit `inputs`.
 
         Raises:
             CandidateError: the engine failed, or the bundle is closed.
@@ -246,10 +248,10 @@ class Loaded:
         return self._pool.run(tensors)
 
     def properties(self) -> Mapping[str, str]:
-        """What the engine says that it does; of a cascade also how many answers were asked again, by
-        all sessions together.
+        """Return what the engine reports about itself, by property name.
 
-        A share that grows says that inputs drift from those that it was certified on.
+        A cascade also reports how many of its answers, over all sessions, its large model had to
+        compute. A growing share indicates that inputs drift from those that it was certified on.
 
         Raises:
             CandidateError: the bundle is closed.
@@ -257,7 +259,7 @@ class Loaded:
         return self._pool.properties()
 
     def close(self) -> None:
-        """Wait for the calls that the engine answers, refuse those in line, and free the engine."""
+        """Wait for the calls that are running, refuse those in line, and free the engine."""
         self._pool.close()
         with self._lock:
             threads, self._threads = self._threads, None
@@ -283,30 +285,32 @@ def load(
 
     Args:
         path: The bundle's folder.
-        which: The winner, or the exact model that it was compared to.
-        custom_ops: The libraries with the user's own operators, the same files as at the making.
-        threads: How many to run one request on at most; by default as many as it was made for.
-        sessions: How many requests to answer side by side at most, each of a thread that asks. The
-            model is loaded once for each, the first time that so many ask at once. By default as
-            many as this process has processors for and half of the memory holds, and one on a device.
+        which: "winner", or "exact" for the exact model that the winner was compared to.
+        custom_ops: Libraries with the user's own operators, the same files as when the bundle was
+            made.
+        threads: Most threads to run one request on; by default as many as the bundle was made for.
+        sessions: Most requests to answer in parallel, each called from a thread of its own. The model
+            is loaded once per session, when that many calls first run at once. By default as many as
+            this process has processors for and half of the memory holds, and one on a device.
 
     Raises:
-        InputError: no bundle, or it holds no exact model, or the engine isn't installed, or fewer
+        InputError: there is no bundle, it holds no exact model, the engine isn't installed, or fewer
             than one session is asked for.
         CandidateError: the engine can't open the model here.
-        IntegrityError: damaged, truncated, tampered with, or from a newer version.
+        IntegrityError: the bundle is damaged, truncated, tampered with, or from a newer version.
 
     Warns:
-        NotCertifiedHere: this machine or engine version isn't what was certified, or it has fewer
-            threads to give; a call warns once where its shapes aren't.
-        MeasuredElsewhere: the same of an exact model, whose answers hold everywhere.
+        NotCertifiedHere: this machine or engine version isn't the certified one, or this machine has
+            fewer threads; a later call warns once if its shapes aren't the certified ones.
+        MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
+            machine or engine version.
     """
     from hasten.measure.environment import environment
 
     if sessions is not None and (type(sessions) is not int or sessions < 1):
         raise InputError(
-            "sessions is how many requests are answered side by side, a whole number from 1: "
-            f"got {sessions!r}"
+            "sessions, the number of requests answered in parallel, must be a whole number of at "
+            f"least 1: got {sessions!r}"
         )
     folder = Path(path)
     manifest = read(folder)
@@ -339,7 +343,7 @@ def load(
 
 
 def _warning(notes: Sequence[str], *, exact: bool) -> str:
-    """What a warning says of a machine that isn't the bundle's own."""
+    """Return the text of a warning that this machine differs from the bundle's."""
     if not exact:
         return f"not certified here: {'; '.join(notes)}"
     return (

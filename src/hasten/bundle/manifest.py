@@ -1,4 +1,4 @@
-"""What a bundle states about itself, and which statements are possible at all."""
+"""Define the manifest, which states what a bundle holds, and check that its values are possible."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ MANIFEST = "manifest.json"
 Status: TypeAlias = Literal["certified", "exact", "uncertified"]
 
 _STRANGE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What steers a screen, turns the order of letters around, or is half a character."""
+"""Characters that control a terminal or reverse the writing direction, and lone surrogates."""
 _MOST_AXES = 32
 _MOST_ON_AN_AXIS = 2**31 - 1
 _NUMBER = re.compile("bool|u?int[0-9]+|b?float[0-9]+[a-z0-9_]*|complex[0-9]+")
-"""Types by name. numpy reads whole languages in others: texts, objects, records of fields."""
+"""Names of number types. numpy parses other names as strings, objects and structured records."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A model that a bundle holds, and how to run it. Paths are relative to the bundle.
+    """A model in a bundle, and how to run it; its paths are relative to the bundle.
 
     Attributes:
-        label: What it is, for people.
-        passes: The records of the passes that made it.
-        engine: The record of the engine's settings.
-        artifact: What the engine opens.
-        custom_ops: SHA-256 of each operator library that it needs; the libraries themselves are
-            native code, so a bundle never carries them and `load` takes them by name.
+        label: Description of the model for people.
+        passes: Records of the passes that made the model.
+        engine: Record of the engine's settings.
+        artifact: Files that the engine opens, with their inputs and outputs.
+        custom_ops: SHA-256 of each operator library that the model needs. The libraries themselves
+            are native code, so a bundle never carries them: the caller hands their paths to `load`.
     """
 
     label: str
@@ -50,24 +50,25 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle states about itself.
+    """Manifest of a bundle: what it holds, how it was made and what was certified.
 
     Attributes:
         status: "certified"; "exact" (the original precision, so no test is needed); or
             "uncertified".
-        why: The status in words.
-        winner: The model that `load` opens.
-        exact: The exact model, or None with `--no-exact`.
-        metric: The metric's record.
-        certificate: The judgement's fields, what it covers, the population; None where the
-            winner was not judged.
-        source_sha256: Of the model that was given.
-        sealed: How many samples were sealed and the SHA-256 over their hashes.
-        target: The device.
-        environment: Versions and host, as the measurements were taken.
-        pipeline: What the inputs went through before; None where the data came as tensors.
-        created: ISO 8601, UTC.
-        requests: How many requests of the data it keeps: see `hasten.bundle.requests`.
+        why: Reason for the status, in words.
+        winner: Model that `load` opens.
+        exact: Exact model that the winner was compared to; None with `--no-exact`.
+        metric: Record of the metric.
+        certificate: Fields of the verdict, its coverage and the population; None if the winner was
+            not judged.
+        source_sha256: SHA-256 of the model that was given.
+        sealed: Number of sealed samples, and the SHA-256 over their hashes.
+        target: Device that the bundle was made for.
+        environment: Versions and host facts when the measurements were taken.
+        pipeline: Preparation that turns raw inputs into tensors; None if the data came as tensors.
+        created: Time of creation, ISO 8601, UTC.
+        requests: Number of requests from the data that the bundle keeps: see
+            `hasten.bundle.requests`.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """
@@ -90,29 +91,29 @@ class Manifest:
 
 
 def part(label: str, passes: Sequence[Any], engine: Engine, artifact: Artifact) -> Part:
-    """Describe a built candidate; its paths stay where it was built until `write`."""
+    """Describe a built candidate as a part; `write` copies its files into the bundle."""
     hashes = tuple(file_digest(path) for path in artifact.custom_ops)
     records = tuple(to_record(step) for step in passes)
     return Part(label, records, to_record(engine), artifact, hashes)
 
 
 def one_line(text: str) -> str:
-    """Return a text without what steers a screen."""
+    """Return a text with each control character replaced by a space."""
     return _STRANGE.sub(" ", text)
 
 
 def check_values(record: Any) -> None:
-    """Check a manifest's record, read or to be written, before anything of it is used or shown.
+    """Check the texts and numbers of a manifest's record before any is used, shown or written.
 
     Raises:
-        IntegrityError: a text that steers the screen it is shown on, or a number that counts nothing.
+        IntegrityError: a text has control characters, or a number isn't finite or exceeds 64 bits.
     """
     for value in _values(record):
         if isinstance(value, str):
             if _STRANGE.search(value):
                 raise IntegrityError(f"the text {value[:100]!r} has control characters")
-        elif not abs(value) < 2**63:  # what is no number isn't less either
-            raise IntegrityError("it has a number that is infinite, none, or past 64 bits")
+        elif not abs(value) < 2**63:  # NaN fails every comparison, so it is caught too
+            raise IntegrityError("it has a number that is infinite, NaN, or past 64 bits")
 
 
 def _values(record: Any) -> Iterator[str | int | float]:
@@ -129,10 +130,10 @@ def _values(record: Any) -> Iterator[str | int | float]:
 
 
 def check_engines(manifest: Manifest) -> None:
-    """Check that both models name an engine; whether there is such a one shows when it is opened.
+    """Check that both models name an engine; opening one shows whether that engine exists.
 
     Raises:
-        IntegrityError: one doesn't, or an engine is made of engines that are made of engines.
+        IntegrityError: a model names no engine, or engines are nested more than one level deep.
     """
     for item in (manifest.winner, manifest.exact):
         if item is None:
@@ -156,15 +157,15 @@ def check_artifact(artifact: Artifact) -> None:
     """Check that a model's inputs, outputs and request are possible, and fit each other.
 
     Raises:
-        IntegrityError: which doesn't.
+        IntegrityError: a tensor is impossible or doesn't fit; the message says which.
     """
     for spec in (*artifact.inputs, *artifact.outputs, *artifact.request):
         sizes = [size for size in spec.shape if isinstance(size, int)]
         if len(spec.shape) > _MOST_AXES or any(not 0 <= n <= _MOST_ON_AN_AXIS for n in sizes):
-            raise IntegrityError(f"{spec!s:.100} is the shape of no tensor")
+            raise IntegrityError(f"{spec!s:.100} is not a possible tensor shape")
     for spec in (*artifact.inputs, *artifact.request):
         if not _is_number(spec.dtype):
-            raise IntegrityError(f"{spec!s:.100} is of a type that numpy doesn't have here")
+            raise IntegrityError(f"{spec!s:.100} has a type that numpy doesn't have here")
     inputs = {spec.name: spec for spec in artifact.inputs}
     request = {spec.name: spec for spec in artifact.request}
     names = [spec.name for spec in (*artifact.inputs, *artifact.request)]
@@ -181,7 +182,7 @@ def check_artifact(artifact: Artifact) -> None:
 
 
 def _is_number(dtype: str) -> bool:
-    """Whether it names a number that numpy has here, be it by a package such as bfloat16's."""
+    """Whether a dtype names a number type that numpy, or a package such as ml_dtypes, has here."""
     if not _NUMBER.fullmatch(dtype):
         return False
     try:
@@ -192,7 +193,7 @@ def _is_number(dtype: str) -> bool:
 
 
 def _settles(request: TensorSpec, wanted: TensorSpec) -> bool:
-    """Whether a request has an input's type, its axes, every size that it fixes, and no open one."""
+    """Whether a request has the type, axes and fixed sizes of an input, and no open dimension."""
     return (
         request.static
         and request.dtype == wanted.dtype

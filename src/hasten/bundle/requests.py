@@ -1,4 +1,4 @@
-"""Requests of the data that a bundle keeps, to warm up with and to be timed with."""
+"""Store and read the requests from the data that a bundle keeps for warm-up and timing."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.errors import IntegrityError
 
 REQUESTS = "requests.raw"
-"""Name of the file: request after request, of each the arrays in the order of the winner's request, in
-C order and little-endian. The manifest says how many; their types and shapes are the winner's."""
+"""Name of the file that holds the requests one after another, each with its arrays in the order of the
+winner's request, in C order and little-endian. The manifest states their number; the winner's request
+states their types and shapes."""
 MOST_REQUESTS = 4
-"""So few, since they are somebody's data; more than one, since a branch that one doesn't take another may."""
+"""Most requests in a bundle: few, since they are somebody's data, but more than one, since another
+request may take a branch that the first doesn't."""
 MOST_BYTES = 16 << 20
-"""Size of the file at most: it is read whole, and travels with every bundle."""
+"""Largest size of the file: it is read whole, and travels with every bundle."""
 
 
 def request_bytes(specs: Sequence[TensorSpec]) -> int:
-    """Return the size of one request, whose dimensions are all settled."""
+    """Return the size in bytes of one request, which has no open dimensions."""
     return sum(math.prod(spec.sizes) * np.dtype(spec.dtype).itemsize for spec in specs)
 
 
 def room_for(specs: Sequence[TensorSpec]) -> int:
-    """Return how many requests of these specs a bundle keeps; 0 where even one is too large."""
+    """Return how many requests of these specs a bundle keeps; 0 if even one is too large."""
     return min(MOST_REQUESTS, MOST_BYTES // max(1, request_bytes(specs)))
 
 
 def packed(requests: Sequence[Tensors], specs: Sequence[TensorSpec]) -> bytes:
-    """Return the bytes of the file.
+    """Return the bytes of the file that holds the requests.
 
     Args:
-        requests: As many as there is `room_for`, at most.
-        specs: The inputs of each, in the file's order.
+        requests: Arrays by input name; at most as many requests as `room_for` allows.
+        specs: The inputs of each request, in the file's order.
 
     Raises:
-        InputError: one has other inputs.
+        InputError: a request has other inputs.
     """
     for request in requests:
         check_tensors(request, specs)
@@ -48,16 +50,17 @@ def packed(requests: Sequence[Tensors], specs: Sequence[TensorSpec]) -> bytes:
 
 
 def in_words(count: int) -> str:
-    """Say how many samples of the data are in a bundle, for those whose data it was."""
+    """Say how many samples of the data are in a bundle, for the people whose data it is."""
     are = f"{count} of the data {'is' if count == 1 else 'are'}" if count else "none of the data is"
     return f"{are} in the bundle{', to warm up with' if count else ''}"
 
 
 def check_requests(manifest: Manifest) -> None:
-    """Check that what a manifest states of its requests is possible, before any is read.
+    """Check that what a manifest states about its requests is possible, before any is read.
 
     Raises:
-        IntegrityError: too many, too large, or another size than the winner's inputs come to.
+        IntegrityError: the requests are too many or too large, or the file's size isn't what the
+            winner's inputs add up to.
     """
     count = manifest.requests
     if count == 0:
@@ -83,13 +86,14 @@ def kept_requests(path: Path, manifest: Manifest) -> tuple[dict[str, Array], ...
 
     Args:
         path: The bundle's folder.
-        manifest: As `read` gave it, so that the size of the file is bounded.
+        manifest: Manifest returned by `read`, which checked that the file's size is bounded.
 
     Returns:
-        Arrays by input name, the caller's own; nothing where the bundle keeps none.
+        Arrays by input name, copied for the caller; empty if the bundle keeps no requests.
 
     Raises:
-        IntegrityError: the file was changed since, or can't be read, or a truth value is neither.
+        IntegrityError: the file was changed after it was written, can't be read, or has a bool that
+            is neither 0 nor 1.
     """
     if not manifest.requests:
         return ()

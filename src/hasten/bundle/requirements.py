@@ -1,4 +1,4 @@
-"""The packages that a bundle needs, in the versions that it was certified with."""
+"""List the packages that a bundle needs, in the versions that it was certified with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.engines.base import Engine
 from hasten.errors import IntegrityError
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!_-]*", re.ASCII)
-"""Letters of PEP 440."""
+"""Characters of a version as in PEP 440."""
 
 
 def kinds_of(record: Mapping[str, Any]) -> Iterator[type[Engine]]:
@@ -24,29 +24,29 @@ def kinds_of(record: Mapping[str, Any]) -> Iterator[type[Engine]]:
 
 
 def engine_names(record: Mapping[str, Any]) -> list[str]:
-    """Return the names of the engines that run something: those of a cascade's parts, or its own."""
+    """Return the names of the engines that run a model: a cascade's inner engines, or the engine."""
     inner = [each["type"] for each in nested_engines(dict(record)).values()]
     return inner or [record["type"]]
 
 
 def distributions(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the packages that the answers of an engine's record stand on."""
+    """Return the packages whose versions can change the answers of the engine in a record."""
     return tuple(dict.fromkeys(name for kind in kinds_of(record) for name in kind.distributions))
 
 
 def answers_as(device: Target, record: Mapping[str, Any]) -> bool:
-    """Whether an engine, or one of those that it is made of, answers as a device does."""
+    """Whether an engine, or one of its inner engines, gives a device's own answers."""
     return any(device.family in kind.families for kind in kinds_of(record))
 
 
 def packages(manifest: Manifest) -> dict[str, str]:
-    """Return the packages that both of a bundle's models need, and their versions when it was made.
+    """Return the packages that a bundle's models need, with their versions when it was made.
 
-    A package that has none in the bundle's environment wasn't installed, so it isn't needed.
+    A package without a version in the bundle's environment wasn't installed, so it isn't needed.
 
     Args:
-        manifest: The bundle's. Its engines needn't be installed; of one that hasten doesn't know
-            here, as another's plug-in, nothing is told.
+        manifest: The bundle's manifest. Its engines needn't be installed; the packages of an engine
+            that hasten doesn't know here, such as a missing plug-in's, are left out.
     """
     needed = ["numpy"]
     for item in (manifest.winner, manifest.exact):
@@ -57,14 +57,14 @@ def packages(manifest: Manifest) -> dict[str, str]:
 
 
 def requirements(manifest: Manifest, extras: Sequence[str] = ()) -> list[str]:
-    """Return lines for pip that install what loads a bundle, each package as it was certified.
+    """Return requirement lines for pip: hasten and the packages of a bundle as it was certified.
 
-    A bundle is untrusted, so it names no package to install: an engine that hasten doesn't know
-    here gets a comment with what the bundle says of it.
+    A bundle is untrusted, so it can't name a package to install: an engine that hasten doesn't know
+    here gets a comment with the package that the bundle states.
 
     Args:
-        manifest: The bundle's; its engines needn't be installed.
-        extras: Extras of hasten beside, such as "serve".
+        manifest: The bundle's manifest; its engines needn't be installed.
+        extras: Extras of hasten to install too, such as "serve".
     """
     hasten = f"hasten[{','.join(extras)}]" if extras else "hasten"
     made_by = version_of(manifest, "hasten")
@@ -82,18 +82,18 @@ def requirements(manifest: Manifest, extras: Sequence[str] = ()) -> list[str]:
 
 
 def version_of(manifest: Manifest, package: str, usual: str = "") -> str:
-    """Return a package's version when a bundle was made, or what is usual where it states none.
+    """Return a package's version when a bundle was made, or `usual` if the bundle states none.
 
-    A build's own mark, as in 2.7.0+cpu, is left out: an index has no such version. The text goes to
-    pip and into a Dockerfile, whose shell it must not speak to.
+    A local version label, as in 2.7.0+cpu, is left out: package indexes have no such version. The
+    result goes to pip and into a Dockerfile, so it must hold nothing that a shell would interpret.
 
     Raises:
-        IntegrityError: the manifest states something else than a version.
+        IntegrityError: the manifest states something that is not a version.
     """
     stated = manifest.environment.get(package, usual).partition("+")[0]
     if stated and not _VERSION.fullmatch(stated):
         raise IntegrityError(
-            f"the bundle says that it was measured with {package} {stated!r:.100}, which is no version: "
-            "make the bundle anew"
+            f"the bundle says that it was measured with {package} {stated!r:.100}, which is not a "
+            "version: make the bundle again"
         )
     return stated

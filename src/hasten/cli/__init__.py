@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; no logic."""
+"""Provide the command line: parse options, call the library, print; no logic."""
 
 from hasten.cli.commands import main
 from hasten.cli.lighten import lighten

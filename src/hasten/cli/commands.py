@@ -1,4 +1,4 @@
-"""The commands. Each parses, calls one function and prints what it gives."""
+"""Define the commands: each parses its options, calls one function and prints the result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from hasten import __version__
 from hasten.cli.options import (
+    GUARD_HELP,
     Latency,
     OneLine,
     Seconds,
@@ -30,56 +31,65 @@ from hasten.errors import InputError
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hasten")
 def main() -> None:
-    """The fastest version of your model that is certified to still give the right answers."""
+    """Find the fastest version of your model that is certified to still give the right answers."""
 
 
 @main.command()
 @click.argument("model")
-@click.option("--data", required=True, help=".npz, a folder of images, or module:function.")
+@click.option(
+    "--data",
+    required=True,
+    help="Evaluation data: an .npz file, a folder of images, or module:function.",
+)
 @click.option(
     "--objective",
     type=click.Choice(["p50", "mean", "p99"]),
     default="p50",
     show_default=True,
-    help="What of the latency is to be small; p99 takes longer to tell.",
+    help="Latency statistic to minimize; p99 takes longer to measure.",
 )
 @click.option("--training", help="Training data to calibrate from.")
-@click.option("--small-model", help="A smaller model, to answer wherever it is good enough.")
+@click.option("--small-model", help="Smaller model that answers wherever it is good enough.")
 @image_options
 @click.option(
-    "--keep-float", multiple=True, metavar="NODE", help="Leave this node alone; may be repeated."
+    "--keep-float", multiple=True, metavar="NODE", help="Keep this node in float; may be repeated."
 )
 @custom_ops_option
-@click.option("--time-limit", type=Seconds(), help="For the search, as 90s, 5m, 1h.")
+@click.option(
+    "--time-limit", type=Seconds(), help="Longest time for the search, such as 90s, 5m or 1h."
+)
 @click.option(
     "--trial-limit",
     type=Seconds(),
-    help="For one step of one candidate; by default 5m, and 15m where designs are placed and routed.",
+    help="Longest time for one step of one candidate.  [default: 5m; 15m where FPGA designs are placed and routed]",
 )
 @click.option(
     "--latency-bound",
     "latency_bound_s",
     type=Latency(),
-    help="Measure how many requests a second stay under it, as 20ms.",
+    help="Also measure how many requests per second stay within this latency, such as 20ms.",
 )
 @click.option(
     "--target",
     default="host",
     show_default=True,
-    help="The device: cuda, tpu:v5e, fpga:ecp5, qnn, ...; hasten doctor lists them.",
+    help="Device to optimize for: cuda, tpu:v5e, fpga:ecp5, qnn, ...; hasten doctor lists them.",
 )
 @click.option(
-    "--budget", "budget_s", type=Latency(), help="What one request may take, as 200ns or 5ms."
+    "--budget",
+    "budget_s",
+    type=Latency(),
+    help="Longest latency of one request, such as 200ns or 5ms.",
 )
 @order_options
 def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     """Make the fastest certified version of MODEL.
 
-    For a device that isn't here, the exit code is 0 if something for it ships, 1 if not: then the
-    bundle holds the original, for this host.
+    With a target that isn't attached to this machine, the exit code is 0 if the bundle holds a model
+    for that target; it is 1 if the bundle holds the original model for this host instead.
     """
     began = time.monotonic()
-    with one_line_errors("stopped; what is done is kept, go on with --resume"):
+    with one_line_errors("stopped; finished work is kept: continue with --resume"):
         from hasten import optimize as run
         from hasten.cli.screen import screen, summary
 
@@ -94,27 +104,39 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
 @main.command()
 @click.argument("bundle")
 @click.option(
-    "--against", help="An .onnx file, or my.py:predict; by default the bundle's exact model."
+    "--against",
+    help="Deployment to compare with: an .onnx file or my.py:predict.  "
+    "[default: the bundle's exact model]",
 )
-@click.option("--data", help="Requests; by default those that the bundle keeps, else made up.")
+@click.option(
+    "--data", help="Requests to send.  [default: those that the bundle keeps, else random ones]"
+)
 @click.option(
     "--scenario",
     type=click.Choice(["single-stream", "server", "offline"]),
-    help="Put it under load instead, in one of MLCommons' scenarios.",
+    help="Run this MLCommons load scenario instead of comparing latencies.",
 )
 @click.option(
-    "--latency-bound", "latency_bound_s", type=Latency(), help="Of --scenario server, as 20ms."
+    "--latency-bound",
+    "latency_bound_s",
+    type=Latency(),
+    help="Latency bound of --scenario server, such as 20ms.",
 )
 @click.option(
-    "--sessions", type=int, help="Of a scenario: how many answer side by side; by default one."
+    "--sessions",
+    type=int,
+    help="Sessions that answer in parallel in a scenario.  [default: 1]",
 )
 @click.option(
-    "--duration", "duration_s", type=Seconds(), help="Of each run of a scenario; by default 5s."
+    "--duration",
+    "duration_s",
+    type=Seconds(),
+    help="Length of each run of a scenario.  [default: 5s]",
 )
 @custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(as_json: bool, bundle: str, **options: Any) -> None:
-    """Time BUNDLE in turns with what you have today, or under load."""
+    """Compare BUNDLE's latency with your current deployment's, or run it under load."""
     with one_line_errors():
         load = {
             name: value
@@ -126,7 +148,7 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
             return
         if load:
             raise InputError(
-                "--latency-bound, --sessions and --duration are of a --scenario: name one"
+                "--latency-bound, --sessions and --duration need a --scenario: add one"
             )
         from hasten import bench as run
         from hasten.cli.screen import table
@@ -144,15 +166,30 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
 @main.command()
 @click.argument("bundle")
 @click.option("--data", required=True, help="Data that the bundle was not made with.")
-@click.option("--metric", help="By default the bundle's; needed again where that is my.py:score.")
-@click.option("--max-drop", type=Share(), help="By default the certificate's.")
-@click.option("--confidence", type=Share(), help="By default the certificate's.")
-@click.option("--guard", type=guard_choice, help="By default the certificate's.")
+@click.option(
+    "--metric",
+    help="Metric to score with; required if the bundle's is my.py:score.  [default: the bundle's]",
+)
+@click.option(
+    "--max-drop",
+    type=Share(),
+    help="Largest accepted drop in accuracy.  [default: the certificate's]",
+)
+@click.option(
+    "--confidence",
+    type=Share(),
+    help="Confidence of the test.  [default: the certificate's]",
+)
+@click.option(
+    "--guard",
+    type=guard_choice,
+    help=f"{GUARD_HELP}  [default: the certificate's]",
+)
 @image_options
 @custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
-    """Test BUNDLE on new data; the exit code is 0 if it holds, 1 if not."""
+    """Test BUNDLE on new data; the exit code is 0 if the limit holds, 1 if not."""
     with one_line_errors():
         from hasten import certify as run
 
@@ -168,11 +205,11 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
     "--requirements",
     "as_requirements",
     is_flag=True,
-    help="Print what it needs, for pip install --requirement.",
+    help="Print the packages that the bundle needs, for pip install --requirement.",
 )
-@click.option("--serve", is_flag=True, help="With --requirements: also what serves it.")
+@click.option("--serve", is_flag=True, help="Add the packages of the server to --requirements.")
 def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> None:
-    """Check BUNDLE and say what is in it."""
+    """Check BUNDLE and list its contents."""
     from hasten.bundle import differences, read, requirements
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.requests import in_words
@@ -182,9 +219,9 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
 
     with one_line_errors():
         if as_json and as_requirements:
-            raise InputError("--json and --requirements print two things: give one of them")
+            raise InputError("--json and --requirements print different things: give one of them")
         if serve and not as_requirements:
-            raise InputError("--serve says what to add to --requirements: give both")
+            raise InputError("--serve needs --requirements, which it adds to: give both")
         manifest = read(bundle)
         if as_json:
             click.echo(as_text(manifest))
@@ -205,11 +242,11 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
             *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
             ("made at", manifest.created),
-            ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, each as it was written"),
+            ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, all intact"),
         ]
         here = at_hand(manifest.target)
         unlike = differences(manifest, here, environment(here))
-        facts.append(("this machine", "; ".join(unlike) or "as it was made on"))
+        facts.append(("this machine", "; ".join(unlike) or "matches the one it was made on"))
         for name, value in facts:
             click.echo(f"{name + ':':14}{value}")
         if curve:
@@ -218,10 +255,12 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
 
 @main.command()
 @click.option(
-    "--ceilings", is_flag=True, help="Measure what it can do at all, too: some ten seconds."
+    "--ceilings",
+    is_flag=True,
+    help="Also measure this machine's peak compute and memory rates: some ten seconds.",
 )
 def doctor(ceilings: bool) -> None:
-    """Say what this machine has: cores, instruction sets, engines, extras."""
+    """List what this machine has: cores, instruction sets, engines, extras."""
     from hasten.evaluation.doctor import examine
 
     with one_line_errors():
@@ -231,7 +270,11 @@ def doctor(ceilings: bool) -> None:
 
 @main.command()
 @click.argument("which", type=click.Choice(["photos", "digits"]), default="photos")
-@click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle.  [default: photos.hasten or digits.hasten]",
+)
 def demo(which: str, out: Path | None) -> None:
     """Optimize a real model: EfficientNet-Lite0 on photos, or a CNN on handwritten digits."""
     began = time.monotonic()
@@ -248,20 +291,24 @@ def demo(which: str, out: Path | None) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--data", help="Requests; by default those that the bundle keeps, else made up.")
-@click.option("--engine", "engines", multiple=True, help="On this engine only; may be repeated.")
+@click.option(
+    "--data", help="Requests to run.  [default: those that the bundle keeps, else random ones]"
+)
+@click.option(
+    "--engine", "engines", multiple=True, help="Profile on this engine only; may be repeated."
+)
 @click.option(
     "--top",
     type=click.IntRange(min=1),
     default=15,
     show_default=True,
-    help="How many of the longest steps to list.",
+    help="Number of the longest steps to list.",
 )
 @image_options
 @custom_ops_option
-@click.option("--json", "as_json", is_flag=True, help="Print every step's latencies as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the latencies of each step as JSON.")
 def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
-    """Say where MODEL, or a bundle, spends its time, step by step."""
+    """Show where MODEL, or a bundle, spends its time, step by step."""
     with one_line_errors():
         from hasten import profile as run
         from hasten.cli.profile_table import profile_table
@@ -278,15 +325,15 @@ def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The file; by default the bundle's name and .html, beside it.",
+    help="File of the page.  [default: beside the bundle, under its name and .html]",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print the records behind it as JSON instead."
+    "--json", "as_json", is_flag=True, help="Print the records behind the page as JSON instead."
 )
 def report(as_json: bool, bundle: Path, out: Path | None) -> None:
-    """Write what BUNDLE's run measured and certified as one HTML page."""
+    """Write everything that BUNDLE's run measured and certified to one HTML page."""
     if as_json and out is not None:
-        raise click.UsageError("--json prints, and --out is for the page: leave one of them out")
+        raise click.UsageError("--json prints instead of writing --out: leave one of them out")
     with one_line_errors():
         from hasten import report as run
         from hasten.reporting.evidence import gathered
@@ -298,12 +345,12 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
 
 
 def _under_load(as_json: bool, bundle: str, options: dict[str, Any]) -> None:
-    """Run a scenario; each run is a line on standard error."""
+    """Run a scenario, and print one line per run to standard error."""
     from hasten import load_test
     from hasten.evaluation.scenarios import in_words, try_in_words
 
     if options.pop("against") is not None:
-        raise InputError("a scenario is of the bundle alone: leave out --against or --scenario")
+        raise InputError("a scenario runs the bundle alone: leave out --against or --scenario")
     result = load_test(
         bundle, **options, listen=lambda load: click.echo(try_in_words(load), err=True)
     )

@@ -1,4 +1,4 @@
-"""hasten lighten."""
+"""Define `hasten lighten`, which trains smaller networks that fit a budget."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ _PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
-@click.option("--train", required=True, help="Training data: .npz, a folder, or module:function.")
-@click.option("--data", required=True, help="What judges; none of it was trained on.")
+@click.option(
+    "--train",
+    required=True,
+    help="Training data: an .npz file, a folder of images, or module:function.",
+)
+@click.option(
+    "--data", required=True, help="Evaluation data, which no model may have been trained on."
+)
 @click.option(
     "--budget",
     "budget_s",
     type=Latency(),
     required=True,
-    help="What one request may take on this machine, as 3ms.",
+    help="Longest latency of one request on this machine, such as 3ms.",
 )
 @click.option(
     "--method",
@@ -41,43 +47,50 @@ _PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
     help="Try this method only; may be repeated.",
 )
 @click.option(
-    "--students", type=int, default=1, show_default=True, help="How many other architectures."
+    "--students",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Number of other architectures to train.",
 )
 @click.option(
     "--architecture",
     "architectures",
     multiple=True,
-    help="Choose among these, as shortlist names them; may be repeated.",
+    help="Choose among these only, named as in hasten shortlist; may be repeated.",
 )
 @click.option(
-    "--minutes", type=float, default=30.0, show_default=True, help="Each method trains so long."
+    "--minutes",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="Training time of each method, in minutes.",
 )
 @click.option(
     "--epochs",
     type=float,
     default=100.0,
     show_default=True,
-    help="Passes over the training data, at most.",
+    help="Most passes over the training data.",
 )
-@click.option("--batch", type=int, default=64, show_default=True, help="Samples per step.")
-@click.option(
-    "--rate", type=float, default=2e-3, show_default=True, help="The highest learning rate."
-)
-@click.option("--loss", help="my.py:loss, of outputs and labels, in the usual one's place.")
+@click.option("--batch", type=int, default=64, show_default=True, help="Samples per training step.")
+@click.option("--rate", type=float, default=2e-3, show_default=True, help="Peak learning rate.")
+@click.option("--loss", help="Loss to use instead of the usual one: my.py:loss(outputs, labels).")
 @click.option(
     "--features",
     type=Share(),
-    help="How much layers inside count in what is learnt; by default as the outputs need.",
+    help="Weight of the inner layers' features in the loss.  [default: depends on the outputs]",
 )
 @image_options
 @order_options
 def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) -> None:
-    """Train lighter networks in MODEL's place, and certify one within a budget.
+    """Train smaller networks to replace MODEL, and certify one that fits a budget.
 
-    The exit code is 0 if what ships is within it, 1 if nothing that is could be certified.
+    The exit code is 0 if the model in the bundle is within the budget; it is 1 if no model within the
+    budget could be certified.
     """
     began = time.monotonic()
-    with one_line_errors("stopped; what is done is kept, go on with --resume"):
+    with one_line_errors("stopped; finished work is kept: continue with --resume"):
         from hasten import TrainingPlan
         from hasten import lighten as run
         from hasten.cli.commands import as_text

@@ -1,4 +1,4 @@
-"""The command that puts a server under load."""
+"""Define `hasten loadtest`, which puts a server under load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.cli.options import Latency, Seconds, one_line_errors
 
 
 class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
-    """An input's shape, written "image:1,3,224,224"."""
+    """Parse an input's name and shape, written "image:1,3,224,224"."""
 
     name = "shape"
 
@@ -26,15 +26,17 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
                 raise ValueError(value)
             return name, tuple(int(size) for size in sizes.split(",") if sizes)
         except ValueError:
-            self.fail(f"{value!r} is no shape; write image:1,3,224,224", param, ctx)
+            self.fail(f"{value!r} is not a shape; write image:1,3,224,224", param, ctx)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url")
-@click.option("--model", required=True, help="Its name at the server.")
-@click.option("--version", default="", help="Of the model; by default the server chooses.")
+@click.option("--model", required=True, help="Name of the model on the server.")
 @click.option(
-    "--rate", "rate_per_s", type=float, required=True, help="Requests a second, on average."
+    "--version", default="", help="Version of the model.  [default: chosen by the server]"
+)
+@click.option(
+    "--rate", "rate_per_s", type=float, required=True, help="Average number of requests per second."
 )
 @click.option(
     "--for",
@@ -42,7 +44,7 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     type=Seconds(),
     default="30s",
     show_default=True,
-    help="How long requests count.",
+    help="Length of the measurement.",
 )
 @click.option(
     "--warmup",
@@ -50,41 +52,41 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     type=Seconds(),
     default="1s",
     show_default=True,
-    help="How long they are sent before.",
+    help="Length of the warm-up before the measurement.",
 )
 @click.option(
     "--arrivals",
     type=click.Choice(["poisson", "constant"]),
     default="poisson",
     show_default=True,
-    help="At random times, or evenly spaced.",
+    help="Send requests at random times (poisson) or evenly spaced (constant).",
 )
 @click.option(
     "--deadline",
     "deadline_s",
     type=Latency(),
-    help="Sent with each request, as 20ms; what comes later is no goodput.",
+    help="Deadline sent with each request, such as 20ms; later answers don't count as goodput.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Requests: an .npz, or a bundle that keeps some; made up without.",
+    help="Requests to send: an .npz file, or a bundle that keeps some.  [default: random ones]",
 )
 @click.option(
     "--shape",
     "shapes",
     type=Shape(),
     multiple=True,
-    help="Of a random input, as image:1,3,224,224; may be repeated.",
+    help="Shape of a random input, such as image:1,3,224,224; may be repeated.",
 )
-@click.option("--batch", type=int, default=1, show_default=True, help="Rows of each request.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Rows in each request.")
 @click.option("--json-tensors", is_flag=True, help="Send tensors as JSON, not as raw bytes.")
 @click.option(
     "--connections",
     type=int,
     default=256,
     show_default=True,
-    help="At most; each has one request under way.",
+    help="Most connections to open; each carries one request at a time.",
 )
 @click.option(
     "--grace",
@@ -92,21 +94,31 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     type=Seconds(),
     default="10s",
     show_default=True,
-    help="How long to wait for the last answers.",
+    help="Longest wait for the last answers.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the times and of random numbers."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the arrival times and of random inputs.",
 )
 @click.option(
-    "--token-file", type=click.Path(path_type=Path), help="Its word is sent as a bearer token."
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the bearer token to send.",
 )
-@click.option("--ca", type=click.Path(path_type=Path), help="Certificates to trust, in PEM.")
+@click.option(
+    "--ca", type=click.Path(path_type=Path), help="PEM file with the certificates to trust."
+)
 @click.option("--insecure", is_flag=True, help="Trust any certificate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def loadtest(as_json: bool, url: str, shapes: Any, **options: Any) -> None:
-    """Put a server at URL under load: requests come when they are due, answered or not.
+    """Put the server at URL under load, sending requests on schedule.
 
-    Ends with 1 where not one was answered rightly.
+    A request is sent when it is due, whether or not earlier ones were answered.
+
+    The exit code is 1 if no request was answered correctly.
     """
     with one_line_errors():
         from hasten.core.records import to_record

@@ -1,4 +1,4 @@
-"""Types of options, and the errors that end a command."""
+"""Define the types of options, options that commands share, and the errors that end a command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Share(click.ParamType[float]):
-    """A share, written "1%" or "0.01"."""
+    """Parse a share, written "1%" or "0.01"."""
 
     name = "share"
 
@@ -26,11 +26,11 @@ class Share(click.ParamType[float]):
         try:
             return float(text[:-1]) / 100 if text.endswith("%") else float(text)
         except ValueError:
-            self.fail(f"{text!r} is no share; write 1% or 0.01", param, ctx)
+            self.fail(f"{text!r} is not a share; write 1% or 0.01", param, ctx)
 
 
 class Seconds(click.ParamType[float]):
-    """A time span, written "90", "90s", "5m" or "1h"."""
+    """Parse a time span into seconds, written "90", "90s", "5m" or "1h"."""
 
     name = "time"
     _units = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -41,11 +41,11 @@ class Seconds(click.ParamType[float]):
         try:
             return float(text[:-1]) * unit if unit else float(text)
         except ValueError:
-            self.fail(f"{text!r} is no time span; write 90s, 5m or 1h", param, ctx)
+            self.fail(f"{text!r} is not a time span; write 90s, 5m or 1h", param, ctx)
 
 
 class Latency(click.ParamType[float]):
-    """A latency in seconds, written "20ms", "500us", "200ns" or "0.02s"."""
+    """Parse a latency into seconds, written "20ms", "500us", "200ns" or "0.02s"."""
 
     name = "latency"
     _units = {"ms": 1e-3, "us": 1e-6, "ns": 1e-9, "s": 1.0}
@@ -58,11 +58,11 @@ class Latency(click.ParamType[float]):
                 raise ValueError(text)
             return float(text.removesuffix(unit)) * self._units[unit]
         except ValueError:
-            self.fail(f"{text!r} is no latency; write 20ms, 500us, 200ns or 0.02s", param, ctx)
+            self.fail(f"{text!r} is not a latency; write 20ms, 500us, 200ns or 0.02s", param, ctx)
 
 
 class Size(click.ParamType[int]):
-    """A size in bytes, written "64MB", "64MiB", "512kB" or "1000000"."""
+    """Parse a size into bytes, written "64MB", "64MiB", "512kB" or "1000000"."""
 
     name = "size"
     _units = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -73,11 +73,11 @@ class Size(click.ParamType[int]):
         try:
             return round(float(text.removesuffix(unit)) * self._units.get(unit, 1))
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no size; write 64MB, 64MiB or 1000000", param, ctx)
+            self.fail(f"{value!r} is not a size; write 64MB, 64MiB or 1000000", param, ctx)
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers, written "0.485,0.456,0.406"."""
+    """Parse numbers, written "0.485,0.456,0.406"."""
 
     name = "numbers"
 
@@ -85,7 +85,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         try:
             return tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} are no numbers; write 0.5 or 0.485,0.456,0.406", param, ctx)
+            self.fail(f"{value!r} is not numbers; write 0.5 or 0.485,0.456,0.406", param, ctx)
 
 
 _IMAGE_OPTIONS = (
@@ -93,27 +93,43 @@ _IMAGE_OPTIONS = (
         "--pipeline",
         "pipeline_file",
         type=click.Path(path_type=Path),
-        help="YAML with size, resize, mean, std, ... of images.",
+        help="YAML file with size, resize, mean, std, ... of the images.",
     ),
-    click.option("--image-size", type=int, help="Side of the square that the model takes."),
-    click.option("--image-resize", type=int, help="Shorter side before the crop."),
-    click.option("--image-mean", type=Numbers(), help="Of values in [0, 1], one or 3."),
-    click.option("--image-std", type=Numbers(), help="Of values in [0, 1], one or 3."),
-    click.option("--image-layout", type=click.Choice(["CHW", "HWC"]), help="Order of the axes."),
+    click.option(
+        "--image-size", type=int, help="Side in pixels of the square image that the model takes."
+    ),
+    click.option(
+        "--image-resize",
+        type=int,
+        help="Length in pixels to which the shorter side is resized before the crop.",
+    ),
+    click.option(
+        "--image-mean",
+        type=Numbers(),
+        help="Mean of pixel values in [0, 1]: one number, or one per channel.",
+    ),
+    click.option(
+        "--image-std",
+        type=Numbers(),
+        help="Standard deviation of pixel values in [0, 1]: one number, or one per channel.",
+    ),
+    click.option(
+        "--image-layout", type=click.Choice(["CHW", "HWC"]), help="Order of the image's axes."
+    ),
 )
 _FLAGS = ("image_size", "image_resize", "image_mean", "image_std", "image_layout")
 
 
 class OneLine(click.Group):
-    """Commands that say what is wrong with how they were called in one line, as with everything else."""
+    """Group of commands that reports a usage error in one line, like every other error."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the words as they were typed, as the context's object."""
+        """Parse the arguments, and keep them as they were typed as the context's object."""
         ctx.obj = tuple(args)
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; a usage error ends with 2."""
+        """Run a command; a usage error exits with code 2."""
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except click.UsageError as error:
@@ -134,24 +150,28 @@ custom_ops_option = click.option(
     "--custom-ops",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A library of operators; may be repeated.",
+    help="Library with custom operators; may be repeated.",
 )
 
 
 class MetricOption(click.Option):
-    """The option that names a metric; its help lists those that there are, plug-ins' too."""
+    """Option that names a metric; its help lists the available metrics, including plug-ins."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Ask the metrics how they are written: nothing is imported before somebody reads it."""
+        """List the metrics' spellings when help is shown: no metric is imported before that."""
         from hasten.inputs.metrics.choice import forms
 
-        self.help = f"{forms()}."
+        self.help = f"Metric to score with: {forms()}."
         return super().get_help_record(ctx)
 
 
 metric_option = click.option("--metric", cls=MetricOption)
 guard_choice = click.Choice(["net", "lost", "changed"])
 effort_choice = click.Choice(["quick", "normal", "thorough"])
+GUARD_HELP = (
+    "What the limit bounds: the net drop in accuracy, the share of right answers lost, or the share "
+    "of answers changed."
+)
 
 _ORDER_OPTIONS = (
     click.option(
@@ -159,21 +179,23 @@ _ORDER_OPTIONS = (
         type=Share(),
         default="1%",
         show_default=True,
-        help="The most that accuracy may fall.",
+        help="Largest accepted drop in accuracy.",
     ),
     click.option(
         "--out",
         type=click.Path(path_type=Path),
         default="model.hasten",
         show_default=True,
-        help="The bundle's folder.",
+        help="Folder of the bundle.",
     ),
     metric_option,
+    click.option("--guard", type=guard_choice, default="net", show_default=True, help=GUARD_HELP),
     click.option(
-        "--guard", type=guard_choice, default="net", show_default=True, help="What is bounded."
-    ),
-    click.option(
-        "--confidence", type=Share(), default="95%", show_default=True, help="Of the certificate."
+        "--confidence",
+        type=Share(),
+        default="95%",
+        show_default=True,
+        help="Confidence of the certificate.",
     ),
     click.option(
         "--effort",
@@ -191,39 +213,43 @@ _ORDER_OPTIONS = (
     click.option(
         "--population",
         default="inputs like the ones in this data",
-        help="What the data was drawn from.",
+        help="Population that the data was drawn from, as the certificate will state it.",
     ),
     click.option(
         "--calibration",
         type=int,
         default=300,
         show_default=True,
-        help="Samples that set the quantizers' ranges, at most.",
+        help="Most samples to calibrate the quantizers' ranges with.",
     ),
     click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of the split and the orders."
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Seed of the data split and of every random order.",
     ),
     click.option("--no-exact", is_flag=True, help="Leave the exact model out of the bundle."),
+    click.option("--no-requests", is_flag=True, help="Keep no samples of the data in the bundle."),
     click.option(
-        "--no-requests", is_flag=True, help="Leave samples of the data out of the bundle."
+        "--accept-uncertified",
+        is_flag=True,
+        help="Ship the fastest candidate even if none can be certified.",
     ),
-    click.option(
-        "--accept-uncertified", is_flag=True, help="Ship the fastest even if nothing certifies."
-    ),
-    click.option("--resume", is_flag=True, help="Go on with the run that was stopped."),
+    click.option("--resume", is_flag=True, help="Continue the run that was stopped."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )
 
 
 def order_options(command: F) -> F:
-    """Add the options that every command has that ends with a bundle."""
+    """Add the options that all commands that write a bundle share."""
     for option in reversed(_ORDER_OPTIONS):
         command = option(command)
     return command
 
 
 def order_of_flags(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the library's keywords for a command's options."""
+    """Translate a command's options into keyword arguments of the library."""
     given = dict(options)
     for flag, keyword in (("time_limit", "time_limit_s"), ("trial_limit", "trial_limit_s")):
         if flag in given:
@@ -236,17 +262,17 @@ def order_of_flags(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def image_options(command: F) -> F:
-    """Add the options that say how images are prepared."""
+    """Add the options that state how images are prepared."""
     for option in reversed(_IMAGE_OPTIONS):
         command = option(command)
     return command
 
 
 def image_pipeline_of(options: dict[str, Any]) -> Any:
-    """Take the image options out of a command's options; return a `Pipeline`, or None.
+    """Remove the image options from a command's options, and return their `Pipeline`, or None.
 
     Raises:
-        InputError: both a file and flags, or flags without a size.
+        InputError: both a file and flags are given, or flags without a size.
     """
     from hasten.inputs.pipeline.config import from_yaml, image_pipeline
 
@@ -257,7 +283,9 @@ def image_pipeline_of(options: dict[str, Any]) -> Any:
         if (value := options.pop(name)) is not None
     }
     if file is not None and given:
-        raise InputError("--pipeline says how images are prepared: leave out the --image options")
+        raise InputError(
+            "--pipeline already states how images are prepared: leave out the --image options"
+        )
     if file is not None:
         return from_yaml(file)
     if not given:
@@ -272,10 +300,10 @@ def image_pipeline_of(options: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def one_line_errors(stopped: str = "stopped") -> Iterator[None]:
-    """Print the caller's error as one line and end with 2; Ctrl-C ends with 130.
+    """Print an error as one line and exit with code 2; exit with code 130 after Ctrl-C.
 
     Args:
-        stopped: What to say after Ctrl-C: whether anything is kept, and how to go on.
+        stopped: Message after Ctrl-C: whether anything is kept, and how to continue.
     """
     try:
         yield
@@ -288,7 +316,7 @@ def one_line_errors(stopped: str = "stopped") -> Iterator[None]:
 
 
 def in_flags(message: str) -> str:
-    """Return a message of the library with the command's flags in place of Python's keywords.
+    """Replace the Python keywords in a message of the library by the command's flags.
 
     "latency_bound_s= is ..." becomes "--latency-bound is ...", "max_batch=1" becomes "--max-batch 1".
     """

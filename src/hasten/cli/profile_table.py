@@ -1,4 +1,4 @@
-"""A profile as a person reads it."""
+"""Write a profile as a table for people."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hasten.engines.layers import Breakdown, Portion, summarize
 from hasten.evaluation.profiling import Profile, remarks
 
 _WIDTH = 8
-"""Of a time in microseconds, the first column."""
+"""Width of the first column, a time in microseconds, in characters."""
 
 
 def profile_table(profile: Profile, top: int) -> str:
-    """Where a request's time goes, in microseconds: by kind, by precision, and in the longest steps.
+    """Show where a request's time goes in microseconds: by kind, by precision and by longest step.
 
     Args:
-        profile: Of one model on one engine.
-        top: How many steps to list.
+        profile: Profile of one model on one engine.
+        top: Number of steps to list.
     """
     title = f"{profile.role}: {profile.label}"
     if profile.failed:

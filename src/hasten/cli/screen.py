@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, and the table at its end."""
+"""Show a run's progress while it goes on, and its results at its end."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _STAGES = {
     "shortlist": "timing architectures",
     "prune": "pruning",
     "train": "training",
-    "int8": "looking at int8",
-    "transform": "making models",
-    "try": "trying",
+    "int8": "checking int8",
+    "transform": "transforming models",
+    "try": "trying candidates",
     "widths": "trying bit widths",
     "design": "placing and routing",
-    "race": "racing",
+    "race": "racing the fastest",
     "certify": "certifying",
-    "figures": "taking fresh figures",
+    "figures": "measuring final figures",
     "limit": "measuring what the machine can do",
-    "curve": "taking the batch curve",
+    "curve": "measuring the batch curve",
 }
 
 
-_OBJECTIVES = {"p50": "at p50", "p99": "at p99", "mean": "in the mean"}
+_OBJECTIVES = {"p50": "at p50", "p99": "at p99", "mean": "on average"}
 
 
 class PlainScreen:
-    """A line for each outcome and each new stage; for logs and pipes."""
+    """Print a line for each outcome and each new stage, for logs and pipes."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -49,7 +49,7 @@ class PlainScreen:
         return None
 
     def __call__(self, progress: Progress) -> None:
-        """Print what is new."""
+        """Print what changed: the stage, an outcome or the best candidate so far."""
         lines = []
         if progress.stage != self._stage:
             self._stage = progress.stage
@@ -64,7 +64,7 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """A progress bar with what is being tried, the best so far and the time left."""
+    """Show progress bars with the candidate being tried, the best so far and the time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -98,11 +98,11 @@ class LiveScreen:
         self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Move the bars."""
+        """Update the bars, and print an outcome or a new best candidate above them."""
         stage = _STAGES.get(progress.stage, progress.stage)
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=progress.total, doing="")
-        if progress.done < self._done.get(stage, 0):  # the next one: its time counts anew
+        if progress.done < self._done.get(stage, 0):  # the stage runs again: its timing restarts
             self._bar.reset(self._tasks[stage])
         self._done[stage] = progress.done
         self._bar.update(
@@ -119,17 +119,17 @@ class LiveScreen:
 
 
 def screen() -> PlainScreen | LiveScreen:
-    """Return what fits where standard error goes."""
+    """Return a live screen if standard error is a terminal, a plain one otherwise."""
     return LiveScreen() if sys.stderr.isatty() else PlainScreen()
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The figures' table."""
+    """Write a run's rows as an aligned table."""
     return aligned(columns(rows))
 
 
 def summary(result: Result, began: float) -> str:
-    """The end of a run in some twenty lines: how much faster, how sure, where it is, what next."""
+    """Summarize a run in some twenty lines: the speedup, the certificate, the bundle, what to do next."""
     if result.estimates is not None:
         return estimate_summary(result, result.estimates, began)
     lines = [
@@ -141,7 +141,7 @@ def summary(result: Result, began: float) -> str:
         f"batch 1; the same model against itself: within {100 * result.spread:.1f}%",
         f"{result.status}: {result.why}",
         *(
-            [f"over the least that this machine could take: {_limits(result.limits)}"]
+            [f"time relative to the shortest possible on this machine: {_limits(result.limits)}"]
             if result.limits
             else []
         ),
@@ -163,7 +163,7 @@ def summary(result: Result, began: float) -> str:
 
 
 def estimate_summary(result: Result, estimates: Estimates, began: float) -> str:
-    """The end of a run for a device that isn't here: how fast by its tools, how sure, where it is."""
+    """Summarize a run for an absent device: its tools' estimates, the certificate, the bundle."""
     lines = [
         "",
         aligned(estimate_rows.columns(estimates)),
@@ -182,7 +182,7 @@ def estimate_summary(result: Result, estimates: Estimates, began: float) -> str:
 
 
 def _methods(result: Result) -> list[str]:
-    """The methods to a lighter model side by side, and which won."""
+    """List the methods to a lighter model side by side, and name the one that won."""
     if not result.methods:
         return []
     noun = result.asked.noun if result.asked else "score"
@@ -190,7 +190,7 @@ def _methods(result: Result) -> list[str]:
 
 
 def _budget(result: Result) -> list[str]:
-    """Whether what ships is within the budget, where that isn't said of methods already."""
+    """Say whether the shipped model is within the budget, unless `_methods` says so already."""
     if result.budget_ns is None or result.methods:
         return []
     within = "within" if result.within_budget else "OVER"

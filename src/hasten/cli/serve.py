@@ -1,4 +1,4 @@
-"""hasten serve."""
+"""Define `hasten serve`, which serves bundles over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ IMAGE = "hasten-models:latest"
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
-@click.option("--http", type=int, default=8000, show_default=True, help="The port of HTTP.")
-@click.option("--grpc", type=int, help="The port of gRPC; none without.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everybody.")
+@click.option("--http", type=int, default=8000, show_default=True, help="Port of HTTP.")
+@click.option("--grpc", type=int, help="Port of gRPC.  [default: no gRPC]")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 accepts connections from other machines.",
+)
 @click.option(
     "--deadline",
     "deadline_s",
     type=Latency(),
-    help="Of requests that state none, as 20ms.",
+    help="Deadline of requests that state none, such as 20ms.  [default: none]",
 )
 @click.option(
     "--max-wait",
@@ -37,66 +42,115 @@ IMAGE = "hasten-models:latest"
     type=Latency(),
     default="1s",
     show_default=True,
-    help="Who would wait longer for others is refused.",
+    help="Longest wait in the queue; a request that would wait longer is refused.",
 )
-@click.option("--max-batch", type=int, default=32, show_default=True, help="1 to serve one by one.")
-@click.option("--sessions", type=int, help="Batches side by side; by default as the curve advises.")
 @click.option(
-    "--cache", "cache_bytes", type=Size(), default=0, help="Keep answers, so many bytes, as 64MB."
+    "--max-batch",
+    type=int,
+    default=32,
+    show_default=True,
+    help="Most rows in one batch; 1 turns batching off.",
 )
-@click.option("--shadow", type=Share(), default=0.0, help="Ask the exact model, too, as 1%.")
+@click.option(
+    "--sessions",
+    type=int,
+    help="Batches that run in parallel.  [default: as the batch curve suggests]",
+)
+@click.option(
+    "--cache",
+    "cache_bytes",
+    type=Size(),
+    default=0,
+    help="Size of the answer cache, such as 64MB.  [default: no cache]",
+)
+@click.option(
+    "--shadow",
+    type=Share(),
+    default=0.0,
+    help="Share of requests that the exact model answers too, to compare, such as 1%.  "
+    "[default: none]",
+)
 @click.option(
     "--no-standby",
     "standby",
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Don't keep the exact model open to fall back on.",
+    help="Don't keep the exact model open as a fallback.",
 )
 @click.option(
     "--shared-memory",
     default="",
     metavar="PATTERN",
-    help="What clients may register, a regular expression as /frames-.*; none without.",
+    help="Regular expression of the shared memory names that clients may register, such as "
+    "/frames-.*.  [default: none]",
 )
 @click.option(
-    "--allow-control", is_flag=True, help="Clients may load and unload what is registered here."
+    "--allow-control",
+    is_flag=True,
+    help="Let clients load and unload the registered models.",
 )
 @click.option(
-    "--token-file", type=click.Path(path_type=Path), help="Clients must bring this token."
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the bearer token that clients must send.",
 )
-@click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file; with --tls-key.")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file.")
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    help="PEM file of the TLS certificate; needs --tls-key.",
+)
+@click.option(
+    "--tls-key",
+    type=click.Path(path_type=Path),
+    help="PEM file of the TLS certificate's private key.",
+)
 @click.option(
     "--max-body",
     "max_body_bytes",
     type=Size(),
     default="64MiB",
     show_default=True,
-    help="Of one request.",
+    help="Largest body of one request.",
 )
-@click.option("--max-connections", type=int, default=1024, show_default=True, help="At once.")
+@click.option(
+    "--max-connections",
+    type=int,
+    default=1024,
+    show_default=True,
+    help="Most connections open at once.",
+)
 @click.option(
     "--drain",
     "drain_s",
     type=Seconds(),
     default="30s",
     show_default=True,
-    help="What is under way has so long to end.",
+    help="Longest wait at shutdown for running requests to finish.",
 )
-@click.option("--trace", is_flag=True, help="Send OpenTelemetry spans, as its OTEL_ variables say.")
-@click.option("--json-logs", is_flag=True, help="One JSON object a line.")
-@click.option("--on", type=click.Choice(["ray"]), help="A cluster, instead of this process.")
-@click.option("--ray-address", help="Of a Ray cluster; one of this machine's own without.")
-@click.option("--min-replicas", type=int, help="Of a cluster; 1 by default.")
-@click.option("--max-replicas", type=int, help="Of a cluster; as many as at least by default.")
+@click.option(
+    "--trace",
+    is_flag=True,
+    help="Send OpenTelemetry spans, configured by the OTEL_* environment variables.",
+)
+@click.option("--json-logs", is_flag=True, help="Write logs as one JSON object per line.")
+@click.option(
+    "--on", type=click.Choice(["ray"]), help="Serve on this cluster instead of in this process."
+)
+@click.option(
+    "--ray-address", help="Address of the Ray cluster.  [default: a new one on this machine]"
+)
+@click.option("--min-replicas", type=int, help="Fewest replicas on the cluster.  [default: 1]")
+@click.option(
+    "--max-replicas", type=int, help="Most replicas on the cluster.  [default: --min-replicas]"
+)
 @click.option(
     "--write-kserve",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write an InferenceService and a Dockerfile instead.",
+    help="Write a KServe InferenceService and a Dockerfile here instead of serving.",
 )
-@click.option("--image", help="Of --write-kserve; hasten-models:latest by default.")
+@click.option("--image", help="Image name for --write-kserve.  [default: hasten-models:latest]")
 @custom_ops_option
 def serve(
     bundles: tuple[str, ...],
@@ -106,25 +160,26 @@ def serve(
 ) -> None:
     """Serve bundles to any client of the Open Inference Protocol, over HTTP and gRPC.
 
-    A bundle is served under its folder's name, or as NAME=BUNDLE or NAME:VERSION=BUNDLE. SIGHUP
-    loads what was replaced on disk; SIGTERM answers what is under way and ends.
+    A bundle is served under its folder's name, or under another one with NAME=BUNDLE or
+    NAME:VERSION=BUNDLE. SIGHUP reloads bundles that were replaced on disk; SIGTERM finishes running
+    requests and exits.
     """
     cluster = _given(options, "ray_address", "min_replicas", "max_replicas")
     kserve = _given(options, "image")
     with one_line_errors():
         if cluster and on is None:
-            raise InputError(f"--{min(cluster).replace('_', '-')} is of a cluster: add --on ray")
+            raise InputError(f"--{min(cluster).replace('_', '-')} needs a cluster: add --on ray")
         if kserve and write_kserve is None:
-            raise InputError("--image is of --write-kserve: name a folder")
+            raise InputError("--image needs --write-kserve: add it, with a folder")
         if on is not None and write_kserve is not None:
-            raise InputError("--on and --write-kserve are two ways to serve: leave one of them out")
+            raise InputError("--on and --write-kserve exclude each other: leave one of them out")
         if write_kserve is not None:
             from hasten.serving.cluster.kserve import write_kserve as write
             from hasten.serving.run import settings_of
 
             write(write_kserve, settings_of(bundles, **options), **kserve)
             click.echo(f"next: docker build --tag {kserve.get('image', IMAGE)} {write_kserve}")
-            click.echo("where hasten isn't on your index: --build-arg HASTEN=what pip installs")
+            click.echo("if your index lacks hasten, add: --build-arg HASTEN=REQUIREMENT_FOR_PIP")
             code = 0
         elif on is not None:
             from hasten.serving.cluster.ray_cluster import deploy
@@ -141,5 +196,5 @@ def serve(
 
 
 def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Take options out that were given."""
+    """Remove the named options from `options`, and return those that were given."""
     return {name: value for name in names if (value := options.pop(name)) is not None}

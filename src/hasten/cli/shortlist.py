@@ -1,4 +1,4 @@
-"""hasten shortlist."""
+"""Define `hasten shortlist`, which lists architectures that fit a budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Shape(click.ParamType[tuple[int, ...]]):
-    """The shape of one sample, written "3x64x64"."""
+    """Parse the shape of one sample, written "3x64x64"."""
 
     name = "shape"
 
@@ -27,7 +27,7 @@ class Shape(click.ParamType[tuple[int, ...]]):
             sizes = ()
         if len(sizes) != 3 or min(sizes) < 1:
             self.fail(
-                f"{value!r} is no shape; write channels x height x width: 3x64x64", param, ctx
+                f"{value!r} is not a shape; write channels x height x width: 3x64x64", param, ctx
             )
         return sizes
 
@@ -38,31 +38,36 @@ class Shape(click.ParamType[tuple[int, ...]]):
     type=click.Choice(["classify", "detect"]),
     default="classify",
     show_default=True,
-    help="What it is to do.",
+    help="Task of the network.",
 )
+@click.option("--classes", type=click.IntRange(min=1), required=True, help="Number of classes.")
 @click.option(
-    "--classes", type=click.IntRange(min=1), required=True, help="How many it tells apart."
-)
-@click.option(
-    "--input", "input_shape", type=Shape(), required=True, help="Of one sample, as 3x64x64."
+    "--input",
+    "input_shape",
+    type=Shape(),
+    required=True,
+    help="Shape of one sample, such as 3x64x64.",
 )
 @click.option(
     "--budget",
     "budget_s",
     type=Latency(),
     required=True,
-    help="What one request may take, as 2ms.",
+    help="Longest latency of one request, such as 2ms.",
 )
 @click.option("--engine", "engines", multiple=True, help="Try this engine only; may be repeated.")
 @click.option(
-    "--architecture", "architectures", multiple=True, help="Try this one only; may be repeated."
+    "--architecture",
+    "architectures",
+    multiple=True,
+    help="Try this architecture only; may be repeated.",
 )
 @click.option(
     "--top",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="How many to list.",
+    help="Number of architectures to list.",
 )
 @click.option(
     "--time-limit",
@@ -70,18 +75,18 @@ class Shape(click.ParamType[tuple[int, ...]]):
     type=Seconds(),
     default="40s",
     show_default=True,
-    help="Nothing new is measured after so long.",
+    help="Time after which no new measurement starts.",
 )
-@click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
+@click.option("--fresh", is_flag=True, help="Ignore earlier measurements and measure again.")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
-    help="Folder of what was measured before; by default in the user's cache folder.",
+    help="Folder of earlier measurements.  [default: a folder in the user's cache]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all that was measured as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON.")
 def shortlist(as_json: bool, top: int, engines: tuple[str, ...], **options: Any) -> None:
-    """Say which architectures fit a budget on this machine, before anything is trained."""
-    with one_line_errors("stopped; what was measured is kept, the next call goes on"):
+    """List architectures that fit a budget on this machine, before anything is trained."""
+    with one_line_errors("stopped; measurements are kept: call again to continue"):
         from hasten.cli.screen import screen
         from hasten.core.records import to_record
         from hasten.lightening.shortlisting import shortlist as run
@@ -93,7 +98,7 @@ def shortlist(as_json: bool, top: int, engines: tuple[str, ...], **options: Any)
 
 
 def in_words(result: Shortlist, top: int) -> str:
-    """Write a shortlist as a table, and what to know of it."""
+    """Write a shortlist as a table, followed by notes on how to read it."""
     from hasten.cli.tables import aligned
     from hasten.reporting.rows import latency
 
@@ -106,14 +111,14 @@ def in_words(result: Shortlist, top: int) -> str:
         "",
         f"{len(shown)} of {len(result.entries)} families that fit {latency(result.budget_ns)}, the "
         f"most promising first; {len(result.measured)} networks known, untrained",
-        f"{measure}: as published of width 1 and the usual input, not of this one",
+        f"{measure}: as published for width 1 and the usual input size, not for this input",
     ]
     if busy := sum(not one.prospect.calm for one in result.measured):
         lines.append(
-            f"note: the host was busy while {busy} of them were measured; --fresh measures anew"
+            f"note: the host was busy while {busy} of them were measured; --fresh measures again"
         )
     if not result.complete:
-        lines.append("note: the time limit left something to try; call again to go on")
+        lines.append("note: the time limit ended the search early; call again to continue")
     lines += [f"note: {name}: {why}" for name, why in result.failed.items()]
     return "\n".join(lines)
 

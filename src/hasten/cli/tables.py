@@ -1,4 +1,4 @@
-"""Tables for a terminal, in columns."""
+"""Write tables in aligned columns for a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def curve_table(points: Sequence[CurvePoint]) -> str:
-    """Write a batch curve: samples in a request, threads of a session, sessions side by side."""
+    """Write a batch curve: samples per request, threads per session, sessions in parallel."""
     lines = [("batch", "threads", "sessions", "p50", "samples a second")]
     for point in points:
         counts = (str(point.batch), str(point.threads), str(point.sessions))
@@ -28,5 +28,5 @@ def curve_table(points: Sequence[CurvePoint]) -> str:
 
 
 def _figure(value: float) -> str:
-    """Three significant digits, thousands marked."""
+    """Format a number with three significant digits and thousands separators."""
     return f"{float(f'{value:.3g}'):,.10g}"

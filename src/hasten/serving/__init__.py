@@ -1,1 +1,1 @@
-"""The real-time server: any client of the Open Inference Protocol, from bundles alone."""
+"""Serve bundles in real time to any client of the Open Inference Protocol."""

@@ -1,4 +1,4 @@
-"""What the server says of itself and its models, in the protocol's JSON; gRPC's messages are made of it."""
+"""Describe the server and its models in the protocol's JSON, from which gRPC's messages are made."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ EXTENSIONS = (
 
 
 def server_metadata() -> dict[str, Any]:
-    """The server: name, version, extensions."""
+    """Return the server's name, version and extensions."""
     return {"name": SERVER, "version": version("hasten"), "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
-    """A model: versions, inputs and outputs; open sizes are -1."""
+    """Return a model's versions, inputs and outputs; open dimensions are -1."""
     return {
         "name": model.name,
         "versions": versions,
@@ -53,7 +53,7 @@ def _dims(shape: tuple[int | str, ...]) -> list[int]:
 
 
 def model_config(model: ServedModel) -> dict[str, Any]:
-    """A model's configuration, as Triton would state it."""
+    """Return a model's configuration in Triton's form."""
     skip = 1 if model.most_rows else 0
     latencies = model.opened.latencies
     config: dict[str, Any] = {
@@ -119,7 +119,7 @@ def _type(spec: TensorSpec) -> str:
 
 
 def model_statistics(models: list[ServedModel]) -> dict[str, Any]:
-    """What models did, as Triton's statistics extension states it; times in nanoseconds."""
+    """Return models' statistics in the form of Triton's extension; times are in nanoseconds."""
     return {"model_stats": [_statistics(model) for model in models]}
 
 
@@ -164,7 +164,7 @@ def _duration(duration: Duration) -> dict[str, int]:
 
 
 def repository_index(repository: Repository, *, ready: bool) -> list[dict[str, str]]:
-    """The registered models and their states; with `ready`, those that are ready."""
+    """Return the registered models and their states; with `ready`, only those that are ready."""
     return [
         {"name": one.name, "version": one.version, "state": one.state, "reason": one.reason}
         for one in repository
@@ -173,10 +173,10 @@ def repository_index(repository: Repository, *, ready: bool) -> list[dict[str, s
 
 
 def found(repository: Repository, name: str, number: str) -> list[ServedModel]:
-    """The versions that statistics are asked of: one, all of a model, or all there are.
+    """Return the versions whose statistics are asked for: one, all of a model, or all versions.
 
     Raises:
-        ProtocolError: there is none such.
+        ProtocolError: there is no such model or version.
     """
     if not name:
         return list(repository.served())
@@ -187,7 +187,7 @@ def found(repository: Repository, name: str, number: str) -> list[ServedModel]:
 
 
 def is_ready(repository: Repository, name: str, number: str) -> bool:
-    """Whether a model answers."""
+    """Whether a model is loaded and answers requests."""
     try:
         repository.find(name, number)
     except ProtocolError:
@@ -196,7 +196,7 @@ def is_ready(repository: Repository, name: str, number: str) -> bool:
 
 
 def trace_settings(tracing: bool) -> dict[str, Any]:
-    """What is traced, in the words of Triton's trace extension; set where the server is started."""
+    """Return the trace settings in the form of Triton's extension; they are fixed at the start."""
     return {
         "trace_level": ["TIMESTAMPS" if tracing else "OFF"],
         "trace_rate": "1",

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, on standard error."""
+"""Write logs to standard error, as plain lines or as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ LOGGER = logging.getLogger("hasten")
 
 
 class JsonLines(logging.Formatter):
-    """Time, level, logger, message and whatever was given beside it."""
+    """Format a record as JSON: time, level, logger, message and any extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record as one line."""
-        said: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        said |= {name: value for name, value in vars(record).items() if name not in _OWN}
+        entry |= {name: value for name, value in vars(record).items() if name not in _OWN}
         if record.exc_info:
-            said["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(said, default=str)
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
 
 
 class Lines(logging.Formatter):
-    """The same for people."""
+    """Format a record as a line for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record as one line, and a traceback below it."""
+        """Write a record as one line, followed by its traceback if it has one."""
         model = getattr(record, "model", None)
         version = getattr(record, "version", None)
         about = f"{model}/{version}: " if model is not None else ""
@@ -53,7 +53,7 @@ def log_to_stderr(*, as_json: bool) -> None:
 
 
 def settings() -> dict[str, Any]:
-    """What is logged, in the words of Triton's logging extension."""
+    """Return the log settings in the form of Triton's logging extension."""
     level = LOGGER.getEffectiveLevel()
     return {
         "log_file": "",
@@ -66,19 +66,19 @@ def settings() -> dict[str, Any]:
 
 
 def change(wanted: dict[str, Any]) -> str:
-    """Change what is logged; return what is wrong with it, or ""."""
+    """Change the log settings; return what is wrong with the wanted ones, or ""."""
     known = settings()
     for name, value in wanted.items():
         if name in ("log_file", "log_format"):
             if value != known[name]:
-                return f"{name} is set where the server is started"
+                return f"{name} can only be set when the server is started"
         elif name == "log_verbose_level":
             if type(value) is not int or value < 0:
-                return f"{name} is a whole number from 0; got {value!r:.40}"
+                return f"{name} must be a whole number of at least 0; got {value!r:.40}"
         elif name not in known:
             return f"there is no setting {name!r:.40}; there are {', '.join(known)}"
         elif type(value) is not bool:
-            return f"{name} is true or false; got {value!r:.40}"
+            return f"{name} must be true or false; got {value!r:.40}"
     now = {**known, **wanted}
     LOGGER.setLevel(
         logging.DEBUG

@@ -1,4 +1,4 @@
-"""Serve bundles: from what a person says to a server."""
+"""Check the options for serving bundles, and run the server."""
 
 from __future__ import annotations
 
@@ -42,59 +42,61 @@ def settings_of(
     trace: bool = False,
     json_logs: bool = False,
 ) -> ServerSettings:
-    """Check what is asked for.
+    """Check the options for serving, and return them as the server's settings.
 
     Args:
-        bundles: Folders, NAME=FOLDER or NAME:VERSION=FOLDER.
-        http: The port of HTTP; 0 for any that is free, None for no HTTP.
-        grpc: The same of gRPC.
-        host: Where to listen.
-        max_batch: The largest batch, and the most rows of a request.
-        sessions: How many batches run side by side; None as the batch curve advises.
-        deadline_s: Of requests that state none.
-        max_wait_s: A request that would wait longer for others is refused.
-        cache_bytes: Of answers to keep.
-        shadow: The share of requests that the exact model is asked, too.
-        standby: Keep the exact model open, to fall back on.
-        custom_ops: Libraries with operators of the user's own.
+        bundles: Bundles to serve: folders, NAME=FOLDER or NAME:VERSION=FOLDER.
+        http: Port of HTTP; 0 for any free port, None for no HTTP.
+        grpc: Port of gRPC; 0 for any free port, None for no gRPC.
+        host: Address to listen on.
+        max_batch: Most rows in a batch, and in a request.
+        sessions: Number of batches that run in parallel; None for what the batch curve suggests.
+        deadline_s: Deadline of requests that state none, in seconds; None for no deadline.
+        max_wait_s: Longest wait in the queue, in seconds; a request that would wait longer is
+            refused.
+        cache_bytes: Size of the answer cache, in bytes; 0 for no cache.
+        shadow: Share of requests that the exact model answers too, to compare.
+        standby: Whether to keep the exact model open as a fallback.
+        custom_ops: Libraries with the user's own operators.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
-        allow_control: Clients may load and unload what is registered here, and set what is logged.
-        token_file: A file with the token that clients must bring.
-        tls_cert: PEM file of the certificate.
-        tls_key: PEM file of its key.
-        max_body_bytes: Of one request.
-        max_connections: At once.
-        drain_s: What is under way at the end has so long.
-        trace: Send OpenTelemetry spans.
-        json_logs: One JSON object a line.
+        allow_control: Whether clients may load and unload registered models, and change the log
+            settings.
+        token_file: File with the bearer token that clients must send.
+        tls_cert: PEM file of the TLS certificate.
+        tls_key: PEM file of the certificate's private key.
+        max_body_bytes: Largest body of one request, in bytes.
+        max_connections: Most connections open at once.
+        drain_s: Longest wait at shutdown for running requests to finish, in seconds.
+        trace: Whether to send OpenTelemetry spans.
+        json_logs: Whether to write logs as one JSON object per line.
 
     Raises:
-        InputError: what can't be.
+        InputError: an option is out of range, or options contradict each other.
     """
     for what, value, least, most in (
-        ("--max-batch", max_batch, 1, _MOST_ROWS),
-        ("--sessions", 1 if sessions is None else sessions, 1, 1024),
-        ("--shadow", shadow, 0, 1),
-        ("--deadline", deadline_s or 0, 0, 3600),
-        ("--max-wait", max_wait_s, 0, 3600),
-        ("--drain", drain_s, 0, 3600),
-        ("--cache", cache_bytes, 0, 1 << 50),
-        ("--max-body", max_body_bytes, 1, 1 << 40),
-        ("--max-connections", max_connections, 1, 1 << 20),
-        ("--http", 0 if http is None else http, 0, 65535),
-        ("--grpc", 0 if grpc is None else grpc, 0, 65535),
+        ("max_batch", max_batch, 1, _MOST_ROWS),
+        ("sessions", 1 if sessions is None else sessions, 1, 1024),
+        ("shadow", shadow, 0, 1),
+        ("deadline_s", deadline_s or 0, 0, 3600),
+        ("max_wait_s", max_wait_s, 0, 3600),
+        ("drain_s", drain_s, 0, 3600),
+        ("cache_bytes", cache_bytes, 0, 1 << 50),
+        ("max_body_bytes", max_body_bytes, 1, 1 << 40),
+        ("max_connections", max_connections, 1, 1 << 20),
+        ("http", 0 if http is None else http, 0, 65535),
+        ("grpc", 0 if grpc is None else grpc, 0, 65535),
     ):
         if not least <= value <= most:
-            raise InputError(f"{what} is from {least} to {most}; got {value}")
+            raise InputError(f"{what}= must be from {least} to {most}; got {value}")
     try:
         re.compile(shared_memory)
     except re.error as error:
-        raise InputError(f"--shared-memory is no pattern: {error}") from error
+        raise InputError(f"shared_memory= is not a regular expression: {error}") from error
     if http and http == grpc:
-        raise InputError(f"--http and --grpc are both {http}: give each a port of its own")
+        raise InputError(f"http= and grpc= are both {http}: give each its own port")
     if grpc is not None and max_body_bytes >= 1 << 31:
         raise InputError(
-            "a message of gRPC is below 2 GiB: give a smaller --max-body, or no --grpc"
+            "a gRPC message must be smaller than 2 GiB: give a smaller max_body_bytes=, or no grpc="
         )
     model = ModelSettings(
         deadline_ns=round(1e9 * (deadline_s or 0)),
@@ -135,7 +137,7 @@ def settings_of(
 
 
 class Options(TypedDict, total=False):
-    """What `settings_of` takes beside bundles; that says what they mean."""
+    """Keyword arguments of `settings_of`, whose docstring describes them."""
 
     http: int | None
     grpc: int | None
@@ -166,18 +168,18 @@ def serve(
     say: Callable[[str], None] = lambda text: None,
     **options: Unpack[Options],
 ) -> int:
-    """Serve bundles until SIGTERM or SIGINT; from the main thread.
+    """Serve bundles until SIGTERM or SIGINT; call it from the main thread.
 
     Args:
-        bundles: A folder, NAME=FOLDER or NAME:VERSION=FOLDER, or several of them.
-        say: Told where it listens, and when it is ready.
-        **options: As `settings_of` takes them.
+        bundles: Folder, NAME=FOLDER or NAME:VERSION=FOLDER, or several of them.
+        say: Callback that is told where the server listens, and when it is ready.
+        **options: Options of the server, as `settings_of` takes them.
 
     Returns:
-        The exit code: 0 where it ended because it was asked to.
+        Exit code: 0 if the server ended because a signal asked it to.
 
     Raises:
-        InputError: the extra isn't installed, a port can't be had, or no model can be loaded.
+        InputError: the extra isn't installed, a port isn't available, or no model can be loaded.
     """
     check_installed()
     several = [bundles] if isinstance(bundles, (str, os.PathLike)) else bundles
@@ -185,10 +187,10 @@ def serve(
 
 
 def supervise(settings: ServerSettings, say: Callable[[str], None] = lambda text: None) -> int:
-    """Serve what settings say; see `serve`.
+    """Serve according to settings until SIGTERM or SIGINT; see `serve`.
 
     Raises:
-        InputError: the extra isn't installed, a port can't be had, or no model can be loaded.
+        InputError: the extra isn't installed, a port isn't available, or no model can be loaded.
     """
     from hasten.serving.logs import log_to_stderr
     from hasten.serving.supervision.supervisor import Supervisor
@@ -198,10 +200,10 @@ def supervise(settings: ServerSettings, say: Callable[[str], None] = lambda text
 
 
 def check_installed() -> None:
-    """Check that the extra is there.
+    """Check that the extra "serve" is installed.
 
     Raises:
-        InputError: which module isn't.
+        InputError: a module is missing; the message names it.
     """
     try:
         import httptools  # noqa: F401

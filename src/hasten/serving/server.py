@@ -1,4 +1,4 @@
-"""A server in this process: models, HTTP, gRPC, on one event loop."""
+"""Run a server in this process: models, HTTP and gRPC on one event loop."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("hasten.serving")
 
 _SWITCH_S = 0.0005
-"""An engine that is done waits at most so long for the interpreter; five milliseconds by default."""
+"""Longest time that a finished engine waits for the interpreter lock; Python's default is 5 ms."""
 _SWEEP_S = 1.0
 _QUIET_SWEEPS = 5
 _FULL = 0.9
-"""Of the connections that are taken at once: from there on, those that rest make room."""
+"""Share of the allowed connections; once more are open, idle ones are closed to make room."""
 _HANDSHAKE_S = 10.0
 _GOODBYE_S = 0.25
-"""How long an idle connection may still bring a request while the server drains."""
+"""Time in which an idle connection may still send a request while the server drains."""
 
 
 def _no_marker(one: Registered) -> Running:
@@ -43,15 +43,16 @@ def _no_marker(one: Registered) -> Running:
 
 
 class Server:
-    """A server, to be started within a running event loop.
+    """Server that is created within a running event loop.
 
     Args:
-        settings: What it serves, and how.
-        shared_state: Where connections and engines state what they are at; None where nobody would look.
+        settings: Settings of the server, with the models that it serves.
+        shared_state: Memory in which connections and engines record their state for the supervisor;
+            None without a supervisor.
 
     Attributes:
-        state: What it has.
-        routes: What answers all that isn't an inference.
+        state: State of the server: its models, memory regions, connections and limits.
+        routes: Handlers of all HTTP requests that aren't inferences.
     """
 
     def __init__(self, settings: ServerSettings, shared_state: SharedState | None = None) -> None:
@@ -87,18 +88,18 @@ class Server:
         return lambda standby=False: shared_state.engine(number, standby)
 
     def number(self, one: Registered) -> int:
-        """Which of the settings' models it is, from 0."""
+        """Return the index of a registered model among the settings' models, from 0."""
         return self._numbers[id(one)]
 
     # -- connections
 
     def connection(self, slot: Slot | None = None) -> Connection:
-        """Return the protocol of a new connection."""
+        """Return the asyncio protocol of a new connection."""
         self._sweep_soon()
         return Connection(self.state, self.routes, slot)
 
     async def take(self, accepted: socket.socket, slot: Slot | None) -> None:
-        """Serve a connection that was accepted elsewhere."""
+        """Serve a connection that the supervisor accepted."""
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self.connection(slot),
@@ -115,7 +116,7 @@ class Server:
         """Listen for HTTP; return the port.
 
         Raises:
-            InputError: it can't be had.
+            InputError: the port isn't available.
         """
         try:
             server = await self._loop.create_server(
@@ -130,7 +131,7 @@ class Server:
         """Listen for gRPC; return the port.
 
         Raises:
-            InputError: it can't be had, or gRPC isn't installed.
+            InputError: the port isn't available, or gRPC isn't installed.
         """
         from hasten.serving.grpc.service import GrpcServer
 
@@ -138,7 +139,7 @@ class Server:
         return await self._grpc.start(host, port)
 
     def _sweep_soon(self) -> None:
-        """Look for clients that are too slow, as long as there are any."""
+        """Schedule the next check for slow clients, unless one is scheduled already."""
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
 
@@ -155,7 +156,7 @@ class Server:
             self._sweep_soon()
 
     def _make_room(self) -> None:
-        """Close what has been quiet for longest, where nearly all connections are taken."""
+        """Close the connections idle for longest when nearly all allowed connections are open."""
         held = self.state.connections
         too_many = len(held) - int(_FULL * self.settings.limits.connections)
         if too_many > 0:
@@ -169,12 +170,12 @@ class Server:
         """Load every model.
 
         Raises:
-            InputError: none could be loaded.
+            InputError: no model could be loaded.
         """
         await self.state.repository.load_all()
 
     async def drain(self) -> None:
-        """Take no new connections, answer what is under way and what still comes, and close."""
+        """Accept no new connections, answer running and late requests, and close."""
         self.state.draining = True
         for server in self._listeners:
             server.close()
@@ -187,7 +188,7 @@ class Server:
                 break
             await asyncio.sleep(0.02)
         for connection in list(self.state.connections):
-            connection.close()  # once what is written is sent
+            connection.close()  # takes effect once its buffered output is sent
         while self.state.connections and self._loop.time() < end_s:
             await asyncio.sleep(0.02)
         if ending is not None:
@@ -197,7 +198,7 @@ class Server:
             await asyncio.wait_for(self.state.repository.drained(), left_s)
 
     async def close(self) -> None:
-        """End everything now."""
+        """Close all connections and models now, without waiting for requests."""
         for server in self._listeners:
             server.close()
         for connection in list(self.state.connections):

@@ -1,4 +1,4 @@
-"""What a server is told when it starts; handed to its process as JSON."""
+"""Define the settings of a server, which its process receives as JSON."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ModelPlace:
     """A version of a model to serve.
 
     Attributes:
-        name: As clients call it.
-        version: A number, as text.
-        path: The bundle's folder.
-        settings: How to serve it.
+        name: Name of the model for clients.
+        version: Version number, as text.
+        path: Folder of the bundle.
+        settings: Settings that the model is served with.
     """
 
     name: str
@@ -32,27 +32,27 @@ class ModelPlace:
     settings: ModelSettings
 
     def registered(self) -> Registered:
-        """Return it, not yet loaded."""
+        """Return the version as a registered model that isn't loaded yet."""
         return Registered(self.name, self.version, self.path, self.settings)
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """A server.
+    """Settings of a server.
 
     Attributes:
-        models: What it serves.
-        host: Where it listens.
-        http: The port of HTTP; 0 for any that is free, None for no HTTP.
-        grpc: The same of gRPC.
-        limits: How much of anything is taken.
-        token_file: A file with the token that clients must bring.
-        certificate: PEM file, for TLS.
-        key: PEM file of its key.
+        models: Versions of models to serve.
+        host: Address to listen on.
+        http: Port of HTTP; 0 for any free port, None for no HTTP.
+        grpc: Port of gRPC; 0 for any free port, None for no gRPC.
+        limits: Limits on sizes, counts and times.
+        token_file: File with the bearer token that clients must send.
+        certificate: PEM file of the TLS certificate.
+        key: PEM file of the certificate's private key.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
-        control: Whether clients may load and unload registered models, and set what is logged.
-        trace: Whether spans are sent, by OpenTelemetry's own environment variables.
-        json_logs: One JSON object a line.
+        control: Whether clients may load and unload registered models, and change the log settings.
+        trace: Whether spans are sent, as OpenTelemetry's own environment variables configure it.
+        json_logs: Whether logs are written as one JSON object per line.
     """
 
     models: tuple[ModelPlace, ...]
@@ -69,25 +69,27 @@ class ServerSettings:
     json_logs: bool = False
 
     def token(self) -> bytes | None:
-        """Read the token.
+        """Read the token; None if clients need none.
 
         Raises:
-            InputError: the file can't be read, or what is in it is no token.
+            InputError: the file can't be read, or its content isn't a valid token.
         """
         if self.token_file is None:
             return None
         return read_token(self.token_file, _LEAST_TOKEN).encode()
 
     def tls(self) -> ssl.SSLContext | None:
-        """Return what encrypts connections.
+        """Return the TLS context that encrypts connections; None without TLS.
 
         Raises:
-            InputError: only one of certificate and key, or one can't be read.
+            InputError: only one of certificate and key is given, or one can't be read.
         """
         if self.certificate is None and self.key is None:
             return None
         if self.certificate is None or self.key is None:
-            raise InputError("TLS needs both a certificate and its key: --tls-cert and --tls-key")
+            raise InputError(
+                "TLS needs both a certificate and its key: give tls_cert= and tls_key="
+            )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:

@@ -1,7 +1,7 @@
-"""Shared memory that outlives the serving process: the state of each connection and engine.
+"""Keep the state of each connection and engine in shared memory that outlives the serving process.
 
-The supervisor reads it once that process is dead: whom it owes an answer, and whose engine was at
-work. A byte each, so that a write is whole or absent.
+Once that process is dead, the supervisor reads which clients are owed an answer, and which models'
+engines were running. Each state is one byte, so that a write is whole or absent.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _STANDBY = 128
 
 
 class SharedState:
-    """Bytes of connections, then bytes of engine threads.
+    """Shared memory with one byte per connection, then one byte per engine thread.
 
     Args:
         number: File descriptor of the memory.
-        connections: How many there may be.
+        connections: Most connections open at once.
     """
 
     def __init__(self, number: int, connections: int) -> None:
@@ -34,41 +34,46 @@ class SharedState:
 
     @classmethod
     def new(cls, connections: int) -> Self:
-        """Take memory for one."""
+        """Allocate the memory of a new shared state."""
         number = os.memfd_create("hasten-state")
         os.ftruncate(number, connections + _ENGINES)
         return cls(number, connections)
 
     def clear(self) -> None:
-        """Begin anew, for another process."""
+        """Reset all bytes for a new serving process."""
         self._memory[:] = bytes(len(self._memory))
 
     def at(self, slot: int) -> int:
-        """What a connection is at."""
+        """Return the state of a connection: RESTING, WORKING, SENDING or ANSWERED."""
         return self._memory[slot]
 
     def working_models(self) -> set[tuple[int, bool]]:
-        """The models whose engines are at work, from 0; and whether it is the one that stands by."""
+        """Return models with a running engine: indices from 0, and whether it is the standby engine."""
         marks = {each for each in self._memory[self.connections :] if each}
         return {((each & ~_STANDBY) - 1, each >= _STANDBY) for each in marks}
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Unmap and close the memory."""
         self._memory.close()
         os.close(self.number)
 
     def slot(self, slot: int, closed: Callable[[int], None]) -> ConnectionState:
-        """Where a connection states what it is at."""
+        """Return the object with which a connection records its state.
+
+        Args:
+            slot: Index of the connection's byte.
+            closed: Callback that is given the slot when the connection is closed.
+        """
         return ConnectionState(self._memory, slot, closed)
 
     def engine(self, model: int, standby: bool) -> contextlib.AbstractContextManager[None]:
-        """A context for one engine thread of a model, to be entered whenever it works."""
+        """Return the context that one engine thread of a model enters whenever it runs."""
         place = self.connections + next(self._threads) % _ENGINES
         return _Engine(self._memory, place, model + 1 + (_STANDBY if standby else 0))
 
 
 class ConnectionState:
-    """A connection's byte."""
+    """Record the state of one connection in its byte."""
 
     __slots__ = ("_closed", "_gone", "_memory", "_slot")
 
@@ -77,23 +82,23 @@ class ConnectionState:
         self._gone = False
 
     def working(self) -> None:
-        """A request is under way, and nothing of its answer is sent."""
+        """Record that a request is being processed and no part of its answer was sent."""
         self._memory[self._slot] = WORKING
 
     def sending(self) -> None:
-        """A part of the answer is sent."""
+        """Record that a part of the answer was sent."""
         self._memory[self._slot] = SENDING
 
     def answered(self) -> None:
-        """The answer was handed to the system, or will be at once."""
+        """Record that the answer was handed to the operating system, or is about to be."""
         self._memory[self._slot] = ANSWERED
 
     def resting(self) -> None:
-        """No request is under way, and none was for a while."""
+        """Record that no request is being processed, and none was for a while."""
         self._memory[self._slot] = RESTING
 
     def closed(self) -> None:
-        """The connection is gone."""
+        """Record, once, that the connection is closed."""
         if not self._gone:
             self._gone = True
             self._memory[self._slot] = RESTING

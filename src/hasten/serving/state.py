@@ -1,4 +1,4 @@
-"""What one server process has: models, regions, connections, limits."""
+"""Hold the state of one server process: models, memory regions, connections and limits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _RECEIVE_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of anything is taken.
+    """Limits on sizes, counts and times that a server accepts.
 
     Attributes:
-        header_bytes: Of a request's line and headers.
-        body_bytes: Of one body, and of a request's tensors.
-        bodies_bytes: Of all bodies that are received or under way, together.
-        connections: At once.
-        receive_ns: For a request to come whole, from its first byte.
-        send_ns: For a client to take something of its answer.
-        drain_ns: For what is under way at the end.
+        header_bytes: Largest size of a request line with its headers.
+        body_bytes: Largest size of one body, and of one request's tensors.
+        bodies_bytes: Largest total size of all bodies that are being received or processed.
+        connections: Most connections open at once.
+        receive_ns: Longest time to receive a whole request, from its first byte.
+        send_ns: Longest time in which a client may read nothing of its answer.
+        drain_ns: Longest wait at shutdown for running requests to finish.
     """
 
     header_bytes: int = 32 << 10
@@ -38,46 +38,48 @@ class Limits:
 
 
 class Held(Protocol):
-    """A connection, as the server sees it."""
+    """Interface of a connection that the server uses."""
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way on it."""
+        """Whether no request is being received, processed or answered on the connection."""
 
     @property
     def quiet(self) -> int:
-        """How often nothing had come since it was looked at before, the last times."""
+        """Number of consecutive checks, up to the latest, since which no data arrived."""
 
     def overdue(self, now_ns: int) -> bool:
-        """Whether its client is too slow."""
+        """Whether the connection's client is too slow."""
 
     def rest(self) -> None:
-        """Note that nothing is under way, where that is so."""
+        """Record that the connection is resting, if it is idle."""
 
     def end_slow(self) -> None:
-        """Hang up on it for that."""
+        """Close the connection because its client is too slow."""
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
 
 
 @dataclass(eq=False)
 class ServerState:
-    """Of one process; on its event loop's thread alone.
+    """State of one server process; used on its event loop's thread only.
 
     Attributes:
-        repository: The models.
-        memory: The shared memory regions.
-        limits: How much of anything is taken.
-        token: What a client must bring; None for nothing.
-        may_control: Whether clients may load and unload registered models, and set what is logged.
+        repository: Models by name and version.
+        memory: Shared memory regions that clients registered.
+        limits: Limits on sizes, counts and times.
+        token: Bearer token that a client must send; None if none is needed.
+        may_control: Whether clients may load and unload registered models, and change the log
+            settings.
         tracing: Whether spans are sent.
-        connections: The open ones.
-        body_bytes: Of all bodies under way.
-        draining: Whether the server is about to end.
-        began_s: Wall clock, seconds since 1970.
-        unpacking: Threads for compressed bodies: few, so that what they unpack at once is bounded.
-        received: Where bytes arrive: what is there is parsed before anything else is received.
+        connections: Open connections.
+        body_bytes: Total size of all bodies that are being received or processed.
+        draining: Whether the server is shutting down.
+        began_s: Wall-clock time of the start, in seconds since 1970.
+        unpacking: Threads that decompress bodies: few, to bound the memory in use at once.
+        received: Buffer that all connections receive into; its content is parsed before the next
+            receive.
     """
 
     repository: Repository
@@ -97,14 +99,17 @@ class ServerState:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered."""
+        """Whether the server answers requests."""
         return not self.draining and self.repository.ready
 
     def check_control(self, what: str) -> None:
-        """Check that clients may do so.
+        """Check that clients may control the server.
+
+        Args:
+            what: Action that the client asked for, for the message.
 
         Raises:
-            ProtocolError: they may not.
+            ProtocolError: the server was started without allowing control.
         """
         if not self.may_control:
             raise ProtocolError(

@@ -70,7 +70,7 @@ def test_a_file_without_a_token_is_named_but_not_shown(tmp_path: Path, content: 
     with pytest.raises(InputError) as raised:
         access(parse_address("http://host"), file)
     assert str(raised.value) == (
-        f"{file} has no token: one word of 1 to 16,384 characters of ASCII"
+        f"{file} has no token, which is one word of 1 to 16,384 ASCII characters"
     )
 
 

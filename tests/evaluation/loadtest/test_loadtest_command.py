@@ -57,4 +57,4 @@ def test_what_is_no_shape_is_named(text: str) -> None:
         loadtest, ["http://h", "--model", "m", "--rate", "9", "--shape", text]
     )
     assert done.exit_code == 2
-    assert f"{text!r} is no shape; write image:1,3,224,224" in done.output
+    assert f"{text!r} is not a shape; write image:1,3,224,224" in done.output

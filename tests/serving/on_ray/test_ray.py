@@ -340,7 +340,7 @@ def test_a_cluster_that_isn_t_there_is_said_in_one_line(bundle: Path) -> None:
         deployed.process.wait(PATIENCE_S)
     (line,) = [line for line in deployed.lines if line.startswith("error: ")]
     assert line == (
-        "error: no Ray cluster answers at 127.0.0.1:1: [Errno 111] Connection refused; start one by "
+        "error: no Ray cluster answers at 127.0.0.1:1: [Errno 111] Connection refused; start one with "
         "`ray start --head`, and run this on one of its nodes"
     )
     assert deployed.process.returncode == 2

@@ -1,4 +1,4 @@
-"""Two real runs to see hasten at work; everything they need ships in packages."""
+"""Provide two demos of hasten on real models; all that they need ships in packages."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def package_folder(module: str, package: str) -> Path:
 
 
 def find(which: str) -> Callable[[Path, Listener], Result]:
-    """Return what runs a demo, "photos" or "digits", given the bundle's folder.
+    """Return the function that runs the demo "photos" or "digits", given the bundle's folder.
 
     Raises:
-        InputError: a package that it needs is missing; also when it is called.
+        InputError: a package that the demo needs is missing; the returned function raises it too.
     """
     try:
         demo = importlib.import_module(f"hasten.cli.demos.{which}")
@@ -48,7 +48,7 @@ def find(which: str) -> Callable[[Path, Listener], Result]:
         from hasten.optimization.workspace import discard
 
         replaceable(out)
-        # A demo that was stopped begins anew: its model is trained or exported anew, too.
+        # A stopped demo can't be resumed: its model is trained or exported again, so it differs.
         discard(out.with_name(out.name + ".work"))
         result: Result = demo.run(out, listen)
         return result

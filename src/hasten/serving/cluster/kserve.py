@@ -1,4 +1,4 @@
-"""Serve on Kubernetes: what KServe and `docker build` need, written into a folder."""
+"""Write the files that KServe and `docker build` need to serve bundles on Kubernetes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SERVICE, _DOCKERFILE, _IGNORED, _MODELS = (
 _MARK = "# Written by `hasten serve --write-kserve`"
 _USER = 10001
 _NAME = re.compile(r"[^\W_][\w .+-]*")
-"""Of a model, as a folder, a word of a command line and a part of an address."""
+"""Pattern of a model's name that works as a folder, on a command line and in a URL."""
 _DESERTED_S = 5
-"""Until Kubernetes has told everybody that a pod is going, requests still come to it."""
+"""Time in which requests still reach a pod that is ending, until Kubernetes has updated all routes."""
 _MARGIN_S = 10
 _BASE_BYTES = 768 << 20
 _TIMES_OPENED = 3
-"""An open model takes this many times its files, with what the engine lays out anew."""
+"""Memory of an open model as a multiple of its files' size, including the engine's own copies."""
 _MEMORY_STEP = 256 << 20
 
 
@@ -51,20 +51,20 @@ def write_kserve(
     """Write an InferenceService, a Dockerfile and the bundles that it copies.
 
     `docker build --tag IMAGE FOLDER` makes the image, `kubectl apply --filename
-    FOLDER/inferenceservice.yaml` serves it. Whole processors and as much memory at least as at most
-    make the pod's class Guaranteed, for which a node with the static CPU policy sets processors
-    apart: latencies as certified need them.
+    FOLDER/inferenceservice.yaml` serves it. Whole processors, and equal requests and limits, give the
+    pod the QoS class Guaranteed, for which a node with the static CPU policy reserves processors:
+    the certified latencies need them.
 
     Args:
-        folder: Where to; what this wrote there before is replaced.
-        settings: What to serve, and how.
-        image: What the built image is called.
-        name: Of the InferenceService; by default after the first model.
-        memory_bytes: What the pod gets; by default by the size of the bundles and the limits.
+        folder: Folder to write to; files that this function wrote there before are replaced.
+        settings: Settings of the server, with the models to serve.
+        image: Name of the image to build.
+        name: Name of the InferenceService; by default derived from the first model's.
+        memory_bytes: Memory of the pod; by default derived from the bundles' sizes and the limits.
 
     Raises:
-        InputError: settings that a container can't have, bundles that want different engines, or
-            something else in the folder.
+        InputError: a container can't have these settings, the bundles need different versions of a
+            package, or the folder holds other files.
     """
     _check(settings, image)
     manifests = [read(model.path) for model in settings.models]
@@ -87,41 +87,41 @@ def write_kserve(
 
 
 def _check(settings: ServerSettings, image: str) -> None:
-    """Check that a container can be served like this.
+    """Check that a container can be served with these settings.
 
     Raises:
-        InputError: it can't.
+        InputError: a container can't have one of the settings.
     """
     if not settings.http:
-        raise InputError("KServe looks after a pod by HTTP: give --http a port from 1")
+        raise InputError("KServe probes a pod over HTTP: give http= a port of at least 1")
     if settings.grpc == 0:
-        raise InputError("a pod's ports are written down: give --grpc a port from 1")
+        raise InputError("a pod's ports must be fixed: give grpc= a port of at least 1")
     if settings.certificate is not None or settings.key is not None:
-        raise InputError("KServe's gateway encrypts: leave --tls-cert and --tls-key out")
+        raise InputError("KServe's gateway handles TLS: leave out tls_cert= and tls_key=")
     if settings.token_file is not None:
         raise InputError(
-            "a token doesn't belong into an image: leave --token-file out, and let KServe's gateway "
-            "check who comes"
+            "a token doesn't belong in an image: leave out token_file=, and let KServe's gateway "
+            "authenticate clients"
         )
     if settings.shared_memory:
-        raise InputError("a pod shares no memory with its clients: leave --shared-memory out")
+        raise InputError("a pod shares no memory with its clients: leave out shared_memory=")
     if any(model.settings.custom_ops for model in settings.models):
         raise InputError(
-            "libraries of operators aren't copied: build an image of your own upon this one, and "
-            "leave --custom-ops out"
+            "libraries with custom operators aren't copied: leave out custom_ops=, and build your own "
+            "image on top of this one"
         )
     if not image or re.search(r"\s", image):
-        raise InputError(f"{image!r} is no name of an image; write it as registry/name:tag")
+        raise InputError(f"{image!r} is not the name of an image; write it as registry/name:tag")
     for model in settings.models:
         if not _NAME.fullmatch(model.name):
             raise InputError(
                 f"{model.name!r} can't be a folder's name in an image: serve it as NAME={model.path}, "
-                "of letters, digits, spaces, points, hyphens and underscores"
+                "with a name of letters, digits, spaces, points, hyphens and underscores"
             )
 
 
 def _dns_name(settings: ServerSettings) -> str:
-    """A name that Kubernetes takes: RFC 1035, and short enough for what KServe adds."""
+    """Return a name that follows RFC 1035, as Kubernetes requires, with room for KServe's suffixes."""
     name = re.sub(r"[^a-z0-9]+", "-", settings.models[0].name.lower()).strip("-")
     name = name if name[:1].isalpha() else f"model-{name}"
     return name[:40].rstrip("-")
@@ -143,14 +143,14 @@ def _copy(model: ModelPlace, manifest: Manifest, goal: Path) -> None:
 
 
 def requirements(manifests: Sequence[tuple[str, Manifest]]) -> list[str]:
-    """The packages at the versions that the certificates cover, in order.
+    """Return the needed packages, sorted, in the versions that the certificates cover.
 
     Args:
-        manifests: Each model's name and manifest.
+        manifests: Name and manifest of each model.
 
     Raises:
-        InputError: two models want different ones.
-        IntegrityError: a manifest says something else than a version.
+        InputError: two models need different versions of a package.
+        IntegrityError: a manifest states something that is not a version.
     """
     found: dict[str, tuple[str, str]] = {}
     for name, manifest in manifests:
@@ -158,25 +158,25 @@ def requirements(manifests: Sequence[tuple[str, Manifest]]) -> list[str]:
             other, before = found.setdefault(package, (name, wanted))
             if before != wanted:
                 raise InputError(
-                    f"{other!r} was measured with {package} {before}, {name!r} with {wanted}: one "
-                    "image has one; write two, or optimize them anew"
+                    f"{other!r} was measured with {package} {before}, {name!r} with {wanted}, but an "
+                    "image has one version: write two images, or optimize the models again"
                 )
     return sorted(f"{package}=={wanted}" for package, (_, wanted) in found.items())
 
 
 def _python(manifests: Sequence[tuple[str, Manifest]]) -> str:
-    """The Python that was measured with, by its minor version."""
+    """Return the newest minor version of Python that the bundles were measured with."""
     found = [version_of(manifest, "python", "3.11").split(".")[:2] for _, manifest in manifests]
     return ".".join(max(found, key=lambda parts: [int(part) for part in parts if part.isdecimal()]))
 
 
 def arguments(settings: ServerSettings) -> list[str]:
-    """What `hasten serve` is told in the container, beside the bundles; what is by default isn't."""
+    """Return the arguments of `hasten serve` in the container that differ from their defaults."""
     model, limits = settings.models[0].settings, settings.limits
     plain, most = ModelSettings(), Limits()
-    told = ["--http", str(settings.http)]
+    flags = ["--http", str(settings.http)]
     if settings.grpc is not None:
-        told += ["--grpc", str(settings.grpc)]
+        flags += ["--grpc", str(settings.grpc)]
     for option, value, usual, text in (
         ("--deadline", model.deadline_ns, plain.deadline_ns, _seconds(model.deadline_ns)),
         ("--max-wait", model.most_wait_ns, plain.most_wait_ns, _seconds(model.most_wait_ns)),
@@ -189,7 +189,7 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--drain", limits.drain_ns, most.drain_ns, _seconds(limits.drain_ns)),
     ):
         if value != usual:
-            told += [option, text]
+            flags += [option, text]
     for option, given in (
         ("--no-standby", not model.standby),
         ("--allow-control", settings.control),
@@ -197,8 +197,8 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--json-logs", settings.json_logs),
     ):
         if given:
-            told.append(option)
-    return told
+            flags.append(option)
+    return flags
 
 
 def _seconds(span_ns: int) -> str:
@@ -259,7 +259,7 @@ def _service(
 
 
 def _ports(settings: ServerSettings) -> list[dict[str, Any]]:
-    """Ports under the names by which KServe knows what is spoken there."""
+    """Return the container's ports, with the names by which KServe tells their protocols."""
     return [
         {"containerPort": port, "name": name, "protocol": "TCP"}
         for name, port in (("http1", settings.http), ("h2c", settings.grpc))
@@ -270,7 +270,7 @@ def _ports(settings: ServerSettings) -> list[dict[str, Any]]:
 def _resources(
     settings: ServerSettings, manifests: Sequence[Manifest], memory_bytes: int | None
 ) -> dict[str, str]:
-    """What the pod gets."""
+    """Return the processors and the memory of the pod."""
     if memory_bytes is None:
         files = sum(size for each in manifests for _, size in each.files.values())
         kept = sum(model.settings.cache_bytes for model in settings.models)
@@ -284,15 +284,15 @@ def _resources(
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Check that nothing would be lost.
+    """Check that replacing the folder loses no other files.
 
     Raises:
-        InputError: what is there wasn't written by this.
+        InputError: the folder holds something that `write_kserve` didn't write.
     """
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise InputError(f"{folder} exists and is no folder; give another --write-kserve")
+        raise InputError(f"{folder} exists and is not a folder; give another path")
     names = {each.name for each in folder.iterdir()}
     if not names:
         return
@@ -303,13 +303,13 @@ def _check_replaceable(folder: Path) -> None:
     )
     if not ours:
         raise InputError(
-            f"{folder} holds something that `--write-kserve` didn't write; give another folder, or "
-            "empty it"
+            f"{folder} holds something that `hasten serve --write-kserve` didn't write; give another "
+            "folder, or empty it"
         )
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Put a folder in its place."""
+    """Move a new folder to its final path, replacing an old one."""
     old = None
     if folder.exists():
         old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")

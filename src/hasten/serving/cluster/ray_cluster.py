@@ -1,8 +1,8 @@
-"""Serve on a Ray cluster: replicas as a Ray Serve application, and the door to them here.
+"""Serve on a Ray cluster: replicas as a Ray Serve application, with their ingress on this machine.
 
 Bundles are put into the cluster's object store once; each machine's first replica writes them to its
-own disk, and every replica checks every sum. So nothing has to lie at the same path everywhere, but
-the same hasten, with the engines, has to be installed on every node.
+own disk, and every replica checks every checksum. So no file has to be at the same path on all nodes,
+but the same version of hasten, with the engines, has to be installed on every node.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _UPSCALE_DELAY_S = 5.0
 _DOWNSCALE_DELAY_S = 60.0
 _LOOK_BACK_S = 15.0
 _GRACE_S = 10.0
-"""Beside what a replica may drain: for its goodbye, and to free its engines."""
+"""Time beside the drain time in which a replica deregisters and frees its engines."""
 
 
 def deploy(
@@ -56,18 +56,19 @@ def deploy(
     """Serve on a Ray cluster until SIGTERM or SIGINT, then end the application.
 
     Args:
-        settings: What to serve, and where to listen on this machine, which is a node of the cluster.
-        address: The cluster's, HOST:PORT; by default what RAY_ADDRESS says, and where that says
-            nothing a cluster of this machine alone, for as long as this runs.
-        min_replicas: How many there are at least.
-        max_replicas: How many there are when there is much to do.
-        say: Told what a person should know: where it listens, when it is ready.
+        settings: Settings of the server: models to serve, and addresses to listen on. This machine
+            has to be a node of the cluster.
+        address: Address of the cluster, HOST:PORT; by default the value of RAY_ADDRESS, or else a
+            new cluster on this machine alone that ends with this function.
+        min_replicas: Fewest replicas.
+        max_replicas: Most replicas, under high load.
+        say: Callback for messages to people: where the server listens, and when it is ready.
 
     Returns:
-        The exit code: 0 where it ended because it was asked to.
+        Exit code: 0 if the server ended because a signal asked it to.
 
     Raises:
-        InputError: Ray isn't installed, no cluster answers, a port can't be had, or the models
+        InputError: Ray isn't installed, no cluster answers, a port isn't available, or the models
             can't be served.
     """
     _check(settings, min_replicas, max_replicas)
@@ -100,15 +101,15 @@ def deploy(
 
 
 class Watch:
-    """Tells the door which replicas there are.
+    """Watcher that tells the ingress which replicas there are.
 
     Args:
-        ray: The module.
-        serve: The module.
-        roster: The roster's handle.
-        parcels: What it has to have.
-        ingress: The door.
-        entries: Kept up to date with the replicas.
+        ray: Module `ray`.
+        serve: Module `ray.serve`.
+        roster: Handle of the roster's actor.
+        parcels: Files that the roster has to hold.
+        ingress: Ingress to the replicas.
+        entries: Name of each replica -> entry; kept up to date.
     """
 
     def __init__(
@@ -126,14 +127,14 @@ class Watch:
 
     @property
     def serving(self) -> list[str]:
-        """The replicas that take requests."""
+        """Names of the replicas that take requests."""
         return [name for name, entry in self._entries.items() if not entry.leaving]
 
     def until(self, enough: Callable[[], bool], ended: threading.Event) -> None:
-        """Look on until it is enough, or it is to end.
+        """Watch the replicas until `enough` returns True, or `ended` is set.
 
         Raises:
-            InputError: the models can't be served, or there is no door any more.
+            InputError: the models can't be served, or the ingress keeps ending.
         """
         while not enough() and not ended.wait(_LOOK_S):
             self._look()
@@ -142,15 +143,15 @@ class Watch:
     def _look(self) -> None:
         try:
             book: Book = self._ray.get(self._roster.book.remote(), timeout=_ANSWER_S)
-            if not book.stocked:  # it was started anew
+            if not book.stocked:  # the roster was restarted
                 self._ray.get(self._roster.put_in.remote(self._parcels), timeout=_ANSWER_S)
         except self._ray.exceptions.RayError as error:
-            if not self._lost:  # the replicas that the door knows go on answering
+            if not self._lost:  # the replicas that the ingress knows still answer
                 log.error("the cluster doesn't say which replicas there are: %s", error)
             self._lost = True
             return
         if self._lost or not book.stocked:
-            # What was forgotten with the roster comes back with each replica's next word.
+            # A restarted roster learns of each replica by its next heartbeat.
             self._lost = not book.stocked
             return
         before = len(self._entries)
@@ -164,10 +165,10 @@ class Watch:
             self._check_application(book.failure)
 
     def _check_application(self, failure: str) -> None:
-        """Say why there will be no replica, once there won't.
+        """Check that replicas can still be expected.
 
         Raises:
-            InputError: that.
+            InputError: there will be no replica; the message says why.
         """
         if failure:
             raise InputError(failure)
@@ -184,7 +185,7 @@ class Watch:
 def _ray() -> tuple[Any, Any]:
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray's workers step back for everybody else; here they are whom everybody waits for.
+        # Ray lowers its workers' priority by default, but here clients wait for them.
         os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
         from ray import serve
@@ -196,26 +197,26 @@ def _ray() -> tuple[Any, Any]:
 
 
 def _check(settings: ServerSettings, min_replicas: int, max_replicas: int) -> None:
-    """Check what is asked for, before anything is started.
+    """Check the settings before anything is started.
 
     Raises:
-        InputError: what can't be.
+        InputError: a cluster can't be served with these settings.
     """
     if not 1 <= min_replicas <= max_replicas:
         raise InputError(
-            f"the replicas are from 1 up, at least as many at most; got {min_replicas} to "
-            f"{max_replicas}"
+            "min_replicas= must be at least 1 and at most max_replicas=; got "
+            f"{min_replicas} and {max_replicas}"
         )
     if settings.http is None and settings.grpc is None:
-        raise InputError("nothing to listen on: give --http or --grpc a port")
+        raise InputError("nothing to listen on: give http= or grpc= a port")
     if settings.shared_memory:
         raise InputError(
-            "replicas on Ray may be on other machines than their clients: leave --shared-memory out"
+            "replicas on Ray may be on other machines than their clients: leave out shared_memory="
         )
     if settings.control:
         raise InputError(
-            "a client that loads or unloads a model would reach one replica of several: leave "
-            "--allow-control out"
+            "a client that loads or unloads a model would reach only one of the replicas: leave out "
+            "allow_control="
         )
     settings.token()
     settings.tls()
@@ -223,7 +224,7 @@ def _check(settings: ServerSettings, min_replicas: int, max_replicas: int) -> No
 
 @contextlib.contextmanager
 def _told_to_end() -> Iterator[threading.Event]:
-    """Set an event on SIGTERM or SIGINT; the second one ends at once."""
+    """Set an event on SIGTERM or SIGINT; a second signal raises KeyboardInterrupt."""
     ended = threading.Event()
 
     def end(number: int, frame: Any) -> None:
@@ -245,14 +246,14 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     """Join a cluster, or start one.
 
     Raises:
-        InputError: none answers.
+        InputError: no cluster answers.
     """
     if address is not None and address.startswith("ray://"):
         raise InputError(
-            f"{address} is the address for Ray's clients; the door has to be on a node of the "
+            f"{address} is an address for Ray clients, but the ingress has to be on a node of the "
             "cluster: run this there, with the address HOST:6379 or auto"
         )
-    # Its own cluster is on the loopback alone; nobody else has to reach it.
+    # A new cluster listens on the loopback only, since no other machine has to reach it.
     own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         _knock(address or "")
@@ -266,7 +267,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"no Ray cluster answers at {address or 'this machine'}: {reason:.300}; start one by "
+            f"no Ray cluster answers at {address or 'this machine'}: {reason:.300}; start one with "
             "`ray start --head`, and run this on one of its nodes"
         ) from error
     try:
@@ -276,10 +277,10 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """See that somebody listens there: Ray itself would try for minutes.
+    """Check that an address accepts connections, since Ray itself would retry for minutes.
 
     Raises:
-        OSError: nobody does.
+        OSError: the address doesn't accept connections.
     """
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
@@ -287,7 +288,7 @@ def _knock(address: str) -> None:
 
 
 def _cpus(settings: ServerSettings) -> int:
-    """The processors that a replica takes: models share them, as in any server."""
+    """Return the processors that a replica needs; its models share them."""
     return max(read(model.path).target.threads for model in settings.models)
 
 
@@ -297,16 +298,16 @@ def _warn_of_room(
     wanted, there = replicas * _cpus(settings), int(ray.cluster_resources().get("CPU", 0))
     if wanted > there:
         say(
-            f"{replicas} replicas of {_cpus(settings)} processors don't fit into the cluster's "
+            f"{replicas} replicas with {_cpus(settings)} processors each don't fit into the cluster's "
             f"{there}: waiting for more nodes"
         )
 
 
 def _start_roster(ray: Any) -> Any:
-    """Start what knows the replicas; on this node, and only as long as this process.
+    """Start the roster's actor on this node; it ends with this process.
 
     Raises:
-        InputError: there is one already.
+        InputError: the cluster has a roster already.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -316,14 +317,14 @@ def _start_roster(ray: Any) -> Any:
         return actor.options(scheduling_strategy=here).remote()
     except ValueError as error:
         raise InputError(
-            f"the application {APPLICATION!r} is served on this cluster already: end that first"
+            f"the application {APPLICATION!r} is served on this cluster already: end it first"
         ) from error
 
 
 def _start_application(
     serve: Any, settings: ServerSettings, min_replicas: int, max_replicas: int
 ) -> None:
-    """Have replicas made; returns before there are any."""
+    """Deploy the application; returns before there are any replicas."""
     drain_s = settings.limits.drain_ns / 1e9
     environment = {**OFF, "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
     deployment = serve.deployment(
@@ -345,7 +346,7 @@ def _start_application(
         graceful_shutdown_timeout_s=drain_s + _GRACE_S,
         graceful_shutdown_wait_loop_s=0.1,
     )(Replica)
-    # What encrypts is here; a replica is asked in the clear, within the cluster.
+    # The ingress here handles TLS; requests to replicas inside the cluster aren't encrypted.
     record = to_record(dataclasses.replace(settings, certificate=None, key=None))
     serve.start(proxy_location="Disabled")
     serve.run_many(

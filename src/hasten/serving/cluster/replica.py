@@ -1,6 +1,6 @@
-"""A replica on a Ray cluster: the same server as anywhere, on a port of its own.
+"""Run a replica on a Ray cluster: an ordinary server on its own port, watched by a Ray actor.
 
-Importing this imports no Ray: who deploys it makes actors of these classes.
+Importing this module doesn't import Ray: `ray_cluster` makes actors of these classes.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from hasten.serving.settings import ServerSettings
 
 _HEARTBEAT_S = 1.0
 _FORGOTTEN_S = 15.0
-"""A replica that said nothing for so long is gone."""
+"""Time without a heartbeat after which a replica counts as gone."""
 _LEAVE_S = 1.0
-"""How long after it says goodbye a replica still takes what is on its way to it."""
+"""Time for which a replica that has announced its end still takes requests on their way to it."""
 _FULL = 0.8
-"""The share of what it may have under way that a replica should have."""
+"""Load to aim for, as a share of the samples that a replica may process at once."""
 _ILL_S = 60.0
-"""A server that can't be mended in this time is replaced."""
+"""Time after which a server that doesn't answer is replaced."""
 _FAILED = "failed: "
 _PR_SET_PDEATHSIG = 1
-"""Of linux/prctl.h; see man 2 prctl."""
+"""Constant of linux/prctl.h; see man 2 prctl."""
 
 
-# -- what a replica needs, on whatever machine it runs
+# -- files that a replica needs on its machine
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Parcel:
     """Files for a replica, in the cluster's object store.
 
     Attributes:
-        name: Of the folder that they make up, after what is in it.
-        files: Relative path -> a reference to its bytes.
+        name: Name of the folder that the files make up, derived from their contents.
+        files: Relative path -> reference to the file's bytes.
     """
 
     name: str
@@ -67,11 +67,11 @@ def packed(settings: ServerSettings, put: Callable[[Any], Any]) -> list[Parcel]:
     """Put bundles, operator libraries and the token into the object store.
 
     Args:
-        settings: Which.
-        put: Takes bytes in and returns a reference to them.
+        settings: Settings of the server, which name the files.
+        put: Function that stores bytes and returns a reference to them.
 
     Returns:
-        One parcel a bundle, in the settings' order; then one a library; then the token's.
+        One parcel per bundle, in the settings' order; then one per library; then the token's.
 
     Raises:
         InputError: a file can't be read, or a bundle is damaged.
@@ -87,7 +87,7 @@ def packed(settings: ServerSettings, put: Callable[[Any], Any]) -> list[Parcel]:
         parcels.append(Parcel(name, {path.name: put(data)}))
     token = settings.token()
     if token is not None:
-        # Not by its hash: a folder's name is for everybody to see.
+        # A random name, since a hash of the token would be visible to every user of the machine.
         parcels.append(Parcel(f"token-{secrets.token_hex(16)}", {"token": put(token)}))
     return parcels
 
@@ -104,7 +104,7 @@ def _libraries(settings: ServerSettings) -> list[Path]:
 
 
 def unpacked(settings: ServerSettings, folders: list[Path]) -> ServerSettings:
-    """Return settings with the paths of this machine, given each parcel's folder."""
+    """Return settings with this machine's paths, given the folder of each parcel in order."""
     count, libraries = len(settings.models), _libraries(settings)
     places = {
         old: folder / old.name
@@ -125,7 +125,7 @@ def unpacked(settings: ServerSettings, folders: list[Path]) -> ServerSettings:
 
 
 def placed(root: Path, name: str, files: Mapping[str, Any]) -> Path:
-    """Write a parcel's files, whole or not at all; replicas of one machine share them."""
+    """Write a parcel's files, all or none, unless another replica on this machine already has."""
     folder = root / name
     if all((folder / each).is_file() for each in files):
         return folder
@@ -134,37 +134,37 @@ def placed(root: Path, name: str, files: Mapping[str, Any]) -> Path:
             path = Path(beside) / "parcel" / each
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        # Another replica may have been faster, with the same files.
+        # The rename fails if another replica has just written the same files.
         with contextlib.suppress(OSError):
             (Path(beside) / "parcel").rename(folder)
     return folder
 
 
 def private_root() -> Path:
-    """Return a folder of this machine that is nobody else's.
+    """Return a folder on this machine that only this user can access.
 
     Raises:
-        InputError: somebody else has it.
+        InputError: other users own the folder or can access it.
     """
     root = Path(tempfile.gettempdir()) / f"hasten-replicas-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
     if root.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise InputError(f"{root} isn't this user's alone: remove it")
+        raise InputError(f"{root} must be accessible to this user only: remove it")
     return root
 
 
-# -- who knows where the replicas are
+# -- the roster of replicas
 
 
 @dataclass(frozen=True)
 class Book:
-    """What the roster knows.
+    """State of the roster.
 
     Attributes:
-        entries: The replicas that were heard of lately.
-        failure: Why one couldn't serve, where none could since.
-        stocked: Whether the parcels are in.
+        entries: Name of each replica that sent a heartbeat recently -> entry.
+        failure: Reason why a replica couldn't serve, if no replica has since; otherwise "".
+        stocked: Whether the roster holds the parcels.
     """
 
     entries: dict[str, ReplicaEntry]
@@ -174,10 +174,10 @@ class Book:
 
 @dataclass
 class Roster:
-    """An actor that has the parcels, and knows where the replicas listen.
+    """Actor that holds the parcels, and knows where the replicas listen.
 
-    It may be started anew: replicas say again and again where they are, and who deploys them puts
-    the parcels in again.
+    The roster may be restarted and lose its state: replicas repeat their entries in heartbeats, and
+    the process that deployed them puts the parcels in again.
 
     Attributes:
         clock_s: Monotonic clock, in seconds.
@@ -189,28 +189,28 @@ class Roster:
     _failure: str = ""
 
     def put_in(self, parcels: list[Parcel]) -> None:
-        """Keep what replicas need."""
+        """Store the parcels that replicas need."""
         self._parcels = parcels
 
     def take_out(self) -> list[Parcel]:
-        """Return what a replica needs; nothing where it wasn't put in since the start."""
+        """Return the parcels that a replica needs; empty if none were put in since the start."""
         return self._parcels
 
     def enter(self, name: str, entry: ReplicaEntry) -> None:
-        """Note that a replica is there, or is leaving."""
+        """Record that a replica is running, or is leaving."""
         self._entries[name] = entry, self.clock_s()
         self._failure = ""
 
     def leave(self, name: str) -> None:
-        """Note that a replica is gone."""
+        """Record that a replica is gone."""
         self._entries.pop(name, None)
 
     def fail(self, why: str) -> None:
-        """Note why a replica can't serve."""
+        """Record why a replica can't serve."""
         self._failure = why
 
     def book(self) -> Book:
-        """Return what it knows."""
+        """Return the roster's state, without replicas whose heartbeats stopped."""
         now_s = self.clock_s()
         self._entries = {
             name: (entry, heard_s)
@@ -221,14 +221,14 @@ class Roster:
         return Book(entries, self._failure, bool(self._parcels))
 
 
-# -- how much a replica has to do
+# -- the load of a replica
 
 
 class ReplicaLoad:
-    """How much a replica has to do, as its own statistics say.
+    """Load of a replica, calculated from its server's statistics.
 
     Args:
-        targets: Model and version -> how many samples may be under way at once.
+        targets: Model and version -> number of samples that may be in progress at once.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
@@ -241,20 +241,20 @@ class ReplicaLoad:
         self._before: dict[tuple[str, str], tuple[int, int]] = {}
 
     def since_last(self, statistics: Mapping[str, Any]) -> float:
-        """The load since this was asked last: 1 where as much was under way as may be.
+        """Return the load since the last call: 1 if as many samples were in progress as may be.
 
-        How many requests are under way in the mean is the time of all of them over the time that
-        went by (Little's law); each counts as many samples as they have in the mean.
+        The mean number of requests in progress is their total time divided by the elapsed time
+        (Little's law); each counts as the mean number of samples per request.
 
         Args:
-            statistics: What `/v2/models/stats` answers.
+            statistics: Answer of `/v2/models/stats`.
         """
         load, now_ns = 0.0, self._clock_ns()
         for model in statistics["model_stats"]:
             key, answered = (model["name"], model["version"]), model["inference_stats"]["success"]
             before_ns, before_spent_ns = self._before.get(key, (0, 0))
             self._before[key] = now_ns, answered["ns"]
-            # A process that was started anew counts from nothing.
+            # The counters of a restarted process begin at 0.
             spent_ns = answered["ns"] - before_spent_ns
             if before_ns and now_ns > before_ns and spent_ns > 0:
                 rows = model["inference_count"] / answered["count"]
@@ -263,10 +263,10 @@ class ReplicaLoad:
 
 
 def target(config: Mapping[str, Any]) -> int:
-    """How many samples of a model may be under way at once: its best batches, and one that waits.
+    """Return how many samples of a model may be in progress: per session, a best batch and one more.
 
     Args:
-        config: What `/v2/models/NAME/config` answers.
+        config: Answer of `/v2/models/NAME/config`.
     """
     sessions = sum(group["count"] for group in config["instance_group"])
     sizes = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
@@ -274,7 +274,7 @@ def target(config: Mapping[str, Any]) -> int:
 
 
 def wanted_replicas(context: Any) -> tuple[float, dict[str, Any]]:
-    """Ray Serve's autoscaling policy: as many replicas as keep each at 80 % of what it may have."""
+    """Decide the number of replicas, as Ray Serve's autoscaling policy: aim for a load of 80 %."""
     loads: Mapping[Any, float] = (context.aggregated_metrics or {}).get("load", {})
     return sum(loads.values()) / _FULL, {}
 
@@ -283,16 +283,16 @@ def wanted_replicas(context: Any) -> tuple[float, dict[str, Any]]:
 
 
 class Replica:
-    """A Ray Serve deployment: a server whose models are loaded and warm before it counts as ready.
+    """Ray Serve deployment of a server, ready once its models are loaded and warmed up.
 
-    The server is a process of its own, with its own supervisor, so that nothing of Ray's is between
-    a client and a model, and what an engine breaks is mended at once.
+    The server is a separate process with its own supervisor, so that no part of Ray is between a
+    client and a model, and a crash of an engine is recovered at once.
 
     Args:
-        record: The server's settings.
-        roster: Its name.
-        namespace: The roster's.
-        release: The version of hasten that is deployed.
+        record: Record of the server's settings.
+        roster: Name of the roster's actor.
+        namespace: Ray namespace of the roster.
+        release: Version of hasten that is deployed.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
@@ -305,8 +305,8 @@ class Replica:
         try:
             if release != version("hasten"):
                 raise InputError(
-                    f"this node has hasten {version('hasten')}; deployed is {release}: install the "
-                    "same on every node"
+                    f"this node has hasten {version('hasten')}, but {release} is deployed: install the "
+                    "same version on every node"
                 )
             self._settings = await self._settled(from_record(ServerSettings, record))
             await self._start()
@@ -315,12 +315,12 @@ class Replica:
             raise RuntimeError(str(error)) from error
 
     async def _settled(self, settings: ServerSettings) -> ServerSettings:
-        """Get what is served, and make the settings this machine's."""
+        """Write the parcels to this machine, and return the settings with its paths and address."""
         root = private_root()
         folders = []
         parcels = await self._ask("take_out")
         if not parcels:
-            raise RuntimeError("the roster was just started anew, and has no bundles yet")
+            raise RuntimeError("the roster was just restarted, and has no bundles yet")
         for parcel in parcels:
             names, references = list(parcel.files), list(parcel.files.values())
             files = dict(zip(names, await asyncio.gather(*references), strict=True))
@@ -330,14 +330,14 @@ class Replica:
         )
 
     async def _start(self) -> None:
-        """Serve, and wait until every model is loaded."""
-        # From this thread, which lasts as long as the replica: its end ends the server, too.
+        """Start the server, and wait until every model is loaded."""
+        # The server dies with the thread that started it, and this one lasts as long as the replica.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hasten.serving.cluster.replica", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            process_group=0,  # Ray kills a worker's whole group with it: this one is to drain
+            process_group=0,  # Ray kills a worker's whole process group, but the server must drain
         )
         self._entry = await asyncio.to_thread(self._until_ready)
         targets = {}
@@ -350,10 +350,13 @@ class Replica:
         self._heart = asyncio.get_running_loop().create_task(self._beat())
 
     def _until_ready(self) -> ReplicaEntry:
-        """Read what the server says until it is ready.
+        """Read the server's output until it is ready.
+
+        Returns:
+            The entry with its ports.
 
         Raises:
-            InputError: it can't serve.
+            InputError: the server can't serve.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -374,13 +377,13 @@ class Replica:
         raise InputError(f"the server ended with {self._process.wait()}; Ray's log says more")
 
     def _read_on(self) -> None:
-        """A pipe that is full would stop it."""
+        """Discard the server's further output, since a full pipe would block the server."""
         assert self._process.stdout is not None
         for _ in self._process.stdout:
             pass
 
     async def _own(self, method: str, path: str) -> Any:
-        """Ask the server."""
+        """Send a request to the replica's server; return its JSON."""
         return await asyncio.to_thread(self._asked, method, path)
 
     def _asked(self, method: str, path: str) -> Any:
@@ -395,7 +398,7 @@ class Replica:
             raise ConnectionError(f"{path} answers {answer.status}")
         return json.loads(text) if text else None
 
-    # -- what it tells the roster
+    # -- messages to the roster
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         import ray
@@ -405,7 +408,7 @@ class Replica:
         return await getattr(self._roster, method).remote(*arguments)
 
     async def _beat(self) -> None:
-        """Say again and again that it is there: the roster may have been started anew."""
+        """Send heartbeats to the roster, by which a restarted roster learns of this replica."""
         while self._process.poll() is None:
             await self._enter()
             await asyncio.sleep(_HEARTBEAT_S)
@@ -415,16 +418,16 @@ class Replica:
 
         try:
             await self._ask("enter", self._name, self._entry)
-        except (ray.exceptions.RayError, ValueError):  # who deployed it is gone, for now at least
+        except (ray.exceptions.RayError, ValueError):  # the deploying process may be gone
             self._roster = None
 
-    # -- what Ray Serve asks of it
+    # -- the interface to Ray Serve
 
     async def check_health(self) -> None:
-        """Say that it is well.
+        """Check that the replica is healthy.
 
         Raises:
-            RuntimeError: the server has ended, or a model doesn't answer for long.
+            RuntimeError: the server has ended, or hasn't answered for a long time.
         """
         if self._process.poll() is not None:
             raise RuntimeError(f"the server ended with {self._process.returncode}")
@@ -435,13 +438,13 @@ class Replica:
             raise RuntimeError("a model doesn't answer")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """How much it has to do; see `ReplicaLoad`."""
+        """Return the replica's load; see `ReplicaLoad`."""
         with contextlib.suppress(OSError, http.client.HTTPException):
             return {"load": self._load.since_last(await self._own("GET", "/v2/models/stats"))}
         return {"load": 0.0}
 
     async def __del__(self) -> None:
-        """Answer what is under way, and end."""
+        """Answer running requests, and end the server."""
         import ray
 
         if self._heart is None:
@@ -457,7 +460,7 @@ class Replica:
 
 
 def _own_address() -> str:
-    """The address by which the cluster's other nodes know this one."""
+    """Return the address by which the cluster's other nodes reach this one."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -465,7 +468,7 @@ def _own_address() -> str:
 
 
 def main() -> NoReturn:
-    """Serve what standard input says, as long as the process of the given number lives."""
+    """Serve with the settings on standard input until the parent process, named by its id, ends."""
     from hasten.serving.logs import log_to_stderr
     from hasten.serving.supervision.supervisor import Supervisor
 

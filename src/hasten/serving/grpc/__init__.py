@@ -1,1 +1,1 @@
-"""The protocol over gRPC."""
+"""Serve the protocol over gRPC."""

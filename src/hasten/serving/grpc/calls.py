@@ -1,4 +1,4 @@
-"""Inference calls over gRPC: one request in a call of its own, or many in a stream."""
+"""Answer inference calls over gRPC: one request per call, or many in a stream."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from hasten.serving.wire.grpc_messages import (
 log = logging.getLogger("hasten.serving")
 
 _MOST_IN_STREAM = 128
-"""Requests of one stream that are under way; more are left with the client."""
+"""Most requests of one stream that are processed at once; further ones aren't read yet."""
 
 
 class Inference:
-    """A request under way.
+    """An inference request, from its message to the end of its answer.
 
     Args:
-        state: The server's.
-        context: Of its call.
-        data: The message on the wire.
+        state: State of the server.
+        context: gRPC context of the call.
+        data: Bytes of the request's message.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Attributes:
-        id: What comes back with the answer.
-        final: Whether even an error is to be marked as the last answer.
+        id: Identifier that the answer repeats.
+        final: Whether to mark even an error as the last answer.
     """
 
     __slots__ = (
@@ -68,10 +68,10 @@ class Inference:
         self.id, self.final = "", False
 
     def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:
-        """Hand it to its model; `done` gets the answer, maybe before this returns.
+        """Hand the request to its model; `done` gets the answer, maybe before this returns.
 
         Raises:
-            ProtocolError: it can't be answered.
+            ProtocolError: the request can't be answered.
         """
         state = self._state
         state.repository.clients.heard(0, self._arrived_ns)
@@ -95,7 +95,7 @@ class Inference:
         if state.body_bytes + size > most:
             raise ProtocolError(
                 Kind.OVERLOADED,
-                f"overloaded: requests of {most:,} bytes are under way; retry later",
+                f"overloaded: requests with {most:,} bytes are in progress; retry later",
                 retry_s=1.0,
             )
         self._reserved = size
@@ -112,10 +112,10 @@ class Inference:
         return query
 
     def written(self, answer: Answer, *, in_stream: bool = False) -> bytes:
-        """Return the answer as it is sent.
+        """Encode the answer.
 
         Raises:
-            ProtocolError: it can't be written where it was to be.
+            ProtocolError: an output can't be written to the place that the request states.
         """
         model = self._model
         began_ns = self._clock_ns()
@@ -124,7 +124,7 @@ class Inference:
         return data
 
     def end(self) -> None:
-        """Let go of it: answered, or nobody waits for it any more."""
+        """Release the request, which is answered or given up by its client."""
         ticket, self._ticket = self._ticket, None
         if ticket is not None and not ticket.over:
             ticket.model.cancel(ticket)
@@ -133,11 +133,11 @@ class Inference:
 
 
 class Stream:
-    """A stream of requests: side by side, each answered as soon as it can be.
+    """A stream of requests that run in parallel, each answered as soon as possible.
 
     Args:
-        state: The server's.
-        context: Of its call.
+        state: State of the server.
+        context: gRPC context of the call.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
@@ -146,16 +146,16 @@ class Stream:
         self._under_way: set[Inference] = set()
         self._answers: deque[bytes] = deque()
         self._open = 0
-        """Requests that were read, and whose answers aren't yet sent."""
+        """Number of requests that were read but whose answers aren't sent yet."""
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._why: ProtocolError | None = None
 
     async def run(self) -> None:
-        """Answer until the client has no more requests, or goes away.
+        """Answer requests until the client has no more, or goes away.
 
         Raises:
-            ProtocolError: it ends before, and why.
+            ProtocolError: the server ended the stream; the message says why.
         """
         self._reading = asyncio.get_running_loop().create_task(self._read())
         try:
@@ -175,7 +175,7 @@ class Stream:
             raise self._why
 
     def drain(self) -> None:
-        """Read no more requests."""
+        """Stop reading requests, because the server drains."""
         self._why = leaving()
         if self._reading is not None:
             self._reading.cancel()
@@ -209,7 +209,7 @@ class Stream:
             self._answer(inference, own_fault())
 
     def _answer(self, inference: Inference, answer: Answer | ProtocolError) -> None:
-        """Queue what goes back on a request."""
+        """Queue the answer or error of a request."""
         if inference not in self._under_way:
             return
         self._under_way.discard(inference)
@@ -228,7 +228,7 @@ class Stream:
 
 
 def metadata_of(context: Any, wanted: str) -> bytes:
-    """Return what a call brought beside its message under a name; b"" for nothing."""
+    """Return a metadata value of a call by name; b"" if there is none."""
     for name, value in context.invocation_metadata() or ():
         if name == wanted:
             return value if isinstance(value, bytes) else value.encode()
@@ -236,11 +236,11 @@ def metadata_of(context: Any, wanted: str) -> bytes:
 
 
 def own_fault() -> ProtocolError:
-    """Log what is being handled, and return what the client is told of it."""
+    """Log the exception that is being handled, and return the error for the client."""
     log.exception("a request broke the server's own code")
     return ProtocolError(Kind.INTERNAL, "the server failed; its log has the reason")
 
 
 def leaving() -> ProtocolError:
-    """What is answered while the server drains."""
+    """Return the error for requests that arrive while the server drains."""
     return ProtocolError(Kind.UNAVAILABLE, "the server is draining", 1.0)

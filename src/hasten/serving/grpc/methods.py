@@ -1,4 +1,4 @@
-"""Every gRPC method but inference: health, metadata, statistics, repository, shared memory, traces, logs."""
+"""Answer all gRPC methods except inference: health, metadata, statistics, repository, memory, logs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.state import ServerState
 
 Content: TypeAlias = dict[str, Any]
-"""A message as protobuf's JSON."""
+"""Content of a message, in the form of protobuf's JSON."""
 
 
 class Methods:
-    """The methods of one server; each takes its message and returns what its answer holds.
+    """Methods of one server; each takes a request's message and returns the answer's content.
 
     Args:
-        state: The server's.
+        state: State of the server.
     """
 
     def __init__(self, state: ServerState) -> None:
@@ -55,11 +55,14 @@ class Methods:
         """Answer a request.
 
         Args:
-            name: Of the method.
-            request: Its message.
+            name: Name of the method.
+            request: Message of the request.
+
+        Returns:
+            The answer's message.
 
         Raises:
-            ProtocolError: with what error.
+            ProtocolError: the request gets this error.
         """
         from google.protobuf.json_format import ParseDict
 
@@ -150,7 +153,7 @@ class Methods:
     def _nothing(self, request: Any) -> Content:
         return {}
 
-    # -- what is traced and logged
+    # -- tracing and logging
 
     def _trace(self, request: Any) -> Content:
         if request.model_name:
@@ -174,18 +177,18 @@ def _check_repository(request: Any) -> None:
     if request.repository_name:
         raise ProtocolError(
             Kind.INVALID,
-            f"there is one repository, without a name; got {request.repository_name!r:.100}",
+            f"the only repository has no name; got {request.repository_name!r:.100}",
         )
 
 
 def _choices(given: Any) -> Content:
-    """What was chosen in each value of a map; None where nothing was."""
+    """Return the value that is set in each parameter of a map; None if none is."""
     chosen = {name: each.WhichOneof("parameter_choice") for name, each in given.items()}
     return {name: getattr(given[name], one) if one else None for name, one in chosen.items()}
 
 
 def _given(now: Any, setting: Any) -> Any:
-    """A trace setting as HTTP has it: text, or a list where it is one; None for the server's own."""
+    """Return a trace setting in the form of HTTP: a text, a list, or None for the server's default."""
     values = list(setting.value)
     if len(values) == 1 and not isinstance(now, list):
         return values[0]

@@ -1,6 +1,7 @@
-"""The gRPC front end: calls in, requests out, answers back, on the event loop that HTTP is on.
+"""Serve gRPC calls on the event loop that serves HTTP too.
 
-Messages come and go as bytes: what can't be read is answered in the protocol's words.
+The gRPC library hands messages over as bytes, so that a message that can't be parsed gets an error of
+the protocol.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from hasten.serving.wire.grpc_messages import read_message
 
 _MOST_SENT_BYTES = 2**31 - 1
 _OPEN = ("ServerLive", "ServerReady")
-"""Methods that need no token."""
+"""Names of the methods that need no token."""
 _MISSING = "serving over gRPC needs grpcio and protobuf: pip install 'hasten[serve]'"
 
 
 class GrpcServer:
-    """The gRPC port of a server.
+    """gRPC front end of a server.
 
     Args:
-        state: The server's.
-        settings: The same.
+        state: State of the server.
+        settings: Settings of the server.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
@@ -59,11 +60,11 @@ class GrpcServer:
         """Listen; return the port.
 
         Args:
-            host: A name or an address.
-            port: 0 for any that is free.
+            host: Host name or address to listen on.
+            port: Port; 0 for any free port.
 
         Raises:
-            InputError: it can't be had, or gRPC isn't installed.
+            InputError: the port isn't available, or gRPC isn't installed.
         """
         try:
             import grpc
@@ -98,7 +99,7 @@ class GrpcServer:
     def _options(self) -> list[tuple[str, int]]:
         limits = self._state.limits
         return [
-            # What is larger is refused when its length is known, before memory is taken for it.
+            # Larger messages are refused once their length is known, before memory is allocated.
             ("grpc.max_receive_message_length", limits.body_bytes + limits.header_bytes),
             ("grpc.max_send_message_length", _MOST_SENT_BYTES),
             ("grpc.max_metadata_size", limits.header_bytes),
@@ -106,7 +107,7 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", limits.connections),
             ("grpc.max_allowed_incoming_connections", limits.connections),
             ("grpc.so_reuseport", 0),
-            # A client that is gone without a word is noticed, and clients may look for the server.
+            # Clients that vanished are detected, and clients may ping the server.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -122,24 +123,24 @@ class GrpcServer:
         return int(server.add_secure_port(place, grpc.ssl_server_credentials([pair])))
 
     async def drain(self) -> None:
-        """Take no new calls, and wait for those under way as long as the limits say."""
+        """Accept no new calls, and wait for running ones, up to the drain time of the limits."""
         for stream in list(self._streams):
             stream.drain()
         if self._server is not None:
             await self._server.stop(self._state.limits.drain_ns / 1e9)
 
     async def close(self) -> None:
-        """End everything now."""
+        """Abort all calls, and stop now."""
         if self._server is not None:
             await self._server.stop(None)
 
-    # -- what every call goes through
+    # -- steps that all calls have in common
 
     def _check_token(self, context: Any) -> None:
-        """Check that the client may come in.
+        """Check the client's token, if the server requires one.
 
         Raises:
-            ProtocolError: it brings no token, or another one.
+            ProtocolError: the token is missing or wrong.
         """
         token = self._state.token
         if token is None:
@@ -147,12 +148,13 @@ class GrpcServer:
         given = metadata_of(context, "authorization")
         if not hmac.compare_digest(given, b"Bearer " + token):
             raise ProtocolError(
-                Kind.UNAUTHENTICATED, "this server wants a token: send authorization: Bearer TOKEN"
+                Kind.UNAUTHENTICATED,
+                "this server requires a token: send authorization: Bearer TOKEN",
             )
 
     def _refuse(self, context: Any, failure: ProtocolError) -> bytes:
         """End a call with an error."""
-        # Not by `context.abort`: its exception and the call would keep each other in memory.
+        # `context.abort` would raise an exception that keeps the call in memory by a cycle.
         context.set_code(self._statuses[failure.kind])
         context.set_details(str(failure))
         if failure.retry_s is not None:
@@ -161,7 +163,7 @@ class GrpcServer:
         return b""
 
     def _unary(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        """What answers a method that isn't inference."""
+        """Return the handler of a method that isn't inference."""
         request_name = messages.METHODS[name].request
 
         async def call(data: bytes, context: Any) -> bytes:
@@ -224,10 +226,10 @@ def _settle(
 
 
 def _check_place(host: str, port: int) -> None:
-    """Ask the system for the place first: gRPC doesn't say why it can't be had.
+    """Bind a port for a moment, since gRPC doesn't say why a port isn't available.
 
     Raises:
-        InputError: it can't.
+        InputError: the port isn't available; the message says why.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:

@@ -1,1 +1,1 @@
-"""The protocol over HTTP/1.1, and the live page."""
+"""Serve the protocol over HTTP/1.1, and the live page."""

@@ -1,7 +1,7 @@
-"""HTTP/1.1 on a socket: bytes in, requests out, answers back. The hot path of the server.
+"""Speak HTTP/1.1 on a socket: parse requests and send answers. This is the server's hot path.
 
-Parsed by httptools, straight into the handler: no task, no queue and no second parser between a
-socket and the model. A long body is received into its own memory, where its tensors then lie.
+httptools parses straight into the handler: there is no task, no queue and no second parser between
+the socket and the model. A long body is received into its own memory, where its tensors then stay.
 """
 
 from __future__ import annotations
@@ -39,27 +39,28 @@ from hasten.serving.wire.http_bodies import (
 log = logging.getLogger("hasten.serving")
 
 _DIRECT_BYTES = 64 << 10
-"""A body that is longer is received into memory of its own, but for what came with its headers."""
+"""Size above which a body is received into its own memory, except the part that arrived with its
+headers."""
 _ALIGNMENT = 64
 _SMALL_BYTES = 64 << 10
-"""An answer that is shorter is sent in one piece."""
+"""Size up to which an answer is sent in one piece."""
 _LINGER_S = 1.0
-"""How long a client that is hung up on may still be sending, for it to see why."""
+"""Time for which a refused client may still be sending, so that it can read the reason."""
 _MOST_ROUTES = 4096
 _LONGEST_ROUTE = 1024
 _LONGEST_NUMBER = 20
 
 
 class Received(NamedTuple):
-    """A request as it came, whole.
+    """A request that was received in full.
 
     Attributes:
-        method: As "GET".
-        url: Its target.
-        headers: Lower-case names.
-        body: As it was sent.
-        keep_alive: Whether its client may ask again on this connection.
-        reserved: Bytes of it that are counted.
+        method: HTTP method, such as "GET".
+        url: Target of the request.
+        headers: Values of the headers by lower-case name.
+        body: Body as it was sent.
+        keep_alive: Whether the client may send further requests on this connection.
+        reserved: Counted bytes of the body.
     """
 
     method: bytes
@@ -71,37 +72,37 @@ class Received(NamedTuple):
 
 
 class Slot(Protocol):
-    """Where a connection states what it is at, for who answers if this process dies."""
+    """Interface for recording a connection's state, which outlives this process."""
 
     def working(self) -> None:
-        """A request is under way, and nothing of its answer is sent."""
+        """Record that a request is being processed and no part of its answer was sent."""
 
     def sending(self) -> None:
-        """A part of the answer is sent."""
+        """Record that a part of the answer was sent."""
 
     def answered(self) -> None:
-        """The answer was handed to the system, or will be at once."""
+        """Record that the answer was handed to the operating system, or is about to be."""
 
     def resting(self) -> None:
-        """No request is under way, and none was for a while."""
+        """Record that no request is being processed, and none was for a while."""
 
     def closed(self) -> None:
-        """The connection is gone."""
+        """Record that the connection is closed."""
 
 
 class PlainRoutes(Protocol):
-    """What answers all that isn't an inference."""
+    """Interface of the handler of all requests that aren't inferences."""
 
     def handle(self, request: PlainRequest) -> Response | Coroutine[Any, Any, Response]:
-        """Answer, now or later.
+        """Answer a request, at once or by a coroutine.
 
         Raises:
-            ProtocolError: with what error.
+            ProtocolError: the request gets this error.
         """
 
 
 def inference_path(url: bytes) -> tuple[str, str] | None:
-    """Return model and version of an inference's path; None where it is another's."""
+    """Return the model and version in the path of an inference; None for any other path."""
     parts = url.partition(b"?")[0].split(b"/")
     if len(parts) not in (5, 7) or parts[:3] != [b"", b"v2", b"models"] or parts[-1] != b"infer":
         return None
@@ -112,18 +113,18 @@ def inference_path(url: bytes) -> tuple[str, str] | None:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client's connection.
+    """Connection of one client.
 
     Args:
-        state: The server's.
-        routes: Answers what isn't an inference.
-        slot: Where it states what it is at.
+        state: State of the server.
+        routes: Handler of all requests that aren't inferences.
+        slot: Record of the connection's state; None without a supervisor.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Attributes:
-        state: The server's.
+        state: State of the server.
         clock_ns: Monotonic clock, in nanoseconds.
-        quiet: How often nothing had come since it was looked at before, the last times.
+        quiet: Number of consecutive checks, up to the latest, since which no request arrived.
     """
 
     _paths: dict[bytes, tuple[str, str] | None] = {}
@@ -146,7 +147,7 @@ class Connection(asyncio.BufferedProtocol):
         self._headers: dict[bytes, bytes] = {}
         self._pieces: list[bytes] = []
         self._body: Any = None
-        """Memory of a long body's own."""
+        """Memory that a long body is received into; None for a short one."""
         self._filled = self._size = self._reserved = 0
         self._in_body = False
         self._keep_alive = True
@@ -158,27 +159,27 @@ class Connection(asyncio.BufferedProtocol):
         self._backlog: deque[Received] = deque()
         self._hung_up = self._lost = False
         self._began_ns: int | None = None
-        """When the request that is being received began."""
+        """Time when the request that is being received began; None between requests."""
         self._stuck_ns: int | None = None
-        """Since when the client takes nothing of its answer."""
+        """Time since which the client has read nothing of its answer; None if it does."""
         self._unsent = 0
         self._opened_ns: int | None = clock_ns()
-        """When it was opened, until a request came."""
+        """Time when the connection was opened; None once it has received a request."""
         self._upgrading = False
         self._refusal: ProtocolError | None = None
-        """What is to be said once the answer under way is sent."""
+        """Error to send once the pending answers are sent; None without."""
 
     # -- the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Register the connection with the server."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
         self.state.connections.add(self)
         self.state.repository.clients.heard(self._number, self.clock_ns())
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The client went away: nothing of what it asked needs to be computed."""
+        """Give up the requests of a client that went away."""
         self._lost = True
         self.state.connections.discard(self)
         if self._ticket is not None:
@@ -192,18 +193,18 @@ class Connection(asyncio.BufferedProtocol):
         self.state.body_bytes -= self._reserved + sum(each.reserved for each in self._backlog)
         self._reserved = 0
         self._backlog.clear()
-        # The parser refers to this: memory would wait for a collection.
+        # The parser refers back to this object: without this, only the garbage collector frees both.
         self._body, self._pieces, self._parser = None, [], None  # type: ignore[assignment]
         if self._slot is not None:
             self._slot.closed()
 
     def pause_writing(self) -> None:
-        """The client doesn't take its answers: nothing more is asked of it, or answered."""
+        """Stop reading and answering while the client doesn't read its answers."""
         self._stuck_ns, self._unsent = self.clock_ns(), self._transport.get_write_buffer_size()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Continue once the client reads its answers again."""
         self._stuck_ns = None
         if self._backlog and not self._busy:
             self._next_soon()
@@ -211,13 +212,13 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where to receive: into the body itself, where it is a long one."""
+        """Return the memory to receive into: the body itself, if it is a long one."""
         if self._in_body and self._body is not None:
             return self._body[self._filled :]  # type: ignore[no-any-return]
         return self._view
 
     def buffer_updated(self, count: int) -> None:
-        """So many bytes were received."""
+        """Handle `count` received bytes."""
         clients = self.state.repository.clients
         if clients.source != self._number:
             clients.heard(self._number, self.clock_ns())
@@ -231,7 +232,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(failure)
                 return
             if self._filled == self._size:
-                self._parser = httptools.HttpRequestParser(self)  # for what comes after this body
+                self._parser = httptools.HttpRequestParser(self)  # for the bytes after this body
                 self.on_message_complete()
             return
         if not self._in_body:
@@ -239,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
         self._feed(self._view[:count])
 
     def _feed(self, data: Any) -> None:
-        """Parse, and refuse what can't be."""
+        """Parse received bytes, and refuse those that can't be parsed."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as error:
@@ -251,16 +252,18 @@ class Connection(asyncio.BufferedProtocol):
                 cause = own_fault()
             self._refuse(cause)
         except httptools.HttpParserError as error:
-            self._refuse(ProtocolError(Kind.INVALID, f"this is no HTTP/1.1: {error}"))
+            self._refuse(ProtocolError(Kind.INVALID, f"this is not HTTP/1.1: {error}"))
         else:
             if not self._in_body and self._head_bytes > self.state.limits.header_bytes:
                 self._refuse(self._long_head())
 
     def _without_upgrade(self, rest: Any) -> None:
-        """Read a request that offers another protocol as if it didn't: RFC 9110, 7.8."""
+        """Parse a request that offers an upgrade as if it didn't, as RFC 9110, 7.8 allows."""
         self._upgrading = False
         if self._method == b"CONNECT":
-            self._refuse(ProtocolError(Kind.NO_METHOD, "this is no proxy: there is no CONNECT"))
+            self._refuse(
+                ProtocolError(Kind.NO_METHOD, "this is not a proxy: CONNECT isn't supported")
+            )
             return
         gone = (b"upgrade", b"connection", b"http2-settings")
         lines = [b"%s %s HTTP/1.1" % (self._method, self._url)]
@@ -269,17 +272,17 @@ class Connection(asyncio.BufferedProtocol):
         self._feed(b"\r\n".join([*lines, b"", b""]) + bytes(rest))
 
     def eof_received(self) -> bool:
-        """The client sends no more: it went away, be it in the middle of a request."""
+        """Close the connection: a client that ends its side has gone away."""
         return False
 
     def _long_head(self) -> ProtocolError:
         most = self.state.limits.header_bytes
-        return ProtocolError(Kind.HEADERS, f"the request's headers have over {most:,} bytes")
+        return ProtocolError(Kind.HEADERS, f"the request's headers exceed {most:,} bytes")
 
     # -- the parser
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
+        """Begin a request at its first byte."""
         self._url, self._headers, self._pieces = b"", {}, []
         self._body, self._filled, self._size = None, 0, 0
         self._began_ns = self.clock_ns()
@@ -287,11 +290,11 @@ class Connection(asyncio.BufferedProtocol):
             self._slot.working()
 
     def on_url(self, url: bytes) -> None:
-        """A piece of its target."""
+        """Take a piece of the request's target."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; behind a chunked body they are counted, and mean nothing."""
+        """Take a header; trailers after a chunked body are only counted."""
         if self._in_body:
             self._head_bytes += len(name) + len(value)
             if self._head_bytes > self.state.limits.header_bytes:
@@ -300,10 +303,10 @@ class Connection(asyncio.BufferedProtocol):
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """Decide whether its body is received at all, before memory is taken for it.
+        """Decide whether to receive the request's body, before memory is allocated for it.
 
         Raises:
-            ProtocolError: it isn't.
+            ProtocolError: the request is refused.
         """
         if self._head_bytes > self.state.limits.header_bytes + len(self._view):
             raise self._long_head()
@@ -319,13 +322,14 @@ class Connection(asyncio.BufferedProtocol):
         headers = self._headers
         if self.state.token is not None and not self._may_enter():
             raise ProtocolError(
-                Kind.UNAUTHENTICATED, "this server wants a token: send Authorization: Bearer TOKEN"
+                Kind.UNAUTHENTICATED,
+                "this server requires a token: send Authorization: Bearer TOKEN",
             )
         stated = headers.get(b"content-length")
         if stated is not None:
             size = int(stated) if stated.isdigit() and len(stated) < _LONGEST_NUMBER else -1
             if size < 0:
-                raise ProtocolError(Kind.INVALID, f"Content-Length is no size: {stated[:40]!r}")
+                raise ProtocolError(Kind.INVALID, f"Content-Length is not a size: {stated[:40]!r}")
             self._check_room(size)
             if size > _DIRECT_BYTES:
                 self._body = _memory(size, headers.get(b"inference-header-content-length", b""))
@@ -343,10 +347,10 @@ class Connection(asyncio.BufferedProtocol):
         return hmac.compare_digest(given, b"Bearer " + token)
 
     def _reserve(self, size: int) -> None:
-        """Count bytes of a body that came: what is only announced takes no memory.
+        """Count received bytes of a body; announced bytes don't count, since they take no memory.
 
         Raises:
-            ProtocolError: it is too large, or too much is there already.
+            ProtocolError: the body is too large, or all bodies together are.
         """
         self._check_room(size)
         self._reserved += size
@@ -356,17 +360,17 @@ class Connection(asyncio.BufferedProtocol):
         limits, state = self.state.limits, self.state
         if self._reserved + size > limits.body_bytes:
             raise ProtocolError(
-                Kind.TOO_LARGE, f"a body of over {limits.body_bytes:,} bytes isn't taken"
+                Kind.TOO_LARGE, f"the body exceeds the limit of {limits.body_bytes:,} bytes"
             )
         if state.body_bytes + size > limits.bodies_bytes:
             raise ProtocolError(
                 Kind.OVERLOADED,
-                f"overloaded: requests of {limits.bodies_bytes:,} bytes are under way; retry later",
+                f"overloaded: requests with {limits.bodies_bytes:,} bytes are in progress; retry later",
                 retry_s=1.0,
             )
 
     def on_body(self, piece: bytes) -> None:
-        """A piece of the body."""
+        """Take a piece of the body."""
         self._reserve(len(piece))
         if self._body is not None:
             end = self._filled + len(piece)
@@ -376,9 +380,9 @@ class Connection(asyncio.BufferedProtocol):
         self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        """A request is there, whole."""
+        """Answer a request that was received in full, or queue it."""
         if self._body is not None and self._filled < self._size:
-            return  # the parser was left behind
+            return  # the rest of the body is received without the parser
         if self._upgrading:
             return
         self._in_body, self._began_ns, self._opened_ns = False, None, None
@@ -401,7 +405,7 @@ class Connection(asyncio.BufferedProtocol):
     # -- a request
 
     def _begin(self, received: Received) -> None:
-        """Answer a request, now or once its model has."""
+        """Begin to answer a request."""
         self._busy = True
         self.quiet = 0
         if self._slot is not None:
@@ -417,7 +421,7 @@ class Connection(asyncio.BufferedProtocol):
         self._answer(exchange, received, arrived_ns)
 
     async def _unpack(self, exchange: Exchange, received: Received, arrived_ns: int) -> None:
-        """Answer a request whose body is compressed: others are answered while it is unpacked."""
+        """Answer a request with a compressed body, which a thread decompresses."""
         try:
             body = await self._plain(exchange, received.headers, received.body)
             self._unpacking = None
@@ -430,7 +434,7 @@ class Connection(asyncio.BufferedProtocol):
             self._answer(exchange, received._replace(body=body), arrived_ns)
 
     def _answer(self, exchange: Exchange, received: Received, arrived_ns: int) -> None:
-        """Answer a request whose body is as it was written."""
+        """Answer a request whose body isn't compressed."""
         method, url, headers, body, _, _ = received
         try:
             paths = Connection._paths
@@ -473,8 +477,8 @@ class Connection(asyncio.BufferedProtocol):
         if query.plan is None and stated != b"0":
             try:
                 model.plan(query, body, None if stated is None else int(stated), ticket)
-            except Exception:  # it may be answered already
-                log.exception("what is alike in requests couldn't be kept")
+            except Exception:  # the request may be answered already, so it can't fail any more
+                log.exception("the plan of a request couldn't be kept")
 
     def _read(
         self, model: ServedModel, path: tuple[str, str], stated: bytes | None, body: Any
@@ -484,7 +488,7 @@ class Connection(asyncio.BufferedProtocol):
             return raw_query(body, *path, model.inputs)
         if stated is not None and not (stated.isdigit() and len(stated) < _LONGEST_NUMBER):
             raise ProtocolError(
-                Kind.INVALID, f"Inference-Header-Content-Length is no size: {stated[:40]!r}"
+                Kind.INVALID, f"Inference-Header-Content-Length is not a size: {stated[:40]!r}"
             )
         length = None if stated is None else int(stated)
         return model.planned(body, length) or read_body(
@@ -492,7 +496,7 @@ class Connection(asyncio.BufferedProtocol):
         )
 
     async def _plain(self, exchange: Exchange, headers: dict[bytes, bytes], body: Any) -> Any:
-        """Return a body without its compression; its memory is counted."""
+        """Decompress a body, and count its memory."""
         encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
         if encoding in ("", "identity"):
             return body
@@ -504,7 +508,7 @@ class Connection(asyncio.BufferedProtocol):
         if state.body_bytes + len(data) > limits.bodies_bytes:
             raise ProtocolError(
                 Kind.OVERLOADED,
-                f"overloaded: requests of {limits.bodies_bytes:,} bytes are under way; retry later",
+                f"overloaded: requests with {limits.bodies_bytes:,} bytes are in progress; retry later",
                 retry_s=1.0,
             )
         exchange.reserved += len(data)
@@ -543,7 +547,7 @@ class Connection(asyncio.BufferedProtocol):
     def send(
         self, head: bytes, pieces: Sequence[Any], size: int, reserved: int, keep_alive: bool
     ) -> None:
-        """Send an answer, and go on with what came meanwhile."""
+        """Send an answer, and continue with requests that arrived meanwhile; see `Sender`."""
         if self._lost:
             return
         self._ticket = self._exchange = None
@@ -558,7 +562,7 @@ class Connection(asyncio.BufferedProtocol):
                 slot.sending()
             self._transport.writelines((head, *pieces))
         self._busy = False
-        if slot is not None:  # once it was handed to the system, at this turn's end
+        if slot is not None:  # the system has the answer only at the end of the loop's turn
             asyncio.get_running_loop().call_soon(self._answered)
         if not keep_alive:
             self._transport.close()
@@ -573,7 +577,7 @@ class Connection(asyncio.BufferedProtocol):
             self._slot.answered()
 
     def _next_soon(self) -> None:
-        """Go on with what came meanwhile, in a turn of its own."""
+        """Schedule the next request of the backlog for the loop's next turn."""
         self._busy = True
         asyncio.get_running_loop().call_soon(self._next)
 
@@ -585,13 +589,13 @@ class Connection(asyncio.BufferedProtocol):
         self._begin(self._backlog.popleft())
 
     def _refuse(self, failure: ProtocolError) -> None:
-        """Say why, and hang up: what follows in the stream can't be understood."""
+        """Send an error and close, since the rest of the stream can't be parsed."""
         if self._hung_up:
             return
         self.state.body_bytes -= self._reserved
         self._reserved = 0
         self._body, self._pieces, self._began_ns = None, [], None
-        if self._busy or self._backlog:  # the answers to what came before go first
+        if self._busy or self._backlog:  # earlier requests are answered first
             self._refusal = failure
             self._transport.pause_reading()
             return
@@ -604,10 +608,10 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write_eof()
         asyncio.get_running_loop().call_later(_LINGER_S, self._transport.close)
 
-    # -- what the server asks of it
+    # -- the server's checks
 
     def overdue(self, now_ns: int) -> bool:
-        """Whether the client is too slow: in sending a request, or in taking its answer."""
+        """Whether the client is too slow in sending a request, or in reading its answer."""
         limits = self.state.limits
         if self._stuck_ns is not None:
             unsent = self._transport.get_write_buffer_size()
@@ -618,7 +622,7 @@ class Connection(asyncio.BufferedProtocol):
         return began_ns is not None and now_ns - began_ns > limits.receive_ns
 
     def rest(self) -> None:
-        """Note that nothing is under way, where that is so."""
+        """Record that the connection is resting, if it is idle."""
         if not self.idle:
             return
         self.quiet += 1
@@ -626,22 +630,22 @@ class Connection(asyncio.BufferedProtocol):
             self._slot.resting()
 
     def end_slow(self) -> None:
-        """Hang up on a client that is too slow."""
+        """Close the connection of a client that is too slow."""
         if self._stuck_ns is not None:
             self._transport.abort()
             return
         self._refuse(
-            ProtocolError(Kind.SLOW, "the request didn't come whole in the time that is given")
+            ProtocolError(Kind.SLOW, "the request didn't arrive in full within the time limit")
         )
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way on it."""
+        """Whether no request is being received, processed or answered on the connection."""
         sent = self._transport.get_write_buffer_size() == 0
         return not self._busy and self._began_ns is None and sent
 
     def close(self) -> None:
-        """Close it, once what is written is sent."""
+        """Close the connection once its buffered output is sent."""
         self._transport.close()
 
 
@@ -655,7 +659,7 @@ def _remember(paths: dict[bytes, tuple[str, str] | None], url: bytes) -> tuple[s
 
 
 def _memory(size: int, header: bytes) -> memoryview:
-    """Take memory for a body, laid so that what follows its JSON is aligned for a processor."""
+    """Allocate memory for a body such that the bytes after its JSON are aligned."""
     begin = int(header) if header.isdigit() and len(header) < _LONGEST_NUMBER else 0
     room = np.empty(size + 2 * _ALIGNMENT, np.uint8)
     shift = -(room.ctypes.data + begin) % _ALIGNMENT

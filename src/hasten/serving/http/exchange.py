@@ -1,4 +1,4 @@
-"""One request of a connection, and what goes back on it."""
+"""Send the answer to one request of a connection."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _BINARY = b"application/octet-stream"
 
 
 class Sender(Protocol):
-    """What brought the request.
+    """Interface of the connection that a request came on.
 
     Attributes:
-        state: The server's.
+        state: State of the server.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
@@ -33,11 +33,32 @@ class Sender(Protocol):
     def send(
         self, head: bytes, pieces: Sequence[Any], size: int, reserved: int, keep_alive: bool
     ) -> None:
-        """Send an answer, and go on with what came meanwhile."""
+        """Send an answer, and continue with requests that arrived meanwhile.
+
+        Args:
+            head: Status line and headers.
+            pieces: Pieces of the body.
+            size: Size of the body, in bytes.
+            reserved: Bytes of the request's body, which are no longer counted after this.
+            keep_alive: Whether the connection stays open.
+        """
 
 
 class Exchange:
-    """A request and what goes back on it."""
+    """A request that is being answered on its connection.
+
+    Args:
+        connection: Connection that the request came on.
+        headers: Values of the request's headers by lower-case name.
+        keep_alive: Whether the client may send further requests on the connection.
+        reserved: Counted bytes of the request's body.
+        head_only: Whether to answer without a body, as for HEAD.
+
+    Attributes:
+        model: Model that the request was sent to; None until it is known.
+        query: Request as it was parsed; None until it is.
+        reserved: Counted bytes of the request's body.
+    """
 
     __slots__ = (
         "_connection",
@@ -63,7 +84,7 @@ class Exchange:
         self.query: Query | None = None
 
     def deliver(self, answer: Answer | ProtocolError) -> None:
-        """Send what the model answered."""
+        """Send the model's answer."""
         connection, model, query = self._connection, self.model, self.query
         assert model is not None
         assert query is not None
@@ -89,7 +110,7 @@ class Exchange:
         except ProtocolError as failure:
             self.respond(failure_response(failure))
             return
-        except Exception:  # it would leave the client without an answer
+        except Exception:  # otherwise the client would get no answer at all
             log.exception("a request broke the server's own code")
             self.respond(failure_response(own_fault()))
             return
@@ -122,7 +143,7 @@ class Exchange:
         model.statistics.encoded(connection.clock_ns() - began_ns)
 
     def respond(self, response: Response) -> None:
-        """Send anything else."""
+        """Send a response that isn't a model's answer."""
         state = self._connection.state
         keep_alive = self._keep_alive and not state.draining
         head, pieces = head_of(response, keep_alive)

@@ -1,4 +1,4 @@
-"""Requests and answers of HTTP, but for inference."""
+"""Define HTTP requests and responses other than inference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ JSON = b"application/json"
 
 @dataclass(slots=True)
 class PlainRequest:
-    """What isn't an inference.
+    """HTTP request that isn't an inference.
 
     Attributes:
-        method: "GET", "POST", ...
-        path: Percent-decoded parts, without empty ones.
-        body: Decompressed.
-        headers: Lower-case names.
+        method: HTTP method, such as "GET".
+        path: Percent-decoded parts of the path, without empty ones.
+        body: Decompressed body.
+        headers: Values of the headers by lower-case name.
     """
 
     method: str
@@ -32,13 +32,13 @@ class PlainRequest:
 
 @dataclass(slots=True)
 class Response:
-    """What is sent back.
+    """HTTP response.
 
     Attributes:
-        status: Of HTTP.
-        body: Its bytes.
-        content_type: Of the body.
-        headers: Further ones.
+        status: HTTP status.
+        body: Bytes of the body.
+        content_type: Media type of the body.
+        headers: Names and values of further headers.
     """
 
     status: int = 200
@@ -48,7 +48,7 @@ class Response:
 
 
 def failure_response(failure: ProtocolError) -> Response:
-    """Return an error in the protocol's form."""
+    """Return the response that states an error in the protocol's form."""
     headers = []
     if failure.retry_s is not None:
         headers.append((b"Retry-After", b"%d" % max(1, math.ceil(failure.retry_s))))
@@ -58,12 +58,12 @@ def failure_response(failure: ProtocolError) -> Response:
 
 
 def own_fault() -> ProtocolError:
-    """What the client is told where the server's own code broke."""
+    """Return the error that a client gets when the server's own code fails."""
     return ProtocolError(Kind.INTERNAL, "the server failed; its log has the reason")
 
 
 def head_of(response: Response, keep_alive: bool) -> tuple[bytes, list[bytes]]:
-    """Return an answer's head, and its body as pieces."""
+    """Return a response's status line and headers, and its body as a list of pieces."""
     lines = [
         b"HTTP/1.1 %d %s" % (response.status, _phrase(response.status)),
         b"Content-Type: " + response.content_type,

@@ -1,4 +1,4 @@
-"""The live page: what every model does now, for a person to look at."""
+"""Serve the live page, which shows people what every model is doing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hasten.serving.models.window import quantiles_ns
 from hasten.serving.state import ServerState
 
 NOW_SECONDS = 10
-"""What "now" is on the page: long enough for a p99, short enough to see a change."""
+"""Length of "now" on the page: long enough for a p99, short enough to show a change."""
 
 _LIVE = files("hasten.serving.http") / "live"
 _SCRIPT = (_LIVE / "page.js").read_text()
@@ -42,7 +42,7 @@ _POLICY = (
     "require-trusted-types-for 'script'",
     "trusted-types 'none'",
 )
-"""No text can become markup or a script, and nothing is asked of anybody but this server."""
+"""Policy by which no text can become markup or a script, and only this server is contacted."""
 HEADERS: list[tuple[bytes, bytes]] = [
     (b"Content-Security-Policy", "; ".join(_POLICY).encode()),
     (b"X-Content-Type-Options", b"nosniff"),
@@ -55,10 +55,10 @@ HEADERS: list[tuple[bytes, bytes]] = [
 def figures(
     state: ServerState, clock_ns: Callable[[], int] = time.perf_counter_ns
 ) -> dict[str, Any]:
-    """What the page shows, as JSON: the server, and every registered model.
+    """Return the page's figures, for JSON: the server, and every registered model.
 
     Args:
-        state: The server's.
+        state: State of the server.
         clock_ns: Monotonic clock, in nanoseconds.
     """
     now_ns = clock_ns()
@@ -120,7 +120,7 @@ def _served(model: ServedModel, now_ns: int) -> dict[str, Any]:
 
 
 def _span(seconds: Array) -> dict[str, Any]:
-    """Requests and latencies of several seconds together."""
+    """Return the requests and latencies of several seconds together."""
     together = seconds.sum(axis=0, keepdims=True)
     count = int(together.sum())
     return {

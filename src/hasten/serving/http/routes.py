@@ -1,4 +1,4 @@
-"""Every HTTP path but inference: health, metadata, statistics, repository, shared memory, metrics, page."""
+"""Answer all HTTP paths except inference: health, metadata, statistics, repository, metrics, page."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 class Routes:
-    """The paths of one server.
+    """Handlers of all paths of one server except inference.
 
     Args:
-        state: The server's.
+        state: State of the server.
     """
 
     def __init__(self, state: ServerState) -> None:
@@ -46,7 +46,7 @@ class Routes:
             ("GET", "v2", self._server),
             ("GET", "v2/health/live", self._alive),
             ("GET", "v2/health/ready", self._ready),
-            ("GET", "v2/models/stats", self._statistics),  # before a model of that name
+            ("GET", "v2/models/stats", self._statistics),  # precedes a model named "stats"
             ("GET", model, self._metadata),
             ("GET", version, self._metadata),
             ("GET", f"{model}/ready", self._model_ready),
@@ -78,10 +78,10 @@ class Routes:
             self._tables[method].append((tuple(part for part in path.split("/") if part), handler))
 
     def handle(self, request: PlainRequest) -> Response | Coroutine[Any, Any, Response]:
-        """Answer a request.
+        """Answer a request, at once or by a coroutine; a wrong method is answered with 405.
 
         Raises:
-            ProtocolError: there is no such path, or not for this method.
+            ProtocolError: there is no such path, or its handler refuses the request.
         """
         allowed = []
         for method, table in self._tables.items():
@@ -137,7 +137,7 @@ class Routes:
     def _statistics(self, request: PlainRequest, name: str = "", version: str = "") -> Response:
         return _json(facts.model_statistics(facts.found(self._state.repository, name, version)))
 
-    # -- what is traced and logged
+    # -- tracing and logging
 
     def _trace(self, request: PlainRequest, name: str = "") -> Response:
         if name:
@@ -164,7 +164,7 @@ class Routes:
         wanted = _object(request.body) if request.body.strip() else {}
         ready = wanted.get("ready", False)
         if type(ready) is not bool:
-            raise ProtocolError(Kind.INVALID, f"ready is true or false; got {ready!r:.40}")
+            raise ProtocolError(Kind.INVALID, f"ready must be true or false; got {ready!r:.40}")
         return _json(facts.repository_index(self._state.repository, ready=ready))
 
     def _load(self, request: PlainRequest, name: str) -> Coroutine[Any, Any, Response]:
@@ -178,7 +178,7 @@ class Routes:
         wanted = _object(request.body) if request.body.strip() else {}
         parameters = wanted.get("parameters") or {}
         if not isinstance(parameters, dict):
-            raise ProtocolError(Kind.INVALID, "parameters are a JSON object")
+            raise ProtocolError(Kind.INVALID, "parameters must be a JSON object")
         await change_models(self._state, name, parameters, load=load)
         return Response(200)
 
@@ -204,7 +204,8 @@ class Routes:
         )
         if type(key) is not str or type(offset) is not int or type(size) is not int:
             raise ProtocolError(
-                Kind.INVALID, "a region has a key (text), an offset and a byte_size (whole numbers)"
+                Kind.INVALID,
+                "a region needs a key (text), an offset and a byte_size (whole numbers)",
             )
         self._state.memory.register(region, key, offset, size)
         return Response(200)
@@ -229,7 +230,7 @@ class Routes:
     async def _metrics(self, request: PlainRequest) -> Response:
         accepted = request.headers.get(b"accept", b"").decode("latin-1")
         collected = metrics.collected(self._state)
-        # Requests go on while thousands of lines are written.
+        # In a thread, so that requests are answered while thousands of lines are written.
         body, content_type = await asyncio.to_thread(metrics.written, collected, accepted)
         return Response(200, body, content_type.encode())
 
@@ -268,23 +269,27 @@ def _is_inference(path: tuple[str, ...]) -> bool:
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    """Read a JSON object."""
+    """Parse a JSON object.
+
+    Raises:
+        ProtocolError: the body is something else.
+    """
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ProtocolError(Kind.INVALID, f"the request is no JSON: {error}") from error
+        raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ProtocolError(Kind.INVALID, "the request is no JSON object")
+        raise ProtocolError(Kind.INVALID, "the request is not a JSON object")
     return value
 
 
 def no_cuda_region(name: str) -> ProtocolError:
-    """What is answered to who asks for one."""
+    """Return the error for a request about a CUDA region, of which there are none."""
     return ProtocolError(Kind.INVALID, f"no CUDA shared memory region {name!r:.100} is registered")
 
 
 def check_trace(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Check that nothing else is to be traced than what is, for HTTP and gRPC alike.
+    """Check that wanted trace settings equal the current ones; for both HTTP and gRPC.
 
     Raises:
         ProtocolError: there is no such setting, or clients may not change it.
@@ -296,17 +301,17 @@ def check_trace(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
             )
         if value is not None and value != now[setting]:
             raise ProtocolError(
-                Kind.FORBIDDEN, "what is traced is set where the server is started: --trace"
+                Kind.FORBIDDEN, "tracing can only be set when the server is started: --trace"
             )
 
 
 def change_logs(state: ServerState, wanted: dict[str, Any]) -> None:
-    """Change what is logged, for HTTP and gRPC alike.
+    """Change the log settings; for both HTTP and gRPC.
 
     Raises:
-        ProtocolError: clients may not, or it can't be.
+        ProtocolError: clients may not change them, or a setting is invalid.
     """
-    state.check_control("change what is logged")
+    state.check_control("change the log settings")
     if wrong := logs.change(wanted):
         raise ProtocolError(Kind.INVALID, wrong)
 
@@ -314,22 +319,22 @@ def change_logs(state: ServerState, wanted: dict[str, Any]) -> None:
 async def change_models(
     state: ServerState, name: str, parameters: dict[str, Any], *, load: bool
 ) -> None:
-    """Load or unload every version of a registered name, for HTTP and gRPC alike.
+    """Load or unload every version of a registered model; for both HTTP and gRPC.
 
     Raises:
-        ProtocolError: it isn't registered, what is asked can't be, or loading failed.
+        ProtocolError: the model isn't registered, parameters are given, or loading failed.
     """
     versions: list[Registered] = state.repository.registered(name)
     if load and parameters:
         raise ProtocolError(
             Kind.INVALID,
-            f"a registered bundle is loaded as it is; got the parameters "
+            "a registered bundle is loaded without parameters; got "
             f"{', '.join(parameters):.200}: leave them out",
         )
     for one in versions:
         work = state.repository.load(one) if load else state.repository.unload(one)
         try:
-            await asyncio.shield(work)  # it goes on though who asked for it goes away
+            await asyncio.shield(work)  # the work goes on even if the client goes away
         except ProtocolError:
             raise
         except HastenError as error:

@@ -1,1 +1,1 @@
-"""Models that are open: their queues, their engines, what they did."""
+"""Run models that are open, with their queues, engines and statistics."""

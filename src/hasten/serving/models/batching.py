@@ -1,6 +1,6 @@
-"""One model's queue at work: the event loop decides, threads run the engine.
+"""Run one model's queue: the event loop forms batches, and threads run the engine.
 
-Everything here but `_Thread.work` is called on the event loop's thread.
+Everything here except `_Thread.work` is called on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from hasten.serving.models.statistics import Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 INLINE_NS = 100_000
-"""A batch that is shorter runs on the event loop's own thread: to hand it to another takes as long,
-more so where both want the interpreter."""
+"""Time below which a batch runs on the event loop's own thread: handing it to another thread takes as
+long, or longer if both threads need the interpreter lock."""
 _INLINE_STEP = 1.05
 _LONE_NS = 10_000_000
-"""So does one of a client that is alone: what the hand-over costs hardly shows in longer ones."""
+"""Time below which a lone client's batch runs on the event loop's own thread; in a longer batch the
+cost of handing it over hardly shows."""
 _COARSE_NS = 1_000_000
 _TRY_AGAIN = 256
-"""After so many batches that were too long for the loop's thread, one is tried there again."""
+"""Number of batches that were too long for the loop's thread before one is tried there again."""
 
 Model: TypeAlias = Callable[[Tensors], dict[str, Array]]
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When an answered request got how far, on the monotonic clock.
+    """Times of an answered request's stages, on the monotonic clock.
 
     Attributes:
-        begun_ns: Its batch left the queue.
-        stacked_ns: The batch's inputs were together.
-        computed_ns: The engine was done.
-        rows: Of the batch.
+        begun_ns: Time when the request's batch left the queue.
+        stacked_ns: Time when the batch's inputs were stacked.
+        computed_ns: Time when the engine was done.
+        rows: Rows in the batch.
     """
 
     begun_ns: int
@@ -53,7 +54,7 @@ class Timing:
     rows: int
 
     def since(self, queued_ns: int, now_ns: int) -> tuple[int, int, int, int, int]:
-        """Spans: in the queue, stacking, computing, taking apart; and the batch's rows."""
+        """Return the spans of queueing, stacking, computing and splitting, then the batch's rows."""
         return (
             self.begun_ns - queued_ns,
             self.stacked_ns - self.begun_ns,
@@ -64,11 +65,11 @@ class Timing:
 
 
 class ServerTask(Pending):
-    """A request that can be run.
+    """Request that can be run.
 
     Attributes:
         inputs: Checked arrays by input name.
-        timer: Ends it at its deadline.
+        timer: Timer that fails the request at its deadline; None without a deadline.
     """
 
     __slots__ = ("inputs", "timer")
@@ -77,19 +78,24 @@ class ServerTask(Pending):
     timer: asyncio.TimerHandle | None
 
     def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
-        """Take the answer; called once, on the loop's thread."""
+        """Receive the answer; called once, on the loop's thread.
+
+        Args:
+            outputs: Arrays by output name, or the error.
+            timing: Times of the request's stages; None if it wasn't run.
+        """
         raise NotImplementedError
 
 
 class Batching:
-    """The queue of one model version, and the threads that empty it.
+    """Queue of one model version, with the threads that run its batches.
 
     Args:
-        models: What runs a batch, one per session; called by one thread at a time.
-        scheduler: Decides.
-        statistics: Of the batches.
-        loop: The event loop.
-        clients: Clients of the server, by their connections.
+        models: Functions that run a batch, one per session; each is called by one thread at a time.
+        scheduler: Scheduler that orders requests and forms batches.
+        statistics: Statistics that batches are added to.
+        loop: Event loop of the server.
+        clients: Record of which client of the server is active.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
@@ -110,17 +116,18 @@ class Batching:
         self._threads = [_Thread(model, loop, self._landed, clock_ns) for model in models]
         self._free = list(self._threads)
         self._inline_factor = 1.0
-        """Of the curve's latencies, on the loop's own thread; elsewhere waits are in what is measured."""
+        """Ratio of a batch's time on the loop's own thread to the curve's. Times on other threads
+        don't count, since they include waits for the interpreter lock."""
         self._elsewhere = 0
         self._looking = False
         self._waiting: asyncio.Handle | None = None
         self._emptied: asyncio.Future[None] | None = None
 
     def submit(self, item: ServerTask) -> None:
-        """Take a request in.
+        """Queue a request, or run it at once.
 
         Raises:
-            ProtocolError: it is refused.
+            ProtocolError: the request is refused.
         """
         now_ns = self._clock_ns()
         if (run := self.scheduler.take_alone(item, now_ns)) is not None:
@@ -136,7 +143,7 @@ class Batching:
         self._look_soon()
 
     def cancel(self, item: ServerTask) -> None:
-        """Its client went away: it won't run, and nobody is told."""
+        """Drop a request, without a reply, because its client went away."""
         if item.state == "done":
             return
         self.scheduler.drop(item)
@@ -144,26 +151,26 @@ class Batching:
         self._look_soon()
 
     def stay_away(self) -> None:
-        """Run nothing long on the loop's thread any more; from any thread."""
-        self._clients = Clients()  # in which nobody is ever alone
+        """Never again run a long batch on the loop's thread; may be called from any thread."""
+        self._clients = Clients()  # a new record never reports a client as alone
 
     def promote(self, item: ServerTask, priority: int) -> None:
-        """One of a higher priority waits for the same answer."""
+        """Raise a request's priority because a request of a higher one waits for its answer."""
         self.scheduler.promote(item, priority)
         self._look_soon()
 
     def _settle(self, item: ServerTask) -> None:
-        """Note that nothing more is to be said to it."""
+        """Mark a request as done, and stop its timer."""
         item.state = "done"
         if item.timer is not None:
             item.timer.cancel()
 
     def _late(self, item: ServerTask) -> None:
-        """Its deadline is now, be it queued or running."""
+        """Fail a queued or running request whose deadline has come."""
         if item.state == "done":
             return
         left_ns = item.deadline_ns - self._clock_ns()
-        if left_ns > 0:  # the loop's timers go by whole milliseconds
+        if left_ns > 0:  # the loop's timers round to milliseconds
             item.timer = self._loop.call_later(left_ns / 1e9, self._late, item)
             return
         where = "in the queue" if item.state == "queued" else "while it was computed"
@@ -174,7 +181,7 @@ class Batching:
         self._look_soon()
 
     def _look_soon(self) -> None:
-        """Decide once all that has arrived by now is in."""
+        """Schedule a look at the queue after all requests that have arrived by now are queued."""
         if not self._looking:
             self._looking = True
             self._loop.call_soon(self._look)
@@ -189,9 +196,9 @@ class Batching:
             for item in self.scheduler.hopeless(now_ns):
                 self._settle(item)
                 why = (
-                    "overloaded: others went first for too long; retry later"
+                    "overloaded: requests of higher priority went first for too long; retry later"
                     if item.deadline_ns == math.inf
-                    else "can't answer in time any more; retry later"
+                    else "overloaded: the deadline can no longer be met; retry later"
                 )
                 item.reply(ProtocolError(Kind.OVERLOADED, why, retry_s=0.0), None)
             step = self.scheduler.next(now_ns)
@@ -203,12 +210,12 @@ class Batching:
                 return
             if self._belongs_here(step, now_ns):
                 self._run_here(step, now_ns)
-                self._look_soon()  # a turn of the loop later, so that bytes come and go meanwhile
+                self._look_soon()  # after a turn of the loop, so that it can receive and send
                 return
             self._run_there(step, now_ns)
 
     def _wait(self, until_ns: int, now_ns: int) -> None:
-        """Look again at a time, to the microsecond: the loop's timers go by whole milliseconds."""
+        """Look at the queue at a precise time, although the loop's timers round to milliseconds."""
         left_ns = until_ns - now_ns
         if left_ns <= 0:
             self._look()
@@ -222,7 +229,7 @@ class Batching:
         self._wait(until_ns, self._clock_ns())
 
     def _run_there(self, run: BatchRun[ServerTask], now_ns: int) -> None:
-        """Run a batch on a thread of its own."""
+        """Run a batch on an engine thread."""
         number = self.scheduler.begun(run, now_ns)
         self._free.pop().jobs.put((run, number))
 
@@ -232,18 +239,18 @@ class Batching:
         thread = self._free.pop()
         outputs, timing = thread.run(run)
         ratio = (timing.computed_ns - now_ns) / self.scheduler.latencies.measured_ns(run.rows)
-        # Towards the median: now and then the system takes the processor away for long.
+        # Small steps track the median ratio, which rare long pauses of the thread don't affect.
         self._inline_factor *= _INLINE_STEP if ratio > self._inline_factor else 1 / _INLINE_STEP
         self._ended(thread, number, outputs, timing)
         self._answer(run, outputs, timing)
         self._tell_if_empty()
 
     def _belongs_here(self, run: BatchRun[ServerTask], now_ns: int) -> bool:
-        """Whether a batch is run right here, on the event loop's own thread."""
+        """Whether a batch should run on the event loop's own thread."""
         return self._short(run.rows) or self._is_lone(run, now_ns)
 
     def _is_lone(self, run: BatchRun[ServerTask], now_ns: int) -> bool:
-        """Whether nobody is to be heard while a batch runs, its own deadline included."""
+        """Whether a batch may block the loop: its client is alone, and it meets its deadline."""
         item, scheduler = run.items[0], self.scheduler
         if not self._clients.alone(item.source, now_ns) or len(run.items) > 1:
             return False
@@ -255,7 +262,7 @@ class Batching:
         )
 
     def _short(self, rows: int) -> bool:
-        """Whether a batch is so short that it is run right here."""
+        """Whether a batch is short enough to run on the event loop's own thread."""
         if self.scheduler.latencies.measured_ns(rows) * self._inline_factor <= INLINE_NS:
             return True
         self._elsewhere += 1
@@ -275,7 +282,7 @@ class Batching:
         outputs: Tensors | Exception,
         timing: Timing,
     ) -> None:
-        """A batch is done on its thread: the engine first, it runs while these are answered."""
+        """Handle a batch that its thread ran: start the next one before answering this one."""
         self._ended(thread, number, outputs, timing)
         if self.scheduler.queued_rows and not isinstance(outputs, Exception):
             self._look()
@@ -293,10 +300,10 @@ class Batching:
     def _answer(
         self, run: BatchRun[ServerTask], outputs: Tensors | Exception, timing: Timing
     ) -> None:
-        """Give each of a batch's requests its own rows."""
+        """Reply to each request of a batch with its own rows."""
         began_ns = self._clock_ns()
         if isinstance(outputs, Exception) and len(run.items) > 1:
-            # One of them may be to blame: the others aren't to pay for it.
+            # One request may have made the batch fail: each is run alone, so that the others succeed.
             self.scheduler.put_back([item for item in run.items if item.state != "done"])
             return
         row = 0
@@ -310,7 +317,7 @@ class Batching:
                 self.scheduler.judge(late=late)
             if isinstance(outputs, Exception):
                 item.reply(_failure(outputs), None)
-            elif late:  # its timer couldn't tell while the loop's own thread was at work
+            elif late:  # its timer couldn't fire while the batch ran on the loop's own thread
                 item.reply(_late("while it was computed"), None)
             elif len(run.items) == 1:
                 item.reply(outputs, timing)
@@ -330,13 +337,13 @@ class Batching:
             self._emptied.set_result(None)
 
     async def drained(self) -> None:
-        """Wait until every request that was taken in is answered."""
+        """Wait until every accepted request is answered."""
         if not self.scheduler.idle:
             self._emptied = self._loop.create_future()
             await self._emptied
 
     def close(self) -> None:
-        """Refuse what is queued, and end the threads once their batch is done."""
+        """Refuse the queued requests, and end each thread once its batch is done."""
         for item in self.scheduler.drain():
             self._settle(item)
             item.reply(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0), None)
@@ -345,7 +352,14 @@ class Batching:
 
 
 class _Thread:
-    """Runs batches of one session, each as it is handed over."""
+    """Thread that runs the batches of one session.
+
+    Args:
+        model: Function that runs a batch.
+        loop: Event loop of the server.
+        landed: Callback on the loop's thread for a batch that was run.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
 
     def __init__(
         self,
@@ -360,15 +374,15 @@ class _Thread:
         threading.Thread(target=self.work, name="hasten-engine", daemon=True).start()
 
     def work(self) -> None:
-        """Until None comes."""
+        """Run jobs from the queue until a None ends the thread."""
         while (job := self.jobs.get()) is not None:
             run, number = job
             result = self.run(run)
             try:
                 self._loop.call_soon_threadsafe(self._landed, self, run, number, *result)
-            except RuntimeError:  # the loop was closed meanwhile: nobody waits
+            except RuntimeError:  # the loop was closed meanwhile, so no client waits
                 return
-            del job, run, result  # or the last request's memory would wait here for the next
+            del job, run, result  # otherwise the last request stays in memory until the next job
 
     def run(self, run: BatchRun[ServerTask]) -> tuple[Tensors | Exception, Timing]:
         """Stack the requests and run the engine."""
@@ -386,7 +400,7 @@ class _Thread:
 
 
 def _stacked(items: Sequence[ServerTask]) -> Tensors:
-    """One request's inputs as they are, several requests' rows below each other."""
+    """Return one request's inputs unchanged, or several requests' rows concatenated."""
     first: Tensors = items[0].inputs
     if len(items) == 1:
         return first
@@ -394,7 +408,11 @@ def _stacked(items: Sequence[ServerTask]) -> Tensors:
 
 
 def _check_rows(outputs: Tensors, rows: int) -> None:
-    """Check that every output can be cut into its requests' rows."""
+    """Check that every output has one row per input row, so that it can be split by request.
+
+    Raises:
+        ProtocolError: an output has another shape.
+    """
     for name, array in outputs.items():
         if array.shape[:1] != (rows,):
             raise ProtocolError(

@@ -1,4 +1,4 @@
-"""Answers that are kept: by the content of what was asked, as many as fit."""
+"""Cache answers by the content of their requests, up to a total size."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hasten.core.tensors import Array, Tensors
 from hasten.serving.protocol.datatypes import to_bytes
 
 _ENTRY_BYTES = 512
-"""What an entry takes besides its arrays, about."""
+"""Approximate memory of a cache entry besides its arrays."""
 
 
 def content_key(inputs: Tensors) -> bytes:
-    """Hash names, types, shapes and every byte.
+    """Hash the names, types, shapes and contents of a request's inputs.
 
-    Source: BLAKE2b, RFC 7693, of 256 bits: two requests of one key don't occur.
+    Source: BLAKE2b, RFC 7693, with 256 bits: two different requests never have equal keys in practice.
     """
     digest = hashlib.blake2b(digest_size=32)
     for name in sorted(inputs):
@@ -28,13 +28,13 @@ def content_key(inputs: Tensors) -> bytes:
 
 
 class AnswerCache:
-    """The answers used last, at most so many bytes of them.
+    """Cache of the most recently used answers, up to a total size.
 
     Args:
-        most_bytes: Of all answers together; one that is larger isn't kept.
+        most_bytes: Largest total size of all answers; a single larger answer isn't cached.
 
     Attributes:
-        size_bytes: Of what is kept.
+        size_bytes: Total size of the cached answers.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -46,7 +46,7 @@ class AnswerCache:
         return len(self._kept)
 
     def get(self, key: bytes) -> dict[str, Array] | None:
-        """Return the answer, or None."""
+        """Return the cached answer to a request, or None."""
         found = self._kept.get(key)
         if found is None:
             return None
@@ -54,11 +54,11 @@ class AnswerCache:
         return found[0]
 
     def put(self, key: bytes, outputs: Tensors) -> None:
-        """Keep an answer, and let go of the ones that were used least lately."""
+        """Cache an answer, and drop the least recently used ones if the cache is full."""
         size = _ENTRY_BYTES + sum(array.nbytes for array in outputs.values())
         if size > self.most_bytes or key in self._kept:
             return
-        # A row of a batch would keep the whole batch.
+        # Copied, since a view of one row would keep the whole batch in memory.
         own = {name: np.array(array) for name, array in outputs.items()}
         self._kept[key] = own, size
         self.size_bytes += size

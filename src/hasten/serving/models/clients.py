@@ -1,4 +1,4 @@
-"""Which clients the server has: one that is alone needs no thread between it and the engine."""
+"""Track whether a client is alone: then its batches can run without handing them to a thread."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ _ALONE_NS = 200_000_000
 
 
 class Clients:
-    """The connection that was active last, and since when no other was.
+    """Record of the connection that was active last, and since when no other was.
 
-    To hand a batch to another thread and its answer back costs 0.3 ms with caches that went cold
-    meanwhile. It is worth it where others are to be heard while the engine works; with one client
-    that waits for its answer, nobody is.
+    Handing a batch to another thread and its answer back costs 0.3 ms if caches went cold meanwhile.
+    That pays off if other clients need the event loop while the engine runs, which isn't so for a
+    single client that waits for its answer.
 
     Attributes:
-        source: The connection; 0 for one that may bring several requests at once.
+        source: Number of the connection that was active last; 0 for one that may send several
+            requests at once.
     """
 
     def __init__(self) -> None:
@@ -21,10 +22,10 @@ class Clients:
         self._since_ns = 0
 
     def heard(self, source: int, now_ns: int) -> None:
-        """Note that something came."""
+        """Record that a connection sent data."""
         if source != self.source:
             self.source, self._since_ns = source, now_ns
 
     def alone(self, source: int, now_ns: int) -> bool:
-        """Whether a connection has had the server for itself for a while."""
+        """Whether no other connection has been active for a while."""
         return source == self.source != 0 and now_ns - self._since_ns >= _ALONE_NS

@@ -1,4 +1,4 @@
-"""Whether two models gave the same answer: for batch mates, for the shadow, for a swap."""
+"""Compare answers: of batches with lone requests, of two models, of a bundle and its replacement."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 
 _TOLERANCE = 0.02
-"""Of the largest number in a row: what int8 kernels for one row and for many may differ by."""
+"""Allowed difference between int8 kernels for one row and for many, relative to the row's largest
+number."""
 
 _FLOATS = "fV"
-"""numpy's kinds of numbers that may be NaN: bfloat16 is "V"."""
+"""numpy's kinds of dtypes whose numbers may be NaN: bfloat16 is "V"."""
 _FAR = 0.05
-"""Of the largest number in a row: what counts as another answer where there are no classes."""
+"""Difference that makes another answer if there are no classes, relative to the row's largest number."""
 
 
 def unlike_rows(answers: Tensors, others: Tensors, tolerance: float = _TOLERANCE) -> Array:
-    """Say which rows differ.
+    """Find the rows in which two answers differ.
 
     Args:
-        answers: Arrays by output name, the first axis the rows'.
-        others: The same outputs of another model or another batch.
-        tolerance: Of the largest absolute number in the other's row.
+        answers: Arrays by output name; the first axis counts the rows.
+        others: Arrays by output name from another model or another batch, to compare with.
+        tolerance: Allowed difference, relative to the largest absolute number in a row of `others`.
 
     Returns:
-        bool of shape `(rows,)`: numbers differ by more, or integers at all, or only one is NaN.
+        bool of shape `(rows,)`: True if floats differ by more than the tolerance, integers differ
+        at all, or only one of two numbers is NaN.
     """
     rows = _rows(others)
     unlike = np.zeros(rows, bool)
@@ -48,21 +50,21 @@ def unlike_rows(answers: Tensors, others: Tensors, tolerance: float = _TOLERANCE
 
 
 def _rows(outputs: Tensors) -> int:
-    """How many rows all outputs have; 1 where their first axes aren't the rows'."""
+    """Return the number of rows that all outputs have; 1 if their first axes differ."""
     first = {array.shape[:1] for array in outputs.values()}
     (sizes,) = first if len(first) == 1 else ((1,),)
     return sizes[0] if sizes else 1
 
 
 def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
-    """Say which rows decide otherwise: another class, or numbers that are further off than 5%.
+    """Find the rows with another decision: another class, or numbers that differ by more than 5%.
 
     Args:
-        answers: Arrays by output name, the first axis the rows'.
-        exact: The exact model's answers to the same.
+        answers: Arrays by output name; the first axis counts the rows.
+        exact: The exact model's arrays by output name, for the same request.
 
     Returns:
-        bool of shape `(rows,)`.
+        bool of shape `(rows,)`: True if the decisions differ.
     """
     rows = _rows(exact)
     unlike = np.zeros(rows, bool)
@@ -78,7 +80,7 @@ def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
 
 
 def broken_rows(tensors: Tensors) -> Array:
-    """Say which rows have a NaN in them: bool of shape `(rows,)`."""
+    """Find the rows that contain NaN: bool of shape `(rows,)`."""
     rows = _rows(tensors)
     broken = np.zeros(rows, bool)
     for array in tensors.values():
@@ -88,9 +90,9 @@ def broken_rows(tensors: Tensors) -> Array:
 
 
 def is_broken(answers: Tensors) -> bool:
-    """Whether an answer has a NaN in it.
+    """Whether an answer contains NaN.
 
-    A sum tells in one pass over the memory; only where it isn't a number, each element is looked at.
+    A sum takes one pass over the memory; only if it isn't finite is each element checked.
     """
     for array in answers.values():
         suspect = array.dtype.kind in _FLOATS and not math.isfinite(array.sum())

@@ -1,4 +1,4 @@
-"""How long a batch will take: the measured curve, and what the batches of late came to."""
+"""Predict how long a batch will take, from the measured curve and from recent batches."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 
 _RECENT = 64
 _TOLD = 0.95
-"""The quantile of recent batches that a promise goes by."""
+"""Quantile of recent batches' times that is used as the promised time."""
 _WEIGHT = 1 / 16
 _LEAST, _MOST = 0.2, 50.0
-"""How far from the curve a machine may drift before it is another one."""
+"""Bounds of a batch's time relative to the curve; ratios beyond them are clipped."""
 
 
 class Latencies:
-    """Expected time of a batch by its rows, from a curve that batches keep up to date.
+    """Expected time of a batch by its rows, from a curve that recent batches keep up to date.
 
-    The curve says how sizes compare; a factor, the same for all sizes, says how fast the machine
+    The curve states how batch sizes compare; one factor for all sizes states how fast the machine
     is now.
 
     Args:
-        p50_ns: Rows -> median time of a batch of so many, in nanoseconds; with a 1 in it.
-        sizes: The batches that may be made; all up to the largest without.
+        p50_ns: Rows -> median time of a batch of that many rows, in nanoseconds; has the key 1.
+        sizes: Allowed batch sizes, ascending; by default all up to the largest key of `p50_ns`.
 
     Attributes:
-        most: The largest batch.
-        sizes: The batches that may be made.
-        best: The one of most throughput.
-        first: Rows waiting -> how many of them go first.
+        most: Largest batch size.
+        sizes: Allowed batch sizes, ascending.
+        best: Batch size of the highest throughput.
+        first: Rows waiting -> number of them that run in the first batch.
     """
 
     def __init__(self, p50_ns: Mapping[int, float], sizes: Sequence[int] = ()) -> None:
@@ -40,7 +40,7 @@ class Latencies:
         times = np.interp(rows, known, [p50_ns[size] for size in known])
         last, per_row_ns = known[-1], p50_ns[known[-1]] / known[-1]
         times[last:] += per_row_ns * (rows[last:] - last)
-        # A larger batch isn't faster: where it looks so, that is noise.
+        # A larger batch is never faster: if the curve says so, that is noise.
         self._base: list[float] = np.maximum.accumulate(times).tolist()
         self._base[0] = 0.0
         self._factor: float = 1.0
@@ -52,19 +52,19 @@ class Latencies:
         self.first = _partition(self._base, self.sizes)
 
     def expected_ns(self, rows: int) -> float:
-        """The time that a batch of so many rows will take, half of the time at least."""
+        """Return the expected time of a batch of `rows` rows at the machine's present speed."""
         return self._base[rows] * self._factor
 
     def measured_ns(self, rows: int) -> float:
-        """The time by the curve, whatever batches of late came to."""
+        """Return the time of a batch by the measured curve alone, regardless of recent batches."""
         return self._base[rows]
 
     def promised_ns(self, rows: int) -> float:
-        """The time that it will hardly exceed: what a deadline is held against."""
+        """Return the time that a batch will hardly exceed, for comparison with deadlines."""
         return self._base[rows] * self._tail
 
     def largest(self, span_ns: float) -> int:
-        """The batch of most throughput that hardly takes longer than a span; 1 where none does."""
+        """Return the batch size of the highest throughput that is promised within a span, or 1."""
         able = [
             size for size in self.sizes if size <= self.best and self.promised_ns(size) <= span_ns
         ]
@@ -72,15 +72,15 @@ class Latencies:
 
     @property
     def capacity_per_s(self) -> float:
-        """Rows a second at most."""
+        """Highest throughput at the machine's present speed, in rows per second."""
         return float(1e9 / (self._per_row * self._factor))
 
     def observe(self, rows: int, took_ns: float) -> None:
-        """Learn from a batch that was run."""
+        """Update the machine's speed with the time of a batch that was run."""
         ratio = min(max(took_ns / self._base[rows], _LEAST), _MOST)
         self._seen += 1
         weight = max(_WEIGHT, 1 / self._seen)
-        # One stall says little of the next batch; the quantile below keeps it in mind.
+        # One stall says little about the next batch, so it is clipped; the quantile below counts it.
         self._factor += weight * (min(ratio, 2 * self._factor) - self._factor)
         self._recent.append(ratio)
         if self._seen & 7 == 0 or self._seen < 8:
@@ -89,7 +89,7 @@ class Latencies:
 
 
 def _partition(base: list[float], sizes: Sequence[int]) -> list[int]:
-    """For so many rows waiting: how many go first, so that all are done soonest in the mean.
+    """Return, by the number of rows waiting, the size of the first batch with the least mean wait.
 
     Source: dynamic programming over the total completion time. A batch of b out of n rows keeps
     all n waiting for its time: f(n) = min over b of n T(b) + f(n - b).
@@ -101,6 +101,6 @@ def _partition(base: list[float], sizes: Sequence[int]) -> list[int]:
         ]
         least = min(costs)[0]
         total.append(least)
-        # Of equals the larger: fewer calls.
+        # The larger of two equal choices needs fewer calls of the engine.
         first.append(max(rows for cost, rows in costs if cost <= least * (1 + 1e-9)))
     return first

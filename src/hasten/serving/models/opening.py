@@ -1,4 +1,4 @@
-"""From a bundle's folder to sessions that are warm, and the largest batch whose answers hold."""
+"""Open a bundle, warm up its sessions, and find the largest batch that keeps answers unchanged."""
 
 from __future__ import annotations
 
@@ -24,38 +24,39 @@ from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.pace import BackgroundPace
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""The batches that are made: each is warmed, since an engine compiles for a shape when it first comes."""
+"""Batch sizes that are used: each is warmed up, since an engine compiles for a shape at first use."""
 _BUDGET_NS = 5e9
-"""Of the engine's time in the warm-up, after the first request of each session."""
+"""Longest engine time of the warm-up, after the first request of each session."""
 _SLOWEST_NS = 1e9
 _BYTES = 64 << 20
-"""Of one batch's inputs, at most."""
+"""Largest size of one batch's inputs."""
 _RUNS, _FEW_RUNS = 5, 2
-"""Of each batch shape; few where the curve says how long it takes."""
+"""Number of timed runs per batch shape; few if the curve already states its time."""
 _TIMED_NS = 100_000_000
-"""Of one batch shape: what takes longer is timed less often."""
+"""Time to spend on timing one batch shape; slower shapes get fewer runs."""
 _LOUD = 8.0
-"""How much louder a batch mate is, in the comparison: a scale that is shared shows."""
+"""Factor by which batch mates are scaled up in the comparison, to expose a quantization scale that is
+shared across a batch."""
 _ANSWERED_BY = ("answers", "answered_by", "runs_on", "device")
-"""Of an engine's properties, those that say what computes the answers."""
+"""Properties of an engine that state what computes its answers."""
 _ALIKE = 0.1
-"""Ways to share the threads whose p50 is so much above the least are as good for one client."""
+"""Share by which a p50 may exceed the least one and still count as equally good for one client."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How a model is served.
+    """Settings that a model is served with.
 
     Attributes:
-        deadline_ns: Of a request that states none; 0 for none.
-        most_wait_ns: A request that would wait longer is refused.
-        most_rows: The largest batch, at most.
-        sessions: How many batches run side by side; None as the batch curve advises.
-        cache_bytes: Of answers to keep; 0 for none.
-        shadow: The share of requests that the exact model is asked, too.
-        standby: Keep the exact model open, to fall back on.
-        which: The model to serve: after a crash, the exact one.
-        custom_ops: Libraries with operators of the user's own.
+        deadline_ns: Deadline of a request that states none; 0 for no deadline.
+        most_wait_ns: Longest wait in the queue; a request that would wait longer is refused.
+        most_rows: Most rows in one batch.
+        sessions: Number of batches that run in parallel; None for what the batch curve suggests.
+        cache_bytes: Size of the answer cache; 0 for no cache.
+        shadow: Share of requests that the exact model answers too, to compare.
+        standby: Whether to keep the exact model open as a fallback.
+        which: Model to serve: "winner", or "exact" after a crash of the winner.
+        custom_ops: Libraries with the user's own operators.
     """
 
     deadline_ns: int = 0
@@ -71,21 +72,23 @@ class ModelSettings:
 
 @dataclass
 class OpenBundle:
-    """A bundle, open and warm.
+    """A bundle that is open and warmed up.
 
     Attributes:
-        path: Its folder.
-        manifest: What it states.
-        which: What answers.
-        sessions: To run side by side, each on its own share of the threads.
-        standby: The exact model, or None where it is what answers, is left out or isn't wanted.
-        latencies: Of its batches.
-        sizes: The batches to make.
-        batched: Whether requests bring a batch axis that is open.
-        notes: What whoever serves it should know.
-        requests: The bundle's own to warm up with, of one row each where requests bring a batch axis.
-        instead: Which device isn't here that it is for, and what answers; "" where that is no matter.
-        broken: Whether it answers NaN where the exact model doesn't.
+        path: Folder of the bundle.
+        manifest: Manifest of the bundle.
+        which: Model that answers: "winner" or "exact".
+        sessions: Sessions that run in parallel, each on its own share of the threads.
+        standby: Exact model as a fallback; None if it answers itself, is left out or isn't wanted.
+        latencies: Expected times of the batches.
+        sizes: Batch sizes to use.
+        batched: Whether requests have an open batch axis.
+        notes: Notes for the people who serve the bundle.
+        requests: Requests that the bundle keeps, to warm up with; cut to one row each if requests
+            have a batch axis.
+        instead: Sentence that names the absent device that the bundle was made for, and what answers
+            in its place; "" if it answers as certified.
+        broken: Whether the model answers NaN where the exact one doesn't.
     """
 
     path: Path
@@ -103,16 +106,16 @@ class OpenBundle:
 
     @property
     def everything(self) -> Sequence[Loaded]:
-        """All that is open: the sessions, and the standby where there is one."""
+        """All sessions, including the standby if there is one."""
         return self.sessions if self.standby is None else (*self.sessions, self.standby)
 
     @property
     def first(self) -> Loaded:
-        """One of its sessions."""
+        """First of the sessions."""
         return self.sessions[0]
 
     def asked(self, count: int, seed: int) -> Sequence[Tensors]:
-        """Return requests to ask before anybody does: the bundle's own, or else so many made-up ones."""
+        """Return requests to warm up with: those that the bundle keeps, or else `count` random ones."""
         rng = np.random.default_rng(seed)
         rows = 1 if self.batched else None
         made = (_made_up(self.first.request, rows, rng) for _ in range(count))
@@ -131,16 +134,16 @@ def open_bundle(
     running: Callable[..., contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     pace: BackgroundPace | None = None,
 ) -> OpenBundle:
-    """Open a bundle, warm every batch shape, and compare what batches answer.
+    """Open a bundle, warm up every batch shape, and compare batches' answers with lone requests'.
 
     Args:
-        path: The folder.
-        settings: How it is to be served.
-        running: Entered while an engine works: who crashes in there is to blame.
-        pace: Of the warm-up; None for at once.
+        path: Folder of the bundle.
+        settings: Settings to serve the bundle with.
+        running: Context to enter while an engine runs, so that a crash can be traced to it.
+        pace: Runner of the warm-up's requests; None to run them at once.
 
     Raises:
-        InputError: no bundle, a damaged one, or an engine isn't installed.
+        InputError: the bundle is missing or damaged, or an engine isn't installed.
         CandidateError: the engine can't open the model here, or fails on a request.
     """
     with contextlib.ExitStack() as undo, running():
@@ -151,8 +154,8 @@ def open_bundle(
         most = max(manifest.target.threads, len(os.sched_getaffinity(0)))
         if count > most:
             raise InputError(
-                f"{count} sessions side by side were asked for; {path} has threads for {most} here: "
-                f"--sessions {most}"
+                f"{count} parallel sessions were asked for, but {path} has threads for {most} here: "
+                f"give sessions={most}"
             )
         sessions = [first]
         if threads != manifest.target.threads and count > 1:
@@ -188,7 +191,7 @@ def open_bundle(
 def _instead(
     manifest: Manifest, which: Literal["winner", "exact"], properties: Mapping[str, str]
 ) -> str:
-    """Say which device isn't here that a model is for, and what answers instead; "" where it is."""
+    """Name the absent device that a model is for, and what answers instead; "" if it is present."""
     part = manifest.exact if which == "exact" and manifest.exact is not None else manifest.winner
     engine, here = part.engine["type"], at_hand(manifest.target)
     if here.kind != "compile-only" or not answers_as(here, part.engine):
@@ -199,7 +202,7 @@ def _instead(
 
 
 def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None) -> Loaded:
-    """Open it; what `load` warns of is in the notes."""
+    """Open a bundle without warnings; their texts are in its `not_certified`."""
     which = settings.which if read(path).exact is not None else "winner"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -209,7 +212,7 @@ def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None)
 def _standby(
     path: Path, settings: ModelSettings, manifest: Manifest, undo: contextlib.ExitStack
 ) -> Loaded | None:
-    """Open the exact model beside a winner that isn't it."""
+    """Open the exact model as a standby; None if it isn't wanted or is the model that answers."""
     wanted = settings.standby or settings.shadow > 0
     if not wanted or settings.which == "exact" or manifest.exact in (None, manifest.winner):
         return None
@@ -221,9 +224,10 @@ def _standby(
 
 
 def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) -> tuple[int, int]:
-    """Choose the threads of each session and how many there are.
+    """Choose the threads per session and the number of sessions.
 
-    Of the ways in which one client waits about as short as it can, the one of most throughput.
+    Among the settings whose latency for one client is about the least, choose the one of the highest
+    throughput.
     """
     if sessions is not None:
         return max(1, threads // sessions), sessions
@@ -237,14 +241,14 @@ def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) ->
 
 
 def _batched(session: Loaded) -> bool:
-    """Whether all inputs and outputs have one open first axis, and it takes batches."""
+    """Whether all inputs share one open first axis, all outputs have axes, and batches can be run."""
     axes = {spec.shape[:1] for spec in session.inputs}
     open_ = len(axes) == 1 and all(axis and isinstance(axis[0], str) for axis in axes)
     return open_ and _largest(session) > 1 and all(spec.shape for spec in session.outputs)
 
 
 def _largest(session: Loaded) -> int:
-    """The largest batch to make of what it takes: clients may bring any number of rows below."""
+    """Return the largest batch size below which a session takes any number of rows."""
     sizes = session.batch_sizes
     if sizes is None:
         return SIZES[-1]
@@ -254,7 +258,7 @@ def _largest(session: Loaded) -> int:
 def _made_up(
     specs: Sequence[TensorSpec], rows: int | None, rng: np.random.Generator, loud: float = 1.0
 ) -> dict[str, Array]:
-    """Make up a request of so many rows; None for as many as the specs say."""
+    """Make a random request of `rows` rows; None for as many rows as the specs state."""
     made = {}
     for spec in specs:
         sizes = spec.sizes if rows is None else (rows, *spec.sizes[1:])
@@ -272,10 +276,10 @@ def _warm_up(
     most_rows: int,
     pace: BackgroundPace,
 ) -> None:
-    """Run every batch shape on every session; find which of them give a request its own answer.
+    """Run every batch shape on every session; find the sizes in which answers don't change.
 
     Raises:
-        CandidateError: a request of the bundle's own fails, so real ones will.
+        CandidateError: a request that the bundle keeps fails, so clients' requests will fail too.
     """
     known = {point.batch: point.p50_ns for point in curve}
     lone, *others = opened.asked(1, seed=0)
@@ -289,7 +293,7 @@ def _warm_up(
         if opened.requests:
             raise
         opened.notes.append(
-            f"served without a warm-up: the bundle keeps no requests, and a made-up one failed: {error}"
+            f"served without a warm-up: the bundle keeps no requests, and a random one failed: {error}"
         )
         opened.batched = False
         opened.latencies = Latencies({1: known.get(1, 1.0)})
@@ -306,10 +310,10 @@ def _warm_up(
             batch = _stacked([lone, *itertools.islice(mates, size - 1)])
             unlike = _unlike_alone(opened, batch, alone, pace)
             if unlike:
-                opened.notes.append(f"served one by one: {unlike}")
+                opened.notes.append(f"served without batching: {unlike}")
                 sizes = [1]
                 break
-            if pace.patient and {1, size} <= known.keys():  # it is long, and somebody waits
+            if pace.patient and {1, size} <= known.keys():  # spare live requests the timing runs
                 for session in opened.sessions[1:]:
                     pace.run(session, batch)
                 times[size] = known[size] * times[1] / known[1]
@@ -322,21 +326,21 @@ def _warm_up(
     opened.sizes = tuple(sizes)
     if sizes[-1] > 1 and opened.which == "winner" and opened.manifest.status == "certified":
         opened.notes.append(
-            f"batches of up to {sizes[-1]} were compared with lone requests; the certificate is about "
-            "its own batch size: --max-batch 1 keeps to that"
+            f"batches of up to {sizes[-1]} were compared with lone requests; the certificate covers "
+            "only its own batch size: --max-batch 1 keeps to that"
         )
     measured = {size: p50_ns for size, p50_ns in known.items() if size <= sizes[-1]}
     if 1 not in measured:
         measured = {size: times[size] for size in sizes}
     opened.latencies = Latencies(measured, opened.sizes)
-    for size in sizes if not pace.patient else (1,):  # long ones were disturbed by live requests
+    for size in sizes if not pace.patient else (1,):  # live requests disturbed longer ones
         opened.latencies.observe(size, times[size])
 
 
 def _timed_ns(
     sessions: Sequence[Loaded], request: Tensors, runs: int, pace: BackgroundPace
 ) -> float:
-    """The time of a request, after one that isn't timed, on every session."""
+    """Return a request's typical time over all sessions, each run once untimed before."""
     times: list[int] = []
     for session in sessions:
         pace.run(session, request)
@@ -350,7 +354,7 @@ def _timed_ns(
 
 
 def _mates(opened: OpenBundle) -> Iterator[Tensors]:
-    """Yield batch mates for a first request without end: others of one row each, and louder."""
+    """Yield batch mates for a first request, without end: one-row requests, scaled up by `_LOUD`."""
     rng = np.random.default_rng(1)
     while not opened.requests:
         yield _made_up(opened.first.request, 1, rng, _LOUD)
@@ -366,7 +370,7 @@ def _stacked(requests: Sequence[Tensors]) -> dict[str, Array]:
 
 
 def _unlike_alone(opened: OpenBundle, batch: Tensors, alone: Tensors, pace: BackgroundPace) -> str:
-    """Say why a batch's first row isn't what it is alone; "" where it is."""
+    """Say why the first row's answer in a batch differs from its answer alone; "" if it doesn't."""
     rows = len(next(iter(batch.values())))
     try:
         answers = pace.run(opened.first, batch)

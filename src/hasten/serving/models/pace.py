@@ -1,4 +1,4 @@
-"""When the engine of a model that isn't served yet may work, while others are."""
+"""Run requests of the server's own in the background, without slowing live requests."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ _LOOKS, _PAUSE_S = 100, 0.001
 
 
 class BackgroundPace:
-    """Runs requests of the server's own, now or when live ones are hardly held up.
+    """Runner of the server's own requests, at once or when live requests are hardly delayed.
 
     Args:
-        idle: Whether no live request waits or runs: each run waits for that, a tenth of a second at
-            most, and for as long as it took after it; None for at once.
+        idle: Function that tells whether no live request waits or runs. Each run waits for that, for
+            a tenth of a second at most, and afterwards pauses for as long as it took. None to run
+            without waiting.
         clock_ns: Monotonic clock, in nanoseconds.
-        sleep: For seconds.
+        sleep: Function that sleeps for a number of seconds.
 
     Attributes:
-        took_ns: The last run.
-        spent_ns: All runs together.
+        took_ns: Time of the last run, in nanoseconds.
+        spent_ns: Total time of all runs, in nanoseconds.
     """
 
     def __init__(
@@ -38,14 +39,14 @@ class BackgroundPace:
 
     @property
     def patient(self) -> bool:
-        """Whether there is anybody to wait for."""
+        """Whether runs wait for live requests."""
         return self._idle is not None
 
     def run(self, session: Loaded, request: Tensors) -> dict[str, Array]:
-        """Answer a request.
+        """Answer a request once live requests allow it.
 
         Raises:
-            CandidateError: as of the session's `run`.
+            CandidateError: the session's `run` failed.
         """
         self._wait()
         began_ns = self._clock_ns()
@@ -57,9 +58,9 @@ class BackgroundPace:
         return answers
 
     def typical_ns(self, times: Sequence[int]) -> float:
-        """What a run takes that was timed several times.
+        """Return the typical time of a run that was timed several times, in nanoseconds.
 
-        The median; beside live requests the least, which they disturbed least.
+        It is the median; beside live requests it is the least, which they disturbed least.
         """
         return max(1.0, float(min(times) if self.patient else np.median(times)))
 

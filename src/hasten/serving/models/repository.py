@@ -1,4 +1,4 @@
-"""The models that are registered, by name and version; loading, unloading, and taking another's place."""
+"""Keep the registered models by name and version; load, unload and replace them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Registered:
     """A version of a model that may be served.
 
     Attributes:
-        name: As clients call it.
-        version: A number, as text.
-        path: The bundle's folder.
-        settings: How to serve it.
-        state: What it is doing.
-        tried: Whether it was loaded, or failed to be.
-        reason: Why it isn't ready.
-        served: It, where it is ready.
+        name: Name of the model for clients.
+        version: Version number, as text.
+        path: Folder of the bundle.
+        settings: Settings that the model is served with.
+        state: State in the protocol's terms.
+        tried: Whether loading has been tried, with success or without.
+        reason: Reason why the version isn't ready; "" if it is.
+        served: Open model; None if the version isn't ready.
     """
 
     name: str
@@ -57,17 +57,18 @@ class Registered:
 
 
 class Repository:
-    """The registered models. On the event loop's thread, but for the loading itself.
+    """Repository of the registered models; used on the event loop's thread, except for the loading.
 
     Args:
-        registered: What may be served.
-        loop: The event loop.
-        marker: What to enter while a version's engine works.
-        tracing: Sends spans.
+        registered: Versions of models that may be served.
+        loop: Event loop of the server.
+        marker: Function that returns the context to enter while a version's engine runs.
+        tracing: Sender of spans; None without tracing.
 
     Attributes:
-        clients: Clients of the server, by their connections.
-        forgiven: Told of a version that was served exactly after a crash, and isn't any more.
+        clients: Record of which client of the server is active.
+        forgiven: Callback that is told of a version whose exact model answered after a crash, and
+            whose winner answers again since its bundle was replaced.
     """
 
     def __init__(
@@ -92,14 +93,14 @@ class Repository:
             yield from versions.values()
 
     def served(self) -> Iterator[ServedModel]:
-        """Every version that is ready."""
+        """Yield every version that is ready."""
         for one in self:
             if one.served is not None:
                 yield one.served
 
     @property
     def ready(self) -> bool:
-        """Whether every version is ready that can be: what failed to load doesn't hold up the others."""
+        """Whether loading is over and at least one version is ready; failed versions don't count."""
         loading = any(one.state == "LOADING" or not one.tried for one in self)
         return not loading and any(self.served())
 
@@ -107,7 +108,7 @@ class Repository:
         """Return a version, by default the newest that is ready.
 
         Raises:
-            ProtocolError: there is none such, or it isn't ready.
+            ProtocolError: there is no such model or version, or it isn't ready.
         """
         versions = self._versions.get(name)
         if versions is None:
@@ -132,14 +133,14 @@ class Repository:
         raise ProtocolError(Kind.UNAVAILABLE, f"the model {name!r} isn't ready: {reason}", 1.0)
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a model that are ready, oldest first."""
+        """Return the versions of a model that are ready, oldest first."""
         return [one.version for one in self._versions.get(name, {}).values() if one.served]
 
     def registered(self, name: str) -> list[Registered]:
-        """Every version of a registered name.
+        """Return every version that is registered under a name, for control requests.
 
         Raises:
-            ProtocolError: it isn't registered.
+            ProtocolError: no model has this name; the message says what can be loaded.
         """
         if name not in self._versions:
             raise ProtocolError(
@@ -150,19 +151,19 @@ class Repository:
         return list(self._versions[name].values())
 
     def registered_or_unknown(self, name: str) -> list[Registered]:
-        """Every version of a name.
+        """Return every version of a model of which one is ready, for other requests.
 
         Raises:
-            ProtocolError: it isn't known.
+            ProtocolError: no model has this name, or none of its versions is ready.
         """
         self.find(name)
         return list(self._versions[name].values())
 
     async def load_all(self) -> None:
-        """Load everything; what fails says so, the others go on.
+        """Load every version; one that fails is logged and doesn't stop the others.
 
         Raises:
-            InputError: nothing could be loaded.
+            InputError: no version could be loaded.
         """
         for one in self:
             with contextlib.suppress(HastenError):
@@ -172,14 +173,14 @@ class Repository:
             raise InputError("; ".join(f"{one.name}: {one.reason}" for one in failed))
 
     async def load(self, one: Registered) -> None:
-        """Load a version, or the bundle that is at its path now in the place of what is served.
+        """Load a version, or replace the served model by the bundle that is at its path now.
 
-        The new one is opened, warmed in every batch shape and compared before requests go to it;
-        the old one answers until then, and what it has taken in. No request is lost, none gets
-        parts of both.
+        The new model is opened, warmed up in every batch shape and compared before it gets requests.
+        The old one answers until then, and finishes the requests that it has accepted. No request is
+        lost, and none gets an answer from a mix of both.
 
         Raises:
-            HastenError: it can't be loaded; what is served goes on.
+            HastenError: the bundle can't be loaded; the old model stays in service.
         """
         async with self._busy.setdefault(f"{one.name}/{one.version}", asyncio.Lock()):
             old = one.served
@@ -215,16 +216,16 @@ class Repository:
             one.state, one.reason = "READY", ""
             for note in opened.notes:
                 log.warning("%s", note, extra={"model": one.name, "version": one.version})
-            what = "ready" if old is None else "ready, in place of what was served before"
+            what = "ready" if old is None else "ready, in place of the model served before"
             log.info("%s", what, extra={"model": one.name, "version": one.version})
             if old is not None:
                 await self._retire(old)
 
     def _opened(self, one: Registered, old: ServedModel | None) -> OpenBundle:
-        """Open and compare; on the loading thread."""
+        """Open and compare a version's bundle, on a loading thread."""
         settings = one.settings
         if old is not None and settings.which == "exact" and changed(old.opened):
-            settings = replace(settings, which="winner")  # another bundle did what it is blamed for
+            settings = replace(settings, which="winner")  # the old bundle crashed, not this one
         others = any(self.served())
         pace = BackgroundPace(self._idle if others else None)
         with lowered_priority() if others else contextlib.nullcontext():
@@ -248,10 +249,10 @@ class Repository:
     def _compare_with(
         self, opened: OpenBundle, old: ServedModel, broken: bool, pace: BackgroundPace
     ) -> None:
-        """Ask a model and the one whose place it takes the same, and note how often they disagree.
+        """Compare a new model with the one that it replaces, and note how often they disagree.
 
         Raises:
-            CandidateError: it answers NaN where the other, or its exact model, doesn't.
+            CandidateError: the new model answers NaN where the old one, or its exact model, doesn't.
         """
         disagreed = compared = 0
         for request in opened.asked(_COMPARED, seed=2):
@@ -261,26 +262,27 @@ class Repository:
             try:
                 asked = asyncio.run_coroutine_threadsafe(old.ask(request), self._loop)
                 before = asked.result(_PATIENCE_S)
-            except (ProtocolError, TimeoutError):  # it is overloaded, or on its way out
+            except (ProtocolError, TimeoutError):  # the old model is overloaded, or being unloaded
                 continue
             if broken or (is_broken(answers) and not is_broken(before)):
                 raise CandidateError(
-                    f"{opened.path} answers NaN here where its exact model or what is served doesn't"
+                    f"{opened.path} answers NaN here where its exact model or the served one doesn't"
                 )
             rows = disagreeing_rows(answers, before)
             compared += len(rows)
             disagreed += int(rows.sum())
         if opened.batched and opened.sizes[-1] < old.most_rows:
             opened.notes.append(
-                f"requests may bring {opened.sizes[-1]} rows from now on; it was {old.most_rows}"
+                f"requests may have at most {opened.sizes[-1]} rows from now on, instead of "
+                f"{old.most_rows}"
             )
         opened.notes.append(
-            f"it takes the place of another: on {_inputs(opened)}, {disagreed} of {compared} answers "
-            "differ"
+            f"it replaces the model served before: on {_inputs(opened)}, {disagreed} of {compared} "
+            "answers differ"
         )
 
     async def unload(self, one: Registered) -> None:
-        """Take a version out; what it has taken in is answered."""
+        """Unload a version after it has answered the requests that it accepted."""
         async with self._busy.setdefault(f"{one.name}/{one.version}", asyncio.Lock()):
             old, one.served = one.served, None
             one.state, one.reason = "UNAVAILABLE", UNLOADED
@@ -294,11 +296,11 @@ class Repository:
         await self._loop.run_in_executor(self._replacing, old.close)
 
     async def reload_changed(self) -> None:
-        """Load every version whose bundle was replaced on disk since."""
+        """Load every version whose bundle was replaced on disk, or which failed to load before."""
         for one in self:
             served = one.served
             if served is None and one.reason == UNLOADED:
-                continue  # it was asked to be
+                continue  # a client unloaded it on purpose
             if served is None or await self._loop.run_in_executor(
                 self._replacing, changed, served.opened
             ):
@@ -306,14 +308,14 @@ class Repository:
                     await self.load(one)
             else:
                 extra = {"model": one.name, "version": one.version}
-                log.info("its bundle is the one that is served: nothing to load", extra=extra)
+                log.info("its bundle hasn't changed: nothing to load", extra=extra)
 
     async def drained(self) -> None:
-        """Wait until every request is answered."""
+        """Wait until every request of every model is answered."""
         await asyncio.gather(*(served.drained() for served in self.served()))
 
     def close(self) -> None:
-        """Free every engine."""
+        """Close every model, and free its engines."""
         for one in self:
             if one.served is not None:
                 one.served.close()
@@ -323,7 +325,7 @@ class Repository:
 
 
 def changed(opened: OpenBundle) -> bool:
-    """Whether another bundle is at a path than the one that was opened there."""
+    """Whether the bundle at an open bundle's path differs from it, or is gone."""
     try:
         return read(opened.path) != opened.manifest
     except InputError:
@@ -331,10 +333,10 @@ def changed(opened: OpenBundle) -> bool:
 
 
 def _check_interface(opened: OpenBundle, old: ServedModel | None) -> None:
-    """Check that those who ask a model can ask what takes its place.
+    """Check that clients of the old model can use the new one unchanged.
 
     Raises:
-        CandidateError: they would have to be other ones.
+        CandidateError: the inputs or outputs of the two models differ.
     """
     if old is None:
         return
@@ -342,16 +344,16 @@ def _check_interface(opened: OpenBundle, old: ServedModel | None) -> None:
     now = _interface(opened.first.inputs, opened.first.outputs)
     if told != now:
         raise CandidateError(
-            f"{opened.path} takes and gives {now}; what is served as {old.name!r} takes and gives "
-            f"{told}: unload that first, or register this under another name"
+            f"{opened.path} takes and gives {now}; the model served as {old.name!r} takes and gives "
+            f"{told}: unload that one first, or register this one under another name"
         )
 
 
 def _compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
-    """Compare a model that is to be served with its exact one, and note what is odd.
+    """Compare a bundle's winner with its exact model before it is served, and note if they disagree.
 
     Returns:
-        Whether it answers NaN where the exact one doesn't.
+        Whether the winner answers NaN where the exact model doesn't.
     """
     if opened.standby is None:
         return False
@@ -369,7 +371,7 @@ def _compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
         disagreed += int(rows.sum())
     if 2 * disagreed > compared:
         opened.notes.append(
-            f"on {_inputs(opened)}, {disagreed} of {compared} answers weren't the exact model's"
+            f"on {_inputs(opened)}, {disagreed} of {compared} answers differ from the exact model's"
         )
     return False
 
@@ -377,10 +379,10 @@ def _compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
 def _answers(
     opened: OpenBundle, session: Loaded, request: Tensors, pace: BackgroundPace
 ) -> dict[str, Array] | None:
-    """Answer a request of the server's own; None where it is made up and fails: that tells nothing.
+    """Answer a request of the server's own; None if it is a random one that fails, which is no fault.
 
     Raises:
-        CandidateError: one of the bundle's own fails.
+        CandidateError: a request that the bundle keeps fails.
     """
     try:
         return pace.run(session, request)
@@ -391,11 +393,11 @@ def _answers(
 
 
 def _inputs(opened: OpenBundle) -> str:
-    return "samples of its data" if opened.requests else "made-up inputs"
+    return "samples of its data" if opened.requests else "random inputs"
 
 
 def _interface(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:
-    """What clients see of a model; open dimensions are alike whatever they are called."""
+    """Describe a model's inputs and outputs, with all open dimensions written alike."""
     specs = [
         replace(s, shape=tuple(n if isinstance(n, int) else "?" for n in s.shape))
         for s in (*inputs, *outputs)
@@ -404,15 +406,16 @@ def _interface(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) 
 
 
 def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
-    """Read what the command line says: PATH, NAME=PATH or NAME:VERSION=PATH, each a bundle.
+    """Parse the command line's bundles: PATH, NAME=PATH or NAME:VERSION=PATH.
 
-    A name that comes again is its next version.
+    A repeated name without a version gets the next version number.
 
     Returns:
-        Name, version and folder, by name and version.
+        Name, version and folder of each, sorted by name and version.
 
     Raises:
-        InputError: no name, a version that is no number, one twice, or no bundle there.
+        InputError: a name is missing, a version isn't a number or is given twice, or a path holds no
+            bundle.
     """
     found: list[tuple[str, str, Path]] = []
     for text in arguments:
@@ -421,7 +424,7 @@ def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
             raise InputError(f"no bundle at {path}: no such folder")
         if not (path / MANIFEST).is_file():
             raise InputError(
-                f"{path} is no bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
+                f"{path} is not a bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
             )
         _check_name(name, text)
         taken = {each[1] for each in found if each[0] == name}
@@ -433,15 +436,13 @@ def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
 
 
 def _check_name(name: str, text: str) -> None:
-    """Check that clients can say a name.
+    """Check that a name consists of characters that clients can send.
 
     Raises:
-        InputError: it isn't text.
+        InputError: the name has unprintable characters.
     """
     if not name.isprintable():
-        raise InputError(
-            f"{text!r}: {name!r} is no name that clients could ask for: give NAME=PATH"
-        )
+        raise InputError(f"{text!r}: clients couldn't ask for the name {name!r}: give NAME=PATH")
 
 
 def _parts(text: str) -> tuple[str, str, Path]:
@@ -453,8 +454,8 @@ def _parts(text: str) -> tuple[str, str, Path]:
     name, _, version = left.partition(":")
     if not name or (version and not (version.isascii() and version.isdigit() and int(version))):
         raise InputError(
-            f"{text!r}: write NAME=PATH or NAME:VERSION=PATH; got the version {version!r}, which is a "
-            "whole number from 1"
+            f"{text!r}: write NAME=PATH or NAME:VERSION=PATH; got the version {version!r}, which must "
+            "be a whole number of at least 1"
             if name
             else f"{text!r}: there is no name before the equals sign; write NAME=PATH"
         )

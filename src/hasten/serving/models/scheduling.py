@@ -1,8 +1,8 @@
-"""Who runs next, with whom, and who is refused: pure, the clock is handed in.
+"""Decide which requests run next, in which batch, and which are refused; the clock is handed in.
 
-A request waits for three reasons only: an engine is busy, somebody of a higher priority goes first,
-or the batch curve says that waiting for the next arrival lowers the mean latency. The third is a
-decision, not a delay: it is taken anew whenever something arrives, and ends by itself.
+A request waits for three reasons only: all engines are busy, a request of higher priority goes first,
+or the batch curve says that waiting for the next arrival lowers the mean latency. The third wait is
+not a fixed delay: it is decided again at each arrival, and has an end.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from hasten.serving.models.latencies import Latencies
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 USUAL_PRIORITY = 2
-"""Of a request that states none: some can go before it, and some behind."""
+"""Priority of a request that states none: others can have a higher or a lower one."""
 _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
-"""Of the capacity: from this load on, batches are expected to be full."""
+"""Share of the capacity; from this load on, batches are expected to be full."""
 _STRETCH, _MOST_LATE, _MOST_MARGIN = 0.05, 0.005, 3.0
 _BATCH_MATES_NS = 1_000_000
-"""Requests of several connections that come closer together wait for the loop's turn to share a batch."""
+"""Gap below which requests of several connections wait for the loop's turn, to share a batch."""
 _TRY_AFTER_NS = 50_000_000
 _MOST_GAP_NS = 10e9
 
 
 _GAIN = 1.02
 _LEAST_HOPE = 0.5
-"""Arrivals expected within the wait that would pay at all: below, the mean gain is negative."""
+"""Fewest arrivals expected within the longest worthwhile wait; with fewer, the mean gain is negative."""
 
 
 @dataclass(eq=False, slots=True)
@@ -38,16 +38,17 @@ class Pending:
     """A request that waits for its answer.
 
     Attributes:
-        rows: Samples in it.
-        key: Requests of equal keys can share a batch.
-        priority: From 1, the highest; what is equal goes by arrival.
-        deadline_ns: Monotonic clock; `math.inf` for none.
-        arrived_ns: Monotonic clock.
-        state: "new", "queued", "running", "done" (answered, refused or dropped).
-        queued_ns: When it was taken in.
-        order: Of its arrival.
-        source: Which connection brought it; 0 where nobody says.
-        tried: Whether it runs though it will hardly be in time: to see how fast the machine is now.
+        rows: Samples in the request.
+        key: Key that is equal for requests that can share a batch.
+        priority: Priority from 1, the highest; equal ones go in order of arrival.
+        deadline_ns: Deadline on the monotonic clock; `math.inf` for none.
+        arrived_ns: Time of arrival on the monotonic clock.
+        state: "new", "queued", "running", or "done" (answered, refused or dropped).
+        queued_ns: Time when the request was accepted, on the monotonic clock.
+        order: Rank in the order of arrival.
+        source: Number of the connection that sent the request; 0 if unknown.
+        tried: Whether the request runs although it will probably be late, to find out how fast the
+            machine is now.
     """
 
     rows: int
@@ -70,7 +71,12 @@ P = TypeVar("P", bound=Pending)
 
 @dataclass(slots=True)
 class BatchRun(Generic[P]):
-    """Run these now, as one batch."""
+    """Decision to run requests now, as one batch.
+
+    Attributes:
+        items: Requests of the batch.
+        rows: Total rows of the batch.
+    """
 
     items: list[P]
     rows: int
@@ -78,7 +84,11 @@ class BatchRun(Generic[P]):
 
 @dataclass(slots=True)
 class Wait:
-    """Look again at this time, or when something arrives or ends."""
+    """Decision to wait until a time, or until a request arrives or a batch ends.
+
+    Attributes:
+        until_ns: Time to decide again, on the monotonic clock.
+    """
 
     until_ns: int
 
@@ -91,19 +101,20 @@ class _Busy:
 
 @dataclass
 class Scheduler(Generic[P]):
-    """The queue of one model.
+    """Scheduler of one model's queue.
 
     Args:
-        latencies: Of its batches.
-        most_wait_ns: A request that would wait longer is refused, whatever its deadline.
-        sessions: How many batches run side by side.
+        latencies: Expected times of the model's batches.
+        most_wait_ns: Longest wait in the queue; a request that would wait longer is refused, whatever
+            its deadline.
+        sessions: Number of batches that run in parallel.
     """
 
     latencies: Latencies
     most_wait_ns: float
     sessions: int = 1
     _rows: dict[int, int] = field(default_factory=dict)
-    """Priority -> rows that are queued."""
+    """Priority -> number of queued rows."""
     _heap: list[P] = field(default_factory=list)
     _running: dict[int, _Busy] = field(default_factory=dict)
     _runs: int = 0
@@ -116,20 +127,21 @@ class Scheduler(Generic[P]):
     _source: int = 0
     _margin: float = 1.0
     _left: int = 0
-    """Queued items that were dropped, and are still in the heap."""
+    """Number of items in the heap that are no longer queued."""
 
     # -- arrivals
 
     def offer(self, item: P, now_ns: int) -> None:
-        """Take a request in.
+        """Queue a request.
 
         Raises:
-            ProtocolError: it can't be answered by its deadline, or would wait too long; when to retry.
+            ProtocolError: the request can't be answered by its deadline, or would wait too long; the
+                error states when to retry.
         """
         self._note_arrival(now_ns)
         if item.deadline_ns <= now_ns:
             item.state = "done"
-            raise ProtocolError(Kind.LATE, "the deadline had passed when the request came")
+            raise ProtocolError(Kind.LATE, "the deadline had passed when the request arrived")
         if self._running or self._rows or item.deadline_ns != math.inf:
             self._admit(item, now_ns)
         self._orders += 1
@@ -138,7 +150,11 @@ class Scheduler(Generic[P]):
         self._count(item.priority, item.rows)
 
     def take_alone(self, item: P, now_ns: int) -> BatchRun[P] | None:
-        """Take a request in that can go at once: all is idle, and no other request is expected at once."""
+        """Accept a request that can run at once: the model is idle, and no batch mate is expected.
+
+        Returns:
+            The run; None if the request has to be queued with `offer`.
+        """
         if self._running or self._rows or item.deadline_ns != math.inf:
             return None
         again = item.source == self._source != 0
@@ -150,7 +166,11 @@ class Scheduler(Generic[P]):
         return BatchRun([item], item.rows)
 
     def _admit(self, item: P, now_ns: int) -> None:
-        """Refuse what would be late, or would wait too long."""
+        """Refuse a request that would be late, or would wait too long.
+
+        Raises:
+            ProtocolError: the request is refused.
+        """
         ahead = sum(n for priority, n in self._rows.items() if priority <= item.priority)
         left_ns = item.deadline_ns - now_ns
         wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns)
@@ -160,27 +180,30 @@ class Scheduler(Generic[P]):
             item.state = "done"
             raise ProtocolError(
                 Kind.OVERLOADED,
-                f"can't answer in time: {_ms(wait_ns)} of waiting and {_ms(own_ns)} of computing are "
-                f"ahead, {_ms(left_ns)} are left; retry later or allow more",
+                f"can't answer in time: it would take {_ms(wait_ns)} of waiting and {_ms(own_ns)} of "
+                f"computing, but the deadline is in {_ms(left_ns)}; retry later or allow more",
                 retry_s=late_ns / 1e9,
             )
         if wait_ns > self.most_wait_ns:
             item.state = "done"
             raise ProtocolError(
                 Kind.OVERLOADED,
-                f"overloaded: {_ms(wait_ns)} of waiting are ahead, {_ms(self.most_wait_ns)} are "
-                "allowed; retry later",
+                f"overloaded: the request would wait {_ms(wait_ns)}, but at most "
+                f"{_ms(self.most_wait_ns)} are allowed; retry later",
                 retry_s=(wait_ns - self.most_wait_ns) / 1e9,
             )
 
     def learn_from(self, other: Scheduler[P]) -> None:
-        """Go on with what another learned of its promises: of the model whose place this one takes."""
+        """Take over the margin that the scheduler of the replaced model has learned."""
         self._margin = other._margin
 
     def judge(self, *, late: bool) -> None:
-        """Learn from a promise: predictions are stretched until about one in 200 isn't kept.
+        """Adjust the margin of predictions so that about one deadline in 200 is missed.
 
-        What they leave out, others at work on the same processors above all, shows here alone.
+        The margin covers what predictions leave out, above all other load on the same processors.
+
+        Args:
+            late: Whether an accepted request missed its deadline.
         """
         if late:
             self._margin = min(self._margin * (1 + _STRETCH), _MOST_MARGIN)
@@ -188,10 +211,10 @@ class Scheduler(Generic[P]):
             self._margin = max(self._margin * (1 - _STRETCH * _MOST_LATE), 1.0)
 
     def _plan(self, rows: int, ahead: int, left_ns: float, now_ns: int) -> tuple[float, float]:
-        """Predict how long a request waits, and how long its batch takes.
+        """Predict how long a request waits, and how long its batch takes, in nanoseconds.
 
-        Where requests come faster than they are answered, batches will be full: its own too, since
-        others join behind it.
+        If requests arrive faster than they are answered, batches will be full, including the
+        request's own, since later requests join it.
         """
         latencies = self.latencies
         size = self._size(left_ns, now_ns)
@@ -203,11 +226,12 @@ class Scheduler(Generic[P]):
         return wait_ns, latencies.promised_ns(min(batch, latencies.most))
 
     def _size(self, left_ns: float, now_ns: int) -> int:
-        """The batch of most throughput, where requests have so much time from their arrival.
+        """Return the batch size of the highest throughput for requests with `left_ns` to answer.
 
-        Whoever comes while a batch before runs is in time for the next if what is left of the one
-        and the whole of the other fit: with batches of half of the time, everybody. Larger ones are
-        filled, too, where enough come late in the batch before; who comes early is refused then.
+        A request that arrives during one batch meets its deadline in the next one if the rest of the
+        running batch and the whole next batch fit into its time. If batches take half of that time,
+        this holds for every request. Larger batches can be filled too, if enough requests arrive late
+        during the running batch; those that arrive early are then refused.
         """
         latencies = self.latencies
         if left_ns == math.inf or latencies.best == 1:
@@ -225,16 +249,16 @@ class Scheduler(Generic[P]):
         return chosen
 
     def _busy_ns(self, now_ns: int) -> float:
-        """How long until a session is free."""
+        """Return the time until a session is free, in nanoseconds."""
         if len(self._running) < self.sessions:
             return 0.0
         return max(0.0, min(each.end_ns for each in self._running.values()) - now_ns)
 
     def _lone_try(self, item: P, now_ns: int) -> bool:
-        """Whether to try all the same: nobody is hurt, and by the curve it may be in time.
+        """Whether to accept a request although it may be late, since it delays no other request.
 
-        Without it a machine that was slow for a while would refuse everything from then on, and
-        never learn that it is fast again.
+        Otherwise a machine that was slow for a while would refuse every request from then on, and
+        the scheduler would never learn that the machine is fast again.
         """
         alone = not self._rows and not self._running
         rested = self._ended_ns is None or now_ns - self._ended_ns >= _TRY_AFTER_NS
@@ -244,7 +268,7 @@ class Scheduler(Generic[P]):
         return item.tried
 
     def wait_ns(self, now_ns: int) -> float:
-        """How long a request that came now would wait."""
+        """Return the expected wait of a request that arrives now, in nanoseconds."""
         return self._plan(1, self.queued_rows, math.inf, now_ns)[0]
 
     def _note_arrival(self, now_ns: int) -> None:
@@ -255,16 +279,16 @@ class Scheduler(Generic[P]):
         self._last_ns = now_ns
 
     def rate_per_ns(self, now_ns: int) -> float:
-        """Arrivals of late; a silence that goes on lowers it."""
+        """Return the recent rate of arrivals; it falls during a silence."""
         silent_ns = now_ns - (self._last_ns or now_ns)
         return 1 / max(self._gap_ns, silent_ns, 1.0)
 
     # -- departures
 
     def next(self, now_ns: int) -> BatchRun[P] | Wait | None:
-        """Say what to do now; None where there is nothing to do until something happens.
+        """Decide what to do now; None if there is nothing to do until an arrival or a batch's end.
 
-        What can't be in time any more stays out; see `hopeless`.
+        Call `hopeless` first: it removes the requests that can no longer meet their deadlines.
         """
         if len(self._running) >= self.sessions or not self._first():
             self._waiting_since_ns = None
@@ -280,14 +304,14 @@ class Scheduler(Generic[P]):
         return BatchRun(items, rows)
 
     def _first(self) -> P | None:
-        """The head of the queue."""
+        """Return the head of the queue; None if it is empty."""
         while self._heap and self._heap[0].state != "queued":
             heapq.heappop(self._heap)
             self._left -= 1
         return self._heap[0] if self._heap else None
 
     def _in_order(self) -> Iterator[P]:
-        """Queued requests in their order; few are looked at, so the heap isn't sorted whole."""
+        """Yield queued requests in order; only as many as a batch needs, to avoid sorting the heap."""
         if len(self._heap) <= 4:
             yield from sorted(each for each in self._heap if each.state == "queued")
             return
@@ -295,7 +319,7 @@ class Scheduler(Generic[P]):
         yield from (each for each in heapq.nsmallest(count, self._heap) if each.state == "queued")
 
     def _choose(self, now_ns: int) -> tuple[int, list[P]]:
-        """Choose the next batch: the head, and those after it that may join."""
+        """Choose the next batch: the head of the queue and the requests that may join it."""
         head = self._heap[0]
         if len(self._heap) == 1:
             return head.rows, [head]
@@ -315,18 +339,18 @@ class Scheduler(Generic[P]):
             tightest_ns = tightest
             rows += each.rows
             items.append(each)
-        while len(items) > 1 and rows not in self.latencies.sizes:  # no engine is warm for it
+        while len(items) > 1 and rows not in self.latencies.sizes:  # that size isn't warmed up
             rows -= items.pop().rows
         return rows, items
 
     def _goal(self, rows: int, now_ns: int) -> int:
-        """How many of so many rows go first: soonest in the mean, fast enough for what arrives."""
+        """Return how many of `rows` rows to run first: least mean wait, but enough throughput."""
         if rows <= 1:
             return rows
         first = self.latencies.first[rows]
         if first == rows:
             return rows
-        # Small batches first answers sooner only if the queue ever ends.
+        # Running small batches first lowers the mean wait only if the queue empties eventually.
         load = self.rate_per_ns(now_ns)
         for size in self.latencies.sizes:
             if first < size <= min(rows, self.latencies.best) and (
@@ -336,16 +360,18 @@ class Scheduler(Generic[P]):
         return first
 
     def _worth_waiting(self, rows: int, items: list[P], now_ns: int) -> int | None:
-        """Until when to wait for one more arrival; None to go now.
+        """Return the time until which to wait for one more arrival; None to run the batch now.
 
-        With q rows there, T(b) the time of a batch and an arrival after w: going now, the q are done
-        after T(q) and the newcomer after max(T(q) - w, 0) + T(1); waiting, all are done after
-        w + T(q + 1), the newcomer having waited T(q + 1). The difference of the sums is linear in w;
-        its mean over exponential w at the present rate decides, given up at w*, where it is zero.
+        Let q rows be queued, T(b) be the time of a batch of b rows, and the next row arrive after w.
+        If the batch runs now, the q rows are done after T(q), and the newcomer after
+        max(T(q) - w, 0) + T(1) from its arrival. If the batch waits, all are done after w + T(q + 1),
+        which is T(q + 1) from the newcomer's arrival. The difference of the sums is linear in w. Its
+        mean over exponentially distributed w at the present rate decides, with the wait given up at
+        w*, where the difference is zero.
         """
         if rows + 1 not in self.latencies.sizes or len(items) < len(self._heap) - self._left:
             return None
-        if rows != len(items):  # requests with several rows each: what comes next isn't one row
+        if rows != len(items):  # the calculation assumes requests of one row
             return None
         now_t, next_t = self.latencies.expected_ns(rows), self.latencies.expected_ns(rows + 1)
         gain_ns = rows * now_t + now_t + self.latencies.expected_ns(1) - (rows + 1) * next_t
@@ -366,7 +392,7 @@ class Scheduler(Generic[P]):
         since_ns = self._waiting_since_ns
         if since_ns is None:
             since_ns = self._waiting_since_ns = now_ns
-        # However often somebody comes, nobody waits longer than a batch takes.
+        # However often requests arrive, none waits longer for batch mates than a lone batch takes.
         end_ns = min(now_ns + limit_ns, since_ns + self.latencies.expected_ns(1))
         took_ns = self._margin * self.latencies.promised_ns(rows + 1)
         latest_ns = min(each.deadline_ns for each in items) - took_ns
@@ -374,28 +400,28 @@ class Scheduler(Generic[P]):
         return math.ceil(end_ns) if end_ns > now_ns else None
 
     def begun(self, run: BatchRun[P], now_ns: int) -> int:
-        """Note that a batch runs; return the number to end it by."""
+        """Record that a batch runs; return the number to hand to `ended`."""
         self._runs += 1
         self._running[self._runs] = _Busy(run.rows, now_ns + self.latencies.expected_ns(run.rows))
         return self._runs
 
     def ended(self, number: int, took_ns: float | None, now_ns: int) -> None:
-        """Note that a batch was run, and for how long; None teaches nothing."""
+        """Record that a batch ended, and learn from its time; None if it failed."""
         busy = self._running.pop(number)
         self._ended_ns = now_ns
         if took_ns is not None:
             self.latencies.observe(busy.rows, took_ns)
 
     def put_back(self, items: list[P]) -> None:
-        """Queue those again, at their place, that a batch failed with: each alone now."""
-        self._forget_left()  # they may be among what is still in the heap
+        """Queue the requests of a failed batch again, at their old place; each will run alone."""
+        self._forget_left()  # stale entries of these items may still be in the heap
         for item in items:
             item.state, item.key = "queued", object()
             heapq.heappush(self._heap, item)
             self._count(item.priority, item.rows)
 
     def promote(self, item: P, priority: int) -> None:
-        """Let a queued request go with those of a higher priority: one of them waits for its answer."""
+        """Raise the priority of a queued request, for another request that waits for its answer."""
         if item.state != "queued" or priority >= item.priority:
             return
         self._count(item.priority, -item.rows)
@@ -408,10 +434,10 @@ class Scheduler(Generic[P]):
         if not self._rows[priority]:
             del self._rows[priority]
 
-    # -- what leaves without an answer of the model's
+    # -- requests that leave without an answer from the model
 
     def drop(self, item: P) -> bool:
-        """Take a queued request out: its client went away. False where it isn't queued."""
+        """Remove a request from the queue; return False if it isn't queued."""
         if item.state != "queued":
             return False
         item.state = "done"
@@ -419,10 +445,11 @@ class Scheduler(Generic[P]):
         return True
 
     def hopeless(self, now_ns: int) -> list[P]:
-        """Take out what can't be answered by its deadline, or only at the cost of others'.
+        """Remove requests that can't meet their deadline, or only by making others miss theirs.
 
-        Under overload a head whose time is nearly up would have to go in a small batch: slower by
-        the row, so those behind it would be late too, and soon all batches small.
+        Under overload a head whose time is nearly up would have to run in a small batch. Small
+        batches take longer per row, so the requests behind it would be late too, and soon all batches
+        would be small.
         """
         found: list[P] = []
         if len(self._running) >= self.sessions:
@@ -440,7 +467,7 @@ class Scheduler(Generic[P]):
         return found
 
     def _overtaken(self, now_ns: int) -> list[P]:
-        """Take out whom others of higher priority kept waiting longer than anybody may wait."""
+        """Remove requests that higher priorities have kept waiting beyond the longest allowed wait."""
         most_ns = self.most_wait_ns
         found = [
             each
@@ -452,7 +479,7 @@ class Scheduler(Generic[P]):
         return found
 
     def _holds_up(self, head: P, now_ns: int) -> bool:
-        """Whether a head with little time left makes a batch small that could be full without it."""
+        """Whether the head has too little time left for a full batch that could run without it."""
         if self.latencies.best == 1:
             return False
         size = self._size(head.deadline_ns - head.arrived_ns, now_ns)
@@ -461,12 +488,12 @@ class Scheduler(Generic[P]):
         return tight and enough and self._is_full(size, now_ns)
 
     def _is_full(self, size: int, now_ns: int) -> bool:
-        """Whether requests come nearly as fast as batches of this size answer them, or faster."""
+        """Whether requests arrive at least nearly as fast as batches of this size answer them."""
         work = self.rate_per_ns(now_ns) * self.latencies.expected_ns(size)
         return work > _FULL * size * self.sessions
 
     def drain(self) -> list[P]:
-        """Take everything out that is queued, in order."""
+        """Remove all queued requests, and return them in order."""
         items = sorted(each for each in self._heap if each.state == "queued")
         for item in items:
             self.drop(item)
@@ -474,8 +501,8 @@ class Scheduler(Generic[P]):
         return items
 
     def _remove(self, items: list[P]) -> None:
-        """Forget what is queued no more; it stays in the heap until it comes up."""
-        if len(items) == len(self._heap):  # all there was
+        """Uncount requests that are no longer queued; they stay in the heap until they reach its top."""
+        if len(items) == len(self._heap):  # the queue is empty now
             self._heap.clear()
             self._rows.clear()
             self._left = 0
@@ -487,24 +514,24 @@ class Scheduler(Generic[P]):
             self._forget_left()
 
     def _forget_left(self) -> None:
-        """Take out of the heap what isn't queued any more."""
+        """Remove requests from the heap that are no longer queued."""
         self._heap = [each for each in self._heap if each.state == "queued"]
         heapq.heapify(self._heap)
         self._left = 0
 
     @property
     def queued_rows(self) -> int:
-        """Rows of all that is queued."""
+        """Total rows of all queued requests."""
         return sum(self._rows.values())
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is queued and nothing runs."""
+        """Whether no request is queued and no batch runs."""
         return not self._running and not self._rows
 
 
 def _filled(size: int, coming: float) -> float:
-    """How many rows of a batch are filled in the mean, where a Poisson number comes."""
+    """Return the mean number of filled rows in a batch if arrivals are Poisson with mean `coming`."""
     spread = math.sqrt(coming)
     return min(size, coming) - 0.4 * spread * math.exp(-abs(size - coming) / max(spread, 1e-9))
 

@@ -1,4 +1,4 @@
-"""A version of a model that is being served: checks requests, runs them, answers."""
+"""Serve a version of a model: check its requests, run them and answer."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from hasten.serving.wire.plans import Plans, RequestPlan
 
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
 Running: TypeAlias = Callable[..., contextlib.AbstractContextManager[None]]
-"""Makes a context for one engine thread; `True` for one of the exact model that stands by."""
+"""Function that makes the context for one engine thread; its argument `True` stands for the standby."""
 
 log = logging.getLogger("hasten.serving")
 
 
 class Watcher(Protocol):
-    """Who is told of every request that ends: what sends its spans."""
+    """Interface of an observer of finished requests, such as the sender of their spans."""
 
     def finished(
         self,
@@ -48,36 +48,37 @@ class Watcher(Protocol):
         failure: ProtocolError | None = None,
         ticket: Ticket | None = None,
     ) -> None:
-        """Note a request that was answered, failed or was refused.
+        """Record a request that was answered, failed or was refused.
 
         Args:
-            model: Whose.
-            query: What was asked.
-            now_ns: When it was answered, on the monotonic clock.
-            failure: Why it got an error.
-            ticket: What was under way; None where it was refused before.
+            model: Model that the request was sent to.
+            query: Request as it was parsed.
+            now_ns: Time when the request was answered, on the monotonic clock.
+            failure: Error that the request got; None if it succeeded.
+            ticket: Ticket of the request; None if it was refused before it got one.
         """
 
 
 class ServedModel:
-    """One version of one model, open.
+    """Version of a model that is open and answers requests.
 
     Args:
-        name: As clients call it.
-        version: A number, as text.
-        opened: Its sessions, warm.
-        settings: How it is served.
-        loop: The event loop; everything but the engines is on its thread.
-        clients: Clients of the server, by their connections.
-        statistics: Goes on where a bundle takes another's place.
-        running: Entered while an engine works: who crashes in there is to blame.
+        name: Name of the model for clients.
+        version: Version number, as text.
+        opened: Bundle that is open and warmed up.
+        settings: Settings that the model is served with.
+        loop: Event loop on whose thread everything but the engines runs.
+        clients: Record of which client of the server is active.
+        statistics: Statistics of the model that this one replaces; None to begin new ones.
+        running: Context to enter while an engine runs, so that a crash can be traced to it.
         clock_ns: Monotonic clock, in nanoseconds.
+        tracing: Observer of finished requests; None without tracing.
 
     Attributes:
-        inputs: What a request brings.
-        outputs: What it gets back.
-        most_rows: The rows that a request may bring; 0 where it has no batch axis.
-        fell_back: Whether the exact model answers, since the fast one gave no numbers.
+        inputs: Inputs of a request.
+        outputs: Outputs of an answer.
+        most_rows: Most rows in a request; 0 if requests have no batch axis.
+        fell_back: Whether the exact model answers because the fast one failed or answered NaN.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class ServedModel:
         self._exact_lock = threading.Lock()
         self._exact_mark = running(True)
         self._flights: dict[bytes, list[Ticket]] = {}
-        """Content -> the request that is asked, and those that wait for its answer."""
+        """Hash of a content -> request that is being run, then equal requests that wait for its answer."""
         self._batching = Batching(
             [self._runner(session) for session in opened.sessions],
             Scheduler(opened.latencies, settings.most_wait_ns, len(opened.sessions)),
@@ -129,18 +130,18 @@ class ServedModel:
 
     @property
     def platform(self) -> str:
-        """What runs it, for the protocol's metadata."""
+        """Name of what runs the model, for the protocol's metadata."""
         part = self.opened.manifest.winner if self.answers == "winner" else None
         part = part or self.opened.manifest.exact or self.opened.manifest.winner
         return f"hasten_{part.engine['type']}"
 
     @property
     def answers(self) -> str:
-        """Which model answers: "winner" or "exact"."""
+        """Model that answers: "winner" or "exact"."""
         return "exact" if self.fell_back else self.opened.which
 
     def learn_from(self, old: ServedModel) -> None:
-        """Go on with what was learned of a model whose place this one takes."""
+        """Take over what the scheduler of the replaced model has learned."""
         self._batching.scheduler.learn_from(old._batching.scheduler)
 
     @property
@@ -150,32 +151,32 @@ class ServedModel:
 
     @property
     def queued_rows(self) -> int:
-        """Samples that wait."""
+        """Number of samples that wait in the queue."""
         return self._batching.scheduler.queued_rows
 
     @property
     def wait_ns(self) -> float:
-        """How long a request that came now would wait."""
+        """Expected wait of a request that arrives now, in nanoseconds."""
         return self._batching.scheduler.wait_ns(self._clock_ns())
 
     def properties(self) -> Mapping[str, str]:
-        """What the engine says of itself; of a cascade also how many answers were asked again."""
+        """Return what the engine reports about itself; see `Loaded.properties`."""
         return self.opened.first.properties()
 
     # -- a request
 
     def submit(self, query: Query, done: Done) -> Ticket:
-        """Take a request in; `done` gets its answer on the loop's thread, maybe before this returns.
+        """Accept a request; `done` gets its answer on the loop's thread, maybe before this returns.
 
         Raises:
-            ProtocolError: it doesn't fit the model, or can't be answered in time.
+            ProtocolError: the request doesn't fit the model, or can't be answered in time.
         """
         plan: RequestPlan | None = query.plan
         if plan is not None:
             rows, key = plan.rows, plan.key
         else:
             rows, key = self._looked_at(query)
-        if self.cache is not None:  # what lies in shared memory may change under its hash
+        if self.cache is not None:  # copied: clients may change shared memory after it was hashed
             query.inputs = {name: np.array(array) for name, array in query.inputs.items()}
         timeout_ns = query.timeout_ns or self.settings.deadline_ns
         deadline_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
@@ -195,11 +196,11 @@ class ServedModel:
             raise
 
     def planned(self, body: Any, header_bytes: int | None) -> Query | None:
-        """Read a body whose JSON was seen before; None where it wasn't."""
+        """Decode a body whose JSON was seen before; None if it wasn't."""
         return self._plans.find(body, header_bytes)
 
     def plan(self, query: Query, body: Any, header_bytes: int | None, ticket: Ticket) -> None:
-        """Keep what followed from a request's JSON."""
+        """Remember how a request's JSON was decoded, for later requests with the same JSON."""
         self._plans.note(query, body, header_bytes, ticket.rows, ticket.key)
 
     def _enqueue(self, ticket: Ticket) -> None:
@@ -212,7 +213,7 @@ class ServedModel:
             raise
 
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
-        """Count a request that couldn't be read."""
+        """Count a request that couldn't be decoded."""
         query = Query(self.name, self.version, "", {}, arrived_ns=arrived_ns, trace=trace)
         self._refused(query, failure)
 
@@ -223,7 +224,7 @@ class ServedModel:
             self.tracing.finished(self, query, now_ns, failure)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Its client went away."""
+        """Give up a request whose client went away."""
         if ticket.over:
             return
         ticket.over = True
@@ -236,7 +237,7 @@ class ServedModel:
         self._fly_on(ticket)
 
     def _checked(self, query: Query) -> tuple[int, Any]:
-        """Check a request against the model; its rows, and what can share a batch with it."""
+        """Check a request against the model; return its rows, and its key for sharing a batch."""
         inputs = query.inputs
         if len(inputs) != len(self._specs):
             raise self._unfit(inputs)
@@ -265,16 +266,16 @@ class ServedModel:
         if self.most_rows and rows > self.most_rows:
             raise ProtocolError(
                 Kind.INVALID,
-                f"a request of {self.name!r} brings at most {self.most_rows} rows; got {rows}: send "
+                f"a request to {self.name!r} has at most {self.most_rows} rows; got {rows}: send "
                 "several requests",
             )
         return rows or 1, sizes
 
     def check_input(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
-        """Check what a request states of an input, before it is decoded.
+        """Check the stated datatype and shape of an input before it is decoded.
 
         Raises:
-            ProtocolError: the model doesn't take it.
+            ProtocolError: the model doesn't take such an input.
         """
         spec = next((spec for spec in self._specs if spec.name == name), None)
         if spec is None:
@@ -301,7 +302,7 @@ class ServedModel:
     # -- the cache, and equal requests at the same time
 
     def _known(self, ticket: Ticket) -> bool:
-        """Answer out of the cache, or with an equal request that is under way; False for neither."""
+        """Answer from the cache, or wait for an equal request that runs; False if neither is possible."""
         assert self.cache is not None
         began_ns = self._clock_ns()
         key = ticket.content = content_key(ticket.inputs)
@@ -323,7 +324,7 @@ class ServedModel:
         return False
 
     def _fly_on(self, ticket: Ticket, outputs: Tensors | None = None) -> None:
-        """Share an answer with those who asked the same, or let one of them ask anew."""
+        """Share an answer with equal requests that wait for it; without one, run the next of them."""
         if ticket.content is None or ticket.follows:
             return
         flight = self._flights.pop(ticket.content, ())
@@ -341,14 +342,14 @@ class ServedModel:
             try:
                 self._enqueue(other)
             except ProtocolError as failure:
-                other.tell(failure)  # it is counted already
+                other.tell(failure)  # `_enqueue` has counted it already
                 continue
             return
 
     # -- the engine
 
     def _runner(self, session: Loaded) -> Callable[[Tensors], dict[str, Array]]:
-        """What a batch is run by: a session, and behind it the exact model."""
+        """Return the function that runs a batch on a session, with the exact model as a fallback."""
         standby, run, mark = self.opened.standby, session.run, self._running()
 
         def plain(inputs: Tensors) -> dict[str, Array]:
@@ -363,11 +364,11 @@ class ServedModel:
                     outputs = run(inputs)
                 if not is_broken(outputs):
                     return outputs
-                why = "an answer has a NaN in it"
+                why = "an answer contains NaN"
             except CandidateError as error:
                 outputs, why = None, str(error)
             if outputs is not None and not _of_its_own(inputs, outputs):
-                return outputs  # what is asked in no numbers is answered in none
+                return outputs  # NaN in a request's row may give NaN in the answer's row
             return self._instead(inputs, outputs, why)
 
         return plain if standby is None else guarded
@@ -375,13 +376,13 @@ class ServedModel:
     def _instead(
         self, inputs: Tensors, outputs: dict[str, Array] | None, why: str
     ) -> dict[str, Array]:
-        """Ask the exact model; if it does better, it goes on answering."""
+        """Answer with the exact model; if it does better, let it answer from now on."""
         try:
             exact = self._ask_exact(inputs)
         except CandidateError as error:
             raise CandidateError(why) from error
         if outputs is not None and not _of_its_own(exact, outputs):
-            return outputs  # the model is like that
+            return outputs  # the exact model answers NaN too
         self.fell_back = True
         self._batching.stay_away()
         log.error(
@@ -397,10 +398,10 @@ class ServedModel:
             return self.opened.standby.run(inputs)
 
     async def ask(self, inputs: Tensors) -> Tensors:
-        """Answer a request of the server's own, in the queue like any other.
+        """Answer a request of the server's own, which is queued like any other.
 
         Raises:
-            ProtocolError: it got no answer.
+            ProtocolError: the request got no answer.
         """
         future: asyncio.Future[Answer | ProtocolError] = asyncio.get_running_loop().create_future()
         now_ns = self._clock_ns()
@@ -414,7 +415,7 @@ class ServedModel:
         return answer.outputs
 
     def shadowed(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Maybe ask the exact model the same, once there is time."""
+        """Hand a random share of the answers to the shadow for comparison with the exact model."""
         looking = self._shadow is not None and not self.fell_back
         if looking and self._random() < self.settings.shadow:
             assert self._shadow is not None
@@ -423,11 +424,11 @@ class ServedModel:
     # -- its end
 
     async def drained(self) -> None:
-        """Wait until every request that was taken in is answered."""
+        """Wait until every accepted request is answered."""
         await self._batching.drained()
 
     def close(self) -> None:
-        """Refuse what is queued, and free the engines."""
+        """Refuse the queued requests, and free the engines."""
         self._batching.close()
         if self._shadow is not None:
             self._shadow.close()
@@ -435,7 +436,7 @@ class ServedModel:
 
 
 def _of_its_own(others: Tensors, outputs: Tensors) -> bool:
-    """Whether a row of an answer has NaN that isn't in what was asked, or in the exact answer."""
+    """Whether an answer has NaN in a row where the request, or the exact answer, has none."""
     asked, answered = broken_rows(others), broken_rows(outputs)
     if asked.shape != answered.shape:
         return bool(answered.any() and not asked.any())
@@ -443,15 +444,15 @@ def _of_its_own(others: Tensors, outputs: Tensors) -> bool:
 
 
 class Ticket(ServerTask):
-    """A request under way.
+    """A request to a served model, from its acceptance to its answer.
 
     Attributes:
-        model: Whose.
-        query: What is asked.
-        content: Its content's hash, where answers are kept.
-        follows: Whether it waits for an equal request's answer.
-        over: Whether it is answered, refused or given up.
-        timing: How far it got when, where it was run.
+        model: Model that the request was sent to.
+        query: Request as it was parsed.
+        content: Hash of the request's content; None without a cache.
+        follows: Whether the request waits for an equal request's answer.
+        over: Whether the request is answered, refused or given up.
+        timing: Times of the request's stages; None if it wasn't run.
     """
 
     __slots__ = ("_done", "content", "follows", "model", "over", "query", "timing")
@@ -478,14 +479,14 @@ class Ticket(ServerTask):
         self.timer = None
 
     def join(self, now_ns: int) -> None:
-        """Wait for an equal request's answer, no longer than its own deadline."""
+        """Wait for an equal request's answer, but only until this request's own deadline."""
         self.follows = True
         if self.deadline_ns != math.inf:
             delay_s = max(0.0, (self.deadline_ns - now_ns) / 1e9)
             self.timer = asyncio.get_running_loop().call_later(delay_s, self._late)
 
     def _late(self) -> None:
-        """The deadline is now, or in a moment: the loop's timers go by whole milliseconds."""
+        """Fail at the deadline; wait again if the loop's timer, rounded to milliseconds, was early."""
         now_ns = self.model._clock_ns()
         if now_ns < self.deadline_ns:
             self.join(now_ns)
@@ -494,22 +495,22 @@ class Ticket(ServerTask):
         self.fail(ProtocolError(Kind.LATE, late))
 
     def leave(self) -> None:
-        """Wait for it no more."""
+        """Stop waiting for the equal request."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
     def tell(self, failure: ProtocolError) -> None:
-        """Answer with a failure that is counted elsewhere."""
+        """Answer with an error that was counted already."""
         self.over = True
         self._done(failure)
 
     def fail(self, failure: ProtocolError) -> None:
-        """Answer with a failure."""
+        """Answer with an error, and count it."""
         self.reply(failure, None)
 
     def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
-        """Hand the answer on, once."""
+        """Answer with outputs or an error, and count it; further calls have no effect."""
         if self.over:
             return
         self.over = True
@@ -546,7 +547,7 @@ class Ticket(ServerTask):
 
 
 class _Spec:
-    """An input's spec, as a request is checked against it."""
+    """Spec of an input in the form that requests are checked against."""
 
     __slots__ = ("_shape", "batched", "datatype", "dtype", "name", "words")
 
@@ -559,13 +560,13 @@ class _Spec:
         self.words = f"{self.datatype}[{shape}]"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a shape has this rank and every settled size."""
+        """Whether a shape has the spec's rank and every fixed size."""
         return len(shape) == len(self._shape) and all(
             want is None or want == size for want, size in zip(self._shape, shape, strict=True)
         )
 
     def mismatch(self, datatype: str, shape: tuple[int, ...]) -> ProtocolError:
-        """Say what the model takes, and what came."""
+        """Return the error that states what the model takes and what it got."""
         return ProtocolError(
             Kind.INVALID,
             f"input {self.name!r}: the model takes {self.words}; got {datatype}{list(shape)}",

@@ -1,4 +1,4 @@
-"""Asks the exact model what the fast one was asked, now and then, and counts where they disagree."""
+"""Send a share of the requests to the exact model too, and count where the answers disagree."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hasten.serving.models.thread_priority import lower_priority
 log = logging.getLogger("hasten.serving")
 
 _LOOKS, _PAUSE_S = 100, 0.01
-"""How long a sample waits for a moment without live requests."""
+"""Number and length of the waits for a moment without live requests, before a sample is skipped."""
 _MOST_WAITING = 4
-"""What comes while so many wait isn't looked at: a sample is as good as another."""
+"""Most samples that wait to be compared; further ones are skipped, since any sample will do."""
 
 
 class Shadow:
-    """A thread that asks the exact model, with what time the processor has left.
+    """Thread of lowest priority that compares answers with the exact model's.
 
     Args:
-        exact: Answers; blocks.
-        loop: Where what was found is counted.
-        statistics: Counts it.
-        idle: Whether no live request waits or runs.
+        exact: Function that answers with the exact model; blocks.
+        loop: Event loop on whose thread the results are counted.
+        statistics: Statistics that the results are added to.
+        idle: Function that tells whether no live request waits or runs.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Shadow:
         threading.Thread(target=self._work, name="hasten-shadow", daemon=True).start()
 
     def look(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Compare an answer once there is time."""
+        """Queue an answer for comparison, unless the queue is full."""
         with contextlib.suppress(queue.Full):
             self._jobs.put_nowait((inputs, outputs))
 
     def close(self) -> None:
-        """End once what is looked at is."""
+        """Drop the queued answers, and end the thread once the current comparison is done."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._jobs.get_nowait()
@@ -64,14 +64,14 @@ class Shadow:
                 continue
             try:
                 rows = disagreeing_rows(outputs, self._exact(inputs))
-            except Exception:  # it is about watching: what it watches goes on
+            except Exception:  # a failed comparison must not stop the serving
                 log.exception("an answer couldn't be compared with the exact model's")
                 continue
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 self._loop.call_soon_threadsafe(self._count, len(rows), int(rows.sum()))
 
     def _waited(self) -> bool:
-        """Wait until no live request would be held up; False where that doesn't come to be."""
+        """Wait for a moment without live requests; return False if none comes in time."""
         for _ in range(_LOOKS):
             if self._idle():
                 return True

@@ -1,4 +1,4 @@
-"""What a model version did: counts, sums and histograms, written on the hot path and read elsewhere.
+"""Keep statistics of a model version: counts, sums and histograms, cheap to write per request.
 
 Only the event loop's thread writes. A reader on the same thread sees whole requests.
 """
@@ -15,18 +15,18 @@ from hasten.core.tensors import Array
 from hasten.serving.models.window import Window
 
 BOUNDS_NS = tuple(round(1000 * base * 10**power) for power in range(7) for base in (1, 2, 5))
-"""Upper bounds of the latency histograms: 1 us to 5 s, three to each power of ten."""
+"""Upper bounds of the latency histograms' bins: 1 us to 5 s, three per power of ten."""
 STAGES = ("parse", "queue", "batch", "compute", "encode", "request")
 _BOUNDS = np.array(BOUNDS_NS)
 _AT_ONCE = 256
 
 
 class Histogram:
-    """Counts of spans by upper bound, and their sum.
+    """Histogram of spans by upper bound, and their sum.
 
     Attributes:
-        counts: One per bound, and one for what is above all.
-        sum_ns: Of all spans.
+        counts: Number of spans per bound, followed by the number above all bounds.
+        sum_ns: Sum of all spans, in nanoseconds.
     """
 
     __slots__ = ("counts", "sum_ns")
@@ -36,7 +36,7 @@ class Histogram:
         self.sum_ns = 0
 
     def add_all(self, spans_ns: Array) -> None:
-        """Count spans."""
+        """Count spans in nanoseconds."""
         places = np.searchsorted(_BOUNDS, spans_ns)
         counts = np.bincount(places, minlength=len(self.counts))
         self.counts = [old + new for old, new in zip(self.counts, counts.tolist(), strict=True)]
@@ -44,31 +44,36 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many."""
+        """Number of all spans."""
         return sum(self.counts)
 
 
 @dataclass(slots=True)
 class Duration:
-    """How often, and how long together."""
+    """Number of events and their total duration.
+
+    Attributes:
+        count: Number of events.
+        ns: Total duration, in nanoseconds.
+    """
 
     count: int = 0
     ns: int = 0
 
     def add(self, span_ns: int, count: int = 1) -> None:
-        """Count one, or several alike."""
+        """Add one event, or `count` events that took `span_ns` together."""
         self.count += count
         self.ns += span_ns
 
 
 @dataclass(slots=True)
 class BatchStatistics:
-    """What batches of one size came to.
+    """Statistics of the batches of one size.
 
     Attributes:
-        compute_input: Stacking the requests' rows.
-        compute_infer: The engine.
-        compute_output: Cutting the answers apart.
+        compute_input: Time to stack the requests' rows.
+        compute_infer: Time in the engine.
+        compute_output: Time to split the answers by request.
     """
 
     compute_input: Duration = field(default_factory=Duration)
@@ -77,18 +82,18 @@ class BatchStatistics:
 
 
 class Served(NamedTuple):
-    """A request that was answered; spans in nanoseconds.
+    """Record of an answered request; spans are in nanoseconds.
 
     Attributes:
-        at_ns: When, on the monotonic clock.
-        request_ns: From its last byte to its answer.
-        parse_ns: Of this, until it was decoded.
-        rows: Its samples.
-        queue_ns: In the queue; -1 where it was answered without a run: out of the cache.
-        batch_ns: Stacking the rows of its batch.
-        compute_ns: The engine.
-        split_ns: From then on.
-        batch: Rows of the batch that it ran in; 0 without a run.
+        at_ns: Time when the request was answered, on the monotonic clock.
+        request_ns: Span from the request's last byte to its answer.
+        parse_ns: Span from the request's last byte until it was decoded.
+        rows: Samples in the request.
+        queue_ns: Span in the queue; -1 if the request was answered without a run, from the cache.
+        batch_ns: Span in which the rows of the request's batch were stacked.
+        compute_ns: Span in the engine.
+        split_ns: Span from the engine's end to the answer.
+        batch: Rows in the request's batch; 0 without a run.
     """
 
     at_ns: int
@@ -103,11 +108,11 @@ class Served(NamedTuple):
 
 
 NOT_RUN = (-1, 0, 0, 0, 0)
-"""The last spans of a request that was answered without a run."""
+"""Last five fields of `Served` for a request that was answered without a run."""
 
 
 _AT, _REQUEST, _PARSE, _ROWS, _QUEUE, _BATCH, _COMPUTE, _SPLIT = range(8)
-"""Columns: see `Served`."""
+"""Columns of an array of `Served` records."""
 _TOTALS = {
     "success": _REQUEST,
     "queue": _QUEUE,
@@ -118,22 +123,23 @@ _TOTALS = {
 
 
 class Statistics:
-    """Of one version of a model.
+    """Statistics of one version of a model.
 
-    What is answered is only noted down, and counted many at a time: when somebody reads, or when
-    there is much of it.
+    Answered requests are only recorded at first, and counted many at a time: when the statistics are
+    read, or when many records have gathered.
 
     Attributes:
         fail: Requests that got an error.
-        cancel: Requests whose client went away before.
-        cache_hit, cache_miss: Look-ups.
-        executions: Batches run.
-        refusals: Kind of failure -> how many.
-        batches: Rows -> what such batches came to.
-        shadowed: Samples that the exact model was asked, too.
-        disagreed: Of these, those whose answers differ.
-        replaced: Requests that the exact model answered since the fast one gave no numbers.
-        last_ns: Wall clock of the last request that was counted, nanoseconds since 1970.
+        cancel: Requests whose client went away before the answer.
+        cache_hit: Cache look-ups that found an answer.
+        cache_miss: Cache look-ups that found no answer.
+        executions: Number of batches that were run.
+        refusals: Kind of error -> number of requests that got it.
+        batches: Rows -> statistics of the batches of that size.
+        shadowed: Number of samples that the exact model answered too.
+        disagreed: Number of shadowed samples whose two answers disagree.
+        replaced: Number of requests that the exact model answered since the fast one failed.
+        last_ns: Wall-clock time of the last counted request, in nanoseconds since 1970.
     """
 
     def __init__(self) -> None:
@@ -150,13 +156,13 @@ class Statistics:
         self._window = Window()
 
     def answered(self, served: Served) -> None:
-        """Note a request that was answered."""
+        """Record a request that was answered."""
         self._noted.append(served)
         if len(self._noted) >= _AT_ONCE:
             self._count()
 
     def encoded(self, span_ns: int) -> None:
-        """Note how long an answer took to write."""
+        """Record how long it took to encode an answer, in nanoseconds."""
         self._encoded.append(span_ns)
 
     def refused(self, kind: str, arrived_ns: int, now_ns: int) -> None:
@@ -166,7 +172,7 @@ class Statistics:
         self.last_ns = time.time_ns()
 
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """Count a batch."""
+        """Count a batch that was run."""
         self.executions += 1
         batch = self.batches.get(rows)
         if batch is None:
@@ -176,7 +182,7 @@ class Statistics:
         batch.compute_output.add(output_ns)
 
     def _count(self) -> None:
-        """Count what was noted."""
+        """Count the recorded requests, and discard the records."""
         if self._encoded:
             self._stages["encode"].add_all(np.array(self._encoded))
             self._encoded.clear()
@@ -201,25 +207,26 @@ class Statistics:
 
     @property
     def totals(self) -> dict[str, Duration]:
-        """Requests answered ("success"), and of those that were run: "queue", "compute_input",
-        "compute_infer", "compute_output", each request counting its batch's spans whole."""
+        """Total durations by name: "success" of all answered requests, and of those that were run
+        "queue", "compute_input", "compute_infer" and "compute_output". Each request counts the
+        whole spans of its batch."""
         self._count()
         return self._totals
 
     @property
     def rows(self) -> int:
-        """Samples answered."""
+        """Number of samples that were answered."""
         self._count()
         return self._rows
 
     @property
     def stages(self) -> dict[str, Histogram]:
-        """Stage -> its histogram."""
+        """Stage -> histogram of its spans."""
         self._count()
         return self._stages
 
     @property
     def window(self) -> Window:
-        """The last minute, however many came."""
+        """Histograms of the last minute's latencies."""
         self._count()
         return self._window

@@ -1,4 +1,4 @@
-"""Lower the priority of threads, so that they run when no other wants the processor. Without effect off Linux."""
+"""Lower the priority of threads so that they run only on an idle processor; no effect off Linux."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOWEST = 19
 
 
 def lower_priority() -> None:
-    """Give this thread the lowest priority for good."""
+    """Give this thread the lowest priority permanently."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
@@ -21,10 +21,10 @@ def lower_priority() -> None:
 
 @contextlib.contextmanager
 def lowered_priority() -> Iterator[None]:
-    """Give this thread the lowest priority, and those that it begins meanwhile, an engine's among them.
+    """Lower the priority of this thread, and of threads started in the context, such as an engine's.
 
-    Afterwards they have the priority that this one had before. Where that isn't allowed (CAP_SYS_NICE,
-    or ulimit -e), nothing is done, so that no thread stays at the lowest.
+    Afterwards all of them get the priority that this thread had before. If raising a priority isn't
+    allowed (it needs CAP_SYS_NICE or ulimit -e), nothing is done, so that no thread stays at the lowest.
     """
     if sys.platform != "linux" or not _may_come_back():
         yield
@@ -36,17 +36,17 @@ def lowered_priority() -> Iterator[None]:
         yield
     finally:
         for thread in (here, *(_threads() - others)):
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # the thread has ended meanwhile
                 os.setpriority(os.PRIO_PROCESS, thread, before)
 
 
 def _threads() -> set[int]:
-    """All of this process."""
+    """Return the ids of all threads of this process."""
     return {int(each.name) for each in Path("/proc/self/task").iterdir()}
 
 
 def _may_come_back() -> bool:
-    """Whether a thread may get its priority back: tried with one that ends then."""
+    """Whether a thread may get its former priority back; tested with a short-lived thread."""
     allowed = False
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""The last minute, second by second: how many requests were answered, and how long they took."""
+"""Count the requests of the last minute and their latencies, second by second."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ SECONDS = 60
 _SLOTS = 64
 _SECOND_NS = 1_000_000_000
 _LEAST_LOG2, _OCTAVES, _PER_OCTAVE = 10, 24, 16
-"""Spans from a microsecond to 17 seconds; two that differ by 4% are told apart."""
+"""Layout of the histogram's bins: from a microsecond to 17 seconds, each 4% wide."""
 _BINS = _OCTAVES * _PER_OCTAVE
 
 
 class Window:
-    """Counts of spans, a histogram to each second, in memory of a fixed size: 100 kB."""
+    """Histograms of latencies, one per second, in a fixed 100 kB of memory."""
 
     def __init__(self) -> None:
         self._counts = np.zeros((_SLOTS, _BINS), np.int32)
         self._seconds = np.full(_SLOTS, -1, np.int64)
-        """Which second a slot is of."""
+        """Slot -> second that its histogram counts."""
 
     def add_all(self, at_ns: Array, spans_ns: Array) -> None:
         """Count requests.
 
         Args:
-            at_ns: When each was answered, on the monotonic clock.
-            spans_ns: How long each took.
+            at_ns: Time when each request was answered, on the monotonic clock.
+            spans_ns: Latency of each request, in nanoseconds.
         """
         seconds = at_ns // _SECOND_NS
         octaves = np.log2(np.maximum(spans_ns, 1)) - _LEAST_LOG2
@@ -52,11 +52,11 @@ class Window:
 
 
 def quantiles_ns(counts: Array, share: float) -> list[int | None]:
-    """Return a quantile of each histogram, by nearest rank, within 2%; None of an empty one.
+    """Return a quantile of each histogram in nanoseconds, to within 2%; None for an empty one.
 
     Args:
         counts: int64[histograms, bins], as `Window.counts` returns them.
-        share: 0.5 for the median.
+        share: Quantile by nearest rank, such as 0.5 for the median.
     """
     below = counts.cumsum(axis=1)
     total = below[:, -1]

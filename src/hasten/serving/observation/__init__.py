@@ -1,1 +1,1 @@
-"""What is told to who watches the server: metrics and traces."""
+"""Report metrics and traces to people and systems that watch the server."""

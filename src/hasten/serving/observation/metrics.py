@@ -1,6 +1,6 @@
-"""Prometheus metrics, made of the models' statistics whenever somebody asks for them.
+"""Make Prometheus metrics of the models' statistics whenever they are scraped.
 
-What Triton counts, too, has Triton's names, so that dashboards and autoscalers for it work here.
+Metrics that Triton has too bear Triton's names, so that dashboards and autoscalers for it work here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REASONS = {
     Kind.INTERNAL: "BACKEND",
     Kind.GONE: "CANCELED",
 }
-"""Why a request failed, in Triton's words; else OTHER."""
+"""Kind of error -> reason of a failed request in Triton's terms; any other kind is OTHER."""
 
 _TRITON: tuple[tuple[str, str, Value], ...] = (
     (
@@ -39,7 +39,7 @@ _TRITON: tuple[tuple[str, str, Value], ...] = (
     ("nv_inference_exec_count", "Batches that were run", lambda model: model.statistics.executions),
     (
         "nv_inference_request_duration_us",
-        "Time of all answered requests together, in microseconds",
+        "Total time of all answered requests, in microseconds",
         lambda model: model.statistics.totals["success"].ns // 1000,
     ),
     (
@@ -59,31 +59,31 @@ _TRITON: tuple[tuple[str, str, Value], ...] = (
     ),
     (
         "nv_inference_compute_output_duration_us",
-        "Time in which outputs were cut apart, in microseconds",
+        "Time in which outputs were split by request, in microseconds",
         lambda model: model.statistics.totals["compute_output"].ns // 1000,
     ),
     (
         "nv_cache_num_hits_per_model",
-        "Requests whose answer was kept",
+        "Requests whose answer was in the cache",
         lambda model: model.statistics.cache_hit.count,
     ),
     (
         "nv_cache_num_misses_per_model",
-        "Requests whose answer was not kept",
+        "Requests whose answer was not in the cache",
         lambda model: model.statistics.cache_miss.count,
     ),
     (
         "nv_cache_hit_duration_per_model",
-        "Time of look-ups that found an answer, in microseconds",
+        "Time of cache look-ups that found an answer, in microseconds",
         lambda model: model.statistics.cache_hit.ns // 1000,
     ),
     (
         "nv_cache_miss_duration_per_model",
-        "Time of look-ups that found none, in microseconds",
+        "Time of cache look-ups that found no answer, in microseconds",
         lambda model: model.statistics.cache_miss.ns // 1000,
     ),
 )
-"""Triton's counters."""
+"""Name, description and value of the counters that Triton has too."""
 
 _COUNTERS: tuple[tuple[str, str, Value], ...] = (
     (
@@ -93,47 +93,47 @@ _COUNTERS: tuple[tuple[str, str, Value], ...] = (
     ),
     (
         "hasten_shadow_samples",
-        "Answered samples that the exact model was asked, too",
+        "Answered samples that the exact model answered too",
         lambda model: model.statistics.shadowed,
     ),
     (
         "hasten_shadow_disagreements",
-        "Of these, samples that it answers otherwise",
+        "Shadow samples that the exact model answered differently",
         lambda model: model.statistics.disagreed,
     ),
     (
         "hasten_exact_answers",
-        "Requests that the exact model answered since the fast one gave no numbers",
+        "Requests that the exact model answered since the fast one gave NaN or infinite values",
         lambda model: model.statistics.replaced,
     ),
 )
 _GAUGES: tuple[tuple[str, str, Value], ...] = (
-    ("hasten_queued_rows", "Samples that wait", lambda model: model.queued_rows),
+    ("hasten_queued_rows", "Samples that wait in the queue", lambda model: model.queued_rows),
     (
         "hasten_queue_wait_seconds",
-        "How long a request that came now would wait",
+        "Expected wait of a request that arrives now",
         lambda model: model.wait_ns / 1e9,
     ),
     (
         "hasten_answers_exact",
-        "1 where the exact model answers, 0 where the winner does",
+        "1 if the exact model answers, 0 if the winner does",
         lambda model: model.answers == "exact",
     ),
     (
         "hasten_cache_bytes",
-        "Of the answers that are kept",
+        "Size of the cached answers",
         lambda model: model.cache.size_bytes if model.cache is not None else 0,
     ),
     (
         "hasten_cache_entries",
-        "Answers that are kept",
+        "Number of cached answers",
         lambda model: len(model.cache) if model.cache is not None else 0,
     ),
 )
 
 
 def collected(state: ServerState) -> list[Any]:
-    """Take what was counted, on the event loop's thread: as families of the Prometheus client."""
+    """Collect all counts, on the event loop's thread, as metric families of the Prometheus client."""
     models = list(state.repository.served())
     return [
         *_of_triton(models),
@@ -147,34 +147,38 @@ def collected(state: ServerState) -> list[Any]:
 
 
 def written(families: list[Any], accepted: str) -> tuple[bytes, str]:
-    """Write what was taken, and what the system says of this process; on any thread.
+    """Write metric families and the system's figures of this process as text; on any thread.
 
-    Most of the time goes here: a millisecond or more to a model.
+    This is the slow part of a scrape: a millisecond or more per model.
+
+    Returns:
+        The text and its content type.
     """
     from prometheus_client import CollectorRegistry, ProcessCollector
     from prometheus_client.exposition import choose_encoder
 
     try:
         encode, content_type = choose_encoder(accepted)
-    except (TypeError, ValueError):  # a version that is no number
+    except (TypeError, ValueError):  # the accepted version is not a number
         encode, content_type = choose_encoder("")
     registry = CollectorRegistry()
     registry.register(_Taken(families))
     registry.register(ProcessCollector(registry=None))
     text: bytes = encode(registry)
-    # The client names every counter *_total. In the format that Triton speaks, its names are
-    # counters; in OpenMetrics they can't be, and stay unknown.
+    # The client would name every counter *_total, which Triton's names don't have, so they are untyped
+    # families. Prometheus' text format allows them as counters; OpenMetrics doesn't, so there they
+    # stay unknown.
     return _UNTYPED.sub(rb"\1 counter", text), content_type
 
 
 class _Taken:
-    """Families, as a registry asks for them."""
+    """Collector that hands finished families to a registry."""
 
     def __init__(self, families: list[Any]) -> None:
         self._families = families
 
     def collect(self) -> list[Any]:
-        """Return them."""
+        """Return the families."""
         return self._families
 
 
@@ -182,11 +186,11 @@ def _models(state: ServerState) -> Iterator[Any]:
     from prometheus_client.core import GaugeMetricFamily
 
     ready = GaugeMetricFamily(
-        "hasten_model_ready", "1 where a registered model answers", labels=_MODEL
+        "hasten_model_ready", "1 if a registered model answers", labels=_MODEL
     )
     facts = GaugeMetricFamily(
         "hasten_model_info",
-        "What is served: its certificate's status, what runs it, which model answers",
+        "Served model: status of its bundle, platform that runs it, and which model answers",
         labels=(*_MODEL, "status", "platform", "answers"),
     )
     for one in state.repository:
@@ -202,12 +206,12 @@ def _models(state: ServerState) -> Iterator[Any]:
 def _server(state: ServerState) -> Iterator[Any]:
     from prometheus_client.core import GaugeMetricFamily
 
-    yield GaugeMetricFamily("hasten_ready", "1 where requests are answered", state.ready)
+    yield GaugeMetricFamily("hasten_ready", "1 if requests are answered", state.ready)
     yield GaugeMetricFamily("hasten_connections", "Open HTTP connections", len(state.connections))
     yield GaugeMetricFamily(
-        "hasten_body_bytes", "Of all requests that are under way", state.body_bytes
+        "hasten_body_bytes", "Size of the bodies of all current requests", state.body_bytes
     )
-    facts = GaugeMetricFamily("hasten_server_info", "Of the server", labels=("version",))
+    facts = GaugeMetricFamily("hasten_server_info", "Version of the server", labels=("version",))
     facts.add_metric((_own_version(),), 1)
     yield facts
 
@@ -237,7 +241,7 @@ def _of_triton(models: list[ServedModel]) -> Iterator[Any]:
             failures.add_metric((*_labels(model), reason), count)
     yield failures
     pending = GaugeMetricFamily(
-        "nv_inference_pending_request_count", "What waits for an engine, in samples", labels=_MODEL
+        "nv_inference_pending_request_count", "Samples that wait for an engine", labels=_MODEL
     )
     for model in models:
         pending.add_metric(_labels(model), model.queued_rows)
@@ -260,7 +264,7 @@ def _counters(models: list[ServedModel]) -> Iterator[Any]:
             family.add_metric(_labels(model), value(model))
         yield family
     refusals = CounterMetricFamily(
-        "hasten_refusals", "Requests that got an error, by its kind", labels=(*_MODEL, "kind")
+        "hasten_refusals", "Requests that got an error, by kind", labels=(*_MODEL, "kind")
     )
     for model in models:
         for kind, count in model.statistics.refusals.items():
@@ -282,7 +286,7 @@ def _stages(models: list[ServedModel]) -> Any:
     from prometheus_client.core import HistogramMetricFamily
 
     family = HistogramMetricFamily(
-        "hasten_stage_seconds", "What answered requests spent where", labels=(*_MODEL, "stage")
+        "hasten_stage_seconds", "Time of answered requests, by stage", labels=(*_MODEL, "stage")
     )
     bounds = [repr(bound / 1e9) for bound in BOUNDS_NS]
     for model in models:
@@ -298,7 +302,7 @@ def _batches(models: list[ServedModel]) -> Any:
     from prometheus_client.core import HistogramMetricFamily
 
     family = HistogramMetricFamily(
-        "hasten_batch_rows", "Samples of a batch that was run", labels=_MODEL
+        "hasten_batch_rows", "Samples in each batch that was run", labels=_MODEL
     )
     for model in models:
         sizes = {rows: each.compute_infer.count for rows, each in model.statistics.batches.items()}
@@ -311,7 +315,7 @@ def _batches(models: list[ServedModel]) -> Any:
 
 
 def _cumulated(bounds: Iterable[str], counts: Iterable[int]) -> list[tuple[str, int]]:
-    """Buckets as Prometheus has them: each counts those below it, too."""
+    """Return Prometheus' cumulative buckets, each of which counts those below it too."""
     below = 0
     buckets = []
     for bound, count in zip((*bounds, "+Inf"), counts, strict=True):

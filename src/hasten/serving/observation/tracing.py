@@ -1,6 +1,6 @@
-"""Spans of requests, sent by OpenTelemetry's own exporter to where its environment variables say.
+"""Send spans of requests with OpenTelemetry's exporter, configured by its environment variables.
 
-The event loop only notes what a request came to; a thread makes spans of it.
+The event loop only records a finished request; a thread makes spans of the record.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 log = logging.getLogger("hasten.serving")
 
 _MOST_WAITING = 16_384
-"""Requests whose spans aren't made yet; what comes beyond isn't traced."""
+"""Most requests that wait for their spans to be made; further ones aren't traced."""
 
 
 class Finished(NamedTuple):
-    """What is noted of a request; times on the wall clock, in nanoseconds since 1970.
+    """Record of a finished request; times are on the wall clock, in nanoseconds since 1970.
 
     Attributes:
-        parent: The caller's `traceparent`, or "".
-        model: Its name.
-        version: Its version.
-        arrived_ns: When its last byte was there.
-        ended_ns: When it was answered.
-        rows: Its samples; 0 where it was refused before they were counted.
-        priority: Its priority.
-        error: The kind of what went wrong, or "".
-        message: What went wrong, or "".
-        queued_ns: When it went into the queue; 0 like all below where it wasn't run.
-        begun_ns: When its batch left the queue.
-        stacked_ns: When the batch's inputs were together.
-        computed_ns: When the engine was done.
-        batch_rows: Of the batch.
+        parent: Caller's `traceparent` header, or "".
+        model: Name of the model.
+        version: Version of the model.
+        arrived_ns: Time when the request's last byte arrived.
+        ended_ns: Time when the request was answered.
+        rows: Samples in the request; 0 if it was refused before they were counted.
+        priority: Priority of the request.
+        error: Kind of the error, or "".
+        message: Message of the error, or "".
+        queued_ns: Time when the request entered the queue; 0 if it wasn't run.
+        begun_ns: Time when the request's batch left the queue; 0 if it wasn't run.
+        stacked_ns: Time when the batch's inputs were stacked; 0 if the request wasn't run.
+        computed_ns: Time when the engine was done; 0 if the request wasn't run.
+        batch_rows: Samples in the request's batch; 0 if it wasn't run.
     """
 
     parent: str
@@ -64,10 +64,10 @@ class Finished(NamedTuple):
 
 
 class Tracing:
-    """Sends spans, from when it is made until it is closed.
+    """Sender of spans, active from its creation until it is closed.
 
     Args:
-        wall_ns: Wall clock, nanoseconds since 1970.
+        wall_ns: Wall clock, in nanoseconds since 1970.
 
     Raises:
         InputError: OpenTelemetry isn't installed.
@@ -81,10 +81,10 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             raise InputError(
-                f"--trace needs OpenTelemetry ({error}): pip install 'hasten[otel]'"
+                f"trace= needs OpenTelemetry ({error}): pip install 'hasten[otel]'"
             ) from error
         own = {"service.name": "hasten", "service.version": version("hasten")}
-        # What the environment says of the service goes before what it says of itself.
+        # The environment's description of the service overrides the built-in one.
         resource = Resource.create(own).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -103,14 +103,14 @@ class Tracing:
         failure: ProtocolError | None = None,
         ticket: Ticket | None = None,
     ) -> None:
-        """Note a request that was answered, failed or was refused.
+        """Record a request that was answered, failed or was refused.
 
         Args:
-            model: Whose.
-            query: What was asked.
-            now_ns: When it was answered, on the monotonic clock.
-            failure: Why it got an error.
-            ticket: What was under way; None where it was refused before.
+            model: Model that the request was sent to.
+            query: Request as it was parsed.
+            now_ns: Time when the request was answered, on the monotonic clock.
+            failure: Error that the request got; None if it succeeded.
+            ticket: Ticket of the request; None if it was refused before it got one.
         """
         shift_ns = self._wall_ns() - now_ns
         timing = None if ticket is None else ticket.timing
@@ -142,13 +142,13 @@ class Tracing:
             self._left_out += 1
 
     def close(self) -> None:
-        """Send what is left; waits for the receiver, up to half a minute."""
+        """Send the remaining spans, waiting for the receiver for up to half a minute."""
         self._waiting.put(None)
         self._thread.join()
         self._provider.shutdown()
         if self._left_out:
             log.warning(
-                "%d requests weren't traced, there were too many: set OTEL_TRACES_SAMPLER",
+                "%d requests weren't traced because there were too many: set OTEL_TRACES_SAMPLER",
                 self._left_out,
             )
 
@@ -156,11 +156,11 @@ class Tracing:
         while (noted := self._waiting.get()) is not None:
             try:
                 self._make(noted)
-            except Exception:  # tracing is never why something else ends
+            except Exception:  # a failure of tracing must never end the server
                 log.exception("a request wasn't traced")
 
     def _make(self, noted: Finished) -> None:
-        """Make the spans of a request; where its parent isn't sampled, neither is it."""
+        """Make the spans of a request, unless its parent isn't sampled."""
         from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         from opentelemetry.trace.status import Status, StatusCode
@@ -190,7 +190,7 @@ class Tracing:
 
 
 def _attributes(noted: Finished) -> dict[str, Any]:
-    """By the semantic conventions where they have a name for it."""
+    """Return a span's attributes, named by OpenTelemetry's semantic conventions where they apply."""
     attributes: dict[str, Any] = {
         "hasten.model": noted.model,
         "hasten.version": noted.version,

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol (KServe V2) on the wire: what server and client both speak."""
+"""Define the Open Inference Protocol (KServe V2), for the server and for clients."""

@@ -1,4 +1,4 @@
-"""The protocol's element types, and tensors as bytes."""
+"""Translate the protocol's element types to numpy's, and tensors from and to bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATATYPES = {
     "BF16": "bfloat16",
     "BYTES": "object",
 }
-"""The protocol's name -> numpy's."""
+"""Name of a type in the protocol -> name in numpy."""
 _NAMES = {name: datatype for datatype, name in DATATYPES.items()}
 _SIZES = {
     datatype: 2 if datatype == "BF16" else np.dtype(name).itemsize
@@ -36,14 +36,14 @@ _SIZES = {
 }
 _LENGTH = struct.Struct("<I")
 _OF = {np.dtype(name): datatype for datatype, name in DATATYPES.items() if datatype != "BF16"}
-"""numpy's name of a type takes microseconds to make."""
+"""numpy's type -> the protocol's name; a table, since `dtype.name` takes microseconds."""
 
 
 def datatype_of(dtype: str) -> str:
     """Return the protocol's name of a numpy type.
 
     Raises:
-        InputError: the protocol has none for it.
+        InputError: the protocol has no such type.
     """
     if dtype not in _NAMES:
         raise InputError(f"the protocol has no type for {dtype}; it has {', '.join(_NAMES)}")
@@ -54,13 +54,13 @@ def datatype_of_array(array: Array) -> str:
     """Return the protocol's name of an array's type.
 
     Raises:
-        InputError: the protocol has none for it.
+        InputError: the protocol has no such type.
     """
     return _OF.get(array.dtype) or datatype_of(array.dtype.name)
 
 
 def item_size(datatype: str) -> int | None:
-    """Bytes of one element; None for BYTES, whose elements differ.
+    """Return the size of one element in bytes; None for BYTES, whose elements vary in size.
 
     Raises:
         InputError: there is no such type.
@@ -73,10 +73,10 @@ def item_size(datatype: str) -> int | None:
 
 
 def numpy_type(datatype: str) -> np.dtype[Any]:
-    """Return numpy's type for the protocol's.
+    """Return numpy's type for a type of the protocol.
 
     Raises:
-        InputError: there is no such type, or BF16, which is a package's that isn't loaded.
+        InputError: there is no such type, or it is BF16 and the package that defines it isn't loaded.
     """
     if datatype not in DATATYPES:
         item_size(datatype)
@@ -84,20 +84,20 @@ def numpy_type(datatype: str) -> np.dtype[Any]:
         return np.dtype(DATATYPES[datatype])
     except TypeError as error:
         raise InputError(
-            f"{datatype} needs a package that has it: pip install ml_dtypes"
+            f"{datatype} needs a package that defines it: pip install ml_dtypes"
         ) from error
 
 
 def from_bytes(data: Any, datatype: str, shape: tuple[int, ...]) -> Array:
-    """Read a tensor in place: the array's memory is `data`'s, where the processor can read it there.
+    """Read a tensor, without copying `data` if it is aligned for the processor.
 
     Args:
-        data: Little-endian elements in C order, or for BYTES 4 bytes of length before each.
-        datatype: The protocol's name.
-        shape: Sizes not below 0.
+        data: Little-endian elements in C order; each element of BYTES follows its length in 4 bytes.
+        datatype: Name of the type in the protocol.
+        shape: Sizes of at least 0.
 
     Raises:
-        InputError: the size isn't the shape's.
+        InputError: the size of `data` doesn't fit the shape.
     """
     count = count_of(shape)
     if datatype == "BYTES":
@@ -111,7 +111,7 @@ def from_bytes(data: Any, datatype: str, shape: tuple[int, ...]) -> Array:
 
 
 def count_of(shape: Iterable[int]) -> int:
-    """Elements of a shape."""
+    """Return the number of elements of a shape."""
     count = 1
     for size in shape:
         count *= size
@@ -119,7 +119,7 @@ def count_of(shape: Iterable[int]) -> int:
 
 
 def to_bytes(array: Array) -> memoryview | bytes:
-    """Write a tensor little-endian in C order; in place, where it is laid out so."""
+    """Write a tensor as little-endian bytes in C order, without copying it if possible."""
     if array.dtype == object:
         return encoded_elements(array.reshape(-1).tolist())
     if not array.flags.c_contiguous:
@@ -133,10 +133,10 @@ def to_bytes(array: Array) -> memoryview | bytes:
 
 
 def bytes_elements(data: Any, count: int) -> Array:
-    """Read so many BYTES elements.
+    """Read `count` elements of BYTES.
 
     Raises:
-        InputError: they end early, or go on.
+        InputError: the data ends early, or goes on after the last element.
     """
     view, place = memoryview(data), 0
     if count * _LENGTH.size > len(view):
@@ -157,7 +157,7 @@ def bytes_elements(data: Any, count: int) -> Array:
 
 
 def encoded_elements(elements: Iterable[bytes | str]) -> bytes:
-    """Write BYTES elements, each after its length."""
+    """Write elements of BYTES, each after its length."""
     parts = []
     for element in elements:
         data = element.encode() if isinstance(element, str) else element

@@ -1,4 +1,4 @@
-"""Why a request got no answer, in the words of HTTP and of gRPC."""
+"""Define the kinds of errors that requests get, with their HTTP and gRPC statuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hasten.errors import HastenError
 
 
 class Kind(enum.Enum):
-    """What kind of failure: its HTTP status, and the name of gRPC's."""
+    """Kind of an error, with its HTTP status and the name of its gRPC status."""
 
     INVALID = (400, "INVALID_ARGUMENT")
     UNAUTHENTICATED = (401, "UNAUTHENTICATED")
@@ -26,21 +26,21 @@ class Kind(enum.Enum):
 
     @property
     def http(self) -> int:
-        """The HTTP status."""
+        """HTTP status of the error."""
         return self.value[0]
 
     @property
     def grpc(self) -> str:
-        """The name of gRPC's status."""
+        """Name of the error's gRPC status."""
         return self.value[1]
 
 
 class ProtocolError(HastenError):
-    """A request that gets an error for an answer.
+    """Error that a request gets as its answer.
 
     Attributes:
-        kind: Which.
-        retry_s: When it may be worth to ask again, in seconds; None where it isn't for the time.
+        kind: Kind of the error.
+        retry_s: Seconds after which a retry may succeed; None if waiting doesn't help.
     """
 
     def __init__(self, kind: Kind, message: str, retry_s: float | None = None) -> None:

@@ -1,8 +1,8 @@
-"""The messages and methods of the Open Inference Protocol over gRPC, with Triton's extensions.
+"""Provide the messages and methods of the Open Inference Protocol over gRPC, with Triton's extensions.
 
 `inference.proto` is the source; `scripts/proto` compiles it to `inference.binpb`, which is read here
-at the first use. The messages live in a pool of their own: in protobuf's common pool they would
-collide with those of a client that is imported into the same process, as the names are the same.
+at the first use. The messages live in their own pool: in protobuf's common pool they would collide
+with the equally named messages of a client that is imported into the same process.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _PACKAGE = "inference"
 
 SERVICE = f"{_PACKAGE}.GRPCInferenceService"
 METHODS: Mapping[str, Method]
-"""Each method of the service by its name, in the order of `inference.proto`."""
+"""Name of each method of the service -> the method, in the order of `inference.proto`."""
 
 
 class Method(NamedTuple):
     """One method of the service.
 
     Attributes:
-        request: Name of the message that asks, for `message`.
-        response: Name of the message that answers.
-        streaming: Requests and answers come in streams, any number of each.
+        request: Name of the request's message, as `message` takes it.
+        response: Name of the answer's message, as `message` takes it.
+        streaming: Whether requests and answers come in streams, with any number of each.
     """
 
     request: str
@@ -39,13 +39,13 @@ class Method(NamedTuple):
 
 @cache
 def message(name: str) -> type[Any]:
-    """Return the class of a message, the same one at each call.
+    """Return the class of a message, which is the same object at each call.
 
-    Its fields are attributes that no type checker knows, so the class is one of `Any`.
+    Type checkers don't know the fields of the class, so it is returned as `type[Any]`.
 
     Args:
-        name: As in `inference.proto`, such as `ModelInferRequest`; a message inside of another is
-            `ModelInferRequest.InferInputTensor`.
+        name: Name in `inference.proto`, such as `ModelInferRequest`, or
+            `ModelInferRequest.InferInputTensor` for a message inside another.
 
     Raises:
         InputError: protobuf isn't installed.

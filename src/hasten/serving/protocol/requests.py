@@ -1,4 +1,4 @@
-"""An inference request and its answer, whatever brought them: HTTP, gRPC, a test."""
+"""Define an inference request and its answer, independent of HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Region:
     """A part of a registered shared memory region.
 
     Attributes:
-        name: As registered.
-        offset: In bytes, from the region's begin.
-        size_bytes: Of the tensor; of an output, what there is room for.
+        name: Name under which the region was registered.
+        offset: Offset from the region's start, in bytes.
+        size_bytes: Size of the tensor; for an output, the size that is available.
     """
 
     name: str
@@ -31,10 +31,10 @@ class WantedOutput:
     """An output that a request asks for.
 
     Attributes:
-        name: The model's name of it.
-        binary: As bytes behind the JSON; of HTTP alone.
-        classes: So many of the highest scores as "score:index" instead of the tensor; 0 for it.
-        region: Where to write it instead of sending it.
+        name: Name of the model's output.
+        binary: Whether to send the output as bytes after the JSON; for HTTP only.
+        classes: Number of highest scores to send as "score:index"; 0 to send the tensor itself.
+        region: Shared memory to write the output to instead of sending it; None to send it.
     """
 
     name: str
@@ -45,22 +45,22 @@ class WantedOutput:
 
 @dataclass(slots=True)
 class Query:
-    """A request, its tensors decoded.
+    """A request with decoded tensors.
 
     Attributes:
-        model: Its name.
-        version: "" for the newest.
-        id: Echoed.
-        inputs: Arrays by input name, as they came: not yet checked against the model.
-        outputs: What is asked for; empty for all.
-        binary: Whether all come as bytes where `outputs` names none.
-        priority: 0 where none is stated, else from 1, the highest.
-        timeout_ns: From its arrival; 0 for the server's own.
-        arrived_ns: Monotonic clock, when its last byte was there.
-        parsed_ns: When it was decoded.
-        trace: The caller's W3C `traceparent`, or "".
-        source: Which connection brought it; 0 where nobody says.
-        plan: What was known of it beforehand: it needs no check. Of the server's own.
+        model: Name of the model.
+        version: Version of the model; "" for the newest.
+        id: Identifier that the answer repeats.
+        inputs: Arrays by input name, not yet checked against the model.
+        outputs: Outputs that are asked for; empty for all.
+        binary: Whether to send all outputs as bytes if `outputs` is empty.
+        priority: Priority from 1, the highest; 0 if none is stated.
+        timeout_ns: Time limit from the request's arrival; 0 for the server's own.
+        arrived_ns: Time when the request's last byte arrived, on the monotonic clock.
+        parsed_ns: Time when the request was decoded, on the monotonic clock.
+        trace: Caller's W3C `traceparent`, or "".
+        source: Number of the connection that sent the request; 0 if unknown.
+        plan: `RequestPlan` by which the request was decoded and thus needs no check; None without.
     """
 
     model: str
@@ -80,14 +80,14 @@ class Query:
 
 @dataclass(slots=True)
 class Answer:
-    """What a request gets back.
+    """Answer to a request.
 
     Attributes:
-        model: Name of what answered.
-        version: Of what answered.
-        id: The request's.
+        model: Name of the model that answered.
+        version: Version of the model that answered.
+        id: Identifier of the request.
         outputs: Arrays by output name, in the order asked for; those in shared memory stay there.
-        parameters: Beside the outputs.
+        parameters: Parameters that are sent beside the outputs.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The bearer token that a server asks for, out of a file."""
+"""Read the bearer token that a server requires from a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _MOST_BYTES = 16_384
 
 
 def read_token(file: Path, least: int = 1) -> str:
-    """Read a token: one word of ASCII, with nothing else in its file.
+    """Read a token: one word of ASCII, which must be all that its file holds.
 
     Args:
-        file: Where it is.
-        least: Characters that it must have.
+        file: File that holds the token.
+        least: Fewest characters that the token must have.
 
     Raises:
-        InputError: the file can't be read, or what is in it is no token; what it is isn't said.
+        InputError: the file can't be read, or doesn't hold a token; its content is never shown.
     """
     try:
         with file.open("rb") as opened:
@@ -28,6 +28,6 @@ def read_token(file: Path, least: int = 1) -> str:
     whole = len(data) <= _MOST_BYTES and all("!" <= char <= "~" for char in token)
     if not whole or len(token) < least:
         raise InputError(
-            f"{file} has no token: one word of {least} to {_MOST_BYTES:,} characters of ASCII"
+            f"{file} has no token, which is one word of {least} to {_MOST_BYTES:,} ASCII characters"
         )
     return token

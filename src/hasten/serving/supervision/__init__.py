@@ -1,1 +1,1 @@
-"""The process that serves, and the one that keeps it."""
+"""Run the serving process, and the supervisor that restarts it."""

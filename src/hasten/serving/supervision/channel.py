@@ -1,15 +1,18 @@
-"""What supervisor and serving process say to each other, one packet each."""
+"""Define the messages between supervisor and serving process, one packet each."""
 
 from __future__ import annotations
 
 import struct
 
 SLOT = struct.Struct("<BI")
-"""What, and about which connection; a connection's comes with its file descriptor."""
+"""Layout of a packet: message type, then index of a connection or model. A CONNECTION packet carries
+the connection's file descriptor too."""
 CONNECTION, DRAIN, RELOAD = 1, 2, 3
-"""Orders: serve this connection; end; load what was replaced on disk."""
+"""Types of messages to the serving process: serve this connection; finish requests and exit; reload
+bundles that were replaced on disk."""
 UP, READY, FAILED, CLOSED, LOST, FORGIVEN = 1, 2, 3, 4, 5, 6
-"""News: it takes connections, with the ports as JSON; its models are loaded; it can't serve, with
-the reason; a connection is closed; a connection that was handed over didn't arrive;
-a model, by its number, was replaced: it may be served as it was asked for again."""
+"""Types of messages to the supervisor. UP: the process accepts connections, with its ports as JSON.
+READY: its models are loaded. FAILED: it can't serve, with the reason. CLOSED: a connection was closed.
+LOST: a connection that was handed over didn't arrive. FORGIVEN: a model, by its index, was replaced,
+so the next process may serve it with its original settings again."""
 MOST_MESSAGE = 64 << 10

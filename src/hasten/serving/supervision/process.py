@@ -1,4 +1,4 @@
-"""The process that serves: run by the supervisor, which hands it connections and orders."""
+"""Run the serving process, which gets its connections and orders from the supervisor."""
 
 from __future__ import annotations
 
@@ -38,11 +38,17 @@ from hasten.serving.supervision.channel import (
 log = logging.getLogger("hasten.serving")
 
 _GARBAGE = 20_000
-"""Requests leave no cycles behind; what little else does is looked for seldom."""
+"""Allocations between garbage collections: high, since requests leave no reference cycles behind."""
 
 
 class Office:
-    """The other end of the supervisor's channel."""
+    """Serving process's end of the channel to the supervisor.
+
+    Args:
+        channel: Socket to the supervisor.
+        shared_state: Memory in which connections and engines record their state.
+        settings: Settings of the server.
+    """
 
     def __init__(
         self, channel: socket.socket, shared_state: SharedState, settings: ServerSettings
@@ -54,7 +60,7 @@ class Office:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def work(self) -> int:
-        """Serve until told to end; the exit code."""
+        """Serve until the supervisor orders the end; return the exit code."""
         try:
             return await self._work()
         except HastenError as error:
@@ -77,14 +83,14 @@ class Office:
             self._say(UP, json.dumps({"grpc": grpc_port}))
             loading = self._loop.create_task(self._server.load())
             await asyncio.wait({loading, self._over}, return_when=asyncio.FIRST_COMPLETED)
-            if self._over.done():  # told to end before all was loaded
+            if self._over.done():  # the order to end came before all models were loaded
                 return 0
             loading.result()
         except HastenError:
             await self._server.close()
             raise
         gc.collect()
-        gc.freeze()  # what is here stays: no collection needs to look at it
+        gc.freeze()  # all current objects live until the end: no collection needs to check them
         gc.set_threshold(_GARBAGE, 20, 50)
         self._say(READY, "")
         await self._over
@@ -107,7 +113,7 @@ class Office:
         self._channel.setblocking(False)
 
     def _hear(self) -> None:
-        """Take what the supervisor sent."""
+        """Receive and carry out the supervisor's messages."""
         while True:
             try:
                 data, numbers, _, _ = socket.recv_fds(self._channel, SLOT.size, 1)
@@ -115,7 +121,7 @@ class Office:
                 return
             except OSError:
                 data, numbers = b"", []
-            if not data:  # the supervisor is gone: nobody could be served
+            if not data:  # the supervisor is gone: no client can be served
                 os._exit(1)
             what, slot = SLOT.unpack(data)
             if what == CONNECTION and not numbers:  # too many files are open
@@ -143,11 +149,11 @@ class Office:
 
 
 def main() -> NoReturn:
-    """Serve what the arguments say: the channel's number, the shared state's, and the settings' file's."""
+    """Serve with the file descriptors in the arguments: channel, shared state and settings file."""
     import uvloop
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor says what they mean
+        signal.signal(number, signal.SIG_IGN)  # the supervisor translates them into orders
     channel_number, shared_state_number, settings_number = map(int, sys.argv[1:4])
     with os.fdopen(settings_number) as file:
         settings = from_record(ServerSettings, json.load(file))
@@ -161,7 +167,7 @@ def main() -> NoReturn:
     code = uvloop.run(work())
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(code)  # engines' threads of their own don't keep it
+    os._exit(code)  # a normal exit could wait for the engines' own threads
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Signals that are heeded where it suits, and interrupt nothing."""
+"""Turn signals into bytes on a socket, so that they interrupt nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Self
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGHUP as bytes on a socket: they interrupt nothing.
+    """Context that turns SIGTERM, SIGINT and SIGHUP into bytes on a socket.
 
     Attributes:
-        reading: Readable when one came.
+        reading: Socket that is readable once a signal arrived.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Signals:
         self._writing.setblocking(False)
 
     def came(self) -> bytes:
-        """The numbers of those that came."""
+        """Return the numbers of the signals that arrived, one byte each."""
         with contextlib.suppress(BlockingIOError):
             return self.reading.recv(64)
         return b""

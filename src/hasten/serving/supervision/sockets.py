@@ -1,4 +1,4 @@
-"""Connections as they are accepted: how many there may be, and how each is set up."""
+"""Limit the number of accepted connections, and set each one's socket options."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hasten.errors import InputError
 log = logging.getLogger("hasten.serving")
 
 _SPARE_FILES = 128
-"""That a process needs besides its connections: models, libraries, threads' pipes."""
+"""Open files that a process needs besides its connections: models, libraries, threads' pipes."""
 
 
 def allowed_connections(connections: int, ports: int) -> int:
-    """Raise what this process and its children may open to what so many connections need.
+    """Raise the limit on open files, for this process and its children, to what connections need.
 
     Args:
-        connections: Of each port.
-        ports: How many there are.
+        connections: Wanted number of connections per port.
+        ports: Number of ports.
 
     Returns:
-        As many connections as the system allows.
+        Number of connections per port that the system allows, at most `connections`.
 
     Raises:
-        InputError: it allows none.
+        InputError: the system allows no connection.
     """
     need = ports * connections + _SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -34,11 +34,11 @@ def allowed_connections(connections: int, ports: int) -> int:
         connections, need = (hard - _SPARE_FILES) // ports, hard
         if connections < 1:
             raise InputError(
-                f"a server takes {_SPARE_FILES} open files and one for each connection; the system "
+                f"a server needs {_SPARE_FILES} open files and one for each connection; the system "
                 f"allows {hard}: raise ulimit -n"
             )
         log.warning(
-            "at most %d connections are taken at once: the system allows %d open files, see ulimit -n",
+            "at most %d connections can be open: the system allows %d open files, see ulimit -n",
             connections,
             hard,
         )
@@ -48,7 +48,7 @@ def allowed_connections(connections: int, ports: int) -> int:
 
 
 def set_up(connection: socket.socket) -> None:
-    """Send small answers at once, and find out about clients that are gone without a word."""
+    """Set the options that send small answers at once and detect clients that vanished."""
     options = (
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),

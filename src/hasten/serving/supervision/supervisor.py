@@ -1,8 +1,9 @@
-"""Holds the port and every connection, and outlives the process that serves.
+"""Hold the port and every connection in a supervisor that outlives the serving process.
 
-It accepts, hands each connection on and keeps a second name for it. When the serving process dies,
-whoever waits for an answer gets 503 from here, whoever comes meanwhile too, and a new process starts:
-on the exact model, where the fast one's engine was at work when it died.
+The supervisor accepts connections, hands each one to the serving process and keeps a duplicate of its
+file descriptor. When the serving process dies, the supervisor answers 503 to clients that wait and to
+clients that send a request meanwhile, and starts a new process. The new process serves the exact
+model if the fast model's engine was running when the old process died.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from hasten.serving.supervision.sockets import allowed_connections, set_up
 log = logging.getLogger("hasten.serving")
 
 _BLAMED = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
-"""What an engine that breaks dies of; SIGKILL is the system's or a person's doing."""
+"""Signals that a faulty engine dies of; SIGKILL, in contrast, is sent by the system or a person."""
 _PAUSES_S = (0.0, 0.5, 2.0, 5.0, 10.0, 30.0)
 _CALM_S = 60.0
-"""After so long without a crash, the next one counts as the first."""
+"""Time without a crash after which the next crash counts as the first."""
 _LINGER_S = 1.0
 _BREATH_S = 0.1
 _LAST_RESORT_S = 10.0
@@ -67,11 +68,11 @@ _CROWDED = _sorry("too many connections are open: close some, or retry")
 
 
 class Supervisor:
-    """Runs one serving process after another.
+    """Supervisor that runs one serving process after another.
 
     Args:
-        settings: What to serve.
-        say: Told what a person should know: where it listens, when it is ready.
+        settings: Settings of the server, with the models to serve.
+        say: Callback for messages to people: where the server listens, and when it is ready.
     """
 
     def __init__(
@@ -88,11 +89,11 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._free = list(range(settings.limits.connections - 1, -1, -1))
         self._held: dict[int, socket.socket] = {}
-        """Slot -> a second name of a connection that the process serves."""
+        """Slot -> duplicate of the socket of a connection that the process serves."""
         self._kept: set[socket.socket] = set()
-        """Connections that nobody serves until a process is up."""
+        """Connections that wait until a process is up."""
         self._leaving: dict[socket.socket, float] = {}
-        """Connections that were told no, and until when they may still be sending."""
+        """Refused connection -> monotonic time until which its client may still be sending."""
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._channel: socket.socket | None = None
@@ -109,16 +110,16 @@ class Supervisor:
     # -- the run
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; the exit code.
+        """Serve until SIGTERM or SIGINT; return the exit code.
 
         Raises:
-            InputError: the port can't be had, or nothing can be served.
+            InputError: the port isn't available, or nothing can be served.
         """
         settings = self._settings
         settings.token()
         settings.tls()
         if settings.http is None and settings.grpc is None:
-            raise InputError("nothing to listen on: give --http or --grpc a port")
+            raise InputError("nothing to listen on: give http= or grpc= a port")
         self._listen()
         with Signals() as signals:
             self._selector.register(
@@ -128,7 +129,7 @@ class Supervisor:
             try:
                 while self._process is not None or self._start_at_s is not None:
                     for key, _ in self._selector.select(self._patience_s()):
-                        # What came before in this round may have been the end of it.
+                        # An earlier callback of this round may have unregistered this one.
                         if self._selector.get_map().get(key.fd) is key:
                             key.data()
                     self._look_at_the_clock()
@@ -154,7 +155,7 @@ class Supervisor:
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def _patience_s(self) -> float | None:
-        """How long nothing needs to be looked at; None for as long as nothing happens."""
+        """Return the time until the next scheduled action, in seconds; None if there is none."""
         others = (self._start_at_s, self._accept_at_s, self._kill_at_s)
         times = [*self._leaving.values(), *(at_s for at_s in others if at_s is not None)]
         return max(0.0, min(times) - time.monotonic()) if times else None
@@ -172,7 +173,7 @@ class Supervisor:
         if self._kill_at_s is not None and self._kill_at_s <= now_s:
             self._kill_at_s = None
             if self._process is not None:
-                log.error("it didn't end in the time that it was given")
+                log.error("the serving process didn't end within its drain time: killed")
                 self._process.kill()
 
     def _heed(self, signals: Signals) -> None:
@@ -193,7 +194,7 @@ class Supervisor:
         self._ending = True
         log.info("draining")
         if self._listener is not None:
-            self._accept()  # what has connected by now is served
+            self._accept()  # clients that have connected by now are served
             with contextlib.suppress(KeyError):
                 self._selector.unregister(self._listener)
             self._listener.close()
@@ -216,9 +217,9 @@ class Supervisor:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except ConnectionError:  # it is gone already
+            except ConnectionError:  # the client is gone already
                 continue
-            except OSError:  # too many files are open: the others wait for their turn
+            except OSError:  # too many files are open: the other clients wait in the backlog
                 self._selector.unregister(self._listener)
                 self._accept_at_s = time.monotonic() + _BREATH_S
                 return
@@ -232,7 +233,7 @@ class Supervisor:
                 self._keep(connection)
 
     def _hand_on(self, connection: socket.socket) -> None:
-        """Give a connection to the process, and keep a second name for it."""
+        """Hand a connection to the process, and keep a duplicate of its socket."""
         assert self._channel is not None
         if not self._free:
             self._turn_away(connection, _CROWDED)
@@ -241,13 +242,13 @@ class Supervisor:
         self._held[slot] = connection
         try:
             socket.send_fds(self._channel, [SLOT.pack(CONNECTION, slot)], [connection.fileno()])
-        except OSError:  # it died, or it is far behind
+        except OSError:  # the process died, or its channel is full
             del self._held[slot]
             self._free.append(slot)
             self._turn_away(connection)
 
     def _keep(self, connection: socket.socket) -> None:
-        """Hold a connection until a process is up; if it asks before, it is told no."""
+        """Hold a connection until a process is up; refuse it if it sends a request before."""
         if len(self._kept) >= self._settings.limits.connections:
             self._turn_away(connection)
             return
@@ -262,8 +263,8 @@ class Supervisor:
         self._turn_away(connection)
 
     def _turn_away(self, connection: socket.socket, why: bytes = b"") -> None:
-        """Answer 503; what the client is still sending is read, or it wouldn't see why."""
-        # What encrypts died with the process.
+        """Answer 503 and close; read what the client still sends, or it wouldn't see the answer."""
+        # No answer can be sent over TLS: the session's keys died with the process.
         crowded = len(self._leaving) >= self._settings.limits.connections
         if self._settings.certificate is not None or crowded:
             connection.close()
@@ -324,11 +325,11 @@ class Supervisor:
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **OFF},
-                process_group=0,  # a Ctrl-C is for the supervisor to pass on
+                process_group=0,  # a Ctrl-C must reach the supervisor only
             )
 
     def _hear(self) -> None:
-        """Take what the process says."""
+        """Receive and handle the process's messages."""
         channel = self._channel
         if channel is None:
             return
@@ -379,11 +380,11 @@ class Supervisor:
             self._say(f"listening on {scheme}://{shown}:{self._listener.getsockname()[1]}")
         if self._settings.grpc is not None:
             self._say(f"listening on grpc://{shown}:{ports['grpc']}")
-            # The same port again, should it start anew.
+            # A restarted process must listen on the same port.
             self._settings = dataclasses.replace(self._settings, grpc=ports["grpc"])
 
     def _failed(self, why: str) -> None:
-        """It can't serve: at first nobody can wait for it, later it may yet come back."""
+        """Handle a process that can't serve: give up at the first start, log and retry later."""
         if self._ever_ready:
             log.error("%s", why)
             return
@@ -397,7 +398,7 @@ class Supervisor:
         code = process.wait()
         self._selector.unregister(self._pidfd)
         os.close(self._pidfd)
-        self._hear()  # its last words
+        self._hear()  # handle the messages that it sent before it died
         with contextlib.suppress(KeyError):
             self._selector.unregister(channel)
         channel.close()
@@ -406,11 +407,13 @@ class Supervisor:
             self._start_again(code)
         self._take_back()
         if self._ending and code and self._order_given and not self._code:
-            log.error("the serving process died of %s before all was answered", _cause(code))
+            log.error(
+                "the serving process died of %s before all requests were answered", _cause(code)
+            )
             self._code = 1
 
     def _start_again(self, code: int) -> None:
-        """Plan the next process: the more often one has crashed of late, the later."""
+        """Schedule the next process, later the more often processes have crashed recently."""
         now_s = time.monotonic()
         self._crashes = self._crashes + 1 if now_s - self._last_crash_s < _CALM_S else 0
         self._last_crash_s = now_s
@@ -421,7 +424,7 @@ class Supervisor:
         self._blame(code)
 
     def _take_back(self) -> None:
-        """Answer whoever waits for the dead process; keep the others for the next one."""
+        """Refuse the clients that wait for the dead process; keep the others for the next one."""
         for slot, connection in list(self._held.items()):
             state = self._shared_state.at(slot)
             self._free.append(slot)
@@ -434,7 +437,7 @@ class Supervisor:
         self._held.clear()
 
     def _asks(self, connection: socket.socket) -> bool:
-        """Whether a client has sent something that nobody has read."""
+        """Whether a client has sent data that was never read."""
         if self._ending:
             return False
         try:
@@ -443,16 +446,16 @@ class Supervisor:
             return False
 
     def _blame(self, code: int) -> None:
-        """Serve those models exactly whose engines were at work when it crashed."""
+        """Switch models whose engines were running at the crash to their exact models."""
         blamed = self._shared_state.working_models() if -code in _BLAMED else set()
         models = list(self._settings.models)
         for number, standby in sorted(blamed):
             model, settings = models[number], models[number].settings
             if standby and settings.which == "winner":
-                what = "the exact model's engine was at work: it doesn't stand by any more"
+                what = "the exact model's engine was running: it is no longer kept on standby"
                 settings = dataclasses.replace(settings, standby=False, shadow=0.0)
             elif settings.which == "winner":
-                what = "its engine was at work: the exact model answers from now on"
+                what = "its engine was running: the exact model answers from now on"
                 settings = dataclasses.replace(settings, which="exact")
             else:
                 continue

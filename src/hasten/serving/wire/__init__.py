@@ -1,1 +1,1 @@
-"""Requests out of bytes, answers into bytes: no socket, no model."""
+"""Decode requests from bytes and encode answers to bytes, without sockets or models."""

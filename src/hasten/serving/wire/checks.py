@@ -1,4 +1,4 @@
-"""What is checked alike in a request, whatever brought it."""
+"""Check parts of a request that HTTP and gRPC have in common."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _MOST_ON_AN_AXIS = 2**31 - 1
 def tensor_size(
     name: str, datatype: str, shape: tuple[int, ...], left: int, most_bytes: int
 ) -> int:
-    """Check an input's shape before memory is taken for it; return the tensor's bytes.
+    """Check an input's shape before memory is allocated for it; return the tensor's size in bytes.
 
     Args:
-        name: Of the input.
-        datatype: The protocol's name.
-        shape: As it came.
-        left: Bytes that the request's tensors may still take.
-        most_bytes: Bytes that they may take together.
+        name: Name of the input.
+        datatype: Name of the type in the protocol.
+        shape: Shape as the request states it.
+        left: Bytes that the request's further tensors may take.
+        most_bytes: Bytes that all of the request's tensors may take together.
 
     Raises:
         InputError: there is no such type.
-        ProtocolError: it is no tensor's shape, or too large.
+        ProtocolError: the shape is impossible, or the tensor is too large.
     """
     if len(shape) > MOST_RANK or any(not 0 <= size <= _MOST_ON_AN_AXIS for size in shape):
         raise ProtocolError(
-            Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is the shape of no tensor"
+            Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is not a possible tensor shape"
         )
     each = item_size(datatype) or 4
     size = count_of(shape) * each
-    # A tensor without elements still has a shape that arrays must be able to have.
+    # An empty tensor could have a shape that numpy's arrays can't have, so zeros count as ones too.
     if max(size, count_of(n or 1 for n in shape) * each) > left:
         raise ProtocolError(
             Kind.TOO_LARGE,
@@ -46,10 +46,10 @@ def tensor_size(
 
 
 def region_of(name: str, parameters: Mapping[str, Any]) -> Region:
-    """Read what says where in shared memory a tensor lies.
+    """Read the parameters that state where in shared memory a tensor lies.
 
     Raises:
-        ProtocolError: it doesn't say so.
+        ProtocolError: a parameter is missing, or has another type.
     """
     region = parameters["shared_memory_region"]
     offset = parameters.get("shared_memory_offset", 0)
@@ -64,16 +64,17 @@ def region_of(name: str, parameters: Mapping[str, Any]) -> Region:
 
 
 def whole_number(parameters: Mapping[str, Any], name: str) -> int:
-    """Read a parameter that is a whole number; 0 where it isn't given.
+    """Read a parameter that is a whole number of at least 0; return 0 if it isn't given.
 
     Raises:
-        ProtocolError: it is something else.
+        ProtocolError: the parameter is something else.
     """
     value = parameters.get(name, 0)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if type(value) is not int or not 0 <= value < 2**63:
         raise ProtocolError(
-            Kind.INVALID, f"the parameter {name!r} is a whole number from 0; got {value!r:.40}"
+            Kind.INVALID,
+            f"the parameter {name!r} must be a whole number of at least 0; got {value!r:.40}",
         )
     return value

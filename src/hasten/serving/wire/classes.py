@@ -1,4 +1,4 @@
-"""The classification extension: the highest scores instead of a tensor."""
+"""Implement the classification extension, which sends the highest scores instead of a tensor."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def classes_of(array: Array, count: int, batched: bool) -> Array:
     """Return the highest scores as the protocol's classification: "score:index", highest first.
 
     Raises:
-        ProtocolError: they aren't numbers.
+        ProtocolError: the array doesn't hold numbers.
     """
     whole = array.dtype.kind in "iu"
     if not whole and array.dtype.kind != "f":
         raise ProtocolError(
-            Kind.INVALID, f"classification is of numbers; the output is {datatype_of_array(array)}"
+            Kind.INVALID, f"classification needs numbers; the output is {datatype_of_array(array)}"
         )
     rows = array.reshape(len(array), -1) if batched and array.ndim > 1 else array.reshape(1, -1)
     count = min(count, rows.shape[1])
-    # Of whole numbers, the complement turns the order round without ever overflowing.
+    # The complement of whole numbers reverses their order and, unlike negation, never overflows.
     order = np.argsort(~rows if whole else -rows, axis=1, kind="stable")[:, :count]
     found = np.empty(order.shape, object)
     for row, places in enumerate(order):

@@ -1,4 +1,4 @@
-"""Inference requests and answers as gRPC messages; tensors' bytes stay where they came."""
+"""Decode and encode gRPC messages of inferences, without copying the bytes of large tensors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _LARGE_BYTES = 32 << 10
-"""From here on, copies take longer than to look for the tensors in the message's bytes."""
+"""Size above which copying tensors takes longer than locating them in the message's bytes."""
 _MOST_FIELDS = 4096
-"""Of a large request: inputs, outputs, parameters and tensors' bytes; each takes memory of its own."""
+"""Most fields in a large request: inputs, outputs, parameters and tensors, each of which needs memory."""
 _BYTES_FIELD = 2
-"""The wire type of text, bytes and messages; a field's key is 8 times its number and this."""
+"""Wire type of text, bytes and messages; a field's key is 8 times its number plus the wire type."""
 _RAW_INPUT = 7 << 3 | _BYTES_FIELD
 _RAW_OUTPUT = bytes([6 << 3 | _BYTES_FIELD])
 _STREAM_ERROR = bytes([1 << 3 | _BYTES_FIELD])
@@ -48,15 +48,15 @@ _FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""Datatype -> where its elements are, one by one."""
+"""Datatype -> field that lists its elements one by one."""
 
 
 class GrpcRequest(NamedTuple):
-    """A request, its tensors not yet decoded.
+    """A request whose tensors aren't decoded yet.
 
     Attributes:
         message: `ModelInferRequest`, maybe without raw_input_contents.
-        raw: These.
+        raw: Bytes of each entry of raw_input_contents.
     """
 
     message: Any
@@ -64,22 +64,22 @@ class GrpcRequest(NamedTuple):
 
     @property
     def id(self) -> str:
-        """What comes back in the answer."""
+        """Identifier that the answer repeats."""
         return self.message.id  # type: ignore[no-any-return]
 
     @property
     def wants_final(self) -> bool:
-        """Whether a stream's last answer is to be marked as such, even where it is an error."""
+        """Whether a stream has to mark the last answer to the request, even if it is an error."""
         parameters = self.message.parameters
         name = "triton_enable_empty_final_response"
         return name in parameters and parameters[name].bool_param is True
 
 
 def read_request(data: bytes) -> GrpcRequest:
-    """Read a `ModelInferRequest`; the tensors of a large one stay in `data`.
+    """Parse a `ModelInferRequest`; the tensors of a large one aren't copied out of `data`.
 
     Raises:
-        ProtocolError: it is none, or one of too many fields.
+        ProtocolError: the data is no such message, or has too many fields.
     """
     head, raw = _apart(data) if len(data) > _LARGE_BYTES else (data, [])
     read = read_message("ModelInferRequest", head)
@@ -87,30 +87,34 @@ def read_request(data: bytes) -> GrpcRequest:
 
 
 def read_message(name: str, data: bytes) -> Any:
-    """Read a message.
+    """Parse a message.
 
     Args:
-        name: Of the message, in the protocol.
-        data: On the wire.
+        name: Name of the message in the protocol.
+        data: Bytes of the message.
 
     Raises:
-        ProtocolError: it can't be read.
+        ProtocolError: the data can't be parsed.
     """
     from google.protobuf.message import DecodeError
 
     try:
         return message(name).FromString(data)
     except DecodeError as error:
-        raise ProtocolError(Kind.INVALID, f"the request is no {name}: {error}") from error
+        raise ProtocolError(Kind.INVALID, f"the request is not a {name}: {error}") from error
 
 
 def _apart(data: bytes) -> tuple[bytes, list[memoryview]]:
-    """Take a `ModelInferRequest` apart: the rest of the message, and its raw_input_contents.
+    """Split a `ModelInferRequest` into its raw_input_contents and the rest of the message.
 
-    What doesn't look like one is handed back whole: protobuf says what is wrong with it.
+    Data that doesn't look like such a message is returned whole, so that protobuf can report what is
+    wrong with it.
+
+    Returns:
+        The rest of the message, then each entry of raw_input_contents.
 
     Raises:
-        ProtocolError: it has too many fields.
+        ProtocolError: the message has too many fields.
     """
     view, size = memoryview(data), len(data)
     rest: list[memoryview] = []
@@ -140,7 +144,11 @@ def _apart(data: bytes) -> tuple[bytes, list[memoryview]]:
 
 
 def _number(data: bytes, place: int) -> tuple[int, int]:
-    """Read a variable-length integer; return it and where it ends."""
+    """Decode a variable-length integer; return it and the place where it ends.
+
+    Raises:
+        IndexError: the data ends early, or the integer has more than 64 bits.
+    """
     value = data[place]
     place += 1
     if value < 128:
@@ -156,15 +164,15 @@ def _number(data: bytes, place: int) -> tuple[int, int]:
 
 
 def query_of(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> Query:
-    """Decode a request's tensors and what else it asks for.
+    """Decode a request's tensors, outputs and parameters.
 
     Args:
-        request: As it was read.
-        memory: The registered regions.
-        most_bytes: Of all tensors together.
+        request: Request as it was parsed.
+        memory: Registered shared memory regions.
+        most_bytes: Largest total size of the request's tensors.
 
     Raises:
-        ProtocolError: it is none of the protocol's.
+        ProtocolError: the request doesn't follow the protocol.
     """
     head = request.message
     try:
@@ -197,15 +205,17 @@ def _inputs(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> dict
         try:
             if parameters and "shared_memory_region" in parameters:
                 if tensor.HasField("contents") and tensor.contents.ByteSize():
-                    raise InputError("it has contents, and lies in shared memory")
+                    raise InputError("it has both contents and a shared memory region")
                 data: Any = memory.read(region_of(name, _parameters(parameters)))
             elif not raw:
                 inputs[name] = _from_contents(tensor, datatype, shape)
                 continue
             elif place == len(raw):
-                raise InputError(f"raw_input_contents end before it, after {place}")
+                raise InputError(
+                    f"raw_input_contents has no entry for it, only for {place} before it"
+                )
             elif tensor.HasField("contents") and tensor.contents.ByteSize():
-                raise InputError("it has contents, where the request has raw_input_contents")
+                raise InputError("it has contents although the request has raw_input_contents")
             else:
                 data = raw[place]
                 place += 1
@@ -215,13 +225,14 @@ def _inputs(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> dict
     if place != len(raw):
         raise ProtocolError(
             Kind.INVALID,
-            f"{len(raw)} raw_input_contents came for {place} inputs outside of shared memory",
+            f"raw_input_contents has more entries ({len(raw)}) than there are inputs outside shared "
+            f"memory ({place})",
         )
     return inputs
 
 
 def _parameters(given: Any) -> Parameters:
-    """Read parameters: one without a value is None."""
+    """Return the values of parameters by name; None for a parameter without a value."""
     return {
         name: getattr(parameter, choice)
         if (choice := parameter.WhichOneof("parameter_choice"))
@@ -240,13 +251,17 @@ def _wanted(output: Any) -> WantedOutput:
 
 
 def _from_contents(tensor: Any, datatype: str, shape: tuple[int, ...]) -> Array:
-    """Read a tensor that came element by element."""
+    """Read a tensor that was sent element by element.
+
+    Raises:
+        InputError: the elements don't fit the datatype or the shape.
+    """
     if datatype not in _FIELDS:
-        raise InputError(f"{datatype} comes in raw_input_contents only")
+        raise InputError(f"{datatype} can only be sent in raw_input_contents")
     field = _FIELDS[datatype]
     elements = getattr(tensor.contents, field)
     if len(tensor.contents.ListFields()) > 1:
-        raise InputError(f"{datatype} comes in {field}; others of its contents are filled, too")
+        raise InputError(f"{datatype} must be sent in {field} alone; other contents are filled too")
     count = count_of(shape)
     if len(elements) != count:
         raise InputError(
@@ -259,25 +274,25 @@ def _from_contents(tensor: Any, datatype: str, shape: tuple[int, ...]) -> Array:
     dtype = numpy_type(datatype)
     if dtype.itemsize >= 4 or dtype.kind == "b":
         return np.fromiter(elements, dtype, count).reshape(shape)
-    # There are no smaller numbers in a message than of 32 bits.
+    # Messages have no numbers of fewer than 32 bits.
     wide = np.fromiter(elements, np.int64, count)
     limits = np.iinfo(dtype)
     if count and not (limits.min <= wide.min() and wide.max() <= limits.max):
-        raise InputError(f"its {field} have something that is no {datatype}")
+        raise InputError(f"its {field} has a value that is not {datatype}")
     return wide.astype(dtype).reshape(shape)
 
 
 def write_answer(
     answer: Answer, query: Query, memory: SharedMemory, batched: bool, final: bool = False
 ) -> bytes:
-    """Write a `ModelInferResponse` as it is sent.
+    """Encode a `ModelInferResponse`.
 
     Args:
-        answer: What to write.
-        query: What asked.
-        memory: Where outputs are written that are asked for there.
-        batched: Whether the first axis counts the samples, for classes.
-        final: Whether to mark it as the last answer to its request.
+        answer: Answer to encode.
+        query: Request that the answer belongs to.
+        memory: Registered shared memory regions, to which outputs may be written.
+        batched: Whether the first axis counts the samples, for classification.
+        final: Whether to mark the answer as the last one to its request.
 
     Raises:
         ProtocolError: an output doesn't fit its region.
@@ -301,7 +316,7 @@ def write_answer(
         if each.region is not None:
             memory.write(each.region, data)
             data = b""
-        # As a field of the message they would be copied twice before they are sent.
+        # As a field of the message, the bytes would be copied twice more.
         pieces += [_RAW_OUTPUT, _varying(len(data)), data]
     pieces[0] = head.SerializeToString()
     return b"".join(pieces)
@@ -314,12 +329,12 @@ def _set_parameter(parameter: Any, value: Any) -> None:
 
 
 def streamed(response: bytes) -> bytes:
-    """Write a `ModelStreamInferResponse` around a `ModelInferResponse`."""
+    """Wrap an encoded `ModelInferResponse` in a `ModelStreamInferResponse`."""
     return b"".join((_STREAM_RESPONSE, _varying(len(response)), response))
 
 
 def streamed_failure(failure: str, request_id: str, final: bool) -> bytes:
-    """Write a `ModelStreamInferResponse` with an error in it, and whose it is."""
+    """Encode a `ModelStreamInferResponse` that states the error of a request, by the request's id."""
     head = message("ModelInferResponse")(id=request_id)
     if final:
         head.parameters["triton_final_response"].bool_param = True
@@ -328,7 +343,7 @@ def streamed_failure(failure: str, request_id: str, final: bool) -> bytes:
 
 
 def _varying(number: int) -> bytes:
-    """Write a variable-length integer."""
+    """Encode a variable-length integer."""
     written = bytearray()
     while number > 127:
         written.append(number & 127 | 128)

@@ -1,4 +1,4 @@
-"""Inference requests and answers as HTTP bodies: JSON, with tensors in it or as bytes behind it."""
+"""Decode and encode HTTP bodies of inferences: JSON, with tensors in it or as bytes after it."""
 
 from __future__ import annotations
 
@@ -63,20 +63,20 @@ def read_body(
     most_bytes: int,
     check: Callable[[str, str, tuple[int, ...]], None] = lambda name, datatype, shape: None,
 ) -> Query:
-    """Read a request; tensors behind the JSON stay where they are in `body`.
+    """Decode a request; tensors after the JSON aren't copied out of `body`.
 
     Args:
         body: The whole body, decompressed.
-        header_bytes: Length of its JSON, as Inference-Header-Content-Length states; None where it
-            is JSON to its end.
-        model: Out of the path.
-        version: Out of the path, or "".
-        memory: The registered regions.
-        most_bytes: Of all tensors together.
-        check: Called with each input's name, datatype and shape before it is decoded.
+        header_bytes: Length of the body's JSON, as Inference-Header-Content-Length states it; None
+            if the body is all JSON.
+        model: Name of the model, from the path.
+        version: Version of the model, from the path, or "".
+        memory: Registered shared memory regions.
+        most_bytes: Largest total size of the request's tensors.
+        check: Function called with each input's name, datatype and shape before it is decoded.
 
     Raises:
-        ProtocolError: it is none of the protocol's.
+        ProtocolError: the body doesn't follow the protocol.
     """
     size = len(body)
     if header_bytes is not None and not 0 <= header_bytes <= size:
@@ -92,7 +92,7 @@ def read_body(
             Kind.INVALID, f"the request doesn't follow the protocol: {error}"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(Kind.INVALID, f"the request is no JSON: {error}") from error
+        raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}") from error
     try:
         inputs, end = _inputs(head.inputs, view, header_bytes, memory, most_bytes, check)
     except InputError as error:
@@ -116,15 +116,15 @@ def read_body(
 
 
 def raw_query(body: Any, model: str, version: str, specs: Sequence[TensorSpec]) -> Query:
-    """Read a body that is the model's only input as it is, whose open sizes follow from its length.
+    """Decode a body that is the model's only input, whose open dimension follows from its length.
 
     Raises:
-        ProtocolError: the model has several inputs, or the length isn't one of its shapes'.
+        ProtocolError: the model has several inputs, or the length fits none of its input's shapes.
     """
     if len(specs) != 1:
         raise ProtocolError(
             Kind.INVALID,
-            f"a body without JSON is one input; the model {model!r} takes {len(specs)}",
+            f"a body without JSON holds one input; the model {model!r} takes {len(specs)}",
         )
     spec = specs[0]
     open_ = [place for place, size in enumerate(spec.shape) if not isinstance(size, int)]
@@ -186,7 +186,7 @@ def _inputs(
 def _two_ways(name: str) -> ProtocolError:
     return ProtocolError(
         Kind.INVALID,
-        f"input {name!r:.100} comes in two ways: as data, by binary_data_size or in shared memory",
+        f"input {name!r:.100} is given twice: use one of data, binary_data_size and shared memory",
     )
 
 
@@ -200,20 +200,28 @@ def _wanted(wanted: _Wanted, binary: bool) -> WantedOutput:
 
 
 def _switch(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
-    """Read a parameter that is true or false."""
+    """Read a parameter that is true or false.
+
+    Raises:
+        ProtocolError: the parameter is something else.
+    """
     value = parameters.get(name, default)
     if type(value) is not bool:
         raise ProtocolError(
-            Kind.INVALID, f"the parameter {name!r} is true or false; got {value!r:.40}"
+            Kind.INVALID, f"the parameter {name!r} must be true or false; got {value!r:.40}"
         )
     return value
 
 
 def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
-    """Read a tensor's data, flat or nested."""
+    """Parse a tensor's data in JSON, flat or nested.
+
+    Raises:
+        ProtocolError: the data is no such tensor.
+    """
     where = f"input {tensor.name!r:.100}"
     if tensor.datatype == "BF16":
-        raise ProtocolError(Kind.INVALID, f"{where}: BF16 comes as bytes only")
+        raise ProtocolError(Kind.INVALID, f"{where}: BF16 can only be sent as bytes")
     if not tensor.data:
         raise ProtocolError(Kind.INVALID, f"{where} has no data")
     if (quick := numbers(memoryview(tensor.data), tensor.datatype, shape)) is not None:
@@ -223,18 +231,18 @@ def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
     except orjson.JSONDecodeError as error:
         raise ProtocolError(Kind.INVALID, f"{where}: its data can't be read: {error}") from error
     if not isinstance(data, list):
-        raise ProtocolError(Kind.INVALID, f"{where}: its data is no list")
+        raise ProtocolError(Kind.INVALID, f"{where}: its data is not a list")
     count = count_of(shape)
     if tensor.datatype == "BYTES":
         return _texts(_flat(data, count, where), shape, where)
     written = bytes(tensor.data)
-    if b'"' in written:  # a text among numbers: numpy would make each as long as the longest
+    if b'"' in written:  # numpy would turn all elements into texts as long as the longest
         raise _no_value(tensor.datatype, where)
     if tensor.datatype != "BOOL" and (b"t" in written or b"f" in written):
-        raise _no_value(tensor.datatype, where)  # numpy makes numbers of true and false
+        raise _no_value(tensor.datatype, where)  # numpy would turn true and false into numbers
     try:
         array = np.array(data)
-    except ValueError as error:  # ragged
+    except ValueError as error:  # the lists are ragged
         raise ProtocolError(Kind.INVALID, f"{where}: its data is nested unevenly") from error
     if array.size != count:
         raise ProtocolError(
@@ -242,7 +250,7 @@ def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
         )
     if array.ndim != 1 and array.shape != shape and count:
         raise ProtocolError(
-            Kind.INVALID, f"{where}: data is flat or {list(shape)}; got {list(array.shape)}"
+            Kind.INVALID, f"{where}: data must be flat or {list(shape)}; got {list(array.shape)}"
         )
     if array.dtype.kind == "f" and tensor.datatype == "UINT64":
         array = _large(_flat(data, count, where), array)
@@ -250,14 +258,18 @@ def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
 
 
 def _large(data: list[Any], array: Array) -> Array:
-    """Return whole numbers on both sides of 2**63 as such: numpy makes floats of them."""
+    """Return whole numbers as uint64 that numpy made floats of, since some exceed 2**63."""
     if all(type(each) is int and 0 <= each < 2**64 for each in data):
         return np.array(data, np.uint64)
     return array
 
 
 def _cast(array: Array, datatype: str, where: str) -> Array:
-    """Give JSON's numbers their type, where they have a value in it."""
+    """Convert JSON's numbers to a datatype.
+
+    Raises:
+        ProtocolError: a number has no value in the datatype.
+    """
     dtype = numpy_type(datatype)
     if not array.size:
         return np.empty(0, dtype)
@@ -268,7 +280,7 @@ def _cast(array: Array, datatype: str, where: str) -> Array:
     elif kind in "iuf" and dtype.kind == "f":
         with np.errstate(over="ignore"):
             narrow = array.astype(dtype)
-        if np.isfinite(narrow).all():  # JSON has no other numbers: these are too large
+        if np.isfinite(narrow).all():  # all JSON numbers are finite: infinity means too large
             return narrow
     elif kind in "iu":
         limits = np.iinfo(dtype)
@@ -278,11 +290,15 @@ def _cast(array: Array, datatype: str, where: str) -> Array:
 
 
 def _no_value(datatype: str, where: str) -> ProtocolError:
-    return ProtocolError(Kind.INVALID, f"{where}: its data has something that is no {datatype}")
+    return ProtocolError(Kind.INVALID, f"{where}: its data has a value that is not {datatype}")
 
 
 def _flat(data: list[Any], count: int, where: str) -> list[Any]:
-    """Take nested lists apart; no deeper than a tensor has axes."""
+    """Flatten nested lists, at most as deep as a tensor can have axes.
+
+    Raises:
+        ProtocolError: the lists are nested unevenly, or don't have `count` elements.
+    """
     for _ in range(MOST_RANK):
         if not any(isinstance(each, list) for each in data):
             break
@@ -291,7 +307,7 @@ def _flat(data: list[Any], count: int, where: str) -> list[Any]:
         data = [element for each in data for element in each]
     if len(data) != count:
         raise ProtocolError(
-            Kind.INVALID, f"{where}: {count:,} elements were announced; got {len(data):,}"
+            Kind.INVALID, f"{where}: its shape has {count:,} elements; got {len(data):,}"
         )
     return data
 
@@ -300,7 +316,7 @@ def _texts(data: list[Any], shape: tuple[int, ...], where: str) -> Array:
     array = np.empty(len(data), object)
     for place, element in enumerate(data):
         if not isinstance(element, str):
-            raise ProtocolError(Kind.INVALID, f"{where}: its data has something that is no text")
+            raise ProtocolError(Kind.INVALID, f"{where}: its data has a value that is not a text")
         array[place] = element.encode()
     return array.reshape(shape)
 
@@ -308,16 +324,16 @@ def _texts(data: list[Any], shape: tuple[int, ...], where: str) -> Array:
 def write_answer(
     answer: Answer, query: Query, memory: SharedMemory, batched: bool
 ) -> tuple[list[Any], int | None]:
-    """Write an answer.
+    """Encode an answer.
 
     Args:
-        answer: What to write.
-        query: What asked.
-        memory: Where outputs are written that are asked for there.
-        batched: Whether the first axis counts the samples, for classes.
+        answer: Answer to encode.
+        query: Request that the answer belongs to.
+        memory: Registered shared memory regions, to which outputs may be written.
+        batched: Whether the first axis counts the samples, for classification.
 
     Returns:
-        The body's pieces; and the length of its JSON, or None where it is all JSON.
+        Pieces of the body, and the length of its JSON; None as length if the body is all JSON.
 
     Raises:
         ProtocolError: an output doesn't fit its region, has no classes, or can't be written as JSON.
@@ -334,7 +350,7 @@ def write_answer(
             "shape": array.shape,
         }
         if each.region is not None:
-            # Parameters that say so would be as Triton's documents have it; its clients stumble on any.
+            # Triton's documentation puts parameters here, but its clients fail on any.
             memory.write(each.region, to_bytes(array))
         elif each.binary:
             data = to_bytes(array)
@@ -354,7 +370,11 @@ def write_answer(
 
 
 def _to_json(array: Array, name: str) -> Any:
-    """What the encoder makes a flat list of."""
+    """Return an array in a form that orjson encodes as a flat list.
+
+    Raises:
+        ProtocolError: the output has no JSON form.
+    """
     flat = array.reshape(-1)
     if flat.dtype == object:
         try:
@@ -373,38 +393,40 @@ def _to_json(array: Array, name: str) -> Any:
     if flat.dtype.kind == "f" and not np.isfinite(flat).all():
         raise ProtocolError(
             Kind.INTERNAL,
-            f"output {name!r} has infinite or undefined numbers, which JSON doesn't have: ask for it "
-            "with binary_data",
+            f"output {name!r} has infinite or NaN values, which JSON can't represent: ask for it with "
+            "binary_data",
         )
     return np.ascontiguousarray(flat)
 
 
 def decompressed(body: Any, encoding: str, most_bytes: int) -> bytes:
-    """Decompress a body, no further than it may be large.
+    """Decompress a body, but never to more than `most_bytes`.
 
     Raises:
-        ProtocolError: an encoding that isn't known, a damaged or too large body.
+        ProtocolError: the encoding is unknown, or the body is damaged or too large.
     """
     bits = {"gzip": 31, "x-gzip": 31, "deflate": 15}.get(encoding)
     if bits is None:
         raise ProtocolError(
-            Kind.INVALID, f"Content-Encoding is gzip or deflate; got {encoding!r:.40}"
+            Kind.INVALID, f"Content-Encoding must be gzip or deflate; got {encoding!r:.40}"
         )
     engine = zlib.decompressobj(bits)
     try:
         data = engine.decompress(body, most_bytes + 1)
     except zlib.error as error:
         if encoding != "deflate":
-            raise ProtocolError(Kind.INVALID, f"the body is no {encoding}: {error}") from error
-        engine = zlib.decompressobj(-15)  # some send it without zlib's header
+            raise ProtocolError(Kind.INVALID, f"the body is not {encoding}: {error}") from error
+        engine = zlib.decompressobj(-15)  # some clients send deflate without zlib's header
         try:
             data = engine.decompress(body, most_bytes + 1)
         except zlib.error as again:
-            raise ProtocolError(Kind.INVALID, f"the body is no {encoding}: {again}") from again
+            raise ProtocolError(Kind.INVALID, f"the body is not {encoding}: {again}") from again
     if len(data) > most_bytes:
-        raise ProtocolError(Kind.TOO_LARGE, f"decompressed, the body has over {most_bytes:,} bytes")
+        raise ProtocolError(
+            Kind.TOO_LARGE, f"the decompressed body exceeds the limit of {most_bytes:,} bytes"
+        )
     if not engine.eof or engine.unused_data:
-        raise ProtocolError(Kind.INVALID, f"the body is no whole {encoding}")
+        raise ProtocolError(Kind.INVALID, f"the body is not one complete {encoding} stream")
     return data
 
 
@@ -415,7 +437,7 @@ def compressed(pieces: Sequence[Any], encoding: str) -> bytes:
 
 
 def chosen_encoding(accepted: str) -> str | None:
-    """Return what a client likes best of what is known; None for no compression.
+    """Return the known encoding that a client prefers; None for no compression.
 
     Source: RFC 9110, section 12.5.3.
     """

@@ -1,4 +1,4 @@
-"""Numbers out of JSON, without an object for each."""
+"""Parse lists of numbers in JSON without creating an object per number."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hasten.serving.protocol.datatypes import count_of, numpy_type
 simdjson: Any
 try:
     simdjson = import_module("simdjson")
-except ImportError:  # there is none for the newest Python yet: whoever asks has a slower way
+except ImportError:  # simdjson lags behind new Python versions: callers have a slower fallback
     simdjson = None
 
 _parser: Any = simdjson and simdjson.Parser()
 _KEPT_BYTES = 1 << 20
-"""Of a longer text the parser's memory isn't kept."""
+"""Size of a text above which the parser's memory isn't kept for the next text."""
 _WIDE: dict[str, tuple[str, type[Any]]] = {
     "f": ("d", np.float64),
     "i": ("i", np.int64),
@@ -28,15 +28,15 @@ _OF_NUMBERS = b"0123456789+-.eE \t\r\n"
 
 
 def numbers(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array | None:
-    """Read numbers, a flat list or one nested like the shape. Of one thread only.
+    """Parse a list of numbers that is flat, or nested like the shape; for use by one thread only.
 
     Args:
-        data: The list's JSON.
-        datatype: The protocol's name.
-        shape: Of the tensor.
+        data: JSON of the list.
+        datatype: Name of the type in the protocol.
+        shape: Shape of the tensor.
 
     Returns:
-        None where they aren't that, or can't be read in this way.
+        The tensor; None if the data isn't such a list, or this fast parser can't handle it.
 
     Raises:
         InputError: there is no such type.
@@ -62,10 +62,11 @@ def numbers(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array | 
 
 
 def _decoded(data: memoryview, kind: str) -> Array:
-    """Read a list of numbers of one kind into 64 bits each; lists within it are read as if flat.
+    """Parse a list of numbers of one kind into 64 bits each; nested lists are flattened.
 
     Raises:
-        ValueError: it is no such list; so do the other errors that its caller knows.
+        ValueError: the data isn't such a list; the parser may also raise TypeError, AttributeError,
+            RuntimeError or MemoryError.
     """
     parser = _parser if len(data) <= _KEPT_BYTES else simdjson.Parser()
     array = parser.parse(data)
@@ -73,7 +74,7 @@ def _decoded(data: memoryview, kind: str) -> Array:
 
 
 def _is_nested_like(data: memoryview, shape: tuple[int, ...]) -> bool:
-    """Whether numbers, so many as the shape's, are a flat list or nested as it is."""
+    """Whether a list with as many numbers as the shape is flat, or nested like the shape."""
     text = bytes(data)
     if text.count(b"[") == 1:
         return True

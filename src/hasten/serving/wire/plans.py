@@ -1,4 +1,4 @@
-"""Requests that look alike are read once: what follows from their JSON is kept, and only tensors change."""
+"""Remember how repeated JSON of requests decodes, so that only ids and tensors are read again."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LONGEST = 4096
 
 
 class Place(NamedTuple):
-    """Where a tensor lies in a body.
+    """Position of a tensor in a body.
 
     Attributes:
-        name: Of the input.
-        datatype: The protocol's.
-        dtype: numpy's.
-        shape: As it was checked against the model.
-        size: Of its elements, how many.
-        offset: From the JSON's end.
+        name: Name of the input.
+        datatype: Name of the type in the protocol.
+        dtype: Type in numpy.
+        shape: Shape, already checked against the model.
+        size: Number of elements.
+        offset: Offset from the end of the JSON, in bytes.
     """
 
     name: str
@@ -41,17 +41,18 @@ class Place(NamedTuple):
 
 
 class RequestPlan:
-    """What follows from a request's JSON but for its id and its tensors.
+    """Everything that follows from a request's JSON, except its id and its tensors.
 
     Args:
-        query: The first such request, as it was read.
-        tail_bytes: Of all tensors behind the JSON; None where the one tensor is in it, as numbers.
-        rows: Samples in it.
-        key: Requests of equal keys can share a batch.
+        query: Request with this JSON that was decoded without a plan.
+        tail_bytes: Total size of the tensors after the JSON; None if the only tensor is in the JSON,
+            as numbers.
+        rows: Samples in the request.
+        key: Key that is equal for requests that can share a batch.
 
     Attributes:
-        answer: The shapes and types of the answer's outputs, the length of the id, and all that is
-            sent before them: up to the id, and after it.
+        answer: Signature of the answer's outputs, length of the id, and the bytes that are sent
+            before the outputs: up to the id, and after it. None until an answer was sent.
     """
 
     __slots__ = (
@@ -82,7 +83,7 @@ class RequestPlan:
         self.answer: tuple[list[tuple[Any, ...]], int, bytes, bytes] | None = None
 
     def query(self, body: Any, header_bytes: int, id_: str) -> Query:
-        """Read a body whose JSON is the plan's."""
+        """Decode a body whose JSON equals the plan's."""
         inputs: dict[str, Array] = {}
         for name, _, dtype, shape, size, offset in self._places:
             array = np.frombuffer(body, dtype, size, header_bytes + offset)
@@ -90,7 +91,7 @@ class RequestPlan:
         return self._query(inputs, id_)
 
     def text_query(self, data: memoryview, id_: str) -> Query | None:
-        """Read the numbers of a body whose JSON is the plan's but for them; None for no such."""
+        """Decode a body whose JSON equals the plan's except for its numbers; None if they don't fit."""
         place = self._places[0]
         array = numbers(data, place.datatype, place.shape)
         return None if array is None else self._query({place.name: array}, id_)
@@ -109,7 +110,7 @@ class RequestPlan:
         )
 
     def head(self, outputs: Tensors, id_: str) -> bytes | None:
-        """What is sent before an answer's outputs; None where it isn't known."""
+        """Return the bytes to send before an answer's outputs; None if they aren't known."""
         if self.answer is None:
             return None
         like, length, before, after = self.answer
@@ -118,7 +119,7 @@ class RequestPlan:
         return before + id_.encode() + after if id_ else before
 
     def note(self, outputs: Tensors, id_: str, head: bytes) -> None:
-        """Keep what was sent before an answer's outputs."""
+        """Remember the bytes that were sent before an answer's outputs."""
         before, between, after = head, b"", b""
         if id_:
             before, between, after = head.rpartition(b'"id":"' + id_.encode() + b'"')
@@ -129,20 +130,21 @@ class RequestPlan:
 
 
 class Plans:
-    """The plans of one open model: of the JSON that its clients send again and again."""
+    """Plans of one open model, for the JSON that its clients send repeatedly."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[bytes, int], RequestPlan | None] = {}
-        """None for what can't be read so."""
+        """JSON without its id, and the id's place -> plan; None for JSON that a plan can't decode."""
         self._seen: set[tuple[bytes, int]] = set()
-        """What came once: of some clients each request is another, with a deadline of its own."""
+        """Keys of JSON that came once. A plan is only made at the second time, since some clients'
+        requests all differ, for example in a deadline."""
 
     def find(self, body: Any, header_bytes: int | None) -> Query | None:
-        """Read a body whose JSON was seen before, but for its id; None where it wasn't.
+        """Decode a body whose JSON was seen before, apart from its id; None if it wasn't.
 
         Args:
-            body: The whole.
-            header_bytes: Of its JSON; None where it is all JSON, with one tensor's numbers in it.
+            body: Whole body.
+            header_bytes: Length of the JSON; None if the body is all JSON, with one tensor's numbers.
         """
         if header_bytes is None:
             if (text := _text(body)) is None:
@@ -161,7 +163,7 @@ class Plans:
     def note(
         self, query: Query, body: Any, header_bytes: int | None, rows: int, key: Hashable
     ) -> None:
-        """Keep what followed from a request's JSON, where it is of use for the next."""
+        """Remember how a request's JSON decoded, if later requests can use it."""
         if _elsewhere(query.outputs):
             return
         if header_bytes is None:
@@ -172,12 +174,12 @@ class Plans:
         if not plain or header_bytes + size != len(body) or header_bytes > _LONGEST:
             return
         place, id_ = _without_id(bytes(body[:header_bytes]))
-        # Else the id is written in another way, or isn't the request's own.
+        # If the ids differ, the id is written in another way, or the one found is another key's.
         if id_ == query.id and self._again(place):
             self._keep(place, RequestPlan(query, size, rows, key))
 
     def _note_text(self, query: Query, body: Any, rows: int, key: Hashable) -> None:
-        """Keep it where the one input's numbers are found, and would be in the next body."""
+        """Remember JSON that holds its only input, if decoding it by a plan gives the same numbers."""
         if len(query.inputs) != 1 or (text := _text(body)) is None or text[0] in self._kept:
             return
         place, id_, data = text
@@ -192,7 +194,7 @@ class Plans:
         self._keep(place, plan if same else None)
 
     def _again(self, place: tuple[bytes, int]) -> bool:
-        """Whether it came before."""
+        """Whether this JSON came before; record it if not."""
         if place in self._seen:
             return True
         if len(self._seen) >= _MOST_SEEN:
@@ -207,13 +209,14 @@ class Plans:
 
 
 def _text(body: Any) -> tuple[tuple[bytes, int], str, memoryview] | None:
-    """Split a body that is all JSON: all but its id and its only list of data; the id; that list.
+    """Split a body that is all JSON into its key, its id and its only list of data.
 
-    Two whose first part is alike differ in nothing else, whatever else the list is, as long as it is
-    one: JSON stays JSON where a value takes another's place.
+    The key is the JSON without the id and the list. Bodies with equal keys differ in id and list only,
+    whatever the lists hold, since JSON stays valid if one value replaces another.
 
     Returns:
-        None where there isn't one such list, or something is written in a way that could hide one.
+        The key, the id and the list; None if there isn't exactly one list of data, or escapes in the
+        JSON could hide another.
     """
     head = bytes(body[:_LONGEST])
     found = _DATA.search(head)
@@ -231,10 +234,10 @@ def _text(body: Any) -> tuple[tuple[bytes, int], str, memoryview] | None:
 
 
 def _without_id(header: bytes) -> tuple[tuple[bytes, int], str]:
-    """Return a request's JSON without its id, and where that was; and the id.
+    """Return a key, which is a request's JSON without its id and the id's place, and the id.
 
-    Two that are alike so differ in the id alone: it is plain text, with nothing that JSON escapes,
-    and there is one such place.
+    Requests with equal keys differ in the id only: it is plain text without escapes, and occurs in
+    one place.
     """
     found = _ID.search(header)
     if found is None:
@@ -246,15 +249,15 @@ def _without_id(header: bytes) -> tuple[tuple[bytes, int], str]:
 
 
 def _elsewhere(outputs: tuple[WantedOutput, ...]) -> bool:
-    """Whether an output is written elsewhere, or its classes are asked for."""
+    """Whether an output goes to shared memory, or its classes are asked for."""
     return any(each.region is not None or each.classes for each in outputs)
 
 
 def signature(outputs: Tensors) -> list[tuple[Any, ...]]:
-    """What an answer's head follows from."""
+    """Return the types and shapes of outputs, which determine the head of an answer."""
     return [(array.dtype, array.shape) for array in outputs.values()]
 
 
 def pieces_of(outputs: Mapping[str, Array]) -> list[Any]:
-    """The outputs as they are sent."""
+    """Return the bytes of each output, as they are sent."""
     return [to_bytes(array) for array in outputs.values()]

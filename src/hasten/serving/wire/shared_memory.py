@@ -1,4 +1,4 @@
-"""System shared memory that clients registered: tensors that needn't be sent."""
+"""Map system shared memory that clients register, so that tensors needn't be sent."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Registration:
     """A registered region.
 
     Attributes:
-        name: What requests call it.
-        key: Its POSIX name.
-        offset: Of the region in the object, in bytes.
-        size_bytes: Of the region.
-        memory: The mapped object.
+        name: Name by which requests refer to the region.
+        key: POSIX name of the shared memory object.
+        offset: Offset of the region in the object, in bytes.
+        size_bytes: Size of the region.
+        memory: Mapping of the object.
     """
 
     name: str
@@ -38,11 +38,10 @@ class Registration:
 
 
 class SharedMemory:
-    """The registered regions.
+    """Registry of shared memory regions.
 
     Args:
-        allowed: Patterns (regular expressions) of the POSIX names that may be registered; none, and
-            nothing may.
+        allowed: Regular expression of the POSIX names that may be registered; "" to allow none.
     """
 
     def __init__(self, allowed: str = "") -> None:
@@ -50,10 +49,10 @@ class SharedMemory:
         self._regions: dict[str, Registration] = {}
 
     def register(self, name: str, key: str, offset: int, size_bytes: int) -> None:
-        """Map a region.
+        """Register and map a region.
 
         Raises:
-            ProtocolError: it isn't allowed, there is no such object or it is smaller.
+            ProtocolError: the name isn't allowed, there is no such object, or it is too small.
         """
         if self._allowed is None:
             raise ProtocolError(
@@ -68,30 +67,32 @@ class SharedMemory:
             raise ProtocolError(Kind.INVALID, f"a region {name!r:.100} is registered already")
         if not name or len(self._regions) >= _MOST_REGIONS:
             raise ProtocolError(
-                Kind.INVALID, f"a region needs a name, and at most {_MOST_REGIONS} are kept"
+                Kind.INVALID,
+                f"a region needs a name, and at most {_MOST_REGIONS} can be registered",
             )
         if offset < 0 or size_bytes <= 0:
             raise ProtocolError(
-                Kind.INVALID, f"offset {offset} and byte_size {size_bytes} are no part of an object"
+                Kind.INVALID,
+                f"offset {offset} and byte_size {size_bytes} are not a valid part of an object",
             )
         self._regions[name] = Registration(
             name, key, offset, size_bytes, _mapped(key, offset + size_bytes)
         )
 
     def unregister(self, name: str = "") -> None:
-        """Forget a region, or all.
+        """Unregister a region, or all.
 
-        Mapped memory goes once no request reads it any more.
+        Mapped memory is freed once no request reads it any more.
         """
         gone = [name] if name else list(self._regions)
         for each in gone:
             region = self._regions.pop(each, None)
             if region is not None:
-                with contextlib.suppress(BufferError):  # the last view's end frees it
+                with contextlib.suppress(BufferError):  # a request still has a view, which frees it
                     region.memory.close()
 
     def status(self, name: str = "") -> list[Registration]:
-        """Return a region, or all.
+        """Return the region of a name, or all regions.
 
         Raises:
             ProtocolError: there is no such region.
@@ -114,32 +115,32 @@ class SharedMemory:
         if region.offset < 0 or region.size_bytes < 0 or end > found.size_bytes:
             raise ProtocolError(
                 Kind.INVALID,
-                f"{region.size_bytes:,} bytes from {region.offset:,} on don't lie in the region "
-                f"{region.name!r:.100} of {found.size_bytes:,}",
+                f"{region.size_bytes:,} bytes at offset {region.offset:,} don't fit in the region "
+                f"{region.name!r:.100} of {found.size_bytes:,} bytes",
             )
         return found, found.offset + region.offset
 
     def read(self, region: Region) -> memoryview:
-        """Return a part of a region, in place.
+        """Return a part of a region without copying it.
 
         Raises:
-            ProtocolError: there is none such.
+            ProtocolError: there is no such region, or the part doesn't fit in it.
         """
         found, begin = self._part(region)
         return memoryview(found.memory)[begin : begin + region.size_bytes]
 
     def write(self, region: Region, data: Any) -> None:
-        """Write into a part of a region.
+        """Write data into a part of a region.
 
         Raises:
-            ProtocolError: there is none such, or it has no room for so much.
+            ProtocolError: there is no such region, or the part or the data doesn't fit.
         """
         found, begin = self._part(region)
         if len(data) > region.size_bytes:
             raise ProtocolError(
                 Kind.INVALID,
-                f"an output of {len(data):,} bytes doesn't fit in the {region.size_bytes:,} that are "
-                f"given in the region {region.name!r:.100}",
+                f"an output of {len(data):,} bytes doesn't fit in the {region.size_bytes:,} bytes "
+                f"given for it in the region {region.name!r:.100}",
             )
         found.memory[begin : begin + len(data)] = data
 
@@ -148,7 +149,7 @@ def _mapped(key: str, size_bytes: int) -> mmap.mmap:
     """Map a POSIX shared memory object.
 
     Raises:
-        ProtocolError: there is none, it isn't plain memory, or it is smaller.
+        ProtocolError: there is no such object, it isn't plain memory, or it is too small.
     """
     path = f"{_PLACE}/{key.lstrip('/')}"
     try:
@@ -160,12 +161,12 @@ def _mapped(key: str, size_bytes: int) -> mmap.mmap:
     try:
         facts = os.fstat(number)
         if not stat.S_ISREG(facts.st_mode):
-            raise ProtocolError(Kind.INVALID, f"{key!r:.100} is no shared memory object")
+            raise ProtocolError(Kind.INVALID, f"{key!r:.100} is not a shared memory object")
         if facts.st_size < size_bytes:
             raise ProtocolError(
                 Kind.INVALID,
-                f"the shared memory object {key!r:.100} has {facts.st_size:,} bytes; {size_bytes:,} "
-                "were to be registered",
+                f"the shared memory object {key!r:.100} has {facts.st_size:,} bytes; the region needs "
+                f"{size_bytes:,}",
             )
         return mmap.mmap(number, facts.st_size)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What other programs are told, as they write it: Kubernetes, Docker, HAProxy."""
+"""Fill in templates of configuration files for Kubernetes, Docker and HAProxy."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from string import Template
 
 
 def filled(template: str, /, **values: object) -> str:
-    """Return a template of this folder with its values put in, as they are."""
+    """Return a template of this folder with its values filled in, without escaping."""
     return Template((files(__name__) / template).read_text()).substitute(values)

@@ -58,7 +58,7 @@ function table(name, head) {
     make("table", {}, make("thead", {}, make("tr", {}, ...columns)), make("tbody")));
 }
 function fill(box, rows) {
-  // In place: where a reader has scrolled to, and what is marked, stays.
+  // Updated in place, to keep the reader's scroll position and selection.
   const body = box.querySelector("tbody");
   while (body.rows.length > rows.length) body.deleteRow(-1);
   rows.forEach((row, at) => {
@@ -76,7 +76,7 @@ function fill(box, rows) {
 
 const LEFT = 46, BOTTOM = 18, TOP = 8, RIGHT = 2;
 function steps(highest) {
-  // A few round numbers from zero to what is above the highest.
+  // A few round numbers from zero to just above the highest value.
   const raw = highest / 3, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].find(each => each * power >= raw) * power;
   const found = [];
@@ -84,7 +84,7 @@ function steps(highest) {
   return found;
 }
 function decades(lowest, highest) {
-  // 1, 2 and 5 of each power of ten around these; where those are many, the powers alone.
+  // 1, 2 and 5 times each power of ten that spans the values.
   const found = [];
   for (let power = 10 ** Math.floor(Math.log10(lowest)); power < 10 * highest; power *= 10)
     found.push(...[1, 2, 5].map(each => each * power));
@@ -109,7 +109,7 @@ function timeAxis(svg, {width, height}) {
     make("text", {x: width - RIGHT, y: height - 3, "text-anchor": "end"}, "now"));
 }
 function path(values, x, y) {
-  // Seconds without a request are gaps; one that stands alone is a dot.
+  // Seconds without a request are gaps; a second between two gaps is a dot.
   let drawn = "", open = false;
   values.forEach((value, place) => {
     if (value === null) { open = false; return; }
@@ -127,7 +127,7 @@ function drawRate(svg, series) {
   svg.append(make("path", {class: "under", d: `${line}V${box.y(0)}H${LEFT}Z`}),
     make("path", {class: "line", d: line}));
   timeAxis(svg, box);
-  svg.setAttribute("aria-label", `Requests per second over the last minute: lastly ${
+  svg.setAttribute("aria-label", `Requests per second over the last minute: most recently ${
     rate(values[SECONDS - 1])}, at most ${rate(Math.max(...values))}`);
 }
 function drawLatency(svg, series) {
@@ -139,7 +139,8 @@ function drawLatency(svg, series) {
     svg.append(make("path", {class: name, d: path(values, x, box.y)}));
   timeAxis(svg, box);
   svg.setAttribute("aria-label", "Latency over the last minute: " + (known.length
-    ? `p50 lastly ${time(known[known.length - 1])}, p99 at most ${time(highest)}` : "no requests"));
+    ? `p50 most recently ${time(known[known.length - 1])}, p99 at most ${time(highest)}`
+    : "no requests"));
 }
 function drawBatches(svg, batches) {
   const total = batches.reduce((sum, each) => sum + each[1], 0);
@@ -209,7 +210,7 @@ class View {
     this.card("high", time(now.p99_ns),
       minute.requests ? `${time(minute.p99_ns)} over a minute` : "nothing for a minute");
     this.card("queue", plural(served.queue.rows, "row"), served.queue.wait_ns
-      ? `the next waits ${time(served.queue.wait_ns)}` : "the next goes at once");
+      ? `the next waits ${time(served.queue.wait_ns)}` : "the next runs at once");
     this.tell();
     this.draw();
     this.table();
@@ -243,7 +244,7 @@ class View {
 }
 function answering(served) {
   const status = served.status === "uncertified" ? "not certified" : served.status;
-  if (served.fell_back) return "The exact model answers, since the fast one gave no numbers.";
+  if (served.fell_back) return "The exact model answers, since the fast one failed.";
   if (served.answers === "exact") return "The exact model answers.";
   return `The winner answers, ${status}: ${served.why}`;
 }
@@ -259,13 +260,13 @@ function facts_of(served) {
   if (served.replaced) facts.push(["Answered by the exact model", number(served.replaced)]);
   if (served.cache) {
     const {hits, misses, entries, size_bytes, most_bytes} = served.cache, asked = hits + misses;
-    facts.push(["Kept answers", `${percent(hits / (asked || 1))} of ${plural(asked, "look-up")} found
-      one; ${number(entries)} kept, ${size(size_bytes)} of ${size(most_bytes)}`]);
+    facts.push(["Cached answers", `${percent(hits / (asked || 1))} of ${plural(asked, "look-up")} found
+      one; ${number(entries)} cached, ${size(size_bytes)} of ${size(most_bytes)}`]);
   }
   if (served.shadow) {
     const {rows, disagreed} = served.shadow;
     facts.push(["Compared with the exact model", rows ? `${plural(rows, "row")}, ${number(disagreed)}
-      answered otherwise (${percent(disagreed / rows)})` : "nothing yet"]);
+      answered differently (${percent(disagreed / rows)})` : "nothing yet"]);
   }
   for (const note of served.notes) facts.push(["Note", note]);
   return facts;
@@ -282,9 +283,9 @@ function update(figures) {
     : `${ready} of ${count} ready`;
   say($("headline"), headline);
   document.title = `hasten: ${headline}`;
-  say($("server"), flat(`${figures.draining ? "Draining: no new work is taken · " : ""}up for
+  say($("server"), flat(`${figures.draining ? "Draining: no new work is accepted · " : ""}up for
     ${age(figures.uptime_s)} · ${plural(figures.connections, "connection")} ·
-    ${figures.body_bytes ? size(figures.body_bytes) : "nothing"} under way`));
+    ${figures.body_bytes ? size(figures.body_bytes) : "nothing"} in progress`));
   const keys = new Set();
   for (const model of models) {
     const key = JSON.stringify([model.name, model.version]);
@@ -338,7 +339,7 @@ async function ask() {
   if (response.ok) return {figures: await response.json()};
   if (response.status === 401) return {refused: given
     ? "The token in this page's address isn't the server's."
-    : "This server wants a token: add #token=… with it to this page's address."};
+    : "This server requires a token: add #token=YOUR_TOKEN to this page's address."};
   return {refused: `The server answers with status ${response.status}.`};
 }
 async function poll() {
@@ -374,7 +375,7 @@ function tick() {
   const since = `No answer for ${age((performance.now() - (last_ms ?? began_ms)) / 1000)}`;
   say($("pulse-words"), since);
   document.title = "hasten: no answer";
-  say($("notice"), last_ms === null ? `${since}.` : `${since}. What is shown is how it was then.`);
+  say($("notice"), last_ms === null ? `${since}.` : `${since}. The figures are from before that.`);
   show($("notice"), true);
 }
 function look() {
