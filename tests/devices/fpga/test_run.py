@@ -57,7 +57,7 @@ def test_a_small_network_becomes_a_certified_design(made: Result) -> None:
     )
     assert made.within_budget is True
     assert (
-        "samples, all that judged it, as its fixed-point program did, bit for bit"
+        "samples that judged it as its fixed-point program did, bit for bit"
         in estimates(made).compared
     )
 

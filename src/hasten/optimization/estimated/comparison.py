@@ -31,8 +31,8 @@ def compare(trials: Estimation, one: Trial, other: Trial, samples: Spool) -> int
                     differing = (array != theirs[name]).reshape(len(array), -1).any(axis=1)
                     row = int(np.flatnonzero(differing)[0])
                     raise CandidateError(
-                        f"{other.candidate.label} answers sample {count + row} otherwise than "
-                        f"{one.candidate.label} in output {name!r}"
+                        f"{other.candidate.label} and {one.candidate.label} answer sample "
+                        f"{count + row} differently, in output {name!r}"
                     )
             count += len(next(iter(mine.values())))
     return count

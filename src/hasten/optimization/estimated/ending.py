@@ -120,7 +120,7 @@ class Finish:
         why = _why_not(self.verdicts, bool(self.trials.estimated()), self._first_failure())
         able = [t for t in self.trials.estimated() if self.trials.able(t)]
         if self.job.order.accept_uncertified and able:
-            return "uncertified", f"accepted uncertified: {why}", able[0]
+            return "uncertified", f"shipped without a certificate, as was allowed: {why}", able[0]
         exact = next((t for t in self.trials.estimated() if t.candidate.exact), None)
         if exact is not None:
             return "exact", f"{why}: what ships keeps the original's precision", exact
