@@ -27,7 +27,8 @@ class LayerWork:
         operations: A multiply-accumulate is two; products with padding aren't counted. 0 where how
             many there are can't be told: see `counted`.
         read: Elements of other layers' outputs that it needs.
-        weights: Elements of constants that it multiplies with, unless a layer before needs them too.
+        weights: Elements of constants that it multiplies with, unless a layer before needs them
+            too.
         written: Elements that it gives.
     """
 
@@ -40,8 +41,8 @@ class LayerWork:
 
     @property
     def counted(self) -> bool:
-        """Whether its work is known. Else its shapes can't be told, or its operator isn't known: it may
-        have to do anything."""
+        """Whether its work is known. Else its shapes can't be told, or its operator isn't known: it
+        may have to do anything."""
         return self.operations > 0
 
 
@@ -55,8 +56,8 @@ class Ceilings:
 
     Attributes:
         threads: How many worked at once. Figures of unlike threads are never mixed.
-        operations_per_s: Precision -> of the fastest engine's fastest kernel; a multiply-accumulate is
-            two. "f32", "i8", and "bf16" where the processor has it.
+        operations_per_s: Precision -> of the fastest engine's fastest kernel; a multiply-accumulate
+            is two. "f32", "i8", and "bf16" where the processor has it.
         reached_by: Precision -> which engine and kernel that was.
         levels: Caches and memory, nearest first.
         empty_call_ns: The fastest engine's p50 of a model that hands its one number on.
@@ -157,7 +158,8 @@ class Floor:
 
     @property
     def moved_ns(self) -> dict[str, float]:
-        """Layer -> the least time of a step of its own that reads and writes what it does, but for the
+        """Layer -> the least time of a step of its own that reads and writes what it does, but for
+        the
         weights: a conversion."""
         return {layer.name: self.overhead_ns + layer.activations_ns for layer in self.layers}
 
@@ -225,7 +227,8 @@ def floor(
     """Return the least time that these layers can take on this machine.
 
     A layer takes its operations at the best rate seen, or its bytes at the best rate seen,
-    whichever is longer. Bytes come from the nearest cache as far as it holds them, the rest from the
+    whichever is longer. Bytes come from the nearest cache as far as it holds them, the rest from
+    the
     next: a layer's activations as if they alone used the caches, and weights as if all weights
     alone did. Activations count at the narrowest precision that is used anywhere, since runtimes
     convert as they store.
