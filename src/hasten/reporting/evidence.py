@@ -139,7 +139,7 @@ class Tried:
     engine: dict[Word, Any]
 
     def spelled(self) -> str:
-        """Spell out all settings: "half_precision(keep_float=[]) + openvino(precision=bf16, ...)"."""
+        """Spell out all settings: "half_precision(keep_float=[]) + openvino(precision=bf16)"."""
         return " + ".join(map(_spelled, (*self.passes, self.engine)))
 
 
