@@ -65,7 +65,7 @@ def environment(
     Args:
         target: Device that was measured, or is to be.
         of: Names of the packages that matter; by default all that shape a result.
-        proc: Where procfs is mounted.
+        proc: Path at which procfs is mounted.
     """
     return {
         "processor": target.processor,

@@ -104,9 +104,9 @@ def grid(
         for engine in engines
         if _takes(engine, step)
     ]
-    for little in small_models:
-        further = [] if little.quantized else _likeliest(little.source(model), target, pass_names)
-        chains = [(little,), *((little, step) for step in further)]
+    for small in small_models:
+        further = [] if small.quantized else _likeliest(small.source(model), target, pass_names)
+        chains = [(small,), *((small, step) for step in further)]
         lossy += [
             Single(chain, engine)
             for chain in chains
@@ -158,11 +158,11 @@ def variations(
     """
     sources = dict.fromkeys(small_model_of(c.passes) for c in fastest if _varies(c.passes))
     found: list[list[Single]] = []
-    for little in list(sources)[:_SOURCES_VARIED]:
-        begin = () if little is None else (little,)
-        own = [c for c in fastest if small_model_of(c.passes) == little]
-        kept = keep_float if little is None else ()
-        source = model if little is None else little.source(model)
+    for small in list(sources)[:_SOURCES_VARIED]:
+        begin = () if small is None else (small,)
+        own = [c for c in fastest if small_model_of(c.passes) == small]
+        kept = keep_float if small is None else ()
+        source = model if small is None else small.source(model)
         for queue in _passes("lossy", source, target, pass_names):
             ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
             found.append(

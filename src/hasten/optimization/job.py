@@ -23,7 +23,7 @@ class Job:
     """A run at work.
 
     Attributes:
-        order: What was asked.
+        order: Order that the run carries out.
         invocation: Command or call that started the run, so that a person can repeat it.
         folder: Work folder, beside the bundle.
         journal: Journal of completed steps, in the work folder.

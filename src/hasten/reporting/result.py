@@ -243,7 +243,7 @@ class Estimates:
         noun: Name of the device's kind, in words.
         rows: Candidates that were made for the device, fastest first, then those that failed.
         winner: Label of what ships.
-        compared: How its answers were checked against the device's, in words.
+        compared: Check of its answers against the device's, in words.
         area: Name of the figure that the frontier plots against the rank; empty where none is.
     """
 
@@ -278,7 +278,7 @@ class Result:
         seconds: Duration of the run.
         outcomes: Outcomes of every candidate, with figures.
         ladder: Verdicts of the sealed data, safest first, up to the first that failed.
-        asked: What was asked for; None in records of older versions.
+        asked: Request to the run; None in records of older versions.
         objective: Statistic that the rows' ratios and the spread compare: the one asked for, or the
             mean where p99 was asked for and isn't established.
         limits: Distances of models from what the machine can do; empty where unknown.

@@ -174,7 +174,7 @@ class Traffic:
 
         Args:
             turn: Number of the request.
-            fate: How it ended.
+            fate: Fate of the request.
             message: Message from the server, or what is wrong; the first of each fate is kept.
             ended_ns: Time of the answer; by default now.
         """

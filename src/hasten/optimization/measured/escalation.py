@@ -57,10 +57,8 @@ class Escalation:
             return
         able = [t for t in ranked if t.scores and t.candidate.passes]
         # A small model is wrong about other inputs than a quantized one.
-        for little in (False, True):
-            of_kind = [
-                t for t in able if (small_model_of(t.candidate.passes) is not None) == little
-            ]
+        for small in (False, True):
+            of_kind = [t for t in able if (small_model_of(t.candidate.passes) is not None) == small]
             for base in of_kind[:_BASES]:  # the fastest may be ruined by int8
                 surely = [t for t in self._trials.measured() if self._surely(t, 1.0)]
                 beat = min((self._trials.ratio(t).estimate for t in surely), default=1.0)

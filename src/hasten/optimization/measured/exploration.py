@@ -105,8 +105,8 @@ class Exploration:
             return True
         passing = [t for t in self._ranked() if self._surely_passes(t)]
         # A floor says nothing about tails, nor about another model.
-        little = any(small_model_of(t.candidate.passes) for t in self._ranked())
-        of_use = passing and not little and self._order.objective != "p99"
+        small = any(small_model_of(t.candidate.passes) for t in self._ranked())
+        of_use = passing and not small and self._order.objective != "p99"
         floor = self._least(None) if of_use else None
         measured = passing[0].measurement if passing else None
         if floor is None or not floor.whole or measured is None:

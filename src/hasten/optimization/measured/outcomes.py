@@ -99,8 +99,8 @@ def best_of_methods(racing: Racing) -> dict[str, str]:
 
 def method_of(candidate: Candidate) -> str:
     """Return the name of the smaller model that a candidate is made from, or the original's."""
-    little = small_model_of(candidate.passes)
-    return ORIGINAL if little is None else little.name
+    small = small_model_of(candidate.passes)
+    return ORIGINAL if small is None else small.name
 
 
 def latency_ns(trial: Trial) -> float:
