@@ -123,7 +123,7 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     told = CliRunner().invoke(main, ["report", str(made.bundle), "--json"])
     assert json.loads(told.stdout)["result"]["estimates"]["winner"] == shipped.label
     page = hasten.report(made.bundle).read_text()
-    assert "No latency is known before it runs there." in page
+    assert "Its latency isn't known before it runs on the device." in page
 
 
 def summing(folder: Path) -> Path:
@@ -177,7 +177,7 @@ ASKED = Asked(Invocation(), "top_k", "top-1 accuracy", "net", 0.01, 0.95, 0, 10,
 ROW = EstimateRow(
     "small",
     "place-and-route",
-    "+0.00 points lost on 10",
+    "+0.00 points lost on 10 samples",
     latency_ns=91.7,
     rank=91.7,
     unit="ns",

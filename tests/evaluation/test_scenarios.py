@@ -109,7 +109,7 @@ def test_a_rate_that_does_not_hold_again_is_not_given_but_one_below_it(tmp_path:
         ({"scenario": "edge"}, "the scenario is single-stream, server or offline: got 'edge'"),
         (
             {"scenario": "server"},
-            "the server's scenario needs a latency bound: --latency-bound 20ms",
+            "the server scenario needs a latency bound: --latency-bound 20ms",
         ),
         (
             {"scenario": "offline", "latency_bound_s": 1.0},
@@ -156,7 +156,7 @@ def load(scenario: Scenario, **offered: Any) -> Load:
         (
             load("server", bound_ns=20_000_000),
             "server: 143.2 requests a second, at random times, with 99% within 20 ms (99% confident "
-            "were they independent; n=1,204: 2 over); p50 5.1 ms, p99 14.2 ms",
+            "if they are independent; n=1,204: 2 over); p50 5.1 ms, p99 14.2 ms",
         ),
         (load("single-stream"), "single-stream: p90 9 ms, p50 5.1 ms, p99 14.2 ms (n=1,204)"),
         (load("offline"), "offline: 142.9 samples a second (n=1,204)"),

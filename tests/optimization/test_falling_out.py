@@ -58,7 +58,7 @@ def test_who_dies_in_the_race_is_never_certified(
     result = optimize(tmp_path, monkeypatch, 0, survives)
     assert result.status == "exact"
     assert result.judgement is None
-    assert result.notes == (f"{LABEL} fell out of the race: it crashed",)
+    assert result.notes == (f"{LABEL} dropped out of the race: it crashed",)
 
 
 @pytest.mark.parametrize("survives", [0, 1, 2, 3])
@@ -67,9 +67,9 @@ def test_who_dies_in_the_fresh_rounds_does_not_ship(
 ) -> None:
     result = optimize(tmp_path, monkeypatch, 1, survives)
     assert result.status == "exact"
-    assert result.why == "what was certified fell out of the fresh rounds"
+    assert result.why.endswith("the certified candidate dropped out of the fresh rounds")
     assert [row.role for row in result.rows] == ["default engine", "fastest exact"]
-    assert result.notes == (f"{LABEL} fell out of the fresh rounds: it crashed",)
+    assert result.notes == (f"{LABEL} dropped out of the fresh rounds: it crashed",)
 
 
 def test_who_outlives_both_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,9 @@ def test_a_model_of_which_a_part_cannot_be_counted_has_no_floor(tmp_path: Path) 
     assert result.limits == ()
     assert {outcome.limit for outcome in result.outcomes} == {None}
     (said,) = [note for note in result.notes if "the machine's limit" in note]
-    assert said.endswith("isn't known: the work of 1 of 2 layers can't be counted: 'states'")
+    assert said.endswith(
+        "the machine's limit: the work of 1 of 2 layers can't be counted: 'states'"
+    )
     shown = summary(result, 0.0)
     assert "time relative to the shortest possible on this machine" not in shown
     assert said in shown

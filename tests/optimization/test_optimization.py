@@ -144,7 +144,8 @@ def test_where_nothing_certifies_the_exact_model_ships_and_the_bundle_says_why(
     result = optimize(tmp_path, max_drop=0.01)
     assert result.status == "exact"
     assert result.notes[0] == NOT_ENOUGH
-    assert result.why == (
+    assert result.why.endswith(
+        "no inexact candidate was certified: "
         "not enough data: 140 samples can't show that at most 1% of answers change; about 300 would"
     )
     assert [row.role for row in result.rows] == [
@@ -153,7 +154,8 @@ def test_where_nothing_certifies_the_exact_model_ships_and_the_bundle_says_why(
         "fastest uncertified",
     ]
     assert result.notes[1] == (
-        "140 draws were sealed of the data; for 299 of them it takes some 641 in all, or a larger limit"
+        "140 draws of the data were sealed and 299 are needed: give about 641 in all, or allow a larger "
+        "drop"
     )
     manifest = read(tmp_path / "b.hasten")
     assert (manifest.status, manifest.why) == ("exact", result.why)
@@ -166,7 +168,9 @@ def test_the_fastest_ships_uncertified_only_when_asked_and_is_marked_so(tmp_path
     assert (result.status, manifest.status) == ("uncertified", "uncertified")
     assert manifest.certificate is None
     assert manifest.winner.engine["lossy"] is True
-    assert manifest.why.startswith("shipped by --accept-uncertified: not enough data: ")
+    assert manifest.why.startswith(
+        "shipped without a certificate, as was allowed: no inexact candidate was certified: not enough "
+    )
     assert result.winner.label == manifest.winner.label
 
 
@@ -177,8 +181,8 @@ def test_how_right_the_original_is_is_said_and_a_wrong_one_is_questioned(tmp_pat
     shifted = (answers + 1) % 4
     result = optimize(tmp_path, data=(samples(), shifted), metric="top1")
     assert result.notes[-1] == (
-        "the original's own accuracy is 0.0% on 60 samples of the search split; if it should be more, "
-        "labels or preparation are wrong, and so is any certificate"
+        "the original's own accuracy is 0.0% on 60 samples of the search split; if you expected "
+        "more, the labels or the preparation are wrong, and with them any certificate"
     )
 
 

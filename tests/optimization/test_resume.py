@@ -200,7 +200,7 @@ def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwrit
             f"can't resume: the stopped run had another {fact}; give the same, or remove {work}"
         )
     assert refused(place, resume=False) == (
-        f"an unfinished run lies in {work}: go on with it by --resume, or remove that folder"
+        f"{work} holds an unfinished run: continue it with --resume, or remove that folder"
     )
     assert len([e for e in events(place) if e["kind"] == "trial"]) == 2
 

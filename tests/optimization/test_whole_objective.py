@@ -55,7 +55,7 @@ def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
     assert not stalls(result.bundle)
     assert result.objective == "mean"
     assert result.notes[-1] == (
-        "p99: not established in 16 fresh rounds, means are compared instead"
+        "p99 is not established in 16 fresh rounds, so means are compared instead"
     )
 
 
@@ -63,7 +63,7 @@ def test_a_p99_decides_where_rounds_are_enough(tmp_path: Path) -> None:
     with quick_runs(rounds=32):
         result = optimize(tmp_path, objective="p99")
     assert not stalls(result.bundle)
-    unestablished = [note for note in result.notes if note.startswith("p99: not established")]
+    unestablished = [note for note in result.notes if note.startswith("p99 is not established")]
     assert (result.objective == "p99") is not any("fresh" in note for note in unestablished)
 
 

@@ -63,7 +63,7 @@ def test_a_run_that_ended_just_now_and_removed_its_folder_still_counts_as_at_wor
 def test_a_stopped_run_is_gone_on_with_or_removed(tmp_path: Path) -> None:
     folder = stopped(tmp_path / "b.work")
     assert refused(folder) == (
-        f"an unfinished run lies in {folder}: go on with it by --resume, or remove that folder"
+        f"{folder} holds an unfinished run: continue it with --resume, or remove that folder"
     )
     with claimed_folder(folder, resume=True) as journal:
         assert journal.last("begin") is not None
@@ -88,7 +88,9 @@ def test_something_else_in_its_place_stays_as_it_is(tmp_path: Path, kind: str) -
         folder.mkdir()
     mine = folder / "thesis.txt" if kind == "folder" else folder
     mine.write_text("years of work")
-    assert refused(folder) == f"{folder} is needed to work in, and holds something else; move it"
+    assert (
+        refused(folder) == f"{folder} is needed as a work folder, but holds something else; move it"
+    )
     discard(folder)
     assert mine.read_text() == "years of work"
     assert list(tmp_path.rglob(JOURNAL)) == []

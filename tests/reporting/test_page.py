@@ -224,7 +224,7 @@ def test_an_exact_result_says_why_nothing_else_ships(with_result: Change, report
         "How sure are we that it is as accurate?",
         "✓ exact",
         "It keeps the original model's precision, so its answers are the original's.",
-        "Why nothing else ships: nothing under the limit beat it.",
+        "Why this version ships: nothing under the limit beat it.",
         "For photos from the front door camera.",
     ]
 

@@ -90,8 +90,8 @@ def test_a_run_that_has_not_finished_has_no_report(bundle: Path) -> None:
     with pytest.raises(InputError) as raised:
         gathered(bundle)
     assert str(raised.value) == (
-        f"{bundle} has no evidence of a finished run, so there is nothing to report: go on with the "
-        "run by --resume, or make it anew"
+        f"{bundle} has no evidence of a finished run, so there is nothing to report: continue the "
+        "run with --resume, or make it anew"
     )
 
 
@@ -138,7 +138,7 @@ def test_evidence_that_no_run_writes_is_damaged(bundle: Path, name: str, record:
         ),
         (
             lambda r: r["ladder"][0]["judgement"].update(n=10**60),
-            "it has a number that is infinite, or larger than any",
+            "it has a number that is infinite or too large",
         ),
         (
             lambda r: r.update(outcomes=r["outcomes"] * 3000),

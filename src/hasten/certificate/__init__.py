@@ -1,1 +1,1 @@
-"""Statistics of a certificate: pure functions of counts and scores, each valid in finite samples."""
+"""Statistics of a certificate: pure functions of counts and scores, valid in finite samples."""

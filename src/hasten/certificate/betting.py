@@ -1,15 +1,17 @@
-"""An upper bound for the mean of bounded differences, by betting; for scores between 0 and 1, and for groups.
+"""An upper bound on the mean of bounded differences, by betting, for fractional scores and groups.
 
-Against the null hypothesis "the mean difference is m or more" a bettor stakes on small differences; his
-capital, prod (1 + bet_t (m - d_t)), is then a supermartingale that starts at 1, so the chance that it
-ever reaches 1 / alpha is at most alpha (Ville). This may be watched as samples come in and stopped early.
-Waudby-Smith and Ramdas, JRSS B 86:1, 2024, sections 3 and 4.
+A bettor stakes on small differences, against the null hypothesis "the mean difference is m or
+more". The bettor's capital, prod (1 + bet_t (m - d_t)), is then a supermartingale that starts at 1,
+so the chance that it ever reaches 1 / alpha is at most alpha (Ville). It may therefore be watched
+as samples come in, and stopped early. Source: Waudby-Smith and Ramdas, JRSS B 86:1, 2024, sections
+3 and 4.
 
-Differences are used in the order given, which must not depend on their values: `judge` shuffles them with
-a fixed seed. A file that is sorted by outcome would break the bound.
+Differences are used in the order given, which must not depend on their values: `judge` shuffles
+them with a fixed seed. A file sorted by outcome would break the bound.
 
-Bets are at most 1 and don't depend on m, so for every m >= 0 no capital is negative, and capital rises
-with m along any path: the hypotheses rejected are exactly those above one bound, found by bisection.
+Bets are at most 1 and don't depend on m. So for every m >= 0 no capital is negative, and capital
+rises with m along any path: the rejected hypotheses are exactly those above one bound, found by
+bisection.
 """
 
 import bisect
@@ -25,22 +27,22 @@ from hasten.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
 
-# The capital is split over these bettors: (share, multiple of the bet for the expected variance, largest bet).
-# The first does best where the search split was right; the others are there for when it wasn't. Splitting costs
-# the first log(1 / share) of capital, about 12% of the samples.
+# The capital is split among these bettors: (share, multiple of the bet for the expected variance,
+# largest bet). The first does best where the search split was right; the others help where it was
+# wrong. Splitting costs the first log(1 / share) of capital, about 12% of the samples.
 _BETTORS = ((0.7, 1.0, 0.95), (0.2, 0.5, 0.6), (0.1, 2.0, 0.99))
-_PSEUDO_SQUARE = 0.05  # one made-up squared difference, so that no variance is taken to be zero
+_PSEUDO_SQUARE = 0.05  # an invented squared difference, so that no variance is taken to be zero
 _BOUND_WIDTH = 1e-7
 
 
 @dataclass(frozen=True)
 class BettingPrior:
-    """What the search split says about the differences. A wrong prior costs samples, never validity.
+    """Knowledge from the search split of the differences; if wrong, it costs samples, not validity.
 
     Attributes:
-        mean: Of original - candidate over the search split, in [-1, 1].
-        variance: Of the same, in [0, 1].
-        n: Draws that these come from; 0 where nothing is known.
+        mean: Mean of original - candidate over the search split, in [-1, 1].
+        variance: Variance of original - candidate over the search split, in [0, 1].
+        n: Number of draws that the mean and the variance come from; 0 where nothing is known.
     """
 
     mean: float = 0.0
@@ -49,23 +51,23 @@ class BettingPrior:
 
     @classmethod
     def from_differences(cls, differences: Floats) -> "BettingPrior":
-        """The prior of a search split's differences, shape (n,); of group means where data is grouped."""
+        """Return the prior of a search split's differences or group means, shape (n,)."""
         if differences.size == 0:
             return cls()
         return cls(float(differences.mean()), float(differences.var()), int(differences.size))
 
 
 def betting_upper_bound(differences: Floats, alpha: float, prior: BettingPrior) -> float:
-    """Upper confidence bound on the mean of differences, at least 0 and at most 1.
+    """Return an upper confidence bound on the mean of differences, at least 0 and at most 1.
 
     Args:
-        differences: original - candidate per draw, each in [-1, 1], shape (n,), in an order that doesn't
-            depend on their values.
-        alpha: The chance that the bound is below the true mean is at most this.
-        prior: From data that is disjoint from these.
+        differences: original - candidate per draw, each in [-1, 1], shape (n,), in an order that
+            doesn't depend on their values.
+        alpha: Largest chance that the bound is below the true mean.
+        prior: Prior from data that is disjoint from these differences.
 
     Raises:
-        InputError: no differences, or some outside [-1, 1], or alpha outside (0, 1).
+        InputError: there are no differences, some lie outside [-1, 1], or alpha is outside (0, 1).
     """
     _check(differences, alpha)
     bets = _bets(differences, alpha, prior)
@@ -82,7 +84,8 @@ def betting_certifies(
     """Whether "the mean difference is max_drop or more" is rejected at any time in the given order.
 
     Raises:
-        InputError: as `betting_upper_bound`, and for a max_drop outside (0, 1).
+        InputError: an argument is out of its range, as in `betting_upper_bound`, or max_drop is
+            outside (0, 1).
     """
     _check(differences, alpha)
     _check_max_drop(max_drop)
@@ -94,10 +97,10 @@ def betting_refutes(
 ) -> bool:
     """Whether "the mean difference is max_drop or less" is rejected at any time in the given order.
 
-    The bets of `betting_certifies`, on max_drop - difference, scaled into [-1, 1].
+    The bets are those of `betting_certifies` on max_drop - difference, scaled into [-1, 1].
 
     Raises:
-        InputError: as `betting_certifies`.
+        InputError: an argument is out of its range, as in `betting_certifies`.
     """
     _check(differences, alpha)
     _check_max_drop(max_drop)
@@ -106,12 +109,12 @@ def betting_refutes(
 
 
 def fewest_unchanged(max_drop: float, alpha: float) -> int:
-    """Return how many draws without any difference certify, where nothing is known beforehand.
+    """Return the fewest draws without any difference that certify, with no prior knowledge.
 
-    The first bettor alone, at his largest bet, needs no fewer.
+    The first bettor alone, at the largest bet, needs no fewer.
 
     Raises:
-        InputError: as `betting_certifies`.
+        InputError: max_drop or alpha is outside (0, 1).
     """
     share, _, most = _BETTORS[0]
     enough = math.ceil(math.log(1 / (share * alpha)) / math.log1p(most * max_drop))
@@ -123,11 +126,11 @@ def fewest_unchanged(max_drop: float, alpha: float) -> int:
 
 
 def group_means(values: Floats, groups: NDArray[np.generic]) -> Floats:
-    """Mean of each group's values: one draw per group, in the sorted order of the group labels.
+    """Return the mean of each group's values, one draw per group, in the order of sorted labels.
 
     Args:
-        values: Shape (n,).
-        groups: A label per value, shape (n,): of a video, a patient, a photo.
+        values: Value of each sample, shape (n,).
+        groups: Label of each sample's group, such as a video, a patient or a photo, shape (n,).
 
     Raises:
         InputError: the shapes differ.
@@ -163,19 +166,23 @@ def _check_max_drop(max_drop: float) -> None:
 def _turned(
     differences: Floats, max_drop: float, prior: BettingPrior
 ) -> tuple[Floats, BettingPrior]:
-    """By how much each is below max_drop, in units of the most it can be, and the prior of that."""
+    """Return max_drop - difference as a share of its largest value, and the prior of that."""
     most = 1 + max_drop
     expected = BettingPrior((max_drop - prior.mean) / most, prior.variance / most**2, prior.n)
     return (max_drop - differences) / most, expected
 
 
 def _bets(differences: Floats, alpha: float, prior: BettingPrior) -> Floats:
-    """Each bettor's stake before each draw, shape (bettors, ..., n); the t-th uses only draws before t.
+    """Return each bettor's stake before each draw; the t-th uses only draws before t.
 
-    sqrt(2 log(1 / alpha) / (n variance)) wins most where it just suffices (Waudby-Smith and Ramdas, eq. 15).
+    sqrt(2 log(1 / alpha) / (n variance)) wins most where it just suffices (Waudby-Smith and Ramdas,
+    eq. 15).
 
     Args:
-        differences: Shape (..., n): each row is a sequence of its own.
+        differences: Sequences of differences, one per row, shape (..., n).
+
+    Returns:
+        Stakes, shape (bettors, ..., n).
     """
     n = differences.shape[-1]
     squares = (differences - prior.mean) ** 2
@@ -188,7 +195,7 @@ def _bets(differences: Floats, alpha: float, prior: BettingPrior) -> Floats:
 
 
 def _rejects(differences: Floats, bets: Floats, mean: float, alpha: float) -> NDArray[np.bool_]:
-    """Whether the bettors' joint capital against `mean` or more ever reaches 1 / alpha, for each row."""
+    """Whether the bettors' joint capital against `mean` or more ever reaches 1 / alpha, by row."""
     shares = np.reshape([share for share, _, _ in _BETTORS], (-1,) + (1,) * differences.ndim)
     capital = np.cumsum(np.log1p(bets * (mean - differences)), axis=-1)
     joint = special.logsumexp(capital, axis=0, b=shares)

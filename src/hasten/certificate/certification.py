@@ -1,4 +1,4 @@
-"""The sealed data, read once: a frozen ladder is tested from safest to fastest."""
+"""The certificate: sealed data is read once, and a frozen ladder tested from safest to fastest."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hasten.measure.workbench import Bench, OpenWorker
 
 
 def guarded(metric: Metric, guard: Guard) -> Metric:
-    """Return what is scored under a guard: `changed` asks for agreement, whatever the metric."""
+    """Return the metric to score under a guard: agreement under "changed", else the given one."""
     return Agreement() if guard == "changed" else metric
 
 
 def prior_of(differences: Array, units: Array) -> BettingPrior:
-    """Set bets by the search split: by its groups' means where it is grouped."""
+    """Return the prior from the search split, by its groups' means where it is grouped."""
     return BettingPrior.from_differences(group_means(differences, units[: len(differences)]))
 
 
@@ -39,15 +39,15 @@ def sealed_scores(
     """Score the exact model and every rung on the sealed data, in one pass over it.
 
     Args:
-        bench: Where they run.
+        bench: Workbench that runs the models.
         exact: The exact model, open.
         rungs: Key -> open candidate.
-        sealed: Read once, in chunks.
-        metric: What is scored.
-        listen: Called with the number of samples behind.
+        sealed: Sealed data, read once, in chunks.
+        metric: Metric that is scored.
+        listen: Callback that receives the number of samples scored so far.
 
     Returns:
-        The exact model's scores, `(n,)`, and each rung's, or why it failed.
+        Scores of the exact model, `(n,)`; and of each rung, or the reason why it failed.
     """
     own: list[Array] = []
     theirs: dict[str, list[Array]] = {key: [] for key in rungs}
@@ -79,20 +79,20 @@ def judge_ladder(
 ) -> list[tuple[str, Judgement | str]]:
     """Test rungs from safest to fastest, each at the same level, and stop at the first failure.
 
-    Fixed-sequence testing: the chance of any false certificate is at most 1 - confidence.
+    This is fixed-sequence testing: the chance of any false certificate is at most 1 - confidence.
 
     Args:
-        original: The exact model's scores, `(n,)`.
+        original: Scores of the exact model, `(n,)`.
         rungs: Keys, safest first, as frozen.
-        scores: Key -> scores, or why that rung failed.
-        units: Samples with one number were drawn together.
-        priors: Key -> what its bets are set by.
-        promise: What is to be shown of each rung.
+        scores: Key -> scores of the rung, or the reason why it failed.
+        units: Number of each sample's group, `(n,)`; equal numbers were drawn together.
+        priors: Key -> prior by which its bets are set.
+        promise: Promise that each rung is tested for.
         binary: Whether scores were 0/1 on the search split. Where they weren't, or aren't here,
             betting judges: the sealed data alone doesn't choose its test.
 
     Returns:
-        Key and judgement (or why it failed), up to and with the first that isn't certified.
+        Key and judgement (or reason of failure) of each rung, up to the first that isn't certified.
     """
     grouped = len(np.unique(units)) < len(units)
     judged: list[tuple[str, Judgement | str]] = []
@@ -119,7 +119,7 @@ def judge_ladder(
 
 
 def last_certified(judged: Sequence[tuple[str, Judgement | str]]) -> tuple[str, Judgement] | None:
-    """Return the fastest rung that passed, with its judgement; None where none did."""
+    """Return the fastest certified rung with its judgement; None where none is certified."""
     passed = [
         (key, judgement)
         for key, judgement in judged

@@ -1,4 +1,4 @@
-"""What a certificate bounds: one difference per draw, by the method that its scores allow."""
+"""Draws that a certificate bounds: one difference each, by the method that the scores allow."""
 
 import bisect
 import math
@@ -39,10 +39,10 @@ class Draws:
     """Differences original - candidate, one per draw.
 
     Attributes:
-        differences: Shape (draws,); of groups their means.
-        grouped: Whether draws are groups. Groups of one sample each are samples.
-        losses_only: Whether gains were counted as nothing.
-        counts: Lost and gained among 0/1 scores without groups; None for others.
+        differences: Difference of each draw, or mean difference of each group, shape (draws,).
+        grouped: Whether draws are groups; groups of one sample each count as samples.
+        losses_only: Whether gains were counted as zero.
+        counts: Numbers lost and gained, for 0/1 scores without groups; None for other scores.
     """
 
     differences: Floats
@@ -52,7 +52,7 @@ class Draws:
 
     @property
     def method(self) -> Method:
-        """How they are bounded."""
+        """Return the method that bounds the differences."""
         if self.counts is None:
             return BETTING
         return ONE_SHARE if self.losses_only else EXACT
@@ -69,11 +69,11 @@ def drawn(
     """Pair up scores.
 
     Args:
-        original: Scores in [0, 1], shape (n,).
-        candidate: The same, on the same samples.
-        losses_only: Count no gain.
-        binary: Whether they may be counted as 0/1.
-        groups: A label per sample, or None.
+        original: Scores of the original in [0, 1], shape (n,).
+        candidate: Scores of the candidate on the same samples, in [0, 1], shape (n,).
+        losses_only: Whether to count gains as zero.
+        binary: Whether the scores may be counted as 0/1.
+        groups: Label of each sample's group, shape (n,); None where there are no groups.
 
     Raises:
         InputError: there isn't one group per sample.
@@ -88,14 +88,15 @@ def drawn(
 
 
 def bounded(draws: Draws, max_drop: float, alpha: float, prior: BettingPrior) -> tuple[bool, float]:
-    """Return whether a mean difference of `max_drop` or more is rejected, and the upper bound on it.
+    """Return whether a mean difference of `max_drop` or more is rejected, and its upper bound.
 
-    Betting takes the draws in an order that a fixed seed shuffles.
+    Betting takes the draws in an order shuffled with a fixed seed.
 
     Args:
-        max_drop: In absolute share, in (0, 1).
-        alpha: The level of both.
-        prior: What bets are set by.
+        draws: Draws to bound the mean of.
+        max_drop: Limit as an absolute share, in (0, 1).
+        alpha: Level of both the test and the bound.
+        prior: Prior by which bets are set.
     """
     n = draws.differences.size
     if draws.counts is None:
@@ -113,7 +114,7 @@ def bounded(draws: Draws, max_drop: float, alpha: float, prior: BettingPrior) ->
 
 
 def refuted(draws: Draws, max_drop: float, alpha: float, prior: BettingPrior) -> bool:
-    """Return whether a mean difference of `max_drop` or less is rejected: `bounded`, mirrored."""
+    """Whether a mean difference of `max_drop` or less is rejected: the mirror of `bounded`."""
     n = draws.differences.size
     if draws.counts is None:
         return betting_refutes(_shuffled(draws), max_drop, alpha, prior)
@@ -128,17 +129,17 @@ def _shuffled(draws: Draws) -> Floats:
 
 @cache
 def fewest_draws(method: Method, max_drop: float, alpha: float) -> int:
-    """Return how many draws certify where nothing changes at all.
+    """Return the fewest draws that certify where nothing changes at all.
 
     Raises:
-        InputError: a limit or level outside (0, 1).
+        InputError: max_drop or alpha is outside (0, 1).
     """
     if method == BETTING:
         return fewest_unchanged(max_drop, alpha)
     alone = math.ceil(math.log(alpha) / math.log1p(-max_drop) - 1e-9)
     if method == ONE_SHARE:
         return alone
-    # Below alpha = 0.05 outcomes with a few lost and more gained rank as high as none at all.
+    # Below alpha = 0.05, outcomes with a few lost and more gained rank as high as none at all.
     more = range(alone, 2 * alone + 10)
     return alone + bisect.bisect_left(
         more, True, key=lambda n: paired_certifies(0, 0, n, max_drop, alpha)

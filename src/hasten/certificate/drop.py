@@ -1,4 +1,4 @@
-"""What the search split shows of a drop: an estimate with an interval, for orientation only."""
+"""The drop seen on the search split: an estimate with an interval, for orientation only."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Drop:
-    """How far a candidate's scores fell below the original's. No certificate: it was one of many.
+    """Drop of a candidate's scores below the original's; no certificate, since it was one of many.
 
     Attributes:
-        estimate: The mean over draws, in absolute share; negative where accuracy rose.
+        estimate: Mean over draws, as an absolute share; negative where accuracy rose.
         low: Lower end of an approximate 95% interval.
-        high: Upper end.
-        draws: Samples, or groups where data is grouped.
-        lost: Samples that were right and became wrong; None for scores that aren't 0/1 or are grouped.
-        gained: Samples that were wrong and became right; None as for `lost`.
+        high: Upper end of that interval.
+        draws: Number of samples, or of groups where data is grouped.
+        lost: Number of samples that became wrong; None for grouped scores or scores not 0/1.
+        gained: Number of samples that became right; None for grouped scores or scores not 0/1.
     """
 
     estimate: float
@@ -48,13 +48,13 @@ def observed_drop(
     """Estimate a drop from paired differences original - candidate.
 
     Args:
-        differences: In [-1, 1], shape (n,), at least one.
-        groups: A label per sample; a group's mean is one draw.
+        differences: Differences in [-1, 1], shape (n,), at least one.
+        groups: Label of each sample's group, shape (n,); a group's mean is one draw.
         binary: Whether scores are 0 or 1.
-        only_falls: Whether no gain is possible, or counted.
+        only_falls: Whether gains are impossible or not counted.
 
-    Source: Wald's interval with one half added to what was lost and to what was gained, Agresti and
-    Min, Stat. Med. 24:729, 2005; squared differences stand for the counts where scores are fractions.
+    Source: Wald's interval with one half added to the numbers lost and gained, Agresti and Min,
+    Stat. Med. 24:729, 2005; squared differences stand for the counts where scores are fractions.
     """
     draws = group_means(differences, groups)
     n, total, squares = draws.size, float(draws.sum()), float(np.square(draws).sum())

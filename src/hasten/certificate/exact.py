@@ -1,24 +1,25 @@
-"""Exact bounds for 0/1 scores: one share (Clopper-Pearson), and the drop between paired shares.
+"""Exact bounds for 0/1 scores: on one share (Clopper-Pearson), and on a drop between paired ones.
 
-The test of a drop is the unconditional one. Of `n` inputs, `lost` were right and became wrong and
-`gained` the other way round; the null hypothesis is p_lost - p_gained >= drop, and q = p_gained is
-the nuisance. A drop below 0 is a rise, which is how the mirrored test asks. Four facts make the
-p-value an upper bound, and not the best value on a grid:
+The test of a drop is unconditional. Of `n` inputs, `lost` were right and became wrong, and `gained`
+were wrong and became right. The null hypothesis is p_lost - p_gained >= drop, and q = p_gained is
+the nuisance. A drop below 0 is a rise, which the mirrored test uses. Four facts make the p-value an
+upper bound, not just the best value on a grid:
 
 1. Outcomes are ordered by the upper limit of Tango's score interval (Stat. Med. 17:891, 1998). An
-   outcome's region is every outcome with no larger limit. Since the region doesn't depend on the drop
-   that is tested, its p-value falls as that drop rises: the bound found by bisection and the verdict
-   at one drop can't disagree (Buehler, JASA 52:482, 1957).
+   outcome's region is every outcome with no larger limit. Since the region doesn't depend on the
+   drop that is tested, its p-value falls as that drop rises: the bound found by bisection and the
+   verdict at one drop can't disagree (Buehler, JASA 52:482, 1957).
 2. The region is closed under one fewer lost and under one more gained, so its probability falls in
-   p_lost and rises in p_gained (couple two samples that differ by mass moved to or from the unchanged
-   cell). The supremum over drops of `drop` or more is therefore on p_lost = q + drop, with q = -drop
-   and p_lost = 0 in place of every smaller q where the drop is below 0.
+   p_lost and rises in p_gained (couple two samples that differ by mass moved to or from the
+   unchanged cell). The supremum over drops of `drop` or more is therefore on p_lost = q + drop,
+   with q = -drop and p_lost = 0 in place of every smaller q where the drop is below 0.
 3. There the probability is a polynomial f(q) of degree n whose derivatives are bounded beforehand:
-   |f^(k)| <= sqrt(k! n^k J^k) / 2, with J = 1/(q+d) + 1/q + 4/(1-2q-d) the Fisher information of one
-   sample. Proof: f^(k)(q) = E[(1_R - 1/2) L_k] with L_k = p^(k)/p; on a line through the simplex
-   E[p(q+s) p(q+t) / p(q)^2] = (1 + s t J)^n, whose coefficients give E[L_k^2] = k! n!/(n-k)! J^k; then
-   Cauchy-Schwarz. Also |f^(k)| <= (4 n)^k / 2, from k-fold differences of an indicator. So f is known
-   between a few Chebyshev nodes to within a stated error, and its maximum with it.
+   |f^(k)| <= sqrt(k! n^k J^k) / 2, with J = 1/(q+d) + 1/q + 4/(1-2q-d) the Fisher information of
+   one sample. Proof: f^(k)(q) = E[(1_R - 1/2) L_k] with L_k = p^(k)/p; on a line through the
+   simplex E[p(q+s) p(q+t) / p(q)^2] = (1 + s t J)^n, whose coefficients give
+   E[L_k^2] = k! n!/(n-k)! J^k; then Cauchy-Schwarz. Also |f^(k)| <= (4 n)^k / 2, from k-fold
+   differences of an indicator. So f is known between a few Chebyshev nodes to within a stated
+   error, and its maximum with it.
 4. q is held to a Clopper-Pearson interval from `gained`, and the chance `gamma` that the interval
    misses is added to the p-value (Berger and Boos, JASA 89:1012, 1994).
 """
@@ -43,18 +44,18 @@ _NODES = 16
 _GRID = 1024
 _INTERPOLATION_ERROR = 1e-6
 _LOG_TAIL = 30.0  # each tail left out of a sum holds at most exp(-30) = 1e-13, and is added back
-_ROUNDING = 1e-9  # of the special functions, with room to spare
-_BISECTION_WIDTH = 1e-4  # of the bound itself: far below what is printed
+_ROUNDING = 1e-9  # error of the special functions, with room to spare
+_BISECTION_WIDTH = 1e-4  # relative width of the bound, far below what is printed
 
 
 def clopper_pearson_upper(count: int, n: int, alpha: float) -> float:
-    """Upper confidence bound for a share, from `count` of `n` (Clopper and Pearson, Biometrika 1934).
+    """Return an upper confidence bound on a share (Clopper and Pearson, Biometrika 1934).
 
     Returns:
         The share p at which P(Binomial(n, p) <= count) = alpha; 1.0 where count = n.
 
     Raises:
-        InputError: count outside 0..n, n < 1, or alpha outside (0, 1).
+        InputError: count is outside 0..n, n < 1, or alpha is outside (0, 1).
     """
     _check_level(alpha)
     if not 0 <= count <= n or n < 1:
@@ -65,15 +66,15 @@ def clopper_pearson_upper(count: int, n: int, alpha: float) -> float:
 
 
 def tango_statistic(lost: Ints, gained: Ints, n: int, drop: float) -> Floats:
-    """Tango's score statistic for p_lost - p_gained = drop; about standard normal there, lower is safer.
+    """Return Tango's score statistic for p_lost - p_gained = drop: about normal, lower is safer.
 
-    (b - c - n d) / sqrt(n (2 q + d (1 - d))), with q the maximum-likelihood p_gained under that drop:
-    the larger root of 2 n q^2 - B q - c d (1 - d) = 0, B = b (1 + d) + c (1 - d) - 2 n d.
+    (b - c - n d) / sqrt(n (2 q + d (1 - d))), with q the maximum-likelihood p_gained under that
+    drop: the larger root of 2 n q^2 - B q - c d (1 - d) = 0, B = b (1 + d) + c (1 - d) - 2 n d.
 
     Args:
-        lost: b, counts of any shape that broadcasts with `gained`.
-        gained: c.
-        drop: d, in (-1, 1].
+        lost: Counts b, of any shape that broadcasts with `gained`.
+        gained: Counts c.
+        drop: Drop d, in (-1, 1].
     """
     linear = lost * (1 + drop) + gained * (1 - drop) - 2 * n * drop
     constant = gained * (drop * (1 - drop))
@@ -90,21 +91,25 @@ def tango_statistic(lost: Ints, gained: Ints, n: int, drop: float) -> Floats:
 def paired_p_value(
     lost: int, gained: int, n: int, drop: float, *, alpha: float = 0.05, gamma: float = GAMMA
 ) -> float:
-    """Upper bound on the exact unconditional p-value of "accuracy fell by `drop` or more".
+    """Bound from above the exact unconditional p-value of "accuracy fell by `drop` or more".
 
     Args:
-        drop: In absolute share, in (-1, 1); below 0 "accuracy rose by at most so much, or fell".
-        alpha: The level whose score limits order the outcomes. The p-value is valid for any one that is
-            fixed beforehand, and most powerful for tests at about that level.
-        gamma: Chance that the nuisance lies outside its interval, added to the p-value; 0 searches the
-            whole range.
+        lost: Number of samples that became wrong.
+        gained: Number of samples that became right.
+        n: Number of samples.
+        drop: Drop as an absolute share, in (-1, 1); below 0 it means "accuracy rose by at most
+            -drop, or fell".
+        alpha: Level whose score limits order the outcomes. The p-value is valid for any level fixed
+            beforehand, and most powerful for tests at about that level.
+        gamma: Chance that the nuisance lies outside its interval, added to the p-value; 0 searches
+            the whole range.
 
     Returns:
-        At most 1, and at least 2e-6; without gamma at most about 1e-6 and 0.03% of itself above the supremum
-        that it bounds.
+        The bound, between 2e-6 and 1. Without gamma it is above the supremum that it bounds by at
+        most about 1e-6 and 0.03% of itself.
 
     Raises:
-        InputError: counts that don't fit n, or a drop or level outside (0, 1).
+        InputError: the counts don't fit n, or the drop or a level is out of its range.
     """
     _check_counts(lost, gained, n)
     _check_level(alpha)
@@ -114,27 +119,28 @@ def paired_p_value(
 
 
 def paired_certifies(lost: int, gained: int, n: int, max_drop: float, alpha: float) -> bool:
-    """Whether every drop of `max_drop` or more is rejected at level `alpha`. Raises as `paired_p_value`."""
+    """Whether drops of `max_drop` or more are rejected at level `alpha`; see `paired_p_value`."""
     return paired_p_value(lost, gained, n, max_drop, alpha=alpha) <= alpha
 
 
 def paired_refutes(lost: int, gained: int, n: int, max_drop: float, alpha: float) -> bool:
-    """Whether every drop of `max_drop` or less is rejected at level `alpha`. Raises as `paired_p_value`.
+    """Whether drops of `max_drop` or less are rejected at level `alpha`; see `paired_p_value`.
 
-    The test of `paired_certifies`, mirrored: what was lost is gained, and the drop a rise.
+    This is the test of `paired_certifies`, mirrored: lost counts as gained, and the drop as a rise.
     """
     return paired_p_value(gained, lost, n, -max_drop, alpha=alpha) <= alpha
 
 
 def paired_upper_bound(lost: int, gained: int, n: int, alpha: float) -> float:
-    """Upper confidence bound on the drop in accuracy, in absolute share; at least 0 and at most 1.
+    """Return an upper confidence bound on the drop, as an absolute share between 0 and 1.
 
-    It is at most `max_drop` (to within 0.01% of itself) if and only if `paired_certifies`. Bisection
-    finds it because the p-value falls as the drop rises: one region serves all drops, and the set of
-    nuisances shrinks. The end of the last bracket that the test rejects is returned, never its middle.
+    The bound is at most `max_drop` (to within 0.01% of itself) if and only if `paired_certifies`.
+    Bisection finds it because the p-value falls as the drop rises: one region serves all drops, and
+    the set of nuisances shrinks. The rejected end of the last bracket is returned, never its
+    middle.
 
     Raises:
-        InputError: counts that don't fit n, or a level outside (0, 1).
+        InputError: the counts don't fit n, or the level is outside (0, 1).
     """
     _check_counts(lost, gained, n)
     _check_level(alpha)
@@ -168,7 +174,7 @@ def _check_counts(lost: int, gained: int, n: int) -> None:
 
 
 def _tango_upper(lost: int, gained: int, n: int, alpha: float) -> float:
-    """The drop at which Tango's statistic comes down to the normal quantile of alpha, from above."""
+    """Return the drop at which Tango's statistic falls to the normal quantile of alpha."""
     cutoff = float(special.ndtri(alpha))
     b, c = np.array(lost), np.array(gained)
     low, high = -1.0, 1.0
@@ -178,10 +184,10 @@ def _tango_upper(lost: int, gained: int, n: int, alpha: float) -> float:
 
 
 def _smallest_gained(lost: int, gained: int, n: int, alpha: float) -> Ints:
-    """The observed outcome's region: for each lost count 0..n, the fewest gained that lie in it.
+    """Return the observed outcome's region: for each lost count 0..n, the fewest gained in it.
 
-    n + 1 stands for none. The running minimum closes the region under one fewer lost. The statistic is
-    monotone already (Sidik, Stat. Med. 22:265, 2003), so it changes nothing but makes that certain.
+    n + 1 stands for none. The running minimum closes the region under one fewer lost. The statistic
+    is monotone already (Sidik, Stat. Med. 22:265, 2003), so the minimum only makes that certain.
     """
     limit, cutoff = _tango_upper(lost, gained, n, alpha), float(special.ndtri(alpha)) + 1e-9
     b = np.arange(n + 1)
@@ -198,13 +204,13 @@ def _smallest_gained(lost: int, gained: int, n: int, alpha: float) -> Ints:
 
 
 def _largest_probability(region: Ints, gained: int, n: int, drop: float, gamma: float) -> float:
-    """Upper bound on the region's probability over the nuisance interval, plus gamma."""
+    """Return an upper bound on the region's probability over the nuisance interval, plus gamma."""
     first, last = max(0.0, -drop), (1 - drop) / 2
     low, high = first, last
     if gamma > 0:
         low = 0.0 if gained == 0 else float(special.betaincinv(gained, n - gained + 1, gamma / 2))
         high = max(first, min(last, clopper_pearson_upper(gained, n, gamma / 2)))
-    # Above the last no nuisance allows so large a drop, and the first stands for all below it.
+    # Above `last` no nuisance allows so large a drop, and `first` stands for all values below it.
     low = max(first, min(low, last))
     matrix, stretch = _interpolation()
     nodes = np.cos((2 * np.arange(_NODES) + 1) * math.pi / (2 * _NODES))
@@ -216,8 +222,9 @@ def _largest_probability(region: Ints, gained: int, n: int, drop: float, gamma: 
 
 
 def _probability(region: Ints, n: int, drop: float, q: Floats) -> Floats:
-    """P(region) at p_lost = q + drop and p_gained = q, tails added as if inside; shape of q, (k,)."""
-    # p (1 - p) is at most this for every p between the ends; the radius is Bernstein's inequality.
+    """Return P(region) at p_lost = q + drop and p_gained = q, tails included; shape of q, (k,)."""
+    # p (1 - p) is at most this for every p between the ends; the radius is by Bernstein's
+    # inequality.
     variance = n * (q.max() + drop) * min(1.0, 1 - q.min() - drop)
     radius = math.sqrt(2 * _LOG_TAIL * variance) + _LOG_TAIL / 3
     first = max(0, math.floor(n * (q.min() + drop) - radius))
@@ -239,8 +246,9 @@ def _probability(region: Ints, n: int, drop: float, q: Floats) -> Floats:
 def _pieces(n: int, drop: float, low: float, high: float) -> Iterator[tuple[float, float]]:
     """Cut [low, high] into pieces on which the interpolation error is at most _INTERPOLATION_ERROR.
 
-    With m Chebyshev nodes on a half-width h that error is at most max|f^(m)| h^m / (2^(m-1) m!). The two
-    bounds on f^(m) in the module's docstring give the two half-widths. J is convex, so it's largest at an end.
+    With m Chebyshev nodes on a half-width h that error is at most max|f^(m)| h^m / (2^(m-1) m!).
+    The two bounds on f^(m) in the module's docstring give the two half-widths. J is convex, so it
+    is largest at an end.
     """
     uniform = (_INTERPOLATION_ERROR * math.factorial(_NODES)) ** (1 / _NODES) / (2 * n)
     by_information = 2 * (_INTERPOLATION_ERROR * math.sqrt(math.factorial(_NODES))) ** (1 / _NODES)
@@ -261,7 +269,7 @@ def _pieces(n: int, drop: float, low: float, high: float) -> Iterator[tuple[floa
         while half > uniform and half * root_information(start + 2 * half) > by_information:
             half *= 0.7
         stop = start + 2 * max(half, uniform)
-        # A remnant too short to move a float would loop for ever.
+        # A remnant too short to move a float would loop forever.
         stop = high if stop >= high - 1e-15 else stop
         yield start, stop
         start = stop
@@ -269,9 +277,9 @@ def _pieces(n: int, drop: float, low: float, high: float) -> Iterator[tuple[floa
 
 @cache
 def _interpolation() -> tuple[Floats, float]:
-    """From values at Chebyshev nodes to values on a finer Chebyshev grid, and what the maximum there may miss.
+    """Return the matrix from Chebyshev nodes to a finer grid, and a factor on the maximum there.
 
-    For a polynomial of degree m the maximum is at most that over N Chebyshev points, times
+    The maximum of a polynomial of degree m is at most its maximum over N Chebyshev points, times
     1 / cos(pi m / (2 N)) (Ehlich and Zeller, Math. Z. 86:41, 1964).
     """
     orders = np.arange(_NODES)

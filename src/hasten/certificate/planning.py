@@ -1,4 +1,4 @@
-"""What a certificate may be asked for, and how much data it would take."""
+"""Limits that a certificate may be asked for, and the data that it would take."""
 
 import math
 from numbers import Real
@@ -9,14 +9,14 @@ from hasten.certificate.draws import BETTING, EXACT, Method, fewest_draws
 from hasten.errors import InputError
 
 _BETTING_COST = 1.5
-"""Samples that betting needs for one that the exact test needs, measured in its tests."""
+"""Samples that betting needs for each sample of the exact test, measured in the tests."""
 
 
 def check_limits(max_drop: float, confidence: float) -> None:
-    """Check what a certificate is asked for.
+    """Check the limits that a certificate is asked for.
 
     Raises:
-        InputError: it isn't a share between 0 and 1, or a confidence below a half.
+        InputError: max_drop isn't a share between 0 and 1, or confidence isn't in [0.5, 1).
     """
     if not (isinstance(max_drop, Real) and 0 < max_drop < 1):
         raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
@@ -33,20 +33,23 @@ def samples_needed(
     *,
     method: Method = EXACT,
 ) -> int:
-    """Draws that certify with probability `power`; where nothing changes, the fewest that certify.
+    """Return the draws that certify with probability `power`, and at least the fewest that can.
 
-    The normal approximation, with the variance that Tango's test takes at the limit, where at least
-    `max_drop` of the answers flip. It serves for one share too, where `drop` is `flip_rate`.
+    This is a normal approximation, with the variance that Tango's test takes at the limit, where at
+    least `max_drop` of the answers flip. It serves for one share too, where `drop` is `flip_rate`.
 
     Args:
-        flip_rate: Share of samples expected to flip, lost and gained together; for fractional scores
-            the mean squared difference.
+        flip_rate: Share of samples expected to flip, lost and gained together; for fractional
+            scores the mean squared difference.
         drop: Expected drop, below max_drop.
-        method: What will judge; betting, where there are groups or scores that aren't 0/1.
+        max_drop: Limit on the drop, as an absolute share.
+        confidence: Confidence of the certificate.
+        power: Probability of certifying.
+        method: Method that will judge; betting for groups, or for scores that aren't 0/1.
 
     Raises:
-        InputError: a limit, level or power outside (0, 1), a flip rate outside [0, 1] or smaller than the
-            drop, or a drop that no data could certify.
+        InputError: a limit, level or power is outside (0, 1), the flip rate is outside [0, 1] or
+            smaller than the drop, or no data could certify the drop.
     """
     check_limits(max_drop, confidence)
     if not (0 < power < 1 and 0 <= flip_rate <= 1 and abs(drop) <= flip_rate + 1e-12):

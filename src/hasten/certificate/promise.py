@@ -1,4 +1,4 @@
-"""What a certificate promises, as one value."""
+"""The promise of a certificate, as one value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hasten.inputs.metrics.base import Metric
 
 @dataclass(frozen=True)
 class Promise:
-    """What is to be shown of a candidate before it may ship.
+    """The promise that a candidate must keep before it may ship.
 
     Attributes:
         metric: Score of each answer; agreement with the original under the guard "changed".

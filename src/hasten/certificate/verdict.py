@@ -1,4 +1,4 @@
-"""From per-sample scores to a verdict, with the bound, the counts behind it and the words for it."""
+"""Verdicts from per-sample scores, with the bound, the counts behind it, and the words for it."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Guard: TypeAlias = Literal["net", "lost", "changed"]
 
 
 class Verdict(StrEnum):
-    """What the sealed data says; the first two at the confidence asked for. Only the first ships."""
+    """Verdict of the sealed data, the first two with the asked confidence; only the first ships."""
 
     CERTIFIED = "certified"
     NOT_ACCURATE_ENOUGH = "not accurate enough"
@@ -33,23 +33,24 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """One verdict and its grounds. Plain fields, so that it goes into JSON as it is.
+    """One verdict and its grounds, in plain fields that go into JSON as they are.
 
     Attributes:
-        guard: What is bounded: the net drop, the share lost, or the share changed.
-        metric: The score's name.
-        method: How it is bounded.
-        max_drop: What was allowed, in absolute share.
-        confidence: Of the bound, in (0, 1).
-        n: Draws: samples, or groups where data is grouped.
+        verdict: Verdict of the sealed data.
+        guard: Quantity that is bounded: the net drop, the share lost, or the share changed.
+        metric: Name of the score.
+        method: Method of the bound.
+        max_drop: Largest drop that was allowed, as an absolute share.
+        confidence: Confidence of the bound, in (0, 1).
+        n: Number of draws: samples, or groups where data is grouped.
         groups: Number of groups; None where every sample is a draw of its own.
-        lost: Inputs that were right and became wrong, or answers that changed; None for scores that
-            aren't 0/1 or are grouped.
-        gained: Inputs that were wrong and became right; None as for `lost`.
-        bound: Upper confidence bound on the drop, in absolute share.
-        estimate: The drop observed; negative where accuracy rose.
-        samples_needed: Draws that would probably settle it, where data is short and the drop observed
-            is below the limit; else None.
+        lost: Number of inputs that became wrong, or of answers that changed; None for grouped
+            scores or scores not 0/1.
+        gained: Number of inputs that became right; None for grouped scores or scores not 0/1.
+        bound: Upper confidence bound on the drop, as an absolute share.
+        estimate: Observed drop, as an absolute share; negative where accuracy rose.
+        samples_needed: Draws that would probably settle it, where data is short and the observed
+            drop is below the limit; else None.
     """
 
     verdict: Verdict
@@ -67,7 +68,7 @@ class Judgement:
     samples_needed: int | None = None
 
     def in_words(self) -> str:
-        """One sentence for a person: what is certain, or what would make it so."""
+        """Return one sentence for people: what is certain, or what would make it so."""
         if self.verdict is Verdict.CERTIFIED:
             sure = f"{100 * self.confidence:.6g}% confident that"
             return (
@@ -138,18 +139,25 @@ def judge(
 ) -> Judgement:
     """Test one candidate on sealed scores.
 
-    0/1 scores without groups are judged exactly; others by betting on the differences of draws, shuffled
-    with a fixed seed.
+    0/1 scores without groups are judged exactly. Other scores are judged by betting on the
+    differences of draws, shuffled with a fixed seed.
 
     Args:
-        original: Scores in [0, 1], shape (n,). For guard "changed", all ones.
-        candidate: Scores on the same samples. For guard "changed", agreement with the original.
-        groups: A label per sample. A group's mean is one draw, and the claim is about the mean over groups.
-        binary: Whether scores are 0/1; None looks. Say so where fractional scores merely happen to be 0/1.
-        prior: Of the search split's draws.
+        original: Scores of the original in [0, 1], shape (n,); for guard "changed", all ones.
+        candidate: Scores of the candidate on the same samples, shape (n,); for guard "changed",
+            agreement with the original.
+        guard: Quantity that is bounded.
+        max_drop: Limit on the drop, as an absolute share.
+        confidence: Confidence of the bound.
+        metric: Name of the score.
+        prior: Prior from the search split's draws.
+        groups: Label of each sample's group, shape (n,). A group's mean is one draw, and the claim
+            is about the mean over groups.
+        binary: Whether scores are 0/1; None finds out. Set False where fractional scores merely
+            happen to be 0/1.
 
     Raises:
-        InputError: scores that don't pair up or lie outside [0, 1], or a limit outside (0, 1).
+        InputError: the scores don't pair up or lie outside [0, 1], or a limit is outside (0, 1).
     """
     original, candidate = np.asarray(original, np.float64), np.asarray(candidate, np.float64)
     _check(original, candidate, guard, max_drop, confidence)
@@ -186,7 +194,7 @@ def judge(
 
 
 def goal(guard: Guard, metric: str, max_drop: float) -> str:
-    """What is to be shown, in words that follow "can't show"."""
+    """Return the goal of a certificate, in words that follow "can't show"."""
     share = f"{100 * max_drop:.6g}"
     if _about_change(guard, metric):
         return f"that at most {share}% of answers change"
@@ -199,7 +207,7 @@ def _about_change(guard: Guard, metric: str) -> bool:
 
 
 def _kind(metric: str) -> type[Metric] | None:
-    """Return the class of a metric by its name; None where it is known by another name, or elsewhere."""
+    """Return the class of a metric by its name; None where the registry doesn't have the name."""
     return Metric.member(metric) if metric in Metric.registry else None
 
 
@@ -226,7 +234,7 @@ def _check(
 def _verdict(
     draws: Draws, certified: bool, max_drop: float, confidence: float, prior: BettingPrior
 ) -> tuple[Verdict, int | None]:
-    """The verdict, and how many draws would probably certify where data is short and it looks good."""
+    """Return the verdict, and the draws that would probably certify where only data is short."""
     if certified:
         return Verdict.CERTIFIED, None
     drop, square = float(draws.differences.mean()), float(np.mean(draws.differences**2))
@@ -239,7 +247,7 @@ def _verdict(
 
 
 def _about(count: int) -> int:
-    """Rounded up to two significant digits."""
+    """Round up to two significant digits."""
     unit = int(10 ** max(len(str(count)) - 2, 0))
     return -(-count // unit) * unit
 
@@ -249,9 +257,9 @@ def _two_digits(share: float) -> str:
 
 
 def _rounded_up(share: float, limit: float) -> str:
-    """In percent, never below the share; the limit itself where that is nearer.
+    """Write a share in percent, rounded up, but never above a limit that is nearer.
 
-    Two significant digits, and no more than three decimals.
+    It has two significant digits, and at most three decimals.
     """
     if share <= 0:
         return "0"

@@ -1,1 +1,1 @@
-"""What is asked of a finished bundle or of a machine: bench, certify, profile, load scenarios, doctor."""
+"""Questions to a finished bundle or a machine: bench, certify, profile, load scenarios, doctor."""

@@ -1,4 +1,4 @@
-"""A bundle against what is deployed today: paired rounds, fresh, with an interval."""
+"""Comparison of a bundle with what is deployed today: fresh, paired rounds, with an interval."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ _CANDIDATE = "bundle"
 
 @dataclass(frozen=True)
 class _Rival:
-    """One of the two that are compared.
+    """One of the two models that are compared.
 
     Attributes:
-        label: What it is.
-        engine: What runs it.
-        artifact: What the engine opens; beside a function the bundle's, for its inputs and outputs.
+        label: Label of the model, for people.
+        engine: Engine that runs the model.
+        artifact: Artifact that the engine opens; for a function the bundle's, which has the inputs
+            and outputs.
     """
 
     label: str
@@ -47,14 +48,14 @@ class _Rival:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A bundle's latency beside something else's.
+    """A bundle's latency beside that of another model.
 
     Attributes:
-        against: Its row, the ratio being its twin's: what noise does.
-        bundle: The bundle's row, the ratio over `against`.
-        threads: How many each had.
-        requests: Where the requests are from: the data, the bundle, or made up.
-        notes: What the reader should know besides.
+        against: Row of the other model, whose ratio is its twin's: the effect of noise.
+        bundle: Row of the bundle, whose ratio is its latency divided by the other model's.
+        threads: Number of threads of each.
+        requests: Origin of the requests: the data, the bundle, or made up.
+        notes: Further notes for the reader.
     """
 
     against: Row
@@ -65,7 +66,7 @@ class Comparison:
 
     @property
     def speedup(self) -> float:
-        """How many times faster the bundle is."""
+        """Return how many times faster the bundle is."""
         return self.bundle.speedup
 
 
@@ -82,19 +83,19 @@ def bench(
     """Compare a bundle with an .onnx file on ONNX Runtime's defaults, or with a Python function.
 
     Args:
-        bundle: Its folder.
-        against: An .onnx path, or "file.py:predict", called with the inputs as arrays in the
-            model's order. By default the exact model that the bundle holds.
-        data: Requests, as `optimize` takes them. Where None, those that the bundle keeps; where it
-            keeps none, made-up ones, and labelled so.
-        rounds: Rounds to count; by default as many as the effort has.
-        effort: "quick", "normal", "thorough", or an `Effort`: lengths of the turns and rounds.
-        seed: Of the orders.
-        custom_ops: Libraries with operators of the model's own.
+        bundle: Folder of the bundle.
+        against: Path of an .onnx file, or "file.py:predict", which is called with the inputs as
+            arrays in the model's order. By default the exact model that the bundle holds.
+        data: Requests, in any form that `optimize` takes. By default those that the bundle keeps;
+            where it keeps none, made-up ones, which the result says.
+        rounds: Number of rounds to count; by default the effort's.
+        effort: "quick", "normal", "thorough", or an `Effort`, for the lengths of turns and rounds.
+        seed: Seed of the orders.
+        custom_ops: Paths of libraries with the model's own operators.
 
     Raises:
-        InputError: one of them can't be used.
-        CandidateError: one of them failed.
+        InputError: the bundle, the other model or the data can't be used.
+        CandidateError: one of the models failed.
     """
     tries = effort_of(effort)
     if rounds is not None:
@@ -119,7 +120,7 @@ def bench(
         with telling(said):
             standings, notes = _raced(other, winner, samples, place, tries, seed, target)
             if not standings.stands(_CANDIDATE):
-                raise CandidateError(f"the bundle fell out: {standings.failed[_CANDIDATE]}")
+                raise CandidateError(f"the bundle dropped out: {standings.failed[_CANDIDATE]}")
         if winner.engine.uneven:
             notes.append(UNEVEN.format(winner.label))
         return Comparison(
@@ -132,7 +133,7 @@ def bench(
 
 
 def _held(folder: Path, part: Part, manifest: Manifest, custom_ops: Sequence[Path]) -> _Rival:
-    """One of the models that the bundle holds."""
+    """Return one of the models that the bundle holds."""
     artifact = artifact_of(folder, part, manifest, custom_ops)
     return _Rival(part.label, engine_of(part, Target.host().threads), artifact)
 
@@ -145,7 +146,7 @@ def _against(
     custom_ops: Sequence[Path],
     place: Path,
 ) -> _Rival:
-    """What the bundle is compared to."""
+    """Return the model to compare the bundle with."""
     if against is None:
         if manifest.exact is None:
             raise InputError(f"{folder} holds no exact model: say what to compare it --against")
@@ -173,18 +174,18 @@ def _raced(
     seed: int,
     target: Target,
 ) -> tuple[Standings, list[str]]:
-    """Take turns on as many threads as the host gives; return the rounds, and what to say of them."""
+    """Take turns on as many threads as the host provides; return the rounds, and notes on them."""
     asked = target.threads
     usable = usable_threads(asked)
     notes = []
     if usable < asked:
-        notes.append(f"{asked} threads: not established, one thread is quoted")
+        notes.append(f"figures are for one thread, not {asked}: the host is too busy for more")
     for threads in dict.fromkeys((usable, 1)):
         desk = Bench(place, target.with_threads(threads))
         try:
             return _race(other, winner, samples, desk, effort, seed), notes
         except NotEstablished as why:
-            notes.append(f"{threads} threads: not established, one thread is quoted: {why}")
+            notes.append(f"figures are for one thread, not {threads}: {why}")
     raise AssertionError("one thread needs no probe")
 
 

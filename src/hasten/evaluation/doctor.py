@@ -1,4 +1,4 @@
-"""What this machine has, and what each missing extra would add."""
+"""Inventory of this machine, and of what each missing extra would add."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _EXTRAS = {
 
 
 def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
-    """Return name and finding, in the order to print them.
+    """Return names and findings, in the order to print them.
 
     Args:
-        ceilings: Also measure what the machine can do at all, which takes some ten seconds.
+        ceilings: Whether to measure what the machine can do at all, which takes some ten seconds.
 
     Raises:
         InputError: the ceilings can't be measured.
@@ -71,10 +71,10 @@ def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
 
 
 def target_in_words(name: str) -> str:
-    """Say whether a device is here, models can be made for it from here, or what that takes.
+    """Say whether a device is here, whether models can be made for it here, or what that takes.
 
     Args:
-        name: Of its family: "cuda", "fpga", ...
+        name: Name of the device's family: "cuda", "fpga", ...
     """
     family, target = FAMILIES[name], find_target(name)
     ready, missing = [], []
@@ -95,12 +95,12 @@ def target_in_words(name: str) -> str:
 
 
 def _ceilings(target: Target) -> Iterator[tuple[str, str]]:
-    """Measure and yield what the machine can do at all."""
+    """Measure and yield the ceilings of the machine."""
     from hasten.measure.ceilings import measure
 
     with tempfile.TemporaryDirectory() as folder:
         found = measure(target, Path(folder))
-    yield "ceilings", f"the best that was seen of {found.threads} thread(s) at once"
+    yield "ceilings", f"the best seen of {found.threads} thread(s) at once"
     for precision, rate in found.operations_per_s.items():
         yield (
             f"  {precision}",

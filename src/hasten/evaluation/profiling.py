@@ -1,4 +1,4 @@
-"""Where the time of a request goes, step by step, on each engine."""
+"""Profiles of where a request's time goes, step by step, on each engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["Profile", "profile", "remarks", "summarize"]
 
 Role: TypeAlias = Literal["model", "winner", "exact"]
 _NAMED = 3
-"""How many of the longest steps a remark names."""
+"""Most of the longest steps that a remark names."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Profile:
     """Where one model spends its time on one engine.
 
     Attributes:
-        role: "model"; of a bundle "winner" or "exact".
-        label: What it is.
-        threads: How many the engine had.
-        requests: Where the requests are from: the data, the bundle, or made up.
-        layers: The steps in the order of execution; none where it failed.
-        latency_ns: Whole requests, one after another, as they are without a profiler.
-        failed: Why there is no profile; "" where there is one.
+        role: "model"; for a bundle "winner" or "exact".
+        label: Label of the model, for people.
+        threads: Number of threads of the engine.
+        requests: Origin of the requests: the data, the bundle, or made up.
+        layers: Steps in the order of execution; empty where profiling failed.
+        latency_ns: Latencies of whole requests in a row, without a profiler, in nanoseconds.
+        failed: Reason why there is no profile; "" where there is one.
     """
 
     role: Role
@@ -66,7 +66,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is to be profiled: a model for an engine to build, or an artifact."""
+    """A subject to profile: a model for an engine to build, or an artifact."""
 
     role: Role
     label: str
@@ -88,16 +88,17 @@ def profile(
     """Time each step of a model on every engine, or of the winner and the exact model of a bundle.
 
     Args:
-        model: As `optimize` takes it, or a bundle's folder.
-        data: Requests, as `optimize` takes them. Where None, those that the bundle keeps; without
-            any, made-up ones, and labelled so.
-        engines: Which runtimes, for a model; by default all that have a profiler. A bundle says itself what runs it.
-        threads: How many each engine has; by default all that this process may use, and no more
-            than the bundle was made for.
-        requests: How many are timed, after some that aren't.
-        seed: Of made-up requests.
-        pipeline: From an image file to the model's input, for a folder of images.
-        custom_ops: Libraries with operators of the model's own.
+        model: Model in any form that `optimize` takes, or the folder of a bundle.
+        data: Requests, in any form that `optimize` takes. By default those that the bundle keeps;
+            without any, made-up ones, which the result says.
+        engines: Names of the runtimes for a model; by default all that have a profiler. A bundle
+            states its own.
+        threads: Number of threads of each engine; by default all that this process may use, and no
+            more than the bundle was made for.
+        requests: Number of requests to time, after some that aren't timed.
+        seed: Seed of made-up requests.
+        pipeline: Steps from an image file to the model's input, for a folder of images.
+        custom_ops: Paths of libraries with the model's own operators.
 
     Raises:
         InputError: the model, the data or an option can't be used.
@@ -131,7 +132,7 @@ def profile(
 
 
 def _kinds(engines: Sequence[str] | None) -> list[type[Engine]]:
-    """Return the engines that are asked for, or all that have a profiler."""
+    """Return the engines that were asked for, or all that have a profiler."""
     return engine_kinds(engines) if engines else [k for k in engine_kinds() if k.has_profiler()]
 
 
@@ -153,7 +154,7 @@ def _bench(place: Path, target: Target, original: Path | None) -> Bench:
 def _of_bundle(
     folder: Path, data: Any, target: Target, seed: int, custom_ops: Sequence[Path], place: Path
 ) -> tuple[Bench, list[_Subject], tuple[Dataset, str]]:
-    """The models that a bundle holds, requests for them, and where those are from."""
+    """Return the models that a bundle holds, requests for them, and the origin of the requests."""
     manifest = read(folder)
     target = target.with_threads(min(target.threads, manifest.target.threads))
     held: dict[Role, Any] = {"winner": manifest.winner}
@@ -184,7 +185,7 @@ def _read(
     custom_ops: Sequence[Path],
     place: Path,
 ) -> tuple[Model, tuple[Dataset, str]]:
-    """A model, settled for its requests, and where those are from."""
+    """Return a model, settled for its requests, with the requests and their origin."""
     found = find_model(model)
     if data is None:
         source = _settled(load_model(found, None, place, custom_ops))
@@ -195,7 +196,7 @@ def _read(
 
 
 def _settled(model: Model) -> Model:
-    """Settle a model's request without data: only an open batch axis can be."""
+    """Settle a model's request without data, which works only for an open batch axis."""
     sample = {}
     for spec in model.inputs:
         if any(isinstance(size, str) for size in spec.shape[1:]):
@@ -209,7 +210,7 @@ def _settled(model: Model) -> Model:
 def _profiles(
     subjects: Sequence[_Subject], bench: Bench, samples: Spool, requests: int, said: str
 ) -> Iterator[Profile]:
-    """Profile one after another; one that fails leaves the others alone."""
+    """Profile subjects one after another; a failure of one leaves the others alone."""
     for number, subject in enumerate(subjects):
         facts = (subject.role, subject.label, bench.target.threads, said)
         try:
@@ -227,7 +228,7 @@ def _profiles(
 def _whole(
     bench: Bench, engine: Engine, artifact: Artifact, samples: Spool, said: str
 ) -> tuple[int, ...]:
-    """Latencies of whole requests, in nanoseconds; a failure says where they are from if made up."""
+    """Time whole requests, in nanoseconds; a failure says so if the requests were made up."""
     pace = Pace()
     with bench.open_built(engine, artifact).worker as worker, telling(said):
         return tuple(
@@ -245,7 +246,7 @@ def _whole(
 
 
 def remarks(layers: Sequence[LayerTime]) -> list[str]:
-    """Say what of a profile a reader may not expect: a quantized model's steps that aren't in int8."""
+    """Return remarks on what a reader may not expect: steps of a quantized model not in int8."""
     breakdown = summarize(layers)
     products = [layer for layer in breakdown.slowest if layer.kind == "arithmetic"]
     left = [layer for layer in products if layer.precision != "i8"]

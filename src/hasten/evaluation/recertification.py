@@ -1,4 +1,4 @@
-"""A bundle's certificate against new data: the gate of a pipeline."""
+"""Test of a bundle's certificate on new data: the gate of a pipeline."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ Kind: TypeAlias = Literal["fresh data", "regression check"]
 _Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _SEALED = "evidence/sealed.json"
 _SEALED_BYTES = 256 << 20
-"""Three million samples' worth."""
+"""Most bytes of the sealed record, enough for three million samples."""
 
 
 @dataclass(frozen=True)
 class Recheck:
-    """What new data says of a bundle.
+    """Outcome of testing a bundle on new data.
 
     Attributes:
         kind: "fresh data": a certificate of its own. "regression check": the samples were used
             before, so passing says that nothing changed, not that it is right.
-        judgement: On these samples.
-        used: How many samples were judged.
-        left_out: How many were left out, since the bundle's making had seen them.
+        judgement: Judgement on these samples.
+        used: Number of samples that were judged.
+        left_out: Number of samples left out because the bundle was made with them.
     """
 
     kind: Kind
@@ -64,7 +64,7 @@ class Recheck:
         return self.judgement.verdict is Verdict.CERTIFIED
 
     def in_words(self) -> str:
-        """One line for people."""
+        """Describe the outcome in one line."""
         seen = f"; {self.left_out:,} samples were left out: the bundle was made with them"
         note = (
             "regression check on data that was used before: "
@@ -92,26 +92,27 @@ def certify(
 ) -> Recheck:
     """Test a bundle's winner against its exact model on data.
 
-    Fresh is what the bundle's making hasn't seen. A bundle doesn't learn of what it is tested on later,
-    so the same new data counts as fresh every time: only its first verdict is a certificate. Where
-    one of many tries may pass by luck, as after each change of a limit, it isn't one either.
+    Data is fresh if the making of the bundle hasn't seen it. A bundle doesn't learn what it is
+    tested on later, so the same new data counts as fresh every time: only its first verdict is a
+    certificate. Nor is a verdict one where one of many tries may pass by luck, as after repeated
+    changes of the limit.
 
     Args:
-        bundle: Its folder; it must hold the exact model.
-        data: As `optimize` takes it. Samples that the bundle was made with are left out, unless
-            there are no others.
-        max_drop: The limit; by default the certificate's.
-        confidence: By default the certificate's.
-        guard: By default the certificate's.
-        metric: By default the bundle's, unless that is a function: a bundle's word alone runs no
-            code, so name it again.
-        pipeline: By default the bundle's.
-        custom_ops: Libraries with operators of the model's own.
-        listen: Told how many samples are behind.
+        bundle: Folder of the bundle, which must hold the exact model.
+        data: Data, in any form that `optimize` takes. Samples that the bundle was made with are
+            left out, unless there are no others.
+        max_drop: Limit on the drop; by default the certificate's.
+        confidence: Confidence of the verdict; by default the certificate's.
+        guard: Quantity that is bounded; by default the certificate's.
+        metric: Metric that is scored; by default the bundle's, unless that is a function. A
+            bundle's word alone runs no code, so a function must be named again.
+        pipeline: Steps from an image file to the model's input; by default the bundle's.
+        custom_ops: Paths of libraries with the model's own operators.
+        listen: Callback that receives the number of samples scored so far.
 
     Raises:
         InputError: the bundle or the data can't be used, the bundle was made with groups and the
-            data has none, or its device isn't here and what answers in its place isn't faithful.
+            data has none, or the device isn't here and its substitute isn't faithful.
         CandidateError: the winner failed.
     """
     folder = Path(bundle)
@@ -150,10 +151,10 @@ def certify(
 
 
 def _check_device(folder: Path, manifest: Manifest) -> None:
-    """Check that what the winner answers here is what it answers where it is for.
+    """Check that the winner's answers here are those that it gives on its own device.
 
     Raises:
-        InputError: its device isn't here, and what stands in for it isn't the device bit for bit.
+        InputError: the device isn't here, and its substitute isn't equal to it bit for bit.
     """
     here = at_hand(manifest.target)
     if here.kind != "compile-only":
@@ -170,7 +171,7 @@ def _check_device(folder: Path, manifest: Manifest) -> None:
 
 @dataclass(frozen=True)
 class _Limits:
-    """What is asked of the winner."""
+    """Limits that the winner must keep."""
 
     max_drop: float
     confidence: float
@@ -184,7 +185,7 @@ def _limits(
     confidence: float | None,
     guard: Guard | None,
 ) -> _Limits:
-    """What is asked of it: given here, or as the bundle was asked."""
+    """Return the limits: those given here, else the bundle's own."""
     if manifest.certificate is None:
         if max_drop is None:
             raise InputError(f"{folder} has no certificate, so no limit either: give --max-drop")
@@ -207,7 +208,7 @@ def _limits(
 
 
 def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) -> Metric:
-    """What the data is scored by: given here, or as the bundle states it."""
+    """Return the metric to score by: the one given here, else the bundle's own."""
     if isinstance(given, Metric):
         return given
     if given is not None:
@@ -225,17 +226,17 @@ def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) ->
 
 
 def _check_fits(dataset: Dataset, request: Sequence[TensorSpec]) -> None:
-    """Check by the first sample that the data is what the model takes.
+    """Check by the first sample that the model can take the data.
 
     Raises:
-        InputError: which input isn't, and what was expected.
+        InputError: an input doesn't fit; the message says which, and what was expected.
     """
     first = request_of(dataset.inputs([0]), request)
     check_tensors(first, request)
 
 
 def _labelled(dataset: Dataset, metric: Metric) -> Dataset:
-    """The data, if it has labels where the metric reads them."""
+    """Return the data, after checking that it has labels if the metric reads them."""
     if metric.needs_labels and dataset.labels is None:
         raise InputError(
             f"the bundle is judged by {type_name(metric)}, which needs labels; the data has none"
@@ -245,12 +246,12 @@ def _labelled(dataset: Dataset, metric: Metric) -> Dataset:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a bundle was made with; the rest of its file is for people.
+    """Hashes of what a bundle was made with; the rest of the file is for people.
 
     Attributes:
         hashes: SHA-256 of each sealed sample, in hex.
-        seen: Of each sample that calibrated, or that the search saw.
-        groups: Of the name of each group that any of these was of.
+        seen: SHA-256 of each calibration or search sample, in hex.
+        groups: SHA-256 of the name of each group of those samples, in hex.
     """
 
     hashes: frozenset[_Hash]
@@ -259,10 +260,10 @@ class _Seen:
 
 
 def _seen(folder: Path, manifest: Manifest) -> _Seen:
-    """Read which samples the bundle was made with.
+    """Read the hashes of the samples that the bundle was made with.
 
     Raises:
-        IntegrityError: it isn't said, or it is too large or damaged.
+        IntegrityError: the record is missing, too large or damaged.
     """
     if _SEALED not in manifest.files:
         raise IntegrityError(
@@ -282,7 +283,7 @@ def _seen(folder: Path, manifest: Manifest) -> _Seen:
 
 
 def _fresh(dataset: Dataset, seen: _Seen) -> tuple[Kind, Dataset, Array]:
-    """Leave out what the bundle's making has seen, and repeats; all of it again where nothing is left."""
+    """Return samples that the making of the bundle hasn't seen, or all where there are none."""
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)
     hashes = [dataset.content_hash(i).hex() for i in range(len(dataset))]
     fresh = [
@@ -311,15 +312,14 @@ def _scores(
     metric: Metric,
     listen: Callable[[int], None],
 ) -> tuple[Array, Array | str]:
-    """Score the exact model and the winner; the winner's is a text where it failed.
+    """Score the exact model and the winner; a string in place of scores says why the winner failed.
 
     Args:
         parts: The exact model, then the winner.
-        made_for: What the bundle was made for; as many threads as were certified, or all that this
-            host has.
-        samples: What they are asked.
-        metric: What is scored.
-        listen: Told how many samples are behind.
+        made_for: Target of the bundle; its number of threads is used, or all that this host has.
+        samples: Samples to answer.
+        metric: Metric that is scored.
+        listen: Callback that receives the number of samples scored so far.
     """
     host = at_hand(made_for)
     target = host.with_threads(max(1, min(made_for.threads, host.threads)))

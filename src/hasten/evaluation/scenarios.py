@@ -37,18 +37,18 @@ def load_test(
     """Put a bundle's model under load, one sample in a request.
 
     Args:
-        bundle: Its folder.
+        bundle: Folder of the bundle.
         scenario: "single-stream", one request after another; "server", requests at random times
             (a Poisson process), at the highest rate at which 99% stay under a bound; "offline",
             all at once.
-        latency_bound_s: Of the server's scenario, in seconds.
-        data: Requests, as `optimize` takes them. Where None, those that the bundle keeps; where it
-            keeps none, made-up ones, and labelled so.
-        sessions: How many answer side by side; they share the bundle's threads.
-        duration_s: Of each run, at least.
-        seed: Of the arrivals and of made-up requests.
-        custom_ops: Libraries with operators of the model's own.
-        listen: Told of each run.
+        latency_bound_s: Bound on the latency in the server scenario, in seconds.
+        data: Requests, in any form that `optimize` takes. By default those that the bundle keeps;
+            where it keeps none, made-up ones, which the result says.
+        sessions: Number of parallel sessions, which share the bundle's threads.
+        duration_s: Shortest duration of each run, in seconds.
+        seed: Seed of the arrivals and of made-up requests.
+        custom_ops: Paths of libraries with the model's own operators.
+        listen: Callback that receives each run's result.
 
     Raises:
         InputError: the bundle or an option can't be used.
@@ -103,7 +103,7 @@ def _check(scenario: str, latency_bound_s: float | None, duration_s: float, sess
     if scenario not in get_args(Scenario):
         raise InputError(f"the scenario is single-stream, server or offline: got {scenario!r}")
     if scenario == "server" and latency_bound_s is None:
-        raise InputError("the server's scenario needs a latency bound: --latency-bound 20ms")
+        raise InputError("the server scenario needs a latency bound: --latency-bound 20ms")
     if scenario != "server" and latency_bound_s is not None:
         raise InputError(f"the scenario {scenario} has no latency bound: leave it out")
     check_bound(latency_bound_s)
@@ -113,11 +113,11 @@ def _check(scenario: str, latency_bound_s: float | None, duration_s: float, sess
 
 
 def _busy(share: Sharing) -> str:
-    return f"{share.busy} threads: not established, the host did not run so many at once"
+    return f"figures are doubtful: the host did not run {share.busy} threads at once"
 
 
 def try_in_words(load: Load) -> str:
-    """One run, while others are still to come."""
+    """Describe one run while others are still to come."""
     offer = load.offer
     if offer.scenario != "server":
         return f"{offer.scenario}: {load.requests:,} requests"

@@ -1,1 +1,1 @@
-"""Latency and accuracy of candidates, every one in a process of its own."""
+"""Latency and accuracy of candidates, each in a process of its own."""

@@ -17,13 +17,13 @@ from hasten.measure.workbench import Bench, OpenWorker
 
 
 class ExactAnswers:
-    """The exact model's outputs on a spool, kept on disk for every candidate to be scored by.
+    """The exact model's outputs on a spool, kept on disk to score every candidate by.
 
     Args:
-        bench: Where it runs.
+        bench: Workbench that runs the model.
         exact: The exact model, open.
-        samples: What is asked.
-        folder: Where the outputs are kept; made anew.
+        samples: Samples to answer.
+        folder: Folder that keeps the outputs; it is made anew.
 
     Raises:
         InputError: the exact model's own answers aren't finite.
@@ -47,7 +47,7 @@ class ExactAnswers:
             raise InputError(f"can't write {folder}: {error.strerror or error}") from error
 
     def __iter__(self) -> Iterator[tuple[Tensors, Array | None]]:
-        """Yield each chunk's outputs and labels."""
+        """Yield the outputs and labels of each chunk."""
         labels = self.samples.labels
         for number in range(-(-len(self.samples) // self._chunk)):
             rows = slice(number * self._chunk, (number + 1) * self._chunk)
@@ -65,10 +65,10 @@ class ExactAnswers:
 def scored(
     bench: Bench, opened: OpenWorker, exact: ExactAnswers, metric: Metric
 ) -> Iterator[Array]:
-    """Yield one candidate's scores, a chunk at a time, so that a hopeless one can be left.
+    """Yield a candidate's scores chunk by chunk, so that a hopeless candidate can be dropped early.
 
     Raises:
-        CandidateError: it failed, or its outputs aren't what the metric reads.
+        CandidateError: the candidate failed, or the metric can't read its outputs.
     """
     answers = bench.predict(opened, exact.samples)
     for outputs, (own, labels) in zip(answers, exact, strict=True):
@@ -76,12 +76,12 @@ def scored(
 
 
 def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:
-    """Score a candidate's answers: the original's got a score, so a failure is the candidate's."""
+    """Score a candidate's answers; the original's were scored, so a failure is the candidate's."""
     try:
         return metric.score(outputs, own, labels)
     except InputError as error:
         raise CandidateError(f"its answers can't be scored: {error}") from error
-    except Exception as error:  # a user's own function meets answers that it doesn't expect
+    except Exception as error:  # a user's own function may not expect such answers
         said = (str(error).strip() or "no message").splitlines()[0]
         raise CandidateError(
             f"its answers can't be scored: {type(error).__name__}: {said}"
@@ -98,18 +98,19 @@ def score_once(
     """Read samples once, chunk by chunk, and score every model on each chunk.
 
     Args:
-        bench: Where they run.
-        exact: The exact model.
+    Args:
+        bench: Workbench that runs the models.
+        exact: The exact model, open.
         others: Key -> open candidate.
-        samples: Read in order; nothing of them stays on disk.
-        metric: What is scored.
+        samples: Samples to read in order; none of them stays on disk.
+        metric: Metric that is scored.
 
     Yields:
-        The exact model's scores of a chunk, `(k,)`, and each candidate's, or why it failed.
+        Scores of the exact model on a chunk, `(k,)`; and of each candidate, or why it failed.
 
     Raises:
-        InputError: the exact model can't answer a sample, or its answer can't be scored, or a
-            sample can't be read.
+        InputError: the exact model can't answer a sample, its answer can't be scored, or a sample
+            can't be read.
     """
     failed: dict[str, str] = {}
     for start in range(0, len(samples), bench.chunk):

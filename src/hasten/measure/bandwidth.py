@@ -1,4 +1,4 @@
-"""How fast bytes come from each cache and from memory: numpy's own copies and reads, by the clock."""
+"""Bandwidth of each cache and of memory, by timing numpy's own copies and reads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hasten.core.tensors import Array
 _SYSTEM = Path("/sys/devices/system/cpu")
 _LINE_BYTES = 64
 _UNKNOWN_BYTES = 1 << 18
-"""Fits the caches next to any core that runs an engine."""
+"""Size that fits the nearest cache of any core that runs an engine."""
 _LEAST_MEMORY_BYTES = 1 << 26
 _BEYOND = 8
-"""Each of a copy's two arrays is four times what all caches hold: STREAM's rule."""
+"""Size of a copy in multiples of all caches: each of its two arrays is four times that (STREAM)."""
 _CALL_BYTES = 1 << 24
-"""One call moves about so much, so that what Python adds to it (a microsecond) doesn't count."""
+"""Bytes that one call moves, enough to make Python's own microsecond negligible."""
 _BLOCK_NS = 12_000_000
 
 Call: TypeAlias = Callable[[], object]
@@ -32,16 +32,16 @@ Call: TypeAlias = Callable[[], object]
 
 @dataclass(frozen=True)
 class Level:
-    """A cache, or memory, and how fast its bytes come to all threads together.
+    """A cache, or memory, and its bandwidth for all threads together.
 
     Attributes:
         name: "L1", "L2", ..., "memory".
-        size_bytes: What it holds, over all instances that so many threads can fill; None for memory,
-            and for caches whose sizes the system doesn't tell.
-        copied_bytes_per_s: Of the faster of a copy and an addition of a number, bytes read and bytes
-            written both counted. What a processor reads besides, before it writes a line, isn't:
-            STREAM's convention.
-        read_bytes_per_s: Of a look at every value.
+        size_bytes: Capacity of all instances that the threads can fill; None for memory, and for
+            caches whose sizes the system doesn't report.
+        copied_bytes_per_s: Rate of the faster of a copy and an addition of a number, counting bytes
+            read and bytes written. It doesn't count lines that a processor reads before it writes
+            them (STREAM's convention).
+        read_bytes_per_s: Rate of reading every value.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Level:
 
     @property
     def bytes_per_s(self) -> float:
-        """The faster of copying and reading."""
+        """Return the faster of the rates of copying and reading."""
         return max(self.copied_bytes_per_s, self.read_bytes_per_s)
 
     def better(self, other: Level) -> Level:
-        """Return this level with the best that was seen of it and of `other`."""
+        """Return this level with the better of its own rates and those of `other`."""
         return Level(
             self.name,
             self.size_bytes,
@@ -70,8 +70,8 @@ class CacheLevel:
 
     Attributes:
         name: "L1", "L2", ...
-        size_bytes: Of one instance.
-        instances: How many of them the threads can use.
+        size_bytes: Capacity of one instance.
+        instances: Number of instances that the threads can use.
     """
 
     name: str
@@ -80,16 +80,16 @@ class CacheLevel:
 
     @property
     def total_bytes(self) -> int:
-        """Of all that the threads can use."""
+        """Return the capacity of all instances that the threads can use."""
         return self.size_bytes * self.instances
 
 
 def caches(target: Target, system: Path = _SYSTEM) -> tuple[CacheLevel, ...]:
-    """Return the data caches, nearest first; none where the system tells none.
+    """Return the data caches, nearest first; none where the system reports none.
 
     Args:
-        target: Its processors and threads: of private caches, only as many count as there are threads.
-        system: Where sysfs describes the processors.
+        target: Device with its processors and threads; at most one private cache counts per thread.
+        system: Path at which sysfs describes the processors.
 
     Source: Linux, Documentation/ABI/testing/sysfs-devices-system-cpu, "cache/index*".
     """
@@ -109,20 +109,20 @@ def caches(target: Target, system: Path = _SYSTEM) -> tuple[CacheLevel, ...]:
 def levels(target: Target, system: Path = _SYSTEM) -> tuple[Level, ...]:
     """Take one turn: short blocks of copies, additions and reads at every level, nearest first.
 
-    A level is a working set that the nearer ones can't hold. All caches but the last belong to a
-    core, so they are asked by one thread and counted once per instance; the last cache and memory
-    are asked by all threads at once. Takes some 50 ms a level.
+    A level is a working set that the nearer levels can't hold. All caches but the last belong to a
+    core, so one thread measures them and the result counts once per instance. All threads at once
+    measure the last cache and memory. One level takes some 50 ms.
 
     Args:
-        target: Its threads and what memory it may use.
-        system: As for `caches`.
+        target: Device with its threads and the memory that it may use.
+        system: Path at which sysfs describes the processors.
     """
     known = caches(target, system)
     found = []
     nearer_bytes = 0
     for cache in known:
         if cache is known[-1]:
-            # Half of it at most, since others use it too; beyond the nearer ones where that fits.
+            # At most half of it, since others use it too, and more than the nearer ones if it fits.
             half = cache.total_bytes // 2
             set_bytes = min(half, max(half // 2, 2 * nearer_bytes))
             copied, read = _turn(set_bytes, target.threads)
@@ -139,7 +139,7 @@ def levels(target: Target, system: Path = _SYSTEM) -> tuple[Level, ...]:
 
 
 def _turn(set_bytes: int, threads: int) -> tuple[float, float]:
-    """Return bytes per second of copies and of reads within a working set shared out to threads."""
+    """Return the bytes per second of copies and of reads, in a set divided among threads."""
     share = max(set_bytes // threads, 4 * _LINE_BYTES)
     copied, added, read = (
         bytes_per_s([kind(share) for _ in range(threads)]) for kind in (copy_of, sum_of, read_of)
@@ -150,45 +150,45 @@ def _turn(set_bytes: int, threads: int) -> tuple[float, float]:
 def copy_of(set_bytes: int) -> tuple[Call, int]:
     """Return a call that copies one half of a working set to the other, and the bytes it moves.
 
-    The C library does it, which past some size stores around the caches.
+    The copy is the C library's, which bypasses the caches from some size on.
     """
     to, source = _rows(set_bytes // 2), _rows(set_bytes // 2)
     return functools.partial(np.copyto, to, source), to.nbytes + source.nbytes
 
 
 def sum_of(set_bytes: int) -> tuple[Call, int]:
-    """Return a call that adds a number on the way: the same bytes, with a compiler's loads and stores."""
+    """Return a call that copies and adds a number, by a compiler's code, and the bytes it moves."""
     to, source = _rows(set_bytes // 2), _rows(set_bytes // 2)
     return functools.partial(np.add, source, np.int32(1), out=to), to.nbytes + source.nbytes
 
 
 def read_of(set_bytes: int) -> tuple[Call, int]:
-    """Return a call that looks for the largest values of a working set, and the bytes it reads."""
+    """Return a call that finds the largest values of a working set, and the bytes it reads."""
     source = _rows(set_bytes)
     largest = np.empty(len(source), source.dtype)
     return functools.partial(np.maximum.reduce, source, axis=1, out=largest), source.nbytes
 
 
 def _rows(row_bytes: int) -> Array:
-    """Return overlapping rows, each a cache line further.
+    """Return overlapping rows, each starting one cache line after the one before.
 
-    Walking them goes over the same memory again and again within one call of numpy.
+    Walking them covers the same memory again and again within one call of numpy.
     """
     step = _LINE_BYTES // 4
     length = max(row_bytes // 4, step)
     count = max(1, _CALL_BYTES // (4 * length))
-    # Ones, not zeros: pages of zeros may all be one page.
+    # Ones, not zeros: pages of zeros may all share one physical page.
     memory = np.ones(length + step * (count - 1), np.int32)
     return np.lib.stride_tricks.as_strided(memory, (count, length), (_LINE_BYTES, 4))
 
 
 def bytes_per_s(work: list[tuple[Call, int]], block_ns: int = _BLOCK_NS) -> float:
-    """Return the rate of a block of calls, one thread for each, all at once.
+    """Return the rate of a block of calls, each on a thread of its own, all at once.
 
     Args:
-        work: A call for each thread, and the bytes that it moves. numpy lets go of the interpreter's
+        work: Call for each thread, and the bytes that it moves. numpy releases the interpreter's
             lock inside.
-        block_ns: How long the block should last, after a call that isn't timed.
+        block_ns: Intended length of the block, in nanoseconds, after a call that isn't timed.
     """
     start = threading.Barrier(len(work))
 
@@ -211,7 +211,7 @@ def bytes_per_s(work: list[tuple[Call, int]], block_ns: int = _BLOCK_NS) -> floa
 
 
 def _size_bytes(text: str) -> int:
-    """Read "512K"; 0 for anything else."""
+    """Parse a size such as "512K"; return 0 for anything else."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
     return int(number) * unit if number.isdecimal() else 0

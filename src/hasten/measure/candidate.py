@@ -1,4 +1,4 @@
-"""The records of a search: what was tried, and what was seen of it."""
+"""Records of a search: the candidates that were tried, and what was measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hasten.passes.base import Pass
 def label(value: Value) -> str:
     """Spell out a value: its type, and the settings that differ from their defaults.
 
-    A field whose metadata say `"in label": False` is left out.
+    A field whose metadata has `"in label": False` is left out.
     """
     changed = [
         f"{field.name}={_short(getattr(value, field.name))}"
@@ -27,7 +27,7 @@ def label(value: Value) -> str:
 
 
 def _short(setting: object) -> str:
-    """A list of names is counted: a label has to fit into a table."""
+    """Spell out a setting; a list of names is counted, since a label must fit into a table."""
     if isinstance(setting, Value):
         return label(setting)
     if isinstance(setting, float):
@@ -50,27 +50,27 @@ class Single:
 
     @property
     def exact(self) -> bool:
-        """Whether it keeps the model's own precision, by what its passes and engine state."""
+        """Whether passes and engine state that they keep the model's own precision."""
         return self.engine.exact and all(step.exact for step in self.passes)
 
     @property
     def key(self) -> str:
-        """A short stable name: the digest of its record."""
+        """Return a short stable name: the digest of the candidate's record."""
         return digest(to_record(self))[:12]
 
     @property
     def made(self) -> str:
-        """What the passes make of the original, in words; "" without passes."""
+        """Describe what the passes make of the original; "" without passes."""
         return ", ".join(step.words() for step in self.passes)
 
     @property
     def label(self) -> str:
-        """What it is, for people: "int8 (NNCF, accurate biases), OpenVINO"."""
+        """Return a label for people: "int8 (NNCF, accurate biases), OpenVINO"."""
         return self.engine.label(self.made)
 
     @property
     def settings(self) -> str:
-        """Every setting that isn't its default: "static_quantization + openvino(precision=bf16)"."""
+        """Spell out every changed setting: "static_quantization + openvino(precision=bf16)"."""
         return " + ".join(label(value) for value in (*self.passes, self.engine))
 
 
@@ -82,8 +82,8 @@ class Measurement:
     """Raw latencies of one candidate, as they were taken.
 
     Attributes:
-        source: Unlike sources are never ranked together.
-        threads: How many threads the engine had.
+        source: Source of the latencies; those of different sources are never ranked together.
+        threads: Number of threads that the engine had.
         rounds: Round number -> latencies of that round's block, in nanoseconds, in order.
     """
 
@@ -94,18 +94,18 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Trial:
-    """All that was seen of one candidate on the search split.
+    """Everything that was observed of one candidate on the search split.
 
     Attributes:
-        candidate: What was tried.
-        artifact: What was built; None where that failed.
-        measurement: Latencies; None where it never ran.
-        baseline: The baseline's turns in the same rounds, to compare with.
-        scores: One per search sample in order, `None` where it wasn't judged.
-        failure: Why it fell out, in one line; None where it didn't.
-        skipped: Why there was nothing to do; None where there was.
-        properties: What the engine says that it does.
-        estimate: What was said of it beforehand, where its device isn't here.
+        candidate: Candidate that was tried.
+        artifact: Artifact that was built; None where building failed.
+        measurement: Latencies of the candidate; None where it never ran.
+        baseline: Latencies of the baseline in the same rounds, to compare with.
+        scores: Score of each search sample, in order; None where it wasn't judged.
+        failure: Reason why the candidate failed, in one line; None where it didn't.
+        skipped: Reason why there was nothing to do; None where there was something.
+        properties: Properties that the engine reports.
+        estimate: Estimate by the device's tools, where the device isn't here.
     """
 
     candidate: Candidate

@@ -1,4 +1,4 @@
-"""The ceilings of a machine, measured: arithmetic by precision, bytes by level, an empty call."""
+"""Ceilings of a machine, measured: arithmetic by precision, bandwidth by level, an empty call."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ FILE = "ceilings.json"
 def measure(target: Target, folder: Path, engines: Sequence[str] = ()) -> Ceilings:
     """Measure a machine's ceilings, or read those that were measured for this folder.
 
-    Each figure is the best of the medians of short blocks, which are taken in turns. Nothing else
-    should run meanwhile. Takes some seconds.
+    Each figure is the best of the medians of short blocks, which are timed in turns. Nothing else
+    should run meanwhile. Measuring takes some seconds.
 
     Args:
-        target: The device and the threads.
-        folder: Exists; the figures stay in it, with what they were taken on.
-        engines: Whose kernels to use; those that are tried on a host by default.
+        target: Device with its threads.
+        folder: Existing folder that keeps the figures, with what they were measured on.
+        engines: Names of the engines to use; by default those that are tried on a host.
 
     Raises:
         InputError: none of the engines can be used, or onnx isn't installed.
@@ -49,7 +49,7 @@ def measure(target: Target, folder: Path, engines: Sequence[str] = ()) -> Ceilin
         if kept["taken_on"] == taken_on:
             return from_record(Ceilings, kept["ceilings"])
     except (IntegrityError, KeyError, TypeError):
-        pass  # not there, or not whole
+        pass  # missing or incomplete
     place = folder / "ceilings"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -77,10 +77,10 @@ def _measured(target: Target, folder: Path, engines: Sequence[str]) -> Ceilings:
 
 
 def _best(rigs: Sequence[_Rig], reached: tuple[Level, ...], threads: int) -> Ceilings:
-    """Take the best of all engines.
+    """Combine the best figures of all engines.
 
     Raises:
-        InputError: none of them ran a kernel in f32 and the empty call.
+        InputError: no engine ran both a kernel in f32 and the empty call.
     """
     arithmetic: dict[str, tuple[float, str]] = {}
     calls_ns = []
@@ -108,7 +108,7 @@ def _best(rigs: Sequence[_Rig], reached: tuple[Level, ...], threads: int) -> Cei
 
 
 def _rigs(target: Target, folder: Path, names: Sequence[str]) -> Iterator[_Rig]:
-    """Yield every installed engine, once for each precision that it says it can be set to."""
+    """Yield every installed engine, once for each precision that it can be set to."""
     for name in names:
         kind = Engine.member(name, trusted=True)
         try:
@@ -121,12 +121,12 @@ def _rigs(target: Target, folder: Path, names: Sequence[str]) -> Iterator[_Rig]:
 
 
 class _Rig:
-    """An engine in a process of its own, and the best blocks that it showed.
+    """An engine in a process of its own, with the best blocks that it has shown.
 
     Attributes:
-        engine: With its settings.
-        best_ns: Kernel -> the least of its blocks' medians, for one request.
-        failure: Why the first kernel was lost; "" where none was.
+        engine: Engine with its settings.
+        best_ns: Kernel -> least median of its blocks, per request, in nanoseconds.
+        failure: Reason why the first kernel failed; "" where none did.
     """
 
     def __init__(self, engine: Engine, target: Target, folder: Path) -> None:
@@ -145,11 +145,11 @@ class _Rig:
         self._worker.kill()
 
     def precision_of(self, kernel: Kernel) -> str:
-        """Return what the engine computes a kernel in: what isn't quantized, as it is set."""
+        """Return the precision in which the engine computes a kernel."""
         return kernel.precision if self.engine.exact else str(self.engine.precision)
 
     def build(self, work: Sequence[Kernel]) -> None:
-        """Build each kernel; one that fails is lost. Of a lower precision's kernels, those in f32 only."""
+        """Build each kernel, without those that fail; a lower precision takes only those in f32."""
         for number, kernel in enumerate(work):
             if not self.engine.exact and (kernel.precision != "f32" or kernel.name == EMPTY_CALL):
                 continue

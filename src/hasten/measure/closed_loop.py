@@ -1,4 +1,4 @@
-"""Sessions of one process under a closed loop: each asks its next request once the last is answered."""
+"""Sessions of one process under a closed loop, in which each answer is followed by a request."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Request: TypeAlias = dict[str, Array]
 
 @dataclass(frozen=True)
 class Block:
-    """What one turn of a closed loop came to.
+    """One turn of a closed loop.
 
     Attributes:
-        latency_ns: One per request: session after session, each one's in order.
-        elapsed_ns: From the first request's start to the last one's answer.
+        latency_ns: Latency of each request, in nanoseconds, by session and then in order.
+        elapsed_ns: Time from the first request's start to the last answer, in nanoseconds.
     """
 
     latency_ns: tuple[int, ...]
@@ -41,15 +41,15 @@ def drive(
     at_most: int,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> Block:
-    """Keep every session busy by a thread of its own until the time is up.
+    """Keep every session busy, by a thread of its own, until the time is up.
 
     Args:
-        runs: One per session; answers a request, blocking.
-        requests: Rotated through; each session begins at another place.
-        warmup_ns: How long each runs untimed before; 0 for not at all.
-        block_ns: How long the timed block lasts.
+        runs: Function of each session, which answers a request and blocks meanwhile.
+        requests: Requests to rotate through; each session begins at a different one.
+        warmup_ns: Untimed time of each session at the beginning, in nanoseconds; 0 for none.
+        block_ns: Length of the timed block, in nanoseconds.
         at_least: Fewest timed requests of each session.
-        at_most: The first session to have answered so many ends the block for all.
+        at_most: Number of answers with which any session ends the block for all.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Raises:
@@ -66,7 +66,7 @@ def drive(
 
 @dataclass
 class _Loop:
-    """What the sessions of one block share."""
+    """State that the sessions of one block share."""
 
     sessions: int
     requests: Sequence[Request]
@@ -80,7 +80,7 @@ class _Loop:
         self.gate, self.over = threading.Barrier(self.sessions), threading.Event()
 
     def ask(self, number: int, run: Callable[[Request], Any]) -> list[tuple[int, int]]:
-        """Ask one session; return start and end of each timed request."""
+        """Send requests to one session; return the start and end of each timed request."""
         try:
             turns = itertools.cycle(self.requests)
             for _ in range(number * len(self.requests) // self.sessions):
@@ -112,7 +112,7 @@ class _Loop:
 
 
 def all_of(lane: Callable[[int], Any], count: int) -> list[Any]:
-    """Run lanes side by side; what one raised is raised, not what its end did to the others."""
+    """Run lanes in parallel; raise the first real error, not the broken barriers that it causes."""
     with ThreadPoolExecutor(count) as pool:
         lanes = [pool.submit(lane, number) for number in range(count)]
     errors = [error for one in lanes if (error := one.exception()) is not None]
@@ -125,9 +125,9 @@ def stacked(samples: Tensors, alone: Request, inputs: Sequence[TensorSpec]) -> R
     """Make one request of several samples.
 
     Args:
-        samples: Several, read as `(k, ...)` arrays.
-        alone: The first of them as a request of its own.
-        inputs: What the model takes: only what leaves its first axis open is stacked.
+        samples: Several samples, as arrays of shape `(k, ...)`.
+        alone: First of the samples, as a request of its own.
+        inputs: Inputs of the model; only those whose first axis is open are stacked.
     """
     grows = {spec.name for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
     return {

@@ -1,7 +1,7 @@
-"""How speed depends on the batch, the threads and the sessions side by side, as a record.
+"""Speed by batch, threads and parallel sessions, as a record.
 
-It is about speed alone. A certificate covers the batch sizes that it names: where it names 1, a
-point with a larger batch says how fast the model would be, not that its answers hold.
+The curve is about speed alone. A certificate covers the batch sizes that it names. Where it names
+1, a point with a larger batch says how fast the model would be, not that its answers hold.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from hasten.errors import IntegrityError
 from hasten.measure.closed_loop import Block
 
 CURVE = "curve.json"
-"""Its name among a bundle's evidence."""
+"""Name of the curve's file among a bundle's evidence."""
 _MOST_NS = 2**53
-"""A hundred days: beyond, a float has no more nanoseconds."""
+"""Longest time, about a hundred days; beyond that a float can't count nanoseconds."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One way of asking, measured in turns with the others.
+    """One combination of batch, threads and sessions, timed in turns with the others.
 
     Attributes:
-        batch: Samples in each request.
-        threads: How many each session's engine had.
-        sessions: How many answered side by side, in one process.
-        rounds: Round -> what the turn came to.
+        batch: Number of samples in each request.
+        threads: Number of threads of each session's engine.
+        sessions: Number of sessions that answered in parallel, in one process.
+        rounds: Round -> block of its turn.
     """
 
     batch: int
@@ -40,18 +40,18 @@ class CurvePoint:
 
     @property
     def p50_ns(self) -> float:
-        """The median latency of one request of the whole batch."""
+        """Return the median latency of one request with the whole batch, in nanoseconds."""
         return float(np.median(np.concatenate([b.latency_ns for b in self.rounds.values()])))
 
     @property
     def throughput_per_s(self) -> float:
-        """Samples answered in a second, by all sessions together: the median over rounds."""
+        """Return the samples per second of all sessions together, as the median over rounds."""
         rates = [len(b.latency_ns) / b.elapsed_ns for b in self.rounds.values()]
         return 1e9 * self.batch * float(np.median(rates))
 
 
 def curve_record(points: Sequence[CurvePoint]) -> list[dict[str, Any]]:
-    """Return a curve as a bundle keeps it: raw rounds, and what is derived of them."""
+    """Return a curve as a bundle keeps it: raw rounds, and the figures derived from them."""
     return [
         {
             "batch": point.batch,
@@ -66,13 +66,13 @@ def curve_record(points: Sequence[CurvePoint]) -> list[dict[str, Any]]:
 
 
 def points_of(record: Any) -> tuple[CurvePoint, ...]:
-    """Read a curve back; what is derived is derived anew.
+    """Read a curve back; derived figures are derived anew.
 
     Args:
-        record: What `curve_record` gave, after JSON; from whoever made the bundle.
+        record: Record from `curve_record`, after JSON; it may come from anyone who makes a bundle.
 
     Raises:
-        IntegrityError: it is no curve.
+        IntegrityError: the record is no curve.
     """
     points = from_record(tuple[CurvePoint, ...], record)
     if not all(map(_possible, points)):
@@ -81,7 +81,7 @@ def points_of(record: Any) -> tuple[CurvePoint, ...]:
 
 
 def _possible(point: CurvePoint) -> bool:
-    """Whether figures can be derived of it."""
+    """Whether figures can be derived from a point."""
     counts = (point.batch, point.threads, point.sessions, len(point.rounds))
     return all(1 <= count <= _MOST_NS for count in counts) and all(
         block.latency_ns

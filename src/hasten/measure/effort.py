@@ -1,4 +1,4 @@
-"""How hard a run tries: the rounds it takes, how far it searches, and what else it measures at the end."""
+"""The effort of a run: its rounds, how far it searches, and what else it measures at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hasten.measure.latency import Pace
 
 Depth: TypeAlias = Literal["engines", "first", "all"]
 _P99_WIDER = 3.0
-"""How many times wider an A/A spread may stay where p99s are compared: a finer one would take hours."""
+"""Factor on the A/A spread where p99s are compared; a finer spread would take hours."""
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,17 @@ class Effort:
     """How hard a run tries.
 
     Attributes:
-        depth: What is searched. "engines": the untouched model on each engine. "first": each pass's
-            likeliest settings too. "all": also further settings, mixtures of precisions, cascades and
-            the neighbours of the best.
-        race_rounds: Rounds in which the last candidates race, at least.
-        final_rounds: Fresh rounds that the quoted figures come from, at least.
+        depth: Extent of the search. "engines": the untouched model on each engine. "first": each
+            pass's likeliest settings too. "all": also further settings, mixtures of precisions,
+            cascades and the neighbours of the best.
+        race_rounds: Fewest rounds in which the last candidates race.
+        final_rounds: Fewest fresh rounds that the final figures come from.
         settle: A/A spread that the final rounds wait for, up to four times as many rounds.
-        race_settle: A/A spread that the race waits for, which only has to tell who is faster.
-        warmup_ns: Untimed time at the head of each turn, in nanoseconds.
+        race_settle: A/A spread that the race, which only has to find the faster, waits for.
+        warmup_ns: Untimed time at the beginning of each turn, in nanoseconds.
         block_ns: Timed time of each turn, in nanoseconds.
         at_least: Fewest timed requests in a turn.
-        ceilings: Whether latencies are set against the least that the machine could take.
+        ceilings: Whether latencies are compared with the least that the machine could take.
         curve_s: Longest time for the batch curve, in seconds; 0 for none.
         load_s: Shortest time of each load scenario, in seconds; 0 for none.
     """
@@ -47,14 +47,14 @@ class Effort:
     load_s: float = 1.0
 
     def pace(self, objective: Statistic, limit_s: float = Pace.limit_s) -> Pace:
-        """Return the lengths of the turns for what is compared.
+        """Return the lengths of the turns for an objective.
 
-        A p99 takes at least 299 independent requests; more of a very fast model's requests in one
-        round would tell more of that round alone, so a turn has 12 to 200 of them.
+        A p99 takes at least 299 independent requests. More requests of a very fast model in one
+        round would only tell more about that round, so a turn has 12 to 200 of them.
 
         Args:
             objective: Statistic that latencies are compared by.
-            limit_s: A worker that gives no answer for so long is killed, in seconds.
+            limit_s: Time without an answer after which a worker is killed, in seconds.
         """
         least, most = (12, 200) if objective == "p99" else (3, Pace.at_most)
         return Pace(self.warmup_ns, self.block_ns, max(least, self.at_least), most, limit_s)
@@ -66,7 +66,7 @@ class Effort:
 
     @property
     def omissions(self) -> tuple[str, ...]:
-        """What a normal run does and this one leaves out, in words."""
+        """Return, in words, what a normal run does and this one leaves out."""
         left = []
         if self.depth == "engines":
             left.append("every pass")

@@ -1,4 +1,4 @@
-"""What a measurement was taken in: versions, host, device, load."""
+"""The environment of a measurement: versions, host, device, load."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _LIBRARIES = (
     "keras",
     "cuda-bindings",
 )
-"""Packages that shape a result whichever engine runs it: what makes, converts and quantizes models."""
+"""Packages that shape a result on any engine: they make, convert and quantize models."""
 
 DEVICE_FACTS = ("device", "driver")
-"""Of an environment, where the target is attached and its kernel says so."""
+"""Facts about an attached device, which an environment has where the kernel reports them."""
 _RELEASE = re.compile(r"\s(\d+(?:\.\d+)+)\s")
 
 
 def packages() -> tuple[str, ...]:
-    """Return the packages that shape a result, as an index has them, installed or not."""
+    """Return the packages that shape a result, by their names in an index, installed or not."""
     engines = (name for kind in Engine.members().values() for name in kind.distributions)
     added = (plugin.distribution for plugin in plugins())
     return tuple(dict.fromkeys((*_LIBRARIES, *engines, *added)))
 
 
 def versions(of: Iterable[str] | None = None) -> dict[str, str]:
-    """Return the versions of packages, those that are installed.
+    """Return the versions of packages that are installed.
 
     Args:
         of: Names of packages; by default all that shape a result.
@@ -63,9 +63,9 @@ def environment(
     """Return the facts that two measurements must share to be compared.
 
     Args:
-        target: What was measured, or is to be.
+        target: Device that was measured, or is to be.
         of: Names of the packages that matter; by default all that shape a result.
-        proc: Where procfs is mounted.
+        proc: Path at which procfs is mounted.
     """
     return {
         "processor": target.processor,
@@ -81,7 +81,7 @@ def environment(
 
 
 def _nvidia(proc: Path) -> dict[str, str]:
-    """Return the names of the GPUs that NVIDIA's driver shows, and its version; what can be read of it.
+    """Return the names of the GPUs and the release of NVIDIA's driver, as far as it reports them.
 
     Source: NVIDIA's driver README, "Proc Interface": /proc/driver/nvidia.
     """

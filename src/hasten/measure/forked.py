@@ -1,4 +1,4 @@
-"""The owner's end of the fork server: start it, have it fork a worker, hear of the worker's end."""
+"""The owner's end of the fork server: starting it, forking workers, and learning of their end."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _STATUS = (
     "Cpus_allowed",
     "Mems_allowed",
 )
-"""Fields of proc(5)'s status that a new process has from the thread that starts it."""
+"""Fields of proc(5)'s status that a process inherits from the thread that starts it."""
 
 
 class Forked:
-    """A process that was forked for its owner by a server, with what is used of `subprocess.Popen`.
+    """A process that a server forked for its owner, with the part of `subprocess.Popen` in use.
 
     Args:
-        server: The server, which lives as long as this.
-        lifeline: Where the server tells of the process.
-        pid: The process's number; nobody else's before the end of the `with` block.
+        server: Server that forked the process, kept alive as long as this object.
+        lifeline: Socket on which the server reports on the process.
+        pid: Number of the process, which no other gets before the end of the `with` block.
     """
 
     def __init__(self, server: Server, lifeline: socket.socket, pid: int) -> None:
@@ -73,7 +73,7 @@ class Forked:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for the end of the process, and give its number back."""
+        """Wait for the end of the process, then release its number."""
         self.wait()
         with self._lifeline, contextlib.suppress(OSError):
             self._lifeline.settimeout(None)
@@ -82,10 +82,10 @@ class Forked:
 
 
 class Server:
-    """A process that forks workers; it ends with this object, and with its owner.
+    """A process that forks workers, and ends with this object and with its owner.
 
     Args:
-        environment: The environment of its workers.
+        environment: Environment variables of the workers.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -108,10 +108,10 @@ class Server:
         weakref.finalize(self, _end, self._control, process, os.getpid())
 
     def fork(self, temporary: Path, channel: int, output: int) -> Forked | None:
-        """Fork a worker; None where the server can't.
+        """Fork a worker; return None where the server can't.
 
         Args:
-            temporary: The worker's folder for temporary files.
+            temporary: Worker's folder for temporary files.
             channel: Descriptor of the worker's end of its channel.
             output: Descriptor of the file that its output goes to.
 
@@ -132,7 +132,7 @@ class Server:
 
 
 def _told(lifeline: socket.socket) -> tuple[str, int | None]:
-    """Return the next that is told on a lifeline: "pid" or "exit" with a number, or the end: ""."""
+    """Return the next message on a lifeline: "pid" or "exit" with a number, or "" at its end."""
     with contextlib.suppress(ConnectionError):
         what, _, number = lifeline.recv(32).decode().partition(" ")
         return what, int(number) if number else None
@@ -140,17 +140,17 @@ def _told(lifeline: socket.socket) -> tuple[str, int | None]:
 
 
 def _end(control: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
-    """End a server; a fork of its owner only forgets it."""
+    """End a server; a fork of its owner only closes its own end."""
     if os.getpid() == owner:
         with contextlib.suppress(OSError):
-            control.shutdown(socket.SHUT_RDWR)  # also where a fork of this process has it open
+            control.shutdown(socket.SHUT_RDWR)  # also where a fork of this process holds it open
     control.close()
     process.wait()
 
 
 @dataclass
 class _Current:
-    """The server of this process, and what it was started under."""
+    """The server of this process, and what it inherited at its start."""
 
     server: Server
     inherited: tuple[Any, ...]
@@ -163,10 +163,11 @@ _starting = threading.Lock()
 def fork_worker(
     environment: Mapping[str, str], temporary: Path, channel: int, output: int
 ) -> Forked | None:
-    """Fork a worker as if this thread had started it; None where that can't be done.
+    """Fork a worker as if this thread had started it; return None where that is impossible.
 
-    The first call starts the server, and so does one after anything changed that a new process has
-    from its parent: environment, folder, processors, priority, limits. Args as `Server.fork`.
+    The first call starts the server. So does a call after a change in anything that a process
+    inherits from its parent: environment, folder, processors, priority, limits. See `Server.fork`
+    for the arguments.
     """
     global _current
     if not _can_watch():
@@ -180,7 +181,7 @@ def fork_worker(
             server = _current.server
         try:
             return server.fork(temporary, channel, output)
-        except OSError:  # somebody ended it
+        except OSError:  # the server was ended from outside
             with _starting:
                 if _current is not None and _current.server is server:
                     _current = None
@@ -188,7 +189,7 @@ def fork_worker(
 
 
 def _can_watch() -> bool:
-    """Whether the system has what the server watches processes by: Linux from 5.3 on."""
+    """Whether the system has pidfds, by which the server watches processes: Linux from 5.3 on."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
@@ -197,9 +198,9 @@ def _can_watch() -> bool:
 
 
 def _inherited(environment: Mapping[str, str]) -> tuple[Any, ...]:
-    """What a process that this thread starts has from it, as far as it may change.
+    """Return what a process inherits from this thread, as far as that may change.
 
-    Source: proc(5); the cgroup, too, is the parent's.
+    Source: proc(5); the cgroup is the parent's too.
     """
     return (
         os.getpid(),
@@ -213,7 +214,7 @@ def _inherited(environment: Mapping[str, str]) -> tuple[Any, ...]:
 
 
 def _of_thread(name: str) -> str:
-    """A file about this thread; empty where the system has none."""
+    """Read a proc(5) file about this thread; return "" where the system has none."""
     try:
         return Path("/proc/thread-self", name).read_text()
     except OSError:

@@ -1,10 +1,10 @@
-"""The program that forks workers: it has imported what every worker imports, and does nothing else.
+"""The program that forks workers; it has imported what every worker imports, and does nothing else.
 
-Its owner sends one message on an inherited socket for each worker: the worker's folder for temporary
-files, with three descriptors: the worker's channel, the file for its output, and a lifeline. On the
-lifeline the worker tells its process id, and this program in time its exit status; the owner shuts it
-down when it is done with the worker. Until then a worker that ended stays a zombie, so that its number
-is nobody else's. See design/workers.md.
+Its owner sends one message per worker on an inherited socket: the worker's folder for temporary
+files, with descriptors for the worker's channel, the file for its output, and a lifeline. On the
+lifeline the worker reports its process id, and this program later reports its exit status. The
+owner shuts the lifeline down when it is done with the worker. Until then a worker that has ended
+stays a zombie, so that no other process gets its number. See design/workers.md.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class _Forked:
     """A worker, until it has ended and its owner is done with it.
 
     Attributes:
-        pid: Its process, and the number of its group.
+        pid: Number of its process and of its process group.
         process: Descriptor that becomes readable when the process ends.
-        lifeline: Descriptor that the owner hears on.
-        ended: Whether the owner was told its exit status.
+        lifeline: Descriptor on which the owner is told of it.
+        ended: Whether the owner was told the exit status.
         released: Whether the owner is done with it.
     """
 
@@ -52,7 +52,7 @@ class _Server:
         self._control = control
         self._owner = os.pidfd_open(owner)
         self._alone = _forks_alone()
-        self._workers: dict[int, _Forked] = {}  # by both of its descriptors
+        self._workers: dict[int, _Forked] = {}  # each by both of its descriptors
         self._poll = select.poll()
         for number in (self._owner, control.fileno()):
             self._poll.register(number, select.POLLIN)
@@ -64,7 +64,7 @@ class _Server:
             if self._owner in ready or (self._control.fileno() in ready and not self._take()):
                 break
             for number in ready:
-                if number in self._workers:  # and not just forgotten
+                if number in self._workers:  # it may have just been forgotten
                     self._look_after(self._workers[number], number)
         for number, forked in list(self._workers.items()):
             if number == forked.process:
@@ -81,7 +81,7 @@ class _Server:
         os.close(channel)
         os.close(output)
         if pid is None:
-            os.close(lifeline)  # unanswered: the owner starts that worker itself
+            os.close(lifeline)  # unanswered, so the owner starts that worker itself
             return True
         forked = _Forked(pid, os.pidfd_open(pid), lifeline)
         for number in (forked.process, lifeline):
@@ -99,7 +99,7 @@ class _Server:
         except OSError:
             return None
         if pid == 0:
-            self._control.detach()  # its number becomes another's
+            self._control.detach()  # its number is reused below
             _become_worker(own, temporary, channel, output, lifeline)
         return pid
 
@@ -120,10 +120,10 @@ class _Server:
 
 
 def _forks_alone() -> bool:
-    """Fork once, and return whether this process then has one thread.
+    """Fork once, and return whether this process has a single thread afterwards.
 
-    Who has threads here must end them before a fork, as OpenBLAS does: another thread may hold a
-    lock, which nobody would ever open in the new process.
+    Libraries with threads must end them before a fork, as OpenBLAS does: another thread may hold a
+    lock, which would never be released in the new process.
     """
     pid = os.fork()
     if pid == 0:
@@ -135,7 +135,7 @@ def _forks_alone() -> bool:
 def _become_worker(
     parent: int, temporary: str, channel: int, output: int, lifeline: int
 ) -> NoReturn:
-    """Be in every way a process that was started for one worker."""
+    """Become a process just as if it had been started for one worker."""
     try:
         os.setsid()
         _tell(lifeline, "pid", os.getpid())  # from here on its group can be signalled
@@ -144,7 +144,7 @@ def _become_worker(
         os.dup2(channel, _CHANNEL)
         for file in list(Path("/proc/self/fd").iterdir()):
             if int(file.name) > _CHANNEL:
-                with contextlib.suppress(OSError):  # the listing's own
+                with contextlib.suppress(OSError):  # the descriptor of the listing itself
                     os.close(int(file.name))
         os.environ["TMPDIR"] = temporary
         tempfile.tempdir = None
@@ -156,16 +156,16 @@ def _become_worker(
 
 
 def _exit_code(pid: int) -> int:
-    """The exit code of a process that ended, or the negative of the signal; leaves it a zombie."""
+    """Return the exit code of an ended process, or its negative signal; leave it a zombie."""
     status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert status is not None
     return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
 
 def _kill(pid: int) -> None:
-    """End a worker that wasn't waited for, so that the number is still its own, and its group."""
+    """End a worker and its group; it hasn't been waited for, so the number is still its own."""
     os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):  # it was about to make one
+    with contextlib.suppress(ProcessLookupError):  # it hadn't made its group yet
         os.killpg(pid, signal.SIGKILL)
 
 
@@ -176,11 +176,13 @@ def _tell(lifeline: int, what: str, number: int) -> None:
 
 def main() -> None:
     """Serve the process that started this one."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as it may be inherited, no child waits
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # if inherited as ignored, no child could be waited for
     control, owner = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     server = _Server(control, owner)
     if os.getppid() != owner:
-        return  # it ended before it was watched
+        return  # the owner ended before it was watched
     gc.collect()
     gc.freeze()  # a collection in a worker would copy every page that they share
     server.serve()

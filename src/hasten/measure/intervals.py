@@ -1,4 +1,4 @@
-"""Statistics of raw latencies: paired ratios and quantiles, each with its interval. Pure functions."""
+"""Statistics of raw latencies: paired ratios and quantiles with intervals, as pure functions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 _RESAMPLES = 1000
 _ALPHA = 0.05
-"""Of each bound of a quantile."""
+"""Chance that each bound of a quantile may be wrong."""
 _LEAST_FOR_P99 = 299
-"""Independent requests: of fewer, all lie below their true p99 in more than 5% of cases."""
+"""Fewest independent requests for a p99: fewer lie all below it in more than 5% of cases."""
 _RAREST_BURST = 0.1
-"""A quantile's upper bound must have had the chance to see what slows so large a share of the rounds."""
+"""Least share of slowed rounds that a quantile's upper bound must have had the chance to see."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Latency of one candidate over another's, from the rounds that both ran in.
+    """Latency of one candidate divided by another's, from the rounds that both ran in.
 
     Attributes:
-        estimate: Below 1 is faster.
+        estimate: Estimate of the ratio; below 1 is faster.
         low: Lower end of the 95% interval.
-        high: Upper end.
-        rounds: How many rounds it rests on.
+        high: Upper end of the 95% interval.
+        rounds: Number of rounds behind the estimate.
     """
 
     estimate: float
@@ -44,7 +44,7 @@ class Ratio:
 
     @property
     def spread(self) -> float:
-        """How far the interval reaches from 1: for a model against itself, the noise."""
+        """Return the interval's largest distance from 1; for a model against itself, the noise."""
         return max(abs(1 - self.low), abs(self.high - 1))
 
 
@@ -53,10 +53,11 @@ class Quantile:
     """A quantile of dependent latencies.
 
     Attributes:
-        value_ns: The sample quantile.
-        low_ns: Lower 95% confidence bound; 0 where too few samples establish one.
-        high_ns: Upper 95% confidence bound; None where too few samples establish one.
-        effective: How many independent samples the dependent ones are worth.
+        value_ns: Sample quantile, in nanoseconds.
+        low_ns: Lower 95% confidence bound, in nanoseconds; 0 where too few samples establish one.
+        high_ns: Upper 95% confidence bound, in nanoseconds; None where too few samples establish
+            one.
+        effective: Number of independent samples that the dependent ones are worth.
     """
 
     value_ns: float
@@ -73,7 +74,7 @@ def _block_statistic(block: Sequence[int], statistic: Statistic) -> float:
 
 
 def _middle_mean(values: Floats) -> Floats:
-    """Mean of the middle half along the last axis: a round that a neighbour disturbed hardly counts."""
+    """Return the mean of the middle half on the last axis, where disturbed rounds hardly count."""
     n = values.shape[-1]
     cut = n // 4
     return np.sort(values, axis=-1)[..., cut : n - cut].mean(axis=-1)  # type: ignore[no-any-return]
@@ -84,9 +85,9 @@ def _block_length(n: int) -> int:
 
 
 def _student(blocks: float, confidence: float) -> float:
-    """How much wider an interval from few blocks must be than the normal quantile makes it.
+    """Return the factor by which few blocks widen an interval made with the normal quantile.
 
-    The bootstrap knows no more of the spread than its few blocks show, and understates it.
+    The bootstrap sees only the spread of its few blocks, and understates it.
 
     Source: Student's quantile by Abramowitz and Stegun, 26.7.5, over the normal one; variance n-1.
     """
@@ -102,10 +103,10 @@ def _student(blocks: float, confidence: float) -> float:
 
 
 def _resampled_rounds(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Indices of circular blocks of successive rounds, since neighbours in time are alike.
+    """Return indices of circular blocks of successive rounds, since neighbours in time are alike.
 
     Returns:
-        Shape `(resamples, n)`.
+        Indices of shape `(resamples, n)`.
 
     Source: circular block bootstrap, Politis and Romano 1992; block length n^(1/3).
     """
@@ -120,12 +121,13 @@ def paired_ratio(
     """Compare two candidates round by round, so that what slows a whole round cancels.
 
     Args:
-        candidate: Round -> latencies in ns.
-        baseline: The same, of what it is compared to.
-        statistic: Of each block; a p99 needs many samples, so it is taken over all rounds pooled.
+        candidate: Round -> latencies of the candidate, in nanoseconds.
+        baseline: Round -> latencies of the baseline, in nanoseconds.
+        statistic: Statistic of each block; a p99 needs many samples, so it pools all rounds.
+        confidence: Confidence of the interval.
 
     Raises:
-        InputError: they share fewer than two rounds.
+        InputError: the two share fewer than two rounds.
     """
     shared = sorted(candidate.keys() & baseline.keys())
     if len(shared) < 2:
@@ -156,7 +158,7 @@ def paired_ratio(
 def _pooled_logs(
     candidate: Rounds, baseline: Rounds, shared: Sequence[int], picks: npt.NDArray[np.int64]
 ) -> tuple[float, Floats]:
-    """The log ratio of the p99s of all rounds pooled, and of the same in each resample."""
+    """Return the log ratio of the p99s over all rounds pooled, and that of each resample."""
     n = len(shared)
     counts = np.stack([np.bincount(pick, minlength=n) for pick in (np.arange(n), *picks)])
     logs = np.log(_p99s(candidate, shared, counts)) - np.log(_p99s(baseline, shared, counts))
@@ -164,12 +166,12 @@ def _pooled_logs(
 
 
 def _p99s(rounds: Rounds, shared: Sequence[int], counts: npt.NDArray[np.int64]) -> Floats:
-    """The p99 of the rounds pooled, each taken so often.
+    """Return the p99s of pooled rounds, each round counted a number of times.
 
     Args:
-        rounds: Round -> latencies in ns.
-        shared: The rounds that count, n of them.
-        counts: How often each is taken, shape `(resamples, n)`.
+        rounds: Round -> latencies in nanoseconds.
+        shared: Numbers of the n rounds that count.
+        counts: Number of times that each round is counted, shape `(resamples, n)`.
     """
     values = np.concatenate([np.asarray(rounds[r], np.float64) for r in shared])
     lengths = np.array([len(rounds[r]) for r in shared])
@@ -177,7 +179,7 @@ def _p99s(rounds: Rounds, shared: Sequence[int], counts: npt.NDArray[np.int64]) 
     owner = np.repeat(np.arange(len(shared)), lengths)[order]
     above = 0.01 * (counts @ lengths)
     places, left = np.zeros(len(counts), np.int64), np.arange(len(counts))
-    for depth in (len(values) // 8, len(values)):  # nearly always it is among the top eighth
+    for depth in (len(values) // 8, len(values)):  # it is nearly always in the top eighth
         taken = np.cumsum(counts[left][:, owner[:depth]], axis=1)
         places[left] = (taken <= above[left, None]).sum(axis=1)
         left = left[places[left] == depth]
@@ -186,11 +188,11 @@ def _p99s(rounds: Rounds, shared: Sequence[int], counts: npt.NDArray[np.int64]) 
 
 
 def establishes(rounds: Rounds, statistic: Statistic) -> bool:
-    """Whether the rounds show a statistic at all: a p99 takes many, and many requests.
+    """Whether rounds can show a statistic at all; a p99 takes many rounds and many requests.
 
     Args:
-        rounds: Round -> latencies in ns; at least one.
-        statistic: What is to be shown.
+        rounds: Round -> latencies in nanoseconds, at least one.
+        statistic: Statistic to be shown.
     """
     if statistic != "p99":
         return True
@@ -200,15 +202,15 @@ def establishes(rounds: Rounds, statistic: Statistic) -> bool:
 
 
 def effective_samples(rounds: Rounds, q: float) -> int:
-    """How many independent samples the latencies are worth where they are to bound a quantile.
+    """Return the number of independent samples that latencies are worth for bounding a quantile.
 
-    What lies above the quantile may come in bursts that the bulk of the latencies doesn't show, or
-    hit whole rounds. So the least counts of: by the autocorrelation of all ranks, by that of what
-    lies above the sample's quantile, and by how the share above it differs between rounds.
+    Latencies above the quantile may come in bursts that the bulk doesn't show, or hit whole rounds.
+    So the smallest of three estimates counts: by the autocorrelation of all ranks, by that of the
+    latencies above the sample quantile, and by how much their share differs between rounds.
 
     Args:
-        rounds: Round -> latencies in ns; at least one.
-        q: The quantile, in (0, 1).
+        rounds: Round -> latencies in nanoseconds, at least one.
+        q: Quantile, in (0, 1).
 
     Source: n / (1 + 2 * sum of autocorrelations), summed over Geyer's initial positive pairs
     (Statist. Sci. 1992); between rounds, Korn and Graubard's effective sample size of a share in
@@ -219,7 +221,7 @@ def effective_samples(rounds: Rounds, q: float) -> int:
     n = len(values)
     if n < 4 or float(values.std()) == 0.0:
         return n
-    # Ranks: one outlier of a second must not hide the dependence of the rest.
+    # Ranks are used, so that an outlier of a second doesn't hide the dependence of the rest.
     ranks = np.argsort(np.argsort(values, kind="stable")).astype(np.float64)
     above = (values > np.quantile(values, q)).astype(np.float64)
     lengths = [len(block) for block in blocks]
@@ -242,7 +244,7 @@ def _worth_in_time(values: Floats) -> float:
 
 
 def _worth_between(above: Floats, lengths: Sequence[int]) -> float:
-    """The binomial variance of a share over its variance between rounds, of which there are few."""
+    """Return a share's binomial variance over its variance between rounds, which may be few."""
     n, share = len(above), float(above.mean())
     starts = np.cumsum([0, *lengths[:-1]])
     squares = float(np.square(np.add.reduceat(above - share, starts)).sum())
@@ -252,7 +254,7 @@ def _worth_between(above: Floats, lengths: Sequence[int]) -> float:
 
 
 def binomial_cdf(n: int, q: float) -> Floats:
-    """P(Binomial(n, q) <= k) for k = 0..n, with numpy alone."""
+    """Return P(Binomial(n, q) <= k) for k = 0..n, with numpy alone."""
     k = np.arange(n)
     log_steps = np.log((n - k) / (k + 1)) + np.log(q / (1 - q))
     log_mass = n * np.log1p(-q) + np.concatenate([[0.0], np.cumsum(log_steps)])
@@ -263,16 +265,16 @@ def binomial_cdf(n: int, q: float) -> Floats:
 def quantile(rounds: Rounds, q: float) -> Quantile:
     """Return a quantile with one-sided 95% confidence bounds by order statistics.
 
-    The upper one takes 29 rounds, and for p99 what is worth 299 independent samples. A neighbour
-    that slows one round in ten leaves 29 rounds all alone less than 5% of the time; one that slows
-    fewer, or several in a row, may not have been seen, and then no bound covers it.
+    The upper bound takes 29 rounds, and for a p99 the worth of 299 independent samples. A neighbour
+    that slows one round in ten spares all of 29 rounds less than 5% of the time. One that slows
+    fewer rounds, or several in a row, may not have been seen, and then no bound covers it.
 
     Args:
-        rounds: Round -> latencies in ns; at least one.
-        q: In (0, 1), as 0.99.
+        rounds: Round -> latencies in nanoseconds, at least one.
+        q: Quantile in (0, 1), such as 0.99.
 
     Raises:
-        InputError: no latencies.
+        InputError: there are no latencies.
     """
     values = np.sort(np.concatenate([np.asarray(block, np.float64) for block in rounds.values()]))
     if not len(values):
@@ -282,7 +284,7 @@ def quantile(rounds: Rounds, q: float) -> Quantile:
     # The k-th smallest (from 1) lies at or above the quantile with probability cdf[k - 1].
     upper = int(np.searchsorted(cdf, 1 - _ALPHA)) + 1
     lower = int(np.searchsorted(cdf, _ALPHA, side="right"))
-    # One that is worth many stands for all of these: the last of them above, the first below.
+    # A sample that is worth several stands for all of them: the last above, the first below.
     scale = len(values) / effective
     high = None
     if upper <= effective and (1 - _RAREST_BURST) ** len(rounds) <= _ALPHA:

@@ -1,4 +1,4 @@
-"""The journal of a run: append-only JSON lines. A killed run continues from it."""
+"""The journal of a run, as append-only JSON lines, from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Journal:
     """Events in the order in which they happened; an event is on disk when `append` returns.
 
     Args:
-        path: The file; made when missing. A last line that a kill cut short is dropped.
+        path: Path of the file, made when missing. A last line that a kill cut short is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,5 +65,5 @@ class Journal:
         return (event for event in self._events if event["kind"] == kind)
 
     def last(self, kind: str) -> dict[str, Any] | None:
-        """Return the newest event of a kind, or None."""
+        """Return the newest event of a kind; None where there is none."""
         return next((event for event in reversed(self._events) if event["kind"] == kind), None)

@@ -1,6 +1,6 @@
-"""Models that do nothing but arithmetic, to see how fast a runtime can be at it; and one that does nothing.
+"""Models of pure arithmetic, to see how fast a runtime can be at it; and one that does nothing.
 
-Their inputs and outputs are small, so that handing those over takes no part of the time.
+Their inputs and outputs are small, so that passing them takes hardly any time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIDE, _ROWS_PER_THREAD = 1024, 128
 _CHANNELS, _PIXELS = 128, 28
 _SAMPLES = 4
 _LARGEST = 63
-"""Of an int8 weight: with more, sums of two products saturate where there is no VNNI."""
+"""Largest int8 weight: above it, sums of two products saturate where there is no VNNI."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Kernel:
     """A model whose work is known.
 
     Attributes:
-        name: For people: "matrix products", "convolutions", "empty call".
+        name: Name for people: "matrix products", "convolutions", "empty call".
         precision: "f32", or "i8" for explicit QDQ.
-        model: With its request settled.
-        samples: A spool of requests.
-        operations: Of one request; a multiply-accumulate is two.
+        model: Model with its request settled.
+        samples: Folder of a spool of requests.
+        operations: Operations of one request; a multiply-accumulate counts as two.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Kernel:
 
 @dataclass(frozen=True)
 class _Chain:
-    """The same product several times, after an addition that brings the input to size.
+    """A product repeated several times, after an addition that brings the input to size.
 
     Attributes:
-        name: For people.
-        product: The operator.
-        last: What makes the output small.
-        width: Of the input.
-        base: Shape of what it is added to.
-        weights: Shape.
+        name: Name for people.
+        product: Operator of the product.
+        last: Operator that makes the output small.
+        width: Shape of the input, without the batch.
+        base: Shape of the constant that the input is added to.
+        weights: Shape of the weights.
     """
 
     name: str
@@ -71,12 +71,12 @@ class _Chain:
 def kernels(folder: Path, threads: int) -> list[Kernel]:
     """Write matrix products and convolutions, in f32 and in int8, and an empty call.
 
-    int8 is what runtimes on x86-64 are fastest with: uint8 activations, int8 weights around 0, one
-    scale per tensor.
+    The int8 form is the fastest for runtimes on x86-64: uint8 activations, int8 weights around 0,
+    one scale per tensor.
 
     Args:
-        folder: Exists.
-        threads: One request has about a billion operations for each.
+        folder: Existing folder to write to.
+        threads: Number of threads; one request has about a billion operations for each.
 
     Raises:
         InputError: onnx isn't installed.

@@ -1,4 +1,4 @@
-"""Rounds: every entrant's block of requests in turn, in random order, one awake at a time."""
+"""Rounds: each entrant times a block of requests in turn, in random order, one awake at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from hasten.measure.process import Worker
 
 @dataclass(frozen=True)
 class Pace:
-    """How long each turn takes.
+    """Lengths of the turns.
 
     Attributes:
-        warmup_ns: Untimed, at the head of each block: caches and clocks settle in 12 ms.
-        block_ns: Timed.
+        warmup_ns: Untimed time at the beginning of each block, in nanoseconds; caches and clocks
+            settle in 12 ms.
+        block_ns: Timed time of each block, in nanoseconds.
         at_least: Fewest timed requests in a block.
         at_most: Most timed requests in a block.
-        limit_s: After so long without an answer a worker is killed.
+        limit_s: Time without an answer after which a worker is killed, in seconds.
     """
 
     warmup_ns: int = 12_000_000
@@ -33,10 +34,10 @@ class Pace:
 
 
 def pace_for(objective: Statistic, limit_s: float) -> Pace:
-    """Return how long turns take where this is compared.
+    """Return the lengths of the turns for an objective.
 
-    A p99 takes what 299 independent requests are worth, and of a thousand that is likely there;
-    more of a very fast model's in one round would tell more of that round alone.
+    A p99 takes the worth of 299 independent requests, which a thousand probably have. More requests
+    of a very fast model in one round would only tell more about that round.
     """
     if objective == "p99":
         return Pace(at_least=12, at_most=200, limit_s=limit_s)
@@ -48,10 +49,10 @@ class Round:
     """One turn of every entrant.
 
     Attributes:
-        number: Counted from 0 within a race.
-        latency_ns: Entrant -> its block's latencies in order.
-        failed: Entrant -> why it fell out.
-        counts: Whether the host gave the threads their cores, before and after.
+        number: Number of the round, counted from 0 within a race.
+        latency_ns: Entrant -> latencies of its block, in nanoseconds, in order.
+        failed: Entrant -> reason why it failed.
+        counts: Whether the host gave the threads their cores, before and after the round.
     """
 
     number: int
@@ -74,12 +75,12 @@ def rounds(
 
     Args:
         entrants: Name -> worker with an open session; all are put to sleep between turns.
-        samples: A spool's folder; requests rotate through it.
-        threads: How many threads an engine has; `probe` must find the host able to run them.
-        pace: Lengths and limits.
-        seed: Of the orders.
+        samples: Folder of a spool; requests rotate through it.
+        threads: Number of threads of an engine, which `probe` must find the host able to run.
+        pace: Lengths and limits of the turns.
+        seed: Seed of the orders.
         first: Number of the first round (a resumed race goes on counting).
-        probe: Whether so many threads get their cores now.
+        probe: Predicate: does the host give this many threads their cores now?
     """
     for worker in entrants.values():
         worker.sleep()
@@ -105,7 +106,7 @@ def _block(worker: Worker, samples: Path, number: int, pace: Pace) -> tuple[int,
                 "time",
                 limit_s=pace.limit_s,
                 samples=str(samples),
-                first=number * 61,  # another stretch of the samples in each round, the same for all
+                first=number * 61,  # other samples in each round, but the same for all entrants
                 warmup_ns=pace.warmup_ns,
                 block_ns=pace.block_ns,
                 at_least=pace.at_least,

@@ -1,7 +1,7 @@
-"""The load generator: requests come when they are due, whatever is still unanswered.
+"""The load generator: requests are sent when they are due, whatever is still unanswered.
 
-Latency counts from when a request was due, not from when somebody was free to take it. Where it
-counted from there, a session that stalls would be asked less in that time and look quick.
+Latency counts from when a request was due, not from when a session was free to take it. Counted
+from then, a session that stalls would get fewer requests in that time and look fast.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from hasten.measure.scenario import Load, Offer, Run, load_of
 
 _WARMUP_NS = 100_000_000
 _LEAD_NS = 5_000_000
-"""Before the first request is due, for every session's thread to be there."""
+"""Lead before the first request is due, so that every session's thread is ready."""
 
 
 def take(offer: Offer, runs: Sequence[Run], requests: Sequence[Request]) -> Load:
     """Put sessions under a load, after a warm-up.
 
     Args:
-        offer: What is asked.
-        runs: One per session; answers a request, blocking.
-        requests: Rotated through.
+        offer: Load to offer.
+        runs: Function of each session, which answers a request and blocks meanwhile.
+        requests: Requests to rotate through.
     """
     drive(runs, requests, warmup_ns=_WARMUP_NS, block_ns=0, at_least=1, at_most=1)
     if offer.scenario == "single-stream":
@@ -44,7 +44,7 @@ def take(offer: Offer, runs: Sequence[Run], requests: Sequence[Request]) -> Load
 
 
 def arrivals(offer: Offer) -> list[int]:
-    """When requests are due, in nanoseconds from the start: a Poisson process, or all at once."""
+    """Return when requests are due, in nanoseconds from the start: Poisson process, or all at 0."""
     if offer.scenario == "offline":
         return [0] * offer.count
     rng = np.random.default_rng(offer.seed)
@@ -60,18 +60,18 @@ def serve(
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     sleep_s: Callable[[float], None] = time.sleep,
 ) -> Block:
-    """Answer requests in the order in which they are due; whichever session is free takes the next.
+    """Answer requests in the order in which they are due; the next free session takes the next one.
 
     Args:
-        runs: One per session; each has a thread of its own.
-        requests: Rotated through.
-        due_ns: When each is due, ascending, from the start.
+        runs: Function of each session; each has a thread of its own.
+        requests: Requests to rotate through.
+        due_ns: Times at which requests are due, from the start, ascending.
         clock_ns: Monotonic clock, in nanoseconds.
-        sleep_s: Waits for so many seconds.
+        sleep_s: Function that waits for a number of seconds.
 
     Returns:
-        One latency per request in the order of `due_ns`, from when it was due; and the time from
-        the start to the last answer.
+        Latency of each request since it was due, in the order of `due_ns`; and the time from the
+        start to the last answer.
     """
     turns = itertools.count()
     begin = clock_ns() + _LEAD_NS

@@ -1,4 +1,4 @@
-"""Does this host really run two threads at once, right now?"""
+"""A probe that finds whether this host really runs several threads at once, right now."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK = bytes(1 << 18)
 _ALONE_NS = 8_000_000
 _LOOKS = 20
 SCALES = 1.8
-"""A round counts for several threads only when this probe scales at least so well, per pair."""
+"""Least scaling of this probe, per pair of threads, at which a round on several threads counts."""
 
 
 def _work() -> None:
@@ -20,12 +20,13 @@ def _work() -> None:
 
 
 def thread_scaling(threads: int) -> float:
-    """Return how many times the work of one thread `threads` do in the same time.
+    """Return the work of `threads` threads, as a multiple of one thread's work in the same time.
 
-    Takes some 16 ms on any processor. Perfect is `threads`; a neighbour on one of two cores makes
-    it 1. Where there is a processor for each thread they are bound, one each: some kernels leave young
-    threads together on one for a quarter of a second, whatever the host gives, and an engine's are
-    older. Starting them isn't counted: on a quiet host it would look like a neighbour.
+    The probe takes some 16 ms on any processor. A perfect result is `threads`; a neighbour on one
+    of two cores makes it 1. Where there is a processor for each thread, each is bound to its own:
+    some kernels leave young threads together on one processor for a quarter of a second, whatever
+    the host provides, while an engine's threads are older. The start of the threads isn't timed,
+    since on a quiet host it would look like a neighbour.
     """
     passes, begin = 0, time.perf_counter_ns()
     while (alone_ns := time.perf_counter_ns() - begin) < _ALONE_NS:
@@ -35,14 +36,14 @@ def thread_scaling(threads: int) -> float:
 
 
 def _together_ns(threads: int, passes: int) -> int:
-    """Return how long the threads take for so much work each, from the first's begin to the last's end."""
+    """Return the time of threads at some work each, from the first start to the last end."""
     gate, spans = threading.Barrier(threads), []
     cpus = sorted(os.sched_getaffinity(0))
 
     def run(number: int) -> None:
         if len(cpus) == threads:
             with contextlib.suppress(OSError):  # a sandbox may forbid it
-                os.sched_setaffinity(0, {cpus[number]})  # of this thread alone
+                os.sched_setaffinity(0, {cpus[number]})  # for this thread alone
         gate.wait()
         begin = time.perf_counter_ns()
         for _ in range(passes):
@@ -63,7 +64,7 @@ def scales(threads: int) -> bool:
 
 
 def usable_threads(threads: int) -> int:
-    """Return `threads` if the host gives them their cores at most looks, else 1. Takes half a second."""
+    """Return `threads` if most probes find cores for them, else 1; takes half a second."""
     if threads == 1:
         return 1
     return threads if sum(scales(threads) for _ in range(_LOOKS)) * 2 > _LOOKS else 1

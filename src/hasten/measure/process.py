@@ -1,4 +1,4 @@
-"""The parent's end of a worker: start, ask, put to sleep, wake, kill."""
+"""The parent's end of a worker: it starts, asks, pauses, wakes and kills the worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.measure.forked import fork_worker
 
 _POLL_S = 0.05
-_POLL_TIMED_S = 0.5  # longer than a block: the parent sleeps through all that is timed
+_POLL_TIMED_S = 0.5  # longer than a block, so that the parent sleeps while anything is timed
 _TIMED = ("time", "drive", "load", "profile")
 _LAST_WORDS_S = 5.0
 
@@ -32,13 +32,13 @@ _LAST_WORDS_S = 5.0
 class Worker:
     """A process that runs `hasten.measure.worker` for one candidate.
 
-    Whatever it and what it starts leave in the folder for temporary files goes with it.
+    Temporary files of the worker, and of programs that it starts, are removed with it.
 
     Args:
-        log: Where the runtime's own output goes; its temporary files lie beside that.
-        memory_bytes: Most anonymous memory that it may hold; beyond, it is killed.
-        fresh: Whether it runs in an interpreter of its own from the start, and isn't forked from a
-            warm one: workers whose figures are quoted must share no address layout.
+        log: File for the runtime's own output; temporary files lie beside it.
+        memory_bytes: Most anonymous memory that the worker may hold before it is killed.
+        fresh: Whether the worker starts in an interpreter of its own, instead of being forked from
+            a warm one: workers whose figures are published must not share an address layout.
     """
 
     def __init__(self, log: Path, memory_bytes: int, *, fresh: bool = False) -> None:
@@ -80,20 +80,20 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The worker's process id."""
+        """Return the worker's process id."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether its process still runs."""
+        """Whether the worker's process still runs."""
         return self._process.poll() is None
 
     def ask(self, do: str, *, limit_s: float, **command: Any) -> Any:
         """Send one command and wait for its reply.
 
         Raises:
-            CandidateError: the candidate failed, its process died, or it passed a limit (then it
-                is killed); in one line.
+            CandidateError: the candidate failed, its process died, or it exceeded a limit and was
+                killed; the message has one line.
             InputError: the caller's input is at fault.
         """
         self.wake()
@@ -132,14 +132,14 @@ class Worker:
         return line
 
     def _memory_held(self, *, alone: bool) -> int:
-        """Anonymous memory of the process, in bytes; unless alone, of the programs that it started too."""
+        """Return the process's anonymous memory in bytes, with its programs' unless `alone`."""
         return sum(map(_anonymous, (self.pid, *(() if alone else programs(self.pid)))))
 
     def _epitaph(self, do: str) -> str:
         try:
             code = self._process.wait(_LAST_WORDS_S)
         except subprocess.TimeoutExpired:
-            self.kill()  # it closed its end and lives on
+            self.kill()  # it closed its end but still runs
             code = self._process.wait()
         if code < 0:
             name = signal.Signals(-code).name
@@ -159,7 +159,7 @@ class Worker:
             self._asleep = False
 
     def kill(self) -> None:
-        """End the worker and what it started; once, since the number may be another's later."""
+        """End the worker and what it started, only once, since its number may be reused later."""
         if self._ended:
             return
         self._ended = True
@@ -170,7 +170,7 @@ class Worker:
 
 
 def _anonymous(pid: int) -> int:
-    """Anonymous memory of a process, in bytes; 0 when it is gone."""
+    """Return the anonymous memory of a process, in bytes; 0 when it is gone."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -179,12 +179,12 @@ def _anonymous(pid: int) -> int:
 
 
 def _caches() -> dict[str, str]:
-    """Where torch.compile keeps what it made: where it does by default, not in a worker's own folder.
+    """Return torch.compile's default cache folder, so that it isn't in a worker's own folder.
 
     Source: torch, torch/_inductor/runtime/cache_dir_utils.py.
     """
     try:
         user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
-    except (KeyError, OSError):  # nobody by that number
+    except (KeyError, OSError):  # no user has that number
         user = f"uid_{os.getuid()}"
     return {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{user}"}

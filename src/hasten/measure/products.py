@@ -1,4 +1,4 @@
-"""The operators that do a network's arithmetic: how many products each needs, and of which elements."""
+"""Operators that do a network's arithmetic: how many products each needs, and of which elements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 Shape: TypeAlias = tuple[int, ...]
 
 _MORE_AXES = "".join(map(chr, range(0xE000, 0xE020)))
-"""Names for the axes that an equation's "..." stands for, the last for the last."""
+"""Names for the axes that "..." stands for in an equation, aligned at the last axis."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Product:
     """One node that multiplies.
 
     Attributes:
-        operands: Shapes of what it multiplies, in the operator's order.
+        operands: Shapes of the tensors that it multiplies, in the operator's order.
         output: Shape of its first output.
-        attributes: Of the node, by name.
+        attributes: Attributes of the node, by name.
     """
 
     operands: tuple[Shape, ...]
@@ -32,11 +32,11 @@ class Product:
 
 @dataclass(frozen=True)
 class Count:
-    """What a product takes at the least.
+    """The least that a product takes.
 
     Attributes:
-        multiplications: Each with its addition.
-        needed: How many elements of each operand.
+        multiplications: Number of multiplications, each with its addition.
+        needed: Number of elements needed of each operand.
     """
 
     multiplications: int
@@ -48,8 +48,8 @@ class Operator:
     """An operator that multiplies.
 
     Attributes:
-        inputs: Positions of what it multiplies among a node's inputs; empty where that is all.
-        count: From shapes and attributes; None where they don't tell.
+        inputs: Positions of the operands among a node's inputs; empty where all are operands.
+        count: Function from shapes and attributes to the count; None where they don't determine it.
     """
 
     inputs: tuple[int, ...]
@@ -58,12 +58,12 @@ class Operator:
 
 @dataclass(frozen=True)
 class Taps:
-    """Along one axis: where a kernel's taps meet a signal, and not the padding around it.
+    """Overlap of a kernel's taps with a signal along one axis, without the padding around it.
 
     Attributes:
-        pairs: How many (position, tap) there are.
-        touched: How many elements of the signal any tap meets.
-        used: How many taps meet any.
+        pairs: Number of (position, tap) pairs inside the signal.
+        touched: Number of elements of the signal that some tap meets.
+        used: Number of taps that meet some element.
     """
 
     pairs: int
@@ -74,21 +74,21 @@ class Taps:
 def taps(
     signal: int, positions: int, kernel: int, *, stride: int, dilation: int, padding: int
 ) -> Taps:
-    """Count along one axis of a convolution.
+    """Count the overlap along one axis of a convolution.
 
     Args:
-        signal: Length of what the kernel moves over.
-        positions: At how many places it stops.
-        kernel: Its taps.
-        stride: From one place to the next.
-        dilation: From one tap to the next.
-        padding: Before the signal.
+        signal: Length of the signal that the kernel moves over.
+        positions: Number of positions at which the kernel stops.
+        kernel: Number of taps of the kernel.
+        stride: Distance from one position to the next.
+        dilation: Distance from one tap to the next.
+        padding: Padding before the signal.
     """
     met = np.zeros(signal, np.bool_)
     pairs = used = 0
     for tap in range(kernel):
         shift = tap * dilation - padding
-        first = max(0, -(shift // stride))  # the first place at which this tap is inside
+        first = max(0, -(shift // stride))  # first position at which this tap is inside
         last = min(positions - 1, (signal - 1 - shift) // stride)
         if first <= last:
             pairs += last - first + 1
@@ -98,7 +98,7 @@ def taps(
 
 
 def _axes(product: Product, signal: Shape, positions: Shape) -> list[Taps]:
-    """Count along each spatial axis of a convolution, or of a transposed one with the roles swapped."""
+    """Count along the spatial axes of a convolution; a transposed one has the roles swapped."""
     kernel = product.operands[1][2:]
     rank, given = len(kernel), product.attributes
     strides, dilations = (given.get(name) or [1] * rank for name in ("strides", "dilations"))
@@ -160,13 +160,15 @@ def _fused_matrix_product(product: Product) -> Count | None:
 
 
 def _packed_matrix_product(product: Product) -> Count:
-    """By weights of a few bits each; how many bytes these take isn't counted."""
+    """Count products with weights of a few bits each; the weights' bytes aren't counted."""
     return Count(math.prod(product.output) * product.attributes["K"], _whole(product.operands))
 
 
 def _einsum(product: Product) -> Count | None:
-    """Of two operands, after each summed over the axes that it has alone; none where that leaves
-    nothing to sum over, so that they multiply element by element."""
+    """Count products of two operands, after each is summed over the axes that it has alone.
+
+    There are none where that leaves nothing to sum over: the operands then multiply elementwise.
+    """
     given, arrow, result = (
         bytes(product.attributes["equation"]).decode().replace(" ", "").partition("->")
     )
@@ -193,7 +195,7 @@ def _einsum(product: Product) -> Count | None:
 
 
 def _attention(product: Product) -> Count:
-    """Scores and their products with the values; a causal mask spares nearly half of both."""
+    """Count the scores and their products with the values; a causal mask saves nearly half."""
     queries, keys, _ = product.operands
     multiplications = (math.prod(queries) + math.prod(product.output)) * keys[-2]
     if product.attributes.get("is_causal"):
@@ -202,7 +204,7 @@ def _attention(product: Product) -> Count:
 
 
 def _projected_attention(product: Product) -> Count:
-    """Queries, keys and values made of one input by one matrix, then attention among them."""
+    """Count the projection of one input to queries, keys and values, then attention among them."""
     tokens, weights = product.operands
     values = product.output[-1]
     queries = (weights[1] - values) // 2
@@ -213,7 +215,7 @@ def _projected_attention(product: Product) -> Count:
 
 
 def _split_attention(product: Product) -> Count | None:
-    """As `_attention`, where queries, keys and values come apart from each other."""
+    """Count attention as `_attention` does, where queries, keys and values are separate inputs."""
     if any(len(shape) != 3 for shape in product.operands):
         return None
     queries, keys, _ = product.operands
@@ -224,14 +226,14 @@ def _split_attention(product: Product) -> Count | None:
 
 
 def _linear(product: Product) -> Count:
-    """A linear model of its own: one weight for every feature and class."""
+    """Count a linear model, which has one weight for every feature and class."""
     features = product.operands[0]
     rows = features[0] if len(features) > 1 else 1
     return Count(rows * len(product.attributes["coefficients"]), _whole(product.operands))
 
 
 def _recurrent(product: Product) -> Count:
-    """Each step multiplies with every weight, of the input and of the state before."""
+    """Count a recurrent network: each step multiplies with every weight of input and state."""
     steps, weights, recurrence = product.operands
     each = math.prod(weights) + math.prod(recurrence)
     return Count(math.prod(steps[:2]) * each, _whole(product.operands))
@@ -256,7 +258,7 @@ OPERATORS: Mapping[str, Operator] = {
     "GRU": Operator((0, 1, 2), _recurrent),
     "RNN": Operator((0, 1, 2), _recurrent),
 }
-"""By ONNX's name, in ONNX's own domain."""
+"""Operators by name, in ONNX's own domain."""
 _MICROSOFT: Mapping[str, Operator] = {
     "Attention": Operator((0, 1), _projected_attention),
     "DynamicQuantizeLSTM": Operator((0, 1, 2), _recurrent),
@@ -290,18 +292,18 @@ _FREE = {
         ArrayFeatureExtractor Binarizer CategoryMapper FeatureVectorizer Imputer LabelEncoder
         Normalizer OneHotEncoder Scaler""",
 }
-"""Operators of other domains that multiply nothing but element by element."""
+"""Operators of other domains whose only products are elementwise."""
 _NOT_FREE = frozenset({"DFT", "DeformConv", "Det", "STFT"})
-"""Operators of ONNX's own domain that do arithmetic that nothing here counts."""
+"""Operators of ONNX's own domain whose arithmetic isn't counted here."""
 
 
 def operator_of(domain: str, name: str) -> Operator | None:
-    """Return how an operator's products are counted; None where it has none, or they aren't."""
+    """Return how an operator's products are counted; None where it has none or they can't be."""
     return _BY_DOMAIN.get(domain, {}).get(name)
 
 
 def free(domain: str, name: str) -> bool:
-    """Return whether an operator is known to have no products, and no other work worth counting."""
+    """Whether an operator is known to have no products, nor other work worth counting."""
     if domain in ("", "ai.onnx"):
         return name not in OPERATORS and name not in _NOT_FREE
     return name in _FREE.get(domain, "").split()

@@ -1,4 +1,4 @@
-"""The last candidates against each other: rounds in turns until the order is known."""
+"""The race of the last candidates: rounds in turns until their order is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASELINE, AGAIN = "baseline", "baseline again"
 _BEFORE_DROPPING = 6
 _REFUSED_PER_COUNTED = 3
 _LONGEST = 4
-"""A race that must settle goes on to so many times its rounds, at most."""
+"""Most rounds of a race that must settle, as a multiple of its rounds."""
 
 
 class NotEstablished(HastenError):  # noqa: N818 - an outcome, not an error
@@ -27,16 +27,16 @@ class NotEstablished(HastenError):  # noqa: N818 - an outcome, not an error
 
 @dataclass
 class Standings:
-    """Raw rounds of a race, and who died in it.
+    """Raw rounds of a race, and the entrants that failed in it.
 
     Attributes:
-        name: Of the race, in the journal.
-        threads: How many each engine had.
+        name: Name of the race in the journal.
+        threads: Number of threads of each engine.
         rounds: Entrant -> round -> latencies in nanoseconds.
-        refused: Rounds that didn't count.
-        failed: Entrant -> why it died.
-        objective: What latencies are to be compared by.
-        uneven: Entrants that only their mean does justice to: cascades.
+        refused: Number of rounds that didn't count.
+        failed: Entrant -> reason why it failed.
+        objective: Statistic that latencies are to be compared by.
+        uneven: Entrants to compare by their mean, since their median misleads: cascades.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Standings:
         failed: Mapping[str, str],
         counts: bool,
     ) -> None:
-        """Take in one round."""
+        """Add one round."""
         self.failed.update(failed)
         if not counts:
             self.refused += 1
@@ -64,44 +64,44 @@ class Standings:
 
     @property
     def counted(self) -> int:
-        """Rounds that count."""
+        """Return the number of rounds that count."""
         return len(self.rounds.get(BASELINE, ()))
 
     def stands(self, name: str) -> bool:
-        """Whether an entrant ran in every round that counts, of two at least: who fell out never does."""
+        """Whether an entrant ran in every round that counts, at least two; a failed one didn't."""
         return len(self.rounds.get(name, ())) == self.counted >= 2
 
     @property
     def established(self) -> bool:
-        """Whether the rounds show the objective of every entrant that stands."""
+        """Whether the rounds show the objective for every entrant that stands."""
         return all(
             establishes(self.rounds[n], self.objective) for n in self.rounds if self.stands(n)
         )
 
     @property
     def statistic(self) -> Statistic:
-        """What latencies are compared by: the mean where too few requests show a p99."""
+        """Return the statistic to compare: the mean where too few requests show a p99."""
         return self.objective if self.established else "mean"
 
     def statistic_of(self, name: str) -> Statistic:
-        """What an entrant's latency is compared by: the mean where its median hides what it costs."""
+        """Return the statistic of an entrant: the mean where its median hides its cost."""
         own = self.statistic
         return "mean" if own == "p50" and name in self.uneven else own
 
     def ratio(self, name: str) -> Ratio:
-        """One entrant's latency over the baseline's."""
+        """Return one entrant's latency divided by the baseline's."""
         return paired_ratio(self.rounds[name], self.rounds[BASELINE], self.statistic_of(name))
 
     @property
     def spread(self) -> float:
-        """How far the baseline against itself reaches from 1: no smaller difference is a speed-up."""
+        """Return the baseline's distance from itself; no smaller difference is a speed-up."""
         return self.ratio(AGAIN).spread
 
 
 def dominated(
     standings: Standings, entrants: Mapping[str, Worker], risks: Mapping[str, float]
 ) -> set[str]:
-    """Return who is surely slower than somebody at least as safe, by the objective itself."""
+    """Return entrants that are surely slower than one at least as safe, by the objective itself."""
     if not standings.established:
         return set()
     ratios = {
@@ -137,24 +137,24 @@ def race(
     listen: Callable[[Standings], None] = lambda standings: None,
     probe: Callable[[int], bool] = scales,
 ) -> Standings:
-    """Run rounds until `count` of them count, and on a noisy host more.
+    """Run rounds until `count` of them count, or more on a noisy host.
 
     Args:
-        name: In the journal; rounds of this name that are there already are taken in first.
-        entrants: Name -> worker, BASELINE and AGAIN among them. Whoever falls out is removed; who
-            died before the race was stopped doesn't run in the resumed one.
-        samples: Requests rotate through them.
-        journal: Each round is on disk before the next begins.
-        threads: How many each engine has.
-        count: Rounds wanted, at least.
+        name: Name in the journal; rounds already there under this name are read first.
+        entrants: Name -> worker, including BASELINE and AGAIN. An entrant that fails is removed;
+            one that failed before the race was stopped doesn't run in the resumed race.
+        samples: Samples that requests rotate through.
+        journal: Journal, which has each round on disk before the next begins.
+        threads: Number of threads of each engine.
+        count: Fewest rounds.
         pace: Lengths of the turns.
-        seed: Of the orders.
-        settle: Go on until the A/A spread is no larger, or the rounds are four times as many.
-        objective: What is compared; a p99 that isn't established yet is waited for as long.
+        seed: Seed of the orders.
+        settle: Largest A/A spread to stop at, unless the rounds are four times as many.
+        objective: Statistic to compare; a p99 that isn't established is waited for as long.
         uneven: Entrants to compare by their mean.
-        risks: Entrant -> who is safer; None drops nobody for being slower.
-        listen: Called after each round.
-        probe: Whether the host can run so many threads now.
+        risks: Entrant -> risk, less is safer; with None, no entrant is dropped for being slower.
+        listen: Callback after each round.
+        probe: Predicate: can the host run this many threads now?
 
     Raises:
         NotEstablished: too many rounds were refused.
@@ -192,7 +192,7 @@ def race(
 def _journaled(
     name: str, threads: int, objective: Statistic, journal: Journal
 ) -> tuple[Standings, int]:
-    """What a race came to before it was stopped, and the number of its next round."""
+    """Return the standings of a race that was stopped, and the number of its next round."""
     standings, number = Standings(name, threads, objective=objective), 0
     for event in journal.events("round"):
         if event["race"] == name:
@@ -202,7 +202,7 @@ def _journaled(
 
 
 def _finished(standings: Standings, count: int, settle: float) -> bool:
-    """Whether enough rounds count, and the twins agree or never will."""
+    """Whether enough rounds count, and the twins agree or have had rounds enough to."""
     if standings.counted < max(count, 2):
         return False
     if AGAIN not in standings.rounds:

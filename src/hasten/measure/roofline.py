@@ -1,4 +1,4 @@
-"""The floor: no engine runs these layers on this machine in less. Pure functions of counts and ceilings."""
+"""The floor: the least time in which any engine runs layers on this machine. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.measure.bandwidth import Level
 Bound: TypeAlias = Literal["arithmetic", "bytes", "overhead"]
 
 _NAMED = 3
-"""Layers that a message names."""
+"""Most layers to name in a message."""
 _WIDTH_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i8": 1}
 
 
@@ -22,13 +22,14 @@ class LayerWork:
     """The least that one layer has to do for one request, however it is done.
 
     Attributes:
-        name: Of its ONNX node; of the node's first output where it has none.
-        operator: Of its ONNX node: "Conv", "MatMul", ...
-        operations: A multiply-accumulate is two; products with padding aren't counted. 0 where how
-            many there are can't be told: see `counted`.
-        read: Elements of other layers' outputs that it needs.
-        weights: Elements of constants that it multiplies with, unless a layer before needs them too.
-        written: Elements that it gives.
+        name: Name of its ONNX node, or of the node's first output where the node has none.
+        operator: Operator of its ONNX node: "Conv", "MatMul", ...
+        operations: Number of operations; a multiply-accumulate counts as two, and products with
+            padding aren't counted. 0 where the number is unknown: see `counted`.
+        read: Number of elements that it needs of other layers' outputs.
+        weights: Number of elements of constants that it multiplies with, unless an earlier layer
+            needs them too.
+        written: Number of elements that it outputs.
     """
 
     name: str
@@ -40,26 +41,25 @@ class LayerWork:
 
     @property
     def counted(self) -> bool:
-        """Whether its work is known. Else its shapes can't be told, or its operator isn't known: it may
-        have to do anything."""
+        """Whether its work is known; if its shapes or operator are unknown, it may do anything."""
         return self.operations > 0
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The best that was seen of a machine on so many threads; nothing is promised to reach it.
+    """The best that was seen of a machine on a number of threads; nothing is sure to reach it.
 
-    They are lower bounds on what the machine can do: a neighbour's load while they were taken makes
-    them, and with them every floor, wrong in the same direction. A candidate below its floor says
-    that they were taken too low.
+    Ceilings are lower bounds on what the machine can do: a neighbour's load during the measurement
+    makes them, and with them every floor, wrong in the same direction. A candidate below its floor
+    shows that they were measured too low.
 
     Attributes:
-        threads: How many worked at once. Figures of unlike threads are never mixed.
-        operations_per_s: Precision -> of the fastest engine's fastest kernel; a multiply-accumulate is
-            two. "f32", "i8", and "bf16" where the processor has it.
-        reached_by: Precision -> which engine and kernel that was.
+        threads: Number of threads that worked at once; figures of different numbers don't mix.
+        operations_per_s: Precision -> rate of the fastest engine's fastest kernel, where a
+            multiply-accumulate counts as two; "f32", "i8", and "bf16" if the processor has it.
+        reached_by: Precision -> engine and kernel that reached the rate.
         levels: Caches and memory, nearest first.
-        empty_call_ns: The fastest engine's p50 of a model that hands its one number on.
+        empty_call_ns: Fastest engine's p50, in nanoseconds, of a model that passes one number on.
     """
 
     threads: int
@@ -74,12 +74,12 @@ class LayerFloor:
     """One layer's part of the floor.
 
     Attributes:
-        name: Of its ONNX node.
-        operator: Of its ONNX node.
-        precision: That it was taken in.
-        arithmetic_ns: Its operations at the fastest that the machine does them.
-        bytes_ns: Its reads and writes at the fastest that the machine moves them.
-        activations_ns: The same without its weights.
+        name: Name of its ONNX node.
+        operator: Operator of its ONNX node.
+        precision: Precision that the floor assumes.
+        arithmetic_ns: Time of its operations at the machine's best rate, in nanoseconds.
+        bytes_ns: Time of its reads and writes at the machine's best rate, in nanoseconds.
+        activations_ns: Time of its reads and writes without weights, in nanoseconds.
     """
 
     name: str
@@ -91,12 +91,12 @@ class LayerFloor:
 
     @property
     def floor_ns(self) -> float:
-        """The longer of the two: at best one hides the other."""
+        """Return the longer of arithmetic and bytes, since at best one hides the other."""
         return max(self.arithmetic_ns, self.bytes_ns)
 
     @property
     def binds(self) -> Bound:
-        """Which of the two that is."""
+        """Return which of arithmetic and bytes takes longer."""
         return "arithmetic" if self.arithmetic_ns >= self.bytes_ns else "bytes"
 
 
@@ -105,10 +105,10 @@ class Floor:
     """The least time that one request takes.
 
     Attributes:
-        layers: In order.
-        overhead_ns: Of an empty call.
-        threads: Of the ceilings.
-        uncounted: Layers whose work can't be told. With any, no figure of the whole is given.
+        layers: Floors of the layers, in order.
+        overhead_ns: Time of an empty call, in nanoseconds.
+        threads: Number of threads of the ceilings.
+        uncounted: Names of layers whose work is unknown; with any, there is no floor of the whole.
     """
 
     layers: tuple[LayerFloor, ...]
@@ -118,24 +118,24 @@ class Floor:
 
     @property
     def floor_ns(self) -> float:
-        """All layers one after another, and an empty call.
+        """Return the time of all layers one after another plus an empty call, in nanoseconds.
 
         Raises:
-            CandidateError: it isn't whole.
+            CandidateError: the floor isn't whole.
         """
         self.check_whole()
         return self.overhead_ns + sum(layer.floor_ns for layer in self.layers)
 
     @property
     def whole(self) -> bool:
-        """Whether it says anything of the model: there are layers, and the work of all is known."""
+        """Whether the floor covers the whole model: it has layers, all with known work."""
         return bool(self.layers) and not self.uncounted
 
     def check_whole(self) -> None:
-        """Refuse to let a part of the layers pass for all of them.
+        """Check that a part of the layers doesn't pass for all of them.
 
         Raises:
-            CandidateError: it isn't whole.
+            CandidateError: the floor isn't whole.
         """
         if not self.layers:
             raise CandidateError("the model has no products to count")
@@ -149,7 +149,7 @@ class Floor:
 
     @property
     def parts_ns(self) -> dict[Bound, float]:
-        """How much of the floor each of the three is, of the layers that are counted."""
+        """Return the shares of the floor by what binds, in nanoseconds, over counted layers."""
         parts: dict[Bound, float] = {"arithmetic": 0.0, "bytes": 0.0, "overhead": self.overhead_ns}
         for layer in self.layers:
             parts[layer.binds] += layer.floor_ns
@@ -157,31 +157,33 @@ class Floor:
 
     @property
     def moved_ns(self) -> dict[str, float]:
-        """Layer -> the least time of a step of its own that reads and writes what it does, but for the
-        weights: a conversion."""
+        """Return layer -> least time of a step that only reads and writes its activations.
+
+        A conversion of precision is such a step.
+        """
         return {layer.name: self.overhead_ns + layer.activations_ns for layer in self.layers}
 
     @property
     def binds(self) -> Bound:
-        """What most of the floor is."""
+        """Return what most of the floor consists of."""
         parts = self.parts_ns
         return max(parts, key=lambda bound: parts[bound])
 
     def ratio(self, latency_ns: float, threads: int) -> float:
-        """Return how many times the floor a latency is. Below 1, the ceilings were taken too low.
+        """Return a latency as a multiple of the floor; below 1, the ceilings were measured too low.
 
         Args:
-            latency_ns: A p50.
-            threads: On how many it was taken.
+            latency_ns: Median latency, in nanoseconds.
+            threads: Number of threads that it was measured on.
 
         Raises:
-            InputError: not on as many as the ceilings.
+            InputError: that number isn't the ceilings'.
             CandidateError: the floor isn't whole.
         """
         if threads != self.threads:
             raise InputError(
-                f"a latency on {threads} thread(s) can't be set against ceilings of {self.threads}; "
-                "measure both on as many"
+                f"a latency on {threads} thread(s) can't be compared with ceilings of {self.threads}; "
+                "measure both on the same number"
             )
         return latency_ns / self.floor_ns
 
@@ -189,21 +191,21 @@ class Floor:
         """Return the largest share of a latency that can still be saved, in [0, 1).
 
         Args:
-            latency_ns: A p50.
-            threads: On how many it was taken.
+            latency_ns: Median latency, in nanoseconds.
+            threads: Number of threads that it was measured on.
 
         Raises:
-            InputError: not on as many as the ceilings.
+            InputError: that number isn't the ceilings'.
             CandidateError: the floor isn't whole.
         """
         return max(0.0, 1 - 1 / self.ratio(latency_ns, threads))
 
 
 def precisions(layers: Iterable[LayerTime]) -> dict[str, str]:
-    """Return ONNX node -> the precision that its arithmetic was really executed in.
+    """Return ONNX node -> precision in which its arithmetic was really executed.
 
     A node that was split into several steps has the narrowest of theirs. Nodes that the runtime's
-    names don't lead back to are missing.
+    names can't be traced to are missing.
     """
     found: dict[str, str] = {}
     for layer in layers:
@@ -224,19 +226,19 @@ def floor(
 ) -> Floor:
     """Return the least time that these layers can take on this machine.
 
-    A layer takes its operations at the best rate seen, or its bytes at the best rate seen,
-    whichever is longer. Bytes come from the nearest cache as far as it holds them, the rest from the
-    next: a layer's activations as if they alone used the caches, and weights as if all weights
-    alone did. Activations count at the narrowest precision that is used anywhere, since runtimes
-    convert as they store.
+    A layer takes the longer of its operations and its bytes, each at the best rate seen. Bytes come
+    from the nearest cache as far as it holds them, and the rest from the next. A layer's
+    activations count as if they alone used the caches, and weights as if all weights alone did.
+    Activations count at the narrowest precision that is used anywhere, since runtimes convert as
+    they store.
 
     Args:
-        work: The original model's layers.
-        ceilings: Of the machine, on as many threads as the candidate's.
-        precision_of: Layer -> the precision of its arithmetic, of one candidate. Layers that are
-            missing count as done in the fastest precision of those that are there. By default, all
-            in the fastest that the machine has: what could be reached at all.
-        stored_bytes: What the candidate keeps on disk: its weights can't be more.
+        work: Layers of the original model.
+        ceilings: Ceilings of the machine, on as many threads as the candidate's.
+        precision_of: Layer -> precision of its arithmetic in a candidate. Missing layers count in
+            the fastest precision among those present. By default all layers count in the machine's
+            fastest: the least that could be reached at all.
+        stored_bytes: Size of the candidate on disk, which its weights can't exceed.
 
     Source: the roofline model, Williams, Waterman and Patterson, CACM 52:4 (2009).
     """
@@ -269,8 +271,8 @@ def transfer_ns(size_bytes: float, levels: Sequence[Level]) -> float:
     """Return the least time to move bytes of which each level holds as many as it can.
 
     Args:
-        size_bytes: In all.
-        levels: Nearest first; one without a size holds the rest.
+        size_bytes: Number of bytes in all.
+        levels: Levels, nearest first; one without a size holds the rest.
     """
     elapsed_s, left = 0.0, float(size_bytes)
     for i, level in enumerate(levels):
@@ -282,7 +284,7 @@ def transfer_ns(size_bytes: float, levels: Sequence[Level]) -> float:
 
 
 def _rate(precision: str, ceilings: Ceilings) -> float:
-    """Operations per second; of a precision that wasn't measured the fastest of all."""
+    """Return operations per second; an unmeasured precision has the fastest rate of all."""
     rates = ceilings.operations_per_s
     return rates.get(precision) or max(rates.values())
 
@@ -292,5 +294,5 @@ def _fastest(used: Iterable[str], ceilings: Ceilings) -> str:
 
 
 def _width_bytes(precision: str) -> int:
-    """Bytes of one element; 1, the least, of a precision that isn't known."""
+    """Return the bytes of one element; an unknown precision has the least, 1."""
     return _WIDTH_BYTES.get(precision, 1)

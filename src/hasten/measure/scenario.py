@@ -1,8 +1,8 @@
-"""The scenarios of a load generator: what is asked of open sessions, and what came back.
+"""Scenarios of a load generator: the requests sent to open sessions, and their results.
 
 They are MLCommons' (Reddi et al., MLPerf Inference Benchmark, ISCA 2020, section IV): SingleStream
-asks the next request once the last is answered, Server asks at random times whatever is still
-unanswered, Offline asks everything at once.
+sends the next request once the last is answered, Server sends at random times whatever is still
+unanswered, and Offline sends everything at once.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from hasten.measure.intervals import binomial_cdf
 Scenario: TypeAlias = Literal["single-stream", "server", "offline"]
 Run: TypeAlias = Callable[[Request], Any]
 QUANTILE = 0.99
-"""Of the latencies that a bound holds for."""
+"""Quantile of the latencies that a bound holds for."""
 CONFIDENCE = 0.99
-"""That it does, as LoadGen has it."""
+"""Confidence that the bound holds, the same as LoadGen's."""
 LONGEST_RUN_S = 600.0
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What is asked of the sessions.
+    """The requests to send to the sessions.
 
     Attributes:
-        scenario: In which way.
-        requests: How many, at least.
-        duration_s: How long, at least.
-        rate_per_s: Of the arrivals in a server's scenario; else how many are likely answered.
-        bound_ns: Of a server's latencies; 0 for none.
-        seed: Of the arrivals.
+        scenario: Scenario of the requests.
+        requests: Fewest requests.
+        duration_s: Shortest duration, in seconds.
+        rate_per_s: Rate of arrivals in the server scenario; else the rate of answers to expect.
+        bound_ns: Bound on latency in the server scenario, in nanoseconds; 0 for none.
+        seed: Seed of the arrivals.
     """
 
     scenario: Scenario
@@ -49,25 +49,26 @@ class Offer:
 
     @property
     def count(self) -> int:
-        """How many requests its duration and its rate come to."""
+        """Return the number of requests that the duration and the rate require."""
         return max(self.requests, round(self.duration_s * self.rate_per_s))
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one run under load came to.
+    """The result of one run under load.
 
     Attributes:
-        offer: What was asked.
-        requests: How many were answered.
-        throughput_per_s: Answered in a second.
-        mean_ns: Of the latencies; in a server's scenario from when a request was due.
-        p50_ns: The same.
-        p90_ns: The same.
-        p99_ns: The same.
-        over_bound: How many took longer than the bound.
-        holds: Whether at most 1% do, with 99% confidence were they independent; False without one.
-        latency_ns: Every request's latency, in order.
+        offer: Requests that were to be sent.
+        requests: Number of requests answered.
+        throughput_per_s: Requests answered per second.
+        mean_ns: Mean latency in nanoseconds, in the server scenario from when a request was due.
+        p50_ns: Median latency in nanoseconds, measured like the mean.
+        p90_ns: 90th percentile of the latency in nanoseconds, measured like the mean.
+        p99_ns: 99th percentile of the latency in nanoseconds, measured like the mean.
+        over_bound: Number of requests that took longer than the bound.
+        holds: Whether at most 1% take longer, with 99% confidence if requests are independent;
+            False without a bound.
+        latency_ns: Latency of every request, in order.
     """
 
     offer: Offer
@@ -83,7 +84,7 @@ class Load:
 
 
 def check_bound(seconds: float | None, name: str = "latency bound") -> None:
-    """Check a bound or a duration in seconds; None is none.
+    """Check a bound or a duration in seconds; None is allowed.
 
     Raises:
         InputError: it is out of range.
@@ -95,7 +96,7 @@ def check_bound(seconds: float | None, name: str = "latency bound") -> None:
 
 
 def load_of(offer: Offer, latency_ns: Sequence[int], elapsed_ns: int) -> Load:
-    """Derive what a run came to from its latencies, each quantile as LoadGen takes it."""
+    """Derive a run's result from its latencies, with quantiles defined as LoadGen does."""
     ordered = np.sort(np.asarray(latency_ns, np.float64))
     n = len(ordered)
     p50, p90, p99 = (float(ordered[int(n * q)]) for q in (0.5, 0.9, QUANTILE))
@@ -115,9 +116,9 @@ def load_of(offer: Offer, latency_ns: Sequence[int], elapsed_ns: int) -> Load:
 
 
 def rarely_over(over: int, count: int) -> bool:
-    """Whether so few of so many show that at most 1% are over, with 99% confidence.
+    """Whether `over` of `count` show that at most 1% are over, with 99% confidence.
 
-    It takes 459 requests, none of them over; 662 with one.
+    That takes 459 requests if none is over, and 662 if one is.
 
     Source: LoadGen's early stopping: P(Binomial(count, 0.01) <= over) <= 0.01.
     """
@@ -125,7 +126,7 @@ def rarely_over(over: int, count: int) -> bool:
 
 
 def shows_p99(load: Load) -> bool:
-    """Whether a run has requests enough for a p99: 662, as LoadGen asks of an estimate."""
+    """Whether a run has enough requests for a p99: 662, as LoadGen requires for an estimate."""
     return rarely_over(1, load.requests)
 
 
@@ -135,13 +136,13 @@ def highest_rate(
     """Find the highest rate at which a bound holds, by bisection.
 
     Args:
-        capacity_per_s: What the sessions answer where they are never idle: a higher rate has no end.
-        holds: Tries a rate.
-        tries: How many, each halving what is open.
-        least_per_s: Lower rates aren't tried.
+        capacity_per_s: Rate of answers of sessions that are never idle; a higher rate has no end.
+        holds: Function that tries a rate.
+        tries: Number of tries, each of which halves the open interval.
+        least_per_s: Lowest rate to try.
 
     Returns:
-        The highest that held; None where none did.
+        The highest rate that held; None where none did.
     """
     low, high = 0.0, capacity_per_s
     for _ in range(tries):
@@ -154,16 +155,16 @@ def highest_rate(
 
 @dataclass(frozen=True)
 class LoadTest:
-    """How a bundle did in a scenario.
+    """The result of a bundle in one scenario.
 
     Attributes:
-        scenario: Which.
-        load: The figures, from a run of its own; None where no rate met the bound.
-        tries: In a server's scenario the rates that were tried before, without raw latencies.
-        threads: Of each session.
-        sessions: How many answered side by side.
-        requests: Where the requests are from: the data, the bundle, or made up.
-        notes: What the reader should know besides.
+        scenario: Name of the scenario.
+        load: Figures from a run of their own; None where no rate met the bound.
+        tries: Rates tried before in the server scenario, without raw latencies.
+        threads: Number of threads of each session.
+        sessions: Number of parallel sessions.
+        requests: Origin of the requests: the data, the bundle, or made up.
+        notes: Further notes for the reader.
     """
 
     scenario: Scenario
@@ -176,7 +177,7 @@ class LoadTest:
 
 
 def in_words(test: LoadTest) -> list[str]:
-    """What a load test came to, in a few lines; no line calls it an MLPerf result."""
+    """Describe a load test in a few lines, none of which calls it an MLPerf result."""
     load = test.load
     if load is None:
         lowest = min(test.tries, key=lambda one: one.offer.rate_per_s)
@@ -203,13 +204,13 @@ def _figures(load: Load) -> str:
         return f"single-stream: p90 {p90}, p50 {p50}, p99 {shown} ({n})"
     return (
         f"server: {offer.rate_per_s:,.4g} requests a second, at random times, with 99% within "
-        f"{offer.bound_ns / 1e6:g} ms (99% confident were they independent; {n}: "
+        f"{offer.bound_ns / 1e6:g} ms (99% confident if they are independent; {n}: "
         f"{load.over_bound} over); p50 {p50}, p99 {p99}"
     )
 
 
 def load_record(test: LoadTest) -> dict[str, Any]:
-    """Return what a bundle keeps of a load test: its figures, and the same in words."""
+    """Return a bundle's record of a load test: its figures, as numbers and in words."""
     load = test.load
     figures = {} if load is None else to_record(load) | {"latency_ns": []}
     return {"scenario": test.scenario, "said": in_words(test), "figures": figures}

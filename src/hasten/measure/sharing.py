@@ -1,4 +1,4 @@
-"""How sessions that answer side by side in one process share its threads."""
+"""Divisions of a process's threads among sessions that answer in parallel."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ E = TypeVar("E", bound=Engine)
 
 @dataclass(frozen=True)
 class Sharing:
-    """One way of sharing.
+    """One division of threads among sessions.
 
     Attributes:
-        threads: Of each session's engine.
-        sessions: How many answer side by side.
+        threads: Number of threads of each session's engine.
+        sessions: Number of parallel sessions.
     """
 
     threads: int
@@ -24,7 +24,7 @@ class Sharing:
 
     @property
     def busy(self) -> int:
-        """How many threads work at once."""
+        """Return the number of threads that work at once."""
         return self.threads * self.sessions
 
     def __str__(self) -> str:
@@ -32,11 +32,11 @@ class Sharing:
 
 
 def sharings(threads: int, own: int | None = None) -> list[Sharing]:
-    """Return the ways to share: all threads for one session, halves, quarters, ..., one each.
+    """Return the divisions of threads: all for one session, halves, quarters, ..., one each.
 
     Args:
-        threads: How many there are.
-        own: How many the engine asks for itself, where it does: as it is comes first.
+        threads: Number of threads to divide.
+        own: Number of threads that the engine asks for itself; that division comes first.
     """
     each = [threads >> halvings for halvings in range(threads.bit_length())]
     as_it_is = [Sharing(own, 1)] if own is not None and own < threads else []
@@ -44,10 +44,10 @@ def sharings(threads: int, own: int | None = None) -> list[Sharing]:
 
 
 def on_share(engine: E, share: Sharing, threads: int) -> E:
-    """Return an engine's settings on one share of so many threads.
+    """Return an engine's settings for one share of the threads.
 
-    What is bound to processors stays so only where one session has them all: others would be
-    bound to the same ones.
+    Threads bound to processors stay bound only where one session has them all: several sessions
+    would be bound to the same processors.
     """
     return engine.on_threads(share.threads, alone=share == Sharing(threads, 1))
 

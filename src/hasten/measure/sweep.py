@@ -1,4 +1,4 @@
-"""Takes a curve: every point in turns with the others, so that what slows the host hits all alike."""
+"""Measurement of a curve: all points take turns, so that what slows the host hits all alike."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ ROUNDS = 8
 PACE = Pace(at_least=2, at_most=500)
 _LARGEST = 32
 _LEAST_ROUNDS = 3
-"""Of which a batch must leave the time for, or it is left out; two of them must count."""
+"""Rounds that a batch must leave time for, or it is left out; two of them must count."""
 _BYTES = 64 << 20
-"""Of one request and its answer, at most."""
+"""Most bytes of one request and its answer."""
 _MOST_REQUESTS = 64
 
 
 @dataclass
 class _Way:
-    """A way of sharing the threads, and the process that has its sessions open, if one does."""
+    """A division of the threads, and the process that has its sessions open, if there is one."""
 
     share: Sharing
     worker: Worker | None = None
@@ -71,23 +71,28 @@ def sweep(
 ) -> tuple[list[CurvePoint], list[str]]:
     """Measure latency and throughput by batch, and by threads times sessions.
 
-    Batches are 1, 2, 4, ... as far as the model's batch axis is open, the time lasts and a request
-    with its answer takes at most 64 MiB. Sessions share one process, each with a thread that asks
-    again once it is answered, as in a server. It is about speed and says nothing of a certificate.
+    Batches are 1, 2, 4, ... as far as the model's batch axis is open, the time lasts, and a request
+    with its answer takes at most 64 MiB. Sessions share one process, and each has a thread that
+    sends the next request once the last is answered, as in a server. The result is about speed
+    alone, and not part of a certificate.
 
     Args:
-        bench: Where workers run; its target has the threads to share, its memory is shared too.
-        engine: What runs the artifact.
-        artifact: What is asked.
-        samples: Requests are stacked of them.
-        budget_s: How long it may take, in seconds; one request more where that is slow.
-        rounds: How many turns each point gets, at most.
+        bench: Bench that runs the workers, whose threads and memory are shared among them.
+        engine: Engine that runs the artifact.
+        artifact: Artifact to measure.
+        samples: Samples that requests are stacked from.
+        budget_s: Time for the sweep, in seconds; a slow model may take one request more.
+        rounds: Most turns of each point.
         pace: Lengths and limits of a turn.
-        seed: Of the orders.
-        listen: Told the round and of how many.
-        probe: Whether so many threads get their cores now: a turn on several counts only then.
-        usable: How many of so many are worth trying.
+        seed: Seed of the orders.
+        listen: Callback that receives the number of the round and of all rounds.
+        probe: Predicate: does the host give this many threads their cores now? A turn on several
+            threads counts only then.
+        usable: Function from a number of threads to the number worth trying.
         clock_s: Monotonic clock, in seconds.
+
+    Returns:
+        The points, and the reasons why others are missing.
 
     Returns:
         The points, and why others are missing.
@@ -144,14 +149,14 @@ class _Sweep:
         for batch in self._batches():
             for way in list(opened):
                 if not self._looked(way, batch):
-                    opened.remove(way)  # what is larger fails too
+                    opened.remove(way)  # larger batches would fail too
 
     def _batches(self) -> Iterator[int]:
         only = batch_sizes(self.artifact)
         yield from only or [1 << power for power in range(_LARGEST.bit_length())]
 
     def _looked(self, way: _Way, batch: int) -> bool:
-        """Ask once; return whether twice the batch may be tried too."""
+        """Send one request; return whether twice the batch may be tried too."""
         before = [p.request_ns for p in self.found if p.way is way]
         first = self.found[0].request_ns if self.found else 0
         if not self._fits(2 * before[-1] if before else first, looks=2):
@@ -174,7 +179,7 @@ class _Sweep:
         return bool(2 * bytes_ <= _BYTES)
 
     def _fits(self, request_ns: int, looks: int = 0) -> bool:
-        """Whether the rounds still get their time if one more point with such requests joins."""
+        """Whether the rounds still fit in the time if one more point with such requests joins."""
         turns_ns = [self._turn_ns(p.request_ns) for p in self.found] + [self._turn_ns(request_ns)]
         need_ns = looks * request_ns + _LEAST_ROUNDS * sum(turns_ns)
         return self.clock_s() + need_ns / 1e9 <= self.end_s
@@ -184,7 +189,7 @@ class _Sweep:
         return warmup_ns + max(self.pace.block_ns, self.pace.at_least * request_ns)
 
     def _warmup_ns(self, request_ns: int) -> int:
-        """A request that takes as long as ten warm-ups needs none: what is cold hardly counts."""
+        """Return the warm-up; a request as long as ten of them needs none: cold hardly counts."""
         return self.pace.warmup_ns if request_ns < 10 * self.pace.warmup_ns else 0
 
     # -- take: rounds in random order
@@ -219,7 +224,7 @@ class _Sweep:
         try:
             return self._drive(
                 point,
-                first=number * 61,  # another stretch of the samples in each round, the same for all
+                first=number * 61,  # other samples in each round, but the same for all points
                 warmup_ns=self._warmup_ns(point.request_ns),
                 block_ns=self.pace.block_ns,
                 at_least=self.pace.at_least,
@@ -230,7 +235,7 @@ class _Sweep:
             return None
 
     def points(self) -> list[CurvePoint]:
-        """What was measured, in at least two turns that count."""
+        """Return the points that were measured in at least two turns that count."""
         for point in self.found:
             if len(point.rounds) < 2:
                 why = (
@@ -271,7 +276,7 @@ class _Sweep:
             worker.sleep()
 
     def _worker(self, way: _Way) -> Worker:
-        """Return a way's process; a new one where what was asked last was the end of it."""
+        """Return the process of a division; a new one where the last command ended the old."""
         if way.worker is None or not way.worker.alive:
             if way.worker is not None:
                 way.worker.kill()

@@ -15,28 +15,28 @@ from hasten.measure.scenario import LONGEST_RUN_S, Load, Offer, Scenario, highes
 _CAPACITY_NS = 1_000_000_000
 _REQUESTS = {"single-stream": 100, "server": 1000, "offline": 100}
 _LEAST = 500
-"""Of a server's requests, where a thousand would take longer than half a minute: 459 show something."""
+"""Fewest requests of the server scenario where 1000 would take over half a minute; 459 suffice."""
 _LONGEST_S = 30.0
 _SLOWEST_PER_S = 5.0
-"""Lower rates aren't tried: they would take minutes each."""
+"""Lowest rate to try; lower ones would take minutes each."""
 _TRIES = 6
 _LOWER = (1.0, 0.95, 0.9, 0.8)
-"""What of the best rate is tried anew, until one holds: the best of a few tries was lucky too."""
+"""Shares of the best rate to try anew until one holds, since the best of a few tries was lucky."""
 _SLACK = 4.0
-"""How many times as long as foretold a run may take before its worker counts as hung."""
+"""Factor on the expected time of a run after which its worker counts as hung."""
 
 
 @dataclass
 class Generator:
-    """Who asks one worker's sessions, run after run.
+    """Sends requests to one worker's sessions, run after run.
 
     Attributes:
-        worker: With open sessions.
-        samples: What is asked, rotated through.
-        scenario: In which way.
-        duration_s: Of each run, at least.
-        listen: Told of each run.
-        tries: Of a server's scenario the rates that were tried, without raw latencies.
+        worker: Worker with open sessions.
+        samples: Samples that requests rotate through.
+        scenario: Scenario of the runs.
+        duration_s: Shortest duration of each run, in seconds.
+        listen: Callback that receives each run's result.
+        tries: Rates tried in the server scenario, without raw latencies.
     """
 
     worker: Worker
@@ -51,14 +51,14 @@ class Generator:
 
     @property
     def likely_s(self) -> float:
-        """About how long its runs take together: a server's are several, at half the load."""
+        """Return about how long the runs take together; the server's are several, at half load."""
         if self.scenario != "server":
             return max(self.duration_s, _REQUESTS[self.scenario] / self._capacity_per_s)
         each_s = min(_LONGEST_S, 2 * _REQUESTS[self.scenario] / self._capacity_per_s)
         return (_TRIES + 2) * max(self.duration_s, each_s, 2 * _LEAST / self._capacity_per_s)
 
     def once(self, seed: int) -> Load:
-        """One run."""
+        """Take one run."""
         return self._run(
             Offer(
                 self.scenario,
@@ -83,8 +83,10 @@ class Generator:
             self.tries.append(replace(load, latency_ns=()))
             return load.holds
 
-        tries = _TRIES if self._quickest_ns <= bound_ns else 1  # what none meets, one try shows
-        least_per_s = min(_SLOWEST_PER_S, self._capacity_per_s / 2)  # one is always tried
+        tries = (
+            _TRIES if self._quickest_ns <= bound_ns else 1
+        )  # if none can meet it, one try shows it
+        least_per_s = min(_SLOWEST_PER_S, self._capacity_per_s / 2)  # so that one is always tried
         rate_per_s = highest_rate(self._capacity_per_s, holds, tries, least_per_s)
         if rate_per_s is None:
             return None
@@ -109,10 +111,10 @@ class Generator:
         return load
 
     def _capacity(self) -> tuple[float, int]:
-        """How many requests all sessions answer in a second, where each asks again at once.
+        """Return how many requests the sessions answer per second if each is never idle.
 
         Returns:
-            That, and the shortest latency seen.
+            The rate, and the shortest latency seen, in nanoseconds.
         """
         record = self.worker.ask(
             "drive",

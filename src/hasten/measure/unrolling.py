@@ -1,4 +1,4 @@
-"""A graph whose branches and loops stand in place: the nodes that one request executed, one list."""
+"""Graphs with branches and loops unrolled into one list of the nodes that a request executed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Unrolled:
-    """Nodes in the order of execution, each once however often it ran; no two tensors share a name.
+    """Nodes in the order of execution, each listed once; no two tensors share a name.
 
     Attributes:
-        nodes: A node that held inner graphs has none any more where a node in them was executed.
-        initializers: Constants of the outer graph and of inner ones -> their shapes.
+        nodes: Executed nodes; a node with inner graphs has lost them if a node in them ran.
+        initializers: Constants of the outer graph and of inner graphs -> their shapes.
     """
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -26,12 +26,12 @@ class Unrolled:
 def unrolled(graph: onnx.GraphProto, executed: Collection[str]) -> Unrolled:
     """Put the executed nodes of inner graphs before the node that holds these.
 
-    What a loop's body takes is given by a node of the loop's type and domain, so that it doesn't
-    count as constant; what a body gives is among the inputs of the node that held it.
+    A node of the loop's type and domain supplies the inputs of a loop's body, so that they don't
+    count as constant. The outputs of a body are among the inputs of the node that held it.
 
     Args:
-        graph: The names of its nodes, inner graphs' too, are unlike.
-        executed: Names of the nodes that were executed; none where that isn't known.
+        graph: Graph in which all nodes, those of inner graphs too, have different names.
+        executed: Names of the nodes that were executed; empty where that is unknown.
     """
     found = Unrolled()
     _unroll(graph, executed, {}, found)
@@ -72,9 +72,9 @@ def _unroll_bodies(
     names: Mapping[str, str],
     found: Unrolled,
 ) -> None:
-    """Put each body that ran in place, and what held them after it.
+    """Put each body that ran in place, and after it the node that held it.
 
-    Where none ran, the node keeps them: the runtime may have replaced all their nodes by others.
+    Where none ran, the node keeps its bodies: the runtime may have replaced all their nodes.
     """
     import onnx
 
@@ -97,7 +97,7 @@ def _unroll_bodies(
 
 
 def _own_names(body: onnx.GraphProto, prefix: str) -> dict[str, str]:
-    """Return names for what a body defines that nothing else has."""
+    """Return unique names for everything that a body defines."""
     own = [*(t.name for t in body.initializer), *(value.name for value in body.input)]
     own += [name for node in body.node for name in node.output if name]
     return {name: f"{prefix}{name}" for name in own}

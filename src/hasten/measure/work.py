@@ -1,4 +1,4 @@
-"""What a model's layers have to do at the least, counted from its graph: operations and elements."""
+"""The least work of a model's layers, counted from its graph: operations and elements."""
 
 from __future__ import annotations
 
@@ -23,36 +23,35 @@ if TYPE_CHECKING:
     import onnx
 
 _SMALL = 1024
-"""A constant of at most so many elements may be a shape that others follow from."""
+"""Most elements of a constant that may be a shape from which others follow."""
 _VALUES = ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data")
 _REQUEST_ALONE = ("Constant", "Shape", "Size")
-"""Operators whose output a settled request settles, whatever its values."""
+"""Operators whose output depends only on the request's shapes, not on its values."""
 _RECURRENT = ("DynamicQuantizeLSTM", "GRU", "LSTM", "RNN")
 _LENGTHS = 4
-"""Where a recurrent node takes the sequences' lengths."""
+"""Position of the sequences' lengths among a recurrent node's inputs."""
 
 
 def work(model: Model, request: Tensors) -> tuple[LayerWork, ...]:
-    """Count the work of every layer that does arithmetic, in order; the others cost nothing.
+    """Count the work of every layer that does arithmetic, in order; other layers cost nothing.
 
-    Activations, normalizations, pooling, copies and changes of shape can be done on the way by the
-    layer before or after, so a lower bound takes them as done. Layers that don't depend on the
-    inputs' values, or that no output depends on, needn't be run at all. The scores of attention
-    needn't be stored: kernels that fuse it keep them. A layer in a loop's body counts as often as
-    the request runs it; one in a branch that the request doesn't take doesn't count.
+    Activations, normalizations, pooling, copies and changes of shape can be done on the way by a
+    neighbouring layer, so a lower bound ignores them. Layers that don't depend on the inputs'
+    values, or that no output depends on, need not run at all. Attention's scores need not be
+    stored, since kernels that fuse it keep them. A layer in a loop's body counts as often as the
+    request runs it; one in a branch that the request doesn't take doesn't count.
 
-    Where the file's shapes don't tell, ONNX Runtime answers the request and tells them.
+    Where the file doesn't determine the shapes, ONNX Runtime answers the request and reports them.
 
     Args:
-        model: An ONNX model with its request settled.
-        request: One request by input name, of the shapes in `model.request`.
+        model: ONNX model with its request settled.
+        request: One request by input name, with the shapes in `model.request`.
 
     Returns:
-        Layers with products, and those of which it isn't known how many they have: see
-        `LayerWork.counted`.
+        Layers with products, and layers with an unknown number of them: see `LayerWork.counted`.
 
     Raises:
-        InputError: it isn't ONNX, or its request isn't settled.
+        InputError: the model isn't ONNX, or its request isn't settled.
     """
     if model.format != "onnx":
         raise InputError(f"work is counted in an ONNX model; got one of format {model.format!r}")
@@ -61,7 +60,7 @@ def work(model: Model, request: Tensors) -> tuple[LayerWork, ...]:
     graph = _inferred(proto, settled, model.path.parent)
     layers = tuple(_Graph(graph, names, {}).layers())
     if not all(layer.counted for layer in layers):
-        with contextlib.suppress(CandidateError):  # then what isn't known is said to be so
+        with contextlib.suppress(CandidateError):  # then those layers stay uncounted
             whole, _ = _identified(read(model.path))
             seen = executions(whole, model, request)
             layers = tuple(_Graph(graph, names, seen).layers())
@@ -69,10 +68,10 @@ def work(model: Model, request: Tensors) -> tuple[LayerWork, ...]:
 
 
 def _identified(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Give every node a name that no other has, in place of calls to functions those functions' nodes.
+    """Give every node a name of its own, and replace calls to functions by the functions' nodes.
 
     Returns:
-        The model; and each node's new name -> the one that it has in the file.
+        The model; and each node's new name -> its name in the file.
     """
     from onnx import inliner
 
@@ -98,7 +97,7 @@ def _inferred(
 ) -> onnx.GraphProto:
     """Fill in the shapes that follow from one request, and drop the large weights.
 
-    Where they contradict each other, those that the file says of its inputs are all that is there.
+    If the shapes contradict each other, only those that the file states for its inputs remain.
     """
     import onnx
     from onnx import external_data_helper
@@ -117,7 +116,7 @@ def _inferred(
                 dims.add().dim_value = size
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
-    del proto.graph.value_info[:]  # it may have the names of dimensions that are settled now
+    del proto.graph.value_info[:]  # it may have names of dimensions that are settled now
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     except Exception:  # its C++ part raises several kinds
@@ -125,12 +124,12 @@ def _inferred(
 
 
 class _Graph:
-    """A graph: its shapes, what depends on its inputs, what its outputs depend on.
+    """A graph with its shapes, what depends on its inputs, and what its outputs depend on.
 
     Args:
-        graph: The names of its nodes, inner graphs' too, are unlike.
+        graph: Graph in which all nodes, those of inner graphs too, have different names.
         names: Node -> its name in the file.
-        seen: Node -> its executions for one request; empty where none was watched.
+        seen: Node -> its executions for one request; empty where none was observed.
     """
 
     def __init__(
@@ -187,7 +186,7 @@ class _Graph:
         return LayerWork(name, node.op_type, operations, sum(read.values()), weights, written)
 
     def _counts(self, node: onnx.NodeProto) -> list[Count] | None:
-        """Count a product, once for each execution; None where its shapes aren't known or don't tell."""
+        """Count a product, once per execution; return None where its shapes don't determine it."""
         import onnx
 
         recurrent = node.op_type in _RECURRENT
@@ -202,7 +201,7 @@ class _Graph:
         return known if len(known) == len(counts) else None
 
     def _met(self, node: onnx.NodeProto) -> list[tuple[tuple[Shape, ...], Shape]]:
-        """Return what each execution of a product multiplied and gave; nothing where that isn't known."""
+        """Return the operands' and output's shapes of each execution; empty where unknown."""
         there = [name for name in node.input if name]
         operands, output = _operands(node), _first(node)
         executions = self._seen.get(node.name, ())
@@ -217,7 +216,7 @@ class _Graph:
 
     @cached_property
     def _constants(self) -> dict[str, frozenset[str]]:
-        """Tensors that don't depend on the inputs -> the initializers and constants behind them."""
+        """Return tensors that don't depend on inputs -> initializers and constants behind them."""
         found = {name: frozenset([name]) for name in self._initializers}
         for node in self._nodes:
             names = [name for name in node.input if name]
@@ -232,7 +231,7 @@ class _Graph:
 
     @cached_property
     def _live(self) -> set[str]:
-        """Tensors that an output depends on."""
+        """Return the tensors that an output depends on."""
         needed = set(self._outputs)
         for node in reversed(self._nodes):
             if needed.intersection(node.output):
@@ -241,9 +240,10 @@ class _Graph:
 
     @cached_property
     def _kept(self) -> dict[str, set[str]]:
-        """A product's output -> its operands that were never stored: attention's scores.
+        """Return a product's output -> those of its operands that are never stored.
 
-        They are what a product of two activations gives to another, whatever is done on the way.
+        They are attention's scores: what one product of two activations passes on to another,
+        whatever is done on the way.
         """
         found: dict[str, set[str]] = {}
         for node in filter(_multiplies, self._nodes):
@@ -254,18 +254,18 @@ class _Graph:
 
     @cached_property
     def _passed_on(self) -> set[str]:
-        """What products give that goes into a `_kept` operand."""
+        """Return the products' outputs that go into a `_kept` operand."""
         operands = {name for kept in self._kept.values() for name in kept}
         return {_first(node) for name in operands for node in self._mixed(name)}
 
     def _mixes(self, node: onnx.NodeProto) -> bool:
-        """Whether a product is one of activations alone."""
+        """Whether a product multiplies activations only."""
         return node.op_type in ("MatMul", "Einsum") and not any(
             name in self._constants for name in _operands(node)
         )
 
     def _mixed(self, name: str) -> list[onnx.NodeProto]:
-        """Return the products of activations that a tensor was made of, with no other product between."""
+        """Return the products of activations that a tensor was made from directly."""
         found, seen, left = [], {name}, [name]
         while left:
             node = self._makers.get(left.pop())
@@ -288,14 +288,14 @@ def _settled_shape(value: onnx.ValueInfoProto) -> Shape | None:
 
 
 def _operands(node: onnx.NodeProto) -> list[str]:
-    """Return what a product multiplies; "" for what it lacks."""
+    """Return the names of a product's operands; "" for one that it lacks."""
     operator = operator_of(node.domain, node.op_type)
     places = operator.inputs if operator else ()
     return [(*node.input, "", "", "", "")[i] for i in places] or list(node.input)
 
 
 def _first(node: onnx.NodeProto) -> str:
-    """Return the first of what a node gives; it may lack those before."""
+    """Return a node's first output that exists."""
     return next(filter(None, node.output), "")
 
 
@@ -304,6 +304,6 @@ def _multiplies(node: onnx.NodeProto) -> bool:
 
 
 def _free(node: onnx.NodeProto) -> bool:
-    """Whether all that a node does can be done on the way: no product, in no inner graph."""
+    """Whether a node can be computed on the way: it has no product, nor do its inner graphs."""
     inner = (one for graph in inner_graphs(node) for one in graph.node)
     return free(node.domain, node.op_type) and all(map(_free, inner))

@@ -1,4 +1,4 @@
-"""From a candidate to an open worker: transform once, build, open, answer; each in its own process."""
+"""Steps from a candidate to an open worker: transform, build, open, answer; each in a process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from hasten.measure.roofline import LayerWork
 from hasten.passes.base import Pass, Skipped
 
 CHUNK = 64
-"""Samples answered before the parent reads the outputs, at most: what bounds both sides' memory."""
+"""Most samples to answer before the parent reads the outputs, to bound the memory of both sides."""
 CHUNK_BYTES = 64 << 20
-"""The same in bytes of outputs; never less than one sample."""
+"""Most bytes of outputs before the parent reads them, but at least one sample."""
 REQUESTS = 12
-"""Of one profile."""
+"""Number of requests of one profile."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class OpenWorker:
     """A worker with an open session.
 
     Attributes:
-        worker: Its process.
-        artifact: What it has open.
-        properties: What the engine says that it does.
+        worker: Process with the session.
+        artifact: Artifact that it has open.
+        properties: Properties that the engine reports.
     """
 
     worker: Worker
@@ -53,16 +53,16 @@ class OpenWorker:
 
 @dataclass
 class Bench:
-    """Where built models answer, each in a process of its own. The caller ends the workers.
+    """Runs built models, each in a process of its own; the caller ends the workers.
 
     Attributes:
         folder: Work folder.
-        target: The device.
-        limit_s: Most time that one step may take.
+        target: Device to run on.
+        limit_s: Longest time of one step, in seconds.
         memory_bytes: Most memory that one process may hold.
-        chunk: How many samples are answered at once.
-        original: The ONNX file that all was made of, whose nodes a profile names; None where it
-            isn't known.
+        chunk: Number of samples answered at once.
+        original: Path of the ONNX file that everything was made from, whose nodes a profile names;
+            None where it is unknown.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class Bench:
 
     @property
     def log(self) -> Path:
-        """What the runtimes printed."""
+        """Return the path of the file with the runtimes' output."""
         return self.folder / "workers.log"
 
     def open_built(
@@ -83,14 +83,14 @@ class Bench:
         """Open an artifact in a new process.
 
         Args:
-            engine: What runs it.
-            artifact: What is opened.
-            sessions: How many sessions, side by side.
-            fresh: Whether the process is a fresh interpreter, as figures that are quoted need;
-                see `Worker`.
+            engine: Engine that runs the artifact.
+            artifact: Artifact to open.
+            sessions: Number of parallel sessions.
+            fresh: Whether the process is a fresh interpreter, as published figures need; see
+                `Worker`.
 
         Raises:
-            CandidateError: the engine can't, or its process died.
+            CandidateError: the engine can't open it, or its process died.
         """
         worker = Worker(self.log, self.memory_bytes, fresh=fresh)
         try:
@@ -125,12 +125,12 @@ class Bench:
         return from_record(Artifact, built)
 
     def estimate(self, engine: Engine, artifact: Artifact, folder: Path) -> Estimate:
-        """Ask a device's own tools about an artifact, in a process that ends with it.
+        """Have a device's own tools estimate an artifact, in a process that ends with it.
 
         Args:
-            engine: Whose it is.
-            artifact: What it built.
-            folder: Where the tools write; exists.
+            engine: Engine of the artifact.
+            artifact: Artifact that the engine built.
+            folder: Existing folder for the tools to write to.
 
         Raises:
             CandidateError: the device can't hold it, or a tool failed or hung.
@@ -139,7 +139,7 @@ class Bench:
         return from_record(Estimate, self._told("estimate", engine, artifact, folder))
 
     def further_figures(self, engine: Engine, artifact: Artifact, folder: Path) -> dict[str, float]:
-        """Ask a device's own tools for what is asked of a winner alone; otherwise as `estimate`."""
+        """Have a device's own tools compute figures needed for a winner only; see `estimate`."""
         return dict(self._told("further_figures", engine, artifact, folder))
 
     def _told(self, what: str, engine: Engine, artifact: Artifact, folder: Path) -> Any:
@@ -165,11 +165,11 @@ class Bench:
         """Time each step of an artifact, in a process of its own.
 
         Args:
-            engine: What runs it.
-            artifact: What is run.
-            samples: Requests rotate through them.
-            requests: How many are timed.
-            named: Whether it was made of the original, so that steps are some of its nodes.
+            engine: Engine that runs the artifact.
+            artifact: Artifact to run.
+            samples: Samples that requests rotate through.
+            requests: Number of requests to time.
+            named: Whether it was made from the original, so that steps stem from its nodes.
 
         Returns:
             The steps in the order of execution; see `Engine.profile`. Their sources are nodes of
@@ -198,15 +198,15 @@ class Bench:
         """Answer samples in chunks.
 
         Args:
-            opened: Who answers.
-            samples: What is asked.
-            number_from: What the first sample is called in an error.
+            opened: Worker that answers.
+            samples: Samples to answer.
+            number_from: Number of the first sample in error messages.
 
         Yields:
             Outputs by name, each of shape `(k, ...)`, k at most `chunk`.
 
         Raises:
-            CandidateError: it failed, or an answer isn't finite.
+            CandidateError: the worker failed, or an answer isn't finite.
         """
         out = self.folder / f"outputs-{opened.worker.pid}"
         try:
@@ -225,10 +225,10 @@ class Bench:
             shutil.rmtree(out, ignore_errors=True)
 
     def fit_chunk(self, opened: OpenWorker, samples: Spool) -> None:
-        """Set `chunk` by how large one sample's outputs are.
+        """Set `chunk` by the size of one sample's outputs.
 
         Raises:
-            CandidateError: it failed.
+            CandidateError: the worker failed.
         """
         size_bytes = sum(array.nbytes for array in self.predict_one(opened, samples).values())
         self.chunk = max(1, min(CHUNK, CHUNK_BYTES // max(1, size_bytes)))
@@ -250,14 +250,14 @@ class Bench:
 
 @dataclass
 class Workbench(Bench):
-    """Where candidates are made: a bench with the original model and calibration data.
+    """Makes candidates: a bench with the original model and calibration data.
 
     Transformed models stay in `folder` for a resumed run.
 
     Attributes:
-        model: The original, with `request` settled.
+        model: The original model, with `request` settled.
         calibration: Samples that passes may see.
-        calibration_hash: Digest of their content.
+        calibration_hash: Digest of the calibration samples.
     """
 
     model: Model = field(kw_only=True)
@@ -277,7 +277,7 @@ class Workbench(Bench):
         return digest(facts)[:16]
 
     def transform(self, passes: Sequence[Pass]) -> Model:
-        """Run passes on the original, or take the result that is already there.
+        """Run passes on the original, or return the result if it exists already.
 
         Raises:
             Skipped: a pass had nothing to do.
@@ -290,7 +290,7 @@ class Workbench(Bench):
             return self._made(key, passes)
 
     def _made(self, key: str, passes: Sequence[Pass]) -> Model:
-        """Run the last pass on what the others make, unless its result is there."""
+        """Run the last pass on the result of the others, unless its own result exists."""
         if key in self._failed:
             raise CandidateError(self._failed[key])
         folder = self.folder / "models" / key
@@ -303,7 +303,7 @@ class Workbench(Bench):
                 outcome = self._transformed(model, passes[-1], folder / "0")
             except CandidateError as error:
                 shutil.rmtree(folder, ignore_errors=True)
-                self._failed[key] = str(error)  # the same again would fail again, as slowly
+                self._failed[key] = str(error)  # another try would fail too, and as slowly
                 raise
             write_json(done, outcome)
         outcome = read_json(done)
@@ -324,15 +324,15 @@ class Workbench(Bench):
             )
 
     def sensitivities(self, weight_bits: int, within_s: float = 30.0) -> dict[str, float]:
-        """Return how far each layer of the original, in int8 alone, moves the answers.
+        """Return how far each layer of the original, alone in int8, moves the answers.
 
         Args:
             weight_bits: 8, or 7 where the processor sums products in 16 bits.
-            within_s: About how long it may take.
+            within_s: Approximate time that it may take, in seconds.
 
         Raises:
-            Skipped: it has no layer to quantize.
-            CandidateError: that can't be found out.
+            Skipped: the model has no layer to quantize.
+            CandidateError: the effect can't be measured.
         """
         with self._own_worker() as worker:
             found = worker.ask(
@@ -349,18 +349,18 @@ class Workbench(Bench):
         return dict(found["noise"])
 
     def work(self, passes: Sequence[Pass] = ()) -> tuple[LayerWork, ...]:
-        """Count what a model has to do for one request; each model once, in a process of its own.
+        """Count a model's work for one request; each model once, in a process of its own.
 
         Args:
-            passes: What makes it of the original.
+            passes: Passes that make the model from the original.
 
         Returns:
-            Its layers: see `hasten.measure.work.work`.
+            Layers of the model: see `hasten.measure.work.work`.
 
         Raises:
             Skipped: a pass had nothing to do.
             CandidateError: a pass failed, or the process died.
-            InputError: it isn't an ONNX model.
+            InputError: the result isn't an ONNX model.
         """
         key = self._key(passes)
         if key not in self._counted:
@@ -377,7 +377,7 @@ class Workbench(Bench):
 
     @contextlib.contextmanager
     def _own_worker(self) -> Iterator[Worker]:
-        """A process that is ended when the run is stopped."""
+        """Yield a process that is ended when the run is stopped."""
         with Worker(self.log, self.memory_bytes) as worker:
             self._transforming.add(worker)
             try:
@@ -386,7 +386,7 @@ class Workbench(Bench):
                 self._transforming.discard(worker)
 
     def stop_transforms(self) -> None:
-        """End the transformations that other threads wait for: the run is being stopped."""
+        """End the transformations that other threads wait for, since the run is being stopped."""
         for worker in list(self._transforming):
             worker.kill()
 

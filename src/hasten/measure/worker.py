@@ -1,7 +1,7 @@
 """The program that runs in a candidate's own process: it builds, opens, answers and times.
 
-It reads commands and writes replies as JSON lines on one inherited descriptor; what a runtime
-prints goes to the log that its parent gave as standard output. A runtime that crashes takes only
+It reads commands and writes replies as JSON lines on one inherited descriptor. A runtime's own
+output goes to the log, which the parent set as standard output. A runtime that crashes takes only
 this process with it.
 """
 
@@ -42,7 +42,7 @@ _PR_SET_PDEATHSIG = 1
 _REQUESTS_PER_BLOCK = 64
 _REQUEST_BYTES = 64 << 20
 _FULL_BYTES = 64 << 10
-"""A disk with less free is full: a runtime that couldn't write its file there left the rest of it."""
+"""Free bytes below which a disk counts as full, since a failed write may leave a few."""
 
 
 def time_requests(
@@ -58,16 +58,16 @@ def time_requests(
     """Time requests one after another, after a warm-up that also sets how many.
 
     Args:
-        run: Answers one request, blocking.
-        requests: Rotated through, in order.
-        warmup_ns: How long to run untimed, at least once.
-        block_ns: How long the timed block should last.
+        run: Function that answers one request, and blocks meanwhile.
+        requests: Requests to rotate through, in order.
+        warmup_ns: Untimed time at the beginning, in nanoseconds, for at least one request.
+        block_ns: Intended length of the timed block, in nanoseconds.
         at_least: Fewest timed requests.
         at_most: Most timed requests.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Returns:
-        One latency in nanoseconds per timed request, in order.
+        Latency in nanoseconds of each timed request, in order.
 
     Raises:
         InputError: there are no requests.
@@ -89,7 +89,7 @@ def time_requests(
 
 
 def request_of(sample: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Shape one sample, read as `(1, ...)` arrays, as the model takes it: with a batch axis or not."""
+    """Shape a sample, given as `(1, ...)` arrays, as the model takes it, batched or not."""
     return {
         spec.name: np.asarray(
             sample[spec.name]
@@ -102,7 +102,7 @@ def request_of(sample: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[st
 
 
 class _Process:
-    """What the commands share: one artifact's open sessions, in most commands the first."""
+    """State of the commands: an artifact's open sessions, of which most commands use the first."""
 
     def __init__(self) -> None:
         self.closing = contextlib.ExitStack()
@@ -112,7 +112,7 @@ class _Process:
         self.request: tuple[TensorSpec, ...] = ()
 
     def transform(self, command: dict[str, Any]) -> Any:
-        """Run one pass, or draft it, on the original or on what earlier passes made of it."""
+        """Run one pass, or its draft, on the original or on the result of earlier passes."""
         step = from_record(Pass, command["step"], trusted=True)
         run = step.draft if command.get("draft") else step
         calibration = Spool.open(Path(command["calibration"]))
@@ -121,7 +121,7 @@ class _Process:
         except InputError as error:
             if command["original"]:
                 raise
-            raise CandidateError(str(error)) from error  # an earlier pass's doing
+            raise CandidateError(str(error)) from error  # an earlier pass is at fault
         except Skipped as skipped:
             return {"skipped": f"{type(step).__name__}: {skipped}"}
         return {"model": to_record(model)}
@@ -143,7 +143,7 @@ class _Process:
         return {"noise": noise}
 
     def work(self, command: dict[str, Any]) -> Any:
-        """Count what a model has to do for the first of the samples."""
+        """Count a model's work for the first of the samples."""
         from hasten.measure.work import work
 
         model = from_record(Model, command["model"])
@@ -151,7 +151,7 @@ class _Process:
         return to_record(work(model, request_of(sample, model.request)))
 
     def build(self, command: dict[str, Any]) -> Any:
-        """Make what the engine opens."""
+        """Build the artifact that the engine opens."""
         engine = from_record(Engine, command["engine"], trusted=True)
         folder = Path(command["workdir"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,17 +161,17 @@ class _Process:
         return to_record(artifact)
 
     def estimate(self, command: dict[str, Any]) -> Any:
-        """Ask the device's own tools about an artifact."""
+        """Have the device's own tools estimate an artifact."""
         engine = from_record(Engine, command["engine"], trusted=True)
         return to_record(engine.estimate(*_of_device(command)))
 
     def further_figures(self, command: dict[str, Any]) -> Any:
-        """Ask the device's own tools for what is asked of a winner alone."""
+        """Have the device's own tools compute the figures needed for a winner only."""
         engine = from_record(Engine, command["engine"], trusted=True)
         return dict(engine.further_figures(*_of_device(command)))
 
     def open(self, command: dict[str, Any]) -> Any:
-        """Load an artifact, once for each session; it stays open until the next one is."""
+        """Load an artifact once for each session; it stays open until the next is loaded."""
         self.closing.close()
         engine = from_record(Engine, command["engine"], trusted=True)
         artifact = from_record(Artifact, command["artifact"])
@@ -239,7 +239,7 @@ class _Process:
         return to_record(layers)
 
     def look(self, command: dict[str, Any]) -> Any:
-        """Answer one request of several samples; return how many bytes it and its answer take."""
+        """Answer one request of several samples; return its size and its answer's, in bytes."""
         assert self.session is not None
         batch = command["batch"]
         (request,) = self._requests(Spool.open(Path(command["samples"])), 0, batch, at_most=1)
@@ -281,7 +281,7 @@ class _Process:
     def _requests(
         self, spool: Spool, first: int, batch: int = 1, at_most: int = _REQUESTS_PER_BLOCK
     ) -> list[dict[str, Array]]:
-        """Read a stretch of the samples, as many as memory should hold."""
+        """Read consecutive samples, as many as memory should hold."""
         requests: list[dict[str, Array]] = []
         left = _REQUEST_BYTES
         for i in range(min(len(spool), at_most)):
@@ -301,21 +301,21 @@ def _of_device(command: dict[str, Any]) -> tuple[Artifact, Target, Path]:
 
 
 def _first_to_go() -> None:
-    """Where memory runs out before a limit is seen, the kernel ends this process, not its parent."""
+    """Have the kernel end this process, not its parent, if memory runs out too fast for a limit."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _disk_is_full(error: Exception, folder: str) -> bool:
-    """Whether a step failed for want of space; a runtime may say so in words of its own, or not."""
+    """Whether a step failed for lack of space, which a runtime may report in its own words."""
     try:
         return full_disk(error) is not None or shutil.disk_usage(folder).free < _FULL_BYTES
     except OSError:
-        return False  # the folder isn't there: nothing was written
+        return False  # the folder is missing, so nothing was written
 
 
 def _reply(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one command; a failure of the candidate becomes a reply."""
+    """Carry out one command; turn a failure of the candidate into a reply."""
     try:
         return _answered(process, command)
     except InputError as error:
@@ -348,14 +348,14 @@ def _answered(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve(channel_number: int, parent: int) -> NoReturn:
-    """Serve commands until the other end closes, and end this process.
+    """Serve commands until the other end closes, then end this process.
 
     Args:
-        channel_number: Descriptor of this end.
-        parent: Process that this one dies with.
+        channel_number: Descriptor of this end of the channel.
+        parent: Process whose death ends this one.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == parent:  # else it died before the line above
+    if os.getppid() == parent:  # otherwise the parent died before the line above
         _first_to_go()
         process = _Process()
         with socket.socket(fileno=channel_number) as channel, channel.makefile("rwb") as stream:

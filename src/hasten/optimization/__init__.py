@@ -1,1 +1,1 @@
-"""The run: prepare, search, freeze, certify, deliver. Read optimize.py first."""
+"""The run: prepare, search, freeze, certify, deliver. Start reading at optimize.py."""

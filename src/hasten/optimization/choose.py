@@ -1,4 +1,4 @@
-"""From what was measured to a ladder, safest first. Pure: records in, an order out."""
+"""The choice of the candidates to certify, safest first. Pure functions of measured figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hasten.errors import InputError
 from hasten.measure.intervals import Ratio
 
 RUNGS = 4
-"""A ladder's most rungs: each is a model to run on all of the sealed data."""
+"""Most rungs of a ladder; each rung is a model that runs on all of the sealed data."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,13 @@ class Standing:
     """How one candidate did on the search split.
 
     Attributes:
-        key: The candidate's key.
+        key: Key of the candidate.
         exact: Whether it keeps the model's own precision and agrees with the reference.
-        ratio: Latency over the baseline's.
-        drop: Estimated fall on the search split, in absolute share; 0 for the exact.
-        risk: The fall that it would probably be certified for, which tells who is safer; 0 for the
-            exact. Of few samples, the one that flips most comes out best by luck.
+        ratio: Latency divided by the baseline's.
+        drop: Estimated drop on the search split, as an absolute share; 0 for an exact candidate.
+        risk: Drop that the candidate would probably be certified for, by which safety is compared;
+            0 for an exact candidate. The drop itself won't do: among candidates judged on few
+            samples, the one that flips most answers has the lowest drop by luck.
     """
 
     key: str
@@ -33,21 +34,21 @@ class Standing:
 
 
 def faster(one: Ratio, other: Ratio, spread: float) -> bool:
-    """Whether one is faster than the other by more than the noise (both against one baseline).
+    """Whether one candidate is faster than another by more than the noise.
 
     Args:
-        one: Its ratio to the baseline.
-        other: The other's.
-        spread: How far the baseline measured against itself reaches from 1.
+        one: Latency of the first candidate, divided by the baseline's.
+        other: Latency of the second candidate, divided by the same baseline's.
+        spread: Largest distance from 1 of the baseline's ratio to itself.
     """
     return one.estimate < other.estimate * (1 - spread) and one.high < other.estimate
 
 
 def fastest_exact(standings: Sequence[Standing], baseline: str, spread: float) -> str:
-    """Return the exact candidate to fall back on; the baseline unless one clearly beats it.
+    """Return the exact candidate to fall back on: the baseline unless another clearly beats it.
 
     Raises:
-        InputError: the baseline isn't among them.
+        InputError: the baseline isn't among the candidates.
     """
     by_key = {standing.key: standing for standing in standings}
     if baseline not in by_key:
@@ -60,13 +61,14 @@ def fastest_exact(standings: Sequence[Standing], baseline: str, spread: float) -
 
 
 def undecided(standings: Sequence[Standing], max_drop: float) -> tuple[str, ...]:
-    """Return the inexact candidates under the limit that nobody surely beats, fastest first.
+    """Return the inexact candidates under the limit that none surely beats, fastest first.
 
-    A few turns leave many so: whoever seemed slightly slower than another that is as safe may be faster.
+    After a few turns many remain: a candidate that looks slightly slower than an equally safe one
+    may in truth be faster.
 
     Args:
-        standings: All that was measured.
-        max_drop: The limit on the drop, in absolute share.
+        standings: Every candidate that was measured.
+        max_drop: Limit on the drop, as an absolute share.
     """
     able = [s for s in standings if not s.exact and s.drop < max_drop]
     return tuple(
@@ -88,26 +90,26 @@ def ladder(
 ) -> tuple[str, ...]:
     """Order the candidates worth certifying from safest to fastest.
 
-    A rung is faster than the exact candidate beyond the noise, was under the limit on the search
-    split, and no faster candidate was as safe. Where two tie in speed within the noise, the
-    safer one stays.
+    A rung is faster than the exact candidate beyond the noise, stayed under the limit on the search
+    split, and no faster candidate is as safe. Of two candidates whose speeds differ by less than
+    the noise, the safer one stays.
 
     Args:
-        standings: All that was measured.
+        standings: Every candidate that was measured.
         exact: Key of the exact candidate to beat.
-        spread: The A/A spread.
-        max_drop: The limit on the drop, in absolute share.
-        rungs: At most so many; the fastest and the safest always stay.
+        spread: Largest distance from 1 of the baseline's ratio to itself (A/A).
+        max_drop: Limit on the drop, as an absolute share.
+        rungs: Most rungs to return; the fastest and the safest always stay.
 
     Returns:
-        Keys, without the exact one; empty where nothing inexact is worth it.
+        Keys of the rungs, without the exact candidate; empty where nothing inexact is worth it.
     """
     floor = next(s.ratio for s in standings if s.key == exact)
     able = [
         s for s in standings if not s.exact and s.drop < max_drop and faster(s.ratio, floor, spread)
     ]
     kept: list[Standing] = []
-    head = 0.0  # the fastest of those that tie with the last kept; ties don't chain
+    head = 0.0  # ratio of the fastest that ties with the last one kept, so that ties don't chain
     for standing in sorted(able, key=lambda s: (s.ratio.estimate, s.risk)):
         if kept and standing.risk >= kept[-1].risk:
             continue

@@ -1,4 +1,4 @@
-"""The bundle that a run ends with: its manifest, its evidence and its report."""
+"""The bundle at the end of a run, with its manifest, its evidence and its report."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from hasten.reporting.result import Asked, Result
 UNFINISHED = (
     "the run has not finished: the fastest found so far, not certified; go on with --resume"
 )
-"""Why a bundle that is written during the search isn't certified."""
+"""Reason why a bundle that is written during the search isn't certified."""
 
 
 def deliver(judge: Judge, ladder: Ladder, verdicts: Verdicts) -> Result:
-    """Say what ships, with fresh figures, and write the bundle.
+    """Decide what ships, with fresh figures, and write the bundle.
 
     Args:
-        judge: The run's.
-        ladder: As it was frozen.
-        verdicts: What the sealed data showed of it.
+        judge: Judge of the run.
+        ladder: Ladder as it was frozen.
+        verdicts: Verdicts of the sealed data on the ladder.
     """
     job, ready = judge.job, judge.ready
     job.notes += shortfall(verdicts, ready.parts, calibrating(job.order, ready))
@@ -56,10 +56,10 @@ def deliver(judge: Judge, ladder: Ladder, verdicts: Verdicts) -> Result:
 
 
 def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:
-    """Write the best so far, marked unfinished; a finished bundle there stays till the end.
+    """Write the best candidate so far, marked unfinished, unless a finished bundle is in its place.
 
     Raises:
-        InputError: there is something that no bundle may replace, or the disk is full.
+        InputError: the place holds something that no bundle may replace, or the disk is full.
     """
     older = bundle.replaceable(job.order.out)
     if older is None or older.get("why") == UNFINISHED:
@@ -67,10 +67,10 @@ def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:
 
 
 def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]) -> None:
-    """Write a bundle, with its report where there is a result.
+    """Write a bundle, with a report where there is a result.
 
     Raises:
-        InputError: there is something that no bundle may replace, or the disk is full.
+        InputError: the place holds something that no bundle may replace, or the disk is full.
     """
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
@@ -78,11 +78,11 @@ def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]
     manifest = manifest_of(job, ready, shipment, len(requests))
     extra = {}
     if "result.json" in records:
-        # Imported here, since a plotting library comes with it that no run should wait for.
+        # Imported here: it brings a plotting library, for which no run should wait.
         from hasten.reporting.page import render
 
         def kept(name: str, most_bytes: int) -> bytes | None:
-            """Return a record as it will be read again, so that `hasten report` makes the same page."""
+            """Return a record as `hasten report` will read it, so that the pages are the same."""
             return json.dumps(to_record(records[name])).encode() if name in records else None
 
         extra["report.html"] = render(assembled(out, manifest, kept))
@@ -90,7 +90,7 @@ def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]
 
 
 def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Manifest:
-    """Return what a bundle states about itself, with so many requests to warm up with."""
+    """Return a bundle's manifest, which states the number of requests to warm up with."""
     parts, judgement = ready.parts, shipment.judgement
     return Manifest(
         status=shipment.status,
@@ -118,7 +118,7 @@ def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Ma
 
 
 def part_of(candidate: Candidate, artifact: Artifact) -> bundle.Part:
-    """Return a bundle's record of a candidate, without the paths that its small model came from."""
+    """Return a bundle's record of a candidate, without the paths its small model came from."""
     passes = [
         replace(step, path=Path(step.path.name), files=()) if isinstance(step, SmallModel) else step
         for step in candidate.passes
@@ -127,7 +127,7 @@ def part_of(candidate: Candidate, artifact: Artifact) -> bundle.Part:
 
 
 def asked(job: Job, ready: Ready) -> Asked:
-    """Return the result's record of what was asked."""
+    """Return the record of what was asked, for the result."""
     promise, parts = ready.promise, ready.parts
     return Asked(
         invocation=job.invocation,

@@ -1,4 +1,4 @@
-"""What to try: a grid to begin with, then the neighbours of what did best."""
+"""Candidates to try: a grid to begin with, then neighbours of the best."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SOURCES_VARIED = 2
 
 
 def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:
-    """Yield every queue's first, then every queue's second, and so on."""
+    """Yield the first item of every queue, then the second of every queue, and so on."""
     for i in range(max(map(len, queues), default=0)):
         for queue in queues:
             if i < len(queue):
@@ -30,7 +30,7 @@ def _by_turns(queues: Sequence[Sequence[T]]) -> Iterator[T]:
 def _passes(
     stage: Stage, model: Model, target: Target, wanted: Sequence[str] | None = None
 ) -> list[list[Pass]]:
-    """Return the variants of each pass of a stage that suits the target, in the order of the ranks."""
+    """Return the variants of each pass of a stage that suits the target, in the order of rank."""
     family = FAMILIES.get(target.family)
     selective = family is not None and family.selective and stage != "exact"
     kinds = [
@@ -53,7 +53,7 @@ def _useful(step: Pass, engine: Engine) -> bool:
 
 
 def _takes(engine: Engine, step: Pass) -> bool:
-    """Whether an engine can run what a pass makes."""
+    """Whether an engine can run the output of a pass."""
     quantized = step.gives == "onnx" and step.quantized
     return step.gives in engine.formats and not (quantized and engine.float_only)
 
@@ -67,25 +67,25 @@ def grid(
     keep_float: tuple[str, ...] = (),
     small_models: Sequence[SmallModel] = (),
 ) -> list[Single]:
-    """Return the first proposals: every pass's likeliest variant on every engine.
+    """Return the first proposals: the likeliest variant of every pass, on every engine.
 
-    The untouched model on every engine comes first: nothing may ship that is slower than these.
+    The untouched model on every engine comes first: nothing slower than these may ship.
 
     Args:
-        model: The original.
-        target: The device.
-        engine_names: Which runtimes to try; by default those that suit the target.
-        pass_names: Which transformations to try; None for all.
-        keep_float: Nodes of the original that no pass may quantize.
-        small_models: Smaller models to try in its place, as they are and in int8.
+        model: The original model.
+        target: Device to run on.
+        engine_names: Names of the runtimes to try; empty for those that suit the target.
+        pass_names: Names of the transformations to try; None for all.
+        keep_float: Names of nodes of the original that no pass may quantize.
+        small_models: Smaller models to try in the original's place, as they are and in int8.
 
     Raises:
-        InputError: an engine's name is unknown, or none is installed.
+        InputError: an engine's name is unknown, or no engine is installed.
     """
     names = engine_names or tried_on(target.family)
     engines = list(_by_turns([list(k.variants(target)) for k in engine_kinds(names)]))
     untouched = [Single((), engine) for engine in engines if model.format in engine.formats]
-    # Without a conversion there may be nothing to run, so each of its variants is a candidate.
+    # Without a conversion there may be nothing to run, so every variant is a candidate.
     converted = [
         Single((_kept(step, keep_float),), engine)
         for step in _by_turns(_passes("conversion", model, target))
@@ -104,9 +104,9 @@ def grid(
         for engine in engines
         if _takes(engine, step)
     ]
-    for little in small_models:
-        further = [] if little.quantized else _likeliest(little.source(model), target, pass_names)
-        chains = [(little,), *((little, step) for step in further)]
+    for small in small_models:
+        further = [] if small.quantized else _likeliest(small.source(model), target, pass_names)
+        chains = [(small,), *((small, step) for step in further)]
         lossy += [
             Single(chain, engine)
             for chain in chains
@@ -117,15 +117,15 @@ def grid(
 
 
 def originals(model: Model) -> list[Single]:
-    """Return the untouched model on this host's engines, each as it comes.
+    """Return the untouched model on this host's engines, each with its default settings.
 
-    What a device's engines are held to where none of them runs the model as it is.
+    These are the reference where none of a device's engines runs the model as it is.
 
     Args:
-        model: The original.
+        model: The original model.
 
     Raises:
-        InputError: none is installed.
+        InputError: no engine is installed.
     """
     host = Target.host()
     first = [next(iter(kind.variants(host))) for kind in engine_kinds()]
@@ -133,7 +133,7 @@ def originals(model: Model) -> list[Single]:
 
 
 def _likeliest(model: Model, target: Target, wanted: Sequence[str] | None) -> list[Pass]:
-    """Return each lossy pass's likeliest variant."""
+    """Return the likeliest variant of each lossy pass."""
     return [variants[0] for variants in _passes("lossy", model, target, wanted) if variants]
 
 
@@ -144,25 +144,25 @@ def variations(
     keep_float: tuple[str, ...] = (),
     pass_names: Sequence[str] | None = None,
 ) -> list[Single]:
-    """Return the passes' further variants, each on the two engines on which its first did best.
+    """Return further variants of the passes, each on the two engines where its first did best.
 
-    For when the first variants are fast and not accurate enough. Of the original and the smaller
-    models those two are varied that the fastest were made of.
+    They help where the first variants are fast but not accurate enough. Of the original and the
+    smaller models, only the two that the fastest candidates were made from are varied.
 
     Args:
-        fastest: What was tried, fastest first.
-        model: The original.
-        target: The device.
-        keep_float: Nodes of the original that no pass may quantize.
-        pass_names: Which transformations to try; None for all.
+        fastest: Candidates that were tried, fastest first.
+        model: The original model.
+        target: Device to run on.
+        keep_float: Names of nodes of the original that no pass may quantize.
+        pass_names: Names of the transformations to try; None for all.
     """
     sources = dict.fromkeys(small_model_of(c.passes) for c in fastest if _varies(c.passes))
     found: list[list[Single]] = []
-    for little in list(sources)[:_SOURCES_VARIED]:
-        begin = () if little is None else (little,)
-        own = [c for c in fastest if small_model_of(c.passes) == little]
-        kept = keep_float if little is None else ()
-        source = model if little is None else little.source(model)
+    for small in list(sources)[:_SOURCES_VARIED]:
+        begin = () if small is None else (small,)
+        own = [c for c in fastest if small_model_of(c.passes) == small]
+        kept = keep_float if small is None else ()
+        source = model if small is None else small.source(model)
         for queue in _passes("lossy", source, target, pass_names):
             ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
             found.append(
@@ -176,17 +176,17 @@ def variations(
 
 
 def _varies(passes: Sequence[Pass]) -> bool:
-    """Whether there may be other variants of what quantized a model."""
+    """Whether the last pass of a chain may have other variants."""
     return bool(passes) and not passes[-1].exact and not isinstance(passes[-1], SmallModel)
 
 
 def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) -> list[Single]:
-    """Return what differs by one step from the best so far: scheduling, or an exact pass before.
+    """Return candidates one step from the best: other scheduling, or an exact pass put first.
 
     Args:
-        best: The most promising, best first.
+        best: Most promising candidates, best first.
         helpful: Exact passes that made the untouched model faster.
-        target: The device.
+        target: Device to run on.
     """
     found = []
     for candidate in best:

@@ -1,4 +1,4 @@
-"""A run at work: what was asked, its folder and journal, and what it tells."""
+"""A run at work: its order, its folder and journal, and its progress reports."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Job:
     """A run at work.
 
     Attributes:
-        order: What was asked.
-        invocation: How it was asked, so that a person can ask again.
+        order: Order that the run carries out.
+        invocation: Command or call that started the run, so that a person can repeat it.
         folder: Work folder, beside the bundle.
-        journal: Journal of completed steps, in that folder.
-        listen: Callback that is told of each step.
-        notes: What the reader of the result should know.
-        began: `time.monotonic()` at the beginning.
+        journal: Journal of completed steps, in the work folder.
+        listen: Callback that receives the progress.
+        notes: Notes for the reader of the result.
+        began: `time.monotonic()` at the start of the run.
     """
 
     order: Order
@@ -48,7 +48,7 @@ class Job:
 
     @property
     def late(self) -> bool:
-        """Whether the deadline is over."""
+        """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
     def tell(
@@ -68,14 +68,15 @@ class Job:
 def claimed(
     order: Order, invocation: Invocation, *, resume: bool, listen: Listener, notes: Sequence[str]
 ) -> Iterator[Job]:
-    """Claim a run's work folder; the folder is removed once the run came to its end.
+    """Claim a run's work folder, and remove it once the run has finished.
 
-    A run that stops after its first trial leaves the folder, to be resumed; one that fails before
-    leaves nothing.
+    A run that stops after its first trial leaves the folder, to be resumed; a run that fails
+    earlier leaves nothing.
 
     Raises:
-        InputError: there is something that no bundle may replace, an unfinished run that `resume`
-            doesn't ask for, nothing to resume, another run at work, or a full disk.
+        InputError: the bundle's place holds something that no bundle may replace; there is an
+            unfinished run and `resume` is False; there is nothing to resume; another run is at
+            work; or the disk is full.
     """
     began = time.monotonic()
     replaceable(order.out)

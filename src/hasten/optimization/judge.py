@@ -1,4 +1,4 @@
-"""The contract of a judge: who makes a run's candidates, compares their speed, and says what ships."""
+"""The contract of a judge, which makes candidates, compares their speed and decides what ships."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hasten.optimization.trials import Trials
 from hasten.reporting.result import Result
 
 Verdicts: TypeAlias = Sequence[tuple[str, Judgement | str]]
-"""A candidate's key, and what the sealed data showed of it or why it failed; safest first."""
+"""Pairs of a candidate's key and its judgement, or the reason why it failed; safest first."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The candidates that are worth certifying; frozen before the sealed data are read.
+    """The candidates worth certifying, frozen before the sealed data is read.
 
     Attributes:
         exact: Key of the exact candidate to fall back on.
         rungs: Keys of the candidates to certify, safest first.
-        threads: Number of threads that engines have from here on.
+        threads: Number of threads that engines use from here on.
     """
 
     exact: str
@@ -42,12 +42,12 @@ class Shipment:
 
     Attributes:
         status: "certified", "exact" or "uncertified".
-        why: The status in words.
-        winner: The model that the bundle serves.
-        exact: The exact model that it falls back on.
-        target: The device that the winner runs on.
+        why: Reason for the status, in words.
+        winner: Model that the bundle serves.
+        exact: Exact model that the bundle falls back on.
+        target: Device that the winner runs on.
         threads: Number of threads that the winner had when it was certified.
-        judgement: What the sealed data showed of the winner; None where it isn't certified.
+        judgement: Judgement of the sealed data on the winner; None where it isn't certified.
     """
 
     status: Status
@@ -61,11 +61,11 @@ class Shipment:
 
 @dataclass(frozen=True)
 class Ending:
-    """What a judge makes of the verdicts.
+    """A judge's conclusion from the verdicts.
 
     Attributes:
-        shipment: What goes into the bundle.
-        result: The run's result.
+        shipment: Contents of the bundle.
+        result: Result of the run.
         records: Raw records behind the figures, by file name.
     """
 
@@ -75,15 +75,15 @@ class Ending:
 
 
 class Judge(ABC):
-    """Makes candidates, compares their speed, and says what ships.
+    """Makes candidates, compares their speed, and decides what ships.
 
     One judge measures, on this host or on a device in it; the other asks the tools of a device that
     isn't here. The run is the same for both.
 
     Attributes:
-        job: The run.
-        ready: Its model and data.
-        trials: What became of the candidates.
+        job: The run at work.
+        ready: Model and data of the run.
+        trials: Trials of the candidates.
     """
 
     job: Job
@@ -100,11 +100,11 @@ class Judge(ABC):
 
     @abstractmethod
     def stand_by(self, ladder: Ladder) -> None:
-        """Take up a frozen ladder, a resumed run's too."""
+        """Prepare for a frozen ladder, whether this run froze it or a run that is now resumed."""
 
     @abstractmethod
     def open_exact(self) -> OpenWorker:
-        """Open the original, which every candidate is compared to.
+        """Open the original, with which every candidate is compared.
 
         Raises:
             InputError: it fails.
@@ -112,7 +112,7 @@ class Judge(ABC):
 
     @abstractmethod
     def opened(self, key: str) -> AbstractContextManager[OpenWorker]:
-        """Open what answers for a candidate on this host.
+        """Open the artifact that answers for a candidate on this host.
 
         Raises:
             CandidateError: it can't be opened.
@@ -120,8 +120,8 @@ class Judge(ABC):
 
     @abstractmethod
     def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
-        """Say what ships, with its figures, by what the sealed data showed."""
+        """Decide what ships, with its figures, from the verdicts of the sealed data."""
 
     @abstractmethod
     def close(self) -> None:
-        """End the processes that are still there."""
+        """End the processes that are still running."""

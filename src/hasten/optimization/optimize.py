@@ -35,30 +35,29 @@ def optimize(
     """Find the fastest version of a model that is certified to still give the right answers.
 
     On this host, or on a device in it, candidates are timed. For a device that isn't here, its own
-    tools compare them, and accuracy is judged on this host by what answers as the device does.
+    tools estimate their speed, and their accuracy is judged on this host.
 
     Args:
-        model: An .onnx, .pt2 or .keras path, "file.py:name", an `nn.Module`, an exported program
-            or a Keras model.
-        data: An .npz path, a folder of images, "module:function", `(inputs, labels)`, a mapping
-            of arrays, or a `Dataset`.
+        model: Path of an .onnx, .pt2 or .keras file, "file.py:name", an `nn.Module`, an exported
+            program, or a Keras model.
+        data: Path of an .npz file or of a folder of images, "module:function", `(inputs, labels)`,
+            a mapping of arrays, or a `Dataset`.
         training: Training data to calibrate from, and to train for few bits where the device gains
-            by it; then all of `data` judges.
-        small_model: A smaller model of the same inputs and outputs, as `model` is given, or several
-            by name. Each is tried in the model's place, as it is and in int8, and in a cascade: it
-            answers, and the model is asked where its answer was close.
+            from that; with it, all of `data` judges.
+        small_model: Smaller model with the same inputs and outputs, in any form that `model` takes,
+            or several by name. Each is tried in the model's place, as it is, in int8, and in a
+            cascade, where the model is asked again if the smaller one's answer was close.
         pipeline: Steps from an image file to the model's input, for a folder of images.
-        notes: What the result is to say besides.
-        resume: Whether to go on with the run that was stopped.
-        listen: Callback that is told of each step.
-        **options: The fields of `hasten.Order`: max_drop, metric, target, effort, time_limit_s,
-            out, ...
+        notes: Further notes to include in the result.
+        resume: Whether to continue the run that was stopped.
+        listen: Callback that receives the progress.
+        **options: Fields of `hasten.Order`, such as max_drop, metric, target, effort, or out.
 
     Returns:
-        What ships, how fast it is and how sure that is.
+        The result: what ships, how fast it is, and how sure that is.
 
     Raises:
-        InputError: the model, the data or an option can't be used; nothing is written then.
+        InputError: the model, the data or an option can't be used; then nothing is written.
     """
     order = order_of(**options)
     given = {"model": model, "data": data, "training": training, "small_model": small_model}
@@ -69,11 +68,11 @@ def optimize(
         )
         with contextlib.closing(judge_for(job, ready)) as judge:
             search(judge)
-            ladder = freeze(judge)  # from here on it stands
+            ladder = freeze(judge)  # it doesn't change from here on
             verdicts = certify(judge, ladder)
             return deliver(judge, ladder, verdicts)
 
 
 def judge_for(job: Job, ready: Ready) -> Judge:
-    """Return what compares candidates: measurement where the device is here, else its own tools."""
+    """Return the judge of a run: by measurement where the device is here, else by its tools."""
     return (Estimated if ready.target.kind == "compile-only" else Measured)(job, ready)

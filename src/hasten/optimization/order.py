@@ -1,4 +1,4 @@
-"""What is asked of a run, as one value."""
+"""The order of a run: everything that was asked, as one value."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked of a run. Each field is a keyword of `hasten.optimize` and `hasten.lighten` too.
+    """Everything asked of a run; each field is a keyword of `hasten.optimize` and `lighten`.
 
-    The first five are the promise that the certificate makes, the next four the device and what a
-    request may take there, then what may be tried and how hard, then what the bundle holds.
+    The first five fields are the promise that the certificate makes. The next four are the device
+    and what a request may take there, then come what may be tried and how hard, and last what the
+    bundle holds.
 
     Attributes:
         max_drop: Largest drop in accuracy that is allowed, as an absolute share: 0.01 is one point.
@@ -61,33 +62,34 @@ class Order:
         confidence: Probability with which the certificate holds.
         metric: "top1", "top5", "agreement", "embedding", "regression:0.01", "detection_f1",
             "my.py:score", or a `Metric`. By default top-1 where there are labels, else agreement.
-        population: What the data was drawn from, in words, for the certificate.
-        target: "host"; a device of this host, as "cuda"; or one that isn't here, as "fpga:ecp5" or
-            "tpu:v5e". Where the device isn't here, its own tools compare the candidates.
-        objective: Statistic of a request's latency that is to be small: "p50", "mean" or "p99",
-            which takes longer to tell.
-        budget_s: What one request may take, in seconds; the result says whether what ships stays
-            under it. Of several smaller models the most accurate one under it is compared.
-        latency_bound_s: Latency that 99% of requests at random times are to stay under, in seconds:
-            the highest rate at which they do is measured for what ships.
+        population: Population that the data was drawn from, in words, for the certificate.
+        target: "host"; a device of this host, such as "cuda"; or one that isn't here, such as
+            "fpga:ecp5" or "tpu:v5e", for which the device's own tools compare the candidates.
+        objective: Statistic of a request's latency to minimize: "p50", "mean", or "p99", which
+            takes longer to measure.
+        budget_s: Time that one request may take, in seconds; the result says whether what ships
+            meets it. Where several smaller models meet it, the most accurate one is compared.
+        latency_bound_s: Latency that 99% of requests at random times must stay under, in seconds.
+            The highest rate at which they do is measured for what ships.
         engines: Names of the runtimes to try; None for all that serve the target.
         passes: Names of the transformations to try; None for all, () for none.
         keep_float: Names of nodes that no pass may quantize.
-        custom_ops: Libraries with operators of the model's own.
+        custom_ops: Paths of libraries with the model's own operators.
         effort: "quick", "normal", "thorough", or an `Effort`.
         time_limit_s: Time for the search, in seconds; None for no limit.
-        trial_limit_s: Longest time of one step of one candidate, in seconds; by default 300, and 900
+        trial_limit_s: Longest time of one step of one candidate, in seconds; by default 300, or 900
             where designs are placed and routed.
-        calibration: Most samples that set the quantizers' ranges.
+        calibration: Most samples to set the quantizers' ranges by.
         seed: Seed of the split and of all orders.
         out: Folder of the bundle.
         keep_exact: Whether the bundle keeps the exact model, for `certify` and as a fallback.
-        keep_requests: Whether the bundle keeps up to 4 samples of the search split, to warm up with and
-            to be timed with where no data is at hand. False for data that must not leave this machine.
-        accept_uncertified: Whether the fastest ships, marked so, where nothing certifies.
+        keep_requests: Whether the bundle keeps up to 4 samples of the search split, to warm up with
+            and to time where no data is at hand. Set False if the data must not leave this machine.
+        accept_uncertified: Whether the fastest candidate ships, marked as uncertified, where none
+            is certified.
 
     Raises:
-        InputError: which field is out of its range.
+        InputError: a field, named in the message, is out of its range.
     """
 
     max_drop: float = 0.01
@@ -131,10 +133,10 @@ class Order:
         check_bound(self.latency_bound_s)
 
     def changed(self, **options: Unpack[Options]) -> Order:
-        """Return the same order with some options changed.
+        """Return a copy of the order with some options changed.
 
         Raises:
-            InputError: which option is out of its range.
+            InputError: an option, named in the message, is out of its range.
             TypeError: there is no such option.
         """
         given: dict[str, Any] = dict(options)
@@ -151,10 +153,10 @@ class Order:
 
 
 def order_of(**options: Unpack[Options]) -> Order:
-    """Return an order by its keywords.
+    """Return the order that keywords describe.
 
     Raises:
-        InputError: which option is out of its range.
+        InputError: an option, named in the message, is out of its range.
         TypeError: there is no such option.
     """
     return Order(effort=effort_of("normal")).changed(**options)

@@ -1,4 +1,4 @@
-"""What a run does before it tries anything, whatever the device: model and data, and what these can show."""
+"""Preparation of a run, for any device: model and data are read, split and checked."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Ready:
     """A model and its data, read, split and checked against each other.
 
     Attributes:
-        model: The original, with the shapes that the data settle.
-        parts: The data, laid out in the run's folder.
-        training: Data that was given to train on and to calibrate from; None where none was.
+        model: The original model, with the shapes that the data settles.
+        parts: Parts of the data, laid out in the run's folder.
+        training: Data to train on and to calibrate from; None where none was given.
         pipeline: Steps from an image file to the model's input; None where there are none.
-        promise: What is to be shown of a candidate.
-        target: The device.
+        promise: Promise that the certificate makes.
+        target: Device to run on.
         small_models: Smaller models to try in the original's place.
-        trained: Name of a smaller model -> how it came about, in words.
+        trained: Name of a smaller model -> how it was made, in words.
     """
 
     model: Model
@@ -74,11 +74,11 @@ class Ready:
 
     @property
     def sealed_draws(self) -> int:
-        """How many independent draws there are to certify by."""
+        """Return the number of independent draws to certify by."""
         return len(np.unique(self.parts.sealed_units))
 
     def bench(self, folder: Path, limit_s: float) -> Workbench:
-        """Return the workbench for the device, with a limit of time for each step, in seconds."""
+        """Return the workbench for the device, with a time limit for each step, in seconds."""
         return Workbench(
             folder,
             self.target,
@@ -99,15 +99,15 @@ def prepare(
     small_model: Any = None,
     pipeline: Pipeline | None = None,
 ) -> Ready:
-    """Read a model and data, split the data, and check that a resumed run is about the same.
+    """Read a model and data, split the data, and check that a resumed run has the same inputs.
 
     Args:
-        job: The run.
-        model: As `hasten.optimize` takes it, and so all others.
-        data: The same.
-        training: The same.
-        small_model: The same.
-        pipeline: The same; by default what the model says of itself.
+        job: The run at work.
+        model: The model, in any form that `hasten.optimize` takes.
+        data: The data, in any form that `hasten.optimize` takes.
+        training: Training data, in any form that `hasten.optimize` takes.
+        small_model: Smaller model or models, in any form that `hasten.optimize` takes.
+        pipeline: Steps from an image file to the model's input; by default the model's own.
 
     Raises:
         InputError: the model, the data or an option can't be used.
@@ -145,7 +145,7 @@ def prepare(
         check_nodes(read_onnx(source, weights=False), order.keep_float)
     students = named_students(small_model)
     metric = guarded(metric_for(order.metric, parts, source), order.guard)
-    images = isinstance(dataset, ImageFolder)  # tensors were prepared by whoever made them
+    images = isinstance(dataset, ImageFolder)  # tensors have been prepared by their maker
     ready = Ready(
         model=source,
         parts=parts,
@@ -172,12 +172,12 @@ def engine_names(order: Order, target: Target) -> tuple[str, ...]:
 
 
 def calibrating(order: Order, ready: Ready) -> int:
-    """Return how many samples of the judging data calibrate, at most: none where others were given."""
+    """Return the most samples of the judging data to calibrate from: none if others were given."""
     return 0 if ready.training is not None else order.calibration
 
 
 def facts(order: Order, ready: Ready) -> dict[str, Any]:
-    """Return what two runs must have in common for one to go on with the other's journal."""
+    """Return the facts that must agree for one run to continue from another's journal."""
     metric, target = ready.promise.metric, ready.target
     return {
         "model": ready.model.sha256,
@@ -203,10 +203,10 @@ def _kinds(order: Order, target: Target) -> list[type[Engine]]:
 
 
 def check_measures_nothing(order: Order, target: Target, small_model: Any) -> None:
-    """Check that nothing was asked that takes a device which isn't here.
+    """Check that nothing was asked that only the device itself could answer.
 
     Raises:
-        InputError: which option.
+        InputError: an option needs the device, which isn't here.
     """
     asked = {
         "objective": order.objective != "p50",
@@ -221,10 +221,10 @@ def check_measures_nothing(order: Order, target: Target, small_model: Any) -> No
 
 
 def named_students(small_model: Any) -> list[Student]:
-    """Return the smaller models that a caller handed in: one without a name, or several by name.
+    """Return the smaller models that a caller gave: one without a name, or several by name.
 
     Raises:
-        InputError: two have the same name.
+        InputError: two of them have the same name.
     """
     if small_model is None:
         return []
@@ -237,7 +237,7 @@ def named_students(small_model: Any) -> list[Student]:
     ]
     names = [one.name for one in found]
     if len(set(names)) < len(names):
-        raise InputError(f"smaller models need names of their own: got {', '.join(names)}")
+        raise InputError(f"smaller models need different names: got {', '.join(names)}")
     return found
 
 
@@ -248,13 +248,13 @@ def _small_models(
     custom_ops: Sequence[Path],
     folder: Path,
 ) -> Iterator[SmallModel]:
-    """Read the smaller models, exported with a sample of the data where they are live."""
+    """Read the smaller models; live ones are exported with a sample of the data."""
     place = folder / "little"
     shutil.rmtree(place, ignore_errors=True)
     first = {name: array[0] for name, array in parts.search.inputs([0]).items()}
 
     def sample(names: Sequence[str]) -> dict[str, Array]:
-        """The original's inputs by the names that a live model gives them, in order."""
+        """Return the original's inputs, in order, under the names that a live model gives them."""
         return dict(zip(names or first, first.values(), strict=False))
 
     for number, student in enumerate(students):
@@ -266,7 +266,7 @@ def _small_models(
 
 
 def metric_for(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:
-    """The metric asked for, or what labels and outputs suggest."""
+    """Return the metric that was asked for, or the one that labels and outputs suggest."""
     if isinstance(metric, Metric):
         chosen = metric
     elif metric is not None:
@@ -282,12 +282,12 @@ def metric_for(metric: str | Metric | None, parts: Parts, model: Model) -> Metri
 
 
 def warnings(parts: Parts, promise: Promise, calibration: int) -> list[str]:
-    """Say beforehand when even a perfect candidate couldn't be certified on so little data.
+    """Warn beforehand if even a perfect candidate couldn't be certified on so little data.
 
     Args:
-        parts: The data, split.
-        promise: What is to be shown.
-        calibration: How many samples of this same data calibrate, at most.
+        parts: Parts of the data.
+        promise: Promise that the certificate makes.
+        calibration: Most samples of the same data to calibrate from.
     """
     guard, max_drop = promise.guard, promise.max_drop
     sealed = len(np.unique(parts.sealed_units))
@@ -307,24 +307,24 @@ def warnings(parts: Parts, promise: Promise, calibration: int) -> list[str]:
 
 
 def _in_all(draws: int, parts: Parts, calibration: int) -> int:
-    """Return how many draws the data must have for so many of them to be sealed."""
+    """Return the number of draws that the data must have for a given number to be sealed."""
     sealed, searched = (len(np.unique(u)) for u in (parts.sealed_units, parts.search_units))
     judging = draws * (1 + searched / sealed)
     samples_each = (len(parts.search) + len(parts.sealed)) / (searched + sealed)
-    # The split calibrates on a third of all draws at most: on half as many as judge.
+    # The split calibrates on at most a third of all draws, that is half as many as judge.
     return math.ceil(judging + min(calibration / samples_each, judging / 2))
 
 
 def shortfall(
     judged: Sequence[tuple[str, Judgement | str]], parts: Parts, calibration: int
 ) -> list[str]:
-    """Say how much data would probably settle what the sealed data couldn't."""
-    entry = judged[0][1] if judged else None  # where the safest passed, something is certified
+    """Return a note on the data that would probably settle what the sealed data couldn't."""
+    entry = judged[0][1] if judged else None  # if the safest passed, something is certified
     if not isinstance(entry, Judgement) or entry.samples_needed is None:
         return []
     sealed = len(np.unique(parts.sealed_units))
     total = _in_all(entry.samples_needed, parts, calibration)
     return [
-        f"{sealed:,} draws were sealed of the data; for {entry.samples_needed:,} of them it takes some "
-        f"{total:,} in all, or a larger limit"
+        f"{sealed:,} draws of the data were sealed and {entry.samples_needed:,} are needed: give about "
+        f"{total:,} in all, or allow a larger drop"
     ]

@@ -1,4 +1,4 @@
-"""The steps that every run takes after its search: freeze the ladder, read the sealed data once."""
+"""The steps of every run after its search: freeze the ladder, and read the sealed data once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hasten.optimization.judge import Judge, Ladder, Verdicts
 
 
 def search(judge: Judge) -> None:
-    """Try candidates, unless a stopped run was past that; what is in the journal isn't tried again."""
+    """Try candidates, except those in the journal of a stopped run."""
     judge.job.tell("prepare", "opening the original model", 0, 1)
     judge.search()
 
 
 def freeze(judge: Judge) -> Ladder:
-    """Choose whom to certify, and journal it with its hash: from here on it stands.
+    """Choose the candidates to certify, and journal them with a hash, so that the choice stands.
 
     A resumed run takes the ladder that it froze before.
 
@@ -40,7 +40,7 @@ def freeze(judge: Judge) -> Ladder:
 
 
 def certify(judge: Judge, ladder: Ladder) -> Verdicts:
-    """Read the sealed data once, and test the frozen ladder on them, from safest to fastest."""
+    """Read the sealed data once, and test the frozen ladder on it, from safest to fastest."""
     job, ready, trials = judge.job, judge.ready, judge.trials
     if not ladder.rungs:
         return []

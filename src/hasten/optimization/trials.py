@@ -1,4 +1,4 @@
-"""What became of the candidates of a run, whatever compares their speed: scores beside the original's."""
+"""Trials of a run's candidates, scored beside the original, whichever way speed is compared."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ _ONE_SIDED_95 = 1.645
 
 
 class Trials:
-    """Trials by candidate, kept in the journal, and how each answered beside the original.
+    """Trials by candidate, kept in the journal, with scores beside the original's.
 
     Attributes:
         bench: Workbench on which candidates are made.
-        journal: Journal that keeps each trial; what is in it isn't made again.
+        journal: Journal that keeps each trial; a candidate in it isn't made again.
         samples: The search split.
-        promise: What is to be shown of a candidate.
+        promise: Promise that the certificate makes.
         done: Candidate's key -> trial.
-        notes: What the reader should know.
-        exact_answers: The original's answers, from the subclass's `begin` on.
-        exact_scores: The original's score of each sample, `(n,)`, from `begin` on.
+        notes: Notes for the reader of the result.
+        exact_answers: Answers of the original, from the subclass's `begin` on.
+        exact_scores: Score of the original on each sample, `(n,)`, from `begin` on.
 
     Args:
-        sealed_draws: How many independent draws there are to certify by; by default as many as there
-            are samples.
+        sealed_draws: Number of independent draws to certify by; by default the number of samples.
     """
 
     exact_answers: ExactAnswers
@@ -59,10 +58,10 @@ class Trials:
             self.done[trial.candidate.key] = trial
 
     def answer(self, opened: OpenWorker) -> None:
-        """Let the original answer the search split.
+        """Run the original on the search split, and keep its answers and scores.
 
         Raises:
-            CandidateError: it can't.
+            CandidateError: it can't answer.
         """
         self.bench.fit_chunk(opened, self.samples)
         folder = self.bench.folder / "exact-answers"
@@ -70,12 +69,12 @@ class Trials:
         self.exact_scores = self.exact_answers.scores(self.promise.metric)
 
     def scores(self, opened: OpenWorker, same: Array | None = None) -> tuple[float, ...]:
-        """Score a candidate on the search split; one that is surely over the limit is left early.
+        """Score a candidate on the search split; stop early if it is surely over the limit.
 
         Args:
-            opened: The candidate.
-            same: Scores that it has if it computes the same as another candidate; the first chunk
-                tells whether it does.
+            opened: The candidate, open.
+            same: Scores of another candidate that may compute the same; the first chunk tells
+                whether it does, and then these scores are returned.
         """
         parts: list[Array] = []
         for part in scored(self.bench, opened, self.exact_answers, self.promise.metric):
@@ -89,7 +88,7 @@ class Trials:
         return tuple(map(float, np.concatenate(parts)))
 
     def keep(self, trial: Trial) -> Trial:
-        """Put a trial into the journal."""
+        """Add a trial to the journal."""
         self.done[trial.candidate.key] = trial
         self.journal.append("trial", trial=trial)
         return trial
@@ -101,15 +100,15 @@ class Trials:
         return bool(np.isin(np.concatenate([self.exact_scores, *scores]), (0.0, 1.0)).all())
 
     def drops(self, trial: Trial) -> Array:
-        """Return the paired differences of a scored trial, `(n,)`: what bets are set by."""
+        """Return the paired differences of a scored trial, `(n,)`, by which bets are set."""
         return self._falls(np.array(trial.scores))
 
     def observed(self, trial: Trial, units: Array) -> Drop | None:
-        """Return the drop of a trial on the search split with its interval; None where it wasn't scored.
+        """Return a trial's drop on the search split with its interval; None where it has no scores.
 
         Args:
-            trial: The candidate's.
-            units: Samples with one number were drawn together, `(n,)`.
+            trial: Trial of the candidate.
+            units: Number of each sample's group, `(n,)`; equal numbers were drawn together.
         """
         if not trial.scores or trial.failure:
             return None
@@ -122,7 +121,7 @@ class Trials:
         )
 
     def risk(self, trial: Trial) -> float:
-        """Return the drop that a trial would probably be certified for; 1 for one never scored."""
+        """Return the drop that a trial would probably be certified for; 1 if never scored."""
         return risk(self.drops(trial), self._sealed_draws) if trial.scores else 1.0
 
     def _falls(self, scores: Array) -> Array:
@@ -131,14 +130,15 @@ class Trials:
 
 
 def risk(falls: Array, draws: int) -> float:
-    """Return about the bound that so many draws like these would certify.
+    """Return roughly the bound that would be certified on a number of draws like these.
 
-    A negative mean counts as none: what flips much gains as much as it loses now and then, and the
-    next draws won't be so kind. Taken as it is, it would make whoever flips most look safest.
+    A negative mean counts as zero. A candidate that flips many answers gains as much as it loses
+    now and then, and the next draws won't be so kind; taken as it is, its mean would make the
+    candidate that flips most look safest.
 
     Args:
-        falls: Of each sample's score, `(n,)`.
-        draws: To certify by.
+        falls: Drop of each sample's score, `(n,)`.
+        draws: Number of draws to certify by.
     """
     mean, energy = float(falls.mean()), float((falls**2).mean())
     return max(mean, 0.0) + _ONE_SIDED_95 * math.sqrt(energy / draws)
@@ -148,9 +148,9 @@ def hopeless(falls: Array, samples: int, max_drop: float) -> bool:
     """Whether the drop so far is over the limit by more than three standard errors.
 
     Args:
-        falls: Of the samples so far, `(n,)`.
-        samples: How many there are in all.
-        max_drop: The limit.
+        falls: Drop of each sample's score so far, `(n,)`.
+        samples: Number of samples in all.
+        max_drop: Limit on the drop.
     """
     n = len(falls)
     if n < min(_LEAST_SCORED, samples):

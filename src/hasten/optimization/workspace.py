@@ -1,4 +1,4 @@
-"""A run's work folder: the journal, the samples that it may see, and what makes two runs the same."""
+"""A run's work folder: the journal, the samples that the run may see, and the check on resuming."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from hasten.measure.worker import request_of
 JOURNAL = "journal.jsonl"
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
 _BEGIN = b'{"kind": "begin"'
-"""What every run's journal begins with: see `check_same_run`."""
+"""First bytes of every run's journal: see `check_same_run`."""
 SEARCH_VERSION = 5
-"""Counted up where a candidate of before has another key or another speed, though nothing that it is
-made of says so: what a journal holds of it no longer counts."""
+"""Version of the search, raised where an older candidate would have another key or speed though
+nothing in its description shows it: then an older journal no longer counts."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Parts:
     """The data of a run, split and laid out for the worker processes.
 
     Attributes:
-        calibration: What passes may see, on disk.
-        calibration_hash: Digest of its content.
-        search: What candidates are tried on, on disk.
-        search_units: Samples with one number were drawn together.
-        sealed: Not read until the ladder is frozen.
-        sealed_units: As `search_units`.
-        sealed_hashes: Content hashes in hex.
-        notes: What was left out, and why.
+        calibration: Samples that passes may see, on disk.
+        calibration_hash: Digest of the calibration samples.
+        search: Samples that candidates are tried on, on disk.
+        search_units: Number of each search sample's group; equal numbers were drawn together.
+        sealed: Samples that aren't read until the ladder is frozen.
+        sealed_units: Number of each sealed sample's group; equal numbers were drawn together.
+        sealed_hashes: Content hashes of the sealed samples, in hex.
+        notes: Notes on samples that were left out, with the reasons.
     """
 
     calibration: Spool
@@ -59,22 +59,22 @@ class Parts:
 
     @property
     def seen_hashes(self) -> tuple[str, ...]:
-        """Content hashes in hex of what calibrated and of what the search saw."""
+        """Return the content hashes, in hex, of the calibration and search samples."""
         return tuple(h.hex() for part in (self.calibration, self.search) for h in _hashes(part))
 
     @property
     def group_hashes(self) -> tuple[str, ...]:
-        """Hashes of the groups that calibrated, were searched on, or are sealed."""
+        """Return the hashes of the groups in all parts of the data."""
         parts = (self.calibration, self.search, self.sealed)
         groups = [part.groups for part in parts if part.groups is not None]
         return tuple(dict.fromkeys(name for some in groups for name in hashed_groups(some)))
 
     def searched(self, count: int, request: Sequence[TensorSpec]) -> list[dict[str, Array]]:
-        """Return samples of the search split, which nothing certifies by, as requests to a model.
+        """Return samples of the search split, which certifies nothing, as requests to a model.
 
         Args:
-            count: How many, at most; spread evenly, for data that comes in an order.
-            request: The inputs of one request, every size settled.
+            count: Most samples to return; they are spread evenly, in case the data is ordered.
+            request: Inputs of one request, with every size settled.
         """
         places = np.linspace(0, len(self.search) - 1, min(count, len(self.search)), dtype=np.int64)
         return [request_of(self.search.inputs([int(place)]), request) for place in places]
@@ -82,18 +82,18 @@ class Parts:
 
 @contextlib.contextmanager
 def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
-    """Make a run's work folder, or take up one that a stopped run left; no other run may have it.
+    """Make a run's work folder, or take up one that a stopped run left, and lock it.
 
     Raises:
-        InputError: there is an unfinished run and `resume` doesn't ask for it, or the other way;
-            a folder of another kind; or another run is at work in it.
+        InputError: there is an unfinished run and `resume` is False; there is nothing to resume;
+            the folder is of another kind; or another run is at work in it.
     """
     path = folder / JOURNAL
     nothing = f"nothing to resume: there is no {path}; run without --resume"
     if resume and not path.exists():
         raise InputError(nothing)
     if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is needed to work in, and holds something else; move it")
+        raise InputError(f"{folder} is needed as a work folder, but holds something else; move it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
@@ -105,7 +105,7 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
         begun = path.stat().st_size > 0
         if begun and not resume:
             raise InputError(
-                f"an unfinished run lies in {folder}: go on with it by --resume, or remove that folder"
+                f"{folder} holds an unfinished run: continue it with --resume, or remove that folder"
             )
         if resume and not begun:
             raise InputError(nothing)
@@ -119,14 +119,14 @@ def begun(folder: Path) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Remove the work folder of a stopped run; a live run's, or any other folder, stays."""
+    """Remove the work folder of a stopped run; keep a live run's, and any other folder."""
     with contextlib.suppress(OSError), (folder / JOURNAL).open("rb") as file:
         if _locked(file) and file.read(len(_BEGIN)) == _BEGIN:
             shutil.rmtree(folder)
 
 
 def _locked_soon(file: BinaryIO) -> bool:
-    """Lock a journal; a child that a killed run was just starting lets go of it a moment later."""
+    """Lock a journal, retrying: a child of a killed run may hold it for a moment more."""
     for _ in range(_LOCK_TRIES):
         if _locked(file):
             return True
@@ -135,7 +135,7 @@ def _locked_soon(file: BinaryIO) -> bool:
 
 
 def _locked(file: BinaryIO) -> bool:
-    """Lock a journal, and say whether this run alone has it, and no other has just removed it."""
+    """Lock a journal; return whether this run alone holds it, and no other has just removed it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -144,10 +144,10 @@ def _locked(file: BinaryIO) -> bool:
 
 
 def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
-    """Note what a run is about, or check that a resumed one is about the same.
+    """Record the facts about a run, or check that a resumed run agrees with them.
 
     Raises:
-        InputError: which fact differs.
+        InputError: a fact, named in the message, differs.
     """
     begun = journal.last("begin")
     if begun is None:
@@ -164,10 +164,10 @@ def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
 def lay_out(
     dataset: Dataset, folder: Path, *, calibration: int, seed: int, training: Dataset | None
 ) -> Parts:
-    """Split the data and write what the search may see.
+    """Split the data, and write what the search may see.
 
     Raises:
-        InputError: too few samples, or samples that can't be read.
+        InputError: there are too few samples, or some can't be read.
     """
     splits = split(dataset, calibration=calibration, seed=seed, training=training)
     sealed, units, hashes, notes = _distinct(splits, grouped=dataset.groups is not None)
@@ -184,7 +184,7 @@ def lay_out(
 
 
 def data_digest(parts: Parts) -> str:
-    """Return what tells one data set and its labels from another's."""
+    """Return a digest that tells one data set and its labels from another."""
     return digest(
         [
             parts.calibration_hash,
@@ -204,7 +204,7 @@ def _rows_digest(rows: Array | None) -> tuple[str, tuple[int, ...], str] | None:
 
 
 def hashed_groups(groups: Array) -> tuple[str, ...]:
-    """Return each sample's group as a SHA-256 in hex: a bundle names none."""
+    """Return each sample's group as a SHA-256 in hex, since a bundle names no group."""
     return tuple(hashlib.sha256(str(group).encode()).hexdigest() for group in groups)
 
 
@@ -213,7 +213,7 @@ def _hashes(dataset: Dataset) -> list[bytes]:
 
 
 def _spooled(dataset: Dataset, folder: Path) -> Spool:
-    """Write samples anew: a run that was killed while writing left half a spool."""
+    """Write samples anew, since a run killed while writing leaves half a spool."""
     shutil.rmtree(folder, ignore_errors=True)
     return write_spool(dataset, folder)
 
@@ -221,7 +221,7 @@ def _spooled(dataset: Dataset, folder: Path) -> Spool:
 def _distinct(
     splits: Splits, *, grouped: bool
 ) -> tuple[Subset, Array, tuple[str, ...], tuple[str, ...]]:
-    """Leave out repeated sealed samples where there are no groups: one content is one draw."""
+    """Leave out repeated sealed samples where there are no groups: each content counts once."""
     units, sealed = splits.sealed_units, splits.sealed
     _, first = np.unique(units, return_index=True)
     if grouped or len(first) == len(units):
@@ -229,7 +229,7 @@ def _distinct(
     keep = np.sort(first)
     hashes = tuple(splits.sealed_hashes[i] for i in keep)
     note = (
-        f"{len(units) - len(keep)} of {len(units)} sealed samples repeat another's content and "
+        f"{len(units) - len(keep)} of {len(units)} sealed samples repeat the content of another and "
         "were left out"
     )
     return Subset(sealed.whole, sealed.indices[keep]), units[keep], hashes, (note,)

@@ -1,1 +1,1 @@
-"""The page that a person can send to a colleague, made from a bundle's records alone."""
+"""The report: a page to send to a colleague, made from a bundle's records alone."""

@@ -1,4 +1,4 @@
-"""Plots of accuracy: every trial of the search, and what the sealed data said."""
+"""Plots of accuracy: every trial of the search, and the verdicts of the sealed data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hasten.reporting.result import Asked, Outcome, Result, Rung
 
 
 def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return those that no other beats in both latency and accuracy, fastest last."""
+    """Return the outcomes that no other beats in both latency and accuracy, fastest last."""
     able = [o for o in outcomes if o.ratio is not None and _fall(o) is not None]
     best: list[Outcome] = []
     for one in sorted(able, key=lambda o: (_fall(o) or 0.0, _latency(o))):
@@ -26,20 +26,20 @@ def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _fall(outcome: Outcome) -> float | None:
-    """Its drop in points: none for what is exact, None for what wasn't judged."""
+    """Return an outcome's drop in points: 0 for an exact one, None for one that wasn't judged."""
     if outcome.fate == "exact":
         return 0.0
     return None if outcome.drop is None else 100 * outcome.drop.estimate
 
 
 def _latency(outcome: Outcome) -> float:
-    """In percent of the default engine's."""
+    """Return an outcome's latency in percent of the default engine's."""
     assert outcome.ratio is not None
     return 100 * outcome.ratio.estimate
 
 
 def trials(result: Result, asked: Asked) -> Plot:
-    """Latency against accuracy: every candidate with its intervals, the limit, and the frontier."""
+    """Plot latency against accuracy: candidates with intervals, the limit, the frontier."""
     run = [o for o in result.outcomes if o.ratio is not None]
     limit = 100 * asked.max_drop
     edge = max(2.2 * limit, *(1.25 * f for o in run if (f := _fall(o)) and f < 5 * limit), 0.01)
@@ -75,7 +75,7 @@ def trials(result: Result, asked: Asked) -> Plot:
         axes.set_xlim(min(-0.06 * edge, *(1.1 * (_fall(o) or 0.0) for o in run), 0.0), edge)
         axes.set_ylim(0, top)
         axes.set_xlabel("points lost on the search split")
-        axes.set_ylabel("latency, of the default engine's")
+        axes.set_ylabel("latency, share of the default engine's")
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
         legend(axes, 2 if narrow else 4)
 
@@ -102,11 +102,11 @@ _FATES = {
 
 
 def _trial(axes: Axes, outcome: Outcome, edge: float, top: float) -> None:
-    """Draw one candidate with its intervals; what lies beyond an edge stands on it."""
+    """Draw one candidate with its intervals; one beyond the plot stands on its edge."""
     assert outcome.ratio is not None
     tone, sign, meaning = _FATES.get(outcome.fate, (QUIET, "x", "other"))
     fall, level = _fall(outcome), _latency(outcome)
-    # Where no accuracy is known it stands at the right edge, by its latency alone.
+    # A candidate of unknown accuracy stands at the right edge, where its latency alone counts.
     x, y = 0.985 * edge if fall is None else min(fall, 0.995 * edge), min(level, 0.99 * top)
     bar: dict[str, Any] = {"color": tone.stand_in, "linewidth": 1.0, "alpha": 0.6}
     if outcome.drop is not None and x == fall:
@@ -138,7 +138,7 @@ def _line(number: int, outcome: Outcome) -> tuple[str, ...]:
 
 
 def certificate(ladder: Sequence[Rung]) -> Plot | None:
-    """What the sealed data says of each rung: the drop observed, its upper bound, and the limit."""
+    """Plot the sealed data's verdicts: each rung's observed drop, its upper bound, the limit."""
     judged = [(number, r.judgement) for number, r in enumerate(ladder, 1) if r.judgement]
     if not judged:
         return None

@@ -1,4 +1,4 @@
-"""The exact commands that make a bundle again."""
+"""Commands that make a bundle again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hasten.reporting.evidence import Report
 
 
 def commands(report: Report) -> Iterator[tuple[str, str]]:
-    """Yield what to say, and the lines to type or run. A bundle is untrusted: every word is quoted."""
-    yield "The same versions:", "\n".join(_installation(report.environment))
+    """Yield captions and the lines to type; every word is quoted, since a bundle is untrusted."""
+    yield "To install the same versions:", "\n".join(_installation(report.environment))
     asked = report.result.asked
     if asked is not None:
-        yield "The same run:", asked.invocation.in_words()
+        yield "To repeat the run:", asked.invocation.in_words()
     bundle = shlex.quote(str(report.result.bundle))
     checks = (
         f"hasten bench {bundle}",
@@ -23,17 +23,17 @@ def commands(report: Report) -> Iterator[tuple[str, str]]:
         f"hasten report {bundle} --json",
     )
     yield (
-        "Its speed here and now, its accuracy on new data, and the records behind this page:",
+        "To time it here, to certify it on new data, and to print the records behind this page:",
         ("\n".join(checks)),
     )
 
 
 def _installation(environment: dict[str, str]) -> Iterator[str]:
-    """The lines that install what the bundle was made with."""
+    """Yield the lines that install the versions that the bundle was made with."""
     release = re.match(r"3\.\d+", environment.get("python", ""))
     yield f"python{release[0] if release else '3'} -m venv .venv && . .venv/bin/activate"
     pinned = [
-        # A build's own mark, as in 2.7.0+cpu, is no version that an index has.
+        # An index has no version with a build's own mark, such as 2.7.0+cpu.
         f"{name}=={environment[name].partition('+')[0]}"
         for name in packages()
         if name in environment and name != "hasten"

@@ -1,6 +1,6 @@
 """Plots as inline SVG that takes its colours and its font from the page around it.
 
-A plot shows numbers and words of our own only, never a text that came from a file.
+A plot shows only numbers and words of hasten's own, never a text that came from a file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LINK = "{http://www.w3.org/1999/xlink}href"
 _POINTS_PER_INCH = 72
 _WIDTHS_IN = {"wide": 9.4, "narrow": 4.4}
 _FONTS_PT = {"wide": 9.0, "narrow": 11.0}
-"""Shown at some 900 and 330 CSS pixels, where letters come out at 12 and 11 pixels."""
+"""Font sizes at which letters come out at 12 and 11 CSS pixels, on pages of some 900 and 330."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Tone:
     """A colour of the page, by the name of its CSS variable.
 
     Attributes:
-        stand_in: What is drawn with, and replaced by the variable afterwards.
-        variable: "--ink".
+        stand_in: Colour to draw with, which the variable then replaces.
+        variable: Name of the CSS variable, such as "--ink".
     """
 
     stand_in: str
@@ -72,17 +72,17 @@ _SHORT = re.compile(r"(\d+\.\d{2})\d+")
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot, and the numbers in it.
+    """One plot and the numbers in it.
 
     Attributes:
-        key: Unique on the page.
-        title: What it shows.
-        description: The same for who can't see it: what is to be learned from it.
-        draw: Draws on empty axes; the second argument says whether they are narrow.
-        head: Of the table with the numbers.
-        rows: Of that table.
-        heights_in: Wide and narrow, in inches.
-        panels: How many axes, side by side where there is room.
+        key: Identifier of the plot, unique on the page.
+        title: Title of the plot.
+        description: Description for readers who can't see the plot: what is to be learned from it.
+        draw: Function that draws on empty axes; its second argument says whether they are narrow.
+        head: Column heads of the table with the numbers.
+        rows: Rows of the table with the numbers.
+        heights_in: Heights of the wide and the narrow plot, in inches.
+        panels: Number of axes, side by side where there is room.
     """
 
     key: str
@@ -95,7 +95,7 @@ class Plot:
     panels: int = 1
 
     def html(self, caption: str) -> Html:
-        """The plot at two widths, of which a page shows one, its caption, and its numbers on request."""
+        """Return the plot at two widths (a page shows one), its caption, and its numbers."""
         shapes = [
             element("div", Html(self._svg(shape, height_in)), class_=shape)
             for shape, height_in in zip(_WIDTHS_IN, self.heights_in, strict=True)
@@ -107,7 +107,7 @@ class Plot:
         narrow = shape == "narrow"
         key = f"{self.key}-{shape}"
         with matplotlib.rc_context():
-            matplotlib.rcdefaults()  # a user's own style isn't the page's
+            matplotlib.rcdefaults()  # a user's own style must not change the page
             matplotlib.rcParams.update(
                 {**_STYLE, "font.size": _FONTS_PT[shape], "svg.hashsalt": key}
             )
@@ -129,7 +129,7 @@ class Plot:
 
 
 def _themed(svg: bytes, key: str, title: str, description: str) -> str:
-    """Make an SVG part of a page: named, without rules or ids of its own, in the page's colours."""
+    """Make an SVG part of a page: titled, without its own styles and ids, in the page's colours."""
     root = ElementTree.fromstring(svg)
     for parent in root.iter():
         for child in [c for c in parent if c.tag.endswith(("}metadata", "}style"))]:
@@ -156,7 +156,7 @@ def _target(node: ElementTree.Element) -> str:
 
 
 def _adapt(node: ElementTree.Element, key: str, wanted: set[str]) -> None:
-    """Prefix what is referred to, drop what isn't, and replace colours and fonts."""
+    """Prefix ids that are referred to, drop the others, and replace colours and fonts."""
     node.tag = node.tag.rpartition("}")[2]  # a page knows what svg is
     node.text, node.tail = (node.text or "").strip() or None, None
     own = node.attrib.pop("id", None)

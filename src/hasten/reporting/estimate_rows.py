@@ -1,5 +1,5 @@
-"""What is known of candidates for a device that isn't here, in a table's cells. Only what was placed and
-routed, or measured, has a latency."""
+"""Table cells on candidates for an absent device. Only a candidate that was placed and routed, or
+measured, has a latency."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hasten.engines.estimates import TIMED
 from hasten.reporting.result import EstimateRow, Estimates, Result
 
 _SHOWN = 5
-"""Figures beside latency and rank, at most."""
+"""Most figures to show beside latency and rank."""
 HEAD = ("", "candidate", "latency", "by")
 
 
 def latency_of(row: EstimateRow) -> str:
-    """A latency in words, where there is one: of a design, in nanoseconds or microseconds."""
+    """Write a design's latency in nanoseconds or microseconds, or "none" where there is none."""
     if row.latency_ns is None or row.source not in TIMED:
         return "none"
     if row.latency_ns < 1e4:
@@ -23,21 +23,21 @@ def latency_of(row: EstimateRow) -> str:
 
 
 def ranked_by(row: EstimateRow) -> str:
-    """What is compared, where it is no latency."""
+    """Write the figure that candidates are compared by; empty where that is the latency."""
     if row.rank is None or row.unit == "ns":
         return ""
     return f"{row.rank:,.0f} {row.unit}"
 
 
 def figure(name: str, value: float, limits: Mapping[str, float]) -> str:
-    """A figure in words, with its share of what the device has."""
+    """Write a figure, with its share of what the device has."""
     shown = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
     most = limits.get(name)
     return f"{shown} of {most:,.0f} ({100 * value / most:.0f}%)" if most else shown
 
 
 def columns(result: Estimates) -> list[tuple[str, ...]]:
-    """Return the head and the rows of the candidates that the device's tools told of."""
+    """Return the head and the rows of the candidates that the device's tools estimated."""
     told = [row for row in result.rows if row.figures or row.rank is not None]
     names = list(dict.fromkeys(name for row in told for name in row.figures))
     names = [result.area, *(n for n in names if n != result.area)] if result.area else names
@@ -60,7 +60,7 @@ def _cells(
 
 
 def headline(result: Result) -> str:
-    """The result in a few words."""
+    """Write the result in a few words."""
     assert result.estimates is not None
     shipped = result.shipped
     if shipped is None:
@@ -72,7 +72,7 @@ def headline(result: Result) -> str:
 
 
 def within(result: Result) -> str:
-    """Say whether what ships is within the budget; empty where none was given."""
+    """Say whether what ships is within the budget; empty where no budget was given."""
     if result.budget_ns is None:
         return ""
     budget = (
@@ -81,5 +81,5 @@ def within(result: Result) -> str:
         else f"{result.budget_ns / 1e3:.4g} µs"
     )
     if result.within_budget is None:
-        return f"whether it is within the budget of {budget} can't be told beforehand"
+        return f"whether it is within the budget of {budget} can't be known before it runs there"
     return f"{'within' if result.within_budget else 'OVER'} the budget of {budget}"

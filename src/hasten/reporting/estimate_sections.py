@@ -1,4 +1,4 @@
-"""The sections of a report on a device that isn't here, from records alone."""
+"""The sections of a report on an absent device, from records alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hasten.reporting.result import EstimateRow, Estimates, Result
 
 
 def sections(report: Report, estimates: Estimates) -> list[Html]:
-    """Return the sections of the page, in order; one without records isn't there."""
+    """Return the sections of the page, in order, without those that have no records."""
     result = report.result
     made = [
         _answers(result, estimates),
@@ -39,7 +39,7 @@ def sections(report: Report, estimates: Estimates) -> list[Html]:
 
 
 def _answers(result: Result, estimates: Estimates) -> Html:
-    """How fast, how sure, and what the figures are."""
+    """Make the cards on how fast the result is, how sure that is, and how it was compared."""
     shipped = result.shipped
     cards = []
     if shipped is None:
@@ -54,17 +54,17 @@ def _answers(result: Result, estimates: Estimates) -> Html:
     cards.append(_card("How sure are we that it is as accurate?", mark, f"{result.why}.", tone))
     if estimates.compared:
         cards.append(
-            _card("Does the device answer so?", "✓ compared", f"{estimates.compared}.", "good")
+            _card("Does the device answer alike?", "✓ compared", f"{estimates.compared}.", "good")
         )
     return element("section", element("ol", *cards, class_="answers"), id_="answers")
 
 
 def _how_fast(shipped: EstimateRow, budget: str) -> tuple[str, str]:
-    """Its latency, where it has one, and how that is known."""
+    """Write the latency of what ships, where it has one, and how it is known."""
     budget = f"{budget[0].upper()}{budget[1:]}." if budget else ""
     if (latency := latency_of(shipped)) != "none":
-        return latency, f"By {shipped.source}, not by measurement. {budget}".strip()
-    said = "No latency is known before it runs there."
+        return latency, f"From {shipped.source}, not from a measurement. {budget}".strip()
+    said = "Its latency isn't known before it runs on the device."
     if ranked := ranked_by(shipped):
         by = (
             "a compiler's estimate"
@@ -89,8 +89,8 @@ def _figures(estimates: Estimates) -> Html:
         "figures",
         "What the device's tools say",
         paragraph(
-            "Only what was measured or placed and routed has a latency; a compiler's estimate is for "
-            "comparing candidates of one device, and for nothing else.",
+            "Only what was measured or placed and routed has a latency; a compiler's estimate serves "
+            "only to compare candidates for one device.",
             class_="quiet",
         ),
         table("Candidates, the fastest first", head, shown),
@@ -98,7 +98,7 @@ def _figures(estimates: Estimates) -> Html:
 
 
 def _frontier(estimates: Estimates, budget_ns: float | None) -> Html:
-    """Rank against area: what no other is both faster and smaller than."""
+    """Plot rank against area, with the candidates that no other beats in both."""
     area = estimates.area
     points = [row for row in estimates.rows if row.rank is not None and area in row.figures]
     if not area or len(points) < 2:
@@ -143,13 +143,13 @@ def _frontier(estimates: Estimates, budget_ns: float | None) -> Html:
         "frontier",
         title,
         plot.html(
-            "Each dot is a candidate that the device's tools took; those joined by the line are the frontier."
+            "Each dot is a candidate that the device's tools accepted; the line joins the frontier."
         ),
     )
 
 
 def _shipped(estimates: Estimates) -> Html:
-    """All figures of what ships."""
+    """Show all figures of what ships."""
     shipped = estimates.shipped
     if shipped is None or not shipped.figures:
         return NONE
@@ -173,7 +173,7 @@ def _tried(estimates: Estimates) -> Html:
     return section(
         "tried",
         "What else was tried",
-        table("On this host alone, or in vain", ("candidate", "outcome"), rest),
+        table("Tried on this host alone, or failed", ("candidate", "outcome"), rest),
     )
 
 

@@ -1,4 +1,4 @@
-"""The records that a report is made from, as a bundle keeps them: read, bounded, and checked."""
+"""The records behind a report, as a bundle keeps them: read, bounded and checked."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ T = TypeVar("T")
 
 _RESULT_BYTES = 16 << 20
 _RAW_BYTES = 128 << 20
-"""A million latencies take some 14 MB."""
+"""Most bytes of raw records; a million latencies take some 14 MB."""
 _MOST = 10_000
-"""Candidates: more than any run has, and few enough to draw."""
+"""Most candidates: more than any run has, and few enough to draw."""
 _SPELLED = 20
-"""Items of a list: more are counted."""
+"""Most items of a list to spell out; longer lists are counted."""
 _LARGEST = 2**53
 _LEAST = 1e-9
-"""Of ratios: what comes nearer to 0 was never measured."""
+"""Least ratio; a smaller one was never measured."""
 _SMALLEST = 1e-300
-"""Above 0."""
+"""Least number that counts as above 0."""
 
 _HALF = re.compile(rb"(\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})|\\ud[89a-f][0-9a-f]{2}", re.I)
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
-"""In nanoseconds; at most eleven days."""
+"""Time in nanoseconds, at most eleven days."""
 Taken: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
-"""A latency as it was taken, in nanoseconds."""
+"""Latency as it was measured, in nanoseconds."""
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Word: TypeAlias = Annotated[str, msgspec.Meta(max_length=10_000)]
 
@@ -50,8 +50,8 @@ class Figures:
 
     Attributes:
         rounds: Entrant -> round -> latencies in nanoseconds.
-        refused: Rounds that didn't count.
-        threads: How many each engine had.
+        refused: Number of rounds that didn't count.
+        threads: Number of threads of each engine.
         roles: Row's role -> entrant.
     """
 
@@ -61,7 +61,7 @@ class Figures:
     roles: dict[Word, Word] = field(default_factory=dict)
 
     def latencies(self) -> dict[str, Rounds]:
-        """The rounds by role, where there are any."""
+        """Return the rounds by role, for the roles that have any."""
         return {role: self.rounds[who] for role, who in self.roles.items() if self.rounds.get(who)}
 
 
@@ -79,8 +79,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Profile:
-    """The steps of the exact model and of the winner, in the order of execution; none of a winner whose
-    runtime has no profiler. Of a cascade those of its fast model."""
+    """The steps of the exact model and of the winner, in the order of execution.
+
+    A winner whose runtime has no profiler has none; a cascade has those of its fast model.
+    """
 
     exact: tuple[Step, ...]
     winner: tuple[Step, ...] = ()
@@ -88,13 +90,13 @@ class Profile:
 
 @dataclass(frozen=True)
 class Floor:
-    """How far a model is from what the machine can do.
+    """The distance of a model from what the machine can do.
 
     Attributes:
-        name: The row's role.
-        floor_ns: The least time that the machine's ceilings allow, in nanoseconds.
-        ratio: Its p50 over the floor.
-        binds: What the floor consists of mostly: "arithmetic", "bytes" or "overhead".
+        name: Role of the row.
+        floor_ns: Least time that the machine's ceilings allow, in nanoseconds.
+        ratio: Latency divided by the floor.
+        binds: Main part of the floor: "arithmetic", "bytes" or "overhead".
     """
 
     name: Word
@@ -105,7 +107,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Point:
-    """The winner with more than one sample in a request, or more than one request at a time."""
+    """The winner's speed with several samples in a request, or several requests at a time."""
 
     batch: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     threads: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
@@ -116,12 +118,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What ships in one of MLCommons' scenarios: see `hasten.measure.scenario.Load`.
+    """The result in one of MLCommons' scenarios: see `hasten.measure.scenario.Load`.
 
     Attributes:
-        scenario: Which.
-        said: The figures in words, and who asked.
-        figures: As numbers; empty where no rate met the bound.
+        scenario: Name of the scenario.
+        said: Figures in words, and how requests were sent.
+        figures: Figures as numbers; empty where no rate met the bound.
     """
 
     scenario: Word
@@ -131,13 +133,13 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Tried:
-    """The records of a candidate: of the passes, in order, and of the engine."""
+    """The records of a candidate's passes, in order, and of its engine."""
 
     passes: tuple[dict[Word, Any], ...]
     engine: dict[Word, Any]
 
     def spelled(self) -> str:
-        """Spell out every setting: "half_precision(keep_float=[]) + openvino(precision=bf16, ...)"."""
+        """Spell out all settings: "half_precision(keep_float=[]) + openvino(precision=bf16)"."""
         return " + ".join(map(_spelled, (*self.passes, self.engine)))
 
 
@@ -147,14 +149,14 @@ class _Trial:
 
 
 def _spelled(record: dict[str, Any], *, inner: bool = False) -> str:
-    """Spell out a record, and those in it; of long lists their length, of files their names."""
+    """Spell out a record and the records in it; show long lists by length, and files by name."""
     settings = []
     for key, value in record.items():
         if isinstance(value, dict):
             value = "..." if inner else _spelled(value, inner=True)
         elif isinstance(value, list):
             value = f"{len(value)} items" if key == "files" or len(value) > _SPELLED else value
-        elif key in ("path", "training"):  # whose folders are nobody else's business
+        elif key in ("path", "training"):  # whose folders would tell others about this machine
             value = str(value).rpartition("/")[2]
         if key != "type":
             settings.append(f"{key}={value}")
@@ -166,20 +168,20 @@ class Report:
     """All that the page shows.
 
     Attributes:
-        result: The run's end.
-        target: The device.
-        environment: Versions and host.
-        created: ISO 8601, UTC.
-        source_sha256: Of the model that was given.
-        sealed: How many samples were sealed and the SHA-256 over their hashes.
+        result: Result of the run.
+        target: Device that the model runs on.
+        environment: Versions of packages, and the host.
+        created: Time in ISO 8601, UTC.
+        source_sha256: SHA-256 of the model that was given.
+        sealed: Number of sealed samples, and the SHA-256 over their hashes.
         figures: Raw rounds, where they were kept.
         profile: Steps before and after, where they were timed.
-        limit: Floors, where they were worked out.
-        curve: By batch and by sessions, where it was measured.
-        load: Under load, where it was put.
-        requests: How many samples of the data the bundle keeps.
+        limit: Floors, where they were computed.
+        curve: Speed by batch and by sessions, where it was measured.
+        load: Results under load, where it was measured.
+        requests: Number of samples of the data that the bundle keeps.
         cascade: Whether what ships is a cascade.
-        settings: Every setting of what was tried, in the order of the result's outcomes.
+        settings: Every setting of the candidates, in the order of the result's outcomes.
     """
 
     result: Result
@@ -199,7 +201,7 @@ class Report:
 
 
 def gathered(folder: Path) -> Report:
-    """Read what a bundle keeps.
+    """Read the records of a bundle's run.
 
     Raises:
         InputError: there is no bundle, or its run didn't finish.
@@ -228,13 +230,14 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
     """Put a report's records together.
 
     Args:
-        folder: The bundle, for what is said of it.
-        manifest: Its own.
-        kept: From an evidence file's name and the most bytes that are read to its content, JSON;
-            None where there is none.
+        folder: Folder of the bundle, to name in messages.
+        manifest: Manifest of the bundle.
+        kept: Function from an evidence file's name and the most bytes to read to its JSON content;
+            it returns None where there is no such file.
 
     Raises:
-        InputError: as `gathered`.
+        InputError: the bundle has no result, since its run didn't finish.
+        IntegrityError: the evidence is damaged.
     """
 
     def read(name: str, kind: type[T], most_bytes: int = _RAW_BYTES) -> T | None:
@@ -242,7 +245,7 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
         if data is None:
             return None
         try:
-            # Typed as it is read, so that what isn't wanted never gets into memory.
+            # Typed as it is read, so that unwanted fields never get into memory.
             return msgspec.json.decode(_whole_letters(data), type=kind, dec_hook=as_path)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise IntegrityError(f"{folder}: evidence/{name} is damaged: {error}") from error
@@ -250,8 +253,8 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
     result = read("result.json", Result, _RESULT_BYTES)
     if result is None:
         raise InputError(
-            f"{folder} has no evidence of a finished run, so there is nothing to report: go on "
-            "with the run by --resume, or make it anew"
+            f"{folder} has no evidence of a finished run, so there is nothing to report: continue "
+            "the run with --resume, or make it anew"
         )
     if wrong := _implausible(result, manifest):
         raise IntegrityError(f"{folder}: evidence/result.json is damaged: {wrong}")
@@ -274,19 +277,19 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
 
 
 def _whole_letters(data: bytes) -> bytes:
-    """Replace halves of letters, which stand in names of files for what is no text."""
+    """Replace lone surrogates, which names of files hold where their bytes are no text."""
     return _HALF.sub(lambda found: found[1] or rb"\ufffd", data)
 
 
 def as_path(kind: type, value: Any) -> Any:
-    """Read a path, which JSON has as a text."""
+    """Read a path, which JSON holds as a string."""
     if issubclass(kind, Path):
         return Path(value)
     raise ValueError(f"a {kind.__name__} can't be read")
 
 
 def _implausible(result: Result, manifest: Manifest) -> str | None:
-    """Say what of a result no run comes to; what is plausible can be drawn."""
+    """Return what makes a result implausible; None for one that can be drawn."""
     if result.status != manifest.status:
         return f"it says {result.status}, and the manifest {manifest.status}"
     if result.estimates is not None and result.rows:
@@ -296,14 +299,14 @@ def _implausible(result: Result, manifest: Manifest) -> str | None:
     if len(result.outcomes) > _MOST:
         return f"it has {len(result.outcomes):,} candidates; at most {_MOST:,} are shown"
     if not all(abs(number) < _LARGEST for number in numbers(to_record(result))):
-        return "it has a number that is infinite, or larger than any"
+        return "it has a number that is infinite or too large"
     if not all(list(bounds) == sorted(bounds) for bounds in _ascending(result)):
         return "it has an interval that isn't one, or a figure that is out of range"
     return None
 
 
 def numbers(record: Any) -> Iterator[float]:
-    """Yield every number of a record."""
+    """Yield every number in a record."""
     left = [record]
     while left:
         value = left.pop()
@@ -316,7 +319,7 @@ def numbers(record: Any) -> Iterator[float]:
 
 
 def _ascending(result: Result) -> Iterator[tuple[float, ...]]:
-    """Yield numbers that must ascend."""
+    """Yield tuples of numbers that must ascend."""
     yield (0, result.spread)
     for row in result.rows:
         yield _ratio(row.ratio)

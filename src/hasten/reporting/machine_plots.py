@@ -1,4 +1,4 @@
-"""Plots of what the machine does: time by kind of step, distance to the floor, batches and sessions."""
+"""Plots of the machine's work: time by kind of step, distance to the floor, batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hasten.reporting.result import Row
 from hasten.reporting.rows import latency
 
 KINDS = ("arithmetic", "elementwise", "conversion", "movement")
-"""What steps spend their time on: see `hasten.engines.layers`; any other is "other"."""
+"""Kinds of work that steps do: see `hasten.engines.layers`; any other kind is "other"."""
 _TOP = 12
 _SERIES = [
     Mark(tone, line, sign)
@@ -32,7 +32,7 @@ def _median_ns(step: Step) -> float:
 
 
 def by_kind(steps: Sequence[Step]) -> dict[str, float]:
-    """Return the time of all steps of each kind, in nanoseconds, of medians over requests."""
+    """Return the total time of the steps of each kind, in nanoseconds, by medians over requests."""
     totals = dict.fromkeys((*KINDS, "other"), 0.0)
     for step in steps:
         totals[step.kind if step.kind in KINDS else "other"] += _median_ns(step)
@@ -42,7 +42,7 @@ def by_kind(steps: Sequence[Step]) -> dict[str, float]:
 
 
 def kinds(profile: Profile) -> Plot:
-    """Where the time goes, before and after: by the kind of step."""
+    """Plot the time by kind of step, before and after."""
     before, after = by_kind(profile.exact), by_kind(profile.winner)
     shown = list(dict.fromkeys((*before, *after)))
 
@@ -80,7 +80,7 @@ def kinds(profile: Profile) -> Plot:
 
 
 def top_steps(caption: str, steps: Sequence[Step]) -> Html:
-    """Return a table of the steps that take longest, with their shares of the whole."""
+    """Return a table of the longest steps, with their shares of the whole."""
     whole = sum(map(_median_ns, steps)) or 1.0
     longest = sorted(steps, key=_median_ns, reverse=True)[:_TOP]
     rows = [
@@ -98,13 +98,13 @@ def top_steps(caption: str, steps: Sequence[Step]) -> Html:
 
 
 def _share(share: float) -> Html:
-    """A share as a number with a bar behind it."""
+    """Return a share as a number with a bar behind it."""
     bar = element("span", class_="bar", style=f"width:{100 * min(share, 1.0):.1f}%")
     return element("span", bar, f"{100 * share:.1f}%", class_="share")
 
 
 def floors(limit: Sequence[Floor], rows: Sequence[Row]) -> Plot | None:
-    """Each row's p50 beside the least that the machine allows; None where no row has a floor."""
+    """Plot each row's p50 beside its floor; None where no row has a floor."""
     p50_ns = {row.role: row.p50.value_ns for row in rows}
     shown = [floor for floor in limit if floor.name in MARKS and floor.name in p50_ns]
     if not shown:
@@ -154,7 +154,7 @@ def floors(limit: Sequence[Floor], rows: Sequence[Row]) -> Plot | None:
 
 
 def batches(curve: Sequence[Point]) -> Plot:
-    """Throughput and latency by batch, for each number of threads and sessions."""
+    """Plot throughput and latency by batch, for each number of threads and sessions."""
 
     def setting(point: Point) -> tuple[int, int]:
         return point.threads, point.sessions
@@ -192,8 +192,8 @@ def batches(curve: Sequence[Point]) -> Plot:
     return Plot(
         "batches",
         "Throughput and latency by batch",
-        f"The most is {best.throughput_per_s:,.0f} samples per second, with {best.batch} in a "
-        f"request, {best.threads} threads and {best.sessions} sessions.",
+        f"The highest throughput is {best.throughput_per_s:,.0f} samples per second, with {best.batch} "
+        f"in a request, {best.threads} threads and {best.sessions} sessions.",
         draw,
         ("samples in a request", "threads", "sessions", "p50", "samples per second"),
         [

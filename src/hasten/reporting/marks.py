@@ -1,4 +1,4 @@
-"""How each role is drawn, the same in every plot."""
+"""Marks of the roles, which are drawn alike in every plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hasten.reporting.drawing import AFTER, BEFORE, EXACT, LOOSE, Tone
 
 @dataclass(frozen=True)
 class Mark:
-    """How a role is drawn: by its colour, its line and its sign, so that one of them would do."""
+    """The look of a role: colour, line and sign, any one of which tells it from the others."""
 
     tone: Tone
     line: str
@@ -25,11 +25,11 @@ MARKS = {
     "winner": Mark(AFTER, "-", "o"),
     "fastest uncertified": Mark(LOOSE, ":", "^"),
 }
-"""Roles of rows; no other is drawn."""
+"""Marks by the role of a row; rows of other roles aren't drawn."""
 
 
 def legend(axes: Axes, columns: int) -> None:
-    """Put a legend beneath, each label once, in so many columns."""
+    """Put a legend beneath the plot, with each label once, in a number of columns."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:

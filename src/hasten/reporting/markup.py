@@ -1,4 +1,4 @@
-"""HTML in small pieces. What comes from files is escaped here, and only here."""
+"""HTML in small pieces. Texts from files are escaped here, and only here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 from hasten.bundle.manifest import one_line
 
 _LONG = 26
-"""Letters of a cell that may break into lines."""
+"""Letters from which on a cell may break into lines."""
 _TAGS = re.compile("<[^>]*>")
 _BREAKS = re.compile(r"([_(,=/+:.]+)(?=\w)")
 
@@ -19,11 +19,11 @@ class Html(str):
 
 
 NONE = Html("")
-"""Nothing to show."""
+"""Empty markup, where there is nothing to show."""
 
 
 def text(value: str) -> Html:
-    """Escape a text; nothing in it steers the reader's screen."""
+    """Escape a text; control characters are replaced, so that none affects the reader's screen."""
     return value if isinstance(value, Html) else Html(escape(one_line(value)))
 
 
@@ -34,7 +34,7 @@ def name(value: str) -> Html:
 
 
 def element(tag: str, *content: str, **attributes: str) -> Html:
-    """Return an element; attributes' names lose a trailing underscore, others become hyphens."""
+    """Return an element; in attributes' names a trailing underscore goes, others become hyphens."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
         for key, value in attributes.items()
@@ -51,9 +51,9 @@ def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> H
     """Return a table that scrolls within itself where the page is narrow.
 
     Args:
-        caption: What it shows, for who can't see it.
-        head: Of the columns.
-        rows: Cells; the first names its row.
+        caption: Description for readers who can't see the table.
+        head: Column heads.
+        rows: Rows of cells; the first cell of a row names it.
     """
     columns = Html("".join(element("th", cell, scope="col") for cell in head))
     lines = Html("".join(element("tr", *_cells(row)) for row in rows))
@@ -64,7 +64,7 @@ def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> H
 
 
 def _cells(row: Iterable[str]) -> list[Html]:
-    """Cells, of which only long ones and names break into lines."""
+    """Return the cells of a row, of which only long ones and names may break into lines."""
     cells = []
     for number, cell in enumerate(row):
         letters = len(_TAGS.sub("", cell))
@@ -88,7 +88,7 @@ def items(lines: Iterable[str]) -> Html:
 
 
 def details(summary: str, *content: str) -> Html:
-    """Return what is shown on request."""
+    """Return content that is shown on request, under a summary."""
     return element("details", element("summary", summary), *content)
 
 

@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page: no script, no request, readable on a phone and in the dark."""
+"""A report as one self-contained HTML page: no script, no request, fit for phones and the dark."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hasten.reporting.sections import SECTIONS, headline
 from hasten.reporting.style import STYLE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""Nothing may be loaded, run, or sent, whatever a text in the page says."""
+"""Policy under which nothing is loaded, run or sent, whatever a text in the page says."""
 BEGINNING = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="generator" content="hasten">'
 )
-"""What tells a report from any other page."""
+"""First bytes of a report, which tell it from any other page."""
 
 
 def render(report: Report) -> bytes:
@@ -26,7 +26,7 @@ def render(report: Report) -> bytes:
         return whole_page(
             bundle_name=result.bundle.name,
             headline=estimate_rows.headline(result),
-            about=f"for {estimates.noun}, {estimates.device}; nothing here ran on it",
+            about=f"for {estimates.noun}, {estimates.device}; nothing in this report ran on it",
             sections=estimate_sections.sections(report, estimates),
             version=report.environment.get("hasten", ""),
         )
@@ -46,11 +46,11 @@ def whole_page(
     """Put a page together.
 
     Args:
-        bundle_name: What it is about.
+        bundle_name: Name of the bundle.
         headline: The result in a few words.
-        about: Where it holds.
-        sections: In order.
-        version: Of hasten.
+        about: Device and settings that the headline holds for.
+        sections: Sections, in order.
+        version: Version of hasten.
     """
     head = (
         f"{BEGINNING}"

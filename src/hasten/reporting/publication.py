@@ -12,18 +12,18 @@ from hasten.reporting.page import BEGINNING, render
 
 
 def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write what a bundle's run measured and certified as one HTML page that needs nothing else.
+    """Write a bundle's measurements and certificate as one HTML page that needs nothing else.
 
     Args:
-        bundle: Its folder.
-        out: The file; by default the bundle's name and .html, beside it. An older report there is
-            replaced, and nothing else.
+        bundle: Folder of the bundle.
+        out: Path of the page; by default the bundle's name with .html, beside it. An older report
+            there is replaced, but nothing else.
 
     Returns:
-        The file.
+        Path of the page.
 
     Raises:
-        InputError: there is no bundle, its run didn't finish, or the file can't be written.
+        InputError: there is no bundle, its run didn't finish, or the page can't be written.
         IntegrityError: the bundle is damaged.
     """
     folder = Path(bundle)
@@ -35,7 +35,7 @@ def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
 
 
 def _check_place(file: Path, folder: Path) -> None:
-    """Check that nothing but an older report is lost."""
+    """Check that writing the page overwrites nothing but an older report."""
     if file.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{file} lies in the bundle, which would be damaged; give another --out")
     if not os.path.lexists(file):

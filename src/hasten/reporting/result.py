@@ -1,4 +1,4 @@
-"""What a run comes to: figures derived from raw rounds, and the words for them."""
+"""The result of a run: figures derived from raw rounds, and the words for them."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from hasten.measure.intervals import Quantile, Ratio, Rounds, Statistic, paired_
 Fate: TypeAlias = Literal[
     "baseline", "exact", "judged", "left early", "not judged", "skipped", "failed"
 ]
-"""What became of a candidate: left early, since it was surely beyond the limit; not judged, since it
-was slower."""
+"""Fate of a candidate: "left early" if it was surely over the limit, "not judged" if it was
+slower."""
 UNEVEN = (
-    "{} is compared by its mean: a request that is asked again costs both models, the others one"
+    "{} is compared by its mean: a request that is asked again costs both models, others cost one"
 )
-"""What is to be said of a cascade among others."""
+"""Note on a cascade among other candidates."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model's figures, from rounds that were taken after the choice.
+    """One model's figures, from rounds that were timed after the choice.
 
     Attributes:
         role: "default engine", "fastest exact", "winner", "fastest uncertified".
-        label: What it is.
-        ratio: Latency over the default engine's, by what the result says that it compares.
-        p50: Of single requests.
-        p99: The same.
-        mean_ns: The mean, in nanoseconds.
-        size_bytes: Of its files; None for a Python function.
-        accuracy: Its accuracy in words: "exact", the certificate, or why there is none.
-        statistic: What the ratio compares.
+        label: Label of the model, for people.
+        ratio: Latency divided by the default engine's, in the row's statistic.
+        p50: Median latency of single requests.
+        p99: 99th percentile of the latency of single requests.
+        mean_ns: Mean latency, in nanoseconds.
+        size_bytes: Size of the model's files; None for a Python function.
+        accuracy: Accuracy in words: "exact", the certificate, or why there is none.
+        statistic: Statistic that the ratio compares.
     """
 
     role: str
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def speedup(self) -> float:
-        """How many times faster than the default engine."""
+        """Return how many times faster than the default engine the model is."""
         return 1 / self.ratio.estimate
 
 
@@ -73,13 +73,13 @@ def row(
     """Derive a row from raw rounds.
 
     Args:
-        role: What it stands for in the table.
-        label: What it is.
-        own: Round -> latencies in ns.
-        baseline: The same, of the default engine.
-        size_bytes: Of its files, where it has any.
-        accuracy: In words.
-        statistic: What the ratio compares.
+        role: Role of the row in the table.
+        label: Label of the model, for people.
+        own: Round -> latencies of the model, in nanoseconds.
+        baseline: Round -> latencies of the default engine, in nanoseconds.
+        size_bytes: Size of the model's files, where it has any.
+        accuracy: Accuracy in words.
+        statistic: Statistic that the ratio compares.
     """
     everything = np.concatenate([np.asarray(block, np.float64) for block in own.values()])
     return Row(
@@ -97,13 +97,13 @@ def row(
 
 @dataclass(frozen=True)
 class Limit:
-    """How far a model is from the least that the machine can take for it.
+    """The distance of a model's latency from the least that the machine allows.
 
     Attributes:
-        role: Of its row; of a candidate of the search its label.
-        floor_ns: The least time of one request, in nanoseconds.
-        ratio: Its p50 over that, a cascade's mean.
-        binds: What the floor consists of mostly: "arithmetic", "bytes" or "overhead".
+        role: Role of the row; for a candidate of the search, its label.
+        floor_ns: Least time of one request, in nanoseconds.
+        ratio: Median latency (for a cascade, the mean) divided by the floor.
+        binds: Main part of the floor: "arithmetic", "bytes" or "overhead".
     """
 
     role: str
@@ -114,17 +114,17 @@ class Limit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one candidate in the search.
+    """The outcome of one candidate in the search.
 
     Attributes:
-        label: What it is.
-        fate: In a word.
-        said: The same in a line, with the reason where it failed or was skipped.
-        ratio: Latency over the default engine's, from a few turns; None where it never ran.
-        drop: Of its scores; None where it wasn't judged.
-        rung: Its place on the ladder that was certified, 0 the safest; None where it isn't on it.
-        limit: By those turns, how far it is from the least that the machine can take; None where
-            that isn't known.
+        label: Label of the candidate, for people.
+        fate: Outcome in a word.
+        said: Outcome in a line, with the reason where it failed or was skipped.
+        ratio: Latency divided by the default engine's, from a few turns; None where it never ran.
+        drop: Drop of the scores; None where it wasn't judged.
+        rung: Place on the ladder that was certified, 0 for the safest; None where it isn't on it.
+        limit: Distance from the least time that the machine allows, from a few turns; None where
+            unknown.
     """
 
     label: str
@@ -138,12 +138,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rung:
-    """What the sealed data said of one candidate of the ladder.
+    """The verdict of the sealed data on one candidate of the ladder.
 
     Attributes:
-        label: What it is.
-        judgement: None where it failed.
-        failure: Why it failed; None where it didn't.
+        label: Label of the candidate, for people.
+        judgement: Judgement of the candidate; None where it failed.
+        failure: Reason of the failure; None where it didn't fail.
     """
 
     label: str
@@ -153,16 +153,16 @@ class Rung:
 
 @dataclass(frozen=True)
 class Method:
-    """One method to make a model lighter, by its best candidate, timed in the same rounds as the others.
+    """One method of making a model lighter, by its best candidate, timed in shared rounds.
 
     Attributes:
-        name: "as it is" for the original in other forms; of the others as they were handed in.
-        label: What its best candidate is.
-        ratio: Latency over the default engine's.
-        p50: Of single requests.
-        drop: Of its scores on the search split; None for an exact one.
-        said: What the sealed data said of it, or that they weren't asked.
-        trained: How it came about, in words.
+        name: "as it is" for the original in other forms; for other methods, the name given.
+        label: Label of the method's best candidate, for people.
+        ratio: Latency divided by the default engine's.
+        p50: Median latency of single requests.
+        drop: Drop of the scores on the search split; None for an exact candidate.
+        said: Verdict of the sealed data in words, or that there is none.
+        trained: Way in which the model was made, in words.
     """
 
     name: str
@@ -176,18 +176,18 @@ class Method:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for.
+    """What a run was asked for.
 
     Attributes:
-        invocation: How.
-        metric: The score's name.
-        noun: What is bounded, in words: "accuracy", "agreement", ...
-        guard: What is bounded.
-        max_drop: The limit, in absolute share.
-        confidence: Of the certificate.
-        seed: Of the split and of all orders.
-        searched: How many samples the search saw.
-        sealed: How many it never saw.
+        invocation: Command or call that started the run.
+        metric: Name of the score.
+        noun: Name of the bounded quantity, in words: "accuracy", "agreement", ...
+        guard: Quantity that is bounded.
+        max_drop: Limit on the drop, as an absolute share.
+        confidence: Confidence of the certificate.
+        seed: Seed of the split and of all orders.
+        searched: Number of samples that the search saw.
+        sealed: Number of samples that the search never saw.
     """
 
     invocation: Invocation
@@ -203,19 +203,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class EstimateRow:
-    """One candidate, as far as the device's own tools tell.
+    """One candidate for an absent device, as far as the device's own tools tell.
 
     Attributes:
-        label: What it is.
-        source: Where its figures come from.
-        said: What became of it, in words.
-        latency_ns: Of one request, in nanoseconds; only of designs that were placed and routed.
-        rank: What candidates are compared by, less is faster; None where nothing says so.
-        unit: Of `rank`.
-        figures: Areas, clocks, sizes, by name.
-        limits: Of a figure's name, how much of it the device has.
-        drop: Of its scores on the search split; None where it wasn't judged.
-        frontier: Whether no other is both as fast and as small, of those under the limit.
+        label: Label of the candidate, for people.
+        source: Source of the figures.
+        said: Outcome of the candidate, in words.
+        latency_ns: Latency of one request, in nanoseconds; only for designs placed and routed.
+        rank: Figure that candidates are compared by, less is faster; None where there is none.
+        unit: Unit of `rank`.
+        figures: Areas, clocks and sizes, by name.
+        limits: Name of a figure -> how much of it the device has.
+        drop: Drop of the scores on the search split; None where it wasn't judged.
+        frontier: Whether no other candidate under the limit is both as fast and as small.
     """
 
     label: str
@@ -230,21 +230,21 @@ class EstimateRow:
     frontier: bool = False
 
     def __post_init__(self) -> None:
-        """Check the latency's source."""
+        """Check that the source can tell a latency, where there is one."""
         check_latency(self.source, self.latency_ns)
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """What the tools of a device that isn't here say of the candidates that were made for it.
+    """The figures of an absent device's tools, for the candidates that were made for it.
 
     Attributes:
-        device: The device as it was asked for.
-        noun: Name of its kind, in words.
-        rows: The candidates that were made for it, the fastest first, then those that failed.
+        device: Device as it was asked for.
+        noun: Name of the device's kind, in words.
+        rows: Candidates that were made for the device, fastest first, then those that failed.
         winner: Label of what ships.
-        compared: How its answers were checked against those of its device, in words.
-        area: Name of the figure that the frontier sets against the rank; empty where there is none.
+        compared: Check of its answers against the device's, in words.
+        area: Name of the figure that the frontier plots against the rank; empty where none is.
     """
 
     device: str
@@ -256,7 +256,7 @@ class Estimates:
 
     @property
     def shipped(self) -> EstimateRow | None:
-        """The row of what ships; None where that is the original, for the host."""
+        """Return the row of what ships; None where that is the original, for the host."""
         return next((row for row in self.rows if row.label == self.winner), None)
 
 
@@ -265,29 +265,29 @@ class Result:
     """The end of a run.
 
     Attributes:
-        bundle: The folder.
+        bundle: Folder of the bundle.
         status: "certified", "exact", or "uncertified".
-        why: The status in words.
-        judgement: The winner's, or where nothing was certified the first that failed.
-        population: What the certificate is about.
-        rows: The table, the default engine first.
-        spread: Of the A/A twins: no smaller difference is called a speed-up.
-        threads: How many each engine had.
-        tried: Candidate -> what became of it.
-        notes: What the reader should know besides.
-        seconds: How long the run took.
-        outcomes: What became of every candidate, with its figures.
-        ladder: What the sealed data said, safest first, up to the first that failed.
-        asked: What was asked for; None in records of older versions.
-        objective: What the rows' ratios and the spread compare: what was asked for, or the mean
-            where a p99 was and isn't established.
-        limits: How far models are from what the machine can do; empty where that isn't known.
-        loads: What ships under load, a line for each scenario.
-        methods: Methods to make the model lighter that were compared; empty where there was but one.
-        budget_ns: What one request may take; None where that wasn't asked.
-        method: The method whose model the bundle serves; empty where none were compared.
-        estimates: What the tools of a device that isn't here say; None where latency was measured.
-            Where there are any, `rows` is empty.
+        why: Reason for the status, in words.
+        judgement: Judgement of the winner; where nothing was certified, the first that failed.
+        population: Population that the certificate is about.
+        rows: Rows of the table, the default engine first.
+        spread: Difference between the A/A twins; no smaller difference is called a speed-up.
+        threads: Number of threads that each engine had.
+        tried: Candidate -> its outcome in words.
+        notes: Further notes for the reader.
+        seconds: Duration of the run.
+        outcomes: Outcomes of every candidate, with figures.
+        ladder: Verdicts of the sealed data, safest first, up to the first that failed.
+        asked: Request to the run; None in records of older versions.
+        objective: Statistic that the rows' ratios and the spread compare: the one asked for, or the
+            mean where p99 was asked for and isn't established.
+        limits: Distances of models from what the machine can do; empty where unknown.
+        loads: Results of what ships under load, a line for each scenario.
+        methods: Methods of making the model lighter that were compared; empty for a single one.
+        budget_ns: Time that one request may take, in nanoseconds; None where no budget was given.
+        method: Name of the method whose model the bundle serves; empty where none were compared.
+        estimates: Figures of an absent device's tools, with `rows` empty; None where latency was
+            measured.
     """
 
     bundle: Path
@@ -314,7 +314,7 @@ class Result:
 
     @property
     def winner(self) -> Row:
-        """The row of what the bundle serves.
+        """Return the row of what the bundle serves.
 
         Raises:
             InputError: no latency was measured, since the device isn't here.
@@ -327,12 +327,12 @@ class Result:
 
     @property
     def shipped(self) -> EstimateRow | None:
-        """The row of what ships for a device that isn't here; None where nothing for it does."""
+        """Return the row of what ships for an absent device; None where nothing for it does."""
         return None if self.estimates is None else self.estimates.shipped
 
     @property
     def latency_ns(self) -> float:
-        """What a request to the winner takes, as measured: its p50, a cascade's mean.
+        """Return the latency of a request to the winner: its p50, or a cascade's mean.
 
         Raises:
             InputError: no latency was measured, since the device isn't here.
@@ -342,7 +342,7 @@ class Result:
 
     @property
     def within_budget(self) -> bool | None:
-        """Whether that is within the budget; None where it can't be told, or none was given."""
+        """Whether the latency meets the budget; None where it is unknown, or there is no budget."""
         if self.budget_ns is None:
             return None
         if self.estimates is None:
@@ -352,7 +352,7 @@ class Result:
 
     @property
     def speedup(self) -> float:
-        """The winner's, over the default engine.
+        """Return how many times faster than the default engine the winner is.
 
         Raises:
             InputError: no latency was measured, since the device isn't here.

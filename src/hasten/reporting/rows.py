@@ -1,4 +1,4 @@
-"""Figures as a person reads them: latencies with their intervals, in a table's cells."""
+"""Figures for people: latencies with their intervals, in a table's cells."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from hasten.reporting.result import Method, Result, Row
 
 
 def latency(value_ns: float, *bounds_ns: float) -> str:
-    """Write a latency for people: three significant digits, in µs or ms, as "1.99 ms (1.97 to 2.02)"."""
+    """Write a latency with three significant digits, in µs or ms, as "1.99 ms (1.97 to 2.02)"."""
     unit, unit_ns = ("µs", 1e3) if value_ns < 1e5 else ("ms", 1e6)
     value, *bounds = (f"{float(f'{ns / unit_ns:.3g}'):g}" for ns in (value_ns, *bounds_ns))
     return f"{value} {unit} ({' to '.join(bounds)})" if bounds else f"{value} {unit}"
 
 
 def claimed(quantile: Quantile) -> str:
-    """Write a quantile with its interval; without one it isn't claimed."""
+    """Write a quantile with its interval; without an interval it isn't established."""
     if quantile.high_ns is None:
         return "not established"
     return latency(quantile.value_ns, quantile.low_ns, quantile.high_ns)
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row's cells for a table: role, model, speed, p50 and p99 with intervals, mean, size."""
+    """Return a row's table cells: role, model, speed, p50 and p99 with intervals, mean, size."""
     faster = f"{1 / row.ratio.estimate:.2f}x ({1 / row.ratio.high:.2f} to {1 / row.ratio.low:.2f})"
     return (
         row.role,
@@ -41,7 +41,7 @@ _P99 = HEAD.index("p99")
 
 
 def columns(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return a table's head and rows; p99 only where one is established."""
+    """Return a table's head and rows, with p99 only where one is established."""
     table = [HEAD, *map(cells, rows)]
     if any(row.p99.high_ns is not None for row in rows):
         return table
@@ -55,8 +55,8 @@ def method_columns(methods: Sequence[Method], *, score: str = "accuracy") -> lis
     """Return the head and the rows of the table of methods, fastest first.
 
     Args:
-        methods: As the result has them.
-        score: What falls, in words.
+        methods: Methods of the result.
+        score: Name of the score that falls, in words.
     """
     return [(*METHODS, f"{score} lost in the search", "sealed data"), *map(_method, methods)]
 
@@ -71,7 +71,7 @@ def _method(method: Method) -> tuple[str, ...]:
 
 
 def won(result: Result) -> str:
-    """Say which method won, at which latency, and whether another is as good; empty without methods."""
+    """Say which method won, at what latency, and which are as good; empty without methods."""
     if not result.methods:
         return ""
     own = next((method for method in result.methods if method.name == result.method), None)
@@ -83,12 +83,12 @@ def won(result: Result) -> str:
         )
     ties = [method.name for method in result.methods if own is not None and _ties(method, own)]
     if ties:
-        lines.append(f"{' and '.join(ties)} did as well, as far as the search split tells")
+        lines.append(f"{' and '.join(ties)} did as well, as far as the search split can tell")
     return "; ".join(lines)
 
 
 def _ties(other: Method, own: Method) -> bool:
-    """Whether another method is no slower and no worse, within both intervals."""
+    """Whether another method is no slower and no less accurate, within both intervals."""
     if other.name == own.name or other.drop is None or own.drop is None:
         return False
     as_fast = other.ratio.low <= own.ratio.high and own.ratio.low <= 1.1 * other.ratio.high

@@ -1,4 +1,4 @@
-"""The page's sections, each from a report's records; one without records isn't there."""
+"""The sections of the page, each from a report's records; a section without records is left out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hasten.reporting.rows import claimed, columns, latency, method_columns, won
 
 
 def headline(result: Result) -> str:
-    """The result in a few words."""
+    """Write the result in a few words."""
     sure = {"certified": "certified", "exact": "exact", "uncertified": "not certified"}
     if result.status == "exact" and result.winner.ratio.high >= 1 - result.spread:
         return "Nothing faster ships"
@@ -34,7 +34,7 @@ def headline(result: Result) -> str:
 
 
 def answers(report: Report) -> Html:
-    """The three questions that everybody asks, in their order."""
+    """Answer the questions that every reader asks first, in their order."""
     cards = [_how_fast(report.result), _how_sure(report)]
     own = [floor for floor in report.limit if floor.name == report.result.winner.role]
     cards += [_how_far(floor) for floor in own[:1]]
@@ -77,7 +77,7 @@ def _how_sure(report: Report) -> Html:
     if result.status == "uncertified":
         return _card(question, "✗ not certified", paragraph(f"{result.why}."), about, tone="bad")
     kept = paragraph("It keeps the original model's precision, so its answers are the original's.")
-    why = paragraph(f"Why nothing else ships: {result.why}.")
+    why = paragraph(f"Why this version ships: {result.why}.")
     return _card(question, "✓ exact", kept, why, about, tone="good")
 
 
@@ -100,13 +100,13 @@ def _how_far(floor: Floor) -> Html:
 
 
 def notes(report: Report) -> Html:
-    """What the reader should know besides."""
+    """Show what else the reader should know."""
     lines = report.result.notes
     return section("notes", "What else to know", items(lines)) if lines else NONE
 
 
 def figures(report: Report) -> Html:
-    """The final table, and how many times faster each row is."""
+    """Show the final table, and how many times faster each row is."""
     result = report.result
     head, *rows = columns(result.rows)
     shown = [(role, name(label), *rest) for role, label, *rest in rows]
@@ -116,8 +116,8 @@ def figures(report: Report) -> Html:
         "The figures",
         table("The final figures", head, shown),
         plot.html(
-            "From rounds taken after the choice: the ratio is paired round by round, with its 95% "
-            "interval. The band is how far the same model against itself reached."
+            "From rounds timed after the choice. Each ratio is paired round by round, with its 95% "
+            "interval. The band shows how far the same model differed from itself."
         )
         if plot
         else NONE,
@@ -125,7 +125,7 @@ def figures(report: Report) -> Html:
 
 
 def methods(report: Report) -> Html:
-    """The methods to a lighter model, side by side at one latency."""
+    """Compare the methods of making the model lighter, by their best candidates."""
     result = report.result
     if not result.methods:
         return NONE
@@ -141,8 +141,9 @@ def methods(report: Report) -> Html:
         paragraph(f"{won(result)}."),
         table("The methods, fastest first", head, shown),
         paragraph(
-            f"Each method by its most accurate form{budget}, or where none is, its fastest; timed in the "
-            "same rounds as the figures above. The search split orients; only the sealed data certify.",
+            f"Each method is shown by its most accurate form{budget} or, where it has none, its fastest, "
+            "timed in the same rounds as the figures above. The search split gives an orientation; only "
+            "the sealed data certify.",
             class_="quiet",
         ),
         table("How they came about", ("method", "training"), trained) if trained else NONE,
@@ -150,7 +151,7 @@ def methods(report: Report) -> Html:
 
 
 def distributions(report: Report) -> Html:
-    """The raw latencies of the final rounds."""
+    """Show the raw latencies of the final rounds."""
     plot = None if report.figures is None else speed_plots.distributions(report.figures)
     if report.figures is None or plot is None:
         return NONE
@@ -164,18 +165,18 @@ def distributions(report: Report) -> Html:
 
 
 def trials(report: Report) -> Html:
-    """Every candidate of the search."""
+    """Show every candidate of the search."""
     result, asked = report.result, report.result.asked
     if asked is None or not any(outcome.ratio for outcome in result.outcomes):
         tried = table("What was tried", ("candidate", "outcome"), _tried(result))
         return section("trials", "What was tried", tried, _settings(report))
     caption = (
-        f"From a few turns each, on {asked.searched:,} samples of the search split "
-        f"({asked.noun}). These choose and don't certify: the fastest of many looks faster than it "
-        "is. Exact candidates stand at 0, slower ones that weren't judged at the right edge."
+        f"({asked.noun}). They serve to choose and certify nothing: the fastest of many looks faster "
+        "than it is. Exact candidates stand at 0; slower ones, which weren't judged, stand at the "
+        "right edge."
     )
     if any(outcome.rung is not None for outcome in result.outcomes):
-        caption += " Numbers are rungs of the ladder that the sealed data tested."
+        caption += " Numbers are rungs of the ladder, which the sealed data tested."
     return section(
         "trials",
         "Latency against accuracy",
@@ -185,7 +186,7 @@ def trials(report: Report) -> Html:
 
 
 def _settings(report: Report) -> Html:
-    """Every setting behind the labels."""
+    """Show every setting behind the labels."""
     outcomes = report.result.outcomes
     if not outcomes or len(outcomes) != len(report.settings):
         return NONE
@@ -201,7 +202,7 @@ def _tried(result: Result) -> list[tuple[str, str]]:
 
 
 def certificate(report: Report) -> Html:
-    """What the sealed data said, rung by rung."""
+    """Show the verdicts of the sealed data, rung by rung."""
     result, asked = report.result, report.result.asked
     if not result.ladder:
         return NONE
@@ -240,7 +241,7 @@ def certificate(report: Report) -> Html:
 
 
 def profile(report: Report) -> Html:
-    """Where the time goes, before and after."""
+    """Show where the time goes, before and after."""
     found = report.profile
     if found is None or not found.exact:
         return NONE
@@ -249,16 +250,16 @@ def profile(report: Report) -> Html:
             "profile",
             "Layer by layer",
             paragraph(
-                "The winner has no profile (the notes say why): this is the exact model alone."
+                "The winner has no profile (the notes say why); this is the exact model's alone."
             ),
             machine_plots.top_steps("The longest steps of the exact model", found.exact),
         )
     caption = (
-        "Of a cascade these are its fast model's steps: what it asks again isn't among them. "
+        "These are the steps of the cascade's fast model, without those that answer again. "
         if report.cascade
         else ""
     ) + (
-        "Conversions change precision or memory layout, movement copies: time that isn't arithmetic. "
+        "Conversions change precision or memory layout, and movement copies; neither is arithmetic. "
         "Profiling slows a model, so the sums are larger than its latency."
     )
     return section(
@@ -275,7 +276,7 @@ def profile(report: Report) -> Html:
 
 
 def limit(report: Report) -> Html:
-    """How far from the floor."""
+    """Show the distance to the floor."""
     plot = machine_plots.floors(report.limit, report.result.rows)
     if plot is None:
         return NONE
@@ -287,16 +288,16 @@ def limit(report: Report) -> Html:
 
 
 def curve(report: Report) -> Html:
-    """By batch and by sessions."""
+    """Show speed by batch and by sessions."""
     if not report.curve:
         return NONE
-    caption = "About speed alone: the certificate is for one sample in a request."
+    caption = "This is about speed alone: the certificate is for one sample in a request."
     plot = machine_plots.batches(report.curve)
     return section("batches", "Batches and sessions", plot.html(caption))
 
 
 def load(report: Report) -> Html:
-    """In the scenarios of a load generator."""
+    """Show the results in the scenarios of a load generator."""
     if not report.load:
         return NONE
     lines = [(one.scenario, *one.said[:1]) for one in report.load if one.said]
@@ -307,13 +308,13 @@ def load(report: Report) -> Html:
 
 
 def _about(loads: Sequence[Loaded]) -> Iterator[str]:
-    """Say how it was asked, once for all scenarios."""
+    """Say how requests were sent, once for all scenarios."""
     for one in loads:
         yield from (f"{line[:1].upper()}{line[1:]}." for line in one.said[1:])
 
 
 def failures(report: Report) -> Html:
-    """What failed or had nothing to do, and why."""
+    """Show what failed or had nothing to do, with the reasons."""
     gone = [o for o in report.result.outcomes if o.fate in ("failed", "skipped")]
     if not gone:
         return NONE
@@ -327,7 +328,7 @@ def _gone(outcomes: list[Outcome]) -> tuple[tuple[str, ...], list[tuple[str, str
 
 
 def environment(report: Report) -> Html:
-    """Where it was measured."""
+    """Show where the figures were measured."""
     target = report.target
     facts = [
         *report.environment.items(),
@@ -338,7 +339,7 @@ def environment(report: Report) -> Html:
 
 
 def again(report: Report) -> Html:
-    """How to get the same again."""
+    """Show how to get the same result again."""
     asked = report.result.asked
     facts = [
         ("model's SHA-256", report.source_sha256),
@@ -356,4 +357,4 @@ SECTIONS: tuple[Callable[[Report], Html], ...] = (
     *(answers, notes, figures, methods, trials, distributions, certificate),
     *(profile, limit, curve, load, failures, environment, again),
 )
-"""In the order of the page."""
+"""Functions that make the sections, in the order of the page."""

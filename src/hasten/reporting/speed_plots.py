@@ -1,4 +1,4 @@
-"""Plots of the final figures: how many times faster, and how the latencies are distributed."""
+"""Plots of the final figures: speed-ups, and the distribution of latencies."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from hasten.reporting.result import Row
 from hasten.reporting.rows import cells, latency
 
 _LONG_TAIL = 8
-"""How many times the shortest latency a p99 may be where the scale starts at 0."""
+"""Largest p99, in multiples of the shortest latency, for which the scale starts at 0."""
 _STEPS = 160
-"""Of a drawn distribution: finer than its line."""
+"""Number of points of a drawn distribution: finer than its line."""
 
 
 def speeds(rows: Sequence[Row], spread: float) -> Plot | None:
-    """How many times faster each row is, with its interval, beside the noise."""
+    """Plot how many times faster each row is, with its interval, beside the noise."""
     shown = [row for row in rows if row.role in MARKS]
     if not shown:
         return None
@@ -65,7 +65,7 @@ def speeds(rows: Sequence[Row], spread: float) -> Plot | None:
 
 
 def distributions(figures: Figures) -> Plot | None:
-    """How the latencies of the final rounds are distributed, and how they went round by round."""
+    """Plot the distribution of the final rounds' latencies, and their medians round by round."""
     known = {role: rounds for role, rounds in figures.latencies().items() if role in MARKS}
     if not known:
         return None
@@ -109,7 +109,7 @@ def distributions(figures: Figures) -> Plot | None:
 
 
 def _scale(axes: Axes, values_ms: Sequence[npt.NDArray[np.float64]]) -> None:
-    """Set the scale of latencies: from 0, or by powers where a tail would squeeze all else."""
+    """Set the scale of latencies: linear from 0, or logarithmic where there is a long tail."""
     longest = max(float(np.quantile(values, 0.99)) for values in values_ms)
     least = min(float(values[0]) for values in values_ms)
     if longest <= _LONG_TAIL * least:
@@ -125,7 +125,7 @@ def _scale(axes: Axes, values_ms: Sequence[npt.NDArray[np.float64]]) -> None:
 
 
 def _middles(rounds: Rounds) -> tuple[list[int], list[float]]:
-    """Numbers of rounds, and their medians in milliseconds."""
+    """Return the numbers of the rounds, and their medians in milliseconds."""
     order = [number for number in sorted(rounds) if rounds[number]]
     return order, [float(np.median(rounds[number])) / 1e6 for number in order]
 

@@ -1,4 +1,4 @@
-"""How the page looks. Colours are variables, which plots take too."""
+"""The look of the page; its colours are variables, which plots use too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DARK = {
     "good": "#6fcf93",
     "bad": "#ff8a80",
 }
-"""Blue, orange and purple keep apart for the colour-blind; grey is what was there before."""
+"""Blue, orange and purple differ for the colour-blind too; grey is what was there before."""
 
 
 def _variables(colours: dict[str, str]) -> str:

@@ -57,7 +57,7 @@ def test_a_small_network_becomes_a_certified_design(made: Result) -> None:
     )
     assert made.within_budget is True
     assert (
-        "samples, all that judged it, as its fixed-point program did, bit for bit"
+        "samples that judged it as its fixed-point program did, bit for bit"
         in estimates(made).compared
     )
 
@@ -102,7 +102,7 @@ def test_the_bundle_answers_by_its_rtl_as_the_certificate_says(made: Result) -> 
 
 def test_the_report_says_where_each_figure_comes_from(made: Result) -> None:
     page = (made.bundle / "report.html").read_text()
-    assert "By place-and-route, not by measurement. Within the budget of 1000 ns." in page
+    assert "From place-and-route, not from a measurement. Within the budget of 1000 ns." in page
     assert "Latency against area" in page
     again = hasten.report(made.bundle, made.bundle.parent / "again.html")
     assert again.read_text() == page

@@ -100,7 +100,7 @@ def test_what_nobody_simulated_is_not_certified(
     made = run(network, tmp_path / "made.hasten")
     assert made.status == "uncertified"
     assert made.why.startswith(
-        "Verilator isn't installed, so nobody simulated the RTL; of the program"
+        "Verilator isn't installed, so the RTL was not simulated; the program that it was made from"
     )
     assert compared(made) == ""
     _, (x, y) = tasks.cancer()

@@ -81,10 +81,11 @@ def test_settings_that_are_of_no_use_are_refused(tmp_path: Path) -> None:
         return str(raised.value)
 
     assert said("http://host", None, True) == (
-        "certificates are of an encrypted connection, and http://host:80 is none: write https://"
+        "certificates belong to encrypted connections, and http://host:80 isn't encrypted: "
+        "write https://"
     )
     assert said("grpcs://host", None, True) == (
-        "gRPC checks the server's certificate always: give it with --ca"
+        "gRPC always checks the server's certificate: give it with --ca"
     )
     assert said("https://host", tmp_path, True) == (
         "--ca says which certificates are trusted, --insecure that all are: give one"

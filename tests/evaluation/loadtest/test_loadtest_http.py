@@ -320,7 +320,7 @@ def test_a_wrong_model_is_said_with_the_servers_message(serve: Serve, http: Http
         (b"220 mail.example.org ESMTP\r\n", "{} doesn't speak the Open Inference Protocol over"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
-            "{} says something else than what the model 'm' takes and gives: JSON is malformed",
+            "{} doesn't describe the inputs and outputs of the model 'm': JSON is malformed",
         ),
     ],
 )

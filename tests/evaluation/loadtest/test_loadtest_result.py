@@ -193,7 +193,7 @@ def test_a_p99_is_claimed_with_its_interval_where_enough_requests_establish_it()
 def test_a_server_that_takes_no_raw_bytes_is_told_what_to_do() -> None:
     found = result(dict.fromkeys(range(110), Fate("error", "500")))
     assert in_words(found)[-1] == (
-        "note: tensors were sent as raw bytes, which some servers don't take: --json-tensors"
+        "note: tensors were sent as raw bytes, which some servers don't take: try --json-tensors"
     )
 
 

@@ -29,6 +29,7 @@ def judgement(lost: int) -> Judgement:
 
 
 PASSED, FAILED = judgement(0), judgement(40)
+EXACT = "the exact model itself is 1.25x faster than the default engine; "
 
 
 def standings(**ratios: float) -> Standings:
@@ -69,7 +70,7 @@ def test_what_was_certified_ships_where_fresh_rounds_find_it_faster() -> None:
 @pytest.mark.parametrize("fast", [0.795, 0.8, 0.9])
 def test_what_is_not_faster_than_the_exact_model_in_fresh_rounds_does_not_ship(fast: float) -> None:
     choice = settled(standings(fast=fast, exact=0.8), "exact", [("fast", PASSED)])
-    why = "what was certified was not faster than the exact model in fresh rounds"
+    why = f"{EXACT}in fresh rounds the certified candidate was not faster than the exact model"
     assert choice == Choice("exact", "exact", "exact", why, beaten="fast")
 
 
@@ -78,9 +79,8 @@ def test_what_fell_out_of_the_fresh_rounds_does_not_ship(kept: Iterable[int]) ->
     final = only_rounds(standings(fast=0.5, exact=0.8), "fast", *kept)
     judged: Judged = [("fast", PASSED)]
     choice = settled(final, "exact", judged, "fast", accept=True)
-    assert choice == Choice(
-        "exact", "exact", "exact", "what was certified fell out of the fresh rounds"
-    )
+    why = f"{EXACT}the certified candidate dropped out of the fresh rounds"
+    assert choice == Choice("exact", "exact", "exact", why)
 
 
 @pytest.mark.parametrize("kept", [[0], range(23)])
@@ -92,10 +92,21 @@ def test_an_exact_candidate_that_fell_out_leaves_the_default_engine(kept: Iterab
     assert choice == Choice("fast", "default", "certified", PASSED.in_words(), PASSED)
 
 
+def test_where_nothing_beats_the_exact_model_the_reason_says_how_fast_that_is() -> None:
+    why = (
+        f"{EXACT}no inexact candidate (such as int8) under the limit on the search split was faster "
+        "than the exact model beyond the noise"
+    )
+    assert settled(standings(exact=0.8), "exact", []) == Choice("exact", "exact", "exact", why)
+
+
 @pytest.mark.parametrize("exact", [0.987, 1.2])
 def test_an_exact_candidate_must_beat_the_default_engine_in_fresh_rounds_too(exact: float) -> None:
     choice = settled(standings(exact=exact), "exact", [])
-    why = "nothing under the limit on the search split beat the exact model beyond the noise"
+    why = (
+        "no inexact candidate (such as int8) under the limit on the search split was faster than the "
+        "exact model beyond the noise"
+    )
     assert choice == Choice("default", "default", "exact", why)
     # What was certified is then to beat the default engine.
     choice = settled(standings(exact=exact, fast=0.9), "exact", [("fast", PASSED)])
@@ -105,9 +116,10 @@ def test_an_exact_candidate_must_beat_the_default_engine_in_fresh_rounds_too(exa
 def test_where_nothing_is_certified_the_bundle_says_what_failed_first() -> None:
     for judged, why in (
         ([("fast", FAILED)], FAILED.in_words()),
-        ([("fast", "it crashed")], "the candidate failed: it crashed"),
+        ([("fast", "it crashed")], "the safest failed: it crashed"),
     ):
         choice = settled(standings(exact=0.8), "exact", cast(Judged, judged))
+        why = f"{EXACT}no inexact candidate was certified: {why}"
         assert choice == Choice("exact", "exact", "exact", why)
     assert FAILED.verdict is Verdict.NOT_ACCURATE_ENOUGH
 
@@ -119,8 +131,10 @@ def test_the_uncertified_ships_when_asked_for_and_faster_than_the_exact_model(
     final, judged = standings(loose=loose, exact=0.8), cast(Judged, [("loose", FAILED)])
     asked = settled(final, "exact", judged, "loose", accept=True)
     unasked = settled(final, "exact", judged, "loose")
-    marked = Choice("loose", "exact", "uncertified", f"accepted uncertified: {FAILED.in_words()}")
-    assert unasked == Choice("exact", "exact", "exact", FAILED.in_words())
+    why = f"no inexact candidate was certified: {FAILED.in_words()}"
+    allowed = f"shipped without a certificate, as was allowed: {why}"
+    marked = Choice("loose", "exact", "uncertified", allowed)
+    assert unasked == Choice("exact", "exact", "exact", f"{EXACT}{why}")
     assert asked == (marked if loose < 0.8 else unasked)
 
 

@@ -54,9 +54,9 @@ def test_no_floor_above_a_latency_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert limited(monkeypatch, 1000, CONV) == (
         (),
         [
-            "how far default engine and winner are from the machine's limit isn't known: they took "
-            "less than the least that the machine's ceilings allow, so these were taken too low: run "
-            "again while nothing else does"
+            "it isn't known how far default engine and winner are from the machine's limit: they took "
+            "less than the least time that the machine's ceilings allow, so the ceilings were measured "
+            "too low: run again while nothing else runs"
         ],
     )
 
@@ -65,7 +65,7 @@ def test_no_floor_of_a_part_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limited(monkeypatch, 10**9, CONV, LayerWork("own", "Own")) == (
         (),
         [
-            "how far default engine and winner are from the machine's limit isn't known: the work of "
+            "it isn't known how far default engine and winner are from the machine's limit: the work of "
             "1 of 2 layers can't be counted: 'own'"
         ],
     )

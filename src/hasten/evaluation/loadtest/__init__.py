@@ -1,7 +1,7 @@
 """An open-loop load test of a server that speaks the Open Inference Protocol, over HTTP or gRPC.
 
 Requests are sent when they are due, whatever is still unanswered, and latency counts from when a
-request was due: a server that stalls can't hide it by being asked less.
+request was due: a server that stalls can't hide it by getting fewer requests.
 """
 
 from hasten.evaluation.loadtest.generator import run

@@ -1,4 +1,4 @@
-"""Where a server is, and what lets us in."""
+"""Address of a server, and the credentials to access it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _FORMS = "http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is.
+    """Address of a server.
 
     Attributes:
         scheme: "http", "https", "grpc" or "grpcs".
-        host: Name or number.
-        port: Its own, or the scheme's.
-        path: What stands before /v2; empty, or begins with a slash.
+        host: Host's name or IP address.
+        port: Port that was given, or the scheme's.
+        path: Prefix of the path before /v2; empty, or beginning with a slash.
     """
 
     scheme: str
@@ -32,18 +32,18 @@ class Address:
 
     @property
     def authority(self) -> str:
-        """Host and port as a URL has them."""
+        """Return the host and port as a URL has them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     @property
     def grpc(self) -> bool:
-        """Whether it is one for gRPC."""
+        """Whether the address is for gRPC."""
         return self.scheme.startswith("grpc")
 
     @property
     def encrypted(self) -> bool:
-        """Whether it takes TLS."""
+        """Whether the connection takes TLS."""
         return self.scheme.endswith("s")
 
     def __str__(self) -> str:
@@ -51,10 +51,10 @@ class Address:
 
 
 def parse_address(url: str) -> Address:
-    """Read a URL.
+    """Parse a URL.
 
     Raises:
-        InputError: it is no address of a server.
+        InputError: it isn't the address of a server.
     """
     try:
         parts = urlsplit(url)
@@ -82,12 +82,12 @@ def parse_address(url: str) -> Address:
 
 @dataclass(frozen=True)
 class Access:
-    """What lets us in.
+    """Credentials for a server.
 
     Attributes:
-        token: A bearer token; empty without one.
-        ca: A file of certificates that are trusted; None for the system's.
-        insecure: Trust any certificate.
+        token: Bearer token; empty where there is none.
+        ca: File of certificates to trust; None for the system's.
+        insecure: Whether to trust any certificate.
     """
 
     token: str = field(default="", repr=False)
@@ -95,7 +95,7 @@ class Access:
     insecure: bool = False
 
     def tls(self) -> ssl.SSLContext:
-        """Return the settings of an encrypted connection.
+        """Return the TLS settings of an encrypted connection.
 
         Raises:
             InputError: the certificates can't be read.
@@ -115,18 +115,18 @@ class Access:
 def access(
     address: Address, token_file: Path | None = None, ca: Path | None = None, insecure: bool = False
 ) -> Access:
-    """Return what lets us in at a server.
+    """Return the credentials for a server.
 
     Raises:
-        InputError: the token can't be read or is none, or a setting of TLS is of no use here.
+        InputError: the token can't be read or is no token, or a TLS setting has no use here.
     """
     if (ca is not None or insecure) and not address.encrypted:
         raise InputError(
-            f"certificates are of an encrypted connection, and {address} is none: "
+            f"certificates belong to encrypted connections, and {address} isn't encrypted: "
             f"write {address.scheme}s://"
         )
     if insecure and address.grpc:
-        raise InputError("gRPC checks the server's certificate always: give it with --ca")
+        raise InputError("gRPC always checks the server's certificate: give it with --ca")
     if insecure and ca is not None:
         raise InputError(
             "--ca says which certificates are trusted, --insecure that all are: give one"

@@ -1,4 +1,4 @@
-"""A timer that an event loop can wait for, exact to some microseconds."""
+"""A timer that an event loop can wait for, exact to a few microseconds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ABSOLUTE = 1
 
 
 class Alarm:
-    """Makes a file descriptor readable at a time. Linux only.
+    """Makes a file descriptor readable at a given time; Linux only.
 
-    An event loop's own timers tick in milliseconds, so a request would be sent that much late; and
-    to spin until it is due would take a core from the server, which may run on the same machine.
+    An event loop's own timers tick in milliseconds, so a request would be sent that much too late.
+    Spinning until it is due would take a core from the server, which may run on the same machine.
 
     Source: timerfd_create(2). Python has it from 3.13 on.
     """
@@ -25,7 +25,7 @@ class Alarm:
         """Open the descriptor.
 
         Raises:
-            OSError: there are too many.
+            OSError: too many are open.
         """
         self._libc = ctypes.CDLL(None, use_errno=True)
         flags = os.O_NONBLOCK | os.O_CLOEXEC
@@ -40,13 +40,13 @@ class Alarm:
         os.close(self.descriptor)
 
     def set(self, at_ns: int) -> None:
-        """Go off at a time of `time.monotonic_ns`, at once if it is past; an earlier time is forgotten."""
+        """Set the time of `time.monotonic_ns` to go off at, now if past, replacing any other."""
         seconds, ns = divmod(max(1, at_ns), 1_000_000_000)
         setting = (ctypes.c_long * 4)(0, 0, seconds, ns)
         if self._libc.timerfd_settime(self.descriptor, _ABSOLUTE, setting, None):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def clear(self) -> None:
-        """Make the descriptor unreadable again after it went off."""
+        """Make the descriptor unreadable again after the alarm went off."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.descriptor, 8)

@@ -16,11 +16,11 @@ class AnswerReader:
     """Reads answers from the bytes of a connection, one after another.
 
     Attributes:
-        status: Of the answer.
-        body: All of it, once `whole`.
-        header_length: What Inference-Header-Content-Length says; None without one.
+        status: Status of the answer.
+        body: Body of the answer, complete once `whole`.
+        header_length: Value of Inference-Header-Content-Length; None without that field.
         keeps_alive: Whether the connection may be used again.
-        whole: Whether the answer is there.
+        whole: Whether the answer is complete.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,13 @@ class AnswerReader:
         self._size_bytes = 0
 
     def feed(self, data: bytes) -> bool:
-        """Read on.
+        """Read further bytes.
 
         Returns:
-            Whether the answer is whole.
+            Whether the answer is complete.
 
         Raises:
-            ValueError: it isn't HTTP, or is too large.
+            ValueError: the answer isn't HTTP, or is too large.
         """
         try:
             self._parser.feed_data(data)
@@ -54,20 +54,20 @@ class AnswerReader:
         return self.whole
 
     def end(self) -> bool:
-        """The connection ended: an answer that says no length of its own is whole by that."""
+        """Handle the end of the connection, which completes an answer that states no length."""
         if self._begun and not self._sized and not self.whole:
             self._complete()
         return self.whole
 
     def next(self) -> None:
-        """Forget the answer, to read the next one."""
+        """Drop the answer, to read the next one."""
         self._clear()
 
     def _complete(self) -> None:
         self.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self.whole = True
 
-    # What the parser calls.
+    # Callbacks of the parser.
     def on_message_begin(self) -> None:
         if self.whole:
             self._unasked = True
@@ -96,7 +96,7 @@ class AnswerReader:
         if self._unasked:
             return
         if 100 <= self.status < 200:
-            self._clear()  # as 100 Continue: the answer itself follows
+            self._clear()  # such as 100 Continue: the answer itself follows
             return
         self.keeps_alive = self._parser.should_keep_alive()
         self._complete()

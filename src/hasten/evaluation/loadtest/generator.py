@@ -26,9 +26,9 @@ from hasten.inputs.data.requests import MADE_UP, SAMPLES
 MOST_CONNECTIONS = 10_000
 LONGEST_DEADLINE_S = 3600.0
 _LEAD_NS = 20_000_000
-"""Before the schedule begins, to be ready for its first request."""
+"""Lead before the schedule begins, to be ready for its first request."""
 _LOOK_S = 0.005
-"""How often it is looked at whether the last answers are there."""
+"""Interval of checks for the last answers, in seconds."""
 
 
 class Client(Protocol):
@@ -38,12 +38,12 @@ class Client(Protocol):
         """Begin to open a lane."""
 
     async def close(self) -> None:
-        """Let go of every lane."""
+        """Close every lane."""
 
 
 @dataclass(frozen=True)
 class _Order:
-    """What is asked for, checked."""
+    """Order of a load test, checked."""
 
     address: Address
     access: Access
@@ -77,28 +77,29 @@ def run(
     """Put a server under load: requests are sent when they are due, whatever is unanswered.
 
     Latency counts from when a request was due. Every answer is checked: its status, and that each
-    output of the model is there, with as many bytes as its type and shape come to.
+    output of the model is present with as many bytes as its type and shape require.
 
     Args:
         url: http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT.
-        model: Its name there.
-        rate_per_s: Requests in a second, on average.
-        duration_s: How long requests count, in seconds.
-        version: Of the model; by default the server chooses.
-        arrivals: "poisson" as from many clients that don't know of each other, or "constant".
-        deadline_s: Sent with each request as its `timeout`; what is answered later is no goodput.
-        data: An .npz archive, an array of shape `(n, ...)` per input, or a bundle's folder, for the
-            requests that it keeps; by default random numbers.
-        shapes: Of random inputs, by name; by default open sizes are 1.
-        batch: Rows of each request.
-        json_tensors: Send tensors as JSON, not as raw bytes.
-        connections: How many there are at most, each with one request under way; over gRPC, calls.
-        warmup_s: How long requests are sent before they count, in seconds.
-        grace_s: How long answers are waited for after the last request, in seconds.
-        seed: Of the arrivals and of random numbers.
-        token_file: Its content is sent as a bearer token.
-        ca: Certificates that are trusted, in PEM; by default the system's.
-        insecure: Trust any certificate.
+        model: Name of the model on the server.
+        rate_per_s: Requests per second, on average.
+        duration_s: Time during which requests count, in seconds.
+        version: Version of the model; by default the server chooses.
+        arrivals: "poisson", as from many independent clients, or "constant".
+        deadline_s: Deadline in seconds, sent with each request as its `timeout`; later answers
+            don't count towards the goodput.
+        data: An .npz archive with an array of shape `(n, ...)` per input, or the folder of a
+            bundle, for the requests that it keeps; by default random numbers.
+        shapes: Shapes of random inputs, by name; by default open sizes are 1.
+        batch: Rows in each request.
+        json_tensors: Whether to send tensors as JSON instead of raw bytes.
+        connections: Most connections, each with one request in progress; over gRPC, most calls.
+        warmup_s: Time during which requests are sent before they count, in seconds.
+        grace_s: Time to wait for answers after the last request, in seconds.
+        seed: Seed of the arrivals and of random numbers.
+        token_file: File whose content is sent as a bearer token.
+        ca: File of certificates to trust, in PEM; by default the system's.
+        insecure: Whether to trust any certificate.
 
     Raises:
         InputError: an option is out of range, the server can't be reached, it doesn't have the
@@ -135,7 +136,7 @@ def run(
         asyncio.get_running_loop()
     except RuntimeError:
         return _run_alone(order)
-    # A notebook has a loop of its own in this thread, and there can't be two.
+    # A notebook has a loop of its own in this thread, which can't have two.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_run_alone, order).result()
 
@@ -149,7 +150,7 @@ def _check(
     model: str, version: str, deadline_s: float | None, connections: int, grace_s: float
 ) -> None:
     for what, name in (("model's name", model), ("version", version)):
-        if not name.isprintable():  # which what can't be written as UTF-8 isn't either
+        if not name.isprintable():  # nor is anything that UTF-8 can't encode
             raise InputError(f"the {what} can't be sent: {name!a}")
     if not model:
         raise InputError("the model's name is missing")
@@ -164,7 +165,7 @@ def _check(
 
 
 def _loop_factory() -> Any:
-    """uvloop's, which spends half as long on a request, where it is installed."""
+    """Return uvloop's loop where it is installed, since it spends half as long on a request."""
     try:
         import uvloop
     except ImportError:
@@ -201,11 +202,10 @@ async def _run(order: _Order) -> LoadTestResult:
 
 async def drive(traffic: Traffic, alarm: Alarm, grace_s: float) -> None:
     """Send each request when it is due, then wait for the last answers.
-
     Args:
-        traffic: The requests, due on the clock of `time.monotonic_ns`.
-        alarm: Wakes the loop in time.
-        grace_s: How long to wait after the last request was sent.
+        traffic: Requests, due on the clock of `time.monotonic_ns`.
+        alarm: Alarm that wakes the loop in time.
+        grace_s: Time to wait after the last request was sent, in seconds.
     """
     loop = asyncio.get_running_loop()
     all_sent: asyncio.Future[None] = loop.create_future()
@@ -234,7 +234,7 @@ async def drive(traffic: Traffic, alarm: Alarm, grace_s: float) -> None:
 
 
 async def _http_client(order: _Order) -> Client:
-    """Ask the server what the model takes, and make the requests."""
+    """Ask the server over HTTP what the model's inputs are, and make the requests."""
     from hasten.evaluation.loadtest.http import HttpClient, reach
     from hasten.evaluation.loadtest.http_messages import infer, model_path
 
@@ -257,7 +257,7 @@ async def _http_client(order: _Order) -> Client:
 
 
 async def _grpc_client(order: _Order) -> Client:
-    """The same over gRPC."""
+    """Ask the server over gRPC what the model's inputs are, and make the requests."""
     from hasten.evaluation.loadtest.grpc import GrpcClient, reach
     from hasten.evaluation.loadtest.grpc_messages import infer
 
@@ -294,7 +294,7 @@ def _timeout_us(offered: Offered) -> int | None:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Leave Python's cycles alone for the while: to look for them stops everything for milliseconds."""
+    """Pause Python's garbage collection, which stops everything for milliseconds."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

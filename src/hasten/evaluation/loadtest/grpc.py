@@ -1,4 +1,4 @@
-"""A client over gRPC: calls side by side on few channels."""
+"""A client over gRPC: parallel calls on a few channels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError as error:
 _SERVICE = "/inference.GRPCInferenceService"
 _REACH_S = 10.0
 _CALLS_PER_CHANNEL = 64
-"""Servers commonly let 100 calls share a connection."""
+"""Calls per connection, within the 100 that servers commonly allow."""
 _MOST_MESSAGE_BYTES = 256 << 20
 _REFUSED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 
@@ -54,10 +54,11 @@ def _fields(access: Access) -> tuple[tuple[str, str], ...]:
 
 
 async def reach(address: Address, access: Access, model: str, version: str) -> Metadata:
-    """Ask a server what a model takes and gives.
+    """Ask a server for the inputs and outputs of a model.
 
     Raises:
-        InputError: it can't be reached, doesn't have the model, or doesn't speak the protocol.
+        InputError: the server can't be reached, doesn't have the model, or doesn't speak the
+            protocol.
     """
     async with _channel(address, access) as channel:
         try:
@@ -77,7 +78,7 @@ async def reach(address: Address, access: Access, model: str, version: str) -> M
         return metadata_of(answer)
     except ValueError as error:
         raise InputError(
-            f"{address} says something else than what the model {model!r} takes and gives: {error}"
+            f"{address} doesn't describe the inputs and outputs of the model {model!r}: {error}"
         ) from error
 
 
@@ -85,12 +86,12 @@ class Call:
     """Makes one call at a time: a lane of the traffic."""
 
     def __init__(self, client: GrpcClient, traffic: Traffic, channel: Any) -> None:
-        """Call nothing yet.
+        """Make no call yet.
 
         Args:
-            client: Keeps the tasks.
-            traffic: Is told when the lane is free, and what became of a request.
-            channel: To call on.
+            client: Client that keeps the tasks.
+            traffic: Traffic, which is told when the lane is free and how a request ended.
+            channel: Channel to call on.
         """
         self._client, self._traffic, self._channel = client, traffic, channel
         self._infer = channel.unary_unary(f"{_SERVICE}/ModelInfer")
@@ -113,9 +114,9 @@ class Call:
         self._traffic.ready(self)
 
     def _fate(self, status: str, details: str) -> Fate:
-        """Of a call that failed; gRPC calls it UNAVAILABLE too where there is no connection.
+        """Return the fate of a failed call; gRPC reports UNAVAILABLE for lost connections too.
 
-        Nor does it know at once: what a server that goes away leaves is told by GOAWAY.
+        Nor does gRPC know at once: a server that goes away announces it by GOAWAY.
         """
         if status == "DEADLINE_EXCEEDED":
             return Fate("late", status)
@@ -130,9 +131,9 @@ class GrpcClient:
     """Makes calls to a server.
 
     Attributes:
-        requests: Whole ones, sent in turn.
-        outputs: Which the model gives.
-        fields: Sent with each call.
+        requests: Complete requests, sent in turn.
+        outputs: Names of the model's outputs.
+        fields: Metadata sent with each call.
     """
 
     def __init__(
@@ -141,10 +142,10 @@ class GrpcClient:
         """Open no channel yet.
 
         Args:
-            address: Of the server.
-            access: What lets us in.
-            metadata: Of the model.
-            requests: Whole ones, sent in turn.
+            address: Address of the server.
+            access: Credentials for the server.
+            metadata: Description of the model.
+            requests: Complete requests, sent in turn.
         """
         self._address, self._access = address, access
         self.requests = requests
@@ -155,7 +156,7 @@ class GrpcClient:
         self._calls: set[asyncio.Task[None]] = set()
 
     def open_lane(self, traffic: Traffic) -> None:
-        """Give the traffic one more call side by side."""
+        """Give the traffic one more parallel call."""
         if self._lanes % _CALLS_PER_CHANNEL == 0:
             self._channels.append(_channel(self._address, self._access))
         self._lanes += 1
@@ -168,7 +169,7 @@ class GrpcClient:
         task.add_done_callback(self._calls.discard)
 
     async def close(self) -> None:
-        """Give up what is under way, and let go of every channel."""
+        """Cancel the calls in progress, and close every channel."""
         calls = list(self._calls)
         for task in calls:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Inference over gRPC: the bytes of a request, and what is wrong with an answer."""
+"""Messages of inference over gRPC: the bytes of a request, and the check of an answer."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def infer(
     """Return a ModelInferRequest with raw tensors.
 
     Args:
-        model: Name.
-        version: Empty for the server's choice.
-        inputs: What the model takes, in this order.
-        outputs: What is asked for.
-        tensors: By name, in C order.
-        timeout_us: What the server may take before it gives up.
+        model: Name of the model.
+        version: Version of the model; empty for the server's choice.
+        inputs: Inputs of the model, in this order.
+        outputs: Outputs to ask for.
+        tensors: Arrays by input name, in C order.
+        timeout_us: Time after which the server may give up, in microseconds.
     """
     request = message("ModelInferRequest")(
         model_name=model,
@@ -75,7 +75,7 @@ def metadata_of(answer: bytes) -> Metadata:
     """Read a ModelMetadataResponse.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the answer isn't one.
     """
     try:
         read = message("ModelMetadataResponse").FromString(answer)
@@ -89,14 +89,14 @@ def metadata_of(answer: bytes) -> Metadata:
 
 
 def judge(answer: bytes, outputs: Sequence[str]) -> tuple[Fate, str]:
-    """Say what became of a request that was answered with success.
+    """Return the fate of a request that was answered with success.
 
     Args:
-        answer: A ModelInferResponse.
-        outputs: Which the model gives.
+        answer: Bytes of a ModelInferResponse.
+        outputs: Names of the model's outputs.
 
     Returns:
-        Its fate, and what is wrong with the answer.
+        The fate, and what is wrong with the answer.
     """
     try:
         _check(message("ModelInferResponse").FromString(answer), outputs)
@@ -106,10 +106,10 @@ def judge(answer: bytes, outputs: Sequence[str]) -> tuple[Fate, str]:
 
 
 def _check(answer: Any, outputs: Sequence[str]) -> None:
-    """Check that an answer holds every output whole, and nothing else.
+    """Check that an answer holds every output completely, and nothing else.
 
     Raises:
-        ValueError: what is wrong.
+        ValueError: something is wrong with the answer.
     """
     raws = answer.raw_output_contents
     if raws and len(raws) != len(answer.outputs):

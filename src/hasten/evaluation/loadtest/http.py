@@ -1,4 +1,4 @@
-"""A client over HTTP/1.1: connections that stay open, each with one request under way at a time."""
+"""A client over HTTP/1.1: persistent connections, each with one request in progress at a time."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class ClientConnection(asyncio.Protocol):
         """Send nothing yet.
 
         Args:
-            traffic: Is told when the connection is free, and what became of a request.
-            requests: Whole ones, sent in turn.
-            outputs: Which the model gives.
-            siblings: The connections that are open; it is one of them while it is.
+            traffic: Traffic, which is told when the connection is free and how a request ended.
+            requests: Complete requests, sent in turn.
+            outputs: Names of the model's outputs.
+            siblings: Open connections, of which this is one while it is open.
         """
         self._traffic = traffic
         self._requests = requests
@@ -76,7 +76,7 @@ class ClientConnection(asyncio.Protocol):
         if not usable:
             self.close()
         self._judge()
-        # One that is closed, or about to be, is no longer asked.
+        # A connection that is closed, or about to be, gets no more requests.
         if usable and self._transport is not None and not self._transport.is_closing():
             self._traffic.ready(self)
 
@@ -89,7 +89,7 @@ class ClientConnection(asyncio.Protocol):
         self._traffic.lost(self)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -107,11 +107,11 @@ class ClientConnection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class ReachedServer:
-    """A server that was reached, and what it says of the model.
+    """A server that was reached, and its description of the model.
 
     Attributes:
-        host: Number of the address that answered, so that no name is looked up under load.
-        metadata: Of the model.
+        host: IP address that answered, so that no name is looked up under load.
+        metadata: Description of the model.
     """
 
     host: str
@@ -119,10 +119,11 @@ class ReachedServer:
 
 
 async def reach(address: Address, access: Access, model: str, version: str) -> ReachedServer:
-    """Ask a server what a model takes and gives.
+    """Ask a server for the inputs and outputs of a model.
 
     Raises:
-        InputError: it can't be reached, doesn't have the model, or doesn't speak the protocol.
+        InputError: the server can't be reached, doesn't have the model, or doesn't speak the
+            protocol.
     """
     path = model_path(address, model, version)
     tls = access.tls() if address.encrypted else None
@@ -150,7 +151,7 @@ async def reach(address: Address, access: Access, model: str, version: str) -> R
         return ReachedServer(host, metadata_of(answer.body))
     except ValueError as error:
         raise InputError(
-            f"{address} says something else than what the model {model!r} takes and gives: "
+            f"{address} doesn't describe the inputs and outputs of the model {model!r}: "
             f"{legible(str(error))}"
         ) from error
 
@@ -158,10 +159,10 @@ async def reach(address: Address, access: Access, model: str, version: str) -> R
 async def _connect(
     address: Address, tls: ssl.SSLContext | None
 ) -> tuple[str, asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to the first of a host's numbers that takes us, and return that too.
+    """Connect to the first of a host's IP addresses that accepts, and return that address too.
 
     Raises:
-        OSError: none does.
+        OSError: none accepts.
     """
     loop, failed = asyncio.get_running_loop(), OSError("its name stands for no address")
     found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -183,7 +184,7 @@ async def _ask(
     """Send one request and read its answer.
 
     Raises:
-        ValueError: it isn't HTTP, or it is cut short.
+        ValueError: the answer isn't HTTP, or is cut short.
     """
     writer.write(request)
     answer = AnswerReader()
@@ -205,13 +206,13 @@ class HttpClient:
         server: ReachedServer,
         requests: Sequence[bytes],
     ) -> None:
-        """Open none yet.
+        """Open no connection yet.
 
         Args:
-            address: Of the server.
-            access: What lets us in.
-            server: What it said.
-            requests: Whole ones, sent in turn.
+            address: Address of the server.
+            access: Credentials for the server.
+            server: Server that was reached.
+            requests: Complete requests, sent in turn.
         """
         self._address, self._host = address, server.host
         self._tls = access.tls() if address.encrypted else None
@@ -221,7 +222,7 @@ class HttpClient:
         self._opening: set[asyncio.Task[None]] = set()
 
     def open_lane(self, traffic: Traffic) -> None:
-        """Begin to open a connection, and tell the traffic when it is there."""
+        """Begin to open a connection; the traffic is told when it is open."""
         task = asyncio.get_running_loop().create_task(self._open(traffic))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -239,19 +240,19 @@ class HttpClient:
             traffic.not_opened(f"no connection: {_reason(error)}")
 
     async def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         opening = list(self._opening)
         for task in opening:
             task.cancel()
         await asyncio.gather(*opening, return_exceptions=True)
         for connection in list(self._connections):
             connection.close()
-        # Connections are told that they are lost in the loop's next turn.
+        # Connections learn that they are lost in the loop's next turn.
         await asyncio.sleep(0)
 
 
 def _reason(error: BaseException | None) -> str:
-    """Say why a connection failed, in few words."""
+    """Say briefly why a connection failed."""
     if error is None:
         return "the server closed it"
     if isinstance(error, ssl.SSLCertVerificationError):

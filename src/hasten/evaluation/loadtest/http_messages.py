@@ -1,4 +1,4 @@
-"""Inference over HTTP: the bytes of a request, and what is wrong with an answer."""
+"""Messages of inference over HTTP: the bytes of a request, and the check of an answer."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from hasten.serving.protocol.datatypes import to_bytes
 _OK = Fate("ok", "200")
 _BROKEN = Fate("broken", "200")
 _MOST_DEPTH = 64
-"""Of nested lists of numbers."""
+"""Most levels of nested lists of numbers."""
 _UNREADABLE = (ValueError, msgspec.DecodeError, RecursionError)
-"""What JSON of any content may raise."""
+"""Exceptions that decoding arbitrary JSON may raise."""
 
 
 class _Output(msgspec.Struct):
@@ -61,13 +61,13 @@ _refusal = msgspec.json.Decoder(_Refusal)
 
 
 def model_path(address: Address, model: str, version: str) -> str:
-    """Return where a model lies at a server."""
+    """Return the path of a model on a server."""
     path = f"{address.path}/v2/models/{quote(model, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
 def get(address: Address, access: Access, path: str) -> bytes:
-    """Return a request for what lies at a path."""
+    """Return a GET request for a path."""
     return _head(f"GET {path}", address, access, []).encode("ascii")
 
 
@@ -82,18 +82,18 @@ def infer(
     binary: bool,
     timeout_us: int | None,
 ) -> bytes:
-    """Return a whole inference request.
+    """Return a complete inference request.
 
     Args:
-        address: Of the server.
-        access: What lets us in.
-        path: Of the model.
-        inputs: What it takes, in this order.
-        outputs: What is asked for.
-        tensors: By name, in C order.
-        binary: Tensors as raw bytes behind the JSON (the protocol's binary tensor extension), and
-            the same is asked of the answer; else as JSON.
-        timeout_us: What the server may take before it gives up.
+        address: Address of the server.
+        access: Credentials for the server.
+        path: Path of the model.
+        inputs: Inputs of the model, in this order.
+        outputs: Outputs to ask for.
+        tensors: Arrays by input name, in C order.
+        binary: Whether tensors follow the JSON as raw bytes (the protocol's binary tensor
+            extension), in the answer too; otherwise they are in the JSON.
+        timeout_us: Time after which the server may give up, in microseconds.
     """
     arrays = {one.name: tensors[one.name] for one in inputs}
     raws = [to_bytes(array) for array in arrays.values()]
@@ -130,7 +130,7 @@ def _head(first: str, address: Address, access: Access, fields: list[str]) -> st
 
 
 def metadata_of(body: bytes) -> Metadata:
-    """Read what a server says of a model.
+    """Read a server's description of a model.
 
     Raises:
         ValueError: it is something else.
@@ -147,7 +147,7 @@ def metadata_of(body: bytes) -> Metadata:
 
 
 def error_message(body: bytes) -> str:
-    """Return what a server says is wrong, in the protocol's form or in whatever form it has."""
+    """Return a server's error message, in the protocol's form or any other."""
     try:
         return _refusal.decode(body).error
     except _UNREADABLE:
@@ -157,16 +157,16 @@ def error_message(body: bytes) -> str:
 def judge(
     status: int, body: bytes, header_length: bytes | None, outputs: Sequence[str]
 ) -> tuple[Fate, str]:
-    """Say what became of a request that was answered.
+    """Return the fate of a request that was answered.
 
     Args:
-        status: Of the answer.
-        body: All of it.
-        header_length: What the field Inference-Header-Content-Length says; None without one.
-        outputs: Which the model gives.
+        status: Status of the answer.
+        body: Complete body of the answer.
+        header_length: Value of the field Inference-Header-Content-Length; None without it.
+        outputs: Names of the model's outputs.
 
     Returns:
-        Its fate, and the server's message or what is wrong with the answer.
+        The fate, and the server's message or what is wrong with the answer.
     """
     if status == 200:
         try:
@@ -182,10 +182,10 @@ def judge(
 
 
 def _check(body: bytes, header_length: bytes | None, outputs: Sequence[str]) -> None:
-    """Check that an answer holds every output whole, and nothing else.
+    """Check that an answer holds every output completely, and nothing else.
 
     Raises:
-        ValueError: what is wrong.
+        ValueError: something is wrong with the answer.
     """
     view = memoryview(body)
     at = len(view) if header_length is None else _length(header_length, len(view))
@@ -218,7 +218,7 @@ def _length(field: bytes, most: int) -> int:
 
 
 def _numbers(data: Any, depth: int) -> int:
-    """Count the elements of a tensor in JSON, which may be nested; 0 where there is none."""
+    """Count the elements of a tensor in JSON, which may be nested; 0 where there is no tensor."""
     if not isinstance(data, list) or not depth:
         return 0
     if data and isinstance(data[0], list):

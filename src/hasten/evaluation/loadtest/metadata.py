@@ -1,4 +1,4 @@
-"""What a model takes and gives, as a server describes it, and whether an output is whole."""
+"""A server's description of a model's inputs and outputs, and checks that outputs are complete."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hasten.errors import InputError
 from hasten.serving.protocol.datatypes import DATATYPES, count_of, item_size
 
 _LENGTH_BYTES = 4
-"""Before each element of BYTES, little-endian."""
+"""Bytes of the little-endian length before each element of BYTES."""
 SENDABLE = {name: kind for name, kind in DATATYPES.items() if name not in ("BF16", "BYTES")}
-"""The datatypes that are made and read from data here: the protocol's name -> numpy's."""
+"""Datatypes that can be made and read from data here: the protocol's name -> numpy's."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Described:
     """A tensor as the server describes it.
 
     Attributes:
-        name: As the model calls it.
-        datatype: The protocol's name: "FP32", "INT64", "BYTES", ...
+        name: Name in the model.
+        datatype: Datatype by the protocol's name: "FP32", "INT64", "BYTES", ...
         shape: One size per axis; -1 is open.
     """
 
@@ -30,10 +30,10 @@ class Described:
 
     @property
     def dtype(self) -> str:
-        """numpy's name of the datatype.
+        """Return numpy's name of the datatype.
 
         Raises:
-            InputError: a load test has no such numbers.
+            InputError: a load test can't make such numbers.
         """
         if self.datatype not in SENDABLE:
             raise InputError(
@@ -48,11 +48,11 @@ class Described:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a server says of a model.
+    """A server's description of a model.
 
     Attributes:
-        inputs: What it takes.
-        outputs: What it gives.
+        inputs: Inputs of the model.
+        outputs: Outputs of the model.
     """
 
     inputs: tuple[Described, ...]
@@ -60,10 +60,10 @@ class Metadata:
 
 
 def check_bytes(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> None:
-    """Check that the bytes of an output are as many as its type and shape come to.
+    """Check that an output has as many bytes as its type and shape require.
 
     Raises:
-        ValueError: they aren't, or the type is none of the protocol's.
+        ValueError: it doesn't, or the type isn't one of the protocol's.
     """
     count = element_count(shape)
     try:
@@ -84,10 +84,10 @@ def check_bytes(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
 
 
 def check_elements(name: str, shape: Sequence[int], found: int) -> None:
-    """Check that the elements of an output that isn't raw are as many as its shape comes to.
+    """Check that an output that isn't raw has as many elements as its shape requires.
 
     Raises:
-        ValueError: they aren't.
+        ValueError: it doesn't.
     """
     count = element_count(shape)
     if found != count:
@@ -95,7 +95,7 @@ def check_elements(name: str, shape: Sequence[int], found: int) -> None:
 
 
 def check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
-    """Check that every output is there.
+    """Check that every output is present.
 
     Raises:
         ValueError: one is missing.
@@ -106,7 +106,7 @@ def check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
 
 
 def element_count(shape: Sequence[int]) -> int:
-    """How many elements a shape has.
+    """Return the number of elements of a shape.
 
     Raises:
         ValueError: a size is negative.

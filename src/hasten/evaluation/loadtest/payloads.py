@@ -1,4 +1,4 @@
-"""The tensors of the requests: samples of some data or of a bundle, or random numbers, in batches."""
+"""Tensors of the requests: samples of data or of a bundle, or random numbers, in batches."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.requests import random_requests, samples_of
 
 _DISTINCT = 64
-"""Requests, which are sent in turn; one that is repeated flatters the server's caches."""
+"""Most different requests, sent in turn; repetition flatters the server's caches."""
 _MOST_BYTES = 256 << 20
-"""Of all requests together."""
+"""Most bytes of all requests together."""
 MOST_ROWS = 65_536
 
 
@@ -34,12 +34,12 @@ def payloads(
     """Return the inputs of some requests, by name, each array in C order and of the input's type.
 
     Args:
-        inputs: What the model takes.
-        data: An .npz archive of arrays of shape `(n, ...)`, one per input; or a bundle's folder, for
-            the requests that it keeps; None for random numbers.
-        shapes: Of random inputs, by name; where a size is open and isn't given, it is 1.
-        batch: Rows of each request.
-        seed: Of the random numbers.
+        inputs: Inputs of the model.
+        data: An .npz archive of arrays of shape `(n, ...)`, one per input; or the folder of a
+            bundle, for the requests that it keeps; None for random numbers.
+        shapes: Shapes of random inputs, by name; an open size that isn't given is 1.
+        batch: Rows in each request.
+        seed: Seed of the random numbers.
 
     Raises:
         InputError: the data, a shape or the batch doesn't fit the model.
@@ -59,10 +59,10 @@ def payloads(
 
 
 def _of_bundle(folder: Path, names: Sequence[str]) -> Dataset:
-    """Return the requests that a bundle keeps as samples.
+    """Return the requests that a bundle keeps, as samples.
 
     Raises:
-        InputError: there is no bundle, it keeps none, or they are another model's.
+        InputError: there is no bundle, it keeps no requests, or they are another model's.
     """
     kept = kept_requests(folder, read(folder))
     if not kept:
@@ -84,7 +84,7 @@ def _random(
             f"the model has no input {unknown[0]!r}, for which a shape is given; "
             f"it takes {', '.join(map(str, inputs))}"
         )
-    # The first axis of 1 is taken for that of the samples.
+    # A first axis of 1 is taken for the axis of the samples.
     specs = [
         TensorSpec(one.name, one.dtype, (1, *_settled(one, shapes.get(one.name), batch)))
         for one in inputs
@@ -139,7 +139,7 @@ def _from_data(inputs: Sequence[Described], dataset: Dataset, batch: int) -> lis
 
 
 def _fitted(one: Described, rows: Array) -> Array:
-    """Return rows as the input takes them, with an axis for the batch or without."""
+    """Return rows as the input takes them, with or without an axis for the batch."""
     whole = rows
     if rows.ndim == len(one.shape) + 1:
         if len(rows) != 1:
@@ -151,7 +151,7 @@ def _fitted(one: Described, rows: Array) -> Array:
     _check_fit(one, whole.shape)
     want = np.dtype(one.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        cast = np.asarray(whole, dtype=want, order="C")  # of a single number too
+        cast = np.asarray(whole, dtype=want, order="C")  # also an array for a single number
     floating = want.kind == "f"
     if not (
         np.can_cast(whole.dtype, want, "same_kind") if floating else np.array_equal(cast, whole)

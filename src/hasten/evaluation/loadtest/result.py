@@ -1,4 +1,4 @@
-"""What a load test came to: raw latencies and what became of each request; the rest is derived."""
+"""Result of a load test: raw latencies and the fate of each request; the rest is derived."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ _ORDER: tuple[Kind, ...] = (
 
 @dataclass(frozen=True)
 class Offered:
-    """What was asked of the server.
+    """The load that was offered to the server.
 
     Attributes:
-        url: Of the server.
-        model: Name.
-        version: Empty where the server chose.
-        rate_per_s: Requests in a second, on average.
-        duration_s: How long they counted.
-        warmup_s: How long they came before.
+        url: URL of the server.
+        model: Name of the model.
+        version: Version of the model; empty where the server chose.
+        rate_per_s: Requests per second, on average.
+        duration_s: Time during which requests counted, in seconds.
+        warmup_s: Time during which requests were sent before, in seconds.
         arrivals: "poisson" or "constant".
-        deadline_ns: Sent with each request, and for the goodput; None without one.
-        batch: Rows of each request.
-        encoding: Of the tensors: "binary", "JSON" or "gRPC".
-        payload: Where the requests are from: the data, or made up.
-        connections: How many there might be at most, each with one request under way.
-        grace_s: How long answers were waited for after the last request.
-        seed: Of the arrivals and of random numbers.
+        deadline_ns: Deadline in nanoseconds, sent with each request and used for the goodput; None
+            without one.
+        batch: Rows in each request.
+        encoding: Encoding of the tensors: "binary", "JSON" or "gRPC".
+        payload: Origin of the requests: the data, or made up.
+        connections: Most connections, each with one request in progress.
+        grace_s: Time to wait for answers after the last request, in seconds.
+        seed: Seed of the arrivals and of random numbers.
     """
 
     url: str
@@ -65,16 +66,16 @@ class Offered:
 
 @dataclass(frozen=True)
 class RequestOutcome:
-    """What became of some of the requests.
+    """The number of requests that ended in one way.
 
     Attributes:
-        kind: "ok": answered rightly and in time; "late": answered rightly after the deadline, or
-            the server gave up at it; "refused": it had too much to do; "error": any other status;
-            "broken": a wrong answer with the status of success; "connection"; "unanswered";
-            "unsent": too many others were unanswered.
-        status: The server's; empty where there was none.
-        count: Of how many.
-        message: What the first of them was told; empty where nothing was.
+        kind: "ok": answered correctly and in time; "late": answered correctly after the deadline,
+            or the server gave up at it; "refused": the server was overloaded; "error": any other
+            status; "broken": a wrong answer with a success status; "connection": it broke, or there
+            was none; "unanswered"; "unsent": too many others were unanswered.
+        status: Status from the server; empty where there was none.
+        count: Number of requests.
+        message: Message to the first of them; empty where there was none.
     """
 
     kind: Kind
@@ -85,26 +86,26 @@ class RequestOutcome:
 
 @dataclass(frozen=True)
 class LoadTestResult:
-    """What a load test came to. All of it is of the counted window, behind the warm-up.
+    """Result of a load test, over the counted window after the warm-up.
 
     Attributes:
-        offered: What was asked.
-        requests: How many were due.
-        answered_per_s: Right answers that came within the window, a second.
-        goodput_per_s: Requests that were answered rightly within the deadline, a second of the
-            window in which they were due; None without a deadline.
-        outcomes: What became of the requests; their counts add up to `requests`.
-        p50: Of the latencies; None where no answer was right.
-        p90: The same.
-        p99: The same.
-        mean_ns: The same.
-        lag_p99_ns: Of `lag_ns`.
-        opened: How many connections were opened, all in all.
-        waited: How many requests found every connection busy; the wait is in their latency.
-        elapsed_ns: From the window's beginning to the last answer, or to when waiting ended.
-        latency_ns: Of every right answer, in the order in which they were due, from when they were.
-        due_ns: When each of those was due, from the window's beginning.
-        lag_ns: By request: how late the generator itself was.
+        offered: Load that was offered.
+        requests: Number of requests that were due.
+        answered_per_s: Correct answers per second that came within the window.
+        goodput_per_s: Requests answered correctly within the deadline, per second of the window in
+            which they were due; None without a deadline.
+        outcomes: Requests by outcome; their counts add up to `requests`.
+        p50: Median of the latencies; None where no answer was correct.
+        p90: 90th percentile of the latencies; None where no answer was correct.
+        p99: 99th percentile of the latencies; None where no answer was correct.
+        mean_ns: Mean of the latencies, in nanoseconds; None where no answer was correct.
+        lag_p99_ns: 99th percentile of `lag_ns`, in nanoseconds.
+        opened: Number of connections that were opened in all.
+        waited: Number of requests that found every connection busy; their latency has the wait.
+        elapsed_ns: Time from the window's start to the last answer, or to the end of waiting.
+        latency_ns: Latency of every correct answer since it was due, in the order of due times.
+        due_ns: Due time of each of those requests, from the window's start.
+        lag_ns: Delay of the generator itself, for each request.
     """
 
     offered: Offered
@@ -125,24 +126,24 @@ class LoadTestResult:
     lag_ns: tuple[int, ...]
 
     def count(self, kind: Kind) -> int:
-        """How many requests ended that way."""
+        """Return the number of requests that ended in one way."""
         return sum(outcome.count for outcome in self.outcomes if outcome.kind == kind)
 
 
 def result_of(
     offered: Offered, plan: Schedule, traffic: Traffic, stopped_ns: int
 ) -> LoadTestResult:
-    """Derive what a load test came to.
+    """Derive the result of a load test.
 
     Args:
-        offered: What was asked.
-        plan: When requests were due.
-        traffic: What became of them; stopped.
-        stopped_ns: When it was, on the traffic's clock.
+        offered: Load that was offered.
+        plan: Schedule of the requests.
+        traffic: Traffic of the test, stopped.
+        stopped_ns: Time when the traffic was stopped, on its clock.
     """
     first = plan.first_counted
     counted = range(first, len(plan.due_ns))
-    # The traffic's clock, from the schedule's beginning to the window's.
+    # On the traffic's clock: the schedule's start plus the warm-up.
     window_ns = traffic.due_ns[first] - plan.due_ns[first] + plan.warmup_ns
     right = [turn for turn in counted if _kind(traffic, turn) == "ok"]
     latency_ns = [traffic.ended_ns[turn] - traffic.due_ns[turn] for turn in right]
@@ -188,7 +189,7 @@ def _kind(traffic: Traffic, turn: int) -> Kind:
 def _outcomes(
     traffic: Traffic, counted: range, deadline_ns: int | None
 ) -> tuple[RequestOutcome, ...]:
-    """Count the requests by what became of them; a right answer after the deadline is late."""
+    """Count the requests by outcome; a correct answer after the deadline is late."""
     found: Counter[Fate] = Counter()
     for turn in counted:
         fate = traffic.fates[turn] or Fate("unanswered")
@@ -206,15 +207,15 @@ def _outcomes(
 def slices(
     due_ns: Sequence[int], latency_ns: Sequence[int], duration_ns: int
 ) -> dict[int, list[int]]:
-    """Cut a window into slices of time, as the rounds that a quantile's interval rests on.
+    """Divide a window into slices of time, which serve as rounds for the intervals of quantiles.
 
     Args:
-        due_ns: From the window's beginning, ascending.
-        latency_ns: One each.
-        duration_ns: Of the window: 30 slices, though none below 0.1 s or above 1 s.
+        due_ns: Due times from the window's start, ascending.
+        latency_ns: Latency of each request.
+        duration_ns: Length of the window; there are 30 slices, of at least 0.1 s and at most 1 s.
 
     Returns:
-        Slice -> its latencies; none is empty.
+        Slice -> its latencies; no slice is empty.
     """
     slice_ns = min(_MOST_SLICE_NS, max(_LEAST_SLICE_NS, -(-duration_ns // _SLICES)))
     rounds: dict[int, list[int]] = {}

@@ -1,4 +1,4 @@
-"""When requests are due."""
+"""Schedules of when requests are due."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hasten.measure.scenario import Offer
 Arrivals: TypeAlias = Literal["poisson", "constant"]
 LONGEST_S = 86_400.0
 MOST_REQUESTS = 5_000_000
-"""In one test: each leaves some 100 bytes in memory until its end."""
+"""Most requests in one test; each takes some 100 bytes of memory until the end."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When requests are due, from the start of the warm-up.
+    """Times at which requests are due, from the start of the warm-up.
 
     Attributes:
-        due_ns: Ascending, all below `warmup_ns + duration_ns`.
-        warmup_ns: Requests that are due before it are sent, but not counted.
-        duration_ns: Of the window behind the warm-up, in which requests count.
+        due_ns: Due times, ascending, all below `warmup_ns + duration_ns`.
+        warmup_ns: Length of the warm-up; requests due in it are sent, but not counted.
+        duration_ns: Length of the window after the warm-up, in which requests count.
     """
 
     due_ns: tuple[int, ...]
@@ -33,7 +33,7 @@ class Schedule:
 
     @property
     def first_counted(self) -> int:
-        """The position of the first request that counts."""
+        """Return the index of the first request that counts."""
         return bisect_left(self.due_ns, self.warmup_ns)
 
 
@@ -45,17 +45,17 @@ def schedule(
     arrivals: Arrivals = "poisson",
     seed: int = 0,
 ) -> Schedule:
-    """Return when requests are due at a rate.
+    """Return a schedule of requests at a rate.
 
     Args:
-        rate_per_s: How many come in a second, on average.
-        duration_s: How long they count.
-        warmup_s: How long they come before.
-        arrivals: "poisson" as from many clients that don't know of each other, or "constant".
-        seed: Of the Poisson process.
+        rate_per_s: Requests per second, on average.
+        duration_s: Time during which requests count, in seconds.
+        warmup_s: Time during which requests are sent before, in seconds.
+        arrivals: "poisson", as from many independent clients, or "constant".
+        seed: Seed of the Poisson process.
 
     Raises:
-        InputError: a figure is out of range, there would be too many requests, or none that counts.
+        InputError: a figure is out of range, or there would be too many requests or none.
     """
     if not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise InputError(f"the rate is in requests a second, above 0: got {rate_per_s:g}")
@@ -96,6 +96,6 @@ def _constant(rate_per_s: float, expected: float) -> list[int]:
 
 
 def _poisson(rate_per_s: float, expected: float, whole_s: float, seed: int) -> list[int]:
-    """Arrivals that reach past the end: ten standard deviations more than are expected."""
+    """Return arrivals that reach past the end: ten standard deviations more than expected."""
     count = math.ceil(expected + 10 * math.sqrt(expected) + 30)
     return poisson_arrivals(Offer("server", count, whole_s, rate_per_s, seed=seed))

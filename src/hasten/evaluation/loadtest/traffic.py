@@ -1,7 +1,7 @@
-"""Requests on their way: which is due, which waits, which is under way, what became of each.
+"""Requests on their way: which is due, which waits, which is in progress, and how each ended.
 
-No sockets and no event loop: those are a client's, which opens lanes. A lane carries one request
-at a time: an HTTP connection, or a gRPC call.
+This module has no sockets and no event loop; those are the client's, which opens lanes. A lane,
+such as an HTTP connection or a gRPC call, carries one request at a time.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ Kind: TypeAlias = Literal[
     "ok", "late", "refused", "error", "broken", "connection", "unanswered", "unsent"
 ]
 MOST_UNDER_WAY = 100_000
-"""Requests that are waiting or unanswered at once; more aren't sent."""
+"""Most requests that wait or are unanswered at once; further ones aren't sent."""
 _BURST = 64
-"""Sent in one go where the generator is behind; then it listens to answers again."""
+"""Most requests to send at once when the generator is behind, before it reads answers again."""
 _MOST_MESSAGE = 300
 
 
 class Fate(NamedTuple):
-    """What became of a request.
+    """The way in which a request ended.
 
     Attributes:
-        kind: "ok": answered rightly; "late": the server gave up at the deadline; "refused": it
-            said that it has too much to do; "error": any other status; "broken": status of
-            success, but no right answer; "connection": it broke, or there was none; "unanswered":
-            nothing came until the end; "unsent": too many others were unanswered.
-        status: The server's, as "503" or "RESOURCE_EXHAUSTED"; empty where there was none.
+        kind: "ok": answered correctly; "late": the server gave up at the deadline; "refused": the
+            server was overloaded; "error": any other status; "broken": a success status without a
+            correct answer; "connection": it broke, or there was none; "unanswered": nothing came
+            until the end; "unsent": too many others were unanswered.
+        status: Status from the server, such as "503" or "RESOURCE_EXHAUSTED"; empty where none
+            came.
     """
 
     kind: Kind
@@ -46,20 +47,20 @@ class Lane(Protocol):
     """Carries one request at a time."""
 
     def send(self, turn: int) -> None:
-        """Send a request; what becomes of it is told to `Traffic.ended`."""
+        """Send a request; `Traffic.ended` is told how it ended."""
 
 
 class Traffic:
-    """Hands requests to lanes when they are due, and keeps what became of them.
+    """Gives requests to lanes when they are due, and records how they ended.
 
     Attributes:
-        lag_ns: By turn: how late the generator itself looked at it.
-        ended_ns: By turn: when the answer was there, on the traffic's clock; 0 where none is.
-        fates: By turn; None where nothing is known yet.
-        waited: By turn: 1 where it found every lane busy.
-        messages: What the first request of a fate was told.
-        opened: How many lanes were opened.
-        under_way: How many requests are waiting or unanswered now.
+        lag_ns: Delay of the generator itself, by request.
+        ended_ns: Time of the answer on the traffic's clock, by request; 0 where there is none.
+        fates: Fate by request; None where it is unknown yet.
+        waited: 1 where a request found every lane busy, by request.
+        messages: Fate -> message to the first request with that fate.
+        opened: Number of lanes that were opened.
+        under_way: Number of requests that wait or are unanswered now.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
@@ -75,10 +76,10 @@ class Traffic:
         """Send nothing yet.
 
         Args:
-            due_ns: When each request is due on the clock, ascending.
-            open_lane: Begins to open a lane; calls `ready` or `not_opened` in the end.
-            lanes: How many there are at most.
-            most_under_way: Requests that are waiting or unanswered at once.
+            due_ns: Due time of each request on the clock, ascending.
+            open_lane: Function that begins to open a lane, and later calls `ready` or `not_opened`.
+            lanes: Most lanes.
+            most_under_way: Most requests that wait or are unanswered at once.
             clock_ns: Monotonic clock, in nanoseconds.
         """
         count = len(due_ns)
@@ -95,16 +96,16 @@ class Traffic:
         self.clock_ns = clock_ns
         self._turn = 0
         self._lanes = 0
-        """Open, or about to be."""
+        """Number of lanes that are open or being opened."""
         self._idle: list[Lane] = []
         self._waiting: deque[int] = deque()
         self._stopped = False
 
     def send_due(self) -> int | None:
-        """Send what is due now, though only so many in one go.
+        """Send the requests that are due now, up to a number at once.
 
         Returns:
-            When the next one is due; None behind the last.
+            Due time of the next request; None after the last.
         """
         for _ in range(_BURST):
             if self._turn == len(self.due_ns):
@@ -123,7 +124,7 @@ class Traffic:
             return
         self.under_way += 1
         if self._idle:
-            # The last that was answered: those that aren't needed stay idle.
+            # The lane that was answered last: lanes that aren't needed stay idle.
             self._idle.pop().send(turn)
             return
         self._waiting.append(turn)
@@ -137,12 +138,12 @@ class Traffic:
         self._open_lane(self)
 
     def opened_one(self, lane: Lane) -> None:
-        """A lane is open now."""
+        """Count a lane that is open now, and use it."""
         self.opened += 1
         self.ready(lane)
 
     def ready(self, lane: Lane) -> None:
-        """A lane can take a request: the one that waits longest, if any."""
+        """Give a free lane the request that has waited longest, if any."""
         if self._stopped:
             return
         if self._waiting:
@@ -151,14 +152,14 @@ class Traffic:
             self._idle.append(lane)
 
     def not_opened(self, message: str) -> None:
-        """No lane could be opened: the request that waits longest fails, instead of trying for ever."""
+        """Fail the longest-waiting request, as no lane could be opened; never retry forever."""
         self._lanes -= 1
         if self._waiting and not self._stopped:
             self.ended(self._waiting.popleft(), CONNECTION, message)
         self._open_for_those_that_wait()
 
     def lost(self, lane: Lane) -> None:
-        """A lane is gone; its request, if it had one, was said to have ended."""
+        """Forget a lane that is gone; if it had a request, that has been reported as ended."""
         self._lanes -= 1
         if lane in self._idle:
             self._idle.remove(lane)
@@ -169,13 +170,13 @@ class Traffic:
             self._open()
 
     def ended(self, turn: int, fate: Fate, message: str = "", ended_ns: int | None = None) -> None:
-        """Note what became of a request.
+        """Record how a request ended.
 
         Args:
-            turn: Which.
-            fate: What became of it.
-            message: What the server said, or what is wrong; only the first of each fate is kept.
-            ended_ns: When its answer was there; by default now.
+            turn: Number of the request.
+            fate: Fate of the request.
+            message: Message from the server, or what is wrong; the first of each fate is kept.
+            ended_ns: Time of the answer; by default now.
         """
         if self._stopped:
             return
@@ -186,13 +187,13 @@ class Traffic:
             self.messages[fate] = legible(message)
 
     def stop(self) -> None:
-        """Take note of nothing more: what has no fate is unanswered."""
+        """Stop recording; requests without a fate are unanswered."""
         self._stopped = True
         self.fates = [fate or UNANSWERED for fate in self.fates]
 
 
 def legible(message: str) -> str:
-    """Return what a server said as one short line that can't steer a terminal."""
+    """Return a server's message as one short line that can't control a terminal."""
     line = " ".join(message[: 4 * _MOST_MESSAGE].split())
     line = "".join(char if char.isprintable() else "?" for char in line)
     return line if len(line) <= _MOST_MESSAGE else line[:_MOST_MESSAGE] + "..."

@@ -6,11 +6,11 @@ from hasten.evaluation.loadtest.result import LoadTestResult, Offered, RequestOu
 from hasten.measure.intervals import Quantile
 
 LATE_GENERATOR_NS = 1_000_000
-"""Of the p99 of its own lag: from there on the reader is told."""
+"""Lag of the generator, as the p99 in nanoseconds, above which the reader is told of it."""
 
 
 def in_words(result: LoadTestResult) -> list[str]:
-    """What a load test came to, in a few lines."""
+    """Describe the result of a load test in a few lines."""
     offered = result.offered
     version = f" version {offered.version}" if offered.version else ""
     times = "at random times" if offered.arrivals == "poisson" else "evenly spaced"
@@ -90,7 +90,7 @@ def _notes(result: LoadTestResult) -> list[str]:
         )
     if result.offered.encoding == "binary" and result.p50 is None and result.count("error"):
         notes.append(
-            "tensors were sent as raw bytes, which some servers don't take: --json-tensors"
+            "tensors were sent as raw bytes, which some servers don't take: try --json-tensors"
         )
     if result.p99 is not None and len(result.latency_ns) < result.requests:
         notes.append(f"the latencies are those of {len(result.latency_ns):,} right answers alone")

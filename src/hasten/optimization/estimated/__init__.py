@@ -1,1 +1,1 @@
-"""The judge for a device that isn't here: candidates judged on this host, compared by the device's own tools."""
+"""The judge for an absent device: accuracy judged on this host, speed estimated by its tools."""

@@ -1,4 +1,4 @@
-"""Whether two artifacts of one program give the same bits."""
+"""Comparison of two artifacts of one program, bit by bit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hasten.optimization.estimated.trials import Estimation
 
 
 def compare(trials: Estimation, one: Trial, other: Trial, samples: Spool) -> int:
-    """Let both answer samples, and compare their bits.
+    """Run two candidates on the same samples, and compare the bits of their answers.
 
     Returns:
-        How many samples were compared.
+        Number of samples compared.
 
     Raises:
-        CandidateError: they differ (on which sample), or one of both fails.
+        CandidateError: the answers differ (on the sample named), or one candidate fails.
     """
     count = 0
     with trials.opened(one) as first, trials.opened(other) as second:
@@ -31,15 +31,15 @@ def compare(trials: Estimation, one: Trial, other: Trial, samples: Spool) -> int
                     differing = (array != theirs[name]).reshape(len(array), -1).any(axis=1)
                     row = int(np.flatnonzero(differing)[0])
                     raise CandidateError(
-                        f"{other.candidate.label} answers sample {count + row} otherwise than "
-                        f"{one.candidate.label} in output {name!r}"
+                        f"{other.candidate.label} and {one.candidate.label} answer sample "
+                        f"{count + row} differently, in output {name!r}"
                     )
             count += len(next(iter(mine.values())))
     return count
 
 
 def simulates(trial: Trial) -> bool:
-    """Whether what a trial was built to answers here as the device does, and not only its program."""
+    """Whether a trial's artifact answers on this host exactly as the device would."""
     try:
         trial.candidate.engine.check_faithful()
     except InputError:
@@ -48,18 +48,21 @@ def simulates(trial: Trial) -> bool:
 
 
 def program_of(trials: Estimation, trial: Trial) -> Trial:
-    """Return the program that a design was made of, which answers as it does at once; of others, itself."""
+    """Return the program behind a design, which gives the design's answers fast.
+
+    Any other trial is returned as it is.
+    """
     return trials.done.get(Single(trial.candidate.passes, FixedPointProgram()).key, trial)
 
 
 def compare_with_program(trials: Estimation, trial: Trial, samples: Spool) -> int:
-    """Let a design's RTL and the program that it was made of answer samples.
+    """Compare the answers of a design's RTL with those of the program it was made from.
 
     Returns:
-        How many samples were compared; 0 of what is no design, and without a simulator.
+        Number of samples compared; 0 where the trial is no design, or no simulator is installed.
 
     Raises:
-        CandidateError: they differ, or one of both fails.
+        CandidateError: the answers differ, or one of the two fails.
     """
     program = program_of(trials, trial)
     if program is trial or not simulates(trial):

@@ -1,4 +1,4 @@
-"""The end of a run for a device that isn't here: what ships, and what the device's tools say of it."""
+"""The end of a run for an absent device: what ships, with the figures of the device's tools."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from hasten.optimization.preparation import Ready
 from hasten.reporting.result import EstimateRow, Estimates, Result
 
 AREAS = {"fpga": ("TRELLIS_COMB", "ICESTORM_LC"), "tpu": ("peak_memory_bytes",)}
-"""Figures that a family's frontier sets against the rank, whichever of them there is."""
+"""Figures of area by device family, of which the first that exists is plotted against the rank."""
 
 
 @dataclass
 class Finish:
-    """From the verdicts to what ships.
+    """Turns the verdicts into a decision on what ships.
 
     Attributes:
-        job: The run.
-        ready: Its model and data.
-        trials: What every candidate came to.
-        verdicts: What the sealed data showed of the ladder.
-        compared: On how many samples what ships was compared with its program, in words.
+        job: The run at work.
+        ready: Model and data of the run.
+        trials: Trials of every candidate.
+        verdicts: Verdicts of the sealed data on the ladder.
+        compared: Number of samples on which what ships was compared with its program, in words.
     """
 
     job: Job
@@ -48,7 +48,7 @@ class Finish:
     compared: str = ""
 
     def ending(self) -> Ending:
-        """Say what ships, with all that the device's tools say of it, or why nothing does."""
+        """Decide what ships, with all figures of the device's tools, or say why nothing does."""
         passed = last_certified(self.verdicts)
         status, why, winner = self._choice(passed)
         if winner is not None:
@@ -86,7 +86,7 @@ class Finish:
     def _shipment(
         self, status: Status, why: str, winner: Trial | None, passed: tuple[str, Judgement] | None
     ) -> Shipment:
-        """Return what goes into the bundle: the original for this host where nothing ships."""
+        """Return what goes into the bundle; where nothing ships, the original for this host."""
         trials = self.trials
         exact: Part = bundle.part(
             trials.exact.label, (), trials.exact.engine, trials.exact_artifact
@@ -104,7 +104,7 @@ class Finish:
         )
 
     def _choice(self, passed: tuple[str, Judgement] | None) -> tuple[Status, str, Trial | None]:
-        """Return the status, why, and what ships; None for the original on this host."""
+        """Return the status, the reason and what ships; None is the original on this host."""
         if passed is not None:
             trial = self.trials.done[passed[0]]
             if trial.candidate.engine.faithful:
@@ -120,19 +120,22 @@ class Finish:
         why = _why_not(self.verdicts, bool(self.trials.estimated()), self._first_failure())
         able = [t for t in self.trials.estimated() if self.trials.able(t)]
         if self.job.order.accept_uncertified and able:
-            return "uncertified", f"accepted uncertified: {why}", able[0]
+            return "uncertified", f"shipped without a certificate, as was allowed: {why}", able[0]
         exact = next((t for t in self.trials.estimated() if t.candidate.exact), None)
         if exact is not None:
             return "exact", f"{why}: what ships keeps the original's precision", exact
         return "exact", f"{why}; the bundle holds the original, for this host", None
 
     def _simulated(self, trial: Trial, judgement: Judgement) -> tuple[Status, str, Trial | None]:
-        """Return the status, why, and what ships where a design passed: certified if its RTL was simulated."""
+        """Return the status, the reason and what ships for a design that passed on its program.
+
+        The design is certified only if its RTL was simulated.
+        """
         if program_of(self.trials, trial) is not trial and not simulates(trial):
             return (
                 "uncertified",
-                "Verilator isn't installed, so nobody simulated the RTL; of the program that it was "
-                f"written of: {judgement.in_words()}",
+                "Verilator isn't installed, so the RTL was not simulated; the program that it was made "
+                f"from passed: {judgement.in_words()}",
                 trial,
             )
         try:
@@ -142,18 +145,18 @@ class Finish:
         return "certified", judgement.in_words(), trial
 
     def _first_failure(self) -> str:
-        """The first candidate that failed, and why, in words; empty where none did."""
+        """Describe the first candidate that failed, with the reason; empty where none did."""
         failed = (trial for trial in self.trials.done.values() if trial.failure)
         return next((f"{trial.candidate.label}: {trial.failure}" for trial in failed), "")
 
     def _certify(self) -> str:
-        """The command that judges the bundle on its device."""
+        """Return the command that certifies the bundle on its device."""
         bundle = shlex.quote(str(self.job.order.out))
         limit = f"{100 * self.ready.promise.max_drop:.6g}%"
         return f"hasten certify {bundle} --data new.npz --max-drop {limit}"
 
     def _compared_on_all(self, trial: Trial) -> str:
-        """Compare what ships on the sealed data too, and say on how many samples it was compared."""
+        """Compare what ships on the sealed data too, and state the number of samples compared."""
         folder = self.job.folder / "sealed"
         shutil.rmtree(folder, ignore_errors=True)
         count = compare_with_program(
@@ -162,12 +165,12 @@ class Finish:
         if not count:
             return ""
         return (
-            f"the RTL answered {count + len(self.ready.parts.search):,} samples, all that judged it, as its "
-            "fixed-point program did, bit for bit"
+            f"the RTL answered all {count + len(self.ready.parts.search):,} samples that judged it as "
+            "its fixed-point program did, bit for bit"
         )
 
     def _rows(self) -> Iterator[EstimateRow]:
-        """Rows of what the device's tools were asked about, the fastest first; then what failed."""
+        """Yield rows of what the device's tools estimated, fastest first, then the others."""
         good, units = self.trials.estimated(), self.ready.parts.search_units
         frontier = self._frontier(good)
         for trial in good:
@@ -195,14 +198,14 @@ class Finish:
                 )
 
     def _area(self) -> str:
-        """Name of the figure that stands for area, of those that a family has."""
+        """Return the name of the figure that stands for area; empty where the family has none."""
         for name in AREAS.get(self.ready.target.family, ()):
             if any(t.estimate and name in t.estimate.figures for t in self.trials.estimated()):
                 return name
         return ""
 
     def _frontier(self, trials: Sequence[Trial]) -> set[str]:
-        """Return the keys of trials under the limit that no other is both faster and smaller than."""
+        """Return keys of candidates under the limit that none beats in both speed and area."""
         name, kept, least = self._area(), set(), float("inf")
         for trial in comparable(trials):
             if trial.estimate is None or not self.trials.able(trial):
@@ -219,12 +222,12 @@ def _first_judgement(judged: Verdicts) -> Judgement | None:
 
 
 def _why_not(judged: Verdicts, estimated: bool, failure: str) -> str:
-    """Say why nothing passed.
+    """Return the reason why nothing passed.
 
     Args:
-        judged: What was tested on the sealed data.
-        estimated: Whether the device's tools told of any.
-        failure: The first candidate that failed, and why.
+        judged: Verdicts of the sealed data.
+        estimated: Whether the device's tools estimated any candidate.
+        failure: First candidate that failed, with the reason.
     """
     if judged:
         entry = judged[0][1]

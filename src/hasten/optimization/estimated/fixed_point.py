@@ -1,4 +1,4 @@
-"""What to make for an FPGA: fewer and fewer bits, then designs of the few programs that are worth one."""
+"""The search for an FPGA: programs of fewer and fewer bits, then designs of the best few."""
 
 from __future__ import annotations
 
@@ -17,33 +17,36 @@ from hasten.passes.fixed_point import FixedPoint, LayerWidth
 WIDTHS = (12, 10, 8, 7, 6, 5, 4, 3)
 _LEAST = 2
 _REFINED = 24
-"""Programs that are made on the way to fewer bits of single layers."""
+"""Most programs to try on the way to fewer bits in single layers."""
 _CUTS = (3.0, 4.0, 6.0, 8.0, 12.0)
-"""How many additions may follow each other within a clock cycle, besides the 2 of every first design."""
+"""Numbers of additions to chain within a clock cycle, besides the 2 of every first design."""
 _ROUTING_GROWS = 2.5
-"""Place and route grow by about this power of a design's adders: 3.5 times as many took over 15 times as long."""
+"""Power of a design's adders by which the time to place and route grows.
+
+3.5 times as many adders took over 15 times as long.
+"""
 _SMALLER = 0.9
-"""Times the adders of what couldn't be routed: what hardly has fewer can't be either."""
+"""Largest share of the adders of a design that couldn't be routed that is worth another attempt."""
 
 
 @dataclasses.dataclass
 class FixedPointSearch:
-    """The search for an FPGA.
+    """Searches for programs and designs for an FPGA.
 
     Attributes:
-        job: The run.
-        trials: Where candidates are made.
-        trained: Passes that hand in programs of networks trained for fewer and fewer bits.
+        job: The run at work.
+        trials: Trials, which make and judge the candidates.
+        trained: Passes that supply programs of networks trained for fewer and fewer bits.
     """
 
     job: Job
     trials: Estimation
     trained: Sequence[Pass]
     _routed: dict[float, float] = dataclasses.field(default_factory=dict, init=False)
-    """Adders of what was placed and routed now -> how many seconds it took."""
+    """Adders of a design that was placed and routed in this process -> seconds that took."""
 
     def explore(self) -> None:
-        """Train for few bits, try widths for the whole network, then for single layers; make designs."""
+        """Train for few bits, narrow the whole network, then single layers, and make designs."""
         self._train()
         self._narrow_all()
         self._narrow_layers()
@@ -65,7 +68,7 @@ class FixedPointSearch:
         return trial
 
     def _train(self) -> None:
-        """Train for fewer and fewer bits, until twice in a row too much is lost."""
+        """Train for fewer and fewer bits, until two attempts in a row lose too much."""
         failures = 0
         for step in self.trained:
             if self._late or failures > 1:
@@ -76,7 +79,7 @@ class FixedPointSearch:
             failures = 0 if self.trials.able(trial) else failures + 1
 
     def _narrow_all(self) -> None:
-        """Give all numbers fewer and fewer bits, until twice in a row too much is lost."""
+        """Narrow all numbers alike, until two attempts in a row lose too much."""
         failures = 0
         for bits in WIDTHS:
             if self._late or failures > 1:
@@ -87,9 +90,10 @@ class FixedPointSearch:
             failures = 0 if self.trials.able(trial) else failures + 1
 
     def _narrow_layers(self) -> None:
-        """From the fewest bits for all that are under the limit, take bits where they cost least accuracy.
+        """Take bits from single layers, where they cost least accuracy.
 
-        A resumed run takes the same way, over what the journal has.
+        The start is the narrowest program under the limit whose numbers all have one width. A
+        resumed run takes the same steps, with the trials in the journal.
         """
         best = self._fewest_for_all()
         left = _REFINED
@@ -110,7 +114,7 @@ class FixedPointSearch:
             best = better
 
     def _fewest_for_all(self) -> Trial | None:
-        """Return the smallest program under the limit whose numbers all have the same width."""
+        """Return the cheapest program under the limit whose numbers all have the same width."""
         alike = {FixedPoint(bits, bits, bits) for bits in WIDTHS}
         able = [t for t in self._programs() if t.candidate.passes[-1] in alike]
         return min(able, key=_cost, default=None)
@@ -124,7 +128,7 @@ class FixedPointSearch:
         ]
 
     def _front(self) -> list[Trial]:
-        """Return programs that no other is both as small and as safe as, the smallest first."""
+        """Return the programs that no other beats in both size and safety, smallest first."""
         kept: list[Trial] = []
         for trial in sorted(self._programs(), key=_cost):
             if not kept or self.trials.risk(trial) < self.trials.risk(kept[-1]):
@@ -132,7 +136,7 @@ class FixedPointSearch:
         return kept
 
     def _designs(self) -> None:
-        """Place and route designs of the programs worth it, then other cuts of what will probably ship."""
+        """Place and route the programs worth it, then try other pipelines of the likely winner."""
         front = self._front()
         made: dict[int, Trial] = {}
         costs = [_cost(trial) for trial in front]
@@ -153,7 +157,7 @@ class FixedPointSearch:
             self._cut_otherwise(front[routed[0]], made[routed[0]])
 
     def _too_long(self, cost: float) -> bool:
-        """Whether a design would hardly be routed in time, by the one that took longest so far."""
+        """Whether routing a design would probably exceed the time limit, by those so far."""
         return any(
             seconds * (cost / known) ** _ROUTING_GROWS > self.trials.bench.limit_s
             for known, seconds in self._routed.items()
@@ -163,11 +167,13 @@ class FixedPointSearch:
     def _tell_skipped(self, program: Trial) -> None:
         label, count = program.candidate.label, len(self.trials.done)
         limit = f"{self.trials.bench.limit_s:.0f} s"
-        said = f"{label}: no design, which would hardly be routed within {limit} (--trial-limit)"
+        said = (
+            f"{label}: no design, since routing it would hardly end within {limit} (--trial-limit)"
+        )
         self.job.tell("design", label, count, count, said)
 
     def _cut_otherwise(self, program: Trial, design: Trial) -> None:
-        """Let more and more additions follow each other, until twice in a row it gets slower; else only one."""
+        """Chain more additions until it gets slower twice in a row; if none helps, chain one."""
         best, misses = rank(design), 0
         for cut in _CUTS:
             if misses > 1 or self._late:
@@ -197,7 +203,7 @@ def _cost(trial: Trial) -> float:
 
 
 def _fewer(step: FixedPoint, nodes: Sequence[str]) -> Iterator[FixedPoint]:
-    """Yield what has a bit less somewhere: everywhere of one kind first, then in one layer."""
+    """Yield steps with one bit less: first everywhere of one kind, then in a single layer."""
     if step.weight_bits > _LEAST:
         yield dataclasses.replace(step, weight_bits=step.weight_bits - 1, layers=_less(step, 1, 0))
     if step.activation_bits > _LEAST:
@@ -219,7 +225,7 @@ def _fewer(step: FixedPoint, nodes: Sequence[str]) -> Iterator[FixedPoint]:
 
 
 def _less(step: FixedPoint, weights: int, activations: int) -> tuple[LayerWidth, ...]:
-    """Return a step's single layers with so many bits less, as far as they can."""
+    """Return a step's widths of single layers, with fewer bits as far as the least width allows."""
     return tuple(
         LayerWidth(
             layer.node,
@@ -231,16 +237,16 @@ def _less(step: FixedPoint, weights: int, activations: int) -> tuple[LayerWidth,
 
 
 def worth_designs(risks: Sequence[float], max_drop: float) -> list[int]:
-    """Choose programs to make designs of, the one that will probably ship first.
+    """Choose the programs to make designs of, starting with the one that will probably ship.
 
     Args:
-        risks: The falls that programs would probably be certified for, the smallest program first,
-            falling.
-        max_drop: The limit.
+        risks: Drop that each program would probably be certified for, falling, as the programs
+            come smallest first.
+        max_drop: Limit on the drop.
 
     Returns:
-        Places in `risks`: the smallest that would be certified, one that is twice as safe, or the
-        safest, for the case that it isn't, and the smallest of all, for the case of luck.
+        Indices into `risks`: the smallest program that would be certified; one twice as safe (or
+        the safest), should that one fail; and the smallest of all, should luck be good.
     """
     if not risks:
         return []
@@ -251,11 +257,11 @@ def worth_designs(risks: Sequence[float], max_drop: float) -> list[int]:
 
 
 def in_place_of(costs: Sequence[float], wanted: int) -> Iterator[int]:
-    """Yield a program, and the smaller ones to make a design of in turn where it doesn't fit or route in time.
+    """Yield a program, then smaller ones to try in turn while designs don't fit or route in time.
 
     Args:
-        costs: The programs' adders, rising.
-        wanted: Place of the one that is wanted.
+        costs: Adders of the programs, rising.
+        wanted: Index of the program that is wanted.
     """
     yield wanted
     failed = costs[wanted]

@@ -1,4 +1,4 @@
-"""The judge for a device that isn't here: make, judge on this host, let the device's tools compare."""
+"""The judge for an absent device: candidates are made, judged on this host, and estimated."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _TRIAL_LIMIT_S = 900.0
 
 
 class Estimated(Judge):
-    """Compares candidates by what the device's own tools tell of them.
+    """Compares candidates by the figures of the device's own tools.
 
-    Accuracy is judged on this host, by what answers as the device does: bit for bit (FPGAs, by
-    simulation of the RTL), or nearly so, and then nothing is certified before it is certified there.
+    Accuracy is judged on this host. For FPGAs the RTL is simulated, so that the answers are the
+    device's bit for bit. For other devices they are nearly the device's, so nothing is certified
+    until it is certified on the device.
 
     Args:
-        job: The run.
-        ready: Its model and data.
+        job: The run at work.
+        ready: Model and data of the run.
     """
 
     trials: Estimation
@@ -46,7 +47,7 @@ class Estimated(Judge):
         )
 
     def search(self) -> None:
-        """Make, judge and estimate candidates until nothing promising is left, or the time is up."""
+        """Make, judge and estimate candidates until none promises more, or the time is up."""
         ready, order, trials = self.ready, self.job.order, self.trials
         trials.begin(originals(ready.model))
         metric = ready.promise.metric
@@ -57,7 +58,7 @@ class Estimated(Judge):
                 f"{len(ready.parts.search):,} samples of the search split"
             )
         if self.job.journal.last("ladder") is not None:
-            return  # a stopped run was past it
+            return  # a stopped run had ended its search
         if ready.target.family == "fpga":
             data, folder = ready.training, self.job.folder
             trained = [] if data is None else trainings(folder, data, order.seed)
@@ -66,7 +67,7 @@ class Estimated(Judge):
             self._try_all()
 
     def _try_all(self) -> None:
-        """Judge each candidate of the grid, and ask the device's tools about those under the limit."""
+        """Judge each candidate of the grid; the device's tools estimate those under the limit."""
         order, target = self.job.order, self.ready.target
         candidates = grid(
             self.ready.model,
@@ -90,7 +91,7 @@ class Estimated(Judge):
             self.job.tell("try", candidate.label, number + 1, len(candidates), outcome)
 
     def choose(self) -> Ladder:
-        """Choose candidates whose RTL, where they have any, answers as their program does."""
+        """Choose candidates to certify; a design's RTL must answer as its program does."""
         agree: set[str] = set()
         while True:
             rungs = self._rungs()
@@ -117,7 +118,7 @@ class Estimated(Judge):
         return ladder([original, *standings], "", spread=0.0, max_drop=self.ready.promise.max_drop)
 
     def _agrees(self, key: str) -> bool:
-        """Return whether a design's RTL answers the search split as its program; else it falls out."""
+        """Whether a design's RTL answers the search split as its program does; if not, it fails."""
         trial = self.trials.done[key]
         self.job.tell("certify", f"comparing the RTL of {trial.candidate.label}", 0, 1)
         try:
@@ -128,10 +129,10 @@ class Estimated(Judge):
         return True
 
     def stand_by(self, ladder: Ladder) -> None:
-        """Note where candidates were compared by their size alone."""
+        """Note it where candidates were compared by their size alone."""
         if any(ranked(self.trials.done[key])[1] == "bytes" for key in ladder.rungs):
             self.job.notes.append(
-                "how fast they are shows on the device alone: candidates were compared by their size"
+                "candidates were compared by their size: only the device shows how fast they are"
             )
 
     def open_exact(self) -> OpenWorker:
@@ -144,7 +145,7 @@ class Estimated(Judge):
 
     @contextlib.contextmanager
     def opened(self, key: str) -> Iterator[OpenWorker]:
-        """Open the program of a design, with which its RTL agreed; of others, what was made.
+        """Open a design's program, which its RTL agrees with; of any other candidate, its artifact.
 
         Raises:
             CandidateError: it can't be opened any more.
@@ -157,10 +158,10 @@ class Estimated(Judge):
         """Do nothing: each process ends with its step."""
 
     def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
-        """Say what ships, with what the device's tools say of it."""
+        """Decide what ships, with the figures of the device's tools."""
         return Finish(self.job, self.ready, self.trials, verdicts).ending()
 
 
 def _sure(ratio: float) -> Ratio:
-    """Return a ratio of figures that don't vary."""
+    """Return a ratio without an interval, of figures that don't vary."""
     return Ratio(ratio, ratio, ratio, 1)

@@ -1,4 +1,4 @@
-"""Networks trained for few bits, handed in as passes."""
+"""Trainings of networks for few bits, as passes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hasten.inputs.data.spool import write_spool
 from hasten.passes.hgq_training import HgqTraining
 
 PRESSURES = (1.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
-"""How much the bits of all products weigh at the end: from hardly smaller to as small as it gets."""
+"""Final weights of the cost of all products' bits: from hardly smaller to as small as possible."""
 _LEAST_EPOCHS, _MOST_EPOCHS = 20, 300
 _SEEN = 80_000
-"""Samples that a training sees, over all epochs."""
+"""Samples that one training sees, over all epochs."""
 
 
 def trainings(folder: Path, data: Dataset, seed: int) -> list[HgqTraining]:
-    """Return the trainings worth trying, with the data laid out for their processes.
+    """Return the trainings worth trying, with the data written where their processes read it.
 
     Args:
         folder: Work folder of the run.
-        data: Training data, disjoint from what judges.
-        seed: Of the training.
+        data: Training data, disjoint from the data that judges.
+        seed: Seed of the training.
     """
     folder = folder / "training"
     shutil.rmtree(folder, ignore_errors=True)

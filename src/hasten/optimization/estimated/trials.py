@@ -1,4 +1,4 @@
-"""Candidates for a device that isn't here: made, judged on this host, and estimated by the device's tools."""
+"""Candidates for an absent device: made, judged on this host, estimated by the device's tools."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
 ROUTED = "device"
-"""Folder beside an artifact where the device's tools write."""
+"""Folder beside an artifact that the device's tools write to."""
 
 
 class Estimation(Trials):
-    """The original on this host, and what every candidate came to beside it.
+    """The original on this host, and the trials of all candidates beside it.
 
     Attributes:
-        exact: The original as a candidate of this host, from `begin` on.
-        exact_artifact: What was built of it.
+        exact: The original as a candidate on this host, from `begin` on.
+        exact_artifact: Artifact that was built from the original.
     """
 
     exact: Single
@@ -33,14 +33,14 @@ class Estimation(Trials):
 
     @property
     def host(self) -> Workbench:
-        """The workbench of this host, where the original answers."""
+        """Return the workbench of this host, where the original runs."""
         return dataclasses.replace(self.bench, target=Target.host())
 
     def begin(self, originals: Sequence[Single]) -> None:
-        """Let the original answer the search split, by the first engine of this host that runs it.
+        """Run the original on the search split, with the first engine of this host that can.
 
         Raises:
-            InputError: none does, or its own answers aren't finite.
+            InputError: no engine can, or the original's own answers aren't finite.
         """
         why = []
         for candidate in originals:
@@ -60,7 +60,7 @@ class Estimation(Trials):
         raise InputError(f"no engine of this host runs the model: {'; '.join(why)}")
 
     def judge(self, candidate: Single) -> Trial:
-        """Make a candidate and let it answer the search split, unless the journal has it."""
+        """Make a candidate and score it on the search split, unless the journal has it."""
         known = self.done.get(candidate.key)
         if known is not None:
             return known
@@ -87,7 +87,7 @@ class Estimation(Trials):
         self.keep(dataclasses.replace(trial, failure=why))
 
     def estimate(self, trial: Trial) -> Trial:
-        """Ask the device's tools about a candidate that was judged; once."""
+        """Have the device's tools estimate a judged candidate, once."""
         if trial.estimate is not None or trial.failure or trial.skipped:
             return trial
         engine = trial.candidate.engine
@@ -104,7 +104,7 @@ class Estimation(Trials):
         return self.keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
 
     def ask_further(self, trial: Trial) -> Trial:
-        """Ask the device's tools for what is asked of a winner alone.
+        """Have the device's tools compute the figures that are needed for a winner only.
 
         Raises:
             CandidateError: a tool failed or hung.
@@ -122,7 +122,7 @@ class Estimation(Trials):
         return self.keep(dataclasses.replace(trial, artifact=artifact, estimate=estimate))
 
     def made_as(self, judged: Trial, candidate: Single) -> Trial:
-        """Build what computes the same as a judged candidate on another engine; its scores are that one's."""
+        """Build a judged candidate's equivalent for another engine, and copy the scores."""
         known = self.done.get(candidate.key)
         if known is not None:
             return known
@@ -138,7 +138,7 @@ class Estimation(Trials):
         return self.keep(dataclasses.replace(trial, artifact=artifact))
 
     def artifact(self, trial: Trial) -> Artifact:
-        """What was built of a trial; built anew where a stopped run's files are gone.
+        """Return a trial's artifact, rebuilt where a stopped run's files are gone.
 
         Raises:
             CandidateError: it can't be built any more.
@@ -167,7 +167,7 @@ class Estimation(Trials):
         """Open a trial's artifact on this host.
 
         Raises:
-            CandidateError: it can't be.
+            CandidateError: it can't be opened.
         """
         opened = self.bench.open_built(trial.candidate.engine, self.artifact(trial), fresh=False)
         try:
@@ -183,12 +183,12 @@ class Estimation(Trials):
         )
 
     def estimated(self) -> list[Trial]:
-        """Trials that the device's tools told of, the fastest first where they rank."""
+        """Return the trials that the device's tools estimated, fastest first where ranked."""
         found = [t for t in self.done.values() if t.estimate and not t.failure]
         return sorted(found, key=lambda t: (ranked(t)[1] == "bytes", rank(t), self.risk(t)))
 
     def outcome(self, trial: Trial) -> str:
-        """Return what became of a candidate, in a line."""
+        """Describe the outcome of a trial in one line."""
         if trial.skipped:
             return f"skipped: {trial.skipped}"
         if trial.failure:
@@ -201,7 +201,10 @@ class Estimation(Trials):
 
 
 def ranked(trial: Trial) -> tuple[float, str]:
-    """What trials are compared by, less is better, and its unit: bytes where the tools rank nothing."""
+    """Return the figure that trials are compared by (less is better), and its unit.
+
+    Where the tools give no rank, that figure is the size in bytes.
+    """
     estimate: Estimate | None = trial.estimate
     if estimate is None:
         return float("inf"), ""
@@ -213,10 +216,10 @@ def ranked(trial: Trial) -> tuple[float, str]:
 
 
 def rank(trial: Trial) -> float:
-    """What trials are compared by, less is better."""
+    """Return the figure that trials are compared by; less is better."""
     return ranked(trial)[0]
 
 
 def comparable(trials: Sequence[Trial]) -> list[Trial]:
-    """Return those that can be compared: whom the device's tools rank, or all, by their size, where none is."""
+    """Return the trials that the device's tools rank; where none is ranked, all, by size."""
     return [t for t in trials if ranked(t)[1] != "bytes"] or list(trials)

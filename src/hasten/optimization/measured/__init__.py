@@ -1,1 +1,1 @@
-"""The judge that measures: candidates timed in turns on this host, or on a device in it."""
+"""The judge that measures: candidates are timed in turns on this host, or on a device in it."""

@@ -1,4 +1,4 @@
-"""What ships, by what was certified and by fresh rounds. Pure: records in, a choice out."""
+"""The decision on what ships, from certificates and fresh rounds. Pure: records in, choice out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hasten.optimization.judge import Ladder, Verdicts
 
 @dataclass(frozen=True)
 class Choice:
-    """What ships, by candidates' keys.
+    """What ships, by the candidates' keys.
 
     Attributes:
         winner: Key of the candidate that the bundle serves.
-        exact: Key of the exact one that it falls back on.
+        exact: Key of the exact candidate that the bundle falls back on.
         status: "certified", "exact" or "uncertified".
-        why: The status in words.
-        judgement: What the sealed data showed of the winner, where it is certified.
-        beaten: Key of a candidate that passed and was then not faster than the exact model; None
-            where there is none.
+        why: Reason for the status, in words.
+        judgement: Judgement of the sealed data on the winner; None where it isn't certified.
+        beaten: Key of a candidate that was certified, but not faster than the exact model in fresh
+            rounds; None where there is none.
     """
 
     winner: str
@@ -43,15 +43,15 @@ def decide(
     loose: str | None = None,
     accept_uncertified: bool = False,
 ) -> Choice:
-    """Say what ships: what passed, if fresh rounds find it faster too, else an exact model.
+    """Decide what ships: what is certified and faster in fresh rounds too, else an exact model.
 
     Args:
-        ladder: As it was frozen.
-        verdicts: What the sealed data showed of it.
-        final: The fresh rounds.
+        ladder: Ladder as it was frozen.
+        verdicts: Verdicts of the sealed data on the ladder.
+        final: Standings after the fresh rounds.
         baseline: Key of the default engine's candidate.
-        loose: Key of the fastest that isn't certified; None where none is faster than what ships.
-        accept_uncertified: Whether that one may ship.
+        loose: Key of the fastest uncertified candidate; None where none is faster than the winner.
+        accept_uncertified: Whether the uncertified candidate may ship.
     """
     passed = last_certified(verdicts)
     exact = ladder.exact
@@ -65,12 +65,16 @@ def decide(
         return Choice(winner, exact, "certified", passed[1].in_words(), passed[1])
     why = _why_exact(verdicts, final)
     if accept_uncertified and loose is not None and _beats(final, loose, exact, baseline):
-        return Choice(loose, exact, "uncertified", f"accepted uncertified: {why}", beaten=beaten)
+        allowed = f"shipped without a certificate, as was allowed: {why}"
+        return Choice(loose, exact, "uncertified", allowed, beaten=beaten)
+    if exact != baseline:
+        speedup = 1 / final.ratio(exact).estimate
+        why = f"the exact model itself is {speedup:.2f}x faster than the default engine; {why}"
     return Choice(winner, exact, "exact", why, beaten=beaten)
 
 
 def settled_by_sealed_data(verdicts: Verdicts) -> set[str]:
-    """Return the keys that passed, that surely aren't accurate enough, or that failed there."""
+    """Return the keys that were certified, that surely aren't accurate enough, or that failed."""
     return {
         key
         for key, entry in verdicts
@@ -79,7 +83,7 @@ def settled_by_sealed_data(verdicts: Verdicts) -> set[str]:
 
 
 def _beats(final: Standings, one: str, exact: str, baseline: str) -> bool:
-    """Whether a candidate is faster than the exact one in the fresh rounds, beyond the noise."""
+    """Whether a candidate beats the exact one in the fresh rounds by more than the noise."""
     if not final.stands(one):
         return False
     runs = exact != baseline and final.stands(exact)
@@ -87,13 +91,17 @@ def _beats(final: Standings, one: str, exact: str, baseline: str) -> bool:
 
 
 def _why_exact(verdicts: Verdicts, final: Standings) -> str:
-    """Say why nothing inexact ships."""
+    """Return the reason why nothing inexact ships."""
     passed = last_certified(verdicts)
     if passed is not None and not final.stands(passed[0]):
-        return "what was certified fell out of the fresh rounds"
+        return "the certified candidate dropped out of the fresh rounds"
     if passed is not None:
-        return "what was certified was not faster than the exact model in fresh rounds"
+        return "in fresh rounds the certified candidate was not faster than the exact model"
     if not verdicts:
-        return "nothing under the limit on the search split beat the exact model beyond the noise"
+        return (
+            "no inexact candidate (such as int8) under the limit on the search split was faster "
+            "than the exact model beyond the noise"
+        )
     entry = verdicts[0][1]
-    return entry.in_words() if isinstance(entry, Judgement) else f"the candidate failed: {entry}"
+    reason = entry.in_words() if isinstance(entry, Judgement) else f"the safest failed: {entry}"
+    return f"no inexact candidate was certified: {reason}"

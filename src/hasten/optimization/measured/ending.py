@@ -1,4 +1,4 @@
-"""The end of a run that measures: fresh figures for what was chosen, and what ships."""
+"""The end of a run that measures: fresh figures for the choice, and what ships."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from hasten.optimization.measured.racing import Racing
 from hasten.reporting.result import UNEVEN, Limit, Result, Row, row
 
 _CLEARLY = 0.95
-"""Share of what ships that an uncertified model's latency must stay under to be worth a row."""
+"""Largest latency of an uncertified model worth a row, as a share of the latency of what ships."""
 
 
 @dataclass(frozen=True)
 class Finish:
-    """From the verdicts to what ships.
+    """Turns the verdicts into a decision on what ships.
 
     Attributes:
-        racing: The run's candidates and their races.
-        ladder: As it was frozen.
-        verdicts: What the sealed data showed of it.
+        racing: Candidates of the run and their races.
+        ladder: Ladder as it was frozen.
+        verdicts: Verdicts of the sealed data on the ladder.
     """
 
     racing: Racing
@@ -52,7 +52,7 @@ class Finish:
     verdicts: Verdicts
 
     def ending(self) -> Ending:
-        """Time what was chosen in fresh rounds, and say what ships, with all figures of it."""
+        """Time the chosen candidates in fresh rounds, and decide what ships."""
         racing, order = self.racing, self.racing.job.order
         passed = last_certified(self.verdicts)
         winner = passed[0] if passed else self.ladder.exact
@@ -69,8 +69,8 @@ class Finish:
         )
         if choice.beaten is not None:
             racing.job.notes.append(
-                f"{racing.candidate(choice.beaten).label} passed, but in fresh rounds it was not faster "
-                "than the exact model beyond the noise: the exact model ships"
+                f"{racing.candidate(choice.beaten).label} was certified, but in fresh rounds it was not "
+                "faster than the exact model beyond the noise: the exact model ships"
             )
         method = method_of(racing.candidate(choice.winner)) if best else ""
         best |= {method: choice.winner} if method else {}
@@ -115,7 +115,7 @@ class Finish:
         return Ending(shipment(racing, choice), result, records)
 
     def _fastest_uncertified(self, winner: str) -> str | None:
-        """Return the fastest trial under the limit that isn't certified, where it beats what ships."""
+        """Return the fastest uncertified trial under the limit, if it clearly beats the winner."""
         trials, settled = self.racing.trials, settled_by_sealed_data(self.verdicts)
         able = [
             t
@@ -139,7 +139,7 @@ class Finish:
         curve: Sequence[CurvePoint],
         loaded: Sequence[LoadTest],
     ) -> dict[str, Any]:
-        """Return the raw records of what was measured besides, by file name."""
+        """Return the raw records of the further measurements, by file name."""
         records: dict[str, Any] = {}
         if curve:
             records[CURVE] = curve_record(curve)
@@ -163,7 +163,7 @@ class Finish:
     def _limits(
         self, final: Standings, shown: Sequence[tuple[str, str, str]]
     ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...], Mapping[str, Limit]]:
-        """Profile what ships and the exact model; set all against what the machine can do."""
+        """Profile the winner and the exact model; compare latencies with the machine's limit."""
         if not self.racing.limited or self.racing.job.late:
             return {}, (), {}
         self.racing.job.tell("limit", "what the machine can do", 0, 1)
@@ -174,7 +174,7 @@ class Finish:
         )
 
     def _fresh_figures(self, shown: Sequence[str | None]) -> Standings:
-        """Time what the table shows, anew: the fastest of many looks faster than it is."""
+        """Time the candidates of the table anew: the fastest of many looks faster than it is."""
         keys = dict.fromkeys(
             key for key in shown if key not in (None, self.racing.trials.baseline.key)
         )
@@ -185,11 +185,11 @@ class Finish:
             self.racing.effort.final_rounds,
             dropping=False,
         )
-        self.racing.use_threads(threads)  # what was certified ships, whatever could be quoted
+        self.racing.use_threads(threads)  # what was certified ships, whichever threads were timed
         return final
 
     def _rows(self, final: Standings, choice: Choice, loose: str | None) -> tuple[Row, ...]:
-        """Return the table: only what was timed in the fresh rounds stands in it."""
+        """Return the rows of the table; a candidate without fresh rounds has none."""
         rows = []
         for role, key, entrant in self._shown(choice, loose):
             accuracy = choice.why if role == "winner" else "exact"
@@ -211,7 +211,7 @@ class Finish:
         return tuple(rows)
 
     def _curve(self, key: str) -> list[CurvePoint]:
-        """Measure what ships by batch, threads and sessions; what fails of it is a note."""
+        """Measure the winner by batch, threads and sessions; failures become notes."""
         racing, longest_s = self.racing, self.racing.effort.curve_s
         deadline = racing.job.deadline
         left_s = longest_s if deadline is None else min(longest_s, deadline - time.monotonic())
@@ -233,7 +233,7 @@ class Finish:
         return points
 
     def _shown(self, choice: Choice, loose: str | None) -> list[tuple[str, str, str]]:
-        """Return each row's role, the candidate's key, and its name in the fresh rounds."""
+        """Return each row's role, its candidate's key, and its name in the fresh rounds."""
         baseline = self.racing.trials.baseline.key
         wanted = [("fastest exact", choice.exact)]
         if choice.winner != choice.exact:
@@ -245,7 +245,7 @@ class Finish:
 
 
 def shipment(racing: Racing, choice: Choice) -> Shipment:
-    """Return what goes into the bundle for a choice."""
+    """Return the contents of the bundle for a choice."""
     winner = _part(racing, choice.winner)
     exact = winner if choice.winner == choice.exact else _part(racing, choice.exact)
     target = racing.bench.target
@@ -255,10 +255,10 @@ def shipment(racing: Racing, choice: Choice) -> Shipment:
 
 
 def write_interim(racing: Racing, trial: Trial) -> None:
-    """Write the best so far as a bundle that is marked unfinished.
+    """Write the best candidate so far as a bundle that is marked unfinished.
 
     Raises:
-        InputError: there is something that no bundle may replace, or the disk is full.
+        InputError: the place holds something that no bundle may replace, or the disk is full.
     """
     exact = racing.trials.baseline.key
     choice = Choice(trial.candidate.key, exact, "uncertified", delivery.UNFINISHED)
@@ -271,6 +271,6 @@ def _part(racing: Racing, key: str) -> Part:
 
 
 def _first_failing(judged: Verdicts) -> Judgement | None:
-    """Return the judgement that ended the ladder, where one did."""
+    """Return the judgement that ended the ladder; None where none did."""
     failing = (e for _, e in judged if isinstance(e, Judgement) and e.verdict != "certified")
     return next(failing, None)

@@ -1,4 +1,4 @@
-"""Cascades: of a fast model's answers the close ones are asked again; how close, the search says."""
+"""Cascades: a fast model answers, and the original is asked again where the answer was close."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from hasten.optimization.measured.screening import Screening
 from hasten.passes.small_model import small_model_of
 
 _BASES = 3
-"""How many fast models of a kind are looked at, until one has a threshold."""
+"""Number of fast models of a kind to look at until one has a threshold."""
 _SAFER = 1.5
-"""How many times as many answers the second proposal asks again, where none that is affordable is sure."""
+"""Factor on the answers asked again, for the second proposal where no affordable one is sure."""
 
 
 class Escalation:
-    """Proposes a cascade of the fastest model that isn't surely accurate enough and the original.
+    """Proposes cascades of the fastest model that isn't surely accurate enough and the original.
 
     Args:
-        trials: Where each is tried.
-        attempt: Tries some candidates, as far as the time allows.
-        likely: Tells who would probably be certified.
-        surely: Tells of whom there is little doubt.
-        notes: What the reader should know is added here.
+        trials: Trials, which screen the candidates.
+        attempt: Callback that tries candidates, as far as the time allows.
+        likely: Predicate of trials that would probably be certified.
+        surely: Predicate of trials that would almost surely be certified.
+        notes: Notes for the reader of the result, added to here.
     """
 
     def __init__(
@@ -47,20 +47,18 @@ class Escalation:
         self._likely, self._surely = likely, surely
 
     def escalate(self, ranked: Sequence[Trial]) -> None:
-        """Try the threshold that probably suffices, and a safer one, where that is worth its time.
+        """Try the threshold that probably suffices, and a safer one, where that is worth the time.
 
         Args:
-            ranked: What ran through, fastest first.
+            ranked: Measured trials, fastest first.
         """
         rank = self._trials.promise.metric.margin_rank
         if rank is None:
             return
         able = [t for t in ranked if t.scores and t.candidate.passes]
-        # A little model is wrong about other inputs than a quantized one.
-        for little in (False, True):
-            of_kind = [
-                t for t in able if (small_model_of(t.candidate.passes) is not None) == little
-            ]
+        # A small model is wrong about other inputs than a quantized one.
+        for small in (False, True):
+            of_kind = [t for t in able if (small_model_of(t.candidate.passes) is not None) == small]
             for base in of_kind[:_BASES]:  # the fastest may be ruined by int8
                 surely = [t for t in self._trials.measured() if self._surely(t, 1.0)]
                 beat = min((self._trials.ratio(t).estimate for t in surely), default=1.0)
@@ -72,13 +70,13 @@ class Escalation:
                     break
 
     def _escalate(self, base: Trial, rank: int, ranked: Sequence[Trial], beat: float) -> bool:
-        """Try one fast model's thresholds; return whether there was one that may do.
+        """Try the thresholds of one fast model; return whether any of them might suffice.
 
         Args:
-            base: The fast model's trial.
-            rank: Of the scores that the margin lies below.
-            ranked: What ran through, fastest first.
-            beat: The ratio of the fastest that surely passes.
+            base: Trial of the fast model.
+            rank: Rank of the class score that the margin reaches down to.
+            ranked: Measured trials, fastest first.
+            beat: Ratio of the fastest candidate that would almost surely be certified.
         """
         careful, careful_ratio = self._careful(ranked)
         afford = (beat * (1 - SCREEN_NOISE) - self._trials.ratio(base).estimate) / careful_ratio
@@ -86,7 +84,7 @@ class Escalation:
             output, close, scores = self._margins(base, rank)
         except CandidateError as why:
             self._notes.append(f"no cascade was tried: {why}")
-            return True  # another would say the same
+            return True  # any other model would fail alike
         proposals = [
             Single(
                 base.candidate.passes,
@@ -98,7 +96,7 @@ class Escalation:
         return bool(proposals)
 
     def _careful(self, ranked: Sequence[Trial]) -> tuple[Engine, float]:
-        """Return the fastest exact engine on the untouched model, to run beside another; its ratio."""
+        """Return the fastest exact engine for the untouched model, and its ratio."""
         for trial in ranked:
             if trial.candidate.exact and not trial.candidate.passes:
                 ratio = self._trials.ratio(trial).estimate
@@ -107,7 +105,7 @@ class Escalation:
         return self._trials.baseline.engine.beside(), 1.0
 
     def _margins(self, base: Trial, rank: int) -> tuple[str, Array, Array]:
-        """Return the output with class scores, and each search sample's margin and score."""
+        """Return the output that holds class scores, and each search sample's margin and score."""
         metric: Any = self._trials.promise.metric
         bench, found, scores = self._trials.bench, [], []
         if base.artifact is None:
@@ -130,16 +128,16 @@ class Escalation:
         """Return the lowest threshold that would probably be certified, and one that surely would.
 
         Args:
-            base: The fast model's trial.
-            close: Margins, `(n,)`.
-            scores: The fast model's, `(n,)`.
-            afford: The largest share that may be asked again.
+            base: Trial of the fast model.
+            close: Margins of the search samples, `(n,)`.
+            scores: Scores of the fast model, `(n,)`.
+            afford: Largest share of the answers that may be asked again.
         """
         order = np.sort(close)
         most = min(int(afford * len(order)), len(order) - 1)
 
         def lowest(passes: Likely) -> int | None:
-            """Return how many asked again suffice; who is asked again only gets better."""
+            """Return the fewest answers to ask again; each one asked again only gets better."""
 
             def enough(count: int) -> bool:
                 mended = np.where(close < order[count], self._trials.exact_scores, scores)

@@ -1,4 +1,4 @@
-"""The search over candidates: a grid, then what its outcomes suggest."""
+"""The search over candidates: a grid first, then what its outcomes suggest."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from hasten.passes.small_model import small_model_of
 _TRANSFORMS_AT_ONCE = 2
 _NEIGHBOURS_OF = 2
 _DOUBT = 1.28
-"""Standard errors: in one case of ten a drop is larger than it was seen by more."""
+"""Standard errors: in one case of ten the true drop exceeds the observed one by more than these."""
 
 
 class Exploration:
     """Tries candidates until nothing is left to try, or the time is up.
 
     Args:
-        trials: Where each is tried.
-        job: The run.
-        units: Of the search split; samples with one number were drawn together.
-        sealed_draws: How many draws there are to certify by.
-        sealed_samples: How many samples they come to.
-        on_better: Called with a trial that is the best so far.
-        least: Tells the least time that the machine can take for the model, in a precision or, for
-            None, in the fastest that it has; None where it can't.
+        trials: Trials, which screen the candidates.
+        job: The run at work.
+        units: Number of each search sample's group; samples with one number were drawn together.
+        sealed_draws: Number of independent draws to certify by.
+        sealed_samples: Number of samples in those draws.
+        on_better: Callback for each trial that is the best so far.
+        least: Function from a precision (None for the machine's fastest) to the least time that the
+            machine can take for the model; it returns None where that can't be computed.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Exploration:
         self._met: set[str] = set()
 
     def explore(self, grid: Sequence[Single]) -> None:
-        """Try the grid; further variants where the fastest aren't accurate enough; neighbours of the best."""
+        """Try the grid; more variants where the fastest aren't accurate; neighbours of the best."""
         model, target = self.trials.bench.model, self.trials.bench.target
         if not self._try(grid) or self._order.effort.depth != "all":
             return
@@ -76,7 +76,7 @@ class Exploration:
             Mixing(*common, self._left_s, self._least, self._notes).mix(self._ranked())
         if self._order.objective == "p99":
             self._notes.append(
-                "no cascade was tried: a request that is asked again costs both models"
+                "no cascade was tried: p99 is compared, and a request asked again costs both models"
             )
         elif not self._over():
             Escalation(*common, self._notes).escalate(self._ranked())
@@ -88,7 +88,7 @@ class Exploration:
             self._try(neighbours(best, self._helpful(), target), min(ratios, default=1.0))
 
     def _worth_varying(self) -> list[Trial]:
-        """What ran through, fastest first, but for smaller models that are wrong in any form."""
+        """Return measured trials, fastest first, without small models that fail in every form."""
         ranked = self._ranked()
         able = {
             small_model_of(t.candidate.passes)
@@ -100,13 +100,13 @@ class Exploration:
         ]
 
     def _over(self) -> bool:
-        """Whether the time is up, or what is left to gain is less than a few turns tell apart."""
+        """Whether the time is up, or less is left to gain than a few turns can tell apart."""
         if self._late() or self._at_limit:
             return True
         passing = [t for t in self._ranked() if self._surely_passes(t)]
-        # A floor says nothing of tails, nor of another model.
-        little = any(small_model_of(t.candidate.passes) for t in self._ranked())
-        of_use = passing and not little and self._order.objective != "p99"
+        # A floor says nothing about tails, nor about another model.
+        small = any(small_model_of(t.candidate.passes) for t in self._ranked())
+        of_use = passing and not small and self._order.objective != "p99"
         floor = self._least(None) if of_use else None
         measured = passing[0].measurement if passing else None
         if floor is None or not floor.whole or measured is None:
@@ -116,17 +116,20 @@ class Exploration:
         latency_ns = float(blocks.mean() if by_mean else np.median(blocks))
         ratio = floor.ratio(latency_ns, measured.threads)
         left = floor.left_to_gain(latency_ns, measured.threads)
-        # Far below 1, the ceilings were taken too low.
+        # A ratio far below 1 means that the ceilings were measured too low.
         self._at_limit = left < SCREEN_NOISE and ratio > 1 - SCREEN_NOISE
         if self._at_limit:
             self._notes.append(
-                f"the search ended early: {passing[0].candidate.label} takes {ratio:.2f} times the "
-                "least that this machine can"
+                f"the search ended early: {passing[0].candidate.label} takes only {ratio:.2f} times "
+                "the least time that this machine allows"
             )
         return self._at_limit
 
     def _try(self, candidates: Sequence[Single], beat: float = 1.0) -> bool:
-        """Try some candidates; return whether the time sufficed. Who surely doesn't beat a ratio isn't judged."""
+        """Try candidates; return whether the time sufficed.
+
+        A candidate that surely doesn't beat the ratio `beat` isn't judged.
+        """
         if not candidates:
             return True
         self._transform(c for c in candidates if c.key not in self.trials.done)
@@ -149,8 +152,10 @@ class Exploration:
         return True
 
     def _ranked(self) -> list[Trial]:
-        """What ran through, fastest first; of a resumed run only what has had its turn again, so that it
-        goes the way that it went."""
+        """Return the measured trials, fastest first.
+
+        A resumed run sees only trials whose turn has come again, so that it repeats its own steps.
+        """
         met = [t for t in self.trials.measured() if t.candidate.key in self._met]
         return sorted(met, key=lambda t: self.trials.ratio(t).estimate)
 
@@ -160,16 +165,16 @@ class Exploration:
         return bool(ranked) and self._surely_passes(ranked[0])
 
     def _surely_passes(self, trial: Trial, scale: float = 1.0) -> bool:
-        """The same as `_likely_passes`, where the search split was lucky too."""
+        """Whether a candidate would be certified even if the search split flattered it."""
         return self._likely_passes(trial, scale, doubt=_DOUBT)
 
     def _likely_passes(self, trial: Trial, scale: float = 1.0, doubt: float = 0.0) -> bool:
-        """Whether a candidate would probably be certified by the sealed data there is.
+        """Whether a candidate would probably be certified with the sealed data at hand.
 
         Args:
-            trial: Its scores.
-            scale: Were its flips and its drop so many times as large.
-            doubt: Were its drop larger than it was seen, by so many standard errors.
+            trial: Trial with its scores.
+            scale: Factor on its flips and its drop.
+            doubt: Standard errors to add to its observed drop.
         """
         if trial.candidate.exact or not trial.scores:
             return trial.candidate.exact
@@ -183,7 +188,7 @@ class Exploration:
         )
         flips = scale * float(np.mean(draws.differences**2))
         count = len(draws.differences)
-        error = (max(flips, 1 / count) / count) ** 0.5  # what never flipped may have been luck
+        error = (max(flips, 1 / count) / count) ** 0.5  # that nothing flipped may be luck
         drop = scale * max(0.0, float(draws.differences.mean())) + doubt * error  # a gain is luck
         if drop >= self.trials.promise.max_drop:
             return False
@@ -197,7 +202,7 @@ class Exploration:
         return needed <= self._sealed_draws
 
     def _helpful(self) -> list[Pass]:
-        """Exact passes that surely made the untouched model faster on its engine."""
+        """Return exact passes that surely made the untouched model faster on its engine."""
         exact = [t for t in self.trials.measured() if t.candidate.exact]
         plain = {
             t.candidate.engine: self.trials.ratio(t).low for t in exact if not t.candidate.passes
@@ -214,8 +219,10 @@ class Exploration:
         )
 
     def _promising(self) -> list[Single]:
-        """The fastest exact candidate, and the fastest that would probably be certified, or else stayed
-        under the limit."""
+        """Return the best candidates of both kinds, inexact ones first.
+
+        Inexact ones that would probably be certified come before those just under the limit.
+        """
         ranked = self._ranked()
         exact = [t.candidate for t in ranked if t.candidate.exact]
         lossy = [
@@ -227,14 +234,14 @@ class Exploration:
         return [t.candidate for t in lossy[:_NEIGHBOURS_OF]] + exact[:1]
 
     def _transform(self, candidates: Iterable[Candidate]) -> None:
-        """Make the models that the candidates need, two at once: nothing is timed meanwhile."""
+        """Make the models that the candidates need, two at once, while nothing is timed."""
         chains = list(dict.fromkeys(c.passes for c in candidates if c.passes))
         done = 0
 
         def make(passes: tuple[Pass, ...]) -> None:
             nonlocal done
             if not self._late():
-                with contextlib.suppress(CandidateError, Skipped):  # the trial meets it again
+                with contextlib.suppress(CandidateError, Skipped):  # the trial will meet it again
                     self.trials.bench.transform(passes)
             done += 1
             name = Single(passes, self.trials.baseline.engine).made
@@ -267,12 +274,15 @@ class Exploration:
         return self._left_s() <= 0
 
     def _left_s(self) -> float:
-        """Time left to search in, in seconds."""
+        """Return the time left to search, in seconds."""
         deadline = self._job.deadline
         return inf if deadline is None else deadline - self._reserve_s() - time.monotonic()
 
     def _reserve_s(self) -> float:
-        """Time to keep for the race, the sealed data and the final rounds: the baseline's own pace."""
+        """Return the time to keep for the race, the sealed data and the final rounds, in seconds.
+
+        It is derived from the baseline's own latency.
+        """
         rounds = [t.baseline.rounds for t in self.trials.done.values() if t.baseline is not None]
         blocks = [block for some in rounds for block in some.values()]
         each_s = float(np.median(np.concatenate(blocks))) / 1e9 if blocks else 0.0

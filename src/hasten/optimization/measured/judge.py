@@ -1,4 +1,4 @@
-"""The judge that measures: try, race, choose, and time what was chosen in fresh rounds."""
+"""The judge that measures: it screens, races, chooses, and times the choice in fresh rounds."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Measured(Judge):
     """Times candidates in turns, on this host or on a device in it.
 
     Attributes:
-        racing: Its candidates and their races.
+        racing: Candidates of the run and their races.
 
     Args:
-        job: The run.
-        ready: Its model and data.
+        job: The run at work.
+        ready: Model and data of the run.
     """
 
     def __init__(self, job: Job, ready: Ready) -> None:
@@ -38,7 +38,7 @@ class Measured(Judge):
         self.trials = self.racing.trials
 
     def close(self) -> None:
-        """End the processes that are still there."""
+        """End the processes that are still running."""
         self.racing.trials.close()
 
     def search(self) -> None:
@@ -70,13 +70,13 @@ class Measured(Judge):
         ).explore(proposed)
 
     def _least(self, precision: str | None) -> Floor | None:
-        """Return the least time that this machine can take for the model, whatever runs it.
+        """Return the least time that this machine can take for the model, on any engine.
 
         Args:
-            precision: Of every layer; None for the fastest that the machine has.
+            precision: Precision of every layer; None for the machine's fastest.
 
         Returns:
-            None where it can't be told.
+            The floor; None where it can't be computed.
         """
         if not self.racing.limited:
             return None
@@ -87,17 +87,18 @@ class Measured(Judge):
             ceilings = measure(self.racing.bench.target, self.racing.bench.folder)
             return floor(layers, ceilings, everywhere or None)
         except (CandidateError, InputError):
-            return None  # said at the end, where latencies are set against it
+            return None  # the note is made at the end, where latencies are compared with it
 
     def _original(self) -> list[str]:
-        """Say how right the original is: where it is wrong, so is what agrees with it."""
+        """Return a note on the original's own score: what agrees with it is as wrong as it is."""
         share, metric = float(self.racing.trials.exact_scores.mean()), self.ready.promise.metric
         if not metric.needs_labels and share == 1:
             return []
         wrong = (
             ""
             if share >= 0.5
-            else "; if it should be more, labels or preparation are wrong, and so is any certificate"
+            else "; if you expected more, the labels or the preparation are wrong, and with them any "
+            "certificate"
         )
         return [
             f"the original's own {metric.noun} is {100 * share:.1f}% on {len(self.ready.parts.search):,} "
@@ -105,7 +106,7 @@ class Measured(Judge):
         ]
 
     def choose(self) -> Ladder:
-        """Race the best, and choose the exact model to beat and the ladder of those worth certifying."""
+        """Race the best, then choose the exact model to beat and the ladder of those to certify."""
         field = self.racing.field()
         standings = self.racing.race("race", field, self.racing.effort.race_rounds, dropping=True)
         baseline = self.racing.trials.baseline.key
@@ -117,8 +118,8 @@ class Measured(Judge):
         ]
         if standings.spread > self.racing.effort.race_settle:
             self.job.notes.append(
-                f"in the race the same model against itself differed by {100 * standings.spread:.0f}%, "
-                "and nothing less counted as faster: run again on a quieter machine"
+                f"in the race the same model differed from itself by {100 * standings.spread:.0f}%, so "
+                "no smaller difference counted as faster: run again on a quieter machine"
             )
         exact = fastest_exact(entered, baseline, standings.spread)
         rungs = ladder(
@@ -131,7 +132,7 @@ class Measured(Judge):
         return Ladder(exact, rungs, threads)
 
     def stand_by(self, ladder: Ladder) -> None:
-        """Give engines the threads that were settled with the ladder."""
+        """Give engines the number of threads that was settled with the ladder."""
         self.racing.use_threads(ladder.threads)
 
     def open_exact(self) -> OpenWorker:
@@ -164,5 +165,5 @@ class Measured(Judge):
             opened.worker.kill()
 
     def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
-        """Time what was chosen in fresh rounds, and say what ships."""
+        """Time the choice in fresh rounds, and decide what ships."""
         return Finish(self.racing, ladder, verdicts).ending()

@@ -1,4 +1,4 @@
-"""Which layers to leave in float: by what each costs in answers and what int8 saves there in time."""
+"""Layers to leave in float, by what int8 costs each in accuracy and saves in time."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from hasten.engines.layers import LayerTime
 from hasten.measure.roofline import Floor
 
 _CLOSE = 1.5
-"""Shares that differ by less keep much the same layers."""
+"""Shares that differ by a smaller factor keep much the same layers."""
 SLOWER = 1.1
-"""A layer counts as slower in int8 from this ratio on: less is the noise of one profile."""
+"""Least ratio of int8 to float time at which a layer counts as slower; less is profiling noise."""
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer in int8 costs and saves.
+    """Cost and saving of running one layer in int8.
 
     Attributes:
-        node: The ONNX node's name.
-        noise: What it adds to the answers' error, relative to their variance.
-        float_ns: Time of its step in float, of one request.
-        int8_ns: The same in int8.
-        moved_ns: What it takes at the least to read and write all that it does in float: among
-            layers in int8, that must be converted on the way.
+        node: Name of the ONNX node.
+        noise: Error that int8 here adds to the answers, relative to their variance.
+        float_ns: Time of the layer in float per request, in nanoseconds.
+        int8_ns: Time of the layer in int8 per request, in nanoseconds.
+        moved_ns: Least time to read and write the layer's tensors in float, in nanoseconds, which a
+            float layer among int8 layers spends on conversions.
     """
 
     node: str
@@ -38,12 +38,12 @@ class LayerCost:
 
     @property
     def slower(self) -> bool:
-        """Whether it would be faster in float, its inputs and outputs converted."""
+        """Whether the layer would be faster in float, conversions included."""
         return self.int8_ns > self.float_ns * SLOWER + self.moved_ns
 
     @property
     def price_ns(self) -> float:
-        """What it takes to have it in float: what int8 saves there, and the conversions."""
+        """Return what float costs here, in nanoseconds: int8's saving plus the conversions."""
         return max(0.0, self.float_ns - self.int8_ns) + self.moved_ns
 
 
@@ -53,17 +53,17 @@ def layer_costs(
     int8: Iterable[LayerTime],
     moved_ns: Mapping[str, float] | None = None,
 ) -> tuple[LayerCost, ...]:
-    """Put together what is known of each layer.
+    """Combine noise and profiles into the cost of each layer.
 
     Args:
-        noise: Node -> its noise in int8.
-        floats: The exact model's profile.
-        int8: The quantized model's, on the same engine.
-        moved_ns: Node -> what it takes to move its inputs and outputs in float; None where that
-            isn't known.
+        noise: Node -> noise that int8 adds there.
+        floats: Profile of the exact model.
+        int8: Profile of the quantized model, on the same engine.
+        moved_ns: Node -> least time to move its inputs and outputs in float, in nanoseconds; None
+            where unknown.
 
     Returns:
-        The layers that both profiles show, in the order of `noise`.
+        Costs of the layers that both profiles show, in the order of `noise`.
     """
     before, after = _time_by_node(floats, noise), _time_by_node(int8, noise)
     return tuple(
@@ -74,12 +74,12 @@ def layer_costs(
 
 
 def costs_at_least(noise: Mapping[str, float], floats: Floor, int8: Floor) -> tuple[LayerCost, ...]:
-    """Put together what is known of each layer where no profile tells what int8 saves there.
+    """Combine noise and floors into the cost of each layer, where no profile is available.
 
     Args:
-        noise: Node -> its noise in int8.
-        floats: The least time of each layer on this machine in float.
-        int8: The same in int8.
+        noise: Node -> noise that int8 adds there.
+        floats: Least time of each layer on this machine in float.
+        int8: Least time of each layer on this machine in int8.
     """
     before = {layer.name: layer for layer in floats.layers}
     after = {layer.name: layer for layer in int8.layers}
@@ -91,7 +91,7 @@ def costs_at_least(noise: Mapping[str, float], floats: Floor, int8: Floor) -> tu
 
 
 def _time_by_node(steps: Iterable[LayerTime], nodes: Iterable[str]) -> dict[str, float]:
-    """Return each layer's time, the median of the requests; a step of several layers is shared out."""
+    """Return each layer's median time; a fused step is split evenly among its layers."""
     known = set(nodes)
     found: dict[str, float] = {}
     for step in steps:
@@ -103,23 +103,23 @@ def _time_by_node(steps: Iterable[LayerTime], nodes: Iterable[str]) -> dict[str,
 
 
 def slower_in_int8(costs: Sequence[LayerCost]) -> tuple[str, ...]:
-    """Return the layers that no search should leave in int8."""
+    """Return the layers that are slower in int8, which no search should leave in it."""
     return tuple(cost.node for cost in costs if cost.slower)
 
 
 def kept_for(costs: Sequence[LayerCost], share: float) -> tuple[str, ...]:
     """Return the layers to leave in float so that at most a share of the noise remains.
 
-    Those that int8 makes slower are among them in any case. Then whoever takes away the most noise
-    for the time that it gives up comes first, which is within one layer of the best choice there is
-    (Dantzig 1957, on the knapsack problem).
+    Layers that int8 slows down are always among them. The rest are taken in the order of noise
+    removed per time given up, which is within one layer of the best choice there is (Dantzig 1957,
+    on the knapsack problem).
 
     Args:
-        costs: Of all layers.
-        share: Of all the noise, from 0 to 1.
+        costs: Costs of all layers.
+        share: Largest share of the whole noise that may remain, from 0 to 1.
 
     Returns:
-        Node names, in the order of `costs`.
+        Names of nodes, in the order of `costs`.
     """
     slower = set(slower_in_int8(costs))
     kept = set(slower)
@@ -135,7 +135,7 @@ def kept_for(costs: Sequence[LayerCost], share: float) -> tuple[str, ...]:
 
 
 def _worth(cost: LayerCost) -> float:
-    """Noise taken away for each nanosecond given up."""
+    """Return the noise removed per nanosecond given up."""
     return cost.noise / cost.price_ns if cost.price_ns > 0 else math.inf
 
 
@@ -145,19 +145,19 @@ def shares_for(
     within: float = 0.0,
     factors: Sequence[float] = (1.0, 0.5, 0.2),
 ) -> tuple[float, ...]:
-    """Return the shares of the noise worth trying where the flips are to shrink to a share of theirs.
+    """Return the shares of the noise worth trying, given the factor by which flips must shrink.
 
-    Answers flip where the error exceeds their margin: for small errors as often as it is large,
-    the root of its energy. The first share is what that foretells; the others allow for luck in
-    the figures that it was foretold from.
+    An answer flips where its error exceeds its margin. For small errors flips are proportional to
+    the error's size, that is to the root of its energy. The first share returned follows from that
+    law; the others allow for luck in the figures it is computed from.
 
     Args:
-        scale: From 0 to 1; at either end there is nothing to try.
-        own: What stays whatever goes back to float, as a share of the same noise: that of the
-            engine's own float. Nothing is worth trying where it alone is too much.
-        within: What of the noise isn't the layers' in int8, but of the float of the engine that
-            ran them.
-        factors: Of what may stay.
+        scale: Factor on the flips, from 0 to 1; at either end there is nothing to try.
+        own: Noise of the engine's own float, as a share of the same noise. No choice of layers
+            removes it; where it alone is too much, nothing is worth trying.
+        within: Share of the noise that comes from the float of the engine that ran the layers,
+            instead of from int8.
+        factors: Factors on the share that may remain.
     """
     left = scale**2 - own
     if scale >= 1 or left <= 0 or within >= 1:
@@ -167,13 +167,15 @@ def shares_for(
 
 
 def between_shares(passes: Mapping[float, bool]) -> float | None:
-    """Return a share between the largest that passes and the next that doesn't; less where none does.
+    """Return a share between the largest that passes and the next that doesn't.
+
+    Where no share passes, the result is smaller than all of them.
 
     Args:
         passes: Share -> whether it would probably be certified.
 
     Returns:
-        None where the largest passes, or the two are close.
+        The share; None where the largest passes, or the two are close.
     """
     if not passes:
         return None

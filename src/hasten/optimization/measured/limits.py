@@ -1,4 +1,4 @@
-"""Where a model's time goes, and how far that is from the least that this machine can take."""
+"""Profiles of models, and their distance from the least time that this machine allows."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _REQUESTS = 30
 
 
 def profiles(racing: Racing, shown: Mapping[str, str]) -> dict[str, tuple[LayerTime, ...]]:
-    """Return the time of each step of some candidates; whoever can't be profiled is left out.
+    """Return the time of each step of some candidates, without those that can't be profiled.
 
     Args:
-        racing: The run's candidates and their races.
-        shown: Role -> the candidate's key.
+        racing: Candidates of the run and their races.
+        shown: Role -> key of its candidate.
     """
     found: dict[str, tuple[LayerTime, ...]] = {}
     by_key: dict[str, tuple[LayerTime, ...]] = {}
@@ -54,25 +54,25 @@ def limits(
     shown: Mapping[str, tuple[str, str]],
     steps: Mapping[str, tuple[LayerTime, ...]],
 ) -> tuple[tuple[Limit, ...], dict[str, Limit]]:
-    """Set latencies against the least that the machine can take.
+    """Compare latencies with the least time that the machine allows.
 
     Args:
-        racing: The run's candidates and their races.
-        final: The fresh rounds.
-        shown: Role -> the candidate's key, and its name in the fresh rounds.
+        racing: Candidates of the run and their races.
+        final: Standings after the fresh rounds.
+        shown: Role -> its candidate's key, and its name in the fresh rounds.
         steps: Role -> its profile.
 
     Returns:
-        One for each role that was timed anew, in the precisions that its profile shows or, without
-        one, that it is set to; and by key one for each candidate of the search that was timed on as
-        many threads, by its few turns there. Nothing, and a note, where the ceilings or the work
-        can't be told; nor is one for a latency under its floor.
+        Limits of the roles that were timed anew, with the precisions that their profiles show or,
+        without a profile, that they are set to; and by key, from their few turns, limits of the
+        searched candidates that ran on as many threads. Both are empty, with a note, where the
+        ceilings or the work are unknown; a latency below its floor is left out.
     """
     unknown: dict[str, list[str]] = {}
     try:
         ceilings = measure(racing.bench.target.with_threads(final.threads), racing.bench.folder)
     except (CandidateError, InputError) as why:
-        racing.job.notes.append(f"how far this is from the machine's limit isn't known: {why}")
+        racing.job.notes.append(f"it isn't known how far this is from the machine's limit: {why}")
         return (), {}
 
     def limit(
@@ -94,8 +94,8 @@ def limits(
             ratio = own.ratio(latency_ns, final.threads)
             if ratio < 1:
                 raise CandidateError(
-                    "they took less than the least that the machine's ceilings allow, so these were "
-                    "taken too low: run again while nothing else does"
+                    "they took less than the least time that the machine's ceilings allow, so "
+                    "the ceilings were measured too low: run again while nothing else runs"
                 )
             yield Limit(role, own.floor_ns, ratio, own.binds)
         except (CandidateError, InputError, Skipped) as why:
@@ -110,7 +110,7 @@ def limits(
         )
     )
     racing.job.notes += [
-        f"how far {' and '.join(roles)} are from the machine's limit isn't known: {why}"
+        f"it isn't known how far {' and '.join(roles)} are from the machine's limit: {why}"
         for why, roles in unknown.items()
     ]
     of_candidates = {
@@ -123,15 +123,14 @@ def limits(
 
 
 def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str]:
-    """Return the precision that each layer is set to, by what a candidate's passes and engine say.
+    """Return the precision that each layer is set to by a candidate's passes and engine.
 
     Args:
-        candidate: A cascade counts as its fast model, which every request takes.
-        layers: Of the model.
+        candidate: Candidate; a cascade counts as its fast model, which every request goes through.
+        layers: Layers of the model.
 
     Returns:
-        Layer's name -> "i8" where a pass quantizes, else the engine's precision for what it
-        doesn't.
+        Name of each layer -> "i8" where a pass quantizes it, else the engine's own precision.
     """
     engine = candidate.engine.runtimes[0]
     lossless = all(not step.quantized or isinstance(step, SmallModel) for step in candidate.passes)

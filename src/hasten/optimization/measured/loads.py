@@ -1,4 +1,4 @@
-"""How what ships does under load, in MLCommons' scenarios."""
+"""Measurements of what ships under load, in MLCommons' scenarios."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _LONGEST_S = {"single-stream": 20.0, "server": 300.0, "offline": 20.0}
 
 
 def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
-    """Put what was chosen under load, one session, one sample in a request.
+    """Put the chosen candidate under load, with one session and one sample in a request.
 
-    The server's scenario is run where the order has a bound on latency.
+    The server scenario runs where the order has a bound on latency.
 
     Args:
-        racing: The run's candidates and their races.
-        key: Key of the candidate that was chosen.
+        racing: Candidates of the run and their races.
+        key: Key of the chosen candidate.
 
     Returns:
-        One for each scenario; one that would take long is left out with a note, and so are one that
-        fails and those behind it, since the session is lost.
+        One test for each scenario. A scenario that would take long is left out with a note. So is
+        one that fails, with those after it, since the session is lost.
     """
     job, load_s, latency_bound_s = (
         racing.job,
@@ -47,7 +47,7 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
                 left_s = inf if job.deadline is None else job.deadline - time.monotonic()
                 if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
                     job.notes.append(
-                        f"{scenario}: left out, it would take {asking.likely_s:.0f} s: ask for it by "
+                        f"{scenario}: left out, it would take {asking.likely_s:.0f} s; to measure it, run "
                         f"hasten bench --scenario {scenario}"
                     )
                     left.remove(scenario)

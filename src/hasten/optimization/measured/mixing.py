@@ -1,4 +1,4 @@
-"""Mixed precision: which layers of a quantized model go back to float, found in a few trials."""
+"""Mixed precision: the layers of a quantized model to return to float, found in a few trials."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from hasten.passes.float_layers import FloatLayers
 from hasten.passes.onnx_files import saturates
 
 SCREEN_NOISE = 0.05
-"""A few turns settle a ratio no better than this."""
+"""Relative error of a ratio that a few turns can settle."""
 _REFINEMENTS = 2
 _NEAR = 4
-"""How many times that noise an engine may seem slower and still be worth a mix of its own."""
+"""Multiple of that noise by which an engine may look slower and still deserve a mix of its own."""
 _PROFILED_REQUESTS = 30
 _FALL_BACK = (0.5,)
-"""Of the noise that may stay: one mix to fall back on will do."""
+"""Factors on the noise that may remain where only a mix to fall back on is needed."""
 _LOOK_S = 30.0
-"""For a look at every layer in int8."""
+"""Time for measuring the noise of every layer in int8, in seconds."""
 
 Likely: TypeAlias = Callable[[Trial, float], bool]
-"""Whether a trial would probably be certified, were its flips and drop so many times as large."""
+"""Predicate: would a trial probably be certified if its flips and drop were scaled by a factor?"""
 Least: TypeAlias = Callable[[str | None], Floor | None]
-"""The least time that the machine can take for the model in a precision; None where it can't be told."""
+"""Function from a precision to the model's least time on this machine; None where it is unknown."""
 
 
 class Mixing:
-    """Finds what to keep in float of the fastest quantized model.
+    """Finds the layers of the fastest quantized model to keep in float.
 
     Args:
-        trials: Where each is tried.
-        attempt: Tries some candidates, as far as the time allows.
-        likely: Tells who would probably be certified.
-        surely: Tells of whom there is little doubt.
-        left_s: Tells how much time is left, in seconds.
-        least: For engines that don't say how long each layer takes.
-        notes: What the reader should know is added here.
+        trials: Trials, which screen the candidates.
+        attempt: Callback that tries candidates, as far as the time allows.
+        likely: Predicate of trials that would probably be certified.
+        surely: Predicate of trials that would almost surely be certified.
+        left_s: Function that returns the time left, in seconds.
+        least: Function that returns the least time of the model, for engines without a profiler.
+        notes: Notes for the reader of the result, added to here.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Mixing:
         self._attempted: set[str] = set()
 
     def mix(self, ranked: Sequence[Trial]) -> None:
-        """Leave in float what int8 makes slower, and of what costs answers as much as it takes.
+        """Return layers to float where int8 is slower, and as many of the costly ones as it takes.
 
         Args:
-            ranked: What ran through, fastest first.
+            ranked: Measured trials, fastest first.
         """
         base = self._base(ranked)
         if base is None:
@@ -81,15 +81,15 @@ class Mixing:
         try:
             noise = self._noise()
         except (CandidateError, Skipped) as why:
-            self._notes.append(f"which layers int8 suits wasn't found out: {why}")
+            self._notes.append(f"the layers that int8 suits could not be found: {why}")
             return
         scale = _scale_that_passes(base, self._likely)
-        # Where it probably passes but not surely, something safer stands behind it.
+        # Where it passes probably but not surely, something safer backs it up.
         enough = self._surely if scale == 1 else self._likely
         target = _scale_that_passes(base, enough)
         runs = base.candidate.engine
         within = self._own_noise(base, runs)
-        # Where none is to go back for its noise, what int8 slows is the base's own engine's.
+        # Where no layer must go back for its noise, only those that its own int8 slows do.
         engines = [runs] if target in (0, 1) else _engines_of(base, ranked, self._trials)
         for engine in engines:
             noises = (target, self._own_noise(base, engine), within)
@@ -98,7 +98,7 @@ class Mixing:
                 *(shares_for(*noises, _FALL_BACK) if scale == 1 else shares_for(*noises)),
             ]
             if scale not in (0, 1) and len(shares) == 1:
-                continue  # its float alone costs more answers than there are to lose
+                continue  # this engine's float alone costs more answers than may be lost
             costs = self._layer_costs(base, engine, noise)
             if not costs:
                 continue
@@ -106,9 +106,9 @@ class Mixing:
             for share in shares:
                 tried |= self._try(base, engine, costs, [share])
                 if self._left_s() <= 0 or (share in tried and enough(tried[share], 1.0)):
-                    break  # with less noise it passes too, and takes longer
+                    break  # with less noise it would pass too, but take longer
             if scale == 1 and target < 1 and not any(enough(t, 1.0) for t in tried.values()):
-                continue  # another float precision may take fewer layers
+                continue  # another float precision may need fewer layers
             if scale in (0, 1):
                 return
             for _ in range(_REFINEMENTS):
@@ -122,12 +122,13 @@ class Mixing:
                 self._likely(trial, 1.0) and self._trials.ratio(trial).estimate < near
                 for trial in tried.values()
             ):
-                return  # else another float precision may take fewer layers
+                return  # else another float precision may need fewer layers
 
     def _base(self, ranked: Sequence[Trial]) -> Trial | None:
-        """Return the fastest whose layers can go back to float; the most accurate, where none passes.
+        """Return the fastest trial whose layers can go back to float.
 
-        Of those that are as fast as any, as far as a few turns tell.
+        Among trials that a few turns can't tell from the fastest, one that surely passes comes
+        first, then one that probably does, then the safest.
         """
         ratio = self._trials.ratio
         able = [
@@ -152,7 +153,7 @@ class Mixing:
     def _try(
         self, base: Trial, engine: Engine, costs: Sequence[LayerCost], shares: Sequence[float]
     ) -> dict[float, Trial]:
-        """Keep in float what leaves a share of the noise, for each share; return those that were tried."""
+        """Try a mix for each share of the noise that may remain; return those that were tried."""
         proposals = {}
         for share in shares:
             kept = kept_for(costs, share)
@@ -165,9 +166,9 @@ class Mixing:
         return {share: trial for share, trial in done.items() if trial is not None}
 
     def _own_noise(self, base: Trial, engine: Engine) -> float:
-        """What an engine's own float adds to the answers' error, as a share of the quantized model's.
+        """Return the error of an engine's own float, as a share of the quantized model's error.
 
-        By the answers that flip, which grow as the root of the error's energy.
+        It is estimated from the answers that flip, which grow as the root of the error's energy.
         """
         own = self._trials.done.get(Single((), engine).key)
         if engine.exact or own is None or not own.scores:
@@ -177,7 +178,7 @@ class Mixing:
     def _layer_costs(
         self, base: Trial, engine: Engine, noise: Mapping[str, float]
     ) -> tuple[LayerCost, ...]:
-        """What each layer of a quantized model costs in answers, and saves in time on an engine."""
+        """Return what each layer in int8 costs in accuracy and saves in time, on one engine."""
         step = base.candidate.passes[-1]
         kept = step.keep_float
         noise = {node: own for node, own in noise.items() if node not in kept}
@@ -195,11 +196,11 @@ class Mixing:
                 raise CandidateError(f"{engine} has no profiler, and no floor is known")
             return costs_at_least(noise, floats, int8s)
         except CandidateError as why:
-            self._notes.append(f"which layers int8 suits wasn't found out: {why}")
+            self._notes.append(f"the layers that int8 suits could not be found: {why}")
             return ()
 
     def _noise(self) -> dict[str, float]:
-        """Return each layer's noise in int8; found out once a run."""
+        """Return each layer's noise in int8, measured once per run."""
         known = self._trials.journal.last("sensitivities")
         if known is None:
             bits = 7 if saturates(self._trials.bench.target) else 8
@@ -212,7 +213,7 @@ class Mixing:
         return dict(known["noise"])
 
     def _profile(self, trial: Trial) -> tuple[LayerTime, ...]:
-        """Return the time of each step of a built candidate; taken once a run."""
+        """Return the time of each step of a built candidate, measured once per run."""
         key = trial.candidate.key
         for event in self._trials.journal.events("profile"):
             if event["key"] == key:
@@ -234,9 +235,9 @@ def mixed(base: Single, kept: Sequence[str], engine: Engine) -> Single:
     """Return a quantized candidate with further layers in float, on an engine.
 
     Args:
-        base: Its last pass quantizes.
+        base: Candidate whose last pass quantizes.
         kept: Names of ONNX nodes.
-        engine: What runs it.
+        engine: Engine that runs the result.
     """
     step: Any = base.passes[-1]
     if step.gives == "openvino":
@@ -250,10 +251,9 @@ def _quantizes(step: Pass) -> bool:
 
 
 def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Screening) -> list[Engine]:
-    """The engine that a quantized model did best on and one more that runs it as fast, as far as a few
-    turns tell: first one whose float is of lower precision.
+    """Return a quantized model's best engine and one about as fast, lowest float first.
 
-    What goes back to float runs faster there, in bf16, and no quantized layer slower.
+    Layers in float run faster on an engine whose float is bf16, and quantized layers no slower.
     """
     same = [t for t in ranked if t.candidate.passes == base.candidate.passes]
     limit = trials.ratio(base).estimate * (1 + _NEAR * SCREEN_NOISE)
@@ -262,15 +262,15 @@ def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Screening) -> list
     others = sorted(
         (e for e in near if e != own), key=lambda e: (e.exact, type(e) is not type(own))
     )
-    if not own.exact:  # then one in float is the other way
+    if not own.exact:  # then the alternative is an engine whose float is exact
         others.sort(key=lambda e: (not e.exact, type(e) is not type(own)))
     return sorted([own, *others[:1]], key=lambda engine: engine.exact)
 
 
 def _scale_that_passes(base: Trial, passes: Likely) -> float:
-    """Return to what part its flips must shrink for a candidate to pass.
+    """Return the factor to which a candidate's flips must shrink for it to pass.
 
-    1 where it does as it is, 0 where no part would do: there is too little data.
+    The factor is 1 where it passes as it is, and 0 where none would do, for lack of data.
     """
     if passes(base, 1.0):
         return 1.0

@@ -1,4 +1,4 @@
-"""What became of every candidate of a run that measures, as records that a report can be made from."""
+"""Outcomes of every candidate of a run that measures, as records for a report."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hasten.passes.small_model import small_model_of
 from hasten.reporting.result import Fate, Limit, Method, Outcome, Rung
 
 ORIGINAL = "as it is"
-"""The method that changes no architecture: the original, in whatever precision."""
+"""Name of the method that changes no architecture: the original, in any precision."""
 
 
 def outcomes(racing: Racing, ladder: Ladder, limits: Mapping[str, Limit]) -> tuple[Outcome, ...]:
-    """Return what became of every candidate, in the order in which they were tried.
+    """Return the outcome of every candidate, in the order in which they were tried.
 
     Args:
-        racing: The run's candidates and their races.
-        ladder: As it was frozen.
-        limits: Candidate's key -> how far it is from the least that the machine can take.
+        racing: Candidates of the run and their races.
+        ladder: Ladder as it was frozen.
+        limits: Candidate's key -> its distance from the least time that the machine allows.
     """
     trials, units = racing.trials, racing.ready.parts.search_units
     return tuple(
@@ -43,7 +43,7 @@ def outcomes(racing: Racing, ladder: Ladder, limits: Mapping[str, Limit]) -> tup
 
 
 def rungs(racing: Racing, verdicts: Verdicts) -> tuple[Rung, ...]:
-    """Return what the sealed data showed, with the candidates' labels."""
+    """Return the verdicts of the sealed data, with the candidates' labels."""
     return tuple(
         Rung(racing.candidate(key).label, None, entry)
         if isinstance(entry, str)
@@ -53,11 +53,11 @@ def rungs(racing: Racing, verdicts: Verdicts) -> tuple[Rung, ...]:
 
 
 def figures_record(racing: Racing, final: Standings, roles: Mapping[str, str]) -> dict[str, Any]:
-    """Return the raw rounds that the figures rest on, by file name.
+    """Return the raw rounds behind the figures, by file name.
 
     Args:
-        racing: The run's candidates and their races.
-        final: The rounds that the figures come from.
+        racing: Candidates of the run and their races.
+        final: Rounds that the figures come from.
         roles: Row's role -> its name in these rounds.
     """
     rounds = racing.job.journal.events("round")
@@ -75,8 +75,8 @@ def figures_record(racing: Racing, final: Standings, roles: Mapping[str, str]) -
 def best_of_methods(racing: Racing) -> dict[str, str]:
     """Return the key of each method's best candidate.
 
-    Under a budget that is the one likeliest to be accurate enough; without one, or where none is
-    under it, the fastest of those that probably are.
+    Under a budget that is the candidate likeliest to be accurate enough. Without a budget, or where
+    no candidate meets it, that is the fastest of those that probably are accurate enough.
     """
     by_method: dict[str, list[Trial]] = {}
     for trial in racing.trials.measured():
@@ -98,13 +98,13 @@ def best_of_methods(racing: Racing) -> dict[str, str]:
 
 
 def method_of(candidate: Candidate) -> str:
-    """Return the name of the smaller model that a candidate is made of, or the original's."""
-    little = small_model_of(candidate.passes)
-    return ORIGINAL if little is None else little.name
+    """Return the name of the smaller model that a candidate is made from, or the original's."""
+    small = small_model_of(candidate.passes)
+    return ORIGINAL if small is None else small.name
 
 
 def latency_ns(trial: Trial) -> float:
-    """Return a measured trial's p50 in its few turns, in nanoseconds; of a cascade its mean."""
+    """Return a trial's latency in nanoseconds: the median of its turns, or a cascade's mean."""
     assert trial.measurement is not None
     taken = np.concatenate([np.asarray(block) for block in trial.measurement.rounds.values()])
     return float(taken.mean() if trial.candidate.engine.uneven else np.median(taken))
@@ -113,15 +113,15 @@ def latency_ns(trial: Trial) -> float:
 def methods(
     racing: Racing, final: Standings, verdicts: Verdicts, best: Mapping[str, str]
 ) -> tuple[Method, ...]:
-    """Return the best candidate of each method, fastest first, by the fresh rounds.
+    """Return the best candidate of each method, fastest first in the fresh rounds.
 
-    A candidate that fell out of these rounds is left out.
+    A candidate that dropped out of these rounds is left out.
 
     Args:
-        racing: The run's candidates and their races.
-        final: The fresh rounds.
-        verdicts: What the sealed data showed, safest first.
-        best: Method -> its best candidate's key; what ships, for the method that it came from.
+        racing: Candidates of the run and their races.
+        final: Standings after the fresh rounds.
+        verdicts: Verdicts of the sealed data, safest first.
+        best: Method -> key of its best candidate; for the winner's method, the winner.
     """
     units = racing.ready.parts.search_units
     said = {key: e if isinstance(e, str) else e.in_words() for key, e in verdicts}
@@ -133,7 +133,7 @@ def methods(
         trial, exact = racing.trials.done[key], racing.candidate(key).exact
         untested = "exact" if exact else "not tested on the sealed data"
         if not exact and not trial.scores:
-            untested = "not faster than what there is: not judged"
+            untested = "not judged, since it is no faster than what there is"
         found.append(
             Method(
                 name=name,

@@ -1,4 +1,4 @@
-"""Candidates in turns beside the baseline: the screening, the races, and what was built of each."""
+"""Candidates timed in turns beside the baseline: the screening, the races, and their artifacts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from hasten.optimization.measured.screening import Screening
 from hasten.optimization.preparation import Ready
 
 FIELD = 6
-"""Entrants of the race beside the twins: what keeps a run's memory under 3 GiB."""
+"""Entrants of the race besides the twins, few enough to keep a run's memory under 3 GiB."""
 _TRIAL_LIMIT_S = 300.0
 
 
 class Racing:
-    """A run's candidates, timed in turns on as many threads as the host gives.
+    """Times a run's candidates in turns, on as many threads as the host provides.
 
     Attributes:
-        job: The run.
-        ready: Its model and data.
-        effort: How hard it tries.
-        bench: Workbench on which candidates are made, with the threads that engines have now.
-        trials: The screening: each candidate beside the baseline.
+        job: The run at work.
+        ready: Model and data of the run.
+        effort: Effort of the run, with its numbers of rounds.
+        bench: Workbench that makes candidates, with the threads that engines have now.
+        trials: Screening of each candidate beside the baseline.
         asked_threads: Number of threads that the target has.
     """
 
@@ -57,11 +57,11 @@ class Racing:
 
     @property
     def limited(self) -> bool:
-        """Whether latencies are set against what this host can do: not those of a device in it."""
+        """Whether latencies are compared with the machine's limit: only on this host."""
         return self.effort.ceilings and self.bench.target.kind == "host"
 
     def settle_threads(self) -> None:
-        """See how many threads the host runs at once, once per run; a busy one is timed with one."""
+        """Find how many threads the host runs at once, once per run; a busy host gets one."""
         known = self.job.journal.last("threads")
         asked = self.bench.target.threads
         threads = known["threads"] if known is not None else usable_threads(asked)
@@ -69,24 +69,24 @@ class Racing:
             self.job.journal.append("threads", threads=threads)
         if threads < asked:
             self.job.notes.append(
-                f"{asked} threads: not established, one thread is quoted: the host did not run "
-                f"{asked} threads at once when the run began"
+                f"figures are for one thread, not {asked}: the host did not run {asked} threads at "
+                "once when the run began"
             )
         self.use_threads(threads)
 
     def use_threads(self, threads: int) -> None:
-        """Give engines so many threads from here on."""
+        """Set the number of threads that engines have from here on."""
         target = self.bench.target.with_threads(threads)
         self.bench = self.trials.bench = dataclasses.replace(self.bench, target=target)
 
     def standing(self, trial: Trial, figure: Ratio) -> Standing:
-        """What the choice needs to know of a trial."""
+        """Return what the choice needs to know about a trial."""
         candidate = trial.candidate
         drop, risk = self.trials.drop(trial), self.trials.risk(trial)
         return Standing(candidate.key, candidate.exact, figure, drop, risk)
 
     def field(self) -> list[Candidate]:
-        """Who races: the exact ones that may win, the ladder of the screening, and who may be as good."""
+        """Return the entrants of the race: fast exact ones, the ladder so far, and near ties."""
         even = Ratio(1.0, 1.0, 1.0, 0)
         baseline = Standing(self.trials.baseline.key, True, even, 0.0, 0.0)
         trials = self.trials.measured()
@@ -110,15 +110,13 @@ class Racing:
     def race(
         self, name: str, candidates: Sequence[Candidate], rounds: int, *, dropping: bool
     ) -> Standings:
-        """Race candidates against the baseline and its twin, on as many threads as the host gives."""
+        """Race candidates against the baseline and its twin, on as many threads as possible."""
         for threads in dict.fromkeys((self.bench.target.threads, 1)):
             bench = dataclasses.replace(self.bench, target=self.bench.target.with_threads(threads))
             try:
                 return self._race(bench, f"{name}/{threads}", candidates, rounds, dropping)
             except NotEstablished as why:
-                self.job.notes.append(
-                    f"{threads} threads: not established, one thread is quoted: {why}"
-                )
+                self.job.notes.append(f"figures are for one thread, not {threads}: {why}")
                 self.use_threads(1)
         raise AssertionError("one thread needs no probe")
 
@@ -132,7 +130,7 @@ class Racing:
     ) -> Standings:
         entrants: dict[str, Worker] = {}
         self.trials.close()
-        # Nothing inexact is as safe as the exact, whatever few samples say.
+        # No inexact candidate is as safe as an exact one, whatever a few samples show.
         risks = {
             c.key: -1.0 if c.exact else self.trials.risk(self.trials.done[c.key])
             for c in candidates
@@ -163,16 +161,16 @@ class Racing:
         if not standings.established:
             taken = f"{standings.counted} {'rounds of the race' if dropping else 'fresh rounds'}"
             self.job.notes.append(
-                f"{self.job.order.objective}: not established in {taken}, means are compared instead"
+                f"{self.job.order.objective} is not established in {taken}, so means are compared instead"
             )
         for key, why in standings.failed.items():
-            self.job.notes.append(f"{self.candidate(key).label} fell out of the {where}: {why}")
+            self.job.notes.append(f"{self.candidate(key).label} dropped out of the {where}: {why}")
         return standings
 
     def _enter(
         self, entrants: dict[str, Worker], bench: Workbench, candidates: Sequence[Candidate]
     ) -> None:
-        """Open the twins and the candidates, one after another; what can't be opened stays out."""
+        """Open the twins and the candidates one by one; those that can't be opened stay out."""
         for who, candidate in [
             (BASELINE, self.trials.baseline),
             (AGAIN, self.trials.baseline),
@@ -184,18 +182,19 @@ class Racing:
             except CandidateError as error:
                 if who in (BASELINE, AGAIN):
                     raise InputError(f"the baseline failed: {error}") from error
-                self.job.notes.append(f"{candidate.label} fell out before the race: {error}")
+                self.job.notes.append(f"{candidate.label} dropped out before the race: {error}")
                 continue
             entrants[who].sleep()
 
     def threads_to_ship(self, best: Candidate) -> tuple[int, bool]:
-        """See how the host serves several threads as it is, in rounds that all count.
+        """Find how many threads the winner should have on a busy host, in rounds that all count.
 
-        What one thread is quoted for may still be faster on several, and the default engine has
-        several where nobody says otherwise.
+        A candidate quoted on one thread may still be faster on several. The default engine uses
+        several unless it is told otherwise.
 
         Returns:
-            On how many threads the best is faster, and whether it beats the default engine on all.
+            Number of threads on which the candidate is faster, and whether it beats the default
+            engine on all threads.
         """
         asked, baseline = self.asked_threads, self.trials.baseline
         desks = {n: self.bench.target.with_threads(n) for n in (1, asked)}
@@ -237,20 +236,24 @@ class Racing:
         threads, ratio_ = (asked, several) if several.estimate < one.estimate else (1, one)
         even = Ratio(1.0, 1.0, 1.0, standings.counted)
         stays = best == baseline or faster(ratio_, even, standings.spread)
+        verdict = (
+            "" if stays else "; that isn't faster beyond the noise, so the default engine ships"
+        )
         self.job.notes.append(
-            f"as the host is, {best.label} took {ratio_.estimate:.2f} of the default engine's time on "
-            f"{asked} threads ({ratio_.low:.2f} to {ratio_.high:.2f}); it runs on {threads}"
+            f"on this busy host {best.label} on {threads} thread{'' if threads == 1 else 's'} is "
+            f"{1 / ratio_.estimate:.2f}x as fast as the default engine on {asked} threads "
+            f"({1 / ratio_.high:.2f} to {1 / ratio_.low:.2f}){verdict}"
         )
         return (threads if stays else asked), stays
 
     def candidate(self, key: str) -> Candidate:
-        """The candidate of a key that was tried."""
+        """Return the candidate with a key, among those that were tried."""
         if key == self.trials.baseline.key:
             return self.trials.baseline
         return self.trials.done[key].candidate
 
     def artifact(self, candidate: Candidate) -> Artifact:
-        """What was built of a candidate; built anew where a stopped run's files are gone.
+        """Return the artifact of a candidate, rebuilt where a stopped run's files are gone.
 
         Raises:
             CandidateError: it can't be built any more.

@@ -1,4 +1,4 @@
-"""One candidate after another beside the baseline: is it faster at all, and does it still answer right?"""
+"""Screening: each candidate is timed beside the baseline, and its answers are scored."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _REFERENCE_LIMIT_S = 30.0
 
 
 def difference(outputs: Tensors, exact: Tensors) -> float:
-    """Return the largest absolute difference over all outputs, relative to each one's largest value.
+    """Return the largest absolute difference of any output, relative to its largest value.
 
-    Infinite where an output is missing or has another shape.
+    It is infinite where an output is missing or has another shape.
     """
     worst = 0.0
     for name, own in exact.items():
@@ -48,21 +48,21 @@ def difference(outputs: Tensors, exact: Tensors) -> float:
 
 
 class Screening(Trials):
-    """The baseline, kept open, and what every candidate came to beside it.
+    """The baseline, kept open, and the trial of every candidate beside it.
 
     Attributes:
-        baseline: The first engine's default on the untouched model, from `begin` on.
+        baseline: Default candidate of the first engine, on the untouched model, from `begin` on.
 
     Args:
         bench: Workbench on which candidates are made.
-        journal: Journal that keeps each trial; what is in it isn't run again.
+        journal: Journal that keeps each trial; a trial in it isn't run again.
         samples: The search split.
-        promise: What is to be shown of a candidate; one that is surely over its limit is left early.
+        promise: Promise of the certificate; a candidate surely over its limit is left early.
         pace: Lengths of the turns.
         seed: Seed of the orders.
-        objective: Statistic that latencies are compared by. A few short turns show no p99: the mean,
-            which slow requests raise too, stands in for it here.
-        sealed_draws: How many draws there are to certify by; None for as many as samples here.
+        objective: Statistic that latencies are compared by. A few short turns show no p99; here the
+            mean, which slow requests raise too, stands in for it.
+        sealed_draws: Number of draws to certify by; None for as many as there are samples here.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Screening(Trials):
         self.baseline: Candidate
 
     def begin(self, grid: Sequence[Single]) -> None:
-        """Open the baseline: the first engine's default on the untouched model, else the next's.
+        """Open the baseline: the first engine that runs the untouched model, in its default form.
 
         Raises:
-            InputError: no engine runs the model, or its own answers aren't finite.
+            InputError: no engine runs the model, or the model's own answers aren't finite.
         """
         self.baseline, self._open, unable = self._first_that_opens(grid)
         try:
@@ -96,12 +96,12 @@ class Screening(Trials):
             raise InputError(f"the original model can't answer the data: {error}") from error
         self._check_reference()
         own = Trial(self.baseline, self._open.artifact, properties=dict(self._open.properties))
-        for trial in (*unable, own):  # only now: a run that can't begin leaves nothing to resume
+        for trial in (*unable, own):  # only now, so that a run that can't begin leaves no journal
             if trial.candidate.key not in self.done:
                 self.keep(trial)
 
     def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, OpenWorker, list[Trial]]:
-        """Open the first default engine that runs the untouched model; also what became of those before."""
+        """Open the first default engine that runs the model; also return those that failed."""
         unable: list[Trial] = []
         for candidate in grid:
             if candidate.passes or not candidate.exact:
@@ -127,7 +127,7 @@ class Screening(Trials):
         return self._open
 
     def _check_reference(self) -> None:
-        """Compare the baseline with the reference engine on one sample, where that is quick enough."""
+        """Compare the baseline with the reference engine on one sample, if that is quick."""
         own, _ = next(iter(self.exact_answers))
         bench = dataclasses.replace(self.bench, limit_s=_REFERENCE_LIMIT_S)
         try:
@@ -146,11 +146,11 @@ class Screening(Trials):
         if gap > EXACT_TOLERANCE:
             self.notes.append(
                 f"{self.baseline.label} differs from the reference engine by {gap:.1e} of the largest "
-                f"output; {EXACT_TOLERANCE:.0e} is rounding"
+                f"output; rounding explains {EXACT_TOLERANCE:.0e}"
             )
 
     def run(self, candidate: Candidate, beat: float = 1.0) -> Trial:
-        """Try one candidate, unless the journal has it; judge it unless it surely doesn't beat a ratio."""
+        """Try one candidate, unless the journal has it; score it unless it surely isn't faster."""
         if candidate.key in self.done:
             return self.done[candidate.key]
         trial = Trial(candidate)
@@ -174,7 +174,7 @@ class Screening(Trials):
         return self.keep(trial)
 
     def _screen(self, trial: Trial, opened: OpenWorker) -> Trial:
-        """Give it a few turns against the baseline; one that is far slower gets only two."""
+        """Time a candidate against the baseline in a few turns; one that is far slower gets two."""
         entrants = {"baseline": self.opened_baseline().worker, "candidate": opened.worker}
         threads = self.bench.target.threads
         theirs: dict[int, tuple[int, ...]] = {}
@@ -185,7 +185,7 @@ class Screening(Trials):
             threads=threads,
             pace=self._pace,
             seed=self._seed,
-            probe=lambda _: True,  # a first look: every round counts
+            probe=lambda _: True,  # every round counts in a first look
         )
         for turn in turns:
             if "candidate" in turn.failed:
@@ -209,7 +209,7 @@ class Screening(Trials):
         return paired_ratio(ours, theirs, self._statistic).low > _HOPELESS_SLOW
 
     def _worth_scoring(self, trial: Trial, beat: float) -> bool:
-        """Exact candidates are compared with the baseline's answers; slower ones aren't judged."""
+        """Whether to check answers: exact candidates always, others unless they are slower."""
         return trial.candidate.exact or self.ratio(trial).low < beat
 
     def _score(self, trial: Trial, opened: OpenWorker) -> Trial:
@@ -220,7 +220,7 @@ class Screening(Trials):
         return dataclasses.replace(trial, scores=self.scores(opened, same))
 
     def _scores_of_the_same(self, candidate: Candidate) -> Array | None:
-        """Return the scores of a trial that differs in its scheduling alone, so computes the same."""
+        """Return the scores of a trial that differs in scheduling alone, so computes the same."""
         for trial in self.done.values():
             tunings = trial.candidate.engine.tunings(self.bench.target)
             same = trial.candidate.passes == candidate.passes and candidate.engine in tunings
@@ -235,15 +235,15 @@ class Screening(Trials):
         if gap > EXACT_TOLERANCE:
             raise CandidateError(
                 f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
-                f"the largest output; {EXACT_TOLERANCE:.0e} is rounding"
+                f"the largest output; rounding explains {EXACT_TOLERANCE:.0e}"
             )
 
     def measured(self) -> list[Trial]:
-        """Trials that ran through."""
+        """Return the trials that were timed and didn't fail."""
         return [t for t in self.done.values() if t.measurement is not None and not t.failure]
 
     def outcome(self, trial: Trial) -> str:
-        """What became of a candidate, in a line."""
+        """Describe the outcome of a trial in one line."""
         if trial.skipped:
             return f"skipped: {trial.skipped}"
         if trial.failure:
@@ -254,17 +254,17 @@ class Screening(Trials):
         if trial.candidate.exact:
             return f"{speed}, exact"
         if trial.scores is None:
-            return f"{speed}, not faster: not judged"
+            return f"{speed}, not faster, so not judged"
         drop = self.drop(trial)
-        early = len(trial.scores) < len(self.samples)
-        return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)}{', left early' if early else ''}"
+        early = ", left early" if len(trial.scores) < len(self.samples) else ""
+        return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)} samples{early}"
 
     def ratio(self, trial: Trial) -> Ratio:
-        """Return a measured trial's latency over the baseline's, by what the run compares."""
+        """Return a measured trial's latency over the baseline's, in the statistic of the run."""
         return ratio(trial, "mean" if trial.candidate.engine.uneven else self._statistic)
 
     def drop(self, trial: Trial) -> float:
-        """Return the estimated drop of a scored trial; 0 for an exact one, 1 for one never scored."""
+        """Return the estimated drop of a trial: 0 for an exact one, 1 for one never scored."""
         if trial.candidate.exact:
             return 0.0
         if not trial.scores:
@@ -276,7 +276,7 @@ class Screening(Trials):
         return 0.0 if trial.candidate.exact else super().risk(trial)
 
     def flips(self, trial: Trial) -> float:
-        """Return the mean difference of a scored trial, whichever way: of answers, how many change."""
+        """Return the mean absolute difference of a trial's scores, such as the share changed."""
         scores = np.array(trial.scores)
         return float(np.abs(self.exact_scores[: len(scores)] - scores).mean())
 
