@@ -59,7 +59,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, winner: Part) -> No
     with pytest.raises(InputError) as error:
         write(tmp_path / "mine", stated(winner, None), {})
     path = tmp_path / "mine"
-    assert str(error.value) == f"{path} exists and is not a bundle; give another --out or remove it"
+    assert str(error.value) == f"{path} exists and is not a bundle; give another out= or remove it"
     assert (path / "thesis.txt").read_text() == "years of work"
 
 

@@ -51,7 +51,10 @@ def test_a_bundle_without_its_exact_model_says_so(tmp_path: Path, winner: Part) 
     write(tmp_path / "b", stated(winner, None), {})
     with pytest.raises(InputError) as error:
         load(tmp_path / "b", which="exact")
-    assert str(error.value) == f"{tmp_path / 'b'} was made with --no-exact: it holds no exact model"
+    assert (
+        str(error.value)
+        == f"{tmp_path / 'b'} was made with keep_exact=False: it holds no exact model"
+    )
 
 
 def test_an_engine_by_import_path_is_not_imported_from_a_bundle(bundle: Path) -> None:

@@ -22,7 +22,7 @@ from hasten.optimization.judge import Shipment
 from hasten.optimization.order import order_of
 from hasten.optimization.preparation import Ready
 
-ADVICE = "it is not replaced: give another --out or remove it"
+ADVICE = "it is not replaced: give another out= or remove it"
 
 
 def content(path: Path) -> dict[str, bytes | None]:
@@ -92,7 +92,7 @@ def test_a_file_and_a_folder_without_a_manifest_are_never_replaced(
     for name in ("file", "link"):
         path = tmp_path / name
         assert refused(path, winner) == (
-            f"{path} exists and is not a bundle; give another --out or remove it"
+            f"{path} exists and is not a bundle; give another out= or remove it"
         )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from hasten.cli import main
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.inputs.metrics.choice import forms
 from hasten.testing import models
 
 BEGUN = "preparing ..."
@@ -228,10 +229,14 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
             "no engine is called 'nosuch'; this version has: onnxruntime, openvino, litert",
         ),
         (
+            ("--pass", "nosuch"),
+            "no pass that can be asked for is called 'nosuch'; there are: simplify, fix_shapes, "
+            "nncf_quantization, litert_quantization, qnn_quantization, static_quantization, "
+            "tensorrt_quantization, half_precision, jax_program, dynamic_quantization",
+        ),
+        (
             ("--metric", "nosuch"),
-            "there is no metric 'nosuch'; there are top1[:OUTPUT], top5[:OUTPUT], "
-            "agreement[:OUTPUT], embedding[:COSINE], regression:TOLERANCE, regression:PERCENT%, "
-            "detection_f1[:IOU], my.py:function",
+            f"there is no metric 'nosuch'; there are {forms()}",
         ),
         (
             ("--metric", "top1"),

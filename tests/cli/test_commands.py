@@ -1,6 +1,7 @@
 """The commands where all goes well."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,8 @@ def test_the_help_is_the_golden_one() -> None:
         runner.invoke(main, [name, "--help"], terminal_width=100, prog_name="hasten").output
         for name in COMMANDS
     ]
+    if "HASTEN_WRITE_GOLDEN" in os.environ:
+        GOLDEN.write_text("\n".join(pages))
     assert "\n".join(pages) == GOLDEN.read_text()
 
 

@@ -78,7 +78,7 @@ def test_a_demo_sees_that_its_place_is_taken_before_it_removes_or_trains_anythin
     out.mkdir()
     with pytest.raises(hasten.InputError) as caught:
         find("digits")(out, nobody)
-    assert str(caught.value) == f"{out} exists and is not a bundle; give another --out or remove it"
+    assert str(caught.value) == f"{out} exists and is not a bundle; give another out= or remove it"
     assert work.exists()
 
 

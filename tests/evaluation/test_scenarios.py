@@ -109,7 +109,7 @@ def test_a_rate_that_does_not_hold_again_is_not_given_but_one_below_it(tmp_path:
         ({"scenario": "edge"}, "the scenario is single-stream, server or offline: got 'edge'"),
         (
             {"scenario": "server"},
-            "the server scenario needs a latency bound: --latency-bound 20ms",
+            "the server scenario needs a latency bound: give latency_bound_s=",
         ),
         (
             {"scenario": "offline", "latency_bound_s": 1.0},

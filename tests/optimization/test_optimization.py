@@ -217,7 +217,7 @@ def test_the_exact_model_can_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(hasten.InputError) as caught:
         hasten.certify(tmp_path / "b.hasten", samples(seed=1))
     assert str(caught.value) == (
-        f"{tmp_path / 'b.hasten'} was made with --no-exact: there is nothing to compare with"
+        f"{tmp_path / 'b.hasten'} was made with keep_exact=False: there is nothing to compare with"
     )
 
 

@@ -200,7 +200,7 @@ def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwrit
             f"can't resume: the stopped run had another {fact}; give the same, or remove {work}"
         )
     assert refused(place, resume=False) == (
-        f"{work} holds an unfinished run: continue it with --resume, or remove that folder"
+        f"{work} holds an unfinished run: continue it with resume=True, or remove that folder"
     )
     assert len([e for e in events(place) if e["kind"] == "trial"]) == 2
 
@@ -259,6 +259,6 @@ def test_a_finished_bundle_stays_until_a_new_run_has_another(
 
 def test_with_nothing_to_resume_there_is_one_line(place: Path, quick: None) -> None:
     assert refused(place) == (
-        f"nothing to resume: there is no {place}/b.hasten.work/journal.jsonl; run without --resume"
+        f"nothing to resume: there is no {place}/b.hasten.work/journal.jsonl; run without resume=True"
     )
     assert sorted(os.listdir(place)) == ["eval.npz", "linear_classifier.onnx"]  # noqa: PTH208

@@ -63,7 +63,7 @@ def test_a_run_that_ended_just_now_and_removed_its_folder_still_counts_as_at_wor
 def test_a_stopped_run_is_gone_on_with_or_removed(tmp_path: Path) -> None:
     folder = stopped(tmp_path / "b.work")
     assert refused(folder) == (
-        f"{folder} holds an unfinished run: continue it with --resume, or remove that folder"
+        f"{folder} holds an unfinished run: continue it with resume=True, or remove that folder"
     )
     with claimed_folder(folder, resume=True) as journal:
         assert journal.last("begin") is not None
@@ -71,7 +71,7 @@ def test_a_stopped_run_is_gone_on_with_or_removed(tmp_path: Path) -> None:
 
 def test_where_there_is_nothing_to_resume_nothing_is_made(tmp_path: Path) -> None:
     folder = tmp_path / "b.work"
-    said = f"nothing to resume: there is no {folder / JOURNAL}; run without --resume"
+    said = f"nothing to resume: there is no {folder / JOURNAL}; run without resume=True"
     assert refused(folder, resume=True) == said
     assert not folder.exists()
     folder.mkdir()

@@ -91,7 +91,7 @@ def test_a_run_that_has_not_finished_has_no_report(bundle: Path) -> None:
         gathered(bundle)
     assert str(raised.value) == (
         f"{bundle} has no evidence of a finished run, so there is nothing to report: continue the "
-        "run with --resume, or make it anew"
+        "run with resume=True, or make it anew"
     )
 
 
@@ -190,9 +190,7 @@ def test_a_report_replaces_nothing_but_a_report(bundle: Path, tmp_path: Path) ->
     other.write_text("<!doctype html><html><title>mine</title></html>")
     with pytest.raises(InputError) as raised:
         hasten.report(bundle, other)
-    assert str(raised.value) == (
-        f"{other} exists and is no report; give another --out or remove it"
-    )
+    assert str(raised.value) == (f"{other} exists and is no report; give another out= or remove it")
     assert "mine" in other.read_text()
 
 
@@ -201,7 +199,7 @@ def test_a_report_never_damages_its_bundle(bundle: Path) -> None:
     with pytest.raises(InputError) as raised:
         hasten.report(bundle, place)
     assert str(raised.value) == (
-        f"{place} lies in the bundle, which would be damaged; give another --out"
+        f"{place} lies in the bundle, which would be damaged; give another out="
     )
     hasten.report(bundle)  # it is as it was written
 

@@ -176,7 +176,7 @@ def replaceable(path: Path) -> dict[str, Any] | None:
         InputError: `path` is not a bundle, or is a damaged one, one by a newer version, or one that
             holds other files too.
     """
-    todo = "give another --out or remove it"
+    todo = "give another out= or remove it"
     if not os.path.lexists(path):
         return None
     if not (path / MANIFEST).is_file():

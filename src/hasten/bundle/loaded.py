@@ -316,7 +316,7 @@ def load(
     manifest = read(folder)
     item = manifest.winner if which == "winner" else manifest.exact
     if item is None:
-        raise InputError(f"{folder} was made with --no-exact: it holds no exact model")
+        raise InputError(f"{folder} was made with keep_exact=False: it holds no exact model")
     here = at_hand(manifest.target)
     threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
     engine = engine_of(item, threads)

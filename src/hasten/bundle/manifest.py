@@ -57,7 +57,7 @@ class Manifest:
             "uncertified".
         why: Reason for the status, in words.
         winner: Model that `load` opens.
-        exact: Exact model that the winner was compared to; None with `--no-exact`.
+        exact: Exact model that the winner was compared to; None where the order has `keep_exact=False`.
         metric: Record of the metric.
         certificate: Fields of the verdict, its coverage and the population; None if the winner was
             not judged.

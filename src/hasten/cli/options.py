@@ -323,9 +323,12 @@ def in_flags(message: str) -> str:
     context = click.get_current_context(silent=True)
     if context is None:
         return message
+    root = context.find_root().command
+    others = root.commands.values() if isinstance(root, click.Group) else ()
     flags = {
         param.name: max(param.opts, key=len)
-        for param in context.command.params
+        for command in (*others, context.command)  # its own options win over other commands'
+        for param in command.params
         if isinstance(param, click.Option) and param.name
     }
 

@@ -149,7 +149,9 @@ def _against(
     """Return the model to compare the bundle with."""
     if against is None:
         if manifest.exact is None:
-            raise InputError(f"{folder} holds no exact model: say what to compare it --against")
+            raise InputError(
+                f"{folder} holds no exact model: say what to compare it with by against="
+            )
         return _held(folder, manifest.exact, manifest, custom_ops)
     text = os.fspath(against)
     if ":" in text and not Path(text).exists():

@@ -118,7 +118,9 @@ def certify(
     folder = Path(bundle)
     manifest = read(folder)
     if manifest.exact is None:
-        raise InputError(f"{folder} was made with --no-exact: there is nothing to compare with")
+        raise InputError(
+            f"{folder} was made with keep_exact=False: there is nothing to compare with"
+        )
     _check_device(folder, manifest)
     limits = _limits(folder, manifest, max_drop, confidence, guard)
     check_limits(limits.max_drop, limits.confidence)
@@ -188,7 +190,7 @@ def _limits(
     """Return the limits: those given here, else the bundle's own."""
     if manifest.certificate is None:
         if max_drop is None:
-            raise InputError(f"{folder} has no certificate, so no limit either: give --max-drop")
+            raise InputError(f"{folder} has no certificate, so no limit either: give max_drop=")
         return _Limits(max_drop, 0.95 if confidence is None else confidence, guard or "net")
     try:
         stated = from_record(Judgement, manifest.certificate.get("judgement"))
@@ -219,7 +221,7 @@ def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) ->
         raise IntegrityError(f"{folder}: the metric is damaged: {error}") from error
     if metric.function is not None:
         raise InputError(
-            f"{folder} was judged by the function {metric.function}: name it again by --metric, since a "
+            f"{folder} was judged by the function {metric.function}: name it again by metric=, since a "
             "bundle's word alone runs no code"
         )
     return metric
@@ -268,7 +270,7 @@ def _seen(folder: Path, manifest: Manifest) -> _Seen:
     if _SEALED not in manifest.files:
         raise IntegrityError(
             f"{folder} has no {_SEALED}, so what it was made with isn't known and no data is fresh: "
-            "make it anew, or let its run finish with --resume"
+            "make it anew, or let its run finish with resume=True"
         )
     size_bytes = manifest.files[_SEALED][1]
     if size_bytes > _SEALED_BYTES:

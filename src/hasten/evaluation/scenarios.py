@@ -103,7 +103,7 @@ def _check(scenario: str, latency_bound_s: float | None, duration_s: float, sess
     if scenario not in get_args(Scenario):
         raise InputError(f"the scenario is single-stream, server or offline: got {scenario!r}")
     if scenario == "server" and latency_bound_s is None:
-        raise InputError("the server scenario needs a latency bound: --latency-bound 20ms")
+        raise InputError("the server scenario needs a latency bound: give latency_bound_s=")
     if scenario != "server" and latency_bound_s is not None:
         raise InputError(f"the scenario {scenario} has no latency bound: leave it out")
     check_bound(latency_bound_s)

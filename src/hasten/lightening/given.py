@@ -78,7 +78,7 @@ class Given:
         if metric.needs_labels and judged.labels is None:
             raise InputError(
                 f"the metric {type_name(metric)} needs labels and the data to judge on has none; "
-                "give labels, or use --metric agreement"
+                'give labels, or use metric="agreement"'
             )
         check_samples(training, source)
         check_names(training, judged)

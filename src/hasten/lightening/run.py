@@ -169,7 +169,7 @@ def lighten(
     work = bundle.with_name(bundle.name + ".work")
     if begun(work) and not resume:
         raise InputError(
-            f"an unfinished run lies in {work}: continue it with --resume, or remove it and "
+            f"an unfinished run lies in {work}: continue it with resume=True, or remove it and "
             f"{folder}"
         )
     with claimed_folder(folder, resume=resume) as journal, _cleared_up(folder, resume=resume):

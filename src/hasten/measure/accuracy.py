@@ -59,7 +59,7 @@ class ExactAnswers:
 
     def scores(self, metric: Metric) -> Array:
         """Return the exact model's own scores, shape `(n,)`."""
-        return np.concatenate([metric.score(own, own, labels) for own, labels in self])
+        return np.concatenate([_checked(metric, own, own, labels) for own, labels in self])
 
 
 def scored(
@@ -78,7 +78,7 @@ def scored(
 def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:
     """Score a candidate's answers; the original's were scored, so a failure is the candidate's."""
     try:
-        return metric.score(outputs, own, labels)
+        return _checked(metric, outputs, own, labels)
     except InputError as error:
         raise CandidateError(f"its answers can't be scored: {error}") from error
     except Exception as error:  # a user's own function may not expect such answers
@@ -86,6 +86,16 @@ def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None)
         raise CandidateError(
             f"its answers can't be scored: {type(error).__name__}: {said}"
         ) from error
+
+
+def _checked(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:
+    """Score answers, and hold the metric to one number in [0, 1] for each sample.
+
+    Raises:
+        InputError: the answers can't be scored, or a score isn't one.
+    """
+    count = len(next(iter(outputs.values())))
+    return metric.checked(metric.score(outputs, own, labels), count)
 
 
 def score_once(
@@ -123,7 +133,7 @@ def score_once(
                 own = _answers(bench, exact, chunk, start)
             except CandidateError as error:
                 raise InputError(f"the original model can't answer the data: {error}") from error
-            original = metric.score(own, own, chunk.labels)
+            original = _checked(metric, own, own, chunk.labels)
             scores: dict[str, Array | str] = {}
             for key, opened in others.items():
                 if key not in failed:

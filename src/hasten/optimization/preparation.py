@@ -44,6 +44,7 @@ from hasten.optimization.workspace import (
     data_digest,
     lay_out,
 )
+from hasten.passes.base import Pass
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.passes.small_model import SmallModel, Student
 
@@ -119,6 +120,7 @@ def prepare(
         check_measures_nothing(order, target, small_model)
     for kind in _kinds(order, target):
         kind.check_tools(target)
+    check_passes(order.passes)
     found = find_model(model)
     preparation = pipeline or from_module(found)
     check_steps(preparation)
@@ -202,6 +204,20 @@ def _kinds(order: Order, target: Target) -> list[type[Engine]]:
     return engine_kinds(engine_names(order, target), elsewhere)
 
 
+def check_passes(names: Sequence[str] | None) -> None:
+    """Check that passes can be tried by their names.
+
+    Raises:
+        InputError: a name is unknown, or its pass is proposed by the search alone.
+    """
+    for name in names or ():
+        if name not in Pass.registry or Pass.member(name).stage is None:
+            there = [known for known, kind in Pass.members().items() if kind.stage is not None]
+            raise InputError(
+                f"no pass that can be asked for is called {name!r}; there are: {', '.join(there)}"
+            )
+
+
 def check_measures_nothing(order: Order, target: Target, small_model: Any) -> None:
     """Check that nothing was asked that only the device itself could answer.
 
@@ -276,7 +292,7 @@ def metric_for(metric: str | Metric | None, parts: Parts, model: Model) -> Metri
     if chosen.needs_labels and parts.search.labels is None:
         raise InputError(
             f"the metric {type_name(chosen)} needs labels and the data has none; give labels, or "
-            "use --metric agreement"
+            'use metric="agreement"'
         )
     return chosen
 

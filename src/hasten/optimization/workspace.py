@@ -89,7 +89,7 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
             the folder is of another kind; or another run is at work in it.
     """
     path = folder / JOURNAL
-    nothing = f"nothing to resume: there is no {path}; run without --resume"
+    nothing = f"nothing to resume: there is no {path}; run without resume=True"
     if resume and not path.exists():
         raise InputError(nothing)
     if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -105,7 +105,7 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
         begun = path.stat().st_size > 0
         if begun and not resume:
             raise InputError(
-                f"{folder} holds an unfinished run: continue it with --resume, or remove that folder"
+                f"{folder} holds an unfinished run: continue it with resume=True, or remove that folder"
             )
         if resume and not begun:
             raise InputError(nothing)

@@ -64,7 +64,7 @@ def _how_fast(shipped: EstimateRow, budget: str) -> tuple[str, str]:
     budget = f"{budget[0].upper()}{budget[1:]}." if budget else ""
     if (latency := latency_of(shipped)) != "none":
         return latency, f"From {shipped.source}, not from a measurement. {budget}".strip()
-    said = "Its latency isn't known before it runs on the device."
+    said = "No latency is known before it runs on the device."
     if ranked := ranked_by(shipped):
         by = (
             "a compiler's estimate"

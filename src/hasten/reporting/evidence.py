@@ -254,7 +254,7 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
     if result is None:
         raise InputError(
             f"{folder} has no evidence of a finished run, so there is nothing to report: continue "
-            "the run with --resume, or make it anew"
+            "the run with resume=True, or make it anew"
         )
     if wrong := _implausible(result, manifest):
         raise IntegrityError(f"{folder}: evidence/result.json is damaged: {wrong}")

@@ -137,7 +137,7 @@ def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(
     with pytest.raises(hasten.InputError) as caught:
         hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05)
     assert str(caught.value) == (
-        f"{bundle} was judged by the function {score}: name it again by --metric, since a bundle's "
+        f"{bundle} was judged by the function {score}: name it again by metric=, since a bundle's "
         "word alone runs no code"
     )
     assert hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05, metric=score).passed

@@ -24,6 +24,7 @@ class Agreement(Metric):
 
     output: str | None = None
     needs_labels: ClassVar[bool] = False
+    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "agreement"
     spellings: ClassVar[tuple[str, ...]] = ("agreement[:OUTPUT]",)
     answers: ClassVar[Literal["classes", "values"] | None] = "classes"

@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
-from hasten.core.records import Value
+import numpy as np
+
+from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
@@ -16,8 +18,8 @@ class Metric(Value, ABC):
     """Score of each answer: a frozen dataclass whose fields are the metric's settings.
 
     Attributes:
-        needs_labels: Whether `score` reads labels; if not, the exact model's answers count as the
-            truth.
+        needs_labels: Whether data without labels is refused; if not, the exact model's answers count as
+            the truth there.
         noun: Noun for the mean score in phrases such as "accuracy drop": "accuracy", "agreement",
             "F1", ...
         title: Name of the mean score in a certificate; the metric's own name where empty.
@@ -44,11 +46,11 @@ class Metric(Value, ABC):
             "custom": "hasten.inputs.metrics.custom:Custom",
         },
     )
-    needs_labels: ClassVar[bool]
-    noun: ClassVar[str]
+    needs_labels: ClassVar[bool] = False
+    noun: ClassVar[str] = "score"
     title: ClassVar[str] = ""
     spellings: ClassVar[tuple[str, ...]] = ()
-    binary: ClassVar[bool] = True
+    binary: ClassVar[bool] = False
     answers: ClassVar[Literal["classes", "values"] | None] = None
     margin_rank: ClassVar[int | None] = None
     of_changes: ClassVar[bool] = False
@@ -92,6 +94,35 @@ class Metric(Value, ABC):
     def source_sha256(self) -> str | None:
         """SHA-256 of the file with the user's own code; None where there is none."""
         return None
+
+    def checked(self, scores: object, count: int) -> Array:
+        """Return scores as float64 of shape `(count,)`, each in [0, 1].
+
+        Args:
+            scores: What `score` returned, or a user's own function.
+            count: Number of samples.
+
+        Raises:
+            InputError: which score isn't one.
+        """
+        who = self.function or type_name(self)
+        try:
+            found = np.asarray(scores, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{who} returned a {type(scores).__name__}; a metric returns ({count},) numbers"
+            ) from error
+        if found.shape != (count,):
+            raise InputError(
+                f"{who} returned {list(found.shape)} for {count} samples; a metric returns ({count},)"
+            )
+        wrong = np.flatnonzero(~((found >= 0) & (found <= 1)))
+        if len(wrong):
+            raise InputError(
+                f"{who} returned {found[wrong[0]]:g} for sample {wrong[0]} of {count}; a score lies in "
+                "[0, 1]"
+            )
+        return found
 
     @abstractmethod
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from hasten.core.objects import load_object
 from hasten.core.records import source_digest
 from hasten.core.tensors import Array, Tensors
@@ -30,6 +28,7 @@ class Custom(Metric):
 
     path: str
     needs_labels: ClassVar[bool] = False
+    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "score"
     spellings: ClassVar[tuple[str, ...]] = ("my.py:function",)
 
@@ -71,20 +70,4 @@ class Custom(Metric):
         given = (outputs, labels, exact) if self._takes_exact else (outputs, labels)
         count = len(next(iter(outputs.values())))
         returned = self._function(*given)
-        try:
-            scores = np.asarray(returned, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.path} returned a {type(returned).__name__}; a metric returns ({count},) numbers"
-            ) from error
-        if scores.shape != (count,):
-            raise InputError(
-                f"{self.path} returned {list(scores.shape)} for {count} samples; a metric returns ({count},)"
-            )
-        wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
-        if len(wrong):
-            raise InputError(
-                f"{self.path} returned {scores[wrong[0]]:g} for sample {wrong[0]} of {count}; "
-                "a score lies in [0, 1]"
-            )
-        return scores
+        return self.checked(returned, count)

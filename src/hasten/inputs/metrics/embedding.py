@@ -28,6 +28,7 @@ class Embedding(Metric):
     tolerance: float = 0.99
     output: str | None = None
     needs_labels: ClassVar[bool] = False
+    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "share of embeddings kept"
     spellings: ClassVar[tuple[str, ...]] = ("embedding[:COSINE]",)
     answers: ClassVar[Literal["classes", "values"] | None] = "values"

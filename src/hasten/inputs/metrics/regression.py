@@ -33,6 +33,7 @@ class Regression(Metric):
     whole: bool = False
     output: str | None = None
     needs_labels: ClassVar[bool] = False
+    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "share within the tolerance"
     spellings: ClassVar[tuple[str, ...]] = ("regression:TOLERANCE", "regression:PERCENT%")
     answers: ClassVar[Literal["classes", "values"] | None] = "values"

@@ -37,6 +37,7 @@ class Top1(Metric):
 
     output: str | None = None
     needs_labels: ClassVar[bool] = True
+    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "accuracy"
     title: ClassVar[str] = "top-1 accuracy"
     spellings: ClassVar[tuple[str, ...]] = ("top1[:OUTPUT]",)
@@ -76,6 +77,7 @@ class Top5(Metric):
 
     output: str | None = None
     needs_labels: ClassVar[bool] = True
+    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "top-5 accuracy"
     title: ClassVar[str] = "top-5 accuracy"
     spellings: ClassVar[tuple[str, ...]] = ("top5[:OUTPUT]",)
