@@ -28,15 +28,14 @@ from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models import onnx as onnx_frontend
 from hasten.measure import ceilings
+from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import Ratio, paired_ratio, quantile
 from hasten.measure.journal import Journal
-from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.work import work
 from hasten.measure.workbench import Bench, OpenWorker
-from hasten.optimization.optimize import delivery, run
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.silence import first_line, silenced
 
@@ -227,7 +226,7 @@ def _raced(
     """Take turns on as many threads as the host gives its cores, else on one."""
     samples = write_spool(first_samples(sealed), bench.folder / "requests")
     asked = bench.target.threads
-    usable = usable_threads(asked)
+    usable, effort = usable_threads(asked), EFFORTS["normal"]
     notes = [f"{asked} threads: not established, one thread is quoted"] if usable < asked else []
     for threads in dict.fromkeys((usable, 1)):
         at = replace(bench, target=bench.target.with_threads(threads))
@@ -239,10 +238,10 @@ def _raced(
                     samples,
                     Journal(bench.folder / "journal.jsonl"),
                     threads=threads,
-                    count=delivery.FINAL_ROUNDS,
-                    pace=Pace(),
+                    count=effort.final_rounds,
+                    pace=effort.pace("p50"),
                     seed=SEED,
-                    settle=run.SETTLED,
+                    settle=effort.settle,
                     uneven={name for name, one in versions.items() if one.engine.uneven},
                 )
             except NotEstablished as why:

@@ -119,7 +119,7 @@ def int8_ms(network: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=15, help="How long each way trains.")
+    parser.add_argument("--minutes", type=float, default=15, help="How long each method trains.")
     parser.add_argument("--share", type=float, default=1 / 3, help="Of the teacher's int8 latency.")
     parser.add_argument("--students", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("lighter.hasten"))
@@ -135,9 +135,9 @@ def main() -> None:
         network,
         known(),
         judged(),
-        budget_ms=float(note.read_text()),
+        budget_s=float(note.read_text()) / 1e3,
         max_drop=0.01,
-        minutes=arguments.minutes,
+        plan=hasten.TrainingPlan(minutes=arguments.minutes),
         students=arguments.students,
         out=arguments.out,
         population="images of clothes like Fashion-MNIST's",

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own pieces
+
 from tests.support.servers import ServerProcess
 
 from hasten.evaluation import loadtest

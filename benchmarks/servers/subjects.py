@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from http import HTTPStatus
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the tests' own pieces
+
 from catalogue import Server, Way
 from formats import FLOAT32, FORMATS, Ask, Names
 from tally import EXPECTED, REQUESTS

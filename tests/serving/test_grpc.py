@@ -820,7 +820,7 @@ def test_no_more_of_a_stream_is_read_than_may_be_under_way(
     model = slow_model(server)
     cancelled = model.statistics.cancel.count
     with Stream(client) as stream:
-        for number in range(200):
+        for number in range(1000):  # more than the model answers while they are read
             stream.ask("slow", SLOW, str(number))
         until(lambda: model.queued_rows >= 127)
         stream.next()
