@@ -36,7 +36,6 @@ def test_where_no_engine_of_the_device_is_exact_the_host_stands_for_the_original
             model, {"x": x}, target="npu", max_drop=0.05, out=tmp_path / "made.hasten"
         )
     tried = set(result.tried)
-    assert "onnxruntime" in tried
-    assert "openvino_npu(device=CPU)" in tried
+    assert {"original, ONNX Runtime", "f16, OpenVINO on CPU"} <= tried
     assert result.status in ("certified", "exact")
     assert not result.limits

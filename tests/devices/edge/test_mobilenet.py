@@ -38,6 +38,7 @@ from hasten.engines.openvino.engine import OpenVino  # noqa: E402
 from hasten.engines.qnn import Qnn  # noqa: E402
 from hasten.inputs.models.torch import export  # noqa: E402
 from hasten.passes.litert_quantization import LitertQuantization  # noqa: E402
+from hasten.passes.onnx_files import saturates  # noqa: E402
 from hasten.passes.qnn_quantization import QnnQuantization  # noqa: E402
 
 CROPS = int(os.environ.get("HASTEN_EDGE_CROPS", "4"))
@@ -137,7 +138,8 @@ def test_one_qdq_file_is_answered_by_the_simulator_as_well_as_by_others(judge: J
     names = [name for name in judge.logits if name.startswith("QDQ")]
     sys.stdout.write(json.dumps(off(judge, names), indent=1))
     assert min(judge.agreement(name) for name in names) >= 0.5
-    assert max(judge.error(name) for name in names) < 0.3
+    # Without VNNI a processor adds products of 8-bit weights in 16 bits, which overflow.
+    assert max(judge.error(name) for name in names) < (0.4 if saturates(host) else 0.3)
 
 
 def test_sixteen_bits_of_activations_are_nearer_to_float(judge: Judge) -> None:
