@@ -92,4 +92,4 @@ def test_ports_that_belong_to_another_program_are_refused(saved: Path) -> None:
     (saved.parent / program.PORTS).write_text(json.dumps(ports))
     with pytest.raises(CandidateError) as error:
         program.load(saved)
-    assert str(error.value) == "ports.json doesn't fit program.json: it has other ports"
+    assert str(error.value) == "ports.json doesn't fit program.json: their ports differ in size"
