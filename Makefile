@@ -8,6 +8,8 @@ LOCKED := flock Makefile
 DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
+# What tests run must not take part in the jobs of this make.
+unexport MAKEFLAGS MFLAGS MAKELEVEL
 
 .PHONY: demo demo-digits test test-all suite suite-all suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu check clean
 

@@ -44,8 +44,9 @@ class Simulation:
             _check_same(self._folder / "src", rtl)
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 # `compile` treats every warning as an error, even one about bits that nothing
-                # reads.
-                model._compile(nproc=2, openmp=False, _env={"VERILATOR_FLAGS": "-Wno-fatal"})
+                # reads. It runs make, which must not take part in another make's jobs.
+                alone = {"MAKEFLAGS": "", "MFLAGS": "", "VERILATOR_FLAGS": "-Wno-fatal"}
+                model._compile(nproc=2, openmp=False, _env=alone)
         except CandidateError:
             self.close()
             raise
