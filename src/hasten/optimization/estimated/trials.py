@@ -169,7 +169,7 @@ class Estimation(Trials):
         Raises:
             CandidateError: it can't be opened.
         """
-        opened = self.bench.open_built(trial.candidate.engine, self.artifact(trial), fresh=False)
+        opened = self.bench.open_built(trial.candidate.engine, self.artifact(trial))
         try:
             yield opened
         finally:
