@@ -1,7 +1,7 @@
 """Sessions that threads share: who gets which, and what becomes of those in line."""
 
+import ctypes
 import gc
-import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import pytest
@@ -218,24 +217,6 @@ class _Interrupt(BaseException):
     pass
 
 
-@pytest.fixture
-def armed() -> Iterator[list[bool]]:
-    """A list: while it has something in it, the next alarm interrupts, and empties it."""
-    alarms: list[bool] = []
-
-    def strike(number: int, frame: FrameType | None) -> None:
-        if alarms:
-            alarms.clear()
-            raise _Interrupt
-
-    before = signal.signal(signal.SIGALRM, strike)
-    try:
-        yield alarms
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 STRUCK = """
 import signal, sys, threading
 from pathlib import Path
@@ -286,16 +267,30 @@ def test_an_interrupt_loses_no_session_wherever_it_strikes(tmp_path: Path) -> No
 
 
 def test_who_is_interrupted_in_line_leaves_it(
-    artifact: Artifact, armed: list[bool], threads: ThreadPoolExecutor
+    artifact: Artifact, threads: ThreadPoolExecutor
 ) -> None:
     engine = Gated()
     pool = pool_of(engine, artifact, 1)
     inside = threads.submit(pool.run, X)
     engine.wait_inside(1)
-    armed.append(True)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    with pytest.raises(_Interrupt):
-        pool.run(X)
+    caught: list[bool] = []
+
+    def ask() -> None:
+        try:
+            pool.run(X)
+        except _Interrupt:
+            caught.append(True)
+
+    waiting = threading.Thread(target=ask, daemon=True)
+    waiting.start()
+    wait_in_line(pool, 1)
+    assert waiting.ident is not None
+    # Raised where that thread is, as a signal's handler would in the main one.
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(waiting.ident), ctypes.py_object(_Interrupt)
+    )
+    waiting.join(LIMIT_S)
+    assert caught == [True]
     assert not pool._line
     engine.let(2)
     assert number(inside) == number(threads.submit(pool.run, X)) == 0
