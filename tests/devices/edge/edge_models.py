@@ -1,4 +1,4 @@
-"""Small models for the edge's engines, and a network that was trained on real digits."""
+"""Claims of engines that compile for fixed shapes, and a network that was trained on real digits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,42 @@ import numpy as np
 import pytest
 from tests.support.models import settled
 
+from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines.base import Artifact
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.models.onnx import load
+from hasten.testing import models
+from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for
 
 
 def device(name: str) -> Target:
     """Return a device that isn't here, with one thread of this host's for what stands in for it."""
     return Target.host().with_threads(1).with_device(name, present=False)
+
+
+class FixedShapesTests(EngineTests):
+    """Claims that hold for every engine that compiles a model for the shapes of one request."""
+
+    def built(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Build a model in its own folder; open shapes become those of batch 1."""
+        fixed = all(spec.static for spec in model.inputs)
+        return super().built(model if fixed else settled(model), target, workdir)
+
+    @pytest.mark.parametrize("write", EVERY_MODEL)
+    def test_outputs_are_as_specified(self, write, target, tmp_path):  # type: ignore[no-untyped-def]
+        model = settled(load(write(tmp_path)))
+        with self.opened(model, target, tmp_path) as session:
+            assert session.inputs == model.request
+            outputs = session.run(request_for(session.inputs))
+        assert list(outputs) == [spec.name for spec in model.outputs]
+        assert all(spec.fits(outputs[spec.name]) for spec in session.outputs)
+
+    def test_an_open_batch_takes_any_size(self, target: Target, tmp_path: Path) -> None:
+        """Here it takes one size, which the session states."""
+        with self.opened(load(models.small_cnn(tmp_path)), target, tmp_path) as session:
+            assert session.batch_sizes == (1,)
 
 
 class Digits:
@@ -25,7 +53,7 @@ class Digits:
         model: x: float32[batch, 1, 8, 8] -> output: float32[batch, 10].
         calibration: 100 digits that it was trained on.
         images: Digits that it never saw, float32 of shape (n, 1, 8, 8).
-        labels: Which they are, int64 of shape (n,).
+        labels: Digits that the images show, int64 of shape (n,).
     """
 
     def __init__(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("coremltools", reason="needs Core ML Tools: pip install 'has
 pytest.importorskip("onnx2coreml", reason="needs onnx2coreml: pip install 'hasten[edge]'")
 
 import coremltools as ct
-from tests.devices.edge.edge_models import Digits, device
+from tests.devices.edge.edge_models import Digits, FixedShapesTests, device
 from tests.support.models import Build, settled
 
 from hasten.core.model import Model
@@ -25,27 +25,14 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.onnx import load
 from hasten.optimization.grid import grid
 from hasten.testing import models
-from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for
+from hasten.testing.engine_tests import EVERY_MODEL, request_for
 from hasten.testing.pass_tests import answers, error_between, samples_of
 
 PHONE = device("coreml")
 
 
-class TestCoreMl(EngineTests):
+class TestCoreMl(FixedShapesTests):
     engine = CoreMl()
-
-    def built(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        fixed = all(spec.static for spec in model.inputs)
-        return super().built(model if fixed else settled(model), target, workdir)
-
-    @pytest.mark.parametrize("write", EVERY_MODEL)
-    def test_outputs_are_as_specified(self, write, target, tmp_path):  # type: ignore[no-untyped-def]
-        model = settled(load(write(tmp_path)))
-        with self.opened(model, target, tmp_path) as session:
-            assert session.inputs == model.request
-            outputs = session.run(request_for(session.inputs))
-        assert list(outputs) == [spec.name for spec in model.outputs]
-        assert all(spec.fits(outputs[spec.name]) for spec in session.outputs)
 
     @pytest.mark.parametrize("write", EVERY_MODEL)
     def test_an_exact_engine_agrees_with_the_reference(self, write, target, tmp_path):  # type: ignore[no-untyped-def]
@@ -55,10 +42,6 @@ class TestCoreMl(EngineTests):
         super().test_an_exact_engine_agrees_with_the_reference(
             lambda folder: model.path, target, tmp_path
         )
-
-    def test_an_open_batch_takes_any_size(self, target: Target, tmp_path: Path) -> None:
-        with self.opened(load(models.small_cnn(tmp_path)), target, tmp_path) as session:
-            assert session.batch_sizes == (1,)
 
     def test_the_artifact_stands_alone_in_its_folder(self, target: Target, tmp_path: Path) -> None:
         model = load(models.linear_classifier(tmp_path))

@@ -58,7 +58,7 @@ class Judge:
 
     Attributes:
         model: In float.
-        folder: Where artifacts go.
+        folder: Folder for artifacts.
         calibration: Crops to set ranges by.
         crops: Others, which are answered.
         logits: By the name of the way.

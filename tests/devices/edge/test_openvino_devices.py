@@ -3,13 +3,12 @@ from pathlib import Path
 
 import openvino
 import pytest
-from tests.devices.edge.edge_models import device
+from tests.devices.edge.edge_models import FixedShapesTests, device
 from tests.support.models import settled
 
 from hasten.core.devices import find_target
 from hasten.core.model import Model
 from hasten.core.target import Target
-from hasten.engines.base import Artifact
 from hasten.engines.installed import engine_kinds, tried_on
 from hasten.engines.openvino.igpu import OpenVinoIgpu, integrated
 from hasten.engines.openvino.npu import OpenVinoNpu
@@ -17,7 +16,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.optimization.grid import grid
 from hasten.testing import models
-from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for
+from hasten.testing.engine_tests import EngineTests, request_for
 
 THERE = openvino.Core().available_devices
 
@@ -35,27 +34,10 @@ class TestIgpuOnTheProcessor(EngineTests):
             super().test_the_version_is_a_word()
 
 
-class TestNpuOnTheProcessor(EngineTests):
+class TestNpuOnTheProcessor(FixedShapesTests):
     """The NPU engine's own path, with the processor in the NPU's place."""
 
     engine = OpenVinoNpu(device="CPU")
-
-    def built(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        fixed = all(spec.static for spec in model.inputs)
-        return super().built(model if fixed else settled(model), target, workdir)
-
-    @pytest.mark.parametrize("write", EVERY_MODEL)
-    def test_outputs_are_as_specified(self, write, target, tmp_path):  # type: ignore[no-untyped-def]
-        model = settled(load(write(tmp_path)))
-        with self.opened(model, target, tmp_path) as session:
-            assert session.inputs == model.request
-            outputs = session.run(request_for(session.inputs))
-        assert list(outputs) == [spec.name for spec in model.outputs]
-        assert all(spec.fits(outputs[spec.name]) for spec in session.outputs)
-
-    def test_an_open_batch_takes_any_size(self, target: Target, tmp_path: Path) -> None:
-        with self.opened(load(models.small_cnn(tmp_path)), target, tmp_path) as session:
-            assert session.batch_sizes == (1,)
 
     def test_the_version_is_a_word(self) -> None:
         if "NPU" in THERE:

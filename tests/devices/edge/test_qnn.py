@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("onnxruntime_qnn", reason="needs QNN: pip install 'hasten[edge]'")
 
 from onnx.numpy_helper import to_array
-from tests.devices.edge.edge_models import Digits, device
-from tests.support.models import Build, settled
+from tests.devices.edge.edge_models import Digits, FixedShapesTests, device
+from tests.support.models import Build
 
 from hasten.core.devices import FAMILIES
 from hasten.core.model import Model
@@ -26,7 +26,7 @@ from hasten.optimization.grid import grid
 from hasten.passes.qnn_quantization import QnnQuantization
 from hasten.passes.weight_rounding import round_weights
 from hasten.testing import models
-from hasten.testing.engine_tests import EVERY_MODEL, EngineTests, request_for
+from hasten.testing.engine_tests import request_for
 from hasten.testing.pass_tests import (
     PassTests,
     answers,
@@ -36,26 +36,8 @@ from hasten.testing.pass_tests import (
 )
 
 
-class TestQnn(EngineTests):
+class TestQnn(FixedShapesTests):
     engine = Qnn()
-
-    def built(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        fixed = all(spec.static for spec in model.inputs)
-        return super().built(model if fixed else settled(model), target, workdir)
-
-    @pytest.mark.parametrize("write", EVERY_MODEL)
-    def test_outputs_are_as_specified(self, write, target, tmp_path):  # type: ignore[no-untyped-def]
-        model = settled(load(write(tmp_path)))
-        with self.opened(model, target, tmp_path) as session:
-            assert session.inputs == model.request
-            outputs = session.run(request_for(session.inputs))
-        assert list(outputs) == [spec.name for spec in model.outputs]
-        assert all(spec.fits(outputs[spec.name]) for spec in session.outputs)
-
-    def test_an_open_batch_takes_any_size(self, target: Target, tmp_path: Path) -> None:
-        model = load(models.small_cnn(tmp_path))
-        with self.opened(model, target, tmp_path) as session:
-            assert session.batch_sizes == (1,)
 
 
 class TestQnnQuantization(PassTests):

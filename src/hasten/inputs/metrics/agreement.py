@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
-from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.classes import ClassMetric
 from hasten.inputs.metrics.outputs import class_output, class_scores
 
 
 @dataclass(frozen=True)
-class Agreement(Metric):
-    """Score 1 where the model's highest class is the exact model's highest class, else 0.
+class Agreement(ClassMetric):
+    """Score 1 where the model's highest class is the exact model's highest class, else 0."""
 
-    Attributes:
-        output: Name of the output with class scores `(n, classes)`; None where only one output has
-            such a shape.
-    """
-
-    output: str | None = None
     needs_labels: ClassVar[bool] = False
-    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "agreement"
     spellings: ClassVar[tuple[str, ...]] = ("agreement[:OUTPUT]",)
-    answers: ClassVar[Literal["classes", "values"] | None] = "classes"
-    margin_rank: ClassVar[int | None] = 1
     of_changes: ClassVar[bool] = True
-
-    @classmethod
-    def parse(cls, setting: str, text: str) -> Self:
-        """Read "agreement" or "agreement:OUTPUT"."""
-        return cls(setting or None)
 
     @classmethod
     def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:

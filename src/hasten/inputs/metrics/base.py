@@ -99,7 +99,7 @@ class Metric(Value, ABC):
         """Return scores as float64 of shape `(count,)`, each in [0, 1].
 
         Args:
-            scores: What `score` returned, or a user's own function.
+            scores: Return value of `score` or of a user's own function.
             count: Number of samples.
 
         Raises:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
-from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.classes import ClassMetric
 from hasten.inputs.metrics.outputs import class_labels, class_output, class_scores
 
 
@@ -27,27 +27,13 @@ def _among_highest(scores: Array, labels: Array, k: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Top1(Metric):
-    """Score 1 where the labelled class has the highest score, else 0.
+class Top1(ClassMetric):
+    """Score 1 where the labelled class has the highest score, else 0."""
 
-    Attributes:
-        output: Name of the output with class scores `(n, classes)`; None where only one output has
-            such a shape.
-    """
-
-    output: str | None = None
     needs_labels: ClassVar[bool] = True
-    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "accuracy"
     title: ClassVar[str] = "top-1 accuracy"
     spellings: ClassVar[tuple[str, ...]] = ("top1[:OUTPUT]",)
-    answers: ClassVar[Literal["classes", "values"] | None] = "classes"
-    margin_rank: ClassVar[int | None] = 1
-
-    @classmethod
-    def parse(cls, setting: str, text: str) -> Self:
-        """Read "top1" or "top1:OUTPUT"."""
-        return cls(setting or None)
 
     @classmethod
     def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
@@ -67,27 +53,14 @@ class Top1(Metric):
 
 
 @dataclass(frozen=True)
-class Top5(Metric):
-    """Score 1 where the labelled class is among the five highest scores, else 0.
+class Top5(ClassMetric):
+    """Score 1 where the labelled class is among the five highest scores, else 0."""
 
-    Attributes:
-        output: Name of the output with class scores `(n, classes)`; None where only one output has
-            such a shape.
-    """
-
-    output: str | None = None
     needs_labels: ClassVar[bool] = True
-    binary: ClassVar[bool] = True
     noun: ClassVar[str] = "top-5 accuracy"
     title: ClassVar[str] = "top-5 accuracy"
     spellings: ClassVar[tuple[str, ...]] = ("top5[:OUTPUT]",)
-    answers: ClassVar[Literal["classes", "values"] | None] = "classes"
     margin_rank: ClassVar[int | None] = 5
-
-    @classmethod
-    def parse(cls, setting: str, text: str) -> Self:
-        """Read "top5" or "top5:OUTPUT"."""
-        return cls(setting or None)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         """Score samples; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
