@@ -8,10 +8,8 @@ LOCKED := flock Makefile
 DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
-# What tests run must not take part in the jobs of this make.
-unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-.PHONY: demo demo-digits test test-all suite suite-all suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu check clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -23,18 +21,15 @@ demo-digits: $(VENV)/.demo
 test: $(VENV)/.test
 	$(MAKE) --jobs=2 --keep-going suite check
 
-# The same with the tests that take minutes each.
-test-all: $(VENV)/.test
-	$(MAKE) --jobs=2 --keep-going suite-all check
+# The tests that take minutes each, too.
+test-all: test
+	$(MAKE) suite-slow
 
 suite: $(VENV)/.test
 	scripts/test -m 'not slow'
 
 suite-slow: $(VENV)/.test
 	scripts/test -m slow
-
-suite-all: $(VENV)/.test
-	scripts/test
 
 check: $(VENV)/.test
 	@said=$$(scripts/check 2>&1); code=$$?; printf '\n%s\n' "$$said"; exit $$code
