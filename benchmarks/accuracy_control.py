@@ -56,12 +56,12 @@ class Found:
     """What one of the two came to.
 
     Attributes:
-        artifact: The mixed model.
-        evaluations: How many times the samples were answered by mixed models.
-        drop: On the samples.
-        unseen: The same on samples that it wasn't chosen by.
-        float_layers: Convolutions and matrix products in float.
-        seconds: All that it took after the int8 model was there.
+        artifact: IR with some layers in int8 and the others in float.
+        evaluations: Number of passes over the samples that mixed models made.
+        drop: Fall of the mean score on the samples.
+        unseen: Share of changed answers among samples that it wasn't chosen by.
+        float_layers: Number of convolutions and matrix products that stay in float.
+        seconds: Time from the finished int8 model to the finished mixed one.
     """
 
     artifact: Artifact
@@ -184,9 +184,9 @@ class Unseen:
     """Samples that nothing was chosen by, and what the original answers.
 
     Args:
-        original: An IR.
-        model: What it is, for the names of its inputs.
-        samples: Neither seen by hasten's search nor by accuracy control.
+        original: IR of the original model.
+        model: The original model, for the names of its inputs.
+        samples: Samples seen neither by hasten's search nor by accuracy control.
     """
 
     def __init__(self, original: Path, model: Model, samples: Dataset) -> None:

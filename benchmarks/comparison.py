@@ -59,12 +59,12 @@ class Figures:
     """What was measured of one version.
 
     Attributes:
-        score: Its mean score on the sealed samples; None where that says nothing.
+        score: Mean score on the sealed samples; None where that says nothing.
         drop: The mean of how far each score fell below the original's; None as for `score`.
-        ratio: Latency over ONNX Runtime's fp32 defaults.
-        p50_ns: Of single requests.
-        over_floor: Its p50 over the least that this machine could do the original's layers in, in
-            its fastest precision; None where that can't be told.
+        ratio: Latency over that of ONNX Runtime with its fp32 defaults.
+        p50_ns: Median latency of single requests, in nanoseconds.
+        over_floor: Median latency over the least time in which this machine could compute the
+            original's layers in its fastest precision; None where that can't be told.
         failed: Why there are no figures; "" where there are.
     """
 
@@ -83,9 +83,9 @@ class Comparison:
     Attributes:
         figures: Version -> its figures, the baseline first.
         standings: The race's raw rounds.
-        sealed: How many samples were scored; 0 where none was.
-        floor_ns: The least for one request; None where it can't be told.
-        notes: What the reader should know besides.
+        sealed: Number of samples that were scored; 0 where none was.
+        floor_ns: Least time for one request on this machine; None where it can't be told.
+        notes: Sentences that stand below the table.
     """
 
     figures: dict[str, Figures]
@@ -114,10 +114,10 @@ def compare(subject: Subject, model: Path, bundle: Path, folder: Path) -> Compar
     """Quantize as the toolkits do by default, then score and time everything side by side.
 
     Args:
-        subject: What the bundle was made of.
+        subject: The network that the bundle was made of, with its data.
         model: The exported ONNX file.
-        bundle: hasten's choice.
-        folder: Empty, to work in.
+        bundle: Folder of the bundle that hasten made.
+        folder: Empty folder to work in.
     """
     data = subject.data()
     splits = split(data, calibration=CALIBRATION, seed=SEED, training=subject.training())

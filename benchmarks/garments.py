@@ -44,10 +44,10 @@ class Recipe:
     """How a network is trained: one cycle of the learning rate, over images that grow.
 
     Attributes:
-        phases: Pixels of a side, and how many images are looked at.
-        rate: The highest learning rate.
+        phases: For each phase the images' side in pixels, and the number of images to train on.
+        rate: Highest learning rate.
         batch: Images per step.
-        seed: Of weights and order.
+        seed: Seed of the first weights and of the images' order.
 
     Source: one cycle, Smith and Topin, arXiv:1708.07120; growing images, Howard, DAWNBench 2018.
     """
@@ -147,7 +147,7 @@ def trained(name: str, cache: Path = CACHE) -> nn.Module:
 
     Args:
         name: One of `RECIPES`.
-        cache: Where the weights are kept.
+        cache: Folder where trained weights are kept.
     """
     recipe = RECIPES[name]
     what, images, _ = labelled()

@@ -49,7 +49,7 @@ class Comparison:
     """One model's race.
 
     Attributes:
-        standings: Its raw rounds.
+        standings: Raw rounds of the race.
         properties: Version -> what its engine says of it.
         failed: Version -> why it isn't in the race.
     """
@@ -93,12 +93,12 @@ def compare(
     """Open every version in a process of its own, and let them take turns.
 
     Args:
-        model: With its program.
-        data: What calibrates, and what is asked.
+        model: ONNX model that has its PyTorch program beside it.
+        data: Samples for calibration and for the timed requests.
         target: The GPU.
-        folder: Empty, to work in.
+        folder: Empty folder to work in.
         pace: Lengths of the turns.
-        count: How many rounds.
+        count: Number of rounds.
     """
     samples = write_spool(first_samples(data), folder / "samples")
     bench = Workbench(

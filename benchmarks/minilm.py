@@ -68,7 +68,7 @@ class Encoder(nn.Module):
     Source: Reimers and Gurevych, Sentence-BERT, arXiv:1908.10084.
 
     Args:
-        config: What the package says of the architecture.
+        config: The architecture's sizes: the package's config.json.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:

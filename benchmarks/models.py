@@ -37,12 +37,13 @@ class Subject:
     """A model to be made faster.
 
     Attributes:
-        module: Gives the network; called with the folder where trained weights are kept.
-        data: Gives what judges it.
-        metric: How.
-        max_drop: The most that the mean score may fall, in absolute share.
-        real: Whether the weights are: with random ones a figure is of latency only.
-        training: Gives what calibrates where `data` only judges; None where `data` does both.
+        module: Function from the folder with trained weights to the network.
+        data: Function that returns the samples that judge the network.
+        metric: Metric that judges the network's answers.
+        max_drop: Most that the mean score may fall: 0.01 for one hundredth.
+        real: Whether the weights were trained; with random ones only latency says anything.
+        training: Function that returns samples for calibration; it returns None where those of
+            `data` serve for both.
     """
 
     module: Callable[[Path], Any]

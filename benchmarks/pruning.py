@@ -87,10 +87,10 @@ class Subject:
     """One architecture.
 
     Attributes:
-        module: Makes it.
-        data: Its pictures.
-        random: Its weights are random: its normalization is set by the pictures, as the pruned one's
-            is, since integers that are mostly 0 are multiplied faster.
+        module: Function that returns the network.
+        data: Function that returns the network's pictures.
+        random: Whether the weights are random. If so, the pictures set the network's normalization,
+            as they set the pruned one's, since integers that are mostly 0 are multiplied faster.
     """
 
     module: Callable[[], nn.Module]

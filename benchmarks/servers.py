@@ -68,11 +68,12 @@ class Settings:
     """How long and how often.
 
     Attributes:
-        rounds: Of the closed loops.
-        block_s: Of one without a model.
-        open_rounds: Of the open loops.
-        open_s: Of each.
-        deadline_ms: Under overload, the tight one; 0 for five times the p50 with one client.
+        rounds: Number of rounds with closed loops.
+        block_s: Seconds of one closed loop against a server that runs no model.
+        open_rounds: Number of rounds with open loops.
+        open_s: Seconds of one open loop.
+        deadline_ms: Tight deadline under overload; 0 for five times the median latency with one
+            client.
     """
 
     rounds: int
@@ -109,12 +110,12 @@ class Comparison:
     """Servers beside one another, serving one subject.
 
     Args:
-        subject: What.
-        running: Server -> where it is up.
-        folder: Empty, for the requests.
-        leanest: Whether each is asked in its leanest way only.
-        settings: How long and how often.
-        found: Filled.
+        subject: The model that is served.
+        running: Running servers by name.
+        folder: Empty folder for the requests.
+        leanest: Whether each server is asked in its leanest way only.
+        settings: Lengths and numbers of the loops.
+        found: Findings, filled as the loops end.
     """
 
     def __init__(

@@ -34,12 +34,12 @@ class Soak:
     """What it came to.
 
     Attributes:
-        resident_bytes: Of the serving process, once a second.
-        outcomes: What became of requests -> how many.
-        due_ns: When each right answer's request was due, on the monotonic clock.
-        latency_ns: How long each of those took from then.
-        swaps: When the bundle was loaded anew: asked for, and done.
-        failed: Why it was loaded anew no more; "" where it always could be.
+        resident_bytes: Resident memory of the serving process, read once a second.
+        outcomes: Number of requests by outcome.
+        due_ns: Times on the monotonic clock at which the rightly answered requests were due.
+        latency_ns: Time from each of `due_ns` to its answer.
+        swaps: Times at which a new load of the bundle was asked for and was done.
+        failed: Reason why the bundle could no longer be loaded anew; empty where it always could.
     """
 
     resident_bytes: list[int] = field(default_factory=list)

@@ -26,8 +26,8 @@ class Place:
 
     Attributes:
         model: The model's name.
-        bundle: The model.
-        port: HTTP's, on 127.0.0.1.
+        bundle: Folder of the model's bundle.
+        port: Port of HTTP on 127.0.0.1.
     """
 
     model: str
@@ -56,12 +56,12 @@ class Server:
     """A server that takes part.
 
     Attributes:
-        name: Its folder among the peers, where it has one.
-        ways: How it is asked, the leanest way of a client elsewhere first.
-        package: Whose version is told.
-        environment: The folder of its virtual environment; None for that of this process.
-        command: What starts it; None for its folder's app.
-        serves: Whether it serves a model, or echoes.
+        name: Name of the server, and of its folder among the peers where it has one.
+        ways: Ways to ask it; the leanest for a client on another machine comes first.
+        package: Package whose version is reported.
+        environment: Folder of its virtual environment; None for that of this process.
+        command: Function that returns the command that starts it; None for its folder's app.
+        serves: Whether it serves a model; otherwise it echoes.
     """
 
     name: str

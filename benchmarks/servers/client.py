@@ -37,17 +37,18 @@ class Job:
     """What is asked of a server.
 
     Attributes:
-        port: On 127.0.0.1.
-        format: Of the answers.
-        folder: With the requests, and the numbers expected of each.
-        tolerance: Of the largest expected number, that an answer may be off by.
-        clients: Of a closed loop: connections, each with one request at a time.
-        warmup_s: Untimed, before.
-        duration_s: Timed.
-        rate_per_s: Of an open loop, a Poisson process; 0 for a closed one.
-        grace_s: How long an open loop waits for what is unanswered at its end.
-        most_connections: Of an open loop; what is due beyond waits for one, and counts.
-        seed: Of the arrivals.
+        port: The server's port on 127.0.0.1.
+        format: Name of the answers' format.
+        folder: Folder with the requests and the numbers expected of each.
+        tolerance: Error that an answer may have, as a share of the largest expected number.
+        clients: Connections of a closed loop, each with one request at a time.
+        warmup_s: Seconds of untimed requests before the timed ones.
+        duration_s: Seconds of timed requests.
+        rate_per_s: Requests per second of an open loop, a Poisson process; 0 for a closed loop.
+        grace_s: Seconds that an open loop waits at its end for outstanding answers.
+        most_connections: Most connections of an open loop; a request that is due while all are
+            busy waits for one, and its wait counts.
+        seed: Seed of the arrivals.
     """
 
     port: int
@@ -71,9 +72,9 @@ class Connection(asyncio.Protocol):
             server hung up instead.
 
     Attributes:
-        turn: Which request it sent last.
-        begin_ns: When that was due.
-        open: Whether it can take another.
+        turn: Index of the request that it sent last.
+        begin_ns: Time at which that request was due.
+        open: Whether it can send another request.
     """
 
     def __init__(self, answered: Answered) -> None:

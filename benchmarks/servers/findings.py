@@ -23,12 +23,13 @@ class Overload:
     """Twice what can be answered was asked.
 
     Attributes:
-        name: The contestant.
-        deadline_ns: Of each request.
-        blocks: What came of it, round by round.
-        goodput_per_s: What was answered in time.
-        capacity_per_s: What it answered to 16 clients of a closed loop before and after.
-        memory_bytes: PSS, before and after all rounds.
+        name: Name of the contestant.
+        deadline_ns: Deadline of each request, in nanoseconds after it was due.
+        blocks: Results, one for each round.
+        goodput_per_s: Requests answered in time per second, for each round.
+        capacity_per_s: For each round, requests per second with 16 clients of a closed loop: the mean
+            of those before and after it.
+        memory_bytes: Proportional set size (PSS) before and after all rounds.
     """
 
     name: str
@@ -44,15 +45,15 @@ class Found:
     """What was found of one subject.
 
     Attributes:
-        base: What the others are held against.
-        rounds: Contestant -> its blocks.
-        idle: Server -> share of one processor while nobody asks.
-        memory_bytes: Server -> PSS when it was up.
-        left_out: Server -> why.
-        versions: Server -> its package and version, of those that were up.
-        rate_per_s: Of the open loops.
-        open: Contestant -> its blocks at that rate.
-        overload: Of hasten, one for each way and deadline.
+        base: Name of the contestant that the others are compared with.
+        rounds: Results with closed loops by contestant.
+        idle: Share of one processor that each server uses while nobody asks.
+        memory_bytes: Proportional set size (PSS) of each server once it was up.
+        left_out: Reasons why servers are missing, by server.
+        versions: Package and version of each server that was up.
+        rate_per_s: Requests per second of the open loops.
+        open: Results with open loops by contestant.
+        overload: hasten's results under overload, one for each way to ask and each deadline.
     """
 
     base: str

@@ -20,11 +20,11 @@ class Names:
     """What a model and its tensors are called.
 
     Attributes:
-        model: As in the path.
-        input: Of the one input.
-        output: Of the first output.
-        answer_bytes: Of the first output, for who only pretends.
-        region: Of shared memory, with the inputs of all requests, one after another.
+        model: Name of the model in the path.
+        input: Name of the only input.
+        output: Name of the first output.
+        answer_bytes: Size of the first output, for servers that run no model.
+        region: Name of the shared memory that holds the inputs of all requests, one after another.
     """
 
     model: str
@@ -39,10 +39,10 @@ class Ask:
     """What a request asks.
 
     Attributes:
-        names: Of the model.
-        array: Its input.
-        turn: Which request it is.
-        timeout_us: Until the deadline; 0 for none.
+        names: Names of the model and its tensors.
+        array: The model's input.
+        turn: Index of the request.
+        timeout_us: Microseconds until the deadline; 0 for none.
     """
 
     names: Names
@@ -56,9 +56,10 @@ class Format:
     """One way to ask.
 
     Attributes:
-        title: For the table.
-        body: What is asked -> headers and body.
-        numbers: An answer's body, and how many numbers it should hold -> the numbers.
+        title: Name of the format in a table.
+        body: Function from what is asked to headers and body.
+        numbers: Function from an answer's body and the number of values expected in it to these
+            values.
     """
 
     title: str

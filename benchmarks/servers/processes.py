@@ -39,9 +39,9 @@ class Running:
     """A server that is up; ended by `stop`.
 
     Attributes:
-        server: Which.
-        place: What it serves, and where.
-        folder: Its own, with its output.
+        server: The server that runs.
+        place: The model that it serves, and its port.
+        folder: The server's own folder, which holds its output.
     """
 
     server: Server
@@ -190,14 +190,14 @@ def started(
     """Start servers one after another and end them all.
 
     Args:
-        servers: Which.
-        model: What the model is called.
-        bundle: The model.
-        folder: Empty.
+        servers: Servers to start.
+        model: Name of the model.
+        bundle: Folder of the model's bundle.
+        folder: Empty folder to work in.
         first: The request that a server must answer to be ready.
 
     Yields:
-        Those that are up by name, and why the others aren't.
+        Running servers by name, and the reasons of those that don't run.
     """
     running: dict[str, Running] = {}
     failed: dict[str, str] = {}

@@ -50,12 +50,13 @@ class Subject:
     """A model and what it is asked.
 
     Args:
-        name: As the servers call it.
-        bundle: The model: one float32 input; its first output counts, float32 too.
-        tolerance: Of the largest number of an answer, that it may be off by.
+        name: Name of the model on the servers.
+        bundle: Folder of a bundle with one float32 input; only its first output is read, float32
+            too.
+        tolerance: Error that an answer may have, as a share of its largest number.
 
     Attributes:
-        alone: Asks the model in this process; takes the request's place.
+        alone: Function that asks the model in this process; takes the index of the request.
     """
 
     def __init__(self, name: str, bundle: Path, tolerance: float) -> None:
@@ -90,7 +91,7 @@ class Subject:
         """Tell a server on 127.0.0.1 where the inputs lie in shared memory.
 
         Raises:
-            RuntimeError: it doesn't want to know.
+            RuntimeError: the server refuses the shared memory.
         """
         client = http.client.HTTPConnection("127.0.0.1", port)
         body = json.dumps({"key": f"/{self._names.region}", "byte_size": self._memory.size})

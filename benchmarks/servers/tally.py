@@ -22,13 +22,13 @@ class Answers:
     any other is read and held against what is expected.
 
     Args:
-        folder: With the requests, and the numbers expected of each.
-        name: Of the format.
-        tolerance: Of the largest expected number, that an answer may be off by.
+        folder: Folder with the requests and the numbers expected of each.
+        name: Name of the format.
+        tolerance: Error that an answer may have, as a share of the largest expected number.
 
     Attributes:
-        requests: To be sent as they are.
-        read: How many answers weren't the same as one before.
+        requests: Whole HTTP requests, to be sent as they are.
+        read: Number of answers that weren't the same bytes as an earlier right one.
     """
 
     def __init__(self, folder: Path, name: str, tolerance: float) -> None:

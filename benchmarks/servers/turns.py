@@ -23,13 +23,13 @@ class Block:
     """What one block of requests came to.
 
     Attributes:
-        p50_ns: Of the right answers; None where there is none, as below.
-        p99_ns: Likewise.
+        p50_ns: Median latency of the right answers; None where there are none.
+        p99_ns: 99th percentile of the right answers' latency; None where there are none.
         rate_per_s: Right answers per second.
-        right: How many.
-        failed: Why the block doesn't count; "" where it does.
-        statuses: HTTP status -> answers; 0 where the server hung up.
-        unanswered: Of an open loop.
+        right: Number of right answers.
+        failed: Reason why the block doesn't count; empty where it does.
+        statuses: Number of answers by HTTP status; 0 stands for a server that hung up.
+        unanswered: Number of requests of an open loop that got no answer.
         client_cpu: Share of one processor that the client itself used.
         most_late_ns: By how much an open loop's client itself was late at most.
     """
@@ -104,9 +104,9 @@ class Rounds:
     """The blocks of one contestant by round.
 
     Attributes:
-        one: With one client.
-        many: With many.
-        failed: Why it fell out; "" where it didn't.
+        one: Blocks with one client, by round.
+        many: Blocks with many clients, by round.
+        failed: Reason why the contestant fell out; empty where it didn't.
     """
 
     one: dict[int, Block] = field(default_factory=dict)
@@ -155,11 +155,11 @@ def take_turns(
     """Ask everyone in rounds of random order; who gives a wrong answer, or none, falls out.
 
     Args:
-        ask: Contestant -> a block with so many clients.
-        rounds: How many, at least 2.
+        ask: Functions by contestant, each from a number of clients to a block.
+        rounds: Number of rounds, at least 2.
         many: Clients of the second block.
-        say: Told of what falls out.
-        seed: Of the order.
+        say: Function that is told of each contestant that falls out.
+        seed: Seed of the contestants' order.
     """
     found = {name: Rounds() for name in ask}
     order, rng = list(ask), random.Random(seed)

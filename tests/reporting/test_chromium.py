@@ -35,7 +35,7 @@ class Browser:
     """A headless Chromium, driven through its DevTools.
 
     Args:
-        folder: Where pages are put.
+        folder: Folder for pages.
     """
 
     def __init__(self, folder: Path) -> None:

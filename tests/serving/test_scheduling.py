@@ -61,12 +61,12 @@ class Simulation:
     """A server under a schedule of arrivals, without a clock of its own.
 
     Attributes:
-        queue: What is tested.
-        noise: How much longer than expected a batch takes, at most.
-        gone: When whose client goes away.
-        dropped: Whose client went away while they were queued.
-        harmful: What no batch that it is in gets an answer for.
-        most_running: Batches that ran side by side.
+        queue: Queue under test.
+        noise: Most by which a batch takes longer than expected, as a share of that.
+        gone: Times at which clients go away, each with the client's request.
+        dropped: Requests whose client went away while they were queued.
+        harmful: Requests whose whole batch gets no answer.
+        most_running: Most batches that ran side by side.
     """
 
     queue: Scheduler[Pending]

@@ -37,8 +37,8 @@ class Collector:
 
     Attributes:
         resources: Attributes of each service that sent something.
-        spans: What it sent.
-        paths: Where to.
+        spans: Spans that were sent.
+        paths: Paths that they were sent to.
     """
 
     def __init__(self) -> None:

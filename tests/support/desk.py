@@ -19,10 +19,10 @@ class Desk:
     """Opens engines on the linear classifier (x: float32[1, 16]), and ends their processes.
 
     Attributes:
-        bench: Where they run, with one thread each.
+        bench: Workbench that runs the models, with one thread each.
         model: The classifier, settled for one sample.
-        opened: What was opened so far.
-        fresh: Whether their processes are fresh interpreters, and not forked.
+        opened: Engines opened so far, each in a process of its own.
+        fresh: Whether these processes are fresh interpreters, and not forked.
     """
 
     def __init__(self, folder: Path, limit_s: float = 60.0) -> None:

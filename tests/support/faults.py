@@ -35,12 +35,12 @@ class Faulty(Engine):
     """Another engine with a fault. In no registry: records name it by its import path.
 
     Attributes:
-        inner: What answers where the fault doesn't.
+        inner: Engine that answers where the fault doesn't strike.
         fault: "kill" ends the process by SIGKILL, "hang" loops for ever, "wait" waits for a
             program that doesn't end, "allocate" takes memory without end, "nan" puts a NaN into
             every float output, "wrong" gives the first answer's negative to every request, at
             once, "slow" spins for `busy_ns`, or 10 ms where that is 0, "build" can't build.
-        busy_ns: How long to spin in each run, whatever the fault.
+        busy_ns: Time to spin in each run, whatever the fault.
         on_run: The run, from 1, at which "kill", "hang", "wait" and "allocate" strike; 0 is `open`.
         stall_every: Spin for 20 ms in every run of that number, whatever the fault; 0 for never.
     """

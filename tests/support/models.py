@@ -45,10 +45,11 @@ def built(folder: Path, text: str, name: str = "model", external: bool = False) 
     """Write ONNX text into a folder, load it and settle it.
 
     Args:
-        folder: Made where it isn't there.
-        text: A model; what it declares and gives no values are weights, drawn from one seed.
-        name: Of the file.
-        external: Weights lie in a file of their own.
+        folder: Folder to write into; it is made where it is missing.
+        text: A model; the values that it declares without giving them are weights, drawn from one
+            seed.
+        name: Name of the file without its ending.
+        external: Whether the weights lie in a file of their own.
     """
     proto = onnx.parser.parse_model(text)
     random = np.random.default_rng(3)

@@ -117,7 +117,7 @@ def with_program(module: Any, sample: Mapping[str, Array], folder: Path) -> Mode
     Args:
         module: In any mode.
         sample: One sample by input name.
-        folder: Where both are written.
+        folder: Folder for both files.
     """
     model = load_model(module, sample, folder, keep_program=True)
     return model.settled_by({name: np.asarray(array) for name, array in sample.items()})

@@ -30,10 +30,10 @@ def quick_runs(
 
     Args:
         passes: Whether models are transformed at all; else engines are tried alone.
-        curve_s: How long the batch curve may take; 0 for none.
+        curve_s: Most seconds for the batch curve; 0 for none.
         limits: Whether what ships is profiled and set against what the machine can do.
-        load_s: How long each scenario of a load may take; 0 for none.
-        rounds: Of the race, and of the fresh figures.
+        load_s: Most seconds for each scenario of a load; 0 for none.
+        rounds: Number of rounds of the race and of the fresh figures.
     """
     effort = Effort(
         depth="all" if passes else "engines",

@@ -44,14 +44,14 @@ def bundle_of(
     """Write a bundle of an .onnx file whose only open dimension is the batch.
 
     Args:
-        folder: Where it comes to be; a bundle of this name there is replaced.
-        model: The winner.
-        name: Of the folder, without ".hasten"; by default the model's.
-        engine: What runs it.
-        exact: The exact model; by default the winner itself.
-        keep_exact: Whether the bundle holds it.
-        extra: Evidence.
-        requests: What it keeps to warm up with.
+        folder: Folder to write the bundle into; a bundle of its name there is replaced.
+        model: File of the winner.
+        name: Name of the bundle's folder without ".hasten"; by default the model's.
+        engine: Engine that runs the model.
+        exact: File of the exact model; by default the winner's.
+        keep_exact: Whether the bundle holds the exact model.
+        extra: Evidence, by file name.
+        requests: Requests that the bundle keeps for warm-up.
     """
     path = folder / f"{name or model.stem}.hasten"
     place = folder / f"building-{os.urandom(4).hex()}"
@@ -76,14 +76,14 @@ class ServerThread:
     """A real server with an event loop and a thread of its own, on ports that are free.
 
     Args:
-        models: What it serves.
+        models: Bundles by the names under which they are served.
         grpc: Whether it speaks gRPC, too.
         settings: Further fields of `ServerSettings`.
 
     Attributes:
-        server: It; of its loop's thread alone.
-        http_port: Where it listens.
-        grpc_port: The same, 0 without.
+        server: The server; only its loop's thread may touch it.
+        http_port: Port of HTTP.
+        grpc_port: Port of gRPC; 0 without one.
     """
 
     def __init__(self, *models: ModelPlace, grpc: bool = False, **settings: Any) -> None:
@@ -171,13 +171,13 @@ class ServerProcess:
     """`hasten serve`, as a person starts it.
 
     Args:
-        arguments: After `hasten serve`; the HTTP port is one that is free.
+        arguments: Arguments after `hasten serve`; the HTTP port is a free one.
 
     Attributes:
-        process: The supervisor's.
-        lines: What it printed.
-        http_port: Where it listens.
-        grpc_port: The same, 0 without.
+        process: Process of the supervisor.
+        lines: Lines that the server printed.
+        http_port: Port of HTTP.
+        grpc_port: Port of gRPC; 0 without one.
     """
 
     def __init__(self, *arguments: str | Path, env: Mapping[str, str] = {}) -> None:

@@ -33,11 +33,11 @@ class Graph:
     """A graph, and what the checker says of it.
 
     Attributes:
-        name: What it is.
+        name: Name of the graph.
         text: ONNX's own.
         constants: Its initializers.
-        says: What the checker says first; empty where TensorRT takes it.
-        opset: Of ONNX.
+        says: Beginning of the checker's message; empty where TensorRT takes the graph.
+        opset: Opset of ONNX.
         part: The GPU that it is for.
     """
 

@@ -30,8 +30,8 @@ class Subject:
 
     Attributes:
         model: With its request settled.
-        data: What calibrates it and what it is compared on.
-        bound: How far its answers may move in int8: root mean square, as a share of their own.
+        data: Samples for calibration and comparison.
+        bound: Largest change of its answers in int8: root mean square, as a share of their own.
     """
 
     model: Model

@@ -34,9 +34,9 @@ class Runtime:
     """What `cuda.bindings.runtime` has of what is used, over this host's memory.
 
     Attributes:
-        calls: Their names without "cuda", in order; a copy's with its direction.
-        failing: Of these calls, how many more succeed before they fail.
-        held: What was taken and not freed: kind and handle.
+        calls: Names of the calls without "cuda", in order; a copy's name ends with its direction.
+        failing: Number of further calls that succeed before they fail, by the call's name.
+        held: Kind and handle of everything that was taken and isn't freed.
     """
 
     cudaStreamNonBlocking = 1

@@ -28,9 +28,9 @@ class Case(NamedTuple):
     """One call.
 
     Attributes:
-        method: Of the service.
+        method: Method of the service.
         sent: The message, or what no message is; of a stream all of them.
-        look: What of the answer is compared.
+        look: Function that takes from an answer the part to compare.
     """
 
     method: str
@@ -278,7 +278,7 @@ class Known(NamedTuple):
     Attributes:
         why: The reason.
         what: The facets that differ, or both codes.
-        cases: Where.
+        cases: Names of the cases that differ so.
     """
 
     why: str

@@ -23,11 +23,11 @@ class Case(NamedTuple):
     """One request.
 
     Attributes:
-        method: Of HTTP.
+        method: Method of HTTP.
         path: The target, as it stands in the request.
         body: None for no Content-Length.
         headers: Beside those that http.client writes.
-        look: What of an answer's JSON is compared.
+        look: Function that takes from an answer's JSON the part to compare.
     """
 
     method: str
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 def form(value: Any) -> Any:
-    """Types instead of values; of a list those of its elements, once each."""
+    """Put types in place of values; a list keeps the types of its elements, once each."""
     if isinstance(value, dict):
         return {name: form(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -47,13 +47,13 @@ def form(value: Any) -> Any:
 
 
 def statistics(value: Any) -> Any:
-    """The form of one model's."""
+    """Return the form of one model's statistics."""
     (one,) = (each for each in value["model_stats"] if each["name"] == "float32")
     return form(one)
 
 
 def metadata(value: Any) -> Any:
-    """All but the platform: each server names what runs the model."""
+    """Return all but the platform, since each server names what runs the model."""
     return {name: inner for name, inner in value.items() if name != "platform"}
 
 
@@ -524,7 +524,7 @@ class Known(NamedTuple):
     Attributes:
         why: The reason.
         what: The facets that differ, or both statuses.
-        cases: Where.
+        cases: Names of the cases that differ so.
     """
 
     why: str
