@@ -174,11 +174,22 @@ def test_a_cascade_counts_the_answers_of_all_its_sessions(tmp_path: Path) -> Non
         assert loaded.properties()["asked again"].endswith(" of 300")
 
 
-@pytest.mark.parametrize("sessions", [0, -1, 1.5, "2", True])
-def test_what_is_no_number_of_sessions_is_one_line(tmp_path: Path, sessions: object) -> None:
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", True])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("sessions", "requests answered in parallel"), ("threads", "threads for one request")],
+)
+def test_what_is_no_number_of_either_is_one_line(
+    tmp_path: Path, name: str, what: str, count: object
+) -> None:
     with pytest.raises(InputError) as error:
-        load(tmp_path, sessions=sessions)  # type: ignore[arg-type]
+        load(tmp_path, **{name: count})  # type: ignore[arg-type]
     assert str(error.value) == (
-        "sessions, the number of requests answered in parallel, must be a whole number of at "
-        f"least 1: got {sessions!r}"
+        f"{name}, the number of {what}, must be a whole number of at least 1: got {count!r}"
     )
+
+
+def test_another_model_than_the_two_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, which="exakt")  # type: ignore[arg-type]
+    assert str(error.value) == "which, the model to open, must be 'winner' or 'exact': got 'exakt'"

@@ -294,8 +294,8 @@ def load(
             this process has processors for and half of the memory holds, and one on a device.
 
     Raises:
-        InputError: there is no bundle, it holds no exact model, the engine isn't installed, or fewer
-            than one session is asked for.
+        InputError: there is no bundle, it holds no exact model, the engine isn't installed, or
+            an argument can't be read.
         CandidateError: the engine can't open the model here.
         IntegrityError: the bundle is damaged, truncated, tampered with, or from a newer version.
 
@@ -307,11 +307,10 @@ def load(
     """
     from hasten.measure.environment import environment
 
-    if sessions is not None and (type(sessions) is not int or sessions < 1):
-        raise InputError(
-            "sessions, the number of requests answered in parallel, must be a whole number of at "
-            f"least 1: got {sessions!r}"
-        )
+    _check_count("threads, the number of threads for one request,", threads)
+    _check_count("sessions, the number of requests answered in parallel,", sessions)
+    if which not in ("winner", "exact"):
+        raise InputError(f"which, the model to open, must be 'winner' or 'exact': got {which!r}")
     folder = Path(path)
     manifest = read(folder)
     item = manifest.winner if which == "winner" else manifest.exact
@@ -340,6 +339,11 @@ def load(
         artifact.request,
         artifact.request if judged else (),
     )
+
+
+def _check_count(what: str, count: object) -> None:
+    if count is not None and (type(count) is not int or count < 1):
+        raise InputError(f"{what} must be a whole number of at least 1: got {count!r}")
 
 
 def _warning(notes: Sequence[str], *, exact: bool) -> str:
