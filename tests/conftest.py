@@ -18,6 +18,7 @@ import hasten
 from hasten.core.telemetry import OFF
 from hasten.testing import models
 
+pytest.register_assert_rewrite("hasten.testing.engine_tests", "hasten.testing.pass_tests")
 os.environ.update(OFF)
 # torch's threads spin while they wait: beside other tests they take thrice the time of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

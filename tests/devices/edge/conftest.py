@@ -11,8 +11,6 @@ from tests.support.models import CONVNET, ELEMENTWISE, Build, built
 
 from hasten.core.model import Model
 
-pytest.register_assert_rewrite("hasten.testing.engine_tests", "hasten.testing.pass_tests")
-
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:

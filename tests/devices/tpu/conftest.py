@@ -9,8 +9,6 @@ import pytest
 
 from hasten.core.tensors import Array
 
-pytest.register_assert_rewrite("hasten.testing.engine_tests", "hasten.testing.pass_tests")
-
 NEEDED = ("jax", "libtpu", "torchax")
 
 

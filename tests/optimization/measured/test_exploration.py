@@ -89,7 +89,7 @@ def test_the_search_ends_where_what_is_left_is_less_than_a_few_turns_tell(
 ) -> None:
     found = explored(desk, spool, tmp_path, least(0.97 * EACH_NS), wrong=2)
     assert found.tried == []
-    assert any("1.03 times the least that this machine can" in note for note in found.notes)
+    assert any("1.03 times the least time that this machine allows" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 1.5, None])
@@ -99,7 +99,7 @@ def test_it_goes_on_where_more_is_left_or_the_least_is_unknown_or_too_high(
     floor = None if share is None else least(share * EACH_NS)
     found = explored(desk, spool, tmp_path, floor, wrong=2)
     assert found.tried
-    assert not any("times the least" in note for note in found.notes)
+    assert not any("times the least time" in note for note in found.notes)
 
 
 def test_it_goes_on_where_a_part_of_the_work_is_not_counted(
