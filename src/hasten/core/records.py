@@ -26,6 +26,8 @@ from hasten.core.registry import Registry
 from hasten.errors import InputError, IntegrityError
 
 T = TypeVar("T")
+_PLAIN = frozenset((int, float, str, bool, type(None)))
+"""Types that JSON has itself."""
 
 
 class Value:
@@ -73,6 +75,8 @@ def type_name(value: Value) -> str:
 
 def to_record(value: Any) -> Any:
     """Turn frozen dataclasses into values that `json.dumps` takes, fields in order."""
+    if type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         record = {f.name: to_record(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type_name(value), **record} if isinstance(value, Value) else record
@@ -83,6 +87,8 @@ def to_record(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_record(item) for key, item in value.items()}
     if isinstance(value, (tuple, list, set, frozenset)):
+        if _PLAIN.issuperset(map(type, value)):  # as raw samples are, by the hundred thousand
+            return list(value)
         return [to_record(item) for item in value]
     return value
 

@@ -14,12 +14,12 @@ from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from hasten.reporting.markup import Html, details, element, table
 
 _LINK = "{http://www.w3.org/1999/xlink}href"
-_POINTS_PER_INCH = 72
 _WIDTHS_IN = {"wide": 9.4, "narrow": 4.4}
 _FONTS_PT = {"wide": 9.0, "narrow": 11.0}
 """Font sizes at which letters come out at 12 and 11 CSS pixels, on pages of some 900 and 330."""
@@ -117,13 +117,11 @@ class Plot:
             self.draw([one for row in axes for one in row], narrow)
             for one in figure.axes:
                 one.patch.set_visible(False)
+            figure.patch.set_visible(False)
             file = io.BytesIO()
-            figure.savefig(
-                file,
-                format="svg",
-                transparent=True,
-                dpi=_POINTS_PER_INCH,
-                metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+            # savefig would draw everything once more, for a layout that drawing makes anyway.
+            FigureCanvasSVG(figure).print_svg(
+                file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
             )
         return _themed(file.getvalue(), key, self.title, self.description)
 
