@@ -23,6 +23,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.engines.base import Engine
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
+from hasten.inputs.pipeline.base import as_request
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +179,32 @@ class Loaded:
                 self._threads = ThreadPoolExecutor(self._pool.limit, "hasten")
             asked = self._threads.submit(self, *arrays, **named)
         return await asyncio.wrap_future(asked)
+
+    def decide(self, value: Any) -> Any:
+        """Answer one request from what a sensor or a file gives: prepare it, run the model, decide.
+
+        Args:
+            value: What the bundle's pipeline takes: for pictures a file's bytes, or its path.
+
+        Returns:
+            The decision as plain values that JSON can represent; without steps after the model, its
+            outputs for the sample, without a batch axis, by name.
+
+        Raises:
+            InputError: the bundle has no pipeline, or the value can't be read or doesn't fit.
+            CandidateError: the engine failed, or the bundle is closed.
+        """
+        pipeline = self.manifest.pipeline
+        if pipeline is None:
+            raise InputError(
+                f"{self._folder} was made from arrays and has no pipeline: call it with arrays, or make "
+                "it with a pipeline"
+            )
+        prepared, origin = pipeline.prepared(value)
+        request = as_request(prepared, self._pool.inputs)
+        self._warn_of(request)
+        outputs = self._pool.run(request)
+        return pipeline.decided({name: array[0] for name, array in outputs.items()}, origin)
 
     def _tensors(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
         if len(arrays) == 1 and isinstance(arrays[0], Mapping):

@@ -120,7 +120,8 @@ class Plot:
             figure.patch.set_visible(False)
             file = io.BytesIO()
             # savefig would draw everything once more, for a layout that drawing makes anyway.
-            FigureCanvasSVG(figure).print_svg(
+            canvas: Any = FigureCanvasSVG(figure)
+            canvas.print_svg(
                 file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
             )
         return _themed(file.getvalue(), key, self.title, self.description)

@@ -1,13 +1,15 @@
-"""What a bundle can keep of a pipeline."""
+"""What a bundle can keep of a pipeline, and where a prepared sample comes from."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
+from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Pipeline, Step, check_steps
-from hasten.inputs.pipeline.image import Decode, Normalize
+from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request, check_steps
+from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,72 @@ def test_a_step_of_the_users_own_is_refused_before_any_work() -> None:
         f"a bundle can't store the step {__name__}:Mine, only decode, resize, center_crop, "
         "normalize, to_layout: preprocess the data in your own code, and give arrays"
     )
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Red grows by the row and green by the column."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Given(Step):
+    """Start from a picture that is decoded already."""
+
+    def __call__(self, value: Any) -> Any:
+        return value
+
+    def traced(self, value: Any, origin: Origin) -> tuple[Any, Origin]:
+        return value, Origin(*value.shape[:2])
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 200), (200, 100), (64, 64), (40, 200)])
+def test_a_position_in_the_sample_is_told_in_the_sources_own_pixels(
+    height: int, width: int
+) -> None:
+    pipeline = Pipeline((Given(), Resize(64, "bilinear"), CenterCrop(64)))
+    sample, origin = pipeline.prepared(picture(height, width))
+    assert (origin.height, origin.width) == (height, width)
+    np.testing.assert_array_equal(sample, pipeline(picture(height, width)))
+    # The middle of a pixel in the sample shows what is at its place in the source.
+    for y, x in ((10, 20), (50, 33)):
+        row = origin.offset[0] + origin.scale[0] * (y + 0.5) - 0.5
+        column = origin.offset[1] + origin.scale[1] * (x + 0.5) - 0.5
+        assert sample[y, x, 0] == pytest.approx(row, abs=1.6)
+        assert sample[y, x, 1] == pytest.approx(column, abs=1.6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 101), (31, 100)])
+def test_a_border_that_was_added_lies_before_the_sources_first_pixel(
+    height: int, width: int
+) -> None:
+    sample, origin = Pipeline((Given(), CenterCrop(64))).prepared(picture(height, width) + 1)
+    top, left = (round(-offset) for offset in origin.offset)
+    assert top == (64 - height) // 2
+    assert sample[top, 0, 2] == 1
+    assert sample[top - 1, 0, 2] == 0
+    assert sample[top, max(0, left), 1] == 1 + max(0, -left)
+
+
+def test_what_a_pipeline_gives_must_be_what_the_model_takes() -> None:
+    x, mask = TensorSpec("x", "float32", ("n", 4)), TensorSpec("mask", "int64", ("n", 4))
+    four = np.zeros(4, np.float32)
+    assert as_request(four, [x])["x"].shape == (1, 4)
+    assert set(as_request({"x": four, "mask": np.ones(4, np.int64)}, [x, mask])) == {"x", "mask"}
+    for prepared, inputs, words in (
+        (four, [x, mask], "the pipeline gives one array, and the model takes the inputs x, mask"),
+        ({"x": four}, [x, mask], f"the pipeline gives x, and the model takes {mask}"),
+        (
+            np.zeros(5, np.float32),
+            [x],
+            f"the pipeline gives [1, 5] of float32 with its batch axis, and the model takes {x}",
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            as_request(prepared, inputs)
+        assert str(error.value) == words
+
+
+def test_a_pipeline_without_steps_after_the_model_decides_nothing() -> None:
+    outputs = {"y": np.zeros(3)}
+    assert Pipeline((ToLayout(),)).decided(outputs, Origin()) is outputs

@@ -71,7 +71,7 @@ class ImageFolder(Dataset):
     @cached_property
     def _shape(self) -> tuple[int, ...]:
         """Shape of the first sample."""
-        return self._pipeline(self.files[0]).shape
+        return np.asarray(self._pipeline(self.files[0])).shape
 
     def content_hash(self, index: int) -> bytes:
         """Return the SHA-256 of the file's bytes; on the first call, check the prepared image too.

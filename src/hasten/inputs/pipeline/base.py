@@ -1,19 +1,52 @@
-"""Contract of a pipeline: steps from a sensor's or file's data to the model's input."""
+"""Contracts of a pipeline: steps from a file's bytes to the model's inputs, and from its outputs to a decision."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a prepared sample comes from: a position p in it is `offset + scale * p` in its source.
+
+    Attributes:
+        height: Height of the source picture, in pixels; 0 where the source isn't a picture.
+        width: Width of the source picture, in pixels; 0 where the source isn't a picture.
+        scale: Pixels of the source per pixel of the sample, down and across.
+        offset: Position of the sample's upper left corner in the source, down and across.
+    """
+
+    height: int = 0
+    width: int = 0
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    def resized(self, old: Sequence[int], new: Sequence[int]) -> Origin:
+        """Return the origin after a picture of one (height, width) was resized to another."""
+        down, across = self.scale
+        return replace(self, scale=(down * old[0] / new[0], across * old[1] / new[1]))
+
+    def cut(self, top: float, left: float) -> Origin:
+        """Return the origin after a picture was cut at a row and a column; borders are negative."""
+        (down, across), (above, before) = self.scale, self.offset
+        return replace(self, offset=(above + down * top, before + across * left))
+
+
 class Step(Value, ABC):
-    """Step of preprocessing: a frozen dataclass whose fields are its settings."""
+    """Step of preprocessing: a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        packages: Distributions that the step imports beside numpy, as `pip install` takes them.
+        extra: hasten's extra that brings them; "" where there are none.
+    """
 
     registry: ClassVar[Registry] = Registry(
         "step",
@@ -26,31 +59,150 @@ class Step(Value, ABC):
             "to_layout": "hasten.inputs.pipeline.image:ToLayout",
         },
     )
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:
-        """Turn the previous step's output into the next step's input."""
+        """Turn the previous step's output into the next step's input.
+
+        Raises:
+            InputError: the value can't be read or doesn't fit; the message says why.
+        """
+
+    def traced(self, value: Any, origin: Origin) -> tuple[Any, Origin]:
+        """Return what a call returns, and the sample's origin after it.
+
+        A step that moves or scales a picture overrides this, so that boxes can be told in the
+        source's own pixels.
+        """
+        return self(value), origin
+
+
+class PostStep(Value, ABC):
+    """Step of postprocessing: a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        packages: Distributions that the step imports beside numpy, as `pip install` takes them.
+        extra: hasten's extra that brings them; "" where there are none.
+    """
+
+    registry: ClassVar[Registry] = Registry(
+        "step after the model",
+        "hasten.post_steps",
+        {"top_k": "hasten.inputs.pipeline.classes:TopK"},
+    )
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
+
+    @abstractmethod
+    def __call__(self, value: Any, origin: Origin) -> Any:
+        """Turn the previous step's result into the next one's.
+
+        Args:
+            value: For the first step the model's outputs for one sample, arrays without a batch
+                axis by name; for others what the step before returned. The last step returns what
+                JSON can represent: numbers, texts, lists and dicts.
+            origin: Where the sample comes from.
+
+        Raises:
+            InputError: the value doesn't fit; the message says what was needed.
+        """
+
+    def check(self, outputs: Sequence[TensorSpec]) -> None:
+        """Check that a model's outputs, which have a batch axis, are what the first step needs.
+
+        Raises:
+            InputError: they aren't; the message says what the step needs and what there is.
+        """
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Steps in order, from a file's bytes to one input tensor without a batch axis.
+    """Steps in order, from a file's bytes to the model's inputs, and from its outputs to a decision.
 
     Attributes:
         steps: Steps of preprocessing, in order.
+        after: Steps of postprocessing, in order; none where the outputs themselves are the answer.
     """
 
     steps: tuple[Step, ...]
+    after: tuple[PostStep, ...] = ()
 
-    def __call__(self, value: Any) -> Array:
-        """Run every step on one sample.
+    def __call__(self, value: Any) -> Any:
+        """Return one prepared sample without a batch axis: an array, or arrays by input name.
 
         Raises:
             InputError: the sample can't be read or doesn't fit.
         """
         for step in self.steps:
             value = step(value)
-        return value  # type: ignore[no-any-return]
+        return value
+
+    def prepared(self, value: Any) -> tuple[Any, Origin]:
+        """Return what a call returns, and where that sample comes from.
+
+        Raises:
+            InputError: the sample can't be read or doesn't fit.
+        """
+        origin = Origin()
+        for step in self.steps:
+            value, origin = step.traced(value, origin)
+        return value, origin
+
+    def decided(self, outputs: Tensors, origin: Origin) -> Any:
+        """Return the decision on one sample; without steps after the model, its outputs.
+
+        Args:
+            outputs: The model's outputs for the sample, without a batch axis, by name.
+            origin: Where the sample comes from.
+
+        Raises:
+            InputError: the outputs aren't what a step needs.
+        """
+        value: Any = outputs
+        for step in self.after:
+            value = step(value, origin)
+        return value
+
+    @property
+    def all(self) -> Iterator[Step | PostStep]:
+        """Every step, in order."""
+        yield from self.steps
+        yield from self.after
+
+
+def as_request(prepared: Any, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Return a prepared sample as a request with one row, by input name.
+
+    Args:
+        prepared: Array for the model's only input, or arrays by name, without a batch axis.
+        inputs: The model's inputs, which have a batch axis.
+
+    Raises:
+        InputError: the sample has other names than the inputs, or another shape or type.
+    """
+    if not isinstance(prepared, Mapping):
+        if len(inputs) != 1:
+            names = ", ".join(spec.name for spec in inputs)
+            raise InputError(
+                f"the pipeline gives one array, and the model takes the inputs {names}"
+            )
+        prepared = {inputs[0].name: prepared}
+    request = {}
+    for spec in inputs:
+        if spec.name not in prepared:
+            raise InputError(
+                f"the pipeline gives {', '.join(prepared) or 'nothing'}, and the model takes {spec}"
+            )
+        array = prepared[spec.name][None]
+        if not spec.fits(array):
+            raise InputError(
+                f"the pipeline gives {list(array.shape)} of {array.dtype} with its batch axis, and "
+                f"the model takes {spec}"
+            )
+        request[spec.name] = array
+    return request
 
 
 def check_steps(pipeline: Pipeline | None) -> None:
@@ -59,10 +211,9 @@ def check_steps(pipeline: Pipeline | None) -> None:
     Raises:
         InputError: a step isn't registered; the message names it.
     """
-    for step in () if pipeline is None else pipeline.steps:
-        name = type_name(step)
-        if name not in Step.registry:
+    for step in () if pipeline is None else pipeline.all:
+        if (name := type_name(step)) not in step.registry:
             raise InputError(
-                f"a bundle can't store the step {name}, only {', '.join(Step.registry)}: "
+                f"a bundle can't store the step {name}, only {', '.join(step.registry)}: "
                 "preprocess the data in your own code, and give arrays"
             )

@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.base import Origin, Step
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,6 +124,11 @@ class Decode(Step):
             except _UNREADABLE as error:
                 raise InputError(f"{_name(value)} can't be read as an image: {error}") from error
 
+    def traced(self, value: bytes | Path, origin: Origin) -> tuple[Array, Origin]:
+        """Return the decoded image, whose pixels are the source's own from now on."""
+        image = self(value)
+        return image, Origin(*image.shape[:2])
+
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn an image as its EXIF data says; Pillow's own function fails on damaged other entries."""
@@ -187,6 +192,11 @@ class Resize(Step):
         resample = Image.Resampling[self.interpolation.upper()]
         return np.asarray(Image.fromarray(value).resize(new[::-1], resample))
 
+    def traced(self, value: Array, origin: Origin) -> tuple[Array, Origin]:
+        """Return the resized image and its origin."""
+        resized = self(value)
+        return resized, origin.resized(value.shape, resized.shape)
+
 
 @dataclass(frozen=True)
 class CenterCrop(Step):
@@ -216,6 +226,13 @@ class CenterCrop(Step):
             sides = [(border // 2, (border + 1) // 2) for border in borders]
             value = np.pad(value, (*sides, (0, 0)))
         return value
+
+    def traced(self, value: Array, origin: Origin) -> tuple[Array, Origin]:
+        """Return the cut image and its origin."""
+        wanted = (self.size, self.size) if isinstance(self.size, int) else self.size
+        spare = [have - w for have, w in zip(value.shape[:2], wanted, strict=True)]
+        top, left = (round(pixels / 2) if pixels > 0 else -(-pixels // 2) for pixels in spare)
+        return self(value), origin.cut(top, left)
 
 
 @dataclass(frozen=True)
