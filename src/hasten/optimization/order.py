@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -149,6 +150,15 @@ class Order:
             given["effort"] = effort_of(given["effort"])
         if "out" in given:
             given["out"] = Path(given["out"])
+        known = {field.name for field in dataclasses.fields(self)}
+        if unknown := sorted(given.keys() - known):
+            close = difflib.get_close_matches(unknown[0], known, 1)
+            hint = (
+                f": did you mean {close[0]}=?"
+                if close
+                else f"; there are {', '.join(sorted(known))}"
+            )
+            raise TypeError(f"there is no option {unknown[0]}={hint}")
         return dataclasses.replace(self, **given)
 
 
