@@ -54,6 +54,7 @@ class Step(Value, ABC):
         {
             "decode": "hasten.inputs.pipeline.image:Decode",
             "resize": "hasten.inputs.pipeline.image:Resize",
+            "letterbox": "hasten.inputs.pipeline.letterbox:Letterbox",
             "center_crop": "hasten.inputs.pipeline.image:CenterCrop",
             "normalize": "hasten.inputs.pipeline.image:Normalize",
             "to_layout": "hasten.inputs.pipeline.image:ToLayout",
