@@ -143,8 +143,8 @@ def prepare(
         dataset, job.folder, calibration=order.calibration, seed=order.seed, training=known
     )
     source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
-    if preparation is not None and preparation.after:
-        preparation.after[0].check(source.outputs)
+    if preparation is not None:
+        preparation.check(source.outputs)
     if program != "needed":
         check_nodes(read_onnx(source, weights=False), order.keep_float)
     students = named_students(small_model)

@@ -80,10 +80,20 @@ class Step(Value, ABC):
         return self(value), origin
 
 
+OUTPUTS = "the model's outputs"
+"""Kind of value that the first step after the model takes: arrays by name, for one sample."""
+BOXES = "boxes"
+"""Kind of value: `hasten.inputs.pipeline.boxes.Boxes`, in pixels of the sample."""
+DECISION = "a decision"
+"""Kind of value that the last step gives: what JSON can represent."""
+
+
 class PostStep(Value, ABC):
     """Step of postprocessing: a frozen dataclass whose fields are its settings.
 
     Attributes:
+        takes: Kind of value that the step takes: `OUTPUTS`, `BOXES`, `DECISION`, or a plug-in's own.
+        gives: Kind of value that the step gives.
         packages: Distributions that the step imports beside numpy, as `pip install` takes them.
         extra: hasten's extra that brings them; "" where there are none.
     """
@@ -91,8 +101,23 @@ class PostStep(Value, ABC):
     registry: ClassVar[Registry] = Registry(
         "step after the model",
         "hasten.post_steps",
-        {"top_k": "hasten.inputs.pipeline.classes:TopK"},
+        {
+            "top_k": "hasten.inputs.pipeline.classes:TopK",
+            "threshold": "hasten.inputs.pipeline.threshold:Threshold",
+            "multi_label": "hasten.inputs.pipeline.multi_label:MultiLabel",
+            "boxes": "hasten.inputs.pipeline.boxes:GivenBoxes",
+            "yolo_boxes": "hasten.inputs.pipeline.yolo:YoloBoxes",
+            "darknet_boxes": "hasten.inputs.pipeline.darknet:DarknetBoxes",
+            "ssd_boxes": "hasten.inputs.pipeline.ssd:SsdBoxes",
+            "nms": "hasten.inputs.pipeline.nms:Nms",
+            "ctc": "hasten.inputs.pipeline.ctc:Ctc",
+            "l2_normalize": "hasten.inputs.pipeline.vectors:L2Normalize",
+            "quantity": "hasten.inputs.pipeline.vectors:Quantity",
+            "mask": "hasten.inputs.pipeline.mask:Mask",
+        },
     )
+    takes: ClassVar[str] = OUTPUTS
+    gives: ClassVar[str] = DECISION
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
 
@@ -166,11 +191,55 @@ class Pipeline:
             value = step(value, origin)
         return value
 
+    def check(self, outputs: Sequence[TensorSpec]) -> None:
+        """Check that the steps after the model fit its outputs and each other, and end in a decision.
+
+        Args:
+            outputs: The model's outputs, which have a batch axis.
+
+        Raises:
+            InputError: a step doesn't fit; the message says which, what it gets and what it needs.
+        """
+        given, giver = OUTPUTS, ""
+        for step in self.after:
+            name = type_name(step)
+            if step.takes != given:
+                raise InputError(
+                    f"the step {name} takes {step.takes}, and gets {given}"
+                    f"{f' from {giver}' if giver else ''}: {_todo(step.takes, given)}"
+                )
+            given, giver = step.gives, name
+        if self.after:
+            if given != DECISION:
+                raise InputError(
+                    f"the last step after the model, {giver}, gives {given}, and not a decision: "
+                    f"{_todo(DECISION, given)}"
+                )
+            self.after[0].check(outputs)
+
     @property
     def all(self) -> Iterator[Step | PostStep]:
         """Every step, in order."""
         yield from self.steps
         yield from self.after
+
+
+def _todo(takes: str, given: str) -> str:
+    """Return what to do where a step, or the end of a pipeline, gets another kind of value."""
+    fitting = [
+        name
+        for name, path in PostStep.registry.items()
+        if path.startswith("hasten.")
+        and (kind := PostStep.member(name)).takes == given
+        and kind.gives == takes
+    ]
+    if not fitting:
+        return "leave out one of them" if given != OUTPUTS else "leave it out"
+    return (
+        f"put {' or '.join(fitting)} between"
+        if takes != DECISION
+        else f"add {' or '.join(fitting)}"
+    )
 
 
 def as_request(prepared: Any, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
