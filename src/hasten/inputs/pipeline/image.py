@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -142,6 +144,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB."""
     from PIL import Image
 
+    if image.mode == "RGB":
+        return image  # Pillow's conversion would copy it
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -235,6 +239,10 @@ class CenterCrop(Step):
         return self(value), origin.cut(top, left)
 
 
+def _is_rgb(value: Array) -> bool:
+    return value.dtype == np.uint8 and value.shape[2:] == (3,)
+
+
 @dataclass(frozen=True)
 class Normalize(Step):
     """Compute (value * scale - mean) / std per channel, from `(height, width, 3)` uint8 to float32.
@@ -250,10 +258,56 @@ class Normalize(Step):
     std: tuple[float, float, float]
     scale: float = 1 / 255
 
+    def __post_init__(self) -> None:
+        """Check that every number is finite, and that none divides by 0."""
+        numbers = (*self.mean, *self.std, self.scale)
+        if not all(math.isfinite(number) for number in numbers) or min(self.std) <= 0:
+            raise InputError(
+                f"normalize.mean={self.mean!r}, std={self.std!r}, scale={self.scale!r}: give finite "
+                "numbers, and deviations above 0"
+            )
+
     def __call__(self, value: Array) -> Array:
+        factor, shift = self.factors
+        if not _is_rgb(value):
+            return value * factor - shift
+        height, width, _ = value.shape
+        rows = value.astype(np.float32, order="C").reshape(height, width * 3)
+        rows *= np.tile(factor, width)  # numpy is ten times slower where the last axis has 3
+        rows -= np.tile(shift, width)
+        return rows.reshape(value.shape)
+
+    @cached_property
+    def factors(self) -> tuple[Array, Array]:
+        """Factor of a pixel's value and what is subtracted then, float32, one per channel."""
         mean, std = np.array(self.mean, np.float64), np.array(self.std, np.float64)
-        factor = (self.scale / std).astype(np.float32)
-        return value * factor - (mean / std).astype(np.float32)
+        return (self.scale / std).astype(np.float32), (mean / std).astype(np.float32)
+
+    def joined(self, following: Step) -> Step | None:
+        """Return one step for this one and the order of the axes, where that makes planes."""
+        return _NormalizedPlanes(self) if following == ToLayout("CHW", "float32") else None
+
+
+@dataclass(frozen=True)
+class _NormalizedPlanes(Step):
+    """Normalize pixels straight into planes, equal bit for bit to `Normalize`, then `ToLayout`.
+
+    Attributes:
+        normalize: What is computed for each pixel.
+    """
+
+    normalize: Normalize
+
+    def __call__(self, value: Array) -> Array:
+        if not _is_rgb(value):
+            return ToLayout()(self.normalize(value))
+        planes = np.empty((3, *value.shape[:2]), np.float32)
+        for channel, (factor, shift) in enumerate(zip(*self.normalize.factors, strict=True)):
+            plane = planes[channel]
+            plane[...] = value[:, :, channel]
+            plane *= factor
+            plane -= shift
+        return planes
 
 
 @dataclass(frozen=True)
