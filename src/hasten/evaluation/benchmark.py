@@ -9,16 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.requests import first_requests, telling
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.models import onnx as onnx_frontend
+from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.effort import Effort, effort_of
 from hasten.measure.journal import Journal
 from hasten.measure.probe import usable_threads
@@ -28,6 +33,11 @@ from hasten.measure.workbench import Bench
 from hasten.reporting.result import UNEVEN, Row, row
 
 _CANDIDATE = "bundle"
+WITHIN = (
+    "the bundle's time includes the normalization of pixels, which its model does itself; the other "
+    "model is given normalized pixels, and the time that this takes is left out"
+)
+"""Note on a comparison in which only the bundle's model does the end of the pipeline itself."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,13 @@ class _Rival:
         engine: Engine that runs the model.
         artifact: Artifact that the engine opens; for a function the bundle's, which has the inputs
             and outputs.
+        samples: Requests in the form that the model takes, where it isn't the bundle's.
     """
 
     label: str
     engine: Engine
     artifact: Artifact
+    samples: Spool | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,8 @@ def bench(
             standings, notes = _raced(other, winner, samples, place, tries, seed, target)
             if not standings.stands(_CANDIDATE):
                 raise CandidateError(f"the bundle dropped out: {standings.failed[_CANDIDATE]}")
+        if other.samples is not None:
+            notes.append(WITHIN)
         if winner.engine.uneven:
             notes.append(UNEVEN.format(winner.label))
         return Comparison(
@@ -154,17 +168,40 @@ def _against(
             )
         return _held(folder, manifest.exact, manifest, custom_ops)
     text = os.fspath(against)
+    unfolded = _unfolded(manifest, samples, place / "unfolded")
+    own = unfolded or samples
     if ":" in text and not Path(text).exists():
         winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
-        return _Rival(text, PythonFunction(text), winner)
+        if unfolded is not None:
+            ((name, first),) = unfolded.inputs([0]).items()
+            spec = TensorSpec(name, str(first.dtype), (winner.inputs[0].shape[0], *first.shape[1:]))
+            request = replace(spec, shape=first.shape)
+            winner = replace(winner, inputs=(spec,), request=(request,))
+        return _Rival(text, PythonFunction(text), winner, unfolded)
     if text.endswith(".py"):
         raise InputError(f"{text} is a file of Python: name the function in it too, {text}:predict")
     model = onnx_frontend.load(Path(text), custom_ops)
-    model = model.settled_by({name: array[0] for name, array in samples.inputs([0]).items()})
+    if unfolded is not None and model.inputs[0].dtype == "uint8":
+        unfolded, own = None, samples  # it does the same steps itself
+    model = model.settled_by({name: array[0] for name, array in own.inputs([0]).items()})
     engine = OnnxRuntime()
     (place / "rival").mkdir()
     artifact = engine.build(model, Target.host(), place / "rival")
-    return _Rival(f"{text}, {engine.words()}", engine, artifact)
+    return _Rival(f"{text}, {engine.words()}", engine, artifact, unfolded)
+
+
+def _unfolded(manifest: Manifest, samples: Spool, folder: Path) -> Spool | None:
+    """Return the requests as a model takes them that doesn't do the bundle's folded steps itself.
+
+    None where nothing was folded into the bundle's model.
+    """
+    pipeline = manifest.pipeline
+    if pipeline is None or not pipeline.folded:
+        return None
+    rest = Pipeline(pipeline.folded)
+    (name,) = samples.names
+    pixels = samples.inputs(range(len(samples)))[name]
+    return write_spool(ArrayDataset({name: np.stack([rest(one) for one in pixels])}), folder)
 
 
 def _raced(
@@ -203,6 +240,9 @@ def _race(
             entrants,
             samples,
             Journal(desk.folder / "journal.jsonl"),
+            own_samples={}
+            if other.samples is None
+            else dict.fromkeys((BASELINE, AGAIN), other.samples),
             threads=desk.target.threads,
             count=effort.final_rounds,
             pace=effort.pace("p50"),

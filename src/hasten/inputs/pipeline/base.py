@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
+
 from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
@@ -132,10 +134,13 @@ class Pipeline:
     Attributes:
         steps: Steps of preprocessing, in order.
         after: Steps of postprocessing, in order; none where the outputs themselves are the answer.
+        folded: Steps that would come after `steps` and that the model's own graph does instead;
+            none where the graph is as it was given.
     """
 
     steps: tuple[Step, ...]
     after: tuple[PostStep, ...] = ()
+    folded: tuple[Step, ...] = ()
 
     def __call__(self, value: Any) -> Any:
         """Return one prepared sample without a batch axis: an array, or arrays by input name.
@@ -172,6 +177,11 @@ class Pipeline:
         for step in self.after:
             value = step(value, origin)
         return value
+
+    @property
+    def whole(self) -> Pipeline:
+        """The pipeline for the model as it was given, before steps were folded into its graph."""
+        return Pipeline((*self.steps, *self.folded), self.after)
 
     @cached_property
     def _joined(self) -> tuple[Step, ...]:
@@ -212,7 +222,7 @@ def as_request(prepared: Any, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
             raise InputError(
                 f"the pipeline gives {', '.join(prepared) or 'nothing'}, and the model takes {spec}"
             )
-        array = prepared[spec.name][None]
+        array = np.ascontiguousarray(prepared[spec.name])[None]  # engines take no others
         if not spec.fits(array):
             raise InputError(
                 f"the pipeline gives {list(array.shape)} of {array.dtype} with its batch axis, and "

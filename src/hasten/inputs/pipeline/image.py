@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -13,7 +14,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, Step
+from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -337,3 +338,28 @@ class ToLayout(Step):
         if self.layout == "CHW":
             array = array.transpose(2, 0, 1)
         return np.ascontiguousarray(array, dtype=self.dtype)
+
+
+def in_pixels(pipeline: Pipeline, folded: Sequence[Step]) -> Pipeline:
+    """Return a pipeline that ends in contiguous uint8 pixels, for a model that does its last steps.
+
+    Args:
+        pipeline: Pipeline for the model as it was given, or for this one.
+        folded: Steps that the model's own graph does; none where it does none.
+
+    Returns:
+        Pipeline whose samples are uint8 of shape (height, width, 3) if there are such steps.
+
+    Raises:
+        InputError: the pipeline ends in other steps.
+    """
+    if pipeline.folded == tuple(folded):
+        return pipeline
+    count = len(folded)
+    if pipeline.folded or pipeline.steps[-count:] != tuple(folded):
+        raise InputError(
+            "the bundle's model normalizes pixels itself, and the pipeline that was given does so "
+            "otherwise: give the pipeline that the bundle was made with, or none"
+        )
+    steps = (*pipeline.steps[:-count], ToLayout("HWC", "uint8"))
+    return replace(pipeline, steps=steps, folded=tuple(folded))
