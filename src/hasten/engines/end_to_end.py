@@ -89,8 +89,9 @@ class _WholeSession(Session):
         self._model_inputs = session.inputs
         self.inputs, self.outputs = REQUEST, session.outputs
         self._latencies_ns: dict[str, deque[int]] = {}
-        every = () if pipeline is None else tuple(pipeline.all)
-        self._names = _names([type_name(step) for step in every])
+        before = [] if pipeline is None else [step.name for step in pipeline.joined]
+        after = [] if pipeline is None else [type_name(step) for step in pipeline.after]
+        self._names = _names([*before, *after])
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         content = self._contents[int(inputs["file"][0])]
@@ -107,8 +108,8 @@ class _WholeSession(Session):
         value: Any = content
         origin = Origin()
         began_ns = time.perf_counter_ns()
-        before = len(pipeline.steps)
-        for name, step in zip(self._names, pipeline.steps, strict=False):
+        before = len(pipeline.joined)
+        for name, step in zip(self._names, pipeline.joined, strict=False):
             value, origin = step.traced(value, origin)
             began_ns = self._note(name, began_ns)
         outputs = self._session.run(as_request(value, self._model_inputs))

@@ -39,6 +39,11 @@ _CANDIDATE = "bundle"
 _FILES = 64
 """Number of files that are timed, in turns."""
 _LIMIT_S = 60.0
+WITHIN = (
+    "the bundle's time includes the normalization of pixels, which its model does itself; the other "
+    "model is given normalized pixels, and the time that this takes is left out"
+)
+"""Note on a comparison in which only the bundle's model does the end of the pipeline itself."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,14 @@ class _Rival:
         artifact: Artifact that the engine opens; for a function the bundle's, which has the inputs
             and outputs.
         uneven: Whether requests differ so much in cost that only the mean tells.
+        samples: Requests in the form that the model takes, where it isn't the bundle's.
     """
 
     label: str
     engine: Engine
     artifact: Artifact
     uneven: bool = False
+    samples: Spool | None = None
 
 
 @dataclass(frozen=True)
@@ -168,13 +175,16 @@ def bench(
         other = _against(against, folder, manifest, samples, custom_ops, place)
         if manifest.pipeline is not None and end_to_end:
             winner = _whole(winner, manifest.pipeline, files)
-            other = _whole(other, pipeline or manifest.pipeline, files)
+            own = manifest.pipeline if other.samples is None else manifest.pipeline.whole
+            other = _whole(other, pipeline or own, files)
             numbers = ArrayDataset({"file": np.arange(len(files))})
             samples, said = write_spool(numbers, place / "numbers"), f"{len(files)} files of {data}"
         with telling(said):
             standings, notes, stages = _raced(other, winner, samples, place, tries, seed, target)
             if not standings.stands(_CANDIDATE):
                 raise CandidateError(f"the bundle dropped out: {standings.failed[_CANDIDATE]}")
+        if other.samples is not None:
+            notes.append(WITHIN)
         if winner.uneven:
             notes.append(UNEVEN.format(winner.label))
         return Comparison(
@@ -240,17 +250,40 @@ def _against(
             )
         return _held(folder, manifest.exact, manifest, custom_ops)
     text = os.fspath(against)
+    unfolded = _unfolded(manifest, samples, place / "unfolded")
+    own = unfolded or samples
     if ":" in text and not Path(text).exists():
         winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
-        return _Rival(text, PythonFunction(text), winner)
+        if unfolded is not None:
+            ((name, first),) = unfolded.inputs([0]).items()
+            spec = TensorSpec(name, str(first.dtype), (winner.inputs[0].shape[0], *first.shape[1:]))
+            request = replace(spec, shape=first.shape)
+            winner = replace(winner, inputs=(spec,), request=(request,))
+        return _Rival(text, PythonFunction(text), winner, samples=unfolded)
     if text.endswith(".py"):
         raise InputError(f"{text} is a file of Python: name the function in it too, {text}:predict")
     model = onnx_frontend.load(Path(text), custom_ops)
-    model = model.settled_by({name: array[0] for name, array in samples.inputs([0]).items()})
+    if unfolded is not None and model.inputs[0].dtype == "uint8":
+        unfolded, own = None, samples  # it does the same steps itself
+    model = model.settled_by({name: array[0] for name, array in own.inputs([0]).items()})
     engine = OnnxRuntime()
     (place / "rival").mkdir()
     artifact = engine.build(model, Target.host(), place / "rival")
-    return _Rival(f"{text}, {engine.words()}", engine, artifact)
+    return _Rival(f"{text}, {engine.words()}", engine, artifact, samples=unfolded)
+
+
+def _unfolded(manifest: Manifest, samples: Spool, folder: Path) -> Spool | None:
+    """Return the requests as a model takes them that doesn't do the bundle's folded steps itself.
+
+    None where nothing was folded into the bundle's model.
+    """
+    pipeline = manifest.pipeline
+    if pipeline is None or not pipeline.folded:
+        return None
+    rest = Pipeline(pipeline.folded)
+    (name,) = samples.names
+    pixels = samples.inputs(range(len(samples)))[name]
+    return write_spool(ArrayDataset({name: np.stack([rest(one) for one in pixels])}), folder)
 
 
 def _raced(
@@ -294,6 +327,9 @@ def _race(
             entrants,
             samples,
             Journal(desk.folder / "journal.jsonl"),
+            own_samples={}
+            if other.samples is None
+            else dict.fromkeys((BASELINE, AGAIN), other.samples),
             threads=desk.target.threads,
             count=effort.final_rounds,
             pace=effort.pace("p50"),

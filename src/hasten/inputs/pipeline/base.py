@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
+
+import numpy as np
 
 from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
@@ -79,6 +82,18 @@ class Step(Value, ABC):
         """
         return self(value), origin
 
+    @property
+    def name(self) -> str:
+        """Name of the step for people, as in a table of latencies."""
+        return type_name(self)
+
+    def joined(self, following: Step) -> Step | None:
+        """Return one step that does this one's and the following one's work, equal bit for bit.
+
+        A step overrides this where both are faster in one pass. None where they aren't.
+        """
+        return None
+
 
 OUTPUTS = "the model's outputs"
 """Kind of value that the first step after the model takes: arrays by name, for one sample."""
@@ -150,10 +165,13 @@ class Pipeline:
     Attributes:
         steps: Steps of preprocessing, in order.
         after: Steps of postprocessing, in order; none where the outputs themselves are the answer.
+        folded: Steps that would come after `steps` and that the model's own graph does instead;
+            none where the graph is as it was given.
     """
 
     steps: tuple[Step, ...]
     after: tuple[PostStep, ...] = ()
+    folded: tuple[Step, ...] = ()
 
     def __call__(self, value: Any) -> Any:
         """Return one prepared sample without a batch axis: an array, or arrays by input name.
@@ -161,7 +179,7 @@ class Pipeline:
         Raises:
             InputError: the sample can't be read or doesn't fit.
         """
-        for step in self.steps:
+        for step in self.joined:
             value = step(value)
         return value
 
@@ -172,7 +190,7 @@ class Pipeline:
             InputError: the sample can't be read or doesn't fit.
         """
         origin = Origin()
-        for step in self.steps:
+        for step in self.joined:
             value, origin = step.traced(value, origin)
         return value, origin
 
@@ -216,6 +234,20 @@ class Pipeline:
                     f"{_todo(DECISION, given)}"
                 )
             self.after[0].check(outputs)
+
+    @property
+    def whole(self) -> Pipeline:
+        """The pipeline for the model as it was given, before steps were folded into its graph."""
+        return Pipeline((*self.steps, *self.folded), self.after)
+
+    @cached_property
+    def joined(self) -> tuple[Step, ...]:
+        """The steps of preprocessing as they run: those that are faster in one pass are one."""
+        steps: list[Step] = []
+        for step in self.steps:
+            one = steps[-1].joined(step) if steps else None
+            steps[-1:] = [one] if one is not None else [*steps[-1:], step]
+        return tuple(steps)
 
     @property
     def all(self) -> Iterator[Step | PostStep]:
@@ -265,7 +297,7 @@ def as_request(prepared: Any, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
             raise InputError(
                 f"the pipeline gives {', '.join(prepared) or 'nothing'}, and the model takes {spec}"
             )
-        array = prepared[spec.name][None]
+        array = np.ascontiguousarray(prepared[spec.name])[None]  # engines take no others
         if not spec.fits(array):
             raise InputError(
                 f"the pipeline gives {list(array.shape)} of {array.dtype} with its batch axis, and "
