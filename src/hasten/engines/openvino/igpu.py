@@ -23,6 +23,7 @@ class OpenVinoIgpu(OpenVino):
 
     families: ClassVar[frozenset[str]] = frozenset({"igpu"})
     faithful: ClassVar[bool] = False
+    keeps_compiled: ClassVar[bool] = False
 
     device: str = ""
 

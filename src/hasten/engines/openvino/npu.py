@@ -26,6 +26,7 @@ class OpenVinoNpu(OpenVino):
 
     families: ClassVar[frozenset[str]] = frozenset({"npu"})
     faithful: ClassVar[bool] = False
+    keeps_compiled: ClassVar[bool] = False
 
     precision: Literal["f32", "f16", "bf16"] = "f16"
     device: str = "NPU"
