@@ -113,7 +113,6 @@ class Engine(Value, ABC):
         float_only: Whether it takes only those ONNX models that nothing has quantized.
         faithful: Whether a session on this host answers bit for bit as the device does. Only then
             can it give a certificate for a device that isn't here.
-        keeps_compiled: Whether `open_cached` keeps something of a model in the cache that it is given.
     """
 
     families: ClassVar[frozenset[str]] = frozenset()
@@ -123,7 +122,6 @@ class Engine(Value, ABC):
     settles: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
     faithful: ClassVar[bool] = True
-    keeps_compiled: ClassVar[bool] = False
     registry: ClassVar[Registry] = Registry(
         "engine",
         "hasten.engines",
@@ -154,6 +152,11 @@ class Engine(Value, ABC):
     @abstractmethod
     def exact(self) -> bool:
         """Whether these settings keep the model's own precision (no fast-math, no bf16)."""
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether `open_cached` keeps something of a model in the cache that it is given."""
+        return False
 
     @property
     def runtimes(self) -> tuple[Engine, ...]:

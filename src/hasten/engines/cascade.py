@@ -57,6 +57,11 @@ class Cascade(Engine):
         return False
 
     @property
+    def keeps_compiled(self) -> bool:
+        """Whether one of its engines keeps something."""
+        return self.fast.keeps_compiled or self.careful.keeps_compiled
+
+    @property
     def runtimes(self) -> tuple[Engine, ...]:
         """Runtimes of both engines."""
         return (*self.fast.runtimes, *self.careful.runtimes)

@@ -46,7 +46,6 @@ class OnnxRuntime(Engine):
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     distributions: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime-gpu")
     extra: ClassVar[str] = "onnxruntime"
-    keeps_compiled: ClassVar[bool] = True
 
     threads: int | None = None
     spinning: bool = True
@@ -56,6 +55,11 @@ class OnnxRuntime(Engine):
     def exact(self) -> bool:
         """True: no setting here lowers the precision."""
         return True
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether there is an optimized graph to keep."""
+        return self.graph_optimization == "all"
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
@@ -121,8 +125,8 @@ class OnnxRuntime(Engine):
         Raises:
             CandidateError: the model can't be loaded.
         """
-        optimized = self.graph_optimization == "all" and not artifact.custom_ops
-        if optimized and artifact.size_bytes <= _LARGEST_KEPT_BYTES:
+        plain = self.keeps_compiled and not artifact.custom_ops
+        if plain and artifact.size_bytes <= _LARGEST_KEPT_BYTES:
             loaded = self._recall(artifact, target, compiled)
         else:
             loaded = self._load(artifact, target)

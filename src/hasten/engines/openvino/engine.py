@@ -63,7 +63,6 @@ class OpenVino(Engine):
     distributions: ClassVar[tuple[str, ...]] = ("openvino",)
     extra: ClassVar[str] = "openvino"
     settles: ClassVar[bool] = True
-    keeps_compiled: ClassVar[bool] = True
 
     precision: Literal["f32", "f16", "bf16"] = "f32"
     threads: int | None = None
@@ -78,6 +77,11 @@ class OpenVino(Engine):
     def exact(self) -> bool:
         """Whether the precision is f32."""
         return self.precision == "f32"
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """True: the graph as the plugin transformed it."""
+        return True
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:

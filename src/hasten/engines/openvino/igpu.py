@@ -23,7 +23,6 @@ class OpenVinoIgpu(OpenVino):
 
     families: ClassVar[frozenset[str]] = frozenset({"igpu"})
     faithful: ClassVar[bool] = False
-    keeps_compiled: ClassVar[bool] = False
 
     device: str = ""
 
@@ -35,6 +34,11 @@ class OpenVinoIgpu(OpenVino):
             InputError: there is no integrated GPU.
         """
         return self.device or integrated(import_quietly("openvino").Core())
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """False: what it compiles depends on the device's driver, too."""
+        return False
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:

@@ -26,7 +26,6 @@ class OpenVinoNpu(OpenVino):
 
     families: ClassVar[frozenset[str]] = frozenset({"npu"})
     faithful: ClassVar[bool] = False
-    keeps_compiled: ClassVar[bool] = False
 
     precision: Literal["f32", "f16", "bf16"] = "f16"
     device: str = "NPU"
@@ -35,6 +34,11 @@ class OpenVinoNpu(OpenVino):
     def plugin(self) -> str:
         """Name of the device in OpenVINO."""
         return self.device
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """False: what it compiles depends on the device's driver, too."""
+        return False
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
