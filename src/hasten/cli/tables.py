@@ -30,7 +30,7 @@ def curve_table(points: Sequence[CurvePoint]) -> str:
 
 def starts_table(rows: Sequence[Starts]) -> str:
     """Write the medians of starts by stage, and their ratio to the first row."""
-    lines = [("", *STAGES, "total", "of the first")]
+    lines: list[tuple[str, ...]] = [("", *STAGES, "total", "of the first")]
     for row in rows:
         stages = (f"{row.stage_ns(stage) / 1e6:,.0f} ms" for stage in STAGES)
         ratio = f"{row.total_ns / rows[0].total_ns:.0%}"

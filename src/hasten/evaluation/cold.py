@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from hasten.core.cache_folder import VARIABLE
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.records import type_name
 from hasten.core.telemetry import OFF
-from hasten.core.tensors import Array, TensorSpec
+from hasten.core.tensors import TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.requests import random_requests
 from hasten.measure.worker import request_of
@@ -110,7 +111,8 @@ def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0
     winner, exact = manifest.winner, manifest.exact
     with tempfile.TemporaryDirectory(prefix="hasten-cold-") as place:
         work = Path(place)
-        np.savez(work / "request.npz", **_request(folder, manifest, seed))
+        tensors: dict[str, Any] = _request(folder, manifest, seed)
+        np.savez(work / "request.npz", **tensors)
         empty, filled = str(work / "empty"), str(work / "filled")
         kinds = [
             _Kind(f"{winner.label}, empty cache", "winner", _engines(winner), empty),
@@ -140,7 +142,7 @@ def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0
         )
 
 
-def _request(folder: Path, manifest: Manifest, seed: int) -> dict[str, Array]:
+def _request(folder: Path, manifest: Manifest, seed: int) -> dict[str, Any]:
     """Return one request: the first that the bundle keeps, else a random one."""
     if kept := kept_requests(folder, manifest):
         return kept[0]
