@@ -146,11 +146,25 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     type=Seconds(),
     help="Length of each run of a scenario.  [default: 5s]",
 )
+@click.option(
+    "--cold",
+    is_flag=True,
+    help="Time fresh processes from their start to the first answer, with and without the cache.",
+)
+@click.option("--starts", type=int, help="Counted starts of each kind with --cold.  [default: 7]")
 @custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(as_json: bool, bundle: str, **options: Any) -> None:
     """Compare BUNDLE's latency with your current deployment's, or run it under load."""
     with one_line_errors():
+        starts = options.pop("starts")
+        if options.pop("cold"):
+            if any(options.values()):
+                raise InputError("--cold starts the bundle alone: leave out all but --starts")
+            _cold(as_json, bundle, 7 if starts is None else starts)
+            return
+        if starts is not None:
+            raise InputError("--starts needs --cold: add it")
         load = {
             name: value
             for name in ("scenario", "latency_bound_s", "sessions", "duration_s")
@@ -366,6 +380,21 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
             click.echo(as_text(gathered(bundle)))
             return
         click.echo(f"report: {run(bundle, out)}")
+
+
+def _cold(as_json: bool, bundle: str, starts: int) -> None:
+    """Time starts of fresh processes, and print a row for each kind."""
+    from hasten.cli.tables import starts_table
+    from hasten.evaluation.cold import cold_start
+
+    result = cold_start(bundle, starts=starts)
+    if as_json:
+        click.echo(as_text(result))
+        return
+    click.echo(starts_table(result.rows))
+    click.echo(
+        f"medians of {starts} starts each, in turns; the cache keeps {result.kept_bytes:,} bytes"
+    )
 
 
 def _under_load(as_json: bool, bundle: str, options: dict[str, Any]) -> None:
