@@ -93,7 +93,7 @@ def check_header(path: Path) -> None:
 class Decode(Step):
     """Decode a file or its bytes to `(height, width, 3)` uint8, in RGB.
 
-    Gray and palette images become RGB, 16-bit gray keeps its upper 8 bits, and transparency is
+    A picture that is decoded already, as a video's frame is, passes through unchanged. Gray and palette images become RGB, 16-bit gray keeps its upper 8 bits, and transparency is
     dropped.
 
     Attributes:
@@ -111,12 +111,14 @@ class Decode(Step):
                 f"decode.max_pixels={self.max_pixels!r}: give a number from 1 to {MAX_PIXELS}"
             )
 
-    def __call__(self, value: bytes | Path) -> Array:
+    def __call__(self, value: bytes | Path | Array) -> Array:
         """Decode an image.
 
         Raises:
-            InputError: the file can't be read; the message names it.
+            InputError: the file can't be read; the message names it. Or an array isn't an image.
         """
+        if isinstance(value, np.ndarray):
+            return self._checked(value)
         with _open(value, self.max_pixels) as image:
             try:
                 image.load()
@@ -124,10 +126,24 @@ class Decode(Step):
             except _UNREADABLE as error:
                 raise InputError(f"{_name(value)} can't be read as an image: {error}") from error
 
-    def traced(self, value: bytes | Path, origin: Origin) -> tuple[Array, Origin]:
+    def traced(self, value: bytes | Path | Array, origin: Origin) -> tuple[Array, Origin]:
         """Return the decoded image, whose pixels are the source's own from now on."""
         image = self(value)
         return image, Origin(*image.shape[:2])
+
+    def _checked(self, image: Array) -> Array:
+        """Check a picture that is decoded already."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                "a decoded picture is (height, width, 3) of uint8, in RGB: got "
+                f"{list(image.shape)} of {image.dtype}"
+            )
+        height, width = image.shape[:2]
+        if height * width > self.max_pixels:
+            raise InputError(
+                f"the image has {width} x {height} pixels, more than {self.max_pixels}"
+            )
+        return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
