@@ -109,8 +109,9 @@ class Decode(Step):
     """Decode a file or its bytes to `(height, width, 3)` uint8, in RGB.
 
     Gray and palette images become RGB, 16-bit gray keeps its upper 8 bits, transparency is
-    dropped, and of an animated image the first frame counts. The pixels are those of Pillow;
-    simplejpeg, where it is installed, gives the same pixels of a JPEG file in less time.
+    dropped, and of an animated image the first frame counts. A picture that is decoded already, as a
+    video's frame is, passes through unchanged. The pixels are those of Pillow; simplejpeg, where it
+    is installed, gives the same pixels of a JPEG file in less time.
 
     Attributes:
         orient: Whether to turn the image upright as its EXIF data says.
@@ -134,16 +135,18 @@ class Decode(Step):
         if self.least < 0:
             raise InputError(f"decode.least={self.least!r}: give a number of pixels, or 0")
 
-    def __call__(self, value: bytes | Path) -> Array:
+    def __call__(self, value: bytes | Path | Array) -> Array:
         """Decode an image.
 
         Raises:
-            InputError: the file can't be read; the message names it.
+            InputError: the file can't be read; the message names it. Or an array isn't an image.
         """
         return self.traced(value, Origin())[0]
 
-    def traced(self, value: bytes | Path, origin: Origin) -> tuple[Array, Origin]:
+    def traced(self, value: bytes | Path | Array, origin: Origin) -> tuple[Array, Origin]:
         """Return the decoded image, and its place in the upright source of full size."""
+        if isinstance(value, np.ndarray):
+            return self._checked(value), Origin(*value.shape[:2])
         with _open(value, self.max_pixels) as image:
             width, height = image.size
             factor = self._factor(image)
@@ -179,6 +182,20 @@ class Decode(Step):
         if not self.least or image.format not in ("JPEG", "MPO"):
             return 1
         return next(f for f in (8, 4, 2, 1) if f == 1 or -(-shorter // f) >= self.least)
+
+    def _checked(self, image: Array) -> Array:
+        """Check a picture that is decoded already."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                "a decoded picture is (height, width, 3) of uint8, in RGB: got "
+                f"{list(image.shape)} of {image.dtype}"
+            )
+        height, width = image.shape[:2]
+        if height * width > self.max_pixels:
+            raise InputError(
+                f"the image has {width} x {height} pixels, more than {self.max_pixels}"
+            )
+        return image
 
 
 def _turn(image: Image.Image) -> int | None:
