@@ -85,6 +85,7 @@ class PostStep(Value, ABC):
     Attributes:
         packages: Distributions that the step imports beside numpy, as `pip install` takes them.
         extra: hasten's extra that brings them; "" where there are none.
+        gives: What its result is: "classes", "boxes"; "" where nothing is said.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -94,6 +95,7 @@ class PostStep(Value, ABC):
     )
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
+    gives: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(self, value: Any, origin: Origin) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class TopK(PostStep):
     labels: tuple[str, ...] = ()
     softmax: bool = True
     output: str = ""
+    gives: ClassVar[str] = "classes"
 
     def __post_init__(self) -> None:
         """Check the count."""
