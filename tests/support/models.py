@@ -38,6 +38,16 @@ elementwise (float[batch, 4] x) => (float[batch, 4] y)
 }
 """
 
+COLOURS = ("red", "green", "blue")
+COLOUR = """
+colour (float[batch, 3, 8, 8] pixels) => (float[batch, 3] scores)
+{
+    mean = GlobalAveragePool (pixels)
+    scores = Flatten (mean)
+}
+"""
+"""One score for each colour, which is its mean over the picture."""
+
 Build = Callable[..., Model]
 
 

@@ -21,6 +21,7 @@ from hasten.bundle import write
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.pipeline.base import Pipeline
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.server import Server
 from hasten.serving.settings import ModelPlace, ServerSettings
@@ -40,6 +41,7 @@ def bundle_of(
     keep_exact: bool = True,
     extra: Mapping[str, Any] = {},
     requests: Sequence[Tensors] = (),
+    pipeline: Pipeline | None = None,
 ) -> Path:
     """Write a bundle of an .onnx file whose only open dimension is the batch.
 
@@ -52,6 +54,7 @@ def bundle_of(
         keep_exact: Whether the bundle holds the exact model.
         extra: Evidence, by file name.
         requests: Requests that the bundle keeps for warm-up.
+        pipeline: Steps before and after the model.
     """
     path = folder / f"{name or model.stem}.hasten"
     place = folder / f"building-{os.urandom(4).hex()}"
@@ -60,7 +63,7 @@ def bundle_of(
     winner = built(place / "winner", model, engine)
     other = winner if exact is None else built(place / "exact", exact, ONE_THREAD)
     status = "exact" if exact is None else "certified"
-    stating = stated(winner, other if keep_exact else None, status=status)
+    stating = stated(winner, other if keep_exact else None, status=status, pipeline=pipeline)
     write(path, stating, extra, requests=requests)
     return path
 

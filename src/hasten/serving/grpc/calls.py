@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query
@@ -64,7 +65,7 @@ class Inference:
         self._reserved = 0
         self._model: ServedModel
         self._query: Query
-        self._ticket: Ticket | None = None
+        self._ticket: Ticket | RawTicket | None = None
         self.id, self.final = "", False
 
     def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:
@@ -85,7 +86,7 @@ class Inference:
         )
         query = self._query = self._read(request)
         query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
-        ticket = model.submit(query, done)
+        ticket = model.accept(query, done)
         if not ticket.over:
             self._ticket = ticket
 
@@ -127,7 +128,7 @@ class Inference:
         """Release the request, which is answered or given up by its client."""
         ticket, self._ticket = self._ticket, None
         if ticket is not None and not ticket.over:
-            ticket.model.cancel(ticket)
+            ticket.cancel()
         self._state.body_bytes -= self._reserved
         self._reserved = 0
 

@@ -26,6 +26,7 @@ from hasten.serving.http.messages import (
     head_of,
     own_fault,
 )
+from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Query
@@ -34,6 +35,7 @@ from hasten.serving.wire.http_bodies import (
     decompressed,
     raw_query,
     read_body,
+    sample_query,
 )
 
 log = logging.getLogger("hasten.serving")
@@ -49,6 +51,8 @@ _LINGER_S = 1.0
 _MOST_ROUTES = 4096
 _LONGEST_ROUTE = 1024
 _LONGEST_NUMBER = 20
+_TENSORS = (b"application/json", b"application/x-www-form-urlencoded")
+"""Usual content types of JSON; the second is what curl sends where none is stated."""
 
 
 class Received(NamedTuple):
@@ -152,7 +156,7 @@ class Connection(asyncio.BufferedProtocol):
         self._in_body = False
         self._keep_alive = True
         self._busy = False
-        self._ticket: Ticket | None = None
+        self._ticket: Ticket | RawTicket | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._unpacking: asyncio.Task[None] | None = None
@@ -183,7 +187,7 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = True
         self.state.connections.discard(self)
         if self._ticket is not None:
-            self._ticket.model.cancel(self._ticket)
+            self._ticket.cancel()
             self._ticket = None
         if self._unpacking is not None:
             self._unpacking.cancel()
@@ -463,7 +467,7 @@ class Connection(asyncio.BufferedProtocol):
         trace = headers.get(b"traceparent", b"").decode("latin-1")
         stated = headers.get(b"inference-header-content-length")
         try:
-            query = self._read(model, path, stated, body)
+            query = self._read(model, path, stated, headers.get(b"content-type"), body)
         except ProtocolError as failure:
             model.unread(failure, arrived_ns, trace)
             raise
@@ -471,19 +475,28 @@ class Connection(asyncio.BufferedProtocol):
         query.arrived_ns, query.parsed_ns = arrived_ns, self.clock_ns()
         query.trace = trace
         exchange.query = query
-        ticket = model.submit(query, exchange.deliver)
+        ticket = model.accept(query, exchange.deliver)
         if not ticket.over:
             self._ticket = ticket
-        if query.plan is None and stated != b"0":
+        if query.plan is None and stated != b"0" and type(ticket) is Ticket:
             try:
                 model.plan(query, body, None if stated is None else int(stated), ticket)
             except Exception:  # the request may be answered already, so it can't fail any more
                 log.exception("the plan of a request couldn't be kept")
 
     def _read(
-        self, model: ServedModel, path: tuple[str, str], stated: bytes | None, body: Any
+        self,
+        model: ServedModel,
+        path: tuple[str, str],
+        stated: bytes | None,
+        kind: bytes | None,
+        body: Any,
     ) -> Query:
         state = self.state
+        if kind is not None and kind not in _TENSORS and stated is None:
+            sample = sample_query(body, *path, kind, model.takes_raw)
+            if sample is not None:
+                return sample
         if stated == b"0":
             return raw_query(body, *path, model.inputs)
         if stated is not None and not (stated.isdigit() and len(stated) < _LONGEST_NUMBER):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import random
@@ -21,13 +22,14 @@ from hasten.serving.models.batching import Batching, ServerTask, Timing
 from hasten.serving.models.caching import AnswerCache, content_key
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_rows, is_broken
+from hasten.serving.models.deciding import Deciding, RawTicket
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
-from hasten.serving.protocol.requests import Answer, Query
+from hasten.serving.protocol.requests import RAW, Answer, Query
 from hasten.serving.wire.plans import Plans, RequestPlan
 
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
@@ -79,6 +81,7 @@ class ServedModel:
         outputs: Outputs of an answer.
         most_rows: Most rows in a request; 0 if requests have no batch axis.
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
+        deciding: What answers raw samples; None for a bundle without a pipeline.
     """
 
     def __init__(
@@ -121,6 +124,10 @@ class ServedModel:
         )
         if self.fell_back:
             self._batching.stay_away()
+        pipeline = opened.manifest.pipeline
+        self.deciding = (
+            Deciding(self, pipeline, loop, settings.deadline_ns, clock_ns) if pipeline else None
+        )
         self._shadow: Shadow | None = None
         if settings.shadow and opened.standby is not None:
             self._shadow = Shadow(self._ask_exact, loop, self.statistics, lambda: self.idle)
@@ -147,7 +154,8 @@ class ServedModel:
     @property
     def idle(self) -> bool:
         """Whether no request waits or runs."""
-        return self._batching.scheduler.idle
+        resting = self.deciding is None or self.deciding.idle
+        return resting and self._batching.scheduler.idle
 
     @property
     def queued_rows(self) -> int:
@@ -164,6 +172,22 @@ class ServedModel:
         return self.opened.first.properties()
 
     # -- a request
+
+    def accept(self, query: Query, done: Done) -> Ticket | RawTicket:
+        """Accept a client's request, with tensors or with raw samples; see `submit`.
+
+        Raises:
+            ProtocolError: the request doesn't fit the model, or can't be answered in time.
+        """
+        if RAW in query.inputs and self.takes_raw:
+            assert self.deciding is not None
+            return self.deciding.submit(query, done)
+        return self.submit(query, done)
+
+    @functools.cached_property
+    def takes_raw(self) -> bool:
+        """Whether the input of raw samples is one, and not an input of the model's own."""
+        return self.deciding is not None and all(spec.name != RAW for spec in self.inputs)
 
     def submit(self, query: Query, done: Done) -> Ticket:
         """Accept a request; `done` gets its answer on the loop's thread, maybe before this returns.
@@ -192,7 +216,7 @@ class ServedModel:
             self._check_outputs(query)
             return found
         except ProtocolError as failure:
-            self._refused(query, failure)
+            self.refused(query, failure)
             raise
 
     def planned(self, body: Any, header_bytes: int | None) -> Query | None:
@@ -207,7 +231,7 @@ class ServedModel:
         try:
             self._batching.submit(ticket)
         except ProtocolError as failure:
-            self._refused(ticket.query, failure)
+            self.refused(ticket.query, failure)
             if ticket.content is not None:
                 self._flights.pop(ticket.content, None)
             raise
@@ -215,9 +239,10 @@ class ServedModel:
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
         """Count a request that couldn't be decoded."""
         query = Query(self.name, self.version, "", {}, arrived_ns=arrived_ns, trace=trace)
-        self._refused(query, failure)
+        self.refused(query, failure)
 
-    def _refused(self, query: Query, failure: ProtocolError) -> None:
+    def refused(self, query: Query, failure: ProtocolError) -> None:
+        """Count a request that got an error."""
         now_ns = self._clock_ns()
         self.statistics.refused(failure.kind.name, query.arrived_ns, now_ns)
         if self.tracing is not None:
@@ -277,6 +302,10 @@ class ServedModel:
         Raises:
             ProtocolError: the model doesn't take such an input.
         """
+        if name == RAW and self.takes_raw:
+            assert self.deciding is not None
+            self.deciding.check(datatype, shape)
+            return
         spec = next((spec for spec in self._specs if spec.name == name), None)
         if spec is None:
             raise self._unfit([name])
@@ -425,10 +454,14 @@ class ServedModel:
 
     async def drained(self) -> None:
         """Wait until every accepted request is answered."""
+        if self.deciding is not None:
+            await self.deciding.drained()
         await self._batching.drained()
 
     def close(self) -> None:
         """Refuse the queued requests, and free the engines."""
+        if self.deciding is not None:
+            self.deciding.close()
         self._batching.close()
         if self._shadow is not None:
             self._shadow.close()
@@ -477,6 +510,10 @@ class Ticket(ServerTask):
         self.follows = self.over = False
         self.timing: Timing | None = None
         self.timer = None
+
+    def cancel(self) -> None:
+        """Give up the request, whose client went away."""
+        self.model.cancel(self)
 
     def join(self, now_ns: int) -> None:
         """Wait for an equal request's answer, but only until this request's own deadline."""

@@ -16,7 +16,7 @@ from hasten.serving.models.window import Window
 
 BOUNDS_NS = tuple(round(1000 * base * 10**power) for power in range(7) for base in (1, 2, 5))
 """Upper bounds of the latency histograms' bins: 1 us to 5 s, three per power of ten."""
-STAGES = ("parse", "queue", "batch", "compute", "encode", "request")
+STAGES = ("parse", "prepare", "queue", "batch", "compute", "decide", "encode", "request")
 _BOUNDS = np.array(BOUNDS_NS)
 _AT_ONCE = 256
 
@@ -152,7 +152,7 @@ class Statistics:
         self._rows = 0
         self._stages = {stage: Histogram() for stage in STAGES}
         self._noted: list[Served] = []
-        self._encoded: list[int] = []
+        self._spans: dict[str, list[int]] = {"prepare": [], "decide": [], "encode": []}
         self._window = Window()
 
     def answered(self, served: Served) -> None:
@@ -163,7 +163,14 @@ class Statistics:
 
     def encoded(self, span_ns: int) -> None:
         """Record how long it took to encode an answer, in nanoseconds."""
-        self._encoded.append(span_ns)
+        self._spans["encode"].append(span_ns)
+
+    def staged(self, stage: str, span_ns: int) -> None:
+        """Record how long it took to "prepare" a raw sample, or to "decide" on it, in nanoseconds."""
+        spans = self._spans[stage]
+        spans.append(span_ns)
+        if len(spans) >= _AT_ONCE:
+            self._count()
 
     def refused(self, kind: str, arrived_ns: int, now_ns: int) -> None:
         """Count a request that got an error."""
@@ -183,9 +190,10 @@ class Statistics:
 
     def _count(self) -> None:
         """Count the recorded requests, and discard the records."""
-        if self._encoded:
-            self._stages["encode"].add_all(np.array(self._encoded))
-            self._encoded.clear()
+        for stage, spans_ns in self._spans.items():
+            if spans_ns:
+                self._stages[stage].add_all(np.array(spans_ns))
+                spans_ns.clear()
         if not self._noted:
             return
         spans = np.array(self._noted, np.int64)

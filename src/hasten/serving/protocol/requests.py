@@ -10,6 +10,11 @@ from hasten.core.tensors import Array, Tensors
 
 Parameters: TypeAlias = Mapping[str, Any]
 
+RAW = "raw"
+"""Name of the input that takes raw samples: datatype BYTES, one element per sample."""
+DECISION = "decision"
+"""Name of the output with the decision on each raw sample as JSON: datatype BYTES."""
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -60,6 +65,7 @@ class Query:
         parsed_ns: Time when the request was decoded, on the monotonic clock.
         trace: Caller's W3C `traceparent`, or "".
         source: Number of the connection that sent the request; 0 if unknown.
+        plain: Whether the body was one raw sample, so that the answer is the decision alone.
         plan: `RequestPlan` by which the request was decoded and thus needs no check; None without.
     """
 
@@ -75,6 +81,7 @@ class Query:
     parsed_ns: int = 0
     trace: str = ""
     source: int = 0
+    plain: bool = False
     plan: Any = None
 
 

@@ -23,7 +23,7 @@ from hasten.serving.protocol.datatypes import (
     to_bytes,
 )
 from hasten.serving.protocol.errors import Kind, ProtocolError
-from hasten.serving.protocol.requests import Answer, Query, WantedOutput
+from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query, WantedOutput
 from hasten.serving.wire.checks import MOST_RANK, region_of, tensor_size, whole_number
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.json_numbers import numbers
@@ -139,6 +139,42 @@ def raw_query(body: Any, model: str, version: str, specs: Sequence[TensorSpec]) 
     except InputError as error:
         raise ProtocolError(Kind.INVALID, f"input {spec.name!r}: {error}") from error
     return Query(model, version, "", {spec.name: array}, (), True)
+
+
+def sample_query(
+    body: Any, model: str, version: str, kind: bytes, takes_samples: bool
+) -> Query | None:
+    """Take a body as one raw sample, if its content type says so.
+
+    Args:
+        body: Whole body.
+        model: Name of the model.
+        version: Version of the model; "" for the newest.
+        kind: Content type of the body.
+        takes_samples: Whether the model takes raw samples.
+
+    Returns:
+        The request, which is to be answered by the decision alone; None if the body is JSON.
+
+    Raises:
+        ProtocolError: the content type is a picture's, a sound's or a film's, and the model takes
+            tensors only.
+    """
+    media = kind.partition(b";")[0].strip().lower()
+    surely = media.startswith((b"image/", b"audio/", b"video/"))
+    if not takes_samples:
+        if not surely:
+            return None
+        raise ProtocolError(
+            Kind.INVALID,
+            f"the model {model!r:.100} takes tensors, and got {media.decode('latin-1'):.100}: send "
+            "tensors, or make its bundle with a pipeline",
+        )
+    if not surely and media not in (b"text/plain", b"application/octet-stream"):
+        return None
+    sample = np.empty(1, object)
+    sample[0] = bytes(body)
+    return Query(model, version, "", {RAW: sample}, plain=True)
 
 
 def _inputs(
@@ -338,6 +374,9 @@ def write_answer(
     Raises:
         ProtocolError: an output doesn't fit its region, has no classes, or can't be written as JSON.
     """
+    if query.plain:
+        names = orjson.dumps({"model_name": answer.model, "model_version": answer.version})
+        return [b'%b,"%b":%b}' % (names[:-1], DECISION.encode(), answer.outputs[DECISION][0])], None
     wanted = query.outputs or [WantedOutput(name, query.binary) for name in answer.outputs]
     outputs, tail = [], []
     for each in wanted:

@@ -1,0 +1,367 @@
+"""Answer raw samples, such as encoded pictures: prepare them, run the model, and decide.
+
+Preparation and decision run on threads of their own, so that the event loop goes on; between the two,
+the sample waits and runs in the model's queue like any other request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import orjson
+
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
+from hasten.serving.models.caching import AnswerCache, content_key
+from hasten.serving.models.statistics import Statistics
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
+
+_MOST_WAITING = 1024
+
+Done: TypeAlias = Callable[[Answer | ProtocolError], None]
+log = logging.getLogger("hasten.serving")
+
+
+class Cancellable(Protocol):
+    """Interface of an accepted request."""
+
+    over: bool
+
+    def cancel(self) -> None:
+        """Give up the request, whose client went away."""
+
+
+class Asked(Protocol):
+    """Interface of the model that prepared samples are sent to."""
+
+    name: str
+    version: str
+    most_rows: int
+    statistics: Statistics
+    cache: AnswerCache | None
+    inputs: tuple[TensorSpec, ...]
+
+    def submit(self, query: Query, done: Done) -> Cancellable:
+        """Accept a request with tensors."""
+
+    def refused(self, query: Query, failure: ProtocolError) -> None:
+        """Count a request that got an error."""
+
+
+class RawTicket:
+    """A request with raw samples, from its acceptance to its answer.
+
+    Attributes:
+        model: Model that the request was sent to.
+        query: Request as it was parsed.
+        over: Whether the request is answered, refused or given up.
+        rows: Number of samples.
+        key: Hash of the samples; None without a cache.
+        origins: Where each prepared sample comes from.
+    """
+
+    __slots__ = ("_deciding", "_done", "inner", "key", "model", "origins", "over", "query", "rows")
+
+    def __init__(self, deciding: Deciding, query: Query, done: Done, rows: int) -> None:
+        self._deciding, self.model, self.query, self._done = deciding, deciding.model, query, done
+        self.rows, self.over = rows, False
+        self.key: bytes | None = None
+        self.inner: Cancellable | None = None
+        self.origins: list[Origin] = []
+
+    def cancel(self) -> None:
+        """Give up the request, whose client went away."""
+        if self.over:
+            return
+        self._deciding.leave(self)
+        if self.inner is not None:
+            self.inner.cancel()
+        else:
+            gone = ProtocolError(Kind.GONE, "the client went away")
+            self.model.refused(self.query, gone)
+
+    def tell(self, answer: Answer | ProtocolError) -> None:
+        """Answer the request, unless it is over."""
+        if not self.over:
+            self._deciding.leave(self)
+            self._done(answer)
+
+
+class Deciding:
+    """Prepares the raw samples of one model's requests, and decides on its outputs.
+
+    Args:
+        model: Model that the prepared samples are sent to.
+        pipeline: The bundle's steps before and after the model.
+        loop: Event loop on whose thread all methods are called.
+        deadline_ns: Deadline of a request that states none, in nanoseconds; 0 for no deadline.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
+
+    def __init__(
+        self,
+        model: Asked,
+        pipeline: Pipeline,
+        loop: asyncio.AbstractEventLoop,
+        deadline_ns: int,
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self.model, self.pipeline = model, pipeline
+        self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
+        # The processors that an engine leaves idle while it waits are few: one thread for each.
+        self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
+        self._under_way: set[RawTicket] = set()
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._under_way
+
+    def check(self, datatype: str, shape: tuple[int, ...]) -> None:
+        """Check the stated datatype and shape of raw samples before they are decoded.
+
+        Raises:
+            ProtocolError: they aren't a list of raw samples, or there are none or too many.
+        """
+        most = max(1, self.model.most_rows)
+        if datatype != "BYTES" or len(shape) != 1 or not 1 <= shape[0] <= most:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"input {RAW!r}: the model takes BYTES[1 to {most}], one element per sample; got "
+                f"{datatype}{list(shape)}",
+            )
+
+    def submit(self, query: Query, done: Done) -> RawTicket:
+        """Accept a request with raw samples; `done` gets its answer on the loop's thread.
+
+        Raises:
+            ProtocolError: the request doesn't fit the model, or too many wait.
+        """
+        try:
+            samples = self._samples(query)
+        except ProtocolError as failure:
+            self.model.refused(query, failure)
+            raise
+        ticket = RawTicket(self, query, done, len(samples))
+        self._under_way.add(ticket)
+        self._none_left.clear()
+        if self.model.cache is not None and self._known(ticket):
+            return ticket
+        timeout_ns = query.timeout_ns or self._deadline_ns
+        deadline_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
+        self._run(ticket, partial(self._prepared, ticket, samples, deadline_ns), self._ask)
+        return ticket
+
+    def leave(self, ticket: RawTicket) -> None:
+        """Note that a request is answered or given up."""
+        ticket.over = True
+        self._under_way.discard(ticket)
+        if not self._under_way:
+            self._none_left.set()
+
+    async def drained(self) -> None:
+        """Wait until every accepted request is answered."""
+        await self._none_left.wait()
+
+    def close(self) -> None:
+        """Refuse the requests under way, and end the threads."""
+        for ticket in list(self._under_way):
+            ticket.tell(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded"))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _samples(self, query: Query) -> list[bytes]:
+        array = query.inputs[RAW]
+        if len(query.inputs) > 1:
+            others = ", ".join(name for name in query.inputs if name != RAW)
+            raise ProtocolError(
+                Kind.INVALID,
+                f"raw samples are the only input of a request; got {others:.400} too",
+            )
+        self.check("BYTES" if array.dtype == object else array.dtype.name, array.shape)
+        for wanted in query.outputs:
+            if wanted.name != DECISION:
+                raise ProtocolError(
+                    Kind.INVALID,
+                    f"raw samples are answered by the output {DECISION!r}; got {wanted.name!r:.100}: "
+                    "send tensors to get the model's own outputs",
+                )
+        if len(self._under_way) >= _MOST_WAITING:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: {_MOST_WAITING} requests with raw samples are under way; retry later",
+                retry_s=1.0,
+            )
+        return [bytes(sample) for sample in array]
+
+    def _known(self, ticket: RawTicket) -> bool:
+        """Answer from the cache; False if the answer isn't there."""
+        assert self.model.cache is not None
+        statistics, began_ns = self.model.statistics, self._clock_ns()
+        ticket.key = content_key(ticket.query.inputs)
+        found = self.model.cache.get(ticket.key)
+        span_ns = self._clock_ns() - began_ns
+        if found is None:
+            statistics.cache_miss.add(span_ns)
+            return False
+        statistics.cache_hit.add(span_ns)
+        ticket.tell(self._answer(ticket, [bytes(found[str(n)]) for n in range(ticket.rows)]))
+        return True
+
+    def _run(
+        self, ticket: RawTicket, work: Callable[[], Any], then: Callable[[RawTicket, Any], None]
+    ) -> None:
+        """Run work on a thread, then go on with its result on the loop's thread."""
+
+        def worked() -> None:
+            if ticket.over:
+                return
+            began_ns = self._clock_ns()
+            try:
+                result = work()
+            except ProtocolError as failure:
+                result = failure
+            except Exception:  # otherwise the client would get no answer at all
+                log.exception("the pipeline broke on a request to %s", self.model.name)
+                result = ProtocolError(
+                    Kind.INTERNAL, "the model's pipeline failed; the server's log has the reason"
+                )
+            span_ns = self._clock_ns() - began_ns
+            self._loop.call_soon_threadsafe(self._go_on, ticket, result, span_ns, then)
+
+        self._threads.submit(worked)
+
+    def _go_on(
+        self,
+        ticket: RawTicket,
+        result: Any,
+        span_ns: int,
+        then: Callable[[RawTicket, Any], None],
+    ) -> None:
+        if ticket.over:
+            return
+        self.model.statistics.staged("decide" if ticket.inner is not None else "prepare", span_ns)
+        if isinstance(result, ProtocolError):
+            self.model.refused(ticket.query, result)
+            ticket.tell(result)
+            return
+        then(ticket, result)
+
+    def _prepared(self, ticket: RawTicket, samples: list[bytes], deadline_ns: float) -> Tensors:
+        """Return a request's prepared samples as tensors, one row each; on a thread."""
+        if self._clock_ns() > deadline_ns:
+            raise ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")
+        rows = []
+        for place, sample in enumerate(samples):
+            where = f"sample {place}: " if len(samples) > 1 else ""
+            try:
+                prepared, origin = self.pipeline.prepared(sample)
+                rows.append(as_request(prepared, self.model.inputs))
+            except InputError as error:
+                raise ProtocolError(Kind.INVALID, f"{where}{error}") from error
+            ticket.origins.append(origin)
+        if len(rows) == 1:
+            return rows[0]
+        tensors = {}
+        for name in rows[0]:
+            arrays = [row[name] for row in rows]
+            if len({array.shape for array in arrays}) > 1:
+                raise ProtocolError(
+                    Kind.INVALID,
+                    "the samples of one request have different shapes once they are prepared: send "
+                    "one request for each",
+                )
+            tensors[name] = np.concatenate(arrays)
+        return tensors
+
+    def _ask(self, ticket: RawTicket, tensors: dict[str, Array]) -> None:
+        query = ticket.query
+        inner = Query(
+            query.model,
+            query.version,
+            query.id,
+            tensors,
+            priority=query.priority,
+            timeout_ns=query.timeout_ns,
+            arrived_ns=query.arrived_ns,
+            parsed_ns=query.parsed_ns,
+            trace=query.trace,
+            source=query.source,
+        )
+        try:
+            asked = self.model.submit(inner, partial(self._answered, ticket))
+        except ProtocolError as failure:  # the model has counted it
+            ticket.tell(failure)
+            return
+        ticket.inner = asked
+
+    def _answered(self, ticket: RawTicket, answer: Answer | ProtocolError) -> None:
+        if isinstance(answer, ProtocolError):
+            ticket.tell(answer)
+            return
+        outputs = answer.outputs
+        self._run(ticket, partial(self._decided, ticket, outputs), self._tell)
+
+    def _decided(self, ticket: RawTicket, outputs: Tensors) -> list[bytes]:
+        """Return the decision on each sample as JSON; on a thread."""
+        decisions = []
+        for place, origin in enumerate(ticket.origins):
+            own = {name: array[place] for name, array in outputs.items()}
+            try:
+                decisions.append(as_json(self.pipeline.decided(own, origin)))
+            except InputError as error:
+                raise ProtocolError(Kind.INTERNAL, str(error)) from error
+        return decisions
+
+    def _tell(self, ticket: RawTicket, decisions: list[bytes]) -> None:
+        if ticket.key is not None and self.model.cache is not None:
+            kept = {str(n): np.frombuffer(one, np.uint8) for n, one in enumerate(decisions)}
+            self.model.cache.put(ticket.key, kept)
+        ticket.tell(self._answer(ticket, decisions))
+
+    def _answer(self, ticket: RawTicket, decisions: list[bytes]) -> Answer:
+        array = np.empty(len(decisions), object)
+        array[:] = decisions
+        model = self.model
+        return Answer(model.name, model.version, ticket.query.id, {DECISION: array})
+
+
+def as_json(decision: Any) -> bytes:
+    """Return a decision as JSON; arrays become nested lists.
+
+    Raises:
+        InputError: the decision has NaN or infinite values, or is no JSON value.
+    """
+    try:
+        data = orjson.dumps(_plain(decision), option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError as error:
+        raise InputError(f"the decision can't be written as JSON: {error}") from error
+    return data
+
+
+def _plain(value: Any) -> Any:
+    """Replace arrays that JSON can't represent, and refuse numbers that it can't."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.ndarray):
+        if value.dtype == np.float16:
+            value = value.astype(np.float32)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError("the decision has NaN or infinite values, which JSON can't represent")
+        return np.ascontiguousarray(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError("the decision has NaN or infinite values, which JSON can't represent")
+    return value

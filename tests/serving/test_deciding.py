@@ -1,0 +1,273 @@
+"""From the bytes of a picture to a decision: by a plain body, or as an element of the protocol's BYTES."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton
+from PIL import Image
+from tests.support.models import COLOUR, COLOURS
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
+from tritonclient.utils import InferenceServerException
+
+import hasten
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.config import image_pipeline
+from hasten.serving.models.deciding import as_json
+from hasten.testing import models
+
+PATIENCE_S = 120.0
+PIPELINE = Pipeline(image_pipeline(8).steps, (TopK(2, COLOURS, softmax=False),))
+
+
+def picture(colour: int, form: str = "JPEG", size: int = 24) -> bytes:
+    """Return an encoded picture of one colour."""
+    pixels = np.zeros((size, 2 * size, 3), np.uint8)
+    pixels[..., colour] = 200
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of colours, with its pipeline."""
+    folder = tmp_path_factory.mktemp("colour")
+    return bundle_of(folder, models.write(folder / "colour.onnx", COLOUR, {}), pipeline=PIPELINE)
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[ServerThread]:
+    """A server of the classifier, and of one that takes tensors only."""
+    bare = bundle_of(bundle.parent, models.linear_classifier(bundle.parent), "bare")
+    places = (place_of(bundle), place_of(bundle, "cached", cache_bytes=1 << 20), place_of(bare))
+    with ServerThread(*places, grpc=True) as running:
+        yield running
+
+
+def post(
+    server: ServerThread, body: bytes, kind: str = "image/jpeg", model: str = "colour"
+) -> tuple[int, Any]:
+    """Send a plain body, and return the status and the JSON that came."""
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+    connection.request("POST", f"/v2/models/{model}/infer", body, {"Content-Type": kind})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    return response.status, answer
+
+
+def raw(module: Any, samples: list[bytes], binary: bool = True) -> list[Any]:
+    """Return the input of raw samples, for Triton's client of HTTP or of gRPC."""
+    tensor = module.InferInput("raw", [len(samples)], "BYTES")
+    array = np.array(samples, object)
+    if module is triton:
+        tensor.set_data_from_numpy(array, binary_data=binary)
+    else:
+        tensor.set_data_from_numpy(array)
+    return [tensor]
+
+
+@pytest.mark.parametrize(("form", "kind"), [("JPEG", "image/jpeg"), ("PNG", "image/png")])
+def test_a_picture_as_the_body_is_answered_by_the_decision(
+    server: ServerThread, bundle: Path, form: str, kind: str
+) -> None:
+    with hasten.load(bundle) as loaded:
+        for colour, name in enumerate(COLOURS):
+            body = picture(colour, form)
+            status, answer = post(server, body, kind)
+            assert status == 200
+            assert answer == {
+                "model_name": "colour",
+                "model_version": "1",
+                "decision": loaded.decide(body),
+            }
+            assert answer["decision"][0]["label"] == name
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "text/plain; charset=utf-8"])
+def test_the_body_counts_and_not_what_it_is_called(server: ServerThread, kind: str) -> None:
+    status, answer = post(server, picture(2, "PNG"), kind)
+    assert (status, answer["decision"][0]["label"]) == (200, "blue")
+
+
+def test_clients_of_the_protocol_send_several_pictures_at_once(server: ServerThread) -> None:
+    samples = [picture(colour) for colour in (2, 0, 1)]
+    http_client = triton.InferenceServerClient(server.host, connection_timeout=PATIENCE_S)
+    grpc_client = triton_grpc.InferenceServerClient(server.grpc_url)
+    answers = [
+        http_client.infer("colour", raw(triton, samples)),
+        http_client.infer(
+            "colour",
+            raw(triton, samples),
+            outputs=[triton.InferRequestedOutput("decision", binary_data=False)],
+        ),
+        grpc_client.infer("colour", raw(triton_grpc, samples)),
+    ]
+    http_client.close()
+    grpc_client.close()
+    for answer in answers:
+        found = answer.as_numpy("decision")
+        assert found.shape == (3,)
+        assert [json.loads(one)[0]["label"] for one in found] == ["blue", "red", "green"]
+
+
+def test_tensors_are_taken_as_before(server: ServerThread) -> None:
+    client = triton.InferenceServerClient(server.host, connection_timeout=PATIENCE_S)
+    pixels = np.zeros((1, 3, 8, 8), np.float32)
+    pixels[:, 1] = 1
+    tensor = triton.InferInput("pixels", [1, 3, 8, 8], "FP32")
+    tensor.set_data_from_numpy(pixels)
+    np.testing.assert_allclose(client.infer("colour", [tensor]).as_numpy("scores"), [[0, 1, 0]])
+    client.close()
+
+
+def test_many_clients_at_once_each_get_their_own_decision(server: ServerThread) -> None:
+    bodies = [picture(colour, size=24 + 8 * colour) for colour in range(3)]
+
+    def asked(number: int) -> bool:
+        status, answer = post(server, bodies[number % 3])
+        return bool(status == 200 and answer["decision"][0]["class"] == number % 3)
+
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(asked, range(200)))
+
+
+def test_equal_pictures_are_decided_once_where_answers_are_cached(server: ServerThread) -> None:
+    body = picture(0, size=40)
+    first, second = post(server, body, model="cached"), post(server, body, model="cached")
+    assert first == second
+    (stats,) = server.call(lambda: stats_of(server, "cached"))
+    assert stats["cache_hit"]["count"] >= 1
+
+
+def stats_of(server: ServerThread, name: str) -> Any:
+    from hasten.serving import facts
+
+    repository = server.server.state.repository
+    found = facts.model_statistics(facts.found(repository, name, ""))
+    return [one["inference_stats"] for one in found["model_stats"]]
+
+
+def test_each_stage_is_a_histogram_of_the_metrics(server: ServerThread) -> None:
+    post(server, picture(0))
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    for stage in ("prepare", "decide"):
+        lines = [
+            line
+            for line in text.splitlines()
+            if f'stage="{stage}"' in line and 'model="colour"' in line and "_count" in line
+        ]
+        assert lines
+        assert float(lines[0].split()[-1]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "model", "words"),
+    [
+        (
+            picture(0)[:200],
+            "image/jpeg",
+            "colour",
+            "the image can't be read as an image",
+        ),
+        (b"no picture", "image/png", "colour", "the image can't be read as an image"),
+        (b"", "image/png", "colour", "the image can't be read as an image"),
+        (
+            picture(0),
+            "image/jpeg",
+            "bare",
+            "the model 'bare' takes tensors, and got image/jpeg: send tensors, or make its bundle "
+            "with a pipeline",
+        ),
+    ],
+)
+def test_what_is_no_picture_gets_one_line(
+    server: ServerThread, body: bytes, kind: str, model: str, words: str
+) -> None:
+    status, answer = post(server, body, kind, model)
+    assert status == 400
+    assert answer["error"].startswith(words)
+    assert "\n" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "datatype", "words"),
+    [
+        (
+            [1, 1],
+            "BYTES",
+            "input 'raw': the model takes BYTES[1 to 32], one element per sample; got BYTES[1, 1]",
+        ),
+        (
+            [33],
+            "BYTES",
+            "input 'raw': the model takes BYTES[1 to 32], one element per sample; got BYTES[33]",
+        ),
+        (
+            [4],
+            "UINT8",
+            "input 'raw': the model takes BYTES[1 to 32], one element per sample; got UINT8[4]",
+        ),
+    ],
+)
+def test_what_is_no_list_of_samples_gets_one_line(
+    server: ServerThread, shape: list[int], datatype: str, words: str
+) -> None:
+    count = int(np.prod(shape))
+    data: list[Any] = ["a"] * count if datatype == "BYTES" else [1] * count
+    entry = {"name": "raw", "datatype": datatype, "shape": shape, "data": data}
+    status, answer = post(server, json.dumps({"inputs": [entry]}).encode(), "application/json")
+    assert (status, answer["error"]) == (400, words)
+
+
+def test_another_output_than_the_decision_is_refused(server: ServerThread) -> None:
+    client = triton.InferenceServerClient(server.host, connection_timeout=PATIENCE_S)
+    with pytest.raises(InferenceServerException) as error:
+        client.infer(
+            "colour",
+            raw(triton, [picture(0)]),
+            outputs=[triton.InferRequestedOutput("scores")],
+        )
+    client.close()
+    assert error.value.message() == (
+        "raw samples are answered by the output 'decision'; got 'scores': send tensors to get the "
+        "model's own outputs"
+    )
+
+
+def test_a_client_that_goes_away_leaves_nothing_under_way(server: ServerThread) -> None:
+    body = picture(0, size=2000)
+    for _ in range(5):
+        connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+        connection.request("POST", "/v2/models/colour/infer", body, {"Content-Type": "image/jpeg"})
+        connection.close()
+    model = server.server.state.repository.find("colour")
+    until(lambda: server.call(lambda: model.idle))
+    assert post(server, picture(1))[0] == 200
+
+
+def test_a_decision_that_json_cannot_hold_is_refused() -> None:
+    scores = {"y": np.array([1.5, 2.0], np.float16), "n": (1, None, "a")}
+    assert json.loads(as_json(scores)) == {"y": [1.5, 2.0], "n": [1, None, "a"]}
+    for wrong in (float("nan"), {"y": [float("inf")]}, np.array([np.nan])):
+        with pytest.raises(InputError) as error:
+            as_json(wrong)
+        assert str(error.value) == (
+            "the decision has NaN or infinite values, which JSON can't represent"
+        )
