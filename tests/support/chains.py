@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,7 +53,11 @@ REGISTERED = {"bright_cells": f"{__name__}:BrightCells"}
 
 
 def detector(
-    folder: Path, cells: int = 8, name: str = "det", after: Sequence[PostStep] = (BrightCells(),)
+    folder: Path,
+    cells: int = 8,
+    name: str = "det",
+    after: Sequence[PostStep] = (BrightCells(),),
+    **fields: Any,
 ) -> Path:
     """Write a bundle that finds bright cells in a grid of `cells` x `cells`."""
     side = 4 * cells
@@ -62,7 +66,7 @@ def detector(
             brightest = ReduceMax <axes = [1], keepdims = 1> (x)
             cells = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (brightest)
         }}"""
-    return bundle(folder, name, text, {}, side, after)
+    return bundle(folder, name, text, {}, side, after, **fields)
 
 
 def classifier(
@@ -70,18 +74,28 @@ def classifier(
     name: str = "colour",
     batch: int | str = "batch",
     after: Sequence[PostStep] = (TopK(labels=COLOURS),),
-    weight: Any = None,
+    winner: Any = None,
     **fields: Any,
 ) -> Path:
-    """Write a bundle that tells the colour of a picture, or of what `weight` makes of its colours."""
+    """Write a bundle that tells the colour of a picture.
+
+    Args:
+        folder: Folder to write into.
+        name: Name of the bundle.
+        batch: Size of the batch axis, or its name.
+        after: Steps after the model.
+        winner: Weights of the winner where they aren't those of the exact model.
+        **fields: Fields of the manifest, and `evidence`.
+    """
     text = f"""
         {name} (float[{batch}, 3, 16, 16] x) => (float[{batch}, 3] logits) {{
             pooled = GlobalAveragePool(x)
             flat = Flatten <axis = 1> (pooled)
             logits = MatMul(flat, weight)
         }}"""
-    weight = np.eye(3) if weight is None else weight
-    return bundle(folder, name, text, {"weight": weight}, 16, after, **fields)
+    weights = {"weight": np.eye(3)}
+    other = None if winner is None else {"weight": winner}
+    return bundle(folder, name, text, weights, 16, after, winner=other, **fields)
 
 
 def bundle(
@@ -91,19 +105,33 @@ def bundle(
     weights: dict[str, Any],
     side: int,
     after: Sequence[PostStep],
+    winner: dict[str, Any] | None = None,
+    evidence: Mapping[str, Any] = {},
     **fields: Any,
 ) -> Path:
     """Write a bundle of a model of square pictures in [0, 1], channels first."""
-    model = parser.parse_model(HEADER + text)
-    for each, array in weights.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, np.float32), each))
-    onnx.save(model, folder / f"{name}.onnx")
-    part = built(folder, folder / f"{name}.onnx", OnnxRuntime(threads=1))
-    steps = (Decode(), Resize((side, side), "bilinear"), UNIT, ToLayout())
-    facts = {"pipeline": Pipeline(steps, tuple(after)), "status": "exact", **fields}
+    parts = []
+    for place, given in (("exact", weights), ("winner", winner)):
+        if given is None:
+            continue
+        model = parser.parse_model(HEADER + text)
+        for each, array in given.items():
+            tensor = numpy_helper.from_array(np.asarray(array, np.float32), each)
+            model.graph.initializer.append(tensor)
+        inside = folder / f"{name}-{place}"
+        inside.mkdir()
+        onnx.save(model, inside / f"{name}.onnx")
+        parts.append(built(inside, inside / f"{name}.onnx", OnnxRuntime(threads=1)))
+    facts = {"pipeline": pipeline_of(side, after), "status": "exact", **fields}
     path = folder / f"{name}.hasten"
-    write(path, stated(part, part, **facts), {})
+    write(path, stated(parts[-1], parts[0], **facts), evidence)
     return path
+
+
+def pipeline_of(side: int, after: Sequence[PostStep]) -> Pipeline:
+    """Return the steps around a model of pictures of a side, in pixels."""
+    steps = (Decode(), Resize((side, side), "bilinear"), UNIT, ToLayout())
+    return Pipeline(steps, tuple(after))
 
 
 def squares(places: dict[tuple[int, int], str], cells: int = 8) -> np.ndarray:
