@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hasten.bundle import load
+    from hasten.bundle.chains import open_chain as chain
     from hasten.errors import CandidateError, InputError, IntegrityError
     from hasten.evaluation.benchmark import bench
     from hasten.evaluation.profiling import profile
@@ -28,6 +29,7 @@ _WHERE = {
     "lighten": "hasten.lightening.run",
     "shortlist": "hasten.lightening.shortlisting",
     "load": "hasten.bundle",
+    "chain": "hasten.bundle.chains:open_chain",
     "bench": "hasten.evaluation.benchmark",
     "load_test": "hasten.evaluation.scenarios",
     "certify": "hasten.evaluation.recertification",
@@ -52,6 +54,7 @@ __all__ = [
     "TrainingPlan",
     "bench",
     "certify",
+    "chain",
     "lighten",
     "load",
     "load_test",
@@ -71,7 +74,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     try:
-        return getattr(importlib.import_module(_WHERE[name]), name)
+        module, _, attribute = _WHERE[name].partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
     except ModuleNotFoundError as error:
         from hasten.errors import InputError
 

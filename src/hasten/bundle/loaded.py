@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from hasten.engines.base import Engine
 from hasten.engines.compiled import Compiled
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
+from hasten.inputs.chains.reading import is_chain
 from hasten.inputs.pipeline.base import as_request
 
 if TYPE_CHECKING:
@@ -318,7 +319,8 @@ def load(
     """Check a bundle and open its model on the engine that it names, for any number of threads.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder. Or a chain, as a line such as `det.hasten+crop+ocr.hasten` or a YAML
+            file: what is returned is then what `hasten.chain` returns, of another type.
         which: "winner", or "exact" for the exact model that the winner was compared to.
         custom_ops: Libraries with the user's own operators, the same files as when the bundle was
             made.
@@ -344,6 +346,13 @@ def load(
     """
     from hasten.measure.environment import environment
 
+    if is_chain(path):
+        if custom_ops:
+            raise InputError("a chain takes operator libraries by model: use hasten.chain")
+        from hasten.bundle.chains.opened import open_chain
+
+        opened = open_chain(path, which=which, threads=threads, sessions=sessions)
+        return cast("Loaded", opened)  # what both have is what a chain's caller uses
     _check_count("threads, the number of threads for one request,", threads)
     _check_count("sessions, the number of requests answered in parallel,", sessions)
     if which not in ("winner", "exact"):

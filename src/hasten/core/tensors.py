@@ -13,6 +13,9 @@ from hasten.errors import InputError
 
 Array: TypeAlias = npt.NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
+_TOLERANCE = 0.02
+"""Allowed difference between int8 kernels for one row and for many, relative to the row's largest
+number."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,41 @@ def check_tensors(tensors: Tensors, specs: Sequence[TensorSpec]) -> None:
             raise InputError(
                 f"input {spec.name!r}: the model takes {spec}; got {array.dtype}[{', '.join(map(str, array.shape))}]"
             )
+
+
+def unlike_rows(answers: Tensors, others: Tensors, tolerance: float = _TOLERANCE) -> Array:
+    """Find the rows in which two answers differ.
+
+    Args:
+        answers: Arrays by output name; the first axis counts the rows.
+        others: Arrays by output name from another model or another batch, to compare with.
+        tolerance: Allowed difference, relative to the largest absolute number in a row of `others`.
+
+    Returns:
+        bool of shape `(rows,)`: True if floats differ by more than the tolerance, integers differ
+        at all, or only one of two numbers is NaN.
+    """
+    rows = rows_of(others)
+    unlike = np.zeros(rows, bool)
+    for name, other in others.items():
+        mine = answers[name]
+        if mine.shape != other.shape:
+            return np.ones(rows, bool)
+        pair = mine.reshape(rows, -1), other.reshape(rows, -1)
+        if other.dtype.kind != "f":
+            unlike |= (pair[0] != pair[1]).any(axis=1)
+        elif pair[0].size:
+            one, two = (np.asarray(array, np.float64) for array in pair)
+            same = (one == two) | (np.isnan(one) & np.isnan(two))
+            largest = np.abs(np.where(np.isfinite(two), two, 0)).max(axis=1, keepdims=True)
+            with np.errstate(invalid="ignore"):
+                near = np.abs(one - two) <= tolerance * largest
+            unlike |= ~(same | near).all(axis=1)
+    return unlike
+
+
+def rows_of(outputs: Tensors) -> int:
+    """Return the number of rows that all outputs have; 1 if their first axes differ."""
+    first = {array.shape[:1] for array in outputs.values()}
+    (sizes,) = first if len(first) == 1 else ((1,),)
+    return sizes[0] if sizes else 1

@@ -7,9 +7,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
@@ -17,13 +16,15 @@ from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded, judge_ladder, sealed_scores
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
-from hasten.certificate.verdict import Guard, Judgement, Verdict
+from hasten.certificate.verdict import Guard, Judgement
 from hasten.core.devices import at_hand, family_of
 from hasten.core.records import from_record, type_name
 from hasten.core.target import Target
 from hasten.core.tensors import Array, TensorSpec, check_tensors
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError, IntegrityError
+from hasten.evaluation.seen import Recheck, fresh, seen_by
+from hasten.inputs.chains import is_chain
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
@@ -33,50 +34,6 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import in_pixels
 from hasten.measure.workbench import Bench, OpenWorker
 from hasten.measure.worker import request_of
-from hasten.optimization.workspace import hashed_groups
-
-Kind: TypeAlias = Literal["fresh data", "regression check"]
-_Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-_SEALED = "evidence/sealed.json"
-_SEALED_BYTES = 256 << 20
-"""Most bytes of the sealed record, enough for three million samples."""
-
-
-@dataclass(frozen=True)
-class Recheck:
-    """Outcome of testing a bundle on new data.
-
-    Attributes:
-        kind: "fresh data": a certificate of its own. "regression check": the samples were used
-            before, so passing says that nothing changed, not that it is right.
-        judgement: Judgement on these samples.
-        used: Number of samples that were judged.
-        left_out: Number of samples left out because the bundle was made with them.
-    """
-
-    kind: Kind
-    judgement: Judgement
-    used: int
-    left_out: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether the limit holds."""
-        return self.judgement.verdict is Verdict.CERTIFIED
-
-    def in_words(self) -> str:
-        """Describe the outcome in one line."""
-        seen = f"; {self.left_out:,} samples were left out: the bundle was made with them"
-        note = (
-            "regression check on data that was used before: "
-            if self.kind == "regression check"
-            else ""
-        )
-        said = self.judgement.in_words()
-        verdict = (
-            f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if self.passed else ""
-        )
-        return f"{note}{verdict}{said}{seen if self.left_out else ''}"
 
 
 def certify(
@@ -99,7 +56,9 @@ def certify(
     changes of the limit.
 
     Args:
-        bundle: Folder of the bundle, which must hold the exact model.
+        bundle: Folder of the bundle, which must hold the exact model. Or a chain, by a line or a file:
+            then its own decisions are compared, under the guard "changed"; see
+            `hasten.evaluation.chains.certify_chain`.
         data: Data, in any form that `optimize` takes. Samples that the bundle was made with are
             left out, unless there are no others.
         max_drop: Limit on the drop; by default the certificate's.
@@ -117,6 +76,22 @@ def certify(
             data has none, or the device isn't here and its substitute isn't faithful.
         CandidateError: the winner failed.
     """
+    if is_chain(bundle):
+        if (
+            metric is not None
+            or pipeline is not None
+            or custom_ops
+            or guard not in (None, "changed")
+        ):
+            raise InputError(
+                "a chain is compared with its exact models' chain under the guard changed, by its bundles' "
+                "own pipelines: leave out the metric, the pipeline, other guards and operator libraries"
+            )
+        from hasten.evaluation.chains import certify_chain
+
+        return certify_chain(
+            os.fspath(bundle), data, max_drop=max_drop, confidence=confidence, listen=listen
+        )
     folder = Path(bundle)
     manifest = read(folder)
     if manifest.exact is None:
@@ -133,15 +108,10 @@ def certify(
     if pipeline is not None:
         prepared_by = in_pixels(pipeline, () if prepared_by is None else prepared_by.folded)
     dataset = _labelled(open_data(data, exact.inputs, prepared_by), judged_by)
-    seen = _seen(folder, manifest)
-    if seen.groups and dataset.groups is None:
-        raise InputError(
-            f"{folder} was made with groups, and the data has none, so samples that belong together "
-            "would pass for independent ones: give each sample its group, one of its own where it "
-            "belongs with no other"
-        )
+    seen = seen_by(folder, manifest)
+    seen.check_groups(folder, dataset)
     _check_fits(dataset, winner.request)
-    kind, samples, units = _fresh(dataset, seen)
+    kind, samples, units = fresh(dataset, seen)
     parts = ((manifest.exact, exact), (manifest.winner, winner))
     own, score = _scores(parts, manifest.target, samples, judged_by, listen)
     ((_, judgement),) = judge_ladder(
@@ -249,67 +219,6 @@ def _labelled(dataset: Dataset, metric: Metric) -> Dataset:
             f"the bundle is judged by {type_name(metric)}, which needs labels; the data has none"
         )
     return dataset
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Hashes of what a bundle was made with; the rest of the file is for people.
-
-    Attributes:
-        hashes: SHA-256 of each sealed sample, in hex.
-        seen: SHA-256 of each calibration or search sample, in hex.
-        groups: SHA-256 of the name of each group of those samples, in hex.
-    """
-
-    hashes: frozenset[_Hash]
-    seen: frozenset[_Hash]
-    groups: frozenset[_Hash]
-
-
-def _seen(folder: Path, manifest: Manifest) -> _Seen:
-    """Read the hashes of the samples that the bundle was made with.
-
-    Raises:
-        IntegrityError: the record is missing, too large or damaged.
-    """
-    if _SEALED not in manifest.files:
-        raise IntegrityError(
-            f"{folder} has no {_SEALED}, so what it was made with isn't known and no data is fresh: "
-            "make it anew, or let its run finish with resume=True"
-        )
-    size_bytes = manifest.files[_SEALED][1]
-    if size_bytes > _SEALED_BYTES:
-        raise IntegrityError(
-            f"{folder}: {_SEALED} has {size_bytes:,} bytes; at most {_SEALED_BYTES:,} are read"
-        )
-    try:
-        # Typed as it is read: a list of a hundred million empty lists never gets into memory.
-        return msgspec.json.decode((folder / _SEALED).read_bytes(), type=_Seen)
-    except (msgspec.MsgspecError, OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{folder}: {_SEALED} is damaged: {error}") from error
-
-
-def _fresh(dataset: Dataset, seen: _Seen) -> tuple[Kind, Dataset, Array]:
-    """Return samples that the making of the bundle hasn't seen, or all where there are none."""
-    groups = () if dataset.groups is None else hashed_groups(dataset.groups)
-    hashes = [dataset.content_hash(i).hex() for i in range(len(dataset))]
-    fresh = [
-        i
-        for i, content in enumerate(hashes)
-        if content not in seen.hashes
-        and content not in seen.seen
-        and not (groups and groups[i] in seen.groups)
-    ]
-    kind: Kind = "fresh data"
-    if not fresh:
-        kind, fresh = "regression check", list(range(len(dataset)))
-    if dataset.groups is not None:
-        chosen = np.array(fresh)
-        units = np.unique(dataset.groups[chosen], return_inverse=True)[1].reshape(-1)
-        return kind, Subset(dataset, chosen), units
-    first = {hashes[i]: i for i in reversed(fresh)}
-    chosen = np.array(sorted(first.values()))
-    return kind, Subset(dataset, chosen), np.arange(len(chosen))
 
 
 def _scores(

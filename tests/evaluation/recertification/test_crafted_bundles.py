@@ -151,7 +151,7 @@ def test_a_list_of_what_was_seen_that_can_not_be_one_is_refused(
 def test_a_list_of_what_was_seen_that_is_too_large_is_not_read(
     data: tuple[Path, Path], crafted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hasten.evaluation.recertification._SEALED_BYTES", 1000)
+    monkeypatch.setattr("hasten.evaluation.seen._SEALED_BYTES", 1000)
     forge(crafted, files={SEALED: b"[" * 1001})
     assert refused(crafted, data[1]) == (
         f"{crafted}: {SEALED} has 1,001 bytes; at most 1,000 are read"

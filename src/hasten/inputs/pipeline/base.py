@@ -111,6 +111,8 @@ class PostStep(Value, ABC):
         gives: Kind of value that the step gives.
         packages: Distributions that the step imports beside numpy, as `pip install` takes them.
         extra: hasten's extra that brings them; "" where there are none.
+        decides: What its decision is for a chain of models: "classes", "boxes"; "" where nothing is
+            said.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -135,6 +137,7 @@ class PostStep(Value, ABC):
     gives: ClassVar[str] = DECISION
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
+    decides: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(self, value: Any, origin: Origin) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -175,6 +175,7 @@ class GivenBoxes(PostStep):
     scores: str = "scores"
     classes: str = ""
     count: str = ""
+    decides: ClassVar[str] = "boxes"
 
     def __post_init__(self) -> None:
         """Check the limits."""

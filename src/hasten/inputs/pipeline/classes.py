@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class TopK(PostStep):
     softmax: bool = True
     output: str = ""
     least: float = 0.0
+    decides: ClassVar[str] = "classes"
 
     def __post_init__(self) -> None:
         """Check the count and the least probability."""

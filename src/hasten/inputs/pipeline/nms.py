@@ -33,6 +33,7 @@ class Nms(PostStep):
     agnostic: bool = False
     most: int = 100
     takes: ClassVar[str] = BOXES
+    decides: ClassVar[str] = "boxes"
 
     def __post_init__(self) -> None:
         """Check the limits."""

@@ -6,54 +6,12 @@ import math
 
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors
-
-_TOLERANCE = 0.02
-"""Allowed difference between int8 kernels for one row and for many, relative to the row's largest
-number."""
+from hasten.core.tensors import Array, Tensors, rows_of, unlike_rows
 
 _FLOATS = "fV"
 """numpy's kinds of dtypes whose numbers may be NaN: bfloat16 is "V"."""
 _FAR = 0.05
 """Difference that makes another answer if there are no classes, relative to the row's largest number."""
-
-
-def unlike_rows(answers: Tensors, others: Tensors, tolerance: float = _TOLERANCE) -> Array:
-    """Find the rows in which two answers differ.
-
-    Args:
-        answers: Arrays by output name; the first axis counts the rows.
-        others: Arrays by output name from another model or another batch, to compare with.
-        tolerance: Allowed difference, relative to the largest absolute number in a row of `others`.
-
-    Returns:
-        bool of shape `(rows,)`: True if floats differ by more than the tolerance, integers differ
-        at all, or only one of two numbers is NaN.
-    """
-    rows = _rows(others)
-    unlike = np.zeros(rows, bool)
-    for name, other in others.items():
-        mine = answers[name]
-        if mine.shape != other.shape:
-            return np.ones(rows, bool)
-        pair = mine.reshape(rows, -1), other.reshape(rows, -1)
-        if other.dtype.kind != "f":
-            unlike |= (pair[0] != pair[1]).any(axis=1)
-        elif pair[0].size:
-            one, two = (np.asarray(array, np.float64) for array in pair)
-            same = (one == two) | (np.isnan(one) & np.isnan(two))
-            largest = np.abs(np.where(np.isfinite(two), two, 0)).max(axis=1, keepdims=True)
-            with np.errstate(invalid="ignore"):
-                near = np.abs(one - two) <= tolerance * largest
-            unlike |= ~(same | near).all(axis=1)
-    return unlike
-
-
-def _rows(outputs: Tensors) -> int:
-    """Return the number of rows that all outputs have; 1 if their first axes differ."""
-    first = {array.shape[:1] for array in outputs.values()}
-    (sizes,) = first if len(first) == 1 else ((1,),)
-    return sizes[0] if sizes else 1
 
 
 def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
@@ -66,7 +24,7 @@ def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
     Returns:
         bool of shape `(rows,)`: True if the decisions differ.
     """
-    rows = _rows(exact)
+    rows = rows_of(exact)
     unlike = np.zeros(rows, bool)
     for name, other in exact.items():
         mine = answers[name]
@@ -81,7 +39,7 @@ def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
 
 def broken_rows(tensors: Tensors) -> Array:
     """Find the rows that contain NaN: bool of shape `(rows,)`."""
-    rows = _rows(tensors)
+    rows = rows_of(tensors)
     broken = np.zeros(rows, bool)
     for array in tensors.values():
         if array.dtype.kind in _FLOATS:

@@ -16,10 +16,9 @@ import numpy as np
 from hasten.bundle import Loaded, Manifest, answers_as, load, read
 from hasten.bundle.evidence import batch_curve
 from hasten.core.devices import at_hand
-from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.tensors import Array, Tensors, TensorSpec, unlike_rows
 from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
-from hasten.serving.models.comparison import unlike_rows
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.pace import BackgroundPace
 

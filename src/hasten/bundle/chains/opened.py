@@ -1,0 +1,232 @@
+"""Open a chain: its bundles in one process, behind one thread-safe `decide`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from hasten.bundle.chains.batches import batch_sizes, run_rows
+from hasten.bundle.chains.plan import Member, Plan, Stage, named
+from hasten.bundle.folder import read
+from hasten.bundle.loaded import Loaded, NotCertifiedHere, load
+from hasten.bundle.manifest import Manifest
+from hasten.errors import InputError
+from hasten.inputs.chains import SOURCE, Chain, Node, chain_of
+from hasten.inputs.pipeline.base import Pipeline
+
+
+class OpenChain:
+    """An open chain: a thread-safe `decide`, from a picture's bytes to the chain's decision.
+
+    The decision is that of the model that sees the source; each of its boxes gets the decisions about
+    its crop under the models' names, None where the box wasn't cut or a condition didn't hold. Where
+    several models see the source, the decision is a dict of theirs by name.
+
+    Attributes:
+        chain: The chain.
+        members: Its open bundles, by their nodes' names.
+        batch_sizes: Batch sizes in which each model is asked, by node's name.
+        not_certified: Reasons why the bundles' own certificates don't hold here, each after its node's
+            name.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        members: Mapping[str, Loaded],
+        sizes: Mapping[str, tuple[int, ...]],
+        notes: Sequence[str],
+    ) -> None:
+        self.chain = chain
+        self.members = dict(members)
+        self.batch_sizes = dict(sizes)
+        self.not_certified = tuple(notes)
+        self._plan = Plan(
+            chain,
+            {
+                name: Member(pipeline_of(name, one.manifest), one.inputs, max(sizes[name]))
+                for name, one in members.items()
+            },
+        )
+
+    def decide(
+        self,
+        value: Any,
+        *,
+        deadline_s: float | None = None,
+        cancelled: threading.Event | None = None,
+        stages: list[Stage] | None = None,
+    ) -> Any:
+        """Decode a picture once, run the chain's models, and return the decision.
+
+        Args:
+            value: File's bytes or path, or a decoded picture `(height, width, 3)` uint8 in RGB.
+            deadline_s: Time from now after which nothing more is begun, in seconds. A model that
+                runs already isn't stopped.
+            cancelled: Event after which nothing more is begun.
+            stages: List that gets the times of the stages, in the order in which they ran.
+
+        Returns:
+            Plain values that JSON can represent, where every model's pipeline ends in such.
+
+        Raises:
+            InputError: the value can't be read or doesn't fit, or a decision isn't what the next node
+                needs; the message names the node.
+            CandidateError: an engine failed, or the chain is closed; the message names the node.
+            TimeoutError: the deadline passed.
+            concurrent.futures.CancelledError: the event was set.
+        """
+        run = self._plan.run(value, _checking(deadline_s, cancelled), stages)
+        try:
+            ask = next(run)
+            while True:
+                with named(ask.model):
+                    answers = run_rows(
+                        self.members[ask.model], ask.requests, self.batch_sizes[ask.model]
+                    )
+                ask = run.send(answers)
+        except StopIteration as end:
+            return end.value
+        finally:
+            run.close()
+
+    def close(self) -> None:
+        """Wait for the calls that are running, refuse those in line, and free the engines."""
+        for one in self.members.values():
+            one.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_chain(
+    chain: Chain | Sequence[Node] | str | os.PathLike[str],
+    *,
+    which: Literal["winner", "exact"] = "winner",
+    custom_ops: Mapping[str, Sequence[Path]] | None = None,
+    threads: int | None = None,
+    sessions: int | None = None,
+    max_batch: int | None = None,
+) -> OpenChain:
+    """Check a chain and its bundles, and open them in this process.
+
+    Args:
+        chain: A chain, its nodes, the path of a YAML file, or a line such as
+            `det.hasten+crop+ocr.hasten`.
+        which: Models to open: the bundles' "winner", or the "exact" ones.
+        custom_ops: Libraries with the user's own operators, by the names of the models that need
+            them.
+        threads: Most threads to run one request of a model on; by default as many as its bundle was
+            made for.
+        sessions: Most requests of one model to answer in parallel; see `hasten.load`.
+        max_batch: Most crops in one batch. By default certified models are asked about one crop at a
+            time, as they were certified, and others in the batches that are the fastest here.
+
+    Raises:
+        InputError: a bundle is missing, has no pipeline or gives what the next node can't take, or
+            an argument can't be read; the message names the node.
+        CandidateError: an engine can't open its model here.
+        IntegrityError: a bundle is damaged.
+
+    Warns:
+        NotCertifiedHere: a bundle's certificate doesn't cover this machine.
+    """
+    if max_batch is not None and (type(max_batch) is not int or max_batch < 1):
+        raise InputError(f"max_batch must be a whole number of at least 1: got {max_batch!r}")
+    chain = chain_of(chain)
+    libraries = dict(custom_ops or {})
+    names = [model.name for model in chain.models]
+    if unknown := libraries.keys() - set(names):
+        raise InputError(
+            f"custom_ops has {min(unknown)!r}, and the chain's models are {', '.join(names)}"
+        )
+    check_chain(chain)
+    with contextlib.ExitStack() as undo:
+        opened: dict[tuple[Path, tuple[Path, ...]], Loaded] = {}
+        members, sizes, notes = {}, {}, []
+        for model in chain.models:
+            operators = tuple(libraries.get(model.name, ()))
+            key = (Path(model.bundle).resolve(), operators)
+            with warnings.catch_warnings(), named(model.name):
+                warnings.simplefilter("ignore")
+                if key not in opened:
+                    opened[key] = undo.enter_context(
+                        load(
+                            model.bundle,
+                            which=which,
+                            custom_ops=operators,
+                            threads=threads,
+                            sessions=sessions,
+                        )
+                    )
+                members[model.name] = one = opened[key]
+                found: tuple[tuple[int, ...], str] = (1,), ""
+                if chain.stream[model.name] != SOURCE:
+                    found = batch_sizes(one, 1 if which == "exact" else max_batch)
+            sizes[model.name] = found[0]
+            notes += [f"{model.name}: {note}" for note in (*one.not_certified, found[1]) if note]
+        chained = OpenChain(chain, members, sizes, notes)
+        undo.pop_all()
+    if notes and which == "winner":
+        warnings.warn(f"not certified here: {'; '.join(notes)}", NotCertifiedHere, stacklevel=2)
+    return chained
+
+
+def check_chain(chain: Chain) -> dict[str, Manifest]:
+    """Check that a chain's bundles give what its nodes need; return their manifests by node.
+
+    Raises:
+        InputError: a bundle is missing, has no pipeline, or doesn't fit; the message names the node.
+        IntegrityError: a bundle is damaged.
+    """
+    manifests, members = {}, {}
+    for model in chain.models:
+        with named(model.name):
+            manifest = manifests[model.name] = read(Path(model.bundle))
+        pipeline = pipeline_of(model.name, manifest)
+        members[model.name] = Member(pipeline, manifest.winner.artifact.inputs)
+    Plan(chain, members)
+    return manifests
+
+
+def pipeline_of(name: str, manifest: Manifest) -> Pipeline:
+    """Return the pipeline of a chain's model.
+
+    Raises:
+        InputError: its bundle has none.
+    """
+    if manifest.pipeline is None:
+        raise InputError(
+            f"{name}: its bundle was made from arrays and has no pipeline, so it can't take a picture: "
+            "make it with a pipeline"
+        )
+    return manifest.pipeline
+
+
+def _checking(deadline_s: float | None, cancelled: threading.Event | None) -> Callable[[], None]:
+    """Return a function that raises once a deadline has passed or an event is set.
+
+    Raises:
+        InputError: the deadline isn't a time from now.
+    """
+    if deadline_s is not None and not deadline_s > 0:
+        raise InputError(f"deadline_s={deadline_s!r}: give a time above 0, in seconds")
+    until = None if deadline_s is None else time.monotonic() + deadline_s
+
+    def check() -> None:
+        if cancelled is not None and cancelled.is_set():
+            raise CancelledError("the chain's decision was cancelled")
+        if until is not None and time.monotonic() >= until:
+            raise TimeoutError(f"the deadline of {deadline_s:g} s passed before the decision")
+
+    return check

@@ -1,0 +1,318 @@
+"""What a chain does with one value, stage by stage; whoever drives it runs the models.
+
+`Plan.run` is a generator: it yields the requests of one model, as many as fit into a batch, and is
+sent their answers. So one process's own calls and a server's queues run the same stages, and memory
+holds one batch of prepared samples at a time, however many boxes there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from hasten.core.records import type_name
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.chains.graph import Chain
+from hasten.inputs.chains.nodes import SOURCE, Crop, Model, When, entries
+from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
+from hasten.inputs.pipeline.image import MAX_PIXELS, Decode
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a plan needs to know of a model of the chain.
+
+    Attributes:
+        pipeline: Steps before and after the model.
+        inputs: Inputs of a request, with a batch axis.
+        most_rows: Largest number of samples to ask for at a time.
+    """
+
+    pipeline: Pipeline
+    inputs: tuple[TensorSpec, ...]
+    most_rows: int = 1
+
+    @property
+    def decode(self) -> Decode | None:
+        """The pipeline's first step where it decodes pictures."""
+        first = self.pipeline.steps[0] if self.pipeline.steps else None
+        return first if isinstance(first, Decode) else None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Requests to one model, with one row each.
+
+    Attributes:
+        model: Name of the model's node.
+        requests: Arrays by input name, for each sample.
+    """
+
+    model: str
+    requests: tuple[dict[str, Array], ...]
+
+
+@dataclass
+class Stage:
+    """Times of one stage of a decision, in nanoseconds; samples of one stage are added up.
+
+    Attributes:
+        name: Name of the node; "decode" for the decoding of the source picture.
+        samples: Number of samples.
+        asks: Number of times that the model was asked, each for one or several samples.
+        prepare_ns: Time before the model: decoding, cutting, preparing.
+        run_ns: Time until the model's answers came, with the wait in line.
+        decide_ns: Time after the model, from its outputs to decisions.
+    """
+
+    name: str
+    samples: int = 0
+    asks: int = 0
+    prepare_ns: int = 0
+    run_ns: int = 0
+    decide_ns: int = 0
+
+    @property
+    def total_ns(self) -> int:
+        """Time of the whole stage."""
+        return self.prepare_ns + self.run_ns + self.decide_ns
+
+
+@dataclass
+class Sample:
+    """A sample on its way: what a model sees, and where its decision is put.
+
+    Attributes:
+        value: Picture `(height, width, 3)` uint8 in RGB, or what the chain was given.
+        origin: Where the picture lies in the source picture.
+        decisions: Decisions by model; for a crop the box that was cut, which gets them as keys.
+    """
+
+    value: Any
+    origin: Origin
+    decisions: dict[str, Any] = field(default_factory=dict)
+
+
+Run: TypeAlias = Generator[Ask, Sequence[Tensors], Any]
+
+
+class Plan:
+    """Stages of a chain whose models are known.
+
+    Args:
+        chain: The chain.
+        members: Its models, by their nodes' names.
+
+    Raises:
+        InputError: a model doesn't give what a node needs, as boxes for a crop.
+    """
+
+    def __init__(self, chain: Chain, members: Mapping[str, Member]) -> None:
+        self.chain, self.members = chain, members
+        for node in chain.nodes:
+            if isinstance(node, (Crop, When)):
+                self._check_decision(node)
+        decodes = (members[root.name].decode for root in chain.roots)
+        self._decode = next((step for step in decodes if step is not None), None)
+
+    def _check_decision(self, node: Crop | When) -> None:
+        """Check that a model gives decisions that a node can use."""
+        needed = "boxes" if isinstance(node, Crop) else "classes or boxes"
+        name = node.comes_from
+        after = self.members[name].pipeline.after
+        if not after:
+            raise InputError(
+                f"{node.name} needs {needed}, and {name} gives its outputs as they are: make its "
+                "bundle with steps after the model"
+            )
+        if isinstance(node, Crop):
+            if after[-1].decides not in ("", "boxes"):
+                raise InputError(
+                    f"{node.name} needs boxes, and {name} ends in {type_name(after[-1])}, which gives "
+                    f"{after[-1].decides}"
+                )
+            if self.chain.stream[name] == SOURCE and self.members[name].decode is None:
+                raise InputError(
+                    f"{node.name} cuts pictures, and the pipeline of {name} doesn't begin with decode"
+                )
+
+    def run(
+        self,
+        value: Any,
+        check: Callable[[], None] = lambda: None,
+        stages: list[Stage] | None = None,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> Run:
+        """Yield what to ask the models, and return the decision.
+
+        Args:
+            value: File's bytes or path, or a decoded picture `(height, width, 3)` uint8 in RGB.
+            check: Function called before each piece of work; what it raises ends the run.
+            stages: List that gets the stages' times.
+            clock_ns: Monotonic clock.
+
+        Raises:
+            InputError: the value can't be read, or a decision isn't what the next node needs; the
+                message names the node.
+        """
+        stages = [] if stages is None else stages
+        check()
+        start_ns = clock_ns()
+        picture, origin = self._decoded(value)
+        root = Sample(picture if picture is not None else value, origin)
+        stages.append(Stage("decode", 1, prepare_ns=clock_ns() - start_ns))
+        samples = {SOURCE: [root]}
+        for node in self.chain.in_order:
+            stage = Stage(node.name)
+            before = samples[node.comes_from]
+            if isinstance(node, Model):
+                yield from self._ask(node, before, value, check, stage, clock_ns)
+                samples[node.name] = before
+            else:
+                start_ns = clock_ns()
+                with named(node.name):
+                    if isinstance(node, Crop):
+                        after = self._cut(node, before, picture, origin)
+                    else:
+                        assert isinstance(node, When)
+                        after = [s for s in before if node.holds(s.decisions[node.decision])]
+                samples[node.name] = after
+                stage.samples, stage.prepare_ns = len(after), clock_ns() - start_ns
+            stages.append(stage)
+        decided = {model.name: root.decisions.get(model.name) for model in self.chain.roots}
+        return next(iter(decided.values())) if len(decided) == 1 else decided
+
+    def _ask(
+        self,
+        node: Model,
+        samples: Sequence[Sample],
+        given: Any,
+        check: Callable[[], None],
+        stage: Stage,
+        clock_ns: Callable[[], int],
+    ) -> Generator[Ask, Sequence[Tensors], None]:
+        """Prepare samples, a batch at a time, ask a model about them, and note its decisions."""
+        member = self.members[node.name]
+        pipeline = member.pipeline
+        whole = member.decode is None and self.chain.stream[node.name] == SOURCE
+        steps = pipeline.steps if member.decode is None else pipeline.steps[1:]
+        for first in range(0, len(samples), member.most_rows):
+            batch = samples[first : first + member.most_rows]
+            start_ns = clock_ns()
+            requests, origins = [], []
+            for sample in batch:
+                check()
+                with named(node.name):
+                    prepared, origin = given if whole else sample.value, sample.origin
+                    for step in steps:
+                        prepared, origin = step.traced(prepared, origin)
+                    requests.append(as_request(prepared, member.inputs))
+                    origins.append(origin)
+            check()
+            ready_ns = clock_ns()
+            answers = yield Ask(node.name, tuple(requests))
+            answered_ns = clock_ns()
+            with named(node.name):
+                for sample, answer, origin in zip(batch, answers, origins, strict=True):
+                    outputs = {name: array[0] for name, array in answer.items()}
+                    sample.decisions[node.name] = pipeline.decided(outputs, origin)
+            stage.samples += len(batch)
+            stage.asks += 1
+            stage.prepare_ns += ready_ns - start_ns
+            stage.run_ns += answered_ns - ready_ns
+            stage.decide_ns += clock_ns() - answered_ns
+
+    def _decoded(self, value: Any) -> tuple[Array | None, Origin]:
+        """Return the source picture and its origin; None where no model takes a picture.
+
+        Raises:
+            InputError: the value can't be read as a picture.
+        """
+        if self._decode is None:
+            return None, Origin()
+        if not isinstance(value, np.ndarray):
+            if not isinstance(value, (bytes, Path)):
+                raise InputError(
+                    "a chain takes a picture as a file's bytes, a Path, or an array; got "
+                    f"{type(value).__name__}"
+                )
+            decoded: tuple[Array, Origin] = self._decode.traced(value, Origin())
+            return decoded
+        good = value.ndim == 3 and value.shape[2] == 3 and value.dtype == np.uint8 and value.size
+        if not good or value.shape[0] * value.shape[1] > MAX_PIXELS:
+            raise InputError(
+                f"a decoded picture is (height, width, 3) of uint8, of at most {MAX_PIXELS} pixels; "
+                f"got {list(value.shape)} of {value.dtype}"
+            )
+        return value, Origin(*value.shape[:2])
+
+    def _cut(
+        self, node: Crop, samples: Sequence[Sample], picture: Array | None, origin: Origin
+    ) -> list[Sample]:
+        """Cut out the boxes that a model found; each box gets its readers' keys, None until they decide."""
+        assert picture is not None
+        readers = [model.name for model in self.chain.readers(node)]
+        found: list[dict[str, Any]] = []
+        for sample in samples:
+            decision = entries(sample.decisions[node.boxes], "boxes", node.name)
+            boxes = [box if isinstance(box, dict) else dict(box) for box in decision]
+            sample.decisions[node.boxes] = boxes
+            found += boxes
+            if len(found) > node.most:
+                raise InputError(
+                    f"{len(found)} boxes in one picture are more than {node.most}: raise {node.name}.most, "
+                    "or let the detector give fewer"
+                )
+        cut = []
+        for box in found:
+            for name in readers:
+                box.setdefault(name, None)
+            corners = _corners(box)
+            if not node.wants(box):
+                continue
+            (down, across), (above, left) = origin.scale, origin.offset
+            x1, y1, x2, y2 = corners
+            there = (
+                *((x1 - left) / across, (y1 - above) / down),
+                *((x2 - left) / across, (y2 - above) / down),
+            )
+            area = node.area(there, *picture.shape[:2])
+            if area is not None:
+                top, bottom, first, stop = area
+                view = picture[top:bottom, first:stop]
+                cut.append(Sample(view, origin.cut(top, first), box))
+        return cut
+
+
+@contextlib.contextmanager
+def named(node: str) -> Iterator[None]:
+    """Put a node's name before the errors of what runs inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{node}: {error}") from error
+    except CandidateError as error:
+        raise CandidateError(f"{node}: {error}") from error
+
+
+def _corners(box: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Return a box's corners x1, y1, x2, y2.
+
+    Raises:
+        InputError: there is no box of four numbers.
+    """
+    corners = box.get("box")
+    try:
+        x1, y1, x2, y2 = map(float, corners)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"boxes have a key box with the corners x1, y1, x2, y2; got {corners!r:.100}"
+        ) from error
+    return x1, y1, x2, y2

@@ -1,0 +1,98 @@
+"""Test of a whole chain on new pictures: its own decisions against those of its exact models."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.bundle.chains.opened import OpenChain, check_chain, open_chain
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.planning import check_limits
+from hasten.certificate.verdict import judge
+from hasten.errors import CandidateError, InputError
+from hasten.evaluation.decisions import agrees
+from hasten.evaluation.seen import Recheck, Seen, fresh, seen_by
+from hasten.inputs.chains import Chain, chain_of
+from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.source import open_data
+
+METRIC = "agreement"
+
+
+def certify_chain(
+    chain: Chain | str | os.PathLike[str],
+    data: Any,
+    *,
+    max_drop: float | None,
+    confidence: float | None = None,
+    listen: Callable[[int], None] = lambda done: None,
+) -> Recheck:
+    """Bound the share of pictures on which a chain decides otherwise than its exact models do.
+
+    The parts' certificates don't add up to one of the whole: a box that moves a little changes what the
+    reader sees. So the chain's own decisions are compared, as `hasten.evaluation.decisions.agrees` does.
+    A picture on which the chain fails and its exact models don't counts as changed. The bound is that of
+    Clopper and Pearson where no groups are given.
+
+    Args:
+        chain: The chain, in any form that `hasten.chain` takes.
+        data: Folder of pictures, maybe with a `groups.csv`. Pictures that a bundle of the chain was
+            made with are left out, unless there are no others.
+        max_drop: Largest share of changed decisions.
+        confidence: Confidence of the verdict; by default 0.95.
+        listen: Callback that receives the number of pictures that were compared so far.
+
+    Raises:
+        InputError: the chain or the data can't be used, or a bundle holds no exact model.
+        IntegrityError: a bundle is damaged, or doesn't say what it was made with.
+    """
+    chain = chain_of(chain)
+    if max_drop is None:
+        raise InputError("a chain has no certificate, so no limit either: give max_drop=")
+    sure = 0.95 if confidence is None else confidence
+    check_limits(max_drop, sure)
+    manifests = check_chain(chain)
+    root = manifests[chain.roots[0].name]
+    dataset = open_data(data, root.winner.artifact.inputs, root.pipeline)
+    if not isinstance(dataset, ImageFolder):
+        raise InputError(f"a chain is certified on a folder of pictures: got {data!r:.100}")
+    folders = {model.name: Path(model.bundle) for model in chain.models}
+    known = {name: seen_by(folders[name], manifests[name]) for name in folders}
+    for name, seen in known.items():
+        seen.check_groups(folders[name], dataset)
+    kind, samples, units = fresh(dataset, Seen.together(known.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_chain(chain, which="exact") as exact, open_chain(chain) as winner:
+            agreement = []
+            for index in samples.indices:
+                agreement.append(_agree(winner, exact, dataset.files[index]))
+                listen(len(agreement))
+    scores = np.array(agreement, np.float64)
+    judgement = judge(
+        np.ones_like(scores),
+        scores,
+        guard="changed",
+        max_drop=max_drop,
+        confidence=sure,
+        metric=METRIC,
+        prior=BettingPrior(),
+        groups=None if dataset.groups is None else units,
+        binary=True,
+    )
+    return Recheck(kind, judgement, len(samples), len(dataset) - len(samples))
+
+
+def _agree(winner: OpenChain, exact: OpenChain, picture: Path) -> bool:
+    """Whether a chain decides on a picture as its exact models do."""
+    expected = exact.decide(picture)
+    try:
+        found = winner.decide(picture)
+    except (InputError, CandidateError):
+        return False
+    return agrees(found, expected)

@@ -1,0 +1,296 @@
+"""An open chain: from a picture's bytes through a detector and a reader of its boxes to one decision."""
+
+import json
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.chains import (
+    CELL,
+    COLOURS,
+    BrightCells,
+    classifier,
+    detector,
+    png,
+    squares,
+)
+
+import hasten
+from hasten.bundle.chains import OpenChain, Stage
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.chains import Crop, Model, When
+
+PLACES = {(0, 0): "red", (2, 5): "green", (7, 7): "blue"}
+
+
+def told(decision: Any, key: str = "colour") -> dict[tuple[int, int], str | None]:
+    """Return what a chain read at each row and column of the grid."""
+    return {
+        (round(one["box"][1]) // CELL, round(one["box"][0]) // CELL): (
+            one[key][0]["label"] if one[key] else None
+        )
+        for one in decision
+    }
+
+
+def test_each_box_of_a_picture_gets_the_readers_decision_on_its_crop(
+    det: Path, colour: Path
+) -> None:
+    with hasten.load(f"{det}+crop+{colour}") as chain:
+        decision = chain.decide(png(squares(PLACES)))
+    assert told(decision) == PLACES
+    assert json.loads(json.dumps(decision)) == decision
+    assert decision[1]["box"] == [5 * CELL, 2 * CELL, 6 * CELL, 3 * CELL]
+    assert decision[1]["label"] == "square"
+
+
+def test_a_file_a_line_nodes_and_a_decoded_picture_give_the_same_decision(
+    det: Path, colour: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "chain.yaml").write_text(
+        "det: {model: det.hasten}\ncrop: {crop: det}\ncolour: {model: colour.hasten, source: crop}\n"
+    )
+    (tmp_path / "street.png").write_bytes(png(squares(PLACES)))
+    nodes = [Model("det", str(det)), Crop("crop", "det"), Model("colour", str(colour), "crop")]
+    forms: list[Any] = [tmp_path / "chain.yaml", f"{det}+crop+{colour}", nodes]
+    decisions = []
+    for form in forms:
+        with hasten.chain(form) as chain:
+            decisions += [chain.decide(tmp_path / "street.png"), chain.decide(squares(PLACES))]
+    assert all(decision == decisions[0] for decision in decisions)
+    assert told(decisions[0]) == PLACES
+
+
+def test_a_picture_without_boxes_gives_no_boxes_and_runs_no_reader(det: Path, colour: Path) -> None:
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        stages: list[Stage] = []
+        assert chain.decide(png(squares({})), stages=stages) == []
+    assert {stage.name: stage.samples for stage in stages} == {
+        "decode": 1,
+        "det": 1,
+        "crop": 0,
+        "colour": 0,
+    }
+    assert {stage.name: stage.asks for stage in stages}["colour"] == 0
+
+
+def test_hundreds_of_boxes_are_read_in_batches_with_the_answers_of_lone_crops(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    places = {
+        (row, column): str(rng.choice(COLOURS))
+        for row in range(0, 40, 2)
+        for column in range(0, 40, 2)
+    }
+    det, colour = detector(tmp_path, cells=40), classifier(tmp_path)
+    picture = squares(places, cells=40)
+    with hasten.chain(f"{det}+crop+{colour}", max_batch=1) as lone:
+        stages: list[Stage] = []
+        expected = lone.decide(picture, stages=stages)
+        assert lone.batch_sizes == {"det": (1,), "colour": (1,)}
+        assert stages[-1].asks == stages[-1].samples == 400
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        chain.batch_sizes["colour"] = (1, 4, 16)  # whichever are fast here, these are taken
+        found = chain.decide(picture)
+    assert told(expected) == places
+    for one, other in zip(found, expected, strict=True):
+        assert one["box"] == other["box"]
+        assert one["colour"][0]["label"] == other["colour"][0]["label"]
+        assert one["colour"][0]["score"] == pytest.approx(other["colour"][0]["score"], rel=1e-5)
+
+
+def test_more_boxes_than_the_crop_takes_are_refused(det: Path, colour: Path) -> None:
+    nodes = [
+        Model("det", str(det)),
+        Crop("crop", "det", most=2),
+        Model("colour", str(colour), "crop"),
+    ]
+    with hasten.chain(nodes) as chain, pytest.raises(InputError) as error:
+        chain.decide(squares(PLACES))
+    assert str(error.value) == (
+        "crop: 3 boxes in one picture are more than 2: raise crop.most, or let the detector give fewer"
+    )
+
+
+def test_a_certified_bundle_is_asked_about_one_crop_at_a_time_unless_told_otherwise(
+    det: Path, tmp_path: Path
+) -> None:
+    colour = classifier(tmp_path, status="certified")
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        assert chain.batch_sizes["colour"] == (1,)
+        assert chain.not_certified == ()
+
+
+def test_a_model_of_one_sample_is_asked_about_one_crop_at_a_time(det: Path, tmp_path: Path) -> None:
+    colour = classifier(tmp_path, batch=1)
+    with hasten.chain(f"{det}+crop+{colour}", max_batch=16) as chain:
+        assert chain.batch_sizes["colour"] == (1,)
+        assert told(chain.decide(squares(PLACES))) == PLACES
+
+
+def test_boxes_that_a_filter_leaves_out_or_that_are_too_small_have_no_reading(
+    det: Path, colour: Path
+) -> None:
+    def read(**settings: Any) -> set[str | None]:
+        nodes = [
+            Model("det", str(det)),
+            Crop("crop", "det", **settings),
+            Model("colour", str(colour), "crop"),
+        ]
+        with hasten.chain(nodes) as chain:
+            return set(told(chain.decide(squares(PLACES))).values())
+
+    assert read(labels=("plate",)) == {None}
+    assert read(labels=("square",)) == read(labels=("0",)) == set(COLOURS)
+    assert read(least_size=CELL) == set(COLOURS)
+    assert read(least_size=CELL + 1) == {None}
+    assert read(least_size=CELL + 1, margin=0.25) == set(COLOURS)
+    assert read(least_score=1.5) == {None}
+
+
+def test_only_samples_that_fulfil_a_condition_go_on(
+    det: Path, colour: Path, tmp_path: Path
+) -> None:
+    second = classifier(tmp_path, "again")
+    nodes = [
+        Model("det", str(det)),
+        Crop("crop", "det"),
+        Model("colour", str(colour), "crop"),
+        When("reds", "colour", labels=("red",)),
+        Model("again", str(second), "reds"),
+    ]
+    with hasten.chain(nodes) as chain:
+        decision = chain.decide(squares(PLACES))
+    assert told(decision) == PLACES
+    assert told(decision, "again") == {(0, 0): "red", (2, 5): None, (7, 7): None}
+
+
+def test_a_condition_on_the_whole_picture_gives_the_decisions_by_name(
+    det: Path, colour: Path
+) -> None:
+    nodes = [
+        Model("colour", str(colour)),
+        When("red", "colour", labels=("red",)),
+        Model("det", str(det), "red"),
+    ]
+    with hasten.chain(nodes) as chain:
+        red = chain.decide(squares({(1, 1): "red"}))
+        blue = chain.decide(squares({(1, 1): "blue"}))
+    assert red["colour"][0]["label"] == "red"
+    assert [one["box"] for one in red["det"]] == [[CELL, CELL, 2 * CELL, 2 * CELL]]
+    assert blue == {"colour": blue["colour"], "det": None}
+
+
+def test_boxes_within_boxes_are_told_in_the_pixels_of_the_source(
+    det: Path, colour: Path, tmp_path: Path
+) -> None:
+    inner = detector(tmp_path, name="inner")
+    nodes = [
+        Model("det", str(det)),
+        Crop("crop", "det", margin=0.5),
+        Model("inner", str(inner), "crop"),
+        Crop("within", "inner"),
+        Model("colour", str(colour), "within"),
+    ]
+    with hasten.chain(nodes) as chain:
+        (outer,) = chain.decide(squares({(3, 4): "green"}))
+    # The crop is twice as large as the square, whose cells fill its middle.
+    corners = np.array([box["box"] for box in outer["inner"]])
+    assert corners[:, :2].min(axis=0).tolist() == [4 * CELL, 3 * CELL]
+    assert corners[:, 2:].max(axis=0).tolist() == [5 * CELL, 4 * CELL]
+    assert {box["colour"][0]["label"] for box in outer["inner"]} == {"green"}
+
+
+def test_many_threads_get_each_the_decision_on_their_own_picture(det: Path, colour: Path) -> None:
+    rng = np.random.default_rng(1)
+    asked = [
+        {(int(rng.integers(8)), column): str(rng.choice(COLOURS)) for column in range(0, 8, 2)}
+        for _ in range(64)
+    ]
+    with hasten.chain(f"{det}+crop+{colour}") as chain, ThreadPoolExecutor(16) as threads:
+        decisions = list(threads.map(chain.decide, [png(squares(places)) for places in asked]))
+    assert [told(decision) for decision in decisions] == asked
+
+
+def test_a_failing_request_gets_one_error_that_names_the_member_and_others_are_answered(
+    det: Path, colour: Path, tmp_path: Path
+) -> None:
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        with pytest.raises(InputError, match=r"^the image can't be read as an image"):
+            chain.decide(b"no picture")
+        with pytest.raises(InputError) as error:
+            chain.decide("street.jpg")
+        assert str(error.value) == (
+            "a chain takes a picture as a file's bytes, a Path, or an array; got str"
+        )
+        assert told(chain.decide(squares(PLACES))) == PLACES
+        chain.members["colour"].close()
+        with pytest.raises(CandidateError, match=r"^colour: "):
+            chain.decide(squares(PLACES))
+        assert chain.decide(squares({})) == []
+
+
+def test_nothing_is_begun_after_the_deadline_or_a_cancellation(det: Path, colour: Path) -> None:
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        stages: list[Stage] = []
+        with pytest.raises(TimeoutError, match="the deadline of 1e-09 s passed"):
+            chain.decide(squares(PLACES), deadline_s=1e-9, stages=stages)
+        gone = threading.Event()
+        gone.set()
+        with pytest.raises(CancelledError):
+            chain.decide(squares(PLACES), cancelled=gone, stages=stages)
+        assert stages == []
+        with pytest.raises(InputError, match="deadline_s=0"):
+            chain.decide(squares(PLACES), deadline_s=0)
+        assert told(chain.decide(squares(PLACES), deadline_s=60)) == PLACES
+
+
+def test_stages_say_where_the_time_went(det: Path, colour: Path) -> None:
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        stages: list[Stage] = []
+        chain.decide(png(squares(PLACES)), stages=stages)
+    assert [(stage.name, stage.samples) for stage in stages] == [
+        ("decode", 1),
+        ("det", 1),
+        ("crop", 3),
+        ("colour", 3),
+    ]
+    assert all(stage.total_ns > 0 for stage in stages)
+
+
+def refused(nodes: Any) -> str:
+    with pytest.raises(InputError) as error:
+        hasten.chain(nodes)
+    return str(error.value)
+
+
+def test_bundles_that_do_not_meet_are_refused_before_an_engine_is_opened(
+    det: Path, colour: Path, bundle: Path, tmp_path: Path
+) -> None:
+    assert refused(f"{colour}+crop+{colour}") == (
+        "crop needs boxes, and colour ends in top_k, which gives classes"
+    )
+    assert refused(f"{bundle}+crop+{colour}") == (
+        "model: its bundle was made from arrays and has no pipeline, so it can't take a picture: make "
+        "it with a pipeline"
+    )
+    raw = detector(tmp_path, name="raw", after=())
+    assert refused(f"{raw}+crop+{colour}") == (
+        "crop needs boxes, and raw gives its outputs as they are: make its bundle with steps after "
+        "the model"
+    )
+    assert refused(f"{det}+crop+{tmp_path / 'gone.hasten'}").startswith("gone: ")
+
+
+def test_one_bundle_may_be_two_models_of_a_chain_and_is_opened_once(
+    det: Path, colour: Path
+) -> None:
+    with hasten.chain(f"{det}+crop+{det}+crop+{colour}") as chain:
+        assert list(chain.members) == ["det", "det_2", "colour"]
+        assert chain.members["det"] is chain.members["det_2"]
+        assert isinstance(chain, OpenChain)
+        assert BrightCells() in chain.members["det"].manifest.pipeline.after  # type: ignore[union-attr]

@@ -1,0 +1,199 @@
+"""Chains as values: what fits together, how they are written, and that a record gives them back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hasten.core.records import from_record, to_record
+from hasten.errors import InputError, IntegrityError
+from hasten.inputs.chains import Chain, Crop, Model, Node, When, chain_of, is_chain
+
+DET, CROP, READ = Model("det", "det.hasten"), Crop("crop", "det"), Model("read", "r.hasten", "crop")
+
+
+def test_a_line_names_models_by_their_folders_and_links_them_by_crops() -> None:
+    line = "models/det.hasten+crop+models/a b.hasten+crop+models/det.hasten"
+    assert chain_of(line).nodes == (
+        Model("det", "models/det.hasten"),
+        Crop("crop", "det"),
+        Model("a_b", "models/a b.hasten", "crop"),
+        Crop("crop_2", "a_b"),
+        Model("det_2", "models/det.hasten", "crop_2"),
+    )
+    assert chain_of("det.hasten").nodes == (DET,)
+
+
+@pytest.mark.parametrize("line", ["", "+", "a+b", "a+crop", "crop+a", "a+crop+crop", "a++b"])
+def test_a_line_without_a_crop_between_two_bundles_is_refused(line: str) -> None:
+    with pytest.raises(InputError) as error:
+        chain_of(line)
+    assert str(error.value) == (
+        f"{line!r} isn't a chain: give bundles with crop between them, as in "
+        "det.hasten+crop+ocr.hasten, or a chain.yaml"
+    )
+
+
+def test_a_folder_with_a_plus_in_its_name_is_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "c++.hasten").mkdir()
+    assert not is_chain(tmp_path / "c++.hasten")
+    assert not is_chain("det.hasten")
+    assert is_chain("det.hasten+crop+ocr.hasten")
+    assert is_chain(Path("chain.yaml"))
+
+
+def test_a_record_gives_back_the_chain() -> None:
+    chain = Chain((READ, CROP, DET, When("sure", "read", ("A", "B"), 0.5, below=0.9)))
+    assert from_record(Chain, json.loads(json.dumps(to_record(chain)))) == chain
+    assert [node.name for node in chain.in_order] == ["det", "crop", "read", "sure"]
+    with pytest.raises(IntegrityError, match="unknown Node"):
+        from_record(Chain, {"nodes": [{"type": "os:system", "name": "a"}]})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ((), "a chain has 1 to 64 nodes; got 0"),
+        ((DET, DET), "two nodes of the chain are named det: rename one"),
+        (
+            (DET, Crop("crop", "dte")),
+            "crop takes 'dte', which isn't there; there are source, det",
+        ),
+        (
+            (DET, Model("read", "r.hasten", "det")),
+            "read can't take the decision of det: put a crop of its boxes or a when between them",
+        ),
+        (
+            (DET, CROP, Crop("again", "crop")),
+            "again needs the boxes of a model; crop is a crop",
+        ),
+        (
+            (DET, When("sure", "source")),
+            "sure needs the decision of a model; source is what the chain is given",
+        ),
+        (
+            (Model("a", "a.hasten", "c"), Crop("c", "b"), Model("b", "b.hasten", "d"), Crop("d", "a")),
+            "nodes of the chain wait for each other: a <- c <- b <- d <- a",
+        ),
+    ],
+)  # fmt: skip
+def test_nodes_that_do_not_fit_each_other_are_refused(nodes: tuple[Node, ...], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        Chain(nodes)
+    assert str(error.value) == words
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Model("box", "b"), "'box' can't name a node of a chain"),
+        (lambda: Model("a b", "b"), "'a b' can't name a node of a chain"),
+        (lambda: Crop("c", "det", margin=-1), "c.margin=-1: give a share from 0 to 10"),
+        (lambda: Crop("c", "det", margin=float("nan")), "c.margin=nan: give a share from 0 to 10"),
+        (lambda: Crop("c", "det", least_size=0), "c.least_size=0: give 1 to 65536"),
+        (lambda: Crop("c", "det", most=10**9), "c.most=1000000000: give 1 to 10000"),
+        (lambda: When("w", "det", least_score=float("inf")), "w.least_score=inf: give a finite"),
+        (
+            lambda: When("w", "det", least_score=0.5, below=0.5),
+            "w: no score is at least 0.5 and below 0.5",
+        ),
+    ],
+)
+def test_settings_that_can_not_be_are_refused(make: Any, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        make()
+    assert str(error.value).startswith(words)
+
+
+def test_a_file_states_nodes_by_name_with_paths_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(
+        """
+        det: {model: det.hasten}
+        crop: {crop: det, labels: [car, bus], margin: 0.1, least_size: 16}
+        sure: {when: kind, least_score: 0.5}
+        kind: {model: /models/kind.hasten, source: crop}
+        """
+    )
+    assert chain_of(path).nodes == (
+        Model("det", str(tmp_path / "det.hasten")),
+        Crop("crop", "det", ("car", "bus"), margin=0.1, least_size=16),
+        When("sure", "kind", least_score=0.5),
+        Model("kind", "/models/kind.hasten", "crop"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1, 2]", "give one node per name, as in `cars: {model: det.hasten}`"),
+        ("a: {module: b}", "a: say what it is, by one of model, crop, when"),
+        ("a: {model: b, crop: c}", "a: say what it is, by one of model, crop, when"),
+        ("a: {model: b, name: c}", "a: a model has no setting name"),
+        ("a: {model: b, size: 3}", "a: model has no setting size"),
+        ("a: {model: 3}", "a: a Model record can't be read: Expected `str`, got `int` - at `$.bundle`"),
+        ("a: {model: b, source: a}", "a can't take the decision of a: put a crop of its boxes or a when"),
+        ("a: !!python/object/apply:os.system [ls]", "can't be read as YAML"),
+        ("#" * 70_000, "has more than 65,536 bytes, too many for a chain"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_chain_says_why(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        chain_of(path)
+    assert str(error.value).startswith(str(path))
+    assert words in str(error.value)
+    with pytest.raises(InputError, match="no such file"):
+        chain_of(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("box", "settings", "area"),
+    [
+        ([10, 20, 30, 60], {}, (20, 60, 10, 30)),
+        ([10.2, 20.7, 29.9, 59.1], {}, (20, 60, 10, 30)),
+        ([10, 20, 30, 60], {"margin": 0.1}, (16, 64, 8, 32)),
+        ([-50, -50, 500, 500], {}, (0, 80, 0, 100)),
+        ([90, 70, 120, 120], {"margin": 0.5}, (45, 80, 75, 100)),
+        ([10, 20, 13, 60], {}, None),
+        ([30, 60, 10, 20], {}, None),
+        ([200, 200, 300, 300], {}, None),
+        ([float("nan"), 0, 50, 50], {}, None),
+        ([0, 0, float("inf"), 50], {}, None),
+    ],
+)
+def test_a_crop_is_whole_pixels_that_hold_the_box_within_the_picture(
+    box: list[float], settings: dict[str, float], area: tuple[int, ...] | None
+) -> None:
+    crop = Crop("crop", "det", **settings)  # type: ignore[arg-type]
+    assert crop.area(box, height=80, width=100) == area
+
+
+CLASSES = [{"class": 1, "label": "cat", "score": 0.6}, {"class": 2, "label": "dog", "score": 0.4}]
+BOXES = [{**one, "box": [0, 0, 1, 1]} for one in CLASSES]
+
+
+@pytest.mark.parametrize(
+    ("settings", "classes", "boxes"),
+    [
+        ({}, True, True),
+        ({"labels": ("cat",)}, True, True),
+        ({"labels": ("dog",)}, False, True),
+        ({"labels": ("1",)}, True, True),
+        ({"least_score": 0.6}, True, True),
+        ({"below": 0.6}, False, True),
+        ({"labels": ("dog",), "least_score": 0.5}, False, False),
+    ],
+)
+def test_a_condition_asks_for_the_likeliest_class_or_for_any_box(
+    settings: dict[str, Any], classes: bool, boxes: bool
+) -> None:
+    when = When("when", "model", **settings)
+    assert when.holds(CLASSES) is classes
+    assert when.holds(BOXES) is boxes
+    assert not when.holds([])
+    with pytest.raises(InputError) as error:
+        when.holds("a text")
+    assert str(error.value) == ("when needs classes or boxes, a list of dicts; the decision is str")
