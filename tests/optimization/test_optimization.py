@@ -82,7 +82,7 @@ class Certified:
 
     result: Result
     data: Watched
-    interim: set[tuple[str, str, Any]]
+    interim: set[tuple[Any, str, Any]]
 
 
 @pytest.fixture(scope="module")
