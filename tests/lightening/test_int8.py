@@ -57,6 +57,7 @@ def never(share: float, score: float) -> None:
     return None
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_for_int8_as_it_is_deployed(task: Task) -> None:
     """Of a network with branches for training alone: they are merged before int8 is taught."""
     alone = StudentNetwork("mobileone-s0-s8", 1.0, None, 4, (1, 16, 16), by_labels=True)
@@ -77,7 +78,11 @@ def test_what_learns_from_labels_alone_is_still_compared_with_the_model(task: Ta
     judged_by = dataclasses.replace(task, metric=Agreement())
     short = dataclasses.replace(judged_by, recipe=dataclasses.replace(task.recipe, rate=1e-6))
     alone = StudentNetwork("lcnet-s8", 0.5, None, 4, (1, 16, 16), by_labels=True)
-    assert train_way(short, alone, never).training.score < 0.9
+    student = train_way(short, alone, never)
+    assert student.training.score < 0.9
+    score = int8_score(short, student)
+    assert score is not None
+    assert 0 <= score <= 1
 
 
 def test_a_model_that_only_int8_brings_within_the_budget_is_itself_trained_for_it(
@@ -92,6 +97,7 @@ def test_a_model_that_only_int8_brings_within_the_budget_is_itself_trained_for_i
     monkeypatch.setattr(candidates, "int8_score", lambda task, lighter: 0.0)
     (lighter,) = candidates.trained(task, ["pruned"], 1, ())
     assert lighter.way.name == "the model, trained for int8"
+    assert lighter.training.steps > 0
     assert op_counts(onnx.load(lighter.model.path))["QuantizeLinear"] > 0
     monkeypatch.setattr(candidates, "int8_score", lambda task, lighter: 1.0)
     (task.folder / "int8-the-model.json").unlink()

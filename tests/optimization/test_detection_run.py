@@ -1,4 +1,4 @@
-"""YOLOv3-tiny with its real weights through a whole run: what it finds before, it finds after."""
+"""Detectors through a whole run: what YOLOv3-tiny finds with its real weights before, it finds after."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -41,6 +42,44 @@ def found(answer: Callable[[Any], Tensors], names: list[str]) -> set[str]:
     return {names[int(label)] for label in np.asarray(given["labels"])[0][certain]}
 
 
+def few_boxes(folder: Path) -> Path:
+    """Write a detector that finds the boxes that it is given, of one class, by their scores."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        few_boxes (float[batch, 6, 5] x) => (float[batch, 6, 4] boxes, float[batch, 6] scores) {
+            found = MatMul(x, w)
+            boxes, logits = Split <axis = -1> (found, sizes)
+            flat = Squeeze(logits, last)
+            scores = Sigmoid(flat)
+        }"""
+    proto = onnx.parser.parse_model(text)
+    weights = {"w": np.eye(5, dtype=np.float32), "sizes": np.array([4, 1]), "last": np.array([-1])}
+    for name, weight in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    onnx.save(proto, folder / "few_boxes.onnx")
+    return folder / "few_boxes.onnx"
+
+
+@pytest.mark.parametrize(("rival", "status"), [("Rival", "certified"), ("WrongAndFast", "exact")])
+def test_a_detector_is_judged_by_what_it_finds(tmp_path: Path, rival: str, status: str) -> None:
+    rng = np.random.default_rng(0)
+    corner, size, score = (rng.random((200, 6, n), np.float32) for n in (2, 2, 1))
+    x = np.concatenate([corner, corner + size, 4 * score - 2], axis=2)
+    with quick_runs():
+        result = hasten.optimize(
+            few_boxes(tmp_path),
+            x,
+            metric=DetectionF1(),
+            max_drop=0.2,
+            engines=(f"tests.support.rivals:{rival}",),
+            out=tmp_path / "boxes.hasten",
+        )
+    assert result.status == status, result.why
+    assert result.asked is not None
+    assert result.asked.noun == "F1"
+    assert any("lost on" in said for said in result.tried.values())
+
+
+@pytest.mark.slow
 def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
     yolo: Any, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ class Certified:
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
     folder = tmp_path_factory.mktemp("whole")
     data = Watched(samples(), folder / "b.hasten.work" / "journal.jsonl")
-    interim = set()
+    interim: set[tuple[str, str, Any]] = set()
 
     def look(progress: Progress) -> None:
         if progress.stage in ("race", "certify"):

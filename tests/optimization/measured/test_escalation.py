@@ -33,7 +33,7 @@ from hasten.passes.onnx_files import read_onnx, write_onnx
 from hasten.passes.small_model import SmallModel
 
 FAST = OnnxRuntime(threads=1)
-SLOW = Faulty(FAST, busy_ns=2_000_000)
+SLOW = Faulty(FAST, busy_ns=1_000_000)
 LIMIT = 0.005
 SAMPLES = 600
 
