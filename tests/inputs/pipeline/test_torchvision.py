@@ -90,7 +90,9 @@ def test_a_compose_without_floats_ends_in_whole_numbers() -> None:
         CenterCrop((8, 8)),
         ToLayout("CHW", "uint8"),
     )
-    scaled = transforms.Compose([*transform.transforms, transforms.ConvertImageDtype()])
+    scaled = transforms.Compose(
+        [*transform.transforms, transforms.ConvertImageDtype(torch.float32)]
+    )
     assert Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) in from_torchvision(scaled).steps
 
 
