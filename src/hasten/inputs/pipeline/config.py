@@ -9,7 +9,9 @@ from typing import Any
 
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline, PostStep, Step
+from hasten.inputs.pipeline.hugging_face import from_hugging_face
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout, check_size
+from hasten.inputs.pipeline.ultralytics import from_ultralytics
 from hasten.inputs.pipeline.written import steps_of
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -73,6 +75,19 @@ def image_pipeline(
     return Pipeline(
         (*steps, ToLayout(_one_of("layout", layout, LAYOUTS), _one_of("dtype", dtype, DTYPES)))
     )
+
+
+def from_path(path: Path) -> Pipeline:
+    """Read a pipeline from a YAML file, a folder of Hugging Face, or an ONNX file of Ultralytics.
+
+    Raises:
+        InputError: there is no such file, or it holds what isn't known here.
+    """
+    if path.is_dir():
+        return from_hugging_face(path)
+    if path.suffix == ".onnx":
+        return from_ultralytics(path)
+    return from_yaml(path)
 
 
 def from_yaml(path: Path) -> Pipeline:

@@ -140,7 +140,7 @@ def _channels(config: Mapping[str, Any], key: str) -> tuple[float, float, float]
 
 
 def _tokenizer(folder: Path) -> Tokenize:
-    lengths = [MAX_LENGTH]
+    lengths: list[Any] = [MAX_LENGTH]
     token: Any = ""
     if (path := folder / "tokenizer_config.json").is_file():
         config = _json(path)
