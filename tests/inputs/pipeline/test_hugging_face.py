@@ -17,7 +17,7 @@ from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, 
 from hasten.inputs.pipeline.text import Tokenize
 
 HALF = [0.5, 0.5, 0.5]
-VIT = {
+VIT: dict[str, Any] = {
     "image_processor_type": "ViTImageProcessor",
     "do_resize": True,
     "size": {"height": 224, "width": 224},
@@ -26,7 +26,7 @@ VIT = {
     "image_mean": HALF,
     "image_std": HALF,
 }
-CLIP = {
+CLIP: dict[str, Any] = {
     "feature_extractor_type": "CLIPFeatureExtractor",
     "do_resize": True,
     "size": 64,
