@@ -8,6 +8,8 @@ from tests.support.bundles import stated
 from hasten.bundle import requirements
 from hasten.bundle.manifest import Manifest, Part
 from hasten.errors import IntegrityError
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.image import Decode, Resize, ToLayout
 
 ENVIRONMENT = {
     "hasten": "0.1.0",
@@ -68,3 +70,12 @@ def test_a_bundle_has_no_package_installed_that_hasten_does_not_know(manifest: M
         "# The engine 'fast' comes from 'evil\\nevil==6.6', as the bundle says: add that package if you "
         "trust it",
     ]
+
+
+def test_the_steps_packages_are_pinned_where_they_were_installed(manifest: Made) -> None:
+    known = ENVIRONMENT | {"pillow": "12.0.0", "tokenizers": "0.23.3"}
+    steps = Pipeline((Decode(), Resize(8), ToLayout()))
+    made = replace(manifest({"type": "openvino"}, known), pipeline=steps)
+    assert requirements(made)[2:] == ["openvino==2025.1.0", "pillow==12.0.0"]
+    made = replace(made, environment=known | {"simplejpeg": "1.9.0"})
+    assert requirements(made)[3:] == ["pillow==12.0.0", "simplejpeg==1.9.0"]

@@ -11,7 +11,7 @@ from hasten.bundle.loaded import (
 )
 from hasten.bundle.manifest import MANIFEST, Manifest, Part, Status, part
 from hasten.bundle.requests import kept_requests, room_for
-from hasten.bundle.requirements import answers_as, requirements
+from hasten.bundle.requirements import answers_as, requirements, step_packages
 
 __all__ = [
     "MANIFEST",
@@ -32,5 +32,6 @@ __all__ = [
     "replaceable",
     "requirements",
     "room_for",
+    "step_packages",
     "write",
 ]

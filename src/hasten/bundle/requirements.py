@@ -11,6 +11,7 @@ from hasten.bundle.manifest import Manifest, nested_engines
 from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.errors import IntegrityError
+from hasten.inputs.pipeline.base import Pipeline
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!_-]*", re.ASCII)
 """Characters of a version as in PEP 440."""
@@ -34,13 +35,19 @@ def distributions(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for kind in kinds_of(record) for name in kind.distributions))
 
 
+def step_packages(pipeline: Pipeline | None) -> tuple[str, ...]:
+    """Return the packages that a pipeline's steps import beside numpy, installed or not."""
+    steps = () if pipeline is None else pipeline.all
+    return tuple(dict.fromkeys(name for step in steps for name in step.packages))
+
+
 def answers_as(device: Target, record: Mapping[str, Any]) -> bool:
     """Whether an engine, or one of its inner engines, gives a device's own answers."""
     return any(device.family in kind.families for kind in kinds_of(record))
 
 
 def packages(manifest: Manifest) -> dict[str, str]:
-    """Return the packages that a bundle's models need, with their versions when it was made.
+    """Return the packages that a bundle's models and steps need, with their versions when made.
 
     A package without a version in the bundle's environment wasn't installed, so it isn't needed.
 
@@ -52,6 +59,7 @@ def packages(manifest: Manifest) -> dict[str, str]:
     for item in (manifest.winner, manifest.exact):
         if item is not None:
             needed += distributions(item.engine)
+    needed += step_packages(manifest.pipeline)
     found = {name: version_of(manifest, name) for name in dict.fromkeys(needed)}
     return {name: version for name, version in found.items() if version}
 

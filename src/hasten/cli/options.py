@@ -93,7 +93,8 @@ _IMAGE_OPTIONS = (
         "--pipeline",
         "pipeline_file",
         type=click.Path(path_type=Path),
-        help="YAML file with size, resize, mean, std, ... of the images.",
+        help="YAML file with size, resize, mean, std, ... of the images, or with each step; a "
+        "folder of Hugging Face; or an ONNX file of Ultralytics.",
     ),
     click.option(
         "--image-size", type=int, help="Side in pixels of the square image that the model takes."
@@ -279,7 +280,7 @@ def image_pipeline_of(options: dict[str, Any]) -> Any:
     Raises:
         InputError: both a file and flags are given, or flags without a size.
     """
-    from hasten.inputs.pipeline.config import from_yaml, image_pipeline
+    from hasten.inputs.pipeline.config import from_path, image_pipeline
 
     file = options.pop("pipeline_file")
     given = {
@@ -292,7 +293,7 @@ def image_pipeline_of(options: dict[str, Any]) -> Any:
             "--pipeline already states how images are prepared: leave out the --image options"
         )
     if file is not None:
-        return from_yaml(file)
+        return from_path(file)
     if not given:
         return None
     if "size" not in given:

@@ -14,7 +14,7 @@ from hasten.bundle import Manifest
 from hasten.core.records import digest, to_record, type_name
 from hasten.engines.base import Artifact
 from hasten.measure.candidate import Candidate
-from hasten.measure.environment import environment
+from hasten.measure.environment import environment, versions
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Judge, Ladder, Shipment, Verdicts
 from hasten.optimization.preparation import Ready, calibrating, shortfall
@@ -110,7 +110,7 @@ def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Ma
         source_sha256=ready.given_sha256,
         sealed={"samples": len(parts.sealed), "sha256": digest(parts.sealed_hashes)},
         target=shipment.target,
-        environment=environment(shipment.target),
+        environment=environment(shipment.target) | versions(bundle.step_packages(ready.pipeline)),
         pipeline=ready.pipeline,
         requests=requests,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -29,6 +29,7 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.models.embedding import check_vocabulary
 from hasten.inputs.models.source import check_has_program, find_model, load_model, load_with_data
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 from hasten.inputs.pipeline.config import from_module
@@ -156,7 +157,10 @@ def prepare(
     if preparation is not None:
         preparation.check(source.outputs)
     if program != "needed":
-        check_nodes(read_onnx(source, weights=False), order.keep_float)
+        proto = read_onnx(source, weights=False)
+        check_nodes(proto, order.keep_float)
+        if preparation is not None:
+            check_vocabulary(preparation, proto)
     students = named_students(small_model)
     metric = guarded(metric_for(order.metric, parts, source), order.guard)
     images = isinstance(dataset, ImageFolder)  # tensors have been prepared by their maker

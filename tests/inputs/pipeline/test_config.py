@@ -23,6 +23,7 @@ CFG = {
     "crop_pct": 0.875,
     "interpolation": "bicubic",
 }
+NOTHING = "give at least the size of the model's input, as in `size: 224`, or the steps `before` the model"
 BOUNDS = "give sides of at least 1 pixel, and at most 67108864 pixels in all"
 LARGEST_DIFFERENCE = 1e-6  # Of values within 3: float32 rounding in another order.
 
@@ -128,10 +129,10 @@ def test_settings_that_can_not_be_used_are_named(settings: dict[str, Any], messa
         (
             "size: 8\ncolour: red",
             "there is no setting colour; there are size, resize, interpolation, mean, std, scale, "
-            "layout, dtype",
+            "layout, dtype, after",
         ),
-        ("mean: 1", "give at least the size of the model's input, as in `size: 224`"),
-        ("", "give at least the size of the model's input, as in `size: 224`"),
+        ("mean: 1", NOTHING),
+        ("", NOTHING),
     ],
 )
 def test_yaml_that_can_not_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:

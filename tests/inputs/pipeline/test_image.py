@@ -16,7 +16,7 @@ from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline import image as steps
-from hasten.inputs.pipeline.base import Pipeline, Step
+from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 from hasten.inputs.pipeline.image import (
     CenterCrop,
     Decode,
@@ -316,3 +316,43 @@ def test_a_pipeline_is_written_and_read_back() -> None:
         "normalize",
     ]
     assert from_record(Pipeline, json.loads(json.dumps(record))) == pipeline
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_several_frames_the_first_counts(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "lime", "blue")]
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(Decode()(data), np.asarray(frames[0]))
+
+
+def test_webp_is_what_pillow_makes_of_it() -> None:
+    data = encoded(Image.fromarray(PIXELS), "WEBP", quality=80)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(Decode()(data), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orient", [True, False])
+def test_a_turned_tiff_has_the_size_that_pillow_gives_it(orient: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(PIXELS), "TIFF", exif=exif)
+    pixels, origin = Decode(orient=orient).traced(data, Origin())
+    np.testing.assert_array_equal(pixels, np.rot90(PIXELS, -1))
+    assert origin == Origin(40, 30)
+
+
+def test_half_of_an_odd_margin_is_rounded_as_asked() -> None:
+    line = np.arange(7, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    for size, even, down in ((4, 2, 1), (2, 2, 2), (6, 0, 0)):
+        for rounding, first in (("even", even), ("down", down)):
+            step = CenterCrop((1, size), rounding)  # type: ignore[arg-type]
+            cut, origin = step.traced(line, Origin(1, 7))
+            assert cut[0, 0, 0] == first
+            assert origin.offset == (0.0, float(first))
+
+
+def test_fewer_than_no_pixels_are_refused() -> None:
+    with pytest.raises(InputError) as error:
+        Decode(least=-1)
+    assert str(error.value) == "decode.least=-1: give a number of pixels, or 0"

@@ -61,6 +61,10 @@ class Step(Value, ABC):
             "center_crop": "hasten.inputs.pipeline.image:CenterCrop",
             "normalize": "hasten.inputs.pipeline.image:Normalize",
             "to_layout": "hasten.inputs.pipeline.image:ToLayout",
+            "tokenize": "hasten.inputs.pipeline.text:Tokenize",
+            "decode_audio": "hasten.inputs.pipeline.audio:DecodeAudio",
+            "fit_length": "hasten.inputs.pipeline.audio:FitLength",
+            "log_mel": "hasten.inputs.pipeline.audio:LogMel",
         },
     )
     packages: ClassVar[tuple[str, ...]] = ()

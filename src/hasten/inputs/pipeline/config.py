@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Pipeline, Step
+from hasten.inputs.pipeline.base import Pipeline, PostStep, Step
+from hasten.inputs.pipeline.hugging_face import from_hugging_face
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout, check_size
+from hasten.inputs.pipeline.ultralytics import from_ultralytics
+from hasten.inputs.pipeline.written import steps_of
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 LAYOUTS = ("CHW", "HWC")
@@ -74,16 +77,36 @@ def image_pipeline(
     )
 
 
-def from_yaml(path: Path) -> Pipeline:
-    """Read the arguments of `image_pipeline` from a YAML file, such as
-
-        size: 224
-        resize: 256
-        mean: [0.485, 0.456, 0.406]
-        std: [0.229, 0.224, 0.225]
+def from_path(path: Path) -> Pipeline:
+    """Read a pipeline from a YAML file, a folder of Hugging Face, or an ONNX file of Ultralytics.
 
     Raises:
-        InputError: there is no such file, it isn't YAML, or a setting is unknown or can't be used.
+        InputError: there is no such file, or it holds what isn't known here.
+    """
+    if path.is_dir():
+        return from_hugging_face(path)
+    if path.suffix == ".onnx":
+        return from_ultralytics(path)
+    return from_yaml(path)
+
+
+def from_yaml(path: Path) -> Pipeline:
+    """Read a pipeline from a YAML file: the arguments of `image_pipeline`, or each step.
+
+        size: 224                           before:
+        resize: 256                           - decode
+        mean: [0.485, 0.456, 0.406]           - letterbox: 640
+        std: [0.229, 0.224, 0.225]            - normalize: {mean: [0, 0, 0], std: [1, 1, 1]}
+        after:                                - to_layout
+          - top_k: {count: 5, labels: names.txt}
+
+    Each entry of `before` and `after` is a step's name, `name: settings`, or `name: value` for its
+    first setting. A path, such as that of a file with one label per line, is relative to the YAML
+    file.
+
+    Raises:
+        InputError: there is no such file, it isn't YAML, or a step or a setting is unknown or can't
+            be used.
     """
     try:
         import yaml
@@ -98,15 +121,22 @@ def from_yaml(path: Path) -> Pipeline:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} can't be read as YAML: {reason}") from error
-    if not isinstance(given, dict) or "size" not in given:
-        raise InputError(f"{path}: give at least the size of the model's input, as in `size: 224`")
-    unknown = [str(key) for key in given if key not in SETTINGS]
+    if not isinstance(given, dict) or ("size" not in given and "before" not in given):
+        raise InputError(
+            f"{path}: give at least the size of the model's input, as in `size: 224`, or the steps "
+            "`before` the model"
+        )
+    known = ("before", "after") if "before" in given else (*SETTINGS, "after")
+    unknown = [str(key) for key in given if key not in known]
     if unknown:
         raise InputError(
-            f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(SETTINGS)}"
+            f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(known)}"
         )
     try:
-        return image_pipeline(**given)
+        after = steps_of(PostStep, given.pop("after", []), path.parent)
+        if "before" in given:
+            return Pipeline(steps_of(Step, given["before"], path.parent), after)
+        return Pipeline(image_pipeline(**given).steps, after)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

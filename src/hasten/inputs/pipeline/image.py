@@ -275,13 +275,14 @@ class Resize(Step):
 class CenterCrop(Step):
     """Cut `(height, width)` out of the center; an image that is too small gets black borders.
 
-    Odd margins are rounded half to even, as torchvision does.
-
     Attributes:
         size: Length of one side of a square, or (height, width).
+        rounding: How half of an odd margin is rounded: "even" to the even number, as torchvision
+            does, or "down", as the processors of Hugging Face's transformers do.
     """
 
     size: int | tuple[int, int]
+    rounding: Literal["even", "down"] = "even"
 
     def __post_init__(self) -> None:
         """Check the size."""
@@ -292,7 +293,7 @@ class CenterCrop(Step):
         spare = [have - w for have, w in zip(value.shape[:2], wanted, strict=True)]
         # Crop before padding, or a tall thin image in a wide flat crop would become large both
         # ways.
-        top, left = (round(max(0, pixels) / 2) for pixels in spare)
+        top, left = (self._half(max(0, pixels)) for pixels in spare)
         value = value[top : top + wanted[0], left : left + wanted[1]]
         borders = [max(0, -pixels) for pixels in spare]
         if any(borders):
@@ -304,8 +305,11 @@ class CenterCrop(Step):
         """Return the cut image and its origin."""
         wanted = (self.size, self.size) if isinstance(self.size, int) else self.size
         spare = [have - w for have, w in zip(value.shape[:2], wanted, strict=True)]
-        top, left = (round(pixels / 2) if pixels > 0 else -(-pixels // 2) for pixels in spare)
+        top, left = (self._half(pixels) if pixels > 0 else -(-pixels // 2) for pixels in spare)
         return self(value), origin.cut(top, left)
+
+    def _half(self, pixels: int) -> int:
+        return pixels // 2 if self.rounding == "down" else round(pixels / 2)
 
 
 def _is_rgb(value: Array) -> bool:

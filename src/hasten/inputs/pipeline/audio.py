@@ -1,0 +1,234 @@
+"""Steps from a sound file to a model's input."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from hasten.core.extras import missing_extra
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Step
+
+MAX_SAMPLES = 2**26
+"""Largest number of samples, 67 million: an hour at 16 kHz, or 256 MiB as float32."""
+MAX_RATE = 2**20
+"""Largest number of samples per second."""
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True)
+class DecodeAudio(Step):
+    """Decode a sound file or its bytes to one channel of float32 in [-1, 1], of shape (samples,).
+
+    Channels are averaged, and other rates resampled by soxr at its high quality. Accepted are WAV,
+    AIFF, FLAC, Ogg and MP3.
+
+    Attributes:
+        rate: Samples per second of the result.
+        max_samples: Largest number of samples, over all channels, that is accepted, at most
+            `MAX_SAMPLES`; of the file and of the result.
+    """
+
+    rate: int = 16000
+    max_samples: int = MAX_SAMPLES
+    packages: ClassVar[tuple[str, ...]] = ("soundfile", "soxr")
+    extra: ClassVar[str] = "audio"
+
+    def __post_init__(self) -> None:
+        """Check the rate and the limit."""
+        _check_range("decode_audio.rate", self.rate, 1, MAX_RATE)
+        _check_range("decode_audio.max_samples", self.max_samples, 1, MAX_SAMPLES)
+
+    def __call__(self, value: bytes | Path) -> Array:
+        """Decode a sound.
+
+        Raises:
+            InputError: the file can't be read, or it is too long.
+        """
+        try:
+            import soundfile
+            import soxr
+        except ImportError as error:
+            raise missing_extra("the step decode_audio", self.extra) from error
+        name = "the sound" if isinstance(value, bytes) else str(value)
+        try:
+            with soundfile.SoundFile(
+                io.BytesIO(value) if isinstance(value, bytes) else value
+            ) as file:
+                if file.format not in FORMATS:
+                    raise InputError(f"{name} is {file.format}; accepted are {', '.join(FORMATS)}")
+                _check_range(f"{name}'s rate", file.samplerate, 1, MAX_RATE)
+                result = file.frames * self.rate // file.samplerate
+                if max(file.frames * file.channels, result) > self.max_samples:
+                    raise InputError(
+                        f"{name} has {file.frames} samples of {file.channels} channels at "
+                        f"{file.samplerate} Hz, more than {self.max_samples} in all"
+                    )
+                samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name} can't be read as a sound: {reason}") from error
+        mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        if rate != self.rate:
+            mono = soxr.resample(mono, rate, self.rate, quality="HQ")
+        return np.ascontiguousarray(mono, np.float32)
+
+
+@dataclass(frozen=True)
+class FitLength(Step):
+    """Cut (samples,) at the end to a length, or fill it up with silence.
+
+    Attributes:
+        length: Number of samples.
+    """
+
+    length: int
+
+    def __post_init__(self) -> None:
+        """Check the length."""
+        _check_range("fit_length.length", self.length, 1, MAX_SAMPLES)
+
+    def __call__(self, value: Array) -> Array:
+        value = value[: self.length]
+        return np.pad(value, (0, self.length - len(value)))
+
+
+@dataclass(frozen=True)
+class LogMel(Step):
+    """Compute the log-mel spectrogram, (mels, frames) float32, of a sound of shape (samples,).
+
+    Frames are weighted by a periodic Hann window; the power of their Fourier transforms is summed
+    in triangles on the mel scale. The defaults are Whisper's.
+
+    Attributes:
+        rate: Samples per second.
+        window: Length of a frame, in samples.
+        hop: Samples from one frame to the next.
+        fft: Length of the Fourier transform, in samples, at least `window`; 0 for `window`.
+        mels: Number of mel bands.
+        low: Lower end of the lowest band, in Hz.
+        high: Upper end of the highest band, in Hz; 0 for half the rate.
+        center: Whether frame `i` is centered at sample `i * hop`, with the ends reflected;
+            otherwise it begins there.
+        scale: Formula of the mel scale: "slaney", linear up to 1 kHz, or "htk".
+        area: Whether each band's triangle has the same area ("slaney" norm); otherwise the same
+            height.
+        log: What becomes of the power: its natural or decimal logarithm ("natural", "decimal"), or
+            as Whisper has it, decimal, at most 8 below the highest, plus 4 and divided by 4, without
+            the last frame ("whisper").
+        floor: Smallest power before the logarithm.
+    """
+
+    rate: int = 16000
+    window: int = 400
+    hop: int = 160
+    fft: int = 0
+    mels: int = 80
+    low: float = 0.0
+    high: float = 0.0
+    center: bool = True
+    scale: Literal["slaney", "htk"] = "slaney"
+    area: bool = True
+    log: Literal["natural", "decimal", "whisper"] = "whisper"
+    floor: float = 1e-10
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_range("log_mel.rate", self.rate, 1, MAX_RATE)
+        _check_range("log_mel.window", self.window, 2, 2**16)
+        _check_range("log_mel.hop", self.hop, 1, 2**16)
+        if self.fft:
+            _check_range("log_mel.fft", self.fft, self.window, 2**16)
+        _check_range("log_mel.mels", self.mels, 1, 1024)
+        _check_range("log_mel.floor", self.floor, 1e-30, 1.0)
+        _check_range("log_mel.high", self.high, 0, self.rate / 2)
+        _check_range("log_mel.low", self.low, 0, (self.high or self.rate / 2) - 1e-3)
+
+    @cached_property
+    def _bands(self) -> Array:
+        """Weight of each frequency in each band, (mels, frequencies) float32."""
+        frequencies = np.fft.rfftfreq(self.fft or self.window, 1 / self.rate)
+        ends = _mel(np.array([self.low, self.high or self.rate / 2]), self.scale)
+        edges = _hertz(np.linspace(ends[0], ends[1], self.mels + 2), self.scale)
+        widths = np.diff(edges)
+        slopes = edges[:, None] - frequencies
+        weights = np.minimum(-slopes[:-2] / widths[:-1, None], slopes[2:] / widths[1:, None])
+        weights = np.maximum(weights, 0)
+        if self.area:
+            weights *= (2 / (edges[2:] - edges[:-2]))[:, None]
+        return np.asarray(weights, np.float32)
+
+    @cached_property
+    def _weights(self) -> Array:
+        """The window, periodic, in the middle of the transform's length."""
+        long = self.fft or self.window
+        hann = 0.5 - 0.5 * np.cos(2 * math.pi * np.arange(self.window) / self.window)
+        before = (long - self.window) // 2
+        return np.pad(hann, (before, long - self.window - before)).astype(np.float32)
+
+    def __call__(self, value: Array) -> Array:
+        """Compute the spectrogram.
+
+        Raises:
+            InputError: the sound is no line of samples, too short for one frame, or too long.
+        """
+        long = self.fft or self.window
+        least = long // 2 + 1 if self.center else long
+        if value.ndim != 1 or len(value) < least:
+            raise InputError(
+                f"log_mel needs a sound of at least {least} samples; got {list(value.shape)}"
+            )
+        if len(value) // self.hop * long > 4 * MAX_SAMPLES:
+            raise InputError(
+                f"a sound of {len(value)} samples is too long for log_mel with hop={self.hop}: cut "
+                "it first, by fit_length"
+            )
+        if self.center:
+            value = np.pad(value, long // 2, mode="reflect")
+        frames = np.lib.stride_tricks.sliding_window_view(value, long)[:: self.hop]
+        if self.log == "whisper":
+            frames = frames[:-1]
+        spectrum = np.fft.rfft(frames * self._weights)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+        energy = np.maximum(self._bands @ power.T, np.float32(self.floor))
+        if self.log == "natural":
+            return np.asarray(np.log(energy))
+        logs = np.log10(energy)
+        if self.log == "decimal":
+            return np.asarray(logs)
+        return np.asarray((np.maximum(logs, logs.max(initial=-np.inf) - 8) + 4) / 4, np.float32)
+
+
+_LINEAR_HZ, _LOG_FROM_HZ, _LOG_STEP = 200 / 3, 1000.0, math.log(6.4) / 27
+"""Slaney's scale: 3 mels per 200 Hz up to 1 kHz, then 27 per factor 6.4.
+
+Source: M. Slaney, Auditory Toolbox, Interval Research Technical Report 1998-010.
+"""
+
+
+def _mel(hertz: Array, scale: str) -> Array:
+    """Return frequencies on the mel scale; HTK's formula is 2595 log10(1 + f / 700)."""
+    if scale == "htk":
+        return np.asarray(2595 * np.log10(1 + hertz / 700))
+    above = np.log(np.maximum(hertz, _LOG_FROM_HZ) / _LOG_FROM_HZ) / _LOG_STEP
+    return np.asarray(np.minimum(hertz, _LOG_FROM_HZ) / _LINEAR_HZ + above)
+
+
+def _hertz(mel: Array, scale: str) -> Array:
+    """Return the frequencies of values on the mel scale."""
+    if scale == "htk":
+        return np.asarray(700 * (10 ** (mel / 2595) - 1))
+    above = np.exp(np.maximum(mel - _LOG_FROM_HZ / _LINEAR_HZ, 0) * _LOG_STEP)
+    return np.asarray(np.minimum(mel * _LINEAR_HZ, _LOG_FROM_HZ) * above)

@@ -1,0 +1,169 @@
+"""Pipelines of a folder of Hugging Face: preprocessor_config.json, tokenizer.json and beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Pipeline, Step
+from hasten.inputs.pipeline.image import (
+    CenterCrop,
+    Decode,
+    Interpolation,
+    Normalize,
+    Resize,
+    ToLayout,
+)
+from hasten.inputs.pipeline.text import MAX_LENGTH, Tokenize
+from hasten.inputs.pipeline.written import read_text
+
+IMAGES, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
+_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Filters in the order of Pillow's numbers, which `resample` holds."""
+_CROPS = {
+    "BeitImageProcessor": False,
+    "BitImageProcessor": True,
+    "CLIPImageProcessor": True,
+    "ChineseCLIPImageProcessor": True,
+    "DeiTImageProcessor": True,
+    "MobileNetV1ImageProcessor": True,
+    "MobileNetV2ImageProcessor": True,
+    "SiglipImageProcessor": False,
+    "ViTImageProcessor": False,
+}
+"""Processors known here, and whether each crops the center where the file doesn't say it."""
+_HARMLESS = frozenset(
+    ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+)
+
+
+def from_hugging_face(folder: Path) -> Pipeline:
+    """Build the pipeline of a model's folder, from its picture processor or else its tokenizer.
+
+    A tokenizer's texts are as long as they are, up to the length that `tokenizer_config.json` and
+    `config.json` allow; nothing fills them up. Pictures are turned upright as their EXIF data says.
+
+    Args:
+        folder: Folder with `preprocessor_config.json` or `tokenizer.json`, as `save_pretrained`
+            writes it.
+
+    Raises:
+        InputError: the folder has neither or both, or a file holds what isn't known here; the
+            message names it.
+    """
+    images, text = folder / IMAGES, folder / TOKENIZER
+    if images.is_file() and text.is_file():
+        raise InputError(
+            f"{folder} has both {IMAGES} and {TOKENIZER}, for a model of pictures and texts: give a "
+            "folder with the one that prepares this model's inputs"
+        )
+    if images.is_file():
+        try:
+            return _pictures(_json(images))
+        except InputError as error:
+            raise InputError(f"{images}: {error}") from error
+    if text.is_file():
+        return Pipeline((_tokenizer(folder),))
+    raise InputError(f"{folder} has neither {IMAGES} nor {TOKENIZER}: state the pipeline yourself")
+
+
+def _pictures(config: Mapping[str, Any]) -> Pipeline:
+    name = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
+    # The older extractors and the processors by torch do the same; the latter round otherwise.
+    fast = str(name).endswith("Fast")
+    plain = str(name).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    if plain not in _CROPS:
+        raise InputError(
+            f"the processor {name or 'without a type'} isn't known here; known are "
+            f"{', '.join(_CROPS)}: state the pipeline yourself"
+        )
+    for key, value in config.items():
+        if key.startswith("do_") and key not in _HARMLESS and value:
+            raise InputError(f"{key} isn't known here: state the pipeline yourself")
+    steps: list[Step] = [Decode()]
+    size = None
+    if config.get("do_resize", True):
+        size = _size(config, "size", plain)
+        steps.append(Resize(size, _filter(config.get("resample"))))
+    if config.get("do_center_crop", _CROPS[plain]):
+        crop = _size(config, "crop_size", plain)
+        crop = (crop, crop) if isinstance(crop, int) else crop
+        least = (size, size) if isinstance(size, int) else size
+        if least is not None and (least[0] < crop[0] or least[1] < crop[1]):
+            raise InputError(
+                f"crop_size {crop[0]} x {crop[1]} is larger than size, which isn't known here"
+            )
+        steps.append(CenterCrop(crop, "even" if fast else "down"))
+    if not config.get("do_rescale", True):
+        raise InputError("do_rescale=false isn't known here: state the pipeline yourself")
+    scale = config.get("rescale_factor", 1 / 255)
+    if not isinstance(scale, (int, float)) or scale <= 0:
+        raise InputError(f"rescale_factor={scale!r}: give a number above 0")
+    if config.get("do_normalize", True):
+        mean, std = _channels(config, "image_mean"), _channels(config, "image_std")
+    else:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return Pipeline((*steps, Normalize(mean, std, float(scale)), ToLayout()))
+
+
+def _size(config: Mapping[str, Any], key: str, processor: str) -> int | tuple[int, int]:
+    """Return a size: one side means the shorter one for those that crop, else both."""
+    found = config.get(key)
+    if isinstance(found, Mapping):
+        if set(found) == {"shortest_edge"} and type(found["shortest_edge"]) is int:
+            return int(found["shortest_edge"])
+        if set(found) == {"height", "width"} and {type(n) for n in found.values()} == {int}:
+            return found["height"], found["width"]
+    if type(found) is int:
+        by_shorter = key == "size" and _CROPS[processor] and processor != "DeiTImageProcessor"
+        return found if by_shorter else (found, found)
+    raise InputError(
+        f"{key}={found!r} isn't known here: give a number, shortest_edge, or height and width"
+    )
+
+
+def _filter(number: Any) -> Interpolation:
+    if type(number) is not int or not 0 <= number < len(_FILTERS):
+        raise InputError(f"resample={number!r} isn't known here: give 0 to {len(_FILTERS) - 1}")
+    return cast(Interpolation, _FILTERS[number])
+
+
+def _channels(config: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    found = config.get(key)
+    numbers = found if isinstance(found, list) else []
+    if len(numbers) != 3 or not all(type(number) in (int, float) for number in numbers):
+        raise InputError(f"{key}={found!r}: give one number for each of 3 channels")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+def _tokenizer(folder: Path) -> Tokenize:
+    lengths: list[Any] = [MAX_LENGTH]
+    token: Any = ""
+    if (path := folder / "tokenizer_config.json").is_file():
+        config = _json(path)
+        lengths.append(config.get("model_max_length"))
+        token = config.get("pad_token") or ""
+        token = token.get("content", "") if isinstance(token, Mapping) else token
+    if (path := folder / "config.json").is_file():
+        lengths.append(_json(path).get("max_position_embeddings"))
+    # A tokenizer without a limit states 10^30.
+    length = min(n for n in lengths if isinstance(n, int) and n > 0)
+    return Tokenize(
+        read_text(folder / TOKENIZER),
+        length if length < MAX_LENGTH else 0,
+        pad=False,
+        pad_token=str(token),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return found

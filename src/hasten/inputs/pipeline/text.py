@@ -1,0 +1,175 @@
+"""Step from a text to a language model's inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from hasten.core.extras import missing_extra
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.written import FILE, read_text
+
+MAX_TOKENIZER_BYTES = 3 << 20
+"""Size in bytes, written as JSON, of the largest tokenizer: a bundle's manifest has 4 MiB in all."""
+MAX_LENGTH = 2**20
+"""Largest number of tokens in a sample."""
+_PADDING = ("[PAD]", "<pad>")
+
+
+@dataclass(frozen=True)
+class Tokenize(Step):
+    """Turn a text, or a pair of texts, into tokens: one-dimensional arrays by input name.
+
+    What a model has no input for is left out when it is asked.
+
+    Attributes:
+        tokenizer: Content of a `tokenizer.json` of Hugging Face; in a pipeline file its path.
+        length: Number of tokens that longer texts are cut to, special tokens included; 0 for what
+            the tokenizer itself states, or any length.
+        pad: Whether shorter texts are filled up to `length`; otherwise a sample is as long as its
+            text.
+        pad_token: Token that fills up; by default the tokenizer's own.
+        ids: Name of the input that takes the tokens' numbers.
+        mask: Name of the input that takes 1 for each token of the text, and 0 for each that fills
+            up.
+        types: Name of the input that takes 0 for tokens of the first text, 1 for the second.
+        dtype: Element type of all three.
+    """
+
+    tokenizer: str = field(repr=False, metadata={FILE: True})
+    length: int = 0
+    pad: bool = True
+    pad_token: str = ""
+    ids: str = "input_ids"
+    mask: str = "attention_mask"
+    types: str = "token_type_ids"
+    dtype: Literal["int64", "int32"] = "int64"
+    packages: ClassVar[tuple[str, ...]] = ("tokenizers",)
+    extra: ClassVar[str] = "text"
+
+    def __post_init__(self) -> None:
+        """Check the sizes and the names; the tokenizer itself is read with the first text."""
+        size = len(json.dumps(self.tokenizer))
+        if size > MAX_TOKENIZER_BYTES:
+            raise InputError(
+                f"tokenize.tokenizer takes {size} bytes in a bundle's manifest, which has room for "
+                f"{MAX_TOKENIZER_BYTES}: tokenize in your own code, and give arrays"
+            )
+        if not 0 <= self.length <= MAX_LENGTH:
+            raise InputError(f"tokenize.length={self.length!r}: give 0 to {MAX_LENGTH} tokens")
+        names = (self.ids, self.mask, self.types)
+        if len(set(names)) != len(names):
+            raise InputError(f"tokenize gives three inputs; their names are {', '.join(names)}")
+
+    @cached_property
+    def _opened(self) -> Any:
+        """The tokenizer, with this step's own length and padding.
+
+        The file's padding isn't kept, since it may ask for any amount of memory.
+        """
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise missing_extra("the step tokenize", self.extra) from error
+        found = _shielded("tokenize.tokenizer", Tokenizer.from_str, self.tokenizer)
+        padding, truncation = found.padding or {}, found.truncation or {}
+        found.no_padding()
+        found.no_truncation()
+        length = self.length or min(truncation.get("max_length", 0), MAX_LENGTH)
+        if length:
+            special = found.num_special_tokens_to_add(is_pair=True)
+            if length <= special:
+                raise InputError(
+                    f"tokenize.length={length}: the tokenizer adds up to {special} special tokens; "
+                    "give more"
+                )
+            found.enable_truncation(length, direction=truncation.get("direction", "right"))
+        if self.length and self.pad:
+            token = self.pad_token or padding.get("pad_token") or _padding_of(found)
+            number = found.token_to_id(token)
+            if number is None:
+                raise InputError(f"tokenize.pad_token: the tokenizer has no token {token!r}")
+            found.enable_padding(
+                length=self.length,
+                pad_token=token,
+                pad_id=number,
+                pad_type_id=padding.get("pad_type_id", 0),
+                direction=padding.get("direction", "right"),
+            )
+        return found
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows that an embedding of this tokenizer's tokens needs.
+
+        Raises:
+            InputError: the tokenizer can't be read.
+        """
+        return 1 + max(self._opened.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def __call__(self, value: Any) -> dict[str, Array]:
+        """Tokenize a text, a file of text, or two texts.
+
+        Raises:
+            InputError: the value is no text, or the tokenizer can't be read or can't handle it.
+        """
+        texts = [_text(each) for each in _texts(value)]
+        encoded = _shielded("the text", self._opened.encode, *texts)
+        return {
+            name: np.array(numbers, self.dtype)
+            for name, numbers in (
+                (self.ids, encoded.ids),
+                (self.mask, encoded.attention_mask),
+                (self.types, encoded.type_ids),
+            )
+        }
+
+
+def _shielded(what: str, function: Any, *arguments: Any) -> Any:
+    """Call the tokenizer library, whose errors, panics too, become one line."""
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"{what} can't be read by the tokenizer: {reason:.200}") from error
+
+
+def _padding_of(tokenizer: Any) -> str:
+    for token in _PADDING:
+        if tokenizer.token_to_id(token) is not None:
+            return token
+    raise InputError(
+        "the tokenizer doesn't say which token fills up shorter texts: state tokenize.pad_token, or "
+        "pad=False"
+    )
+
+
+def _texts(value: Any) -> Sequence[Any]:
+    if isinstance(value, (str, bytes, Path)):
+        return [value]
+    if isinstance(value, Sequence) and len(value) == 2:
+        return value
+    raise InputError(f"tokenize needs a text, or two texts; got {type(value).__name__}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Path):
+        return read_text(value)
+    if not isinstance(value, bytes):
+        raise InputError(f"tokenize needs a text, or two texts; got {type(value).__name__}")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the text isn't UTF-8: {error}") from error

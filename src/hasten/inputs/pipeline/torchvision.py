@@ -1,0 +1,171 @@
+"""Pipelines of torchvision's transforms: the presets of its weights, and Compose of the usual ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Pipeline, Step
+from hasten.inputs.pipeline.image import (
+    CenterCrop,
+    Decode,
+    Interpolation,
+    Normalize,
+    Resize,
+    ToLayout,
+)
+
+_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+_OURSELVES = "state the pipeline yourself"
+
+
+def from_torchvision(transform: Any) -> Pipeline:
+    """Build the pipeline of a transform of torchvision, as it treats a picture of Pillow.
+
+    Known are the presets of the weights for classification, detection and segmentation, and
+    `Compose` (of `transforms` and of `transforms.v2`) of Resize, CenterCrop, ToTensor, PILToTensor,
+    ToImage, ConvertImageDtype, ToDtype and Normalize. Pictures are turned upright as their EXIF
+    data says, which torchvision leaves to the caller.
+
+    Args:
+        transform: The transform, such as `weights.transforms()`.
+
+    Raises:
+        InputError: the transform, or one inside it, isn't known, or has a setting that the steps
+            can't follow; the message names it.
+    """
+    name = type(transform).__name__
+    if name == "ImageClassification":
+        steps: list[Step] = [
+            Resize(_size(transform.resize_size), _filter(transform.interpolation)),
+            CenterCrop(_size(transform.crop_size)),
+            Normalize(_channels(transform.mean), _channels(transform.std)),
+        ]
+    elif name == "SemanticSegmentation":
+        if transform.resize_size != [None]:
+            steps = [Resize(_size(transform.resize_size), _filter(transform.interpolation))]
+        else:
+            steps = []
+        steps.append(Normalize(_channels(transform.mean), _channels(transform.std)))
+    elif name == "ObjectDetection":
+        steps = [Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))]
+    elif name == "Compose":
+        return _composed(transform.transforms)
+    else:
+        raise InputError(
+            f"torchvision's transform {name} isn't known here; known are ImageClassification, "
+            f"SemanticSegmentation, ObjectDetection and Compose: {_OURSELVES}"
+        )
+    return Pipeline((Decode(), *steps, ToLayout()))
+
+
+class _Reader:
+    """Steps of a `Compose`, and what its values are like so far.
+
+    Attributes:
+        steps: Steps so far.
+        tensor: Whether the value is a tensor by now.
+        unit: Whether its values are floats in [0, 1] by now.
+        normalized: Whether they were normalized.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = [Decode()]
+        self.tensor = self.unit = self.normalized = False
+
+    def read(self, transform: Any) -> None:
+        """Add the steps of one transform."""
+        name = type(transform).__name__
+        if name in ("Resize", "CenterCrop"):
+            if self.unit or self.normalized:
+                raise InputError(
+                    f"torchvision's {name} comes after the values were scaled, which the steps "
+                    f"here can't follow: put it first, or {_OURSELVES}"
+                )
+            self.steps.append(
+                self._resize(transform) if name == "Resize" else CenterCrop(_size(transform.size))
+            )
+        elif name in ("ToTensor", "PILToTensor", "ToImage"):
+            self.tensor, self.unit = True, self.unit or name == "ToTensor"
+        elif name in ("ConvertImageDtype", "ToDtype"):
+            self._to_dtype(transform, name)
+        elif name == "Normalize":
+            if not self.unit or self.normalized:
+                raise InputError(
+                    "torchvision's Normalize must come once, after the values were scaled to "
+                    f"[0, 1]: {_OURSELVES}"
+                )
+            self.steps.append(Normalize(_channels(transform.mean), _channels(transform.std)))
+            self.normalized = True
+        elif name == "Compose":
+            for inner in transform.transforms:
+                self.read(inner)
+        elif name not in ("Identity", "ToPureTensor"):
+            raise InputError(
+                f"torchvision's transform {name} isn't known here; known are Resize, CenterCrop, "
+                f"ToTensor, PILToTensor, ToImage, ConvertImageDtype, ToDtype and Normalize: "
+                f"{_OURSELVES}"
+            )
+
+    def _resize(self, transform: Any) -> Step:
+        if transform.max_size is not None:
+            raise InputError(
+                f"torchvision's Resize has max_size={transform.max_size}: leave it out"
+            )
+        if transform.size is None:
+            raise InputError(f"torchvision's Resize has no size: {_OURSELVES}")
+        if self.tensor and not transform.antialias:
+            raise InputError(
+                "torchvision's Resize of a tensor has antialias=False, and the step here always "
+                "smooths: set antialias=True, or resize before the tensor is made"
+            )
+        return Resize(_size(transform.size), _filter(transform.interpolation))
+
+    def _to_dtype(self, transform: Any, name: str) -> None:
+        wanted = transform.dtype
+        if isinstance(wanted, dict) or str(wanted) != "torch.float32":
+            raise InputError(f"torchvision's {name} gives {wanted}; known is torch.float32")
+        if not self.tensor or not getattr(transform, "scale", True):
+            raise InputError(
+                f"torchvision's {name} must scale a tensor to [0, 1]: set scale=True, or "
+                f"{_OURSELVES}"
+            )
+        self.unit = True
+
+
+def _composed(transforms: Iterable[Any]) -> Pipeline:
+    reader = _Reader()
+    for transform in transforms:
+        reader.read(transform)
+    if not reader.tensor:
+        raise InputError(f"torchvision's Compose makes no tensor: add ToTensor, or {_OURSELVES}")
+    if not reader.unit:
+        return Pipeline((*reader.steps, ToLayout(dtype="uint8")))
+    if not reader.normalized:
+        reader.steps.append(Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    return Pipeline((*reader.steps, ToLayout()))
+
+
+def _size(value: Any) -> int | tuple[int, int]:
+    sides = [value] if isinstance(value, int) else list(value)
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _channels(value: Any) -> tuple[float, float, float]:
+    values = [float(number) for number in value]
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise InputError(f"torchvision's Normalize is for {len(values)} channels; pictures have 3")
+    return values[0], values[1], values[2]
+
+
+def _filter(mode: Any) -> Interpolation:
+    name = str(getattr(mode, "value", mode))
+    if name not in _FILTERS:
+        raise InputError(
+            f"torchvision's interpolation {name!r} isn't known here; known are "
+            f"{', '.join(_FILTERS)}"
+        )
+    return cast(Interpolation, name)

@@ -1,0 +1,39 @@
+import onnx
+import pytest
+from tests.inputs.pipeline.test_text import CONTENT, WORDS
+
+from hasten.errors import InputError
+from hasten.inputs.models.embedding import check_vocabulary, embedding_rows
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.text import Tokenize
+
+PIPELINE = Pipeline((Tokenize(CONTENT, 8),))
+
+
+def model(rows: int) -> onnx.ModelProto:
+    table = ", ".join(["0"] * rows * 2)
+    return onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        m (int64[N, 8] input_ids) => (float[N, 8, 2] y)
+        <float[{rows}, 2] table = {{{table}}}> {{
+            same = Cast<to = 6>(input_ids)
+            y = Gather(table, same)
+        }}
+    """)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_embedding_has_rows_is_refused() -> None:
+    check_vocabulary(PIPELINE, model(len(WORDS)))
+    check_vocabulary(PIPELINE, model(len(WORDS) + 7))  # models round their embedding up
+    with pytest.raises(InputError) as error:
+        check_vocabulary(PIPELINE, model(len(WORDS) - 1))
+    assert str(error.value) == (
+        "the tokenizer's numbers go up to 8, and the model's embedding has 8 rows: give the "
+        "tokenizer that the model was trained with"
+    )
+
+
+def test_a_model_without_such_a_lookup_is_not_judged() -> None:
+    assert embedding_rows(model(3).graph, "input_ids") == 3
+    assert embedding_rows(model(3).graph, "another") is None
+    check_vocabulary(Pipeline(()), model(1))

@@ -1,0 +1,186 @@
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.signal import ShortTimeFFT
+from scipy.signal.windows import hann
+
+from hasten.core.records import from_record, to_record
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
+from hasten.inputs.pipeline.base import Pipeline, Step
+
+soundfile: Any = pytest.importorskip("soundfile", reason="needs soundfile: hasten[audio]")
+pytest.importorskip("soxr", reason="needs soxr: hasten[audio]")
+RATE = 16000
+
+
+def tone(hertz: float, rate: int = RATE, seconds: float = 0.5) -> Array:
+    times = np.arange(int(rate * seconds)) / rate
+    return (0.5 * np.sin(2 * np.pi * hertz * times)).astype(np.float32)
+
+
+def encoded(
+    samples: Array, rate: int = RATE, kind: str = "WAV", subtype: str | None = None
+) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+def refused(make: Any) -> str:
+    with pytest.raises(InputError) as error:
+        make()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "within"),
+    [
+        ("WAV", "FLOAT", 0),
+        ("WAV", "PCM_16", 2**-15),
+        ("WAV", "PCM_24", 2**-22),
+        ("WAV", "PCM_U8", 2**-6),
+        ("FLAC", "PCM_16", 2**-15),
+    ],
+)
+def test_sounds_decode_to_what_was_written(kind: str, subtype: str, within: float) -> None:
+    wanted = tone(440)
+    given = DecodeAudio()(encoded(wanted, kind=kind, subtype=subtype))
+    assert given.dtype == np.float32
+    assert given.shape == wanted.shape
+    assert np.abs(given - wanted).max() <= within
+
+
+def test_channels_are_averaged() -> None:
+    stereo = np.stack([tone(440), np.zeros_like(tone(440))], axis=1)
+    given = DecodeAudio()(encoded(stereo, subtype="FLOAT"))
+    np.testing.assert_allclose(given, tone(440) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_another_rate_is_resampled(rate: int) -> None:
+    given = DecodeAudio()(encoded(tone(440, rate), rate, subtype="FLOAT"))
+    assert given.shape == (RATE // 2,)
+    middle = slice(1000, -1000)  # The ends ring, as any filter's do.
+    assert np.abs(given - tone(440))[middle].max() < 1e-3
+
+
+def test_a_file_and_its_bytes_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(encoded(tone(440)))
+    np.testing.assert_array_equal(
+        DecodeAudio()(tmp_path / "a.wav"), DecodeAudio()(encoded(tone(440)))
+    )
+
+
+def test_what_can_not_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(lambda: DecodeAudio()(b"text")).startswith("the sound can't be read as a sound")
+    path = tmp_path / "no.wav"
+    assert refused(lambda: DecodeAudio()(path)).startswith(f"{path} can't be read as a sound")
+    assert refused(lambda: DecodeAudio(max_samples=7999)(encoded(tone(440)))) == (
+        "the sound has 8000 samples of 1 channels at 16000 Hz, more than 7999 in all"
+    )
+    slow = encoded(tone(1, 100), 100)
+    assert refused(lambda: DecodeAudio(max_samples=7999)(slow)) == (
+        "the sound has 50 samples of 1 channels at 100 Hz, more than 7999 in all"
+    )
+    assert refused(lambda: DecodeAudio()(encoded(tone(440), kind="AU"))).startswith(
+        "the sound is AU; accepted are WAV"
+    )
+    assert refused(lambda: DecodeAudio(0)) == (
+        "decode_audio.rate=0: give a number from 1 to 1.04858e+06"
+    )
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    assert refused(lambda: DecodeAudio()(b"")) == (
+        "the step decode_audio needs the extra: pip install 'hasten[audio]'"
+    )
+
+
+def test_a_sound_is_cut_or_followed_by_silence() -> None:
+    sound = np.arange(1, 4, dtype=np.float32)
+    assert FitLength(2)(sound).tolist() == [1, 2]
+    assert FitLength(5)(sound).tolist() == [1, 2, 3, 0, 0]
+    assert refused(lambda: FitLength(0)).startswith("fit_length.length=0: give a number from 1")
+
+
+@pytest.mark.parametrize("window", [400, 512])
+def test_the_power_is_that_of_scipys_short_time_fourier_transform(window: int) -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
+    step = LogMel(window=window, log="natural")
+    # Both center the first frame at the first sample; scipy fills with zeros beyond the ends.
+    transform = ShortTimeFFT(hann(window, sym=False), 160, RATE)
+    power = np.abs(transform.stft(sound, p0=0, p1=26)) ** 2
+    inside = slice(2, 23)
+    wanted = np.log(step._bands @ power)[:, inside]
+    np.testing.assert_allclose(step(sound)[:, inside], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["slaney", "htk"])
+@pytest.mark.parametrize("hertz", [300, 1000, 4000])
+def test_a_tone_is_loudest_in_its_own_band(scale: Any, hertz: float) -> None:
+    step = LogMel(scale=scale, log="decimal", window=1024)
+    loudest = int(step(tone(hertz))[:, 20].argmax())
+    weights = step._bands[loudest]
+    peak = np.fft.rfftfreq(1024, 1 / RATE)[weights.argmax()]
+    assert abs(peak - hertz) < 0.06 * hertz + RATE / 1024
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({}, {}),
+        ({"scale": "htk", "area": False}, {"htk": True, "norm": None}),
+        (
+            {"fft": 512, "center": False, "mels": 64, "low": 50.0, "high": 7000.0},
+            {"n_fft": 512, "win_length": 400, "center": False, "n_mels": 64, "fmin": 50}
+            | {"fmax": 7000},
+        ),
+    ],
+)
+def test_spectrograms_are_librosas(settings: dict[str, Any], same: dict[str, Any]) -> None:
+    librosa: Any = pytest.importorskip("librosa", reason="needs librosa as the oracle")
+    sound = tone(440) + np.random.default_rng(0).normal(0, 0.05, RATE // 2).astype(np.float32)
+    options = {"n_fft": 400, "hop_length": 160, "n_mels": 80, "pad_mode": "reflect", **same}
+    wanted = librosa.feature.melspectrogram(y=sound, sr=RATE, **options)
+    given = LogMel(log="natural", **settings)(sound)
+    np.testing.assert_allclose(given, np.log(np.maximum(wanted, 1e-10)), atol=1e-4)
+
+
+def test_whispers_values_end_eight_below_the_highest_and_lack_the_last_frame() -> None:
+    pipeline = Pipeline((DecodeAudio(), FitLength(RATE), LogMel()))
+    given = pipeline(encoded(tone(440)))
+    assert given.shape == (80, 100)
+    assert given.dtype == np.float32
+    assert given.min() == pytest.approx(given.max() - 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hop": 0}, "log_mel.hop=0: give a number from 1 to 65536"),
+        ({"fft": 399}, "log_mel.fft=399: give a number from 400 to 65536"),
+        ({"high": 9000.0}, "log_mel.high=9000.0: give a number from 0 to 8000"),
+        ({"floor": 0.0}, "log_mel.floor=0.0: give a number from 1e-30 to 1"),
+    ],
+)
+def test_settings_that_can_not_be_used_are_named(settings: dict[str, Any], message: str) -> None:
+    assert refused(lambda: LogMel(**settings)) == message
+
+
+def test_sounds_that_do_not_fit_are_named() -> None:
+    assert refused(lambda: LogMel()(np.zeros(200, np.float32))) == (
+        "log_mel needs a sound of at least 201 samples; got [200]"
+    )
+    assert refused(lambda: LogMel(hop=1, window=2**16)(np.zeros(2**15 + 1, np.float32))) == (
+        "a sound of 32769 samples is too long for log_mel with hop=1: cut it first, by fit_length"
+    )
+
+
+def test_steps_come_back_from_their_records() -> None:
+    for step in (DecodeAudio(8000), FitLength(5), LogMel(scale="htk", log="natural")):
+        assert from_record(Step, to_record(step)) == step

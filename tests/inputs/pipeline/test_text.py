@@ -1,0 +1,142 @@
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.core.records import from_record, to_record
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.pipeline import text as steps
+from hasten.inputs.pipeline.base import Pipeline, Step, as_request
+from hasten.inputs.pipeline.config import from_yaml
+from hasten.inputs.pipeline.text import Tokenize
+
+tokenizers: Any = pytest.importorskip("tokenizers", reason="needs tokenizers: hasten[text]")
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "##s", "mat")
+
+
+def small_tokenizer(**options: Any) -> str:
+    """Return the tokenizer.json of a WordPiece tokenizer that brackets texts as BERT does."""
+    numbers = {word: i for i, word in enumerate(WORDS)}
+    built = tokenizers.Tokenizer(tokenizers.models.WordPiece(numbers, unk_token="[UNK]"))
+    built.normalizer = tokenizers.normalizers.BertNormalizer()
+    built.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    built.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return json.dumps({**json.loads(built.to_str()), **options})
+
+
+CONTENT = small_tokenizer()
+
+
+def refused(make: Any) -> str:
+    with pytest.raises(InputError) as error:
+        make()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_text_becomes_numbers_a_mask_and_types() -> None:
+    sample = Tokenize(CONTENT, 8)("The cats dance")
+    assert {name: array.tolist() for name, array in sample.items()} == {
+        "input_ids": [2, 4, 5, 7, 1, 3, 0, 0],
+        "attention_mask": [1, 1, 1, 1, 1, 1, 0, 0],
+        "token_type_ids": [0] * 8,
+    }
+    assert {array.dtype for array in sample.values()} == {np.dtype("int64")}
+
+
+def test_long_texts_are_cut_and_short_ones_filled_up_only_where_asked() -> None:
+    assert Tokenize(CONTENT, 4)("the cat sat")["input_ids"].tolist() == [2, 4, 5, 3]
+    assert Tokenize(CONTENT, 8, pad=False)("the")["input_ids"].tolist() == [2, 4, 3]
+    assert Tokenize(CONTENT)("the " * 50)["input_ids"].shape == (52,)
+
+
+def test_two_texts_differ_by_type() -> None:
+    sample = Tokenize(CONTENT, dtype="int32")(["the cat", "sat"])
+    assert sample["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1]
+    assert sample["input_ids"].dtype == np.int32
+
+
+def test_texts_bytes_and_files_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat")
+    step = Tokenize(CONTENT)
+    wanted = step("the cat")["input_ids"].tolist()
+    assert step(b"the cat")["input_ids"].tolist() == wanted
+    assert step(tmp_path / "a.txt")["input_ids"].tolist() == wanted
+
+
+def test_a_model_gets_what_it_has_inputs_for_by_its_own_names() -> None:
+    inputs = [
+        TensorSpec("tokens", "int64", ("batch", "length")),
+        TensorSpec("attention_mask", "int64", ("batch", "length")),
+    ]
+    prepared, origin = Pipeline((Tokenize(CONTENT, ids="tokens"),)).prepared("the cat")
+    request = as_request(prepared, inputs)
+    assert list(request) == ["tokens", "attention_mask"]
+    assert request["tokens"].tolist() == [[2, 4, 5, 3]]
+    assert origin.height == 0
+
+
+def test_the_files_own_length_counts_but_not_its_padding() -> None:
+    truncation = {"max_length": 3, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
+    padding = {
+        "strategy": {"Fixed": 2**40},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 8,
+        "pad_type_id": 0,
+        "pad_token": "mat",
+    }
+    content = small_tokenizer(truncation={**truncation, "max_length": 4}, padding=padding)
+    assert Tokenize(content)("the cat sat")["input_ids"].tolist() == [2, 4, 5, 3]
+    assert Tokenize(content, 5)("the")["input_ids"].tolist() == [8, 8, 2, 4, 3]
+
+
+def test_a_tokenizer_comes_back_from_a_record_and_from_a_pipeline_file(tmp_path: Path) -> None:
+    step = Tokenize(CONTENT, 8)
+    assert from_record(Step, to_record(step)) == step
+    (tmp_path / "tokenizer.json").write_text(CONTENT)
+    (tmp_path / "a.yaml").write_text("before: [{tokenize: {tokenizer: tokenizer.json, length: 8}}]")
+    assert from_yaml(tmp_path / "a.yaml") == Pipeline((step,))
+
+
+def test_the_vocabulary_counts_every_token() -> None:
+    assert Tokenize(CONTENT).vocabulary == len(WORDS)
+
+
+def test_what_can_not_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Tokenize(CONTENT)
+    assert refused(lambda: Tokenize(CONTENT, -1)) == (
+        "tokenize.length=-1: give 0 to 1048576 tokens"
+    )
+    assert refused(lambda: Tokenize(CONTENT, 3)("the")) == (
+        "tokenize.length=3: the tokenizer adds up to 3 special tokens; give more"
+    )
+    assert refused(lambda: replace(step, types="input_ids")) == (
+        "tokenize gives three inputs; their names are input_ids, attention_mask, input_ids"
+    )
+    assert refused(lambda: Tokenize("{}")("the")).startswith(
+        "tokenize.tokenizer can't be read by the tokenizer: "
+    )
+    assert refused(lambda: Tokenize(CONTENT, 8, pad_token="<p>")("the")) == (
+        "tokenize.pad_token: the tokenizer has no token '<p>'"
+    )
+    assert refused(lambda: step(3)) == "tokenize needs a text, or two texts; got int"
+    assert refused(lambda: step(["a", 3])) == "tokenize needs a text, or two texts; got int"
+    assert refused(lambda: step(b"\xff")).startswith("the text isn't UTF-8")
+    monkeypatch.setattr(steps, "MAX_TOKENIZER_BYTES", 10)
+    assert refused(lambda: Tokenize(CONTENT)) == (
+        f"tokenize.tokenizer takes {len(json.dumps(CONTENT))} bytes in a bundle's manifest, which has "
+        "room for 10: tokenize in your own code, and give arrays"
+    )
+
+
+def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert refused(lambda: Tokenize(CONTENT)("the")) == (
+        "the step tokenize needs the extra: pip install 'hasten[text]'"
+    )

@@ -1,0 +1,84 @@
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import PostStep
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.config import from_path
+from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
+from hasten.inputs.pipeline.letterbox import Letterbox
+from hasten.inputs.pipeline.ultralytics import from_metadata
+
+DETECTOR = {
+    "description": "Ultralytics YOLO11n model",
+    "stride": "32",
+    "task": "detect",
+    "batch": "1",
+    "imgsz": "[480, 640]",
+    "names": "{0: 'person', 1: 'bicycle'}",
+}
+SCALING = (Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ToLayout())
+
+
+def refused(make: Any) -> str:
+    with pytest.raises(InputError) as error:
+        make()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_detector_gets_a_letterbox(tmp_path: Path) -> None:
+    graph = onnx.parser.parse_graph(
+        "m (float[1,3,480,640] x) => (float[1,3,480,640] y) { y = Identity(x) }"
+    )
+    model = onnx.helper.make_model(graph)
+    onnx.helper.set_model_props(model, DETECTOR)
+    onnx.save(model, tmp_path / "m.onnx")
+    pipeline = from_path(tmp_path / "m.onnx")
+    assert pipeline.steps == (Decode(), Letterbox((480, 640)), *SCALING)
+    known = {"yolo_boxes", "nms"} <= set(PostStep.registry)
+    assert len(pipeline.after) == (2 if known else 0)
+
+
+def test_a_classifier_is_cropped_and_gets_its_names() -> None:
+    pipeline = from_metadata({**DETECTOR, "task": "classify", "imgsz": "[224, 224]"})
+    assert pipeline.steps == (Decode(), Resize(224, "bilinear"), CenterCrop(224), *SCALING)
+    assert pipeline.after == (TopK(labels=("person", "bicycle"), softmax=False),)
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_other_tasks_are_prepared_and_their_outputs_left(task: str) -> None:
+    pipeline = from_metadata({**DETECTOR, "task": task})
+    assert pipeline.steps[1] == Letterbox((480, 640))
+    assert pipeline.after == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "sing"}, "the task 'sing' isn't known here; known are classify, detect"),
+        ({"imgsz": "open('x')"}, "the metadata's imgsz=\"open('x')\" can't be read"),
+        ({"imgsz": "[1, 2, 3]"}, "the metadata's imgsz=[1, 2, 3]: give one side"),
+        ({"imgsz": "[0, 8]"}, "letterbox.size=(0, 8): give sides of at least 1 pixel"),
+        ({"names": "{1: 'a'}"}, "the metadata's names aren't one text for each class"),
+        (
+            {"task": "classify"},
+            "imgsz=[480, 640]: classification is known for squares only",
+        ),
+    ],
+)
+def test_what_is_not_known_is_named(change: dict[str, str], message: str) -> None:
+    assert refused(lambda: from_metadata({**DETECTOR, **change})).startswith(message)
+
+
+def test_files_without_metadata_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    assert refused(lambda: from_path(path)) == f"no such file: {path}"
+    path.write_bytes(b"text")
+    assert refused(lambda: from_path(path)) == f"{path} can't be read as an ONNX file"
+    assert refused(lambda: from_metadata({})) == (
+        "the metadata lack imgsz, task, which Ultralytics writes: state the pipeline yourself"
+    )
