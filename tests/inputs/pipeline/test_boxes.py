@@ -41,6 +41,10 @@ def test_the_number_of_boxes_hides_the_rows_behind_it() -> None:
     outputs = separate(ROWS)
     for count, expected in ((1, EXPECTED[1:]), (0, []), (4, EXPECTED), (99, EXPECTED)):
         assert step({**outputs, "count": np.array([count])}, Origin()) == expected
+    with pytest.raises(
+        InputError, match=r"^boxes needs finite numbers: the model's output 'count'"
+    ):
+        step({**outputs, "count": np.array(np.nan)}, Origin())
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def test_each_form_of_shares_becomes_the_same_box_in_pixels(
     assert told[0]["box"] == pytest.approx([10, 10, 30, 30], abs=1e-4)
 
 
-@pytest.mark.parametrize("column", [0, 4])
+@pytest.mark.parametrize("column", [0, 4, 5])
 def test_nan_is_refused_and_so_is_a_class_without_a_label(column: int) -> None:
     rows = ROWS.copy()
     rows[0, column] = np.nan
@@ -167,6 +171,25 @@ def test_priors_with_steps_are_those_of_torchvisions_generator() -> None:
         assert len(centers) == mine.count
         corners = [centers[:, :2] - centers[:, 2:] / 2, centers[:, :2] + centers[:, 2:] / 2]
         np.testing.assert_allclose(np.concatenate(corners, axis=1), theirs, atol=1e-3)
+
+
+def test_a_place_needs_no_softmax_only_where_no_class_can_be_likely_enough() -> None:
+    numbers = np.random.default_rng(0)
+    scores = numbers.normal(0, 3, (400, 5)).astype("f")
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (400, 1))
+    likely = torch.from_numpy(scores).softmax(1).numpy()
+    for background in (0, 2, 4):
+        for least in (0.05, 0.25, 0.6):
+            step = SsdBoxes(background=background, least=least)
+            for dtype in (np.float32, np.float16):
+                found = step({"boxes": boxes, "scores": scores.astype(dtype)}, Origin())
+                others = np.delete(likely, background, axis=1)
+                expected = np.sort(others[others >= least])[::-1]
+                assert len(found) == pytest.approx(
+                    len(expected), abs=2 if dtype == np.float16 else 0
+                )
+                if dtype == np.float32:
+                    np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
 
 
 def test_boxes_that_the_model_has_decoded_are_read_as_they_are() -> None:

@@ -66,6 +66,8 @@ def test_the_score_is_one_number_its_sigmoid_or_one_class_of_a_softmax() -> None
     one = Threshold(activation="sigmoid")
     assert decided(one, -1.2)["score"] == pytest.approx(scores.sigmoid()[1].item())
     assert decided(one, 200)["score"] == 1
+    assert decided(one, -200)["score"] < 1e-37
+    assert decided(one, -20)["score"] == pytest.approx(np.exp(-20), rel=1e-5)
     assert decided(Threshold(position=1), 0.1, 0.9, 0.4)["score"] == pytest.approx(0.9)
 
 

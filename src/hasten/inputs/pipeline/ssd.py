@@ -200,7 +200,7 @@ class SsdBoxes(PostStep):
         highest = [part.max(axis=1) for part in parts if part.shape[1]]
         if not highest:
             return np.arange(0)
-        above = np.maximum.reduce(highest) - scores[:, empty]
+        above = np.maximum.reduce(highest).astype(np.float32) - scores[:, empty]
         check_finite(above, "ssd_boxes", self.scores)  # NaN wherever a number is
         least = math.log(self.least / (1 - self.least)) - _ROUNDING
         return np.flatnonzero(above >= least)
