@@ -137,6 +137,23 @@ def test_a_number_that_counts_nothing_is_refused(bundle: Path, number: float) ->
             f"{', '.join(Step.registry)}",
         ),
         (
+            lambda record: record.update(pipeline={"steps": [], "after": [{"type": "nms"}]}),
+            "the manifest is damaged: the step nms takes boxes, and gets the model's outputs: put "
+            "yolo_boxes or darknet_boxes or ssd_boxes between",
+        ),
+        (
+            lambda record: record.update(
+                pipeline={"steps": [], "after": [{"type": "top_k", "output": "other"}]}
+            ),
+            "the manifest is damaged: top_k reads the output 'other'; the model has logits",
+        ),
+        (
+            lambda record: record.update(
+                pipeline={"steps": [], "after": [{"type": "top_k", "count": 0}]}
+            ),
+            "the manifest is damaged: top_k.count=0: give at least 1",
+        ),
+        (
             lambda record: record["files"].update(
                 {"model//linear_classifier.onnx": record["files"]["model/linear_classifier.onnx"]}
             ),

@@ -8,7 +8,7 @@ import pytest
 from hasten.core.records import Value
 from hasten.engines.base import Engine
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.base import PostStep, Step
 from hasten.passes.base import Pass
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +40,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         (Pass, "## Passes"),
         (Metric, "## Metrics"),
         (Step, "## Pipeline steps"),
+        (PostStep, "## Steps after the model"),
     ],
 )
 def test_every_member_of_a_family_has_its_line(family: type[Value], title: str) -> None:

@@ -8,8 +8,11 @@ import pytest
 
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request, check_steps
+from hasten.inputs.pipeline.base import Origin, Pipeline, PostStep, Step, as_request, check_steps
+from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
+from hasten.inputs.pipeline.nms import Nms
+from hasten.inputs.pipeline.yolo import YoloBoxes
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,47 @@ def test_what_a_pipeline_gives_must_be_what_the_model_takes() -> None:
 def test_a_pipeline_without_steps_after_the_model_decides_nothing() -> None:
     outputs = {"y": np.zeros(3)}
     assert Pipeline((ToLayout(),)).decided(outputs, Origin()) is outputs
+
+
+HEAD = TensorSpec("y", "float32", ("n", 84, 8400))
+
+
+def test_steps_after_the_model_that_fit_its_outputs_and_each_other_are_accepted() -> None:
+    Pipeline(()).check([HEAD])
+    Pipeline((), (YoloBoxes(), Nms())).check([HEAD])
+    Pipeline((), (TopK(),)).check([TensorSpec("y", "float32", ("n", 3))])
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (
+            (Nms(),),
+            "the step nms takes boxes, and gets the model's outputs: put yolo_boxes or darknet_boxes or "
+            "ssd_boxes between",
+        ),
+        (
+            (YoloBoxes(),),
+            "the last step after the model, yolo_boxes, gives boxes, and not a decision: add nms",
+        ),
+        (
+            (YoloBoxes(), TopK()),
+            "the step top_k takes the model's outputs, and gets boxes from yolo_boxes: leave out one of "
+            "them",
+        ),
+        (
+            (YoloBoxes(), Nms(), Nms()),
+            "the step nms takes boxes, and gets a decision from nms: leave out one of them",
+        ),
+        (
+            (YoloBoxes(labels=("a",)), Nms()),
+            "yolo_boxes has 1 labels; the model's output 'y' has 80 classes",
+        ),
+    ],
+)
+def test_steps_that_do_not_fit_say_which_and_what_is_needed(
+    after: tuple[PostStep, ...], words: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        Pipeline((), after).check([HEAD])
+    assert str(error.value) == words

@@ -207,9 +207,11 @@ class GivenBoxes(PostStep):
                 raise InputError(
                     f"boxes needs one number of boxes in {self.count!r}; got {list(count.shape)}"
                 )
+            check_finite(count, "boxes", self.count)
             rows = max(0, int(count.reshape(())))
             boxes, scores, classes = boxes[:rows], scores[:rows], classes[:rows]
         check_finite(scores, "boxes", self.scores if self.boxes else self.output)
+        check_finite(classes, "boxes", self.classes if self.boxes else self.output)
         there = np.flatnonzero((scores >= self.least) & (classes >= 0))
         corners = corners_of(boxes[there], self.form, self.size)
         found = classes[there].astype(np.int64)

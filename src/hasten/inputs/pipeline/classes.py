@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hasten.core.tensors import TensorSpec
+from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, PostStep
 from hasten.inputs.pipeline.outputs import (
@@ -20,6 +20,9 @@ from hasten.inputs.pipeline.outputs import (
     output_of,
     probabilities,
 )
+
+_MOST = 1 + 1e-3
+"""Largest probability that a model's own rounding may give."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class TopK(PostStep):
             )
         check_finite(scores, "top_k", self.output)
         scores = probabilities(scores) if self.softmax else scores.astype(np.float32)
-        best = np.argsort(-scores, kind="stable")[: self.count].tolist()
+        best = _highest(scores, self.count)
         named = [{"label": self.labels[i]} if self.labels else {} for i in best]
         found = [
             {"class": i, **name, "score": float(scores[i])}
@@ -89,5 +92,12 @@ class TopK(PostStep):
         return {"abstained": False, "classes": found}
 
 
-_MOST = 1 + 1e-3
-"""Largest probability that a model's own rounding may give."""
+def _highest(scores: Array, count: int) -> list[int]:
+    """Return the places of the highest scores, highest first; of equal ones, the first comes first."""
+    if count == 1:
+        return [int(scores.argmax())]
+    places = np.arange(len(scores))
+    if count < len(scores):  # so that few are sorted
+        places = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    best: list[int] = places[np.argsort(-scores[places], kind="stable")][:count].tolist()
+    return best

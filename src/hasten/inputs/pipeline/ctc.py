@@ -17,7 +17,6 @@ from hasten.inputs.pipeline.outputs import (
     check_finite,
     check_shape,
     output_of,
-    probabilities,
 )
 
 
@@ -82,12 +81,14 @@ class Ctc(PostStep):
         classes = len(self.alphabet) + 1
         if scores.ndim != 2 or scores.shape[1] != classes or not len(scores):
             raise InputError(f"{self._needs}; got {list(scores.shape)}")
-        check_finite(scores.max(axis=1), "ctc", self.output)  # NaN wherever a number is
-        if self.activation == "softmax":
-            scores = probabilities(scores)
-        path = scores.argmax(axis=1)
+        path = scores.argmax(axis=1)  # the place of the first NaN, where there is one
         peaks = scores[np.arange(len(path)), path].astype(np.float32)
-        if self.activation == "exp":
+        check_finite(peaks, "ctc", self.output)
+        if self.activation == "softmax":
+            below = scores.astype(np.float32)
+            below -= peaks[:, None]
+            peaks = 1 / np.exp(below, out=below).sum(axis=1)
+        elif self.activation == "exp":
             peaks = np.exp(np.minimum(peaks, 0))
         starts = np.flatnonzero(np.diff(path, prepend=-1))
         highest, kinds = np.maximum.reduceat(peaks, starts), path[starts]

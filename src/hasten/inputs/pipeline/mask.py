@@ -77,7 +77,7 @@ class Mask(PostStep):
         )
         # A row and a column more than the places have: what lies outside of the sample.
         framed = np.pad(classes, ((0, 1), (0, 1)), constant_values=_OUTSIDE)
-        told = framed[rows][:, columns].reshape(-1)
+        told = framed[:, columns][rows].reshape(-1)
         ends = np.append(np.flatnonzero(told[1:] != told[:-1]) + 1, told.size)
         counts = np.diff(ends, prepend=0).tolist()
         kinds = [None if kind == _OUTSIDE else kind for kind in told[ends - 1].tolist()]
@@ -95,8 +95,9 @@ class Mask(PostStep):
                 raise InputError(
                     f"mask has {len(self.labels)} labels; the model gives {len(array)} classes"
                 )
-            check_finite(array.max(axis=0), "mask", self.output)
-            return np.asarray(array.argmax(axis=0), np.int16)
+            classes, best = _likeliest(array)
+            check_finite(best, "mask", self.output)
+            return classes
         check_finite(array, "mask", self.output)
         most = len(self.labels) or np.iinfo(np.int16).max
         if array.min() < 0 or array.max() >= most:
@@ -104,6 +105,21 @@ class Mask(PostStep):
                 f"mask needs classes from 0 to {most - 1}; the model gives {array.min()} to {array.max()}"
             )
         return array.astype(np.int16)
+
+
+def _likeliest(scores: Array) -> tuple[Array, Array]:
+    """Return the likeliest class of each place, int16, and its score; NaN where any score is.
+
+    Class by class, which numpy does several times as fast as `argmax` over the first axis.
+
+    Args:
+        scores: Scores `(classes, height, width)`.
+    """
+    best, classes = scores[0].copy(), np.zeros(scores.shape[1:], np.int16)
+    for i, one in enumerate(scores[1:], start=1):
+        np.copyto(classes, i, where=one > best)
+        np.maximum(best, one, out=best)
+    return classes, best
 
 
 def _places(pixels: int, offset: float, scale: float, size: int, count: int) -> Array:

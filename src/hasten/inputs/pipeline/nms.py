@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -63,32 +64,57 @@ def standing(corners: Array, classes: Array | None, overlap: float, most: int) -
     """
     x0, y0, x1, y1 = sides = np.ascontiguousarray(corners.T)
     areas = np.maximum(x1 - x0, 0) * np.maximum(y1 - y0, 0)
-
-    def suppresses(ones: Array, others: Array) -> Array:
-        """Whether each of some boxes overlaps each of others too much, `(ones, others)`."""
-        (a0, b0, a1, b1), (c0, d0, c1, d1) = sides[:, ones, None], sides[:, others]
-        shared = np.maximum(np.minimum(a1, c1) - np.maximum(a0, c0), 0)
-        shared *= np.maximum(np.minimum(b1, d1) - np.maximum(b0, d0), 0)
-        over: Array = shared > overlap * (areas[ones, None] + areas[others] - shared)
-        if classes is not None:
-            over &= classes[ones, None] == classes[others]
-        return over
-
     left = np.arange(len(corners))
     kept: list[Array] = []
     room = most
     while len(left) and room > 0:
-        block, left = left[:_BLOCK], left[_BLOCK:]
+        block = _Some(
+            sides[:, :_BLOCK], areas[:_BLOCK], classes if classes is None else classes[:_BLOCK]
+        )
         # One integer per box, whose bit i says that the box suppresses box i of the block.
-        bits = np.packbits(suppresses(block, block), axis=1, bitorder="little")
+        bits = np.packbits(block.suppress(block, overlap), axis=1, bitorder="little")
         gone, stand = 0, []
         for i, row in enumerate(bits):
             if not gone >> i & 1:
                 stand.append(i)
                 gone |= int.from_bytes(row.tobytes(), "little")
-        block = block[stand[:room]]
-        kept.append(block)
-        room -= len(block)
+        stand = stand[:room]
+        kept.append(left[stand])
+        room -= len(stand)
+        left, sides, areas = left[_BLOCK:], sides[:, _BLOCK:], areas[_BLOCK:]
+        classes = classes if classes is None else classes[_BLOCK:]
         if len(left) and room > 0:
-            left = left[~suppresses(block, left).any(axis=0)]
+            stay = ~block.at(stand).suppress(_Some(sides, areas, classes), overlap).any(axis=0)
+            left, sides, areas = left[stay], sides[:, stay], areas[stay]
+            classes = classes if classes is None else classes[stay]
     return np.concatenate(kept) if kept else left
+
+
+class _Some(NamedTuple):
+    """Some boxes: x0, y0, x1, y1 `(4, n)`, areas `(n,)`, and classes `(n,)` where they count."""
+
+    sides: Array
+    areas: Array
+    classes: Array | None
+
+    def at(self, places: Sequence[int]) -> _Some:
+        """Return the boxes at these places."""
+        classes = None if self.classes is None else self.classes[places]
+        return _Some(self.sides[:, places], self.areas[places], classes)
+
+    def suppress(self, others: _Some, overlap: float) -> Array:
+        """Whether each box overlaps each of others too much, `(n, others)`."""
+        (a0, b0, a1, b1), (c0, d0, c1, d1) = self.sides[:, :, None], others.sides
+        shared = np.minimum(a1, c1)
+        shared -= np.maximum(a0, c0)
+        np.maximum(shared, 0, out=shared)
+        height = np.minimum(b1, d1)
+        height -= np.maximum(b0, d0)
+        shared *= np.maximum(height, 0, out=height)
+        union = np.add(self.areas[:, None], others.areas, out=height)
+        union -= shared
+        union *= overlap
+        over: Array = shared > union
+        if self.classes is not None and others.classes is not None:
+            over &= self.classes[:, None] == others.classes
+        return over

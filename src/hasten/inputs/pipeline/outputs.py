@@ -12,6 +12,8 @@ from hasten.errors import InputError
 
 UNKNOWN = ("...",)
 """Shape of an output whose number of axes the model doesn't state."""
+_LARGE = np.float32(88)
+"""Largest whole number whose exponential float32 holds."""
 
 
 def output_of(outputs: Sequence[TensorSpec], name: str, step: str) -> TensorSpec:
@@ -114,5 +116,5 @@ def probabilities(scores: Array) -> Array:
 
 
 def sigmoid(scores: Array) -> Array:
-    """Return 1 / (1 + exp(-x)) of each number, as float32, without overflow."""
-    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * scores.astype(np.float32)))
+    """Return 1 / (1 + exp(-x)) of each number, as float32, precise for small probabilities too."""
+    return np.asarray(1 / (1 + np.exp(np.minimum(-scores.astype(np.float32), _LARGE))))

@@ -24,6 +24,8 @@ from hasten.inputs.pipeline.outputs import (
 )
 
 _MOST_PRIORS = 1 << 20
+_ROUNDING = 1e-3
+"""Slack of the first choice of places, since a softmax is rounded."""
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,35 @@ class SsdBoxes(PostStep):
                 f"ssd_boxes needs positions [{count}, 4] and scores [{count}, {classes}]; the model "
                 f"gives {list(boxes.shape)} and {list(scores.shape)}"
             )
-        check_finite(scores, "ssd_boxes", self.scores)
-        scores = probabilities(scores) if self.softmax else scores.astype(np.float32)
+        place = self._likely(scores)
+        scores = probabilities(scores[place]) if self.softmax else scores[place].astype(np.float32)
         likely = scores >= self.least
         if self.background is not None and self.background < classes:
             likely[:, self.background] = False
-        place, kinds = np.nonzero(likely)
+        row, kinds = np.nonzero(likely)
+        place = place[row]
         corners = self._corners(boxes[place].astype(np.float32), place)
-        return chosen(corners, scores[place, kinds], kinds, self.labels, self.most, "ssd_boxes")
+        return chosen(corners, scores[row, kinds], kinds, self.labels, self.most, "ssd_boxes")
+
+    def _likely(self, scores: Array) -> Array:
+        """Return the places where a class other than the background may be likely enough.
+
+        A softmax's probability p of a class is at most its share of the two, it and the background,
+        so the class's number exceeds the background's by log(p / (1 - p)) at least. Most places
+        show the background, and need no softmax.
+        """
+        empty = self.background
+        if not self.softmax or not 0 < self.least < 1 or empty is None or empty >= scores.shape[1]:
+            check_finite(scores, "ssd_boxes", self.scores)
+            return np.arange(len(scores))
+        parts = (scores[:, :empty], scores[:, empty + 1 :])
+        highest = [part.max(axis=1) for part in parts if part.shape[1]]
+        if not highest:
+            return np.arange(0)
+        above = np.maximum.reduce(highest).astype(np.float32) - scores[:, empty]
+        check_finite(above, "ssd_boxes", self.scores)  # NaN wherever a number is
+        least = math.log(self.least / (1 - self.least)) - _ROUNDING
+        return np.flatnonzero(above >= least)
 
     def _corners(self, boxes: Array, place: Array) -> Array:
         """Return corners in pixels of the sample, `(n, 4)`, of the positions at some priors."""

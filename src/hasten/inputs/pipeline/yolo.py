@@ -105,7 +105,7 @@ class YoloBoxes(PostStep):
 
     def _v5(self, head: Array) -> tuple[Array, Array, Array]:
         """Return boxes `(n, 4)`, scores `(n,)` and classes `(n,)` of an output, anchors first."""
-        objects = head[:, 4]
+        objects = head[:, 4].copy()  # one walk over the rows; what follows reads it twice
         check_finite(objects, "yolo_boxes", self.output)
         rows = head[objects >= self.least]  # a class's score is at most 1, so others can't reach it
         scores = rows[:, 5:] * rows[:, 4:5]
