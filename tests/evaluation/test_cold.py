@@ -32,17 +32,20 @@ def test_each_kind_of_start_is_timed_by_stage(
     for row in record["rows"]:
         assert np.shape(row["stages_ns"]) == (1, len(STAGES))
         assert np.min(row["stages_ns"]) > 0
+        assert row["processor_ns"][0] > 0
     assert record["kept_bytes"] > 0
     assert not (tmp_path / "users").exists()  # the user's own cache has no part in it
 
 
 def test_the_table_has_medians_by_stage_and_the_ratio_to_the_first_row() -> None:
-    first = Starts("one", tuple((n * 10**6, 0, 10**6, 10**6) for n in (8, 9, 1)), from_cache=False)
-    other = Starts("other", ((10**6, 10**6, 10**6, 2 * 10**6),), from_cache=True)
+    first = Starts(
+        "one", tuple((n * 10**6, 0, 10**6, 10**6) for n in (8, 9, 1)), (10**6,), from_cache=False
+    )
+    other = Starts("other", ((10**6, 10**6, 10**6, 2 * 10**6),), (3 * 10**6,), from_cache=True)
     assert starts_table([first, other]).splitlines() == [
-        "       interpreter  imports  open  first answer  total  of the first",
-        "one    8 ms         0 ms     1 ms  1 ms          10 ms  100%",
-        "other  1 ms         1 ms     1 ms  2 ms          5 ms   50%",
+        "       interpreter  imports  open  first answer  total  of the first  processors",
+        "one    8 ms         0 ms     1 ms  1 ms          10 ms  100%          1 ms",
+        "other  1 ms         1 ms     1 ms  2 ms          5 ms   50%           3 ms",
     ]
 
 
