@@ -33,6 +33,9 @@ X = np.random.default_rng(0).standard_normal((5, 3, 8, 8), dtype=np.float32)
 @pytest.fixture(autouse=True)
 def untold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_told", set())
+    monkeypatch.setattr(logging.getLogger("hasten.cache"), "disabled", False)
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # OpenVINO's converter silences others
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
 
 
 def bundle_of(folder: Path, engine: Engine) -> Path:

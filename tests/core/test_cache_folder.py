@@ -26,6 +26,9 @@ HEAD_BYTES = 80
 @pytest.fixture(autouse=True)
 def untold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_told", set())
+    monkeypatch.setattr(logging.getLogger("hasten.cache"), "disabled", False)
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # OpenVINO's converter silences others
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
 
 
 @pytest.fixture
