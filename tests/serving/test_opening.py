@@ -14,6 +14,7 @@ from hasten.bundle import Loaded
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, IntegrityError
 from hasten.serving.models.opening import ModelSettings, open_bundle
+from hasten.serving.run import settings_of
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,21 @@ def test_damaged_requests_are_no_model_to_serve(tmp_path: Path) -> None:
     forge(path, lambda record: record.update(requests=9))
     with pytest.raises(IntegrityError, match="it states 9 requests"):
         open_bundle(path, ModelSettings())
+
+
+def test_what_the_engine_compiles_is_kept_for_the_next_start(bundle: Path, tmp_path: Path) -> None:
+    found = []
+    for compiled in (str(tmp_path / "kept"), str(tmp_path / "kept"), "off"):
+        opened = open_bundle(bundle, ModelSettings(compiled=compiled, sessions=1))
+        found.append(opened.sessions[0].from_cache)
+        opened.close()
+    assert found == [False, True, False]
+
+
+def test_a_folder_of_compiled_models_is_named_from_where_the_server_was_started(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [settings_of([bundle], compiled=one) for one in ("", "off", "kept", Path("kept"))]
+    kept = str(tmp_path / "kept")
+    assert [settings.models[0].settings.compiled for settings in asked] == ["", "off", kept, kept]

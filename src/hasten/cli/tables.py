@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from hasten.evaluation.cold import STAGES, Starts
 from hasten.measure.curve import CurvePoint
@@ -30,11 +31,14 @@ def curve_table(points: Sequence[CurvePoint]) -> str:
 
 def starts_table(rows: Sequence[Starts]) -> str:
     """Write the medians of starts by stage, and their ratio to the first row."""
-    lines: list[tuple[str, ...]] = [("", *STAGES, "total", "of the first")]
+    lines: list[tuple[str, ...]] = [("", *STAGES, "total", "of the first", "processors")]
     for row in rows:
         stages = (f"{row.stage_ns(stage) / 1e6:,.0f} ms" for stage in STAGES)
         ratio = f"{row.total_ns / rows[0].total_ns:.0%}"
-        lines.append((row.label, *stages, f"{row.total_ns / 1e6:,.0f} ms", ratio))
+        total, spent = (
+            f"{span_ns / 1e6:,.0f} ms" for span_ns in (row.total_ns, median(row.processor_ns))
+        )
+        lines.append((row.label, *stages, total, ratio, spent))
     return aligned(lines)
 
 

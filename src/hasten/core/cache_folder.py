@@ -3,13 +3,14 @@
 What it holds may be run as code by whoever reads it (a compiled model), so nothing is read unless the
 folder and the file belong to this user and nobody else can write to them. A file is written under
 another name and renamed, begins with a hash of its key and its content, and is read whole before
-it is used. Whatever fails here costs time and nothing else: `get` finds nothing, `put` keeps nothing.
+it is used. Whatever fails here costs time and nothing else: nothing is found, or nothing is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import re
@@ -28,11 +29,15 @@ VARIABLE = "HASTEN_CACHE"
 """Environment variable with the folder, or "off"."""
 _LIMIT_VARIABLE = "HASTEN_CACHE_BYTES"
 _OFF = frozenset({"off", "0"})
-_KEY = re.compile(r"[0-9a-f]{64}")
+_KEPT = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{16}")
 _ABANDONED_S = 3600.0
 """Age from which a file that is still under its first name is taken for a killed process's."""
-_HASH_BYTES = 32
+_HASH_BYTES, _TOKEN_BYTES = 32, 16
+_HEAD_BYTES = 2 * _HASH_BYTES + _TOKEN_BYTES
+"""Start of an entry: the hash of all that follows, the hash of the file kept with it (zeros without one),
+and the end of that file's name."""
+_CHUNK_BYTES = 1 << 20
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -40,6 +45,20 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _log = logging.getLogger("hasten.cache")
 _told: set[Path] = set()
 """Folders of which this process has said why they aren't used."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was kept under a key.
+
+    Attributes:
+        content: Bytes, as they were kept.
+        bulk: Path of a file that was kept with them, for whoever reads it in place; None without one.
+            It serves while the entry is held; other processes never change the file, but may drop it.
+    """
+
+    content: bytes
+    bulk: Path | None
 
 
 @dataclass(frozen=True)
@@ -54,31 +73,48 @@ class CacheFolder:
     path: Path
     limit_bytes: int = LIMIT_BYTES
 
-    def get(self, key: str) -> bytes | None:
-        """Return what was kept under a key; None if there is nothing that can be trusted."""
-        try:
-            with self._opened() as folder:
-                return self._read(folder, key)
-        except FileNotFoundError:
-            return None
-        except (OSError, _RefusedError) as error:
-            self._tell(error)
-            return None
+    @contextlib.contextmanager
+    def entry(self, key: str) -> Iterator[Entry | None]:
+        """Hold what was kept under a key; None if there is nothing that can be trusted."""
+        with contextlib.ExitStack() as held:
+            found = None
+            try:
+                folder = held.enter_context(self._opened())
+                found = self._read(folder, key)
+            except FileNotFoundError:
+                pass
+            except (OSError, _RefusedError) as error:
+                self._tell(error)
+            yield found
 
-    def put(self, key: str, content: bytes) -> bool:
-        """Keep bytes under a key, whole or not at all, and drop old entries past the limit.
+    def put(self, key: str, content: bytes, bulk: Path | None = None) -> bool:
+        """Keep bytes under a key, and a file with them, and drop old entries past the limit.
+
+        The entry is whole or absent; processes that use an older one under this key still can.
+
+        Args:
+            key: SHA-256 in hex of all that the bytes depend on.
+            content: Bytes to keep.
+            bulk: File that is copied, by a name that `bulk_name` gave, which it keeps.
 
         Returns:
             Whether they are kept now.
         """
-        size = _HASH_BYTES + len(content)
-        if size > self.limit_bytes:
-            return False
         try:
+            size = _HEAD_BYTES + len(content) + (bulk.stat().st_size if bulk else 0)
+            if size > self.limit_bytes:
+                return False
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._opened() as folder:
                 self._make_room(folder, key, size)
-                self._write(folder, key, content)
+                bulk_hash, token = bytes(_HASH_BYTES), bytes(_TOKEN_BYTES)
+                if bulk is not None:
+                    token = bulk.name.removeprefix(f"{key}.").encode()
+                    with bulk.open("rb") as file:
+                        parts = iter(lambda: file.read(_CHUNK_BYTES), b"")
+                        bulk_hash = self._write(folder, bulk.name, parts)
+                rest = bulk_hash + token + content
+                self._write(folder, key, iter([_hash(key, rest), rest]))
         except (OSError, _RefusedError) as error:
             self._tell(error)
             return False
@@ -99,47 +135,72 @@ class CacheFolder:
         finally:
             os.close(folder)
 
-    def _read(self, folder: int, key: str) -> bytes | None:
-        with os.fdopen(os.open(key, _ENTRY, dir_fd=folder), "rb", buffering=0) as file:
+    def _read(self, folder: int, key: str) -> Entry:
+        with self._file(folder, key) as file:
+            head, content = file.read(_HEAD_BYTES), file.readall()
+            stated, rest = head[:_HASH_BYTES], head[_HASH_BYTES:]
+            if stated != _hash(key, rest, content):
+                raise self._damaged(folder, key)
+        bulk_hash, token = rest[:_HASH_BYTES], rest[_HASH_BYTES:].decode()
+        if not any(bulk_hash):
+            return Entry(content, None)
+        with self._file(folder, f"{key}.{token}") as file:
+            if hashlib.file_digest(file, "sha256").digest() != bulk_hash:
+                raise self._damaged(folder, key)
+        # The path goes by the descriptor: the folder that was checked, whatever has its name by now.
+        return Entry(content, Path(f"/proc/self/fd/{folder}/{key}.{token}"))
+
+    @contextlib.contextmanager
+    def _file(self, folder: int, name: str) -> Iterator[io.FileIO]:
+        """Open a file for reading that only this user can have written, and count it as used now."""
+        with io.FileIO(os.open(name, _ENTRY, dir_fd=folder), "rb") as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise _RefusedError("an entry isn't a file")
             _check(facts, "an entry")
             if facts.st_size > self.limit_bytes:
                 raise _RefusedError("an entry is larger than the limit")
-            stated, content = file.read(_HASH_BYTES), file.readall()
-            if stated != _hash(key, content):
-                with contextlib.suppress(OSError):
-                    os.unlink(key, dir_fd=folder)
-                raise _RefusedError("an entry was damaged, and is dropped")
             with contextlib.suppress(OSError):  # a folder that can only be read serves too
                 os.utime(file.fileno())
-            return content
+            yield file
 
-    def _write(self, folder: int, key: str, content: bytes) -> None:
-        beside = f".{key}.{secrets.token_hex(8)}"
+    def _damaged(self, folder: int, key: str) -> _RefusedError:
+        with contextlib.suppress(OSError):
+            os.unlink(key, dir_fd=folder)
+        return _RefusedError("an entry was damaged, and is dropped")
+
+    def _write(self, folder: int, name: str, parts: Iterator[bytes]) -> bytes:
+        """Write a file under another name and rename it; return the hash of its content."""
+        beside, whole = f".{name[:64]}.{secrets.token_hex(8)}", hashlib.sha256()
         try:
-            with os.fdopen(os.open(beside, _NEW, 0o600, dir_fd=folder), "wb", buffering=0) as file:
-                for part in (_hash(key, content), memoryview(content)):
-                    while part:
-                        part = part[file.write(part) :]
-            os.rename(beside, key, src_dir_fd=folder, dst_dir_fd=folder)
+            with io.FileIO(os.open(beside, _NEW, 0o600, dir_fd=folder), "wb") as file:
+                for part in parts:
+                    whole.update(part)
+                    left = memoryview(part)
+                    while left:
+                        left = left[file.write(left) :]
+            os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(beside, dir_fd=folder)
             raise
+        return whole.digest()
 
     def _make_room(self, folder: int, key: str, size_bytes: int) -> None:
-        """Drop what killed processes left and, past the limit, what wasn't used for the longest."""
+        """Drop what killed processes left, older files of this key, and past the limit others."""
         found, now = [], time.time()
         with os.scandir(folder) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):  # another process may have dropped it
                     facts = entry.stat(follow_symlinks=False)
-                    if _UNFINISHED.fullmatch(entry.name) and now - facts.st_mtime > _ABANDONED_S:
-                        os.unlink(entry.name, dir_fd=folder)
-                    elif _KEY.fullmatch(entry.name) and entry.name != key:
-                        found.append((facts.st_mtime_ns, entry.name, facts.st_size))
+                    if _UNFINISHED.fullmatch(entry.name):
+                        if now - facts.st_mtime > _ABANDONED_S:
+                            os.unlink(entry.name, dir_fd=folder)
+                    elif _KEPT.fullmatch(entry.name):
+                        if entry.name.startswith(key):
+                            os.unlink(entry.name, dir_fd=folder)
+                        else:
+                            found.append((facts.st_mtime_ns, entry.name, facts.st_size))
         used = sum(size for _, _, size in found)
         for _, name, size in sorted(found):
             if used + size_bytes <= self.limit_bytes:
@@ -157,6 +218,11 @@ class CacheFolder:
         _log.warning(
             "the cache %s is not used: %s; models open without it", self.path, why or error
         )
+
+
+def bulk_name(key: str) -> str:
+    """Return a name for a file to keep under a key, which no other file has."""
+    return f"{key}.{secrets.token_hex(_TOKEN_BYTES // 2)}"
 
 
 def cache_folder(given: str | os.PathLike[str] | bool | None = None) -> CacheFolder | None:
@@ -210,8 +276,9 @@ def _check(facts: os.stat_result, what: str) -> None:
         raise _RefusedError(f"{what} can be written by others")
 
 
-def _hash(key: str, content: bytes) -> bytes:
+def _hash(key: str, *parts: bytes) -> bytes:
     """Return the hash that an entry begins with; an entry under another key's name doesn't fit."""
     whole = hashlib.sha256(key.encode())
-    whole.update(content)
+    for part in parts:
+        whole.update(part)
     return whole.digest()

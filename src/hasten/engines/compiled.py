@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hasten.core.cache_folder import CacheFolder
+from hasten.core.cache_folder import CacheFolder, Entry
 from hasten.core.records import digest, file_digest
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
@@ -32,15 +33,16 @@ class Compiled:
     found: int = 0
     kept: int = 0
 
-    def get(self, key: str) -> bytes | None:
-        """Return what was kept under a key; None if there is nothing."""
-        content = self.folder.get(key)
-        self.found += content is not None
-        return content
+    @contextlib.contextmanager
+    def entry(self, key: str) -> Iterator[Entry | None]:
+        """Hold what was kept under a key; None if there is nothing."""
+        with self.folder.entry(key) as found:
+            self.found += found is not None
+            yield found
 
-    def put(self, key: str, content: bytes) -> None:
-        """Keep what an engine made, if the folder takes it."""
-        self.kept += self.folder.put(key, content)
+    def put(self, key: str, content: bytes, bulk: Path | None = None) -> None:
+        """Keep what an engine made, with a file that it reads in place, if the folder takes it."""
+        self.kept += self.folder.put(key, content, bulk)
 
     def drop(self, key: str) -> None:
         """Drop what an engine couldn't use after all."""

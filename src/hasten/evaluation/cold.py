@@ -47,11 +47,14 @@ class Starts:
     Attributes:
         label: What was started, for people.
         stages_ns: Length of each stage of each start, in the order of `STAGES`, in nanoseconds.
+        processor_ns: Time of each start that processors spent on it, all threads together, in
+            nanoseconds: other work on the machine distorts it less.
         from_cache: Whether what was compiled came from the cache.
     """
 
     label: str
     stages_ns: tuple[tuple[int, ...], ...]
+    processor_ns: tuple[int, ...]
     from_cache: bool
 
     @property
@@ -121,21 +124,27 @@ def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0
         ]
         if exact is not None and exact != winner:
             kinds.append(_Kind(f"{exact.label}, no cache", "exact", _engines(exact), "off"))
-        order, found = random.Random(seed), [list[tuple[int, ...]]() for _ in kinds]
+        order, found = random.Random(seed), [list[dict[str, Any]]() for _ in kinds]
         hits, answers = [False] * len(kinds), [set[str]() for _ in kinds]
         for round_ in range(starts + 1):
             for turn in order.sample(range(len(kinds)), len(kinds)):
                 shutil.rmtree(empty, ignore_errors=True)
-                stages, hits[turn], digest = _started(folder, kinds[turn], work)
-                answers[turn].add(digest)
+                record = _started(folder, kinds[turn], work)
+                hits[turn] = record["from_cache"]
+                answers[turn].add(record["answers"])
                 if round_:
-                    found[turn].append(stages)
+                    found[turn].append(record)
         if answers[1] != answers[2] and len(answers[2]) == 1:
             raise CandidateError("the answers differ between starts with the cache and without it")
         kept = Path(filled)
         return ColdStart(
             rows=tuple(
-                Starts(kind.label, tuple(each), hit)
+                Starts(
+                    kind.label,
+                    tuple(record["stages_ns"] for record in each),
+                    tuple(record["processor_ns"] for record in each),
+                    from_cache=hit,
+                )
                 for kind, each, hit in zip(kinds, found, hits, strict=True)
             ),
             kept_bytes=sum(file.stat().st_size for file in kept.glob("*")),
@@ -155,8 +164,8 @@ def _engines(part: Part) -> tuple[str, ...]:
     return tuple(type_name(each) for each in engine_of(part, 1).runtimes)
 
 
-def _started(folder: Path, kind: _Kind, work: Path) -> tuple[tuple[int, ...], bool, str]:
-    """Start one process, and return its stages, whether it read the cache, and its answers' hash."""
+def _started(folder: Path, kind: _Kind, work: Path) -> dict[str, Any]:
+    """Start one process, and return what it wrote, with the lengths of its stages."""
     said = work / "start.json"
     said.unlink(missing_ok=True)
     words = [str(folder), kind.which, kind.cache, ",".join(kind.engines), str(work)]
@@ -175,7 +184,7 @@ def _started(folder: Path, kind: _Kind, work: Path) -> tuple[tuple[int, ...], bo
     if done.returncode or not said.exists():
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise CandidateError(f"{kind.label}: the process ended with {done.returncode}: {lines[-1]}")
-    record = json.loads(said.read_bytes())
+    record: dict[str, Any] = json.loads(said.read_bytes())
     ends = [began_ns, *record["ends_ns"]]
     stages = [after - before for before, after in itertools.pairwise(ends)]
-    return (*stages, record["first_ns"]), record["from_cache"], record["answers"]
+    return {**record, "stages_ns": (*stages, record["first_ns"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from hasten.core.cache_folder import Entry, bulk_name
 from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
@@ -26,7 +28,9 @@ _LOG_ERRORS_ONLY = 3
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
 """Optimizer that rounds weights between quantized layers which were left in float on purpose."""
 _LARGEST_KEPT_BYTES = 1 << 30
-"""Largest model whose optimized graph is kept: the format ends at 2 GiB, and copies take memory."""
+"""Largest model whose optimized graph is kept: a copy of a larger one takes too long."""
+_SAVED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -111,7 +115,7 @@ class OnnxRuntime(Engine):
         Raises:
             CandidateError: the model can't be loaded.
         """
-        with _closing(OnnxRuntimeSession(artifact, self._load(artifact, target))) as session:
+        with self._session(artifact, self._load(artifact, target)) as session:
             yield session
 
     @contextmanager
@@ -120,7 +124,8 @@ class OnnxRuntime(Engine):
     ) -> Iterator[Session]:
         """Load the model as `open` does, and keep the optimized graph with its weights.
 
-        The runtime still packs the weights for its kernels.
+        The weights are read in place. What is kept is loaded without optimizing it once more, since
+        a second pass could fuse further.
 
         Raises:
             CandidateError: the model can't be loaded.
@@ -130,8 +135,17 @@ class OnnxRuntime(Engine):
             loaded = self._recall(artifact, target, compiled)
         else:
             loaded = self._load(artifact, target)
-        with _closing(OnnxRuntimeSession(artifact, loaded)) as session:
+        with self._session(artifact, loaded) as session:
             yield session
+
+    @contextmanager
+    def _session(self, artifact: Artifact, loaded: Any) -> Iterator[Session]:
+        level = "ORT_ENABLE_ALL" if self.graph_optimization == "all" else "ORT_DISABLE_ALL"
+        session = OnnxRuntimeSession(artifact, loaded, level)
+        try:
+            yield session
+        finally:
+            session.close()
 
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
@@ -144,16 +158,19 @@ class OnnxRuntime(Engine):
     def _recall(self, artifact: Artifact, target: Target, compiled: Compiled) -> Any:
         """Load the optimized graph from the cache, or optimize it as `_load` does and keep it."""
         key = compiled.key(self, artifact, target, "optimized")
-        if (content := compiled.get(key)) is not None:
-            try:
-                return self._load(artifact, target, content=content)
-            except CandidateError:
-                compiled.drop(key)
+        with compiled.entry(key) as entry:
+            if entry is not None:
+                with contextlib.suppress(CandidateError):
+                    return self._load(artifact, target, kept=entry)
+        if entry is not None:
+            compiled.drop(key)
         try:
-            with tempfile.TemporaryDirectory(prefix="hasten-optimized-") as folder:
-                file = Path(folder, "model.ort")
-                loaded = self._load(artifact, target, lambda options: _save(options, file))
-                compiled.put(key, file.read_bytes())
+            with tempfile.TemporaryDirectory(prefix="hasten-optimized-") as place:
+                graph, weights = Path(place, "graph.onnx"), Path(place, bulk_name(key))
+                loaded = self._load(
+                    artifact, target, lambda options: _save(options, graph, weights)
+                )
+                compiled.put(key, graph.read_bytes(), weights if weights.exists() else None)
                 return loaded
         except (CandidateError, OSError):  # it may have failed to write only
             return self._load(artifact, target)
@@ -163,13 +180,13 @@ class OnnxRuntime(Engine):
         artifact: Artifact,
         target: Target,
         more: Callable[[Any], None] = lambda options: None,
-        content: bytes | None = None,
+        kept: Entry | None = None,
     ) -> Any:
         """Load the artifact, or what an earlier load of it saved.
 
         Args:
             more: Function that changes the options.
-            content: Optimized graph in ONNX Runtime's own format; None to read the artifact's file.
+            kept: Optimized graph, and its weights, which are read in place; None to read the artifact.
         """
         ort = import_quietly("onnxruntime")
 
@@ -177,7 +194,9 @@ class OnnxRuntime(Engine):
         options.log_severity_level = _LOG_ERRORS_ONLY
         options.intra_op_num_threads = self.threads or target.threads
         options.add_session_config_entry(_SPINNING, str(int(self.spinning)))
-        if self.graph_optimization == "disabled":
+        if kept is not None and kept.bulk is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(kept.bulk.parent))
+        if self.graph_optimization == "disabled" or kept is not None:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for library in libraries(artifact.custom_ops, "RegisterCustomOps"):
             try:
@@ -187,7 +206,7 @@ class OnnxRuntime(Engine):
         more(options)
         try:
             return ort.InferenceSession(
-                artifact.path if content is None else content,
+                artifact.path if kept is None else kept.content,
                 options,
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=[_QUANTIZES_AT_LOAD],
@@ -204,28 +223,30 @@ class OnnxRuntime(Engine):
         )
 
 
-def _save(options: Any, file: Path) -> None:
-    """Let the runtime write the optimized graph in its own format, which it reads fastest."""
-    options.optimized_model_filepath = str(file)
-    options.add_session_config_entry("session.save_model_format", "ORT")
+def _save(options: Any, graph: Path, weights: Path) -> None:
+    """Let the runtime write the optimized graph, with the weights beside it, to be read in place.
 
-
-@contextmanager
-def _closing(session: OnnxRuntimeSession) -> Iterator[Session]:
-    try:
-        yield session
-    finally:
-        session.close()
+    Its own format ("ORT") isn't faster here: the runtime then copies the weights several times.
+    """
+    options.optimized_model_filepath = str(graph)
+    options.add_session_config_entry(_SAVED_WEIGHTS, weights.name)
 
 
 class OnnxRuntimeSession(Session):
-    """Session of one `InferenceSession`; inputs are read in place, and outputs are new arrays."""
+    """Session of one `InferenceSession`; inputs are read in place, and outputs are new arrays.
 
-    def __init__(self, artifact: Artifact, session: Any) -> None:
+    Args:
+        artifact: Artifact that was opened.
+        session: The runtime's session.
+        optimization: Level by which the runtime optimized the graph, now or when it was kept.
+    """
+
+    def __init__(self, artifact: Artifact, session: Any, optimization: str) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
         self._names = [spec.name for spec in artifact.outputs]
         self._session = session
+        self._optimization = optimization
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request.
@@ -247,7 +268,7 @@ class OnnxRuntimeSession(Session):
             "providers": ", ".join(self._session.get_providers()),
             "threads": str(options.intra_op_num_threads),
             "spinning": str(options.get_session_config_entry(_SPINNING) == "1"),
-            "graph_optimization": options.graph_optimization_level.name,
+            "graph_optimization": self._optimization,
         }
 
     def close(self) -> None:

@@ -216,20 +216,27 @@ class OpenVino(Engine):
     ) -> Any:
         """Return a compiled graph from the cache, or compile it as `_compile` does and keep it."""
         key = compiled.key(self, artifact, target, "settled" if request else "open")
-        if (blob := compiled.get(key)) is not None:
-            settings = {**self._settings(target), **_WITHOUT_WEIGHTS}
-            weights = artifact.path.with_suffix(".bin")
-            if weights in artifact.files:
-                settings["WEIGHTS_PATH"] = str(weights)
-            core = import_quietly("openvino").Core()
-            try:
-                return core.import_model(io.BytesIO(blob), self.plugin, settings)
-            except Exception:  # it is known to compile
-                compiled.drop(key)
+        with compiled.entry(key) as entry:
+            if entry is not None and (made := self._imported(artifact, target, entry.content)):
+                return made
+        if entry is not None:
+            compiled.drop(key)
         made = self._compile(artifact, target, request, more=_WITHOUT_WEIGHTS)
         with contextlib.suppress(Exception):  # a graph that can't be written is compiled each time
             compiled.put(key, made.export_model().getvalue())
         return made
+
+    def _imported(self, artifact: Artifact, target: Target, graph: bytes) -> Any:
+        """Return a graph that an earlier process exported, compiled; None if it is refused."""
+        settings = {**self._settings(target), **_WITHOUT_WEIGHTS}
+        weights = artifact.path.with_suffix(".bin")
+        if weights in artifact.files:
+            settings["WEIGHTS_PATH"] = str(weights)
+        core = import_quietly("openvino").Core()
+        try:
+            return core.import_model(io.BytesIO(graph), self.plugin, settings)
+        except Exception:  # it is known to compile
+            return None
 
     def _read(self, artifact: Artifact) -> tuple[Any, Any]:
         """Return a runtime that knows the model's custom operators, and the model's graph."""

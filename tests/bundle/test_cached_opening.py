@@ -1,0 +1,220 @@
+"""Bundles that are opened from what a cache kept: the same answers, and never worse than without."""
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.bundles import built, stated
+
+from hasten.bundle import Loaded, Part, load, write
+from hasten.core import cache_folder as module
+from hasten.core.cache_folder import CacheFolder
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.engines.base import Engine
+from hasten.engines.cascade import Cascade
+from hasten.engines.compiled import Compiled
+from hasten.engines.litert.engine import LiteRt
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
+from hasten.inputs.models.onnx import load as load_onnx
+from hasten.testing import models
+
+KEEPING = (OnnxRuntime(threads=1), OpenVino(threads=1))
+X = np.random.default_rng(0).standard_normal((5, 3, 8, 8), dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_told", set())
+    monkeypatch.setattr(logging.getLogger("hasten.cache"), "disabled", False)
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # OpenVINO's converter silences others
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+
+
+def bundle_of(folder: Path, engine: Engine) -> Path:
+    """Write a bundle of a small CNN, which has products to lay out and branches to fuse."""
+    winner = built(folder, models.small_cnn(folder), engine)
+    write(folder / "cnn.hasten", stated(winner, winner), {})
+    return folder / "cnn.hasten"
+
+
+def answers(loaded: Loaded) -> list[Array]:
+    """Answer a request as certified, and one of another batch size."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the other batch size
+        shape = loaded.request[0].sizes[1:]
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((5, *shape), dtype=np.float32)
+        return [loaded(x[:1])["logits"], loaded(x)["logits"]]
+
+
+def opened(bundle: Path, cache: Path | bool | str) -> tuple[bool, list[Array]]:
+    with load(bundle, cache=cache) as loaded:
+        return loaded.from_cache, answers(loaded)
+
+
+def assert_equal(one: list[Array], other: list[Array]) -> None:
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("engine", KEEPING)
+def test_the_second_load_reads_the_cache_and_answers_the_same(
+    engine: Engine, tmp_path: Path
+) -> None:
+    bundle, cache = bundle_of(tmp_path, engine), tmp_path / "cache"
+    hit, expected = opened(bundle, False)
+    assert not hit
+    for want in (False, True, True):
+        hit, got = opened(bundle, cache)
+        assert hit == want
+        assert_equal(got, expected)
+    assert cache.stat().st_mode & 0o77 == 0
+
+
+def test_an_engine_that_compiles_nothing_keeps_nothing(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, LiteRt(threads=1))
+    assert [opened(bundle, tmp_path / "cache")[0] for _ in range(2)] == [False, False]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cascade_opens_both_of_its_models_from_the_cache(tmp_path: Path) -> None:
+    engine = Cascade(OpenVino(threads=1), OnnxRuntime(threads=1), 1e9, "logits")
+    model = load_onnx(models.linear_classifier(tmp_path)).settled_by(
+        {"x": np.zeros(16, np.float32)}
+    )
+    (tmp_path / "built").mkdir()
+    host = Target.host()
+    artifact = engine.build(replace(model, origin=model), host, tmp_path / "built")
+    x, found = np.ones((1, 16), np.float32), []
+    with engine.open(artifact, host) as session:
+        expected = session.run({"x": x})["logits"]
+    for _ in range(2):
+        compiled = Compiled(CacheFolder(tmp_path / "cache"))
+        with engine.open_cached(artifact, host, compiled) as session:
+            np.testing.assert_array_equal(session.run({"x": x})["logits"], expected)
+        found.append((compiled.found, compiled.kept))
+    assert found == [(0, 2), (2, 0)]
+
+
+@pytest.mark.parametrize("engine", KEEPING)
+def test_other_settings_or_another_model_find_nothing(engine: Engine, tmp_path: Path) -> None:
+    host = Target.host()
+    winner = built(tmp_path, models.small_cnn(tmp_path), engine).artifact
+    compiled = Compiled(CacheFolder(tmp_path / "cache"))
+
+    def key(engine: Engine = engine, target: Target = host) -> str:
+        return compiled.key(engine, winner, target, "x")
+
+    same = key()
+    assert key(target=replace(host, memory_bytes=1)) == same
+    others = [
+        key(engine.on_threads(2)),
+        key(target=replace(host, isa=(*host.isa, "amx_tile"))),
+        key(target=replace(host, processor="another")),
+        key(target=host.with_threads(77)),
+        compiled.key(engine, replace(winner, request=()), host, "x"),
+        compiled.key(engine, winner, host, "y"),
+    ]
+    winner.path.write_bytes(winner.path.read_bytes() + b"\n")
+    assert len({same, *others, key()}) == len(others) + 2
+
+
+@pytest.mark.parametrize("engine", KEEPING)
+def test_a_damaged_cache_is_rewritten_and_never_read(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle, cache = bundle_of(tmp_path, engine), tmp_path / "cache"
+    _, expected = opened(bundle, cache)
+    for file in cache.iterdir():
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    for want in (False, True):
+        hit, got = opened(bundle, cache)
+        assert hit == want
+        assert_equal(got, expected)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("engine", KEEPING)
+def test_an_entry_that_the_runtime_refuses_is_made_again(engine: Engine, tmp_path: Path) -> None:
+    """What another version wrote may be whole and yet of no use."""
+    bundle, cache = bundle_of(tmp_path, engine), CacheFolder(tmp_path / "cache")
+    _, expected = opened(bundle, cache.path)
+    for key in {file.name[:64] for file in cache.path.iterdir()}:
+        assert cache.put(key, b"what another version wrote")
+    for want in (False, True):
+        hit, got = opened(bundle, cache.path)
+        assert hit == want
+        assert_equal(got, expected)
+
+
+@pytest.mark.parametrize("engine", KEEPING)
+def test_a_cache_that_cannot_be_used_costs_a_line_in_the_log(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = bundle_of(tmp_path, engine)
+    _, expected = opened(bundle, False)
+    (tmp_path / "file").write_bytes(b"")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    for place in (tmp_path / "file", shared, Path("/proc/hasten")):
+        caplog.clear()
+        for _ in range(2):
+            hit, got = opened(bundle, place)
+            assert not hit
+            assert_equal(got, expected)
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert not any(shared.iterdir())
+
+
+def test_the_environment_switches_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundle_of(tmp_path, OnnxRuntime(threads=1))
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "named"))
+    with load(bundle), load(bundle) as loaded:
+        assert loaded.from_cache
+    monkeypatch.setenv("HASTEN_CACHE", "off")
+    with load(bundle) as loaded:
+        assert not loaded.from_cache
+
+
+def test_further_sessions_read_what_the_first_one_kept(tmp_path: Path) -> None:
+    engine = OnnxRuntime(threads=1)
+    winner: Part = built(tmp_path, models.linear_classifier(tmp_path), engine)
+    compiled = Compiled(CacheFolder(tmp_path / "cache"))
+    x = np.ones((1, 16), np.float32)
+    with engine.open_cached(winner.artifact, Target.host(), compiled) as one:
+        with engine.open_cached(winner.artifact, Target.host(), compiled) as other:
+            np.testing.assert_array_equal(
+                one.run({"x": x})["logits"], other.run({"x": x})["logits"]
+            )
+    assert (compiled.kept, compiled.found) == (1, 1)
+
+
+def test_many_processes_open_one_bundle_at_once(tmp_path: Path) -> None:
+    bundle, cache = bundle_of(tmp_path, OpenVino(threads=1)), tmp_path / "cache"
+    code = (
+        "import sys, hashlib, hasten, numpy as np\n"
+        "m = hasten.load(sys.argv[1], cache=sys.argv[2])\n"
+        "x = np.ones(m.request[0].sizes, np.float32)\n"
+        "print(hashlib.sha256(m(x)['logits'].tobytes()).hexdigest())\n"
+    )
+    words = [sys.executable, "-c", code, str(bundle), str(cache)]
+    starts = [
+        subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
+        )
+        for _ in range(3)
+    ]
+    said = [start.communicate() for start in starts]
+    assert len({out for out, _ in said}) == 1
+    assert [err for _, err in said] == [b""] * 3
