@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hasten.optimization.order import Order
     from hasten.reporting.publication import report
     from hasten.serving.run import serve
+    from hasten.serving.streams.watching import watch
 
 _WHERE = {
     "optimize": "hasten.optimization.optimize",
@@ -33,6 +34,7 @@ _WHERE = {
     "load_test": "hasten.evaluation.scenarios",
     "certify": "hasten.evaluation.recertification",
     "serve": "hasten.serving.run",
+    "watch": "hasten.serving.streams.watching",
     "report": "hasten.reporting.publication",
     "profile": "hasten.evaluation.profiling",
     "Effort": "hasten.measure.effort",
@@ -61,6 +63,7 @@ __all__ = [
     "report",
     "serve",
     "shortlist",
+    "watch",
 ]
 __version__ = "0.1.0"
 

@@ -13,6 +13,7 @@ from tests.support.bundles import forge, stated
 
 from hasten.bundle import Part, load, read, write
 from hasten.errors import InputError, IntegrityError
+from hasten.inputs.pipeline.base import Step
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -132,8 +133,8 @@ def test_a_number_that_counts_nothing_is_refused(bundle: Path, number: float) ->
         ),
         (
             lambda record: record.update(pipeline={"steps": [{"type": "os:system"}]}),
-            "the manifest is damaged: unknown Step 'os:system'; this version has: decode, resize, "
-            "center_crop, normalize, to_layout",
+            "the manifest is damaged: unknown Step 'os:system'; this version has: "
+            f"{', '.join(Step.registry)}",
         ),
         (
             lambda record: record["files"].update(

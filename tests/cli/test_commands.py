@@ -22,7 +22,7 @@ from hasten.testing import models
 GOLDEN = Path(__file__).parents[1] / "golden" / "help.txt"
 COMMANDS = (
     *("optimize", "bench", "certify", "inspect", "doctor", "demo", "profile", "report"),
-    *("shortlist", "lighten", "serve", "loadtest"),
+    *("shortlist", "lighten", "serve", "loadtest", "watch"),
 )
 
 

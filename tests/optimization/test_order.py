@@ -64,3 +64,12 @@ def test_an_effort_says_what_a_normal_run_does_besides() -> None:
 
 def test_the_values_are_hastens() -> None:
     assert (hasten.Order, hasten.Effort) == (Order, Effort)
+
+
+def test_an_option_that_is_none_is_named_with_the_one_that_may_be_meant() -> None:
+    with pytest.raises(TypeError) as error:
+        order_of(max_dorp=0.01)  # type: ignore[call-arg]
+    assert str(error.value) == "there is no option max_dorp=: did you mean max_drop=?"
+    with pytest.raises(TypeError) as error:
+        order_of(zzz=1)  # type: ignore[call-arg]
+    assert str(error.value).startswith("there is no option zzz=; there are accept_uncertified, ")

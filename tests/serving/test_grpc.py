@@ -632,11 +632,11 @@ class Captured:
         self.done: Callable[[Answer | ProtocolError], None]
         self._over = over
 
-    def submit(self, query: Query, done: Callable[[Answer | ProtocolError], None]) -> Any:
+    def accept(self, query: Query, done: Callable[[Answer | ProtocolError], None]) -> Any:
         self.query, self.done = query, done
-        return SimpleNamespace(over=self._over, model=self)
+        return SimpleNamespace(over=self._over, cancel=self._cancel)
 
-    def cancel(self, ticket: Any) -> None:
+    def _cancel(self) -> None:
         self.cancelled += 1
 
 

@@ -20,6 +20,7 @@ from hasten.bundle.manifest import (
     Part,
     check_artifact,
     check_engines,
+    check_pipeline,
     check_values,
     one_line,
 )
@@ -212,6 +213,7 @@ def read(path: Path) -> Manifest:
     try:
         manifest = from_record(Manifest, record)
         check_engines(manifest)
+        check_pipeline(manifest)
         check_requests(manifest)
     except InputError as error:
         raise IntegrityError(f"{path}: the manifest is damaged: {error}") from error

@@ -16,11 +16,13 @@ from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.requests import kept_requests
 from hasten.bundle.requirements import answers_as, distributions
+from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
 from hasten.core.records import from_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.engines.base import Engine
+from hasten.engines.compiled import Compiled
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
 from hasten.inputs.chains.reading import is_chain
@@ -99,6 +101,7 @@ class Loaded:
 
     Attributes:
         manifest: The bundle's manifest.
+        from_cache: Whether opening the first session read a cache of compiled models.
         not_certified: Reasons why the certificate, or an exact model's measurements, don't hold
             here; empty if they do.
 
@@ -118,8 +121,11 @@ class Loaded:
         notes: Sequence[str],
         request: Sequence[TensorSpec],
         certified: Sequence[TensorSpec] = (),
+        *,
+        from_cache: bool = False,
     ) -> None:
         self.manifest = manifest
+        self.from_cache = from_cache
         self._folder = folder
         self.not_certified = tuple(notes)
         self._pool = pool
@@ -308,6 +314,7 @@ def load(
     custom_ops: Sequence[Path] = (),
     threads: int | None = None,
     sessions: int | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
 ) -> Loaded:
     """Check a bundle and open its model on the engine that it names, for any number of threads.
 
@@ -321,6 +328,9 @@ def load(
         sessions: Most requests to answer in parallel, each called from a thread of its own. The model
             is loaded once per session, when that many calls first run at once. By default as many as
             this process has processors for and half of the memory holds, and one on a device.
+        cache: Folder that keeps what the engine compiles, for the next time; False for none. By default
+            the one that the environment variable HASTEN_CACHE names, else `~/.cache/hasten`. A folder
+            that can't be used, or that others can write to, costs the time of compiling only.
 
     Raises:
         InputError: there is no bundle, it holds no exact model, the engine isn't installed, or
@@ -341,7 +351,7 @@ def load(
             raise InputError("a chain takes operator libraries by model: use hasten.chain")
         from hasten.bundle.chains.opened import open_chain
 
-        opened = open_chain(path, which=which, threads=threads, sessions=sessions)
+        opened = open_chain(path, which=which, threads=threads, sessions=sessions, cache=cache)
         return cast("Loaded", opened)  # what both have is what a chain's caller uses
     _check_count("threads, the number of threads for one request,", threads)
     _check_count("sessions, the number of requests answered in parallel,", sessions)
@@ -366,15 +376,28 @@ def load(
         warnings.warn(_warning(notes, exact=exact), kind, stacklevel=2)
     artifact, target = artifact_of(folder, item, manifest, custom_ops), here.with_threads(threads)
     limit = sessions or sessions_for(engine, artifact, target, here.threads)
+    compiled = _compiled(cache, folder, manifest)
+    pool = SessionPool(engine, artifact, target, limit, compiled)
     judged = which == "winner" and manifest.status == "certified"
     return Loaded(
         folder.absolute(),
         manifest,
-        SessionPool(engine, artifact, target, limit),
+        pool,
         notes,
         artifact.request,
         artifact.request if judged else (),
+        from_cache=compiled is not None and compiled.found > 0,
     )
+
+
+def _compiled(
+    cache: str | os.PathLike[str] | bool | None, folder: Path, manifest: Manifest
+) -> Compiled | None:
+    """Return the cache for a bundle's models, with the hashes that its files were checked against."""
+    kept = cache_folder(cache)
+    if kept is None:
+        return None
+    return Compiled(kept, {folder / name: sha256 for name, (sha256, _) in manifest.files.items()})
 
 
 def _check_count(what: str, count: object) -> None:

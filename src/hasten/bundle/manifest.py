@@ -144,6 +144,17 @@ def check_engines(manifest: Manifest) -> None:
             raise IntegrityError(f"the engine of {item.label!r:.100} is nested too deep")
 
 
+def check_pipeline(manifest: Manifest) -> None:
+    """Check that the steps after the model fit each other and both models' outputs.
+
+    Raises:
+        InputError: a step doesn't fit; the message says which, and what it needs.
+    """
+    for item in (manifest.winner, manifest.exact):
+        if manifest.pipeline is not None and item is not None:
+            manifest.pipeline.check(item.artifact.outputs)
+
+
 def nested_engines(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the settings of an engine's record that are engines themselves, as a cascade's are."""
     return {

@@ -5,10 +5,12 @@ from hasten.cli.lighten import lighten
 from hasten.cli.loadtest import loadtest
 from hasten.cli.serve import serve
 from hasten.cli.shortlist import shortlist
+from hasten.cli.watch import watch
 
 main.add_command(shortlist)
 main.add_command(lighten)
 main.add_command(serve)
 main.add_command(loadtest)
+main.add_command(watch)
 
 __all__ = ["main"]

@@ -112,6 +112,19 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     "--data", help="Requests to send.  [default: those that the bundle keeps, else random ones]"
 )
 @click.option(
+    "--end-to-end",
+    is_flag=True,
+    help="Compare the whole way from a file's bytes to the decision; --data is a folder of files, and "
+    "my.py:predict gets a file's bytes.",
+)
+@click.option(
+    "--pipeline",
+    "pipeline_file",
+    type=click.Path(path_type=Path),
+    help="YAML file with the steps of the model that BUNDLE is compared with, for --end-to-end.  "
+    "[default: the bundle's own]",
+)
+@click.option(
     "--scenario",
     type=click.Choice(["single-stream", "server", "offline"]),
     help="Run this MLCommons load scenario instead of comparing latencies.",
@@ -133,31 +146,56 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     type=Seconds(),
     help="Length of each run of a scenario.  [default: 5s]",
 )
+@click.option(
+    "--cold",
+    is_flag=True,
+    help="Time fresh processes from their start to the first answer, with and without the cache.",
+)
+@click.option("--starts", type=int, help="Counted starts of each kind with --cold.  [default: 7]")
 @custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(as_json: bool, bundle: str, **options: Any) -> None:
     """Compare BUNDLE's latency with your current deployment's, or run it under load."""
     with one_line_errors():
+        starts = options.pop("starts")
+        if options.pop("cold"):
+            if any(options.values()):
+                raise InputError("--cold starts the bundle alone: leave out all but --starts")
+            _cold(as_json, bundle, 7 if starts is None else starts)
+            return
+        if starts is not None:
+            raise InputError("--starts needs --cold: add it")
         load = {
             name: value
             for name in ("scenario", "latency_bound_s", "sessions", "duration_s")
             if (value := options.pop(name)) is not None
         }
+        file, end_to_end = options.pop("pipeline_file"), options.pop("end_to_end")
         if "scenario" in load:
+            if file is not None or end_to_end:
+                raise InputError("--scenario puts the model under load: leave out --end-to-end")
             _under_load(as_json, bundle, {**options, **load})
             return
+        if file is not None and not end_to_end:
+            raise InputError("--pipeline is for --end-to-end: add it")
         if load:
             raise InputError(
                 "--latency-bound, --sessions and --duration need a --scenario: add one"
             )
         from hasten import bench as run
-        from hasten.cli.screen import table
+        from hasten.cli.screen import stages, table
 
-        result = run(bundle, **options)
+        if file is not None:
+            from hasten.inputs.pipeline.config import from_yaml
+
+            options["pipeline"] = from_yaml(file)
+        result = run(bundle, end_to_end=end_to_end, **options)
         if as_json:
             click.echo(as_text(result))
             return
         click.echo(table([result.against, result.bundle]))
+        if result.stages:
+            click.echo(stages(result.stages_against, result.stages))
         click.echo(f"{result.threads} thread(s), batch 1, requests: {result.requests}")
         for note in result.notes:
             click.echo(f"note: {note}")
@@ -342,6 +380,21 @@ def report(as_json: bool, bundle: Path, out: Path | None) -> None:
             click.echo(as_text(gathered(bundle)))
             return
         click.echo(f"report: {run(bundle, out)}")
+
+
+def _cold(as_json: bool, bundle: str, starts: int) -> None:
+    """Time starts of fresh processes, and print a row for each kind."""
+    from hasten.cli.tables import starts_table
+    from hasten.evaluation.cold import cold_start
+
+    result = cold_start(bundle, starts=starts)
+    if as_json:
+        click.echo(as_text(result))
+        return
+    click.echo(starts_table(result.rows))
+    click.echo(
+        f"medians of {starts} starts each, in turns; the cache keeps {result.kept_bytes:,} bytes"
+    )
 
 
 def _under_load(as_json: bool, bundle: str, options: dict[str, Any]) -> None:

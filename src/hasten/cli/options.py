@@ -236,6 +236,11 @@ _ORDER_OPTIONS = (
         is_flag=True,
         help="Ship the fastest candidate even if none can be certified.",
     ),
+    click.option(
+        "--end-to-end",
+        is_flag=True,
+        help="Let the model normalize pixels itself, so that images go in as uint8.",
+    ),
     click.option("--resume", is_flag=True, help="Continue the run that was stopped."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )

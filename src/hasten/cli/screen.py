@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from hasten.cli.tables import aligned
 from hasten.core.progress import Progress
+from hasten.evaluation.benchmark import Stage
 from hasten.reporting import estimate_rows
 from hasten.reporting.result import Estimates, Limit, Result, Row
 from hasten.reporting.rows import columns, latency, method_columns, won
@@ -126,6 +127,23 @@ def screen() -> PlainScreen | LiveScreen:
 def table(rows: Sequence[Row]) -> str:
     """Write a run's rows as an aligned table."""
     return aligned(columns(rows))
+
+
+def stages(against: Sequence[Stage], bundle: Sequence[Stage]) -> str:
+    """Write where the time goes from a file's bytes to the decision, before and after, as a table."""
+    sides = [side for side in (("against", against), ("bundle", bundle)) if side[1]]
+    names = dict.fromkeys(stage.name for _, ways in sides for stage in ways)
+    lines = [("stage", *(f"{who} {what}" for who, _ in sides for what in ("p50", "p99", "share")))]
+    known = [{stage.name: stage for stage in ways} for _, ways in sides]
+    for name in names:
+        lines.append((name, *(cell for ways in known for cell in _stage_cells(ways.get(name)))))
+    return aligned(lines)
+
+
+def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
+    if stage is None:
+        return "-", "-", "-"
+    return latency(stage.p50_ns), latency(stage.p99_ns), f"{100 * stage.share:.0f}%"
 
 
 def summary(result: Result, began: float) -> str:

@@ -64,6 +64,12 @@ IMAGE = "hasten-models:latest"
     help="Size of the answer cache, such as 64MB.  [default: no cache]",
 )
 @click.option(
+    "--compiled",
+    default="",
+    metavar="FOLDER",
+    help="Folder that keeps compiled models for the next start, or off.  [default: ~/.cache/hasten]",
+)
+@click.option(
     "--shadow",
     type=Share(),
     default=0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hasten.evaluation.cold import STAGES, Starts
 from hasten.measure.curve import CurvePoint
 
 
@@ -24,6 +25,16 @@ def curve_table(points: Sequence[CurvePoint]) -> str:
         lines.append(
             (*counts, f"{_figure(point.p50_ns / 1e6)} ms", _figure(point.throughput_per_s))
         )
+    return aligned(lines)
+
+
+def starts_table(rows: Sequence[Starts]) -> str:
+    """Write the medians of starts by stage, and their ratio to the first row."""
+    lines: list[tuple[str, ...]] = [("", *STAGES, "total", "of the first")]
+    for row in rows:
+        stages = (f"{row.stage_ns(stage) / 1e6:,.0f} ms" for stage in STAGES)
+        ratio = f"{row.total_ns / rows[0].total_ns:.0%}"
+        lines.append((row.label, *stages, f"{row.total_ns / 1e6:,.0f} ms", ratio))
     return aligned(lines)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from hasten.core.model import Format, Model
 from hasten.core.records import Value
@@ -17,6 +17,9 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled import Compiled
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,11 @@ class Engine(Value, ABC):
         """Whether these settings keep the model's own precision (no fast-math, no bf16)."""
 
     @property
+    def keeps_compiled(self) -> bool:
+        """Whether `open_cached` keeps something of a model in the cache that it is given."""
+        return False
+
+    @property
     def runtimes(self) -> tuple[Engine, ...]:
         """Engines that execute something: this one, or the engines that it is composed of."""
         return (self,)
@@ -256,6 +264,24 @@ class Engine(Value, ABC):
         Raises:
             CandidateError: the runtime can't load the artifact.
         """
+
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: Compiled
+    ) -> AbstractContextManager[Session]:
+        """Load an artifact as `open` does, through a cache of what opening it took time to make.
+
+        The session answers bit for bit as one of `open`. What the cache holds is used only where it
+        fits; without it, and where it can't be used, the artifact is opened as ever.
+
+        Args:
+            artifact: Artifact that `build` made.
+            target: Target for the device.
+            compiled: Cache of what engines made of the bundle's models.
+
+        Raises:
+            CandidateError: the runtime can't load the artifact.
+        """
+        return self.open(artifact, target)
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
         """Estimate an artifact's figures on a device that isn't here, by the device's own tools.

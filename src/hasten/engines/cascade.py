@@ -16,6 +16,7 @@ from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session, share
+from hasten.engines.compiled import Compiled
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, IntegrityError
 
@@ -54,6 +55,11 @@ class Cascade(Engine):
     def exact(self) -> bool:
         """False: the fast model's clear answers aren't asked again."""
         return False
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether one of its engines keeps something."""
+        return self.fast.keeps_compiled or self.careful.keeps_compiled
 
     @property
     def runtimes(self) -> tuple[Engine, ...]:
@@ -113,6 +119,22 @@ class Cascade(Engine):
         """
         fast, careful = _parts(artifact)
         with self.fast.open(fast, target) as quick, self.careful.open(careful, target) as slow:
+            yield CascadeSession(quick, slow, self.threshold, self.output, self.rank)
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: Compiled
+    ) -> Iterator[Session]:
+        """Open both models, each through the cache.
+
+        Raises:
+            CandidateError: a model can't be opened, or the list of files is damaged.
+        """
+        fast, careful = _parts(artifact)
+        with (
+            self.fast.open_cached(fast, target, compiled) as quick,
+            self.careful.open_cached(careful, target, compiled) as slow,
+        ):
             yield CascadeSession(quick, slow, self.threshold, self.output, self.rank)
 
     def profile(

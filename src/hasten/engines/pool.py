@@ -6,12 +6,13 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine, Session, share
+from hasten.engines.compiled import Compiled
 from hasten.errors import CandidateError, HastenError, told
 
 _OPENING = threading.Lock()
@@ -60,13 +61,22 @@ class SessionPool:
         artifact: Artifact that they load.
         target: Target with the device, and the number of threads of each session.
         limit: Largest number of sessions, at least 1.
+        compiled: Cache of what the engine made of the artifact; None to open it without one.
 
     Raises:
         CandidateError: the first session can't be opened.
     """
 
-    def __init__(self, engine: Engine, artifact: Artifact, target: Target, limit: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        artifact: Artifact,
+        target: Target,
+        limit: int,
+        compiled: Compiled | None = None,
+    ) -> None:
         self.limit = limit
+        self._compiled = compiled
         self._engine, self._artifact, self._target = engine, artifact, target
         self._lock = threading.RLock()  # a dropped seat may come back while its thread holds it
         self._closing = ExitStack()
@@ -207,12 +217,17 @@ class SessionPool:
     def _open(self) -> None:
         """Open a session, and add it to the free ones."""
         with _OPENING, ExitStack() as opening:
-            session = opening.enter_context(self._engine.open(self._artifact, self._target))
+            session = opening.enter_context(self._opened())
             with self._lock:
                 seat = _Seat(session, self)
                 self._closing.push(opening.pop_all())
                 self._sessions.append(session)
                 self._free.append(seat)
+
+    def _opened(self) -> AbstractContextManager[Session]:
+        if self._compiled is None:
+            return self._engine.open(self._artifact, self._target)
+        return self._engine.open_cached(self._artifact, self._target, self._compiled)
 
     def _hand_out(self) -> None:
         """Give free sessions to the threads in line, or to the thread that closes the pool."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -9,16 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact, Engine
+from hasten.engines.end_to_end import STAGES, EndToEnd, asked_by_file
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.images import SUFFIXES
 from hasten.inputs.data.requests import first_requests, telling
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.models import onnx as onnx_frontend
+from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.effort import Effort, effort_of
 from hasten.measure.journal import Journal
 from hasten.measure.probe import usable_threads
@@ -28,6 +36,14 @@ from hasten.measure.workbench import Bench
 from hasten.reporting.result import UNEVEN, Row, row
 
 _CANDIDATE = "bundle"
+_FILES = 64
+"""Number of files that are timed, in turns."""
+_LIMIT_S = 60.0
+WITHIN = (
+    "the bundle's time includes the normalization of pixels, which its model does itself; the other "
+    "model is given normalized pixels, and the time that this takes is left out"
+)
+"""Note on a comparison in which only the bundle's model does the end of the pipeline itself."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +55,32 @@ class _Rival:
         engine: Engine that runs the model.
         artifact: Artifact that the engine opens; for a function the bundle's, which has the inputs
             and outputs.
+        uneven: Whether requests differ so much in cost that only the mean tells.
+        samples: Requests in the form that the model takes, where it isn't the bundle's.
     """
 
     label: str
     engine: Engine
     artifact: Artifact
+    uneven: bool = False
+    samples: Spool | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of the way from a file's bytes to the decision.
+
+    Attributes:
+        name: Name of the pipeline's step, or "model".
+        p50_ns: Median latency, in nanoseconds.
+        p99_ns: 99th percentile of the latencies, in nanoseconds.
+        share: Share of the whole way's time.
+    """
+
+    name: str
+    p50_ns: float
+    p99_ns: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +93,10 @@ class Comparison:
         threads: Number of threads of each.
         requests: Origin of the requests: the data, the bundle, or made up.
         notes: Further notes for the reader.
+        stages: Stages of the bundle's way from bytes to decision; empty where only models are
+            compared.
+        stages_against: Stages of the other model's way; empty for a function, which does all by
+            itself.
     """
 
     against: Row
@@ -63,6 +104,8 @@ class Comparison:
     threads: int
     requests: str
     notes: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    stages_against: tuple[Stage, ...] = ()
 
     @property
     def speedup(self) -> float:
@@ -79,6 +122,8 @@ def bench(
     effort: str | Effort = "normal",
     seed: int = 0,
     custom_ops: Sequence[Path] = (),
+    end_to_end: bool = False,
+    pipeline: Pipeline | None = None,
 ) -> Comparison:
     """Compare a bundle with an .onnx file on ONNX Runtime's defaults, or with a Python function.
 
@@ -92,11 +137,19 @@ def bench(
         effort: "quick", "normal", "thorough", or an `Effort`, for the lengths of turns and rounds.
         seed: Seed of the orders.
         custom_ops: Paths of libraries with the model's own operators.
+        end_to_end: Whether to compare the whole way from a file's bytes to the decision. `data` is a
+            folder of the files then, and a function gets a file's bytes.
+        pipeline: Steps before and after the model that the bundle is compared with, where they
+            aren't the bundle's own; only with `end_to_end`.
 
     Raises:
         InputError: the bundle, the other model or the data can't be used.
         CandidateError: one of the models failed.
     """
+    if pipeline is not None and not end_to_end:
+        raise InputError(
+            "pipeline= is for a comparison from bytes to decision: add end_to_end=True"
+        )
     tries = effort_of(effort)
     if rounds is not None:
         tries = replace(tries, final_rounds=rounds)
@@ -107,8 +160,11 @@ def bench(
     winner = _held(folder, manifest.winner, manifest, custom_ops)
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
+        files = files_of(data) if end_to_end else ()
+        if end_to_end and manifest.pipeline is None:
+            raise InputError(f"{folder} was made from arrays: it has no pipeline to measure")
         requests, said = first_requests(
-            data,
+            None if end_to_end else data,
             winner.artifact.inputs,
             winner.artifact.request,
             manifest.pipeline,
@@ -117,11 +173,19 @@ def bench(
         )
         samples = write_spool(requests, place / "requests")
         other = _against(against, folder, manifest, samples, custom_ops, place)
+        if manifest.pipeline is not None and end_to_end:
+            winner = _whole(winner, manifest.pipeline, files)
+            own = manifest.pipeline if other.samples is None else manifest.pipeline.whole
+            other = _whole(other, pipeline or own, files)
+            numbers = ArrayDataset({"file": np.arange(len(files))})
+            samples, said = write_spool(numbers, place / "numbers"), f"{len(files)} files of {data}"
         with telling(said):
-            standings, notes = _raced(other, winner, samples, place, tries, seed, target)
+            standings, notes, stages = _raced(other, winner, samples, place, tries, seed, target)
             if not standings.stands(_CANDIDATE):
                 raise CandidateError(f"the bundle dropped out: {standings.failed[_CANDIDATE]}")
-        if winner.engine.uneven:
+        if other.samples is not None:
+            notes.append(WITHIN)
+        if winner.uneven:
             notes.append(UNEVEN.format(winner.label))
         return Comparison(
             against=_row("against", other, standings, AGAIN),
@@ -129,13 +193,45 @@ def bench(
             threads=standings.threads,
             requests=said,
             notes=tuple(notes),
+            stages=stages.get(_CANDIDATE, ()),
+            stages_against=stages.get(BASELINE, ()),
         )
 
 
 def _held(folder: Path, part: Part, manifest: Manifest, custom_ops: Sequence[Path]) -> _Rival:
     """Return one of the models that the bundle holds."""
     artifact = artifact_of(folder, part, manifest, custom_ops)
-    return _Rival(part.label, engine_of(part, Target.host().threads), artifact)
+    engine = engine_of(part, Target.host().threads)
+    return _Rival(part.label, engine, artifact, engine.uneven)
+
+
+def files_of(data: Any) -> tuple[Path, ...]:
+    """Return the files of a folder of samples, as many as are timed; classes in turns.
+
+    Raises:
+        InputError: there is no such folder, or it has no files.
+    """
+    if not isinstance(data, (str, os.PathLike)) or not Path(data).is_dir():
+        raise InputError(
+            "a comparison from bytes to decision needs the files that samples come in: give a folder "
+            f"as data; got {data!r:.100}"
+        )
+    folder = Path(data)
+    listed = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = [file for file in listed if file.suffix.lower() in SUFFIXES]
+    if not files:
+        raise InputError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
+    return tuple(files[place] for place in np.linspace(0, len(files) - 1, _FILES).astype(int))
+
+
+def _whole(rival: _Rival, pipeline: Pipeline, files: tuple[Path, ...]) -> _Rival:
+    """Return a rival that is asked for the whole way from a file's bytes to the decision."""
+    function = isinstance(rival.engine, PythonFunction)
+    inputs = (TensorSpec("raw", "uint8", ("size",)),) if function else rival.artifact.inputs
+    engine = EndToEnd(
+        rival.engine, None if function else pipeline, files, inputs, rival.artifact.request
+    )
+    return _Rival(rival.label, engine, asked_by_file(rival.artifact), rival.uneven)
 
 
 def _against(
@@ -154,17 +250,40 @@ def _against(
             )
         return _held(folder, manifest.exact, manifest, custom_ops)
     text = os.fspath(against)
+    unfolded = _unfolded(manifest, samples, place / "unfolded")
+    own = unfolded or samples
     if ":" in text and not Path(text).exists():
         winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
-        return _Rival(text, PythonFunction(text), winner)
+        if unfolded is not None:
+            ((name, first),) = unfolded.inputs([0]).items()
+            spec = TensorSpec(name, str(first.dtype), (winner.inputs[0].shape[0], *first.shape[1:]))
+            request = replace(spec, shape=first.shape)
+            winner = replace(winner, inputs=(spec,), request=(request,))
+        return _Rival(text, PythonFunction(text), winner, samples=unfolded)
     if text.endswith(".py"):
         raise InputError(f"{text} is a file of Python: name the function in it too, {text}:predict")
     model = onnx_frontend.load(Path(text), custom_ops)
-    model = model.settled_by({name: array[0] for name, array in samples.inputs([0]).items()})
+    if unfolded is not None and model.inputs[0].dtype == "uint8":
+        unfolded, own = None, samples  # it does the same steps itself
+    model = model.settled_by({name: array[0] for name, array in own.inputs([0]).items()})
     engine = OnnxRuntime()
     (place / "rival").mkdir()
     artifact = engine.build(model, Target.host(), place / "rival")
-    return _Rival(f"{text}, {engine.words()}", engine, artifact)
+    return _Rival(f"{text}, {engine.words()}", engine, artifact, samples=unfolded)
+
+
+def _unfolded(manifest: Manifest, samples: Spool, folder: Path) -> Spool | None:
+    """Return the requests as a model takes them that doesn't do the bundle's folded steps itself.
+
+    None where nothing was folded into the bundle's model.
+    """
+    pipeline = manifest.pipeline
+    if pipeline is None or not pipeline.folded:
+        return None
+    rest = Pipeline(pipeline.folded)
+    (name,) = samples.names
+    pixels = samples.inputs(range(len(samples)))[name]
+    return write_spool(ArrayDataset({name: np.stack([rest(one) for one in pixels])}), folder)
 
 
 def _raced(
@@ -175,8 +294,12 @@ def _raced(
     effort: Effort,
     seed: int,
     target: Target,
-) -> tuple[Standings, list[str]]:
-    """Take turns on as many threads as the host provides; return the rounds, and notes on them."""
+) -> tuple[Standings, list[str], dict[str, tuple[Stage, ...]]]:
+    """Take turns on as many threads as the host provides.
+
+    Returns:
+        The rounds, notes on them, and the stages of each entrant that has some.
+    """
     asked = target.threads
     usable = usable_threads(asked)
     notes = []
@@ -185,7 +308,8 @@ def _raced(
     for threads in dict.fromkeys((usable, 1)):
         desk = Bench(place, target.with_threads(threads))
         try:
-            return _race(other, winner, samples, desk, effort, seed), notes
+            standings, stages = _race(other, winner, samples, desk, effort, seed)
+            return standings, notes, stages
         except NotEstablished as why:
             notes.append(f"figures are for one thread, not {threads}: {why}")
     raise AssertionError("one thread needs no probe")
@@ -193,30 +317,46 @@ def _raced(
 
 def _race(
     other: _Rival, winner: _Rival, samples: Spool, desk: Bench, effort: Effort, seed: int
-) -> Standings:
+) -> tuple[Standings, dict[str, tuple[Stage, ...]]]:
     entrants: dict[str, Worker] = {}
     try:
         for name, rival in ((BASELINE, other), (AGAIN, other), (_CANDIDATE, winner)):
             entrants[name] = desk.open_built(rival.engine, rival.artifact).worker
-        return race(
+        standings = race(
             f"bench/{desk.target.threads}",
             entrants,
             samples,
             Journal(desk.folder / "journal.jsonl"),
+            own_samples={}
+            if other.samples is None
+            else dict.fromkeys((BASELINE, AGAIN), other.samples),
             threads=desk.target.threads,
             count=effort.final_rounds,
             pace=effort.pace("p50"),
             seed=seed,
             settle=effort.settle,
-            uneven={
-                name
-                for name, rival in ((AGAIN, other), (_CANDIDATE, winner))
-                if rival.engine.uneven
-            },
+            uneven={name for name, rival in ((AGAIN, other), (_CANDIDATE, winner)) if rival.uneven},
         )
+        return standings, {name: _stages(worker) for name, worker in entrants.items()}
     finally:
         for worker in entrants.values():
             worker.kill()
+
+
+def _stages(worker: Worker) -> tuple[Stage, ...]:
+    """Return the stages of an entrant, in order; none for an engine that has none."""
+    properties = worker.ask("properties", limit_s=_LIMIT_S)
+    kept: dict[str, list[int]] = json.loads(properties.get(STAGES, "{}"))
+    whole = sum(map(sum, kept.values()))
+    return tuple(
+        Stage(
+            name,
+            float(np.median(spans)),
+            float(np.quantile(spans, 0.99)),
+            sum(spans) / max(1, whole),
+        )
+        for name, spans in kept.items()
+    )
 
 
 def _row(role: str, rival: _Rival, standings: Standings, name: str) -> Row:
@@ -225,7 +365,13 @@ def _row(role: str, rival: _Rival, standings: Standings, name: str) -> Row:
         rival.label,
         standings.rounds[name],
         standings.rounds[BASELINE],
-        size_bytes=None if isinstance(rival.engine, PythonFunction) else rival.artifact.size_bytes,
+        size_bytes=None
+        if isinstance(_inner(rival.engine), PythonFunction)
+        else rival.artifact.size_bytes,
         accuracy="",
         statistic=standings.statistic_of(name),
     )
+
+
+def _inner(engine: Engine) -> Engine:
+    return engine.inner if isinstance(engine, EndToEnd) else engine

@@ -31,6 +31,7 @@ from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.image import in_pixels
 from hasten.measure.workbench import Bench, OpenWorker
 from hasten.measure.worker import request_of
 
@@ -65,7 +66,8 @@ def certify(
         guard: Quantity that is bounded; by default the certificate's.
         metric: Metric that is scored; by default the bundle's, unless that is a function. A
             bundle's word alone runs no code, so a function must be named again.
-        pipeline: Steps from an image file to the model's input; by default the bundle's.
+        pipeline: Steps from an image file to the input of the model as it was given; by default
+            the bundle's. What the bundle's model does itself is left out.
         custom_ops: Paths of libraries with the model's own operators.
         listen: Callback that receives the number of samples scored so far.
 
@@ -102,7 +104,10 @@ def certify(
     judged_by = guarded(_metric(folder, manifest.metric, metric), limits.guard)
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
-    dataset = _labelled(open_data(data, exact.inputs, pipeline or manifest.pipeline), judged_by)
+    prepared_by = manifest.pipeline
+    if pipeline is not None:
+        prepared_by = in_pixels(pipeline, () if prepared_by is None else prepared_by.folded)
+    dataset = _labelled(open_data(data, exact.inputs, prepared_by), judged_by)
     seen = seen_by(folder, manifest)
     seen.check_groups(folder, dataset)
     _check_fits(dataset, winner.request)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from hasten.errors import CandidateError
 from hasten.measure.intervals import Statistic
@@ -65,6 +66,7 @@ def rounds(
     entrants: Mapping[str, Worker],
     samples: Path,
     *,
+    own_samples: Mapping[str, Path] = MappingProxyType({}),
     threads: int,
     pace: Pace,
     seed: int,
@@ -76,6 +78,7 @@ def rounds(
     Args:
         entrants: Name -> worker with an open session; all are put to sleep between turns.
         samples: Folder of a spool; requests rotate through it.
+        own_samples: Entrant -> folder of a spool with the same samples in the form that it takes.
         threads: Number of threads of an engine, which `probe` must find the host able to run.
         pace: Lengths and limits of the turns.
         seed: Seed of the orders.
@@ -92,7 +95,9 @@ def rounds(
         latency_ns, failed = {}, {}
         for name in order:
             try:
-                latency_ns[name] = _block(entrants[name], samples, number, pace)
+                latency_ns[name] = _block(
+                    entrants[name], own_samples.get(name, samples), number, pace
+                )
             except CandidateError as error:
                 failed[name] = str(error)
         yield Round(number, latency_ns, failed, before and probe(threads))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from hasten.core.records import to_record
 from hasten.errors import HastenError, InputError
@@ -126,6 +127,7 @@ def race(
     samples: Spool,
     journal: Journal,
     *,
+    own_samples: Mapping[str, Spool] = MappingProxyType({}),
     threads: int,
     count: int,
     pace: Pace,
@@ -145,6 +147,7 @@ def race(
             one that failed before the race was stopped doesn't run in the resumed race.
         samples: Samples that requests rotate through.
         journal: Journal, which has each round on disk before the next begins.
+        own_samples: Entrant -> the same samples in the form that it takes, where that is another.
         threads: Number of threads of each engine.
         count: Fewest rounds.
         pace: Lengths of the turns.
@@ -166,7 +169,14 @@ def race(
         return standings
     _leave(entrants, entrants.keys() & standings.failed)
     turns = rounds(
-        entrants, samples.folder, threads=threads, pace=pace, seed=seed, first=first, probe=probe
+        entrants,
+        samples.folder,
+        own_samples={who: spool.folder for who, spool in own_samples.items()},
+        threads=threads,
+        pace=pace,
+        seed=seed,
+        first=first,
+        probe=probe,
     )
     for turn in turns:
         for who, why in turn.failed.items():

@@ -184,6 +184,11 @@ class _Process:
         self.inputs, self.request = artifact.inputs, artifact.request
         return dict(self.session.properties())
 
+    def properties(self, command: dict[str, Any]) -> Any:
+        """Return what the engine reports about itself by now."""
+        assert self.session is not None
+        return dict(self.session.properties())
+
     def predict(self, command: dict[str, Any]) -> Any:
         """Answer samples one by one; write the outputs, stacked, as one .npy per output."""
         assert self.session is not None

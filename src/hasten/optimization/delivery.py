@@ -107,7 +107,7 @@ def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Ma
             "batch_sizes": [1],
             "threads": shipment.threads,
         },
-        source_sha256=ready.model.sha256,
+        source_sha256=ready.given_sha256,
         sealed={"samples": len(parts.sealed), "sha256": digest(parts.sealed_hashes)},
         target=shipment.target,
         environment=environment(shipment.target),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Options(TypedDict, total=False):
     keep_exact: bool
     keep_requests: bool
     accept_uncertified: bool
+    end_to_end: bool
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Order:
             and to time where no data is at hand. Set False if the data must not leave this machine.
         accept_uncertified: Whether the fastest candidate ships, marked as uncertified, where none
             is certified.
+        end_to_end: Whether the model takes over what of the pipeline its graph can do: pixels go in
+            as uint8 and are normalized there. It needs a folder of images whose pipeline ends in
+            normalize and to_layout; elsewhere a note says why nothing changed.
 
     Raises:
         InputError: a field, named in the message, is out of its range.
@@ -114,6 +119,7 @@ class Order:
     keep_exact: bool = True
     keep_requests: bool = True
     accept_uncertified: bool = False
+    end_to_end: bool = False
 
     def __post_init__(self) -> None:
         check_limits(self.max_drop, self.confidence)
@@ -149,6 +155,15 @@ class Order:
             given["effort"] = effort_of(given["effort"])
         if "out" in given:
             given["out"] = Path(given["out"])
+        known = {field.name for field in dataclasses.fields(self)}
+        if unknown := sorted(given.keys() - known):
+            close = difflib.get_close_matches(unknown[0], known, 1)
+            hint = (
+                f": did you mean {close[0]}=?"
+                if close
+                else f"; there are {', '.join(sorted(known))}"
+            )
+            raise TypeError(f"there is no option {unknown[0]}={hint}")
         return dataclasses.replace(self, **given)
 
 

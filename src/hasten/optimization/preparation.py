@@ -35,6 +35,7 @@ from hasten.inputs.pipeline.config import from_module
 from hasten.measure.candidate import label
 from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
+from hasten.optimization.folding import Prepared, fold
 from hasten.optimization.job import Job
 from hasten.optimization.order import Order
 from hasten.optimization.workspace import (
@@ -44,7 +45,8 @@ from hasten.optimization.workspace import (
     data_digest,
     lay_out,
 )
-from hasten.passes.base import Pass
+from hasten.passes.base import Pass, Skipped
+from hasten.passes.folding import folded
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.passes.small_model import SmallModel, Student
 
@@ -62,6 +64,7 @@ class Ready:
         target: Device to run on.
         small_models: Smaller models to try in the original's place.
         trained: Name of a smaller model -> how it was made, in words.
+        given_sha256: SHA-256 of the model that was given, before anything was folded into it.
     """
 
     model: Model
@@ -72,6 +75,7 @@ class Ready:
     target: Target
     small_models: tuple[SmallModel, ...]
     trained: Mapping[str, str]
+    given_sha256: str
 
     @property
     def sealed_draws(self) -> int:
@@ -133,18 +137,24 @@ def prepare(
         preparation,
         order.custom_ops,
         job.folder,
-        keep_program=program != "not taken",
+        keep_program=program == "needed" or (program == "taken" and not order.end_to_end),
     )
     known = None
     if training is not None:
         unpacked = job.folder / "unpacked-training"
         known = open_data(training, source.inputs, preparation, unpacked)
+    given = Prepared(source, preparation, dataset, known)
+    made = given
+    if order.end_to_end:
+        made, note = fold(given, _kinds(order, target), target, job.folder)
+        job.notes.append(note)
+    source, preparation, dataset, known = made.model, made.pipeline, made.dataset, made.training
     parts = lay_out(
         dataset, job.folder, calibration=order.calibration, seed=order.seed, training=known
     )
     source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
-    if preparation is not None and preparation.after:
-        preparation.after[0].check(source.outputs)
+    if preparation is not None:
+        preparation.check(source.outputs)
     if program != "needed":
         check_nodes(read_onnx(source, weights=False), order.keep_float)
     students = named_students(small_model)
@@ -157,8 +167,9 @@ def prepare(
         pipeline=preparation if images else pipeline,
         promise=Promise(metric, order.guard, order.max_drop, order.confidence),
         target=target,
-        small_models=tuple(_small_models(students, source, parts, order.custom_ops, job.folder)),
+        small_models=tuple(_small_models(students, given, made, order.custom_ops, job.folder)),
         trained={one.name: one.trained for one in students if one.name},
+        given_sha256=given.model.sha256,
     )
     check_same_run(job.journal, facts(order, ready))
     if images and preparation is not None:
@@ -230,6 +241,7 @@ def check_measures_nothing(order: Order, target: Target, small_model: Any) -> No
         "objective": order.objective != "p50",
         "latency_bound_s": order.latency_bound_s is not None,
         "small_model": small_model is not None,
+        "end_to_end": order.end_to_end,
     }
     for name, given in asked.items():
         if given:
@@ -261,15 +273,28 @@ def named_students(small_model: Any) -> list[Student]:
 
 def _small_models(
     students: Sequence[Student],
-    source: Model,
-    parts: Parts,
+    given: Prepared,
+    made: Prepared,
     custom_ops: Sequence[Path],
     folder: Path,
 ) -> Iterator[SmallModel]:
-    """Read the smaller models; live ones are exported with a sample of the data."""
+    """Read the smaller models; live ones are exported with a sample of the data.
+
+    Args:
+        students: Smaller models.
+        given: The original and its data, as given: smaller models take the same.
+        made: The original as it runs; where something was folded into it, it is into them too.
+        custom_ops: Libraries of the user's own operators.
+        folder: Folder of the run.
+    """
     place = folder / "little"
     shutil.rmtree(place, ignore_errors=True)
-    first = {name: array[0] for name, array in parts.search.inputs([0]).items()}
+    if not students:
+        return
+    first = {name: array[0] for name, array in given.dataset.inputs([0]).items()}
+    original = made.model.settled_by(
+        {name: array[0] for name, array in made.dataset.inputs([0]).items()}
+    )
 
     def sample(names: Sequence[str]) -> dict[str, Array]:
         """Return the original's inputs, in order, under the names that a live model gives them."""
@@ -280,7 +305,16 @@ def _small_models(
         own.mkdir(parents=True)
         named = find_model(student.model)
         model = load_model(named, sample, own, custom_ops if isinstance(named, Path) else ())
-        yield SmallModel.of(model, source, student.name, quantized=student.quantized)
+        if made is not given and given.pipeline is not None:
+            try:
+                model, _ = folded(model, given.pipeline, own)
+            except Skipped as why:
+                raise InputError(
+                    f"the original takes uint8 pixels with end_to_end=True, and the small model "
+                    f"{student.name}".rstrip()
+                    + f" can't: {why}"
+                ) from why
+        yield SmallModel.of(model, original, student.name, quantized=student.quantized)
 
 
 def metric_for(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:

@@ -28,6 +28,7 @@ def settings_of(
     deadline_s: float | None = None,
     max_wait_s: float = 1.0,
     cache_bytes: int = 0,
+    compiled: str | os.PathLike[str] = "",
     shadow: float = 0.0,
     standby: bool = True,
     custom_ops: Sequence[Path] = (),
@@ -56,6 +57,8 @@ def settings_of(
         max_wait_s: Longest wait in the queue, in seconds; a request that would wait longer is
             refused.
         cache_bytes: Size of the answer cache, in bytes; 0 for no cache.
+        compiled: Folder that keeps compiled models for the next start, or "off"; by default the one
+            that the environment variable HASTEN_CACHE names, else `~/.cache/hasten`.
         shadow: Share of requests that the exact model answers too, to compare.
         standby: Whether to keep the exact model open as a fallback.
         custom_ops: Libraries with the user's own operators.
@@ -105,6 +108,7 @@ def settings_of(
         most_rows=max_batch,
         sessions=sessions,
         cache_bytes=cache_bytes,
+        compiled=_folder(compiled),
         shadow=shadow,
         standby=standby,
         custom_ops=tuple(path.absolute() for path in custom_ops),
@@ -145,6 +149,12 @@ def settings_of(
     )
 
 
+def _folder(compiled: str | os.PathLike[str]) -> str:
+    """Return an absolute path, since a server's processes may have other working folders."""
+    text = os.fspath(compiled)
+    return text if text in ("", "off") else str(Path(text).absolute())
+
+
 class Options(TypedDict, total=False):
     """Keyword arguments of `settings_of`, whose docstring describes them."""
 
@@ -156,6 +166,7 @@ class Options(TypedDict, total=False):
     deadline_s: float | None
     max_wait_s: float
     cache_bytes: int
+    compiled: str | os.PathLike[str]
     shadow: float
     standby: bool
     custom_ops: Sequence[Path]

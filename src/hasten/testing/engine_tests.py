@@ -15,11 +15,13 @@ from threading import Barrier
 import numpy as np
 import pytest
 
+from hasten.core.cache_folder import CacheFolder
 from hasten.core.model import Model
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.compiled import Compiled
 from hasten.engines.layers import LayerTime, summarize
 from hasten.engines.origins import traced
 from hasten.engines.pool import SessionPool
@@ -290,6 +292,26 @@ class EngineTests:
                 answers.append(session.run(request)["logits"])
         for answer in answers:
             np.testing.assert_allclose(answer, answers[0], rtol=TOLERANCE, atol=TOLERANCE)
+
+    @pytest.mark.parametrize("write", EVERY_MODEL)
+    def test_a_cache_changes_no_answer_and_is_read_the_second_time(self, write, target, tmp_path):  # type: ignore[no-untyped-def]
+        model = load(write(tmp_path))
+        artifact = self.built(model, target, tmp_path)
+        requests = [request_for(model.inputs, batch=batch, seed=batch) for batch in (1, 2, 3)]
+        with self.engine.open(artifact, target) as session:
+            if session.batch_sizes is not None:
+                requests = requests[:1]
+            expected = [session.run(request) for request in requests]
+            properties = session.properties()
+        for time in range(3):
+            compiled = Compiled(CacheFolder(tmp_path / "cache"))
+            with self.engine.open_cached(artifact, target, compiled) as session:
+                for request, answers in zip(requests, expected, strict=True):
+                    assert_same(session.run(request), answers)
+                assert session.properties() == properties
+            first = self.engine.keeps_compiled and not time
+            assert (compiled.kept > 0) == first
+            assert (compiled.found > 0) == (self.engine.keeps_compiled and not first)
 
     def test_the_version_is_a_word(self) -> None:
         assert self.engine.version().split() == [self.engine.version()]

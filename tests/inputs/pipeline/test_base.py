@@ -26,8 +26,8 @@ def test_a_step_of_the_users_own_is_refused_before_any_work() -> None:
     with pytest.raises(InputError) as error:
         check_steps(Pipeline((Decode(), Mine())))
     assert str(error.value) == (
-        f"a bundle can't store the step {__name__}:Mine, only decode, resize, center_crop, "
-        "normalize, to_layout: preprocess the data in your own code, and give arrays"
+        f"a bundle can't store the step {__name__}:Mine, only {', '.join(Step.registry)}: "
+        "preprocess the data in your own code, and give arrays"
     )
 
 

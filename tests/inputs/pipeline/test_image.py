@@ -224,6 +224,73 @@ def test_normalize_is_its_formula() -> None:
     np.testing.assert_allclose(scaled, (PIXELS - 127.0) / 128, atol=5e-7)
 
 
+def by_formula(pixels: Array, step: Normalize) -> Any:
+    factor = (step.scale / np.array(step.std)).astype(np.float32)
+    return pixels * factor - (np.array(step.mean) / np.array(step.std)).astype(np.float32)
+
+
+IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CAFFE = Normalize((123.68, 116.78, 103.94), (58.4, 57.1, 57.4), 1.0)
+
+
+@pytest.mark.parametrize("step", [IMAGENET, CAFFE])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (33, 65), (224, 224), (500, 333)])
+def test_normalizing_fast_equals_the_formula_bit_for_bit(
+    step: Normalize, height: int, width: int
+) -> None:
+    whole = RNG.integers(0, 256, (height + 9, width + 5, 3), np.uint8)
+    for pixels in (whole[4 : 4 + height, 2 : 2 + width], whole[:height, :width].copy()):
+        wanted = by_formula(pixels, step)
+        np.testing.assert_array_equal(step(pixels), wanted)
+        for layout in (ToLayout("CHW"), ToLayout("HWC"), ToLayout("CHW", "float16")):
+            sample = Pipeline((step, layout))(pixels)
+            np.testing.assert_array_equal(sample, layout(wanted))
+            assert sample.dtype == layout.dtype
+            assert sample.flags.c_contiguous
+
+
+def test_every_pixel_value_is_normalized_as_the_formula_says() -> None:
+    pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
+    for step in (IMAGENET, CAFFE):
+        planes = Pipeline((step, ToLayout()))(pixels)
+        np.testing.assert_array_equal(planes, by_formula(pixels, step).transpose(2, 0, 1))
+
+
+def test_what_is_not_uint8_rgb_is_normalized_by_the_formula_too() -> None:
+    for value in (PIXELS.astype(np.float32), PIXELS.astype(np.uint16), PIXELS[:, :, :1]):
+        planes = Pipeline((IMAGENET, ToLayout()))(value)
+        np.testing.assert_array_equal(planes, by_formula(value, IMAGENET).transpose(2, 0, 1))
+
+
+def test_normalizing_into_planes_takes_no_memory_but_the_result() -> None:
+    pixels = RNG.integers(0, 256, (600, 500, 3), np.uint8)
+    pipeline = Pipeline((CenterCrop((500, 400)), IMAGENET, ToLayout()))
+    pipeline(pixels)
+    tracemalloc.start()
+    sample = pipeline(pixels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sample.nbytes <= peak < 1.05 * sample.nbytes
+
+
+def test_a_pipeline_with_steps_in_one_pass_keeps_its_record() -> None:
+    pipeline = Pipeline((CenterCrop(20), IMAGENET, ToLayout()))
+    before = to_record(pipeline)
+    pipeline(PIXELS)
+    assert to_record(pipeline) == before
+    assert pipeline == from_record(Pipeline, before)
+
+
+@pytest.mark.parametrize("std", [(0.0, 1.0, 1.0), (1.0, float("inf"), 1.0)])
+def test_a_deviation_that_is_no_divisor_is_refused(std: tuple[float, float, float]) -> None:
+    with pytest.raises(InputError) as error:
+        Normalize((0.0, 0.0, 0.0), std)
+    assert str(error.value) == (
+        f"normalize.mean=(0.0, 0.0, 0.0), std={std!r}, scale={1 / 255!r}: give finite numbers, and "
+        "deviations above 0"
+    )
+
+
 def test_the_layout_is_contiguous_and_of_the_dtype_asked_for() -> None:
     chw = ToLayout("CHW", "float16")(PIXELS)
     assert chw.shape == (3, 30, 40)

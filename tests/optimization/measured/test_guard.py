@@ -116,6 +116,7 @@ class Rivalry:
             target=self.bench.target,
             small_models=(),
             trained={},
+            given_sha256=self.bench.model.sha256,
         )
         run = Measured(job, ready)
         self.runs.append(run)

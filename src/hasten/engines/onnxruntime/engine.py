@@ -16,6 +16,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.compiled import Compiled
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.onnxruntime.layers import observe, profiled
@@ -24,6 +25,8 @@ from hasten.errors import CandidateError
 _LOG_ERRORS_ONLY = 3
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
 """Optimizer that rounds weights between quantized layers which were left in float on purpose."""
+_LARGEST_KEPT_BYTES = 1 << 30
+"""Largest model whose optimized graph is kept: the format ends at 2 GiB, and copies take memory."""
 _SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -52,6 +55,11 @@ class OnnxRuntime(Engine):
     def exact(self) -> bool:
         """True: no setting here lowers the precision."""
         return True
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether there is an optimized graph to keep."""
+        return self.graph_optimization == "all"
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
@@ -103,11 +111,27 @@ class OnnxRuntime(Engine):
         Raises:
             CandidateError: the model can't be loaded.
         """
-        session = OnnxRuntimeSession(artifact, self._load(artifact, target))
-        try:
+        with _closing(OnnxRuntimeSession(artifact, self._load(artifact, target))) as session:
             yield session
-        finally:
-            session.close()
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: Compiled
+    ) -> Iterator[Session]:
+        """Load the model as `open` does, and keep the optimized graph with its weights.
+
+        The runtime still packs the weights for its kernels.
+
+        Raises:
+            CandidateError: the model can't be loaded.
+        """
+        plain = self.keeps_compiled and not artifact.custom_ops
+        if plain and artifact.size_bytes <= _LARGEST_KEPT_BYTES:
+            loaded = self._recall(artifact, target, compiled)
+        else:
+            loaded = self._load(artifact, target)
+        with _closing(OnnxRuntimeSession(artifact, loaded)) as session:
+            yield session
 
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
@@ -117,9 +141,36 @@ class OnnxRuntime(Engine):
             session = self._load(artifact, target, lambda options: observe(options, Path(folder)))
             return profiled(session, artifact, requests, Path(folder))
 
+    def _recall(self, artifact: Artifact, target: Target, compiled: Compiled) -> Any:
+        """Load the optimized graph from the cache, or optimize it as `_load` does and keep it."""
+        key = compiled.key(self, artifact, target, "optimized")
+        if (content := compiled.get(key)) is not None:
+            try:
+                return self._load(artifact, target, content=content)
+            except CandidateError:
+                compiled.drop(key)
+        try:
+            with tempfile.TemporaryDirectory(prefix="hasten-optimized-") as folder:
+                file = Path(folder, "model.ort")
+                loaded = self._load(artifact, target, lambda options: _save(options, file))
+                compiled.put(key, file.read_bytes())
+                return loaded
+        except (CandidateError, OSError):  # it may have failed to write only
+            return self._load(artifact, target)
+
     def _load(
-        self, artifact: Artifact, target: Target, more: Callable[[Any], None] = lambda options: None
+        self,
+        artifact: Artifact,
+        target: Target,
+        more: Callable[[Any], None] = lambda options: None,
+        content: bytes | None = None,
     ) -> Any:
+        """Load the artifact, or what an earlier load of it saved.
+
+        Args:
+            more: Function that changes the options.
+            content: Optimized graph in ONNX Runtime's own format; None to read the artifact's file.
+        """
         ort = import_quietly("onnxruntime")
 
         options = ort.SessionOptions()
@@ -136,7 +187,7 @@ class OnnxRuntime(Engine):
         more(options)
         try:
             return ort.InferenceSession(
-                artifact.path,
+                artifact.path if content is None else content,
                 options,
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=[_QUANTIZES_AT_LOAD],
@@ -151,6 +202,20 @@ class OnnxRuntime(Engine):
             "" if self.spinning else "idle threads asleep",
             "unoptimized graph" if self.graph_optimization == "disabled" else "",
         )
+
+
+def _save(options: Any, file: Path) -> None:
+    """Let the runtime write the optimized graph in its own format, which it reads fastest."""
+    options.optimized_model_filepath = str(file)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+
+
+@contextmanager
+def _closing(session: OnnxRuntimeSession) -> Iterator[Session]:
+    try:
+        yield session
+    finally:
+        session.close()
 
 
 class OnnxRuntimeSession(Session):

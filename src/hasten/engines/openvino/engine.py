@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,6 +21,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.compiled import Compiled
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.openvino.layers import operations, profiled
@@ -33,6 +36,8 @@ _PROPERTIES = {
     "devices": "EXECUTION_DEVICES",
 }
 """Names of properties in sessions and in OpenVINO; a plugin may know only some."""
+_WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
+"""Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
 """Instruction sets with which a precision is faster than f32. avx512_fp16 alone isn't among them,
 since oneDNN computes in f32 there."""
@@ -72,6 +77,11 @@ class OpenVino(Engine):
     def exact(self) -> bool:
         """Whether the precision is f32."""
         return self.precision == "f32"
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """True: the graph as the plugin transformed it."""
+        return True
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
@@ -131,10 +141,34 @@ class OpenVino(Engine):
         Raises:
             CandidateError: the IR can't be compiled.
         """
-        compiled = self._compile(artifact, target, artifact.request)
+        with self._session(artifact, partial(self._compile, artifact, target)) as session:
+            yield session
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: Compiled
+    ) -> Iterator[Session]:
+        """Open an artifact as `open` does, and keep the compiled graphs without their weights.
+
+        OpenVINO still makes its kernels and lays out the weights, which it reads from the artifact.
+
+        Raises:
+            CandidateError: the IR can't be compiled.
+        """
+        if self.keeps_compiled and not artifact.custom_ops:
+            compile_ = partial(self._recall, artifact, target, compiled)
+        else:
+            compile_ = partial(self._compile, artifact, target)
+        with self._session(artifact, compile_) as session:
+            yield session
+
+    @contextmanager
+    def _session(
+        self, artifact: Artifact, compile_: Callable[[Sequence[TensorSpec]], Any]
+    ) -> Iterator[Session]:
         static = all(spec.static for spec in artifact.inputs)
         session = OpenVinoSession(
-            artifact, compiled, None if static else lambda: self._compile(artifact, target)
+            artifact, compile_(artifact.request), None if static else lambda: compile_(())
         )
         try:
             yield session
@@ -149,7 +183,7 @@ class OpenVino(Engine):
         request = artifact.request if usual else ()
 
         def opened() -> tuple[Any, Callable[[Tensors], Any]]:
-            compiled = self._compile(artifact, target, request, counting=True)
+            compiled = self._compile(artifact, target, request, more={"PERF_COUNT": True})
             return compiled, OpenVinoSession(artifact, compiled).run
 
         return profiled(opened, operations(self._read(artifact)[1]), requests)
@@ -160,10 +194,10 @@ class OpenVino(Engine):
         target: Target,
         request: Sequence[TensorSpec] = (),
         *,
-        counting: bool = False,
+        more: Mapping[str, Any] = {},
     ) -> Any:
         """Compile for one request's shapes or, without a request, for all that the model takes."""
-        settings = self._settings(target) | ({"PERF_COUNT": True} if counting else {})
+        settings = {**self._settings(target), **more}
         core, graph = self._read(artifact)
         if (settled := _settled(graph, request)) is not graph:
             with contextlib.suppress(Exception):  # with open shapes it is known to compile
@@ -172,6 +206,30 @@ class OpenVino(Engine):
             return core.compile_model(graph, self.plugin, settings)
         except Exception as error:
             raise failed("OpenVINO can't compile the model", error) from error
+
+    def _recall(
+        self,
+        artifact: Artifact,
+        target: Target,
+        compiled: Compiled,
+        request: Sequence[TensorSpec],
+    ) -> Any:
+        """Return a compiled graph from the cache, or compile it as `_compile` does and keep it."""
+        key = compiled.key(self, artifact, target, "settled" if request else "open")
+        if (blob := compiled.get(key)) is not None:
+            settings = {**self._settings(target), **_WITHOUT_WEIGHTS}
+            weights = artifact.path.with_suffix(".bin")
+            if weights in artifact.files:
+                settings["WEIGHTS_PATH"] = str(weights)
+            core = import_quietly("openvino").Core()
+            try:
+                return core.import_model(io.BytesIO(blob), self.plugin, settings)
+            except Exception:  # it is known to compile
+                compiled.drop(key)
+        made = self._compile(artifact, target, request, more=_WITHOUT_WEIGHTS)
+        with contextlib.suppress(Exception):  # a graph that can't be written is compiled each time
+            compiled.put(key, made.export_model().getvalue())
+        return made
 
     def _read(self, artifact: Artifact) -> tuple[Any, Any]:
         """Return a runtime that knows the model's custom operators, and the model's graph."""

@@ -35,6 +35,11 @@ class OpenVinoIgpu(OpenVino):
         """
         return self.device or integrated(import_quietly("openvino").Core())
 
+    @property
+    def keeps_compiled(self) -> bool:
+        """False: what it compiles depends on the device's driver, too."""
+        return False
+
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield f32, and f16, in which the GPU is fastest."""

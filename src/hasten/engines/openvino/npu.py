@@ -35,6 +35,11 @@ class OpenVinoNpu(OpenVino):
         """Name of the device in OpenVINO."""
         return self.device
 
+    @property
+    def keeps_compiled(self) -> bool:
+        """False: what it compiles depends on the device's driver, too."""
+        return False
+
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield the only variant: the NPU has no other float arithmetic."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Sequence
 from functools import cached_property
@@ -60,6 +61,14 @@ class ImageFolder(Dataset):
         for file in self.files:
             check_header(file)
         self._hashes: dict[int, bytes] = {}
+
+    def prepared_by(self, pipeline: Pipeline) -> ImageFolder:
+        """Return the same files, prepared by other steps, without checking their headers again."""
+        other = copy.copy(self)
+        other._pipeline = pipeline
+        other._hashes = {}
+        other.__dict__.pop("_shape", None)
+        return other
 
     def __len__(self) -> int:
         return len(self.files)

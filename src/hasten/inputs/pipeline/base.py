@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
+
+import numpy as np
 
 from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
@@ -54,6 +57,7 @@ class Step(Value, ABC):
         {
             "decode": "hasten.inputs.pipeline.image:Decode",
             "resize": "hasten.inputs.pipeline.image:Resize",
+            "letterbox": "hasten.inputs.pipeline.letterbox:Letterbox",
             "center_crop": "hasten.inputs.pipeline.image:CenterCrop",
             "normalize": "hasten.inputs.pipeline.image:Normalize",
             "to_layout": "hasten.inputs.pipeline.image:ToLayout",
@@ -78,24 +82,61 @@ class Step(Value, ABC):
         """
         return self(value), origin
 
+    @property
+    def name(self) -> str:
+        """Name of the step for people, as in a table of latencies."""
+        return type_name(self)
+
+    def joined(self, following: Step) -> Step | None:
+        """Return one step that does this one's and the following one's work, equal bit for bit.
+
+        A step overrides this where both are faster in one pass. None where they aren't.
+        """
+        return None
+
+
+OUTPUTS = "the model's outputs"
+"""Kind of value that the first step after the model takes: arrays by name, for one sample."""
+BOXES = "boxes"
+"""Kind of value: `hasten.inputs.pipeline.boxes.Boxes`, in pixels of the sample."""
+DECISION = "a decision"
+"""Kind of value that the last step gives: what JSON can represent."""
+
 
 class PostStep(Value, ABC):
     """Step of postprocessing: a frozen dataclass whose fields are its settings.
 
     Attributes:
+        takes: Kind of value that the step takes: `OUTPUTS`, `BOXES`, `DECISION`, or a plug-in's own.
+        gives: Kind of value that the step gives.
         packages: Distributions that the step imports beside numpy, as `pip install` takes them.
         extra: hasten's extra that brings them; "" where there are none.
-        gives: What its result is: "classes", "boxes"; "" where nothing is said.
+        decides: What the decision of a last step is: "classes", "boxes"; "" where nothing is said.
     """
 
     registry: ClassVar[Registry] = Registry(
         "step after the model",
         "hasten.post_steps",
-        {"top_k": "hasten.inputs.pipeline.classes:TopK"},
+        {
+            "top_k": "hasten.inputs.pipeline.classes:TopK",
+            "threshold": "hasten.inputs.pipeline.threshold:Threshold",
+            "multi_label": "hasten.inputs.pipeline.multi_label:MultiLabel",
+            "boxes": "hasten.inputs.pipeline.boxes:GivenBoxes",
+            "yolo_boxes": "hasten.inputs.pipeline.yolo:YoloBoxes",
+            "darknet_boxes": "hasten.inputs.pipeline.darknet:DarknetBoxes",
+            "ssd_boxes": "hasten.inputs.pipeline.ssd:SsdBoxes",
+            "nms": "hasten.inputs.pipeline.nms:Nms",
+            "ctc": "hasten.inputs.pipeline.ctc:Ctc",
+            "l2_normalize": "hasten.inputs.pipeline.vectors:L2Normalize",
+            "quantity": "hasten.inputs.pipeline.vectors:Quantity",
+            "mask": "hasten.inputs.pipeline.mask:Mask",
+        },
     )
+    takes: ClassVar[str] = OUTPUTS
+    gives: ClassVar[str] = DECISION
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
-    gives: ClassVar[str] = ""
+    decides: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(self, value: Any, origin: Origin) -> Any:
@@ -126,10 +167,13 @@ class Pipeline:
     Attributes:
         steps: Steps of preprocessing, in order.
         after: Steps of postprocessing, in order; none where the outputs themselves are the answer.
+        folded: Steps that would come after `steps` and that the model's own graph does instead;
+            none where the graph is as it was given.
     """
 
     steps: tuple[Step, ...]
     after: tuple[PostStep, ...] = ()
+    folded: tuple[Step, ...] = ()
 
     def __call__(self, value: Any) -> Any:
         """Return one prepared sample without a batch axis: an array, or arrays by input name.
@@ -137,7 +181,7 @@ class Pipeline:
         Raises:
             InputError: the sample can't be read or doesn't fit.
         """
-        for step in self.steps:
+        for step in self.joined:
             value = step(value)
         return value
 
@@ -148,7 +192,7 @@ class Pipeline:
             InputError: the sample can't be read or doesn't fit.
         """
         origin = Origin()
-        for step in self.steps:
+        for step in self.joined:
             value, origin = step.traced(value, origin)
         return value, origin
 
@@ -167,11 +211,69 @@ class Pipeline:
             value = step(value, origin)
         return value
 
+    def check(self, outputs: Sequence[TensorSpec]) -> None:
+        """Check that the steps after the model fit its outputs and each other, and end in a decision.
+
+        Args:
+            outputs: The model's outputs, which have a batch axis.
+
+        Raises:
+            InputError: a step doesn't fit; the message says which, what it gets and what it needs.
+        """
+        given, giver = OUTPUTS, ""
+        for step in self.after:
+            name = type_name(step)
+            if step.takes != given:
+                raise InputError(
+                    f"the step {name} takes {step.takes}, and gets {given}"
+                    f"{f' from {giver}' if giver else ''}: {_todo(step.takes, given)}"
+                )
+            given, giver = step.gives, name
+        if self.after:
+            if given != DECISION:
+                raise InputError(
+                    f"the last step after the model, {giver}, gives {given}, and not a decision: "
+                    f"{_todo(DECISION, given)}"
+                )
+            self.after[0].check(outputs)
+
+    @property
+    def whole(self) -> Pipeline:
+        """The pipeline for the model as it was given, before steps were folded into its graph."""
+        return Pipeline((*self.steps, *self.folded), self.after)
+
+    @cached_property
+    def joined(self) -> tuple[Step, ...]:
+        """The steps of preprocessing as they run: those that are faster in one pass are one."""
+        steps: list[Step] = []
+        for step in self.steps:
+            one = steps[-1].joined(step) if steps else None
+            steps[-1:] = [one] if one is not None else [*steps[-1:], step]
+        return tuple(steps)
+
     @property
     def all(self) -> Iterator[Step | PostStep]:
         """Every step, in order."""
         yield from self.steps
         yield from self.after
+
+
+def _todo(takes: str, given: str) -> str:
+    """Return what to do where a step, or the end of a pipeline, gets another kind of value."""
+    fitting = [
+        name
+        for name, path in PostStep.registry.items()
+        if path.startswith("hasten.")
+        and (kind := PostStep.member(name)).takes == given
+        and kind.gives == takes
+    ]
+    if not fitting:
+        return "leave out one of them" if given != OUTPUTS else "leave it out"
+    return (
+        f"put {' or '.join(fitting)} between"
+        if takes != DECISION
+        else f"add {' or '.join(fitting)}"
+    )
 
 
 def as_request(prepared: Any, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -197,7 +299,7 @@ def as_request(prepared: Any, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
             raise InputError(
                 f"the pipeline gives {', '.join(prepared) or 'nothing'}, and the model takes {spec}"
             )
-        array = prepared[spec.name][None]
+        array = np.ascontiguousarray(prepared[spec.name])[None]  # engines take no others
         if not spec.fits(array):
             raise InputError(
                 f"the pipeline gives {list(array.shape)} of {array.dtype} with its batch axis, and "

@@ -52,6 +52,7 @@ class ModelSettings:
         most_rows: Most rows in one batch.
         sessions: Number of batches that run in parallel; None for what the batch curve suggests.
         cache_bytes: Size of the answer cache; 0 for no cache.
+        compiled: Folder that keeps compiled models, or "off"; "" for the default one.
         shadow: Share of requests that the exact model answers too, to compare.
         standby: Whether to keep the exact model open as a fallback.
         which: Model to serve: "winner", or "exact" after a crash of the winner.
@@ -63,6 +64,7 @@ class ModelSettings:
     most_rows: int = 32
     sessions: int | None = None
     cache_bytes: int = 0
+    compiled: str = ""
     shadow: float = 0.0
     standby: bool = True
     which: Literal["winner", "exact"] = "winner"
@@ -202,10 +204,19 @@ def _instead(
 
 def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None) -> Loaded:
     """Open a bundle without warnings; their texts are in its `not_certified`."""
-    which = settings.which if read(path).exact is not None else "winner"
+    which = settings.which
+    if which == "exact" and read(path).exact is None:
+        which = "winner"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return load(path, which=which, custom_ops=settings.custom_ops, threads=threads, sessions=1)
+        return load(
+            path,
+            which=which,
+            custom_ops=settings.custom_ops,
+            threads=threads,
+            sessions=1,
+            cache=settings.compiled or None,
+        )
 
 
 def _standby(
@@ -218,7 +229,13 @@ def _standby(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return undo.enter_context(
-            load(path, which="exact", custom_ops=settings.custom_ops, sessions=1)
+            load(
+                path,
+                which="exact",
+                custom_ops=settings.custom_ops,
+                sessions=1,
+                cache=settings.compiled or None,
+            )
         )
 
 

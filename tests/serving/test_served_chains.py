@@ -21,7 +21,6 @@ from tests.support.waiting import until
 import hasten
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import PostStep
 from hasten.serving.cluster.kserve import write_kserve
 from hasten.serving.protocol.requests import RAW, Query
 from hasten.serving.run import settings_of
@@ -29,14 +28,6 @@ from hasten.serving.settings import ServerSettings
 
 PATIENCE_S = 120.0
 PLACES = {(0, 0): "red", (2, 5): "green", (7, 7): "blue"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, path in chains.REGISTERED.items():
-            patch.setitem(PostStep.registry._own, name, path)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,73 @@
+"""What engines make of an artifact when they open it, kept for the next time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hasten.core.cache_folder import CacheFolder
+from hasten.core.records import digest, file_digest
+from hasten.core.target import Target
+from hasten.engines.base import Artifact, Engine
+
+_FORMAT = 1
+"""Number to raise when an engine keeps something else than before."""
+
+
+@dataclass
+class Compiled:
+    """What engines keep of the models of one bundle.
+
+    Attributes:
+        folder: Folder that keeps it.
+        digests: SHA-256 of files by path, as far as they are known; others are read.
+        found: Number of entries that were read from the folder.
+        kept: Number of entries that were written to it.
+    """
+
+    folder: CacheFolder
+    digests: Mapping[Path, str] = field(default_factory=dict)
+    found: int = 0
+    kept: int = 0
+
+    def get(self, key: str) -> bytes | None:
+        """Return what was kept under a key; None if there is nothing."""
+        content = self.folder.get(key)
+        self.found += content is not None
+        return content
+
+    def put(self, key: str, content: bytes) -> None:
+        """Keep what an engine made, if the folder takes it."""
+        self.kept += self.folder.put(key, content)
+
+    def drop(self, key: str) -> None:
+        """Drop what an engine couldn't use after all."""
+        self.found -= 1
+        self.folder.drop(key)
+
+    def key(self, engine: Engine, artifact: Artifact, target: Target, what: str) -> str:
+        """Return the key of something that an engine makes of an artifact on this machine.
+
+        It states all that the thing may depend on: every file's content, the shapes, the engine with its
+        settings and version, the processor, its instruction sets and the number of threads.
+
+        Args:
+            what: Word that tells an engine's things from each other.
+        """
+        files = (artifact.path, *artifact.files)
+        return digest(
+            {
+                "format": _FORMAT,
+                "what": what,
+                "engine": engine,
+                "version": type(engine).version(),
+                "files": [[file.name, self._digest(file)] for file in files],
+                "specs": [artifact.inputs, artifact.outputs, artifact.request],
+                "target": {**dataclasses.asdict(target), "memory_bytes": None},
+            }
+        )
+
+    def _digest(self, file: Path) -> str:
+        return self.digests.get(file) or file_digest(file)

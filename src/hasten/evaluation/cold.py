@@ -1,0 +1,181 @@
+"""Time from the start of a process to a bundle's first answer, in fresh processes that take turns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read
+from hasten.core.cache_folder import VARIABLE
+from hasten.core.devices import at_hand, check_measurable
+from hasten.core.records import type_name
+from hasten.core.telemetry import OFF
+from hasten.core.tensors import TensorSpec
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.requests import random_requests
+from hasten.measure.worker import request_of
+
+STAGES = ("interpreter", "imports", "open", "first answer")
+"""Stages of a start: Python itself; hasten, numpy and the runtime; checking and opening the bundle; one
+request."""
+_SCRIPT = (
+    "import time; began = time.monotonic_ns(); import sys; sys.argv.insert(1, str(began)); "
+    "from hasten.evaluation.first_answer import main; main()"
+)
+_LIMIT_S = 600.0
+_MOST_STARTS = 1000
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Starts of one kind.
+
+    Attributes:
+        label: What was started, for people.
+        stages_ns: Length of each stage of each start, in the order of `STAGES`, in nanoseconds.
+        from_cache: Whether what was compiled came from the cache.
+    """
+
+    label: str
+    stages_ns: tuple[tuple[int, ...], ...]
+    from_cache: bool
+
+    @property
+    def total_ns(self) -> float:
+        """Return the median time to the first answer, in nanoseconds."""
+        return statistics.median(sum(stages) for stages in self.stages_ns)
+
+    def stage_ns(self, stage: str) -> float:
+        """Return the median length of a stage, in nanoseconds."""
+        place = STAGES.index(stage)
+        return statistics.median(stages[place] for stages in self.stages_ns)
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """How long a bundle takes from the start of a process to its first answer.
+
+    Attributes:
+        rows: Kinds of start: with an empty cache, with a filled one, without; the exact model without.
+        kept_bytes: Size of what the cache keeps of the model.
+    """
+
+    rows: tuple[Starts, ...]
+    kept_bytes: int
+
+
+@dataclass(frozen=True)
+class _Kind:
+    label: str
+    which: str
+    engines: tuple[str, ...]
+    cache: str
+
+
+def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0) -> ColdStart:
+    """Time a bundle's starts in fresh processes, in turns and in random order.
+
+    Files and bytecode are in the page cache, as an untimed start of each kind leaves them: "cold" is
+    the process, and in the first row what the engine compiles.
+
+    Args:
+        bundle: Folder of the bundle.
+        starts: Number of counted starts of each kind, at least 1.
+        seed: Seed of the orders, and of the request if the bundle keeps none.
+
+    Raises:
+        InputError: the bundle can't be used, or needs operator libraries.
+        CandidateError: a start failed, or answers differ with the cache.
+    """
+    if not 1 <= starts <= _MOST_STARTS:
+        raise InputError(f"starts= must be from 1 to {_MOST_STARTS}; got {starts}")
+    folder = Path(bundle).absolute()
+    manifest = read(folder)
+    check_measurable(at_hand(manifest.target))
+    if manifest.winner.custom_ops:
+        raise InputError(f"{bundle} needs operator libraries: its starts can't be timed")
+    winner, exact = manifest.winner, manifest.exact
+    with tempfile.TemporaryDirectory(prefix="hasten-cold-") as place:
+        work = Path(place)
+        tensors: dict[str, Any] = _request(folder, manifest, seed)
+        np.savez(work / "request.npz", **tensors)
+        empty, filled = str(work / "empty"), str(work / "filled")
+        kinds = [
+            _Kind(f"{winner.label}, empty cache", "winner", _engines(winner), empty),
+            _Kind(f"{winner.label}, filled cache", "winner", _engines(winner), filled),
+            _Kind(f"{winner.label}, no cache", "winner", _engines(winner), "off"),
+        ]
+        if exact is not None and exact != winner:
+            kinds.append(_Kind(f"{exact.label}, no cache", "exact", _engines(exact), "off"))
+        order, found = random.Random(seed), [list[tuple[int, ...]]() for _ in kinds]
+        hits, answers = [False] * len(kinds), [set[str]() for _ in kinds]
+        for round_ in range(starts + 1):
+            for turn in order.sample(range(len(kinds)), len(kinds)):
+                shutil.rmtree(empty, ignore_errors=True)
+                stages, hits[turn], digest = _started(folder, kinds[turn], work)
+                answers[turn].add(digest)
+                if round_:
+                    found[turn].append(stages)
+        if answers[1] != answers[2] and len(answers[2]) == 1:
+            raise CandidateError("the answers differ between starts with the cache and without it")
+        kept = Path(filled)
+        return ColdStart(
+            rows=tuple(
+                Starts(kind.label, tuple(each), hit)
+                for kind, each, hit in zip(kinds, found, hits, strict=True)
+            ),
+            kept_bytes=sum(file.stat().st_size for file in kept.glob("*")),
+        )
+
+
+def _request(folder: Path, manifest: Manifest, seed: int) -> dict[str, Any]:
+    """Return one request: the first that the bundle keeps, else a random one."""
+    if kept := kept_requests(folder, manifest):
+        return kept[0]
+    artifact = artifact_of(folder, manifest.winner, manifest, ())
+    specs: Sequence[TensorSpec] = artifact.request
+    return request_of(dict(random_requests(specs, seed).inputs([0])), specs)
+
+
+def _engines(part: Part) -> tuple[str, ...]:
+    return tuple(type_name(each) for each in engine_of(part, 1).runtimes)
+
+
+def _started(folder: Path, kind: _Kind, work: Path) -> tuple[tuple[int, ...], bool, str]:
+    """Start one process, and return its stages, whether it read the cache, and its answers' hash."""
+    said = work / "start.json"
+    said.unlink(missing_ok=True)
+    words = [str(folder), kind.which, kind.cache, ",".join(kind.engines), str(work)]
+    environment = {name: text for name, text in os.environ.items() if name != VARIABLE}
+    began_ns = time.monotonic_ns()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _SCRIPT, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={**environment, **OFF},
+            timeout=_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CandidateError(f"{kind.label}: no answer within {_LIMIT_S:.0f} s") from error
+    if done.returncode or not said.exists():
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise CandidateError(f"{kind.label}: the process ended with {done.returncode}: {lines[-1]}")
+    record = json.loads(said.read_bytes())
+    ends = [began_ns, *record["ends_ns"]]
+    stages = [after - before for before, after in itertools.pairwise(ends)]
+    return (*stages, record["first_ns"]), record["from_cache"], record["answers"]

@@ -1,0 +1,69 @@
+"""Letterbox: a picture as a whole in a frame of fixed size, with borders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Origin, Step
+from hasten.inputs.pipeline.image import Interpolation, check_size
+
+
+@dataclass(frozen=True)
+class Letterbox(Step):
+    """Fit `(height, width, 3)` uint8 into a frame in proportion, and fill the borders.
+
+    The lengths and the borders are rounded as in Ultralytics' `LetterBox`; the filter is Pillow's,
+    which smooths what it makes smaller, and OpenCV's in Ultralytics doesn't.
+
+    Attributes:
+        size: Length of one side of a square frame, or (height, width).
+        fill: Value of the borders, from 0 to 255, in each channel.
+        interpolation: Filter of Pillow.
+        enlarge: Whether a picture smaller than the frame grows; otherwise it gets wider borders.
+        center: Whether the picture is in the frame's center; otherwise in its upper left corner.
+    """
+
+    size: int | tuple[int, int]
+    fill: int = 114
+    interpolation: Interpolation = "bilinear"
+    enlarge: bool = True
+    center: bool = True
+    packages: ClassVar[tuple[str, ...]] = ("pillow",)
+    extra: ClassVar[str] = "images"
+
+    def __post_init__(self) -> None:
+        """Check the size and the borders' value."""
+        check_size("letterbox.size", self.size)
+        if not 0 <= self.fill <= 255:
+            raise InputError(f"letterbox.fill={self.fill!r}: give a number from 0 to 255")
+
+    def __call__(self, value: Array) -> Array:
+        return self.traced(value, Origin())[0]
+
+    def traced(self, value: Array, origin: Origin) -> tuple[Array, Origin]:
+        """Return the framed picture and its origin."""
+        from PIL import Image
+
+        height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        old = value.shape[:2]
+        scale = min(height / old[0], width / old[1])
+        if not self.enlarge:
+            scale = min(scale, 1.0)
+        new = (max(1, round(old[0] * scale)), max(1, round(old[1] * scale)))
+        if new != old:
+            resample = Image.Resampling[self.interpolation.upper()]
+            value = np.asarray(Image.fromarray(value).resize(new[::-1], resample))
+        # Half a pixel of border goes below and to the right, as Ultralytics rounds.
+        top, left = (
+            (round((height - new[0]) / 2 - 0.1), round((width - new[1]) / 2 - 0.1))
+            if self.center
+            else (0, 0)
+        )
+        frame = np.full((height, width, 3), self.fill, np.uint8)
+        frame[top : top + new[0], left : left + new[1]] = value
+        return frame, origin.resized(old, new).cut(-top, -left)

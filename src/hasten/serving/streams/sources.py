@@ -1,0 +1,84 @@
+"""Where a stream comes from: what every source gives, and which one a name stands for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.serving.streams.frames import Pace
+from hasten.serving.streams.tally import Ended
+
+LIVE_SCHEMES = ("rtsp", "rtsps", "udp", "tcp")
+"""Schemes of addresses that send frames at their own pace."""
+CAMERA = "/dev/video"
+PICTURES_PER_S = 30.0
+"""Rate at which a folder of pictures is played unless one is given."""
+
+
+class Source(ABC):
+    """A stream of pictures.
+
+    Attributes:
+        name: Name for people, without a password.
+        rate_per_s: Frames per second.
+        size: Height and width of the first frame, in pixels.
+        unreadable: Number of frames that came and couldn't be decoded.
+        ended: How it ended: "end"; "cut short", where frames are missing at the end of a recording;
+            "lost", where a camera went away.
+        notes: Sentences for people on what went wrong.
+    """
+
+    name: str
+    rate_per_s: float
+    size: tuple[int, int]
+    unreadable: int = 0
+    ended: Ended = "end"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def frames(self, pace: Pace) -> Iterator[tuple[Array, int]]:
+        """Yield each frame, `(height, width, 3)` uint8 in RGB, once it arrives, and when it arrived.
+
+        The time is that at which the frame's bytes had arrived, before they were decoded.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is open."""
+
+
+def open_source(source: str | Path, fps: float | None, *, reconnect_s: float = 0.0) -> Source:
+    """Open a source.
+
+    Args:
+        source: A video file, a folder of pictures, a camera such as /dev/video0, or an address that
+            begins with rtsp://, rtsps://, udp:// or tcp://.
+        fps: Frames per second; by default the source's own, and 30 for a folder of pictures.
+        reconnect_s: How long to try to reach a camera or an address again after its last frame.
+
+    Raises:
+        InputError: there is no such source, or it has no pictures.
+    """
+    if fps is not None and not 0 < fps <= 1000:
+        raise InputError(f"fps={fps!r}: give a rate above 0 and of at most 1000 frames a second")
+    text = str(source)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme and scheme not in LIVE_SCHEMES:
+        raise InputError(
+            f"the source {text} begins with {scheme}://: give a file, a folder, {CAMERA}0, or an "
+            f"address that begins with one of {', '.join(f'{one}://' for one in LIVE_SCHEMES)}"
+        )
+    if not scheme and Path(text).is_dir():
+        from hasten.serving.streams.pictures import Pictures
+
+        return Pictures(Path(text), fps or PICTURES_PER_S)
+    from hasten.serving.streams.video import Video
+
+    live = bool(scheme) or text.startswith(CAMERA)
+    return Video(text, fps, live=live, reconnect_s=reconnect_s)
