@@ -1,8 +1,11 @@
 """An open chain: from a picture's bytes through a detector and a reader of its boxes to one decision."""
 
+import contextlib
 import io
 import json
+import math
 import threading
+import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,11 @@ from tests.support.chains import (
 
 import hasten
 from hasten.bundle.chains import OpenChain, Stage
+from hasten.bundle.chains.opened import pipeline_of
+from hasten.bundle.chains.plan import Member, Plan
+from hasten.cli.demos import package_folder
 from hasten.errors import CandidateError, InputError
-from hasten.inputs.chains import Crop, Model, When
+from hasten.inputs.chains import Crop, Model, When, chain_of
 from hasten.inputs.pipeline.image import Decode
 from hasten.inputs.pipeline.threshold import Threshold
 
@@ -98,6 +104,60 @@ def test_a_file_a_line_nodes_and_a_decoded_picture_give_the_same_decision(
             decisions += [chain.decide(tmp_path / "street.png"), chain.decide(squares(PLACES))]
     assert all(decision == decisions[0] for decision in decisions)
     assert told(decisions[0]) == PLACES
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "rocket.jpg"])
+def test_on_a_photograph_each_reading_is_that_of_the_bundle_alone_on_the_cut_picture(
+    name: str, det: Path, colour: Path
+) -> None:
+    photo = package_folder("skimage", "scikit-image") / "data" / name
+    if not photo.exists():
+        pytest.skip(f"this scikit-image has no {name}")
+    nodes = [Model("det", str(det)), Crop("crop", "det"), Model("colour", str(colour), "crop")]
+    with (
+        hasten.chain(nodes) as chain,
+        hasten.load(det) as detector,
+        hasten.load(colour) as reader,
+        Image.open(photo) as opened,
+    ):
+        decision = chain.decide(photo.read_bytes())
+        boxes = detector.decide(photo)
+        assert len(decision) == len(boxes) > 0
+        for one, box in zip(decision, boxes, strict=True):
+            assert {key: one[key] for key in box} == box
+            x0, y0, x1, y1 = box["box"]
+            area = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+            (alone,) = reader.decide(np.asarray(opened.convert("RGB").crop(area)))
+            assert one["colour"][0]["label"] == alone["label"]
+            assert one["colour"][0]["score"] == pytest.approx(alone["score"], rel=1e-4)
+
+
+def test_memory_holds_the_prepared_crops_of_one_batch_however_many_boxes_there_are(
+    tmp_path: Path,
+) -> None:
+    det, colour = detector(tmp_path, cells=20), classifier(tmp_path)
+    picture = squares({(n // 20, n % 20): "red" for n in range(400)}, cells=20)
+    with hasten.load(det) as one, hasten.load(colour) as two:
+        members = {
+            name: Member(pipeline_of(name, each.manifest), each.inputs, most_rows=8)
+            for name, each in (("det", one), ("colour", two))
+        }
+        plan = Plan(chain_of(f"{det}+crop+{colour}"), members)
+        run = plan.run(picture)
+        asked: list[weakref.ref[Any]] = []
+        ask = next(run)
+        rows = []
+        with contextlib.suppress(StopIteration):
+            while True:
+                rows.append(len(ask.requests))
+                asked = [ref for ref in asked if ref() is not None]
+                assert len(asked) <= 8
+                asked += [weakref.ref(request["x"]) for request in ask.requests]
+                loaded = one if ask.model == "det" else two
+                answers = [loaded.run(request) for request in ask.requests]
+                del ask
+                ask = run.send(answers)
+    assert rows == [1] + [8] * 50
 
 
 def test_a_picture_without_boxes_gives_no_boxes_and_runs_no_reader(det: Path, colour: Path) -> None:
