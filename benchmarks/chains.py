@@ -4,7 +4,7 @@
 
 Compared are `hasten.chain`, the same bundles called one after another by hand, the chain behind
 `hasten serve`, and a client that asks the served detector, cuts the boxes itself and asks the served
-classifier about all of them in one request. The classifier is EfficientNet-Lite0 with its trained
+classifier about as many of them in one request as it takes. The classifier is EfficientNet-Lite0 with its trained
 weights; the detector has random weights, the work of a small one, and nine boxes in every picture.
 Both run in float32 on ONNX Runtime.
 """
@@ -158,9 +158,13 @@ def by_client(address: str, data: bytes) -> list[Any]:
         picture.crop([round(corner) for corner in box["box"]]).save(file, "JPEG", quality=95)
         crops.append(file.getvalue())
     client = triton.InferenceServerClient(address)
-    tensor = triton.InferInput("raw", [len(crops)], "BYTES")
-    tensor.set_data_from_numpy(np.array(crops, object))
-    answers = client.infer("chain.classifier", [tensor]).as_numpy("decision")
+    most = client.get_model_config("chain.classifier")["max_batch_size"]
+    answers: list[bytes] = []
+    while len(answers) < len(crops):
+        part = crops[len(answers) : len(answers) + most]
+        tensor = triton.InferInput("raw", [len(part)], "BYTES")
+        tensor.set_data_from_numpy(np.array(part, object))
+        answers += client.infer("chain.classifier", [tensor]).as_numpy("decision").tolist()
     client.close()
     for box, answer in zip(found, answers, strict=True):
         box["classifier"] = json.loads(answer)
@@ -170,8 +174,9 @@ def by_client(address: str, data: bytes) -> list[Any]:
 @contextlib.contextmanager
 def served(line: str) -> Iterator[str]:
     """Run `hasten serve` on a chain, and yield its address."""
-    command = [sys.executable, "-m", "hasten.cli", "serve", f"chain={line}", "--http", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    program = Path(sys.executable).with_name("hasten")
+    command = [program, "serve", f"chain={line}", "--http", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         address = ""
         assert process.stdout is not None
@@ -180,6 +185,8 @@ def served(line: str) -> Iterator[str]:
                 address = found[0]
             if text.strip() == "ready":
                 break
+        if not address:
+            raise SystemExit("hasten serve didn't start")
         yield address
     finally:
         process.terminate()
