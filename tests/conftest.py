@@ -59,7 +59,7 @@ def exact_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exact")
     x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
     np.savez(folder / "eval.npz", x=x)
-    with quick_runs():
+    with quick_runs(plots=True, fresh=True):
         hasten.optimize(
             models.linear_classifier(folder),
             folder / "eval.npz",
@@ -68,6 +68,23 @@ def exact_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             engines=("onnxruntime",),
         )
     return folder / "model.hasten"
+
+
+@pytest.fixture(scope="session")
+def certified_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certified bundle of a whole run in which rivals died; don't change it, copy it."""
+    folder = tmp_path_factory.mktemp("certified")
+    with quick_runs(plots=True, fresh=True):
+        hasten.optimize(
+            models.linear_classifier(folder),
+            np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32),
+            max_drop=0.05,
+            metric="agreement",
+            out=folder / "b.hasten",
+            engines=("tests.support.rivals:Unlucky",),
+            trial_limit_s=3.0,
+        )
+    return folder / "b.hasten"
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,23 +201,17 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
     )
 
 
-def test_a_torch_module_in_a_file_is_optimized(tmp_path: Path) -> None:
+def test_a_torch_module_in_a_file_is_optimized(tmp_path: Path, quick: None) -> None:
     pytest.importorskip("torch")
     (tmp_path / "net.py").write_text(
         "import torch\n"
         "torch.manual_seed(0)\n"
         "model = torch.nn.Sequential(torch.nn.Linear(16, 4), torch.nn.ReLU()).eval()\n"
     )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.support.quick", "optimize", f"{tmp_path}/net.py:model"),
-            *("--data", str(fresh(tmp_path)), "--engine", "onnxruntime", "--json"),
-            *("--out", str(tmp_path / "b.hasten")),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    done = run(
+        *("optimize", f"{tmp_path}/net.py:model", "--data", fresh(tmp_path)),
+        *("--engine", "onnxruntime", "--json", "--out", tmp_path / "b.hasten"),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "exact"
     assert read(tmp_path / "b.hasten").winner.artifact.inputs[0].shape[1:] == (16,)

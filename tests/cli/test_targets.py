@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import parser
 from tests.support import tasks
+from tests.support.quick import quick_runs
 
 import hasten
 from hasten.bundle import read
@@ -34,6 +36,12 @@ from hasten.testing import models
 WITHOUT_FPGA = pytest.mark.skipif(
     importlib.util.find_spec("da4ml") is not None, reason="the extra fpga is installed"
 )
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
 
 
 def said(*arguments: object) -> str:
@@ -136,7 +144,7 @@ def summing(folder: Path) -> Path:
 
 
 def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_is_this_hosts(
-    tmp_path: Path,
+    tmp_path: Path, quick: None
 ) -> None:
     pytest.importorskip("ai_edge_litert", reason="needs hasten[litert]")
     x = np.random.default_rng(0).standard_normal((60, 16), dtype=np.float32)
@@ -169,7 +177,7 @@ def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_
         warnings.simplefilter("error")
         with hasten.load(out) as model:
             assert np.allclose(model(x[:1])["logits"], x[:1].cumsum(1), atol=1e-5)
-    assert hasten.bench(out).bundle.label
+    assert hasten.bench(out, rounds=4).bundle.label
     assert "Nothing for the device ships." in hasten.report(out).read_text()
 
 

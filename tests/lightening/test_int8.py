@@ -47,7 +47,7 @@ def task(tmp_path: Path) -> Task:
     return task_for(
         Given.read(module, training, judging, None, None, work),
         module,
-        Recipe(seconds=4, epochs=12, batch=32, rate=1e-2),
+        Recipe(seconds=4, epochs=1, batch=32, rate=1e-2),
         work,
         calibration=50,
     )
@@ -75,9 +75,7 @@ def test_a_student_is_trained_for_int8_as_it_is_deployed(task: Task) -> None:
 def test_what_learns_from_labels_alone_is_still_compared_with_the_model(task: Task) -> None:
     """Agreement with oneself would always be whole."""
     judged_by = dataclasses.replace(task, metric=Agreement())
-    short = dataclasses.replace(
-        judged_by, recipe=dataclasses.replace(task.recipe, epochs=1, rate=1e-6)
-    )
+    short = dataclasses.replace(judged_by, recipe=dataclasses.replace(task.recipe, rate=1e-6))
     alone = StudentNetwork("lcnet-s8", 0.5, None, 4, (1, 16, 16), by_labels=True)
     assert train_way(short, alone, never).training.score < 0.9
 

@@ -178,7 +178,8 @@ def test_a_way_far_behind_on_all_networks_is_not_tried_again() -> None:
     assert slow_kinds([first, second, None]) == {"int8, OpenVINO"}
 
 
-def test_the_command_prints_a_table_and_json(cache: Path) -> None:
+def test_the_command_prints_a_table_and_json(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "host", lambda: QUICK["target"])  # as in the cache
     words = ["shortlist", "--classes", "4", "--input", "3x16x16", "--budget", "10s"]
     words += ["--engine", "onnxruntime", "--architecture", "lcnet-s8", "--cache", str(cache)]
     shown = CliRunner().invoke(main, [*words, "--top", "3"])

@@ -101,7 +101,7 @@ def test_a_model_of_which_a_part_cannot_be_counted_has_no_floor(tmp_path: Path) 
     proto.graph.initializer.append(onnx.numpy_helper.from_array(axis, "axis"))
     onnx.save(proto, tmp_path / "cut.onnx")
     data = np.random.default_rng(0).standard_normal((100, 4, 16), dtype=np.float32)
-    with quick_runs(load_s=0.05, limits=True):
+    with quick_runs(limits=True):
         result = hasten.optimize(
             tmp_path / "cut.onnx", data, out=tmp_path / "b", engines=("onnxruntime",)
         )
@@ -129,15 +129,7 @@ def test_a_bound_that_is_none_is_refused_before_anything_is_done(
     )
 
 
-def test_without_a_bound_there_is_no_servers_scenario(tmp_path: Path) -> None:
-    with quick_runs(load_s=0.01):
-        result = hasten.optimize(
-            models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
-        )
-    assert [line.partition(":")[0] for line in result.loads] == ["single-stream", "offline"]
-
-
-def test_a_scenario_that_would_take_long_is_left_out_aloud(
+def test_one_that_would_take_long_is_left_out_aloud_and_the_servers_where_there_is_no_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loads._LONGEST_S, "offline", 0.0)

@@ -56,59 +56,6 @@ def failures(result: Result) -> dict[str, str]:
     return {name: why for name, why in result.tried.items() if why.startswith("failed")}
 
 
-def test_a_faster_candidate_with_the_same_answers_is_certified(tmp_path: Path) -> None:
-    result = optimize(tmp_path)
-    assert result.status == "certified"
-    assert result.speedup > 2
-    assert result.why == ("95% confident that at most 2.2% of answers change (n=140: 0 changed)")
-    manifest = read(tmp_path / "b.hasten")
-    assert manifest.status == "certified"
-    assert manifest.exact is not None
-    assert manifest.certificate is not None
-    assert manifest.certificate["words"] == result.why
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.hasten", "linear_classifier.onnx"]
-
-
-@pytest.mark.parametrize("accept_uncertified", [False, True])
-@pytest.mark.parametrize("engine", ["WrongAndFast", "ExactAndWrong"])
-def test_a_fast_engine_with_wrong_answers_is_never_chosen(
-    tmp_path: Path, engine: str, accept_uncertified: bool
-) -> None:
-    result = optimize(tmp_path, engine, max_drop=0.3, accept_uncertified=accept_uncertified)
-    assert result.status == "exact"
-    assert [row.role for row in result.rows] == ["default engine", "fastest exact"]
-    assert read(tmp_path / "b.hasten").winner.engine["fault"] == "none"
-    assert result.winner.role == "fastest exact"
-    if engine == "ExactAndWrong":
-        (why,) = failures(result).values()
-        assert why.startswith("failed: its settings are exact, but its answers differ")
-
-
-def test_rivals_that_die_are_recorded_and_the_run_goes_on(tmp_path: Path) -> None:
-    result = optimize(tmp_path, "Unlucky", trial_limit_s=4.0)
-    assert result.status == "certified"
-    trials = json.loads((tmp_path / "b.hasten" / "evidence" / "trials.json").read_text())
-    reasons = {t["candidate"]["engine"]["fault"]: t["failure"] for t in trials}
-    assert reasons == {
-        "none": None,
-        "kill": "its process was killed by SIGKILL during 'time'",
-        "hang": "hung: no answer within 4 s, killed",
-        "nan": "output 'logits' has NaN or Inf for sample 0",
-        "build": "the faulty engine can't build, as it was told",
-    }
-
-
-def test_a_rival_that_takes_all_memory_loses_its_own_trial_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = dataclasses.replace(Target.host(), memory_bytes=1 << 30)
-    monkeypatch.setattr(Target, "host", lambda: small)
-    result = optimize(tmp_path, "Greedy")
-    (why,) = failures(result).values()
-    assert why.startswith("failed: ran out of memory: it held ")
-    assert result.status == "exact"
-
-
 class Watched(ArrayDataset):
     """Notes which samples are read, and when."""
 
@@ -123,12 +70,55 @@ class Watched(ArrayDataset):
         return super().inputs(indices)
 
 
+@dataclasses.dataclass
+class Certified:
+    """A run with one rival, and what was seen meanwhile.
+
+    Attributes:
+        result: Result of the run.
+        data: The data, which noted what was read.
+        interim: Status, reason and certificate of each bundle that lay there before the last.
+    """
+
+    result: Result
+    data: Watched
+    interim: set[tuple[Any, str, Any]]
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
+    folder = tmp_path_factory.mktemp("whole")
+    data = Watched(samples(), folder / "b.hasten.work" / "journal.jsonl")
+    interim = set()
+
+    def look(progress: Progress) -> None:
+        if progress.stage in ("race", "certify"):
+            manifest = read(folder / "b.hasten")
+            interim.add((manifest.status, manifest.why, manifest.certificate))
+
+    with quick_runs():
+        return Certified(optimize(folder, data=data, listen=look), data, interim)
+
+
+def test_a_faster_candidate_with_the_same_answers_is_certified(certified: Certified) -> None:
+    result = certified.result
+    assert result.status == "certified"
+    assert result.speedup > 2
+    assert result.why == ("95% confident that at most 2.2% of answers change (n=140: 0 changed)")
+    manifest = read(result.bundle)
+    assert manifest.status == "certified"
+    assert manifest.exact is not None
+    assert manifest.certificate is not None
+    assert manifest.certificate["words"] == result.why
+    left = sorted(p.name for p in result.bundle.parent.iterdir())
+    assert left == ["b.hasten", "linear_classifier.onnx"]
+
+
 def test_the_search_never_reads_the_sealed_data_and_certification_reads_it_once(
-    tmp_path: Path,
+    certified: Certified,
 ) -> None:
-    data = Watched(samples(), tmp_path / "b.hasten.work" / "journal.jsonl")
-    assert optimize(tmp_path, data=data).status == "certified"
-    record = json.loads((tmp_path / "b.hasten" / "evidence" / "sealed.json").read_text())
+    data = certified.data
+    record = json.loads((certified.result.bundle / "evidence" / "sealed.json").read_text())
     by_hash = {data.content_hash(i).hex(): i for i in range(len(data))}
     sealed = {by_hash[content] for content in record["hashes"]}
     assert len(sealed) == 140
@@ -136,6 +126,58 @@ def test_the_search_never_reads_the_sealed_data_and_certification_reads_it_once(
     after = [i for frozen, i in data.reads if frozen]
     assert not before & sealed
     assert sorted(after) == sorted(sealed)
+
+
+def test_an_interim_bundle_says_that_it_is_not_certified(certified: Certified) -> None:
+    assert certified.interim == {
+        (
+            "uncertified",
+            "the run has not finished: the fastest found so far, not certified; go on with "
+            "--resume",
+            None,
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("engine", "accept_uncertified"),
+    [("WrongAndFast", False), ("WrongAndFast", True), ("ExactAndWrong", True)],
+)
+def test_a_fast_engine_with_wrong_answers_is_never_chosen(
+    tmp_path: Path, engine: str, accept_uncertified: bool
+) -> None:
+    result = optimize(tmp_path, engine, max_drop=0.3, accept_uncertified=accept_uncertified)
+    assert result.status == "exact"
+    assert [row.role for row in result.rows] == ["default engine", "fastest exact"]
+    assert read(tmp_path / "b.hasten").winner.engine["fault"] == "none"
+    assert result.winner.role == "fastest exact"
+    if engine == "ExactAndWrong":
+        (why,) = failures(result).values()
+        assert why.startswith("failed: its settings are exact, but its answers differ")
+
+
+def test_rivals_that_die_are_recorded_and_the_run_goes_on(certified_bundle: Path) -> None:
+    assert read(certified_bundle).status == "certified"
+    trials = json.loads((certified_bundle / "evidence" / "trials.json").read_text())
+    reasons = {t["candidate"]["engine"]["fault"]: t["failure"] for t in trials}
+    assert reasons == {
+        "none": None,
+        "kill": "its process was killed by SIGKILL during 'time'",
+        "hang": "hung: no answer within 3 s, killed",
+        "nan": "output 'logits' has NaN or Inf for sample 0",
+        "build": "the faulty engine can't build, as it was told",
+    }
+
+
+def test_a_rival_that_takes_all_memory_loses_its_own_trial_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(Target.host(), memory_bytes=1 << 30)
+    monkeypatch.setattr(Target, "host", lambda: small)
+    result = optimize(tmp_path, "Greedy")
+    (why,) = failures(result).values()
+    assert why.startswith("failed: ran out of memory: it held ")
+    assert result.status == "exact"
 
 
 def test_where_nothing_certifies_the_exact_model_ships_and_the_bundle_says_why(
@@ -174,12 +216,27 @@ def test_the_fastest_ships_uncertified_only_when_asked_and_is_marked_so(tmp_path
     assert result.winner.label == manifest.winner.label
 
 
-def test_how_right_the_original_is_is_said_and_a_wrong_one_is_questioned(tmp_path: Path) -> None:
-    answers = original_answers(tmp_path)
-    result = optimize(tmp_path, data=(samples(), answers), metric="top1")
-    assert "the original's own accuracy is 100.0% on 60 samples of the search split" in result.notes
-    shifted = (answers + 1) % 4
-    result = optimize(tmp_path, data=(samples(), shifted), metric="top1")
+@pytest.mark.parametrize(
+    ("guard", "words"),
+    [
+        ("lost", "95% confident that at most 2.2% of inputs go from right to wrong"),
+        ("changed", "95% confident that at most 2.2% of answers change (n=140: 0 changed)"),
+    ],
+)
+def test_each_guard_bounds_what_it_says_and_one_of_rightness_how_right_the_original_is(
+    tmp_path: Path, guard: str, words: str
+) -> None:
+    labels = original_answers(tmp_path)
+    result = optimize(tmp_path, data=(samples(), labels), metric="top1", guard=guard)
+    assert result.status == "certified"
+    assert result.why.startswith(words)
+    own = "the original's own accuracy is 100.0% on 60 samples of the search split"
+    assert (own in result.notes) == (guard == "lost")
+
+
+def test_an_original_that_is_wrong_is_questioned(tmp_path: Path) -> None:
+    labels = (original_answers(tmp_path) + 1) % 4
+    result = optimize(tmp_path, data=(samples(), labels), metric="top1")
     assert result.notes[-1] == (
         "the original's own accuracy is 0.0% on 60 samples of the search split; if you expected "
         "more, the labels or the preparation are wrong, and with them any certificate"
@@ -211,8 +268,17 @@ def test_a_modules_own_preparation_is_not_claimed_for_arrays_that_somebody_prepa
     assert not any(note.startswith("images were prepared") for note in result.notes)
 
 
-def test_the_exact_model_can_be_left_out(tmp_path: Path) -> None:
-    assert optimize(tmp_path, keep_exact=False).status == "certified"
+def test_groups_are_the_draws_and_the_exact_model_can_be_left_out(tmp_path: Path) -> None:
+    result = optimize(
+        tmp_path,
+        data={"x": samples(), "groups": np.repeat(np.arange(60), 5)},
+        max_drop=0.3,
+        keep_exact=False,
+    )
+    assert result.status == "certified"
+    assert result.judgement is not None
+    assert result.judgement.groups is not None
+    assert result.judgement.groups <= 60
     assert read(tmp_path / "b.hasten").exact is None
     with pytest.raises(hasten.InputError) as caught:
         hasten.certify(tmp_path / "b.hasten", samples(seed=1))
@@ -221,55 +287,11 @@ def test_the_exact_model_can_be_left_out(tmp_path: Path) -> None:
     )
 
 
-def test_an_interim_bundle_says_that_it_is_not_certified(tmp_path: Path) -> None:
-    statuses = set()
-
-    def look(progress: Progress) -> None:
-        if progress.stage in ("race", "certify"):
-            manifest = read(tmp_path / "b.hasten")
-            statuses.add((manifest.status, manifest.why, manifest.certificate))
-
-    optimize(tmp_path, listen=look)
-    assert statuses == {
-        (
-            "uncertified",
-            "the run has not finished: the fastest found so far, not certified; go on with "
-            "--resume",
-            None,
-        )
-    }
-
-
 def test_a_time_limit_leaves_the_rest_untried_and_still_gives_a_bundle(tmp_path: Path) -> None:
     result = optimize(tmp_path, time_limit_s=1.0)
     assert result.status == "exact"
     assert "the time limit left 1 of 2 candidates untried" in result.notes
     assert read(tmp_path / "b.hasten").status == "exact"
-
-
-@pytest.mark.parametrize(
-    ("guard", "words"),
-    [
-        ("lost", "95% confident that at most 2.2% of inputs go from right to wrong"),
-        ("changed", "95% confident that at most 2.2% of answers change (n=140: 0 changed)"),
-    ],
-)
-def test_each_guard_bounds_what_it_says(tmp_path: Path, guard: str, words: str) -> None:
-    labels = np.arange(300) % 4
-    result = optimize(tmp_path, data=(samples(), labels), metric="top1", guard=guard)
-    assert result.status == "certified"
-    assert result.why.startswith(words)
-
-
-def test_groups_are_the_draws(tmp_path: Path) -> None:
-    result = optimize(
-        tmp_path,
-        data={"x": samples(), "groups": np.repeat(np.arange(60), 5)},
-        max_drop=0.3,
-    )
-    assert result.judgement is not None
-    assert result.judgement.groups is not None
-    assert result.judgement.groups <= 60
 
 
 def test_the_score_may_be_ones_own(tmp_path: Path) -> None:
@@ -300,30 +322,18 @@ def test_a_rival_whose_answers_get_no_score_fails_alone(tmp_path: Path) -> None:
     )
 
 
-def test_an_exact_bundle_answers_and_needs_no_warning(tmp_path: Path) -> None:
-    hasten.optimize(
-        models.linear_classifier(tmp_path),
-        samples(),
-        out=tmp_path / "b.hasten",
-        engines=("onnxruntime",),
-    )
-    manifest = read(tmp_path / "b.hasten")
+def test_an_exact_bundle_answers_and_needs_no_warning(exact_bundle: Path) -> None:
+    manifest = read(exact_bundle)
     assert manifest.status == "exact"
     x = samples(1)
-    with hasten.load(tmp_path / "b.hasten") as fast:
+    with hasten.load(exact_bundle) as fast:
         assert fast(x)["logits"].shape == (1, 4)
 
 
-def test_uncertified_bundles_warn_when_loaded(tmp_path: Path) -> None:
-    hasten.optimize(
-        models.linear_classifier(tmp_path),
-        samples(),
-        out=tmp_path / "b.hasten",
-        engines=("onnxruntime",),
-    )
-    manifest = read(tmp_path / "b.hasten")
+def test_uncertified_bundles_warn_when_loaded(exact_bundle: Path, tmp_path: Path) -> None:
+    manifest = read(exact_bundle)
     inside = dataclasses.replace(
-        manifest.winner.artifact, path=tmp_path / "b.hasten" / manifest.winner.artifact.path
+        manifest.winner.artifact, path=exact_bundle / manifest.winner.artifact.path
     )
     marked = dataclasses.replace(
         manifest,

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tests.support.quick import ROUNDS, quick_runs
 
 import hasten
 import hasten.optimization.preparation
 from hasten.bundle import read
+from hasten.cli import main
 from hasten.core.progress import Progress
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.environment import versions
@@ -40,11 +42,10 @@ def quick() -> Iterator[None]:
         yield
 
 
-def command(place: Path, *more: str) -> list[str]:
+def words(place: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "tests.support.quick", "optimize"),
-        *(str(place / "linear_classifier.onnx"), "--data", str(place / "eval.npz")),
-        *("--max-drop", "5%", "--engine", ENGINE, "--out", str(place / "b.hasten"), *more),
+        *("optimize", str(place / "linear_classifier.onnx"), "--data", str(place / "eval.npz")),
+        *("--max-drop", "5%", "--engine", ENGINE, "--out", str(place / "b.hasten")),
     ]
 
 
@@ -59,7 +60,7 @@ def started(
 ) -> subprocess.Popen[str]:
     """Start a run, and wait until its journal has so many events of a kind."""
     process = subprocess.Popen(
-        command(place, *more),
+        [sys.executable, "-m", "tests.support.quick", *words(place), *more],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -99,7 +100,7 @@ def gone(parent: int) -> bool:
     ("stage", "count"), [("trial", 1), ("trial", 2), ("round", 2), ("sealed read", 1)]
 )
 def test_a_killed_run_resumes_and_ends_with_the_same_answer(
-    place: Path, stage: str, count: int
+    place: Path, quick: None, stage: str, count: int
 ) -> None:
     process = started(place, stage, count)
     process.kill()
@@ -108,10 +109,8 @@ def test_a_killed_run_resumes_and_ends_with_the_same_answer(
     before = events(place)
     tried = [e["trial"]["candidate"] for e in before if e["kind"] == "trial"]
     frozen = [e for e in before if e["kind"] == "ladder"]
-    done = subprocess.run(
-        command(place, "--resume", "--json"), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, [*words(place), "--resume", "--json"])
+    assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["status"] == "certified"
     assert result["judgement"]["n"] == 140

@@ -82,6 +82,7 @@ def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_els
             metric="agreement",
             small_model=small(tmp_path),
             engines=("onnxruntime",),
+            passes=(),
             out=tmp_path / "b.hasten",
         )
     assert result.status == "certified", result.why
@@ -134,6 +135,7 @@ def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_
                 Student("wrong", wrong(tmp_path)),
             ],
             engines=("onnxruntime",),
+            passes=("simplify",),
             budget_s=1e-3,
             notes=["made for a test"],
             out=tmp_path / "b.hasten",

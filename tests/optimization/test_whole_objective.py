@@ -22,7 +22,7 @@ def quick() -> Iterator[None]:
 
 
 def optimize(folder: Path, **options: Any) -> Result:
-    """The rival is quick but for every fourth request, which takes twenty times the baseline's time."""
+    """The rival is quick but for every fourth request, which takes ten times the baseline's time."""
     return hasten.optimize(
         models.linear_classifier(folder),
         np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32),
@@ -38,13 +38,14 @@ def stalls(bundle: Path) -> bool:
 
 
 @pytest.mark.parametrize(("objective", "ships"), [("p50", True), ("mean", False)])
-def test_what_ships_is_fastest_by_the_objective(
+def test_what_ships_is_fastest_by_the_objective_and_the_screen_says_which(
     tmp_path: Path, objective: str, ships: bool
 ) -> None:
     result = optimize(tmp_path, objective=objective)
     assert stalls(result.bundle) is ships
     assert result.objective == objective
     assert (result.speedup > 2) is ships
+    assert (" on average; 1 thread, batch 1; " in summary(result, 0.0)) is not ships
 
 
 def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
@@ -60,16 +61,11 @@ def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
 
 
 def test_a_p99_decides_where_rounds_are_enough(tmp_path: Path) -> None:
-    with quick_runs(rounds=32):
+    with quick_runs(rounds=25):
         result = optimize(tmp_path, objective="p99")
     assert not stalls(result.bundle)
     unestablished = [note for note in result.notes if note.startswith("p99 is not established")]
     assert (result.objective == "p99") is not any("fresh" in note for note in unestablished)
-
-
-def test_the_screen_says_what_is_compared(tmp_path: Path) -> None:
-    shown = summary(optimize(tmp_path, objective="mean"), 0.0)
-    assert " on average; 1 thread, batch 1; " in shown
 
 
 def test_another_objective_is_refused(tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 import pytest
-from tests.support.quick import quick_runs
 
-import hasten
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.drop import observed_drop
 from hasten.certificate.verdict import Judgement, judge
@@ -20,7 +18,6 @@ from hasten.measure.intervals import paired_ratio
 from hasten.reporting.evidence import Figures, Floor, Loaded, Point, Profile, Report, Step
 from hasten.reporting.page import render
 from hasten.reporting.result import Asked, Fate, Outcome, Result, Row, Rung, row
-from hasten.testing import models
 
 Rounds: TypeAlias = dict[int, tuple[int, ...]]
 WORDS = ("optimize", "model.onnx", "--data", "eval set.npz", "--max-drop", "1%")
@@ -212,23 +209,6 @@ def the_report() -> Report:
 @pytest.fixture(scope="session")
 def report() -> Report:
     return the_report()
-
-
-@pytest.fixture(scope="session")
-def certified_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certified bundle of a whole run in which rivals died; don't change it, copy it."""
-    folder = tmp_path_factory.mktemp("certified")
-    with quick_runs():
-        hasten.optimize(
-            models.linear_classifier(folder),
-            np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32),
-            max_drop=0.05,
-            metric="agreement",
-            out=folder / "b.hasten",
-            engines=("tests.support.rivals:Unlucky",),
-            trial_limit_s=4.0,
-        )
-    return folder / "b.hasten"
 
 
 Change: TypeAlias = Callable[..., Report]

@@ -1,4 +1,4 @@
-"""Whole runs made short for tests: few short rounds, one core, and no pass unless asked for.
+"""Whole runs made short for tests: few short rounds, one core, and no pass or plot unless asked for.
 
 `python -m tests.support.quick optimize ...` is the command line with such runs.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from unittest.mock import patch
 
 from hasten.cli import main
+from hasten.measure import ceilings
 from hasten.measure.effort import EFFORTS, Effort
+from hasten.measure.workbench import Bench
 
 ROUNDS = 12
 """Short ones: the interval of a few long ones would take in 1 on a busy host, whoever raced."""
@@ -25,6 +28,8 @@ def quick_runs(
     limits: bool = False,
     load_s: float = 0.0,
     rounds: int = ROUNDS,
+    plots: bool = False,
+    fresh: bool = False,
 ) -> Iterator[None]:
     """Make the runs inside short: what they call the normal effort is a small one.
 
@@ -34,6 +39,10 @@ def quick_runs(
         limits: Whether what ships is profiled and set against what the machine can do.
         load_s: Most seconds for each scenario of a load; 0 for none.
         rounds: Number of rounds of the race and of the fresh figures.
+        plots: Whether the plots of a report are drawn, which takes a second; else their places are
+            empty.
+        fresh: Whether each process of a race is a fresh interpreter, as published figures need; else
+            it is forked, which takes a third of the time.
     """
     effort = Effort(
         depth="all" if passes else "engines",
@@ -48,14 +57,16 @@ def quick_runs(
         curve_s=curve_s,
         load_s=load_s,
     )
-    usual, cpus = EFFORTS["normal"], os.sched_getaffinity(0)
-    EFFORTS["normal"] = effort
-    os.sched_setaffinity(0, {_own(sorted(cpus))})
-    try:
+    cpus = os.sched_getaffinity(0)
+    with contextlib.ExitStack() as quick:
+        quick.enter_context(patch.dict(EFFORTS, normal=effort))
+        quick.enter_context(patch.dict(Bench.open_built.__kwdefaults__, fresh=fresh))
+        quick.enter_context(patch.multiple(ceilings, TURNS=1, PACE=effort.pace("p50")))
+        if not plots:
+            quick.enter_context(patch("hasten.reporting.drawing.Plot._svg", lambda *_: ""))
+        quick.callback(os.sched_setaffinity, 0, cpus)
+        os.sched_setaffinity(0, {_own(sorted(cpus))})
         yield
-    finally:
-        os.sched_setaffinity(0, cpus)
-        EFFORTS["normal"] = usual
 
 
 def _own(cpus: Sequence[int]) -> int:

@@ -135,10 +135,17 @@ def test_a_pooling_counts_with_the_convolution_before_it() -> None:
     assert layer.shape.macs == 256 * 27 * 8
 
 
-@pytest.mark.parametrize("engine", [OpenVino(), OnnxRuntime()], ids=["openvino", "onnxruntime"])
-@pytest.mark.parametrize("kind", ["plain", "transformer"])
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [
+        pytest.param("plain", OpenVino(), id="plain-openvino"),
+        pytest.param("plain", OnnxRuntime(), id="plain-onnxruntime"),
+        pytest.param("transformer", OpenVino(), id="transformer-openvino", marks=pytest.mark.slow),
+        pytest.param("transformer", OnnxRuntime(), id="transformer-onnxruntime"),
+    ],
+)
 def test_every_layer_is_measured_once_and_kept(
-    engine: OpenVino | OnnxRuntime, kind: str, tmp_path: Path
+    kind: str, engine: OpenVino | OnnxRuntime, tmp_path: Path
 ) -> None:
     module, (x,) = made(kind)
     found = layers(module, (x[:1],))

@@ -47,7 +47,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "efficientnet_lite0" else name
+        for name in NETWORKS
+    ],
+)
 def test_a_pruned_and_tuned_network_answers_alike_on_the_engines(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, sample = NETWORKS[name]().eval(), (torch.randn(2, 3, 64, 64),)

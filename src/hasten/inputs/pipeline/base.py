@@ -111,7 +111,8 @@ class PostStep(Value, ABC):
         gives: Kind of value that the step gives.
         packages: Distributions that the step imports beside numpy, as `pip install` takes them.
         extra: hasten's extra that brings them; "" where there are none.
-        decides: What the decision of a last step is: "classes", "boxes"; "" where nothing is said.
+        decides: What its decision is for a chain of models: "classes", "boxes"; "" where nothing is
+            said.
     """
 
     registry: ClassVar[Registry] = Registry(
