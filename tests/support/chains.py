@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +15,8 @@ from tests.support.bundles import built, stated
 
 from hasten.bundle import write
 from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.inputs.pipeline.base import Origin, Pipeline, PostStep
+from hasten.inputs.pipeline.base import Pipeline, PostStep
+from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import Decode, Normalize, Resize, ToLayout
 from hasten.testing.models import HEADER
@@ -27,46 +27,31 @@ CELL = 32
 UNIT = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-@dataclass(frozen=True)
-class BrightCells(PostStep):
-    """Boxes of the cells of a grid that are brighter than a limit, in the source's own pixels."""
-
-    least: float = 0.5
-    decides: ClassVar[str] = "boxes"
-
-    def __call__(self, value: Any, origin: Origin) -> list[dict[str, Any]]:
-        (cells,) = value.values()
-        size = 4  # pixels of the sample per cell
-        found = []
-        for row, column in np.argwhere(cells[0] > self.least):
-            corners = (column * size, row * size, (column + 1) * size, (row + 1) * size)
-            box = [
-                float(origin.offset[1 - i % 2] + origin.scale[1 - i % 2] * corner)
-                for i, corner in enumerate(corners)
-            ]
-            score = float(cells[0, row, column])
-            found.append({"box": box, "class": 0, "label": "square", "score": score})
-        return found
-
-
-REGISTERED = {"bright_cells": f"{__name__}:BrightCells"}
+BOXES = GivenBoxes(labels=("square",), least=0.5, most=1000)
 
 
 def detector(
     folder: Path,
     cells: int = 8,
     name: str = "det",
-    after: Sequence[PostStep] = (BrightCells(),),
+    after: Sequence[PostStep] = (BOXES,),
     **fields: Any,
 ) -> Path:
-    """Write a bundle that finds bright cells in a grid of `cells` x `cells`."""
-    side = 4 * cells
+    """Write a bundle that finds the bright cells in a grid of `cells` x `cells`."""
+    side, count = 4 * cells, cells * cells
     text = f"""
-        {name} (float[batch, 3, {side}, {side}] x) => (float[batch, 1, {cells}, {cells}] cells) {{
+        {name} (float[batch, 3, {side}, {side}] x) => (float[batch, {count}, 6] rows)
+            <int64[3] shape = {{0, {count}, 1}}, float zero = {{0.0}}> {{
             brightest = ReduceMax <axes = [1], keepdims = 1> (x)
-            cells = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (brightest)
+            pooled = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (brightest)
+            scores = Reshape(pooled, shape)
+            classes = Mul(scores, zero)
+            corners = Add(classes, places)
+            rows = Concat <axis = 2> (corners, scores, classes)
         }}"""
-    return bundle(folder, name, text, {}, side, after, **fields)
+    rows, columns = (axis.reshape(-1) for axis in np.mgrid[:cells, :cells])
+    places = 4 * np.stack([columns, rows, columns + 1, rows + 1], axis=1)[None]
+    return bundle(folder, name, text, {"places": places}, side, after, **fields)
 
 
 def classifier(

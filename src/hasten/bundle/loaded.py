@@ -351,7 +351,7 @@ def load(
             raise InputError("a chain takes operator libraries by model: use hasten.chain")
         from hasten.bundle.chains.opened import open_chain
 
-        opened = open_chain(path, which=which, threads=threads, sessions=sessions)
+        opened = open_chain(path, which=which, threads=threads, sessions=sessions, cache=cache)
         return cast("Loaded", opened)  # what both have is what a chain's caller uses
     _check_count("threads, the number of threads for one request,", threads)
     _check_count("sessions, the number of requests answered in parallel,", sessions)

@@ -167,7 +167,8 @@ def serve(
     """Serve bundles to any client of the Open Inference Protocol, over HTTP and gRPC.
 
     A bundle is served under its folder's name, or under another one with NAME=BUNDLE or
-    NAME:VERSION=BUNDLE. SIGHUP reloads bundles that were replaced on disk; SIGTERM finishes running
+    NAME:VERSION=BUNDLE. A chain is served as one model: NAME=det.hasten+crop+ocr.hasten, or
+    NAME=chain.yaml. SIGHUP reloads bundles that were replaced on disk; SIGTERM finishes running
     requests and exits.
     """
     cluster = _given(options, "ray_address", "min_replicas", "max_replicas")

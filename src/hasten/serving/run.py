@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 
 from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings
-from hasten.serving.models.repository import places
+from hasten.serving.models.places import chain_places, places
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.serving.state import Limits
 
@@ -46,7 +46,8 @@ def settings_of(
     """Check the options for serving, and return them as the server's settings.
 
     Args:
-        bundles: Bundles to serve: folders, NAME=FOLDER or NAME:VERSION=FOLDER.
+        bundles: Bundles to serve: folders, NAME=FOLDER or NAME:VERSION=FOLDER; or chains, as
+            NAME=det.hasten+crop+ocr.hasten or NAME=chain.yaml.
         http: Port of HTTP; 0 for any free port, None for no HTTP.
         grpc: Port of gRPC; 0 for any free port, None for no gRPC.
         host: Address to listen on.
@@ -112,9 +113,17 @@ def settings_of(
         standby=standby,
         custom_ops=tuple(path.absolute() for path in custom_ops),
     )
-    models = tuple(
-        ModelPlace(name, version, path.absolute(), model)
-        for name, version, path in places([os.fspath(bundle) for bundle in bundles])
+    plain, chains = chain_places([os.fspath(bundle) for bundle in bundles])
+    several = places(plain)
+    for name, version, _, _ in chains:
+        if any(each[:2] == (name, version) for each in several):
+            raise InputError(f"version {version} of {name!r} is given twice")
+    models = (
+        *(ModelPlace(name, version, path.absolute(), model) for name, version, path in several),
+        *(
+            ModelPlace(name, version, path.absolute(), model, chain)
+            for name, version, path, chain in chains
+        ),
     )
     if not models:
         raise InputError("nothing to serve: give a bundle")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.errors import InputError
+from hasten.serving.models.chained import ChainPlace
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.repository import Registered
 from hasten.serving.protocol.tokens import read_token
@@ -24,16 +25,18 @@ class ModelPlace:
         version: Version number, as text.
         path: Folder of the bundle.
         settings: Settings that the model is served with.
+        chain: Chain that this is, whose `path` is its first bundle's; None for a bundle.
     """
 
     name: str
     version: str
     path: Path
     settings: ModelSettings
+    chain: ChainPlace | None = None
 
     def registered(self) -> Registered:
         """Return the version as a registered model that isn't loaded yet."""
-        return Registered(self.name, self.version, self.path, self.settings)
+        return Registered(self.name, self.version, self.path, self.settings, chain=self.chain)
 
 
 @dataclass(frozen=True)

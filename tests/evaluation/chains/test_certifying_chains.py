@@ -18,7 +18,6 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.evaluation.chains import certify_chain
 from hasten.evaluation.decisions import agrees
-from hasten.inputs.pipeline.base import PostStep
 
 
 def box(
@@ -66,12 +65,6 @@ def test_decisions_agree_where_whoever_acts_on_them_does_the_same(
 def test_decisions_made_of_arrays_are_refused() -> None:
     with pytest.raises(InputError, match="a decision made of arrays can't be compared"):
         agrees({"y": np.zeros(3)}, {"y": np.zeros(3)})
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, path in chains.REGISTERED.items():
-        monkeypatch.setitem(PostStep.registry._own, name, path)
 
 
 @pytest.fixture
@@ -160,7 +153,7 @@ def test_a_chain_without_exact_models_can_not_be_certified(tmp_path: Path, pictu
     (tmp_path / "again").mkdir()
     part = built(tmp_path / "again", tmp_path / "det-exact" / "det.onnx", OnnxRuntime(threads=1))
     path = tmp_path / "alone.hasten"
-    steps = chains.pipeline_of(32, (chains.BrightCells(),))
+    steps = chains.pipeline_of(32, (chains.BOXES,))
     record: dict[str, list[str]] = {"hashes": [], "seen": [], "groups": []}
     write(path, stated(part, None, pipeline=steps), {"sealed.json": record})
     with pytest.raises(InputError) as error:

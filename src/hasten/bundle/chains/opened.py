@@ -117,6 +117,7 @@ def open_chain(
     threads: int | None = None,
     sessions: int | None = None,
     max_batch: int | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
 ) -> OpenChain:
     """Check a chain and its bundles, and open them in this process.
 
@@ -131,6 +132,7 @@ def open_chain(
         sessions: Most requests of one model to answer in parallel; see `hasten.load`.
         max_batch: Most crops in one batch. By default certified models are asked about one crop at a
             time, as they were certified, and others in the batches that are the fastest here.
+        cache: Folder that keeps what engines compile; see `hasten.load`.
 
     Raises:
         InputError: a bundle is missing, has no pipeline or gives what the next node can't take, or
@@ -167,6 +169,7 @@ def open_chain(
                             custom_ops=operators,
                             threads=threads,
                             sessions=sessions,
+                            cache=cache,
                         )
                     )
                 members[model.name] = one = opened[key]

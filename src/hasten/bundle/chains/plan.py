@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,8 +22,8 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains.graph import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model, When, entries
-from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
-from hasten.inputs.pipeline.image import MAX_PIXELS, Decode
+from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request
+from hasten.inputs.pipeline.image import Decode
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Member:
         """The pipeline's first step where it decodes pictures."""
         first = self.pipeline.steps[0] if self.pipeline.steps else None
         return first if isinstance(first, Decode) else None
+
+    @cached_property
+    def after_decoding(self) -> tuple[Step, ...]:
+        """Steps of preprocessing without the decoding, as they run."""
+        steps = self.pipeline.steps if self.decode is None else self.pipeline.steps[1:]
+        return Pipeline(steps).joined
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,11 @@ class Plan:
         for node in chain.nodes:
             if isinstance(node, (Crop, When)):
                 self._check_decision(node)
-        decodes = (members[root.name].decode for root in chain.roots)
+        decodes = [members[root.name].decode for root in chain.roots]
         self._decode = next((step for step in decodes if step is not None), None)
+        one = len(set(decodes)) == 1 and not any(isinstance(node, Crop) for node in chain.nodes)
+        if self._decode is not None and not one:
+            self._decode = replace(self._decode, least=0)  # crops need every pixel
 
     def _check_decision(self, node: Crop | When) -> None:
         """Check that a model gives decisions that a node can use."""
@@ -202,7 +212,6 @@ class Plan:
         member = self.members[node.name]
         pipeline = member.pipeline
         whole = member.decode is None and self.chain.stream[node.name] == SOURCE
-        steps = pipeline.steps if member.decode is None else pipeline.steps[1:]
         for first in range(0, len(samples), member.most_rows):
             batch = samples[first : first + member.most_rows]
             start_ns = clock_ns()
@@ -211,7 +220,7 @@ class Plan:
                 check()
                 with named(node.name):
                     prepared, origin = given if whole else sample.value, sample.origin
-                    for step in steps:
+                    for step in member.after_decoding:
                         prepared, origin = step.traced(prepared, origin)
                     requests.append(as_request(prepared, member.inputs))
                     origins.append(origin)
@@ -237,21 +246,12 @@ class Plan:
         """
         if self._decode is None:
             return None, Origin()
-        if not isinstance(value, np.ndarray):
-            if not isinstance(value, (bytes, Path)):
-                raise InputError(
-                    "a chain takes a picture as a file's bytes, a Path, or an array; got "
-                    f"{type(value).__name__}"
-                )
-            decoded: tuple[Array, Origin] = self._decode.traced(value, Origin())
-            return decoded
-        good = value.ndim == 3 and value.shape[2] == 3 and value.dtype == np.uint8 and value.size
-        if not good or value.shape[0] * value.shape[1] > MAX_PIXELS:
+        if not isinstance(value, (bytes, Path, np.ndarray)):
             raise InputError(
-                f"a decoded picture is (height, width, 3) of uint8, of at most {MAX_PIXELS} pixels; "
-                f"got {list(value.shape)} of {value.dtype}"
+                "a chain takes a picture as a file's bytes, a Path, or an array; got "
+                f"{type(value).__name__}"
             )
-        return value, Origin(*value.shape[:2])
+        return self._decode.traced(value, Origin())
 
     def _cut(
         self, node: Crop, samples: Sequence[Sample], picture: Array | None, origin: Origin

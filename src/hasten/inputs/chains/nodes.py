@@ -144,7 +144,7 @@ class When(Node):
     """Those samples of a model that got a certain decision from it; only they go on.
 
     A classifier's decision fulfils the condition if its most likely class does, a detector's if any
-    of its boxes does.
+    of its boxes does, and a yes or no by its own label and score.
 
     Attributes:
         name: Name of the node.
@@ -182,7 +182,8 @@ class When(Node):
         Raises:
             InputError: the decision is neither boxes nor classes.
         """
-        found = entries(decision, "classes or boxes", self.name)
+        given = [decision] if isinstance(decision, Mapping) else decision
+        found = entries(given, "classes or boxes", self.name)
         if found and "box" not in found[0]:
             found = found[:1]
         return any(_fulfils(one, self.labels, self.least_score, self.below) for one in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class MultiLabel(PostStep):
     labels: tuple[str, ...] = ()
     sigmoid: bool = True
     output: str = ""
+    decides: ClassVar[str] = "classes"
 
     def __post_init__(self) -> None:
         """Check the thresholds."""

@@ -92,6 +92,10 @@ def _check(settings: ServerSettings, image: str) -> None:
     Raises:
         InputError: a container can't have one of the settings.
     """
+    if any(model.chain is not None for model in settings.models):
+        raise InputError(
+            "a chain isn't written for KServe: serve its bundles, or a chain without it"
+        )
     if not settings.http:
         raise InputError("KServe probes a pod over HTTP: give http= a port of at least 1")
     if settings.grpc == 0:

@@ -207,6 +207,8 @@ def _check(settings: ServerSettings, min_replicas: int, max_replicas: int) -> No
             "min_replicas= must be at least 1 and at most max_replicas=; got "
             f"{min_replicas} and {max_replicas}"
         )
+    if any(model.chain is not None for model in settings.models):
+        raise InputError("a chain isn't served on Ray: serve its bundles, or a chain without on=")
     if settings.http is None and settings.grpc is None:
         raise InputError("nothing to listen on: give http= or grpc= a port")
     if settings.shared_memory:

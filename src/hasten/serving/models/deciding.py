@@ -154,7 +154,7 @@ class Deciding:
         except ProtocolError as failure:
             self.model.refused(query, failure)
             raise
-        ticket = RawTicket(self, query, done, len(samples))
+        ticket = self.ticket(query, done, len(samples))
         self._under_way.add(ticket)
         self._none_left.clear()
         if self.model.cache is not None and self._known(ticket):
@@ -163,6 +163,10 @@ class Deciding:
         deadline_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
         self._run(ticket, partial(self._prepared, ticket, samples, deadline_ns), self._ask)
         return ticket
+
+    def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
+        """Return the ticket of a request."""
+        return RawTicket(self, query, done, rows)
 
     def leave(self, ticket: RawTicket) -> None:
         """Note that a request is answered or given up."""

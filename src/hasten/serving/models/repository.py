@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from hasten.bundle import MANIFEST, Loaded, read
+from hasten.bundle import Loaded, read
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, HastenError, InputError
+from hasten.serving.models.chained import ChainPlace, ServedChain
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import disagreeing_rows, is_broken
 from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
@@ -44,6 +45,7 @@ class Registered:
         tried: Whether loading has been tried, with success or without.
         reason: Reason why the version isn't ready; "" if it is.
         served: Open model; None if the version isn't ready.
+        chain: Chain that this is; None for a bundle.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Registered:
     tried: bool = False
     reason: str = ""
     served: ServedModel | None = None
+    chain: ChainPlace | None = None
 
 
 class Repository:
@@ -188,6 +191,12 @@ class Repository:
                 one.state, one.reason = "LOADING", "loading"
             one.tried = True
             try:
+                if one.chain is not None:
+                    one.served = self._chained(one, one.chain, old)
+                    one.state, one.reason = "READY", ""
+                    if old is not None:
+                        await self._retire(old)
+                    return
                 thread = self._replacing if old is not None else self._loading
                 opened = await self._loop.run_in_executor(thread, self._opened, one, old)
             except Exception as error:
@@ -220,6 +229,26 @@ class Repository:
             log.info("%s", what, extra={"model": one.name, "version": one.version})
             if old is not None:
                 await self._retire(old)
+
+    def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:
+        """Return a chain of models that are loaded already.
+
+        Raises:
+            HastenError: one of its models isn't ready, or they don't fit each other.
+        """
+        served = ServedChain(
+            one.name,
+            one.version,
+            chain,
+            self.find,
+            one.settings,
+            self._loop,
+            old.statistics if old is not None else None,
+            tracing=self._tracing,
+        )
+        extra = {"model": one.name, "version": one.version}
+        log.info("ready: a chain of %s", ", ".join(chain.members.values()), extra=extra)
+        return served
 
     def _opened(self, one: Registered, old: ServedModel | None) -> OpenBundle:
         """Open and compare a version's bundle, on a loading thread."""
@@ -403,60 +432,3 @@ def _interface(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) 
         for s in (*inputs, *outputs)
     ]
     return ", ".join(map(str, specs))
-
-
-def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
-    """Parse the command line's bundles: PATH, NAME=PATH or NAME:VERSION=PATH.
-
-    A repeated name without a version gets the next version number.
-
-    Returns:
-        Name, version and folder of each, sorted by name and version.
-
-    Raises:
-        InputError: a name is missing, a version isn't a number or is given twice, or a path holds no
-            bundle.
-    """
-    found: list[tuple[str, str, Path]] = []
-    for text in arguments:
-        name, version, path = _parts(text)
-        if not path.exists():
-            raise InputError(f"no bundle at {path}: no such folder")
-        if not (path / MANIFEST).is_file():
-            raise InputError(
-                f"{path} is not a bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
-            )
-        _check_name(name, text)
-        taken = {each[1] for each in found if each[0] == name}
-        version = version or str(1 + max(map(int, taken), default=0))
-        if version in taken:
-            raise InputError(f"version {version} of {name!r} is given twice")
-        found.append((name, version, path))
-    return sorted(found, key=lambda each: (each[0], int(each[1])))
-
-
-def _check_name(name: str, text: str) -> None:
-    """Check that a name consists of characters that clients can send.
-
-    Raises:
-        InputError: the name has unprintable characters.
-    """
-    if not name.isprintable():
-        raise InputError(f"{text!r}: clients couldn't ask for the name {name!r}: give NAME=PATH")
-
-
-def _parts(text: str) -> tuple[str, str, Path]:
-    left, equals, right = text.partition("=")
-    if not equals or "/" in left:
-        path = Path(text)
-        name = path.name or path.resolve().name
-        return name.removesuffix(".hasten") or name, "", path
-    name, _, version = left.partition(":")
-    if not name or (version and not (version.isascii() and version.isdigit() and int(version))):
-        raise InputError(
-            f"{text!r}: write NAME=PATH or NAME:VERSION=PATH; got the version {version!r}, which must "
-            "be a whole number of at least 1"
-            if name
-            else f"{text!r}: there is no name before the equals sign; write NAME=PATH"
-        )
-    return name, version.lstrip("0"), Path(right)

@@ -313,7 +313,7 @@ class ServedModel:
             raise spec.mismatch(datatype, shape)
 
     def _unfit(self, inputs: Iterable[str]) -> ProtocolError:
-        names = ", ".join(spec.name for spec in self._specs)
+        names = ", ".join(spec.name for spec in self.inputs)
         got = ", ".join(inputs) or "none"
         return ProtocolError(
             Kind.INVALID, f"the model {self.name!r} takes the inputs {names:.400}; got {got:.400}"

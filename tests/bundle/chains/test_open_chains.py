@@ -1,17 +1,23 @@
 """An open chain: from a picture's bytes through a detector and a reader of its boxes to one decision."""
 
+import contextlib
+import io
 import json
+import math
 import threading
+import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from tests.support.bundles import forge
 from tests.support.chains import (
+    BOXES,
     CELL,
     COLOURS,
-    BrightCells,
     classifier,
     detector,
     png,
@@ -20,8 +26,13 @@ from tests.support.chains import (
 
 import hasten
 from hasten.bundle.chains import OpenChain, Stage
+from hasten.bundle.chains.opened import pipeline_of
+from hasten.bundle.chains.plan import Member, Plan
+from hasten.cli.demos import package_folder
 from hasten.errors import CandidateError, InputError
-from hasten.inputs.chains import Crop, Model, When
+from hasten.inputs.chains import Crop, Model, When, chain_of
+from hasten.inputs.pipeline.image import Decode
+from hasten.inputs.pipeline.threshold import Threshold
 
 PLACES = {(0, 0): "red", (2, 5): "green", (7, 7): "blue"}
 
@@ -43,8 +54,39 @@ def test_each_box_of_a_picture_gets_the_readers_decision_on_its_crop(
         decision = chain.decide(png(squares(PLACES)))
     assert told(decision) == PLACES
     assert json.loads(json.dumps(decision)) == decision
-    assert decision[1]["box"] == [5 * CELL, 2 * CELL, 6 * CELL, 3 * CELL]
-    assert decision[1]["label"] == "square"
+    assert [5 * CELL, 2 * CELL, 6 * CELL, 3 * CELL] in [one["box"] for one in decision]
+    assert {one["label"] for one in decision} == {"square"}
+
+
+def test_a_yes_or_no_is_a_condition_too(det: Path, tmp_path: Path) -> None:
+    yes = classifier(
+        tmp_path, "yes", after=[Threshold(0.01, position=0, labels=("other", "reddish"))]
+    )
+    nodes = [
+        Model("yes", str(yes)),
+        When("red", "yes", labels=("reddish",)),
+        Model("det", str(det), "red"),
+    ]
+    with hasten.chain(nodes) as chain:
+        assert len(chain.decide(squares({(1, 1): "red"}))["det"]) == 1
+        assert chain.decide(squares({(1, 1): "blue"}))["det"] is None
+
+
+def test_crops_come_from_every_pixel_of_a_photo_that_the_detector_decodes_smaller(
+    tmp_path: Path, colour: Path
+) -> None:
+    step = Decode(least=32)
+    det = detector(tmp_path)
+    forge(det, lambda record: record["pipeline"]["steps"][0].update(least=step.least))
+    photo = io.BytesIO()
+    Image.fromarray(squares(PLACES)).save(photo, "JPEG", quality=95)
+    assert step(photo.getvalue()).shape == (32, 32, 3)
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        assert told(chain.decide(photo.getvalue())) == PLACES
+    nodes = [Model("det", str(det)), When("found", "det"), Model("again", str(det), "found")]
+    with hasten.chain(nodes) as chain, hasten.load(det) as alone:
+        expected = alone.decide(photo.getvalue())
+        assert chain.decide(photo.getvalue()) == {"det": expected, "again": expected}
 
 
 def test_a_file_a_line_nodes_and_a_decoded_picture_give_the_same_decision(
@@ -62,6 +104,60 @@ def test_a_file_a_line_nodes_and_a_decoded_picture_give_the_same_decision(
             decisions += [chain.decide(tmp_path / "street.png"), chain.decide(squares(PLACES))]
     assert all(decision == decisions[0] for decision in decisions)
     assert told(decisions[0]) == PLACES
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "rocket.jpg"])
+def test_on_a_photograph_each_reading_is_that_of_the_bundle_alone_on_the_cut_picture(
+    name: str, det: Path, colour: Path
+) -> None:
+    photo = package_folder("skimage", "scikit-image") / "data" / name
+    if not photo.exists():
+        pytest.skip(f"this scikit-image has no {name}")
+    nodes = [Model("det", str(det)), Crop("crop", "det"), Model("colour", str(colour), "crop")]
+    with (
+        hasten.chain(nodes) as chain,
+        hasten.load(det) as detector,
+        hasten.load(colour) as reader,
+        Image.open(photo) as opened,
+    ):
+        decision = chain.decide(photo.read_bytes())
+        boxes = detector.decide(photo)
+        assert len(decision) == len(boxes) > 0
+        for one, box in zip(decision, boxes, strict=True):
+            assert {key: one[key] for key in box} == box
+            x0, y0, x1, y1 = box["box"]
+            area = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+            (alone,) = reader.decide(np.asarray(opened.convert("RGB").crop(area)))
+            assert one["colour"][0]["label"] == alone["label"]
+            assert one["colour"][0]["score"] == pytest.approx(alone["score"], rel=1e-4)
+
+
+def test_memory_holds_the_prepared_crops_of_one_batch_however_many_boxes_there_are(
+    tmp_path: Path,
+) -> None:
+    det, colour = detector(tmp_path, cells=20), classifier(tmp_path)
+    picture = squares({(n // 20, n % 20): "red" for n in range(400)}, cells=20)
+    with hasten.load(det) as one, hasten.load(colour) as two:
+        members = {
+            name: Member(pipeline_of(name, each.manifest), each.inputs, most_rows=8)
+            for name, each in (("det", one), ("colour", two))
+        }
+        plan = Plan(chain_of(f"{det}+crop+{colour}"), members)
+        run = plan.run(picture)
+        asked: list[weakref.ref[Any]] = []
+        ask = next(run)
+        rows = []
+        with contextlib.suppress(StopIteration):
+            while True:
+                rows.append(len(ask.requests))
+                asked = [ref for ref in asked if ref() is not None]
+                assert len(asked) <= 8
+                asked += [weakref.ref(request["x"]) for request in ask.requests]
+                loaded = one if ask.model == "det" else two
+                answers = [loaded.run(request) for request in ask.requests]
+                del ask
+                ask = run.send(answers)
+    assert rows == [1] + [8] * 50
 
 
 def test_a_picture_without_boxes_gives_no_boxes_and_runs_no_reader(det: Path, colour: Path) -> None:
@@ -293,4 +389,4 @@ def test_one_bundle_may_be_two_models_of_a_chain_and_is_opened_once(
         assert list(chain.members) == ["det", "det_2", "colour"]
         assert chain.members["det"] is chain.members["det_2"]
         assert isinstance(chain, OpenChain)
-        assert BrightCells() in chain.members["det"].manifest.pipeline.after  # type: ignore[union-attr]
+        assert BOXES in chain.members["det"].manifest.pipeline.after  # type: ignore[union-attr]

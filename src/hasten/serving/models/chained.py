@@ -1,0 +1,361 @@
+"""Serve a chain as one model: each of its models answers in its own queue, beside other requests.
+
+What lies between the models (decoding, cutting, preparing, deciding) runs on threads; `Plan` says what
+comes next. Crops of several requests share batches, since each is a request like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from hasten.bundle.chains.opened import pipeline_of
+from hasten.bundle.chains.plan import Ask, Member, Plan, Run
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.chains import Chain
+from hasten.serving.models.caching import AnswerCache
+from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket, as_json
+from hasten.serving.models.opening import ModelSettings
+from hasten.serving.models.served import ServedModel, Ticket, Watcher
+from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
+from hasten.serving.wire.plans import Plans
+
+Find = Callable[[str, str], ServedModel]
+_WHY = (
+    "a chain: the certificates of its models don't add up to one of the whole; hasten certify tests "
+    "its own decisions"
+)
+
+
+@dataclass(frozen=True)
+class ChainPlace:
+    """A chain to serve.
+
+    Attributes:
+        chain: The chain.
+        members: Names under which its models are served, by their nodes' names.
+    """
+
+    chain: Chain
+    members: dict[str, str]
+
+
+class ServedChain(ServedModel):
+    """A chain of models that are served too; it answers raw samples, one per request.
+
+    Args:
+        name: Name of the chain for clients.
+        version: Version number, as text, of the chain and its models.
+        place: The chain, and the names of its models.
+        find: Function that returns a served model by name and version.
+        settings: Settings that the chain is served with.
+        loop: Event loop on whose thread everything but the steps between the models runs.
+        statistics: Statistics of the chain that this one replaces; None to begin new ones.
+        clock_ns: Monotonic clock, in nanoseconds.
+        tracing: Observer of finished requests; None without tracing.
+
+    Raises:
+        CandidateError: one of the models isn't ready.
+        InputError: the models don't give what the chain's nodes need.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        place: ChainPlace,
+        find: Find,
+        settings: ModelSettings,
+        loop: asyncio.AbstractEventLoop,
+        statistics: Statistics | None = None,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+        tracing: Watcher | None = None,
+    ) -> None:
+        self.name, self.version, self.settings, self.tracing = name, version, settings, tracing
+        self.statistics = statistics or Statistics()
+        self.inputs = (TensorSpec(RAW, "object", ("samples",)),)
+        self.outputs = (TensorSpec(DECISION, "object", ("samples",)),)
+        self.most_rows, self.fell_back = 0, False
+        self.cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
+        self._clock_ns, self._plans = clock_ns, Plans()
+        self._specs = []
+        self._place, self._find = place, find
+        try:
+            models = {node: self.member(node) for node in place.members}
+        except ProtocolError as error:
+            raise CandidateError(str(error)) from error
+        members = {
+            node: Member(
+                pipeline_of(node, model.opened.manifest), model.inputs, max(1, model.most_rows)
+            )
+            for node, model in models.items()
+        }
+        root = models[place.chain.roots[0].name].opened
+        label = f"chain: {place.chain.in_words()}"
+        stated = replace(
+            root.manifest,
+            status="uncertified",
+            why=_WHY,
+            winner=replace(root.manifest.winner, label=label),
+        )
+        self.opened = replace(root, manifest=stated, notes=[], standby=None, instead="")
+        self.deciding = _ChainDeciding(self, Plan(place.chain, members), loop)
+        self._shadow = None
+
+    def member(self, node: str) -> ServedModel:
+        """Return the served model of a node.
+
+        Raises:
+            ProtocolError: it isn't ready.
+        """
+        return self._find(self._place.members[node], self.version)
+
+    @property
+    def platform(self) -> str:
+        return "hasten_chain"
+
+    @property
+    def idle(self) -> bool:
+        return self.deciding is None or self.deciding.idle
+
+    @property
+    def queued_rows(self) -> int:
+        """None of its own: samples wait in its models' queues."""
+        return 0
+
+    @property
+    def wait_ns(self) -> float:
+        """None of its own: samples wait in its models' queues."""
+        return 0.0
+
+    @functools.cached_property
+    def takes_raw(self) -> bool:
+        return True
+
+    def submit(self, query: Query, done: Done) -> Ticket:
+        """Refuse a request with tensors.
+
+        Raises:
+            ProtocolError: always; the message names the input that a chain takes.
+        """
+        failure = self._unfit(query.inputs)
+        self.refused(query, failure)
+        raise failure
+
+    async def drained(self) -> None:
+        if self.deciding is not None:
+            await self.deciding.drained()
+
+    def close(self) -> None:
+        """Refuse the requests under way; the models stay open."""
+        if self.deciding is not None:
+            self.deciding.close()
+
+
+class _ChainTicket(RawTicket):
+    """A request to a chain, from its acceptance to its answer.
+
+    Attributes:
+        run: The chain's stages for the sample.
+        deadline_ns: Time after which nothing more is begun.
+        asked: Requests to the model whose turn it is.
+        answers: Their outputs, as far as they came.
+    """
+
+    __slots__ = ("answers", "asked", "deadline_ns", "run")
+
+    run: Run
+    deadline_ns: float
+    asked: list[Cancellable]
+    answers: dict[int, Tensors]
+
+    def cancel(self) -> None:
+        if self.over:
+            return
+        self._deciding.leave(self)
+        self.drop()
+        self.model.refused(self.query, ProtocolError(Kind.GONE, "the client went away"))
+
+    def drop(self) -> None:
+        """Give up what the models were asked."""
+        for each in self.asked:
+            if not each.over:
+                each.cancel()
+
+
+class _ChainDeciding(Deciding):
+    """Takes requests to a chain through its stages."""
+
+    model: ServedChain
+
+    def __init__(self, model: ServedChain, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
+        pipeline = next(iter(plan.members.values())).pipeline
+        super().__init__(model, pipeline, loop, model.settings.deadline_ns, model._clock_ns)
+        self._plan = plan
+
+    def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
+        ticket = _ChainTicket(self, query, done, rows)
+        ticket.asked, ticket.answers = [], {}
+        return ticket
+
+    def close(self) -> None:
+        for ticket in list(self._under_way):
+            assert isinstance(ticket, _ChainTicket)
+            ticket.drop()
+        super().close()
+
+    def _prepared(self, ticket: RawTicket, samples: list[bytes], deadline_ns: float) -> Any:
+        """Begin the stages of a sample; return what to ask first, or the decision. On a thread."""
+        assert isinstance(ticket, _ChainTicket)
+        (sample,) = samples
+        ticket.deadline_ns = deadline_ns
+        ticket.run = self._plan.run(sample, partial(self._check, ticket))
+        return _next(partial(next, ticket.run), Kind.INVALID)
+
+    def _check(self, ticket: _ChainTicket) -> None:
+        """Check that there is still someone to answer, and time.
+
+        Raises:
+            ProtocolError: the request was given up, or its deadline passed.
+        """
+        if ticket.over:
+            raise ProtocolError(Kind.GONE, "the client went away")
+        if self._clock_ns() > ticket.deadline_ns:
+            raise ProtocolError(Kind.LATE, "the deadline passed before the chain's decision")
+
+    def _ask(self, ticket: RawTicket, result: Any) -> None:
+        """Ask the model whose turn it is, or tell the decision."""
+        assert isinstance(ticket, _ChainTicket)
+        if isinstance(result, list):
+            self._tell(ticket, result)
+            return
+        assert isinstance(result, Ask)
+        ticket.asked, ticket.answers = [], {}
+        try:
+            model = self.model.member(result.model)
+            parts = _parts(result.requests, max(1, model.most_rows))
+            for place, part in enumerate(parts):
+                done = partial(self._came, ticket, result.model, place, len(parts))
+                asked = model.submit(self._query(ticket, model, part), done)
+                ticket.inner = asked
+                ticket.asked.append(asked)
+                if ticket.over:  # an answer that came at once was an error
+                    ticket.drop()
+                    return
+        except ProtocolError as failure:
+            self._fail(ticket, result.model, failure)
+
+    def _query(self, ticket: _ChainTicket, model: ServedModel, inputs: dict[str, Array]) -> Query:
+        query = ticket.query
+        left_ns = 0
+        if ticket.deadline_ns != math.inf:
+            left_ns = max(1, round(ticket.deadline_ns - query.arrived_ns))
+        now_ns = self._clock_ns()
+        return Query(
+            model.name,
+            model.version,
+            query.id,
+            inputs,
+            priority=query.priority,
+            timeout_ns=left_ns,
+            arrived_ns=query.arrived_ns if left_ns else now_ns,
+            parsed_ns=now_ns,
+            trace=query.trace,
+            source=query.source,
+        )
+
+    def _came(
+        self,
+        ticket: _ChainTicket,
+        node: str,
+        place: int,
+        parts: int,
+        answer: Answer | ProtocolError,
+    ) -> None:
+        """Note a model's answer; with the last one, go on."""
+        if ticket.over:
+            return
+        if isinstance(answer, ProtocolError):
+            self._fail(ticket, node, answer)
+            return
+        ticket.answers[place] = answer.outputs
+        if len(ticket.answers) == parts:
+            answers = [row for n in range(parts) for row in _rows(ticket.answers[n])]
+            self._run(ticket, partial(_next, partial(ticket.run.send, answers)), self._ask)
+
+    def _fail(self, ticket: _ChainTicket, node: str, failure: ProtocolError) -> None:
+        """Answer with a model's error, which names its node, and give up what else was asked."""
+        named = ProtocolError(failure.kind, f"{node}: {failure}", failure.retry_s)
+        self.model.refused(ticket.query, named)
+        ticket.tell(named)
+        ticket.drop()
+
+    def _tell(self, ticket: RawTicket, decisions: list[bytes]) -> None:
+        query, now_ns = ticket.query, self._clock_ns()
+        self.model.statistics.answered(
+            Served(
+                now_ns, now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns, 1, *NOT_RUN
+            )
+        )
+        if self.model.tracing is not None:
+            self.model.tracing.finished(self.model, query, now_ns)
+        super()._tell(ticket, decisions)
+
+
+def _next(go_on: Callable[[], Ask], kind: Kind = Kind.INTERNAL) -> Ask | list[bytes]:
+    """Return what a chain asks next, or its decision as JSON.
+
+    Args:
+        go_on: Function that runs the stages up to the next model.
+        kind: Kind of an error in them.
+
+    Raises:
+        ProtocolError: a stage failed.
+    """
+    try:
+        return go_on()
+    except StopIteration as end:
+        try:
+            return [as_json(end.value)]
+        except InputError as error:
+            raise ProtocolError(Kind.INTERNAL, str(error)) from error
+    except InputError as error:
+        raise ProtocolError(kind, str(error)) from error
+
+
+def _parts(requests: Sequence[dict[str, Array]], most: int) -> list[dict[str, Array]]:
+    """Return requests of one row together, in requests of at most `most` rows of one shape."""
+    parts: list[list[dict[str, Array]]] = []
+    for request in requests:
+        last = parts[-1] if parts else None
+        if last is None or len(last) == most or _shapes(last[0]) != _shapes(request):
+            parts.append([request])
+        else:
+            last.append(request)
+    return [
+        part[0]
+        if len(part) == 1
+        else {name: np.concatenate([one[name] for one in part]) for name in part[0]}
+        for part in parts
+    ]
+
+
+def _shapes(request: Mapping[str, Array]) -> list[tuple[int, ...]]:
+    return [array.shape for array in request.values()]
+
+
+def _rows(outputs: Tensors) -> list[Tensors]:
+    """Return the outputs of each row of an answer."""
+    count = min((len(array) for array in outputs.values() if array.ndim), default=1)
+    return [{n: a[row : row + 1] for n, a in outputs.items()} for row in range(count)]

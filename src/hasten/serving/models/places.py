@@ -1,0 +1,115 @@
+"""Read what the command line serves, bundles and chains of them, by name and version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hasten.bundle import MANIFEST
+from hasten.bundle.chains.opened import check_chain
+from hasten.errors import InputError
+from hasten.inputs.chains import chain_of, is_chain
+from hasten.serving.models.chained import ChainPlace
+
+
+def chain_places(
+    arguments: Sequence[str],
+) -> tuple[list[str], list[tuple[str, str, Path, ChainPlace]]]:
+    """Find the chains among the command line's bundles, and check them.
+
+    Each model of a chain is served too, as CHAIN.NODE, and a bundle that is several of them once.
+
+    Returns:
+        The command line with the chains' models in place of the chains; and name, version, folder of
+        the first bundle, and place of each chain.
+
+    Raises:
+        InputError: a chain has no name, is given twice, or can't be used.
+    """
+    plain: list[str] = []
+    chains: list[tuple[str, str, Path, ChainPlace]] = []
+    for text in arguments:
+        left, equals, right = text.partition("=")
+        named = bool(equals) and "/" not in left
+        if not is_chain(right if named else text):
+            plain.append(text)
+            continue
+        name, version, path = _parts(text)
+        version = version or "1"
+        if not named:
+            if "+" in text:
+                raise InputError(f"{text!r:.200}: a chain needs a name: write NAME={text:.200}")
+            name = path.stem
+        _check_name(name, text)
+        if any(each[:2] == (name, version) for each in chains):
+            raise InputError(f"version {version} of {name!r} is given twice")
+        chain = chain_of(right if named else text)
+        check_chain(chain)
+        members: dict[str, str] = {}
+        served: dict[Path, str] = {}
+        for model in chain.models:
+            folder = Path(model.bundle).resolve()
+            if folder not in served:
+                served[folder] = f"{name}.{model.name}"
+                plain.append(f"{served[folder]}:{version}={folder}")
+            members[model.name] = served[folder]
+        first = Path(chain.roots[0].bundle)
+        chains.append((name, version, first, ChainPlace(chain, members)))
+    return plain, chains
+
+
+def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
+    """Parse the command line's bundles: PATH, NAME=PATH or NAME:VERSION=PATH.
+
+    A repeated name without a version gets the next version number.
+
+    Returns:
+        Name, version and folder of each, sorted by name and version.
+
+    Raises:
+        InputError: a name is missing, a version isn't a number or is given twice, or a path holds no
+            bundle.
+    """
+    found: list[tuple[str, str, Path]] = []
+    for text in arguments:
+        name, version, path = _parts(text)
+        if not path.exists():
+            raise InputError(f"no bundle at {path}: no such folder")
+        if not (path / MANIFEST).is_file():
+            raise InputError(
+                f"{path} is not a bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
+            )
+        _check_name(name, text)
+        taken = {each[1] for each in found if each[0] == name}
+        version = version or str(1 + max(map(int, taken), default=0))
+        if version in taken:
+            raise InputError(f"version {version} of {name!r} is given twice")
+        found.append((name, version, path))
+    return sorted(found, key=lambda each: (each[0], int(each[1])))
+
+
+def _check_name(name: str, text: str) -> None:
+    """Check that a name consists of characters that clients can send.
+
+    Raises:
+        InputError: the name has unprintable characters.
+    """
+    if not name.isprintable():
+        raise InputError(f"{text!r}: clients couldn't ask for the name {name!r}: give NAME=PATH")
+
+
+def _parts(text: str) -> tuple[str, str, Path]:
+    left, equals, right = text.partition("=")
+    if not equals or "/" in left:
+        path = Path(text)
+        name = path.name or path.resolve().name
+        return name.removesuffix(".hasten") or name, "", path
+    name, _, version = left.partition(":")
+    if not name or (version and not (version.isascii() and version.isdigit() and int(version))):
+        raise InputError(
+            f"{text!r}: write NAME=PATH or NAME:VERSION=PATH; got the version {version!r}, which must "
+            "be a whole number of at least 1"
+            if name
+            else f"{text!r}: there is no name before the equals sign; write NAME=PATH"
+        )
+    return name, version.lstrip("0"), Path(right)

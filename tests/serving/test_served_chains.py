@@ -1,0 +1,219 @@
+"""A chain served as one model: a picture in, one decision out, each of its models in its own queue."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+from tests.support import chains
+from tests.support.chains import CELL, COLOURS, png, squares
+from tests.support.servers import ServerThread
+from tests.support.waiting import until
+
+import hasten
+from hasten.core.records import from_record, to_record
+from hasten.errors import InputError
+from hasten.serving.cluster.kserve import write_kserve
+from hasten.serving.protocol.requests import RAW, Query
+from hasten.serving.run import settings_of
+from hasten.serving.settings import ServerSettings
+
+PATIENCE_S = 120.0
+PLACES = {(0, 0): "red", (2, 5): "green", (7, 7): "blue"}
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("chain")
+    return f"{chains.detector(folder)}+crop+{chains.classifier(folder)}"
+
+
+@pytest.fixture(scope="module")
+def server(line: str) -> Iterator[ServerThread]:
+    places = settings_of([f"plates={line}"]).models
+    with ServerThread(*places, grpc=True) as running:
+        yield running
+
+
+def post(
+    server: ServerThread, body: bytes, kind: str = "image/png", **headers: str
+) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+    connection.request("POST", "/v2/models/plates/infer", body, {"Content-Type": kind, **headers})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    return response.status, answer
+
+
+def get(server: ServerThread, path: str) -> Any:
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+    connection.request("GET", path)
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def told(decision: Any) -> dict[tuple[int, int], str]:
+    return {
+        (round(one["box"][1]) // CELL, round(one["box"][0]) // CELL): one["colour"][0]["label"]
+        for one in decision
+    }
+
+
+def test_a_picture_as_the_body_is_answered_by_the_chains_decision(
+    server: ServerThread, line: str
+) -> None:
+    body = png(squares(PLACES))
+    status, answer = post(server, body)
+    assert (status, answer["model_name"], told(answer["decision"])) == (200, "plates", PLACES)
+    with hasten.chain(line) as chain:
+        expected = chain.decide(body)
+    for one, other in zip(answer["decision"], expected, strict=True):
+        assert one["box"] == other["box"]
+        assert one["colour"][0]["score"] == pytest.approx(other["colour"][0]["score"], rel=1e-5)
+    assert post(server, png(squares({})))[1]["decision"] == []
+
+
+def test_a_client_of_the_protocol_sends_bytes(server: ServerThread) -> None:
+    client = triton_grpc.InferenceServerClient(server.grpc_url)
+    tensor = triton_grpc.InferInput("raw", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([png(squares(PLACES))], object))
+    (decision,) = client.infer("plates", [tensor]).as_numpy("decision")
+    metadata = client.get_model_metadata("plates")
+    client.close()
+    assert told(json.loads(decision)) == PLACES
+    assert (metadata.platform, metadata.inputs[0].name, metadata.inputs[0].datatype) == (
+        "hasten_chain",
+        "raw",
+        "BYTES",
+    )
+
+
+def test_crops_of_requests_at_the_same_time_share_batches_and_each_gets_its_own_decision(
+    server: ServerThread,
+) -> None:
+    rng = np.random.default_rng(3)
+    asked = [
+        {(int(rng.integers(8)), column): str(rng.choice(COLOURS)) for column in range(0, 8, 2)}
+        for _ in range(96)
+    ]
+    bodies = [png(squares(places)) for places in asked]
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda body: post(server, body), bodies))
+    assert [status for status, _ in answers] == [200] * len(asked)
+    assert [told(answer["decision"]) for _, answer in answers] == asked
+    (stats,) = get(server, "/v2/models/plates.colour/stats")["model_stats"]
+    assert max(one["batch_size"] for one in stats["batch_stats"]) > 1
+
+
+def test_the_chain_and_each_of_its_models_count_their_requests(server: ServerThread) -> None:
+    def counted(name: str) -> int:
+        (stats,) = get(server, f"/v2/models/{name}/stats")["model_stats"]
+        return int(stats["inference_count"])
+
+    names = ("plates", "plates.det", "plates.colour")
+    before = [counted(name) for name in names]
+    assert post(server, png(squares(PLACES)))[0] == 200
+    assert [counted(name) - n for name, n in zip(names, before, strict=True)] == [1, 1, 3]
+    assert [one["name"] for one in server.call(lambda: index(server))] == sorted(names)
+    config = get(server, "/v2/models/plates/config")
+    assert config["parameters"]["status"]["string_value"] == "uncertified"
+    assert "don't add up" in config["parameters"]["why"]["string_value"]
+
+
+def index(server: ServerThread) -> list[dict[str, str]]:
+    return sorted(
+        ({"name": one.name} for one in server.server.state.repository), key=lambda one: one["name"]
+    )
+
+
+def test_what_a_chain_can_not_take_is_refused_in_one_line(server: ServerThread) -> None:
+    status, answer = post(server, b"no picture")
+    assert (status, answer["error"]) == (400, "the image can't be read as an image")
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]})
+    status, answer = post(server, body.encode(), "application/json")
+    assert (status, answer["error"]) == (
+        400,
+        "the model 'plates' takes the inputs raw; got x",
+    )
+    assert post(server, png(squares(PLACES)))[0] == 200
+
+
+def test_a_deadline_holds_for_the_whole_chain(server: ServerThread) -> None:
+    body = {
+        "inputs": [{"name": "raw", "datatype": "BYTES", "shape": [1], "data": ["x"]}],
+        "parameters": {"timeout": 1},
+    }
+    status, answer = post(server, json.dumps(body).encode(), "application/json")
+    assert status == 504, answer
+    assert "deadline" in answer["error"]
+
+
+def test_a_client_that_goes_away_is_given_up_and_others_are_answered(server: ServerThread) -> None:
+    chain = server.server.state.repository.find("plates")
+    before = dict(chain.statistics.refusals)
+    answers: list[Any] = []
+
+    def come_and_go() -> None:
+        sample = np.array([png(squares(PLACES))], object)
+        now_ns = time.perf_counter_ns()
+        query = Query("plates", "1", "", {RAW: sample}, arrived_ns=now_ns, parsed_ns=now_ns)
+        chain.accept(query, answers.append).cancel()
+
+    for _ in range(5):
+        server.call(come_and_go)
+    until(lambda: chain.idle)
+    assert chain.statistics.refusals["GONE"] == before.get("GONE", 0) + 5
+    assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
+    assert answers == []
+
+
+def test_a_model_of_the_chain_that_is_unloaded_is_named_and_its_return_is_noticed(
+    line: str,
+) -> None:
+    places = settings_of([f"plates={line}"]).models
+    with ServerThread(*places) as server:
+        repository = server.server.state.repository
+        (colour,) = repository.registered("plates.colour")
+        server.call(lambda: repository.unload(colour))
+        status, answer = post(server, png(squares(PLACES)))
+        assert (status, answer["error"]) == (
+            503,
+            "colour: the model 'plates.colour' isn't ready: unloaded",
+        )
+        assert post(server, png(squares({})))[1]["decision"] == []
+        server.call(lambda: repository.load(colour))
+        server.call(repository.reload_changed)
+        assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
+
+
+def test_a_server_is_told_its_chains_by_a_record(line: str) -> None:
+    settings = settings_of([f"plates:2={line}"])
+    assert from_record(ServerSettings, json.loads(json.dumps(to_record(settings)))) == settings
+    assert [(one.name, one.version) for one in settings.models] == [
+        ("plates.colour", "2"),
+        ("plates.det", "2"),
+        ("plates", "2"),
+    ]
+
+
+def test_chains_that_can_not_be_served_are_refused(line: str, tmp_path: Path) -> None:
+    for asked, words in (
+        ([line], f"{line!r}: a chain needs a name: write NAME={line}"),
+        ([f"a={line}", f"a={line}"], "version 1 of 'a' is given twice"),
+        ([f"a={tmp_path / 'none.yaml'}"], f"no such file: {tmp_path / 'none.yaml'}"),
+    ):
+        with pytest.raises(InputError) as error:
+            settings_of(asked)
+        assert str(error.value) == words
+    with pytest.raises(InputError, match="a chain isn't written for KServe"):
+        write_kserve(tmp_path / "kserve", settings_of([f"plates={line}"]))
