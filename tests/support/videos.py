@@ -38,10 +38,14 @@ def views(count: int, size: tuple[int, int] = (120, 160)) -> Iterator[Array]:
         yield np.ascontiguousarray(whole[100 : 100 + height, left : left + width])
 
 
-def video(path: Path, count: int = 12, rate: int = 30, **options: Any) -> Path:
-    """Write a video of `views` in H.264, with all frames at the times of a rate."""
+def video(path: Path, count: int = 12, rate: int = 30, *, faststart: bool = False) -> Path:
+    """Write a video of `views` in H.264, with all frames at the times of a rate.
+
+    With `faststart` an .mp4 file keeps its list of frames at its beginning.
+    """
     import av
 
+    options = {"movflags": "faststart"} if faststart else {}
     with av.open(str(path), "w", options=options) as container:
         stream: Any = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = 120, 160

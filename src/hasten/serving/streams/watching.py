@@ -113,9 +113,9 @@ def _check(
     if deadline_ns is not None and deadline_ns <= 0:
         raise InputError(f"the deadline must be above 0 ns: got {deadline_ns} ns")
     if not 0 <= reconnect_s < float("inf"):
-        raise InputError(f"reconnect_s={reconnect_s!r}: give a number of seconds, at least 0")
+        raise InputError(f"the time to reconnect must be at least 0 s: got {reconnect_s:g} s")
     if duration_s is not None and not 0 < duration_s < float("inf"):
-        raise InputError(f"duration_s={duration_s!r}: give a number of seconds above 0")
+        raise InputError(f"the length of the watch must be above 0 s: got {duration_s:g} s")
 
 
 @contextlib.contextmanager
