@@ -111,6 +111,29 @@ def test_a_video_that_is_cut_short_is_read_as_far_as_it_goes_and_said(
     )
 
 
+def test_frames_that_come_damaged_are_counted_and_said(tmp_path: Path) -> None:
+    file = video(tmp_path / "v.mp4", 60, faststart=True)
+    data = bytearray(file.read_bytes())
+    for place in np.random.default_rng(0).integers(len(data) // 2, len(data), 40):
+        data[place] ^= 0xFF
+    file.write_bytes(data)
+    source = open_source(file, None)
+    images, _ = read(source)
+    assert source.unreadable > 0
+    assert 10 < len(images) <= 60 - source.unreadable
+    assert source.notes == [
+        f"{file} is cut short or damaged: {len(images)} of about 60 frames could be read; "
+        f"{source.unreadable} came damaged"
+    ]
+
+
+def test_a_pause_of_an_hour_in_a_recording_is_not_waited_for(tmp_path: Path) -> None:
+    file = video(tmp_path / "v.ts", 60, pause=(30, 30 * 3600))
+    images, times = read(open_source(file, None))
+    assert len(images) == 60
+    assert times[-1] - times[0] < 10_000 * MS
+
+
 def test_what_is_no_source_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
     (tmp_path / "empty").mkdir()

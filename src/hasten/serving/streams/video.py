@@ -163,6 +163,9 @@ class Video(Source):
                 self.unreadable += 1
                 continue
             for picture in pictures:
+                if picture.is_corrupt:
+                    self.unreadable += 1
+                    continue
                 if (
                     end and not self._live
                 ):  # frames that the decoder held back have times of their own

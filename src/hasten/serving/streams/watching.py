@@ -125,8 +125,12 @@ def _decider(bundle: str | os.PathLike[str] | Decider) -> Iterator[Decider]:
 
         with load(bundle, sessions=1) as loaded:
             yield loaded
-    else:
+    elif hasattr(bundle, "decide"):
         yield bundle
+    else:
+        raise InputError(
+            f"the bundle is a folder, an open bundle or an object with a method decide: got {bundle!r}"
+        )
 
 
 def _tellers(
@@ -173,11 +177,7 @@ class _Run:
         if self._period_ns is not None and began_ns - frame.captured_ns > self._period_ns:
             self.tally.drop()
             return
-        try:
-            decision = decide(frame.image)
-        except BaseException:
-            self.tally.drop()
-            raise
+        decision = decide(frame.image)
         since_ns = began_ns if self._period_ns is None else frame.captured_ns
         latency_ns = self._clock_ns() - since_ns
         answer = self.tally.answer(frame.number, frame.captured_ns, latency_ns, decision)
@@ -203,8 +203,7 @@ class _Run:
             if timer is not None:
                 timer.cancel()
             thread.join()
-            if self._slot.clear():
-                self.tally.drop()
+            self.tally.settle()
 
     def _time_is_over(self) -> None:
         self._stopped = True
