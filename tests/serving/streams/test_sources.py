@@ -137,12 +137,12 @@ def test_a_pause_of_an_hour_in_a_recording_is_not_waited_for(tmp_path: Path) -> 
 def test_what_is_no_source_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nv.mp4\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.txt").write_text("ffconcat version 1.0\nfile v.mp4\n")
     video(tmp_path / "v.mp4")
     said: dict[str | Path, str] = {
         tmp_path / "none.mp4": f"can't open {tmp_path / 'none.mp4'}: No such file or directory",
         tmp_path / "text.mp4": f"{tmp_path / 'text.mp4'} is not a video, or was cut short",
-        tmp_path / "list.m3u8": f"{tmp_path / 'list.m3u8'} is not a video, or was cut short",
+        tmp_path / "list.txt": f"{tmp_path / 'list.txt'} is not a video, or was cut short",
         tmp_path / "empty": f"{tmp_path / 'empty'} has no pictures: no file in it ends in .jpg, "
         ".jpeg, .png, .bmp, .webp, .ppm, .tif, .tiff, .gif",
         "/dev/video250": "can't open /dev/video250: No such file or directory",

@@ -70,10 +70,10 @@ class Video(Source):
         self._seen = 0
         try:
             self._open()
+        except (self._av.error.InvalidDataError, self._av.error.ArgumentError) as error:
+            raise InputError(f"{self.name} is not a video, or was cut short") from error
         except OSError as error:
             raise InputError(f"can't open {self.name}: {error.strerror or error}") from error
-        except self._av.error.InvalidDataError as error:
-            raise InputError(f"{self.name} is not a video, or was cut short") from error
         except self._av.error.FFmpegError as error:
             raise InputError(f"can't open {self.name}: {error.strerror}") from error
 
