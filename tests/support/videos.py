@@ -38,10 +38,22 @@ def views(count: int, size: tuple[int, int] = (120, 160)) -> Iterator[Array]:
         yield np.ascontiguousarray(whole[100 : 100 + height, left : left + width])
 
 
-def video(path: Path, count: int = 12, rate: int = 30, **options: Any) -> Path:
-    """Write a video of `views` in H.264, with all frames at the times of a rate."""
+def video(
+    path: Path,
+    count: int = 12,
+    rate: int = 30,
+    *,
+    faststart: bool = False,
+    pause: tuple[int, int] = (0, 0),
+) -> Path:
+    """Write a video of `views` in H.264, with all frames at the times of a rate.
+
+    With `faststart` an .mp4 file keeps its list of frames at its beginning. With a `pause` the
+    frames from the first number on come as many periods later as the second one.
+    """
     import av
 
+    options = {"movflags": "faststart"} if faststart else {}
     with av.open(str(path), "w", options=options) as container:
         stream: Any = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = 120, 160
@@ -49,7 +61,8 @@ def video(path: Path, count: int = 12, rate: int = 30, **options: Any) -> Path:
         stream.codec_context.thread_count = 1
         for number, view in enumerate(views(count)):
             frame = av.VideoFrame.from_ndarray(view, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, rate)
+            frame.pts = number + (pause[1] if number >= pause[0] else 0)
+            frame.time_base = Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

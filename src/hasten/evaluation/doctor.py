@@ -28,6 +28,7 @@ _EXTRAS = {
     "fpga": (("da4ml", "hgq", "keras", "jax"), "designs for FPGAs"),
     "gpu": (("cuda", "tensorrt_rtx_bindings", "torch"), "NVIDIA GPUs"),
     "tpu": (("jax", "libtpu", "torchax"), "models for Google's TPUs, compiled here"),
+    "video": (("av",), "streams for hasten watch"),
 }
 
 

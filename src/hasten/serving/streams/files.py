@@ -61,7 +61,7 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._beside = Beside(path)
         self._count = 0
-        self._file = self._beside.part.open("w", encoding="utf-8")
+        self._file = self._beside.part.open("w", buffering=1, encoding="utf-8")
 
     def write(self, answer: Answer) -> None:
         """Add an answer's line.

@@ -85,12 +85,6 @@ class Slot:
             self._closed = True
             self._signal.notify_all()
 
-    def clear(self) -> bool:
-        """Remove the frame that is in the slot, and return whether there was one."""
-        with self._signal:
-            found, self._frame = self._frame is not None, None
-            return found
-
 
 class Pace:
     """When the frames of a recording arrive, as a camera would deliver them.

@@ -94,7 +94,7 @@ class Overlay:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             self._write()
-        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+        except Exception as error:  # whatever fails here must hold up no answer
             self.failed = str(getattr(error, "strerror", None) or error)
             while self._queue.get() is not None:  # so that nobody waits for a place in the queue
                 self.dropped += 1

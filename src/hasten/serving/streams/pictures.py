@@ -48,7 +48,7 @@ class Pictures(Source):
             except InputError as error:
                 self.unreadable += 1
                 if self.unreadable == 1:
-                    self.notes.append(f"left out: {error}")
+                    self.note(f"left out: {error}")
                 continue
             yield image, arrived_ns
 

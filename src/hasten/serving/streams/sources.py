@@ -15,6 +15,7 @@ from hasten.serving.streams.tally import Ended
 LIVE_SCHEMES = ("rtsp", "rtsps", "udp", "tcp")
 """Schemes of addresses that send frames at their own pace."""
 CAMERA = "/dev/video"
+MOST_NOTES = 50
 PICTURES_PER_S = 30.0
 """Rate at which a folder of pictures is played unless one is given."""
 
@@ -41,6 +42,11 @@ class Source(ABC):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
+    def note(self, text: str) -> None:
+        """Add a sentence to `notes`; of very many, the newest are kept."""
+        self.notes.append(text)
+        del self.notes[:-MOST_NOTES]
+
     @abstractmethod
     def frames(self, pace: Pace) -> Iterator[tuple[Array, int]]:
         """Yield each frame, `(height, width, 3)` uint8 in RGB, once it arrives, and when it arrived.
@@ -66,7 +72,7 @@ def open_source(source: str | Path, fps: float | None, *, reconnect_s: float = 0
         InputError: there is no such source, or it has no pictures.
     """
     if fps is not None and not 0 < fps <= 1000:
-        raise InputError(f"fps={fps!r}: give a rate above 0 and of at most 1000 frames a second")
+        raise InputError(f"the rate must be above 0 and at most 1000 frames a second: got {fps:g}")
     text = str(source)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme and scheme not in LIVE_SCHEMES:

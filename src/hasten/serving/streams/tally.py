@@ -126,6 +126,11 @@ class Tally:
         with self._lock:
             self._dropped += 1
 
+    def settle(self) -> None:
+        """Count each frame that was left without an answer as dropped."""
+        with self._lock:
+            self._dropped = self._captured - self._answered
+
     def answer(self, frame: int, captured_ns: int, latency_ns: int, decision: Any) -> Answer:
         """Count an answer, and return its record."""
         missed = self._deadline_ns is not None and latency_ns > self._deadline_ns

@@ -19,6 +19,8 @@ from hasten.serving.streams.sources import CAMERA, Source
 OPEN_S, READ_S = 10.0, 5.0
 """Longest wait for a source to open, and for its next bytes, in seconds."""
 RETRY_S = 0.5
+UNSTATED = (480, 640)
+"""Height and width that are assumed until the first frame where a source states none."""
 LONGEST_GAP_NS = 5_000_000_000
 """Longest pause between two frames of a recording that is waited for."""
 FILE_FORMATS = (
@@ -37,7 +39,7 @@ def av() -> Any:
         import av as module
         import av.logging as logging
     except ImportError as error:
-        raise missing_extra("video", "video") from error
+        raise missing_extra("a video", "video") from error
     logging.set_level(logging.PANIC)
     return module
 
@@ -68,10 +70,10 @@ class Video(Source):
         self._seen = 0
         try:
             self._open()
+        except (self._av.error.InvalidDataError, self._av.error.ArgumentError) as error:
+            raise InputError(f"{self.name} is not a video, or was cut short") from error
         except OSError as error:
             raise InputError(f"can't open {self.name}: {error.strerror or error}") from error
-        except self._av.error.InvalidDataError as error:
-            raise InputError(f"{self.name} is not a video, or was cut short") from error
         except self._av.error.FFmpegError as error:
             raise InputError(f"can't open {self.name}: {error.strerror}") from error
 
@@ -82,7 +84,7 @@ class Video(Source):
             form = "v4l2"
             options |= {} if self._fps is None else {"framerate": f"{self._fps:g}"}
         elif self._live:
-            options |= {"rtsp_transport": "tcp", "fflags": "nobuffer"}
+            options |= {"rtsp_transport": "tcp"}
         else:
             options |= {"protocol_whitelist": "file", "format_whitelist": FILE_FORMATS}
             os.stat(self._address)  # noqa: PTH116  (its error says what is wrong with the path)
@@ -94,6 +96,7 @@ class Video(Source):
             raise InputError(f"{self.name} has no pictures: no stream of video is in it")
         self._stream = self._container.streams.video[0]
         context = self._stream.codec_context
+        context.options = {"max_pixels": str(MAX_PIXELS)}
         context.thread_type, context.thread_count = "SLICE", 1  # frame threads would delay frames
         rate = self._fps or float(self._stream.average_rate or self._stream.guessed_rate or 0)
         if not 0 < rate <= 1000:
@@ -102,7 +105,14 @@ class Video(Source):
                 f"{self.name} doesn't state how many frames a second it has: give fps="
             )
         self.rate_per_s = rate
-        self.size = (context.height, context.width)
+        self.size = (context.height or UNSTATED[0], context.width or UNSTATED[1])
+        self._check_size(*self.size)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height * width > MAX_PIXELS:
+            raise InputError(
+                f"{self.name} has frames of {width} x {height} pixels, more than {MAX_PIXELS}"
+            )
 
     def frames(self, pace: Pace) -> Iterator[tuple[Array, int]]:
         last_ns = pace.clock_ns()
@@ -119,7 +129,7 @@ class Video(Source):
                 self._note_of_end(cut)
                 return
             why = f" ({cut})" if cut else ""
-            self.notes.append(f"{self.name} went away after {self._seen:,} frames{why}")
+            self.note(f"{self.name} went away after {self._seen:,} frames{why}")
             if not self._reopened(pace, last_ns + round(1e9 * self._reconnect_s)):
                 self.ended = "lost"
                 return
@@ -153,6 +163,9 @@ class Video(Source):
                 self.unreadable += 1
                 continue
             for picture in pictures:
+                if picture.is_corrupt:
+                    self.unreadable += 1
+                    continue
                 if (
                     end and not self._live
                 ):  # frames that the decoder held back have times of their own
@@ -161,6 +174,7 @@ class Video(Source):
                 yield self._rgb(picture), arrived_ns
 
     def _rgb(self, picture: Any) -> Array:
+        self._check_size(picture.height, picture.width)
         image: Array = picture.to_ndarray(format="rgb24")
         turns = round(picture.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
@@ -176,7 +190,7 @@ class Video(Source):
             self.ended = "cut short"
             of = f" of about {stated:,}" if stated else ""
             damaged = f"; {self.unreadable:,} came damaged" if self.unreadable else ""
-            self.notes.append(
+            self.note(
                 f"{self.name} is cut short or damaged: {self._seen:,}{of} frames could be read{damaged}"
             )
 
@@ -189,7 +203,7 @@ class Video(Source):
                 if pace.sleep_s(RETRY_S):
                     return False
             else:
-                self.notes.append(f"{self.name} came back")
+                self.note(f"{self.name} came back")
                 return True
         return False
 

@@ -113,9 +113,9 @@ def _check(
     if deadline_ns is not None and deadline_ns <= 0:
         raise InputError(f"the deadline must be above 0 ns: got {deadline_ns} ns")
     if not 0 <= reconnect_s < float("inf"):
-        raise InputError(f"reconnect_s={reconnect_s!r}: give a number of seconds, at least 0")
+        raise InputError(f"the time to reconnect must be at least 0 s: got {reconnect_s:g} s")
     if duration_s is not None and not 0 < duration_s < float("inf"):
-        raise InputError(f"duration_s={duration_s!r}: give a number of seconds above 0")
+        raise InputError(f"the length of the watch must be above 0 s: got {duration_s:g} s")
 
 
 @contextlib.contextmanager
@@ -125,8 +125,12 @@ def _decider(bundle: str | os.PathLike[str] | Decider) -> Iterator[Decider]:
 
         with load(bundle, sessions=1) as loaded:
             yield loaded
-    else:
+    elif hasattr(bundle, "decide"):
         yield bundle
+    else:
+        raise InputError(
+            f"the bundle is a folder, an open bundle or an object with a method decide: got {bundle!r}"
+        )
 
 
 def _tellers(
@@ -173,11 +177,7 @@ class _Run:
         if self._period_ns is not None and began_ns - frame.captured_ns > self._period_ns:
             self.tally.drop()
             return
-        try:
-            decision = decide(frame.image)
-        except BaseException:
-            self.tally.drop()
-            raise
+        decision = decide(frame.image)
         since_ns = began_ns if self._period_ns is None else frame.captured_ns
         latency_ns = self._clock_ns() - since_ns
         answer = self.tally.answer(frame.number, frame.captured_ns, latency_ns, decision)
@@ -203,8 +203,7 @@ class _Run:
             if timer is not None:
                 timer.cancel()
             thread.join()
-            if self._slot.clear():
-                self.tally.drop()
+            self.tally.settle()
 
     def _time_is_over(self) -> None:
         self._stopped = True

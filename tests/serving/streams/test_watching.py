@@ -1,0 +1,249 @@
+"""Real streams through a real bundle: what is answered, written and counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.support.rtsp import camera
+from tests.support.videos import LABELS, classifier, pictures, video, views
+
+import hasten
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.serving.streams.tally import Answer, Watched
+
+av = pytest.importorskip("av")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return video(tmp_path_factory.mktemp("video") / "street.mp4", 20)
+
+
+def frames_of(file: Path) -> list[Array]:
+    with av.open(str(file)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def times_of(file: Path) -> list[float]:
+    with av.open(str(file)) as container:
+        return [frame.time for frame in container.decode(video=0)]
+
+
+def test_each_frame_of_a_recording_gets_the_decision_that_its_pixels_get(
+    bundle: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "p", 6)
+    answers: list[Answer] = []
+    seen = hasten.watch(bundle, folder, as_fast_as_possible=True, on_decision=answers.append)
+    with hasten.load(bundle) as loaded:
+        expected = [loaded.decide(file.read_bytes()) for file in sorted(folder.iterdir())]
+    assert [answer.decision for answer in answers] == expected
+    assert [answer.frame for answer in answers] == list(range(6))
+    assert (seen.captured, seen.answered, seen.dropped, seen.missed) == (6, 6, 0, 0)
+    assert seen.latency_ns == tuple(answer.latency_ns for answer in answers)
+    assert (seen.ended, seen.deadline_ns, seen.source) == ("end", None, str(folder))
+
+
+def test_a_stream_at_its_own_rate_is_counted_whole(bundle: Path, street: Path) -> None:
+    answers: list[Answer] = []
+    seen = hasten.watch(bundle, street, on_decision=answers.append)
+    assert seen.captured == 20
+    assert seen.answered + seen.dropped == 20
+    assert seen.answered == len(answers) == len(seen.latency_ns)
+    assert seen.missed == sum(answer.latency_ns > 33_333_333 for answer in answers)
+    assert (seen.rate_per_s, seen.deadline_ns) == (30, 33_333_333)
+    assert seen.duration_ns >= 19 * 33_333_333
+    numbers = [answer.frame for answer in answers]
+    assert numbers == sorted(set(numbers))
+    begin = answers[0].time_ns - numbers[0] * 33_333_333
+    for answer in answers:  # frames come at their times, whatever the model takes
+        assert abs(answer.time_ns - begin - answer.frame * 33_333_333) < 1_000_000
+
+
+def test_an_open_bundle_and_any_object_that_decides_can_watch(bundle: Path, street: Path) -> None:
+    class Chain:
+        def decide(self, value: Any) -> Any:
+            return float(value.mean())
+
+    found: list[Any] = []
+    with hasten.load(bundle) as loaded:
+        hasten.watch(loaded, street, as_fast_as_possible=True)
+        loaded.decide(next(views(1)))  # it is still open
+    hasten.watch(
+        Chain(),
+        street,
+        as_fast_as_possible=True,
+        on_decision=lambda one: found.append(one.decision),
+    )
+    assert np.allclose(found, [view.mean() for view in views(20)], atol=2)
+
+
+def test_the_overlay_shows_each_frame_with_its_decision(
+    bundle: Path, street: Path, tmp_path: Path
+) -> None:
+    seen = hasten.watch(bundle, street, as_fast_as_possible=True, out=tmp_path / "seen.mp4")
+    assert (seen.overlay, seen.overlay_dropped) == (tmp_path / "seen.mp4", 0)
+    assert [file.name for file in tmp_path.iterdir()] == ["seen.mp4"]
+    shown = frames_of(tmp_path / "seen.mp4")
+    assert len(shown) == 20
+    assert np.allclose(np.diff(times_of(tmp_path / "seen.mp4")), 1 / 30, atol=0.002)
+    for image, view in zip(shown, views(20), strict=True):
+        off = np.abs(image.astype(int) - view.astype(int)).mean(axis=2)
+        assert off[40:100].mean() < 12, "the picture itself is another"
+        assert off[4:14, 4:60].mean() > 30, "no class is written"
+        assert off[-14:-4, 4:30].mean() > 30, "no latency is written"
+
+
+def test_the_overlay_of_a_stream_keeps_the_times_of_its_frames(
+    bundle: Path, street: Path, tmp_path: Path
+) -> None:
+    seen = hasten.watch(bundle, street, out=tmp_path / "seen.mkv")
+    times = times_of(tmp_path / "seen.mkv")
+    assert len(times) == seen.captured - seen.overlay_dropped
+    steps = np.diff(times) * 30
+    assert np.allclose(steps, np.round(steps), atol=0.1)
+    assert (np.round(steps) >= 1).all()
+
+
+def test_frames_of_changing_and_odd_sizes_are_answered_and_drawn(
+    bundle: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "p", 2)
+    for number, size in enumerate([(61, 51), (33, 200), (120, 160)]):
+        Image.fromarray(next(views(1, size))).save(folder / f"x{number}.png")
+    seen = hasten.watch(bundle, folder, as_fast_as_possible=True, out=tmp_path / "seen.mp4")
+    assert seen.answered == 5
+    assert [image.shape for image in frames_of(tmp_path / "seen.mp4")] == [(120, 160, 3)] * 5
+
+
+def test_each_answer_has_its_line(bundle: Path, street: Path, tmp_path: Path) -> None:
+    answers: list[Answer] = []
+    seen = hasten.watch(bundle, street, decisions=tmp_path / "d.jsonl", on_decision=answers.append)
+    records = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    assert records == [dataclasses.asdict(answer) for answer in answers]
+    assert all(one["decision"][0]["label"] in LABELS for one in records)
+    assert seen.decisions == tmp_path / "d.jsonl"
+    assert [file.name for file in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def test_outputs_without_steps_after_the_model_are_written_as_numbers(tmp_path: Path) -> None:
+    bundle = classifier(tmp_path, after=())
+    folder = pictures(tmp_path / "p", 1)
+    hasten.watch(bundle, folder, as_fast_as_possible=True, decisions=tmp_path / "d.jsonl")
+    with hasten.load(bundle) as loaded:
+        logits = loaded.decide(folder / "000.png")["logits"]
+    (line,) = (tmp_path / "d.jsonl").read_text().splitlines()
+    assert json.loads(line)["decision"] == {"logits": logits.tolist()}
+
+
+def test_an_interrupt_ends_with_the_counts_and_whole_files(bundle: Path, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "p", 50)
+
+    def interrupt(answer: Answer) -> None:
+        if answer.frame >= 3:
+            signal.raise_signal(signal.SIGINT)
+
+    seen = hasten.watch(
+        bundle,
+        folder,
+        fps=100,
+        on_decision=interrupt,
+        out=tmp_path / "seen.mp4",
+        decisions=tmp_path / "d.jsonl",
+    )
+    assert seen.ended == "stopped"
+    assert seen.captured < 50
+    assert seen.answered + seen.dropped == seen.captured
+    assert len((tmp_path / "d.jsonl").read_text().splitlines()) == seen.answered
+    assert len(frames_of(tmp_path / "seen.mp4")) == seen.captured - seen.overlay_dropped
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["d.jsonl", "p", "seen.mp4"]
+
+
+def test_a_watch_ends_after_the_time_that_it_is_given(bundle: Path, tmp_path: Path) -> None:
+    seen = hasten.watch(bundle, pictures(tmp_path / "p", 50), fps=5, duration_s=0.5)
+    assert seen.ended == "stopped"
+    assert seen.captured < 50
+
+
+def test_a_camera_is_watched_until_it_goes_away(bundle: Path, tmp_path: Path) -> None:
+    stream = video(tmp_path / "s.ts", 30).read_bytes()
+    with camera(stream, pause_s=0.01) as one:
+        seen = hasten.watch(bundle, one.url)
+    assert seen.ended == "lost"
+    assert 0 < seen.answered <= seen.captured <= 30
+    assert "secret" not in repr(seen)
+
+
+def test_the_counts_are_told_while_a_watch_goes_on(bundle: Path, tmp_path: Path) -> None:
+    told: list[Watched] = []
+    hasten.watch(bundle, pictures(tmp_path / "p", 50), fps=25, listen=told.append)
+    assert told
+    assert all(one.answered + one.dropped <= one.captured <= 50 for one in told)
+    assert [one.captured for one in told] == sorted(one.captured for one in told)
+
+
+def test_an_error_of_the_callers_own_ends_the_watch_and_keeps_what_was_written(
+    bundle: Path, street: Path, tmp_path: Path
+) -> None:
+    def fail(answer: Answer) -> None:
+        raise RuntimeError("no room for it")
+
+    with pytest.raises(RuntimeError, match="no room for it"):
+        hasten.watch(
+            bundle,
+            street,
+            on_decision=fail,
+            as_fast_as_possible=True,
+            decisions=tmp_path / "d.jsonl",
+        )
+    assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_bundle_without_a_pipeline_is_refused_before_the_stream_begins(
+    exact_bundle: Path, street: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        hasten.watch(exact_bundle, street, out=tmp_path / "s.mp4", decisions=tmp_path / "d.jsonl")
+    assert str(error.value) == (
+        f"{exact_bundle} was made from arrays and has no pipeline: call it with arrays, or make it "
+        "with a pipeline"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_asked_is_said(bundle: Path, street: Path, tmp_path: Path) -> None:
+    def refused(**options: Any) -> str:
+        with pytest.raises(InputError) as error:
+            hasten.watch(bundle, street, **options)
+        return str(error.value)
+
+    assert refused(deadline_ns=1, as_fast_as_possible=True) == (
+        "as_fast_as_possible=True has no deadline, since frames don't come at their own times: leave "
+        "out one of the two"
+    )
+    assert refused(deadline_ns=0) == "the deadline must be above 0 ns: got 0 ns"
+    assert refused(reconnect_s=-1) == "the time to reconnect must be at least 0 s: got -1 s"
+    assert refused(duration_s=0) == "the length of the watch must be above 0 s: got 0 s"
+    assert refused(out=tmp_path / "s.gif") == (
+        f"out={str(tmp_path / 's.gif')!r}: give a name that ends in .mp4, .mkv, .mov"
+    )
+    assert refused(out=tmp_path / "no" / "s.mp4") == (
+        f"can't write {tmp_path / 'no' / 's.mp4'}: No such file or directory"
+    )
+    assert refused(decisions=tmp_path) == (
+        f"can't write {tmp_path}: it is a folder; give a file's name"
+    )
+    assert list(tmp_path.iterdir()) == []
