@@ -16,10 +16,11 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array, TensorSpec
 from hasten.engines.base import Engine
+from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.onnx import load
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import CenterCrop, Normalize, ToLayout
-from hasten.passes.base import Skipped
+from hasten.passes.base import Pass, Skipped
 from hasten.passes.folding import folded
 
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -124,7 +125,7 @@ def test_a_value_that_inner_graphs_read_and_names_that_are_taken_are_no_matter(
         }"""
     model = _loaded(tmp_path, text)
     proto = onnx.load(str(model.path))
-    proto.graph.node[0].output[0] = proto.graph.node[1].input[0] = "x/normalized"
+    proto.graph.node[0].output[0] = proto.graph.node[1].input[0] = "hasten/pixels/normalized"
     onnx.save(proto, str(model.path))
     for picture in (pixels(16, 16), np.zeros((16, 16, 3), np.uint8)):
         check_same(model, PIPELINE, tmp_path, picture)
@@ -257,5 +258,40 @@ def test_real_architectures_answer_the_same_on_every_engine(
         with runtime.open(artifact, target) as session:
             (answer,) = session.run({"input.1": sample[None]}).values()
             outputs.append(answer.copy())
+    one, other = outputs
+    assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()
+
+
+QUANTIZERS = (
+    ("static_quantization", "onnxruntime"),
+    ("nncf_quantization", "openvino"),
+    ("litert_quantization", "litert"),
+)
+
+
+@pytest.mark.parametrize(("step", "engine"), QUANTIZERS)
+def test_int8_rounds_the_same_values_before_and_after(
+    tmp_path: Path, step: str, engine: str
+) -> None:
+    # Unlike deviations: a scale that all channels shared before they are normalized would be coarse.
+    uneven = Normalize((0.2, 0.5, 0.8), (0.02, 0.2, 1.0))
+    model = built(tmp_path, CONVNET)
+    pipeline = Pipeline((CenterCrop(16), uneven, ToLayout()))
+    made, shorter = folded(model, pipeline, tmp_path)
+    target = Target.host().with_threads(1)
+    runtime = next(iter(Engine.member(engine).variants(target)))
+    pictures = [pixels(16, 16, seed) for seed in range(12)]
+    outputs = []
+    for name, form, steps in (("before", model, pipeline), ("after", made, shorter)):
+        data = ArrayDataset({"x": np.stack([steps(picture) for picture in pictures])})
+        form = form.settled_by({"x": steps(pictures[0])})
+        (tmp_path / name / "built").mkdir(parents=True)
+        (tmp_path / name / "quantized").mkdir()
+        quantizer = next(iter(Pass.member(step).variants(form, target)))
+        small = quantizer(form, data, tmp_path / name / "quantized")
+        artifact = runtime.build(small, target, tmp_path / name / "built")
+        with runtime.open(artifact, target) as session:
+            rows = [session.run({"x": steps(picture)[None]}) for picture in pictures]
+            outputs.append(np.concatenate([next(iter(row.values())).copy() for row in rows]))
     one, other = outputs
     assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()

@@ -106,7 +106,7 @@ def _check_answers(
         )
     for row in range(len(rows)):
         one, other = (_decision(given, answers, row) for answers in (before, after))
-        if not _same(one, other):
+        if not same_decision(one, other):
             raise Skipped(f"the decision on {row + 1} of {len(rows)} pictures is another")
 
 
@@ -156,22 +156,24 @@ def _decision(given: Prepared, answers: Tensors, row: int) -> Any:
     return None if scores is None else int(np.argmax(outputs[scores.name]))
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_decision(one: Any, other: Any) -> bool:
     """Whether two decisions are equal but for rounding in their numbers."""
     if isinstance(one, dict):
         return (
             isinstance(other, dict)
             and one.keys() == other.keys()
-            and all(_same(value, other[key]) for key, value in one.items())
+            and all(same_decision(value, other[key]) for key, value in one.items())
         )
     if isinstance(one, (list, tuple)):
         return (
             isinstance(other, (list, tuple))
             and len(one) == len(other)
-            and all(map(_same, one, other))
+            and all(map(same_decision, one, other))
         )
     if isinstance(one, (float, np.floating, np.ndarray)):
-        return bool(np.allclose(one, other, rtol=EXACT_TOLERANCE, atol=EXACT_TOLERANCE))
+        return np.shape(one) == np.shape(other) and bool(
+            np.allclose(one, other, rtol=EXACT_TOLERANCE, atol=EXACT_TOLERANCE)
+        )
     return bool(one == other)
 
 

@@ -16,7 +16,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import Normalize, ToLayout, in_pixels
 from hasten.passes.base import Skipped
-from hasten.passes.onnx_files import graphs, read_onnx, write_onnx
+from hasten.passes.onnx_files import PIXEL_NODES, graphs, read_onnx, write_onnx
 
 OLDEST_OPSET = 9
 """Oldest operator set that is taken. Since 7, operators broadcast as numpy does; since 9, Cast is
@@ -109,7 +109,7 @@ def _put_in_front(
     taken = set(_names(proto.graph))
 
     def fresh(what: str) -> str:
-        own = f"{name}/{what}"
+        own = f"{PIXEL_NODES}{what}"
         while own in taken:
             own += "_"
         taken.add(own)
@@ -125,7 +125,7 @@ def _put_in_front(
     def then(kind: str, *others: str, last: bool = False, **settings: Any) -> None:
         nonlocal value
         own = result if last else fresh(kind.lower())
-        label = fresh(f"{kind.lower()}_node")
+        label = fresh(kind)
         nodes.append(helper.make_node(kind, [value, *others], [own], name=label, **settings))
         value = own
 

@@ -24,7 +24,7 @@ from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
-from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, compute_nodes, read_onnx
+from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, compute_nodes, pixel_nodes, read_onnx
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.weight_rounding import round_weights
 
@@ -121,7 +121,7 @@ class LitertQuantization(Selective):
             and (divisor := makers.get(node.input[1])) is not None
             and divisor.op_type != "Constant"
         ]
-        kept = dict.fromkeys([*self.keep_float, *divisions])
+        kept = dict.fromkeys([*self.keep_float, *divisions, *pixel_nodes(proto)])
         left = [node for node in proto.graph.node if node.name in kept]
         while left:
             for name in left.pop().input:

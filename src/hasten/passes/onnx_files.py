@@ -19,6 +19,9 @@ IR_VERSION = 10
 PROTOBUF_LIMIT_BYTES = 2**31 - 2**24
 """Largest size of weights in a file, which must stay below 2 GiB with 16 MiB for the graph."""
 
+PIXEL_NODES = "hasten/pixels/"
+"""Begin of the names of nodes that normalize pixels."""
+
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that take nearly all of a network's time, and that int8 speeds up."""
 
@@ -72,6 +75,14 @@ def check_nodes(proto: onnx.ModelProto, names: Iterable[str]) -> None:
             near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
             hint = f"did you mean {near}?" if near else f"it has {', '.join(known[:3])}, ..."
             raise InputError(f"keep_float: the model has no node {name!r}; {hint}")
+
+
+def pixel_nodes(proto: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that normalize uint8 pixels, which `folding` put in front.
+
+    Quantizers must leave them alone: channels of unlike deviations share no scale of 8 bits.
+    """
+    return [node.name for node in proto.graph.node if node.name.startswith(PIXEL_NODES)]
 
 
 def compute_nodes(proto: onnx.ModelProto, keep_float: Iterable[str]) -> list[str]:

@@ -24,6 +24,7 @@ from hasten.passes.onnx_files import (
     compute_nodes,
     is_transformer,
     name_nodes,
+    pixel_nodes,
     read_onnx,
     saturates,
     write_onnx,
@@ -127,6 +128,7 @@ class StaticQuantization(Selective):
     def _quantize(self, source: Path, path: Path, reader: Reader, *, external: bool) -> None:
         from onnxruntime import quantization as ort
 
+        prepared = onnx.load(str(source), load_external_data=False)
         symmetric = self.activations == "symmetric"
         methods = {
             "minmax": ort.CalibrationMethod.MinMax,
@@ -143,7 +145,7 @@ class StaticQuantization(Selective):
             reduce_range=self.reduce_range,
             activation_type=ort.QuantType.QInt8 if symmetric else ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
-            nodes_to_exclude=list(self.keep_float),
+            nodes_to_exclude=[*self.keep_float, *pixel_nodes(prepared)],
             use_external_data_format=external,
             calibrate_method=methods[self.calibration],
             extra_options=self._options(),
