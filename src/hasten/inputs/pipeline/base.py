@@ -61,6 +61,7 @@ class Step(Value, ABC):
             "center_crop": "hasten.inputs.pipeline.image:CenterCrop",
             "normalize": "hasten.inputs.pipeline.image:Normalize",
             "to_layout": "hasten.inputs.pipeline.image:ToLayout",
+            "row": "hasten.inputs.pipeline.rows:Row",
         },
     )
     packages: ClassVar[tuple[str, ...]] = ()
