@@ -65,6 +65,7 @@ class Step(Value, ABC):
             "decode_audio": "hasten.inputs.pipeline.audio:DecodeAudio",
             "fit_length": "hasten.inputs.pipeline.audio:FitLength",
             "log_mel": "hasten.inputs.pipeline.audio:LogMel",
+            "row": "hasten.inputs.pipeline.rows:Row",
         },
     )
     packages: ClassVar[tuple[str, ...]] = ()

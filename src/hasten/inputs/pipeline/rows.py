@@ -1,0 +1,236 @@
+"""Rows of a table as the model's input: named numbers and words to float32 in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Step
+
+MAX_COLUMNS = 100_000
+"""Most columns of a row."""
+_LARGEST = float(np.finfo(np.float32).max)
+_NUMBERS = frozenset((int, float))
+_TEXT = (bytes, bytearray, memoryview, str)
+_BYTES_PER_COLUMN = 100
+_BYTES_PER_LETTER = 12
+"""Most bytes of a letter in JSON: two escapes of six."""
+
+
+@dataclass(frozen=True)
+class Row(Step):
+    """Turn a row of a table into float32 of shape `(columns,)`, in the order of the columns.
+
+    A row is a mapping from columns to values, or the values alone in the order of the columns; or
+    either of them as JSON, in bytes, in a text or in a file. No column may be missing, and none may
+    come that isn't known. Of a column that JSON names twice the last value counts, as JSON's readers
+    have it.
+
+    Values are numbers. A column that has words takes one of them instead, and the array has the
+    word's place, from 0.
+
+    Attributes:
+        columns: Names of the columns, in the order of the model's input.
+        missing: What is done about a value that isn't there, which is null in JSON, NaN, or None:
+            "refuse", or "nan" for a model that takes NaN. Under "nan" a mapping may lack columns.
+            Infinite values are refused in either case.
+        words: Columns that take words, each with all of its words.
+    """
+
+    columns: tuple[str, ...]
+    missing: Literal["refuse", "nan"] = "refuse"
+    words: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the columns have names of their own, and the words columns."""
+        if isinstance(self.columns, str) or not 0 < len(self.columns) <= MAX_COLUMNS:
+            raise InputError(f"row.columns: give the names of 1 to {MAX_COLUMNS:,} columns")
+        if twice := _twice(self.columns):
+            raise InputError(f"row.columns has {twice!r} twice: give each column once")
+        if self.missing not in ("refuse", "nan"):
+            raise InputError(f"row.missing={self.missing!r}: give 'refuse' or 'nan'")
+        if twice := _twice([column for column, _ in self.words]):
+            raise InputError(f"row.words has {twice!r} twice: give each column once")
+        for column, words in self.words:
+            if column not in self.columns:
+                raise InputError(f"row.words has {column!r}, which isn't among the columns")
+            if isinstance(words, str) or not words or _twice(words):
+                raise InputError(f"row.words of {column!r}: give at least 1 word, and each once")
+
+    def __call__(self, value: Any) -> Array:
+        """Read one row.
+
+        Raises:
+            InputError: the row can't be read; the message names the column.
+        """
+        if isinstance(value, (*_TEXT, Path)):
+            value = self._read(value)
+        if isinstance(value, Mapping):
+            found = self._ordered(value)
+        elif isinstance(value, (Sequence, np.ndarray)):
+            size = list(value.shape) if isinstance(value, np.ndarray) else [len(value)]
+            if size != [len(self.columns)]:
+                raise InputError(
+                    f"a row has {len(self.columns)} values, from {self.columns[0]!r} to "
+                    f"{self.columns[-1]!r}: got {' x '.join(map(str, size)) or 'one number'}"
+                )
+            found = value.tolist() if isinstance(value, np.ndarray) else list(value)
+        else:
+            raise InputError(
+                f"a row is an object, a list or their JSON: got {_kind(value)}; give the "
+                f"{len(self.columns)} columns"
+            )
+        for place, places, _ in self._places:
+            word = found[place]
+            found[place] = places.get(word, word) if isinstance(word, str) else _Unworded(word)
+        if not _NUMBERS.issuperset(map(type, found)):
+            found = [self._number(place, one) for place, one in enumerate(found)]
+        try:
+            row = np.array(found, np.float64)
+        except OverflowError:
+            row = np.array([_clipped(one) for one in found], np.float64)
+        if not (np.abs(row) <= _LARGEST).all():
+            self._check_finite(row)
+        return row.astype(np.float32)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.columns)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[int, dict[str, int], tuple[str, ...]], ...]:
+        """Place of each column with words, the number of each of them, and the words."""
+        return tuple(
+            (self.columns.index(column), {word: i for i, word in enumerate(words)}, words)
+            for column, words in self.words
+        )
+
+    @cached_property
+    def _most_bytes(self) -> int:
+        """Most bytes of a row's JSON: what comes is bounded before it is unpacked."""
+        letters = sum(map(len, self.columns))
+        letters += sum(max(map(len, words)) for _, words in self.words)
+        return 1_000 + _BYTES_PER_COLUMN * len(self.columns) + _BYTES_PER_LETTER * letters
+
+    def _read(self, value: bytes | bytearray | memoryview | str | Path) -> Any:
+        """Return what JSON holds."""
+        most = self._most_bytes
+        if isinstance(value, Path):
+            value = _begin(value, most + 1)
+        size = value.nbytes if isinstance(value, memoryview) else len(value)
+        if size > most:
+            raise InputError(
+                f"a row of {len(self.columns)} columns takes at most {most:,} bytes of JSON: got more"
+            )
+        try:
+            return msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise InputError(f"the row isn't JSON: {error}") from error
+
+    def _ordered(self, row: Mapping[Any, Any]) -> list[Any]:
+        """Return a mapping's values in the order of the columns."""
+        try:
+            found = [row[column] for column in self.columns]
+        except KeyError as error:
+            if self.missing == "refuse":
+                others = self._others(row)
+                instead = f", but {others}" if others else ""
+                raise InputError(f"the row has no column {error.args[0]!r}{instead}") from None
+            found = [row.get(column) for column in self.columns]
+        if len(row) > len(found) or (self.missing == "nan" and row.keys() - self._known):
+            raise InputError(
+                f"the row has the column {self._others(row)}, which isn't among the "
+                f"{len(self.columns)} that are known: leave it out"
+            )
+        return found
+
+    def _others(self, row: Mapping[Any, Any]) -> str:
+        """Return the name of a column that isn't known; empty where there is none."""
+        return next((f"{name!r:.80}" for name in row if name not in self._known), "")
+
+    def _number(self, place: int, value: Any) -> float:
+        """Return one value as a number, or say what it is instead."""
+        column = self.columns[place]
+        if isinstance(value, _Unworded):
+            value = value.value
+            if not _absent(value):
+                raise self._no_word(place, value)
+        if _absent(value):
+            if self.missing == "refuse":
+                raise InputError(f"the column {column!r} has no value: give one")
+            return math.nan
+        if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+            return value  # type: ignore[return-value]
+        if isinstance(value, str) and any(place == one for one, _, _ in self._places):
+            raise self._no_word(place, value)
+        raise InputError(f"the column {column!r} needs a number: got {_kind(value)}")
+
+    def _no_word(self, place: int, value: Any) -> InputError:
+        words = next(words for one, _, words in self._places if one == place)
+        named = ", ".join(map(repr, words))
+        got = f"{value!r:.80}" if isinstance(value, str) else _kind(value)
+        return InputError(
+            f"the column {self.columns[place]!r} needs one of its words, {named:.400}: got {got}"
+        )
+
+    def _check_finite(self, row: Array) -> None:
+        """Check that values are there, unless they may be missing, and that they fit float32."""
+        for column, number in zip(self.columns, row.tolist(), strict=True):
+            if math.isnan(number):
+                if self.missing == "refuse":
+                    raise InputError(f"the column {column!r} has no value: give one")
+            elif abs(number) > _LARGEST:
+                raise InputError(f"the column {column!r} needs a number that float32 holds")
+
+
+def _begin(file: Path, size: int) -> bytes:
+    """Return at most so many bytes of a file."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(size)
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class _Unworded:
+    """A value that came in a column with words, and isn't a text.
+
+    Attributes:
+        value: The value.
+    """
+
+    value: Any
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
+
+
+def _clipped(value: Any) -> float:
+    """Return a number as float, infinite where it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is in JSON's words."""
+    names = {bool: "true or false", str: "a text", dict: "an object", list: "a list"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """Return a name that comes twice."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]

@@ -1,0 +1,235 @@
+"""Rows of a table, in each form that they come in, and what is said of a row that can't be read."""
+
+import json
+import math
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.servers import ServerThread, bundle_of, place_of
+
+import hasten
+from hasten.core.records import from_record, to_record
+from hasten.errors import InputError, IntegrityError
+from hasten.inputs.pipeline.base import Pipeline, Step
+from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.threshold import Threshold
+from hasten.testing import models
+
+NAMES = ("age", "income", "years")
+ROW = Row(NAMES)
+HOUSED = Row(("age", "housing"), words=(("housing", ("rent", "own")),))
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(NAMES), inner),
+)
+
+
+@given(
+    st.lists(st.text(st.characters(codec="utf-8"), max_size=9), min_size=1, unique=True), st.data()
+)
+def test_every_form_of_a_row_gives_its_numbers_in_the_order_of_the_columns(
+    names: list[str], data: st.DataObject
+) -> None:
+    numbers = data.draw(st.lists(FLOATS, min_size=len(names), max_size=len(names)))
+    row = dict(zip(names, numbers, strict=True))
+    shuffled = dict(data.draw(st.permutations(list(row.items()))))
+    forms: list[Any] = [shuffled, numbers, tuple(numbers), np.array(numbers, np.float32)]
+    for text in (json.dumps(shuffled), json.dumps(shuffled, ensure_ascii=False, indent=4)):
+        forms += [text, text.encode(), bytearray(text.encode())]
+    forms.append(json.dumps(numbers))
+    for form in forms:
+        found = Row(tuple(names))(form)
+        assert found.dtype == np.float32
+        assert found.tolist() == numbers
+
+
+def answered(step: Row, value: Any) -> tuple[Any, str]:
+    """Return the array that a step gives, or None and what it says instead."""
+    try:
+        return step(value), ""
+    except InputError as error:
+        return None, str(error)
+
+
+@given(ANYTHING)
+def test_whatever_json_holds_is_a_row_or_refused_in_one_line(value: Any) -> None:
+    for missing in ("refuse", "nan"):
+        step = Row(NAMES, missing)
+        for form in (value, json.dumps(value)):
+            found, said = answered(step, form)
+            if found is None:
+                assert len(said.splitlines()) == 1
+            else:
+                assert found.shape == (3,)
+                assert found.dtype == np.float32
+                assert not np.isinf(found).any()
+                assert missing == "nan" or np.isfinite(found).all()
+
+
+@given(st.binary())
+def test_bytes_that_are_no_json_are_refused(value: bytes) -> None:
+    try:
+        json.loads(value)
+    except ValueError:
+        with pytest.raises(InputError):
+            ROW(value)
+
+
+def test_a_row_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "row.json").write_text('{"years": 3, "age": 41, "income": 3200.5}')
+    assert ROW(tmp_path / "row.json").tolist() == [41, 3200.5, 3]
+    with pytest.raises(InputError, match=r"none\.json can't be read: No such file or directory$"):
+        ROW(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ('{"age": 1, "years": 2}', "the row has no column 'income'"),
+        (
+            '{"age": 1, "years": 2, "incom": 3}',
+            "the row has no column 'income', but 'incom'",
+        ),
+        (
+            '{"age": 1, "years": 2, "income": 3, "name": 4}',
+            "the row has the column 'name', which isn't among the 3 that are known: leave it out",
+        ),
+        ("[1, 2]", "a row has 3 values, from 'age' to 'years': got 2"),
+        (np.zeros((1, 3)), "a row has 3 values, from 'age' to 'years': got 1 x 3"),
+        ('[1, "2", 3]', "the column 'income' needs a number: got a text"),
+        ("[1, true, 3]", "the column 'income' needs a number: got true or false"),
+        ("[1, [2], 3]", "the column 'income' needs a number: got a list"),
+        ("[1, null, 3]", "the column 'income' has no value: give one"),
+        ([1, math.nan, 3], "the column 'income' has no value: give one"),
+        ([1, math.inf, 3], "the column 'income' needs a number that float32 holds"),
+        ("[1, -1e39, 3]", "the column 'income' needs a number that float32 holds"),
+        ([1, 10**400, 3], "the column 'income' needs a number that float32 holds"),
+        (
+            "7",
+            "a row is an object, a list or their JSON: got a int; give the 3 columns",
+        ),
+    ],
+)
+def test_a_row_that_does_not_fit_is_told_by_its_column(value: Any, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        ROW(value)
+    assert str(error.value) == words
+
+
+@pytest.mark.parametrize("value", ["[1, NaN, 3]", "[1, Infinity, 3]", "[1, 2, 3", "", "[" * 300])
+def test_json_beyond_its_standard_or_cut_off_is_refused(value: str) -> None:
+    with pytest.raises(InputError, match=r"^the row isn't JSON: "):
+        ROW(value)
+
+
+def test_json_longer_than_such_a_row_can_be_is_refused_unread(tmp_path: Path) -> None:
+    long = "[1, 2, 3" + " " * 2_000 + "]"
+    (tmp_path / "row.json").write_text(long)
+    for form in (long, long.encode(), memoryview(long.encode()), tmp_path / "row.json"):
+        with pytest.raises(InputError, match=r"^a row of 3 columns takes at most 1,468 bytes of"):
+            ROW(form)
+
+
+def test_values_that_may_be_missing_become_nan_and_infinite_ones_are_refused() -> None:
+    step = Row(NAMES, "nan")
+    for form in ('{"age": 1, "years": null}', [1, None, math.nan], "[1, null, null]"):
+        assert np.array_equal(step(form), np.array([1, np.nan, np.nan], np.float32), equal_nan=True)
+    with pytest.raises(InputError, match=r"^the column 'age' needs a number that float32 holds$"):
+        step([math.inf, None, 2])
+    with pytest.raises(
+        InputError, match=r"^the row has the column 'aeg', which isn't among the 3 "
+    ):
+        step({"aeg": 1, "years": 2})
+
+
+def test_words_become_their_places_and_others_are_refused() -> None:
+    assert HOUSED('{"housing": "own", "age": 41}').tolist() == [41, 1]
+    assert HOUSED([41, "rent"]).tolist() == [41, 0]
+    for value, got in (('[41, "owns"]', "'owns'"), ("[41, 1]", "a int")):
+        with pytest.raises(InputError) as error:
+            HOUSED(value)
+        assert str(error.value) == (
+            f"the column 'housing' needs one of its words, 'rent', 'own': got {got}"
+        )
+    with pytest.raises(InputError, match=r"^the column 'housing' has no value: give one$"):
+        HOUSED([41, None])
+    with pytest.raises(InputError, match=r"^the column 'age' needs a number: got a text$"):
+        HOUSED(["own", "own"])
+    lenient = Row(HOUSED.columns, "nan", HOUSED.words)
+    assert np.isnan(lenient({"age": 41})[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"columns": ()}, "row.columns: give the names of 1 to 100,000 columns"),
+        ({"columns": "age"}, "row.columns: give the names of 1 to 100,000 columns"),
+        ({"columns": ("a", "a")}, "row.columns has 'a' twice: give each column once"),
+        ({"columns": ("a",), "missing": "zero"}, "row.missing='zero': give 'refuse' or 'nan'"),
+        (
+            {"columns": ("a",), "words": (("b", ("x",)),)},
+            "row.words has 'b', which isn't among the columns",
+        ),
+        (
+            {"columns": ("a",), "words": (("a", ("x", "x")),)},
+            "row.words of 'a': give at least 1 word, and each once",
+        ),
+        (
+            {"columns": ("a",), "words": (("a", ("x",)), ("a", ("y",)))},
+            "row.words has 'a' twice: give each column once",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        Row(**settings)
+    assert str(error.value) == words
+
+
+def test_a_bundle_keeps_the_step_and_reads_no_other_types() -> None:
+    record = json.loads(json.dumps(to_record(HOUSED)))
+    assert from_record(Step, record) == HOUSED
+    with pytest.raises(IntegrityError):
+        from_record(Step, {**record, "columns": [1, 2]})
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the linear classifier for rows of 16 columns, on ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("rows")
+    pipeline = Pipeline(
+        (Row(tuple(f"c{i}" for i in range(16))),),
+        (Threshold(0.5, position=1, activation="softmax"),),
+    )
+    return bundle_of(folder, models.linear_classifier(folder), "desk", pipeline=pipeline)
+
+
+def test_a_row_is_decided_on_alike_in_python_and_by_a_server(bundle: Path) -> None:
+    row = {f"c{i}": i / 16 for i in range(16)}
+    with hasten.load(bundle) as model:
+        decided = model.decide(row)
+        assert model.decide(json.dumps(row)) == decided
+    with ServerThread(place_of(bundle)) as server:
+        url = f"http://{server.host}/v2/models/desk/infer"
+
+        def asked(kind: str, body: bytes) -> Any:
+            request = urllib.request.Request(url, body, {"Content-Type": kind})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)["decision"]
+
+        body = json.dumps(row).encode()
+        assert asked("text/plain", body) == decided
+        assert asked("application/octet-stream", json.dumps(list(row.values())).encode()) == decided
+        # The protocol's own requests are JSON, and a row isn't one of them.
+        for kind, sent in (("application/json", body), ("text/plain", b'{"c0": 1}')):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                asked(kind, sent)
+            assert error.value.code == 400
+            error.value.close()
