@@ -175,6 +175,10 @@ def test_figures_are_of_the_requests_that_were_made(bundle: Path) -> None:
     assert (served["requests"], served["rows"]) == (3, 5)
     assert served["batches"] == [[1, 1], [3, 1]]
     assert served["refusals"] == {"INVALID": 1}
+    stages = served["stages"]
+    assert [each["stage"] for each in stages] == ["parse", "queue", "batch", "compute", "encode"]
+    assert sum(each["share"] for each in stages) == pytest.approx(1)
+    assert all(each["p50_ns"] <= each["p99_ns"] for each in stages)
     assert (served["cache"]["hits"], served["cache"]["misses"]) == (1, 2)
     assert sum(served["series"]["requests"]) == served["minute"]["requests"] == 3
     assert served["now"]["throughput_per_s"] == 0.3
@@ -260,10 +264,12 @@ def test_the_numbers_are_there_as_tables_too(browser: Browser, busy: ServerThrea
         "[...document.querySelectorAll('details table')].map(t => [...t.tHead.rows[0].cells]"
         ".map(c => c.textContent))"
     )
-    assert heads[:2] == [
+    assert heads[:3] == [
         ["Rows in a batch", "Batches", "Share"],
         ["Second", "Requests", "p50", "p99"],
+        ["Stage", "Share of the time", "p50 at most", "p99 at most"],
     ]
+    browser.wait_for(lambda: "compute" in browser.text("details tbody th"))
 
 
 @in_chromium

@@ -14,6 +14,7 @@ from hasten.core.tensors import Array
 from hasten.reporting.style import STYLE
 from hasten.serving.models.repository import Registered
 from hasten.serving.models.served import ServedModel
+from hasten.serving.models.statistics import Statistics
 from hasten.serving.models.window import quantiles_ns
 from hasten.serving.state import ServerState
 
@@ -109,6 +110,7 @@ def _served(model: ServedModel, now_ns: int) -> dict[str, Any]:
         "batches": [
             [rows, batch.compute_infer.count] for rows, batch in sorted(counted.batches.items())
         ],
+        "stages": _stages(counted),
         "refusals": dict(sorted(counted.refusals.items())),
         "cancelled": counted.cancel.count,
         "replaced": counted.replaced,
@@ -117,6 +119,25 @@ def _served(model: ServedModel, now_ns: int) -> dict[str, Any]:
         if model.settings.shadow
         else None,
     }
+
+
+def _stages(counted: Statistics) -> list[dict[str, Any]]:
+    """Return where the time of all requests went: each stage that there was, but for the whole."""
+    known = {
+        name: histogram
+        for name, histogram in counted.stages.items()
+        if name != "request" and histogram.count
+    }
+    whole_ns = sum(histogram.sum_ns for histogram in known.values())
+    return [
+        {
+            "stage": name,
+            "share": histogram.sum_ns / max(1, whole_ns),
+            "p50_ns": histogram.bound_ns(0.5),
+            "p99_ns": histogram.bound_ns(0.99),
+        }
+        for name, histogram in known.items()
+    ]
 
 
 def _span(seconds: Array) -> dict[str, Any]:

@@ -47,6 +47,12 @@ class Histogram:
         """Number of all spans."""
         return sum(self.counts)
 
+    def bound_ns(self, share: float) -> int | None:
+        """Return the least bound that a share of the spans doesn't exceed; None above all bounds."""
+        places = np.cumsum(self.counts) >= share * self.count
+        place = int(np.argmax(places))
+        return BOUNDS_NS[place] if place < len(BOUNDS_NS) else None
+
 
 @dataclass(slots=True)
 class Duration:

@@ -17,6 +17,7 @@ function time(ns) {
   if (ns < 999.5e3) return `${digits(ns / 1e3)} µs`;
   return ns < 999.5e6 ? `${digits(ns / 1e6)} ms` : `${digits(ns / 1e9)} s`;
 }
+const bound = ns => ns === null ? "over 5 s" : time(ns);
 function size(bytes) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
@@ -189,7 +190,9 @@ class View {
     this.facts = make("dl", {});
     this.sizes = table("Batches by rows", ["Rows in a batch", "Batches", "Share"]);
     this.seconds = table("Second by second", ["Second", "Requests", "p50", "p99"]);
-    this.numbers = make("details", {}, make("summary", {}, "The numbers"), this.sizes, this.seconds);
+    this.stages = table("Where the time goes", ["Stage", "Share of the time", "p50 at most", "p99 at most"]);
+    this.numbers = make("details", {}, make("summary", {}, "The numbers"), this.sizes, this.seconds,
+      this.stages);
     this.numbers.addEventListener("toggle", () => this.table());
     this.live = make("div", {}, make("ul", {class: "answers"}, ...cards),
       make("div", {class: "charts"}, ...charts), this.facts, this.numbers);
@@ -234,12 +237,14 @@ class View {
   }
   table() {
     if (!this.numbers.open || !this.served) return;
-    const {series: {requests, p50_ns, p99_ns}, batches} = this.served;
+    const {series: {requests, p50_ns, p99_ns}, batches, stages} = this.served;
     const total = batches.reduce((sum, each) => sum + each[1], 0);
     fill(this.sizes, batches.map(([rows, count]) =>
       [number(rows), number(count), percent(count / total)]));
     fill(this.seconds, requests.map((count, place) => [`${SECONDS - place} s ago`, number(count),
       time(p50_ns[place]), time(p99_ns[place])]).reverse());
+    fill(this.stages, stages.map(each =>
+      [each.stage, percent(each.share), bound(each.p50_ns), bound(each.p99_ns)]));
   }
 }
 function answering(served) {
