@@ -108,7 +108,6 @@ def score_once(
     """Read samples once, chunk by chunk, and score every model on each chunk.
 
     Args:
-    Args:
         bench: Workbench that runs the models.
         exact: The exact model, open.
         others: Key -> open candidate.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,8 +49,12 @@ _ENDS = {
     8: (True, False),
 }
 """Whether the upright image begins, down and across, where the stored one ends."""
-_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError)
-"""Exceptions that Pillow raises on images that are cut short or damaged."""
+_UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, EOFError),
+    *(AttributeError, NotImplementedError, struct.error, zlib.error, UserWarning),
+)
+"""Exceptions that Pillow raises on images that are cut short or damaged; where warnings are errors, its
+warnings too."""
 
 
 def check_size(name: str, size: int | tuple[int, int]) -> None:
