@@ -1,16 +1,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import PostStep
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import from_path
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.letterbox import Letterbox
+from hasten.inputs.pipeline.nms import Nms
 from hasten.inputs.pipeline.ultralytics import from_metadata
+from hasten.inputs.pipeline.yolo import YoloBoxes
 
 DETECTOR = {
     "description": "Ultralytics YOLO11n model",
@@ -39,8 +41,19 @@ def test_a_detector_gets_a_letterbox(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     pipeline = from_path(tmp_path / "m.onnx")
     assert pipeline.steps == (Decode(), Letterbox((480, 640)), *SCALING)
-    known = {"yolo_boxes", "nms"} <= set(PostStep.registry)
-    assert len(pipeline.after) == (2 if known else 0)
+    assert pipeline.after == (YoloBoxes(labels=("person", "bicycle")), Nms())
+
+
+def test_a_detectors_boxes_are_told_in_the_pictures_own_pixels() -> None:
+    pipeline = from_metadata({**DETECTOR, "imgsz": "[320, 320]"})
+    picture = np.zeros((100, 200, 3), np.uint8)
+    _, origin = pipeline.prepared(picture)
+    # The picture is 1.6 times as large in the middle of the square, below 80 rows of border.
+    output = np.zeros((6, 2), np.float32)
+    output[:, 1] = 160, 160, 64, 32, 0.1, 0.9  # its middle, 40 pixels wide and 20 high
+    (found,) = pipeline.decided({"output0": output}, origin)
+    assert found["label"] == "bicycle"
+    assert found["box"] == pytest.approx([80, 40, 120, 60])
 
 
 def test_a_classifier_is_cropped_and_gets_its_names() -> None:

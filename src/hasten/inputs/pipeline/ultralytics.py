@@ -9,10 +9,12 @@ from typing import Any
 
 from hasten.core.extras import missing_extra
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Pipeline, PostStep
+from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.letterbox import Letterbox
+from hasten.inputs.pipeline.nms import Nms
+from hasten.inputs.pipeline.yolo import YoloBoxes
 
 _FRAMED = ("detect", "segment", "pose", "obb")
 MAX_CHARACTERS = 2**20
@@ -23,8 +25,7 @@ def from_ultralytics(path: Path) -> Pipeline:
 
     Pictures for detection, segmentation, poses and turned boxes are framed by a letterbox; those for
     classification are resized by the shorter side and cropped; all are scaled to [0, 1]. A
-    classifier gets `top_k` with its names. A detector gets `yolo_boxes` and `nms` where both steps
-    are registered.
+    classifier gets `top_k` with its names, a detector `yolo_boxes` and `nms`.
 
     Args:
         path: The ONNX file, with `imgsz`, `task` and `names` in its metadata.
@@ -72,21 +73,8 @@ def from_metadata(metadata: Mapping[str, str]) -> Pipeline:
         raise InputError(
             f"the task {task!r:.100} isn't known here; known are classify, {', '.join(_FRAMED)}"
         )
-    return Pipeline(
-        (Decode(), Letterbox(size), *scaling), _boxes(names) if task == "detect" else ()
-    )
-
-
-def _boxes(names: tuple[str, ...]) -> tuple[PostStep, ...]:
-    """Return the steps from a detector's output to boxes; none where they aren't registered."""
-    if not {"yolo_boxes", "nms"} <= set(PostStep.registry):
-        return ()
-    found = []
-    for name in ("yolo_boxes", "nms"):
-        kind: Any = PostStep.member(name)
-        labelled = names and "labels" in kind.__dataclass_fields__
-        found.append(kind(labels=names) if labelled else kind())
-    return tuple(found)
+    after = (YoloBoxes(labels=names), Nms()) if task == "detect" else ()
+    return Pipeline((Decode(), Letterbox(size), *scaling), after)
 
 
 def _literal(metadata: Mapping[str, str], key: str) -> Any:
