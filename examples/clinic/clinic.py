@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Network(torch.nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("factor", 1 / std)
         sizes = (30, 32, 16)
-        hidden = [torch.nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False)]
+        hidden = [torch.nn.Linear(*pair) for pair in pairwise(sizes)]
         layers = [layer for one in hidden for layer in (one, torch.nn.ReLU())]
         self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], 1))
 

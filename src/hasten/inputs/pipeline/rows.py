@@ -19,8 +19,9 @@ from hasten.inputs.pipeline.base import Step
 MAX_COLUMNS = 100_000
 """Most columns of a row."""
 _LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_SQUARE = _LARGEST * _LARGEST
 _NUMBERS = frozenset((int, float))
-_TEXT = (bytes, bytearray, memoryview, str)
+_READ = (bytes, bytearray, memoryview, str, Path)
 _BYTES_PER_COLUMN = 100
 _BYTES_PER_LETTER = 12
 """Most bytes of a letter in JSON: two escapes of six."""
@@ -72,9 +73,9 @@ class Row(Step):
         Raises:
             InputError: the row can't be read; the message names the column.
         """
-        if isinstance(value, (*_TEXT, Path)):
+        if isinstance(value, _READ):
             value = self._read(value)
-        if isinstance(value, Mapping):
+        if type(value) is dict or isinstance(value, Mapping):
             found = self._ordered(value)
         elif isinstance(value, (Sequence, np.ndarray)):
             size = list(value.shape) if isinstance(value, np.ndarray) else [len(value)]
@@ -98,7 +99,7 @@ class Row(Step):
             row = np.array(found, np.float64)
         except OverflowError:
             row = np.array([_clipped(one) for one in found], np.float64)
-        if not (np.abs(row) <= _LARGEST).all():
+        if not row.dot(row) <= _LARGEST_SQUARE:  # a tenth of the time of asking each number
             self._check_finite(row)
         return row.astype(np.float32)
 
