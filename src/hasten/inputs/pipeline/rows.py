@@ -62,7 +62,7 @@ class Row(Step):
         if twice := _twice([column for column, _ in self.words]):
             raise InputError(f"row.words has {twice!r} twice: give each column once")
         for column, words in self.words:
-            if column not in self.columns:
+            if column not in self._known:
                 raise InputError(f"row.words has {column!r}, which isn't among the columns")
             if isinstance(words, str) or not words or _twice(words):
                 raise InputError(f"row.words of {column!r}: give at least 1 word, and each once")
@@ -77,7 +77,7 @@ class Row(Step):
             value = self._read(value)
         if type(value) is dict or isinstance(value, Mapping):
             found = self._ordered(value)
-        elif isinstance(value, (Sequence, np.ndarray)):
+        elif isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
             size = list(value.shape) if isinstance(value, np.ndarray) else [len(value)]
             if size != [len(self.columns)]:
                 raise InputError(
@@ -110,8 +110,9 @@ class Row(Step):
     @cached_property
     def _places(self) -> tuple[tuple[int, dict[str, int], tuple[str, ...]], ...]:
         """Place of each column with words, the number of each of them, and the words."""
+        at = {column: place for place, column in enumerate(self.columns)}
         return tuple(
-            (self.columns.index(column), {word: i for i, word in enumerate(words)}, words)
+            (at[column], {word: i for i, word in enumerate(words)}, words)
             for column, words in self.words
         )
 
@@ -227,7 +228,8 @@ def _clipped(value: Any) -> float:
 
 def _kind(value: Any) -> str:
     """Return what a value is in JSON's words."""
-    names = {bool: "true or false", str: "a text", dict: "an object", list: "a list"}
+    names: dict[type, str] = {bool: "true or false", int: "a number", float: "a number"}
+    names |= {str: "a text", dict: "an object", list: "a list", type(None): "null"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 
