@@ -112,8 +112,12 @@ def test_a_row_is_read_from_a_file(tmp_path: Path) -> None:
         ("[1, -1e39, 3]", "the column 'income' needs a number that float32 holds"),
         ([1, 10**400, 3], "the column 'income' needs a number that float32 holds"),
         (
+            '"123"',
+            "a row is an object, a list or their JSON: got a text; give the 3 columns",
+        ),
+        (
             "7",
-            "a row is an object, a list or their JSON: got a int; give the 3 columns",
+            "a row is an object, a list or their JSON: got a number; give the 3 columns",
         ),
     ],
 )
@@ -123,7 +127,7 @@ def test_a_row_that_does_not_fit_is_told_by_its_column(value: Any, words: str) -
     assert str(error.value) == words
 
 
-@pytest.mark.parametrize("value", ["[1, NaN, 3]", "[1, Infinity, 3]", "[1, 2, 3", "", "[" * 300])
+@pytest.mark.parametrize("value", ["[1, NaN, 3]", "[1, Infinity, 3]", "[1, 2, 3", "", "[" * 1_400])
 def test_json_beyond_its_standard_or_cut_off_is_refused(value: str) -> None:
     with pytest.raises(InputError, match=r"^the row isn't JSON: "):
         ROW(value)
@@ -152,7 +156,7 @@ def test_values_that_may_be_missing_become_nan_and_infinite_ones_are_refused() -
 def test_words_become_their_places_and_others_are_refused() -> None:
     assert HOUSED('{"housing": "own", "age": 41}').tolist() == [41, 1]
     assert HOUSED([41, "rent"]).tolist() == [41, 0]
-    for value, got in (('[41, "owns"]', "'owns'"), ("[41, 1]", "a int")):
+    for value, got in (('[41, "owns"]', "'owns'"), ("[41, 1]", "a number")):
         with pytest.raises(InputError) as error:
             HOUSED(value)
         assert str(error.value) == (
@@ -228,7 +232,11 @@ def test_a_row_is_decided_on_alike_in_python_and_by_a_server(bundle: Path) -> No
         assert asked("text/plain", body) == decided
         assert asked("application/octet-stream", json.dumps(list(row.values())).encode()) == decided
         # The protocol's own requests are JSON, and a row isn't one of them.
-        for kind, sent in (("application/json", body), ("text/plain", b'{"c0": 1}')):
+        for kind, sent in (
+            ("application/json", body),
+            ("application/x-www-form-urlencoded", body),
+            ("text/plain", b'{"c0": 1}'),
+        ):
             with pytest.raises(urllib.error.HTTPError) as error:
                 asked(kind, sent)
             assert error.value.code == 400
