@@ -6,6 +6,7 @@ import concurrent.futures
 import http.client
 import io
 import json
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
+from hasten.inputs.pipeline.rows import Row
 from hasten.serving.models.deciding import as_json
 from hasten.testing import models
 
@@ -260,6 +262,33 @@ def test_a_client_that_goes_away_leaves_nothing_under_way(server: ServerThread) 
     model = server.server.state.repository.find("colour")
     until(lambda: server.call(lambda: model.idle))
     assert post(server, picture(1))[0] == 200
+
+
+def test_short_rows_are_answered_alike_once_they_are_known_to_be_quick(tmp_path: Path) -> None:
+    columns = tuple(f"c{number}" for number in range(16))
+    pipeline = Pipeline((Row(columns),), (TopK(1),))
+    bundle = bundle_of(tmp_path, models.linear_classifier(tmp_path), "rows", pipeline=pipeline)
+    rows = np.random.default_rng(0).standard_normal((60, 16), dtype=np.float32)
+    bodies = [json.dumps(dict(zip(columns, map(float, row), strict=True))).encode() for row in rows]
+    with ServerThread(place_of(bundle)) as running, hasten.load(bundle) as loaded:
+        deciding = running.server.state.repository.find("rows").deciding
+        assert deciding is not None
+        threads = deciding._threads
+        for turn in range(3):
+            if turn == 2:  # by now a stage's latest spans are known, however slow this machine is
+                deciding._recent_ns = {
+                    stage: deque([1] * 16, 16) for stage in ("prepare", "decide")
+                }
+                deciding._threads = None  # type: ignore[assignment]  # it would be missed
+            for body in bodies[: 6 if turn == 2 else None]:
+                status, answer = post(running, body, "text/plain", "rows")
+                assert (status, answer["decision"]) == (200, loaded.decide(body))
+            if turn == 2:
+                deciding._recent_ns["prepare"].clear()
+                deciding._threads = threads
+            status, answer = post(running, b'{"c0": 1}', "text/plain", "rows")
+            assert status == 400
+            assert "c1" in answer["error"]
 
 
 def test_a_decision_that_json_cannot_hold_is_refused() -> None:

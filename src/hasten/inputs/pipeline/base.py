@@ -49,6 +49,8 @@ class Step(Value, ABC):
     Attributes:
         packages: Distributions that the step imports beside numpy, as `pip install` takes them.
         extra: hasten's extra that brings them; "" where there are none.
+        bounded: Whether the step's work grows with its input's bytes alone, as that of reading a row
+            does; a picture of few bytes may have many pixels.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -70,6 +72,7 @@ class Step(Value, ABC):
     )
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
+    bounded: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:

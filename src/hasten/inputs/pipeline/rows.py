@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -50,6 +50,7 @@ class Row(Step):
     columns: tuple[str, ...]
     missing: Literal["refuse", "nan"] = "refuse"
     words: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check that the columns have names of their own, and the words columns."""

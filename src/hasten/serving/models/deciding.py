@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +28,12 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
 
 _MOST_WAITING = 1024
+_QUICK_NS = 100_000
+"""Time below which work is done on the event loop's thread: about the cost of another thread's."""
+_SHORT_BYTES = 4096
+"""Size of a request's samples up to which its work may be done there."""
+_RECENT = 16
+"""Number of latest spans whose median says how long a stage takes."""
 
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
 log = logging.getLogger("hasten.serving")
@@ -68,9 +75,21 @@ class RawTicket:
         rows: Number of samples.
         key: Hash of the samples; None without a cache.
         origins: Where each prepared sample comes from.
+        short: Whether the samples are so few bytes that their pipeline can't take long.
     """
 
-    __slots__ = ("_deciding", "_done", "inner", "key", "model", "origins", "over", "query", "rows")
+    __slots__ = (
+        "_deciding",
+        "_done",
+        "inner",
+        "key",
+        "model",
+        "origins",
+        "over",
+        "query",
+        "rows",
+        "short",
+    )
 
     def __init__(self, deciding: Deciding, query: Query, done: Done, rows: int) -> None:
         self._deciding, self.model, self.query, self._done = deciding, deciding.model, query, done
@@ -78,6 +97,7 @@ class RawTicket:
         self.key: bytes | None = None
         self.inner: Cancellable | None = None
         self.origins: list[Origin] = []
+        self.short = False
 
     def cancel(self) -> None:
         """Give up the request, whose client went away."""
@@ -120,6 +140,10 @@ class Deciding:
         self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
         # The processors that an engine leaves idle while it waits are few: one thread for each.
         self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
+        self._bounded = bool(pipeline.steps) and pipeline.steps[0].bounded
+        self._recent_ns: dict[str, deque[int]] = {
+            stage: deque(maxlen=_RECENT) for stage in ("prepare", "decide")
+        }
         self._under_way: set[RawTicket] = set()
         self._none_left = asyncio.Event()
         self._none_left.set()
@@ -155,6 +179,7 @@ class Deciding:
             self.model.refused(query, failure)
             raise
         ticket = self.ticket(query, done, len(samples))
+        ticket.short = self._bounded and sum(map(len, samples)) <= _SHORT_BYTES
         self._under_way.add(ticket)
         self._none_left.clear()
         if self.model.cache is not None and self._known(ticket):
@@ -226,25 +251,37 @@ class Deciding:
     def _run(
         self, ticket: RawTicket, work: Callable[[], Any], then: Callable[[RawTicket, Any], None]
     ) -> None:
-        """Run work on a thread, then go on with its result on the loop's thread."""
+        """Run work at once if it is quick, else on a thread; go on with its result on the loop's."""
+        stage = "prepare" if ticket.inner is None else "decide"
+        if self._quick(stage, ticket):
+            self._go_on(ticket, *self._worked(ticket, work), then)
+            return
 
         def worked() -> None:
-            if ticket.over:
-                return
-            began_ns = self._clock_ns()
-            try:
-                result = work()
-            except ProtocolError as failure:
-                result = failure
-            except Exception:  # otherwise the client would get no answer at all
-                log.exception("the pipeline broke on a request to %s", self.model.name)
-                result = ProtocolError(
-                    Kind.INTERNAL, "the model's pipeline failed; the server's log has the reason"
-                )
-            span_ns = self._clock_ns() - began_ns
-            self._loop.call_soon_threadsafe(self._go_on, ticket, result, span_ns, then)
+            if not ticket.over:
+                result, span_ns = self._worked(ticket, work)
+                self._loop.call_soon_threadsafe(self._go_on, ticket, result, span_ns, then)
 
         self._threads.submit(worked)
+
+    def _quick(self, stage: str, ticket: RawTicket) -> bool:
+        """Whether a stage takes less time than the way to a thread and back, for a short sample."""
+        spans = self._recent_ns[stage]
+        return ticket.short and len(spans) == _RECENT and sorted(spans)[_RECENT // 2] < _QUICK_NS
+
+    def _worked(self, ticket: RawTicket, work: Callable[[], Any]) -> tuple[Any, int]:
+        """Return what work returns, or the error that its request gets, and how long it took."""
+        began_ns = self._clock_ns()
+        try:
+            result = work()
+        except ProtocolError as failure:
+            result = failure
+        except Exception:  # otherwise the client would get no answer at all
+            log.exception("the pipeline broke on a request to %s", self.model.name)
+            result = ProtocolError(
+                Kind.INTERNAL, "the model's pipeline failed; the server's log has the reason"
+            )
+        return result, self._clock_ns() - began_ns
 
     def _go_on(
         self,
@@ -255,7 +292,9 @@ class Deciding:
     ) -> None:
         if ticket.over:
             return
-        self.model.statistics.staged("decide" if ticket.inner is not None else "prepare", span_ns)
+        stage = "prepare" if ticket.inner is None else "decide"
+        self._recent_ns[stage].append(span_ns)
+        self.model.statistics.staged(stage, span_ns)
         if isinstance(result, ProtocolError):
             self.model.refused(ticket.query, result)
             ticket.tell(result)
