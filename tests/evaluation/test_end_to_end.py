@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
+from hasten.inputs.pipeline.rows import Row
 from hasten.testing import models
 
 SHORT = Pipeline(image_pipeline(8).steps, (TopK(1, COLOURS, softmax=False),))
@@ -120,6 +122,22 @@ def test_what_is_missing_is_said_in_one_line(
     with pytest.raises(InputError) as error:
         hasten.bench(bundle, **options)  # type: ignore[arg-type]
     assert str(error.value) == words
+
+
+def test_rows_lie_in_files_too(tmp_path: Path) -> None:
+    columns = tuple(f"c{number}" for number in range(16))
+    pipeline = Pipeline((Row(columns),), (TopK(1),))
+    rows = bundle_of(tmp_path, models.linear_classifier(tmp_path), "rows", pipeline=pipeline)
+    (tmp_path / "rows").mkdir()
+    for number in range(3):
+        row = dict.fromkeys(columns, float(number))
+        (tmp_path / "rows" / f"{number}.json").write_text(json.dumps(row))
+    result = hasten.bench(rows, data=tmp_path / "rows", end_to_end=True, rounds=3)
+    assert [stage.name for stage in result.stages] == ["row", "model", "top_k"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as error:
+        hasten.bench(rows, data=tmp_path / "empty", end_to_end=True)
+    assert str(error.value) == f"{tmp_path / 'empty'} has no files"
 
 
 def test_a_bundle_that_was_made_from_arrays_has_no_way_to_measure(

@@ -206,7 +206,7 @@ def _held(folder: Path, part: Part, manifest: Manifest, custom_ops: Sequence[Pat
 
 
 def files_of(data: Any) -> tuple[Path, ...]:
-    """Return the files of a folder of samples, as many as are timed; classes in turns.
+    """Return the files of a folder of samples, as many as are timed; its images, where it has some.
 
     Raises:
         InputError: there is no such folder, or it has no files.
@@ -217,10 +217,12 @@ def files_of(data: Any) -> tuple[Path, ...]:
             f"as data; got {data!r:.100}"
         )
     folder = Path(data)
-    listed = sorted(file for file in folder.rglob("*") if file.is_file())
-    files = [file for file in listed if file.suffix.lower() in SUFFIXES]
+    listed = sorted(
+        file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")
+    )
+    files = [file for file in listed if file.suffix.lower() in SUFFIXES] or listed
     if not files:
-        raise InputError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{folder} has no files")
     return tuple(files[place] for place in np.linspace(0, len(files) - 1, _FILES).astype(int))
 
 
