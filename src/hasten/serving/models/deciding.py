@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import orjson
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
@@ -386,6 +385,8 @@ def as_json(decision: Any) -> bytes:
     Raises:
         InputError: the decision has NaN or infinite values, or is no JSON value.
     """
+    import orjson
+
     try:
         data = orjson.dumps(_plain(decision), option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
