@@ -32,8 +32,20 @@ class Searched:
     notes: list[str]
 
 
-def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong: int) -> Searched:
-    """Explore where one candidate takes half of the baseline's time, and answers so many otherwise."""
+def explored(
+    desk: Desk,
+    spool: Spool,
+    folder: Path,
+    floor: Floor | None,
+    wrong: int,
+    *,
+    frozen: bool = False,
+) -> Searched:
+    """Explore where one candidate takes half of the baseline's time, and answers so many otherwise.
+
+    Args:
+        frozen: Whether the run was stopped after it had frozen what it certifies.
+    """
     bench = Workbench(
         folder,
         desk.bench.target.with_threads(2),
@@ -43,6 +55,8 @@ def explored(desk: Desk, spool: Spool, folder: Path, floor: Floor | None, wrong:
     )
     promise = Promise(Agreement(), "changed", max_drop=0.03)
     job = job_in(folder)
+    if frozen:
+        job.journal.append("ladder", choice={}, sha256="")
     trials = Screening(bench, job.journal, spool, promise, pace=Pace(), seed=0)
     trials.exact_scores = np.ones(SAMPLES)
     trials.baseline = Single((), OpenVino())
@@ -113,3 +127,11 @@ def test_it_goes_on_where_the_fastest_is_not_right_enough(
     desk: Desk, spool: Spool, tmp_path: Path
 ) -> None:
     assert explored(desk, spool, tmp_path, least(0.97 * EACH_NS), wrong=80).tried
+
+
+def test_a_resumed_run_that_froze_what_it_certifies_tries_nothing_new(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    found = explored(desk, spool, tmp_path, None, wrong=2, frozen=True)
+    assert found.tried == []
+    assert not any("untried" in note for note in found.notes)

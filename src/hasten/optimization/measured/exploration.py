@@ -61,6 +61,7 @@ class Exploration:
         self._on_better, self._least, self._notes = on_better, least, job.notes
         self._best_ratio = 1.0
         self._at_limit = False
+        self._frozen = job.journal.last("ladder") is not None
         self._met: set[str] = set()
 
     def explore(self, grid: Sequence[Single]) -> None:
@@ -137,9 +138,10 @@ class Exploration:
         for number, candidate in enumerate(candidates):
             if self._late() and candidate.key not in self.trials.done:
                 left = len(candidates) - number
-                self._notes.append(
-                    f"the time limit left {left} of {len(candidates)} candidates untried"
-                )
+                if not self._frozen:
+                    self._notes.append(
+                        f"the time limit left {left} of {len(candidates)} candidates untried"
+                    )
                 return False
             self._job.tell("try", candidate.label, number, len(candidates), outcome, self.best)
             trial = self.trials.run(candidate, beat)
@@ -271,7 +273,8 @@ class Exploration:
             self._on_better(trial)
 
     def _late(self) -> bool:
-        return self._left_s() <= 0
+        """Whether nothing more is tried: the time is up, or a stopped run froze its ladder already."""
+        return self._frozen or self._left_s() <= 0
 
     def _left_s(self) -> float:
         """Return the time left to search, in seconds."""
