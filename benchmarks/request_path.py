@@ -115,6 +115,7 @@ def measured(folder: Path) -> dict[str, Any]:
     print(
         f"end to end: {whole.status}, {whole.winner.label}; apart: {apart.status}, {apart.winner.label}"
     )
+    (folder / "export").mkdir(exist_ok=True)
     original = load_model(module, {"x": np.zeros((3, 224, 224), np.float32)}, folder / "export")
     (folder / "usual.py").write_text(USUAL.format(load=DEFAULTS.format(model=str(original.path))))
     (folder / "same.py").write_text(
