@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from hasten.cli.demos import package_folder
 from hasten.cli.demos.photos import RandomCrops, photo_files
 from hasten.core.tensors import Array
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.image import Normalize, ToLayout
+from hasten.inputs.pipeline.letterbox import Letterbox
 from hasten.lightening.architectures.darknet import Darknet
-from hasten.lightening.architectures.detection import Detector, letterbox
+from hasten.lightening.architectures.detection import Detector
 
 SIZE = 416
 DEBIAN = Path("/usr/share/darknet/data")
@@ -54,6 +58,12 @@ def names() -> list[str]:
     return (folder() / "coco.names").read_text().split("\n")
 
 
+def letterboxed(image: Image.Image) -> Array:
+    """Return an RGB image as the network takes it, float32 `(3, SIZE, SIZE)` from 0 to 1."""
+    steps = (Letterbox(SIZE, fill=128), Normalize((0.0,) * 3, (1.0,) * 3), ToLayout())
+    return Pipeline(steps)(np.asarray(image))  # type: ignore[no-any-return]
+
+
 class LetterboxedCrops(RandomCrops):
     """The photos demo's crops, letterboxed; of photographs with something to detect."""
 
@@ -66,7 +76,7 @@ class LetterboxedCrops(RandomCrops):
         image = self._photos[photo].crop(tuple(round(side) for side in box))
         if mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return letterbox(image, SIZE)
+        return letterboxed(image)
 
 
 def crops() -> LetterboxedCrops:

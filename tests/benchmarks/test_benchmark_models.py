@@ -43,7 +43,7 @@ def test_yolov3_tiny_finds_what_photographs_show(load: Load) -> None:
     for name in ("imagenet_01_559.jpg", "imagenet_06_609.jpg", "coffee.png"):
         image = yolo.Image.fromarray(Decode()(files[name]))
         with torch.no_grad():
-            answer = detector(torch.from_numpy(yolo.letterbox(image, yolo.SIZE)[None]))
+            answer = detector(torch.from_numpy(yolo.letterboxed(image)[None]))
         certain = answer["scores"][0] > 0.5
         found[name] = {names[label] for label in answer["labels"][0][certain]}
     assert found == {

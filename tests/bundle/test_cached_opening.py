@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.bundles import built, stated
+from tests.support.cache_log import untold
 
 from hasten.bundle import Loaded, Part, load, write
-from hasten.core import cache_folder as module
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -31,11 +31,8 @@ X = np.random.default_rng(0).standard_normal((5, 3, 8, 8), dtype=np.float32)
 
 
 @pytest.fixture(autouse=True)
-def untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_told", set())
-    monkeypatch.setattr(logging.getLogger("hasten.cache"), "disabled", False)
-    monkeypatch.setattr(logging.root.manager, "disable", 0)  # OpenVINO's converter silences others
-    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+def log(monkeypatch: pytest.MonkeyPatch) -> None:
+    untold(monkeypatch)
 
 
 def bundle_of(folder: Path, engine: Engine) -> Path:

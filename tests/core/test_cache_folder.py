@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.support.cache_log import untold
 
-from hasten.core import cache_folder as module
 from hasten.core.cache_folder import LIMIT_BYTES, CacheFolder, bulk_name, cache_folder
 from hasten.errors import InputError
 
@@ -24,11 +24,8 @@ HEAD_BYTES = 80
 
 
 @pytest.fixture(autouse=True)
-def untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_told", set())
-    monkeypatch.setattr(logging.getLogger("hasten.cache"), "disabled", False)
-    monkeypatch.setattr(logging.root.manager, "disable", 0)  # OpenVINO's converter silences others
-    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+def log(monkeypatch: pytest.MonkeyPatch) -> None:
+    untold(monkeypatch)
 
 
 @pytest.fixture

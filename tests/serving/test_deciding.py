@@ -294,7 +294,7 @@ def test_short_rows_are_answered_alike_once_they_are_known_to_be_quick(tmp_path:
 def test_a_decision_that_json_cannot_hold_is_refused() -> None:
     scores = {"y": np.array([1.5, 2.0], np.float16), "n": (1, None, "a")}
     assert json.loads(as_json(scores)) == {"y": [1.5, 2.0], "n": [1, None, "a"]}
-    for wrong in (float("nan"), {"y": [float("inf")]}, np.array([np.nan])):
+    for wrong in (float("nan"), np.float32("nan"), {"y": [float("inf")]}, np.array([np.nan])):
         with pytest.raises(InputError) as error:
             as_json(wrong)
         assert str(error.value) == (

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -191,7 +191,7 @@ class Loaded:
         """Answer one request from what a sensor or a file gives: prepare it, run the model, decide.
 
         Args:
-            value: What the bundle's pipeline takes: for pictures a file's bytes, or its path.
+            value: Sample as the bundle's pipeline takes it: for pictures a file's bytes, or its path.
 
         Returns:
             The decision as plain values that JSON can represent; without steps after the model, its
@@ -319,8 +319,7 @@ def load(
     """Check a bundle and open its model on the engine that it names, for any number of threads.
 
     Args:
-        path: The bundle's folder. Or a chain, as a line such as `det.hasten+crop+ocr.hasten` or a YAML
-            file: what is returned is then what `hasten.chain` returns, of another type.
+        path: The bundle's folder; a chain is opened by `hasten.chain`.
         which: "winner", or "exact" for the exact model that the winner was compared to.
         custom_ops: Libraries with the user's own operators, the same files as when the bundle was
             made.
@@ -347,12 +346,7 @@ def load(
     from hasten.measure.environment import environment
 
     if is_chain(path):
-        if custom_ops:
-            raise InputError("a chain takes operator libraries by model: use hasten.chain")
-        from hasten.bundle.chains.opened import open_chain
-
-        opened = open_chain(path, which=which, threads=threads, sessions=sessions, cache=cache)
-        return cast("Loaded", opened)  # what both have is what a chain's caller uses
+        raise InputError(f"{path} is a chain, not a bundle's folder: open it by hasten.chain")
     _check_count("threads, the number of threads for one request,", threads)
     _check_count("sessions, the number of requests answered in parallel,", sessions)
     if which not in ("winner", "exact"):

@@ -45,7 +45,7 @@ class Starts:
     """Starts of one kind.
 
     Attributes:
-        label: What was started, for people.
+        label: Description of what was started, for people.
         stages_ns: Length of each stage of each start, in the order of `STAGES`, in nanoseconds.
         processor_ns: Time of each start that processors spent on it, all threads together, in
             nanoseconds: other work on the machine distorts it less.

@@ -47,10 +47,17 @@ def told(decision: Any, key: str = "colour") -> dict[tuple[int, int], str | None
     }
 
 
+def test_a_chain_is_not_loaded_as_a_bundle(det: Path, colour: Path) -> None:
+    line = f"{det}+crop+{colour}"
+    with pytest.raises(InputError) as error:
+        hasten.load(line)
+    assert str(error.value) == f"{line} is a chain, not a bundle's folder: open it by hasten.chain"
+
+
 def test_each_box_of_a_picture_gets_the_readers_decision_on_its_crop(
     det: Path, colour: Path
 ) -> None:
-    with hasten.load(f"{det}+crop+{colour}") as chain:
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
         decision = chain.decide(png(squares(PLACES)))
     assert told(decision) == PLACES
     assert json.loads(json.dumps(decision)) == decision

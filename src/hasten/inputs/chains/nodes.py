@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,9 +40,9 @@ class Node(Value, ABC):
     name: str
 
     @property
+    @abstractmethod
     def comes_from(self) -> str:
         """Name of the node whose result this one takes, or `SOURCE`."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         """Check the name."""
@@ -194,7 +194,7 @@ def entries(decision: Any, needed: str, name: str) -> list[Mapping[str, Any]]:
 
     Args:
         decision: Decision of a model.
-        needed: What is needed, for the message.
+        needed: Description of what the node needs, for the message.
         name: Name of the node that needs it.
 
     Raises:

@@ -125,9 +125,8 @@ class LogMel(Step):
         scale: Formula of the mel scale: "slaney", linear up to 1 kHz, or "htk".
         area: Whether each band's triangle has the same area ("slaney" norm); otherwise the same
             height.
-        log: What becomes of the power: its natural or decimal logarithm ("natural", "decimal"), or
-            as Whisper has it, decimal, at most 8 below the highest, plus 4 and divided by 4, without
-            the last frame ("whisper").
+        log: Logarithm of the power: "natural"; "decimal"; or "whisper", which is decimal, at most 8
+            below the highest, plus 4 and divided by 4, without the last frame, as Whisper has it.
         floor: Smallest power before the logarithm.
     """
 

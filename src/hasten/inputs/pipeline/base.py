@@ -119,8 +119,8 @@ class PostStep(Value, ABC):
         gives: Kind of value that the step gives.
         packages: Distributions that the step imports beside numpy, as `pip install` takes them.
         extra: hasten's extra that brings them; "" where there are none.
-        decides: What its decision is for a chain of models: "classes", "boxes"; "" where nothing is
-            said.
+        decides: Form of its decision, for a chain of models that goes on from it: "classes" or "boxes";
+            "" for any other.
     """
 
     registry: ClassVar[Registry] = Registry(

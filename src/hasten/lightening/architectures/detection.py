@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from hasten.core.tensors import Array
-
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 CANDIDATES = 64
 """Number of an image's best boxes that are kept before overlapping ones are removed."""
@@ -78,15 +75,3 @@ def standing(boxes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     for _ in range(ROUNDS):
         stands = 1 - (leaves_out * stands[:, :, None]).amax(1)
     return stands
-
-
-def letterbox(image: Image.Image, size: int) -> Array:
-    """Fit an image into a grey square, keeping its aspect ratio, as float32 `(3, size, size)`."""
-    from PIL import Image
-
-    scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    square = Image.new("RGB", (size, size), (128, 128, 128))
-    fitted = image.resize((width, height), Image.Resampling.BILINEAR)
-    square.paste(fitted, ((size - width) // 2, (size - height) // 2))
-    return np.ascontiguousarray(np.asarray(square, np.float32).transpose(2, 0, 1) / 255)

@@ -62,6 +62,7 @@ class Exploration:
         self._best_ratio = 1.0
         self._at_limit = False
         self._frozen = job.journal.last("ladder") is not None
+        self._ended = False
         self._met: set[str] = set()
 
     def explore(self, grid: Sequence[Single]) -> None:
@@ -102,7 +103,7 @@ class Exploration:
 
     def _over(self) -> bool:
         """Whether the time is up, or less is left to gain than a few turns can tell apart."""
-        if self._late() or self._at_limit:
+        if self._late() or self._at_limit or self._ended:
             return True
         passing = [t for t in self._ranked() if self._surely_passes(t)]
         # A floor says nothing about tails, nor about another model.
@@ -127,21 +128,25 @@ class Exploration:
         return self._at_limit
 
     def _try(self, candidates: Sequence[Single], beat: float = 1.0) -> bool:
-        """Try candidates; return whether the time sufficed.
+        """Try candidates; return whether all were tried.
 
         A candidate that surely doesn't beat the ratio `beat` isn't judged.
         """
         if not candidates:
             return True
-        self._transform(c for c in candidates if c.key not in self.trials.done)
+        if not self._frozen:
+            self._transform(c for c in candidates if c.key not in self.trials.done)
         outcome: str | None = None
         for number, candidate in enumerate(candidates):
-            if self._late() and candidate.key not in self.trials.done:
+            untried = candidate.key not in self.trials.done
+            if untried and self._frozen:  # what is certified was chosen before the run was stopped
+                self._ended = True
+                return False
+            if untried and self._late():
                 left = len(candidates) - number
-                if not self._frozen:
-                    self._notes.append(
-                        f"the time limit left {left} of {len(candidates)} candidates untried"
-                    )
+                self._notes.append(
+                    f"the time limit left {left} of {len(candidates)} candidates untried"
+                )
                 return False
             self._job.tell("try", candidate.label, number, len(candidates), outcome, self.best)
             trial = self.trials.run(candidate, beat)
@@ -273,8 +278,7 @@ class Exploration:
             self._on_better(trial)
 
     def _late(self) -> bool:
-        """Whether nothing more is tried: the time is up, or a stopped run froze its ladder already."""
-        return self._frozen or self._left_s() <= 0
+        return self._left_s() <= 0
 
     def _left_s(self) -> float:
         """Return the time left to search, in seconds."""

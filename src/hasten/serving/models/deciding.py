@@ -406,6 +406,6 @@ def _plain(value: Any) -> Any:
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise InputError("the decision has NaN or infinite values, which JSON can't represent")
         return np.ascontiguousarray(value)
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, (float, np.floating)) and not math.isfinite(value):
         raise InputError("the decision has NaN or infinite values, which JSON can't represent")
     return value

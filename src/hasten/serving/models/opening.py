@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 
 from hasten.bundle import Loaded, Manifest, answers_as, load, read
+from hasten.bundle.batch_mates import made_up, mates, share_batch_axis, stacked, unlike_alone
 from hasten.bundle.evidence import batch_curve
 from hasten.core.devices import at_hand
-from hasten.core.tensors import Array, Tensors, TensorSpec, unlike_rows
+from hasten.core.tensors import Tensors
 from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.latencies import Latencies
@@ -33,9 +34,6 @@ _RUNS, _FEW_RUNS = 5, 2
 """Number of timed runs per batch shape; few if the curve already states its time."""
 _TIMED_NS = 100_000_000
 """Time to spend on timing one batch shape; slower shapes get fewer runs."""
-_LOUD = 8.0
-"""Factor by which batch mates are scaled up in the comparison, to expose a quantization scale that is
-shared across a batch."""
 _ANSWERED_BY = ("answers", "answered_by", "runs_on", "device")
 """Properties of an engine that state what computes its answers."""
 _ALIKE = 0.1
@@ -119,7 +117,7 @@ class OpenBundle:
         """Return requests to warm up with: those that the bundle keeps, or else `count` random ones."""
         rng = np.random.default_rng(seed)
         rows = 1 if self.batched else None
-        made = (_made_up(self.first.request, rows, rng) for _ in range(count))
+        made = (made_up(self.first.request, rows, rng) for _ in range(count))
         return self.requests or tuple(made)
 
     def close(self) -> None:
@@ -258,9 +256,7 @@ def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) ->
 
 def _batched(session: Loaded) -> bool:
     """Whether all inputs share one open first axis, all outputs have axes, and batches can be run."""
-    axes = {spec.shape[:1] for spec in session.inputs}
-    open_ = len(axes) == 1 and all(axis and isinstance(axis[0], str) for axis in axes)
-    return open_ and _largest(session) > 1 and all(spec.shape for spec in session.outputs)
+    return share_batch_axis(session.inputs, session.outputs) and _largest(session) > 1
 
 
 def _largest(session: Loaded) -> int:
@@ -269,21 +265,6 @@ def _largest(session: Loaded) -> int:
     if sizes is None:
         return SIZES[-1]
     return len(sizes) if set(sizes) == set(range(1, len(sizes) + 1)) else 1
-
-
-def _made_up(
-    specs: Sequence[TensorSpec], rows: int | None, rng: np.random.Generator, loud: float = 1.0
-) -> dict[str, Array]:
-    """Make a random request of `rows` rows; None for as many rows as the specs state."""
-    made = {}
-    for spec in specs:
-        sizes = spec.sizes if rows is None else (rows, *spec.sizes[1:])
-        if np.dtype(spec.dtype).kind == "f":
-            array = loud * rng.standard_normal(sizes, np.float32)
-            made[spec.name] = array.astype(spec.dtype, copy=False)
-        else:
-            made[spec.name] = rng.integers(0, 2, sizes, np.int8).astype(spec.dtype)
-    return made
 
 
 def _warm_up(
@@ -314,7 +295,8 @@ def _warm_up(
         opened.batched = False
         opened.latencies = Latencies({1: known.get(1, 1.0)})
         return
-    sizes, mates = [1], _mates(opened)
+    sizes = [1]
+    beside = mates(opened.requests, opened.first.request)
     if opened.batched and all(array.shape[:1] == (1,) for array in alone.values()):
         each_bytes = sum(array.nbytes for array in lone.values())
         most_ns = pace.spent_ns + _BUDGET_NS
@@ -323,7 +305,7 @@ def _warm_up(
             enough = expected_ns > _SLOWEST_NS or pace.spent_ns + 3 * expected_ns > most_ns
             if size > most_rows or enough or size * each_bytes > _BYTES:
                 break
-            batch = _stacked([lone, *itertools.islice(mates, size - 1)])
+            batch = stacked([lone, *itertools.islice(beside, size - 1)])
             unlike = _unlike_alone(opened, batch, alone, pace)
             if unlike:
                 opened.notes.append(f"served without batching: {unlike}")
@@ -369,22 +351,6 @@ def _timed_ns(
     return pace.typical_ns(times)
 
 
-def _mates(opened: OpenBundle) -> Iterator[Tensors]:
-    """Yield batch mates for a first request, without end: one-row requests, scaled up by `_LOUD`."""
-    rng = np.random.default_rng(1)
-    while not opened.requests:
-        yield _made_up(opened.first.request, 1, rng, _LOUD)
-    for request in itertools.cycle((*opened.requests[1:], opened.requests[0])):
-        with np.errstate(over="ignore"):
-            yield {
-                n: a * a.dtype.type(_LOUD) if a.dtype.kind == "f" else a for n, a in request.items()
-            }
-
-
-def _stacked(requests: Sequence[Tensors]) -> dict[str, Array]:
-    return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
-
-
 def _unlike_alone(opened: OpenBundle, batch: Tensors, alone: Tensors, pace: BackgroundPace) -> str:
     """Say why the first row's answer in a batch differs from its answer alone; "" if it doesn't."""
     rows = len(next(iter(batch.values())))
@@ -392,9 +358,4 @@ def _unlike_alone(opened: OpenBundle, batch: Tensors, alone: Tensors, pace: Back
         answers = pace.run(opened.first, batch)
     except CandidateError as error:
         return f"a batch of {rows} fails: {error}"
-    for name, array in answers.items():
-        if array.shape[:1] != (rows,):
-            return f"the output {name!r} of a batch of {rows} has the shape {list(array.shape)}"
-    if unlike_rows({name: array[:1] for name, array in answers.items()}, alone).any():
-        return f"in a batch of {rows} the answers depend on the batch mates"
-    return ""
+    return unlike_alone(answers, alone, rows)

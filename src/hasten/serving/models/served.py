@@ -81,7 +81,7 @@ class ServedModel:
         outputs: Outputs of an answer.
         most_rows: Most rows in a request; 0 if requests have no batch axis.
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
-        deciding: What answers raw samples; None for a bundle without a pipeline.
+        deciding: Preparation of raw samples, and decision on them; None for a bundle without a pipeline.
     """
 
     def __init__(

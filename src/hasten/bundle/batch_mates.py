@@ -1,0 +1,67 @@
+"""Check that what shares a batch doesn't change an answer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors, TensorSpec, unlike_rows
+
+LOUD = 8.0
+"""Factor by which batch mates are scaled up, to expose a quantization scale that a batch shares."""
+
+
+def share_batch_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
+    """Whether all inputs share one open first axis, and all outputs have axes."""
+    axes = {spec.shape[:1] for spec in inputs}
+    open_ = len(axes) == 1 and all(axis and isinstance(axis[0], str) for axis in axes)
+    return open_ and all(spec.shape for spec in outputs)
+
+
+def made_up(
+    specs: Sequence[TensorSpec], rows: int | None, rng: np.random.Generator, loud: float = 1.0
+) -> dict[str, Array]:
+    """Make a random request of `rows` rows; None for as many rows as the specs state."""
+    made = {}
+    for spec in specs:
+        sizes = spec.sizes if rows is None else (rows, *spec.sizes[1:])
+        if np.dtype(spec.dtype).kind == "f":
+            array = loud * rng.standard_normal(sizes, np.float32)
+            made[spec.name] = array.astype(spec.dtype, copy=False)
+        else:
+            made[spec.name] = rng.integers(0, 2, sizes, np.int8).astype(spec.dtype)
+    return made
+
+
+def mates(requests: Sequence[Tensors], specs: Sequence[TensorSpec]) -> Iterator[Tensors]:
+    """Yield batch mates for the first of some requests, without end, scaled up by `LOUD`.
+
+    Args:
+        requests: Requests of one row each; if there are none, the mates are random.
+        specs: Inputs of one request, without open dimensions.
+    """
+    rng = np.random.default_rng(1)
+    while not requests:
+        yield made_up(specs, 1, rng, LOUD)
+    for request in itertools.cycle((*requests[1:], requests[0])):
+        with np.errstate(over="ignore"):
+            yield {
+                n: a * a.dtype.type(LOUD) if a.dtype.kind == "f" else a for n, a in request.items()
+            }
+
+
+def stacked(requests: Sequence[Tensors]) -> dict[str, Array]:
+    """Return requests as one, with their rows one after another."""
+    return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
+
+
+def unlike_alone(answers: Tensors, alone: Tensors, rows: int) -> str:
+    """Say why the first row's answer in a batch isn't its answer alone; "" where it is."""
+    for name, array in answers.items():
+        if array.shape[:1] != (rows,):
+            return f"the output {name!r} of a batch of {rows} has the shape {list(array.shape)}"
+    if unlike_rows({name: array[:1] for name, array in answers.items()}, alone).any():
+        return f"in a batch of {rows} the answers depend on the batch mates"
+    return ""
