@@ -121,7 +121,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     "--pipeline",
     "pipeline_file",
     type=click.Path(path_type=Path),
-    help="YAML file with the steps of the model that BUNDLE is compared with, for --end-to-end.  "
+    help="Steps of the model that BUNDLE is compared with, as optimize takes them, for --end-to-end.  "
     "[default: the bundle's own]",
 )
 @click.option(
@@ -186,9 +186,9 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
         from hasten.cli.screen import stages, table
 
         if file is not None:
-            from hasten.inputs.pipeline.config import from_yaml
+            from hasten.inputs.pipeline.config import from_path
 
-            options["pipeline"] = from_yaml(file)
+            options["pipeline"] = from_path(file)
         result = run(bundle, end_to_end=end_to_end, **options)
         if as_json:
             click.echo(as_text(result))

@@ -14,6 +14,7 @@ import click
 
 from hasten.cli.options import Latency, Seconds, custom_ops_option, one_line_errors
 from hasten.cli.tables import aligned
+from hasten.errors import InputError
 
 if TYPE_CHECKING:
     from hasten.serving.streams.tally import Watched
@@ -74,7 +75,7 @@ def watch(
     deadline_s: float | None,
     **options: Any,
 ) -> None:
-    """Answer a stream's frames with BUNDLE as they come, the newest first.
+    """Answer a stream's frames with BUNDLE, or a chain, as they come, the newest first.
 
     A frame that a newer one overtakes is dropped, never queued. Ctrl-C ends the watch, with the
     counts and with whole files.
@@ -83,15 +84,22 @@ def watch(
     that was asked for couldn't be written.
     """
     with one_line_errors(), _term_is_interrupt():
-        from hasten import load
+        from hasten import chain, load
         from hasten import watch as run
         from hasten.core.records import to_record
+        from hasten.inputs.chains import is_chain
 
         deadline_ns = None if deadline_s is None else round(1e9 * deadline_s)
         which: Any = "exact" if exact else "winner"
-        with load(bundle, which=which, custom_ops=custom_ops, sessions=1) as loaded:
-            with _live_line() as listen:
-                watched = run(loaded, deadline_ns=deadline_ns, listen=listen, **options)
+        if is_chain(bundle) and custom_ops:
+            raise InputError("--custom-ops is for one bundle: open the chain by hasten.chain")
+        opened: Any = (
+            chain(bundle, which=which, sessions=1)
+            if is_chain(bundle)
+            else load(bundle, which=which, custom_ops=custom_ops, sessions=1)
+        )
+        with opened, _live_line() as listen:
+            watched = run(opened, deadline_ns=deadline_ns, listen=listen, **options)
         click.echo(
             json.dumps(to_record(watched), indent=1) if as_json else "\n".join(in_words(watched))
         )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support import chains
 from tests.support.rtsp import camera
 from tests.support.videos import LABELS, classifier, pictures, video, views
 
@@ -89,6 +90,19 @@ def test_an_open_bundle_and_any_object_that_decides_can_watch(bundle: Path, stre
         on_decision=lambda one: found.append(one.decision),
     )
     assert np.allclose(found, [view.mean() for view in views(20)], atol=2)
+
+
+def test_a_chain_watches_as_a_bundle_does(tmp_path: Path) -> None:
+    line = f"{chains.detector(tmp_path)}+crop+{chains.classifier(tmp_path)}"
+    folder = tmp_path / "squares"
+    folder.mkdir()
+    for number in range(3):
+        picture = chains.squares({(number, 2): "red", (5, number): "blue"})
+        (folder / f"{number}.png").write_bytes(chains.png(picture))
+    answers: list[Answer] = []
+    hasten.watch(line, folder, as_fast_as_possible=True, on_decision=answers.append)
+    seen = [sorted(box["colour"][0]["label"] for box in answer.decision) for answer in answers]
+    assert seen == [["blue", "red"]] * 3
 
 
 def test_the_overlay_shows_each_frame_with_its_decision(

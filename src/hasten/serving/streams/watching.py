@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from hasten.serving.streams.frames import Frame, Pace, Slot
 from hasten.serving.streams.overlay import Overlay
 from hasten.serving.streams.sources import Source, open_source
 from hasten.serving.streams.tally import Answer, Ended, Tally, Watched
+
+if TYPE_CHECKING:
+    from hasten.bundle import Loaded
+    from hasten.bundle.chains.opened import OpenChain
 
 TOLD_EVERY_S = 0.25
 LATELY = 1000
@@ -55,7 +59,8 @@ def watch(
     Ctrl-C ends the watch, and what was seen until then is returned.
 
     Args:
-        bundle: Folder of a bundle, or an open one, or another object with a method `decide`.
+        bundle: Folder of a bundle; a chain, as `hasten.chain` takes it; or what is open already, or
+            another object with a method `decide`.
         source: A video file, a folder of pictures, a camera such as /dev/video0, or an address that
             begins with rtsp://, rtsps://, udp:// or tcp://.
         fps: Frames per second; by default the source's own, and 30 for a folder of pictures.
@@ -122,9 +127,13 @@ def _check(
 def _decider(bundle: str | os.PathLike[str] | Decider) -> Iterator[Decider]:
     if isinstance(bundle, (str, os.PathLike)):
         from hasten.bundle import load
+        from hasten.bundle.chains.opened import open_chain
+        from hasten.inputs.chains import is_chain
 
-        with load(bundle, sessions=1) as loaded:
-            yield loaded
+        opened: OpenChain | Loaded
+        opened = (open_chain if is_chain(bundle) else load)(bundle, sessions=1)
+        with opened:
+            yield opened
     elif hasattr(bundle, "decide"):
         yield bundle
     else:
