@@ -19,7 +19,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
 from hasten.engines.cascade import Cascade
-from hasten.engines.compiled import Compiled
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
@@ -94,7 +94,7 @@ def test_a_cascade_opens_both_of_its_models_from_the_cache(tmp_path: Path) -> No
     with engine.open(artifact, host) as session:
         expected = session.run({"x": x})["logits"]
     for _ in range(2):
-        compiled = Compiled(CacheFolder(tmp_path / "cache"))
+        compiled = CompileCache(CacheFolder(tmp_path / "cache"))
         with engine.open_cached(artifact, host, compiled) as session:
             np.testing.assert_array_equal(session.run({"x": x})["logits"], expected)
         found.append((compiled.found, compiled.kept))
@@ -105,7 +105,7 @@ def test_a_cascade_opens_both_of_its_models_from_the_cache(tmp_path: Path) -> No
 def test_other_settings_or_another_model_find_nothing(engine: Engine, tmp_path: Path) -> None:
     host = Target.host()
     winner = built(tmp_path, models.small_cnn(tmp_path), engine).artifact
-    compiled = Compiled(CacheFolder(tmp_path / "cache"))
+    compiled = CompileCache(CacheFolder(tmp_path / "cache"))
 
     def key(engine: Engine = engine, target: Target = host) -> str:
         return compiled.key(engine, winner, target, "x")
@@ -187,7 +187,7 @@ def test_the_environment_switches_it_off(tmp_path: Path, monkeypatch: pytest.Mon
 def test_further_sessions_read_what_the_first_one_kept(tmp_path: Path) -> None:
     engine = OnnxRuntime(threads=1)
     winner: Part = built(tmp_path, models.linear_classifier(tmp_path), engine)
-    compiled = Compiled(CacheFolder(tmp_path / "cache"))
+    compiled = CompileCache(CacheFolder(tmp_path / "cache"))
     x = np.ones((1, 16), np.float32)
     with engine.open_cached(winner.artifact, Target.host(), compiled) as one:
         with engine.open_cached(winner.artifact, Target.host(), compiled) as other:

@@ -22,7 +22,7 @@ from hasten.core.records import from_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.engines.base import Engine
-from hasten.engines.compiled import Compiled
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
 from hasten.inputs.chains.reading import is_chain
@@ -386,12 +386,14 @@ def load(
 
 def _compiled(
     cache: str | os.PathLike[str] | bool | None, folder: Path, manifest: Manifest
-) -> Compiled | None:
+) -> CompileCache | None:
     """Return the cache for a bundle's models, with the hashes that its files were checked against."""
     kept = cache_folder(cache)
     if kept is None:
         return None
-    return Compiled(kept, {folder / name: sha256 for name, (sha256, _) in manifest.files.items()})
+    return CompileCache(
+        kept, {folder / name: sha256 for name, (sha256, _) in manifest.files.items()}
+    )
 
 
 def _check_count(what: str, count: object) -> None:

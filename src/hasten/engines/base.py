@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled import Compiled
+    from hasten.engines.compile_cache import CompileCache
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,23 @@ class Session(ABC):
             CandidateError: the runtime failed.
         """
 
+    def bind(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
+        """Return a call that answers from and to the same arrays each time.
+
+        What the caller writes into an input between two calls is the next request. Only one thread may
+        call at a time.
+
+        Args:
+            inputs: Arrays by input name, as `run` takes them.
+            outputs: Arrays by output name, C-contiguous, of the dtypes and shapes of the answer.
+        """
+
+        def again() -> None:
+            for name, array in self.run(inputs).items():
+                outputs[name][...] = array
+
+        return again
+
     def properties(self) -> Mapping[str, str]:
         """Facts that the runtime reports about itself: precision in use, threads, ..."""
         return {}
@@ -129,6 +146,7 @@ class Engine(Value, ABC):
             "null": "hasten.engines.null:Null",
             "reference": "hasten.engines.reference:Reference",
             "onnxruntime": "hasten.engines.onnxruntime.engine:OnnxRuntime",
+            "compiled": "hasten.engines.compiled.engine:CompiledC",
             "openvino": "hasten.engines.openvino.engine:OpenVino",
             "openvino_npu": "hasten.engines.openvino.npu:OpenVinoNpu",
             "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",
@@ -266,7 +284,7 @@ class Engine(Value, ABC):
         """
 
     def open_cached(
-        self, artifact: Artifact, target: Target, compiled: Compiled
+        self, artifact: Artifact, target: Target, compiled: CompileCache
     ) -> AbstractContextManager[Session]:
         """Load an artifact as `open` does, through a cache of what opening it took time to make.
 

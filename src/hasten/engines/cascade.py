@@ -16,7 +16,7 @@ from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session, share
-from hasten.engines.compiled import Compiled
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, IntegrityError
 
@@ -123,7 +123,7 @@ class Cascade(Engine):
 
     @contextmanager
     def open_cached(
-        self, artifact: Artifact, target: Target, compiled: Compiled
+        self, artifact: Artifact, target: Target, compiled: CompileCache
     ) -> Iterator[Session]:
         """Open both models, each through the cache.
 

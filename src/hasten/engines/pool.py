@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine, Session, share
-from hasten.engines.compiled import Compiled
+from hasten.engines.compile_cache import CompileCache
 from hasten.errors import CandidateError, HastenError, told
 
 _OPENING = threading.Lock()
@@ -73,7 +73,7 @@ class SessionPool:
         artifact: Artifact,
         target: Target,
         limit: int,
-        compiled: Compiled | None = None,
+        compiled: CompileCache | None = None,
     ) -> None:
         self.limit = limit
         self._compiled = compiled

@@ -21,7 +21,7 @@ from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.compiled import Compiled
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.layers import LayerTime, summarize
 from hasten.engines.origins import traced
 from hasten.engines.pool import SessionPool
@@ -304,7 +304,7 @@ class EngineTests:
             expected = [session.run(request) for request in requests]
             properties = session.properties()
         for time in range(3):
-            compiled = Compiled(CacheFolder(tmp_path / "cache"))
+            compiled = CompileCache(CacheFolder(tmp_path / "cache"))
             with self.engine.open_cached(artifact, target, compiled) as session:
                 for request, answers in zip(requests, expected, strict=True):
                     assert_same(session.run(request), answers)

@@ -18,7 +18,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.compiled import Compiled
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.onnxruntime.layers import observe, profiled
@@ -120,7 +120,7 @@ class OnnxRuntime(Engine):
 
     @contextmanager
     def open_cached(
-        self, artifact: Artifact, target: Target, compiled: Compiled
+        self, artifact: Artifact, target: Target, compiled: CompileCache
     ) -> Iterator[Session]:
         """Load the model as `open` does, and keep the optimized graph with its weights.
 
@@ -155,7 +155,7 @@ class OnnxRuntime(Engine):
             session = self._load(artifact, target, lambda options: observe(options, Path(folder)))
             return profiled(session, artifact, requests, Path(folder))
 
-    def _recall(self, artifact: Artifact, target: Target, compiled: Compiled) -> Any:
+    def _recall(self, artifact: Artifact, target: Target, compiled: CompileCache) -> Any:
         """Load the optimized graph from the cache, or optimize it as `_load` does and keep it."""
         key = compiled.key(self, artifact, target, "optimized")
         with compiled.entry(key) as entry:

@@ -21,7 +21,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.compiled import Compiled
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.openvino.layers import operations, profiled
@@ -146,7 +146,7 @@ class OpenVino(Engine):
 
     @contextmanager
     def open_cached(
-        self, artifact: Artifact, target: Target, compiled: Compiled
+        self, artifact: Artifact, target: Target, compiled: CompileCache
     ) -> Iterator[Session]:
         """Open an artifact as `open` does, and keep the compiled graphs without their weights.
 
@@ -211,7 +211,7 @@ class OpenVino(Engine):
         self,
         artifact: Artifact,
         target: Target,
-        compiled: Compiled,
+        compiled: CompileCache,
         request: Sequence[TensorSpec],
     ) -> Any:
         """Return a compiled graph from the cache, or compile it as `_compile` does and keep it."""

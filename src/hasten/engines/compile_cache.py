@@ -18,7 +18,7 @@ _FORMAT = 1
 
 
 @dataclass
-class Compiled:
+class CompileCache:
     """What engines keep of the models of one bundle.
 
     Attributes:

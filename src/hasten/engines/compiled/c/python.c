@@ -1,0 +1,127 @@
+/* Calls from Python, by the stable ABI (PEP 384), whose names are declared here: the headers of Python
+   needn't be installed. Included behind the model's own functions: `run`, and these numbers: INPUTS,
+   OUTPUTS, ROW_BYTES (of each input, then of each output), ARENA_BYTES, and LONG_ROWS, the number of
+   rows from which other threads of Python may run meanwhile. */
+
+typedef struct _object PyObject;
+typedef long Py_ssize_t;
+typedef struct {
+  void *buf;
+  PyObject *obj;
+  Py_ssize_t len, itemsize;
+  int readonly, ndim;
+  char *format;
+  Py_ssize_t *shape, *strides, *suboffsets;
+  void *internal;
+} Py_buffer;
+typedef struct {
+  const char *name;
+  void *function;
+  int flags;
+  const char *doc;
+} PyMethodDef;
+
+extern PyObject _Py_NoneStruct;
+extern PyObject *PyExc_ValueError;
+extern PyObject *PyCFunction_NewEx(PyMethodDef *, PyObject *, PyObject *);
+extern PyObject *PyCapsule_New(void *, const char *, void (*)(PyObject *));
+extern void *PyCapsule_GetPointer(PyObject *, const char *);
+extern int PyCapsule_SetContext(PyObject *, void *);
+extern void *PyCapsule_GetContext(PyObject *);
+extern int PyObject_GetBuffer(PyObject *, Py_buffer *, int);
+extern void PyBuffer_Release(Py_buffer *);
+extern void PyErr_SetString(PyObject *, const char *);
+extern void *PyMem_Malloc(unsigned long);
+extern void PyMem_Free(void *);
+extern void *PyEval_SaveThread(void);
+extern void PyEval_RestoreThread(void *);
+extern void Py_IncRef(PyObject *);
+extern void Py_DecRef(PyObject *);
+
+#define NAME "hasten.call"
+#define TAKES_NOTHING 4
+#define TAKES_MANY 128
+
+static void go(const struct call *call) {
+  if (call->rows >= LONG_ROWS) {
+    void *thread = PyEval_SaveThread();
+    run(call);
+    PyEval_RestoreThread(thread);
+  } else {
+    run(call);
+  }
+}
+
+static PyObject *none(void) {
+  Py_IncRef(&_Py_NoneStruct);
+  return &_Py_NoneStruct;
+}
+
+/* A function without arguments, bound to its arrays. */
+static PyObject *again(PyObject *self, PyObject *nothing) {
+  const struct call *call = PyCapsule_GetPointer(self, NAME);
+  if (!call) return 0;
+  go(call);
+  return none();
+}
+
+/* A function of the inputs' arrays and then the outputs', each contiguous; sizes are checked here. */
+static PyObject *answer(PyObject *self, PyObject *const *arrays, Py_ssize_t count) {
+  const struct call *bound = PyCapsule_GetPointer(self, NAME);
+  if (!bound) return 0;
+  if (count != INPUTS + OUTPUTS) {
+    PyErr_SetString(PyExc_ValueError, "give an array for each input and each output");
+    return 0;
+  }
+  struct call call = *bound;
+  Py_buffer views[INPUTS + OUTPUTS];
+  Py_ssize_t held = 0;
+  int fine = 1;
+  for (; held < count; held++) {
+    Py_buffer *view = &views[held];
+    if (PyObject_GetBuffer(arrays[held], view, held >= INPUTS)) { fine = 0; break; }
+    if (held == 0) call.rows = view->len / ROW_BYTES[0];
+    if (call.rows < 0 || view->len != call.rows * ROW_BYTES[held] || (!BY_ROW && call.rows != 1)) {
+      PyErr_SetString(PyExc_ValueError, "an array hasn't the size that the model takes");
+      held++;
+      fine = 0;
+      break;
+    }
+    if (held < INPUTS) call.in[held] = view->buf;
+    else call.out[held - INPUTS] = view->buf;
+  }
+  if (fine) go(&call);
+  while (held) PyBuffer_Release(&views[--held]);
+  return fine ? none() : 0;
+}
+
+static void forget(PyObject *capsule) {
+  PyObject *kept = PyCapsule_GetContext(capsule);
+  PyMem_Free(PyCapsule_GetPointer(capsule, NAME));
+  if (kept) Py_DecRef(kept);
+}
+
+static PyMethodDef again_method = {"again", again, TAKES_NOTHING, "Answer once more, from and to the bound arrays."};
+static PyMethodDef answer_method = {"answer", answer, TAKES_MANY, "Answer from arrays to arrays."};
+
+/* Return one of the two functions.
+
+   kept: object that lives as long as the function does, and keeps the memory.
+   in, out: addresses of the arrays; rows: their number. All are 0 for the function of arrays. */
+__attribute__((visibility("default"))) PyObject *hasten_bind(
+    PyObject *kept, void **in, void **out, long rows, u8 *arena, const u8 *weights) {
+  struct call *call = PyMem_Malloc(sizeof(struct call));
+  if (!call) return none();
+  for (int i = 0; i < INPUTS; i++) call->in[i] = in ? in[i] : 0;
+  for (int i = 0; i < OUTPUTS; i++) call->out[i] = out ? out[i] : 0;
+  call->rows = rows;
+  call->arena = arena;
+  call->weights = weights;
+  PyObject *capsule = PyCapsule_New(call, NAME, forget);
+  if (!capsule) { PyMem_Free(call); return 0; }
+  Py_IncRef(kept);
+  PyCapsule_SetContext(capsule, kept);
+  PyObject *function = PyCFunction_NewEx(in ? &again_method : &answer_method, capsule, 0);
+  Py_DecRef(capsule);
+  return function;
+}

@@ -1,0 +1,163 @@
+"""C compiler of this machine: the system's own, or the one in the package ziglang."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hasten.errors import CandidateError, InputError
+
+VARIABLE = "HASTEN_CC"
+"""Environment variable with the compiler to use, by name or path."""
+LIMIT_S = 120.0
+"""Longest time in seconds that a compiler may take for one model."""
+_ASKING_S = 60.0
+"""Longest time in seconds for a compiler's version; the one from PyPI unpacks itself at first."""
+_KNOWN = ("cc", "gcc", "clang")
+_FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-march=native",
+    "-shared",
+    "-fPIC",
+    "-nostdlib",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-stack-protector",
+    "-fno-sanitize=all",
+    "-ffp-contract=fast",
+    "-fno-semantic-interposition",
+    "-w",
+)
+"""Flags that keep the arithmetic's meaning: NaN, infinities and the order of sums stay as written."""
+_TOLD_LETTERS = 300
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C compiler that is installed.
+
+    Attributes:
+        command: Words that it is started with.
+        version: Kind and version: "gcc-12.2.0".
+    """
+
+    command: tuple[str, ...]
+    version: str
+
+    @classmethod
+    def find(cls) -> Compiler:
+        """Return the compiler to use: what HASTEN_CC names, the system's own, or ziglang's.
+
+        Raises:
+            InputError: there is none, or the one that is named doesn't work.
+        """
+        return _find(os.environ.get(VARIABLE, ""), os.environ.get("PATH", ""))
+
+    def compile(self, source: str, limit_s: float = LIMIT_S) -> Built:
+        """Compile C into a shared object for this machine's processor.
+
+        Args:
+            source: Text in C, of one file, that includes nothing.
+            limit_s: Longest time in seconds.
+
+        Raises:
+            CandidateError: the compiler failed, or didn't end in time; the message is its first line.
+        """
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
+            made = Path(folder, "model.so")
+            Path(folder, "model.c").write_text(source)
+            code, said = _run([*self.command, *_FLAGS, "-o", made.name, "model.c"], folder, limit_s)
+            if code is None:
+                raise CandidateError(
+                    f"the C compiler ({self.version}) didn't end within {limit_s:g} s"
+                )
+            if code or not made.is_file():
+                lines = (line.strip() for line in said.splitlines())
+                first = next((line for line in lines if "error" in line), "") or said.strip()
+                first = first.split("\n")[0][:_TOLD_LETTERS] or f"it ended with {code}"
+                raise CandidateError(f"the C compiler ({self.version}) failed: {first}")
+            return Built(made.read_bytes(), time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A shared object, and what it took to make it.
+
+    Attributes:
+        content: Bytes of the shared object.
+        seconds: Seconds that the compiler took.
+    """
+
+    content: bytes
+    seconds: float
+
+
+@functools.cache
+def _find(named: str, path: str) -> Compiler:
+    """Return the compiler; the arguments are what the answer depends on."""
+    if named:
+        if (found := _asked((named,))) is None:
+            raise InputError(f"{VARIABLE}={named!r} names no C compiler that works: unset it")
+        return found
+    for name in _KNOWN:
+        if shutil.which(name) and (found := _asked((name,))):
+            return found
+    if importlib.util.find_spec("ziglang") and (
+        found := _asked((sys.executable, "-m", "ziglang", "cc"))
+    ):
+        return found
+    raise InputError(
+        "there is no C compiler here: install one (apt-get install gcc), or pip install "
+        "'hasten[compiler]', which brings one"
+    )
+
+
+def _asked(command: tuple[str, ...]) -> Compiler | None:
+    """Return a compiler with its version; None where it doesn't work."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
+            code, said = _run([*command, "--version"], folder, _ASKING_S)
+    except OSError:
+        return None
+    if code or not said.strip():
+        return None
+    first = said.strip().splitlines()[0]
+    number = re.search(r"\d+(\.\d+)+", first)
+    kind = "clang" if "clang" in first else "gcc" if "Free Software" in said else command[0]
+    return Compiler(command, f"{Path(kind).name}-{number.group() if number else 'unknown'}")
+
+
+def _run(command: list[str], folder: str, limit_s: float) -> tuple[int | None, str]:
+    """Run a program and all that it starts; return its status, None past the limit, and its words."""
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "LC_ALL": "C", "TMPDIR": folder},
+    )
+    try:
+        said, _ = process.communicate(timeout=limit_s)
+        return process.returncode, said.decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        return None, ""
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,287 @@
+"""Engine that writes a model as C and compiles it where it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+
+from hasten.core.model import Format, Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.compile_cache import CompileCache
+from hasten.engines.compiled.compiler import Compiler
+from hasten.engines.compiled.library import Library, aligned
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.source import Source, write
+from hasten.errors import CandidateError, InputError, IntegrityError
+
+_PLAN, _WEIGHTS = "plan.json", "plan.bin"
+_LARGEST_BYTES = 64 << 20
+"""Most weights of a model that is tried unasked: beyond that, arithmetic is all that takes time."""
+
+
+@dataclass(frozen=True)
+class CompiledC(Engine):
+    """The model's own C, with its shapes as constants, for one thread.
+
+    `build` writes a plan and weights, which are data. `open` writes C of them and compiles that, unless
+    the cache has it.
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    settles: ClassVar[bool] = True
+
+    @property
+    def exact(self) -> bool:
+        """True: the arithmetic is the model's own, in its own precision."""
+        return True
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """True: the shared object."""
+        return True
+
+    @property
+    def threads(self) -> int | None:
+        """One: a small model gains nothing by more."""
+        return 1
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield the only variant, where there is a compiler."""
+        yield cls()
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the compiler's version.
+
+        Raises:
+            InputError: there is no compiler.
+        """
+        return Compiler.find().version
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Write the model's plan and weights.
+
+        Raises:
+            CandidateError: an operator isn't covered; the message names it and its node.
+        """
+        from hasten.engines.compiled.lowering import lower
+
+        if model.custom_ops:
+            raise CandidateError("the compiled engine takes no custom operators")
+        plan, weights = lower(model.path, _request(model), model.outputs)
+        path, beside = workdir / _PLAN, workdir / _WEIGHTS
+        plan.check(len(weights))
+        plan.write(path)
+        beside.write_bytes(weights)
+        return Artifact(
+            path=path,
+            files=(beside,),
+            inputs=_inputs(model, plan),
+            outputs=_outputs(model, plan),
+            request=_request(model),
+        )
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Write C, compile it and load it.
+
+        Raises:
+            CandidateError: the plan is damaged, there is no compiler, or it failed.
+        """
+        plan, source = _written(artifact, target)
+        yield CompiledSession(artifact, plan, source, _compiled(source))
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: CompileCache
+    ) -> Iterator[Session]:
+        """Open as `open` does, and keep the shared object.
+
+        Raises:
+            CandidateError: the plan is damaged, there is no compiler, or it failed.
+        """
+        plan, source = _written(artifact, target)
+        key = compiled.key(self, artifact, target, source.digest)
+        library = None
+        with compiled.entry(key) as entry:
+            if entry is not None:
+                try:
+                    library = Library.load(entry.content)
+                except CandidateError:
+                    library = None
+        if entry is not None and library is None:
+            compiled.drop(key)
+        if library is None:
+            content = _compile(source)
+            library = Library.load(content)
+            compiled.put(key, content)
+        yield CompiledSession(artifact, plan, source, library)
+
+    def words(self) -> str:
+        return "compiled C"
+
+
+class CompiledSession(Session):
+    """Session of one shared object, which runs in the calling thread.
+
+    Args:
+        artifact: Artifact that was opened.
+        plan: Its plan.
+        source: What was compiled.
+        library: The shared object.
+    """
+
+    def __init__(self, artifact: Artifact, plan: Plan, source: Source, library: Library) -> None:
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        self.batch_sizes = (
+            None if plan.by_row and _open_batch(artifact.inputs) else (_rows(artifact),)
+        )
+        self._library = library
+        self._tables = aligned(len(source.tables))
+        self._tables[:] = np.frombuffer(source.tables, np.uint8)
+        self._arena_bytes = source.arena_bytes
+        self._answer = library.answering(self._tables, self._arena_bytes)
+        self._names = tuple(spec.name for spec in artifact.inputs)
+        self._by_row = plan.by_row
+        self._made = tuple(
+            (spec.name, shape[1:] if plan.by_row else shape, np.dtype(spec.dtype))
+            for spec, shape in zip(artifact.outputs, plan.shapes, strict=True)
+        )
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request.
+
+        Raises:
+            CandidateError: an array is missing, or of another size.
+        """
+        try:
+            given = [inputs[name] for name in self._names]
+            outputs = self._outputs(given)
+            self._answer(*given, *outputs.values())
+        except (KeyError, ValueError, BufferError, TypeError) as error:
+            raise CandidateError(
+                f"the compiled model failed: {type(error).__name__}: {error}"
+            ) from error
+        return outputs
+
+    def bind(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
+        """Return a call that answers from and to the same arrays each time; see `Session.bind`."""
+        given = [inputs[name] for name in self._names]
+        taken = [outputs[name] for name, _, _ in self._made]
+        rows = len(given[0]) if self._by_row else 1
+        return self._library.bound(self._tables, self._arena_bytes, given, taken, rows)
+
+    def _outputs(self, given: list[Array]) -> dict[str, Array]:
+        if self._by_row:
+            rows = len(given[0])
+            return {name: np.empty((rows, *shape), dtype) for name, shape, dtype in self._made}
+        return {name: np.empty(shape, dtype) for name, shape, dtype in self._made}
+
+    def properties(self) -> Mapping[str, str]:
+        """Return the compiler."""
+        return {"compiler": Compiler.find().version}
+
+
+def _request(model: Model) -> tuple[TensorSpec, ...]:
+    """Return the inputs of one request; an open batch has one row where no data settled it."""
+    if model.request:
+        return model.request
+    found = []
+    for spec in model.inputs:
+        shape = spec.shape
+        if shape and isinstance(shape[0], str):
+            shape = (1, *shape[1:])
+        if not all(isinstance(size, int) for size in shape):
+            raise CandidateError(
+                f"the compiled engine takes settled shapes only: got {spec}; settle it by a sample of data"
+            )
+        found.append(replace(spec, shape=shape))
+    return tuple(found)
+
+
+def _inputs(model: Model, plan: Plan) -> tuple[TensorSpec, ...]:
+    """Return the inputs that sessions take: as of one request, for any batch where rows are apart."""
+    found = []
+    for spec, settled in zip(model.inputs, _request(model), strict=True):
+        rest = settled.shape[1:]
+        opened = plan.by_row and spec.shape and isinstance(spec.shape[0], str)
+        found.append(replace(settled, shape=(spec.shape[0], *rest)) if opened else settled)
+    if not _open_batch(tuple(found)):
+        return _request(model)
+    return tuple(found)
+
+
+def _outputs(model: Model, plan: Plan) -> tuple[TensorSpec, ...]:
+    """Return the outputs, with the batch open where the inputs' is."""
+    inputs = _inputs(model, plan)
+    opened = plan.by_row and _open_batch(inputs)
+    return tuple(
+        TensorSpec(
+            spec.name,
+            plan.tensor(name).dtype,
+            (inputs[0].shape[0], *shape[1:]) if opened else shape,
+        )
+        for spec, name, shape in zip(model.outputs, plan.outputs, plan.shapes, strict=True)
+    )
+
+
+def _open_batch(inputs: tuple[TensorSpec, ...]) -> bool:
+    return all(bool(spec.shape) and isinstance(spec.shape[0], str) for spec in inputs)
+
+
+def _rows(artifact: Artifact) -> int:
+    """Return the batch size that the artifact is for."""
+    first = artifact.request[0].shape if artifact.request else ()
+    return int(first[0]) if first and first[0] == 1 else 1
+
+
+def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:
+    """Read a plan, check it, and write C of it.
+
+    Raises:
+        CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
+    """
+    try:
+        plan = Plan.read(artifact.path)
+        weights = artifact.files[0].read_bytes() if artifact.files else b""
+        plan.check(len(weights))
+        _check_fits(artifact, plan)
+        return plan, write(plan, weights, target)
+    except (IntegrityError, OSError) as error:
+        raise CandidateError(f"the compiled engine can't open the model: {error}") from error
+
+
+def _check_fits(artifact: Artifact, plan: Plan) -> None:
+    """Check that the plan takes and gives what the artifact says."""
+    given = [(spec.dtype, _size(spec)) for spec in artifact.request]
+    taken = [(spec.dtype, _size(spec)) for spec in artifact.outputs]
+    for specs, names in ((given, plan.inputs), (taken, plan.outputs)):
+        tensors = [plan.tensor(name) for name in names]
+        if specs != [(tensor.dtype, tensor.size) for tensor in tensors]:
+            raise IntegrityError("the plan takes or gives something else than the bundle says")
+
+
+def _size(spec: TensorSpec) -> int:
+    """Return the number of elements, with one row in an open batch."""
+    return int(
+        np.prod([size if isinstance(size, int) else 1 for size in spec.shape], dtype=np.int64)
+    )
+
+
+def _compile(source: Source) -> bytes:
+    try:
+        return Compiler.find().compile(source.text).content
+    except InputError as error:
+        raise CandidateError(str(error)) from error
+
+
+def _compiled(source: Source) -> Library:
+    return Library.load(_compile(source))

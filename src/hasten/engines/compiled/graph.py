@@ -1,0 +1,342 @@
+"""A plan that is being made from an ONNX graph: values with shapes, over the plan's flat tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators import programs
+from hasten.engines.compiled.operators.maps import Map
+from hasten.engines.compiled.operators.programs import Step
+from hasten.engines.compiled.plan import (
+    C_TYPES,
+    Access,
+    Operation,
+    Plan,
+    Tensor,
+    Weights,
+    contiguous,
+    product,
+)
+from hasten.errors import CandidateError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Value:
+    """Value of the ONNX graph: a contiguous tensor of the plan under a shape.
+
+    Attributes:
+        tensor: Name of the plan's tensor; a constant gets one when it is first read.
+        dtype: Element type by numpy's name.
+        shape: Sizes, with one row in a batch.
+        batch: Axis of the batch; None where there is none.
+        constant: Numbers, where they are known now.
+        counts_rows: Whether the numbers are sizes among which the batch's counts as 1.
+    """
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    batch: int | None = None
+    constant: Array | None = None
+    counts_rows: bool = False
+
+
+@dataclass
+class Node:
+    """Node of the ONNX graph that is being turned into operations.
+
+    Attributes:
+        graph: Plan so far.
+        proto: The node.
+        attributes: Attributes by name; texts are decoded.
+        opset: Version of the operator's set.
+    """
+
+    graph: Graph
+    proto: onnx.NodeProto
+    attributes: Mapping[str, Any]
+    opset: int
+
+    def refuse(self, why: str) -> NoReturn:
+        """Leave the model to other engines."""
+        named = repr(self.proto.name) if self.proto.name else f"that gives {self.proto.output[0]!r}"
+        raise CandidateError(
+            f"the compiled engine doesn't take {self.proto.op_type} (node {named}): {why}"
+        )
+
+    def has(self, place: int) -> bool:
+        """Whether an input, which may be left out, is there."""
+        return len(self.proto.input) > place and bool(self.proto.input[place])
+
+    def input(self, place: int) -> Value:
+        """Return an input."""
+        if not self.has(place):
+            self.refuse(f"its input {place} is missing")
+        return self.graph.values[self.proto.input[place]]
+
+    @property
+    def inputs(self) -> list[Value]:
+        """All inputs, none of which is left out."""
+        return [self.input(place) for place in range(len(self.proto.input))]
+
+    def constant(self, place: int, what: str) -> Array:
+        """Return an input that must be known now."""
+        found = self.input(place).constant
+        if found is None:
+            self.refuse(f"its {what} must be constant")
+        return found
+
+    def axis(self, axis: int, rank: int) -> int:
+        """Return an axis that may count from the end, from the start."""
+        if not -rank <= axis < rank:
+            self.refuse(f"axis {axis} of {rank}")
+        return axis % rank
+
+    def give(self, value: Value, place: int = 0) -> None:
+        """Say what an output is."""
+        if len(self.proto.output) > place and self.proto.output[place]:
+            self.graph.values[self.proto.output[place]] = value
+
+    def wants(self, place: int) -> bool:
+        """Whether an output is used."""
+        return len(self.proto.output) > place and bool(self.proto.output[place])
+
+    def computed(
+        self, dtype: str, shape: Sequence[int], batch: int | None, place: int = 0
+    ) -> Value:
+        """Make an output that an operation is going to write; return it."""
+        value = self.graph.new(dtype, tuple(shape), batch)
+        self.give(value, place)
+        return value
+
+    def mixes_rows(self) -> None:
+        """Say that rows of a batch aren't answered each by itself."""
+        self.graph.by_row = False
+
+
+@dataclass
+class Graph:
+    """Plan so far.
+
+    Attributes:
+        values: Values by their name in ONNX.
+        tensors: Tensors of the plan.
+        operations: Operations of the plan.
+        weights: Constants of the plan.
+        by_row: Whether rows are answered each by itself, as far as is known.
+    """
+
+    values: dict[str, Value] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    operations: list[Operation] = field(default_factory=list)
+    weights: Weights = field(default_factory=lambda: Weights(bytearray()))
+    by_row: bool = True
+    _stored: dict[int, tuple[Array, str]] = field(default_factory=dict)
+
+    def new(self, dtype: str, shape: tuple[int, ...], batch: int | None) -> Value:
+        """Make a tensor that an operation is going to write."""
+        if dtype not in C_TYPES:
+            raise CandidateError(f"the compiled engine doesn't take tensors of {dtype}")
+        if product(shape) < 1:
+            raise CandidateError(f"the compiled engine doesn't take empty tensors: {list(shape)}")
+        name = f"t{len(self.tensors)}"
+        self.tensors[name] = Tensor(dtype, product(shape))
+        return Value(name, dtype, shape, batch)
+
+    def store(self, array: Array) -> str:
+        """Keep a constant and return its tensor's name; the same array is kept once."""
+        known = self._stored.get(id(array))
+        if known is not None:
+            return known[1]
+        if str(array.dtype) not in C_TYPES or not array.size:
+            raise CandidateError(
+                f"the compiled engine doesn't take constants of {array.dtype}, shape {list(array.shape)}"
+            )
+        name = f"t{len(self.tensors)}"
+        self.tensors[name] = self.weights.add(array)
+        self._stored[id(array)] = (array, name)
+        return name
+
+    def tensor(self, value: Value) -> str:
+        """Return the name of a value's tensor; a constant is kept first."""
+        return value.tensor if value.constant is None else self.store(value.constant)
+
+    def add(self, operation: Operation) -> None:
+        """Append an operation."""
+        self.operations.append(operation)
+
+    def map(
+        self,
+        steps: Sequence[Step],
+        inputs: Sequence[tuple[Value, tuple[int, ...], int]],
+        output: Value,
+        *,
+        into: Access | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """Append a map.
+
+        Args:
+            steps: Program.
+            inputs: Values that are read, each with strides and the first element.
+            output: Value that is written.
+            into: Where it is written; by default everywhere, in order.
+            shape: Sizes of the loops; by default the output's.
+        """
+        shape = output.shape if shape is None else shape
+        accesses = tuple(
+            Access(self.tensor(value), strides, offset) for value, strides, offset in inputs
+        )
+        into = Access.whole(output.tensor, shape) if into is None else into
+        self.add(Map(tuple(steps), accesses, into, shape))
+
+    def copy(self, value: Value) -> Value:
+        """Append a copy of a value and return it."""
+        made = self.new(value.dtype, value.shape, value.batch)
+        step = Step("copy", (0,), value.dtype)
+        self.map([step], [(value, contiguous(value.shape), 0)], made)
+        return made
+
+    def plan(self, inputs: Sequence[str], outputs: Sequence[str]) -> Plan:
+        """Return the plan, without what nothing reads."""
+        given = tuple(self.values[name].tensor for name in inputs)
+        taken: list[str] = []
+        shapes = []
+        for name in outputs:
+            if name not in self.values:
+                raise CandidateError(f"the output {name!r} isn't computed")
+            value = self.values[name]
+            written = {one for operation in self.operations for one in operation.writes}
+            if value.constant is not None or value.tensor not in written or value.tensor in taken:
+                value = self.copy(value)
+            taken.append(value.tensor)
+            shapes.append(value.shape)
+            self.by_row = self.by_row and value.batch == 0
+        operations = fused(_needed(self.operations, set(taken)), frozenset(taken))
+        used = {*given, *taken}
+        used.update(name for one in operations for name in (*one.reads, *one.writes))
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
+        return Plan(tensors, tuple(operations), given, tuple(taken), tuple(shapes), self.by_row)
+
+
+def _needed(operations: Sequence[Operation], needed: set[str]) -> list[Operation]:
+    """Return the operations that the outputs depend on."""
+    kept = []
+    for operation in reversed(operations):
+        if needed.intersection(operation.writes):
+            kept.append(operation)
+            needed.update(operation.reads)
+    return kept[::-1]
+
+
+def fused(operations: Sequence[Operation], outputs: frozenset[str]) -> list[Operation]:
+    """Join each map with the operation that makes its input, where nothing else reads that."""
+    result = list(operations)
+    changed = True
+    while changed:
+        changed = False
+        readers: dict[str, list[int]] = {}
+        writers: dict[str, list[int]] = {}
+        for number, operation in enumerate(result):
+            for name in operation.reads:
+                readers.setdefault(name, []).append(number)
+            for name in operation.writes:
+                writers.setdefault(name, []).append(number)
+        for number, operation in enumerate(result):
+            for name in operation.reads:
+                source = writers.get(name, [])
+                if name in outputs or len(source) != 1 or readers[name] != [number]:
+                    continue
+                joined = _joined(result[source[0]], operation, name)
+                if joined is None:
+                    continue
+                if isinstance(joined, Map):  # it reads what may be written between the two
+                    result[number] = joined
+                    del result[source[0]]
+                else:
+                    result[source[0]] = joined
+                    del result[number]
+                changed = True
+                break
+            if changed:
+                break
+    return result
+
+
+def _joined(first: Operation, second: Operation, between: str) -> Operation | None:
+    """Return one operation that does both; None where there is none."""
+    if not isinstance(second, Map):
+        return None
+    place = second.reads.index(between)
+    if not second.inputs[place].is_whole(second.shape):
+        return None
+    if isinstance(first, Map):
+        return _joined_maps(first, second, place)
+    follow = getattr(first, "followed", None)
+    whole = second.output.is_whole(second.shape)
+    return follow(second) if follow and whole and len(second.inputs) == 1 else None
+
+
+def _joined_maps(first: Map, second: Map, place: int) -> Map | None:
+    if product(first.shape) != product(second.shape) or not first.output.is_whole(first.shape):
+        return None
+    if len(first.steps) + len(second.steps) > programs.MOST_STEPS // 4:
+        return None
+    accesses = first.inputs
+    if first.shape != second.shape:
+        if not all(access.is_whole(first.shape) for access in accesses):
+            return None
+        accesses = tuple(Access.whole(access.tensor, second.shape) for access in accesses)
+    inputs = tuple(dict.fromkeys((*accesses, *_without(second.inputs, place))))
+    behind = len(inputs)
+    own = [inputs.index(access) for access in accesses]
+    own += range(behind, behind + len(first.steps))
+    result = own[-1]
+    others = [
+        result if number == place else inputs.index(access)
+        for number, access in enumerate(second.inputs)
+    ]
+    others += range(result + 1, result + 1 + len(second.steps))
+    moved = [
+        Step(step.op, tuple(names[arg] for arg in step.args), step.dtype, step.value)
+        for steps, names in ((first.steps, own), (second.steps, others))
+        for step in steps
+    ]
+    return Map(tuple(moved), inputs, second.output, second.shape)
+
+
+def _without(accesses: tuple[Access, ...], place: int) -> tuple[Access, ...]:
+    return accesses[:place] + accesses[place + 1 :]
+
+
+def broadcast(value: Value, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides by which a value is read over loops of a shape that it is broadcast to."""
+    strides = contiguous(value.shape)
+    lead = len(shape) - len(value.shape)
+    return (0,) * lead + tuple(
+        0 if size == 1 else stride for size, stride in zip(value.shape, strides, strict=True)
+    )
+
+
+def scalar(value: Value) -> str | None:
+    """Return the text of a constant's only number; None for anything else."""
+    if value.constant is None or value.constant.size != 1 or value.dtype not in C_TYPES:
+        return None
+    return programs.number(value.constant.reshape(-1)[0], value.dtype)
+
+
+def as_array(tensor: Any) -> Array:
+    """Return a constant of an ONNX file as a read-only array."""
+    import onnx
+
+    array = np.ascontiguousarray(onnx.numpy_helper.to_array(tensor))
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,115 @@
+"""Shared object of a compiled model in this process, and calls of it without cost."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.plan import ALIGNMENT
+from hasten.errors import CandidateError
+
+_LOCK = threading.Lock()
+_loaded: dict[str, Library] = {}
+"""Libraries of this process by the hash of their content; none is ever unloaded, since its functions
+may be anywhere."""
+
+
+class Library:
+    """Loaded shared object.
+
+    Args:
+        content: Bytes of the shared object, which this process or an earlier one of this user made.
+
+    Raises:
+        CandidateError: it can't be loaded.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        try:
+            self._bind = _open(content).hasten_bind
+        except (OSError, AttributeError) as error:
+            raise CandidateError(f"the compiled model can't be loaded: {error}") from error
+        self._bind.restype = ctypes.py_object
+        self._bind.argtypes = [
+            ctypes.py_object,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_long,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
+
+    @classmethod
+    def load(cls, content: bytes) -> Library:
+        """Return the library of some bytes, loaded once."""
+        key = hashlib.sha256(content).hexdigest()
+        with _LOCK:
+            if key not in _loaded:
+                _loaded[key] = cls(content)
+            return _loaded[key]
+
+    def answering(self, tables: Array, arena_bytes: int) -> Callable[..., None]:
+        """Return a function of the inputs' arrays and then the outputs', for one thread at a time.
+
+        Args:
+            tables: Constants, as uint8, aligned.
+            arena_bytes: Memory that a call needs in between.
+        """
+        arena = aligned(arena_bytes)
+        kept = (tables, arena)
+        return self._bind(kept, None, None, 0, arena.ctypes.data, tables.ctypes.data)  # type: ignore[no-any-return]
+
+    def bound(
+        self,
+        tables: Array,
+        arena_bytes: int,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        rows: int,
+    ) -> Callable[[], None]:
+        """Return a function without arguments that answers from and to these arrays each time.
+
+        Args:
+            tables: Constants, as uint8, aligned.
+            arena_bytes: Memory that a call needs in between.
+            inputs: Contiguous arrays of the plan's inputs.
+            outputs: Contiguous arrays of the plan's outputs, which can be written to.
+            rows: Number of rows of all of them.
+        """
+        arena = aligned(arena_bytes)
+        kept = (tables, arena, *inputs, *outputs)
+        given = (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs))
+        taken = (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs))
+        return self._bind(kept, given, taken, rows, arena.ctypes.data, tables.ctypes.data)  # type: ignore[no-any-return]
+
+
+def aligned(size: int) -> Array:
+    """Return zeros as uint8 of some bytes, at a multiple of `ALIGNMENT`."""
+    whole = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % ALIGNMENT
+    return whole[start : start + size]
+
+
+def _open(content: bytes) -> ctypes.PyDLL:
+    """Load a shared object from a file that only this user can reach, which is removed at once.
+
+    A loader takes a path that it knows for the file that it knows, so each path is a new one.
+    """
+    with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
+        path = Path(folder, "model.so")
+        path.write_bytes(content)
+        with contextlib.suppress(OSError):
+            return ctypes.PyDLL(str(path))
+    # A folder for temporary files may forbid to run what lies in it.
+    file = os.memfd_create("model.so")
+    os.write(file, content)
+    return ctypes.PyDLL(f"/proc/self/fd/{file}")

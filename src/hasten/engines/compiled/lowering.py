@@ -1,0 +1,180 @@
+"""Making of a plan from an ONNX file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hasten.core.tensors import TensorSpec
+from hasten.engines.compiled.graph import Graph, Node, Value, as_array
+from hasten.engines.compiled.nodes import elementwise, movement, products, reductions
+from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
+from hasten.engines.failures import failed
+from hasten.errors import CandidateError
+
+if TYPE_CHECKING:
+    import onnx
+
+LOWERINGS: Mapping[str, Callable[[Node], None]] = {
+    **elementwise.LOWERINGS,
+    **movement.LOWERINGS,
+    **products.LOWERINGS,
+    **reductions.LOWERINGS,
+}
+"""Lowering of each operator of ONNX by its name."""
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+_MOST_FOLDED = 1 << 24
+"""Most elements of a constant that is computed here."""
+
+
+def lower(
+    path: Path, request: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> tuple[Plan, bytes]:
+    """Make the plan of an ONNX file for requests of settled shapes.
+
+    Args:
+        path: Path of the file.
+        request: Inputs of one request, with every size settled.
+        outputs: Outputs of the model.
+
+    Returns:
+        The plan, and its constants.
+
+    Raises:
+        CandidateError: an operator isn't covered; the message names it and its node.
+    """
+    proto = _read(path)
+    graph = Graph()
+    for spec in request:
+        batch = 0 if spec.shape and spec.shape[0] == 1 else None
+        graph.by_row = graph.by_row and batch == 0
+        graph.values[spec.name] = graph.new(spec.dtype, spec.sizes, batch)
+    for tensor in proto.graph.initializer:
+        if tensor.name not in graph.values:
+            array = as_array(tensor)
+            graph.values[tensor.name] = Value("", str(array.dtype), array.shape, None, array)
+    opsets = {one.domain: one.version for one in proto.opset_import}
+    for node in proto.graph.node:
+        _lower(Node(graph, node, _attributes(node), opsets.get(node.domain, 0)))
+    plan = graph.plan([spec.name for spec in request], [spec.name for spec in outputs])
+    return _packed(plan, bytes(graph.weights.content))
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    import onnx
+
+    try:
+        proto = onnx.load(path)
+        if proto.functions:
+            import onnx.inliner
+
+            proto = onnx.inliner.inline_local_functions(proto)
+        return proto
+    except Exception as error:
+        raise failed("the compiled engine can't read the model", error, path) from error
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    import onnx
+
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        elif isinstance(value, onnx.TensorProto):
+            value = as_array(value)
+        found[attribute.name] = value
+    return found
+
+
+def _lower(node: Node) -> None:
+    proto = node.proto
+    if proto.op_type == "Constant" and _constant(node):
+        return
+    given = [node.graph.values.get(name) for name in proto.input if name]
+    if any(value is None for value in given):
+        node.refuse("an input isn't computed before it")
+    if given and all(value is not None and value.constant is not None for value in given):
+        if _folded(node, [value for value in given if value is not None]):
+            return
+    lowering = LOWERINGS.get(proto.op_type) if proto.domain in _DOMAINS else None
+    if lowering is None:
+        node.refuse("it isn't covered")
+    try:
+        lowering(node)
+    except CandidateError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        node.refuse(f"its shapes or attributes ({type(error).__name__}: {str(error)[:80]})")
+
+
+def _constant(node: Node) -> bool:
+    for name, kind in (("value", None), ("value_float", "float32"), ("value_floats", "float32")):
+        if name in node.attributes:
+            array = np.asarray(node.attributes[name], kind)
+            node.give(Value("", str(array.dtype), array.shape, None, array))
+            return True
+    for name in ("value_int", "value_ints"):
+        if name in node.attributes:
+            array = np.asarray(node.attributes[name], "int64")
+            node.give(Value("", "int64", array.shape, None, array))
+            return True
+    return False
+
+
+def _folded(node: Node, given: list[Value]) -> bool:
+    """Compute a node of constants as the standard's evaluator does; return whether that was possible."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    proto = node.proto
+    named = {name: node.graph.values[name].constant for name in dict.fromkeys(proto.input) if name}
+    if proto.op_type in ("Expand", "ConstantOfShape", "Tile", "Range"):
+        sizes = [abs(int(one)) for one in np.ravel(np.asarray(given[-1].constant))]
+        if math.prod(sizes) > _MOST_FOLDED:
+            return False
+    inputs = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
+        for name, array in named.items()
+        if array is not None
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+    made = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+    model = onnx.helper.make_model(
+        made, opset_imports=[onnx.helper.make_opsetid(proto.domain, node.opset)]
+    )
+    try:
+        found = ReferenceEvaluator(model).run(None, named)
+    except Exception:  # the lowering may know it
+        return False
+    counts = any(value.counts_rows for value in given)
+    for name, array in zip([name for name in proto.output if name], found, strict=True):
+        array = np.ascontiguousarray(array)
+        node.graph.values[name] = Value("", str(array.dtype), array.shape, None, array, counts)
+    return True
+
+
+def _packed(plan: Plan, weights: bytes) -> tuple[Plan, bytes]:
+    """Return a plan and weights that hold only the constants that it still reads."""
+    kept = bytearray()
+    tensors = {}
+    for name, tensor in plan.tensors.items():
+        if tensor.offset is not None:
+            kept.extend(bytes(-len(kept) % 64))
+            content = weights[tensor.offset : tensor.offset + tensor.bytes]
+            tensor = Tensor(tensor.dtype, tensor.size, len(kept))
+            kept.extend(content)
+        tensors[name] = tensor
+    if len(kept) > MOST_BYTES:
+        raise CandidateError(
+            f"the compiled engine takes small models: this one has {len(kept) / 1e6:,.0f} MB of weights"
+        )
+    return replace(plan, tensors=tensors), bytes(kept)

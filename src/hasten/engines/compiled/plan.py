@@ -1,0 +1,319 @@
+"""Plan of a model: typed steps over numbered tensors, as data, from which C is written.
+
+A bundle carries the plan and the weights, never native code. Both are untrusted: `check` refuses
+what would read or write outside a tensor, or take too much memory, before any C is written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+import numpy as np
+
+from hasten.core.records import Value, from_record, to_record
+from hasten.core.registry import Registry
+from hasten.core.tensors import Array
+from hasten.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.source import Writer
+
+FORMAT = 1
+"""Number to raise when a plan means something else than before."""
+C_TYPES: Mapping[str, str] = {
+    "float32": "float",
+    "float64": "double",
+    "int64": "i64",
+    "int32": "i32",
+    "uint8": "u8",
+    "int8": "signed char",
+    "bool": "u8",
+}
+"""Element types that plans have, and their names in C."""
+ALIGNMENT = 64
+"""Bytes that the start of each tensor is a multiple of: a line of the cache, the widest vector."""
+MOST_BYTES = 1 << 30
+"""Most bytes of all tensors of a plan together: a model beyond that isn't small."""
+MOST_OPERATIONS = 20_000
+_MOST_WORK = 10**12
+_MOST_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Contiguous numbers.
+
+    Attributes:
+        dtype: Element type by numpy's name.
+        size: Number of elements; of a tensor that depends on an input, for one row.
+        offset: Place of a constant in the weights, in bytes; None for what is computed or given.
+    """
+
+    dtype: str
+    size: int
+    offset: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size in bytes."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Access:
+    """Elements of a tensor that a nest of loops reads or writes.
+
+    Attributes:
+        tensor: Name of the tensor.
+        strides: Elements between neighbours along each loop's axis; 0 where all see the same one.
+        offset: Element at the start of all loops.
+    """
+
+    tensor: str
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @staticmethod
+    def whole(tensor: str, shape: tuple[int, ...]) -> Access:
+        """Return the access to a contiguous tensor of a shape, in order."""
+        return Access(tensor, contiguous(shape))
+
+    def is_whole(self, shape: tuple[int, ...]) -> bool:
+        """Whether it is the access in order, over loops of a shape."""
+        return not self.offset and all(
+            stride == usual
+            for size, stride, usual in zip(shape, self.strides, contiguous(shape), strict=True)
+            if size != 1
+        )
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides in elements of a contiguous array."""
+    sizes = itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1)
+    return tuple(reversed(list(sizes))) if shape else ()
+
+
+class Operation(Value, ABC):
+    """Step of a plan: a frozen dataclass that names the tensors that it reads and writes."""
+
+    registry: ClassVar[Registry] = Registry(
+        "operation",
+        "hasten.operations",
+        {
+            "map": "hasten.engines.compiled.operators.maps:Map",
+            "reduce": "hasten.engines.compiled.operators.reductions:Reduce",
+            "dense": "hasten.engines.compiled.operators.dense:Dense",
+        },
+    )
+
+    @property
+    @abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """Names of the tensors that it reads."""
+
+    @property
+    @abstractmethod
+    def writes(self) -> tuple[str, ...]:
+        """Names of the tensors that it writes."""
+
+    @property
+    @abstractmethod
+    def work(self) -> int:
+        """Elementary calculations for one row, roughly."""
+
+    @abstractmethod
+    def check(self, plan: Plan) -> None:
+        """Check that it stays within its tensors, whatever their contents are.
+
+        Raises:
+            IntegrityError: it doesn't; the message says where.
+        """
+
+    @abstractmethod
+    def emit(self, writer: Writer) -> None:
+        """Write C statements for one row, or for `writer.rows` of them; see `Writer`."""
+
+    def refuse(self, why: str) -> NoReturn:
+        """Refuse the plan."""
+        raise IntegrityError(f"the plan is damaged: {type(self).__name__.lower()}: {why}")
+
+    def check_access(self, plan: Plan, access: Access, shape: tuple[int, ...]) -> Tensor:
+        """Check that an access over loops of a shape stays within its tensor, which is returned."""
+        tensor = plan.tensor(access.tensor)
+        if len(access.strides) != len(shape) or any(size < 1 for size in shape):
+            self.refuse(f"{access.tensor!r} is read over a shape of another rank, or an empty one")
+        ends = [stride * (size - 1) for stride, size in zip(access.strides, shape, strict=True)]
+        low = access.offset + sum(min(0, end) for end in ends)
+        high = access.offset + sum(max(0, end) for end in ends)
+        if low < 0 or high >= tensor.size:
+            self.refuse(
+                f"elements {low} to {high} of {access.tensor!r}, which has {tensor.size}, are asked for"
+            )
+        return tensor
+
+    def check_sizes(self, plan: Plan, dtype: str, sizes: Mapping[str, int]) -> None:
+        """Check that tensors have an element type and exactly these numbers of elements."""
+        for name, size in sizes.items():
+            tensor = plan.tensor(name)
+            if tensor.size != size or tensor.dtype != dtype:
+                self.refuse(
+                    f"{name!r} must be {size} x {dtype}: it is {tensor.size} x {tensor.dtype}"
+                )
+
+    def constant(self, plan: Plan, name: str) -> Tensor:
+        """Return a tensor that must be a constant."""
+        tensor = plan.tensor(name)
+        if tensor.offset is None:
+            self.refuse(f"{name!r} must be a constant")
+        return tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole model.
+
+    Attributes:
+        tensors: All tensors by name.
+        operations: Steps in order.
+        inputs: Names of the tensors that are given.
+        outputs: Names of the tensors that are the answer.
+        shapes: Shape of each output, for one row.
+        by_row: Whether rows of a batch are answered each by itself, so that any number may come.
+    """
+
+    tensors: dict[str, Tensor]
+    operations: tuple[Operation, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    by_row: bool
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor.
+
+        Raises:
+            IntegrityError: there is none of that name.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise IntegrityError(f"the plan is damaged: there is no tensor {name!r:.100}") from None
+
+    @cached_property
+    def work(self) -> int:
+        """Elementary calculations for one row, roughly."""
+        return sum(operation.work for operation in self.operations)
+
+    def check(self, weights_bytes: int) -> None:
+        """Check that all that C would be written of stays within its memory, and ends.
+
+        Args:
+            weights_bytes: Size of the weights in bytes.
+
+        Raises:
+            IntegrityError: it doesn't; the message says where.
+        """
+        self._check_tensors(weights_bytes)
+        if len(self.operations) > MOST_OPERATIONS:
+            raise IntegrityError(f"the plan has more than {MOST_OPERATIONS:,} steps")
+        known = {name for name, tensor in self.tensors.items() if tensor.offset is not None}
+        for name in self.inputs:
+            if self.tensor(name).offset is not None:
+                raise IntegrityError(f"the plan is damaged: the input {name!r:.100} is a constant")
+        known.update(self.inputs)
+        given = frozenset(known)
+        for operation in self.operations:
+            operation.check(self)
+            if unknown := set(operation.reads) - known:
+                operation.refuse(f"{min(unknown)!r:.100} is read before it is written")
+            if wrong := given.intersection(operation.writes):
+                operation.refuse(f"{min(wrong)!r:.100} is given, and would be overwritten")
+            if both := set(operation.reads).intersection(operation.writes):
+                operation.refuse(f"{min(both)!r:.100} is read and written at once")
+            known.update(operation.writes)
+        if missing := set(self.outputs) - known | given.intersection(self.outputs):
+            raise IntegrityError(f"the plan is damaged: nothing writes {min(missing)!r:.100}")
+        sizes = [self.tensor(name).size for name in self.outputs]
+        if sizes != [product(shape) for shape in self.shapes]:
+            raise IntegrityError("the plan is damaged: outputs haven't the sizes of their shapes")
+        if self.by_row and any(shape[:1] != (1,) for shape in self.shapes):
+            raise IntegrityError("the plan is damaged: an output has no axis for the batch")
+        if not self.inputs or not self.outputs or self.work > _MOST_WORK:
+            raise IntegrityError("the plan is damaged: it takes or gives nothing, or never ends")
+
+    def _check_tensors(self, weights_bytes: int) -> None:
+        whole = 0
+        for name, tensor in self.tensors.items():
+            if tensor.dtype not in C_TYPES or not 0 < tensor.size <= MOST_BYTES:
+                raise IntegrityError(
+                    f"the plan is damaged: {name!r:.100} is {tensor.size} x {tensor.dtype!r:.20}"
+                )
+            whole += tensor.bytes + ALIGNMENT
+            if tensor.offset is not None:
+                end = tensor.offset + tensor.bytes
+                if tensor.offset < 0 or tensor.offset % ALIGNMENT or end > weights_bytes:
+                    raise IntegrityError(
+                        f"the plan is damaged: the constant {name!r:.100} lies outside the weights"
+                    )
+        if whole > MOST_BYTES:
+            raise IntegrityError(
+                f"the plan asks for {whole / 1e6:,.0f} MB; at most {MOST_BYTES / 1e6:,.0f} MB are taken"
+            )
+
+    def constant(self, name: str, weights: bytes | memoryview) -> Array:
+        """Return a constant's numbers, which can't be written to."""
+        tensor = self.tensor(name)
+        return np.frombuffer(weights, tensor.dtype, tensor.size, tensor.offset or 0)
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps({"format": FORMAT, "plan": to_record(self)}))
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read it back, unchecked.
+
+        Raises:
+            IntegrityError: the file can't be read, or is of a newer version.
+        """
+        try:
+            if path.stat().st_size > _MOST_JSON_BYTES:
+                raise IntegrityError(f"{path} is too large for a plan")
+            record: Any = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise IntegrityError(f"{path} is no plan of a compiled model: {error}") from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise IntegrityError(f"{path} is no plan that this version of hasten can read")
+        return from_record(cls, record.get("plan"))
+
+
+@dataclass
+class Weights:
+    """Constants of a plan that is being made, each stored once.
+
+    Attributes:
+        content: Bytes, each constant at a multiple of `ALIGNMENT`.
+    """
+
+    content: bytearray
+
+    def add(self, array: Array) -> Tensor:
+        """Store an array and return its tensor."""
+        data = np.ascontiguousarray(array).tobytes()
+        self.content.extend(bytes(-len(self.content) % ALIGNMENT))
+        offset = len(self.content)
+        self.content.extend(data)
+        return Tensor(str(array.dtype), int(array.size), offset)
+
+
+def product(shape: Iterable[int]) -> int:
+    """Return the product of sizes."""
+    return math.prod(shape)

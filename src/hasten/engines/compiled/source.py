@@ -1,0 +1,204 @@
+"""Writing of a plan as C, with the tables that the C reads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, Plan, Weights
+
+_LONG_WORK = 100_000
+"""Elementary calculations, some tens of microseconds, from which other threads of Python may run."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """C of a model.
+
+    Attributes:
+        text: The whole text.
+        tables: Constants as the C reads them: packed and padded, aligned.
+        arena_bytes: Memory that a call needs for tensors in between.
+    """
+
+    text: str
+    tables: bytearray
+    arena_bytes: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text in hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass
+class Writer:
+    """What an operation writes its C with: statements, pointers to tensors, tables of constants.
+
+    Each operation becomes one function, whose statements answer one row.
+
+    Attributes:
+        plan: Plan that is written.
+        vector_bytes: Bytes of the widest vector of the processor.
+    """
+
+    plan: Plan
+    vector_bytes: int
+    _weights: bytes
+    _places: dict[str, int]
+    _tables: Weights = field(default_factory=lambda: Weights(bytearray()))
+    _lines: list[str] = field(default_factory=list)
+    _declared: dict[str, str] = field(default_factory=dict)
+    _count: int = 0
+
+    def lanes(self, dtype: np.dtype[np.generic]) -> int:
+        """Return how many numbers of a type a vector has; the types vfloat and vdouble are such."""
+        return self.vector_bytes // dtype.itemsize
+
+    def constant(self, name: str) -> Array:
+        """Return a constant's numbers, flat."""
+        return self.plan.constant(name, self._weights)
+
+    def line(self, text: str) -> None:
+        """Write a statement, or any line."""
+        self._lines.append(text)
+
+    @contextlib.contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        """Write a block with its head: `for (...)`, or "" for braces alone."""
+        self.line(f"{head} {{")
+        yield
+        self.line("}")
+
+    @contextlib.contextmanager
+    def loops(self, shape: tuple[int, ...], pragma: str = "", name: str = "i") -> Iterator[None]:
+        """Write loops over i0, i1, ..., the last one under a pragma."""
+        for axis, size in enumerate(shape):
+            if pragma and axis == len(shape) - 1:
+                self.line(pragma)
+            each = f"{name}{axis}"
+            self.line(f"for (long {each} = 0; {each} < {size}; {each}++) {{")
+        yield
+        self.line("}" * len(shape))
+
+    def read(self, name: str) -> str:
+        """Return a pointer to a tensor's row, to read from."""
+        return self._pointer(name, "const ")
+
+    def write(self, name: str) -> str:
+        """Return a pointer to a tensor's row, to write to."""
+        return self._pointer(name, "")
+
+    def table(self, array: Array) -> str:
+        """Keep constants in the form that the C reads; return a pointer to them, aligned."""
+        tensor = self._tables.add(array)
+        kind = C_TYPES[str(array.dtype)]
+        return self._declare(f"const {kind} *", f"(const {kind} *)(c->weights + {tensor.offset})")
+
+    def _pointer(self, name: str, const: str) -> str:
+        tensor = self.plan.tensor(name)
+        kind = f"{const}{C_TYPES[tensor.dtype]} *"
+        if tensor.offset is not None:
+            return self.table(self.constant(name))
+        row = f" + r * {tensor.size}" if self.plan.by_row else ""
+        if name in self.plan.inputs:
+            at = f"({kind})c->in[{self.plan.inputs.index(name)}]{row}"
+        elif name in self.plan.outputs:
+            at = f"({kind})c->out[{self.plan.outputs.index(name)}]{row}"
+        else:
+            at = f"({kind})(c->arena + {self._places[name]})"
+        return self._declare(f"{kind}restrict ", at)
+
+    def _declare(self, kind: str, value: str) -> str:
+        key = f"{kind} {value}"
+        if key not in self._declared:
+            name = f"p{len(self._declared)}"
+            self._declared[key] = name
+            self._lines.insert(0, f"{kind}{name} = {value};")
+        return self._declared[key]
+
+    def function(self) -> str:
+        """Return the C function of what was written, and begin the next one."""
+        body = "\n".join(self._lines)
+        self._lines.clear()
+        self._declared.clear()
+        self._count += 1
+        return f"static void op{self._count - 1}(const struct call *c, long r) {{\n{body}\n}}\n"
+
+    @property
+    def tables(self) -> bytearray:
+        """Tables of all operations."""
+        return self._tables.content
+
+
+def write(plan: Plan, weights: bytes, target: Target) -> Source:
+    """Write a plan, which was checked, as C for a processor.
+
+    Args:
+        plan: Plan of the model.
+        weights: Constants of the plan.
+        target: Processor, whose instruction sets decide how wide vectors are.
+    """
+    wide = 64 if "avx512f" in target.isa else 32 if "avx2" in target.isa else 16
+    places, arena_bytes = _arena(plan)
+    writer = Writer(plan, wide, weights, places)
+    functions = []
+    for operation in plan.operations:
+        operation.emit(writer)
+        functions.append(writer.function())
+    calls = "".join(f"op{number}(c, r);" for number in range(len(functions)))
+    sizes = [plan.tensor(name).bytes for name in (*plan.inputs, *plan.outputs)]
+    head = f"""{_part("math.c")}
+typedef float vfloat __attribute__((vector_size({wide}), may_alias));
+typedef double vdouble __attribute__((vector_size({wide}), may_alias));
+typedef float vfloat_u __attribute__((vector_size({wide}), aligned(4), may_alias));
+typedef double vdouble_u __attribute__((vector_size({wide}), aligned(8), may_alias));
+enum {{ INPUTS = {len(plan.inputs)}, OUTPUTS = {len(plan.outputs)}, BY_ROW = {int(plan.by_row)} }};
+static const long ROW_BYTES[] = {{{", ".join(map(str, sizes))}}};
+static const long LONG_ROWS = {1 + _LONG_WORK // max(1, plan.work)};
+struct call {{ const void *in[INPUTS]; void *out[OUTPUTS]; long rows; u8 *arena; const u8 *weights; }};
+"""
+    run = f"static void run(const struct call *c) {{ for (long r = 0; r < c->rows; r++) {{ {calls} }} }}\n"
+    text = "\n".join((head, *functions, run, _part("python.c")))
+    return Source(text, writer.tables, arena_bytes)
+
+
+def _arena(plan: Plan) -> tuple[dict[str, int], int]:
+    """Place tensors that live between two steps, each where others that live meanwhile aren't."""
+    last: dict[str, int] = {}
+    for number, operation in enumerate(plan.operations):
+        for name in (*operation.reads, *operation.writes):
+            last[name] = number
+    apart = {*plan.inputs, *plan.outputs}
+    places: dict[str, int] = {}
+    living: list[tuple[int, int, int]] = []
+    most = 0
+    for number, operation in enumerate(plan.operations):
+        living = [one for one in living if one[2] >= number]
+        for name in operation.writes:
+            if name in apart or name in places or plan.tensor(name).offset is not None:
+                continue
+            size = -(-plan.tensor(name).bytes // ALIGNMENT) * ALIGNMENT
+            at = 0
+            for begin, end, _ in sorted(living):
+                if at + size <= begin:
+                    break
+                at = max(at, end)
+            places[name] = at
+            living.append((at, at + size, last[name]))
+            most = max(most, at + size)
+    return places, most
+
+
+@cache
+def _part(name: str) -> str:
+    """Return a file of C that belongs to every model."""
+    return resources.files("hasten.engines.compiled").joinpath("c", name).read_text()
