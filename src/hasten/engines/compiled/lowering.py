@@ -100,9 +100,9 @@ def _lower(node: Node) -> None:
     given = [node.graph.values.get(name) for name in proto.input if name]
     if any(value is None for value in given):
         node.refuse("an input isn't computed before it")
-    if given and all(value is not None and value.constant is not None for value in given):
-        if _folded(node, [value for value in given if value is not None]):
-            return
+    known = [value for value in given if value is not None and value.constant is not None]
+    if given and len(known) == len(given) and _folded(node, known):
+        return
     lowering = LOWERINGS.get(proto.op_type) if proto.domain in _DOMAINS else None
     if lowering is None:
         node.refuse("it isn't covered")
