@@ -244,7 +244,7 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
     [
         (
             ("--engine", "nosuch"),
-            "no engine is called 'nosuch'; this version has: onnxruntime, openvino, litert",
+            "no engine is called 'nosuch'; this version has: onnxruntime, openvino, litert, compiled",
         ),
         (
             ("--pass", "nosuch"),

@@ -182,5 +182,5 @@ def test_what_cannot_be_asked_is_refused_in_one_line(tmp_path: Path, target: Tar
     with pytest.raises(InputError) as unknown:
         fastest({}, target, tmp_path / "work", engines=("tvm",))
     assert str(unknown.value) == (
-        "no engine is called 'tvm'; this version has: onnxruntime, openvino, litert"
+        "no engine is called 'tvm'; this version has: onnxruntime, openvino, litert, compiled"
     )

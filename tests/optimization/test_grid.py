@@ -6,6 +6,7 @@ from tests.support.desk import Desk
 from tests.support.faults import Faulty
 
 from hasten.core.target import Target
+from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.installed import engine_kinds
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.null import Null
@@ -95,12 +96,12 @@ def test_an_unknown_engine_is_named_with_those_that_there_are() -> None:
     with pytest.raises(InputError) as error:
         engine_kinds(["onnxruntime", "tvm"])
     assert str(error.value) == (
-        "no engine is called 'tvm'; this version has: onnxruntime, openvino, litert"
+        "no engine is called 'tvm'; this version has: onnxruntime, openvino, litert, compiled"
     )
 
 
 def test_where_no_engine_is_named_those_of_the_host_are_looked_for() -> None:
-    assert engine_kinds() == engine_kinds(["onnxruntime", "openvino", "litert"])
+    assert engine_kinds() == engine_kinds(["onnxruntime", "openvino", "litert", "compiled"])
 
 
 def test_an_engine_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +157,7 @@ def test_a_small_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_t
         OnnxRuntime,
         OpenVino,
         LiteRt,
+        CompiledC,
     }
     plain = {c.passes for c in proposals if c.passes and not c.exact and little not in c.passes}
     assert {c.passes[1:] for c in beside if len(c.passes) == 2} == plain

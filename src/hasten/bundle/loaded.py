@@ -15,7 +15,7 @@ import numpy as np
 from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.requests import kept_requests
-from hasten.bundle.requirements import answers_as, distributions
+from hasten.bundle.requirements import answers_as, distributions, programs
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
 from hasten.core.records import from_record
@@ -61,6 +61,7 @@ def differences(
     known = [
         *(name for name in DEVICE_FACTS if on_device and name in manifest.environment),
         *distributions(record),
+        *(programs(record) if there.kind == "host" else ()),
     ]
     pairs: list[tuple[str, object, object]] = [
         (name, manifest.environment.get(name, "none"), facts.get(name, "none")) for name in known
@@ -361,7 +362,8 @@ def load(
     engine = engine_of(item, threads)
     for runtime in engine.runtimes:
         runtime.version()
-    notes = differences(manifest, here, environment(here, of=distributions(item.engine)), item)
+    facts = environment(here, of=distributions(item.engine)) | programs(item.engine)
+    notes = differences(manifest, here, facts, item)
     exact = which == "exact" or manifest.status == "exact"
     if manifest.status == "uncertified" and not exact:
         notes.insert(0, manifest.why)

@@ -35,6 +35,11 @@ def distributions(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for kind in kinds_of(record) for name in kind.distributions))
 
 
+def programs(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions here of programs that can change the answers of the engine in a record."""
+    return {name: said for kind in kinds_of(record) for name, said in kind.tools().items()}
+
+
 def step_packages(pipeline: Pipeline | None) -> tuple[str, ...]:
     """Return the packages that a pipeline's steps import beside numpy, installed or not."""
     steps = () if pipeline is None else pipeline.all

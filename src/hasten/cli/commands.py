@@ -361,6 +361,22 @@ def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
+    "--warm",
+    is_flag=True,
+    help="Keep what is compiled, so that the next opening of BUNDLE here is quick.",
+)
+def load(bundle: Path, warm: bool) -> None:
+    """Open BUNDLE once, answer one of its requests, and say how long that took."""
+    with one_line_errors():
+        from hasten.evaluation.opening import opened_once
+
+        for line in opened_once(bundle, warm=warm):
+            click.echo(line)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="File of the page.  [default: beside the bundle, under its name and .html]",

@@ -146,11 +146,11 @@ class Engine(Value, ABC):
             "null": "hasten.engines.null:Null",
             "reference": "hasten.engines.reference:Reference",
             "onnxruntime": "hasten.engines.onnxruntime.engine:OnnxRuntime",
-            "compiled": "hasten.engines.compiled.engine:CompiledC",
             "openvino": "hasten.engines.openvino.engine:OpenVino",
             "openvino_npu": "hasten.engines.openvino.npu:OpenVinoNpu",
             "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",
             "litert": "hasten.engines.litert.engine:LiteRt",
+            "compiled": "hasten.engines.compiled.engine:CompiledC",
             "fixed_point": "hasten.engines.fpga.fixed_point:FixedPointProgram",
             "fpga": "hasten.engines.fpga.engine:Fpga",
             "litert_reference": "hasten.engines.litert.reference:LiteRtReference",
@@ -253,7 +253,10 @@ class Engine(Value, ABC):
 
     @classmethod
     def tools(cls) -> Mapping[str, str]:
-        """Return the versions of programs, other than its packages, that affect what it builds."""
+        """Return the versions of programs, other than its packages, that affect what it builds.
+
+        Of an engine that is tried on this host, these are facts that two measurements must share.
+        """
         return {}
 
     @classmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 from hasten.core.registry import plugins
 from hasten.core.target import Target
 from hasten.engines.base import Engine
+from hasten.engines.installed import tried_on
 
 _LIBRARIES = (
     "hasten",
@@ -76,8 +77,15 @@ def environment(
         "isa": " ".join(target.isa),
         **(_nvidia(proc) if target.kind == "attached" and target.family == "cuda" else {}),
         **versions(of),
+        **(_programs() if of is None and target.kind == "host" else {}),
         **{f"{one.group}:{one.name}": one.distribution for one in plugins() if of is None},
     }
+
+
+def _programs() -> dict[str, str]:
+    """Return the versions of programs that make models for this host, such as its C compiler."""
+    kinds = [Engine.member(name) for name in tried_on("host")]
+    return {name: version for kind in kinds for name, version in kind.tools().items()}
 
 
 def _nvidia(proc: Path) -> dict[str, str]:

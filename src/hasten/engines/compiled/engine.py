@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,15 +16,16 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.compiled.compiler import Compiler
+from hasten.engines.compiled.compiler import Built, Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.source import Source, write
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 _PLAN, _WEIGHTS = "plan.json", "plan.bin"
-_LARGEST_BYTES = 64 << 20
-"""Most weights of a model that is tried unasked: beyond that, arithmetic is all that takes time."""
+_SMALL_WORK = 30_000_000
+"""Multiplications that take some milliseconds."""
+_log = logging.getLogger("hasten.compiled")
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,19 @@ class CompiledC(Engine):
 
     `build` writes a plan and weights, which are data. `open` writes C of them and compiles that, unless
     the cache has it.
+
+    Attributes:
+        most_work: Most multiplications for one row of a model that it takes. With more of them a
+            runtime's own kernels are faster than what a compiler makes of plain C.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    families: ClassVar[frozenset[str]] = frozenset({"host"})
+    extra: ClassVar[str] = "compiler"
+    float_only: ClassVar[bool] = True
     settles: ClassVar[bool] = True
+
+    most_work: int = _SMALL_WORK
 
     @property
     def exact(self) -> bool:
@@ -66,6 +77,14 @@ class CompiledC(Engine):
         """
         return Compiler.find().version
 
+    @classmethod
+    def tools(cls) -> Mapping[str, str]:
+        """Return the version of the compiler, on which the last bits of answers depend."""
+        try:
+            return {"C compiler": cls.version()}
+        except InputError:
+            return {}
+
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Write the model's plan and weights.
 
@@ -78,6 +97,11 @@ class CompiledC(Engine):
             raise CandidateError("the compiled engine takes no custom operators")
         plan, weights = lower(model.path, _request(model), model.outputs)
         path, beside = workdir / _PLAN, workdir / _WEIGHTS
+        if plan.work > self.most_work:
+            raise CandidateError(
+                f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations for an "
+                f"answer: this model has {plan.work / 1e6:,.0f} million"
+            )
         plan.check(len(weights))
         plan.write(path)
         beside.write_bytes(weights)
@@ -97,7 +121,9 @@ class CompiledC(Engine):
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
         plan, source = _written(artifact, target)
-        yield CompiledSession(artifact, plan, source, _compiled(source))
+        built = _compile(source)
+        library = Library.load(built.content)
+        yield CompiledSession(artifact, plan, source, library, _took(built))
 
     @contextmanager
     def open_cached(
@@ -110,7 +136,7 @@ class CompiledC(Engine):
         """
         plan, source = _written(artifact, target)
         key = compiled.key(self, artifact, target, source.digest)
-        library = None
+        library, made = None, "kept from an earlier opening"
         with compiled.entry(key) as entry:
             if entry is not None:
                 try:
@@ -120,10 +146,10 @@ class CompiledC(Engine):
         if entry is not None and library is None:
             compiled.drop(key)
         if library is None:
-            content = _compile(source)
-            library = Library.load(content)
-            compiled.put(key, content)
-        yield CompiledSession(artifact, plan, source, library)
+            built = _compile(source)
+            library, made = Library.load(built.content), _took(built)
+            compiled.put(key, built.content)
+        yield CompiledSession(artifact, plan, source, library, made)
 
     def words(self) -> str:
         return "compiled C"
@@ -137,14 +163,17 @@ class CompiledSession(Session):
         plan: Its plan.
         source: What was compiled.
         library: The shared object.
+        made: Words for where the shared object comes from.
     """
 
-    def __init__(self, artifact: Artifact, plan: Plan, source: Source, library: Library) -> None:
+    def __init__(
+        self, artifact: Artifact, plan: Plan, source: Source, library: Library, made: str
+    ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = (
             None if plan.by_row and _open_batch(artifact.inputs) else (_rows(artifact),)
         )
-        self._library = library
+        self._library, self._said = library, made
         self._tables = aligned(len(source.tables))
         self._tables[:] = np.frombuffer(source.tables, np.uint8)
         self._arena_bytes = source.arena_bytes
@@ -186,8 +215,8 @@ class CompiledSession(Session):
         return {name: np.empty(shape, dtype) for name, shape, dtype in self._made}
 
     def properties(self) -> Mapping[str, str]:
-        """Return the compiler."""
-        return {"compiler": Compiler.find().version}
+        """Return the compiler, and how long it took."""
+        return {"compiler": Compiler.find().version, "compiled": self._said}
 
 
 def _request(model: Model) -> tuple[TensorSpec, ...]:
@@ -276,12 +305,19 @@ def _size(spec: TensorSpec) -> int:
     )
 
 
-def _compile(source: Source) -> bytes:
+def _compile(source: Source) -> Built:
+    """Compile, and say in the log how long that took.
+
+    Raises:
+        CandidateError: there is no compiler, or it failed.
+    """
     try:
-        return Compiler.find().compile(source.text).content
+        built = Compiler.find().compile(source.text)
     except InputError as error:
         raise CandidateError(str(error)) from error
+    _log.info("the model was compiled %s", _took(built))
+    return built
 
 
-def _compiled(source: Source) -> Library:
-    return Library.load(_compile(source))
+def _took(built: Built) -> str:
+    return f"in {built.seconds:.2f} s"

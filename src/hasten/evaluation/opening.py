@@ -1,0 +1,46 @@
+"""Opening of a bundle, once, so that the next opening finds what was compiled."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from hasten.bundle.loaded import NotCertifiedHere, load
+from hasten.core.cache_folder import cache_folder
+from hasten.errors import InputError
+
+
+def opened_once(bundle: Path, *, warm: bool) -> Iterator[str]:
+    """Open a bundle, answer one of its requests, and yield a line for each.
+
+    Args:
+        bundle: The bundle's folder.
+        warm: Whether to keep what is compiled, in the cache that the environment names.
+
+    Raises:
+        InputError: there is no bundle, an engine isn't installed, or there is no cache to keep it in.
+        CandidateError: the engine can't open the model, or fails.
+        IntegrityError: the bundle is damaged.
+    """
+    kept = cache_folder() if warm else None
+    if warm and kept is None:
+        raise InputError("--warm keeps what is compiled, but HASTEN_CACHE=off: unset it")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NotCertifiedHere)
+        began = time.perf_counter()
+        with load(bundle, cache=False if kept is None else kept.path) as model:
+            took = time.perf_counter() - began
+            compiled = model.properties().get("compiled")
+            how = f" ({compiled})" if compiled else " (from the cache)" if model.from_cache else ""
+            yield f"opened in {took:.3f} s{how}"
+            if model.requests:
+                began = time.perf_counter()
+                model(model.requests[0])
+                yield f"first answer after {(time.perf_counter() - began) * 1e3:.3f} ms more"
+    if kept is not None:
+        yield f"what was compiled is kept in {kept.path}"
+    for one in caught:
+        if issubclass(one.category, NotCertifiedHere):
+            yield str(one.message)
