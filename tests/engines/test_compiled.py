@@ -2,12 +2,270 @@
 
 from __future__ import annotations
 
-from hasten.engines.base import Engine
-from hasten.engines.compiled.engine import CompiledC
-from hasten.testing.engine_tests import EngineTests
+import gc
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.core.cache_folder import CacheFolder
+from hasten.core.target import Target
+from hasten.engines.base import Artifact, Engine
+from hasten.engines.compile_cache import CompileCache
+from hasten.engines.compiled import compiler
+from hasten.engines.compiled.compiler import Compiler
+from hasten.engines.compiled.engine import CompiledC, CompiledSession
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.models.onnx import load
+from hasten.testing import models
+from hasten.testing.engine_tests import EngineTests, assert_one_line, request_for
 
 
 class TestCompiled(EngineTests):
     """Claims that hold for every engine."""
 
     engine: Engine = CompiledC()
+
+
+@pytest.fixture
+def target() -> Target:
+    return Target.host().with_threads(1)
+
+
+@pytest.fixture
+def artifact(target: Target, tmp_path: Path) -> Artifact:
+    folder = tmp_path / "built"
+    folder.mkdir()
+    return CompiledC().build(load(models.linear_classifier(tmp_path)), target, folder)
+
+
+@contextmanager
+def opened(artifact: Artifact, target: Target) -> Iterator[CompiledSession]:
+    with CompiledC().open(artifact, target) as session:
+        assert isinstance(session, CompiledSession)
+        yield session
+
+
+@pytest.fixture
+def compiler_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a program in the compiler's place, which knows its version and then runs a script."""
+
+    def put(script: str) -> None:
+        program = tmp_path / "some-cc"
+        program.write_text(
+            f'#!/bin/sh\nif [ "$1" = --version ]; then echo "some-cc 1.2.3"; exit; fi\n{script}\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv(compiler.VARIABLE, str(program))
+
+    return put
+
+
+def test_what_a_bundle_keeps_is_data(artifact: Artifact) -> None:
+    assert [file.name for file in (artifact.path, *artifact.files)] == ["plan.json", "plan.bin"]
+    record = json.loads(artifact.path.read_bytes())
+    assert {one["type"] for one in record["plan"]["operations"]} <= {"dense", "map", "reduce"}
+    assert b"\x7fELF" not in artifact.files[0].read_bytes()
+
+
+def test_a_bound_call_answers_from_and_to_the_same_arrays(
+    artifact: Artifact, target: Target
+) -> None:
+    with opened(artifact, target) as session:
+        given = request_for(artifact.inputs, batch=3)
+        answer = session.run(given)
+        taken = {name: np.zeros_like(array) for name, array in answer.items()}
+        call = session.bind(given, taken)
+        assert call() is None
+        for name, array in answer.items():
+            assert np.array_equal(taken[name], array)
+        again = request_for(artifact.inputs, batch=3, seed=1)
+        for name, array in again.items():
+            given[name][...] = array
+        call()
+        for name, array in session.run(again).items():
+            assert np.array_equal(taken[name], array)
+
+
+def test_a_bound_call_outlives_its_session_and_its_arrays(
+    artifact: Artifact, target: Target
+) -> None:
+    with opened(artifact, target) as session:
+        given = request_for(artifact.inputs)
+        answer = session.run(given)
+        taken = {name: np.zeros_like(array) for name, array in answer.items()}
+        call = session.bind(given, dict(taken))
+    (name,) = taken
+    kept = taken[name]
+    del session, given, taken
+    gc.collect()
+    call()
+    assert np.array_equal(kept, answer[name])
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:, :-1], lambda x: x.astype(np.float64), bytes])
+def test_an_array_of_another_size_is_refused_before_it_is_read(
+    change: Callable[[Any], Any], artifact: Artifact, target: Target
+) -> None:
+    request = request_for(artifact.inputs)
+    (name,) = request
+    with opened(artifact, target) as session:
+        changed = change(request[name])
+        if isinstance(changed, bytes):
+            changed = np.zeros(1, np.uint8)
+        with pytest.raises(CandidateError) as caught:
+            session.run({name: np.ascontiguousarray(changed)})
+    assert_one_line(caught.value)
+
+
+def test_the_cache_is_read_by_the_next_process_and_says_so(
+    artifact: Artifact, target: Target, tmp_path: Path
+) -> None:
+    said = []
+    for _ in range(2):
+        kept = CompileCache(CacheFolder(tmp_path / "cache"))
+        with CompiledC().open_cached(artifact, target, kept) as session:
+            said.append(session.properties()["compiled"])
+    assert said[0].startswith("in ")
+    assert said[1] == "kept from an earlier opening"
+
+
+def test_a_damaged_cache_is_compiled_anew(
+    artifact: Artifact, target: Target, tmp_path: Path
+) -> None:
+    folder = CacheFolder(tmp_path / "cache")
+    kept = CompileCache(folder)
+    with CompiledC().open_cached(artifact, target, kept) as session:
+        answer = session.run(request_for(artifact.inputs))
+    (entry,) = folder.path.iterdir()
+    whole = bytearray(entry.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    entry.write_bytes(whole)
+    with CompiledC().open_cached(artifact, target, kept) as session:
+        for name, array in session.run(request_for(artifact.inputs)).items():
+            assert np.array_equal(array, answer[name])
+        assert session.properties()["compiled"].startswith("in ")
+
+
+def test_without_a_compiler_the_engine_is_missing_and_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv(compiler.VARIABLE, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"no C compiler here: install one .*pip install"
+    ) as caught:
+        CompiledC.version()
+    assert_one_line(caught.value)
+    assert CompiledC.tools() == {}
+    compiler._find.cache_clear()
+
+
+def test_a_compiler_that_is_named_and_does_not_work_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(compiler.VARIABLE, "/nowhere/cc")
+    with pytest.raises(InputError, match="HASTEN_CC='/nowhere/cc' names no C compiler"):
+        CompiledC.version()
+
+
+def test_a_compiler_that_fails_fails_the_candidate_with_its_first_line(
+    artifact: Artifact, target: Target, compiler_that: Callable[[str], None]
+) -> None:
+    compiler_that("echo 'model.c: in function'; echo 'model.c:3: error: no such thing'; exit 1")
+    with (
+        pytest.raises(CandidateError, match=r"some-cc-1.2.3\) failed: .*error: no such thing"),
+        opened(artifact, target),
+    ):
+        pass
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(
+    tmp_path: Path, compiler_that: Callable[[str], None]
+) -> None:
+    compiler_that(f"sleep 600 & echo $! > {tmp_path}/child; wait")
+    with pytest.raises(CandidateError, match=r"some-cc-1.2.3\) didn't end within 0.5 s"):
+        Compiler.find().compile("int x;", limit_s=0.5)
+    child = Path("/proc", (tmp_path / "child").read_text().strip())
+    assert not child.exists() or "zombie" in (child / "status").read_text()
+
+
+def test_what_a_compiler_makes_that_is_no_library_is_one_line(
+    artifact: Artifact, target: Target, compiler_that: Callable[[str], None]
+) -> None:
+    compiler_that('while [ "$1" != -o ]; do shift; done; echo hello > $2')
+    with pytest.raises(CandidateError, match="can't be loaded") as caught, opened(artifact, target):
+        pass
+    assert_one_line(caught.value)
+
+
+def test_a_model_with_much_arithmetic_is_left_to_the_runtimes(
+    target: Target, tmp_path: Path
+) -> None:
+    model = load(models.linear_classifier(tmp_path))
+    with pytest.raises(CandidateError, match=r"takes up to .* million calculations") as caught:
+        replace(CompiledC(), most_work=10).build(model, target, tmp_path)
+    assert_one_line(caught.value)
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "a newer format": lambda r: r.update(format=99),
+    "no plan": lambda r: r.update(plan=None),
+    "a tensor that isn't there": lambda r: r["plan"].update(inputs=["t99"]),
+    "an input that is a constant": lambda r: r["plan"].update(
+        inputs=[next(n for n, t in r["plan"]["tensors"].items() if t["offset"] is not None)]
+    ),
+    "a step that reads what nothing wrote": lambda r: (
+        r["plan"]["tensors"].update(t77={**r["plan"]["tensors"]["t0"], "offset": None}),
+        r["plan"]["operations"][0].update(input="t77"),
+    ),
+    "no steps": lambda r: r["plan"].update(operations=[]),
+    "a constant beyond the weights": lambda r: [
+        t.update(offset=1 << 20) for t in r["plan"]["tensors"].values() if t["offset"] is not None
+    ],
+    "a constant before the weights": lambda r: [
+        t.update(offset=-64) for t in r["plan"]["tensors"].values() if t["offset"] is not None
+    ],
+    "too much memory": lambda r: [
+        t.update(size=1 << 29) for t in r["plan"]["tensors"].values() if t["offset"] is None
+    ],
+    "an unknown element type": lambda r: [
+        t.update(dtype="float16") for t in r["plan"]["tensors"].values()
+    ],
+    "another size of the matrix": lambda r: r["plan"]["operations"][0].update(inner=1000),
+    "negative sizes": lambda r: r["plan"]["operations"][0].update(inner=-1, outer=-1),
+    "an unknown operation": lambda r: r["plan"]["operations"][0].update(type="null"),
+    "code in a name": lambda r: r["plan"]["operations"][0].update(input='t0); system("x'),
+    "another shape of the answer": lambda r: r["plan"].update(shapes=[[1, 7]]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_plan_is_refused_before_anything_is_compiled(
+    damage: str, artifact: Artifact, target: Target, compiler_that: Callable[[str], None]
+) -> None:
+    compiler_that("echo compiled; exit 1")
+    record = json.loads(artifact.path.read_bytes())
+    DAMAGES[damage](record)
+    artifact.path.write_text(json.dumps(record))
+    with pytest.raises(CandidateError, match="can't open the model") as caught:
+        with opened(artifact, target):
+            pass
+    assert_one_line(caught.value)
+    assert "some-cc" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", [0, 40])
+def test_files_that_are_cut_short_are_refused(cut: int, artifact: Artifact, target: Target) -> None:
+    for file in (artifact.path, *artifact.files):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:cut])
+        with pytest.raises(CandidateError, match="can't open the model"), opened(artifact, target):
+            pass
+        file.write_bytes(whole)

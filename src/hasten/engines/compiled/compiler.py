@@ -161,3 +161,5 @@ def _run(command: list[str], folder: str, limit_s: float) -> tuple[int | None, s
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
