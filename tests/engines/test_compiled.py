@@ -32,6 +32,12 @@ class TestCompiled(EngineTests):
     engine: Engine = CompiledC()
 
 
+@pytest.fixture(autouse=True)
+def no_leftovers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test find what another one compiled."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("scratch")))
+
+
 @pytest.fixture
 def target() -> Target:
     return Target.host().with_threads(1)
@@ -214,7 +220,7 @@ def test_a_model_with_much_arithmetic_is_left_to_the_runtimes(
     assert_one_line(caught.value)
 
 
-DAMAGES: dict[str, Callable[[dict[str, Any]], None]] = {
+DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a newer format": lambda r: r.update(format=99),
     "no plan": lambda r: r.update(plan=None),
     "a tensor that isn't there": lambda r: r["plan"].update(inputs=["t99"]),

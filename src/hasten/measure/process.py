@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from hasten.core.processes import name_of, programs
 from hasten.core.telemetry import OFF
+from hasten.engines.compiled.scratch import SCRATCH, scratch
 from hasten.errors import CandidateError, InputError
 from hasten.measure.forked import fork_worker
 
@@ -179,7 +180,9 @@ def _anonymous(pid: int) -> int:
 
 
 def _caches() -> dict[str, str]:
-    """Return torch.compile's default cache folder, so that it isn't in a worker's own folder.
+    """Return the folders in which what is compiled is kept, so that they aren't a worker's own.
+
+    They are torch.compile's default folder, and that of the compiled engine.
 
     Source: torch, torch/_inductor/runtime/cache_dir_utils.py.
     """
@@ -187,4 +190,7 @@ def _caches() -> dict[str, str]:
         user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
     except (KeyError, OSError):  # no user has that number
         user = f"uid_{os.getuid()}"
-    return {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{user}"}
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{user}",
+        SCRATCH: str(scratch()),
+    }

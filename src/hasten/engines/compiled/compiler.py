@@ -25,7 +25,7 @@ LIMIT_S = 120.0
 _ASKING_S = 60.0
 """Longest time in seconds for a compiler's version; the one from PyPI unpacks itself at first."""
 _KNOWN = ("cc", "gcc", "clang")
-_FLAGS = (
+FLAGS = (
     "-std=gnu11",
     "-O3",
     "-march=native",
@@ -80,7 +80,7 @@ class Compiler:
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
             made = Path(folder, "model.so")
             Path(folder, "model.c").write_text(source)
-            code, said = _run([*self.command, *_FLAGS, "-o", made.name, "model.c"], folder, limit_s)
+            code, said = _run([*self.command, *FLAGS, "-o", made.name, "model.c"], folder, limit_s)
             if code is None:
                 raise CandidateError(
                     f"the C compiler ({self.version}) didn't end within {limit_s:g} s"

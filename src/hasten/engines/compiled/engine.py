@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,20 +12,25 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from hasten.core.cache_folder import CacheFolder
 from hasten.core.model import Format, Model
+from hasten.core.records import digest
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.compiled.compiler import Built, Compiler
+from hasten.engines.compiled.compiler import FLAGS, Built, Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.scratch import scratch
 from hasten.engines.compiled.source import Source, write
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 _PLAN, _WEIGHTS = "plan.json", "plan.bin"
 _SMALL_WORK = 30_000_000
 """Multiplications that take some milliseconds."""
+_SCRATCH_BYTES = 256 << 20
+"""Most bytes that the processes of runs keep for each other, among temporary files."""
 _log = logging.getLogger("hasten.compiled")
 
 
@@ -115,15 +121,17 @@ class CompiledC(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Write C, compile it and load it.
+        """Write C, compile it and load it, unless another process of this run did so before.
+
+        A run opens a candidate in several processes; no figure depends on how long the compiler took.
 
         Raises:
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
-        plan, source = _written(artifact, target)
-        built = _compile(source)
-        library = Library.load(built.content)
-        yield CompiledSession(artifact, plan, source, library, _took(built))
+        with self.open_cached(
+            artifact, target, CompileCache(CacheFolder(scratch(), _SCRATCH_BYTES))
+        ) as session:
+            yield session
 
     @contextmanager
     def open_cached(
@@ -135,20 +143,7 @@ class CompiledC(Engine):
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
         plan, source = _written(artifact, target)
-        key = compiled.key(self, artifact, target, source.digest)
-        library, made = None, "kept from an earlier opening"
-        with compiled.entry(key) as entry:
-            if entry is not None:
-                try:
-                    library = Library.load(entry.content)
-                except CandidateError:
-                    library = None
-        if entry is not None and library is None:
-            compiled.drop(key)
-        if library is None:
-            built = _compile(source)
-            library, made = Library.load(built.content), _took(built)
-            compiled.put(key, built.content)
+        library, made = _library(source, target, compiled)
         yield CompiledSession(artifact, plan, source, library, made)
 
     def words(self) -> str:
@@ -305,18 +300,29 @@ def _size(spec: TensorSpec) -> int:
     )
 
 
-def _compile(source: Source) -> Built:
-    """Compile, and say in the log how long that took.
+def _library(source: Source, target: Target, compiled: CompileCache) -> tuple[Library, str]:
+    """Return the shared object from the cache or the compiler, and words for where it comes from.
 
     Raises:
         CandidateError: there is no compiler, or it failed.
     """
     try:
-        built = Compiler.find().compile(source.text)
+        compiler = Compiler.find()
     except InputError as error:
         raise CandidateError(str(error)) from error
+    facts = [compiler.command, compiler.version, FLAGS, target.processor, target.isa]
+    key = digest({"c": source.digest, "facts": facts})
+    with compiled.entry(key) as entry:
+        if entry is not None:
+            with contextlib.suppress(CandidateError):
+                return Library.load(entry.content), "kept from an earlier opening"
+    if entry is not None:
+        compiled.drop(key)
+    built = compiler.compile(source.text)
     _log.info("the model was compiled %s", _took(built))
-    return built
+    library = Library.load(built.content)
+    compiled.put(key, built.content)
+    return library, _took(built)
 
 
 def _took(built: Built) -> str:
