@@ -66,7 +66,9 @@ def bundle_of(
     winner = built(place / "winner", model, engine)
     other = winner if exact is None else built(place / "exact", exact, ONE_THREAD)
     status = "exact" if exact is None else "certified"
-    stating = stated(winner, other if keep_exact else None, status=status, pipeline=pipeline, sequences=sequences)
+    stating = stated(
+        winner, other if keep_exact else None, status=status, pipeline=pipeline, sequences=sequences
+    )
     write(path, stating, extra, requests=requests)
     return path
 

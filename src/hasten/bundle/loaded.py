@@ -14,9 +14,9 @@ import numpy as np
 
 from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part
-from hasten.bundle.states import StateSession
 from hasten.bundle.requests import kept_requests
 from hasten.bundle.requirements import answers_as, distributions
+from hasten.bundle.states import StateSession
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
 from hasten.core.records import from_record

@@ -93,9 +93,7 @@ class StateSession:
         InputError: a start state doesn't fit.
     """
 
-    def __init__(
-        self, model: Answering, sequences: Sequences, start: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, model: Answering, sequences: Sequences, start: Mapping[str, Any]) -> None:
         self._model = model
         self._carrier = Carrier(model, sequences)
         self._start = start_of(self._carrier.specs.values(), _arrays(start))

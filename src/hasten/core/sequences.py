@@ -75,7 +75,7 @@ def pairs_of(given: Mapping[str, str] | str | Iterable[str] | Iterable[Sequence[
             if not (one and equals and other):
                 raise InputError(
                     f"a state is the input that takes it and the output that gives the next, as "
-                    f"states=\"h=h_out\": got {item!r}"
+                    f'states="h=h_out": got {item!r}'
                 )
             found.append((one, other))
     return tuple(found)

@@ -42,7 +42,7 @@ def scored_steps(
     if asked == "all" and not each:
         assert labels is not None
         raise InputError(
-            f"scored=\"all\" needs a label for each of {steps} steps; got labels {list(labels.shape)}: "
+            f'scored="all" needs a label for each of {steps} steps; got labels {list(labels.shape)}: '
             "give labels (n, steps, ...), or score the last step"
         )
     return asked or ("all" if each else "last")
@@ -91,10 +91,11 @@ class OverSteps(Metric):
             rows = (np.arange(count), ends - 1)
             told = labels if labels is None or not each else labels[rows]
             return self._inner(_at(mine, rows), _at(theirs, rows), told)
-        rows = np.nonzero(np.arange(steps) < ends[:, np.newaxis])
-        told = None if labels is None else labels[rows]
-        scores = self._inner(_at(mine, rows), _at(theirs, rows), told)
-        return np.asarray(np.bincount(rows[0], scores, count) / ends)
+        sequence, step = np.nonzero(np.arange(steps) < ends[:, np.newaxis])
+        places = (sequence, step)
+        told = None if labels is None else labels[places]
+        scores = self._inner(_at(mine, places), _at(theirs, places), told)
+        return np.asarray(np.bincount(sequence, scores, count) / ends)
 
     def _inner(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         count = len(next(iter(outputs.values())))

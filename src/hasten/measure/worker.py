@@ -307,7 +307,8 @@ class _Process:
 
         The steps are spread evenly over all sequences, `count` of them at most.
         """
-        assert isinstance(self.session, SequenceSession) and self.sequences is not None
+        assert isinstance(self.session, SequenceSession)
+        assert self.sequences is not None
         spool = Spool.open(Path(command["samples"]))
         steps = lengths_of(spool, self.sequences)
         total = int(steps.sum())

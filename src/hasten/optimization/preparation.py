@@ -163,23 +163,10 @@ def prepare(
         check_alone(order, target, small_model, preparation)
         source, dataset, known = load_with_sequences(job, found, data, training)
     else:
-        try:
-            source, dataset = load_with_data(
-                found,
-                data,
-                preparation,
-                order.custom_ops,
-                job.folder,
-                keep_program=program == "needed" or (program == "taken" and not order.end_to_end),
-            )
-        except InputError as error:
-            if "the model takes the inputs" not in str(error):
-                raise
-            raise InputError(f"{error}{hint_of_states(found)}") from error
-        known = None
-        if training is not None:
-            unpacked = job.folder / "unpacked-training"
-            known = open_data(training, source.inputs, preparation, unpacked)
+        keep_program = program == "needed" or (program == "taken" and not order.end_to_end)
+        source, dataset, known = _loaded(
+            job, found, data, training, preparation, keep_program=keep_program
+        )
     given = Prepared(source, preparation, dataset, known)
     made = given
     if order.end_to_end:
@@ -202,9 +189,7 @@ def prepare(
         if preparation is not None:
             check_vocabulary(preparation, proto)
     students = named_students(small_model)
-    sequences = None
-    if isinstance(dataset, SequenceData):
-        sequences = sequences_of(order, dataset)
+    sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
     metric = guarded(metric_for(order.metric, parts, source, sequences), order.guard)
     images = isinstance(dataset, ImageFolder)  # tensors have been prepared by their maker
     ready = Ready(
@@ -219,13 +204,43 @@ def prepare(
         given_sha256=given.model.sha256,
     )
     check_same_run(job.journal, facts(order, ready))
-    if sequences is not None:
+    if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
     if images and preparation is not None:
         steps = ", ".join(label(step) for step in preparation.steps)
         job.notes.append(f"images were prepared by {steps}")
     job.notes += warnings(parts, ready.promise, calibrating(order, ready))
     return ready
+
+
+def _loaded(
+    job: Job,
+    found: Any,
+    data: Any,
+    training: Any,
+    preparation: Pipeline | None,
+    *,
+    keep_program: bool,
+) -> tuple[Model, Dataset, Dataset | None]:
+    """Load the model, the data to judge on, and the training data where there is any.
+
+    Raises:
+        InputError: they can't be used; where inputs that nothing feeds look like states, it says so.
+    """
+    ops = job.order.custom_ops
+    try:
+        source, dataset = load_with_data(
+            found, data, preparation, ops, job.folder, keep_program=keep_program
+        )
+    except InputError as error:
+        if "the model takes the inputs" not in str(error):
+            raise
+        raise InputError(f"{error}{hint_of_states(found)}") from error
+    known = None
+    if training is not None:
+        unpacked = job.folder / "unpacked-training"
+        known = open_data(training, source.inputs, preparation, unpacked)
+    return source, dataset, known
 
 
 def engine_names(order: Order, target: Target) -> tuple[str, ...]:

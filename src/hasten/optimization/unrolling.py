@@ -21,6 +21,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.models import onnx
@@ -48,9 +49,7 @@ class Unrolled:
     steps_each: float
 
 
-def check_alone(
-    order: Order, target: Target, small_model: Any, pipeline: Pipeline | None
-) -> None:
+def check_alone(order: Order, target: Target, small_model: Any, pipeline: Pipeline | None) -> None:
     """Check that nothing is asked that a run on sequences can't do.
 
     Raises:
@@ -68,7 +67,7 @@ def check_alone(
 
 def load_with_sequences(
     job: Job, model: Any, data: Any, training: Any
-) -> tuple[Model, SequenceData, SequenceData | None]:
+) -> tuple[Model, Dataset, Dataset | None]:
     """Load a model that carries states, and data of whole sequences.
 
     Args:
@@ -189,7 +188,8 @@ def hint_of_states(model: Any) -> str:
     if not found:
         return ""
     pairs = ",".join(f"{one}={other}" for one, other in found)
+    like = "looks like a state" if len(found) == 1 else "look like states"
     return (
-        f"; {' and '.join(one for one, _ in found)} look like states that the model carries from step "
-        f'to step: give whole sequences and states="{pairs}"'
+        f"; {' and '.join(one for one, _ in found)} {like} that the model carries from step to step: "
+        f'give whole sequences and states="{pairs}"'
     )

@@ -109,8 +109,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
         config["sequence_batching"] = {
             "max_sequence_idle_microseconds": model.sequences.idle_ns // 1000,
             "state": [
-                {"input_name": one, "output_name": other}
-                for one, other in model.sequences.states
+                {"input_name": one, "output_name": other} for one, other in model.sequences.states
             ],
         }
     if model.most_rows > 1:

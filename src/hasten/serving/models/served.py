@@ -131,15 +131,19 @@ class ServedModel:
             Deciding(self, pipeline, loop, settings.deadline_ns, clock_ns) if pipeline else None
         )
         carried = opened.manifest.sequences
-        self.sequences = carried and KeptSequences(
-            self,
-            opened.first,
-            carried,
-            most=settings.most_sequences,
-            most_bytes=settings.sequence_bytes,
-            idle_ns=settings.sequence_idle_ns,
-            loop=loop,
-            clock_ns=clock_ns,
+        self.sequences = (
+            KeptSequences(
+                self,
+                opened.first,
+                carried,
+                most=settings.most_sequences,
+                most_bytes=settings.sequence_bytes,
+                idle_ns=settings.sequence_idle_ns,
+                loop=loop,
+                clock_ns=clock_ns,
+            )
+            if carried is not None
+            else None
         )
         self._shadow: Shadow | None = None
         if settings.shadow and opened.standby is not None:

@@ -23,6 +23,8 @@ from tritonclient.utils import InferenceServerException
 
 from hasten.core.sequences import Sequences
 from hasten.core.tensors import Array
+from hasten.errors import CandidateError
+from hasten.serving.models import batching
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceStep
 
@@ -285,9 +287,39 @@ def queued(
             futures.append(future)
         return await asyncio.gather(*futures)
 
-    return server.call(run)
+    answers: list[Answer | ProtocolError] = server.call(run)
+    return answers
 
 
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every step run on an engine's thread, so that those behind it wait in line."""
+    monkeypatch.setattr(batching, "INLINE_NS", -1)
+    monkeypatch.setattr(batching, "_LONE_NS", -1)
+
+
+@pytest.mark.usefixtures("waiting")
+def test_steps_behind_a_first_one_that_fails_are_refused(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(inputs: Any) -> Any:
+        raise CandidateError("the engine broke")
+
+    (thread,) = served(server)._batching._threads
+    with monkeypatch.context() as patched:
+        patched.setattr(thread, "_model", broken)
+        answers = queued(server, recurrent.sequences(1, 3, seed=7)[0], 76)
+    assert [str(answer) for answer in answers] == [
+        "the engine broke",
+        *[
+            "there is no sequence 76: its first request failed; begin it by a request with "
+            "sequence_start"
+        ]
+        * 2,
+    ]
+
+
+@pytest.mark.usefixtures("waiting")
 def test_requests_that_wait_run_in_the_order_of_arrival(server: ServerThread, model: Path) -> None:
     steps = recurrent.sequences(1, 200, seed=5)[0]
     answers = queued(server, steps, 71, end=True)
