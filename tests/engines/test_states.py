@@ -198,7 +198,7 @@ class _Broken(Session):
             np.zeros((1, 8), np.float16),
             "the model takes the state h: float32[1, 8]; a step gave float16[1, 8] as hn",
         ),
-        (np.full((1, 8), np.inf, np.float32), "the state 'h' has NaN or Inf after 2 steps"),
+        (np.full((1, 8), np.inf, np.float32), "the state 'h' has NaN or Inf within 2 steps"),
     ],
 )
 def test_a_state_that_does_not_fit_fails_the_candidate(state: Array, said: str) -> None:

@@ -285,10 +285,10 @@ def queued(
             except ProtocolError as failure:
                 future.set_result(failure)
             futures.append(future)
-        return await asyncio.gather(*futures)
+        answers: list[Answer | ProtocolError] = await asyncio.gather(*futures)
+        return answers
 
-    answers: list[Answer | ProtocolError] = server.call(run)
-    return answers
+    return server.call(run)
 
 
 @pytest.fixture

@@ -69,13 +69,12 @@ class SequenceSession(Session):
         for step in range(count):
             request = {**{name: array[step, ...] for name, array in given.items()}, **states}
             if observe is not None:
+                _check_finite(states, step)
                 observe(step, request)
             answer = self._session.run(request)
             states = carried(self._sequences, answer, self._states)
             answers.append(answer)
-        for name, state in states.items():
-            if state.dtype.kind == "f" and not np.isfinite(state).all():
-                raise CandidateError(f"the state {name!r} has NaN or Inf after {count} steps")
+        _check_finite(states, count)
         return self._stacked(answers, steps)
 
     def _stacked(self, answers: Sequence[Tensors], steps: int) -> dict[str, Array]:
@@ -100,6 +99,12 @@ class SequenceSession(Session):
 
     def shares(self) -> Mapping[str, tuple[int, int]]:
         return self._session.shares()
+
+
+def _check_finite(states: Tensors, steps: int) -> None:
+    for name, state in states.items():
+        if state.dtype.kind == "f" and not np.isfinite(state).all():
+            raise CandidateError(f"the state {name!r} has NaN or Inf within {steps} steps")
 
 
 def carried(
