@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.core.sequences import Sequences, start_of
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
-from hasten.engines.sequences import carried
+from hasten.engines.sequences import misfit
 from hasten.errors import CandidateError, InputError
 
 
@@ -48,6 +48,11 @@ class Carrier:
         self.specs = {spec.name: spec for spec in model.request if spec.name in names}
         self.inputs = tuple(spec for spec in model.inputs if spec.name not in names)
         self.outputs = sequences.answers(model.outputs)
+        self._answers = tuple(spec.name for spec in self.outputs)
+        self._carried = tuple(
+            (name, output, self.specs[name].sizes, np.dtype(self.specs[name].dtype))
+            for name, output in sequences.states
+        )
         self.states: dict[str, Array] = {}
         self.steps = 0
         self.reset({})
@@ -67,16 +72,20 @@ class Carrier:
         Raises:
             CandidateError: a state doesn't fit, or isn't finite; then the older states stay.
         """
-        states = carried(self.sequences, answer, self.specs)
-        for name, state in states.items():
+        states = {}
+        for name, output, shape, dtype in self._carried:
+            state = answer.get(output)
+            if state is None or state.shape != shape or state.dtype != dtype:
+                raise misfit(self.specs[name], state, output)
             if not _finite(state):
                 raise CandidateError(
                     f"the state {name!r} would have NaN or Inf after step {self.steps}: the state "
                     "before it is kept; check that step's input"
                 )
+            states[name] = state if state.flags.c_contiguous else np.asarray(state, order="C")
         self.states = states
         self.steps += 1
-        return {spec.name: answer[spec.name] for spec in self.outputs}
+        return {name: answer[name] for name in self._answers}
 
 
 class StateSession:
@@ -193,8 +202,7 @@ def _arrays(given: Mapping[str, Any]) -> dict[str, Array]:
 
 def _finite(state: Array) -> bool:
     """Whether a state has no NaN or Inf, at the cost of one product where it has none."""
-    if state.dtype.kind not in "fc":
+    kind = state.dtype.kind
+    if kind == "f" and state.dtype.itemsize >= 4 and math.isfinite(np.vdot(state, state)):
         return True
-    if state.dtype.itemsize >= 4 and math.isfinite(abs(np.vdot(state, state))):
-        return True
-    return bool(np.isfinite(state).all())
+    return kind not in "fcV" or bool(np.isfinite(state).all())

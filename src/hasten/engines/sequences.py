@@ -124,7 +124,12 @@ def carried(
     for name, output in sequences.states:
         state, spec = answer.get(output), specs[name]
         if state is None or state.shape != spec.shape or state.dtype != spec.dtype:
-            got = "nothing" if state is None else f"{state.dtype}{list(state.shape)}"
-            raise CandidateError(f"the model takes the state {spec}; a step gave {got} as {output}")
+            raise misfit(spec, state, output)
         states[name] = np.asarray(state, order="C")
     return states
+
+
+def misfit(spec: TensorSpec, state: Array | None, output: str) -> CandidateError:
+    """Return the error for a step's state that the next step can't take."""
+    got = "nothing" if state is None else f"{state.dtype}{list(state.shape)}"
+    return CandidateError(f"the model takes the state {spec}; a step gave {got} as {output}")
