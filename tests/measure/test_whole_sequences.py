@@ -134,7 +134,7 @@ def test_every_step_cannot_be_scored_by_a_label_for_the_sequence() -> None:
 def test_a_sequence_scores_the_mean_of_its_steps_without_padding() -> None:
     scores = np.zeros((2, 4, 3), np.float32)
     scores[:, :, 1] = 1  # the class of every answer is 1
-    labels = np.array([[1, 1, 0, 0], [1, 0, 0, 1]])
+    labels = np.array([[1, 1, 0, 1], [1, 0, 0, 1]])  # the fourth of the first is padding
     outputs = {"y": scores, "lengths": np.array([3, 4])}
     all_ = over_steps(Top1(), Sequences(STATES, "all", lengths=True))
     np.testing.assert_allclose(all_.score(outputs, outputs, labels), [2 / 3, 1 / 2])
