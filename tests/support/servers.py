@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar, overload
 from tests.support.bundles import built, stated
 
 from hasten.bundle import write
+from hasten.core.sequences import Sequences
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -42,6 +43,7 @@ def bundle_of(
     extra: Mapping[str, Any] = {},
     requests: Sequence[Tensors] = (),
     pipeline: Pipeline | None = None,
+    sequences: Sequences | None = None,
 ) -> Path:
     """Write a bundle of an .onnx file whose only open dimension is the batch.
 
@@ -55,6 +57,7 @@ def bundle_of(
         extra: Evidence, by file name.
         requests: Requests that the bundle keeps for warm-up.
         pipeline: Steps before and after the model.
+        sequences: States that the model carries.
     """
     path = folder / f"{name or model.stem}.hasten"
     place = folder / f"building-{os.urandom(4).hex()}"
@@ -63,7 +66,9 @@ def bundle_of(
     winner = built(place / "winner", model, engine)
     other = winner if exact is None else built(place / "exact", exact, ONE_THREAD)
     status = "exact" if exact is None else "certified"
-    stating = stated(winner, other if keep_exact else None, status=status, pipeline=pipeline)
+    stating = stated(
+        winner, other if keep_exact else None, status=status, pipeline=pipeline, sequences=sequences
+    )
     write(path, stating, extra, requests=requests)
     return path
 

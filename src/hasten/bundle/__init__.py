@@ -12,9 +12,11 @@ from hasten.bundle.loaded import (
 from hasten.bundle.manifest import MANIFEST, Manifest, Part, Status, part
 from hasten.bundle.requests import kept_requests, room_for
 from hasten.bundle.requirements import answers_as, requirements, step_packages
+from hasten.bundle.states import Carrier
 
 __all__ = [
     "MANIFEST",
+    "Carrier",
     "Loaded",
     "Manifest",
     "MeasuredElsewhere",

@@ -21,6 +21,7 @@ from hasten.bundle.manifest import (
     check_artifact,
     check_engines,
     check_pipeline,
+    check_sequences,
     check_values,
     one_line,
 )
@@ -214,6 +215,7 @@ def read(path: Path) -> Manifest:
         manifest = from_record(Manifest, record)
         check_engines(manifest)
         check_pipeline(manifest)
+        check_sequences(manifest)
         check_requests(manifest)
     except InputError as error:
         raise IntegrityError(f"{path}: the manifest is damaged: {error}") from error

@@ -16,6 +16,7 @@ from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.requests import kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
+from hasten.bundle.states import StateSession
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
 from hasten.core.records import from_record
@@ -213,6 +214,24 @@ class Loaded:
         self._warn_of(request)
         outputs = self._pool.run(request)
         return pipeline.decided({name: array[0] for name, array in outputs.items()}, origin)
+
+    def session(self, start: Mapping[str, Any] | None = None) -> StateSession:
+        """Begin a sequence: the session carries the model's states from step to step.
+
+        Any number of sessions may be open, each for a sequence of its own.
+
+        Args:
+            start: States to begin with, by the input's name; zeros for those that aren't given.
+
+        Raises:
+            InputError: the bundle was made without states, or a start state doesn't fit.
+        """
+        sequences = self.manifest.sequences
+        if sequences is None:
+            raise InputError(
+                f"{self._folder} was made without states=: it answers each request by itself"
+            )
+        return StateSession(self, sequences, start or {})
 
     def _tensors(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
         if len(arrays) == 1 and isinstance(arrays[0], Mapping):

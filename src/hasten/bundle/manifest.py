@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from hasten.core.records import file_digest, to_record
+from hasten.core.sequences import Sequences, check_states
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact, Engine
-from hasten.errors import IntegrityError
+from hasten.errors import InputError, IntegrityError
 from hasten.inputs.pipeline.base import Pipeline
 
 SCHEMA = 1
@@ -69,6 +70,8 @@ class Manifest:
         created: Time of creation, ISO 8601, UTC.
         requests: Number of requests from the data that the bundle keeps: see
             `hasten.bundle.requests`.
+        sequences: States that both models carry from step to step, if they were certified on whole
+            sequences.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """
@@ -86,6 +89,7 @@ class Manifest:
     pipeline: Pipeline | None
     created: str
     requests: int = 0
+    sequences: Sequences | None = None
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -153,6 +157,20 @@ def check_pipeline(manifest: Manifest) -> None:
     for item in (manifest.winner, manifest.exact):
         if manifest.pipeline is not None and item is not None:
             manifest.pipeline.check(item.artifact.outputs)
+
+
+def check_sequences(manifest: Manifest) -> None:
+    """Check that the states are inputs and outputs of both models, and fit each other.
+
+    Raises:
+        InputError: a state doesn't fit; the message says which.
+    """
+    for item in (manifest.winner, manifest.exact):
+        if manifest.sequences is not None and item is not None:
+            states = manifest.sequences.states
+            if not states:
+                raise InputError("it states sequences without a state")
+            check_states(states, item.artifact.inputs, item.artifact.outputs)
 
 
 def nested_engines(record: dict[str, Any]) -> dict[str, dict[str, Any]]:

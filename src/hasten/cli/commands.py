@@ -25,6 +25,7 @@ from hasten.cli.options import (
     order_options,
 )
 from hasten.core.invocation import typed
+from hasten.core.sequences import Sequences
 from hasten.errors import InputError
 
 
@@ -274,6 +275,7 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             ("model", manifest.winner.label),
             ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
             ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
+            *([("states", _carried(manifest.sequences))] if manifest.sequences else []),
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
             ("samples", in_words(manifest.requests)),
             ("population", (manifest.certificate or {}).get("population", "none")),
@@ -289,6 +291,11 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             click.echo(f"{name + ':':14}{value}")
         if curve:
             click.echo(f"\n{curve_table(curve)}")
+
+
+def _carried(sequences: Sequences) -> str:
+    pairs = ", ".join(f"{one} from {other}" for one, other in sequences.states)
+    return f"{pairs}; certified on whole sequences, by {sequences.scored} of their steps"
 
 
 @main.command()

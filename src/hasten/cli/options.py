@@ -242,6 +242,19 @@ _ORDER_OPTIONS = (
         is_flag=True,
         help="Let the model normalize pixels itself, so that images go in as uint8.",
     ),
+    click.option(
+        "--state",
+        "states",
+        multiple=True,
+        help="State that the model carries, as the input that takes it and the output that gives the "
+        "next: h=h_out; may be repeated. A sample of the data is then a whole sequence of steps.",
+    ),
+    click.option(
+        "--scored",
+        type=click.Choice(["all", "last"]),
+        help="Steps of a sequence that its score is about.  [default: the last one where each "
+        "sequence has one label, else all]",
+    ),
     click.option("--resume", is_flag=True, help="Continue the run that was stopped."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )

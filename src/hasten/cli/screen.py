@@ -13,7 +13,7 @@ from hasten.core.progress import Progress
 from hasten.evaluation.benchmark import Stage
 from hasten.reporting import estimate_rows
 from hasten.reporting.result import Estimates, Limit, Result, Row
-from hasten.reporting.rows import columns, latency, method_columns, won
+from hasten.reporting.rows import columns, latency, method_columns, per_step, won
 
 _STAGES = {
     "prepare": "preparing",
@@ -163,6 +163,7 @@ def summary(result: Result, began: float) -> str:
             if result.limits
             else []
         ),
+        *filter(None, [per_step(result)]),
         *_methods(result),
         *_budget(result),
         *result.loads,
@@ -212,7 +213,7 @@ def _budget(result: Result) -> list[str]:
     if result.budget_ns is None or result.methods:
         return []
     within = "within" if result.within_budget else "OVER"
-    return [f"{latency(result.latency_ns)}, {within} the budget of {latency(result.budget_ns)}"]
+    return [f"{latency(result.step_ns)}, {within} the budget of {latency(result.budget_ns)}"]
 
 
 def _limits(limits: Sequence[Limit]) -> str:

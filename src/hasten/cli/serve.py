@@ -64,6 +64,28 @@ IMAGE = "hasten-models:latest"
     help="Size of the answer cache, such as 64MB.  [default: no cache]",
 )
 @click.option(
+    "--max-sequences",
+    type=int,
+    default=1024,
+    show_default=True,
+    help="Most sequences of a model with states that are kept at once; 0 keeps none.",
+)
+@click.option(
+    "--sequence-bytes",
+    type=Size(),
+    default="256MiB",
+    show_default=True,
+    help="Largest size of all their states together.",
+)
+@click.option(
+    "--sequence-idle",
+    "sequence_idle_s",
+    type=Seconds(),
+    default="60s",
+    show_default=True,
+    help="Time without a request after which a sequence's state goes.",
+)
+@click.option(
     "--compiled",
     default="",
     metavar="FOLDER",

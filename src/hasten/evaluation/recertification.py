@@ -19,6 +19,7 @@ from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement
 from hasten.core.devices import at_hand, family_of
 from hasten.core.records import from_record, type_name
+from hasten.core.sequences import Sequences
 from hasten.core.target import Target
 from hasten.core.tensors import Array, TensorSpec, check_tensors
 from hasten.engines.base import Artifact
@@ -26,12 +27,14 @@ from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.evaluation.seen import Recheck, fresh, seen_by
 from hasten.inputs.chains import is_chain
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import in_pixels
+from hasten.measure.steps import scored_steps
 from hasten.measure.workbench import Bench, OpenWorker
 from hasten.measure.worker import request_of
 
@@ -107,13 +110,23 @@ def certify(
     prepared_by = manifest.pipeline
     if pipeline is not None:
         prepared_by = in_pixels(pipeline, () if prepared_by is None else prepared_by.folded)
-    dataset = _labelled(open_data(data, exact.inputs, prepared_by), judged_by)
+    sequences = manifest.sequences
+    if sequences is None:
+        dataset = _labelled(open_data(data, exact.inputs, prepared_by), judged_by)
+        _check_fits(dataset, winner.request)
+    else:
+        whole = open_sequences(data, exact.inputs, sequences.states, None)
+        dataset = _labelled(whole, judged_by)
+        _check_step_fits(whole, winner.request)
+        scored = scored_steps(
+            None if metric is not None else sequences.scored, metric, whole.labels, whole.steps
+        )
+        sequences = Sequences(sequences.states, scored, whole.lengths)
     seen = seen_by(folder, manifest)
     seen.check_groups(folder, dataset)
-    _check_fits(dataset, winner.request)
     kind, samples, units = fresh(dataset, seen)
     parts = ((manifest.exact, exact), (manifest.winner, winner))
-    own, score = _scores(parts, manifest.target, samples, judged_by, listen)
+    own, score = _scores(parts, manifest.target, samples, judged_by, listen, sequences)
     ((_, judgement),) = judge_ladder(
         own,
         ("winner",),
@@ -212,6 +225,18 @@ def _check_fits(dataset: Dataset, request: Sequence[TensorSpec]) -> None:
     check_tensors(first, request)
 
 
+def _check_step_fits(sequences: SequenceData, request: Sequence[TensorSpec]) -> None:
+    """Check by the first step that the model can take the sequences.
+
+    Raises:
+        InputError: an input doesn't fit; the message says which, and what was expected.
+    """
+    step = sequences.step(0)
+    specs = [spec for spec in request if spec.name in step]
+    first = {name: array[np.newaxis] for name, array in step.items()}
+    check_tensors(request_of(first, specs), specs)
+
+
 def _labelled(dataset: Dataset, metric: Metric) -> Dataset:
     """Return the data, after checking that it has labels if the metric reads them."""
     if metric.needs_labels and dataset.labels is None:
@@ -227,6 +252,7 @@ def _scores(
     samples: Dataset,
     metric: Metric,
     listen: Callable[[int], None],
+    sequences: Sequences | None,
 ) -> tuple[Array, Array | str]:
     """Score the exact model and the winner; a string in place of scores says why the winner failed.
 
@@ -236,12 +262,13 @@ def _scores(
         samples: Samples to answer.
         metric: Metric that is scored.
         listen: Callback that receives the number of samples scored so far.
+        sequences: States to carry, where samples are whole sequences.
     """
     host = at_hand(made_for)
     target = host.with_threads(max(1, min(made_for.threads, host.threads)))
     opened: list[OpenWorker] = []
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
-        desk = Bench(Path(work), target)
+        desk = Bench(Path(work), target, sequences=sequences)
         try:
             for part, artifact in parts:
                 engine = engine_of(part, target.threads)

@@ -126,6 +126,11 @@ def lighten(
             unchanged model already meets it.
     """
     order = order_of(**options)
+    if order.states:
+        raise InputError(
+            "lighten trains networks that answer each request by itself: leave out states=, or optimize "
+            "the model"
+        )
     asked = invocation(
         "lighten",
         {

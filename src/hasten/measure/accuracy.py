@@ -13,6 +13,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
+from hasten.measure.steps import over_steps
 from hasten.measure.workbench import Bench, OpenWorker
 
 
@@ -33,6 +34,7 @@ class ExactAnswers:
         self.samples = samples
         self._folder = folder
         self._chunk = bench.chunk
+        self._sequences = bench.sequences
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self._names: list[str] = []
@@ -59,7 +61,8 @@ class ExactAnswers:
 
     def scores(self, metric: Metric) -> Array:
         """Return the exact model's own scores, shape `(n,)`."""
-        return np.concatenate([_checked(metric, own, own, labels) for own, labels in self])
+        judged_by = over_steps(metric, self._sequences)
+        return np.concatenate([_checked(judged_by, own, own, labels) for own, labels in self])
 
 
 def scored(
@@ -70,6 +73,7 @@ def scored(
     Raises:
         CandidateError: the candidate failed, or the metric can't read its outputs.
     """
+    metric = over_steps(metric, bench.sequences)
     answers = bench.predict(opened, exact.samples)
     for outputs, (own, labels) in zip(answers, exact, strict=True):
         yield _score(metric, outputs, own, labels)
@@ -122,6 +126,7 @@ def score_once(
             can't be read.
     """
     failed: dict[str, str] = {}
+    metric = over_steps(metric, bench.sequences)
     for start in range(0, len(samples), bench.chunk):
         rows = np.arange(start, min(start + bench.chunk, len(samples)))
         folder = bench.folder / "sealed-chunk"

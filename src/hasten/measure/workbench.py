@@ -15,6 +15,7 @@ import numpy as np
 
 from hasten.core.model import Model
 from hasten.core.records import digest, from_record, read_json, to_record, write_json
+from hasten.core.sequences import Sequences
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Artifact, Engine
@@ -63,6 +64,8 @@ class Bench:
         chunk: Number of samples answered at once.
         original: Path of the ONNX file that everything was made from, whose nodes a profile names;
             None where it is unknown.
+        sequences: States to carry, where samples are whole sequences; None where a sample is one
+            request.
     """
 
     folder: Path
@@ -71,6 +74,7 @@ class Bench:
     memory_bytes: int = 4 << 30
     chunk: int = CHUNK
     original: Path | None = None
+    sequences: Sequences | None = None
 
     @property
     def log(self) -> Path:
@@ -101,6 +105,7 @@ class Bench:
                 artifact=to_record(artifact),
                 target=to_record(self.target),
                 sessions=sessions,
+                sequences=to_record(self.sequences),
             )
         except BaseException:
             worker.kill()
@@ -232,6 +237,27 @@ class Bench:
         """
         size_bytes = sum(array.nbytes for array in self.predict_one(opened, samples).values())
         self.chunk = max(1, min(CHUNK, CHUNK_BYTES // max(1, size_bytes)))
+
+    def unroll(self, opened: OpenWorker, samples: Spool, folder: Path, count: int) -> Spool:
+        """Answer sequences, and keep single steps of them with the states that they began with.
+
+        Args:
+            opened: Worker that answers.
+            samples: Sequences to answer.
+            folder: Folder to write the steps to, empty or not yet there.
+            count: Most steps to keep; they are spread evenly over the sequences.
+
+        Raises:
+            CandidateError: the worker failed.
+        """
+        opened.worker.ask(
+            "unroll",
+            limit_s=self.limit_s,
+            samples=str(samples.folder),
+            out=str(folder),
+            count=count,
+        )
+        return Spool.open(folder)
 
     def _chunk(
         self, opened: OpenWorker, samples: Spool, start: int, stop: int, number_from: int, out: Path
@@ -413,7 +439,13 @@ class Workbench(Bench):
                 workdir=str(folder),
                 **settings,
             )
-            properties = worker.ask("open", limit_s=self.limit_s, artifact=built, **settings)
+            properties = worker.ask(
+                "open",
+                limit_s=self.limit_s,
+                artifact=built,
+                sequences=to_record(self.sequences),
+                **settings,
+            )
             return OpenWorker(worker, from_record(Artifact, built), properties)
         except BaseException:
             worker.kill()

@@ -27,12 +27,16 @@ import numpy as np
 
 from hasten.core.model import Model
 from hasten.core.records import from_record, to_record
+from hasten.core.sequences import LENGTHS, Sequences
 from hasten.core.target import Target
-from hasten.core.tensors import Array, TensorSpec
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.origins import traced
+from hasten.engines.sequences import SequenceSession
 from hasten.errors import CandidateError, InputError, full_disk
-from hasten.inputs.data.spool import Spool
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.samples import tensors_hash
+from hasten.inputs.data.spool import Spool, SpoolWriter
 from hasten.measure import open_loop
 from hasten.measure.closed_loop import drive, stacked
 from hasten.measure.scenario import Offer
@@ -101,6 +105,16 @@ def request_of(sample: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[st
     }
 
 
+def lengths_of(samples: Dataset, sequences: Sequences) -> Array:
+    """Return the number of steps of each sequence, `(n,)`, without padding."""
+    if sequences.lengths:
+        rows = [samples.inputs([index])[LENGTHS] for index in range(len(samples))]
+        return np.concatenate(rows)
+    first = samples.inputs([0])
+    name = next(name for name in first if name not in sequences.inputs)
+    return np.full(len(samples), first[name].shape[1], np.int64)
+
+
 class _Process:
     """State of the commands: an artifact's open sessions, of which most commands use the first."""
 
@@ -110,6 +124,7 @@ class _Process:
         self.sessions: list[Session] = []
         self.inputs: tuple[TensorSpec, ...] = ()
         self.request: tuple[TensorSpec, ...] = ()
+        self.sequences: Sequences | None = None
 
     def transform(self, command: dict[str, Any]) -> Any:
         """Run one pass, or its draft, on the original or on the result of earlier passes."""
@@ -180,8 +195,12 @@ class _Process:
             self.closing.enter_context(engine.open(artifact, target))
             for _ in range(command.get("sessions", 1))
         ]
-        self.session = self.sessions[0]
         self.inputs, self.request = artifact.inputs, artifact.request
+        self.sequences = None
+        if command.get("sequences") is not None:
+            carry = self.sequences = from_record(Sequences, command["sequences"])
+            self.sessions = [SequenceSession(one, carry, self.request) for one in self.sessions]
+        self.session = self.sessions[0]
         return dict(self.session.properties())
 
     def properties(self, command: dict[str, Any]) -> Any:
@@ -195,7 +214,7 @@ class _Process:
         spool, out = Spool.open(Path(command["samples"])), Path(command["out"])
         collected: dict[str, list[Array]] = {spec.name: [] for spec in self.session.outputs}
         for index in range(command["start"], command["stop"]):
-            answer = self.session.run(request_of(spool.inputs([index]), self.request))
+            answer = self.session.run(self._request(spool.inputs([index])))
             for name, array in answer.items():
                 if array.dtype.kind in "fc" and not np.isfinite(array).all():
                     raise CandidateError(
@@ -283,6 +302,39 @@ class _Process:
             open_loop.take(offer, [session.run for session in self.sessions], requests)
         )
 
+    def unroll(self, command: dict[str, Any]) -> Any:
+        """Answer sequences, and write single steps of them with the states that they began with.
+
+        The steps are spread evenly over all sequences, `count` of them at most.
+        """
+        assert isinstance(self.session, SequenceSession)
+        assert self.sequences is not None
+        spool = Spool.open(Path(command["samples"]))
+        steps = lengths_of(spool, self.sequences)
+        total = int(steps.sum())
+        wanted = np.linspace(0, total - 1, min(command["count"], total)).round().astype(np.int64)
+        before = np.concatenate([[0], np.cumsum(steps)])
+        batched = {s.name: bool(s.shape) and s.shape[0] == 1 for s in self.request}
+        with SpoolWriter(Path(command["out"]), [s.name for s in self.request]) as writer:
+            for index in np.unique(np.searchsorted(before, wanted, side="right") - 1).tolist():
+                places = set((wanted - before[index]).tolist())
+
+                def keep(step: int, request: Tensors, places: set[int] = places) -> None:
+                    if step in places:
+                        taken = {n: a if batched[n] else a[np.newaxis] for n, a in request.items()}
+                        one = {name: array[0] for name, array in taken.items()}
+                        writer.append(taken, [tensors_hash(one)])
+
+                self.session.run(self._request(spool.inputs([index])), keep)
+            writer.finish(None, None)
+        return {"steps": total}
+
+    def _request(self, sample: dict[str, Array]) -> dict[str, Array]:
+        """Shape a sample, given as `(1, ...)` arrays, as the session takes it."""
+        if self.sequences is None:
+            return request_of(sample, self.request)
+        return {name: array[0, ...] for name, array in sample.items()}
+
     def _requests(
         self, spool: Spool, first: int, batch: int = 1, at_most: int = _REQUESTS_PER_BLOCK
     ) -> list[dict[str, Array]]:
@@ -291,7 +343,7 @@ class _Process:
         left = _REQUEST_BYTES
         for i in range(min(len(spool), at_most)):
             wanted = [(first + i * batch + j) % len(spool) for j in range(batch)]
-            requests.append(request_of(spool.inputs(wanted[:1]), self.request))
+            requests.append(self._request(spool.inputs(wanted[:1])))
             if batch > 1:
                 requests[-1] = stacked(spool.inputs(wanted), requests[-1], self.inputs)
             left -= sum(array.nbytes for array in requests[-1].values())

@@ -18,6 +18,7 @@ from hasten.measure.environment import environment, versions
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Judge, Ladder, Shipment, Verdicts
 from hasten.optimization.preparation import Ready, calibrating, shortfall
+from hasten.optimization.workspace import requests_from
 from hasten.passes.small_model import SmallModel
 from hasten.reporting.evidence import assembled
 from hasten.reporting.result import Asked, Result
@@ -74,7 +75,7 @@ def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]
     """
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
-    requests = ready.parts.searched(count, request)
+    requests = requests_from(ready.single, count, request)
     manifest = manifest_of(job, ready, shipment, len(requests))
     extra = {}
     if "result.json" in records:
@@ -113,6 +114,7 @@ def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Ma
         environment=environment(shipment.target) | versions(bundle.step_packages(ready.pipeline)),
         pipeline=ready.pipeline,
         requests=requests,
+        sequences=None if ready.unrolled is None else ready.unrolled.sequences,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

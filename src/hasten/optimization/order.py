@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
+from hasten.core.sequences import Pairs, Scored, pairs_of
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
 from hasten.measure.effort import Effort, effort_of
@@ -47,6 +48,8 @@ class Options(TypedDict, total=False):
     keep_requests: bool
     accept_uncertified: bool
     end_to_end: bool
+    states: Mapping[str, str] | str | Sequence[str] | Pairs
+    scored: Scored | None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ class Order:
         end_to_end: Whether the model takes over what of the pipeline its graph can do: pixels go in
             as uint8 and are normalized there. It needs a folder of images whose pipeline ends in
             normalize and to_layout; elsewhere a note says why nothing changed.
+        states: States that the model carries from step to step, each as the input that takes it and
+            the output that gives the next one: {"h": "h_out"}, or "h=h_out,c=c_out". With them, a
+            sample of the data is a whole sequence, with an axis of steps.
+        scored: Steps of a sequence that its score is about: "all" for the mean over them, or
+            "last". By default the last one where each sequence has one label, else all.
 
     Raises:
         InputError: a field, named in the message, is out of its range.
@@ -120,6 +128,8 @@ class Order:
     keep_requests: bool = True
     accept_uncertified: bool = False
     end_to_end: bool = False
+    states: Pairs = ()
+    scored: Scored | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.max_drop, self.confidence)
@@ -128,6 +138,10 @@ class Order:
             if value not in allowed:
                 known = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
                 raise InputError(f"the {name} is {known}: got {value!r}")
+        if self.scored not in (None, *get_args(Scored)):
+            raise InputError(f"the scored steps are all or last: got {self.scored!r}")
+        if self.scored is not None and not self.states:
+            raise InputError("scored= is about the steps of sequences: give states= too")
         limits = {
             "time limit": self.time_limit_s,
             "trial limit": self.trial_limit_s,
@@ -151,6 +165,8 @@ class Order:
                 given[name] = (given[name],)
             elif given.get(name) is not None:
                 given[name] = tuple(given[name])
+        if "states" in given:
+            given["states"] = pairs_of(given["states"] or ())
         if "effort" in given:
             given["effort"] = effort_of(given["effort"])
         if "out" in given:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hasten.certificate.verdict import Judgement, goal
 from hasten.core.devices import family_of, find_target
 from hasten.core.model import Model
 from hasten.core.records import type_name
+from hasten.core.sequences import Sequences
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
@@ -26,7 +27,9 @@ from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.sequences import SequenceData
 from hasten.inputs.data.source import open_data
+from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models.embedding import check_vocabulary
@@ -39,6 +42,15 @@ from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Prepared, fold
 from hasten.optimization.job import Job
 from hasten.optimization.order import Order
+from hasten.optimization.unrolling import (
+    Unrolled,
+    check_alone,
+    first_step,
+    hint_of_states,
+    load_with_sequences,
+    sequences_of,
+    unroll,
+)
 from hasten.optimization.workspace import (
     SEARCH_VERSION,
     Parts,
@@ -66,6 +78,7 @@ class Ready:
         small_models: Smaller models to try in the original's place.
         trained: Name of a smaller model -> how it was made, in words.
         given_sha256: SHA-256 of the model that was given, before anything was folded into it.
+        unrolled: States and single steps, where samples are whole sequences; None elsewhere.
     """
 
     model: Model
@@ -77,6 +90,17 @@ class Ready:
     small_models: tuple[SmallModel, ...]
     trained: Mapping[str, str]
     given_sha256: str
+    unrolled: Unrolled | None = None
+
+    @property
+    def single(self) -> Spool:
+        """Return samples of single requests: of the search split, or the calibration's steps."""
+        return self.parts.search if self.unrolled is None else self.unrolled.calibration
+
+    @property
+    def steps_each(self) -> float:
+        """Return the mean number of steps of a sequence; 1 where a sample is one request."""
+        return 1.0 if self.unrolled is None else self.unrolled.steps_each
 
     @property
     def sealed_draws(self) -> int:
@@ -91,7 +115,10 @@ class Ready:
             limit_s=limit_s,
             memory_bytes=self.target.memory_bytes // 2,
             model=self.model,
-            calibration=self.parts.calibration,
+            sequences=None if self.unrolled is None else self.unrolled.sequences,
+            calibration=self.parts.calibration
+            if self.unrolled is None
+            else self.unrolled.calibration,
             calibration_hash=self.parts.calibration_hash,
         )
 
@@ -132,18 +159,14 @@ def prepare(
     program = "not taken" if family is None else family.program
     if program == "needed":
         check_has_program(found)
-    source, dataset = load_with_data(
-        found,
-        data,
-        preparation,
-        order.custom_ops,
-        job.folder,
-        keep_program=program == "needed" or (program == "taken" and not order.end_to_end),
-    )
-    known = None
-    if training is not None:
-        unpacked = job.folder / "unpacked-training"
-        known = open_data(training, source.inputs, preparation, unpacked)
+    if order.states:
+        check_alone(order, target, small_model, preparation)
+        source, dataset, known = load_with_sequences(job, found, data, training)
+    else:
+        keep_program = program == "needed" or (program == "taken" and not order.end_to_end)
+        source, dataset, known = _loaded(
+            job, found, data, training, preparation, keep_program=keep_program
+        )
     given = Prepared(source, preparation, dataset, known)
     made = given
     if order.end_to_end:
@@ -153,7 +176,11 @@ def prepare(
     parts = lay_out(
         dataset, job.folder, calibration=order.calibration, seed=order.seed, training=known
     )
-    source = source.settled_by({n: a[0] for n, a in parts.search.inputs([0]).items()})
+    source = source.settled_by(
+        first_step(source, dataset, order.states)
+        if isinstance(dataset, SequenceData)
+        else {n: a[0] for n, a in parts.search.inputs([0]).items()}
+    )
     if preparation is not None:
         preparation.check(source.outputs)
     if program != "needed":
@@ -162,7 +189,8 @@ def prepare(
         if preparation is not None:
             check_vocabulary(preparation, proto)
     students = named_students(small_model)
-    metric = guarded(metric_for(order.metric, parts, source), order.guard)
+    sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
+    metric = guarded(metric_for(order.metric, parts, source, sequences), order.guard)
     images = isinstance(dataset, ImageFolder)  # tensors have been prepared by their maker
     ready = Ready(
         model=source,
@@ -176,11 +204,43 @@ def prepare(
         given_sha256=given.model.sha256,
     )
     check_same_run(job.journal, facts(order, ready))
+    if sequences is not None and isinstance(dataset, SequenceData):
+        ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
     if images and preparation is not None:
         steps = ", ".join(label(step) for step in preparation.steps)
         job.notes.append(f"images were prepared by {steps}")
     job.notes += warnings(parts, ready.promise, calibrating(order, ready))
     return ready
+
+
+def _loaded(
+    job: Job,
+    found: Any,
+    data: Any,
+    training: Any,
+    preparation: Pipeline | None,
+    *,
+    keep_program: bool,
+) -> tuple[Model, Dataset, Dataset | None]:
+    """Load the model, the data to judge on, and the training data where there is any.
+
+    Raises:
+        InputError: they can't be used; where inputs that nothing feeds look like states, it says so.
+    """
+    ops = job.order.custom_ops
+    try:
+        source, dataset = load_with_data(
+            found, data, preparation, ops, job.folder, keep_program=keep_program
+        )
+    except InputError as error:
+        if "the model takes the inputs" not in str(error):
+            raise
+        raise InputError(f"{error}{hint_of_states(found)}") from error
+    known = None
+    if training is not None:
+        unpacked = job.folder / "unpacked-training"
+        known = open_data(training, source.inputs, preparation, unpacked)
+    return source, dataset, known
 
 
 def engine_names(order: Order, target: Target) -> tuple[str, ...]:
@@ -205,6 +265,7 @@ def facts(order: Order, ready: Ready) -> dict[str, Any]:
         "pipeline": ready.pipeline,
         "set of versions": versions() | {"search": str(SEARCH_VERSION)},
         "set of tools": {kind.__name__: kind.tools() for kind in _kinds(order, target)},
+        "set of states": [order.states, order.scored],
         "options": [
             *(order.max_drop, metric, order.guard, order.confidence, order.seed),
             *(order.engines, order.passes, list(order.keep_float)),
@@ -321,14 +382,21 @@ def _small_models(
         yield SmallModel.of(model, original, student.name, quantized=student.quantized)
 
 
-def metric_for(metric: str | Metric | None, parts: Parts, model: Model) -> Metric:
+def metric_for(
+    metric: str | Metric | None, parts: Parts, model: Model, sequences: Sequences | None = None
+) -> Metric:
     """Return the metric that was asked for, or the one that labels and outputs suggest."""
+    labels, outputs = parts.search.labels, model.outputs
+    if sequences is not None:
+        outputs = sequences.answers(outputs)
+        if labels is not None and sequences.scored == "all" and labels.ndim > 1:
+            labels = labels.reshape(-1, *labels.shape[2:])
     if isinstance(metric, Metric):
         chosen = metric
     elif metric is not None:
         chosen = parse_metric(metric)
     else:
-        chosen = default_metric(parts.search.labels, model.outputs)
+        chosen = default_metric(labels, outputs)
     if chosen.needs_labels and parts.search.labels is None:
         raise InputError(
             f"the metric {type_name(chosen)} needs labels and the data has none; give labels, or "

@@ -69,15 +69,19 @@ class Parts:
         groups = [part.groups for part in parts if part.groups is not None]
         return tuple(dict.fromkeys(name for some in groups for name in hashed_groups(some)))
 
-    def searched(self, count: int, request: Sequence[TensorSpec]) -> list[dict[str, Array]]:
-        """Return samples of the search split, which certifies nothing, as requests to a model.
 
-        Args:
-            count: Most samples to return; they are spread evenly, in case the data is ordered.
-            request: Inputs of one request, with every size settled.
-        """
-        places = np.linspace(0, len(self.search) - 1, min(count, len(self.search)), dtype=np.int64)
-        return [request_of(self.search.inputs([int(place)]), request) for place in places]
+def requests_from(
+    samples: Dataset, count: int, request: Sequence[TensorSpec]
+) -> list[dict[str, Array]]:
+    """Return samples as requests to a model, for a bundle to keep.
+
+    Args:
+        samples: Samples of single requests that certify nothing.
+        count: Most requests to return; they are spread evenly, in case the data is ordered.
+        request: Inputs of one request, with every size settled.
+    """
+    places = np.linspace(0, len(samples) - 1, min(count, len(samples)), dtype=np.int64)
+    return [request_of(samples.inputs([int(place)]), request) for place in places]
 
 
 @contextlib.contextmanager

@@ -288,6 +288,8 @@ class Result:
         method: Name of the method whose model the bundle serves; empty where none were compared.
         estimates: Figures of an absent device's tools, with `rows` empty; None where latency was
             measured.
+        steps: Mean number of steps of a sequence, where samples are sequences that a model answers
+            step by step; else 1. Latencies are of whole sequences.
     """
 
     bundle: Path
@@ -311,6 +313,7 @@ class Result:
     budget_ns: float | None = None
     method: str = ""
     estimates: Estimates | None = None
+    steps: float = 1.0
 
     @property
     def winner(self) -> Row:
@@ -341,12 +344,21 @@ class Result:
         return winner.mean_ns if winner.statistic == "mean" else winner.p50.value_ns
 
     @property
+    def step_ns(self) -> float:
+        """Return the latency of one step of a sequence; without sequences, that of a request.
+
+        Raises:
+            InputError: no latency was measured, since the device isn't here.
+        """
+        return self.latency_ns / self.steps
+
+    @property
     def within_budget(self) -> bool | None:
         """Whether the latency meets the budget; None where it is unknown, or there is no budget."""
         if self.budget_ns is None:
             return None
         if self.estimates is None:
-            return self.latency_ns <= self.budget_ns
+            return self.step_ns <= self.budget_ns
         known_ns = None if self.shipped is None else self.shipped.latency_ns
         return None if known_ns is None else known_ns <= self.budget_ns
 

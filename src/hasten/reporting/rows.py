@@ -70,6 +70,14 @@ def _method(method: Method) -> tuple[str, ...]:
     return (method.name, method.label, claimed(method.p50), faster, fall, method.said)
 
 
+def per_step(result: Result) -> str:
+    """Say what a step takes where latencies are of whole sequences; empty elsewhere."""
+    if result.steps == 1:
+        return ""
+    each = (f"{row.role} {latency(row.p50.value_ns / result.steps)}" for row in result.rows)
+    return f"latencies are of sequences of {result.steps:.4g} steps; a step: {', '.join(each)}"
+
+
 def won(result: Result) -> str:
     """Say which method won, at what latency, and which are as good; empty without methods."""
     if not result.methods:
@@ -79,7 +87,7 @@ def won(result: Result) -> str:
     if result.budget_ns is not None:
         within = "within" if result.within_budget else "OVER"
         lines.append(
-            f"{latency(result.latency_ns)}, {within} the budget of {latency(result.budget_ns)}"
+            f"{latency(result.step_ns)}, {within} the budget of {latency(result.budget_ns)}"
         )
     ties = [method.name for method in result.methods if own is not None and _ties(method, own)]
     if ties:

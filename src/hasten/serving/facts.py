@@ -105,6 +105,13 @@ def model_config(model: ServedModel) -> dict[str, Any]:
         "response_cache": {"enable": model.cache is not None},
         "model_transaction_policy": {"decoupled": False},
     }
+    if model.sequences is not None:
+        config["sequence_batching"] = {
+            "max_sequence_idle_microseconds": model.sequences.idle_ns // 1000,
+            "state": [
+                {"input_name": one, "output_name": other} for one, other in model.sequences.states
+            ],
+        }
     if model.most_rows > 1:
         config["dynamic_batching"] = {
             "preferred_batch_size": sorted({size for size in latencies.first[1:] if size > 1}),

@@ -28,6 +28,9 @@ def settings_of(
     deadline_s: float | None = None,
     max_wait_s: float = 1.0,
     cache_bytes: int = 0,
+    max_sequences: int = ModelSettings.most_sequences,
+    sequence_bytes: int = ModelSettings.sequence_bytes,
+    sequence_idle_s: float = ModelSettings.sequence_idle_ns / 1e9,
     compiled: str | os.PathLike[str] = "",
     shadow: float = 0.0,
     standby: bool = True,
@@ -57,6 +60,9 @@ def settings_of(
         max_wait_s: Longest wait in the queue, in seconds; a request that would wait longer is
             refused.
         cache_bytes: Size of the answer cache, in bytes; 0 for no cache.
+        max_sequences: Most sequences of one model whose states are kept; 0 to keep none.
+        sequence_bytes: Largest size of all states of one model's sequences, in bytes.
+        sequence_idle_s: Time without a request after which a sequence's states go, in seconds.
         compiled: Folder that keeps compiled models for the next start, or "off"; by default the one
             that the environment variable HASTEN_CACHE names, else `~/.cache/hasten`.
         shadow: Share of requests that the exact model answers too, to compare.
@@ -85,6 +91,9 @@ def settings_of(
         ("max_wait_s", max_wait_s, 0, 3600),
         ("drain_s", drain_s, 0, 3600),
         ("cache_bytes", cache_bytes, 0, 1 << 50),
+        ("max_sequences", max_sequences, 0, 1 << 30),
+        ("sequence_bytes", sequence_bytes, 0, 1 << 50),
+        ("sequence_idle_s", sequence_idle_s, 0.001, 86_400),
         ("max_body_bytes", max_body_bytes, 1, 1 << 40),
         ("max_connections", max_connections, 1, 1 << 20),
         ("http", 0 if http is None else http, 0, 65535),
@@ -108,6 +117,9 @@ def settings_of(
         most_rows=max_batch,
         sessions=sessions,
         cache_bytes=cache_bytes,
+        most_sequences=max_sequences,
+        sequence_bytes=sequence_bytes,
+        sequence_idle_ns=round(1e9 * sequence_idle_s),
         compiled=_folder(compiled),
         shadow=shadow,
         standby=standby,
@@ -166,6 +178,9 @@ class Options(TypedDict, total=False):
     deadline_s: float | None
     max_wait_s: float
     cache_bytes: int
+    max_sequences: int
+    sequence_bytes: int
+    sequence_idle_s: float
     compiled: str | os.PathLike[str]
     shadow: float
     standby: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hasten.errors import InputError
@@ -70,6 +70,14 @@ class ServerSettings:
     control: bool = False
     trace: bool = False
     json_logs: bool = False
+
+    def keeping_no_sequences(self) -> ServerSettings:
+        """Return the settings for one of several servers: a sequence's next request may reach another."""
+        models = tuple(
+            replace(model, settings=replace(model.settings, most_sequences=0))
+            for model in self.models
+        )
+        return replace(self, models=models)
 
     def token(self) -> bytes | None:
         """Read the token; None if clients need none.

@@ -106,6 +106,7 @@ class Finish:
             methods=methods(racing, final, self.verdicts, best),
             budget_ns=None if order.budget_s is None else 1e9 * order.budget_s,
             method=method,
+            steps=racing.ready.steps_each,
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {
@@ -221,10 +222,10 @@ class Finish:
             return []
         candidate = racing.candidate(key)
         points, missing = sweep(
-            racing.bench,
+            racing.bench_of_single,
             candidate.engine,
             racing.artifact(candidate),
-            racing.ready.parts.search,
+            racing.ready.single,
             budget_s=left_s,
             seed=racing.job.order.seed,
             listen=lambda done, total: racing.job.tell("curve", "batch curve", done, total),

@@ -53,8 +53,8 @@ class Escalation:
             ranked: Measured trials, fastest first.
         """
         rank = self._trials.promise.metric.margin_rank
-        if rank is None:
-            return
+        if rank is None or self._trials.bench.sequences is not None:
+            return  # of two models, each would need the states that it gave itself
         able = [t for t in ranked if t.scores and t.candidate.passes]
         # A small model is wrong about other inputs than a quantized one.
         for small in (False, True):

@@ -78,7 +78,7 @@ class Measured(Judge):
         Returns:
             The floor; None where it can't be computed.
         """
-        if not self.racing.limited:
+        if not self.racing.limited or self.ready.unrolled is not None:
             return None
         self.racing.trials.opened_baseline().worker.sleep()
         try:

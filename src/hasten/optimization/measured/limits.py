@@ -38,7 +38,7 @@ def profiles(racing: Racing, shown: Mapping[str, str]) -> dict[str, tuple[LayerT
                 by_key[key] = racing.bench.profile(
                     candidate.engine,
                     artifact,
-                    racing.ready.parts.search,
+                    racing.ready.single,
                     requests=_REQUESTS,
                     named=small_model_of(candidate.passes) is None,
                 )
@@ -91,6 +91,7 @@ def limits(
             )
             blocks = np.concatenate([np.asarray(block) for block in rounds.values()])
             latency_ns = float(blocks.mean() if candidate.engine.uneven else np.median(blocks))
+            latency_ns /= racing.ready.steps_each  # the floor is of one step
             ratio = own.ratio(latency_ns, final.threads)
             if ratio < 1:
                 raise CandidateError(

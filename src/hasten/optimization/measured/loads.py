@@ -40,10 +40,11 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
     left = [name for name, _ in wanted]
     try:
         artifact = racing.artifact(candidate)
-        with racing.bench.open_built(candidate.engine, artifact).worker as worker:
+        bench = racing.bench_of_single
+        with bench.open_built(candidate.engine, artifact).worker as worker:
             for number, (scenario, bound_s) in enumerate(wanted):
                 job.tell("load", scenario, number, len(wanted))
-                asking = Generator(worker, racing.ready.parts.search, scenario, load_s)
+                asking = Generator(worker, racing.ready.single, scenario, load_s)
                 left_s = inf if job.deadline is None else job.deadline - time.monotonic()
                 if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
                     job.notes.append(

@@ -221,10 +221,11 @@ class Mixing:
         if trial.artifact is None:
             raise CandidateError(f"{trial.candidate.label} was not built")
         self._trials.opened_baseline().worker.sleep()
-        steps = self._trials.bench.profile(
+        bench = self._trials.bench
+        steps = bench.profile(
             trial.candidate.engine,
             trial.artifact,
-            self._trials.samples,
+            self._trials.samples if bench.sequences is None else bench.calibration,
             requests=_PROFILED_REQUESTS,
         )
         self._trials.journal.append("profile", key=key, steps=to_record(list(steps)))

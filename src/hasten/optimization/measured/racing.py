@@ -60,6 +60,11 @@ class Racing:
         """Whether latencies are compared with the machine's limit: only on this host."""
         return self.effort.ceilings and self.bench.target.kind == "host"
 
+    @property
+    def bench_of_single(self) -> Workbench:
+        """Return the workbench on which a request is one step, even where samples are sequences."""
+        return dataclasses.replace(self.bench, sequences=None)
+
     def settle_threads(self) -> None:
         """Find how many threads the host runs at once, once per run; a busy host gets one."""
         known = self.job.journal.last("threads")

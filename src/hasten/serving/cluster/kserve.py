@@ -68,6 +68,8 @@ def write_kserve(
     """
     _check(settings, image)
     manifests = [read(model.path) for model in settings.models]
+    if any(manifest.sequences is not None for manifest in manifests):
+        settings = settings.keeping_no_sequences()
     service = _service(settings, manifests, image, name or _dns_name(settings), memory_bytes)
     _check_replaceable(folder)
     folder = folder.absolute()
@@ -187,6 +189,24 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--max-batch", model.most_rows, plain.most_rows, str(model.most_rows)),
         ("--sessions", model.sessions, plain.sessions, str(model.sessions)),
         ("--cache", model.cache_bytes, plain.cache_bytes, str(model.cache_bytes)),
+        (
+            "--max-sequences",
+            model.most_sequences,
+            plain.most_sequences,
+            str(model.most_sequences),
+        ),
+        (
+            "--sequence-bytes",
+            model.sequence_bytes,
+            plain.sequence_bytes,
+            str(model.sequence_bytes),
+        ),
+        (
+            "--sequence-idle",
+            model.sequence_idle_ns,
+            plain.sequence_idle_ns,
+            _seconds(model.sequence_idle_ns),
+        ),
         ("--shadow", model.shadow, plain.shadow, repr(model.shadow)),
         ("--max-body", limits.body_bytes, most.body_bytes, str(limits.body_bytes)),
         ("--max-connections", limits.connections, most.connections, str(limits.connections)),

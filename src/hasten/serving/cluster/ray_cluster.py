@@ -327,6 +327,7 @@ def _start_application(
     serve: Any, settings: ServerSettings, min_replicas: int, max_replicas: int
 ) -> None:
     """Deploy the application; returns before there are any replicas."""
+    settings = settings.keeping_no_sequences()
     drain_s = settings.limits.drain_ns / 1e9
     environment = {**OFF, "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
     deployment = serve.deployment(

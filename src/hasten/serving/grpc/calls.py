@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from hasten.serving.models.deciding import RawTicket
+from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query
@@ -65,7 +66,7 @@ class Inference:
         self._reserved = 0
         self._model: ServedModel
         self._query: Query
-        self._ticket: Ticket | RawTicket | None = None
+        self._ticket: Ticket | RawTicket | StepTicket | None = None
         self.id, self.final = "", False
 
     def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:

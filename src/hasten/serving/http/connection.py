@@ -27,6 +27,7 @@ from hasten.serving.http.messages import (
     own_fault,
 )
 from hasten.serving.models.deciding import RawTicket
+from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Query
@@ -156,7 +157,7 @@ class Connection(asyncio.BufferedProtocol):
         self._in_body = False
         self._keep_alive = True
         self._busy = False
-        self._ticket: Ticket | RawTicket | None = None
+        self._ticket: Ticket | RawTicket | StepTicket | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._unpacking: asyncio.Task[None] | None = None

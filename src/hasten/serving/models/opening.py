@@ -55,6 +55,9 @@ class ModelSettings:
         standby: Whether to keep the exact model open as a fallback.
         which: Model to serve: "winner", or "exact" after a crash of the winner.
         custom_ops: Libraries with the user's own operators.
+        most_sequences: Most sequences whose states are kept at once; 0 to keep none.
+        sequence_bytes: Largest size of all their states together.
+        sequence_idle_ns: Time without a request after which a sequence's states go.
     """
 
     deadline_ns: int = 0
@@ -67,6 +70,9 @@ class ModelSettings:
     standby: bool = True
     which: Literal["winner", "exact"] = "winner"
     custom_ops: tuple[Path, ...] = ()
+    most_sequences: int = 1024
+    sequence_bytes: int = 256 << 20
+    sequence_idle_ns: int = 60_000_000_000
 
 
 @dataclass

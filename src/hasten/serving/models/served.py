@@ -25,6 +25,7 @@ from hasten.serving.models.comparison import broken_rows, is_broken
 from hasten.serving.models.deciding import Deciding, RawTicket
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
+from hasten.serving.models.sequences import KeptSequences, StepTicket
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.datatypes import datatype_of
@@ -82,6 +83,7 @@ class ServedModel:
         most_rows: Most rows in a request; 0 if requests have no batch axis.
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
         deciding: Preparation of raw samples, and decision on them; None for a bundle without a pipeline.
+        sequences: Sequences whose states are kept; None for a bundle without states.
     """
 
     def __init__(
@@ -128,6 +130,21 @@ class ServedModel:
         self.deciding = (
             Deciding(self, pipeline, loop, settings.deadline_ns, clock_ns) if pipeline else None
         )
+        carried = opened.manifest.sequences
+        self.sequences = (
+            KeptSequences(
+                self,
+                opened.first,
+                carried,
+                most=settings.most_sequences,
+                most_bytes=settings.sequence_bytes,
+                idle_ns=settings.sequence_idle_ns,
+                loop=loop,
+                clock_ns=clock_ns,
+            )
+            if carried is not None
+            else None
+        )
         self._shadow: Shadow | None = None
         if settings.shadow and opened.standby is not None:
             self._shadow = Shadow(self._ask_exact, loop, self.statistics, lambda: self.idle)
@@ -150,11 +167,15 @@ class ServedModel:
     def learn_from(self, old: ServedModel) -> None:
         """Take over what the scheduler of the replaced model has learned."""
         self._batching.scheduler.learn_from(old._batching.scheduler)
+        if self.sequences is not None and old.sequences is not None:
+            self.sequences.learn_from(old.sequences)
 
     @property
     def idle(self) -> bool:
         """Whether no request waits or runs."""
-        resting = self.deciding is None or self.deciding.idle
+        resting = (self.deciding is None or self.deciding.idle) and (
+            self.sequences is None or self.sequences.idle
+        )
         return resting and self._batching.scheduler.idle
 
     @property
@@ -173,12 +194,14 @@ class ServedModel:
 
     # -- a request
 
-    def accept(self, query: Query, done: Done) -> Ticket | RawTicket:
+    def accept(self, query: Query, done: Done) -> Ticket | RawTicket | StepTicket:
         """Accept a client's request, with tensors or with raw samples; see `submit`.
 
         Raises:
             ProtocolError: the request doesn't fit the model, or can't be answered in time.
         """
+        if query.sequence is not None and self.sequences is not None:
+            return self.sequences.submit(query, done)
         if RAW in query.inputs and self.takes_raw:
             assert self.deciding is not None
             return self.deciding.submit(query, done)
@@ -213,7 +236,7 @@ class ServedModel:
     def _looked_at(self, query: Query) -> tuple[int, Any]:
         try:
             found = self._checked(query)
-            self._check_outputs(query)
+            self.check_outputs(query)
             return found
         except ProtocolError as failure:
             self.refused(query, failure)
@@ -319,7 +342,12 @@ class ServedModel:
             Kind.INVALID, f"the model {self.name!r} takes the inputs {names:.400}; got {got:.400}"
         )
 
-    def _check_outputs(self, query: Query) -> None:
+    def check_outputs(self, query: Query) -> None:
+        """Check that the model has the outputs that are asked for.
+
+        Raises:
+            ProtocolError: it has no such output.
+        """
         for wanted in query.outputs:
             if wanted.name not in self._names:
                 raise ProtocolError(
@@ -456,12 +484,16 @@ class ServedModel:
         """Wait until every accepted request is answered."""
         if self.deciding is not None:
             await self.deciding.drained()
+        if self.sequences is not None:
+            await self.sequences.drained()
         await self._batching.drained()
 
     def close(self) -> None:
         """Refuse the queued requests, and free the engines."""
         if self.deciding is not None:
             self.deciding.close()
+        if self.sequences is not None:
+            self.sequences.close()
         self._batching.close()
         if self._shadow is not None:
             self._shadow.close()

@@ -120,6 +120,16 @@ _GAUGES: tuple[tuple[str, str, Value], ...] = (
         lambda model: model.answers == "exact",
     ),
     (
+        "hasten_sequences",
+        "Sequences whose states are kept",
+        lambda model: len(model.sequences) if model.sequences is not None else 0,
+    ),
+    (
+        "hasten_sequence_bytes",
+        "Size of the states of all sequences",
+        lambda model: model.sequences.size_bytes if model.sequences is not None else 0,
+    ),
+    (
         "hasten_cache_bytes",
         "Size of the cached answers",
         lambda model: model.cache.size_bytes if model.cache is not None else 0,

@@ -48,6 +48,33 @@ class WantedOutput:
     region: Region | None = None
 
 
+SequenceId: TypeAlias = int | str
+"""Name of a sequence that a client chose; a number and the same digits as text are two."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """Place of a request in a sequence whose states the server carries.
+
+    Attributes:
+        id: Name of the sequence; not 0, nor "".
+        start: Whether the sequence begins here, with the start states.
+        end: Whether it ends here, so that its states go.
+    """
+
+    id: SequenceId
+    start: bool = False
+    end: bool = False
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of the answer, as Triton sends them."""
+        return {
+            "sequence_id": self.id,
+            "sequence_start": self.start,
+            "sequence_end": self.end,
+        }
+
+
 @dataclass(slots=True)
 class Query:
     """A request with decoded tensors.
@@ -67,6 +94,7 @@ class Query:
         source: Number of the connection that sent the request; 0 if unknown.
         plain: Whether the body was one raw sample, so that the answer is the decision alone.
         plan: `RequestPlan` by which the request was decoded and thus needs no check; None without.
+        sequence: Place of the request in a sequence; None for a request that stands alone.
     """
 
     model: str
@@ -83,6 +111,7 @@ class Query:
     source: int = 0
     plain: bool = False
     plan: Any = None
+    sequence: SequenceStep | None = None
 
 
 @dataclass(slots=True)

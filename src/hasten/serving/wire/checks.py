@@ -7,9 +7,11 @@ from typing import Any
 
 from hasten.serving.protocol.datatypes import count_of, item_size
 from hasten.serving.protocol.errors import Kind, ProtocolError
-from hasten.serving.protocol.requests import Region
+from hasten.serving.protocol.requests import Region, SequenceStep
 
 MOST_RANK = 32
+MOST_ID = 128
+"""Longest text that names a sequence."""
 _MOST_ON_AN_AXIS = 2**31 - 1
 
 
@@ -78,3 +80,37 @@ def whole_number(parameters: Mapping[str, Any], name: str) -> int:
             f"the parameter {name!r} must be a whole number of at least 0; got {value!r:.40}",
         )
     return value
+
+
+def sequence_of(parameters: Mapping[str, Any]) -> SequenceStep | None:
+    """Read the parameters that say which sequence a request belongs to; None if it is in none.
+
+    Source: Triton's sequence extension. An id of 0 or "" means no sequence.
+
+    Raises:
+        ProtocolError: a parameter has another type, or says where in a sequence but not in which.
+    """
+    id_ = parameters.get("sequence_id", 0)
+    whole = type(id_) is int and 0 <= id_ < 2**64
+    if not whole and not (type(id_) is str and len(id_) <= MOST_ID):
+        raise ProtocolError(
+            Kind.INVALID,
+            "the parameter 'sequence_id' must be a whole number below 2^64, or a text of at most "
+            f"{MOST_ID} characters; got {id_!r:.60}",
+        )
+    places = []
+    for name in ("sequence_start", "sequence_end"):
+        place = parameters.get(name, False)
+        if type(place) is not bool:
+            raise ProtocolError(
+                Kind.INVALID, f"the parameter {name!r} must be true or false; got {place!r:.40}"
+            )
+        places.append(place)
+    if id_ in (0, ""):
+        if any(places):
+            raise ProtocolError(
+                Kind.INVALID,
+                "sequence_start and sequence_end need a sequence_id other than 0 and the empty text",
+            )
+        return None
+    return SequenceStep(id_, *places)

@@ -19,7 +19,7 @@ from hasten.serving.protocol.datatypes import (
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.protocol.requests import Answer, Parameters, Query, WantedOutput
-from hasten.serving.wire.checks import region_of, tensor_size, whole_number
+from hasten.serving.wire.checks import region_of, sequence_of, tensor_size, whole_number
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.shared_memory import SharedMemory
 
@@ -189,6 +189,7 @@ def query_of(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> Que
         True,
         whole_number(parameters, "priority") if parameters else 0,
         1000 * whole_number(parameters, "timeout") if parameters else 0,
+        sequence=sequence_of(parameters) if parameters else None,
     )
 
 

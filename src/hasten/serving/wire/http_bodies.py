@@ -24,7 +24,13 @@ from hasten.serving.protocol.datatypes import (
 )
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query, WantedOutput
-from hasten.serving.wire.checks import MOST_RANK, region_of, tensor_size, whole_number
+from hasten.serving.wire.checks import (
+    MOST_RANK,
+    region_of,
+    sequence_of,
+    tensor_size,
+    whole_number,
+)
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.json_numbers import numbers
 from hasten.serving.wire.shared_memory import SharedMemory
@@ -112,6 +118,7 @@ def read_body(
         binary,
         whole_number(parameters, "priority") if parameters else 0,
         1000 * whole_number(parameters, "timeout") if parameters else 0,
+        sequence=sequence_of(parameters) if parameters else None,
     )
 
 

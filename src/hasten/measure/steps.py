@@ -1,0 +1,106 @@
+"""Scores of whole sequences, from a metric that scores single answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hasten.core.sequences import LENGTHS, Scored, Sequences
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.metrics import parse_metric
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.custom import Custom
+
+
+def scored_steps(
+    asked: Scored | None, metric: str | Metric | None, labels: Array | None, steps: int
+) -> Scored:
+    """Return which steps of a sequence are scored.
+
+    Without being asked, it is the last one where each sequence has one label, and else all. A
+    user's own function sees all, whatever the labels are.
+
+    Args:
+        asked: Steps that were asked for; None without.
+        metric: Metric that was asked for; None without.
+        labels: Labels of the sequences, one row each; None without.
+        steps: Number of steps of a sequence.
+
+    Raises:
+        InputError: all steps were asked for, but there is one label for a whole sequence.
+    """
+    if isinstance(metric, str):
+        metric = parse_metric(metric)
+    each = (
+        labels is None
+        or isinstance(metric, Custom)
+        or (labels.ndim > 1 and labels.shape[1] == steps)
+    )
+    if asked == "all" and not each:
+        assert labels is not None
+        raise InputError(
+            f'scored="all" needs a label for each of {steps} steps; got labels {list(labels.shape)}: '
+            "give labels (n, steps, ...), or score the last step"
+        )
+    return asked or ("all" if each else "last")
+
+
+def over_steps(metric: Metric, sequences: Sequences | None) -> Metric:
+    """Return the metric that scores whole sequences; without sequences, the same one.
+
+    A user's own function gets the answers as they are, stacked along an axis of steps.
+    """
+    if sequences is None or isinstance(metric, OverSteps):
+        return metric
+    if isinstance(metric, Custom) and sequences.scored == "all":
+        return metric
+    return OverSteps(metric, sequences.scored, sequences.lengths)
+
+
+@dataclass(frozen=True)
+class OverSteps(Metric):
+    """Mean of another metric's scores over a sequence's steps, or the last step's score.
+
+    Attributes:
+        metric: Metric that scores one step's answer.
+        scored: "all" for the mean over the steps, without padding; "last" for the last one's.
+        lengths: Whether the answers say how many steps each sequence has.
+    """
+
+    metric: Metric
+    scored: Scored
+    lengths: bool = False
+
+    @property
+    def function(self) -> str | None:
+        """Import path of the user's own code that the inner metric runs."""
+        return self.metric.function
+
+    def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        mine, theirs = dict(outputs), dict(exact)
+        lengths = mine.pop(LENGTHS) if self.lengths else None
+        if self.lengths:
+            theirs.pop(LENGTHS)
+        count, steps = next(iter(mine.values())).shape[:2]
+        ends = np.full(count, steps) if lengths is None else lengths.reshape(count)
+        each = labels is not None and labels.ndim > 1 and labels.shape[1] == steps
+        if self.scored == "last":
+            rows = (np.arange(count), ends - 1)
+            told = labels if labels is None or not each else labels[rows]
+            return self._inner(_at(mine, rows), _at(theirs, rows), told)
+        sequence, step = np.nonzero(np.arange(steps) < ends[:, np.newaxis])
+        places = (sequence, step)
+        told = None if labels is None else labels[places]
+        scores = self._inner(_at(mine, places), _at(theirs, places), told)
+        return np.asarray(np.bincount(sequence, scores, count) / ends)
+
+    def _inner(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        count = len(next(iter(outputs.values())))
+        return self.metric.checked(self.metric.score(outputs, exact, labels), count)
+
+
+def _at(tensors: Tensors, rows: Any) -> dict[str, Array]:
+    return {name: array[rows] for name, array in tensors.items()}

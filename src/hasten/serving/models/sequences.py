@@ -1,0 +1,388 @@
+"""Keep the states of sequences, and run each sequence's requests one after another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from hasten.bundle import Carrier, Loaded
+from hasten.core.sequences import Pairs, Sequences
+from hasten.errors import CandidateError
+from hasten.serving.models.deciding import Cancellable, Done
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Answer, Query, SequenceId
+
+_MOST_WAITING = 256
+"""Most requests of one sequence that wait for their turn."""
+_MOST_GONE = 4096
+"""Number of ended sequences whose end can still be explained to a client that comes late."""
+
+
+class Asked(Protocol):
+    """Interface of the model that steps are sent to."""
+
+    name: str
+    version: str
+
+    def submit(self, query: Query, done: Done) -> Cancellable:
+        """Accept a step, states included."""
+
+    def refused(self, query: Query, failure: ProtocolError) -> None:
+        """Count a request that got an error."""
+
+    def check_outputs(self, query: Query) -> None:
+        """Check that the model has the outputs that are asked for."""
+
+
+class StepTicket:
+    """A step of a sequence, from its acceptance to its answer.
+
+    Attributes:
+        query: Request as it was parsed.
+        over: Whether the request is answered, refused or given up.
+        inner: Step at the engine, with the states; None while it waits for its turn.
+    """
+
+    __slots__ = ("_done", "_kept", "_record", "inner", "over", "query")
+
+    def __init__(self, kept: KeptSequences, record: _Record, query: Query, done: Done) -> None:
+        self._kept, self._record, self.query, self._done = kept, record, query, done
+        self.inner: Cancellable | None = None
+        self.over = False
+
+    def cancel(self) -> None:
+        """Give up the request, whose client went away: the step didn't happen."""
+        if self.over:
+            return
+        self.over = True
+        if self.inner is not None:
+            self.inner.cancel()
+        else:
+            self._kept.model.refused(self.query, ProtocolError(Kind.GONE, "the client went away"))
+        self._kept.left(self._record, self)
+
+    def tell(self, answer: Answer | ProtocolError) -> None:
+        """Answer the request, unless it is over."""
+        if not self.over:
+            self.over = True
+            self._done(answer)
+
+
+class _Record:
+    """One sequence: its states, and its requests in the order of arrival."""
+
+    __slots__ = ("begun", "carrier", "id", "line", "looping", "open", "running", "used_ns")
+
+    def __init__(self, id_: SequenceId, carrier: Carrier, now_ns: int) -> None:
+        self.id, self.carrier, self.used_ns = id_, carrier, now_ns
+        self.line: deque[StepTicket] = deque()
+        self.running: StepTicket | None = None
+        self.begun = self.looping = False
+        self.open = True
+        """Whether the last request that arrived leaves the sequence open."""
+
+    @property
+    def idle(self) -> bool:
+        return self.running is None and not self.line
+
+
+Records: TypeAlias = "OrderedDict[SequenceId, _Record]"
+
+
+class KeptSequences:
+    """The sequences of one served model; used on the event loop's thread only.
+
+    Requests of one sequence run one after another, in the order of arrival; those of different
+    sequences run side by side and may share a batch. A request that gets an error leaves the states
+    as they were, so it may be sent again.
+
+    Args:
+        model: Model that steps are sent to.
+        loaded: Open bundle, which says what states there are.
+        sequences: States that the model carries.
+        most: Most sequences at once; 0 where none may be kept.
+        most_bytes: Largest size of all states together.
+        idle_ns: Time without a request after which a sequence's states go.
+        loop: Event loop of the server.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
+
+    def __init__(
+        self,
+        model: Asked,
+        loaded: Loaded,
+        sequences: Sequences,
+        *,
+        most: int,
+        most_bytes: int,
+        idle_ns: int,
+        loop: asyncio.AbstractEventLoop,
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self.model = model
+        self.idle_ns = idle_ns
+        self._loaded, self._sequences = loaded, sequences
+        carrier = Carrier(loaded, sequences)
+        self.each_bytes = sum(state.nbytes for state in carrier.states.values())
+        self.most = min(most, most_bytes // max(1, self.each_bytes))
+        self._start = carrier.states
+        self._answers = tuple(spec.name for spec in carrier.outputs)
+        self._names = frozenset(carrier.specs)
+        self._loop, self._clock_ns = loop, clock_ns
+        self._records: Records = OrderedDict()
+        self._gone: OrderedDict[SequenceId, str] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+        self._pending = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def states(self) -> Pairs:
+        """States that are carried, as pairs of input and output."""
+        return self._sequences.states
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the states of all sequences."""
+        return len(self._records) * self.each_bytes
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not self._pending
+
+    def submit(self, query: Query, done: Done) -> StepTicket:
+        """Accept a step of a sequence; `done` gets its answer, maybe before this returns.
+
+        Raises:
+            ProtocolError: the sequence isn't known, there are too many, or the request doesn't fit.
+        """
+        try:
+            record = self._record(query)
+        except ProtocolError as failure:
+            self.model.refused(query, failure)
+            raise
+        assert query.sequence is not None
+        ticket = StepTicket(self, record, query, done)
+        record.open = not query.sequence.end
+        record.line.append(ticket)
+        self._pending += 1
+        self._none_left.clear()
+        self._next(record)
+        return ticket
+
+    def _record(self, query: Query) -> _Record:
+        """Return the sequence that a request belongs to, which it may begin."""
+        step = query.sequence
+        assert step is not None
+        if self.most < 1:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"{self.model.name!r} keeps no sequences here, where no server of several would know "
+                f"which holds a state: send the states as inputs ({', '.join(sorted(self._names))})",
+            )
+        if held := sorted(self._names & query.inputs.keys()):
+            raise ProtocolError(
+                Kind.INVALID,
+                f"the server carries the state {held[0]!r} of a sequence: leave it out, or leave out "
+                "sequence_id",
+            )
+        self.model.check_outputs(query)
+        now_ns = self._clock_ns()
+        self._expire(now_ns)
+        record = self._records.get(step.id)
+        if record is None or not (record.open or step.start):
+            if not step.start:
+                why = None if record is None else "it has ended"
+                raise ProtocolError(Kind.INVALID, self._unknown(step.id, why))
+            if len(self._records) >= self.most:
+                raise ProtocolError(
+                    Kind.OVERLOADED,
+                    f"{len(self._records):,} sequences are open, and no more are kept: end some by "
+                    "sequence_end, or retry later",
+                    retry_s=1.0,
+                )
+            record = self._records[step.id] = _Record(
+                step.id, Carrier(self._loaded, self._sequences), now_ns
+            )
+            self._gone.pop(step.id, None)
+            self._sweep_later()
+        if len(record.line) >= _MOST_WAITING:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"{_MOST_WAITING} requests of the sequence {step.id!r:.100} wait already: wait for "
+                "their answers",
+                retry_s=1.0,
+            )
+        record.used_ns = now_ns
+        self._records.move_to_end(step.id)
+        return record
+
+    def _unknown(self, id_: SequenceId, why: str | None) -> str:
+        why = why or self._gone.get(id_, "it has not begun here")
+        return (
+            f"there is no sequence {id_!r:.100}: {why}; begin it by a request with sequence_start"
+        )
+
+    def _next(self, record: _Record) -> None:
+        """Send the sequence's next steps to the engine, one after another."""
+        if record.looping:  # a step was answered at once: the loop below goes on
+            return
+        record.looping = True
+        try:
+            while record.running is None and record.line:
+                self._run(record, record.line.popleft())
+        finally:
+            record.looping = False
+        if record.idle and not (record.open and record.begun):
+            self._end(record, "its first request failed" if record.open else "it has ended")
+
+    def _run(self, record: _Record, ticket: StepTicket) -> None:
+        record.running = ticket
+        step = ticket.query.sequence
+        assert step is not None
+        if step.start:
+            record.begun = False  # until it is answered
+        elif not record.begun:
+            why = self._unknown(record.id, "its first request failed")
+            failure = ProtocolError(Kind.INVALID, why)
+            self.model.refused(ticket.query, failure)
+            ticket.tell(failure)
+            self.left(record, ticket)
+            return
+        states = self._start if step.start else record.carrier.states
+        answered = partial(self._answered, record, ticket)
+        try:
+            inner = self.model.submit(_with_states(ticket.query, states), answered)
+        except ProtocolError as failure:  # the model has counted it
+            answered(failure)
+            return
+        if not ticket.over:
+            ticket.inner = inner
+
+    def _answered(
+        self, record: _Record, ticket: StepTicket, answer: Answer | ProtocolError
+    ) -> None:
+        """Keep the states of a step's answer, and pass the rest on; a step that failed changes none."""
+        if ticket.over:
+            return
+        told, step = answer, ticket.query.sequence
+        assert step is not None
+        if isinstance(answer, Answer):
+            try:
+                if step.start:
+                    record.carrier.reset({})
+                record.carrier.take(_owned(answer.outputs, self._sequences))
+                record.begun = True
+                told = self._chosen(answer, ticket.query)
+            except CandidateError as error:
+                told = ProtocolError(Kind.INVALID, str(error))
+        ticket.tell(told)
+        self.left(record, ticket)
+
+    def _chosen(self, answer: Answer, query: Query) -> Answer:
+        """Return an answer with the outputs that were asked for; without the states by default."""
+        names = [each.name for each in query.outputs] or self._answers
+        answer.outputs = {name: answer.outputs[name] for name in names}
+        assert query.sequence is not None
+        answer.parameters = {**answer.parameters, **query.sequence.parameters()}
+        return answer
+
+    def left(self, record: _Record, ticket: StepTicket) -> None:
+        """Go on with a sequence after a request that is answered or given up."""
+        if record.running is ticket:
+            record.running = None
+        else:
+            try:
+                record.line.remove(ticket)
+            except ValueError:
+                return
+        record.used_ns = self._clock_ns()
+        self._pending -= 1
+        if not self._pending:
+            self._none_left.set()
+        self._next(record)
+
+    def _end(self, record: _Record, why: str) -> None:
+        if self._records.get(record.id) is record:
+            del self._records[record.id]
+            self._gone[record.id] = why
+            while len(self._gone) > _MOST_GONE:
+                self._gone.popitem(last=False)
+
+    def _expire(self, now_ns: int) -> None:
+        """Forget the sequences that were idle for too long; the least recently used come first."""
+        seconds = self.idle_ns / 1e9
+        for record in list(self._records.values()):
+            if now_ns - record.used_ns <= self.idle_ns:
+                return
+            if record.idle:
+                self._end(record, f"it had no request for {seconds:g} s, so its state is gone")
+
+    def _sweep_later(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(max(0.05, self.idle_ns / 2e9), self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        self._expire(self._clock_ns())
+        if self._records:
+            self._sweep_later()
+
+    # -- its end
+
+    def learn_from(self, old: KeptSequences) -> None:
+        """Remember the sequences of a model that this one replaces, to explain that they are gone."""
+        for id_ in old._records:
+            self._gone[id_] = "the model was replaced, and the state was the old one's"
+
+    async def drained(self) -> None:
+        """Wait until every accepted request is answered."""
+        await self._none_left.wait()
+
+    def close(self) -> None:
+        """Refuse the requests that wait, and free the states."""
+        self._loop.call_soon_threadsafe(self._free)
+
+    def _free(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        records, self._records = list(self._records.values()), OrderedDict()
+        for record in records:
+            line, record.line = list(record.line), deque()
+            for ticket in line:
+                self._pending -= 1
+                ticket.tell(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0))
+
+
+def _with_states(query: Query, states: Mapping[str, np.ndarray]) -> Query:
+    """Return a step as a request to the model: with the states, and for all outputs."""
+    return Query(
+        query.model,
+        query.version,
+        query.id,
+        {**query.inputs, **states},
+        (),
+        query.binary,
+        query.priority,
+        query.timeout_ns,
+        query.arrived_ns,
+        query.parsed_ns,
+        query.trace,
+        query.source,
+    )
+
+
+def _owned(outputs: Mapping[str, np.ndarray], sequences: Sequences) -> dict[str, np.ndarray]:
+    """Return outputs whose states are copies: they may be rows of a whole batch's."""
+    states = {name for _, name in sequences.states}
+    return {n: np.array(a) if n in states else a for n, a in outputs.items()}

@@ -1,0 +1,175 @@
+"""Sessions of a bundle that carry its states."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support import recurrent
+from tests.support.bundles import forge
+from tests.support.servers import bundle_of
+
+from hasten.bundle import Loaded, load, read
+from hasten.core.sequences import Sequences
+from hasten.errors import CandidateError, InputError, IntegrityError
+
+STEPS = recurrent.sequences(1, 8)[0]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recurrent.gru(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Path) -> Path:
+    return bundle_of(model.parent, model, sequences=Sequences((("h", "h_out"),)))
+
+
+@pytest.fixture
+def loaded(bundle: Path) -> Iterator[Loaded]:
+    with load(bundle) as opened:
+        yield opened
+
+
+def test_a_session_answers_as_a_loop_does_bit_for_bit(loaded: Loaded, model: Path) -> None:
+    want, state = recurrent.unrolled(model, STEPS)
+    session = loaded.session()
+    got = [session(x[np.newaxis]) for x in STEPS]
+    assert [list(answer) for answer in got] == [["scores"]] * 8
+    np.testing.assert_array_equal([answer["scores"][0] for answer in got], want)
+    np.testing.assert_array_equal(session.states["h"], state)
+    assert session.steps == 8
+
+
+def test_a_reset_in_the_middle_begins_anew(loaded: Loaded, model: Path) -> None:
+    start = np.full((1, recurrent.HIDDEN), 0.25, np.float32)
+    session = loaded.session({"h": start})
+    for x in STEPS[:3]:
+        session(x=x[np.newaxis])
+    session.reset()
+    got = [session({"x": x[np.newaxis]})["scores"][0] for x in STEPS]
+    np.testing.assert_array_equal(got, recurrent.unrolled(model, STEPS, start)[0])
+    session.reset({"h": np.zeros_like(start)})
+    got = [session(x[np.newaxis])["scores"][0] for x in STEPS]
+    np.testing.assert_array_equal(got, recurrent.unrolled(model, STEPS)[0])
+
+
+def test_sessions_side_by_side_do_not_mix(loaded: Loaded, model: Path) -> None:
+    others = recurrent.sequences(3, 8, seed=2)
+    sessions = [loaded.session() for _ in others]
+    got: list[list[Any]] = [[], [], []]
+    for t in range(8):
+        for number, session in enumerate(sessions):
+            got[number].append(session(others[number, t][np.newaxis])["scores"][0])
+    for number in range(3):
+        np.testing.assert_array_equal(got[number], recurrent.unrolled(model, others[number])[0])
+
+
+def refusal(error: type[Exception], *arrays: Any, session: Any, **named: Any) -> str:
+    with pytest.raises(error) as caught:
+        session(*arrays, **named)
+    return str(caught.value)
+
+
+def test_what_is_no_step_is_refused(loaded: Loaded) -> None:
+    session = loaded.session()
+    x = STEPS[:1]
+    assert refusal(InputError, session=session) == "the model takes the inputs x; got none"
+    assert refusal(InputError, x, x, session=session) == "a step takes x; got 2 inputs"
+    assert refusal(InputError, x, x=x, session=session) == (
+        "input 'x' is given twice, by position and by name"
+    )
+    assert refusal(InputError, x[:, :3], session=session) == (
+        "input 'x': the model takes x: float32[batch, 12]; got float32[1, 3]"
+    )
+    assert refusal(InputError, x, h=np.zeros((1, 16), np.float32), session=session) == (
+        "the session carries the state 'h' itself: leave it out, or begin with it by "
+        "reset({'h': ...})"
+    )
+    assert session.steps == 0
+
+
+def test_a_step_that_would_ruin_the_state_is_refused_and_the_state_stays(loaded: Loaded) -> None:
+    session, twin = loaded.session(), loaded.session()
+    session(STEPS[:1])
+    twin(STEPS[:1])
+    bad = np.full((1, recurrent.WIDE), np.nan, np.float32)
+    assert refusal(CandidateError, bad, session=session) == (
+        "the state 'h' would have NaN or Inf after step 1: the state before it is kept; check that "
+        "step's input"
+    )
+    np.testing.assert_array_equal(session(STEPS[1:2])["scores"], twin(STEPS[1:2])["scores"])
+
+
+def test_two_threads_in_one_session_are_told_so(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, inside, go = loaded.session(), threading.Event(), threading.Event()
+    run = loaded.run
+
+    def slow(tensors: Any) -> Any:
+        inside.set()
+        go.wait(30)
+        return run(tensors)
+
+    monkeypatch.setattr(loaded, "run", slow)
+    thread = threading.Thread(target=session, args=(STEPS[:1],))
+    thread.start()
+    inside.wait(30)
+    said = refusal(InputError, STEPS[:1], session=session)
+    with pytest.raises(InputError) as caught:
+        session.reset()
+    go.set()
+    thread.join()
+    assert said == (
+        "another thread is in a step of this session: steps of one sequence come one after another; "
+        "give each thread a session of its own"
+    )
+    assert str(caught.value) == "another thread is in a step of this session: reset it afterwards"
+    assert session.steps == 1
+
+
+def test_a_bundle_without_states_has_no_sessions(model: Path) -> None:
+    path = bundle_of(model.parent, model, "plain")
+    with load(path) as loaded, pytest.raises(InputError) as caught:
+        loaded.session()
+    assert str(caught.value) == (
+        f"{path} was made without states=: it answers each request by itself"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sequences", "said"),
+    [
+        (
+            {"states": [["g", "h_out"]], "scored": "all", "lengths": False},
+            "the model has no input 'g' to carry a state; it has x, h",
+        ),
+        (
+            {"states": [], "scored": "all", "lengths": False},
+            "it states sequences without a state",
+        ),
+        (
+            {"states": [["h", "scores"]], "scored": "all", "lengths": False},
+            "the state h=scores has two forms: the model takes h: float32[batch, 16] and gives scores: "
+            "float32[batch, 4]",
+        ),
+        (
+            {"states": [["h", "h_out"]], "scored": "some", "lengths": False},
+            "a Manifest record can't be read: Invalid enum value 'some' - at `$.sequences.scored`",
+        ),
+    ],
+)
+def test_states_that_do_not_fit_make_a_damaged_bundle(
+    model: Path, sequences: dict[str, Any], said: str
+) -> None:
+    path = bundle_of(model.parent, model, "forged", sequences=Sequences((("h", "h_out"),)))
+    forge(path, lambda record: record.update(sequences=sequences))
+    with pytest.raises(IntegrityError) as caught:
+        read(path)
+    assert str(caught.value) in (f"{path}: the manifest is damaged: {said}", said)
