@@ -24,6 +24,9 @@ _GATES = {"rnn": 1, "gru": 3, "gru_after": 3, "lstm": 4}
 _FUNCTIONS = {"rnn": 1, "gru": 2, "gru_after": 2, "lstm": 3}
 _SUMS = 8
 """Independent sums that keep two multiply-add units busy, whose latency is four cycles."""
+_MOST_SUMS = 12
+"""Most sums that leave a register of sixteen for each number that is multiplied: a layer that has no more
+is one tile, whose functions don't wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -207,76 +210,91 @@ def _row(access: Access) -> str:
     return " + ".join([str(access.offset), *(f"{name} * {stride}" for name, stride in places)])
 
 
-class _Lane:
-    """Equations of one number of the state, written into a loop over l.
+class _Equations:
+    """Equations of a tile, each a loop of its own: a chain of several functions in one loop would
+    leave the processor waiting for the first ones.
 
     Args:
         layer: Layer.
         writer: Writer of the operation.
         dtype: Element type.
+        wide: Numbers of the tile.
     """
 
-    def __init__(self, layer: Recurrent, writer: Writer, dtype: str) -> None:
-        self.layer, self.writer, self.dtype = layer, writer, dtype
-        self._count = 0
+    def __init__(self, layer: Recurrent, writer: Writer, dtype: str, wide: int) -> None:
+        self.layer, self.writer, self.dtype, self.wide = layer, writer, dtype, wide
 
-    def name(self, text: str) -> str:
-        """Write an expression; return the name of its value."""
-        self._count += 1
-        self.writer.line(f"const {C_TYPES[self.dtype]} q{self._count} = {text};")
-        return f"q{self._count}"
+    def set(self, name: str, text: str) -> None:
+        """Write a loop that sets numbers to an expression of the numbers in the same place."""
+        self.writer.line("#pragma GCC ivdep")
+        self.writer.line(f"for (int l = 0; l < {self.wide}; l++) {name}[l] = {text};")
 
-    def function(self, number: int, text: str) -> str:
-        """Write a function of a gate on an expression; return the name of its value."""
-        value, clip = self.name(text), self.layer.clip
-        if clip:
-            bound = programs.literal(clip.hex(), self.dtype)
-            value = self.name(f"MAX({value}, -{bound})")
-            value = self.name(f"MIN({value}, {bound})")
-        op = self.layer.activations[number]
+    def function(self, number: int, name: str, text: str, *, clipped: bool = True) -> None:
+        """Write a loop that sets numbers to a function of a gate.
+
+        Args:
+            number: Number of the function, by ONNX's order.
+            name: Numbers that are set.
+            text: Expression that the function is given.
+            clipped: Whether the layer's bound holds for it: ONNX Runtime doesn't bound cells.
+        """
+        writer, kind, clip = self.writer, C_TYPES[self.dtype], self.layer.clip
+        writer.line("#pragma GCC ivdep")
+        with writer.block(f"for (int l = 0; l < {self.wide}; l++)"):
+            writer.line(f"const {kind} given = {text};")
+            if clip and clipped:
+                bound = programs.literal(clip.hex(), self.dtype)
+                writer.line(f"const {kind} above = MAX(given, -{bound});")
+                writer.line(f"const {kind} v = MIN(above, {bound});")
+            else:
+                writer.line(f"const {kind} v = given;")
+            writer.line(f"{name}[l] = {self._expression(self.layer.activations[number])};")
+
+    def _expression(self, op: str) -> str:
         if op == "relu":
-            return self.name(f"MAX({value}, 0)")
+            return "MAX(v, 0)"
         if op == "softsign":
-            return self.name(f"{value} / (1 + ({value} < 0 ? -{value} : {value}))")
-        step = Step(op, (0,), self.dtype)
-        return self.name(programs.expression(step, [value], [self.dtype]))
-
-    def store(self, name: str, text: str) -> None:
-        """Write a result."""
-        self.writer.line(f"{name}[l] = {text};")
+            return "v / (1 + (v < 0 ? -v : v))"
+        return programs.expression(Step(op, (0,), self.dtype), ["v"], [self.dtype])
 
 
-def _rnn(lane: _Lane) -> None:
-    lane.store("made", lane.function(0, "g0[l]"))
+def _rnn(write: _Equations) -> None:
+    write.function(0, "made", "g0[l]")
 
 
-def _gru_gates(lane: _Lane) -> None:
-    lane.store("updates", lane.function(0, "g0[l]"))
-    lane.store("resets", f"{lane.function(0, 'g1[l]')} * before[l]")
+def _gru_gates(write: _Equations) -> None:
+    write.function(0, "updates", "g0[l]")
+    write.function(0, "g1", "g1[l]")
+    write.set("resets", "g1[l] * before[l]")
 
 
-def _gru(lane: _Lane) -> None:
-    new = lane.function(1, "g2[l]")
-    lane.store("made", f"(1 - updates[l]) * {new} + updates[l] * before[l]")
+def _gru(write: _Equations) -> None:
+    write.function(1, "g2", "g2[l]")
+    write.set("made", "(1 - updates[l]) * g2[l] + updates[l] * before[l]")
 
 
-def _gru_after(lane: _Lane) -> None:
-    update, reset = lane.function(0, "g0[l]"), lane.function(0, "g1[l]")
-    new = lane.function(1, f"given[l] + {reset} * g2[l]")
-    lane.store("made", f"(1 - {update}) * {new} + {update} * before[l]")
+def _gru_after(write: _Equations) -> None:
+    write.function(0, "g1", "g1[l]")
+    write.function(0, "g0", "g0[l]")
+    write.function(1, "g2", "inputs[l] + g1[l] * g2[l]")
+    write.set("made", "(1 - g0[l]) * g2[l] + g0[l] * before[l]")
 
 
-def _lstm(lane: _Lane) -> None:
-    sees = bool(lane.layer.peepholes)
-    entry = lane.function(0, "g0[l] + peep0[l] * cells[l]" if sees else "g0[l]")
-    if lane.layer.coupled:
-        kept = lane.name(f"1 - {entry}")
+def _lstm(write: _Equations) -> None:
+    def gate(number: int, cells: str) -> str:
+        seen = f" + peep{number}[l] * {cells}[l]" if write.layer.peepholes else ""
+        return f"g{number}[l]{seen}"
+
+    write.function(0, "g0", gate(0, "cells"))
+    if write.layer.coupled:
+        write.set("g2", "1 - g0[l]")
     else:
-        kept = lane.function(0, "g2[l] + peep2[l] * cells[l]" if sees else "g2[l]")
-    cell = lane.name(f"{kept} * cells[l] + {entry} * {lane.function(1, 'g3[l]')}")
-    exit_ = lane.function(0, f"g1[l] + peep1[l] * {cell}" if sees else "g1[l]")
-    lane.store("kept", cell)
-    lane.store("made", f"{exit_} * {lane.function(2, cell)}")
+        write.function(0, "g2", gate(2, "cells"))
+    write.function(1, "g3", "g3[l]")
+    write.set("kept", "g2[l] * cells[l] + g0[l] * g3[l]")
+    write.function(0, "g1", gate(1, "kept"))
+    write.function(2, "g3", "kept[l]", clipped=False)
+    write.set("made", "g1[l] * g3[l]")
 
 
 @dataclass(frozen=True)
@@ -288,7 +306,7 @@ class _Pass:
         vector: Pointer that the sums run over, in C.
         loads: Names of vectors that the equations read, with the pointers of their states.
         stores: Names of vectors that the equations write, with the pointers of their states.
-        equations: Equations of one number.
+        equations: Writes the equations.
         apart: Gate whose input isn't a part of its sum.
     """
 
@@ -296,7 +314,7 @@ class _Pass:
     vector: str
     loads: Mapping[str, str]
     stores: Mapping[str, str]
-    equations: Callable[[_Lane], None]
+    equations: Callable[[_Equations], None]
     apart: int | None = None
 
 
@@ -331,7 +349,7 @@ class _Product:
         self.kind, self.lanes = C_TYPES[self.dtype], writer.lanes(weight.dtype)
         self.loads = dict(done.loads)
         if done.apart is not None:
-            self.loads["given"] = f"x + {done.apart * hidden}"
+            self.loads["inputs"] = f"x + {done.apart * hidden}"
         for gate in range(3 if layer.peepholes else 0):
             table = writer.table(writer.constant(layer.peepholes)[gate * hidden :][:hidden])
             self.loads[f"peep{gate}"] = table
@@ -342,6 +360,8 @@ class _Product:
             for gate in done.gates
         ]
         vectors = max(1, _SUMS // len(done.gates))
+        if -(-hidden // self.lanes) * len(done.gates) <= _MOST_SUMS:
+            vectors = -(-hidden // self.lanes)
         whole, rest = divmod(hidden, vectors * self.lanes)
         self.tiles = [(0, whole, vectors)] if whole else []
         if rest:
@@ -418,9 +438,7 @@ class _Product:
                 self.writer.line(f"{self.kind} *{name} = {place} + j;")
             else:
                 self._local(name, wide)
-        self.writer.line("#pragma GCC ivdep")
-        with self.writer.block(f"for (int l = 0; l < {wide}; l++)"):
-            self.done.equations(_Lane(self.layer, self.writer, self.dtype))
+        self.done.equations(_Equations(self.layer, self.writer, self.dtype, wide))
         if valid != wide:
             for name, place in self.done.stores.items():
                 size = valid * np.dtype(self.dtype).itemsize
