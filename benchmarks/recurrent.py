@@ -154,7 +154,10 @@ def main() -> None:
                 for one in made.graph.input
             }
             requests = [
-                {one: rng.standard_normal(shape).astype(np.float32) for one, shape in shapes.items()}
+                {
+                    one: rng.standard_normal(shape).astype(np.float32)
+                    for one, shape in shapes.items()
+                }
                 for _ in range(REQUESTS)
             ]
             with ways(path, requests[0]) as calls:

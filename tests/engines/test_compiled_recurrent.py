@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-from hypothesis import given, settings
+import pytest
+import torch
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines.base import Artifact
 from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.compiled.plan import Plan
+from hasten.errors import CandidateError, IntegrityError
 from hasten.inputs.models.onnx import load
 
+TARGET = Target.host().with_threads(1)
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 FUNCTIONS = {"RNN": 1, "GRU": 2, "LSTM": 3}
 
@@ -111,7 +118,9 @@ class Graph:
         if kind == "given":
             return self.given(name, array, layout)
         if kind == "computed":
-            self.nodes.append(helper.make_node("Tanh", [self.given(name, array, layout)], ["t" + name]))
+            self.nodes.append(
+                helper.make_node("Tanh", [self.given(name, array, layout)], ["t" + name])
+            )
             return "t" + name
         array = array * 0 if kind == "zeros" else array
         return self.constant(array if self.standard or not layout else array.swapaxes(0, 1).copy())
@@ -119,7 +128,9 @@ class Graph:
     def take(self, name: str, dtype: str, layout: int, place: int) -> None:
         """Add an output of the model."""
         kind = TensorProto.FLOAT if dtype == "float32" or self.standard else TensorProto.DOUBLE
-        self.outputs.append(helper.make_tensor_value_info(name, kind, [None] * (4 if place == 0 else 3)))
+        self.outputs.append(
+            helper.make_tensor_value_info(name, kind, [None] * (4 if place == 0 else 3))
+        )
         order = (2, 0, 1, 3) if place == 0 else (1, 0, 2)
         self.orders.append(order if layout else None)
 
@@ -128,7 +139,9 @@ class Graph:
 
     def model(self) -> onnx.ModelProto:
         """Return the model."""
-        graph = helper.make_graph(self.nodes, "layers", self.inputs, self.outputs, self.initializers)
+        graph = helper.make_graph(
+            self.nodes, "layers", self.inputs, self.outputs, self.initializers
+        )
         opsets = [helper.make_opsetid("", 18)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
@@ -152,12 +165,23 @@ def answers(layers: list[Layer], folder: Path) -> tuple[dict[str, Array], dict[s
 
 def answered(model: onnx.ModelProto, request: dict[str, Array], folder: Path) -> dict[str, Array]:
     """Return what a model's C answers."""
+    artifact = built(model, folder)
+    with CompiledC().open(artifact, TARGET) as session:
+        return session.run(request)
+
+
+def built(model: onnx.ModelProto, folder: Path) -> Artifact:
+    """Return a model's plan."""
     path = folder / "model.onnx"
     onnx.save(onnx.shape_inference.infer_shapes(model), path)
-    target = Target.host().with_threads(1)
-    artifact = CompiledC().build(load(path), target, folder)
-    with CompiledC().open(artifact, target) as session:
-        return session.run(request)
+    return CompiledC().build(load(path), TARGET, folder)
+
+
+def layer_model(layer: Layer) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return a model of one layer, and a request."""
+    graph = Graph(standard=False)
+    layer.add(graph, 0)
+    return graph.model(), graph.request
 
 
 @st.composite
@@ -195,10 +219,154 @@ def layers(draw: st.DrawFn) -> Layer:
     )
 
 
-@settings(max_examples=6, deadline=None)
-@given(several=st.lists(layers(), min_size=8, max_size=8))
+@settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(several=st.lists(layers(), min_size=4, max_size=4))
 def test_layers_with_any_attributes_answer_as_in_onnxruntime(several, tmp_path_factory):  # type: ignore[no-untyped-def]
     expected, got = answers(several, tmp_path_factory.mktemp("layers"))
     assert list(expected) == list(got)
     for name, array in expected.items():
         np.testing.assert_allclose(got[name], array, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_a_step_carries_its_state_from_call_to_call(tmp_path: Path) -> None:
+    layer = Layer("GRU", 1, 1, 40, 24, state="given", attributes={"linear_before_reset": 1})
+    model, request = layer_model(layer)
+    runtime = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    artifact = built(model, tmp_path)
+    rng = np.random.default_rng(0)
+    steps = rng.standard_normal((5, 1, 1, 40)).astype(np.float32)
+    theirs = ours = request["s0_0"]
+    with CompiledC().open(artifact, TARGET) as session:
+        for x in steps:
+            y, theirs = runtime.run(None, {"x0": x, "s0_0": theirs})
+            got = session.run({"x0": x, "s0_0": ours})
+            ours = got["y0_1"]
+            np.testing.assert_allclose(got["y0_0"], y, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_only_step_s_state_is_computed_once_and_copied_only_for_a_second_output(
+    tmp_path: Path,
+) -> None:
+    layer = Layer("LSTM", 1, 1, 4, 8, state="given", outputs=(1, 2))
+    plan = Plan.read(built(layer_model(layer)[0], tmp_path).path)
+    assert [type(one).__name__ for one in plan.operations] == ["Dense", "Recurrent"]
+    both = Layer("LSTM", 1, 1, 4, 8, state="given", outputs=(0, 1, 2))
+    plan = Plan.read(built(layer_model(both)[0], tmp_path).path)
+    assert [type(one).__name__ for one in plan.operations] == ["Dense", "Recurrent", "Map"]
+
+
+class Classifier(torch.nn.Module):
+    """Two recurrent layers over a sequence, and classes from their last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.LSTM(3, 10, batch_first=True, bidirectional=True)
+        self.second = torch.nn.GRU(20, 12, num_layers=2, batch_first=True)
+        self.classes = torch.nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, _ = self.first(x)
+        x, _ = self.second(x)
+        return self.classes(x[:, -1])
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_layers_of_pytorch_answer_each_row_of_a_batch_by_itself(
+    dynamo: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = Classifier().eval()
+    x = torch.randn(3, 20, 3)
+    path = tmp_path / "model.onnx"
+    given = {"input_names": ["x"], "output_names": ["classes"], "dynamo": dynamo}
+    if dynamo:
+        shapes = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(network, (x,), path, dynamic_shapes=shapes, verbose=False, **given)
+    else:
+        axes = {"x": {0: "batch"}, "classes": {0: "batch"}}
+        torch.onnx.export(network, (x,), path, dynamic_axes=axes, **given)
+    artifact = CompiledC().build(load(path), TARGET, tmp_path)
+    with CompiledC().open(artifact, TARGET) as session:
+        assert session.batch_sizes is None
+        whole = session.run({"x": x.numpy()})["classes"]
+        rows = [session.run({"x": x[at : at + 1].numpy()})["classes"] for at in range(3)]
+    with torch.no_grad():
+        np.testing.assert_allclose(whole, network(x).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(whole, np.concatenate(rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attributes": {"activations": ["HardSigmoid", "Tanh"]}}, "activation 'HardSigmoid'"),
+        ({"attributes": {"activations": ["Tanh"]}}, "1 activations"),
+        ({"attributes": {"direction": "inward"}}, "direction 'inward'"),
+        ({"attributes": {"hidden_size": 9}}, "its hidden_size isn't its weights'"),
+    ],
+)
+def test_what_a_layer_does_not_take_is_said_in_one_line(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    model, _ = layer_model(Layer("GRU", 3, 1, 2, 4, **change))  # type: ignore[arg-type]
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    with pytest.raises(CandidateError, match=message) as caught:
+        _ = CompiledC().build(load(path), TARGET, tmp_path)
+    assert "the compiled engine doesn't take GRU (node that gives 'y0_0')" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sequences_that_end_early_are_refused(tmp_path: Path) -> None:
+    model, _ = layer_model(Layer("GRU", 3, 1, 2, 4, lengths=True))
+    lengths = next(one for one in model.graph.initializer if one.data_type == TensorProto.INT32)
+    lengths.CopyFrom(numpy_helper.from_array(np.array([2], np.int32), lengths.name))
+    with pytest.raises(CandidateError, match="sequences shorter than 3"):
+        built(model, tmp_path)
+
+
+DAMAGE: dict[str, object] = {
+    "kind": "gru_after",
+    "hidden": 9,
+    "steps": 4,
+    "rows": 2,
+    "activations": ["sigmoid", "tanh"],
+    "clip": -1.0,
+    "weight": "t99",
+    "bias": "t1",
+    "peepholes": "t1",
+    "state": {"tensor": "t0", "strides": [8, 1], "offset": 100},
+    "cell": {"tensor": "t0", "strides": [8, 2], "offset": 0},
+    "output": {"tensor": "t0", "strides": [24, 8, 1], "offset": 0},
+    "last": {"tensor": "t0", "strides": [8], "offset": 0},
+    "last_cell": None,
+    "scratch": "t0",
+}
+
+
+@pytest.fixture(scope="module")
+def plan_record(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], int]:
+    """Return the record of a plan of an LSTM, and the size of its weights in bytes."""
+    layer = Layer("LSTM", 3, 1, 5, 8, state="given", outputs=(0, 1, 2))
+    artifact = built(layer_model(layer)[0], tmp_path_factory.mktemp("plan"))
+    return json.loads(artifact.path.read_text()), artifact.files[0].stat().st_size
+
+
+@pytest.mark.parametrize("field_", sorted(DAMAGE))
+def test_a_plan_whose_layer_does_not_fit_is_refused(
+    field_: str, plan_record: tuple[dict[str, object], int], tmp_path: Path
+) -> None:
+    record, weights = plan_record
+    damaged = json.loads(json.dumps(record))
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(damaged))
+    Plan.read(path).check(weights)
+    (layer,) = (one for one in damaged["plan"]["operations"] if one["type"] == "recurrent")
+    assert layer[field_] != DAMAGE[field_]
+    layer[field_] = DAMAGE[field_]
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(IntegrityError, match="the plan is damaged"):
+        Plan.read(path).check(weights)

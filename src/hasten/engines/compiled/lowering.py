@@ -158,7 +158,7 @@ def _folded(node: Node, given: list[Value]) -> bool:
         return False
     counts = any(value.counts_rows for value in given)
     for name, array in zip([name for name in proto.output if name], found, strict=True):
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         node.graph.values[name] = Value("", str(array.dtype), array.shape, None, array, counts)
     return True
 

@@ -112,9 +112,7 @@ class _Layer:
     def state_access(self, tensor: str, direction: int) -> Access:
         """Return a direction's part of a state, over rows and numbers."""
         if self.batch_first:
-            return Access(
-                tensor, (len(self.reverse) * self.hidden, 1), direction * self.hidden
-            )
+            return Access(tensor, (len(self.reverse) * self.hidden, 1), direction * self.hidden)
         return Access(tensor, (self.hidden, 1), direction * self.rows * self.hidden)
 
     def output_access(self, tensor: str, direction: int) -> Access:

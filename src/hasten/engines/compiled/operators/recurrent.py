@@ -322,9 +322,7 @@ _PASSES: Mapping[str, tuple[_Pass, ...]] = {
     "rnn": (_Pass((0,), "h", {}, {"made": "y"}, _rnn),),
     "lstm": (_Pass((0, 1, 2, 3), "h", {"cells": "c"}, {"kept": "d", "made": "y"}, _lstm),),
     "gru": (
-        _Pass(
-            (0, 1), "h", {"before": "h"}, {"updates": "update", "resets": "reset"}, _gru_gates
-        ),
+        _Pass((0, 1), "h", {"before": "h"}, {"updates": "update", "resets": "reset"}, _gru_gates),
         _Pass((2,), "reset", {"before": "h", "updates": "update"}, {"made": "y"}, _gru),
     ),
     "gru_after": (_Pass((0, 1, 2), "h", {"before": "h"}, {"made": "y"}, _gru_after, 2),),
@@ -423,7 +421,9 @@ class _Product:
                 for number in range(step):
                     writer.line(f"const {self.kind} s{number} = {self.done.vector}[k + {number}];")
                     for n, v in sums:
-                        place = f"(k + {number}) * {len(gates) * wide} + {n * wide + v * self.lanes}"
+                        place = (
+                            f"(k + {number}) * {len(gates) * wide} + {n * wide + v * self.lanes}"
+                        )
                         weights = f"*(const {vector} *)(w + {place})"
                         writer.line(f"a{number}_{n}_{v} += s{number} * {weights};")
         for n, gate in enumerate(gates):
