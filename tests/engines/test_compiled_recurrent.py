@@ -219,7 +219,7 @@ def layers(draw: st.DrawFn) -> Layer:
     )
 
 
-@settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=2, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(several=st.lists(layers(), min_size=4, max_size=4))
 def test_layers_with_any_attributes_answer_as_in_onnxruntime(several, tmp_path_factory):  # type: ignore[no-untyped-def]
     expected, got = answers(several, tmp_path_factory.mktemp("layers"))

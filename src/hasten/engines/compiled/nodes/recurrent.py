@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Graph, Node, Value
 from hasten.engines.compiled.nodes.products import dense
 from hasten.engines.compiled.operators.recurrent import ACTIVATIONS, Recurrent
 from hasten.engines.compiled.plan import Access
@@ -109,15 +109,26 @@ class _Layer:
             node.mixes_rows()
         return value
 
-    def state_access(self, tensor: str, direction: int) -> Access:
+    def stored(self, constants: Array | None, direction: int) -> str:
+        """Keep a direction's part of constants; return its tensor, "" where there are none."""
+        if constants is None:
+            return ""
+        return self.node.graph.store(np.ascontiguousarray(constants[direction]))
+
+    def state_access(self, value: Value | None, direction: int) -> Access | None:
         """Return a direction's part of a state, over rows and numbers."""
+        if value is None:
+            return None
+        tensor = self.node.graph.tensor(value)
         if self.batch_first:
             return Access(tensor, (len(self.reverse) * self.hidden, 1), direction * self.hidden)
         return Access(tensor, (self.hidden, 1), direction * self.rows * self.hidden)
 
-    def output_access(self, tensor: str, direction: int) -> Access:
+    def output_access(self, value: Value | None, direction: int) -> Access | None:
         """Return a direction's part of the states of all steps, over rows, steps and numbers."""
-        count, hidden = len(self.reverse), self.hidden
+        if value is None:
+            return None
+        tensor, count, hidden = value.tensor, len(self.reverse), self.hidden
         if self.batch_first:
             strides = (self.steps * count * hidden, count * hidden, 1)
             return Access(tensor, strides, direction * hidden)
@@ -133,50 +144,54 @@ class _Layer:
 
 
 def _recurrent(node: Node) -> None:
-    layer = _Layer.of(node)
+    layer, kind = _Layer.of(node), _kind(node)
     wide, hidden = layer.gates * layer.hidden, layer.hidden
     recurrence = layer.constants(2, (wide, hidden))
-    biases = layer.constants(3, (2 * wide,))
     if recurrence is None:
         recurrence = np.zeros((len(layer.reverse), wide, hidden), node.input(0).dtype)
+    biases = layer.constants(3, (2 * wide,))
     if biases is None:
         biases = np.zeros((len(layer.reverse), 2 * wide), recurrence.dtype)
     _check_lengths(layer)
-    kind = _kind(node)
     products = _products(layer, biases, kind)
     state = layer.given_state(5)
     cell = layer.given_state(6) if kind == "lstm" else None
-    batches = {one.batch for one in (products, state, cell) if one is not None} - {None}
-    batch = layer.batch if batches else None
-    outputs = _Outputs.of(layer, products.dtype, batch)
+    known = any(one is not None and one.batch is not None for one in (products, state, cell))
+    outputs = _Outputs.of(layer, products.dtype, layer.batch if known else None)
     peepholes = layer.constants(7, (3 * hidden,)) if kind == "lstm" else None
-    graph = node.graph
+    behind = biases[:, wide + 2 * hidden :] if kind == "gru_after" else None
     for direction, functions in enumerate(layer.functions()):
-        behind = biases[direction, wide + 2 * hidden :] if kind == "gru_after" else None
-        peep = None if peepholes is None else peepholes[direction]
-        made = Recurrent(
-            kind=kind,
-            hidden=hidden,
-            steps=layer.steps,
-            rows=layer.rows,
-            reverse=layer.reverse[direction],
-            activations=functions,
-            clip=float(node.attributes.get("clip", 0.0)),
-            coupled=kind == "lstm" and bool(node.attributes.get("input_forget", 0)),
-            input=layer.input_access(products.tensor, direction),
-            weight=graph.store(np.ascontiguousarray(recurrence[direction].T)),
-            bias="" if behind is None else graph.store(np.ascontiguousarray(behind)),
-            peepholes="" if peep is None else graph.store(np.ascontiguousarray(peep)),
-            state=None if state is None else layer.state_access(graph.tensor(state), direction),
-            cell=None if cell is None else layer.state_access(graph.tensor(cell), direction),
-            output=outputs.all and layer.output_access(outputs.all.tensor, direction),
-            last=outputs.last and layer.state_access(outputs.last.tensor, direction),
-            last_cell=outputs.cell and layer.state_access(outputs.cell.tensor, direction),
+        _add(
+            node.graph,
+            Recurrent(
+                kind=kind,
+                hidden=hidden,
+                steps=layer.steps,
+                rows=layer.rows,
+                reverse=layer.reverse[direction],
+                activations=functions,
+                clip=float(node.attributes.get("clip", 0.0)),
+                coupled=kind == "lstm" and bool(node.attributes.get("input_forget", 0)),
+                input=layer.input_access(products.tensor, direction),
+                weight=node.graph.store(np.ascontiguousarray(recurrence[direction].T)),
+                bias=layer.stored(behind, direction),
+                peepholes=layer.stored(peepholes, direction),
+                state=layer.state_access(state, direction),
+                cell=layer.state_access(cell, direction),
+                output=layer.output_access(outputs.all, direction),
+                last=layer.state_access(outputs.last, direction),
+                last_cell=layer.state_access(outputs.cell, direction),
+            ),
+            products.dtype,
         )
-        if made.scratch_size:
-            scratch = graph.new(products.dtype, (made.scratch_size,), None)
-            made = replace(made, scratch=scratch.tensor)
-        graph.add(made)
+
+
+def _add(graph: Graph, made: Recurrent, dtype: str) -> None:
+    """Append an operation, with memory for what it keeps between its steps."""
+    if made.scratch_size:
+        scratch = graph.new(dtype, (made.scratch_size,), None)
+        made = replace(made, scratch=scratch.tensor)
+    graph.add(made)
 
 
 def _kind(node: Node) -> Literal["rnn", "gru", "gru_after", "lstm"]:
