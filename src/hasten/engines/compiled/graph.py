@@ -337,6 +337,6 @@ def as_array(tensor: Any) -> Array:
     """Return a constant of an ONNX file as a read-only array."""
     import onnx
 
-    array = np.ascontiguousarray(onnx.numpy_helper.to_array(tensor))
+    array = np.asarray(onnx.numpy_helper.to_array(tensor), order="C")
     array.flags.writeable = False
     return array

@@ -12,7 +12,7 @@ import numpy as np
 
 from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled.graph import Graph, Node, Value, as_array
-from hasten.engines.compiled.nodes import elementwise, movement, products, reductions
+from hasten.engines.compiled.nodes import elementwise, movement, products, recurrent, reductions
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError
@@ -24,6 +24,7 @@ LOWERINGS: Mapping[str, Callable[[Node], None]] = {
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **products.LOWERINGS,
+    **recurrent.LOWERINGS,
     **reductions.LOWERINGS,
 }
 """Lowering of each operator of ONNX by its name."""
@@ -157,7 +158,7 @@ def _folded(node: Node, given: list[Value]) -> bool:
         return False
     counts = any(value.counts_rows for value in given)
     for name, array in zip([name for name in proto.output if name], found, strict=True):
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         node.graph.values[name] = Value("", str(array.dtype), array.shape, None, array, counts)
     return True
 

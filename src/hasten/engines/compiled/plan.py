@@ -111,6 +111,7 @@ class Operation(Value, ABC):
             "map": "hasten.engines.compiled.operators.maps:Map",
             "reduce": "hasten.engines.compiled.operators.reductions:Reduce",
             "dense": "hasten.engines.compiled.operators.dense:Dense",
+            "recurrent": "hasten.engines.compiled.operators.recurrent:Recurrent",
         },
     )
 

@@ -1,0 +1,28 @@
+"""The benchmark of recurrent models runs once, untimed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_every_way_of_a_recurrent_step_is_in_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark = importlib.import_module("recurrent")
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
+    monkeypatch.setattr(benchmark, "REQUESTS", 2)
+    monkeypatch.setattr(sys, "argv", ["recurrent.py", "GRU 40 -> 128, a step"])
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[3:]] == [
+        "C, bound",
+        "C, run",
+        "ONNX Runtime, IO binding",
+        "ONNX Runtime, run",
+        "OpenVINO, infer request",
+    ]
