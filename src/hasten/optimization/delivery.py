@@ -37,7 +37,7 @@ def deliver(judge: Judge, ladder: Ladder, verdicts: Verdicts) -> Result:
         verdicts: Verdicts of the sealed data on the ladder.
     """
     job, ready = judge.job, judge.ready
-    job.notes += shortfall(verdicts, ready.parts, calibrating(job.order, ready))
+    job.notes += shortfall(verdicts, ready, calibrating(job.order, ready))
     ending = judge.conclude(ladder, verdicts)
     parts = ready.parts
     records = {

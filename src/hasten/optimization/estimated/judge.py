@@ -44,6 +44,7 @@ class Estimated(Judge):
             ready.parts.search,
             ready.promise,
             sealed_draws=ready.sealed_draws,
+            units=ready.parts.search_units,
         )
 
     def search(self) -> None:

@@ -62,7 +62,7 @@ class Measured(Judge):
         Exploration(
             self.racing.trials,
             self.job,
-            units=ready.parts.search_units,
+            units=ready.search_units,
             sealed_draws=ready.sealed_draws,
             sealed_samples=len(ready.parts.sealed),
             on_better=lambda trial: write_interim(self.racing, trial),
