@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from hasten.core.comparison import Comparison
 from hasten.core.records import file_digest, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
@@ -69,6 +70,8 @@ class Manifest:
         created: Time of creation, ISO 8601, UTC.
         requests: Number of requests from the data that the bundle keeps: see
             `hasten.bundle.requests`.
+        comparison: Figures, scores and decisions of the winner beside the exact model's, on the sealed
+            samples; None where nothing was compared.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """
@@ -86,6 +89,7 @@ class Manifest:
     pipeline: Pipeline | None
     created: str
     requests: int = 0
+    comparison: Comparison | None = None
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -179,17 +179,18 @@ def prepare(
     students = named_students(small_model)
     metric = guarded(metric_for(order.metric, parts, source), order.guard)
     images = isinstance(dataset, ImageFolder)  # tensors have been prepared by their maker
+    kept_pipeline = preparation if images else pipeline
     ready = Ready(
         model=source,
         parts=parts,
         training=known,
-        pipeline=preparation if images else pipeline,
+        pipeline=kept_pipeline,
         promise=Promise(metric, order.guard, order.max_drop, order.confidence),
         target=target,
         small_models=tuple(_small_models(students, given, made, order.custom_ops, job.folder)),
         trained={one.name: one.trained for one in students if one.name},
         given_sha256=given.model.sha256,
-        figures=chosen(order.report, parts.search.labels, source.outputs, preparation),
+        figures=chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
     )
     check_same_run(job.journal, facts(order, ready))
     if images and preparation is not None:

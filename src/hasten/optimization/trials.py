@@ -80,7 +80,7 @@ class Trials:
                 whether it does, and then these scores are returned.
         """
         parts: list[Array] = []
-        if self.promise.metric.whole:
+        if self.promise.metric.over_set:
             parts += scored(self.bench, opened, self.exact_answers, self.promise.metric)
             return tuple(map(float, self._over(np.concatenate(parts))))
         for part in scored(self.bench, opened, self.exact_answers, self.promise.metric):
@@ -102,7 +102,7 @@ class Trials:
     @property
     def binary(self) -> bool:
         """Whether every score on the search split is 0 or 1, each of one sample."""
-        if self.promise.metric.whole:
+        if self.promise.metric.over_set:
             return False
         scores = [np.array(t.scores) for t in self.done.values() if t.scores]
         return bool(np.isin(np.concatenate([self.exact_scores, *scores]), (0.0, 1.0)).all())

@@ -12,6 +12,7 @@ import numpy as np
 from hasten.bundle import Status
 from hasten.certificate.drop import Drop
 from hasten.certificate.verdict import Guard, Judgement
+from hasten.core.comparison import Comparison
 from hasten.core.invocation import Invocation
 from hasten.engines.estimates import Source, check_latency
 from hasten.errors import InputError
@@ -288,6 +289,8 @@ class Result:
         method: Name of the method whose model the bundle serves; empty where none were compared.
         estimates: Figures of an absent device's tools, with `rows` empty; None where latency was
             measured.
+        comparison: Figures, scores and decisions of what ships beside the original's, on the sealed
+            samples; None where nothing was compared.
     """
 
     bundle: Path
@@ -311,6 +314,7 @@ class Result:
     budget_ns: float | None = None
     method: str = ""
     estimates: Estimates | None = None
+    comparison: Comparison | None = None
 
     @property
     def winner(self) -> Row:

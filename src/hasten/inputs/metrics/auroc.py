@@ -32,7 +32,7 @@ class Auroc(Metric):
     noun: ClassVar[str] = "AUROC"
     title: ClassVar[str] = "AUROC"
     spellings: ClassVar[tuple[str, ...]] = ("auroc[:OUTPUT]",)
-    whole: ClassVar[bool] = True
+    over_set: ClassVar[bool] = True
     draw: ClassVar[str] = "disjoint comparison"
 
     @classmethod

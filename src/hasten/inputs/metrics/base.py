@@ -31,7 +31,7 @@ class Metric(Value, ABC):
         margin_rank: Rank of the class score whose distance to the next one measures how sure an
             answer is: 1 for the highest. None where no margin does, so that no cascade is possible.
         of_changes: Whether the score falls by the share of answers that change.
-        whole: Whether samples are scored against each other. Then `score` gives a reading of each, any
+        over_set: Whether samples are scored against each other. Then `score` gives a reading of each, any
             finite number, `draws` says which samples are compared, and `over` gives the scores.
         draw: Noun for one independent draw, where it is neither a sample nor a group.
     """
@@ -59,7 +59,7 @@ class Metric(Value, ABC):
     answers: ClassVar[Literal["classes", "values"] | None] = None
     margin_rank: ClassVar[int | None] = None
     of_changes: ClassVar[bool] = False
-    whole: ClassVar[bool] = False
+    over_set: ClassVar[bool] = False
     draw: ClassVar[str] = ""
 
     @classmethod

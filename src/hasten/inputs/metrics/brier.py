@@ -10,7 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.set_metrics.brier import SetBrier, squared_distances
+from hasten.inputs.set_metrics.brier import SetBrier
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,4 @@ class Brier(Metric):
                 "brier reads probabilities, and the exact model's outputs aren't: name what turns them "
                 f"into some, as in brier:{guess.activation}"
             )
-        cases = reader.cases(outputs, labels)
-        return np.asarray(1 - squared_distances(cases.probabilities, cases.classes))
+        return np.asarray(1 - reader.cases(outputs, labels).squared)

@@ -29,6 +29,8 @@ class AveragePrecision(ScoreMetric):
             found = np.cumsum(own)
             all_of_them = found + np.cumsum(others)
             # Resampled sets may leave out the highest scores altogether.
-            precision = np.divide(found, all_of_them, out=np.zeros_like(found), where=all_of_them > 0)
+            precision = np.divide(
+                found, all_of_them, out=np.zeros_like(found), where=all_of_them > 0
+            )
             precisions.append(float(own @ precision) / own.sum())
         return float(np.mean(precisions))

@@ -74,9 +74,7 @@ def default_set_metrics(
     if columns not in (1, 2) or (columns == 2 and activation == "sigmoid"):
         return ()
     kinds = [SetMetric.member(name) for name in _BY_DEFAULT]
-    return tuple(
-        kind(spec.name, activation) for kind in kinds if issubclass(kind, ScoreMetric)
-    )
+    return tuple(kind(spec.name, activation) for kind in kinds if issubclass(kind, ScoreMetric))
 
 
 def _zero_and_one(labels: Array) -> bool:

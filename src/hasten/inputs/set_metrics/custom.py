@@ -66,5 +66,7 @@ class SetCustom(SetMetric):
                 f"{self.path} returned a {type(returned).__name__}; a metric over a set returns one number"
             ) from error
         if not np.isfinite(found):
-            raise InputError(f"{self.path} returned {found}; a metric over a set returns one number")
+            raise InputError(
+                f"{self.path} returned {found}; a metric over a set returns one number"
+            )
         return found

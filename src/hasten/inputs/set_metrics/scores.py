@@ -175,7 +175,7 @@ class Cases:
     @property
     def binary(self) -> bool:
         """Whether there are two classes."""
-        return self.scores.shape[1] <= 2
+        return bool(self.scores.shape[1] <= 2)
 
     @cached_property
     def probabilities(self) -> Array:
@@ -187,6 +187,16 @@ class Cases:
         else:
             found = np.clip(self.scores, 0.0, 1.0)
         return np.hstack([1 - found, found]) if found.shape[1] == 1 else np.asarray(found)
+
+    @cached_property
+    def squared(self) -> Array:
+        """Half the squared distance of each sample's probabilities from its class, in [0, 1], `(n,)`.
+
+        For two classes that is the squared distance of the probability of class 1 from 0 or 1.
+        """
+        apart = self.probabilities.copy()
+        apart[np.arange(len(apart)), self.classes] -= 1
+        return np.asarray(np.minimum(np.square(apart).sum(axis=1) / 2, 1.0))
 
     @cached_property
     def ranked(self) -> tuple[Ranked, ...]:
@@ -261,7 +271,9 @@ class ScoreMetric(SetMetric):
         settled = self.settled(outputs)
         scores = score_columns(outputs, self.output, self._name)
         if settled.activation == "softmax" and scores.shape[1] == 1:
-            raise InputError(f"{self._name}: softmax needs a score of each class; the model gives one")
+            raise InputError(
+                f"{self._name}: softmax needs a score of each class; the model gives one"
+            )
         classes = classes_of(labels, scores.shape[1], len(scores), self._name)
         given = outputs[named_output(outputs, self.output, self._name)]
         single = settled.activation == "none" and given.dtype == np.float32

@@ -47,6 +47,11 @@ class Estimated(Judge):
             units=ready.parts.search_units,
         )
 
+    @property
+    def original(self) -> str:
+        """Nothing: on the device the original is no candidate."""
+        return ""
+
     def search(self) -> None:
         """Make, judge and estimate candidates until none promises more, or the time is up."""
         ready, order, trials = self.ready, self.job.order, self.trials

@@ -41,6 +41,11 @@ class Measured(Judge):
         """End the processes that are still running."""
         self.racing.trials.close()
 
+    @property
+    def original(self) -> str:
+        """Key of the baseline."""
+        return self.racing.trials.baseline.key
+
     def search(self) -> None:
         """Try candidates on the search split until nothing promising is left, or the time is up."""
         order, ready = self.job.order, self.ready
