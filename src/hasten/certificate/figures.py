@@ -27,6 +27,8 @@ from hasten.inputs.set_metrics.scores import ScoreMetric, named_output
 _SEED = 0
 _RESAMPLED, _RESAMPLED_LARGE, _LARGE = 500, 200, 20_000
 """Resampled sets of a bootstrap, for sets of up to so many samples and for larger ones."""
+_LEAST = 10
+"""Fewest samples, or groups, of a class to resample."""
 _AT_ONCE = 4_000_000
 """Most counts of samples that are in memory at a time."""
 _KEPT_BYTES = 512 << 20
@@ -132,6 +134,8 @@ class Setting:
             raise InputError("it needs labels; the data has none")
         labels, metric = self.labels, given.settled(before)
         values = (metric.value(before, labels), metric.value(after, labels))
+        if isinstance(metric, ScoreMetric) and metric.every_class:
+            _check_enough(metric.cases(before, labels).classes, self.units)
         low = high = 0.0
         if not _same(before, after):
             low, high = self._interval(metric, before, after, labels)
@@ -155,7 +159,7 @@ class Setting:
         """Return an approximate interval of after - before: resampled rows, or groups, in pairs.
 
         Raises:
-            InputError: most resampled sets have no figure, as where a class has few samples.
+            InputError: most resampled sets have no figure.
         """
         _, unit = np.unique(self.units, return_inverse=True)
         count, rows = unit.max() + 1, len(unit)
@@ -172,7 +176,9 @@ class Setting:
         found = np.concatenate(changes)
         found = found[np.isfinite(found)]
         if len(found) < sets / 2:
-            raise InputError(f"{rows:,} rows are too few to resample: most sets lack a class")
+            raise InputError(
+                f"{rows:,} rows are too few for an interval: most resampled sets have none"
+            )
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(found, (tail, 1 - tail))
         return float(low), float(high)
@@ -253,6 +259,21 @@ def compared(
         if after is not None:
             found[key] = setting.compare(label, before, after)
     return found
+
+
+def _check_enough(classes: Array, units: Array) -> None:
+    """Check that each class has enough samples, or groups, to resample.
+
+    Raises:
+        InputError: a class has too few; the message says which.
+    """
+    noun = "samples" if len(np.unique(units)) == len(units) else "groups"
+    for one in np.unique(classes):
+        count = len(np.unique(units[classes == one]))
+        if count < _LEAST:
+            raise InputError(
+                f"{count} {noun} of class {one} are too few for an interval: give at least {_LEAST}"
+            )
 
 
 def _same(one: Tensors, other: Tensors) -> bool:

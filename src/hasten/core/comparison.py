@@ -44,6 +44,8 @@ class Figure:
 
     def change(self, confidence: float) -> str:
         """Return the change with its approximate interval, in words."""
+        if self.before == self.after and self.low == self.high == 0:
+            return "unchanged"
         return (
             f"{_signed(self.after - self.before)} (about {_signed(self.low)} to {_signed(self.high)}, "
             f"{100 * confidence:.6g}%)"
@@ -131,7 +133,7 @@ class Comparison:
         unit = "rows" if self.groups is None else f"{self.groups:,} groups"
         return (
             f"Intervals of a change are by a paired bootstrap over {unit}: approximate, not certified. "
-            "Bounds are exact in finite samples, whichever candidate shipped."
+            "Each bound is exact in finite samples, and holds whichever candidate shipped."
         )
 
     def in_words(self) -> tuple[str, ...]:
