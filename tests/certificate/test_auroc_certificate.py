@@ -20,8 +20,8 @@ from hasten.inputs.metrics.auroc import Auroc
 
 METRIC = Auroc()
 APART, MAX_DROP, ALPHA = 1.5, 0.02, 0.05
-ROWS, POSITIVE, GROUP = 1200, 0.25, 3
-RUNS = 600
+ROWS, POSITIVE, GROUP = 900, 0.25, 3
+RUNS = 400
 
 Floats = NDArray[np.float64]
 
