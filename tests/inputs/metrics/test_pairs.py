@@ -104,8 +104,9 @@ def test_brier_scores_one_minus_the_squared_distance_and_never_guesses_logits() 
         Brier().score(z, z, labels[:2])
     named = parse_metric("brier:sigmoid")
     assert named.score(z, z, labels[:2])[0] == 0.75
-    with pytest.raises(InputError, match="brier:tanh: what turns outputs into probabilities is"):
-        parse_metric("brier:tanh")
+    assert parse_metric("brier:p") == Brier(output="p")
+    with pytest.raises(InputError, match="activation='tanh': what turns outputs into probabil"):
+        Brier("tanh")
 
 
 def test_a_function_that_needs_the_whole_set_is_no_metric_of_samples(tmp_path: Path) -> None:

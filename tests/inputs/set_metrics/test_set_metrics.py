@@ -162,8 +162,8 @@ def test_what_cannot_be_read_is_said_in_a_line(
         (
             "gini",
             "there is no metric over a set 'gini'; there are auroc[:OUTPUT], ks[:OUTPUT], "
-            "brier[:OUTPUT], log_loss[:OUTPUT], calibration_error[:BINS], "
-            "average_precision[:OUTPUT], my.py:function",
+            "brier[:OUTPUT|sigmoid|softmax], log_loss[:OUTPUT|sigmoid|softmax], "
+            "calibration_error[:BINS], average_precision[:OUTPUT], my.py:function",
         ),
         (
             "calibration_error:some",
@@ -221,6 +221,8 @@ def test_figures_can_be_asked_for_or_left_out() -> None:
     ):
         with pytest.raises(InputError, match=message):
             chosen(asked, labels, SCORE, None)
+    with pytest.raises(InputError, match="ks reads 'q'; the model has label, p"):
+        chosen(("ks:q",), labels, SCORE, None)
     with pytest.raises(InputError, match="the metric ks needs labels and the data has none"):
         chosen(("ks",), None, SCORE, None)
 

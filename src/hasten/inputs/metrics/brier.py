@@ -31,20 +31,22 @@ class Brier(Metric):
     needs_labels: ClassVar[bool] = True
     noun: ClassVar[str] = "1 - Brier score"
     title: ClassVar[str] = "1 - Brier score"
-    spellings: ClassVar[tuple[str, ...]] = ("brier[:sigmoid|softmax]",)
+    spellings: ClassVar[tuple[str, ...]] = ("brier[:OUTPUT|sigmoid|softmax]",)
 
     def __post_init__(self) -> None:
         """Check the activation."""
         if self.activation not in ("none", "sigmoid", "softmax"):
             raise InputError(
-                f"brier:{self.activation}: what turns outputs into probabilities is sigmoid or softmax; "
-                "leave it out where they are probabilities"
+                f"activation={self.activation!r}: what turns outputs into probabilities is 'sigmoid' or "
+                "'softmax'; leave it out where they are probabilities"
             )
 
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
-        """Read "brier", "brier:sigmoid" or "brier:softmax"."""
-        return cls(setting or "none")
+        """Read "brier", "brier:sigmoid", "brier:softmax" or "brier:OUTPUT"."""
+        if setting in ("", "sigmoid", "softmax"):
+            return cls(setting or "none")
+        return cls(output=setting)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         reader = SetBrier(self.output, self.activation)  # type: ignore[arg-type]

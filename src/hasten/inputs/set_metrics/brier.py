@@ -19,7 +19,7 @@ class SetBrier(ScoreMetric):
     """
 
     noun: ClassVar[str] = "Brier score"
-    spellings: ClassVar[tuple[str, ...]] = ("brier[:OUTPUT]",)
+    spellings: ClassVar[tuple[str, ...]] = ("brier[:OUTPUT|sigmoid|softmax]",)
     higher_is_better: ClassVar[bool] = False
 
     def figure(self, cases: Cases, counts: Array) -> float:

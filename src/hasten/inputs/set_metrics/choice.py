@@ -99,7 +99,7 @@ def chosen(
         pipeline: Steps around the model.
 
     Raises:
-        InputError: there is no such metric, it is named twice, or the data has no labels.
+        InputError: there is no such metric or output, it is named twice, or the data has no labels.
     """
     if asked is None:
         return default_set_metrics(labels, outputs, pipeline)
@@ -114,4 +114,10 @@ def chosen(
         raise InputError(
             f"the metric {type_name(found[0])} needs labels and the data has none; give labels"
         )
+    names = [spec.name for spec in outputs]
+    for one in found:
+        if isinstance(one, ScoreMetric) and one.output is not None and one.output not in names:
+            raise InputError(
+                f"{type_name(one)} reads {one.output!r}; the model has {', '.join(names)}"
+            )
     return found

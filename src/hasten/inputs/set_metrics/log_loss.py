@@ -20,7 +20,7 @@ class LogLoss(ScoreMetric):
     """
 
     noun: ClassVar[str] = "log loss"
-    spellings: ClassVar[tuple[str, ...]] = ("log_loss[:OUTPUT]",)
+    spellings: ClassVar[tuple[str, ...]] = ("log_loss[:OUTPUT|sigmoid|softmax]",)
     higher_is_better: ClassVar[bool] = False
 
     def figure(self, cases: Cases, counts: Array) -> float:

@@ -239,7 +239,9 @@ class ScoreMetric(SetMetric):
 
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
-        """Read the metric's name alone, or with an output: "auroc" or "auroc:OUTPUT"."""
+        """Read the metric's name alone, with an output, or with "sigmoid" or "softmax"."""
+        if setting in ("sigmoid", "softmax"):
+            return cls(activation=setting)
         return cls(setting or None)
 
     @property
