@@ -56,8 +56,8 @@ def drawn(rng: np.random.Generator, rows: int, drop: float, *, grouped: bool) ->
     noisy = own + noise_for(drop) * rng.standard_normal(count)
     units = np.repeat(np.arange(count), GROUP) if grouped else np.arange(count)
     labels = classes[units]
-    scores = [METRIC.over(one[units], labels, units) for one in (own, noisy)]
-    return Draws(*scores, METRIC.draws(labels, units))
+    original, candidate = (METRIC.over(one[units], labels, units) for one in (own, noisy))
+    return Draws(original, candidate, METRIC.draws(labels, units))
 
 
 def judged(sealed: Draws) -> Judgement:

@@ -18,6 +18,7 @@ from hasten.inputs.set_metrics.base import SetMetric
 Activation: TypeAlias = Literal["auto", "none", "sigmoid", "softmax"]
 """What turns outputs into probabilities; "auto" until the exact model's outputs decide."""
 
+_NAMED: dict[str, Activation] = {"sigmoid": "sigmoid", "softmax": "softmax"}
 _SLACK = 1e-3
 """Distance from [0, 1], and of a row's sum from 1, within which outputs count as probabilities."""
 
@@ -240,8 +241,8 @@ class ScoreMetric(SetMetric):
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
         """Read the metric's name alone, with an output, or with "sigmoid" or "softmax"."""
-        if setting in ("sigmoid", "softmax"):
-            return cls(activation=setting)
+        if setting in _NAMED:
+            return cls(activation=_NAMED[setting])
         return cls(setting or None)
 
     @property
