@@ -160,10 +160,24 @@ def test_certify_states_the_figures_on_new_rows(made: Result) -> None:
     assert [one.noun for one in alone.comparison.figures] == ["log loss"]
 
 
-def test_an_exact_model_is_compared_though_nothing_needs_a_certificate(tmp_path: Path) -> None:
-    result = optimize(
-        tmp_path, passes=(), report=("auroc",), engines=("tests.support.rivals:ExactAndQuick",)
-    )
+def test_an_exact_model_is_compared_once_though_nothing_needs_a_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {
+        "passes": (),
+        "report": ("auroc",),
+        "engines": ("tests.support.rivals:ExactAndQuick",),
+    }
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hasten.optimization.optimize.deliver", stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            optimize(tmp_path, **asked)
+    monkeypatch.setattr("hasten.optimization.run.sealed_scores", stop)  # it was read once
+    result = optimize(tmp_path, resume=True, **asked)
     assert result.status == "exact"
     assert result.speedup > 2
     assert result.comparison is not None
