@@ -122,13 +122,13 @@ def certify(
     parts = ((manifest.exact, exact), (manifest.winner, winner))
     figures = chosen(report, samples.labels, exact.outputs, prepared_by)
     setting = Setting(figures, prepared_by, samples.labels, units, limits.confidence)
-    answers = Answers()
+    answers, draws = Answers(), judged_by.draws(samples.labels, units)
     own, score = _scores(parts, manifest.target, samples, units, judged_by, listen, answers)
     ((_, judgement),) = judge_ladder(
         own,
         ("winner",),
         {"winner": score},
-        judged_by.draws(samples.labels, units),
+        draws,
         {"winner": BettingPrior()},
         Promise(judged_by, limits.guard, limits.max_drop, limits.confidence),
     )

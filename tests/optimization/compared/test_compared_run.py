@@ -160,6 +160,20 @@ def test_certify_states_the_figures_on_new_rows(made: Result) -> None:
     assert [one.noun for one in alone.comparison.figures] == ["log loss"]
 
 
+def test_new_rows_without_a_class_are_said_to_lack_it(made: Result) -> None:
+    inputs, labels = rows(120, seed=6)
+    with pytest.raises(InputError, match="auroc needs samples of both classes; there are 0 of cla"):
+        hasten.certify(made.bundle, (inputs, 0 * labels))
+    found = hasten.certify(
+        made.bundle, (inputs, 0 * labels), metric="brier", report=("auroc", "log_loss")
+    )
+    assert found.comparison is not None
+    assert [one.noun for one in found.comparison.figures] == ["log loss"]
+    assert found.comparison.missing == (
+        "AUROC: not computed: auroc needs samples of every class; of 120 none is of class 1",
+    )
+
+
 def test_an_exact_model_is_compared_once_though_nothing_needs_a_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
