@@ -10,6 +10,7 @@ from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.auroc import Auroc
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.metrics.top_k import Top1
@@ -84,6 +85,20 @@ def test_too_little_data_is_told_beforehand(
 ) -> None:
     little = parts(tmp_path, 900, each)
     assert warnings(little, Promise(scored, guard, 0.005, confidence), 300) == [words]
+
+
+def test_comparisons_are_counted_by_the_rarer_class_and_told_in_samples(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((900, 2))
+    data = ArrayDataset({"x": x}, (np.arange(900) % 4 == 0).astype(np.int64))
+    little = lay_out(data, tmp_path, calibration=300, seed=0, training=None)
+    (words,) = warnings(little, Promise(Auroc()), 300)
+    draws = int((little.sealed.labels == 1).sum())  # type: ignore[union-attr]
+    assert words.startswith(
+        f"{draws} sealed disjoint comparisons can't show a fall of at most 1 point, even where nothing "
+        "changes: that takes 332, so some "
+    )
+    needed = int(words.split("some ")[1].removesuffix(" samples in all").replace(",", ""))
+    assert 3 * 332 * 2 < needed < 4 * 332 * 2
 
 
 @pytest.mark.parametrize(("samples", "each", "calibration"), [(300, None, 300), (900, 3, 60)])

@@ -196,8 +196,8 @@ def test_where_nothing_certifies_the_exact_model_ships_and_the_bundle_says_why(
         "fastest uncertified",
     ]
     assert result.notes[1] == (
-        "140 draws of the data were sealed and 299 are needed: give about 641 in all, or allow a larger "
-        "drop"
+        "140 draws of the data were sealed and 299 are needed: give about 641 samples in all, or allow a "
+        "larger drop"
     )
     manifest = read(tmp_path / "b.hasten")
     assert (manifest.status, manifest.why) == ("exact", result.why)

@@ -217,6 +217,8 @@ def read(path: Path) -> Manifest:
         check_pipeline(manifest)
         check_sequences(manifest)
         check_requests(manifest)
+        if manifest.comparison is not None:
+            manifest.comparison.check()
     except InputError as error:
         raise IntegrityError(f"{path}: the manifest is damaged: {error}") from error
     for name, (sha256, size_bytes) in manifest.files.items():

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from hasten.core.comparison import Comparison
 from hasten.core.records import file_digest, to_record
 from hasten.core.sequences import Sequences, check_states
 from hasten.core.target import Target
@@ -72,6 +73,8 @@ class Manifest:
             `hasten.bundle.requests`.
         sequences: States that both models carry from step to step, if they were certified on whole
             sequences.
+        comparison: Figures, scores and decisions of the winner beside the exact model's, on the sealed
+            samples; None where nothing was compared.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """
@@ -90,6 +93,7 @@ class Manifest:
     created: str
     requests: int = 0
     sequences: Sequences | None = None
+    comparison: Comparison | None = None
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -10,7 +10,7 @@ from hasten.certificate.betting import BettingPrior, group_means
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
 from hasten.core.records import type_name
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, Tensors
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
@@ -35,6 +35,9 @@ def sealed_scores(
     sealed: Dataset,
     metric: Metric,
     listen: Callable[[int], None] = lambda done: None,
+    *,
+    units: Array | None = None,
+    watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
 ) -> tuple[Array, dict[str, Array | str]]:
     """Score the exact model and every rung on the sealed data, in one pass over it.
 
@@ -45,6 +48,9 @@ def sealed_scores(
         sealed: Sealed data, read once, in chunks.
         metric: Metric that is scored.
         listen: Callback that receives the number of samples scored so far.
+        units: Number of each sample's group, `(n,)`; by default every sample stands alone.
+        watch: Callback that receives the outputs of each model on each chunk; the exact model's key
+            is "".
 
     Returns:
         Scores of the exact model, `(n,)`; and of each rung, or the reason why it failed.
@@ -52,7 +58,7 @@ def sealed_scores(
     own: list[Array] = []
     theirs: dict[str, list[Array]] = {key: [] for key in rungs}
     failed: dict[str, str] = {}
-    for part, scores in score_once(bench, exact, rungs, sealed, metric):
+    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch):
         own.append(part)
         for key, score in scores.items():
             if isinstance(score, str):
@@ -60,11 +66,15 @@ def sealed_scores(
             else:
                 theirs[key].append(score)
         listen(sum(map(len, own)))
-    whole = {
-        key: failed.get(key, np.concatenate(parts or [np.zeros(0)]))
-        for key, parts in theirs.items()
+    groups = np.arange(len(sealed)) if units is None else units
+
+    def over(parts: Sequence[Array]) -> Array:
+        return metric.over(np.concatenate(parts), sealed.labels, groups)
+
+    whole: dict[str, Array | str] = {
+        key: failed[key] if key in failed else over(parts) for key, parts in theirs.items()
     }
-    return np.concatenate(own), whole
+    return over(own), whole
 
 
 def judge_ladder(

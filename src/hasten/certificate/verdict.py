@@ -43,7 +43,8 @@ class Judgement:
         max_drop: Largest drop that was allowed, as an absolute share.
         confidence: Confidence of the bound, in (0, 1).
         n: Number of draws: samples, or groups where data is grouped.
-        groups: Number of groups; None where every sample is a draw of its own.
+        groups: Number of draws of several samples, such as groups; None where every sample is a draw
+            of its own.
         lost: Number of inputs that became wrong, or of answers that changed; None for grouped
             scores or scores not 0/1.
         gained: Number of inputs that became right; None for grouped scores or scores not 0/1.
@@ -105,10 +106,17 @@ class Judgement:
 
     def _draws(self) -> str:
         plural = "" if self.n == 1 else "s"
-        return f"{self.n:,} {'sample' if self.groups is None else 'group'}{plural}"
+        return f"{self.n:,} {self._draw or 'sample'}{plural}"
+
+    @property
+    def _draw(self) -> str:
+        """Noun for one draw that isn't a sample; empty for a sample."""
+        kind = _kind(self.metric)
+        own = "" if kind is None else kind.draw
+        return own or ("" if self.groups is None else "group")
 
     def _evidence(self) -> str:
-        size = f"n={self.n:,}" if self.groups is None else f"{self.groups:,} groups"
+        size = self._draws() if self._draw else f"n={self.n:,}"
         if self._about_change:
             return (
                 f"{size}: {_two_digits(self.estimate)}% changed"

@@ -23,6 +23,7 @@ from hasten.cli.options import (
     one_line_errors,
     order_of_flags,
     order_options,
+    report_option,
 )
 from hasten.core.invocation import typed
 from hasten.core.sequences import Sequences
@@ -209,6 +210,7 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
     "--metric",
     help="Metric to score with; required if the bundle's is my.py:score.  [default: the bundle's]",
 )
+@report_option
 @click.option(
     "--max-drop",
     type=Share(),
@@ -232,6 +234,7 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
     with one_line_errors():
         from hasten import certify as run
 
+        options["report"] = options["report"] or None
         result = run(bundle, data, pipeline=image_pipeline_of(options), **options)
         click.echo(as_text(result) if as_json else result.in_words())
     raise SystemExit(0 if result.passed else 1)
@@ -289,6 +292,9 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
         facts.append(("this machine", "; ".join(unlike) or "matches the one it was made on"))
         for name, value in facts:
             click.echo(f"{name + ':':14}{value}")
+        if manifest.comparison is not None:
+            lines = (*manifest.comparison.in_words(), manifest.comparison.how)
+            click.echo("\n" + "\n".join(("on the sealed samples, before and after:", *lines)))
         if curve:
             click.echo(f"\n{curve_table(curve)}")
 

@@ -166,7 +166,23 @@ class MetricOption(click.Option):
         return super().get_help_record(ctx)
 
 
+class ReportOption(click.Option):
+    """Option that names a figure; its help lists the metrics over a set, including plug-ins."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """List the spellings when help is shown: no metric is imported before that."""
+        from hasten.inputs.set_metrics.choice import set_forms
+
+        self.help = (
+            "Figure over the sealed data to state before and after; may be repeated: "
+            f"{set_forms()}; none for none.  [default: those of a binary classification where labels "
+            "are 0 and 1]"
+        )
+        return super().get_help_record(ctx)
+
+
 metric_option = click.option("--metric", cls=MetricOption)
+report_option = click.option("--report", cls=ReportOption, multiple=True, metavar="METRIC")
 guard_choice = click.Choice(["net", "lost", "changed"])
 effort_choice = click.Choice(["quick", "normal", "thorough"])
 GUARD_HELP = (
@@ -190,6 +206,7 @@ _ORDER_OPTIONS = (
         help="Folder of the bundle.",
     ),
     metric_option,
+    report_option,
     click.option("--guard", type=guard_choice, default="net", show_default=True, help=GUARD_HELP),
     click.option(
         "--confidence",
@@ -275,7 +292,7 @@ def order_of_flags(options: dict[str, Any]) -> dict[str, Any]:
             given[keyword] = given.pop(flag)
     given["keep_exact"] = not given.pop("no_exact")
     given["keep_requests"] = not given.pop("no_requests")
-    for name in ("engines", "passes"):
+    for name in ("engines", "passes", "report"):
         given[name] = given[name] or None
     return given
 

@@ -167,6 +167,7 @@ def summary(result: Result, began: float) -> str:
         *_methods(result),
         *_budget(result),
         *result.loads,
+        *_compared(result),
         f"for: {result.population}",
         *(
             f"{row.role}: {row.accuracy}"
@@ -191,6 +192,7 @@ def estimate_summary(result: Result, estimates: Estimates, began: float) -> str:
         *filter(None, [estimate_rows.within(result)]),
         f"{result.status}: {result.why}",
         *filter(None, [estimates.compared]),
+        *_compared(result),
         f"for: {result.population}",
         *(f"{row.label}: {row.said}" for row in estimates.rows if row.said.startswith("failed")),
         *(f"note: {note}" for note in result.notes),
@@ -198,6 +200,16 @@ def estimate_summary(result: Result, estimates: Estimates, began: float) -> str:
         f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",
     ]
     return "\n".join(lines)
+
+
+def _compared(result: Result) -> list[str]:
+    """State the figures, scores and decisions before and after, in a line each."""
+    if result.comparison is None:
+        return []
+    return [
+        f"on {result.comparison.rows:,} sealed rows: {line}"
+        for line in result.comparison.in_words()
+    ]
 
 
 def _methods(result: Result) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded, judge_ladder, sealed_scores
+from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement
@@ -21,7 +22,7 @@ from hasten.core.devices import at_hand, family_of
 from hasten.core.records import from_record, type_name
 from hasten.core.sequences import Sequences
 from hasten.core.target import Target
-from hasten.core.tensors import Array, TensorSpec, check_tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.evaluation.seen import Recheck, fresh, seen_by
@@ -34,6 +35,8 @@ from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import in_pixels
+from hasten.inputs.set_metrics import chosen
+from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.steps import scored_steps
 from hasten.measure.workbench import Bench, OpenWorker
 from hasten.measure.worker import request_of
@@ -47,6 +50,7 @@ def certify(
     confidence: float | None = None,
     guard: Guard | None = None,
     metric: str | Metric | None = None,
+    report: Sequence[str | SetMetric] | None = None,
     pipeline: Pipeline | None = None,
     custom_ops: Sequence[Path] = (),
     listen: Callable[[int], None] = lambda done: None,
@@ -69,6 +73,8 @@ def certify(
         guard: Quantity that is bounded; by default the certificate's.
         metric: Metric that is scored; by default the bundle's, unless that is a function. A
             bundle's word alone runs no code, so a function must be named again.
+        report: Metrics over the set that are stated for the exact model and the winner; by default
+            those of a binary classification where labels are 0 and 1.
         pipeline: Steps from an image file to the input of the model as it was given; by default
             the bundle's. What the bundle's model does itself is left out.
         custom_ops: Paths of libraries with the model's own operators.
@@ -82,13 +88,14 @@ def certify(
     if is_chain(bundle):
         if (
             metric is not None
+            or report is not None
             or pipeline is not None
             or custom_ops
             or guard not in (None, "changed")
         ):
             raise InputError(
                 "a chain is compared with its exact models' chain under the guard changed, by its bundles' "
-                "own pipelines: leave out the metric, the pipeline, other guards and operator libraries"
+                "own pipelines: leave out the metric, the figures, the pipeline, other guards and operator libraries"
             )
         from hasten.evaluation.chains import certify_chain
 
@@ -126,18 +133,32 @@ def certify(
     seen.check_groups(folder, dataset)
     kind, samples, units = fresh(dataset, seen)
     parts = ((manifest.exact, exact), (manifest.winner, winner))
-    own, score = _scores(parts, manifest.target, samples, judged_by, listen, sequences)
+    if sequences is not None and report is not None:
+        raise InputError(
+            "report states figures of single answers, and this bundle was certified on whole sequences: "
+            "leave report out"
+        )
+    wanted = report if sequences is None else ("none",)
+    figures = chosen(wanted, samples.labels, exact.outputs, prepared_by)
+    setting = Setting(figures, prepared_by, samples.labels, units, limits.confidence)
+    answers, draws = Answers(), judged_by.draws(samples.labels, units)
+    own, score = _scores(
+        parts, manifest.target, samples, units, judged_by, listen, sequences, answers
+    )
     ((_, judgement),) = judge_ladder(
         own,
         ("winner",),
         {"winner": score},
-        units,
+        draws,
         {"winner": BettingPrior()},
         Promise(judged_by, limits.guard, limits.max_drop, limits.confidence),
     )
     if isinstance(judgement, str):
         raise CandidateError(judgement)
-    return Recheck(kind, judgement, len(samples), len(dataset) - len(samples))
+    comparison = None
+    if setting.wanted and manifest.winner != manifest.exact:
+        comparison = compared(setting, answers, {"winner": manifest.winner.label}).get("winner")
+    return Recheck(kind, judgement, len(samples), len(dataset) - len(samples), comparison)
 
 
 def _check_device(folder: Path, manifest: Manifest) -> None:
@@ -250,9 +271,11 @@ def _scores(
     parts: Sequence[tuple[Part, Artifact]],
     made_for: Target,
     samples: Dataset,
+    units: Array,
     metric: Metric,
     listen: Callable[[int], None],
     sequences: Sequences | None,
+    watch: Callable[[str, Tensors], None],
 ) -> tuple[Array, Array | str]:
     """Score the exact model and the winner; a string in place of scores says why the winner failed.
 
@@ -260,9 +283,11 @@ def _scores(
         parts: The exact model, then the winner.
         made_for: Target of the bundle; its number of threads is used, or all that this host has.
         samples: Samples to answer.
+        units: Number of each sample's group, `(n,)`.
         metric: Metric that is scored.
         listen: Callback that receives the number of samples scored so far.
         sequences: States to carry, where samples are whole sequences.
+        watch: Callback that receives the outputs of each model on each chunk.
     """
     host = at_hand(made_for)
     target = host.with_threads(max(1, min(made_for.threads, host.threads)))
@@ -276,7 +301,14 @@ def _scores(
             first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
             desk.fit_chunk(opened[0], first)
             own, scores = sealed_scores(
-                desk, opened[0], {"winner": opened[1]}, samples, metric, listen
+                desk,
+                opened[0],
+                {"winner": opened[1]},
+                samples,
+                metric,
+                listen,
+                units=units,
+                watch=watch,
             )
         finally:
             for one in opened:

@@ -12,6 +12,7 @@ import numpy as np
 
 from hasten.bundle import Manifest
 from hasten.certificate.verdict import Judgement, Verdict
+from hasten.core.comparison import Comparison
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
@@ -34,12 +35,15 @@ class Recheck:
         judgement: Judgement on these samples.
         used: Number of samples that were judged.
         left_out: Number of samples left out because the bundle was made with them.
+        comparison: Figures, scores and decisions of the winner beside the exact model's, on these
+            samples; None where nothing was compared. They don't decide whether the limit holds.
     """
 
     kind: Kind
     judgement: Judgement
     used: int
     left_out: int
+    comparison: Comparison | None = None
 
     @property
     def passed(self) -> bool:
@@ -47,7 +51,7 @@ class Recheck:
         return self.judgement.verdict is Verdict.CERTIFIED
 
     def in_words(self) -> str:
-        """Describe the outcome in one line."""
+        """Describe the outcome in one line, and what was compared in further ones."""
         seen = f"; {self.left_out:,} samples were left out: the bundle was made with them"
         note = (
             "regression check on data that was used before: "
@@ -58,7 +62,9 @@ class Recheck:
         verdict = (
             f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if self.passed else ""
         )
-        return f"{note}{verdict}{said}{seen if self.left_out else ''}"
+        first = f"{note}{verdict}{said}{seen if self.left_out else ''}"
+        more = () if self.comparison is None else self.comparison.in_words()
+        return "\n".join((first, *more))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +108,7 @@ def score_once(
     others: Mapping[str, OpenWorker],
     samples: Dataset,
     metric: Metric,
+    watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
 ) -> Iterator[tuple[Array, dict[str, Array | str]]]:
     """Read samples once, chunk by chunk, and score every model on each chunk.
 
@@ -117,6 +118,8 @@ def score_once(
         others: Key -> open candidate.
         samples: Samples to read in order; none of them stays on disk.
         metric: Metric that is scored.
+        watch: Callback that receives the outputs of each model on each chunk; the exact model's key
+            is "".
 
     Yields:
         Scores of the exact model on a chunk, `(k,)`; and of each candidate, or why it failed.
@@ -138,12 +141,14 @@ def score_once(
             except CandidateError as error:
                 raise InputError(f"the original model can't answer the data: {error}") from error
             original = _checked(metric, own, own, chunk.labels)
+            watch("", own)
             scores: dict[str, Array | str] = {}
             for key, opened in others.items():
                 if key not in failed:
                     try:
                         outputs = _answers(bench, opened, chunk, start)
                         scores[key] = _score(metric, outputs, own, chunk.labels)
+                        watch(key, outputs)
                         continue
                     except CandidateError as error:
                         failed[key] = str(error)

@@ -11,12 +11,13 @@ from typing import Any
 
 from hasten import bundle
 from hasten.bundle import Manifest
+from hasten.core.comparison import Comparison
 from hasten.core.records import digest, to_record, type_name
 from hasten.engines.base import Artifact
 from hasten.measure.candidate import Candidate
 from hasten.measure.environment import environment, versions
 from hasten.optimization.job import Job
-from hasten.optimization.judge import Judge, Ladder, Shipment, Verdicts
+from hasten.optimization.judge import Judge, Ladder, Sealed, Shipment
 from hasten.optimization.preparation import Ready, calibrating, shortfall
 from hasten.optimization.workspace import requests_from
 from hasten.passes.small_model import SmallModel
@@ -29,20 +30,22 @@ UNFINISHED = (
 """Reason why a bundle that is written during the search isn't certified."""
 
 
-def deliver(judge: Judge, ladder: Ladder, verdicts: Verdicts) -> Result:
+def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     """Decide what ships, with fresh figures, and write the bundle.
 
     Args:
         judge: Judge of the run.
         ladder: Ladder as it was frozen.
-        verdicts: Verdicts of the sealed data on the ladder.
+        sealed: What the sealed data said.
     """
-    job, ready = judge.job, judge.ready
-    job.notes += shortfall(verdicts, ready.parts, calibrating(job.order, ready))
+    job, ready, verdicts = judge.job, judge.ready, sealed.verdicts
+    job.notes += shortfall(verdicts, ready, calibrating(job.order, ready))
     ending = judge.conclude(ladder, verdicts)
     parts = ready.parts
+    comparison = sealed.comparison_of(ending.shipment.winner.label)
+    result = replace(ending.result, comparison=comparison)
     records = {
-        "result.json": to_record(ending.result),
+        "result.json": to_record(result),
         "trials.json": [to_record(trial) for trial in judge.trials.done.values()],
         "sealed.json": {
             "judged": [[key, to_record(entry)] for key, entry in verdicts],
@@ -52,8 +55,8 @@ def deliver(judge: Judge, ladder: Ladder, verdicts: Verdicts) -> Result:
         },
         **ending.records,
     }
-    write(job, ready, ending.shipment, records)
-    return ending.result
+    write(job, ready, ending.shipment, records, comparison)
+    return result
 
 
 def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:
@@ -67,7 +70,13 @@ def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:
         write(job, ready, shipment, {})
 
 
-def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]) -> None:
+def write(
+    job: Job,
+    ready: Ready,
+    shipment: Shipment,
+    records: Mapping[str, Any],
+    comparison: Comparison | None = None,
+) -> None:
     """Write a bundle, with a report where there is a result.
 
     Raises:
@@ -76,7 +85,7 @@ def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
     requests = requests_from(ready.single, count, request)
-    manifest = manifest_of(job, ready, shipment, len(requests))
+    manifest = manifest_of(job, ready, shipment, len(requests), comparison)
     extra = {}
     if "result.json" in records:
         # Imported here: it brings a plotting library, for which no run should wait.
@@ -90,7 +99,9 @@ def write(job: Job, ready: Ready, shipment: Shipment, records: Mapping[str, Any]
     bundle.write(out, manifest, dict(records), extra, requests)
 
 
-def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Manifest:
+def manifest_of(
+    job: Job, ready: Ready, shipment: Shipment, requests: int, comparison: Comparison | None
+) -> Manifest:
     """Return a bundle's manifest, which states the number of requests to warm up with."""
     parts, judgement = ready.parts, shipment.judgement
     return Manifest(
@@ -115,6 +126,7 @@ def manifest_of(job: Job, ready: Ready, shipment: Shipment, requests: int) -> Ma
         pipeline=ready.pipeline,
         requests=requests,
         sequences=None if ready.unrolled is None else ready.unrolled.sequences,
+        comparison=comparison,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

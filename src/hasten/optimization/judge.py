@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from hasten.bundle import Part, Status
 from hasten.certificate.verdict import Judgement
+from hasten.core.comparison import Comparison
 from hasten.core.target import Target
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.job import Job
@@ -34,6 +35,23 @@ class Ladder:
     exact: str
     rungs: tuple[str, ...]
     threads: int = 1
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What the sealed data said.
+
+    Attributes:
+        verdicts: Verdicts on the ladder, from which it is decided what ships.
+        comparisons: Comparisons with the original, of those that may ship; they decide nothing.
+    """
+
+    verdicts: Verdicts = ()
+    comparisons: tuple[Comparison, ...] = ()
+
+    def comparison_of(self, label: str) -> Comparison | None:
+        """Return the comparison of a model by its description; None where there is none."""
+        return next((one for one in self.comparisons if one.label == label), None)
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,11 @@ class Judge(ABC):
     job: Job
     ready: Ready
     trials: Trials
+
+    @property
+    @abstractmethod
+    def original(self) -> str:
+        """Key of the original; empty where it is no candidate."""
 
     @abstractmethod
     def search(self) -> None:

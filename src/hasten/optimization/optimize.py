@@ -69,8 +69,7 @@ def optimize(
         with contextlib.closing(judge_for(job, ready)) as judge:
             search(judge)
             ladder = freeze(judge)  # it doesn't change from here on
-            verdicts = certify(judge, ladder)
-            return deliver(judge, ladder, verdicts)
+            return deliver(judge, ladder, certify(judge, ladder))
 
 
 def judge_for(job: Job, ready: Ready) -> Judge:

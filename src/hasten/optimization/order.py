@@ -15,11 +15,12 @@ from hasten.certificate.verdict import Guard
 from hasten.core.sequences import Pairs, Scored, pairs_of
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.effort import Effort, effort_of
 from hasten.measure.intervals import Statistic
 from hasten.measure.scenario import check_bound
 
-_SEQUENCES = ("engines", "passes", "keep_float", "custom_ops")
+_SEQUENCES = ("report", "engines", "passes", "keep_float", "custom_ops")
 
 
 class Options(TypedDict, total=False):
@@ -29,6 +30,7 @@ class Options(TypedDict, total=False):
     guard: Guard
     confidence: float
     metric: str | Metric | None
+    report: Sequence[str | SetMetric] | None
     population: str
     target: str
     objective: Statistic
@@ -56,7 +58,7 @@ class Options(TypedDict, total=False):
 class Order:
     """Everything asked of a run; each field is a keyword of `hasten.optimize` and `lighten`.
 
-    The first five fields are the promise that the certificate makes. The next four are the device
+    The first six fields are the promise that the certificate makes, and what is stated beside it. The next four are the device
     and what a request may take there, then come what may be tried and how hard, and last what the
     bundle holds.
 
@@ -67,6 +69,10 @@ class Order:
         confidence: Probability with which the certificate holds.
         metric: "top1", "top5", "agreement", "embedding", "regression:0.01", "detection_f1",
             "my.py:score", or a `Metric`. By default top-1 where there are labels, else agreement.
+        report: Metrics over the sealed set that are stated before and after, beside the promise:
+            "auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision",
+            "my.py:gini", or a `SetMetric`; () for none. By default those of a binary classification
+            where labels are 0 and 1.
         population: Population that the data was drawn from, in words, for the certificate.
         target: "host"; a device of this host, such as "cuda"; or one that isn't here, such as
             "fpga:ecp5" or "tpu:v5e", for which the device's own tools compare the candidates.
@@ -109,6 +115,7 @@ class Order:
     guard: Guard = "net"
     confidence: float = 0.95
     metric: str | Metric | None = None
+    report: tuple[str | SetMetric, ...] | None = None
     population: str = "inputs like the ones in this data"
     target: str = "host"
     objective: Statistic = "p50"
@@ -142,6 +149,11 @@ class Order:
             raise InputError(f"the scored steps are all or last: got {self.scored!r}")
         if self.scored is not None and not self.states:
             raise InputError("scored= is about the steps of sequences: give states= too")
+        if self.states and self.report not in (None, (), ("none",)):
+            raise InputError(
+                "report= states figures of single answers, and states= makes samples whole sequences: "
+                "leave one of them out"
+            )
         limits = {
             "time limit": self.time_limit_s,
             "trial limit": self.trial_limit_s,
@@ -161,7 +173,7 @@ class Order:
         """
         given: dict[str, Any] = dict(options)
         for name in _SEQUENCES:
-            if isinstance(given.get(name), str):
+            if isinstance(given.get(name), (str, SetMetric)):
                 given[name] = (given[name],)
             elif given.get(name) is not None:
                 given[name] = tuple(given[name])

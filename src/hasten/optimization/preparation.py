@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from hasten.inputs.models.embedding import check_vocabulary
 from hasten.inputs.models.source import check_has_program, find_model, load_model, load_with_data
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 from hasten.inputs.pipeline.config import from_module
+from hasten.inputs.set_metrics import chosen
+from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.candidate import label
 from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
@@ -79,6 +82,7 @@ class Ready:
         trained: Name of a smaller model -> how it was made, in words.
         given_sha256: SHA-256 of the model that was given, before anything was folded into it.
         unrolled: States and single steps, where samples are whole sequences; None elsewhere.
+        figures: Metrics over the sealed set that are stated before and after.
     """
 
     model: Model
@@ -102,10 +106,22 @@ class Ready:
         """Return the mean number of steps of a sequence; 1 where a sample is one request."""
         return 1.0 if self.unrolled is None else self.unrolled.steps_each
 
+    figures: tuple[SetMetric, ...] = ()
+
+    @cached_property
+    def search_units(self) -> Array:
+        """Number of each search sample's draw, as the metric draws them, `(n,)`."""
+        return self.parts.search_draws(self.promise.metric)
+
+    @cached_property
+    def sealed_units(self) -> Array:
+        """Number of each sealed sample's draw, as the metric draws them, `(n,)`."""
+        return self.parts.sealed_draws(self.promise.metric)
+
     @property
     def sealed_draws(self) -> int:
         """Return the number of independent draws to certify by."""
-        return len(np.unique(self.parts.sealed_units))
+        return len(np.unique(self.sealed_units))
 
     def bench(self, folder: Path, limit_s: float) -> Workbench:
         """Return the workbench for the device, with a time limit for each step, in seconds."""
@@ -192,16 +208,20 @@ def prepare(
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
     metric = guarded(metric_for(order.metric, parts, source, sequences), order.guard)
     images = isinstance(dataset, ImageFolder)  # tensors have been prepared by their maker
+    kept_pipeline = preparation if images else pipeline
     ready = Ready(
         model=source,
         parts=parts,
         training=known,
-        pipeline=preparation if images else pipeline,
+        pipeline=kept_pipeline,
         promise=Promise(metric, order.guard, order.max_drop, order.confidence),
         target=target,
         small_models=tuple(_small_models(students, given, made, order.custom_ops, job.folder)),
         trained={one.name: one.trained for one in students if one.name},
         given_sha256=given.model.sha256,
+        figures=()
+        if sequences is not None
+        else chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
     )
     check_same_run(job.journal, facts(order, ready))
     if sequences is not None and isinstance(dataset, SequenceData):
@@ -272,6 +292,7 @@ def facts(order: Order, ready: Ready) -> dict[str, Any]:
         ],
         "objective": order.objective,
         "effort": order.effort,
+        "set of figures": [(one, one.source_sha256) for one in ready.figures],
         "small model": [(one.name, one.sha256) for one in ready.small_models],
         "file of the metric's function": metric.source_sha256,
     }
@@ -414,7 +435,7 @@ def warnings(parts: Parts, promise: Promise, calibration: int) -> list[str]:
         calibration: Most samples of the same data to calibrate from.
     """
     guard, max_drop = promise.guard, promise.max_drop
-    sealed = len(np.unique(parts.sealed_units))
+    sealed = len(np.unique(parts.sealed_draws(promise.metric)))
     grouped = sealed < len(parts.sealed)
     method = ONE_SHARE if guard != "net" else EXACT
     if grouped or not promise.metric.binary:
@@ -422,33 +443,35 @@ def warnings(parts: Parts, promise: Promise, calibration: int) -> list[str]:
     least = samples_needed(0.0, 0.0, max_drop, promise.confidence, method=method)
     if sealed >= least:
         return []
-    noun = "groups" if grouped else "samples"
+    noun = f"{promise.metric.draw or ('group' if grouped else 'sample')}s"
     return [
         f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(promise.metric), max_drop)}, even where "
-        f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, calibration):,} {noun} "
-        "in all"
+        f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, promise.metric, calibration)} in all"
     ]
 
 
-def _in_all(draws: int, parts: Parts, calibration: int) -> int:
-    """Return the number of draws that the data must have for a given number to be sealed."""
-    sealed, searched = (len(np.unique(u)) for u in (parts.sealed_units, parts.search_units))
+def _in_all(draws: int, parts: Parts, metric: Metric, calibration: int) -> str:
+    """Return how much data there must be for a number of draws to be sealed: samples, or groups."""
+    units = (parts.sealed_draws(metric), parts.search_draws(metric))
+    sealed, searched = (len(np.unique(u)) for u in units)
     judging = draws * (1 + searched / sealed)
     samples_each = (len(parts.search) + len(parts.sealed)) / (searched + sealed)
     # The split calibrates on at most a third of all draws, that is half as many as judge.
-    return math.ceil(judging + min(calibration / samples_each, judging / 2))
+    count = math.ceil(judging + min(calibration / samples_each, judging / 2))
+    if metric.draw:
+        return f"{math.ceil(count * samples_each):,} samples"
+    return f"{count:,} {'groups' if sealed < len(parts.sealed) else 'samples'}"
 
 
 def shortfall(
-    judged: Sequence[tuple[str, Judgement | str]], parts: Parts, calibration: int
+    judged: Sequence[tuple[str, Judgement | str]], ready: Ready, calibration: int
 ) -> list[str]:
     """Return a note on the data that would probably settle what the sealed data couldn't."""
     entry = judged[0][1] if judged else None  # if the safest passed, something is certified
     if not isinstance(entry, Judgement) or entry.samples_needed is None:
         return []
-    sealed = len(np.unique(parts.sealed_units))
-    total = _in_all(entry.samples_needed, parts, calibration)
+    total = _in_all(entry.samples_needed, ready.parts, ready.promise.metric, calibration)
     return [
-        f"{sealed:,} draws of the data were sealed and {entry.samples_needed:,} are needed: give about "
-        f"{total:,} in all, or allow a larger drop"
+        f"{ready.sealed_draws:,} draws of the data were sealed and {entry.samples_needed:,} are needed: give about "
+        f"{total} in all, or allow a larger drop"
     ]

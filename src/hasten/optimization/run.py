@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
-from hasten.certificate.certification import judge_ladder, prior_of, sealed_scores
+from hasten.certificate.certification import (
+    judge_ladder,
+    last_certified,
+    prior_of,
+    sealed_scores,
+)
+from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.verdict import Judgement
+from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
 from hasten.errors import CandidateError, InputError
 from hasten.measure.workbench import OpenWorker
-from hasten.optimization.judge import Judge, Ladder, Verdicts
+from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
 
 
 def search(judge: Judge) -> None:
@@ -39,25 +47,49 @@ def freeze(judge: Judge) -> Ladder:
     return ladder
 
 
-def certify(judge: Judge, ladder: Ladder) -> Verdicts:
-    """Read the sealed data once, and test the frozen ladder on it, from safest to fastest."""
-    job, ready, trials = judge.job, judge.ready, judge.trials
-    if not ladder.rungs:
-        return []
+def certify(judge: Judge, ladder: Ladder) -> Sealed:
+    """Read the sealed data once, and test the frozen ladder on it, from safest to fastest.
+
+    In the same pass what may ship is compared with the original, by figures that decide nothing.
+    """
+    job, setting = judge.job, _setting(judge, ladder)
+    if not ladder.rungs and not setting.models:
+        return Sealed()
     known = job.journal.last("judged")
     if known is not None:
-        return [
+        verdicts: Verdicts = [
             (key, entry if isinstance(entry, str) else from_record(Judgement, entry))
             for key, entry in known["judged"]
         ]
-    sealed = ready.parts.sealed
-    job.journal.append("sealed read", samples=len(sealed))
+        compared_then = (from_record(Comparison, one) for one in known.get("compared", ()))
+        return Sealed(verdicts, tuple(compared_then))
+    job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
+    answers = Answers() if setting.models else None
+    verdicts = _judged(judge, ladder, answers)
+    comparisons = () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
+    job.journal.append(
+        "judged",
+        judged=[[key, to_record(entry)] for key, entry in verdicts],
+        compared=to_record(comparisons),
+    )
+    return Sealed(verdicts, comparisons)
+
+
+def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
+    """Read the sealed data, keep the answers where they are wanted, and judge the ladder.
+
+    Raises:
+        InputError: the original can't answer a sample.
+    """
+    job, ready, trials = judge.job, judge.ready, judge.trials
+    sealed, units = ready.parts.sealed, ready.search_units
+    read = ladder.rungs if answers is None else (*ladder.rungs, *_exact(judge, ladder))
     failed: dict[str, str] = {}
     opened: dict[str, OpenWorker] = {}
     with contextlib.ExitStack() as stack:
         exact = judge.open_exact()
         stack.callback(exact.worker.kill)
-        for key in ladder.rungs:
+        for key in read:
             try:
                 opened[key] = stack.enter_context(judge.opened(key))
             except CandidateError as error:
@@ -69,16 +101,49 @@ def certify(judge: Judge, ladder: Ladder) -> Verdicts:
             sealed,
             ready.promise.metric,
             lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
+            units=ready.parts.sealed_units,
+            **({} if answers is None else {"watch": answers}),
         )
-    units = ready.parts.search_units
-    verdicts = judge_ladder(
+    return judge_ladder(
         original,
         ladder.rungs,
         {**scores, **failed},
-        ready.parts.sealed_units,
+        ready.sealed_units,
         {key: prior_of(trials.drops(trials.done[key]), units) for key in ladder.rungs},
         ready.promise,
         binary=trials.binary,
     )
-    job.journal.append("judged", judged=[[key, to_record(entry)] for key, entry in verdicts])
-    return verdicts
+
+
+def _exact(judge: Judge, ladder: Ladder) -> tuple[str, ...]:
+    """Return the key of the exact candidate that may ship, where it isn't the original itself."""
+    return () if ladder.exact in ("", judge.original) else (ladder.exact,)
+
+
+def _setting(judge: Judge, ladder: Ladder) -> Setting:
+    """Return what models are compared by: no models where there is nothing to compare by."""
+    ready = judge.ready
+    setting = Setting(
+        metrics=ready.figures,
+        pipeline=ready.pipeline,
+        labels=ready.parts.sealed.labels,
+        units=ready.parts.sealed_units,
+        confidence=ready.promise.confidence,
+        models=len(ladder.rungs) + len(_exact(judge, ladder)),
+    )
+    return setting if setting.wanted else replace(setting, models=0)
+
+
+def _compared(
+    judge: Judge, ladder: Ladder, verdicts: Verdicts, setting: Setting, answers: Answers
+) -> tuple[Comparison, ...]:
+    """Compare what may ship with the original: the exact candidate and the fastest certified one."""
+    if answers.too_large:
+        judge.job.notes.append(
+            "the answers to the sealed data are too large to keep in memory: no figures before and after"
+        )
+    passed = last_certified(verdicts)
+    keys = [*_exact(judge, ladder), *([passed[0]] if passed else [])]
+    labels = {key: judge.trials.done[key].candidate.label for key in keys}
+    judge.job.tell("certify", "comparing with the original", 0, len(labels))
+    return tuple(compared(setting, answers, labels).values())

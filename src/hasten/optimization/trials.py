@@ -35,6 +35,7 @@ class Trials:
 
     Args:
         sealed_draws: Number of independent draws to certify by; by default the number of samples.
+        units: Number of each sample's group, `(n,)`; by default every sample stands alone.
     """
 
     exact_answers: ExactAnswers
@@ -48,9 +49,11 @@ class Trials:
         promise: Promise,
         *,
         sealed_draws: int | None = None,
+        units: Array | None = None,
     ) -> None:
         self.bench, self.journal, self.samples, self.promise = bench, journal, samples, promise
         self._sealed_draws = sealed_draws or len(samples)
+        self._units = np.arange(len(samples)) if units is None else units
         self.notes: list[str] = []
         self.done: dict[str, Trial] = {}
         for event in journal.events("trial"):
@@ -66,7 +69,7 @@ class Trials:
         self.bench.fit_chunk(opened, self.samples)
         folder = self.bench.folder / "exact-answers"
         self.exact_answers = ExactAnswers(self.bench, opened, self.samples, folder)
-        self.exact_scores = self.exact_answers.scores(self.promise.metric)
+        self.exact_scores = self._over(self.exact_answers.scores(self.promise.metric))
 
     def scores(self, opened: OpenWorker, same: Array | None = None) -> tuple[float, ...]:
         """Score a candidate on the search split; stop early if it is surely over the limit.
@@ -77,6 +80,9 @@ class Trials:
                 whether it does, and then these scores are returned.
         """
         parts: list[Array] = []
+        if self.promise.metric.over_set:
+            parts += scored(self.bench, opened, self.exact_answers, self.promise.metric)
+            return tuple(map(float, self._over(np.concatenate(parts))))
         for part in scored(self.bench, opened, self.exact_answers, self.promise.metric):
             if same is not None and np.array_equal(part, same[: len(part)]):
                 return tuple(map(float, same))
@@ -95,7 +101,9 @@ class Trials:
 
     @property
     def binary(self) -> bool:
-        """Whether every score on the search split is 0 or 1."""
+        """Whether every score on the search split is 0 or 1, each of one sample."""
+        if self.promise.metric.over_set:
+            return False
         scores = [np.array(t.scores) for t in self.done.values() if t.scores]
         return bool(np.isin(np.concatenate([self.exact_scores, *scores]), (0.0, 1.0)).all())
 
@@ -123,6 +131,9 @@ class Trials:
     def risk(self, trial: Trial) -> float:
         """Return the drop that a trial would probably be certified for; 1 if never scored."""
         return risk(self.drops(trial), self._sealed_draws) if trial.scores else 1.0
+
+    def _over(self, readings: Array) -> Array:
+        return self.promise.metric.over(readings, self.samples.labels, self._units)
 
     def _falls(self, scores: Array) -> Array:
         falls = self.exact_scores[: len(scores)] - scores

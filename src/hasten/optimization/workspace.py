@@ -21,6 +21,7 @@ from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.splits import Splits, split
 from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.metrics.base import Metric
 from hasten.measure.journal import Journal
 from hasten.measure.worker import request_of
 
@@ -68,6 +69,22 @@ class Parts:
         parts = (self.calibration, self.search, self.sealed)
         groups = [part.groups for part in parts if part.groups is not None]
         return tuple(dict.fromkeys(name for some in groups for name in hashed_groups(some)))
+
+    def search_draws(self, metric: Metric) -> Array:
+        """Return the number of each search sample's draw, as a metric draws them, `(n,)`.
+
+        Raises:
+            InputError: the labels aren't of the form that the metric reads.
+        """
+        return metric.draws(self.search.labels, self.search_units)
+
+    def sealed_draws(self, metric: Metric) -> Array:
+        """Return the number of each sealed sample's draw, as a metric draws them, `(n,)`.
+
+        Raises:
+            InputError: the labels aren't of the form that the metric reads.
+        """
+        return metric.draws(self.sealed.labels, self.sealed_units)
 
 
 def requests_from(

@@ -21,6 +21,7 @@ from hasten.reporting.markup import (
     table,
 )
 from hasten.reporting.result import EstimateRow, Estimates, Result
+from hasten.reporting.sections import comparison
 
 
 def sections(report: Report, estimates: Estimates) -> list[Html]:
@@ -32,6 +33,7 @@ def sections(report: Report, estimates: Estimates) -> list[Html]:
         _figures(estimates),
         _frontier(estimates, result.budget_ns),
         _shipped(estimates),
+        comparison(report),
         _tried(estimates),
         _where(report),
     ]

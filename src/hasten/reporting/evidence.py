@@ -292,6 +292,8 @@ def _implausible(result: Result, manifest: Manifest) -> str | None:
     """Return what makes a result implausible; None for one that can be drawn."""
     if result.status != manifest.status:
         return f"it says {result.status}, and the manifest {manifest.status}"
+    if result.comparison != manifest.comparison:
+        return "its comparison with the original isn't the manifest's"
     if result.estimates is not None and result.rows:
         return "it has both latencies and estimates"
     if result.estimates is None and all(r.role == "fastest uncertified" for r in result.rows):

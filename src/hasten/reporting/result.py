@@ -12,6 +12,7 @@ import numpy as np
 from hasten.bundle import Status
 from hasten.certificate.drop import Drop
 from hasten.certificate.verdict import Guard, Judgement
+from hasten.core.comparison import Comparison
 from hasten.core.invocation import Invocation
 from hasten.engines.estimates import Source, check_latency
 from hasten.errors import InputError
@@ -290,6 +291,8 @@ class Result:
             measured.
         steps: Mean number of steps of a sequence, where samples are sequences that a model answers
             step by step; else 1. Latencies are of whole sequences.
+        comparison: Figures, scores and decisions of what ships beside the original's, on the sealed
+            samples; None where nothing was compared.
     """
 
     bundle: Path
@@ -314,6 +317,7 @@ class Result:
     method: str = ""
     estimates: Estimates | None = None
     steps: float = 1.0
+    comparison: Comparison | None = None
 
     @property
     def winner(self) -> Row:

@@ -241,6 +241,34 @@ def certificate(report: Report) -> Html:
     )
 
 
+def comparison(report: Report) -> Html:
+    """Show the figures, scores and decisions of the original and of what ships, on the sealed data."""
+    found = report.result.comparison
+    if found is None:
+        return NONE
+    sure = found.confidence
+    rows = [
+        (
+            f"{one.noun}{f' ({one.reading})' if one.reading else ''}",
+            f"{one.before:.4f}",
+            f"{one.after:.4f}",
+            one.change(sure),
+            one.bounded(sure) or "-",
+        )
+        for one in found.figures
+    ]
+    head = ("figure", "before", "after", "change, approximately", "certain")
+    moved = "" if found.moved is None else found.moved.in_words(found.rows)
+    return section(
+        "comparison",
+        "Before and after",
+        table(f"On the {found.rows:,} sealed rows", head, rows) if rows else NONE,
+        paragraph(f"{moved[:1].upper()}{moved[1:]}.") if moved else NONE,
+        items(found.missing) if found.missing else NONE,
+        paragraph(f"{found.how} None of this chose what ships.", class_="quiet"),
+    )
+
+
 def profile(report: Report) -> Html:
     """Show where the time goes, before and after."""
     found = report.profile
@@ -356,6 +384,7 @@ def again(report: Report) -> Html:
 
 SECTIONS: tuple[Callable[[Report], Html], ...] = (
     *(answers, notes, figures, methods, trials, distributions, certificate),
+    comparison,
     *(profile, limit, curve, load, failures, environment, again),
 )
 """Functions that make the sections, in the order of the page."""

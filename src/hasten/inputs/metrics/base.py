@@ -31,6 +31,9 @@ class Metric(Value, ABC):
         margin_rank: Rank of the class score whose distance to the next one measures how sure an
             answer is: 1 for the highest. None where no margin does, so that no cascade is possible.
         of_changes: Whether the score falls by the share of answers that change.
+        over_set: Whether samples are scored against each other. Then `score` gives a reading of each, any
+            finite number, `draws` says which samples are compared, and `over` gives the scores.
+        draw: Noun for one independent draw, where it is neither a sample nor a group.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -43,6 +46,8 @@ class Metric(Value, ABC):
             "embedding": "hasten.inputs.metrics.embedding:Embedding",
             "regression": "hasten.inputs.metrics.regression:Regression",
             "detection_f1": "hasten.inputs.metrics.detection_f1:DetectionF1",
+            "auroc": "hasten.inputs.metrics.auroc:Auroc",
+            "brier": "hasten.inputs.metrics.brier:Brier",
             "custom": "hasten.inputs.metrics.custom:Custom",
         },
     )
@@ -54,6 +59,8 @@ class Metric(Value, ABC):
     answers: ClassVar[Literal["classes", "values"] | None] = None
     margin_rank: ClassVar[int | None] = None
     of_changes: ClassVar[bool] = False
+    over_set: ClassVar[bool] = False
+    draw: ClassVar[str] = ""
 
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
@@ -123,6 +130,31 @@ class Metric(Value, ABC):
                 "[0, 1]"
             )
         return found
+
+    def draws(self, labels: Array | None, units: Array) -> Array:
+        """Return the number of the independent draw that each sample belongs to, `(n,)`.
+
+        Args:
+            labels: Labels of the samples, `(n, ...)`, or None.
+            units: Number of each sample's group, `(n,)`; equal numbers were drawn together.
+
+        Raises:
+            InputError: the labels aren't of the form that the metric reads.
+        """
+        return units
+
+    def over(self, readings: Array, labels: Array | None, units: Array) -> Array:
+        """Return scores of a whole set from what `score` gave for each sample.
+
+        Args:
+            readings: What `score` gave for all samples, in order, `(n,)`.
+            labels: Labels of the samples, `(n, ...)`, or None.
+            units: Number of each sample's group, `(n,)`; equal numbers were drawn together.
+
+        Returns:
+            Scores `(n,)`, each in [0, 1]; samples of one draw have the same.
+        """
+        return readings
 
     @abstractmethod
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:

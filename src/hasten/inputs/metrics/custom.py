@@ -20,7 +20,9 @@ class Custom(Metric):
     """Score samples by a function `(outputs, labels)` or `(outputs, labels, exact)`.
 
     `outputs` and `exact` are arrays by output name, each `(n, ...)`; `labels` is `(n, ...)` or
-    None. The function returns `(n,)` numbers in [0, 1].
+    None. The function returns `(n,)` numbers in [0, 1]. It is called with a few samples at a time: one
+    that needs them all is a figure instead, see `hasten.inputs.set_metrics.custom`, and is refused here
+    where it says so by an attribute, `over_set = True`.
 
     Attributes:
         path: Import path of the function, "file.py:function" or "module:function".
@@ -47,6 +49,11 @@ class Custom(Metric):
         function = load_object(self.path)
         if not callable(function):
             raise InputError(f"{self.path} is a {type(function).__name__}, not a function")
+        if getattr(function, "over_set", False):
+            raise InputError(
+                f"{self.path} says by over_set that it needs the whole set, and a certificate needs a score "
+                f"of each sample: name it as a figure, report={self.path!r}, beside another metric"
+            )
         return function  # type: ignore[no-any-return]
 
     @property

@@ -171,7 +171,7 @@ class Finish:
 
     def _rows(self) -> Iterator[EstimateRow]:
         """Yield rows of what the device's tools estimated, fastest first, then the others."""
-        good, units = self.trials.estimated(), self.ready.parts.search_units
+        good, units = self.trials.estimated(), self.ready.search_units
         frontier = self._frontier(good)
         for trial in good:
             estimate = trial.estimate

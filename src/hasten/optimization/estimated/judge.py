@@ -44,7 +44,13 @@ class Estimated(Judge):
             ready.parts.search,
             ready.promise,
             sealed_draws=ready.sealed_draws,
+            units=ready.parts.search_units,
         )
+
+    @property
+    def original(self) -> str:
+        """Nothing: on the device the original is no candidate."""
+        return ""
 
     def search(self) -> None:
         """Make, judge and estimate candidates until none promises more, or the time is up."""

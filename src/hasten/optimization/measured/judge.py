@@ -41,6 +41,11 @@ class Measured(Judge):
         """End the processes that are still running."""
         self.racing.trials.close()
 
+    @property
+    def original(self) -> str:
+        """Key of the baseline."""
+        return self.racing.trials.baseline.key
+
     def search(self) -> None:
         """Try candidates on the search split until nothing promising is left, or the time is up."""
         order, ready = self.job.order, self.ready
@@ -62,7 +67,7 @@ class Measured(Judge):
         Exploration(
             self.racing.trials,
             self.job,
-            units=ready.parts.search_units,
+            units=ready.search_units,
             sealed_draws=ready.sealed_draws,
             sealed_samples=len(ready.parts.sealed),
             on_better=lambda trial: write_interim(self.racing, trial),

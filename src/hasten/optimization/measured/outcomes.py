@@ -27,7 +27,7 @@ def outcomes(racing: Racing, ladder: Ladder, limits: Mapping[str, Limit]) -> tup
         ladder: Ladder as it was frozen.
         limits: Candidate's key -> its distance from the least time that the machine allows.
     """
-    trials, units = racing.trials, racing.ready.parts.search_units
+    trials, units = racing.trials, racing.ready.search_units
     return tuple(
         Outcome(
             label=trial.candidate.label,
@@ -123,7 +123,7 @@ def methods(
         verdicts: Verdicts of the sealed data, safest first.
         best: Method -> key of its best candidate; for the winner's method, the winner.
     """
-    units = racing.ready.parts.search_units
+    units = racing.ready.search_units
     said = {key: e if isinstance(e, str) else e.in_words() for key, e in verdicts}
     baseline, found = racing.trials.baseline.key, []
     for name, key in best.items():

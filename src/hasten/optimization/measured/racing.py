@@ -53,6 +53,7 @@ class Racing:
             seed=order.seed,
             objective=order.objective,
             sealed_draws=ready.sealed_draws,
+            units=ready.parts.search_units,
         )
 
     @property

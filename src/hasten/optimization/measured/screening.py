@@ -76,8 +76,9 @@ class Screening(Trials):
         seed: int,
         objective: Statistic = "p50",
         sealed_draws: int | None = None,
+        units: Array | None = None,
     ) -> None:
-        super().__init__(bench, journal, samples, promise, sealed_draws=sealed_draws)
+        super().__init__(bench, journal, samples, promise, sealed_draws=sealed_draws, units=units)
         self._pace, self._seed = pace, seed
         self._statistic: Statistic = "mean" if objective == "p99" else objective
         self._open: OpenWorker | None = None

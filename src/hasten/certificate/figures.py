@@ -1,0 +1,280 @@
+"""Figures over the sealed set, before and after: what is stated beside the promise, and never ships by it.
+
+The figures choose nothing. What ships is chosen by the verdicts on the same data, among a few models, so
+that a bound on the model that ships must hold for each of them: each is tested at its share of the level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.draws import bounded, drawn
+from hasten.core.comparison import Comparison, Figure, Moved
+from hasten.core.records import type_name
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Origin, Pipeline
+from hasten.inputs.pipeline.threshold import Threshold
+from hasten.inputs.set_metrics.base import SetMetric
+from hasten.inputs.set_metrics.choice import threshold_of
+from hasten.inputs.set_metrics.scores import ScoreMetric, named_output
+
+_SEED = 0
+_RESAMPLED, _RESAMPLED_LARGE, _LARGE = 500, 200, 20_000
+"""Resampled sets of a bootstrap, for sets of up to so many samples and for larger ones."""
+_LEAST = 10
+"""Fewest samples, or groups, of a class to resample."""
+_AT_ONCE = 4_000_000
+"""Most counts of samples that are in memory at a time."""
+_KEPT_BYTES = 512 << 20
+"""Most bytes of answers that are kept for the figures of a run."""
+
+
+@dataclass
+class Answers:
+    """Answers of several models on the same rows, gathered chunk by chunk as they are scored.
+
+    Attributes:
+        chunks: Model -> chunks of its outputs, in order; "" is the original.
+        too_large: Whether the answers took more memory than is spent on figures; then none are kept.
+    """
+
+    chunks: dict[str, list[Tensors]] = field(default_factory=dict)
+    too_large: bool = False
+    _size_bytes: int = 0
+
+    def __call__(self, key: str, outputs: Tensors) -> None:
+        """Keep a model's answers to a chunk."""
+        if self.too_large:
+            return
+        self._size_bytes += sum(array.nbytes for array in outputs.values())
+        if self._size_bytes > _KEPT_BYTES:
+            self.too_large = True
+            self.chunks.clear()
+            return
+        self.chunks.setdefault(key, []).append(outputs)
+
+    def of(self, key: str, rows: int) -> Tensors | None:
+        """Return a model's answers to all rows; None where it failed on some."""
+        chunks = self.chunks.get(key, [])
+        if not chunks or sum(len(next(iter(chunk.values()))) for chunk in chunks) < rows:
+            return None
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What models are compared by.
+
+    Attributes:
+        metrics: Metrics over the set.
+        pipeline: Steps around the model; None where there are none.
+        labels: Labels of the rows, `(n, ...)`; None without labels.
+        units: Number of each row's group, `(n,)`; equal numbers were drawn together.
+        confidence: Confidence of each interval and each bound.
+        models: Number of models among which the sealed data chooses; each has its share of the level.
+    """
+
+    metrics: Sequence[SetMetric]
+    pipeline: Pipeline | None
+    labels: Array | None
+    units: Array
+    confidence: float
+    models: int = 1
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to compare by."""
+        return bool(self.metrics) or threshold_of(self.pipeline) is not None
+
+    def compare(self, label: str, before: Tensors, after: Tensors) -> Comparison:
+        """Compare a model with the original; what can't be computed is said in a line.
+
+        Args:
+            label: Description of the model, for people.
+            before: Outputs of the original by name, each of shape `(n, ...)`.
+            after: Outputs of the model, in the form of `before`.
+        """
+        rows, distinct = len(self.units), len(np.unique(self.units))
+        figures: list[Figure] = []
+        missing: list[str] = []
+        for metric in self.metrics:
+            try:
+                figures.append(self._figure(metric, before, after))
+            except InputError as error:
+                missing.append(f"{metric.noun}: not computed: {error}")
+            except Exception as error:  # a user's own function may fail in any way
+                said = (str(error).strip() or "no message").splitlines()[0]
+                missing.append(
+                    f"{metric.noun}: not computed: {type_name(metric)} ended in "
+                    f"{type(error).__name__}: {said}"
+                )
+        try:
+            moved = self._moved(before, after)
+        except InputError as error:
+            moved = None
+            missing.append(f"decisions: not compared: {error}")
+        return Comparison(
+            label=label,
+            rows=rows,
+            groups=distinct if distinct < rows else None,
+            confidence=self.confidence,
+            figures=tuple(figures),
+            moved=moved,
+            missing=tuple(missing),
+        )
+
+    def _figure(self, given: SetMetric, before: Tensors, after: Tensors) -> Figure:
+        if self.labels is None:
+            raise InputError("it needs labels; the data has none")
+        labels, metric = self.labels, given.settled(before)
+        values = (metric.value(before, labels), metric.value(after, labels))
+        if isinstance(metric, ScoreMetric) and metric.every_class:
+            _check_enough(metric.cases(before, labels).classes, self.units)
+        low = high = 0.0
+        if not _same(before, after):
+            low, high = self._interval(metric, before, after, labels)
+        bound, draws = self._bound(metric, before, after, labels)
+        return Figure(
+            noun=metric.noun,
+            before=values[0],
+            after=values[1],
+            low=min(low, values[1] - values[0]),
+            high=max(high, values[1] - values[0]),
+            higher_is_better=metric.higher_is_better,
+            reading=metric.reading,
+            bound=bound,
+            draws=draws,
+            per_group=bound is not None and len(np.unique(self.units)) < len(self.units),
+        )
+
+    def _interval(
+        self, metric: SetMetric, before: Tensors, after: Tensors, labels: Array
+    ) -> tuple[float, float]:
+        """Return an approximate interval of after - before: resampled rows, or groups, in pairs.
+
+        Raises:
+            InputError: most resampled sets have no figure.
+        """
+        _, unit = np.unique(self.units, return_inverse=True)
+        count, rows = unit.max() + 1, len(unit)
+        sets = _RESAMPLED if rows <= _LARGE else _RESAMPLED_LARGE
+        rng = np.random.default_rng(_SEED)
+        changes: list[NDArray[np.float64]] = []
+        step = max(1, _AT_ONCE // rows)
+        for start in range(0, sets, step):
+            size = (min(step, sets - start), count)
+            drawn_units = rng.integers(0, count, size)
+            counts = np.stack([np.bincount(one, minlength=count)[unit] for one in drawn_units])
+            after_values = metric.values(after, labels, counts)
+            changes.append(after_values - metric.values(before, labels, counts))
+        found = np.concatenate(changes)
+        found = found[np.isfinite(found)]
+        if len(found) < sets / 2:
+            raise InputError(
+                f"{rows:,} rows are too few for an interval: most resampled sets have none"
+            )
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(found, (tail, 1 - tail))
+        return float(low), float(high)
+
+    def _bound(
+        self, metric: SetMetric, before: Tensors, after: Tensors, labels: Array
+    ) -> tuple[float | None, int]:
+        """Return an exact upper bound on how much worse the figure is, and the draws behind it."""
+        own = metric.draws(before, labels, self.units)
+        others = metric.draws(after, labels, self.units)
+        if own is None or others is None:
+            return None, 0
+        falls = drawn(own, others, losses_only=False, binary=False, groups=None)
+        alpha = (1 - self.confidence) / self.models
+        _, bound = bounded(falls, 0.5, alpha, BettingPrior())
+        return bound, len(own)
+
+    def _moved(self, before: Tensors, after: Tensors) -> Moved | None:
+        """Compare scores row by row, and the decisions where a step decides by a threshold."""
+        step = threshold_of(self.pipeline)
+        named = (metric.output for metric in self.metrics if isinstance(metric, ScoreMetric))
+        name = step.output if step is not None and step.output else next(named, None)
+        if step is None and not any(isinstance(metric, ScoreMetric) for metric in self.metrics):
+            return None
+        name = named_output(before, name, "the comparison of scores")
+        bits = [
+            np.ascontiguousarray(one[name]).reshape(len(self.units), -1) for one in (before, after)
+        ]
+        equal = np.zeros(len(self.units), bool)
+        if bits[0].dtype == bits[1].dtype and bits[0].shape == bits[1].shape:
+            equal = (bits[0].view(np.uint8) == bits[1].view(np.uint8)).all(axis=1)
+        if step is None:
+            apart = np.abs(bits[1].astype(np.float64) - bits[0].astype(np.float64)).max(axis=1)
+            return Moved(int(equal.sum()), float(apart.max()), float(apart.mean()))
+        told = [decisions(step, one) for one in (before, after)]
+        apart = np.abs(told[1][0] - told[0][0])
+        changed = sum(one != other for one, other in zip(told[0][1], told[1][1], strict=True))
+        return Moved(
+            int(equal.sum()), float(apart.max()), float(apart.mean()), step.threshold, changed
+        )
+
+
+def decisions(step: Threshold, outputs: Tensors) -> tuple[Array, list[bool | None]]:
+    """Return the scores of rows, `(n,)`, and what the step decides on each; None where it abstains.
+
+    The step itself decides, row by row, so that these are the decisions that the bundle gives.
+
+    Raises:
+        InputError: an output isn't what the step needs.
+    """
+    rows = len(next(iter(outputs.values())))
+    told = [
+        step({name: array[i] for name, array in outputs.items()}, Origin()) for i in range(rows)
+    ]
+    return np.array([one["score"] for one in told]), [one.get("positive") for one in told]
+
+
+def compared(
+    setting: Setting, answers: Answers, labels_of: Mapping[str, str]
+) -> dict[str, Comparison]:
+    """Compare models with the original, by what they answered.
+
+    Args:
+        setting: What models are compared by.
+        answers: Answers of the models and of the original.
+        labels_of: Model -> its description, for people.
+
+    Returns:
+        Model -> comparison; a model that failed has none.
+    """
+    rows = len(setting.units)
+    before = answers.of("", rows)
+    if before is None:
+        return {}
+    found = {}
+    for key, label in labels_of.items():
+        after = answers.of(key, rows)
+        if after is not None:
+            found[key] = setting.compare(label, before, after)
+    return found
+
+
+def _check_enough(classes: Array, units: Array) -> None:
+    """Check that each class has enough samples, or groups, to resample.
+
+    Raises:
+        InputError: a class has too few; the message says which.
+    """
+    noun = "samples" if len(np.unique(units)) == len(units) else "groups"
+    for one in np.unique(classes):
+        count = len(np.unique(units[classes == one]))
+        if count < _LEAST:
+            raise InputError(
+                f"{count} {noun} of class {one} are too few for an interval: give at least {_LEAST}"
+            )
+
+
+def _same(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)

@@ -1,0 +1,190 @@
+"""The original model beside what ships, on the same rows: figures over the set, scores, decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hasten.errors import IntegrityError
+
+_MOST = 100
+"""Most figures, or notes, of a comparison that is read."""
+_LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure over a set of rows, before and after.
+
+    Attributes:
+        noun: Name of the figure: "AUROC".
+        before: Figure of the original model.
+        after: Figure of the model that it is compared with.
+        low: Lower end of an approximate interval of after - before, by a paired bootstrap.
+        high: Upper end of that interval.
+        higher_is_better: Whether a model with a higher figure is the better one.
+        reading: How outputs became scores, in words; empty where they were read as they are.
+        bound: Upper bound on how much worse the figure is, exact in finite samples; None where no
+            exact bound is known for the figure.
+        draws: Number of independent draws behind the bound; 0 without one.
+        per_group: Whether the bound is of a mean in which each group counts once.
+    """
+
+    noun: str
+    before: float
+    after: float
+    low: float
+    high: float
+    higher_is_better: bool = True
+    reading: str = ""
+    bound: float | None = None
+    draws: int = 0
+    per_group: bool = False
+
+    def change(self, confidence: float) -> str:
+        """Return the change with its approximate interval, in words."""
+        if self.before == self.after and self.low == self.high == 0:
+            return "unchanged"
+        return (
+            f"{_signed(self.after - self.before)} (about {_signed(self.low)} to {_signed(self.high)}, "
+            f"{100 * confidence:.6g}%)"
+        )
+
+    def bounded(self, confidence: float) -> str:
+        """Return the exact bound in words; empty where there is none."""
+        if self.bound is None:
+            return ""
+        worse = "falls" if self.higher_is_better else "rises"
+        each = ", each group once" if self.per_group else ""
+        return f"{worse} by at most {_up(self.bound)} ({100 * confidence:.6g}%, exact, {self.draws:,} draws{each})"
+
+    def in_words(self, confidence: float) -> str:
+        """Return the figure in one line."""
+        how = f" [{self.reading}]" if self.reading else ""
+        sure = self.bounded(confidence)
+        return (
+            f"{self.noun}{how} {self.before:.4f} before, {self.after:.4f} after: "
+            f"{self.change(confidence)}{f'; {sure}' if sure else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far scores moved, and how many decisions with them.
+
+    Attributes:
+        equal: Number of rows whose score is equal bit for bit.
+        largest: Largest difference of a score.
+        mean: Mean difference of a score, without its sign.
+        threshold: Threshold of the step that decides; None where no step does.
+        changed: Number of rows decided otherwise; 0 where no step decides.
+    """
+
+    equal: int
+    largest: float
+    mean: float
+    threshold: float | None = None
+    changed: int = 0
+
+    def in_words(self, rows: int) -> str:
+        """Return the differences in one line."""
+        if self.equal == rows:
+            scores = f"every score of {rows:,} is bit-equal"
+        else:
+            scores = (
+                f"scores differ by at most {self.largest:.3g}, {self.mean:.3g} on average, and "
+                f"{self.equal:,} of {rows:,} are bit-equal"
+            )
+        if self.threshold is None:
+            return scores
+        share = f" ({100 * self.changed / rows:.3g}%)" if self.changed else ""
+        return (
+            f"{scores}; {self.changed:,} of {rows:,} decisions{share} change at the threshold "
+            f"{self.threshold:.6g}"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The original model and another on the same rows, which no choice was made by.
+
+    Attributes:
+        label: Description of the other model, for people.
+        rows: Number of rows.
+        groups: Number of groups that the rows are of; None where every row stands alone.
+        confidence: Confidence of each interval and of each bound, in (0, 1).
+        figures: Figures over the rows.
+        moved: Differences of the scores; None where the model has no such scores.
+        missing: Reasons why a figure is missing, one line each.
+    """
+
+    label: str
+    rows: int
+    groups: int | None
+    confidence: float
+    figures: tuple[Figure, ...] = ()
+    moved: Moved | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def how(self) -> str:
+        """How the intervals came about, in words."""
+        unit = "rows" if self.groups is None else f"{self.groups:,} groups"
+        return (
+            f"Intervals of a change are by a paired bootstrap over {unit}: approximate, not certified. "
+            "Each bound is exact in finite samples, and holds whichever candidate shipped."
+        )
+
+    def in_words(self) -> tuple[str, ...]:
+        """Return the comparison in a few lines; none where there is nothing to say."""
+        lines = [figure.in_words(self.confidence) for figure in self.figures]
+        if self.moved is not None:
+            lines.append(self.moved.in_words(self.rows))
+        return (*lines, *self.missing)
+
+    def check(self) -> None:
+        """Check a comparison that was read from a file.
+
+        Raises:
+            IntegrityError: a number is impossible; the message says which.
+        """
+        if not (0 < self.rows < 2**53 and 0 < self.confidence < 1):
+            raise IntegrityError(
+                f"a comparison of {self.rows} rows at the confidence {self.confidence:g} is impossible"
+            )
+        if self.groups is not None and not 0 < self.groups <= self.rows:
+            raise IntegrityError(
+                f"a comparison of {self.rows} rows can't have {self.groups} groups"
+            )
+        if max(len(self.figures), len(self.missing)) > _MOST:
+            raise IntegrityError(f"a comparison has more than {_MOST} figures")
+        for what, bounds in self._ascending():
+            if not all(low <= high for low, high in pairwise(bounds)):
+                raise IntegrityError(f"a comparison's {what} is out of range")
+
+    def _ascending(self) -> Iterator[tuple[str, tuple[float, ...]]]:
+        """Yield names of numbers, and tuples that must ascend; NaN in one never does."""
+        for one in self.figures:
+            yield f"{one.noun:.100}", (-_LARGEST, one.before, _LARGEST)
+            yield f"{one.noun:.100}", (-_LARGEST, one.after, _LARGEST)
+            yield f"interval of {one.noun:.100}", (-_LARGEST, one.low, one.high, _LARGEST)
+            yield f"bound of {one.noun:.100}", (0, one.bound or 0, 1)
+            yield f"number of draws of {one.noun:.100}", (0, one.draws, self.rows)
+        if self.moved is not None:
+            yield "difference of scores", (0, self.moved.mean, self.moved.largest, _LARGEST)
+            yield "number of equal scores", (0, self.moved.equal, self.rows)
+            yield "number of changed decisions", (0, self.moved.changed, self.rows)
+            yield "threshold", (-_LARGEST, self.moved.threshold or 0, _LARGEST)
+
+
+def _signed(change: float) -> str:
+    """Write a change with its sign and four decimals; more where four would show nothing."""
+    if change and abs(change) < 5e-5:
+        return f"{change:+.1e}"
+    return f"{change + 0.0:+.4f}"
+
+
+def _up(bound: float) -> str:
+    """Write a bound with four decimals, rounded up."""
+    return f"{-(-bound * 1e4 // 1) / 1e4:.4f}"
