@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 INPUT = "rows"
 """Name of the only input, of shape `[batch, columns]`."""
 OPSETS = {"": 21, "ai.onnx.ml": 5}
+_OLDER = {"ai.onnx.ml": 3}
 IR_VERSION = 10
 """Versions of what is written: TreeEnsemble came with ai.onnx.ml 5."""
 
@@ -98,7 +99,7 @@ class Graph:
         return int(self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def include(self, model: onnx.ModelProto, value: str) -> str:
-        """Add another model's nodes, fed with a value, and return the name of its first output.
+        """Add another model's nodes, fed with a value, and return the name of its last output.
 
         Args:
             model: Model with one input; its opsets may be older than this graph's.
@@ -110,7 +111,7 @@ class Graph:
             node.input[:] = [value if name == given else name for name in node.input]
             self.nodes.append(node)
         self._tensors += prefixed.graph.initializer
-        return str(prefixed.graph.output[0].name)
+        return str(prefixed.graph.output[-1].name)
 
     def finish(
         self, output: str, name: str, width: int, dtype: str, metadata: dict[str, str]
@@ -125,17 +126,20 @@ class Graph:
             metadata: Entries of `metadata_props`.
         """
         helper = self._onnx.helper
-        nodes = [*self.nodes, helper.make_node("Identity", [output], [name], name=name)]
-        if self.nodes and list(self.nodes[-1].output) == [output]:
-            self.nodes[-1].output[:] = [name]
-            nodes = self.nodes
+        nodes = _reaching(self.nodes, output)
+        if nodes and output in nodes[-1].output:
+            nodes[-1].output[:] = [name if one == output else one for one in nodes[-1].output]
+        else:
+            nodes.append(helper.make_node("Identity", [output], [name], name=name))
+        read = {one for node in nodes for one in node.input}
         first = helper.make_tensor_value_info(INPUT, self.type_of(self.dtype), ["batch", self.columns])
         last = helper.make_tensor_value_info(name, self.type_of(dtype), ["batch", width])
-        graph = helper.make_graph(nodes, "rows", [first], [last], self._tensors)
+        graph = helper.make_graph(nodes, "rows", [first], [last], [t for t in self._tensors if t.name in read])
         used = {node.domain for node in nodes} | {""}
+        opsets = OPSETS | ({} if any(n.op_type == "TreeEnsemble" for n in nodes) else _OLDER)
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid(d, v) for d, v in OPSETS.items() if d in used],
+            opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items() if d in used],
             ir_version=IR_VERSION,
             producer_name="hasten",
         )
@@ -146,3 +150,13 @@ class Graph:
         """Check a model and write it to a file."""
         self._onnx.checker.check_model(model)
         self._onnx.save(model, path)
+
+
+def _reaching(nodes: list[Any], output: str) -> list[Any]:
+    """Return the nodes that a value is made of, in order."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    return kept[::-1]

@@ -170,7 +170,8 @@ def _absent(value: Any) -> bool:
 
 def _function(building: Building, step: Any, part: Part) -> Part:
     graph, function = building.graph, step.func
-    if function is None or getattr(function, "__name__", "") == "identity":
+    checks = getattr(getattr(function, "func", None), "__name__", "") == "check_array"
+    if function is None or checks:  # HistGradientBoosting has such a step before its trees
         return part
     if step.kw_args:
         raise InputError("FunctionTransformer's kw_args aren't supported")
