@@ -30,9 +30,15 @@ from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models.embedding import check_vocabulary
-from hasten.inputs.models.source import check_has_program, find_model, load_model, load_with_data
+from hasten.inputs.data.table import reads_rows
+from hasten.inputs.models.source import (
+    check_has_program,
+    find_model,
+    load_model,
+    load_with_data,
+    stated_pipeline,
+)
 from hasten.inputs.pipeline.base import Pipeline, check_steps
-from hasten.inputs.pipeline.config import from_module
 from hasten.measure.candidate import label
 from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
@@ -127,7 +133,7 @@ def prepare(
         kind.check_tools(target)
     check_passes(order.passes)
     found = find_model(model)
-    preparation = pipeline or from_module(found)
+    preparation = pipeline or stated_pipeline(found)
     check_steps(preparation)
     program = "not taken" if family is None else family.program
     if program == "needed":
@@ -163,12 +169,14 @@ def prepare(
             check_vocabulary(preparation, proto)
     students = named_students(small_model)
     metric = guarded(metric_for(order.metric, parts, source), order.guard)
-    images = isinstance(dataset, ImageFolder)  # tensors have been prepared by their maker
+    # Tensors have been prepared by their maker; rows are the same numbers before and after.
+    images = isinstance(dataset, ImageFolder)
+    prepared = images or reads_rows(preparation) is not None
     ready = Ready(
         model=source,
         parts=parts,
         training=known,
-        pipeline=preparation if images else pipeline,
+        pipeline=preparation if prepared else pipeline,
         promise=Promise(metric, order.guard, order.max_drop, order.confidence),
         target=target,
         small_models=tuple(_small_models(students, given, made, order.custom_ops, job.folder)),

@@ -44,7 +44,8 @@ class Row(Step):
     Attributes:
         columns: Names of the columns, in the order of the model's input.
         missing: What is done about a value that isn't there, which is null in JSON, NaN, or None:
-            "refuse", or "nan" for a model that takes NaN. Under "nan" a mapping may lack columns.
+            "refuse", or "nan" for a model that takes NaN. Under "nan" a mapping may lack columns,
+            unless `whole`.
             Infinite values are refused in either case.
         words: Columns that take words, each with all of its words. Where the words of a table are
             numbers, as codes of branches are, they may be numbers here.
@@ -53,6 +54,7 @@ class Row(Step):
         unseen: Columns that take words that aren't known, each with what is done about them:
             "missing" for NaN, or "other" for the number -1. Elsewhere such words are refused.
         choices: Columns of numbers that take some only, each with all that it takes.
+        whole: Whether a mapping must have every column, with null for a value that isn't there.
     """
 
     columns: tuple[str, ...]
@@ -62,6 +64,7 @@ class Row(Step):
     required: tuple[str, ...] = ()
     unseen: tuple[tuple[str, Literal["missing", "other"]], ...] = ()
     choices: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    whole: bool = False
     bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -196,7 +199,7 @@ class Row(Step):
         try:
             found = [row[column] for column in self.columns]
         except KeyError as error:
-            if self.missing == "refuse":
+            if self.missing == "refuse" or self.whole:
                 others = self._others(row)
                 instead = f", but {others}" if others else ""
                 raise InputError(f"the row has no column {error.args[0]!r}{instead}") from None

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.objects import load_object
 from hasten.core.records import to_record
@@ -150,6 +151,26 @@ def described(model: Any) -> Tabular:
             f"this {library.name} model has a form that isn't known here, as of a version too new: "
             f"{told(error)}"
         ) from error
+
+
+def read_file(path: Path) -> Tabular | None:
+    """Read the file of a model of rows; None for a file of another kind.
+
+    Raises:
+        InputError: its library isn't installed, the file can't be read, or a part of the model isn't
+            supported.
+    """
+    found = [library for library in libraries() if path.suffix in library.suffixes]
+    if not found:
+        return None
+    (library,) = found
+    try:
+        model = library.read(path)
+    except ImportError as error:
+        raise missing_extra(f"{path}, a model of {library.name},", library.extra) from error
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror or error}") from error
+    return described(model)
 
 
 def named_columns(names: Sequence[Any] | None, count: int, stem: str) -> tuple[str, ...]:

@@ -193,6 +193,7 @@ class Building:
                 for place in sorted(self.choices)
                 if place in self.refusing
             ),
+            whole=True,
         )
 
 

@@ -6,6 +6,7 @@ include/LightGBM/tree.h, and of `ConvertOutput` in its src/objective/.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,7 @@ class LightGBM(Library):
         if b"\nend of trees" not in path.read_bytes():
             raise InputError(f"{path} is cut short: it has no line `end of trees`")
         try:
-            return lightgbm.Booster(model_file=path, params={"verbose": -1})
+            return lightgbm.Booster(model_file=path)
         except lightgbm.basic.LightGBMError as error:
             raise InputError(f"{path} can't be read by LightGBM: {told(error)}") from error
 
@@ -62,8 +63,6 @@ class LightGBM(Library):
                 raise InputError(f"this {type(model).__name__} isn't fitted: fit it first")
             booster, classes = model.booster_, getattr(model, "classes_", None)
         dump = booster.dump_model()
-        if any("linear" in key for key in _first_leaf(dump)):
-            raise InputError("LightGBM's linear_tree isn't supported: train without it")
         name, settings = _objective(dump)
         count = int(dump["num_tree_per_iteration"])
         row = _row(dump)
@@ -72,16 +71,23 @@ class LightGBM(Library):
         if classified:
             known = range(max(2, count)) if classes is None else classes
             labels = tuple(str(one) for one in known)
-        write = partial(_write, dump, name, settings, count)
+        kinds: dict[int, set[str]] = {}
+        trees = [
+            _tree(one["tree_structure"], number % count, kinds)
+            for number, one in enumerate(dump["tree_info"])
+        ]
+        if not trees:
+            raise InputError("this LightGBM model has no trees: train it first")
+        for column, several in kinds.items():
+            if "Zero" in several and len(several) > 1:
+                raise InputError(
+                    f"in LightGBM's column {row.columns[column]!r} zero is missing for some trees only, "
+                    "which isn't supported: train all of them with one zero_as_missing"
+                )
+        divisor = len(trees) // count if dump.get("average_output") else 1
+        answers = partial(_answers, name=name, settings=settings)
+        write = partial(_write, trees, kinds, len(row.columns), count, divisor, answers)
         return Tabular(self.name, row, labels, max(count, len(labels)), "float64", write)
-
-
-def _first_leaf(dump: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the first tree's first leaf."""
-    node = dump["tree_info"][0]["tree_structure"] if dump["tree_info"] else {}
-    while "left_child" in node:
-        node = node["left_child"]
-    return node
 
 
 def _objective(dump: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -115,38 +121,42 @@ def _row(dump: dict[str, Any]) -> Row:
     unseen: tuple[tuple[str, Literal["missing", "other"]], ...] = tuple(
         (column, "missing") for column, _ in words
     )
-    return Row(columns, "nan", words, "float64", unseen=unseen)
+    return Row(columns, "nan", words, "float64", unseen=unseen, whole=True)
 
 
 def _write(
-    dump: dict[str, Any], name: str, settings: dict[str, str], count: int, graph: Graph, rows: str
+    trees: list[Tree],
+    kinds: dict[int, set[str]],
+    size: int,
+    count: int,
+    divisor: int,
+    answers: Callable[[Graph, str], str],
+    graph: Graph,
+    rows: str,
 ) -> str:
-    """Add the trees and what turns their sums into answers."""
-    kinds: dict[int, set[str]] = {}
-    trees = [
-        _tree(one["tree_structure"], number % count, kinds)
-        for number, one in enumerate(dump["tree_info"])
-    ]
-    if not trees:
-        raise InputError("this LightGBM model has no trees: train it first")
-    for column, several in kinds.items():
-        if "Zero" in several and len(several) > 1:
-            raise InputError(
-                f"in LightGBM's column {dump['feature_names'][column]!r} zero is missing for some "
-                "trees only, which isn't supported: train all of them with one zero_as_missing"
-            )
+    """Add the trees and what turns their sums into answers.
+
+    Args:
+        trees: The trees.
+        kinds: What each column's splits are: "set", or what they do about missing values.
+        size: Number of columns.
+        count: Number of sums.
+        divisor: Number of iterations that a random forest averages; 1 elsewhere.
+        answers: Function that turns sums into answers.
+        graph: Graph to add to.
+        rows: Name of the rows.
+    """
     sets = {column for column, several in kinds.items() if "set" in several}
     zeros = {column for column, several in kinds.items() if "Zero" in several}
-    size = len(dump["feature_names"])
     rows = whole_numbers(graph, rows, sets, size, "float64", floor=False)
     if zeros:
         near = graph.add("LessOrEqual", graph.add("Abs", rows), np.float64(_ZERO))
         gone = graph.add("And", near, marked(zeros, size))
         rows = graph.add("Where", gone, np.float64(np.nan), rows)
     sums = sum_trees(graph, rows, trees, count, "float64")
-    if dump.get("average_output"):
-        sums = graph.add("Div", sums, np.float64(len(trees) // count))
-    return _answers(graph, sums, name, settings)
+    if divisor > 1:
+        sums = graph.add("Div", sums, np.float64(divisor))
+    return answers(graph, sums)
 
 
 def _answers(graph: Graph, sums: str, name: str, settings: dict[str, str]) -> str:
@@ -175,6 +185,8 @@ def _tree(root: dict[str, Any], target: int, kinds: dict[int, set[str]]) -> Tree
     while pending:
         node, parent, place = pending.pop()
         if "split_feature" not in node:
+            if "leaf_const" in node:
+                raise InputError("LightGBM's linear_tree isn't supported: train without it")
             leaves.append(float(node["leaf_value"]))
             parent[place] = ~(len(leaves) - 1)
             continue

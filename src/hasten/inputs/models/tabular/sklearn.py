@@ -12,7 +12,22 @@ from hasten.inputs.models.tabular.base import Library, Tabular, described, libra
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import INPUT, Graph
 
-_TRUSTED = ("sklearn.", "numpy.", "scipy.")
+_TRUSTED = (
+    "collections.OrderedDict",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMClassifier",
+    "lightgbm.sklearn.LGBMRegressor",
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+    "xgboost.core.Booster",
+    "xgboost.sklearn.XGBClassifier",
+    "xgboost.sklearn.XGBRegressor",
+)
+"""Types that hold data alone, and that skops doesn't trust by itself; nothing here calls their methods."""
 
 
 class ScikitLearn(Library):
@@ -23,17 +38,19 @@ class ScikitLearn(Library):
     suffixes = (".skops",)
 
     def read(self, path: Path) -> Any:
-        """Read a .skops file, if all of its types are skops's own trusted ones."""
+        """Read a .skops file, if skops trusts all of its types, or they are among `_TRUSTED`."""
         from skops.io import get_untrusted_types, load
 
         try:
-            unknown = get_untrusted_types(file=path)
+            found = get_untrusted_types(file=path)
+            unknown = [name for name in found if name not in _TRUSTED]
             if unknown:
                 raise InputError(
-                    f"{path} holds types that skops doesn't trust: {', '.join(unknown)[:300]}; give "
-                    "my.py:model, with a function there that loads it with the types that you trust"
+                    f"{path} holds types that aren't known to be safe: {', '.join(unknown)[:300]}; if you "
+                    "trust them, load it in a my.py (model = skops.io.load(..., trusted=[...])) and give "
+                    "my.py:model"
                 )
-            return load(path)
+            return load(path, trusted=[name for name in found if name in _TRUSTED])
         except InputError:
             raise
         except Exception as error:  # zipfile's, json's, and whatever a type's own state raises

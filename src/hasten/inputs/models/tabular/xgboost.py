@@ -93,10 +93,12 @@ def _row(learner: dict[str, Any]) -> Row:
     words = []
     for column, encoded in zip(columns, cats, strict=False):
         values = encoded.get("values", [])
-        if values:
-            offsets = encoded.get("offsets")
+        offsets = encoded.get("offsets")
+        # XGBoost 3.2 counts letters and stores bytes, so words that aren't ASCII are cut there. Such a
+        # column takes the categories' numbers.
+        if values and (not offsets or min(values) >= 0):
             words.append((column, tuple(_texts(values, offsets) if offsets else values)))
-    return Row(columns, "nan", tuple(words))
+    return Row(columns, "nan", tuple(words), whole=True)
 
 
 def _texts(values: list[int], offsets: list[int]) -> list[str]:
