@@ -19,7 +19,19 @@ COLUMNS = ("a", "b", "c", "k")
 """Columns of the rows that models are trained on; k has the whole numbers from 0 to 5."""
 FEW = settings(max_examples=8)
 """Each example has a row for every value that decides something."""
-ODD = (np.nan, 0.0, -0.0, 1e-36, -1e-36, 1e-35, -1e-35, float(np.float32(-1e-35)), 5e-324, 0.1, 1 / 3)
+ODD = (
+    np.nan,
+    0.0,
+    -0.0,
+    1e-36,
+    -1e-36,
+    1e-35,
+    -1e-35,
+    float(np.float32(-1e-35)),
+    5e-324,
+    0.1,
+    1 / 3,
+)
 """Values that are missing, next to zero, or that float32 can't hold."""
 CATEGORIES = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 2.5, 5.0, 6.0, 31.0, 32.0, 64.0, 1e9)
 """Categories that were there in training, and ones that weren't, negative, broken or far."""
@@ -76,7 +88,14 @@ class Exported:
         """
         splits = self.splits()
         values = [
-            [*more, *(near for split in sorted(set(splits.get(place, ()))) for near in neighbours(split))]
+            [
+                *more,
+                *(
+                    near
+                    for split in sorted(set(splits.get(place, ())))
+                    for near in neighbours(split)
+                ),
+            ]
             for place in range(len(self.tabular.row.columns))
         ]
         if categories is not None:

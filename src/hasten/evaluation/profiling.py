@@ -194,7 +194,9 @@ def _read(
     if data is None:
         source = _settled(load_model(found, None, place, custom_ops))
         return source, (random_requests(source.request, seed), MADE_UP)
-    source, dataset = load_with_data(found, data, pipeline or stated_pipeline(found), custom_ops, place)
+    source, dataset = load_with_data(
+        found, data, pipeline or stated_pipeline(found), custom_ops, place
+    )
     sample = {name: array[0] for name, array in dataset.inputs([0]).items()}
     return source.settled_by(sample), (first_samples(dataset), SAMPLES)
 

@@ -27,10 +27,10 @@ from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
+from hasten.inputs.data.table import reads_rows
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models.embedding import check_vocabulary
-from hasten.inputs.data.table import reads_rows
 from hasten.inputs.models.source import (
     check_has_program,
     find_model,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.tabular import Exported, FEW, ODD, training
+from tests.support.tabular import FEW, ODD, Exported, training
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError

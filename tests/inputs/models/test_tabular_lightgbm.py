@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.tabular import CATEGORIES, COLUMNS, Exported, FEW, ODD, training
+from tests.support.tabular import CATEGORIES, COLUMNS, FEW, ODD, Exported, training
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
@@ -78,9 +78,7 @@ def test_a_row_at_a_threshold_goes_where_lightgbm_sends_it(pair: Any, data: st.D
 def test_every_threshold_decides_as_in_lightgbm_where_float32_would_not(tmp_path: Path) -> None:
     rows = 1e6 + np.random.default_rng(1).random((200, 1)) / 1e3  # float32 has steps of 0.06 there
     labels = (np.arange(200) % 7 > 3).astype(int)
-    booster = lightgbm.train(
-        SMALL | {"objective": "binary"}, lightgbm.Dataset(rows, labels), 8
-    )
+    booster = lightgbm.train(SMALL | {"objective": "binary"}, lightgbm.Dataset(rows, labels), 8)
     exported = Exported(booster, tmp_path)
     same(booster, exported, rows)
     assert len(np.unique(exported(rows)[:, 1])) > 10
@@ -122,7 +120,10 @@ def test_an_estimator_says_its_classes_and_stops_at_its_best_iteration(tmp_path:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"objective": "regression", "linear_tree": True}, "LightGBM's linear_tree isn't supported"),
+        (
+            {"objective": "regression", "linear_tree": True},
+            "LightGBM's linear_tree isn't supported",
+        ),
     ],
 )
 def test_what_is_not_covered_is_refused_by_name(settings: dict[str, Any], said: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.tabular import CATEGORIES, Exported, FEW, ODD, training
+from tests.support.tabular import CATEGORIES, FEW, ODD, Exported, training
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
@@ -18,14 +18,14 @@ from hasten.inputs.models.source import find_model
 from hasten.inputs.models.tabular.base import described
 
 pytest.importorskip("sklearn")
-from sklearn import ensemble, linear_model, preprocessing, tree  # noqa: E402
-from sklearn.compose import make_column_transformer  # noqa: E402
-from sklearn.decomposition import PCA  # noqa: E402
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # noqa: E402
-from sklearn.impute import SimpleImputer  # noqa: E402
-from sklearn.naive_bayes import GaussianNB  # noqa: E402
-from sklearn.neural_network import MLPClassifier, MLPRegressor  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn import ensemble, linear_model, preprocessing, tree
+from sklearn.compose import make_column_transformer
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.impute import SimpleImputer
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
 
 ROWS, TWO, THREE, NUMBERS = training()
 WHOLE = np.nan_to_num(ROWS)
@@ -35,7 +35,11 @@ TREES: dict[str, tuple[Any, Array, bool]] = {
     "a tree": (tree.DecisionTreeClassifier(max_depth=4), TWO, True),
     "a tree of numbers": (tree.DecisionTreeRegressor(max_depth=4), NUMBERS, True),
     "a forest": (ensemble.RandomForestClassifier(6, max_depth=5), TWO, True),
-    "a forest of shares": (ensemble.RandomForestClassifier(5, max_depth=4, min_samples_leaf=4), THREE, True),
+    "a forest of shares": (
+        ensemble.RandomForestClassifier(5, max_depth=4, min_samples_leaf=4),
+        THREE,
+        True,
+    ),
     "extra trees": (ensemble.ExtraTreesClassifier(4, max_depth=5), THREE, False),
     "two numbers": (
         ensemble.RandomForestRegressor(4, max_depth=4),
@@ -116,7 +120,10 @@ SMOOTH: dict[str, tuple[Any, Array]] = {
     "bayes": (GaussianNB(), THREE),
     "a vote": (
         ensemble.VotingClassifier(
-            [("a", linear_model.LogisticRegression()), ("b", tree.DecisionTreeClassifier(max_depth=3))],
+            [
+                ("a", linear_model.LogisticRegression()),
+                ("b", tree.DecisionTreeClassifier(max_depth=3)),
+            ],
             voting="soft",
             weights=[1, 3],
         ),
@@ -152,9 +159,7 @@ STEPS = {
     "above": preprocessing.Binarizer(threshold=0.3),
     "components": PCA(2, whiten=True),
     "products": preprocessing.PolynomialFeatures(3),
-    "bins": preprocessing.KBinsDiscretizer(
-        4, encode="onehot-dense", strategy="uniform"
-    ),
+    "bins": preprocessing.KBinsDiscretizer(4, encode="onehot-dense", strategy="uniform"),
     "logarithms": preprocessing.FunctionTransformer(np.exp),
     "codes": Ordinal(handle_unknown="use_encoded_value", unknown_value=-3),
     "shares": preprocessing.TargetEncoder(cv=2),
@@ -241,7 +246,8 @@ def test_what_the_original_refuses_is_refused_by_the_row() -> None:
     frame["floor"] = np.arange(len(frame)) % 3
     model = make_pipeline(
         make_column_transformer(
-            (preprocessing.StandardScaler(), ["age", "income"]), (OneHot(), ["housing", "job", "floor"])
+            (preprocessing.StandardScaler(), ["age", "income"]),
+            (OneHot(), ["housing", "job", "floor"]),
         ),
         linear_model.LogisticRegression(),
     ).fit(frame, frame.age > 40)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.tabular import COLUMNS, Exported, FEW, ODD, training
+from tests.support.tabular import COLUMNS, FEW, ODD, Exported, training
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
@@ -39,7 +39,10 @@ WAYS: dict[str, tuple[Array, dict[str, Any]]] = {
     "hinge": (TWO, {"objective": "binary:hinge"}),
     "three classes": (THREE, {"objective": "multi:softprob", "num_class": 3}),
     "dart": (NUMBERS, {"booster": "dart", "rate_drop": 0.3}),
-    "parallel trees": (TWO, {"objective": "binary:logistic", "num_parallel_tree": 3, "subsample": 0.5}),
+    "parallel trees": (
+        TWO,
+        {"objective": "binary:logistic", "num_parallel_tree": 3, "subsample": 0.5},
+    ),
     "squares": (NUMBERS, {"objective": "reg:squarederror"}),
     "absolute errors": (NUMBERS, {"objective": "reg:absoluteerror"}),
     "poisson": (NUMBERS, {"objective": "count:poisson"}),
@@ -99,9 +102,13 @@ def test_a_file_has_the_words_of_its_columns(tmp_path: Path, suffix: str) -> Non
         pytest.skip("this XGBoost doesn't keep the categories' words")
     assert found.row.words == (("k", colours),)
     exported = Exported(booster, tmp_path)
-    got = exported(np.stack([found.row(row) for row in frame.astype({"k": str}).to_dict("records")]))
+    got = exported(
+        np.stack([found.row(row) for row in frame.astype({"k": str}).to_dict("records")])
+    )
     same(booster.predict(data), got)
-    with pytest.raises(InputError, match="needs one of its words, 'blau', 'gruen', 'rot': got 'pink'"):
+    with pytest.raises(
+        InputError, match="needs one of its words, 'blau', 'gruen', 'rot': got 'pink'"
+    ):
         found.row({"a": 1, "b": 1, "c": 1, "k": "pink"})
 
 
@@ -137,7 +144,7 @@ def test_what_is_not_covered_is_refused_by_name() -> None:
     several = xgboost.XGBRegressor(multi_strategy="multi_output_tree", n_estimators=1, n_jobs=1)
     several.fit(ROWS, np.stack([NUMBERS, -NUMBERS], axis=1))
     with pytest.raises(InputError, match="multi_output_tree isn't supported"):
-        described(several).export(Path("."))
+        described(several).export(Path())
     with pytest.raises(InputError, match="isn't fitted"):
         described(xgboost.XGBClassifier())
 

@@ -128,9 +128,7 @@ def _remove(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open(
-    path: Path, names: Sequence[str] | None, spool: Path, *, missing: bool
-) -> NpzDataset:
+def _open(path: Path, names: Sequence[str] | None, spool: Path, *, missing: bool) -> NpzDataset:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         reserved = [role for role in RESERVED if role in members and role not in (names or ())]
@@ -144,9 +142,7 @@ def _open(
         if not any(array.row_bytes for array in arrays.values()):
             raise InputError(f"{path}: a sample holds no numbers; give arrays of shape (n, ...)")
         rows = {role: _whole(archive, members[role], role, count) for role in reserved}
-    return NpzDataset(
-        arrays, rows.get("labels"), rows.get("groups"), str(path), missing=missing
-    )
+    return NpzDataset(arrays, rows.get("labels"), rows.get("groups"), str(path), missing=missing)
 
 
 def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[str, str]:

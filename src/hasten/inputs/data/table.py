@@ -60,15 +60,13 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     label: Any = None
     groups: Any = None
     said = "the table"
-    if isinstance(source, (str, Path)):
-        found = _csv_and_label(source)
-        if found is None:
-            return None
-        path, label = found
-        said, source = str(path), _read_csv(path, row)
+    file = _csv_and_label(source) if isinstance(source, (str, Path)) else None
+    if file is not None:
+        label = file[1]
+        said, source = str(file[0]), _read_csv(file[0], row)
     elif isinstance(source, tuple) and len(source) in (2, 3):
         source, label, groups = (*source, None)[:3]
-    table = _columns_of(source, row)
+    table = _columns_of(source, row, read=file is not None)
     if table is None:
         return None
     if isinstance(table, np.ndarray):
@@ -138,13 +136,13 @@ def _value(text: str, words: tuple[str | float, ...] | None) -> Any:
         return text
 
 
-def _columns_of(source: Any, row: Row) -> dict[str, Sequence[Any]] | Array | None:
+def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]] | Array | None:
     """Return a table as columns by name, or an array of numbers; None where it is none."""
     if hasattr(source, "to_pydict"):  # pyarrow
         return dict(source.to_pydict())
     if hasattr(source, "columns") and hasattr(source, "to_dict"):  # pandas and polars
         return {str(name): source[name].to_list() for name in source.columns}
-    if isinstance(source, Mapping) and set(row.columns) <= source.keys():
+    if isinstance(source, Mapping) and (read or source.keys() & set(row.columns)):
         return {
             str(name): column.tolist() if isinstance(column, np.ndarray) else list(column)
             for name, column in source.items()
@@ -175,7 +173,9 @@ def _checked(table: Array, row: Row) -> Array:
         bad = np.isinf(column) | (np.isnan(column) if name in needed else False)
         if bad.any():
             at = int(np.flatnonzero(bad)[0])
-            why = "has no value" if np.isnan(column[at]) else f"isn't a number that {row.dtype} holds"
+            why = (
+                "has no value" if np.isnan(column[at]) else f"isn't a number that {row.dtype} holds"
+            )
             raise InputError(f"the table: row {at + 1}: the column {name!r} {why}")
     return numbers
 
@@ -195,9 +195,13 @@ def _labels_in(
         return _listed(label)
     if label is not None:
         if label not in table:
-            raise InputError(f"{said} has no column {label!r} for the labels: it has {_named(table)}")
+            raise InputError(
+                f"{said} has no column {label!r} for the labels: it has {_named(table)}"
+            )
         if label in row.columns:
-            raise InputError(f"{said}: the model takes the column {label!r}, so it can't be the label")
+            raise InputError(
+                f"{said}: the model takes the column {label!r}, so it can't be the label"
+            )
         return table[label]
     if "labels" in table and "labels" not in row.columns:
         return table["labels"]
@@ -255,6 +259,8 @@ def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
         except (TypeError, ValueError) as error:
             raise InputError(f"{said}: the labels of this model are numbers: {error}") from error
     places: dict[Any, int] = {}
+    if all(_number(name) is None for name in names):  # then a number can only be a class's place
+        places.update((number, number) for number in range(len(names)))
     for place, name in enumerate(names):
         places[name] = place
         number = _number(name)

@@ -280,7 +280,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _twice(names: Sequence[str]) -> str | None:
+def _twice(names: Sequence[str | float]) -> str | float | None:
     """Return a name that comes twice."""
-    seen: set[str] = set()
+    seen: set[str | float] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]

@@ -24,7 +24,9 @@ def stated_in(path: Path) -> Pipeline | None:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data.find(PIPELINE_KEY.encode()) < 0:  # so that large files aren't parsed for nothing
+            if (
+                data.find(PIPELINE_KEY.encode()) < 0
+            ):  # so that large files aren't parsed for nothing
                 return None
     except (OSError, ValueError):  # a missing or an empty file is reported by who opens the model
         return None

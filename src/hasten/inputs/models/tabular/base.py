@@ -192,7 +192,9 @@ def both_classes(graph: Graph, positive: str, dtype: str) -> str:
     return graph.add("Concat", negative, positive, axis=1)
 
 
-def whole_numbers(graph: Graph, rows: str, columns: set[int], count: int, dtype: str, *, floor: bool) -> str:
+def whole_numbers(
+    graph: Graph, rows: str, columns: set[int], count: int, dtype: str, *, floor: bool
+) -> str:
     """Return the rows with some columns made whole, towards zero or downwards.
 
     Args:

@@ -89,7 +89,7 @@ class Building:
         """Return numbers in the type of the values, to become a constant."""
         return np.asarray(values, self.dtype)
 
-    def take(self, part: Part, places: Sequence[int]) -> Part:
+    def take(self, part: Part, places: Sequence[int] | Array) -> Part:
         """Return some columns of a value."""
         places = [int(place) for place in places]
         if places == list(range(part.size)):
@@ -166,7 +166,9 @@ class Building:
     def known_words(self, column: Column, step: str) -> dict[str, int]:
         """Return the words of a column, to which more may be added."""
         if not column.raw:
-            raise InputError(f"{step} reads words that another step computed, which isn't supported")
+            raise InputError(
+                f"{step} reads words that another step computed, which isn't supported"
+            )
         (source,) = column.sources
         return self.words.setdefault(source, {})
 
@@ -179,7 +181,9 @@ class Building:
             )
         needed = range(len(self.names)) if len(self.required) == len(self.names) else self.required
         unseen: list[tuple[str, Literal["missing", "other"]]] = [
-            (self.names[place], "other") for place in sorted(self.words) if place not in self.refusing
+            (self.names[place], "other")
+            for place in sorted(self.words)
+            if place not in self.refusing
         ]
         return Row(
             self.names,

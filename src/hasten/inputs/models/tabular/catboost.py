@@ -25,7 +25,14 @@ _CLASSES = (*_BINARY, "MultiClass", "MultiClassOneVsAll")
 _EXP = ("Poisson", "Tweedie", "LogLinQuantile")
 _RAW = (
     *("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "Lq", "MultiRMSE", "MultiQuantile"),
-    *("YetiRank", "YetiRankPairwise", "PairLogit", "PairLogitPairwise", "QueryRMSE", "QuerySoftMax"),
+    *(
+        "YetiRank",
+        "YetiRankPairwise",
+        "PairLogit",
+        "PairLogitPairwise",
+        "QueryRMSE",
+        "QuerySoftMax",
+    ),
 )
 _OTHERS = ("categorical_features", "text_features", "embedding_features")
 

@@ -54,12 +54,18 @@ class Graph:
         self._count += 1
         return f"{stem.lower()}_{self._count}"
 
-    def add(self, op: str, *inputs: str | Array, domain: str = "", **attributes: Any) -> str:
+    def add(
+        self,
+        op: str,
+        *inputs: str | Array | np.generic[Any],
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
         """Add a node with one output.
 
         Args:
             op: Name of the operator.
-            *inputs: Names of values, or arrays that become constants.
+            *inputs: Names of values, or arrays and numbers that become constants.
             domain: Domain of the operator.
             **attributes: Attributes of the node; arrays become tensors.
 
@@ -79,9 +85,9 @@ class Graph:
         )
         return out
 
-    def constant(self, array: Array) -> str:
+    def constant(self, array: Array | np.generic[Any]) -> str:
         """Return the name of a constant with these numbers."""
-        array = np.ascontiguousarray(array).reshape(np.shape(array))
+        array = np.asarray(array, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.constants:
             self.constants[key] = name = self.fresh("constant")
@@ -132,12 +138,16 @@ class Graph:
         else:
             nodes.append(helper.make_node("Identity", [output], [name], name=name))
         read = {one for node in nodes for one in node.input}
-        first = helper.make_tensor_value_info(INPUT, self.type_of(self.dtype), ["batch", self.columns])
+        first = helper.make_tensor_value_info(
+            INPUT, self.type_of(self.dtype), ["batch", self.columns]
+        )
         last = helper.make_tensor_value_info(name, self.type_of(dtype), ["batch", width])
-        graph = helper.make_graph(nodes, "rows", [first], [last], [t for t in self._tensors if t.name in read])
+        graph = helper.make_graph(
+            nodes, "rows", [first], [last], [t for t in self._tensors if t.name in read]
+        )
         used = {node.domain for node in nodes} | {""}
         opsets = OPSETS | ({} if any(n.op_type == "TreeEnsemble" for n in nodes) else _OLDER)
-        model = helper.make_model(
+        model: onnx.ModelProto = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items() if d in used],
             ir_version=IR_VERSION,

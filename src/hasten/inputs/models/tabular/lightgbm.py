@@ -30,7 +30,16 @@ _ZERO = float(np.float32(1e-35))
 """LightGBM's kZeroThreshold, a float32: numbers up to it are zeros to LightGBM."""
 _SIGMOID = ("binary", "multiclassova", "cross_entropy", "xentropy")
 _EXP = ("poisson", "gamma", "tweedie")
-_RAW = ("regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank", "rank_xendcg")
+_RAW = (
+    "regression",
+    "regression_l1",
+    "huber",
+    "fair",
+    "quantile",
+    "mape",
+    "lambdarank",
+    "rank_xendcg",
+)
 _LOG1P_EXP = ("cross_entropy_lambda", "xentlambda")
 
 
@@ -96,7 +105,9 @@ def _objective(dump: dict[str, Any]) -> tuple[str, dict[str, str]]:
     settings = {key: value for key, _, value in (word.partition(":") for word in words)}
     known = (*_SIGMOID, *_EXP, *_RAW, *_LOG1P_EXP, "multiclass", "custom")
     if name not in known:
-        raise InputError(f"LightGBM's objective {name!r} isn't supported; known are {', '.join(known)}")
+        raise InputError(
+            f"LightGBM's objective {name!r} isn't supported; known are {', '.join(known)}"
+        )
     return name, settings
 
 

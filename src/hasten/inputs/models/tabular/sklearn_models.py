@@ -221,7 +221,7 @@ def _naive_bayes(model: Any) -> Head:
 
 def _voting(model: Any) -> Head:
     """Describe a vote: the mean of the members' probabilities or numbers, weighted."""
-    labels = ()
+    labels: tuple[str, ...] = ()
     if hasattr(model, "classes_"):
         labels = labels_of(model)
         if model.voting != "soft":
@@ -253,7 +253,8 @@ def _voting(model: Any) -> Head:
 
 def _converted(model: Any) -> Head:
     """Describe an estimator that skl2onnx converts."""
-    kind, labels = type(model).__name__, ()
+    kind = type(model).__name__
+    labels: tuple[str, ...] = ()
     if hasattr(model, "classes_"):
         labels = labels_of(model)
         if not hasattr(model, "predict_proba"):

@@ -29,7 +29,9 @@ def transform(building: Building, step: Any, part: Part) -> Part:
             f"the transformer {kind} isn't supported: known are {', '.join(sorted(_STEPS))}"
         )
     if getattr(step, "n_features_in_", part.size) != part.size:
-        raise InputError(f"{kind} was fitted to {step.n_features_in_} columns, and gets {part.size}")
+        raise InputError(
+            f"{kind} was fitted to {step.n_features_in_} columns, and gets {part.size}"
+        )
     return _STEPS[kind](building, step, part)
 
 
@@ -115,7 +117,8 @@ def _no_clip(step: Any) -> None:
 
 
 def _normalizer(building: Building, step: Any, part: Part) -> Part:
-    graph = building.need(part) and building.graph
+    building.need(part)
+    graph = building.graph
     axes = np.array([1], np.int64)
     if step.norm == "max":
         norms = graph.add("ReduceMax", graph.add("Abs", part.name), axes)
@@ -141,10 +144,15 @@ def _imputer(building: Building, step: Any, part: Part) -> Part:
         gone = graph.add("Equal", part.name, building.array(missing))
         part = replace(part, name=graph.add("Where", gone, building.array(np.nan), part.name))
         building.smooth = building.moved = False
-    values = [_filled(building, column, one) for column, one in zip(part.columns, step.statistics_, strict=True)]
+    values = [
+        _filled(building, column, one)
+        for column, one in zip(part.columns, step.statistics_, strict=True)
+    ]
     kept = [p for p, value in enumerate(values) if value is not None or step.keep_empty_features]
     filled = {p for p, value in enumerate(values) if value is not None}
-    name = fill(building, part, filled, np.array([0 if v is None else v for v in values], np.float64))
+    name = fill(
+        building, part, filled, np.array([0 if v is None else v for v in values], np.float64)
+    )
     columns = tuple(replace(c, missing=p not in filled) for p, c in enumerate(part.columns))
     made = [building.take(Part(name, columns), kept)]
     if step.add_indicator:
@@ -176,7 +184,9 @@ def _function(building: Building, step: Any, part: Part) -> Part:
     if step.kw_args:
         raise InputError("FunctionTransformer's kw_args aren't supported")
     if function is np.log1p:
-        return building.computed(part, graph.add("Log", graph.add("Add", part.name, building.array(1))))
+        return building.computed(
+            part, graph.add("Log", graph.add("Add", part.name, building.array(1)))
+        )
     simple = {np.log: "Log", np.exp: "Exp", np.sqrt: "Sqrt", np.abs: "Abs", np.tanh: "Tanh"}
     if not isinstance(function, np.ufunc) or function not in simple:
         named = getattr(function, "__name__", type(function).__name__)
@@ -188,7 +198,8 @@ def _function(building: Building, step: Any, part: Part) -> Part:
 
 
 def _pca(building: Building, step: Any, part: Part) -> Part:
-    graph = building.need(part) and building.graph
+    building.need(part)
+    graph = building.graph
     name = part.name
     if getattr(step, "mean_", None) is not None:
         name = graph.add("Sub", name, building.array(step.mean_)[None])
@@ -200,13 +211,16 @@ def _pca(building: Building, step: Any, part: Part) -> Part:
 
 
 def _polynomial(building: Building, step: Any, part: Part) -> Part:
-    graph = building.need(part) and building.graph
+    building.need(part)
+    graph = building.graph
     powers = step.powers_
     found: list[Part] = []
     product: str | None
     if step.include_bias:
         ones = graph.add("Mul", building.take(part, [0]).name, building.array(0))
-        found.append(Part(graph.add("Add", ones, building.array(1)), (Column(frozenset(), missing=False),)))
+        found.append(
+            Part(graph.add("Add", ones, building.array(1)), (Column(frozenset(), missing=False),))
+        )
     top = int(powers.sum(axis=1).max())
     for degree in range(1, top + 1):
         rows = powers[powers.sum(axis=1) == degree]
@@ -225,7 +239,8 @@ def _selector(building: Building, step: Any, part: Part) -> Part:
 
 
 def _bins(building: Building, step: Any, part: Part) -> Part:
-    graph = building.need(part) and building.graph
+    building.need(part)
+    graph = building.graph
     building.smooth = building.moved = False
     building.counted(part)
     made = []

@@ -28,7 +28,9 @@ def rounded_down(thresholds: Array) -> Array:
     return np.where(near > thresholds, lower, near).astype(np.float64)
 
 
-def _tree(made: Any, values: Array, targets: tuple[int, ...], columns: Sequence[int] | None = None) -> Tree:
+def _tree(
+    made: Any, values: Array, targets: tuple[int, ...], columns: Sequence[int] | None = None
+) -> Tree:
     """Read a classic tree.
 
     Args:
@@ -77,16 +79,21 @@ def _forest(model: Any) -> Head:
 
     def leaves(member: Any) -> Array:
         held = member.tree_.value
-        return held[:, 0, :width] if labels else held[:, :, 0]
+        return np.asarray(held[:, 0, :width] if labels else held[:, :, 0])
 
     def write(building: Building, part: Part) -> str:
         graph, rows = building.graph, _narrow(building, part)
         numbers = [leaves(member) for member in members]
-        whole = all(np.isin(one[m.tree_.children_left < 0], (0, 1)).all() for one, m in zip(numbers, members, strict=True))
+        whole = all(
+            np.isin(one[m.tree_.children_left < 0], (0, 1)).all()
+            for one, m in zip(numbers, members, strict=True)
+        )
         if len(labels) == 1:
             numbers = [np.ones_like(one) for one in numbers]
         if len(labels) == 2 and whole:
-            trees = [_tree(m.tree_, one[:, 1:], (0,)) for one, m in zip(numbers, members, strict=True)]
+            trees = [
+                _tree(m.tree_, one[:, 1:], (0,)) for one, m in zip(numbers, members, strict=True)
+            ]
             positive = sum_trees(graph, rows, trees, 1, "float64")
             negative = graph.add("Sub", np.float64(len(trees)), positive)
             sums = graph.add("Concat", negative, positive, axis=1)
@@ -96,13 +103,17 @@ def _forest(model: Any) -> Head:
             sums = sum_trees(graph, rows, trees, width, "float64")
         return sums if len(members) == 1 else graph.add("Div", sums, np.float64(len(members)))
 
-    return Head(_NAME, labels, width, write, "float64", narrow=True, takes_missing=_takes_missing(model))
+    return Head(
+        _NAME, labels, width, write, "float64", narrow=True, takes_missing=_takes_missing(model)
+    )
 
 
 def _boosting(model: Any) -> Head:
     """Describe a GradientBoosting model: a start value, then its trees, each times the learning rate."""
     if type(model.init_).__name__ not in ("DummyClassifier", "DummyRegressor", "str"):
-        raise InputError(f"{type(model).__name__} with init={type(model.init_).__name__} isn't supported")
+        raise InputError(
+            f"{type(model).__name__} with init={type(model.init_).__name__} isn't supported"
+        )
     labels = labels_of(model) if hasattr(model, "classes_") else ()
     count = model.estimators_.shape[1]
     start = model._raw_predict_init(np.zeros((1, model.n_features_in_), np.float32))[0]
@@ -204,7 +215,9 @@ def _histogram_tree(predictor: Any, target: int) -> Tree:
 
 def _bits(words: Array) -> list[int]:
     """Return the places of the bits that are set in words of 32."""
-    return [32 * w + bit for w, word in enumerate(words) for bit in range(32) if int(word) >> bit & 1]
+    return [
+        32 * w + bit for w, word in enumerate(words) for bit in range(32) if int(word) >> bit & 1
+    ]
 
 
 HEADS: dict[str, Callable[[Any], Head]] = {

@@ -94,7 +94,9 @@ def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtyp
             modes += whole.modes
             splits += whole.splits
             for side, children in (("true", whole.true), ("false", whole.false)):
-                node[f"nodes_{side}nodeids"] += [c + first if c >= 0 else ~c + leaf for c in children]
+                node[f"nodes_{side}nodeids"] += [
+                    c + first if c >= 0 else ~c + leaf for c in children
+                ]
                 node[f"nodes_{side}leafs"] += [int(c < 0) for c in children]
             for place in range(len(whole.modes)):
                 if whole.modes[place] == MEMBER:

@@ -80,9 +80,7 @@ class XGBoost(Library):
             labels = tuple(str(one) for one in known)
         iterations = None if best is None else int(best) + 1
         write = partial(_write, learner, groups, iterations, missing)
-        return Tabular(
-            self.name, _row(learner), labels, max(groups, len(labels)), "float32", write
-        )
+        return Tabular(self.name, _row(learner), labels, max(groups, len(labels)), "float32", write)
 
 
 def _row(learner: dict[str, Any]) -> Row:
@@ -111,7 +109,9 @@ def _booster(learner: dict[str, Any]) -> dict[str, Any]:
     """Return the trees' record; that of dart holds it one level deeper."""
     found: dict[str, Any] = learner["gradient_booster"]
     if found["name"] not in ("gbtree", "dart"):
-        raise InputError(f"XGBoost's booster {found['name']!r} isn't supported, only gbtree and dart")
+        raise InputError(
+            f"XGBoost's booster {found['name']!r} isn't supported, only gbtree and dart"
+        )
     return found["gbtree"] if found["name"] == "dart" else found
 
 
