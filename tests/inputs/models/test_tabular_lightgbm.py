@@ -75,6 +75,12 @@ def test_a_row_at_a_threshold_goes_where_lightgbm_sends_it(pair: Any, data: st.D
     same(booster, exported, data.draw(exported.rows(ANYTHING, CATEGORIES)))
 
 
+def test_the_file_says_the_same_to_onnx_itself(pair: Any) -> None:
+    _, exported = pair
+    rows = ROWS[:40]
+    np.testing.assert_allclose(exported.by_the_standard(rows), exported(rows), rtol=1e-12)
+
+
 def test_every_threshold_decides_as_in_lightgbm_where_float32_would_not(tmp_path: Path) -> None:
     rows = 1e6 + np.random.default_rng(1).random((200, 1)) / 1e3  # float32 has steps of 0.06 there
     labels = (np.arange(200) % 7 > 3).astype(int)

@@ -104,6 +104,7 @@ def test_categories_of_histograms_go_where_scikit_learn_sends_them(tmp_path: Pat
     rows = np.repeat(ROWS[:60], len(CATEGORIES) + 1, axis=0)
     rows[:, 3] = np.tile([*CATEGORIES, np.nan], 60)
     np.testing.assert_allclose(exported(rows), own_of(model, rows), rtol=1e-12)
+    np.testing.assert_allclose(exported.by_the_standard(rows[:50]), exported(rows[:50]), rtol=1e-12)
 
 
 SMOOTH: dict[str, tuple[Any, Array]] = {

@@ -76,6 +76,12 @@ def test_a_row_at_a_threshold_goes_where_xgboost_sends_it(pair: Any, data: st.Da
     same(booster.predict(matrix(rows)), exported(rows))
 
 
+def test_the_file_says_the_same_to_onnx_itself(pair: Any) -> None:
+    _, exported = pair
+    rows = ROWS[:40]
+    np.testing.assert_allclose(exported.by_the_standard(rows), exported(rows), rtol=2e-6)
+
+
 def test_categories_that_are_none_go_where_xgboost_sends_them(tmp_path: Path) -> None:
     booster = trained(TWO, objective="binary:logistic")
     exported = Exported(booster, tmp_path)

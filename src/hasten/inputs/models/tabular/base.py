@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -192,10 +192,17 @@ def both_classes(graph: Graph, positive: str, dtype: str) -> str:
     return graph.add("Concat", negative, positive, axis=1)
 
 
-def whole_numbers(
-    graph: Graph, rows: str, columns: set[int], count: int, dtype: str, *, floor: bool
+def looked_up(
+    graph: Graph,
+    rows: str,
+    columns: set[int],
+    count: int,
+    dtype: str,
+    whole: Literal["truncated", "floor", "given"],
 ) -> str:
-    """Return the rows with some columns made whole, towards zero or downwards.
+    """Return the rows with what sets are asked for in some columns: whole numbers, plus 1.
+
+    Sets have no 0, since onnx's own evaluator takes a 0 for the end of a set.
 
     Args:
         graph: Graph to add to.
@@ -203,15 +210,17 @@ def whole_numbers(
         columns: Places of the columns whose values are looked up in sets.
         count: Number of all columns.
         dtype: Type of the rows.
-        floor: Whether numbers are made whole downwards.
+        whole: How numbers are made whole: towards zero, downwards, or not at all, as they are.
     """
     if not columns:
         return rows
-    if floor:
-        whole = graph.add("Floor", rows)
-    else:
-        whole = graph.add("Sub", rows, graph.add("Mod", rows, np.ones((), dtype), fmod=1))
-    return graph.add("Where", marked(columns, count), whole, rows)
+    numbers = rows
+    if whole == "floor":
+        numbers = graph.add("Floor", rows)
+    elif whole == "truncated":
+        numbers = graph.add("Sub", rows, graph.add("Mod", rows, np.ones((), dtype), fmod=1))
+    numbers = graph.add("Add", numbers, np.ones((), dtype))
+    return graph.add("Where", marked(columns, count), numbers, rows)
 
 
 def marked(columns: set[int], count: int) -> Array:

@@ -18,9 +18,9 @@ from hasten.inputs.models.tabular.base import (
     Library,
     Tabular,
     both_classes,
+    looked_up,
     marked,
     named_columns,
-    whole_numbers,
 )
 from hasten.inputs.models.tabular.graph import Graph
 from hasten.inputs.models.tabular.trees import LEQ, MEMBER, Tree, sum_trees
@@ -159,7 +159,7 @@ def _write(
     """
     sets = {column for column, several in kinds.items() if "set" in several}
     zeros = {column for column, several in kinds.items() if "Zero" in several}
-    rows = whole_numbers(graph, rows, sets, size, "float64", floor=False)
+    rows = looked_up(graph, rows, sets, size, "float64", "truncated")
     if zeros:
         near = graph.add("LessOrEqual", graph.add("Abs", rows), np.float64(_ZERO))
         gone = graph.add("And", near, marked(zeros, size))

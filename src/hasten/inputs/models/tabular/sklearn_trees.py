@@ -13,6 +13,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.models.tabular.base import looked_up
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.sklearn_models import Head, labels_of, probabilities
 from hasten.inputs.models.tabular.sklearn_steps import transform
@@ -180,7 +181,10 @@ def _histogram(model: Any) -> Head:
         trees = [constant(float(value), target) for target, value in enumerate(start) if value]
         for stage in model._predictors:
             trees += [_histogram_tree(one, target) for target, one in enumerate(stage)]
-        rows = graph.cast(prepare(building, part).name, "float64", building.dtype)
+        made = prepare(building, part)
+        rows = graph.cast(made.name, "float64", building.dtype)
+        sets = {tree.columns[place] for tree in trees for place in tree.sets}
+        rows = looked_up(graph, rows, sets, made.size, "float64", "given")
         sums = sum_trees(graph, rows, trees, len(start), "float64")
         if labels:
             return probabilities(building, sums, len(labels), "float64")

@@ -26,7 +26,8 @@ class Tree:
         columns: Column of each node.
         modes: `LEQ`, `LT`, `GT` or `MEMBER` of each node.
         splits: Number that each node compares with; 0 for a set.
-        sets: Whole numbers of each node that is a `MEMBER`, by the node's place.
+        sets: Whole numbers from 0 of each node that is a `MEMBER`, by the node's place. In the file they
+            are 1 larger, and so is what `looked_up` makes of the rows.
         true: Child of each node where its condition holds.
         false: Child of each node where it doesn't.
         missing_true: Whether NaN goes to the true child, for each node.
@@ -87,7 +88,7 @@ def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtyp
     for tree in trees:
         for number, target in enumerate(tree.targets):
             first, leaf = len(modes), len(leaf_targets)
-            whole = tree if tree.columns else _split_leaf(tree)
+            whole = _ordered(tree) if tree.columns else _split_leaf(tree)
             roots.append(first)
             node["nodes_featureids"] += whole.columns
             node["nodes_missing_value_tracks_true"] += map(int, whole.missing_true)
@@ -100,7 +101,7 @@ def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtyp
                 node[f"nodes_{side}leafs"] += [int(c < 0) for c in children]
             for place in range(len(whole.modes)):
                 if whole.modes[place] == MEMBER:
-                    members += [*map(float, whole.sets[place]), np.nan]
+                    members += [*(float(one + 1) for one in whole.sets[place]), np.nan]
             leaves.append(whole.values[:, number])
             leaf_targets += [target] * len(whole.values)
     sets = {"membership_values": np.array(members, dtype)} if members else {}
@@ -124,3 +125,30 @@ def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtyp
 def _split_leaf(tree: Tree) -> Tree:
     """Return a tree of one leaf with a node before it, since a TreeEnsemble has no other."""
     return Tree(tree.values, tree.targets, [0], [LEQ], [0.0], {}, [-1], [-1], [False])
+
+
+def _ordered(tree: Tree) -> Tree:
+    """Return a tree whose nodes come as a walk meets them, true sides first.
+
+    ONNX Runtime reads sets in the order of the nodes, as ONNX says, and onnx's evaluator in that of the walk.
+    """
+    if not tree.sets:
+        return tree
+    walk: list[int] = []
+    pending = [0]
+    while pending:
+        place = pending.pop()
+        walk.append(place)
+        pending += [child for child in (tree.false[place], tree.true[place]) if child >= 0]
+    at = {place: number for number, place in enumerate(walk)}
+    return Tree(
+        tree.values,
+        tree.targets,
+        [tree.columns[place] for place in walk],
+        [tree.modes[place] for place in walk],
+        [tree.splits[place] for place in walk],
+        {at[place]: members for place, members in tree.sets.items()},
+        [at.get(tree.true[place], tree.true[place]) for place in walk],
+        [at.get(tree.false[place], tree.false[place]) for place in walk],
+        [tree.missing_true[place] for place in walk],
+    )

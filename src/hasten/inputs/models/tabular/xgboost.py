@@ -20,8 +20,8 @@ from hasten.inputs.models.tabular.base import (
     Library,
     Tabular,
     both_classes,
+    looked_up,
     named_columns,
-    whole_numbers,
 )
 from hasten.inputs.models.tabular.graph import Graph
 from hasten.inputs.models.tabular.trees import LT, MEMBER, Tree, constant, sum_trees
@@ -144,7 +144,7 @@ def _write(
         gone = graph.add("Equal", rows, np.float32(missing))
         rows = graph.add("Where", gone, np.float32(np.nan), rows)
     sets = {tree.columns[place] for tree in trees for place in tree.sets}
-    rows = whole_numbers(graph, rows, sets, size, "float32", floor=True)
+    rows = looked_up(graph, rows, sets, size, "float32", "floor")
     sums = sum_trees(graph, rows, trees or [constant(0.0)], groups, "float32")
     if name in _SIGMOID:
         scores = graph.add("Sigmoid", sums)
