@@ -41,7 +41,8 @@ def main() -> None:
 @click.option(
     "--data",
     required=True,
-    help="Evaluation data: an .npz file, a folder of images, or module:function.",
+    help="Evaluation data: an .npz file, a folder of images, a table (rows.csv, or rows.csv:label for a "
+    "column of labels), or module:function.",
 )
 @click.option(
     "--objective",

@@ -28,9 +28,13 @@ from hasten.inputs.data.requests import (
     telling,
 )
 from hasten.inputs.data.spool import Spool, write_spool
-from hasten.inputs.models.source import find_model, load_model, load_with_data
+from hasten.inputs.models.source import (
+    find_model,
+    load_model,
+    load_with_data,
+    stated_pipeline,
+)
 from hasten.inputs.pipeline.base import Pipeline
-from hasten.inputs.pipeline.config import from_module
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import REQUESTS, Bench
 
@@ -190,7 +194,9 @@ def _read(
     if data is None:
         source = _settled(load_model(found, None, place, custom_ops))
         return source, (random_requests(source.request, seed), MADE_UP)
-    source, dataset = load_with_data(found, data, pipeline or from_module(found), custom_ops, place)
+    source, dataset = load_with_data(
+        found, data, pipeline or stated_pipeline(found), custom_ops, place
+    )
     sample = {name: array[0] for name, array in dataset.inputs([0]).items()}
     return source.settled_by(sample), (first_samples(dataset), SAMPLES)
 

@@ -38,16 +38,19 @@ def optimize(
     tools estimate their speed, and their accuracy is judged on this host.
 
     Args:
-        model: Path of an .onnx, .pt2 or .keras file, "file.py:name", an `nn.Module`, an exported
-            program, or a Keras model.
-        data: Path of an .npz file or of a folder of images, "module:function", `(inputs, labels)`,
-            a mapping of arrays, or a `Dataset`.
+        model: Path of an .onnx, .pt2 or .keras file or of a model of rows (.json, .ubj, .txt, .cbm,
+            .skops), "file.py:name", an `nn.Module`, an exported program, a Keras model, or a fitted
+            model of scikit-learn, XGBoost, LightGBM or CatBoost.
+        data: Path of an .npz file, of a folder of images or of a CSV file ("rows.csv:label" names
+            its label), "module:function", `(inputs, labels)`, a mapping of arrays, a data frame, or
+            a `Dataset`.
         training: Training data to calibrate from, and to train for few bits where the device gains
             from that; with it, all of `data` judges.
         small_model: Smaller model with the same inputs and outputs, in any form that `model` takes,
             or several by name. Each is tried in the model's place, as it is, in int8, and in a
             cascade, where the model is asked again if the smaller one's answer was close.
-        pipeline: Steps from an image file to the model's input, for a folder of images.
+        pipeline: Steps from an image file or a row to the model's input, for a folder of images or
+            a table; by default what the model states itself.
         notes: Further notes to include in the result.
         resume: Whether to continue the run that was stopped.
         listen: Callback that receives the progress.

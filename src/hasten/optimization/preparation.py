@@ -31,12 +31,18 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import Spool
+from hasten.inputs.data.table import reads_rows
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models.embedding import check_vocabulary
-from hasten.inputs.models.source import check_has_program, find_model, load_model, load_with_data
+from hasten.inputs.models.source import (
+    check_has_program,
+    find_model,
+    load_model,
+    load_with_data,
+    stated_pipeline,
+)
 from hasten.inputs.pipeline.base import Pipeline, check_steps
-from hasten.inputs.pipeline.config import from_module
 from hasten.inputs.set_metrics import chosen
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.candidate import label
@@ -170,7 +176,7 @@ def prepare(
         kind.check_tools(target)
     check_passes(order.passes)
     found = find_model(model)
-    preparation = pipeline or from_module(found)
+    preparation = pipeline or stated_pipeline(found)
     check_steps(preparation)
     program = "not taken" if family is None else family.program
     if program == "needed":
@@ -207,8 +213,10 @@ def prepare(
     students = named_students(small_model)
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
     metric = guarded(metric_for(order.metric, parts, source, sequences), order.guard)
-    images = isinstance(dataset, ImageFolder)  # tensors have been prepared by their maker
-    kept_pipeline = preparation if images else pipeline
+    # Tensors have been prepared by their maker; rows are the same numbers before and after.
+    images = isinstance(dataset, ImageFolder)
+    prepared = images or reads_rows(preparation) is not None
+    kept_pipeline = preparation if prepared else pipeline
     ready = Ready(
         model=source,
         parts=parts,

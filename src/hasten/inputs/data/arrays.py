@@ -20,6 +20,8 @@ class ArrayDataset(Dataset):
         inputs: Mapping[str, Array],
         labels: Array | None = None,
         groups: Array | None = None,
+        *,
+        missing: bool = False,
     ) -> None:
         """Check that the counts agree.
 
@@ -27,6 +29,7 @@ class ArrayDataset(Dataset):
             inputs: Arrays of shape `(n, ...)` by input name.
             labels: Labels of shape `(n, ...)`; None without.
             groups: Groups of shape `(n,)`, integers or strings; None without.
+            missing: Whether NaN stands for a value that isn't there.
 
         Raises:
             InputError: there are no samples, counts differ, or an array holds Python objects.
@@ -40,6 +43,7 @@ class ArrayDataset(Dataset):
                 raise InputError(f"input {name!r} is a single number; give an array of samples")
         self._arrays = dict(inputs)
         self.names = tuple(inputs)
+        self.missing = missing
         self.labels = None if labels is None else np.asarray(labels)
         self.groups = None if groups is None else np.asarray(groups)
         counts = {name: len(array) for name, array in inputs.items()}
@@ -52,10 +56,10 @@ class ArrayDataset(Dataset):
         rows = np.asarray(indices, dtype=np.int64)
         read = {name: array[rows] for name, array in self._arrays.items()}
         for name, samples in read.items():
-            check_finite(name, samples, indices)
+            check_finite(name, samples, indices, missing=self.missing)
         return read
 
     def content_hash(self, index: int) -> bytes:
         for name, array in self._arrays.items():
-            check_finite(name, array[index : index + 1], [index])
+            check_finite(name, array[index : index + 1], [index], missing=self.missing)
         return tensors_hash({name: array[index] for name, array in self._arrays.items()})

@@ -18,6 +18,7 @@ class Dataset(ABC):
     Attributes:
         names: Names of the inputs that each sample has.
         labels: Labels of the samples, one row each; None without labels.
+        missing: Whether NaN stands for a value that isn't there.
         groups: Groups of the samples, `(n,)` integers or strings. Samples of one group (frames of a
             video, crops of a photo) are never split. None where every sample stands alone.
     """
@@ -25,6 +26,7 @@ class Dataset(ABC):
     names: tuple[str, ...]
     labels: Array | None
     groups: Array | None
+    missing: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -73,6 +75,11 @@ class Subset(Dataset):
     def groups(self) -> Array | None:  # type: ignore[override]
         """Groups of these samples; None without groups."""
         return None if self.whole.groups is None else self.whole.groups[self.indices]
+
+    @property
+    def missing(self) -> bool:  # type: ignore[override]
+        """Whether NaN stands for a value that isn't there."""
+        return self.whole.missing
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -33,9 +33,17 @@ def call_function(
     Raises:
         InputError: there is no such function, or it returns no data.
     """
+    return from_python(called(source), names, folder, source, reread=reread)
+
+
+def called(source: str) -> Any:
+    """Return what "module:function" or "file.py:function" returns, or the value of that name.
+
+    Raises:
+        InputError: there is no such function.
+    """
     found = load_object(source)
-    given = found() if callable(found) and not isinstance(found, Dataset) else found
-    return from_python(given, names, folder, source, reread=reread)
+    return found() if callable(found) and not isinstance(found, Dataset) else found
 
 
 def from_python(

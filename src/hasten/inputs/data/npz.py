@@ -42,7 +42,13 @@ class NpzDataset(Dataset):
     """Arrays of an archive that stay on disk; `open_npz` makes it."""
 
     def __init__(
-        self, arrays: dict[str, RawArray], labels: Array | None, groups: Array | None, source: str
+        self,
+        arrays: dict[str, RawArray],
+        labels: Array | None,
+        groups: Array | None,
+        source: str,
+        *,
+        missing: bool = False,
     ) -> None:
         """Check that the counts agree.
 
@@ -52,6 +58,7 @@ class NpzDataset(Dataset):
         self._arrays = arrays
         self.names = tuple(arrays)
         self.labels, self.groups = labels, groups
+        self.missing = missing
         counts = {name: len(array) for name, array in arrays.items()}
         self._count = check_counts(counts, labels, groups, source)
 
@@ -61,14 +68,20 @@ class NpzDataset(Dataset):
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         read = {name: array.rows(indices) for name, array in self._arrays.items()}
         for name, samples in read.items():
-            check_finite(name, samples, indices)
+            check_finite(name, samples, indices, missing=self.missing)
         return read
 
     def content_hash(self, index: int) -> bytes:
         return tensors_hash({name: rows[0] for name, rows in self.inputs([index]).items()})
 
 
-def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None = None) -> Dataset:
+def open_npz(
+    path: Path,
+    names: Sequence[str] | None = None,
+    spool: Path | None = None,
+    *,
+    missing: bool = False,
+) -> Dataset:
     """Open an .npz archive of `labels`, `groups` and an array of shape `(n, ...)` per input.
 
     Only labels and groups are read into memory. An uncompressed array, as `np.savez` writes it, is
@@ -81,6 +94,7 @@ def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None 
             name if the model has a single input. An input may itself be called "labels" or
             "groups".
         spool: Folder to copy arrays to; by default a temporary one, deleted with the data set.
+        missing: Whether NaN stands for a value that isn't there.
 
     Raises:
         InputError: there is no such file; it is no archive, cut short, damaged or encrypted; its
@@ -93,7 +107,7 @@ def open_npz(path: Path, names: Sequence[str] | None = None, spool: Path | None 
     folder = spool or owned
     assert folder is not None
     try:
-        dataset = _open(path, names, folder)
+        dataset = _open(path, names, folder, missing=missing)
     except _DAMAGED as error:
         _remove(owned)
         raise InputError(f"{path} is not an .npz archive, or it is cut short or damaged") from error
@@ -114,7 +128,7 @@ def _remove(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open(path: Path, names: Sequence[str] | None, spool: Path) -> NpzDataset:
+def _open(path: Path, names: Sequence[str] | None, spool: Path, *, missing: bool) -> NpzDataset:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         reserved = [role for role in RESERVED if role in members and role not in (names or ())]
@@ -128,7 +142,7 @@ def _open(path: Path, names: Sequence[str] | None, spool: Path) -> NpzDataset:
         if not any(array.row_bytes for array in arrays.values()):
             raise InputError(f"{path}: a sample holds no numbers; give arrays of shape (n, ...)")
         rows = {role: _whole(archive, members[role], role, count) for role in reserved}
-    return NpzDataset(arrays, rows.get("labels"), rows.get("groups"), str(path))
+    return NpzDataset(arrays, rows.get("labels"), rows.get("groups"), str(path), missing=missing)
 
 
 def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[str, str]:

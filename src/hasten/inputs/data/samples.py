@@ -56,21 +56,27 @@ def check_counts(
     return count
 
 
-def check_finite(name: str, samples: Array, indices: Sequence[int]) -> None:
+def check_finite(
+    name: str, samples: Array, indices: Sequence[int], *, missing: bool = False
+) -> None:
     """Check that no number is NaN or infinite.
 
     Args:
         name: Name of the input.
         samples: Samples of shape `(len(indices), ...)`.
         indices: Positions of the samples in the data.
+        missing: Whether NaN stands for a value that isn't there, and is let through.
 
     Raises:
         InputError: a sample isn't finite; the message names the first one.
     """
+    if missing:
+        samples = np.nan_to_num(samples, posinf=np.inf, neginf=-np.inf)
     bad = _first_not_finite(samples)
     if bad is not None:
+        found = "Inf" if missing else "NaN or Inf"
         raise InputError(
-            f"input {name!r}: sample {indices[bad]} has NaN or Inf; repair it or leave it out"
+            f"input {name!r}: sample {indices[bad]} has {found}; repair it or leave it out"
         )
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.function import call_function, from_python
+from hasten.inputs.data.function import call_function, called, from_python
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.npz import open_npz
+from hasten.inputs.data.table import is_csv, reads_rows, rows_of
 from hasten.inputs.pipeline.base import Pipeline
 
 
@@ -30,7 +31,9 @@ def open_data(
 
     Args:
         source: Path of an .npz archive or of a folder of images, "module:function",
-            "file.py:function", or any value that such a function may return: see `from_python`.
+            "file.py:function", or any value that such a function may return: see `from_python`. For a
+            model of rows also a table: a CSV file, "rows.csv:label" with the label's column, or
+            any other form that `rows_of` takes.
         model_inputs: Specs of the model's inputs; empty where the model doesn't name them, so that
             the data's own names are used.
         pipeline: Preprocessing from an image file to the model's input; needed for a folder of
@@ -45,13 +48,26 @@ def open_data(
     names = [spec.name for spec in model_inputs]
     if isinstance(source, Dataset):
         return source
+    row = reads_rows(pipeline)
+    if pipeline is not None and row is not None:
+        if isinstance(source, str) and ":" in source and not is_csv(source):
+            source = called(source)
+        table = rows_of(source, pipeline, names)
+        if table is not None:
+            return table
+    elif isinstance(source, (str, Path)) and is_csv(source):
+        raise InputError(
+            f"{source} is a table, and nothing says which columns the model takes in which order: give "
+            "a pipeline that begins with the step row, or a model that states its columns"
+        )
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
             return _images(path, names, pipeline)
         if path.is_file():
             if path.suffix == ".npz":
-                return open_npz(path, names, workdir)
+                missing = row is not None and row.missing == "nan"
+                return open_npz(path, names, workdir, missing=missing)
             raise InputError(
                 f"hasten can't read {path} as data: give an .npz archive, a folder of images, or "
                 "module:function"

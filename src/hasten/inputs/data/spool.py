@@ -60,6 +60,7 @@ class Spool(Dataset):
             raise IntegrityError(f"{folder} is not a complete spool: {error}; delete it") from error
         self.names = tuple(self._inputs)
         self.labels, self.groups = rows["labels"], rows["groups"]
+        self.missing = bool(index.get("missing"))
 
     @classmethod
     def open(cls, folder: Path) -> Spool:
@@ -88,7 +89,7 @@ def write_spool(dataset: Dataset, folder: Path, chunk: int = 64) -> Spool:
         InputError: a sample can't be read, isn't finite, or has another shape than the first;
             or the disk is full.
     """
-    with SpoolWriter(folder, dataset.names) as writer:
+    with SpoolWriter(folder, dataset.names, missing=dataset.missing) as writer:
         start, step = 0, 1
         while start < len(dataset):
             indices = range(start, min(start + step, len(dataset)))
@@ -102,14 +103,20 @@ def write_spool(dataset: Dataset, folder: Path, chunk: int = 64) -> Spool:
 class SpoolWriter:
     """Writer of a spool, a few samples at a time; the folder is no spool until `finish`."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], *, missing: bool = False) -> None:
         """Make the folder and its files.
+
+        Args:
+            folder: Folder to write to, empty or not yet there.
+            names: Names of the inputs.
+            missing: Whether NaN stands for a value that isn't there.
 
         Raises:
             InputError: the folder isn't empty, or can't be written.
         """
         self._folder = folder
         self._names = tuple(names)
+        self._missing = missing
         self._first: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self._count = 0
         self._open = ExitStack()
@@ -166,7 +173,7 @@ class SpoolWriter:
                 raise InputError(
                     f"input {name!r}: sample {indices[0]} is {array.dtype}, the first is {dtype}"
                 )
-            check_finite(name, array, indices)
+            check_finite(name, array, indices, missing=self._missing)
             self._write(self._files[name], array.reshape(-1).view(np.uint8).data)
         self._write(self._hashes, memoryview(b"".join(hashes)))
         self._count += count
@@ -200,6 +207,7 @@ class SpoolWriter:
             "inputs": inputs,
             "labels": labels is not None,
             "groups": groups is not None,
+            "missing": self._missing,
         }
         write_json(self._folder / INDEX, index)
         return Spool(self._folder)

@@ -16,12 +16,20 @@ from hasten.errors import HastenError, InputError, told
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.source import open_data
 from hasten.inputs.models import onnx
+from hasten.inputs.models.tabular.base import Tabular, described, library_of, read_file
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.config import from_module
+from hasten.inputs.pipeline.stored import stated_in
 
 Sampler = Callable[[Sequence[str]], Mapping[str, Array]]
 """Function from the model's input names, as far as the model states them, to one sample."""
 
-KINDS = "an .onnx file, a .pt2 exported program, a .keras file, my.py:name, a torch module or a Keras model"
+KINDS = (
+    "an .onnx file, a .pt2 exported program, a .keras file, a model of rows (XGBoost's .json or .ubj, "
+    "LightGBM's .txt, CatBoost's .cbm, scikit-learn's .skops), my.py:name, or a live model of torch, "
+    "Keras or one of these libraries"
+)
+_PICKLES = (".joblib", ".pkl", ".pickle")
 
 
 def load_model(
@@ -35,8 +43,8 @@ def load_model(
     """Load a model of any kind; facts that the model itself states are never asked for.
 
     Args:
-        source: Path of an ONNX file (.onnx or any other name), of a .pt2 exported program or of a
-            .keras file; "file.py:name" or "package.module:name" of a module, of a Keras model, or
+        source: Path of an ONNX file (.onnx or any other name), of a .pt2 exported program, of a
+            .keras file or of a model of rows (.json, .ubj, .txt, .cbm, .skops); "file.py:name" or "package.module:name" of a module, of a Keras model, or
             of a function without arguments that returns one of these or a path; or a live model.
         sample: One sample by input name, without an axis for samples; or a function that takes the
             model's input names and returns a sample. If the function fails and the model has
@@ -51,7 +59,28 @@ def load_model(
     source = find_model(source)
     if isinstance(source, Path):
         return onnx.load(source, custom_ops)
+    if isinstance(source, Tabular):
+        if custom_ops:
+            raise InputError(
+                f"custom-op libraries belong to ONNX files; a {source.library} model has none to load "
+                "them for"
+            )
+        return source.export(workdir)
     return _export(source, sample, workdir, custom_ops, keep_program)
+
+
+def stated_pipeline(found: Any) -> Pipeline | None:
+    """Return the pipeline that a model states; None for one that states none.
+
+    Args:
+        found: Model that `find_model` returned.
+
+    Raises:
+        InputError: what it states can't be used.
+    """
+    if isinstance(found, Tabular):
+        return found.pipeline
+    return stated_in(found) if isinstance(found, Path) else from_module(found)
 
 
 def load_with_data(
@@ -101,8 +130,9 @@ def check_has_program(source: Any) -> None:
     Raises:
         InputError: it is an ONNX file or a Keras model.
     """
-    if isinstance(source, Path) or _kind(source) == "keras":
+    if isinstance(source, (Path, Tabular)) or _kind(source) == "keras":
         came = f"the ONNX file {source}" if isinstance(source, Path) else "a Keras model"
+        came = f"a {source.library} model" if isinstance(source, Tabular) else came
         raise InputError(
             f"this target starts from the torch program, not from ONNX: got {came}; "
             "give the torch module or its .pt2 file"
@@ -110,13 +140,13 @@ def check_has_program(source: Any) -> None:
 
 
 def find_model(source: Any) -> Any:
-    """Return the model that a user named: the path of an ONNX file, or a live model.
+    """Return the model that a user named: the path of an ONNX file, a live model, or a `Tabular`.
 
     Raises:
         InputError: there is no such model.
     """
     if not isinstance(source, (str, Path)):
-        return source
+        return described(source) if library_of(source) is not None else source
     found = _from_path(Path(source))
     if found is None and isinstance(source, str) and ":" in source:
         found = _from_code(source)
@@ -139,6 +169,15 @@ def _from_path(path: Path) -> Any:
         return keras.load_file(path)
     if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".tflite", ".pb"):
         raise InputError(f"{path} is a {path.suffix} file; a model is {KINDS}")
+    if path.suffix in _PICKLES:
+        raise InputError(
+            f"{path} is a pickle, and reading one runs whatever code is in it: if you trust it, load it "
+            "in a my.py (model = joblib.load(...)) and give my.py:model; better, save the model with "
+            "skops or in its library's own format"
+        )
+    rows = read_file(path)
+    if rows is not None:
+        return rows
     if path.suffix == ".py":
         raise InputError(f"{path}: say which model in it, as in {path}:model")
     return path
@@ -147,7 +186,7 @@ def _from_path(path: Path) -> Any:
 def _from_code(source: str) -> Any:
     """Return the model, or the path of one, at "file.py:name" or from the function there."""
     found = load_object(source)
-    is_model = _kind(found) is not None
+    is_model = _kind(found) is not None or library_of(found) is not None
     if callable(found) and not is_model:
         try:
             found = found()
@@ -160,6 +199,8 @@ def _from_code(source: str) -> Any:
         if inner is None:
             raise InputError(f"{source} names the file {found}, which doesn't exist")
         return inner
+    if library_of(found) is not None:
+        return described(found)
     if _kind(found) is None:
         raise InputError(f"{source} gives a {type(found).__name__}; a model is {KINDS}")
     return found

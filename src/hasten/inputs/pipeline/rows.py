@@ -1,4 +1,4 @@
-"""Rows of a table as the model's input: named numbers and words to float32 in order."""
+"""Rows of a table as the model's input: named numbers and words to an array in order."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from hasten.inputs.pipeline.base import Step
 
 MAX_COLUMNS = 100_000
 """Most columns of a row."""
-_LARGEST = float(np.finfo(np.float32).max)
-_LARGEST_SQUARE = _LARGEST * _LARGEST
+_LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
+_LARGEST_SQUARE = _LARGEST["float32"] ** 2
+_UNSEEN = {"missing": math.nan, "other": -1.0}
+"""Number of a word that isn't known, by what is done about it."""
 _NUMBERS = frozenset((int, float))
 _READ = (bytes, bytearray, memoryview, str, Path)
 _BYTES_PER_COLUMN = 100
@@ -29,7 +31,7 @@ _BYTES_PER_LETTER = 12
 
 @dataclass(frozen=True)
 class Row(Step):
-    """Turn a row of a table into float32 of shape `(columns,)`, in the order of the columns.
+    """Turn a row of a table into numbers of shape `(columns,)`, in the order of the columns.
 
     A row is a mapping from columns to values, or the values alone in the order of the columns; or
     either of them as JSON, in bytes, in a text or in a file. No column may be missing, and none may
@@ -42,14 +44,27 @@ class Row(Step):
     Attributes:
         columns: Names of the columns, in the order of the model's input.
         missing: What is done about a value that isn't there, which is null in JSON, NaN, or None:
-            "refuse", or "nan" for a model that takes NaN. Under "nan" a mapping may lack columns.
+            "refuse", or "nan" for a model that takes NaN. Under "nan" a mapping may lack columns,
+            unless `whole`.
             Infinite values are refused in either case.
-        words: Columns that take words, each with all of its words.
+        words: Columns that take words, each with all of its words. Where the words of a table are
+            numbers, as codes of branches are, they may be numbers here.
+        dtype: Type of the numbers, "float32" or "float64".
+        required: Columns that need a value even under "nan".
+        unseen: Columns that take words that aren't known, each with what is done about them:
+            "missing" for NaN, or "other" for the number -1. Elsewhere such words are refused.
+        choices: Columns of numbers that take some only, each with all that it takes.
+        whole: Whether a mapping must have every column, with null for a value that isn't there.
     """
 
     columns: tuple[str, ...]
     missing: Literal["refuse", "nan"] = "refuse"
-    words: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    words: tuple[tuple[str, tuple[str | float, ...]], ...] = ()
+    dtype: Literal["float32", "float64"] = "float32"
+    required: tuple[str, ...] = ()
+    unseen: tuple[tuple[str, Literal["missing", "other"]], ...] = ()
+    choices: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    whole: bool = False
     bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -60,13 +75,28 @@ class Row(Step):
             raise InputError(f"row.columns has {twice!r} twice: give each column once")
         if self.missing not in ("refuse", "nan"):
             raise InputError(f"row.missing={self.missing!r}: give 'refuse' or 'nan'")
-        if twice := _twice([column for column, _ in self.words]):
-            raise InputError(f"row.words has {twice!r} twice: give each column once")
+        if self.dtype not in _LARGEST:
+            raise InputError(f"row.dtype={self.dtype!r}: give 'float32' or 'float64'")
+        self._check_named("words", [column for column, _ in self.words])
+        self._check_named("required", self.required)
+        self._check_named("unseen", [column for column, _ in self.unseen])
+        self._check_named("choices", [column for column, _ in self.choices])
+        for column, instead in self.unseen:
+            if column not in dict(self.words) or instead not in _UNSEEN:
+                raise InputError(
+                    f"row.unseen of {column!r}: give 'missing' or 'other' for a column with words"
+                )
         for column, words in self.words:
-            if column not in self._known:
-                raise InputError(f"row.words has {column!r}, which isn't among the columns")
             if isinstance(words, str) or not words or _twice(words):
                 raise InputError(f"row.words of {column!r}: give at least 1 word, and each once")
+
+    def _check_named(self, setting: str, columns: Sequence[str]) -> None:
+        """Check that a setting names columns of the row, each once."""
+        if twice := _twice(columns):
+            raise InputError(f"row.{setting} has {twice!r} twice: give each column once")
+        for column in columns:
+            if column not in self._known:
+                raise InputError(f"row.{setting} has {column!r}, which isn't among the columns")
 
     def __call__(self, value: Any) -> Array:
         """Read one row.
@@ -93,7 +123,9 @@ class Row(Step):
             )
         for place, places, _ in self._places:
             word = found[place]
-            found[place] = places.get(word, word) if isinstance(word, str) else _Unworded(word)
+            known = isinstance(word, (str, int, float)) and type(word) is not bool
+            number = places.get(word) if known else None
+            found[place] = self._unworded(place, word) if number is None else number
         if not _NUMBERS.issuperset(map(type, found)):
             found = [self._number(place, one) for place, one in enumerate(found)]
         try:
@@ -102,14 +134,20 @@ class Row(Step):
             row = np.array([_clipped(one) for one in found], np.float64)
         if not row.dot(row) <= _LARGEST_SQUARE:  # a tenth of the time of asking each number
             self._check_finite(row)
-        return row.astype(np.float32)
+        for place, choices in self._chosen:
+            if (number := row[place]) not in choices and number == number:
+                named = ", ".join(f"{one:g}" for one in sorted(choices))
+                raise InputError(
+                    f"the column {self.columns[place]!r} takes {named:.400}: got {number:g}"
+                )
+        return row if self.dtype == "float64" else row.astype(np.float32)
 
     @cached_property
     def _known(self) -> frozenset[str]:
         return frozenset(self.columns)
 
     @cached_property
-    def _places(self) -> tuple[tuple[int, dict[str, int], tuple[str, ...]], ...]:
+    def _places(self) -> tuple[tuple[int, dict[str | float, int], tuple[str | float, ...]], ...]:
         """Place of each column with words, the number of each of them, and the words."""
         at = {column: place for place, column in enumerate(self.columns)}
         return tuple(
@@ -118,10 +156,27 @@ class Row(Step):
         )
 
     @cached_property
+    def _chosen(self) -> tuple[tuple[int, frozenset[float]], ...]:
+        """Place of each column that takes some numbers only, with these numbers."""
+        at = {column: place for place, column in enumerate(self.columns)}
+        return tuple((at[column], frozenset(choices)) for column, choices in self.choices)
+
+    @cached_property
+    def _needed(self) -> frozenset[str]:
+        """Columns that need a value."""
+        return self._known if self.missing == "refuse" else frozenset(self.required)
+
+    @cached_property
+    def _instead(self) -> dict[int, float]:
+        """Number of an unknown word, by the place of each column that takes such words."""
+        at = {column: place for place, column in enumerate(self.columns)}
+        return {at[column]: _UNSEEN[instead] for column, instead in self.unseen}
+
+    @cached_property
     def _most_bytes(self) -> int:
         """Most bytes of a row's JSON: what comes is bounded before it is unpacked."""
         letters = sum(map(len, self.columns))
-        letters += sum(max(map(len, words)) for _, words in self.words)
+        letters += sum(max(len(str(word)) for word in words) for _, words in self.words)
         return 1_000 + _BYTES_PER_COLUMN * len(self.columns) + _BYTES_PER_LETTER * letters
 
     def _read(self, value: bytes | bytearray | memoryview | str | Path) -> Any:
@@ -144,7 +199,7 @@ class Row(Step):
         try:
             found = [row[column] for column in self.columns]
         except KeyError as error:
-            if self.missing == "refuse":
+            if self.missing == "refuse" or self.whole:
                 others = self._others(row)
                 instead = f", but {others}" if others else ""
                 raise InputError(f"the row has no column {error.args[0]!r}{instead}") from None
@@ -163,19 +218,21 @@ class Row(Step):
     def _number(self, place: int, value: Any) -> float:
         """Return one value as a number, or say what it is instead."""
         column = self.columns[place]
-        if isinstance(value, _Unworded):
-            value = value.value
-            if not _absent(value):
-                raise self._no_word(place, value)
         if _absent(value):
-            if self.missing == "refuse":
+            if column in self._needed:
                 raise InputError(f"the column {column!r} has no value: give one")
             return math.nan
         if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
             return value  # type: ignore[return-value]
-        if isinstance(value, str) and any(place == one for one, _, _ in self._places):
-            raise self._no_word(place, value)
         raise InputError(f"the column {column!r} needs a number: got {_kind(value)}")
+
+    def _unworded(self, place: int, value: Any) -> float | None:
+        """Return what stands for a value that isn't among a column's words, or refuse it."""
+        if _absent(value):
+            return None
+        if place in self._instead and isinstance(value, (str, int, float)):
+            return self._instead[place]
+        raise self._no_word(place, value)
 
     def _no_word(self, place: int, value: Any) -> InputError:
         words = next(words for one, _, words in self._places if one == place)
@@ -189,10 +246,10 @@ class Row(Step):
         """Check that values are there, unless they may be missing, and that they fit float32."""
         for column, number in zip(self.columns, row.tolist(), strict=True):
             if math.isnan(number):
-                if self.missing == "refuse":
+                if column in self._needed:
                     raise InputError(f"the column {column!r} has no value: give one")
-            elif abs(number) > _LARGEST:
-                raise InputError(f"the column {column!r} needs a number that float32 holds")
+            elif abs(number) > _LARGEST[self.dtype]:
+                raise InputError(f"the column {column!r} needs a number that {self.dtype} holds")
 
 
 def _begin(file: Path, size: int) -> bytes:
@@ -202,17 +259,6 @@ def _begin(file: Path, size: int) -> bytes:
             return opened.read(size)
     except OSError as error:
         raise InputError(f"{file} can't be read: {error.strerror}") from error
-
-
-@dataclass(frozen=True)
-class _Unworded:
-    """A value that came in a column with words, and isn't a text.
-
-    Attributes:
-        value: The value.
-    """
-
-    value: Any
 
 
 def _absent(value: Any) -> bool:
@@ -234,7 +280,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _twice(names: Sequence[str]) -> str | None:
+def _twice(names: Sequence[str | float]) -> str | float | None:
     """Return a name that comes twice."""
-    seen: set[str] = set()
+    seen: set[str | float] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]

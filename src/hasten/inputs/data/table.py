@@ -1,0 +1,289 @@
+"""Data set of a table: a CSV file, a data frame, or a list of rows, by the columns that a model takes."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.samples import RESERVED
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.rows import Row
+
+_ABSENT = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>"))
+"""Texts that stand for a value that isn't there, in a column that doesn't have them among its words."""
+
+
+def reads_rows(pipeline: Pipeline | None) -> Row | None:
+    """Return the step that reads a row, where a pipeline consists of it; else None."""
+    steps = () if pipeline is None else pipeline.steps
+    return steps[0] if len(steps) == 1 and isinstance(steps[0], Row) else None
+
+
+def is_csv(source: str | Path) -> bool:
+    """Whether a user named a CSV file that exists, "rows.csv", or one with its label, "rows.csv:label"."""
+    return _csv_and_label(source) is not None
+
+
+def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | None:
+    """Open a table for a model that takes rows; None where the source is of another kind.
+
+    Args:
+        source: One of these:
+            - the path of a CSV file whose first line names the columns, "rows.csv"; or
+              "rows.csv:label" with the name of the label's column;
+            - a data frame of pandas or polars, a table of pyarrow, or a mapping of columns;
+            - a list of rows, each a mapping from columns to values;
+            - an array of shape `(n, columns)`: numbers as the model takes them, or values as a row
+              has them;
+            - `(rows, labels)` or `(rows, labels, groups)`, where rows are one of the last three, and
+              the labels may be the name of a column.
+        pipeline: Pipeline that consists of the step `row` before the model.
+        names: Names of the model's inputs.
+
+    A column that the model doesn't take is the label, if it is the only one.
+
+    Raises:
+        InputError: the file can't be read, a column is missing, or a row or a label can't be used.
+    """
+    row = reads_rows(pipeline)
+    if row is None or len(names) != 1:
+        return None
+    label: Any = None
+    groups: Any = None
+    said = "the table"
+    file = _csv_and_label(source) if isinstance(source, (str, Path)) else None
+    if file is not None:
+        label = file[1]
+        said, source = str(file[0]), _read_csv(file[0], row)
+    elif isinstance(source, tuple) and len(source) in (2, 3):
+        source, label, groups = (*source, None)[:3]
+    table = _columns_of(source, row, read=file is not None)
+    if table is None:
+        return None
+    if isinstance(table, np.ndarray):
+        rows = _checked(table, row)
+        labels = label
+        if isinstance(label, str):
+            raise InputError(f"{label!r} can't be the label: an array has no names of columns")
+    else:
+        labels = _labels_in(table, label, row, said)
+        rows = _prepared(table, row, said)
+    given = None if labels is None else _label_numbers(labels, pipeline, said)
+    return ArrayDataset(
+        {names[0]: rows}, given, None if groups is None else np.asarray(groups), missing=True
+    )
+
+
+def _csv_and_label(source: str | Path) -> tuple[Path, str | None] | None:
+    path = Path(source)
+    if path.suffix == ".csv" and path.is_file():
+        return path, None
+    head, _, label = str(source).rpartition(":")
+    if head.endswith(".csv") and label and Path(head).is_file():
+        return Path(head), label
+    return None
+
+
+def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
+    """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            names = next(lines, [])
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f"{path} has the column {twice!r} twice: name each column once")
+            columns: list[list[str]] = [[] for _ in names]
+            for number, line in enumerate(lines, 1):
+                if not line:
+                    continue
+                if len(line) != len(names):
+                    raise InputError(
+                        f"{path}: row {number} has {len(line)} values, the first line names "
+                        f"{len(names)} columns"
+                    )
+                for column, value in zip(columns, line, strict=True):
+                    column.append(value)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
+    words = dict(row.words)
+    return {
+        name: [_value(text, words.get(name)) for text in column]
+        for name, column in zip(names, columns, strict=True)
+    }
+
+
+def _value(text: str, words: tuple[str | float, ...] | None) -> Any:
+    """Return a CSV value as a word of its column, a number, None, or the text that it is."""
+    if words is not None and text in words:
+        return text
+    if text.strip() in _ABSENT:
+        return None
+    if words is not None and all(isinstance(word, str) for word in words):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]] | Array | None:
+    """Return a table as columns by name, or an array of numbers; None where it is none."""
+    if hasattr(source, "to_pydict"):  # pyarrow
+        return dict(source.to_pydict())
+    if hasattr(source, "columns") and hasattr(source, "to_dict"):  # pandas and polars
+        return {str(name): source[name].to_list() for name in source.columns}
+    if isinstance(source, Mapping) and (read or source.keys() & set(row.columns)):
+        return {
+            str(name): column.tolist() if isinstance(column, np.ndarray) else list(column)
+            for name, column in source.items()
+        }
+    if isinstance(source, (list, tuple)) and source and all(isinstance(r, Mapping) for r in source):
+        if not any(name in row.columns for name in source[0]):
+            return None
+        every = dict.fromkeys(name for one in source for name in one)
+        return {str(name): [one.get(name) for one in source] for name in every}
+    if isinstance(source, np.ndarray) and source.ndim == 2:
+        if source.shape[1] != len(row.columns):
+            raise InputError(
+                f"the model takes {len(row.columns)} columns, from {row.columns[0]!r} to "
+                f"{row.columns[-1]!r}: the array has {source.shape[1]}"
+            )
+        if source.dtype.kind in "OU":
+            return {n: source[:, i].tolist() for i, n in enumerate(row.columns)}
+        return source
+    return None
+
+
+def _checked(table: Array, row: Row) -> Array:
+    """Return an array of numbers as the model takes it, checked as the step `row` checks a row."""
+    numbers = table.astype(row.dtype)
+    needed = set(row.columns) if row.missing == "refuse" else set(row.required)
+    for place, name in enumerate(row.columns):
+        column = numbers[:, place]
+        bad = np.isinf(column) | (np.isnan(column) if name in needed else False)
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            why = (
+                "has no value" if np.isnan(column[at]) else f"isn't a number that {row.dtype} holds"
+            )
+            raise InputError(f"the table: row {at + 1}: the column {name!r} {why}")
+    return numbers
+
+
+def _labels_in(
+    table: dict[str, Sequence[Any]], label: Any, row: Row, said: str
+) -> Sequence[Any] | None:
+    """Return the labels, and check that the table has every column."""
+    lacking = [name for name in row.columns if name not in table]
+    others = [name for name in table if name not in row.columns and name not in RESERVED]
+    if lacking:
+        instead = f"; it has {', '.join(map(repr, others))[:300]} beside the known ones"
+        raise InputError(
+            f"{said} has no column {lacking[0]!r}, which the model takes{instead if others else ''}"
+        )
+    if label is not None and not isinstance(label, str):
+        return _listed(label)
+    if label is not None:
+        if label not in table:
+            raise InputError(
+                f"{said} has no column {label!r} for the labels: it has {_named(table)}"
+            )
+        if label in row.columns:
+            raise InputError(
+                f"{said}: the model takes the column {label!r}, so it can't be the label"
+            )
+        return table[label]
+    if "labels" in table and "labels" not in row.columns:
+        return table["labels"]
+    if len(others) > 1:
+        raise InputError(
+            f"{said} has the columns {', '.join(map(repr, others))[:300]} beside the model's: say which is "
+            f"the label, as rows.csv:{others[-1]} or (table, {others[-1]!r})"
+        )
+    return table[others[0]] if others else None
+
+
+def _named(table: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, table))[:300]
+
+
+def _listed(labels: Any) -> Sequence[Any]:
+    return labels.tolist() if hasattr(labels, "tolist") else list(labels)
+
+
+def _prepared(table: dict[str, Sequence[Any]], row: Row, said: str) -> Array:
+    """Return the rows of a table as the step `row` gives them."""
+    rows = []
+    for number, values in enumerate(_each(table, row), 1):
+        try:
+            rows.append(row(values))
+        except InputError as error:
+            raise InputError(f"{said}: row {number}: {error}") from error
+    if not rows:
+        raise InputError(f"{said} has no rows")
+    return np.stack(rows)
+
+
+def _each(table: dict[str, Sequence[Any]], row: Row) -> Iterator[list[Any]]:
+    """Yield each row's values in order, as plain Python values."""
+    for values in zip(*(table[name] for name in row.columns), strict=True):
+        yield [_plain(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a data frame as a row has it: truth values are numbers."""
+    if isinstance(value, (bool, np.bool_)):
+        return int(value)
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
+    """Return labels as numbers: those of classes are their places among the classes' names."""
+    names: tuple[str, ...] = getattr(pipeline.after[0], "labels", ()) if pipeline.after else ()
+    values = [_plain(value) for value in _listed(labels)]
+    if not names:
+        try:
+            return np.array([float(value) for value in values])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{said}: the labels of this model are numbers: {error}") from error
+    places: dict[Any, int] = {}
+    if all(_number(name) is None for name in names):  # then a number can only be a class's place
+        places.update((number, number) for number in range(len(names)))
+    for place, name in enumerate(names):
+        places[name] = place
+        number = _number(name)
+        if number is not None:
+            places.setdefault(number, place)
+    found = []
+    for number, value in enumerate(values, 1):
+        place_ = places.get(value, places.get(_number(value)))
+        if place_ is None:
+            raise InputError(
+                f"{said}: row {number}: the label is one of {', '.join(map(repr, names))[:300]}: got "
+                f"{value!r:.80}"
+            )
+        found.append(place_)
+    return np.array(found, np.int64)
+
+
+def _number(value: Any) -> float | None:
+    """Return a label as a number, also "True" and "False"; None where it is none."""
+    if value in ("True", "False"):
+        return float(value == "True")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(number) else number

@@ -1,0 +1,1 @@
+"""Models of rows: those of scikit-learn, XGBoost, LightGBM and CatBoost as ONNX files."""

@@ -1,0 +1,230 @@
+"""Contract of a library whose models take rows, and what hasten knows of such a model."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from hasten.core.extras import missing_extra
+from hasten.core.model import Model
+from hasten.core.objects import load_object
+from hasten.core.records import to_record
+from hasten.core.tensors import Array
+from hasten.errors import HastenError, InputError, told
+from hasten.inputs.models import onnx as onnx_files
+from hasten.inputs.models.tabular.graph import INPUT, Graph
+from hasten.inputs.pipeline.base import Pipeline, PostStep
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.rows import MAX_COLUMNS, Row
+from hasten.inputs.pipeline.stored import PIPELINE_KEY
+from hasten.inputs.pipeline.vectors import Quantity
+
+LIBRARIES = (
+    "hasten.inputs.models.tabular.lightgbm:LightGBM",
+    "hasten.inputs.models.tabular.xgboost:XGBoost",
+    "hasten.inputs.models.tabular.catboost:CatBoost",
+    "hasten.inputs.models.tabular.sklearn:ScikitLearn",
+)
+"""Import path of each library's class; one file and one line here add a library."""
+_SHOWN = 5
+"""Most classes of a decision."""
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """A model of rows, ready to be written as ONNX.
+
+    Attributes:
+        library: Name of its library, for people.
+        row: Step from a row by column names to the model's input; its dtype is the input's.
+        labels: Name of each class; empty where the model gives numbers.
+        width: Number of the model's outputs for a row: probabilities, or values.
+        dtype: Element type of the outputs, by numpy's name.
+        write: Function that adds the model to a graph, given the name of its rows; it returns the
+            name of the output, of shape `[batch, width]`.
+    """
+
+    library: str
+    row: Row
+    labels: tuple[str, ...]
+    width: int
+    dtype: str
+    write: Callable[[Graph, str], str]
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Steps from a row by column names to a decision."""
+        after: PostStep
+        if self.labels:
+            after = TopK(min(_SHOWN, len(self.labels)), self.labels, softmax=False)
+        else:
+            names = () if self.width == 1 else tuple(map(str, range(self.width)))
+            after = Quantity(names=names)
+        return Pipeline((self.row,), (after,))
+
+    def export(self, workdir: Path) -> Model:
+        """Write the model as an ONNX file into a folder.
+
+        Raises:
+            InputError: a part of the model isn't supported; the message names it.
+        """
+        graph = Graph(len(self.row.columns), self.row.dtype)
+        output = self.write(graph, INPUT)
+        stated = {PIPELINE_KEY: json.dumps(to_record(self.pipeline))}
+        name = "probabilities" if self.labels else "values"
+        path = workdir / "model.onnx"
+        graph.save(graph.finish(output, name, self.width, self.dtype, stated), path)
+        return onnx_files.load(path)
+
+
+class Library(ABC):
+    """A library whose models take rows.
+
+    Attributes:
+        name: Name for people.
+        module: Name of its package, from which its models' classes come.
+        suffixes: Suffixes of the files that it reads without running code of theirs.
+        extra: hasten's extra that brings it.
+    """
+
+    name: ClassVar[str]
+    module: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = "tabular"
+
+    @abstractmethod
+    def read(self, path: Path) -> Any:
+        """Read a model's file.
+
+        Raises:
+            ImportError: the library isn't installed.
+            InputError: the file can't be read.
+        """
+
+    @abstractmethod
+    def describe(self, model: Any) -> Tabular:
+        """Return what is known of a live model.
+
+        Raises:
+            InputError: it isn't fitted, or a part of it isn't supported; the message names it.
+        """
+
+
+def libraries() -> list[Library]:
+    """Return every library, without importing any."""
+    return [load_object(path)() for path in LIBRARIES]
+
+
+def library_of(model: Any) -> Library | None:
+    """Return the library that a live object's class comes from; None for any other object."""
+    if isinstance(model, type):
+        return None
+    roots = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
+    known = {path.rpartition(".")[2].partition(":")[0] for path in LIBRARIES}
+    if not known.intersection(roots):
+        return None
+    found = {one.module: one for one in libraries()}
+    return next(found[root] for root in roots if root in found)
+
+
+def described(model: Any) -> Tabular:
+    """Return what is known of a live model of one of the libraries.
+
+    Raises:
+        InputError: a part of the model isn't supported; the message names it.
+    """
+    library = library_of(model)
+    if library is None:
+        raise InputError(f"got a {type(model).__name__}, which no library of rows is known for")
+    try:
+        return library.describe(model)
+    except HastenError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"this {library.name} model has a form that isn't known here, as of a version too new: "
+            f"{told(error)}"
+        ) from error
+
+
+def read_file(path: Path) -> Tabular | None:
+    """Read the file of a model of rows; None for a file of another kind.
+
+    Raises:
+        InputError: its library isn't installed, the file can't be read, or a part of the model isn't
+            supported.
+    """
+    found = [library for library in libraries() if path.suffix in library.suffixes]
+    if not found:
+        return None
+    (library,) = found
+    try:
+        model = library.read(path)
+    except ImportError as error:
+        raise missing_extra(f"{path}, a model of {library.name},", library.extra) from error
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror or error}") from error
+    return described(model)
+
+
+def named_columns(names: Sequence[Any] | None, count: int, stem: str) -> tuple[str, ...]:
+    """Return a model's column names, or made-up ones where it has none.
+
+    Raises:
+        InputError: it has more columns than a row may have.
+    """
+    if not 0 < count <= MAX_COLUMNS:
+        raise InputError(f"the model takes {count} columns; give one with 1 to {MAX_COLUMNS:,}")
+    if names is None or len(names) != count:
+        return tuple(f"{stem}{number}" for number in range(count))
+    return tuple(str(name) for name in names)
+
+
+def both_classes(graph: Graph, positive: str, dtype: str) -> str:
+    """Return `[1 - p, p]` of the probability of the second class, of shape `[batch, 1]`."""
+    negative = graph.add("Sub", np.ones((), dtype), positive)
+    return graph.add("Concat", negative, positive, axis=1)
+
+
+def looked_up(
+    graph: Graph,
+    rows: str,
+    columns: set[int],
+    count: int,
+    dtype: str,
+    whole: Literal["truncated", "floor", "given"],
+) -> str:
+    """Return the rows with what sets are asked for in some columns: whole numbers, plus 1.
+
+    Sets have no 0, since onnx's own evaluator takes a 0 for the end of a set.
+
+    Args:
+        graph: Graph to add to.
+        rows: Name of the rows.
+        columns: Places of the columns whose values are looked up in sets.
+        count: Number of all columns.
+        dtype: Type of the rows.
+        whole: How numbers are made whole: towards zero, downwards, or not at all, as they are.
+    """
+    if not columns:
+        return rows
+    numbers = rows
+    if whole == "floor":
+        numbers = graph.add("Floor", rows)
+    elif whole == "truncated":
+        numbers = graph.add("Sub", rows, graph.add("Mod", rows, np.ones((), dtype), fmod=1))
+    numbers = graph.add("Add", numbers, np.ones((), dtype))
+    return graph.add("Where", marked(columns, count), numbers, rows)
+
+
+def marked(columns: set[int], count: int) -> Array:
+    """Return a mask of shape `(1, count)` that is True for some columns."""
+    mask = np.zeros((1, count), bool)
+    mask[0, sorted(columns)] = True
+    return mask

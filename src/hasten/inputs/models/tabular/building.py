@@ -1,0 +1,210 @@
+"""Values of a scikit-learn pipeline while it is written as ONNX, and what becomes of its columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.models.tabular.base import marked
+from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.pipeline.rows import Row
+
+ABSENT = object()
+"""Category that stands for a value that isn't there."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a value.
+
+    Attributes:
+        sources: Places of the model's own columns that it is made of.
+        raw: Whether it is one of these columns itself, at most with missing values filled in.
+        missing: Whether NaN comes through where the source has no value.
+    """
+
+    sources: frozenset[int]
+    raw: bool = False
+    missing: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """A value of shape `[batch, columns]`.
+
+    Attributes:
+        name: Name of the value in the graph.
+        columns: What each column is.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of columns."""
+        return len(self.columns)
+
+
+@dataclass
+class Building:
+    """A graph under construction, and what its steps say of the model's columns.
+
+    Attributes:
+        graph: The graph.
+        dtype: Type of the values, by numpy's name.
+        names: Names of the model's columns.
+        words: Words of each column that takes words, each with its number, by the column's place.
+        refusing: Columns of which an encoder refuses what it doesn't know.
+        required: Columns that need a value.
+        numeric: Columns that a step computes with.
+        choices: Numbers that an encoder takes, by the column's place.
+        smooth: Whether small changes of a row make small changes of the answer so far.
+        moved: Whether the steps so far only move and replace numbers, as rounding them before would.
+    """
+
+    graph: Graph
+    dtype: str
+    names: tuple[str, ...]
+    words: dict[int, dict[str, int]] = field(default_factory=dict)
+    refusing: set[int] = field(default_factory=set)
+    required: set[int] = field(default_factory=set)
+    numeric: set[int] = field(default_factory=set)
+    choices: dict[int, set[float]] = field(default_factory=dict)
+    smooth: bool = True
+    moved: bool = True
+
+    def begin(self, rows: str) -> Part:
+        """Return the model's own columns."""
+        columns = (Column(frozenset([place]), raw=True) for place in range(len(self.names)))
+        return Part(rows, tuple(columns))
+
+    def array(self, values: Any) -> Array:
+        """Return numbers in the type of the values, to become a constant."""
+        return np.asarray(values, self.dtype)
+
+    def take(self, part: Part, places: Sequence[int] | Array) -> Part:
+        """Return some columns of a value."""
+        places = [int(place) for place in places]
+        if places == list(range(part.size)):
+            return part
+        name = self.graph.add("Gather", part.name, np.array(places, np.int64), axis=1)
+        return Part(name, tuple(part.columns[place] for place in places))
+
+    def join(self, parts: Sequence[Part]) -> Part:
+        """Return values side by side."""
+        parts = [part for part in parts if part.size]
+        if not parts:
+            raise InputError("the scikit-learn pipeline leaves no columns for the model")
+        if len(parts) == 1:
+            return parts[0]
+        name = self.graph.add("Concat", *(part.name for part in parts), axis=1)
+        return Part(name, tuple(column for part in parts for column in part.columns))
+
+    def computed(self, part: Part, name: str, *, exact: bool = False) -> Part:
+        """Return a value of which each column is computed from the same column of another.
+
+        Args:
+            part: The value that it is made from.
+            name: Name of the new value.
+            exact: Whether the result is the same if the numbers are rounded to float32 before.
+        """
+        self.counted(part)
+        self.moved &= exact
+        return Part(name, tuple(replace(column, raw=False) for column in part.columns))
+
+    def mixed(self, part: Part, name: str, size: int) -> Part:
+        """Return a value of `size` columns that are made of all columns of another."""
+        self.counted(part)
+        self.moved = False
+        sources = frozenset().union(*(column.sources for column in part.columns))
+        missing = any(column.missing for column in part.columns)
+        return Part(name, (Column(sources, missing=missing),) * size)
+
+    def counted(self, part: Part) -> None:
+        """Note that a step computes with the columns of a value, so that they can't be words."""
+        self.numeric |= {place for column in part.columns for place in column.sources if column.raw}
+
+    def need(self, part: Part) -> Part:
+        """Note that a step takes no missing values, and return the value."""
+        for column in part.columns:
+            if column.missing:
+                self.required |= column.sources
+        return part
+
+    def numbers_of(self, column: Column, categories: Sequence[Any], step: str) -> list[float]:
+        """Return the number by which each category comes: a word's place, NaN, or itself.
+
+        Args:
+            column: Column that the categories are of.
+            categories: Texts or numbers; `ABSENT` for the one that is a missing value.
+            step: Name of the step for messages.
+
+        Raises:
+            InputError: texts and numbers are mixed, or texts come from a computed column.
+        """
+        present = [one for one in categories if one is not ABSENT]
+        if not any(isinstance(one, str) for one in present):
+            self.smooth = self.moved = False  # numbers are compared with numbers
+            self.counted(Part("", (column,)))
+            return [math.nan if one is ABSENT else float(one) for one in categories]
+        if not all(isinstance(one, str) for one in present):
+            raise InputError(
+                f"{step} has a column with texts and numbers mixed: make them all texts"
+            )
+        known = self.known_words(column, step)
+        return [
+            math.nan if one is ABSENT else known.setdefault(one, len(known)) for one in categories
+        ]
+
+    def known_words(self, column: Column, step: str) -> dict[str, int]:
+        """Return the words of a column, to which more may be added."""
+        if not column.raw:
+            raise InputError(
+                f"{step} reads words that another step computed, which isn't supported"
+            )
+        (source,) = column.sources
+        return self.words.setdefault(source, {})
+
+    def row(self) -> Row:
+        """Return the step that reads a row for this model."""
+        for place in sorted(self.numeric & set(self.words)):
+            raise InputError(
+                f"the column {self.names[place]!r} is read as words by one step and as numbers by "
+                "another, which isn't supported"
+            )
+        needed = range(len(self.names)) if len(self.required) == len(self.names) else self.required
+        unseen: list[tuple[str, Literal["missing", "other"]]] = [
+            (self.names[place], "other")
+            for place in sorted(self.words)
+            if place not in self.refusing
+        ]
+        return Row(
+            self.names,
+            "refuse" if isinstance(needed, range) else "nan",
+            tuple((self.names[place], tuple(self.words[place])) for place in sorted(self.words)),
+            "float32" if self.dtype == "float32" else "float64",
+            () if isinstance(needed, range) else tuple(self.names[p] for p in sorted(needed)),
+            tuple(unseen),
+            tuple(
+                (self.names[place], tuple(sorted(self.choices[place])))
+                for place in sorted(self.choices)
+                if place in self.refusing
+            ),
+            whole=True,
+        )
+
+
+def fill(building: Building, part: Part, places: set[int], values: Array) -> str:
+    """Return a value whose NaN are replaced in some columns, by a number of each column."""
+    graph = building.graph
+    gone = graph.add("IsNaN", part.name)
+    if len(places) < part.size:
+        gone = graph.add("And", gone, marked(places, part.size))
+    return graph.add("Where", gone, building.array(values)[None], part.name)

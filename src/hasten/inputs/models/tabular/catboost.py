@@ -1,0 +1,175 @@
+"""CatBoost's models: trees over float32 borders, summed in float64.
+
+The semantics are those of CatBoost's libs/model/: a value goes to the right where it is above the
+border, and `nan_value_treatment` says what NaN does.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.errors import InputError, told
+from hasten.inputs.models.tabular.base import Library, Tabular, both_classes, named_columns
+from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.trees import GT, Tree, sum_trees
+from hasten.inputs.pipeline.rows import Row
+
+_BINARY = ("Logloss", "CrossEntropy")
+_CLASSES = (*_BINARY, "MultiClass", "MultiClassOneVsAll")
+_EXP = ("Poisson", "Tweedie", "LogLinQuantile")
+_RAW = (
+    *("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "Lq", "MultiRMSE", "MultiQuantile"),
+    *(
+        "YetiRank",
+        "YetiRankPairwise",
+        "PairLogit",
+        "PairLogitPairwise",
+        "QueryRMSE",
+        "QuerySoftMax",
+    ),
+)
+_OTHERS = ("categorical_features", "text_features", "embedding_features")
+
+
+class CatBoost(Library):
+    """CatBoost: a `CatBoost` or an estimator of its scikit-learn interface, or a .cbm file."""
+
+    name = "CatBoost"
+    module = "catboost"
+    suffixes = (".cbm",)
+
+    def read(self, path: Path) -> Any:
+        """Read a .cbm file that `save_model` wrote."""
+        import catboost
+
+        try:
+            return catboost.CatBoost().load_model(str(path), format="cbm")
+        except catboost.CatBoostError as error:
+            raise InputError(
+                f"{path} can't be read by CatBoost {catboost.__version__}: {told(error)}"
+            ) from error
+
+    def describe(self, model: Any) -> Tabular:
+        """Describe a `CatBoost` or an estimator."""
+        if not model.is_fitted():
+            raise InputError(f"this {type(model).__name__} isn't fitted: fit it first")
+        with tempfile.TemporaryDirectory(prefix="hasten-catboost-") as folder:
+            path = Path(folder) / "model.json"
+            try:
+                model.save_model(str(path), format="json")
+            except Exception as error:  # CatBoostError, which isn't imported for a live model
+                raise InputError(f"CatBoost can't export this model: {told(error)}") from error
+            record = json.loads(path.read_bytes())
+        features = record["features_info"]
+        for kind in _OTHERS:
+            if features.get(kind):
+                raise InputError(
+                    f"CatBoost's {kind.replace('_', ' ')} aren't supported: encode them as numbers "
+                    "before CatBoost, as by scikit-learn's OrdinalEncoder in a Pipeline"
+                )
+        loss = str(_loss(record))
+        if loss not in (*_CLASSES, *_EXP, *_RAW):
+            raise InputError(f"CatBoost's loss function {loss!r} isn't supported")
+        columns = named_columns(model.feature_names_, len(model.feature_names_), "f")
+        required = tuple(
+            columns[one["flat_feature_index"]]
+            for one in features["float_features"]
+            if one["nan_value_treatment"] == "AsIs" and one["borders"]
+        )
+        biases = record.get("scale_and_bias", [1, [0]])[1]
+        count = len(biases) if isinstance(biases, list) else 1
+        classes = getattr(model, "classes_", ())
+        labels: tuple[str, ...] = ()
+        if loss in _CLASSES:
+            known = classes if len(classes) else range(max(2, count))
+            labels = tuple(str(one) for one in known)
+        row = Row(columns, "nan", required=required, whole=True)
+        width = max(count, len(labels))
+        return Tabular(self.name, row, labels, width, "float64", partial(_write, record, loss))
+
+
+def _loss(record: dict[str, Any]) -> str:
+    """Return the name of the loss function, without its settings."""
+    loss = record["model_info"]["params"]["loss_function"]
+    return str(loss["type"] if isinstance(loss, dict) else loss).partition(":")[0]
+
+
+def _write(record: dict[str, Any], loss: str, graph: Graph, rows: str) -> str:
+    """Add the trees and what turns their sums into answers."""
+    floats = record["features_info"]["float_features"]
+    columns = {one["feature_index"]: int(one["flat_feature_index"]) for one in floats}
+    missing = {one["feature_index"]: one["nan_value_treatment"] == "AsTrue" for one in floats}
+    scale, biases = record.get("scale_and_bias", [1, [0]])
+    bias = np.atleast_1d(np.asarray(biases, np.float64))
+    if "oblivious_trees" in record:
+        trees = [_oblivious(one, len(bias), columns, missing) for one in record["oblivious_trees"]]
+    else:
+        trees = [_nested(one, len(bias), columns, missing) for one in record["trees"]]
+    rows = graph.cast(rows, "float64", "float32")
+    sums = sum_trees(graph, rows, trees, len(bias), "float64")
+    if scale != 1:
+        sums = graph.add("Mul", sums, np.float64(scale))
+    if bias.any():
+        sums = graph.add("Add", sums, bias)
+    if loss in _BINARY:
+        return both_classes(graph, graph.add("Sigmoid", sums), "float64")
+    if loss == "MultiClass":
+        return graph.add("Softmax", sums, axis=1)
+    if loss == "MultiClassOneVsAll":
+        return graph.add("Sigmoid", sums)
+    return graph.add("Exp", sums) if loss in _EXP else sums
+
+
+def _split(
+    tree: Tree, split: dict[str, Any], columns: dict[int, int], missing: dict[int, bool]
+) -> int:
+    """Add a node for a split of a feature with numbers."""
+    if split["split_type"] != "FloatFeature":
+        raise InputError(f"CatBoost's split {split['split_type']!r} isn't supported")
+    feature = split["float_feature_index"]
+    return tree.node(columns[feature], GT, float(np.float32(split["border"])), missing[feature])
+
+
+def _oblivious(
+    record: dict[str, Any], targets: int, columns: dict[int, int], missing: dict[int, bool]
+) -> Tree:
+    """Read a tree whose levels have one split each: split i sets bit i of the leaf's place."""
+    splits = record["splits"] or []
+    values = np.array(record["leaf_values"], np.float64).reshape(-1, targets)
+    tree = Tree(values, tuple(range(targets)))
+
+    def grow(level: int, leaf: int) -> int:
+        if level == len(splits):
+            return ~leaf
+        node = _split(tree, splits[level], columns, missing)
+        tree.true[node] = grow(level + 1, leaf | 1 << level)
+        tree.false[node] = grow(level + 1, leaf)
+        return node
+
+    grow(0, 0)
+    return tree
+
+
+def _nested(
+    record: dict[str, Any], targets: int, columns: dict[int, int], missing: dict[int, bool]
+) -> Tree:
+    """Read a tree of nodes within nodes, as Lossguide and Depthwise grow them."""
+    tree = Tree(np.empty(0), tuple(range(targets)))
+    leaves: list[Any] = []
+    pending: list[tuple[dict[str, Any], list[int], int]] = [(record, [0], 0)]
+    while pending:
+        node, parent, place = pending.pop()
+        if "split" not in node:
+            leaves.append(node["value"])
+            parent[place] = ~(len(leaves) - 1)
+            continue
+        parent[place] = made = _split(tree, node["split"], columns, missing)
+        pending += [(node["left"], tree.false, made), (node["right"], tree.true, made)]
+    tree.values = np.array(leaves, np.float64).reshape(-1, targets)
+    return tree

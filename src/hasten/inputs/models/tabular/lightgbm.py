@@ -1,0 +1,229 @@
+"""LightGBM's models: trees that are compared and summed in float64.
+
+The semantics are those of `Tree::NumericalDecision` and `Tree::CategoricalDecision` in LightGBM's
+include/LightGBM/tree.h, and of `ConvertOutput` in its src/objective/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hasten.errors import InputError, told
+from hasten.inputs.models.tabular.base import (
+    Library,
+    Tabular,
+    both_classes,
+    looked_up,
+    marked,
+    named_columns,
+)
+from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.trees import LEQ, MEMBER, Tree, sum_trees
+from hasten.inputs.pipeline.rows import Row
+
+_ZERO = float(np.float32(1e-35))
+"""LightGBM's kZeroThreshold, a float32: numbers up to it are zeros to LightGBM."""
+_SIGMOID = ("binary", "multiclassova", "cross_entropy", "xentropy")
+_EXP = ("poisson", "gamma", "tweedie")
+_RAW = (
+    "regression",
+    "regression_l1",
+    "huber",
+    "fair",
+    "quantile",
+    "mape",
+    "lambdarank",
+    "rank_xendcg",
+)
+_LOG1P_EXP = ("cross_entropy_lambda", "xentlambda")
+
+
+class LightGBM(Library):
+    """LightGBM: a `Booster`, an estimator of its scikit-learn interface, or a .txt file."""
+
+    name = "LightGBM"
+    module = "lightgbm"
+    suffixes = (".txt",)
+
+    def read(self, path: Path) -> Any:
+        """Read a .txt file that `save_model` wrote."""
+        import lightgbm
+
+        if not path.read_bytes()[:5] == b"tree\n":
+            raise InputError(f"{path} isn't a model of LightGBM: its first line isn't `tree`")
+        if b"\nend of trees" not in path.read_bytes():
+            raise InputError(f"{path} is cut short: it has no line `end of trees`")
+        try:
+            return lightgbm.Booster(model_file=path)
+        except lightgbm.basic.LightGBMError as error:
+            raise InputError(f"{path} can't be read by LightGBM: {told(error)}") from error
+
+    def describe(self, model: Any) -> Tabular:
+        """Describe a `Booster` or an estimator."""
+        classes = None
+        booster = model
+        if hasattr(model, "booster_") or hasattr(model, "_Booster"):
+            if getattr(model, "_Booster", None) is None:
+                raise InputError(f"this {type(model).__name__} isn't fitted: fit it first")
+            booster, classes = model.booster_, getattr(model, "classes_", None)
+        dump = booster.dump_model()
+        name, settings = _objective(dump)
+        count = int(dump["num_tree_per_iteration"])
+        row = _row(dump)
+        classified = name in ("binary", "multiclass", "multiclassova")
+        labels: tuple[str, ...] = ()
+        if classified:
+            known = range(max(2, count)) if classes is None else classes
+            labels = tuple(str(one) for one in known)
+        kinds: dict[int, set[str]] = {}
+        trees = [
+            _tree(one["tree_structure"], number % count, kinds)
+            for number, one in enumerate(dump["tree_info"])
+        ]
+        if not trees:
+            raise InputError("this LightGBM model has no trees: train it first")
+        for column, several in kinds.items():
+            if "Zero" in several and len(several) > 1:
+                raise InputError(
+                    f"in LightGBM's column {row.columns[column]!r} zero is missing for some trees only, "
+                    "which isn't supported: train all of them with one zero_as_missing"
+                )
+        divisor = len(trees) // count if dump.get("average_output") else 1
+        answers = partial(_answers, name=name, settings=settings)
+        write = partial(_write, trees, kinds, len(row.columns), count, divisor, answers)
+        return Tabular(self.name, row, labels, max(count, len(labels)), "float64", write)
+
+
+def _objective(dump: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """Return the objective's name and settings, as in "binary sigmoid:1"."""
+    name, *words = str(dump.get("objective", "custom")).split() or ["custom"]
+    settings = {key: value for key, _, value in (word.partition(":") for word in words)}
+    known = (*_SIGMOID, *_EXP, *_RAW, *_LOG1P_EXP, "multiclass", "custom")
+    if name not in known:
+        raise InputError(
+            f"LightGBM's objective {name!r} isn't supported; known are {', '.join(known)}"
+        )
+    return name, settings
+
+
+def _row(dump: dict[str, Any]) -> Row:
+    """Return the step that reads a row: columns of pandas's categories take their categories."""
+    names = dump["feature_names"]
+    columns = named_columns(names, len(names), "Column_")
+    sets = dump.get("pandas_categorical") or []
+    infos = dump.get("feature_infos", {})
+    categorical = [column for column in columns if infos.get(column, {}).get("values")]
+    if sets and len(sets) != len(categorical):
+        raise InputError(
+            f"LightGBM's model has the categories of {len(sets)} columns and splits of "
+            f"{len(categorical)} columns with categories, so it isn't known which are whose: train "
+            "without columns that have one value only"
+        )
+    words = tuple(
+        (column, tuple(one if isinstance(one, (str, int, float)) else str(one) for one in values))
+        for column, values in zip(categorical, sets, strict=bool(sets))
+        if values
+    )
+    unseen: tuple[tuple[str, Literal["missing", "other"]], ...] = tuple(
+        (column, "missing") for column, _ in words
+    )
+    return Row(columns, "nan", words, "float64", unseen=unseen, whole=True)
+
+
+def _write(
+    trees: list[Tree],
+    kinds: dict[int, set[str]],
+    size: int,
+    count: int,
+    divisor: int,
+    answers: Callable[[Graph, str], str],
+    graph: Graph,
+    rows: str,
+) -> str:
+    """Add the trees and what turns their sums into answers.
+
+    Args:
+        trees: The trees.
+        kinds: What each column's splits are: "set", or what they do about missing values.
+        size: Number of columns.
+        count: Number of sums.
+        divisor: Number of iterations that a random forest averages; 1 elsewhere.
+        answers: Function that turns sums into answers.
+        graph: Graph to add to.
+        rows: Name of the rows.
+    """
+    sets = {column for column, several in kinds.items() if "set" in several}
+    zeros = {column for column, several in kinds.items() if "Zero" in several}
+    rows = looked_up(graph, rows, sets, size, "float64", "truncated")
+    if zeros:
+        near = graph.add("LessOrEqual", graph.add("Abs", rows), np.float64(_ZERO))
+        gone = graph.add("And", near, marked(zeros, size))
+        rows = graph.add("Where", gone, np.float64(np.nan), rows)
+    sums = sum_trees(graph, rows, trees, count, "float64")
+    if divisor > 1:
+        sums = graph.add("Div", sums, np.float64(divisor))
+    return answers(graph, sums)
+
+
+def _answers(graph: Graph, sums: str, name: str, settings: dict[str, str]) -> str:
+    """Turn sums into answers, as the objective does."""
+    if name == "multiclass":
+        return graph.add("Softmax", sums, axis=1)
+    if name in _SIGMOID:
+        steepness = float(settings.get("sigmoid", 1))
+        if steepness != 1:
+            sums = graph.add("Mul", sums, np.float64(steepness))
+        scores = graph.add("Sigmoid", sums)
+        return both_classes(graph, scores, "float64") if name == "binary" else scores
+    if name in _EXP:
+        return graph.add("Exp", sums)
+    if name in _LOG1P_EXP:
+        return graph.add("Log", graph.add("Add", graph.add("Exp", sums), np.float64(1)))
+    if name == "regression" and "sqrt" in settings:
+        return graph.add("Mul", graph.add("Mul", graph.add("Sign", sums), sums), sums)
+    return sums
+
+
+def _tree(root: dict[str, Any], target: int, kinds: dict[int, set[str]]) -> Tree:
+    """Read a tree of `dump_model`, and note what each column's splits do about missing values."""
+    tree, leaves = Tree(np.empty(0), (target,)), []
+    pending: list[tuple[dict[str, Any], list[int], int]] = [(root, [0], 0)]
+    while pending:
+        node, parent, place = pending.pop()
+        if "split_feature" not in node:
+            if "leaf_const" in node:
+                raise InputError("LightGBM's linear_tree isn't supported: train without it")
+            leaves.append(float(node["leaf_value"]))
+            parent[place] = ~(len(leaves) - 1)
+            continue
+        column = int(node["split_feature"])
+        if node["decision_type"] == "==":
+            made = tree.node(column, MEMBER, 0.0, False)
+            tree.sets[made] = [int(one) for one in node["threshold"].split("||")]
+            kinds.setdefault(column, set()).add("set")
+        else:
+            threshold, missing = _threshold(float(node["threshold"])), node["missing_type"]
+            # A column that had no missing values in training takes them as zeros.
+            left = threshold >= 0 if missing == "None" else bool(node["default_left"])
+            made = tree.node(column, LEQ, threshold, left)
+            kinds.setdefault(column, set()).add(missing)
+        parent[place] = made
+        pending += [(node["right_child"], tree.false, made), (node["left_child"], tree.true, made)]
+    tree.values = np.array(leaves, np.float64)[:, None]
+    return tree
+
+
+def _threshold(given: float) -> float:
+    """Return the threshold that sends numbers as near to zero as LightGBM's zeros where zero goes.
+
+    LightGBM drops such numbers from a row before its trees see it: see
+    `RowPairFunctionFromDenseMatric` in its src/c_api.cpp.
+    """
+    if -_ZERO <= given < 0:
+        return float(np.nextafter(-_ZERO, -1))
+    return max(given, _ZERO) if given >= 0 else given

@@ -1,0 +1,150 @@
+"""scikit-learn's models: estimators, and pipelines that end in one, of scikit-learn or of another library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import InputError, told
+from hasten.inputs.models.tabular.base import Library, Tabular, described, library_of, named_columns
+from hasten.inputs.models.tabular.building import Building, Part
+from hasten.inputs.models.tabular.graph import INPUT, Graph
+
+_TRUSTED = (
+    "collections.OrderedDict",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMClassifier",
+    "lightgbm.sklearn.LGBMRegressor",
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+    "xgboost.core.Booster",
+    "xgboost.sklearn.XGBClassifier",
+    "xgboost.sklearn.XGBRegressor",
+)
+"""Types that hold data alone, and that skops doesn't trust by itself; nothing here calls their methods."""
+
+
+class ScikitLearn(Library):
+    """scikit-learn: a fitted estimator or pipeline, or a .skops file of one."""
+
+    name = "scikit-learn"
+    module = "sklearn"
+    suffixes = (".skops",)
+
+    def read(self, path: Path) -> Any:
+        """Read a .skops file, if skops trusts all of its types, or they are among `_TRUSTED`."""
+        from skops.io import get_untrusted_types, load
+
+        try:
+            found = get_untrusted_types(file=path)
+            unknown = [name for name in found if name not in _TRUSTED]
+            if unknown:
+                raise InputError(
+                    f"{path} holds types that aren't known to be safe: {', '.join(unknown)[:300]}; if you "
+                    "trust them, load it in a my.py (model = skops.io.load(..., trusted=[...])) and give "
+                    "my.py:model"
+                )
+            return load(path, trusted=[name for name in found if name in _TRUSTED])
+        except InputError:
+            raise
+        except Exception as error:  # zipfile's, json's, and whatever a type's own state raises
+            raise InputError(
+                f"{path} can't be read by skops: it is cut short, of a version too new, or no skops "
+                f"file ({told(error)})"
+            ) from error
+
+    def describe(self, model: Any) -> Tabular:
+        """Describe a fitted estimator or pipeline."""
+        from hasten.inputs.models.tabular import sklearn_models
+
+        model = getattr(model, "best_estimator_", model)
+        steps, final = _split(model)
+        head = sklearn_models.head_of(final)
+        names = _columns(model, steps, final)
+        # The first pass learns which words there are, and whether float32 would change an answer.
+        first = _survey(steps, head, names, "float64")
+        narrow = (first.smooth and head.smooth) or (first.moved and head.narrow)
+        dtype = "float32" if narrow else "float64"
+        row = _survey(steps, head, names, dtype).row()
+        return Tabular(
+            head.library,
+            row,
+            head.labels,
+            head.width,
+            head.dtype or dtype,
+            partial(_write, steps, head.write, names, dtype),
+        )
+
+
+def _split(model: Any) -> tuple[list[Any], Any]:
+    """Return a pipeline's steps before the last, and the last; nested pipelines are flattened."""
+    if not hasattr(model, "steps"):
+        return [], model
+    steps = [step for _, step in model.steps if step is not None and not _passes(step)]
+    if not steps:
+        raise InputError("the scikit-learn pipeline has no steps that do anything")
+    inner, final = _split(steps[-1])
+    return [*steps[:-1], *inner], final
+
+
+def _passes(step: Any) -> bool:
+    return isinstance(step, str) and step == "passthrough"
+
+
+def _columns(model: Any, steps: list[Any], final: Any) -> tuple[str, ...]:
+    """Return the names of a model's columns."""
+    for one in (model, *steps, final):
+        names = getattr(one, "feature_names_in_", None)
+        try:
+            count = getattr(one, "n_features_in_", None)
+        except AttributeError:
+            count = None
+        if count is not None:
+            return named_columns(names, int(count), "x")
+        break
+    library = library_of(final)
+    if not steps and library is not None and library.module != "sklearn":
+        return described(final).row.columns
+    raise InputError(f"this {type(model).__name__} isn't fitted: fit it first")
+
+
+def _survey(steps: list[Any], head: Any, names: tuple[str, ...], dtype: str) -> Building:
+    """Write the steps before the model to learn what they say of the columns."""
+    building = Building(Graph(len(names), dtype), dtype, names)
+    part = _before(building, steps, INPUT)
+    if not head.takes_missing:
+        building.need(part)
+    elif head.needs:
+        building.need(building.take(part, head.needs))
+    building.counted(part)
+    if head.prepare is not None:
+        head.prepare(building, part)
+    return building
+
+
+def _before(building: Building, steps: list[Any], rows: str) -> Part:
+    from hasten.inputs.models.tabular.sklearn_steps import transform
+
+    part = building.begin(rows)
+    for step in steps:
+        part = transform(building, step, part)
+    return part
+
+
+def _write(
+    steps: list[Any],
+    write: Callable[[Building, Part], str],
+    names: tuple[str, ...],
+    dtype: str,
+    graph: Graph,
+    rows: str,
+) -> str:
+    """Add the steps and the model to a graph."""
+    building = Building(graph, dtype, names)
+    return write(building, _before(building, steps, rows))

@@ -1,0 +1,154 @@
+"""Trees of any library as one node of ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.inputs.models.tabular.graph import Graph
+
+LEQ, LT, GT, MEMBER = 0, 1, 3, 6
+"""Modes of a node, as ai.onnx.ml 5 numbers them: the true side is taken where x <= split, and so on."""
+
+
+@dataclass
+class Tree:
+    """Binary tree whose nodes compare one column; a child from 0 is a node, one below 0 the leaf `~child`.
+
+    The first node is the root. A tree without nodes has one leaf.
+
+    Attributes:
+        values: Numbers of the leaves, of shape `(leaves, len(targets))`.
+        targets: Numbers of the sums that a leaf's numbers are added to.
+        columns: Column of each node.
+        modes: `LEQ`, `LT`, `GT` or `MEMBER` of each node.
+        splits: Number that each node compares with; 0 for a set.
+        sets: Whole numbers from 0 of each node that is a `MEMBER`, by the node's place. In the file they
+            are 1 larger, and so is what `looked_up` makes of the rows.
+        true: Child of each node where its condition holds.
+        false: Child of each node where it doesn't.
+        missing_true: Whether NaN goes to the true child, for each node.
+    """
+
+    values: Array
+    targets: tuple[int, ...] = (0,)
+    columns: list[int] = field(default_factory=list)
+    modes: list[int] = field(default_factory=list)
+    splits: list[float] = field(default_factory=list)
+    sets: dict[int, list[int]] = field(default_factory=dict)
+    true: list[int] = field(default_factory=list)
+    false: list[int] = field(default_factory=list)
+    missing_true: list[bool] = field(default_factory=list)
+
+    def node(self, column: int, mode: int, split: float, missing_true: bool) -> int:
+        """Add a node whose children are set later, and return its place."""
+        self.columns.append(column)
+        self.modes.append(mode)
+        self.splits.append(split)
+        self.missing_true.append(missing_true)
+        self.true.append(0)
+        self.false.append(0)
+        return len(self.columns) - 1
+
+
+def constant(value: float, target: int = 0) -> Tree:
+    """Return a tree that adds the same number for every row."""
+    return Tree(np.array([[value]], np.float64), (target,))
+
+
+def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtype: str) -> str:
+    """Add the node that sums trees, and return its output of shape `[batch, targets]`.
+
+    Args:
+        graph: Graph to add to.
+        rows: Name of the rows, of shape `[batch, columns]` and the type `dtype`.
+        trees: The trees, in the order in which they are summed.
+        targets: Number of sums.
+        dtype: "float32" or "float64": type of comparisons, leaves and sums.
+
+    A leaf of TreeEnsemble has one target, so a tree whose leaves hold several numbers is repeated, once
+    for each number, one after the other.
+    """
+    node: dict[str, list[int]] = {
+        f"nodes_{name}": []
+        for name in (
+            *("featureids", "truenodeids", "trueleafs", "falsenodeids", "falseleafs"),
+            "missing_value_tracks_true",
+        )
+    }
+    modes: list[int] = []
+    splits: list[float] = []
+    members: list[float] = []
+    leaves: list[Array] = []
+    leaf_targets: list[int] = []
+    roots: list[int] = []
+    for tree in trees:
+        for number, target in enumerate(tree.targets):
+            first, leaf = len(modes), len(leaf_targets)
+            whole = _ordered(tree) if tree.columns else _split_leaf(tree)
+            roots.append(first)
+            node["nodes_featureids"] += whole.columns
+            node["nodes_missing_value_tracks_true"] += map(int, whole.missing_true)
+            modes += whole.modes
+            splits += whole.splits
+            for side, children in (("true", whole.true), ("false", whole.false)):
+                node[f"nodes_{side}nodeids"] += [
+                    c + first if c >= 0 else ~c + leaf for c in children
+                ]
+                node[f"nodes_{side}leafs"] += [int(c < 0) for c in children]
+            for place in range(len(whole.modes)):
+                if whole.modes[place] == MEMBER:
+                    members += [*(float(one + 1) for one in whole.sets[place]), np.nan]
+            leaves.append(whole.values[:, number])
+            leaf_targets += [target] * len(whole.values)
+    sets = {"membership_values": np.array(members, dtype)} if members else {}
+    return graph.add(
+        "TreeEnsemble",
+        rows,
+        domain="ai.onnx.ml",
+        aggregate_function=1,
+        post_transform=0,
+        n_targets=targets,
+        tree_roots=roots,
+        nodes_modes=np.array(modes, np.uint8),
+        nodes_splits=np.array(splits, dtype),
+        leaf_targetids=leaf_targets,
+        leaf_weights=np.concatenate(leaves).astype(dtype),
+        **node,
+        **sets,
+    )
+
+
+def _split_leaf(tree: Tree) -> Tree:
+    """Return a tree of one leaf with a node before it, since a TreeEnsemble has no other."""
+    return Tree(tree.values, tree.targets, [0], [LEQ], [0.0], {}, [-1], [-1], [False])
+
+
+def _ordered(tree: Tree) -> Tree:
+    """Return a tree whose nodes come as a walk meets them, true sides first.
+
+    ONNX Runtime reads sets in the order of the nodes, as ONNX says, and onnx's evaluator in that of the walk.
+    """
+    if not tree.sets:
+        return tree
+    walk: list[int] = []
+    pending = [0]
+    while pending:
+        place = pending.pop()
+        walk.append(place)
+        pending += [child for child in (tree.false[place], tree.true[place]) if child >= 0]
+    at = {place: number for number, place in enumerate(walk)}
+    return Tree(
+        tree.values,
+        tree.targets,
+        [tree.columns[place] for place in walk],
+        [tree.modes[place] for place in walk],
+        [tree.splits[place] for place in walk],
+        {at[place]: members for place, members in tree.sets.items()},
+        [at.get(tree.true[place], tree.true[place]) for place in walk],
+        [at.get(tree.false[place], tree.false[place]) for place in walk],
+        [tree.missing_true[place] for place in walk],
+    )

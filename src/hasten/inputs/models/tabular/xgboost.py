@@ -1,0 +1,211 @@
+"""XGBoost's models: trees that are compared and summed in float32.
+
+The semantics are those of XGBoost's src/predictor/ and src/common/categorical.h, and of `PredTransform`
+and `ProbToMargin` in its src/objective/. The JSON is that of its document "Introduction to Model IO".
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError, told
+from hasten.inputs.models.tabular.base import (
+    Library,
+    Tabular,
+    both_classes,
+    looked_up,
+    named_columns,
+)
+from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.trees import LT, MEMBER, Tree, constant, sum_trees
+from hasten.inputs.pipeline.rows import Row
+
+_CLASSES = ("binary:logistic", "binary:hinge", "multi:softprob", "multi:softmax")
+_SIGMOID = ("binary:logistic", "reg:logistic")
+_EXP = ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft")
+_RAW = (
+    *("reg:squarederror", "reg:linear", "reg:squaredlogerror", "reg:absoluteerror"),
+    *("reg:pseudohubererror", "reg:quantileerror", "binary:logitraw"),
+    *("rank:pairwise", "rank:ndcg", "rank:map"),
+)
+_ONE = np.float32(1)
+
+
+class XGBoost(Library):
+    """XGBoost: a `Booster`, an estimator of its scikit-learn interface, or a .json or .ubj file."""
+
+    name = "XGBoost"
+    module = "xgboost"
+    suffixes = (".json", ".ubj")
+    extra = "xgboost"
+
+    def read(self, path: Path) -> Any:
+        """Read a .json or .ubj file that `save_model` wrote."""
+        import xgboost
+
+        try:
+            return xgboost.Booster(model_file=path)
+        except xgboost.core.XGBoostError as error:
+            first = next((line for line in str(error).splitlines() if "Error" in line), told(error))
+            raise InputError(
+                f"{path} can't be read by XGBoost {xgboost.__version__}: it is cut short, of a version "
+                f"too new, or no model of XGBoost ({first.strip():.200})"
+            ) from error
+
+    def describe(self, model: Any) -> Tabular:
+        """Describe a `Booster` or an estimator."""
+        booster, best, missing, classes = model, None, np.nan, None
+        if hasattr(model, "get_booster"):
+            if not model.__sklearn_is_fitted__():
+                raise InputError(f"this {type(model).__name__} isn't fitted: fit it first")
+            booster, missing = model.get_booster(), model.missing
+            best = booster.attr("best_iteration")
+            classes = getattr(model, "classes_", None)
+        learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+        name = str(learner["objective"]["name"])
+        if name not in {*_CLASSES, *_SIGMOID, *_EXP, *_RAW}:
+            raise InputError(f"XGBoost's objective {name!r} isn't supported")
+        facts = learner["learner_model_param"]
+        groups = max(1, int(facts["num_class"]), int(facts.get("num_target", 1)))
+        labels: tuple[str, ...] = ()
+        if name in _CLASSES:
+            known = range(max(2, groups)) if classes is None else classes
+            labels = tuple(str(one) for one in known)
+        iterations = None if best is None else int(best) + 1
+        write = partial(_write, learner, groups, iterations, missing)
+        return Tabular(self.name, _row(learner), labels, max(groups, len(labels)), "float32", write)
+
+
+def _row(learner: dict[str, Any]) -> Row:
+    """Return the step that reads a row: columns whose categories are known take them."""
+    count = int(learner["learner_model_param"]["num_feature"])
+    columns = named_columns(learner.get("feature_names") or None, count, "f")
+    cats = _booster(learner)["model"].get("cats", {}).get("enc", [])
+    words = []
+    for column, encoded in zip(columns, cats, strict=False):
+        values = encoded.get("values", [])
+        offsets = encoded.get("offsets")
+        # XGBoost 3.2 counts letters and stores bytes, so words that aren't ASCII are cut there. Such a
+        # column takes the categories' numbers.
+        if values and (not offsets or min(values) >= 0):
+            words.append((column, tuple(_texts(values, offsets) if offsets else values)))
+    return Row(columns, "nan", tuple(words), whole=True)
+
+
+def _texts(values: list[int], offsets: list[int]) -> list[str]:
+    """Return texts that are stored as bytes, one after the other."""
+    whole = np.array(values).astype(np.uint8).tobytes()
+    return [whole[start:end].decode() for start, end in pairwise(offsets)]
+
+
+def _booster(learner: dict[str, Any]) -> dict[str, Any]:
+    """Return the trees' record; that of dart holds it one level deeper."""
+    found: dict[str, Any] = learner["gradient_booster"]
+    if found["name"] not in ("gbtree", "dart"):
+        raise InputError(
+            f"XGBoost's booster {found['name']!r} isn't supported, only gbtree and dart"
+        )
+    return found["gbtree"] if found["name"] == "dart" else found
+
+
+def _write(
+    learner: dict[str, Any],
+    groups: int,
+    iterations: int | None,
+    missing: float,
+    graph: Graph,
+    rows: str,
+) -> str:
+    """Add the trees and what turns their sums into answers."""
+    model = _booster(learner)["model"]
+    name = learner["objective"]["name"]
+    kept = len(model["trees"])
+    if iterations is not None:
+        each = groups * int(model["gbtree_model_param"].get("num_parallel_tree", 1))
+        kept = min(kept, iterations * max(1, each))
+    scales = learner["gradient_booster"].get("weight_drop") or [1.0] * kept
+    begin = _margins(str(learner["learner_model_param"]["base_score"]), groups, name)
+    trees = [constant(float(value), group) for group, value in enumerate(begin) if value]
+    trees += [
+        _tree(tree, int(group), scale)
+        for tree, group, scale in zip(
+            model["trees"][:kept], model["tree_info"][:kept], scales[:kept], strict=True
+        )
+    ]
+    size = int(learner["learner_model_param"]["num_feature"])
+    if missing is not None and not np.isnan(missing):
+        gone = graph.add("Equal", rows, np.float32(missing))
+        rows = graph.add("Where", gone, np.float32(np.nan), rows)
+    sets = {tree.columns[place] for tree in trees for place in tree.sets}
+    rows = looked_up(graph, rows, sets, size, "float32", "floor")
+    sums = sum_trees(graph, rows, trees or [constant(0.0)], groups, "float32")
+    if name in _SIGMOID:
+        scores = graph.add("Sigmoid", sums)
+        return both_classes(graph, scores, "float32") if name in _CLASSES else scores
+    if name.startswith("multi:"):
+        return graph.add("Softmax", sums, axis=1)
+    if name in _EXP:
+        return graph.add("Exp", sums)
+    if name == "binary:hinge":
+        above = graph.add("Greater", sums, np.float32(0))
+        return both_classes(graph, graph.cast(above, "float32", "bool"), "float32")
+    return sums
+
+
+def _margins(base: str, groups: int, name: str) -> Array:
+    """Return the sums' start values: the objective's inverse of base_score, in float32."""
+    values = np.array(json.loads(base if base.startswith("[") else f"[{base}]"), np.float32)
+    values = np.broadcast_to(values, (groups,)) if len(values) == 1 else values
+    if name in _SIGMOID:
+        return np.asarray(-np.log(_ONE / values - _ONE), np.float32)
+    if name in _EXP:
+        return np.asarray(np.log(values), np.float32)
+    return np.asarray(values, np.float32)
+
+
+def _tree(tree: dict[str, Any], group: int, scale: float) -> Tree:
+    """Read a tree; a category in a node's set goes right, as every number does that isn't below."""
+    if int(tree["tree_param"].get("size_leaf_vector") or 1) > 1:
+        raise InputError(
+            "XGBoost's multi_output_tree isn't supported: train with one_output_per_tree"
+        )
+    sets = _sets(tree)
+    left, right = tree["left_children"], tree["right_children"]
+    inner = [place for place, child in enumerate(left) if child != -1]
+    leaves = [place for place, child in enumerate(left) if child == -1]
+    at = {place: number for number, place in enumerate(inner)}
+    at |= {place: ~number for number, place in enumerate(leaves)}
+    conditions = np.array(tree["split_conditions"], np.float32)
+    made = Tree((conditions[leaves] * np.float32(scale))[:, None], (group,))
+    for place in inner:
+        default = bool(tree["default_left"][place])
+        one, other = at[left[place]], at[right[place]]
+        if place in sets:
+            node = made.node(tree["split_indices"][place], MEMBER, 0.0, not default)
+            made.sets[node] = sets[place]
+            one, other = other, one
+        else:
+            node = made.node(tree["split_indices"][place], LT, float(conditions[place]), default)
+        made.true[node], made.false[node] = one, other
+    return made
+
+
+def _sets(tree: dict[str, Any]) -> dict[int, list[int]]:
+    """Return the categories of each node that splits by them."""
+    categories = tree.get("categories", [])
+    return {
+        node: categories[start : start + size]
+        for node, start, size in zip(
+            tree.get("categories_nodes", []),
+            tree.get("categories_segments", []),
+            tree.get("categories_sizes", []),
+            strict=True,
+        )
+    }

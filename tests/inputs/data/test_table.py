@@ -1,0 +1,148 @@
+"""Tables as data of a model of rows: CSV files, frames, lists of rows and arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.data.source import open_data
+from hasten.inputs.data.spool import write_spool
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.vectors import Quantity
+
+ROW = Row(("age", "housing"), "nan", (("housing", ("rent", "own", "NA")),), whole=True)
+CLASSES = Pipeline((ROW,), (TopK(labels=("bad", "good"), softmax=False),))
+SPECS = [TensorSpec("rows", "float32", ("batch", 2))]
+TABLE = {"age": [30, None, 41.5], "housing": ["own", "NA", None], "paid": ["good", "bad", "good"]}
+NUMBERS = [[30, 1], [np.nan, 2], [41.5, np.nan]]
+
+
+def opened(source: Any, pipeline: Pipeline | None = CLASSES) -> Any:
+    return open_data(source, SPECS, pipeline)
+
+
+def refused(source: Any, pipeline: Pipeline | None = CLASSES) -> str:
+    with pytest.raises(InputError) as error:
+        opened(source, pipeline)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def csv_of(folder: Path, text: str) -> Path:
+    path = folder / "rows.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def forms(folder: Path) -> dict[str, Any]:
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    text = "paid,housing,age\ngood,own,30\nbad,NA,\ngood,,41.5\n"
+    frame = pandas.DataFrame(TABLE)
+    rows = [dict(zip(TABLE, values, strict=True)) for values in zip(*TABLE.values(), strict=True)]
+    bare = {name: TABLE[name] for name in ROW.columns}
+    return {
+        "csv": csv_of(folder, text),
+        "csv and label": f"{csv_of(folder, text)}:paid",
+        "pandas": frame,
+        "pandas and label": (frame.assign(more=1), "paid"),
+        "pandas and labels": (frame[["housing", "age"]], frame["paid"]),
+        "pyarrow": pyarrow.table(TABLE),
+        "a mapping": TABLE,
+        "rows": rows,
+        "columns and labels": (bare, np.array(["good", "bad", "good"])),
+        "numbers and labels": (np.array(NUMBERS), [1, 0, 1]),
+        "values and labels": (
+            np.array([[30, "own"], [None, "NA"], [41.5, None]], object),
+            [1, 0, 1],
+        ),
+    }
+
+
+def test_every_form_of_a_table_gives_its_numbers_and_labels(tmp_path: Path) -> None:
+    for name, source in forms(tmp_path).items():
+        dataset = opened(source)
+        got = dataset.inputs(range(3))["rows"]
+        assert got.dtype == np.float32, name
+        np.testing.assert_array_equal(got, np.array(NUMBERS, np.float32), err_msg=name)
+        assert dataset.labels.tolist() == [1, 0, 1], name
+
+
+def test_missing_values_survive_the_way_to_the_workers(tmp_path: Path) -> None:
+    spool = write_spool(opened(TABLE), tmp_path / "spool")
+    assert np.isnan(type(spool).open(spool.folder).inputs([1])["rows"][0, 0])
+    assert spool.missing
+    path = tmp_path / "rows.npz"
+    np.savez(path, rows=np.array(NUMBERS, np.float32), labels=[1, 0, 1])
+    assert np.isnan(opened(path).inputs([1])["rows"][0, 0])
+    with pytest.raises(InputError, match="sample 1 has NaN or Inf"):
+        opened(path, None).inputs([0, 1])
+
+
+def test_labels_of_a_regression_are_numbers() -> None:
+    pipeline = Pipeline((ROW,), (Quantity(),))
+    assert opened(TABLE | {"paid": ["1.5", 2, -3]}, pipeline).labels.tolist() == [1.5, 2, -3]
+    assert refused(TABLE, pipeline).startswith("the table: the labels of this model are numbers")
+
+
+@pytest.mark.parametrize(
+    "labels", [["0", "1", "0"], [0, 1, 0], [0.0, True, False], ["0.0", "1.0", "0"]]
+)
+def test_classes_with_numbers_are_found_in_any_spelling(labels: list[Any]) -> None:
+    pipeline = Pipeline((ROW,), (TopK(labels=("1", "0"), softmax=False),))
+    assert opened(TABLE | {"paid": labels}, pipeline).labels.tolist() == [1, 0, 1]
+
+
+def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+    two = {"age": [1.0], "housing": ["own"]}
+    assert refused({"age": [1.0], "house": ["own"]}) == (
+        "the table has no column 'housing', which the model takes; it has 'house' beside the known ones"
+    )
+    path = csv_of(tmp_path, "age,house,paid\n1,own,bad\n")
+    assert refused(path) == (
+        f"{path} has no column 'housing', which the model takes; it has 'house', 'paid' beside the known "
+        "ones"
+    )
+    assert refused(two | {"paid": ["bad"], "id": [7]}) == (
+        "the table has the columns 'paid', 'id' beside the model's: say which is the label, as "
+        "rows.csv:id or (table, 'id')"
+    )
+    assert refused(two | {"age": ["old"]}) == (
+        "the table: row 1: the column 'age' needs a number: got a text"
+    )
+    assert refused(two | {"housing": ["boat"]}) == (
+        "the table: row 1: the column 'housing' needs one of its words, 'rent', 'own', 'NA': got 'boat'"
+    )
+    assert refused(two | {"paid": ["maybe"]}) == (
+        "the table: row 1: the label is one of 'bad', 'good': got 'maybe'"
+    )
+    assert refused((two, "age")) == (
+        "the table: the model takes the column 'age', so it can't be the label"
+    )
+    assert refused((two, "paid")) == (
+        "the table has no column 'paid' for the labels: it has 'age', 'housing'"
+    )
+    assert refused({"age": [], "housing": []}) == "the table has no rows"
+    assert refused(np.zeros((3, 5))) == (
+        "the model takes 2 columns, from 'age' to 'housing': the array has 5"
+    )
+    assert refused(np.array([[1, np.inf]])) == (
+        "the table: row 1: the column 'housing' isn't a number that float32 holds"
+    )
+    path = csv_of(tmp_path, "age,housing\n1,own\n2\n")
+    assert refused(path) == f"{path}: row 2 has 1 values, the first line names 2 columns"
+    assert refused(csv_of(tmp_path, "age,age\n")) == (
+        f"{path} has the column 'age' twice: name each column once"
+    )
+    path.write_bytes(b"age,housing\n1,\xff\n")
+    assert refused(path).startswith(f"{path} can't be read as CSV in UTF-8: ")
+    assert refused(path, None) == (
+        f"{path} is a table, and nothing says which columns the model takes in which order: give a "
+        "pipeline that begins with the step row, or a model that states its columns"
+    )

@@ -1,0 +1,94 @@
+"""Files of models of rows: which are read, which aren't, and what an ONNX file states of itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.support.tabular import training
+
+from hasten.errors import InputError
+from hasten.inputs.models.source import find_model, load_model, stated_pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.rows import Row
+
+ROWS, TWO, _, _ = training(missing=0)
+
+
+@pytest.mark.parametrize("suffix", ["joblib", "pkl", "pickle"])
+def test_a_pickle_is_never_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model.{suffix}"
+    path.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with pytest.raises(InputError, match=r"is a pickle, and reading one runs .* give my\.py:model"):
+        find_model(path)
+
+
+def test_a_model_in_a_users_code_is_found(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    (tmp_path / "my.py").write_text(
+        "from sklearn.tree import DecisionTreeClassifier\n"
+        "def model():\n    return DecisionTreeClassifier().fit([[0.0], [1.0]], ['no', 'yes'])\n"
+    )
+    found = find_model(f"{tmp_path / 'my.py'}:model")
+    assert (found.library, found.labels) == ("scikit-learn", ("no", "yes"))
+
+
+def test_a_skops_file_is_read_if_its_types_are_known(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    skops = pytest.importorskip("skops.io")
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    path = tmp_path / "model.skops"
+    forest = RandomForestClassifier(2, random_state=0).fit(ROWS, TWO)
+    skops.dump(forest, path)
+    assert find_model(path).row == Row(("x0", "x1", "x2", "x3"), "nan", whole=True)
+    skops.dump(make_pipeline(FunctionTransformer(training), forest), path)
+    with pytest.raises(InputError, match=r"types that aren't known to be safe: .*training"):
+        find_model(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"can't be read by skops: it is cut short") as refused:
+        find_model(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.ubj").write_bytes(b"{")
+    monkeypatch.setitem(sys.modules, "xgboost", None)
+    with pytest.raises(InputError, match=r"a model of XGBoost, needs .*'hasten\[xgboost\]'"):
+        find_model(tmp_path / "model.ubj")
+    (tmp_path / "model.cbm").write_bytes(b"CBM1")
+    monkeypatch.setitem(sys.modules, "catboost", None)
+    with pytest.raises(InputError, match=r"a model of CatBoost, needs .*'hasten\[tabular\]'"):
+        find_model(tmp_path / "model.cbm")
+
+
+def test_an_onnx_file_states_its_own_pipeline(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from sklearn.linear_model import LogisticRegression
+
+    found = find_model(LogisticRegression().fit(ROWS, np.array(["no", "yes"])[TWO]))
+    model = load_model(found, None, tmp_path)
+    assert [str(spec) for spec in model.inputs] == ["rows: float32[batch, 4]"]
+    assert [str(spec) for spec in model.outputs] == ["probabilities: float32[batch, 2]"]
+    steps = (Row(("x0", "x1", "x2", "x3"), whole=True), TopK(2, ("no", "yes"), softmax=False))
+    for one in (found, model.path):
+        pipeline = stated_pipeline(one)
+        assert pipeline is not None
+        assert (*pipeline.steps, *pipeline.after) == steps
+    proto = onnx.load(model.path)
+    for value in ("{", '{"steps": [{"type": "os:system"}]}', "[" * 100_000):
+        proto.metadata_props[0].value = value
+        onnx.save(proto, model.path)
+        with pytest.raises(InputError, match=r"its hasten\.pipeline can't be read") as refused:
+            stated_pipeline(model.path)
+        assert "\n" not in str(refused.value)
+    del proto.metadata_props[:]
+    onnx.save(proto, model.path)
+    assert stated_pipeline(model.path) is None

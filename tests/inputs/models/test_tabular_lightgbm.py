@@ -1,0 +1,151 @@
+"""LightGBM's models as ONNX, held against LightGBM's own answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.tabular import CATEGORIES, COLUMNS, FEW, ODD, Exported, training
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.models.source import find_model
+from hasten.inputs.models.tabular.base import described
+
+lightgbm = pytest.importorskip("lightgbm")
+ROWS, TWO, THREE, NUMBERS = training()
+SMALL = {"verbose": -1, "num_leaves": 8, "min_data_in_leaf": 5, "num_threads": 1}
+SETS = {"max_cat_to_onehot": 1, "min_data_per_group": 1, "cat_smooth": 0, "cat_l2": 0}
+ANYTHING = (*ODD, np.inf, -np.inf, 1e300)
+
+
+def trained(labels: Array, sets: bool = True, rows: Array = ROWS, **settings: Any) -> Any:
+    data = lightgbm.Dataset(
+        rows, labels, feature_name=list(COLUMNS), categorical_feature=[3] if sets else []
+    )
+    return lightgbm.train(SMALL | SETS | settings, data, 8)
+
+
+WAYS: dict[str, tuple[Array, dict[str, Any]]] = {
+    "two classes": (TWO, {"objective": "binary"}),
+    "a steep sigmoid": (TWO, {"objective": "binary", "sigmoid": 2.5}),
+    "three classes": (THREE, {"objective": "multiclass", "num_class": 3}),
+    "one against all": (THREE, {"objective": "multiclassova", "num_class": 3, "sigmoid": 0.7}),
+    "zero is missing": (TWO, {"objective": "binary", "zero_as_missing": True}),
+    "nothing is missing": (TWO, {"objective": "binary", "use_missing": False}),
+    "a random forest": (
+        TWO,
+        {"objective": "binary", "boosting": "rf", "bagging_fraction": 0.7, "bagging_freq": 1},
+    ),
+    "dart": (NUMBERS, {"objective": "regression", "boosting": "dart"}),
+    "a square root": (NUMBERS, {"objective": "regression", "reg_sqrt": True}),
+    "poisson": (NUMBERS, {"objective": "poisson"}),
+    "tweedie": (NUMBERS, {"objective": "tweedie"}),
+    "cross entropy": (TWO, {"objective": "cross_entropy"}),
+    "cross entropy of rates": (TWO, {"objective": "cross_entropy_lambda"}),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    labels, settings = WAYS[request.param]
+    booster = trained(labels, **settings)
+    return booster, Exported(booster, tmp_path_factory.mktemp("model"))
+
+
+def same(booster: Any, exported: Exported, rows: Array) -> None:
+    own = booster.predict(rows)
+    own = own if own.ndim == 2 else own[:, None]
+    got = exported(rows)
+    assert got.dtype == np.float64
+    if got.shape[1] == 2:
+        assert (got[:, :1] == 1 - got[:, 1:]).all()
+        got = got[:, 1:]
+    np.testing.assert_allclose(got, own, rtol=1e-13, atol=1e-15)
+
+
+@FEW
+@given(st.data())
+def test_a_row_at_a_threshold_goes_where_lightgbm_sends_it(pair: Any, data: st.DataObject) -> None:
+    booster, exported = pair
+    same(booster, exported, data.draw(exported.rows(ANYTHING, CATEGORIES)))
+
+
+def test_the_file_says_the_same_to_onnx_itself(pair: Any) -> None:
+    _, exported = pair
+    rows = ROWS[:40]
+    np.testing.assert_allclose(exported.by_the_standard(rows), exported(rows), rtol=1e-12)
+
+
+def test_every_threshold_decides_as_in_lightgbm_where_float32_would_not(tmp_path: Path) -> None:
+    rows = 1e6 + np.random.default_rng(1).random((200, 1)) / 1e3  # float32 has steps of 0.06 there
+    labels = (np.arange(200) % 7 > 3).astype(int)
+    booster = lightgbm.train(SMALL | {"objective": "binary"}, lightgbm.Dataset(rows, labels), 8)
+    exported = Exported(booster, tmp_path)
+    same(booster, exported, rows)
+    assert len(np.unique(exported(rows)[:, 1])) > 10
+    assert len(np.unique(exported(rows.astype(np.float32))[:, 1])) == 1
+
+
+def test_columns_of_categories_take_their_words_and_know_no_others(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(ROWS[:, :3], columns=COLUMNS[:3])
+    colours = ("blue", "green", "red")
+    frame["k"] = pandas.Categorical(np.array(colours)[np.arange(300) % 3])
+    labels = (np.arange(300) % 3 == 1) ^ (ROWS[:, 0] > 0)
+    data = lightgbm.Dataset(frame, labels.astype(int))
+    booster = lightgbm.train(SMALL | SETS | {"objective": "binary"}, data, 8)
+    booster.save_model(tmp_path / "model.txt")
+    found = find_model(tmp_path / "model.txt")
+    assert found.row.words == (("k", colours),)
+    exported = Exported(booster, tmp_path)
+    for colour in (*colours, "pink", None):
+        row = {"a": 0.1, "b": None, "c": -2, "k": colour}
+        own = pandas.DataFrame([row]).astype({"a": float, "b": float, "c": float})
+        own["k"] = pandas.Categorical([colour], categories=[*colours, "pink"])
+        same_row = exported(found.row(row)[None])[0, 1]
+        assert same_row == pytest.approx(booster.predict(own)[0], rel=1e-13)
+
+
+def test_an_estimator_says_its_classes_and_stops_at_its_best_iteration(tmp_path: Path) -> None:
+    names = np.array(["bad", "good"])[TWO]
+    model = lightgbm.LGBMClassifier(n_estimators=8, verbose=-1, num_leaves=4, n_jobs=1)
+    model.fit(ROWS, names)
+    model.booster_.best_iteration = model._best_iteration = 3  # as early stopping sets them
+    exported = Exported(model, tmp_path)
+    assert exported.tabular.labels == ("bad", "good")
+    own = model.booster_.predict(ROWS)
+    assert (own != model.booster_.predict(ROWS, num_iteration=8)).any()
+    np.testing.assert_allclose(exported(ROWS)[:, 1], own, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"objective": "regression", "linear_tree": True},
+            "LightGBM's linear_tree isn't supported",
+        ),
+    ],
+)
+def test_what_is_not_covered_is_refused_by_name(settings: dict[str, Any], said: str) -> None:
+    booster = trained(NUMBERS, sets=False, rows=np.nan_to_num(ROWS), **settings)
+    with pytest.raises(InputError, match=said):
+        described(booster)
+
+
+def test_a_model_that_is_cut_short_or_another_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    whole = trained(TWO, objective="binary").model_to_string()
+    path = tmp_path / "model.txt"
+    path.write_text(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"model\.txt is cut short: it has no line `end of trees`"):
+        find_model(path)
+    path.write_text("hello")
+    with pytest.raises(InputError, match=r"isn't a model of LightGBM: its first line isn't `tree`"):
+        find_model(path)
+    with pytest.raises(InputError, match="isn't fitted"):
+        find_model(lightgbm.LGBMClassifier())
