@@ -139,7 +139,15 @@ class Operation(Value, ABC):
 
     @abstractmethod
     def emit(self, writer: Writer) -> None:
-        """Write C statements for one row, or for `writer.rows` of them; see `Writer`."""
+        """Write C statements for one row; see `Writer`."""
+
+    def emit_rows(self, writer: Writer) -> None:
+        """Write C statements for the `n` rows of a block; one after the other unless overridden.
+
+        Each row's answer must be the same to the last bit, whatever `n` is.
+        """
+        with writer.each_row():
+            self.emit(writer)
 
     def refuse(self, why: str) -> NoReturn:
         """Refuse the plan."""
