@@ -17,7 +17,7 @@ from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, Plan, Weights
 
 _LONG_WORK = 100_000
 """Elementary calculations, some tens of microseconds, from which other threads of Python may run."""
-_MOST_ROWS = 16
+_MOST_ROWS = 24
 """Most rows of a batch that go through each operation at once."""
 _BLOCK_BYTES = 256 << 10
 """Memory that tensors of a block of rows may take: what stays in a core's own cache."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SUMS = 8
 """Independent sums that keep two multiply-add units busy, whose latency is four cycles."""
-ROWS = 4
+_ROWS = 6
 """Rows that share each vector of weights that is loaded."""
 
 
@@ -95,8 +95,8 @@ class Dense(Operation):
         )
         writer.line(f"const long m = {rows};")
         writer.line("long i = 0;")
-        if not _as_dots(writer, weight) and (writer.plan.by_row or self.rows >= ROWS):
-            with writer.block(f"for (; i + {ROWS} <= m; i += {ROWS})"):
+        if not _as_dots(writer, weight) and (writer.plan.by_row or self.rows >= _ROWS):
+            with writer.block(f"for (; i + {_ROWS} <= m; i += {_ROWS})"):
                 for line in pointers:
                     writer.line(line)
                 _emit_rows(writer, weight, bias)
@@ -255,7 +255,7 @@ def _emit_pair(writer: Writer, tiles: _Tiles, vectors: int, left: int, last: boo
     """Write one or two vectors of sums for some rows."""
     kind, lanes, sets = tiles.kind, tiles.lanes, tiles.sets
     whole = tiles.inner // sets * sets
-    sums = [(row, one) for row in range(ROWS) for one in range(vectors)]
+    sums = [(row, one) for row in range(_ROWS) for one in range(vectors)]
     writer.line("{")
     for row, one in sums:
         writer.line(f"v{kind} a{row}_{one} = {tiles.load(f'first + {one * lanes}')};")
@@ -273,7 +273,7 @@ def _emit_pair(writer: Writer, tiles: _Tiles, vectors: int, left: int, last: boo
                 for one in range(vectors):
                     place = f"w + k * {tiles.wide} + {one * lanes}"
                     writer.line(f"const v{kind} w{one} = {tiles.load(place)};")
-                for row in range(ROWS):
+                for row in range(_ROWS):
                     writer.line(f"const {kind} s{row} = x[{row * tiles.inner} + k];")
                 for row, one in sums:
                     writer.line(f"{name}{row}_{one} += s{row} * w{one};")
