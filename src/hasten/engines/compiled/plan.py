@@ -111,6 +111,11 @@ class Operation(Value, ABC):
             "map": "hasten.engines.compiled.operators.maps:Map",
             "reduce": "hasten.engines.compiled.operators.reductions:Reduce",
             "dense": "hasten.engines.compiled.operators.dense:Dense",
+            "conv": "hasten.engines.compiled.operators.convolutions:Conv",
+            "product": "hasten.engines.compiled.operators.matrices:Product",
+            "pick": "hasten.engines.compiled.operators.choices:Pick",
+            "largest": "hasten.engines.compiled.operators.choices:Largest",
+            "accumulate": "hasten.engines.compiled.operators.choices:Accumulate",
         },
     )
 

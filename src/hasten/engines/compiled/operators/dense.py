@@ -239,7 +239,9 @@ def _emit_rows(writer: Writer, weight: Array, bias: Array) -> None:
         if tail and not single:
             pairs, single = pairs - 1, 2
         with writer.loops((tiles.count,), name="t"):
-            writer.line(f"const {tiles.kind} *w = {tiles.weights} + t0 * {tiles.inner * tiles.wide};")
+            writer.line(
+                f"const {tiles.kind} *w = {tiles.weights} + t0 * {tiles.inner * tiles.wide};"
+            )
             writer.line(f"const {tiles.kind} *first = {tiles.biases} + t0 * {tiles.wide};")
             writer.line(f"{tiles.kind} *to = y + {tiles.start} + t0 * {tiles.wide};")
             with writer.block(f"for (long q = 0; q < {pairs}; q++)"):
