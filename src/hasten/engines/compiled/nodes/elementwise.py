@@ -59,7 +59,7 @@ class Program:
     """
 
     def __init__(self, node: Node, values: Sequence[Value]) -> None:
-        self.node = node
+        self.node, self.values = node, values
         self.read = [value for value in values if scalar(value) is None]
         self.steps: list[Step] = []
         self.types = [value.dtype for value in self.read]
@@ -86,9 +86,8 @@ class Program:
         return self._append(Step(op, args, dtype or self.types[args[-1]]))
 
     def end(self, place: int = 0) -> None:
-        """Give the last step's result as the node's output, every operand broadcast to its shape."""
-        node = self.node
-        values = [node.graph.values[name] for name in node.proto.input if name]
+        """Give the last step's result as the node's output, all operands broadcast to its shape."""
+        node, values = self.node, self.values
         shape = np.broadcast_shapes(*(value.shape for value in values))
         dtype = self.types[-1]
         try:
@@ -274,8 +273,8 @@ def _power(node: Node) -> None:
         program.do("power", x, y)
         program.end()
         return
-    program = Program(node, [node.input(0)])
-    (x,) = program.operands
+    program = Program(node, node.inputs)
+    x = program.operands[0]
     if power == 0.5:
         program.do("sqrt", x)
     elif power == -1.0:

@@ -103,17 +103,14 @@ def multiplied(node: Node, left: Value, right: Value) -> Value:
         node.mixes_rows()
     graph = node.graph
     made = graph.new(left.dtype, (*outer, rows, columns), min(batches, default=None))
-    accesses = (
-        Access(graph.tensor(value), broadcast(_flat(value), outer) + contiguous(value.shape)[-2:])
-        for value in (left, right)
-    )
+    accesses = []
+    for value in (left, right):
+        strides = contiguous(value.shape)[:-2]
+        around = [0 if n == 1 else s for n, s in zip(value.shape[:-2], strides, strict=True)]
+        around = [0] * (len(outer) - len(around)) + around
+        accesses.append(Access(graph.tensor(value), (*around, *contiguous(value.shape)[-2:])))
     graph.add(Product(*accesses, made.tensor, outer, rows, inner, columns))
     return made
-
-
-def _flat(value: Value) -> Value:
-    """Return a value whose shape is that of the loops around its matrices."""
-    return replace(value, shape=value.shape[:-2])
 
 
 def _gemm(node: Node) -> None:
