@@ -189,7 +189,7 @@ def _conv_transpose(node: Node) -> None:
 
 
 def _pool(node: Node) -> None:
-    """Lower as a padded copy, and a reduction over windows that overlap."""
+    """Lower as a padded copy and a reduction over windows; the largest are found axis by axis."""
     value = node.input(0)
     if node.wants(1):
         node.refuse("the places of its results are used")
@@ -212,19 +212,37 @@ def _pool(node: Node) -> None:
     if any(window.before) or any(ends):
         fill = 0.0 if average else _lowest(value.dtype)
         value = padded(node, value, (0, 0, *window.before), (0, 0, *ends), fill)
-    shape = (*value.shape[:2], *window.output)
-    steps = contiguous(value.shape)
-    along = [a * b for a, b in zip(steps[2:], window.strides, strict=True)]
-    inner = [a * b for a, b in zip(steps[2:], window.dilations, strict=True)]
-    made = node.graph.new(value.dtype, shape, value.batch)
+    if not average:
+        made = value
+        for axis in range(2, len(value.shape)):
+            made = _reduced_windows(node, made, window, [axis], "maximum")
+        node.give(made)
+        return
     even = bool((counts == product(window.kernel)).all())
-    kind = "maximum" if not average else "mean" if even else "sum"
-    access = Access(node.graph.tensor(value), (*steps[:2], *along, *inner))
-    node.graph.add(Reduce(kind, access, made.tensor, shape, window.kernel))  # type: ignore[arg-type]
-    if average and not even:
+    axes = list(range(2, len(value.shape)))
+    made = _reduced_windows(node, value, window, axes, "mean" if even else "sum")
+    if not even:
         divisor = counts.astype(value.dtype)
         made = done(node, "divide", made, Value("", value.dtype, divisor.shape, None, divisor))
     node.give(made)
+
+
+def _reduced_windows(
+    node: Node, value: Value, window: _Window, axes: Sequence[int], kind: str
+) -> Value:
+    """Append a reduction over windows, which may overlap, along some axes; return its result."""
+    strides = contiguous(value.shape)
+    along, shape = list(strides), list(value.shape)
+    inner = []
+    for axis in axes:
+        at = axis - 2
+        along[axis], shape[axis] = strides[axis] * window.strides[at], window.output[at]
+        inner.append(strides[axis] * window.dilations[at])
+    made = node.graph.new(value.dtype, tuple(shape), value.batch)
+    access = Access(node.graph.tensor(value), (*along, *inner))
+    sizes = tuple(window.kernel[axis - 2] for axis in axes)
+    node.graph.add(Reduce(kind, access, made.tensor, tuple(shape), sizes))  # type: ignore[arg-type]
+    return made
 
 
 def _lowest(dtype: str) -> float:

@@ -26,6 +26,8 @@ _MOST_SIZE = 1 << 24
 """Most elements along an axis."""
 _MOST_UNROLLED = 32
 """Most taps that are written one after the other; more are a loop."""
+_MOST_AT_ONCE = 6
+"""Most channels whose sums are made at once, from the same numbers of the picture."""
 _VECTORS = {1: 8, 2: 4, 3: 3, 4: 2, 5: 2, 6: 2}
 """Vectors of sums for a number of channels at once, so that they stay in registers."""
 
@@ -170,24 +172,28 @@ class _Emission:
         weight = writer.constant(conv.weight).reshape(conv.groups, self.outs, self.ins, -1)
         bias = writer.constant(conv.bias) if conv.bias else np.zeros(conv.channels[1], self.dtype)
         bias = bias.reshape(conv.groups, self.outs)
-        at_once = next((n for n in (4, 6, 5, 3) if self.outs % n == 0), min(4, self.outs))
-        vectors = {n: self._vectors(n) for n in {at_once, self.outs % at_once} - {0}}
+        tiles = -(-self.outs // _MOST_AT_ONCE)
+        most = -(-self.outs // tiles)
+        fewer = tiles * most - self.outs
+        forms = [(most, tiles - fewer), (most - 1, fewer)]
+        vectors = {channels: self._vectors(channels) for channels, count in forms if count}
         widest = max(vectors.values()) * self.lanes
         source = f"({writer.read(conv.input)} + z0 * {conv.channels[0] * product(conv.size)})"
         if conv.strides != (1, 1) or any(conv.pads) or self.flat < widest:
             source = self._emit_padded(source, widest)
-        results = writer.scratch(self.dtype, at_once * self._results(widest))
-        whole = self.outs // at_once
-        self._emit_channels(source, results, weight, bias, 0, at_once, whole, vectors[at_once])
-        if rest := self.outs % at_once:
-            start = whole * at_once
-            self._emit_channels(source, results, weight, bias, start, rest, 1, vectors[rest])
+        results = writer.scratch(self.dtype, most * self._results(widest))
+        start = 0
+        for channels, count in forms:
+            if count:
+                at = (start, channels, count, vectors[channels])
+                self._emit_channels(source, results, weight, bias, *at)
+                start += channels * count
 
     def _vectors(self, channels: int) -> int:
         """Return how many vectors of sums a tile of some channels has: as few wasted as possible."""
         needed = -(-self.flat // self.lanes)
         most = min(_VECTORS[channels], needed)
-        return min(range(max(1, most - 1), most + 1), key=lambda n: (-(-needed // n) * n, -n))
+        return min(range(most - most // 3, most + 1), key=lambda n: (-(-needed // n) * n, -n))
 
     def _results(self, widest: int) -> int:
         return max(self.flat, widest)
