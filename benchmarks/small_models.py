@@ -181,9 +181,7 @@ def onnx_runtime(path: Path, rows: Array, bound: bool) -> Iterator[Contender]:
         run(binding._iobinding, None)
         return out
 
-    yield Contender(
-        "ONNX Runtime IO binding", lambda: run(binding._iobinding, None), given, answer
-    )
+    yield Contender("ONNX Runtime IO binding", lambda: run(binding._iobinding, None), given, answer)
 
 
 @contextmanager
