@@ -25,14 +25,15 @@ _PLACES, _TURNS = 4000, 60
 def fit(function: Function, low: float, high: float, degree: int, weight: Function) -> Any:
     """Return coefficients from the lowest power on, and the largest error times its weight."""
     angles = np.pi * (np.arange(_PLACES) + 0.5) / _PLACES
-    scaled = np.cos(angles)
-    x = (low + high) / 2 + (high - low) / 2 * scaled
+    x = (low + high) / 2 + (high - low) / 2 * np.cos(angles)
+    scaled = (x - (low + high) / 2) / ((high - low) / 2)
     wanted, weights = function(x), weight(x)
     powers = np.vander(scaled, degree + 1, increasing=True)
     shares = np.ones(_PLACES)
     for _ in range(_TURNS):
-        by = weights * np.sqrt(shares)
-        found, *_ = np.linalg.lstsq(powers * by[:, None], wanted * by, rcond=None)
+        root = np.sqrt(shares)
+        by = (powers * (weights * root)[:, None], wanted * weights * root)
+        found, *_ = np.linalg.lstsq(*by, rcond=None)
         errors = np.abs((powers @ found - wanted) * weights)
         shares = shares * (errors / errors.max() + 1e-3)
         shares /= shares.sum()
@@ -42,7 +43,7 @@ def fit(function: Function, low: float, high: float, degree: int, weight: Functi
 
 def exp_rest(r: Array) -> Array:
     """Return p of exp(r) = 1 + r + r^2 p(r)."""
-    series = sum((r**k / math.factorial(k + 2) for k in range(5)), np.zeros_like(r))
+    series = sum((r**k / math.factorial(k + 2) for k in range(4)), np.zeros_like(r))
     near = np.abs(r) < 1e-3
     safe = np.where(near, 1.0, r)
     return np.where(near, series, (np.exp(safe) - 1 - safe) / safe**2)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ _LIMITS = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0])
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Each function as a loop over an array, compiled as a model is."""
     text = resources.files("hasten.engines.compiled").joinpath("c", "math.c").read_text()
     loops = [
@@ -40,7 +39,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     ]
     path = tmp_path_factory.mktemp("elementary") / "elementary.so"
     path.write_bytes(Compiler.find().compile("\n".join((text, *loops))).content)
-    yield ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path))
 
 
 def called(library: ctypes.CDLL, name: str, x: Array, z: Array | None = None) -> Array:
