@@ -3,8 +3,8 @@
     python benchmarks/small_models.py [mlp|lenet|cnn|transformer ...]
 
 Each contender has one thread and its arrays bound before; each call's row is another one, written into
-the bound array outside the clock. What the clock itself takes is taken off. Timber and emx-onnx-cgen
-join for the MLP where they are installed.
+the bound array outside the clock. What the clock itself takes is taken off. emx-onnx-cgen joins for
+the MLP where it is installed.
 """
 
 from __future__ import annotations

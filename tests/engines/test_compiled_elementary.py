@@ -73,7 +73,7 @@ def _sigmoid(x: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-x)))
 
 
-_DENSE = {
+_DENSE: dict[str, tuple[Callable[..., Array], Array]] = {
     "exp": (np.exp, np.linspace(-110, 95, 400_001)),
     "log": (np.log, np.geomspace(1e-45, 3e38, 400_001)),
     "sigmoid": (_sigmoid, np.linspace(-80, 110, 400_001)),

@@ -234,14 +234,14 @@ def test_choices_answer_as_onnx_runtime(tmp_path: Path) -> None:
         drawn.output(values)
         drawn.output(values[:-1] + "1")
     for exclusive, reverse in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        axis = drawn.constant(2, "int64")
-        drawn.output(drawn.node("CumSum", x, axis, exclusive=exclusive, reverse=reverse))
-    depth, values = drawn.constant(7, "int64"), drawn.constant([-1.5, 2.5])
+        last = drawn.constant(2, "int64")
+        drawn.output(drawn.node("CumSum", x, last, exclusive=exclusive, reverse=reverse))
+    depth, two = drawn.constant(7, "int64"), drawn.constant([-1.5, 2.5])
     small = drawn.input(4, dtype="int64", low=-9, high=9)
     for axis in (-1, 1):
-        drawn.output(drawn.node("OneHot", small, depth, values, axis=axis))
-    for upper, k in ((1, 0), (0, 1), (1, -2)):
-        drawn.output(drawn.node("Trilu", x, drawn.constant(k, "int64"), upper=upper))
+        drawn.output(drawn.node("OneHot", small, depth, two, axis=axis))
+    for side, diagonal in ((1, 0), (0, 1), (1, -2)):
+        drawn.output(drawn.node("Trilu", x, drawn.constant(diagonal, "int64"), upper=side))
     drawn.check(tmp_path)
 
 
@@ -250,7 +250,7 @@ def test_resized_and_rearranged_pictures_answer_as_onnx_runtime(tmp_path: Path) 
     x = drawn.input(4, 6, 4)
     modes = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
     for mode, kind in [(one, two) for one in modes for two in ("nearest", "linear")]:
-        attributes = {"coordinate_transformation_mode": mode, "mode": kind}
+        attributes: dict[str, Any] = {"coordinate_transformation_mode": mode, "mode": kind}
         if kind == "nearest":
             attributes["nearest_mode"] = drawn.pick.choice(["floor", "round_prefer_floor"])
         for scales in ([1, 1, 2, 2], [1, 1, 1.5, 0.5]):

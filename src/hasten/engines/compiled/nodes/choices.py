@@ -27,17 +27,14 @@ def gathered(node: Node, value: Value, places: Value, axis: int) -> Value:
         node.refuse(f"places of {places.dtype}")
     lead, rank = axis, len(places.shape)
     shape = (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :])
-    batches = {
-        axis + places.batch if places.batch is not None else None,
-        None
-        if value.batch in (None, axis)
-        else value.batch + (rank - 1 if value.batch > axis else 0),  # type: ignore[operator]
-    } - {None}
+    batches = set()
+    if places.batch is not None:
+        batches.add(axis + places.batch)
+    if value.batch is not None and value.batch != axis:
+        batches.add(value.batch + (rank - 1 if value.batch > axis else 0))
     if len(batches) > 1 or value.batch == axis:
         node.mixes_rows()
-    made = node.graph.new(
-        value.dtype, shape, min((b for b in batches if b is not None), default=None)
-    )
+    made = node.graph.new(value.dtype, shape, min(batches, default=None))
     strides = contiguous(value.shape)
     tail = len(value.shape) - axis - 1
     read = Access(node.graph.tensor(value), (*strides[:axis], *(0,) * rank, *strides[axis + 1 :]))
@@ -117,12 +114,12 @@ def _cum_sum(node: Node) -> None:
     if node.attributes.get("reverse", 0):
         start = strides[-1] * (value.shape[axis] - 1)
         strides[-1] = -strides[-1]
-    accesses = (
+    read, written = (
         Access(name, tuple(strides), start) for name in (node.graph.tensor(value), made.tensor)
     )
     shape = tuple(value.shape[at] for at in order)
     exclusive = bool(node.attributes.get("exclusive", 0))
-    node.graph.add(Accumulate(*accesses, shape, exclusive))
+    node.graph.add(Accumulate(read, written, shape, exclusive))
 
 
 def _one_hot(node: Node) -> None:

@@ -109,7 +109,7 @@ def multiplied(node: Node, left: Value, right: Value) -> Value:
         around = [0 if n == 1 else s for n, s in zip(value.shape[:-2], strides, strict=True)]
         around = [0] * (len(outer) - len(around)) + around
         accesses.append(Access(graph.tensor(value), (*around, *contiguous(value.shape)[-2:])))
-    graph.add(Product(*accesses, made.tensor, outer, rows, inner, columns))
+    graph.add(Product(accesses[0], accesses[1], made.tensor, outer, rows, inner, columns))
     return made
 
 

@@ -95,8 +95,8 @@ class Conv(Operation):
         return self.pictures * product(self.output_size) * self.channels[1] * taps
 
     def check(self, plan: Plan) -> None:
-        ones = (*self.channels, self.groups, *self.size, *self.kernel, self.pictures)
-        ones += (*self.strides, *self.dilations)
+        given = (*self.channels, self.groups, *self.size, *self.kernel, self.pictures)
+        ones = (*given, *self.strides, *self.dilations)
         if min(*ones) < 1 or min(self.pads) < 0 or max(*ones, *self.pads) > _MOST_SIZE:
             self.refuse("a size is out of bounds")
         padded = [self.size[at] + self.pads[at] + self.pads[at + 2] for at in (0, 1)]

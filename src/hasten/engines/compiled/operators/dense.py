@@ -129,7 +129,8 @@ def emit_product(writer: Writer, weight: Array, bias: Array) -> None:
 def _as_dots(writer: Writer, weight: Array) -> bool:
     """Whether there are too few sums for a vector of them, so that each goes along the input."""
     lanes = writer.lanes(weight.dtype)
-    return 2 * weight.shape[1] <= lanes and weight.shape[0] >= lanes
+    inner, outer = weight.shape
+    return 2 * int(outer) <= lanes <= int(inner)
 
 
 @dataclass(frozen=True)

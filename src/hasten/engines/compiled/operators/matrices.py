@@ -81,19 +81,18 @@ class Product(Operation):
         between = first.output.tensor
         if not copied or not first.output.is_whole(first.shape):
             return None
-        found = self
-        for name, rows, columns in (
-            ("left", self.rows, self.inner),
-            ("right", self.inner, self.columns),
+        read = first.inputs[0]
+        accesses = []
+        for access, rows, columns in (
+            (self.left, self.rows, self.inner),
+            (self.right, self.inner, self.columns),
         ):
-            access: Access = getattr(self, name)
-            if access.tensor != between:
-                continue
             shape = (*self.outer, rows, columns)
-            if first.shape != shape or not access.is_whole(shape):
+            if access.tensor == between and not (first.shape == shape and access.is_whole(shape)):
                 return None
-            found = replace(found, **{name: first.inputs[0]})
-        return found
+            accesses.append(read if access.tensor == between else access)
+        left, right = accesses
+        return replace(self, left=left, right=right)
 
     def emit(self, writer: Writer) -> None:
         dtype = writer.plan.tensor(self.left.tensor).dtype
