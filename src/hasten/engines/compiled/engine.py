@@ -264,7 +264,7 @@ def _open_batch(inputs: tuple[TensorSpec, ...]) -> bool:
 def _rows(artifact: Artifact) -> int:
     """Return the batch size that the artifact is for."""
     first = artifact.request[0].shape if artifact.request else ()
-    return int(first[0]) if first and first[0] == 1 else 1
+    return int(first[0]) if first else 1
 
 
 def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:

@@ -258,7 +258,9 @@ def fused(operations: Sequence[Operation], outputs: frozenset[str]) -> list[Oper
                 joined = _joined(result[source[0]], operation, name)
                 if joined is None:
                     continue
-                if isinstance(joined, Map):  # it reads what may be written between the two
+                if isinstance(
+                    result[source[0]], Map
+                ):  # it reads what may be written between the two
                     result[number] = joined
                     del result[source[0]]
                 else:
@@ -274,7 +276,8 @@ def fused(operations: Sequence[Operation], outputs: frozenset[str]) -> list[Oper
 def _joined(first: Operation, second: Operation, between: str) -> Operation | None:
     """Return one operation that does both; None where there is none."""
     if not isinstance(second, Map):
-        return None
+        precede = getattr(second, "preceded", None)
+        return precede(first) if precede and isinstance(first, Map) else None
     place = second.reads.index(between)
     if not second.inputs[place].is_whole(second.shape):
         return None

@@ -12,7 +12,15 @@ import numpy as np
 
 from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled.graph import Graph, Node, Value, as_array
-from hasten.engines.compiled.nodes import elementwise, movement, products, recurrent, reductions
+from hasten.engines.compiled.nodes import (
+    choices,
+    convolutions,
+    elementwise,
+    movement,
+    products,
+    recurrent,
+    reductions,
+)
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError
@@ -21,6 +29,8 @@ if TYPE_CHECKING:
     import onnx
 
 LOWERINGS: Mapping[str, Callable[[Node], None]] = {
+    **choices.LOWERINGS,
+    **convolutions.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **products.LOWERINGS,
@@ -55,15 +65,35 @@ def lower(
         batch = 0 if spec.shape and spec.shape[0] == 1 else None
         graph.by_row = graph.by_row and batch == 0
         graph.values[spec.name] = graph.new(spec.dtype, spec.sizes, batch)
-    for tensor in proto.graph.initializer:
+    _lower_all(graph, proto.graph, {one.domain: one.version for one in proto.opset_import})
+    plan = graph.plan([spec.name for spec in request], [spec.name for spec in outputs])
+    return _packed(plan, bytes(graph.weights.content))
+
+
+def _lower_all(graph: Graph, proto: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
+    """Lower the nodes of a graph, or of a branch that is taken."""
+    for tensor in proto.initializer:
         if tensor.name not in graph.values:
             array = as_array(tensor)
             graph.values[tensor.name] = Value("", str(array.dtype), array.shape, None, array)
-    opsets = {one.domain: one.version for one in proto.opset_import}
-    for node in proto.graph.node:
-        _lower(Node(graph, node, _attributes(node), opsets.get(node.domain, 0)))
-    plan = graph.plan([spec.name for spec in request], [spec.name for spec in outputs])
-    return _packed(plan, bytes(graph.weights.content))
+    for one in proto.node:
+        node = Node(graph, one, _attributes(one), opsets.get(one.domain, 0))
+        if one.op_type == "If" and one.domain in ("", "ai.onnx"):
+            branch = _branch(node)
+            _lower_all(graph, branch, opsets)
+            for place, output in enumerate(branch.output):
+                node.give(graph.values[output.name], place)
+        else:
+            _lower(node)
+
+
+def _branch(node: Node) -> onnx.GraphProto:
+    """Return the branch that a condition, which must be known now, takes."""
+    condition = node.constant(0, "condition")
+    if node.input(0).counts_rows:
+        node.mixes_rows()
+    taken: onnx.GraphProto = node.attributes["then_branch" if condition.all() else "else_branch"]
+    return taken
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -112,6 +112,11 @@ class Operation(Value, ABC):
             "reduce": "hasten.engines.compiled.operators.reductions:Reduce",
             "dense": "hasten.engines.compiled.operators.dense:Dense",
             "recurrent": "hasten.engines.compiled.operators.recurrent:Recurrent",
+            "conv": "hasten.engines.compiled.operators.convolutions:Conv",
+            "product": "hasten.engines.compiled.operators.matrices:Product",
+            "pick": "hasten.engines.compiled.operators.choices:Pick",
+            "largest": "hasten.engines.compiled.operators.choices:Largest",
+            "accumulate": "hasten.engines.compiled.operators.choices:Accumulate",
         },
     )
 
@@ -140,7 +145,15 @@ class Operation(Value, ABC):
 
     @abstractmethod
     def emit(self, writer: Writer) -> None:
-        """Write C statements for one row, or for `writer.rows` of them; see `Writer`."""
+        """Write C statements for one row; see `Writer`."""
+
+    def emit_rows(self, writer: Writer) -> None:
+        """Write C statements for the `n` rows of a block; one after the other unless overridden.
+
+        Each row's answer must be the same to the last bit, whatever `n` is.
+        """
+        with writer.each_row():
+            self.emit(writer)
 
     def refuse(self, why: str) -> NoReturn:
         """Refuse the plan."""

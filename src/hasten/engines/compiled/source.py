@@ -17,6 +17,10 @@ from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, Plan, Weights
 
 _LONG_WORK = 100_000
 """Elementary calculations, some tens of microseconds, from which other threads of Python may run."""
+_MOST_ROWS = 24
+"""Most rows of a batch that go through each operation at once."""
+_BLOCK_BYTES = 256 << 10
+"""Memory that tensors of a block of rows may take: what stays in a core's own cache."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,29 @@ class Source:
 class Writer:
     """What an operation writes its C with: statements, pointers to tensors, tables of constants.
 
-    Each operation becomes one function, whose statements answer one row.
+    Each operation becomes one function of `n` rows, whose tensors lie behind each other. Statements
+    answer all of them, or within `each_row` one.
 
     Attributes:
         plan: Plan that is written.
         vector_bytes: Bytes of the widest vector of the processor.
+        scratch_bytes: Memory that the operations need while they run.
     """
 
     plan: Plan
     vector_bytes: int
     _weights: bytes
     _places: dict[str, int]
+    _arena_bytes: int
+    scratch_bytes: int = 0
+    _used_scratch: int = 0
+    _start: int = 0
+    _row: str = ""
     _tables: Weights = field(default_factory=lambda: Weights(bytearray()))
     _lines: list[str] = field(default_factory=list)
     _declared: dict[str, str] = field(default_factory=dict)
     _count: int = 0
+    _pointers: int = 0
 
     def lanes(self, dtype: np.dtype[np.generic]) -> int:
         """Return how many numbers of a type a vector has; the types vfloat and vdouble are such."""
@@ -89,13 +101,35 @@ class Writer:
         yield
         self.line("}" * len(shape))
 
+    @contextlib.contextmanager
+    def each_row(self) -> Iterator[None]:
+        """Write a loop over the rows; within it pointers are to the tensors of one row."""
+        if not self.plan.by_row:
+            yield
+            return
+        self.line("for (long b = 0; b < n; b++) {")
+        self._start, self._row = len(self._lines), "b"
+        self._declared.clear()
+        yield
+        self._start, self._row = 0, ""
+        self._declared.clear()
+        self.line("}")
+
     def read(self, name: str) -> str:
-        """Return a pointer to a tensor's row, to read from."""
+        """Return a pointer to a tensor, to read from."""
         return self._pointer(name, "const ")
 
     def write(self, name: str) -> str:
-        """Return a pointer to a tensor's row, to write to."""
+        """Return a pointer to a tensor, to write to."""
         return self._pointer(name, "")
+
+    def scratch(self, dtype: str, size: int) -> str:
+        """Return a pointer to aligned memory for some numbers, which other operations overwrite."""
+        at = self._arena_bytes + self._used_scratch
+        self._used_scratch += -(-size * np.dtype(dtype).itemsize // ALIGNMENT) * ALIGNMENT
+        self.scratch_bytes = max(self.scratch_bytes, self._used_scratch)
+        kind = C_TYPES[dtype]
+        return self._declare(f"{kind} *restrict ", f"({kind} *)(c->arena + {at})")
 
     def table(self, array: Array) -> str:
         """Keep constants in the form that the C reads; return a pointer to them, aligned."""
@@ -108,21 +142,23 @@ class Writer:
         kind = f"{const}{C_TYPES[tensor.dtype]} *"
         if tensor.offset is not None:
             return self.table(self.constant(name))
-        row = f" + r * {tensor.size}" if self.plan.by_row else ""
+        row = f" + {self._row} * {tensor.size}" if self._row else ""
+        first = f" + r * {tensor.size}" if self.plan.by_row else ""
         if name in self.plan.inputs:
-            at = f"({kind})c->in[{self.plan.inputs.index(name)}]{row}"
+            at = f"({kind})c->in[{self.plan.inputs.index(name)}]{first}{row}"
         elif name in self.plan.outputs:
-            at = f"({kind})c->out[{self.plan.outputs.index(name)}]{row}"
+            at = f"({kind})c->out[{self.plan.outputs.index(name)}]{first}{row}"
         else:
-            at = f"({kind})(c->arena + {self._places[name]})"
+            at = f"({kind})(c->arena + {self._places[name]}){row}"
         return self._declare(f"{kind}restrict ", at)
 
     def _declare(self, kind: str, value: str) -> str:
         key = f"{kind} {value}"
         if key not in self._declared:
-            name = f"p{len(self._declared)}"
+            name = f"p{self._pointers}"
+            self._pointers += 1
             self._declared[key] = name
-            self._lines.insert(0, f"{kind}{name} = {value};")
+            self._lines.insert(self._start, f"{kind}{name} = {value};")
         return self._declared[key]
 
     def function(self) -> str:
@@ -131,7 +167,9 @@ class Writer:
         self._lines.clear()
         self._declared.clear()
         self._count += 1
-        return f"static void op{self._count - 1}(const struct call *c, long r) {{\n{body}\n}}\n"
+        self._pointers = self._used_scratch = 0
+        head = f"static void op{self._count - 1}(const struct call *c, long r, long n)"
+        return f"{head} {{\n{body}\n}}\n"
 
     @property
     def tables(self) -> bytearray:
@@ -148,13 +186,15 @@ def write(plan: Plan, weights: bytes, target: Target) -> Source:
         target: Processor, whose instruction sets decide how wide vectors are.
     """
     wide = 64 if "avx512f" in target.isa else 32 if "avx2" in target.isa else 16
-    places, arena_bytes = _arena(plan)
-    writer = Writer(plan, wide, weights, places)
+    places, row_bytes = _arena(plan)
+    block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
+    places = {name: place * block for name, place in places.items()}
+    writer = Writer(plan, wide, weights, places, row_bytes * block)
     functions = []
     for operation in plan.operations:
-        operation.emit(writer)
+        operation.emit_rows(writer)
         functions.append(writer.function())
-    calls = "".join(f"op{number}(c, r);" for number in range(len(functions)))
+    calls = "".join(f"op{number}(c, r, n);" for number in range(len(functions)))
     sizes = [plan.tensor(name).bytes for name in (*plan.inputs, *plan.outputs)]
     head = f"""{_part("math.c")}
 typedef float vfloat __attribute__((vector_size({wide}), may_alias));
@@ -166,9 +206,15 @@ static const long ROW_BYTES[] = {{{", ".join(map(str, sizes))}}};
 static const long LONG_ROWS = {1 + _LONG_WORK // max(1, plan.work)};
 struct call {{ const void *in[INPUTS]; void *out[OUTPUTS]; long rows; u8 *arena; const u8 *weights; }};
 """
-    run = f"static void run(const struct call *c) {{ for (long r = 0; r < c->rows; r++) {{ {calls} }} }}\n"
+    run = f"""static void run(const struct call *c) {{
+for (long r = 0; r < c->rows; r += {block}) {{
+long n = c->rows - r < {block} ? c->rows - r : {block};
+{calls}
+}}
+}}
+"""
     text = "\n".join((head, *functions, run, _part("python.c")))
-    return Source(text, writer.tables, arena_bytes)
+    return Source(text, writer.tables, row_bytes * block + writer.scratch_bytes)
 
 
 def _arena(plan: Plan) -> tuple[dict[str, int], int]:

@@ -166,4 +166,70 @@ static inline float erf_f(float x) {
 #define MAX(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
 #define MIN(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
 
-/* Conversions to integers as numpy's and ONNX Runtime's on this processor: toward zero. */
+/* Whole numbers: a division that the processor would trap gives 0, or wraps. */
+#define QUOTIENT(a, b) \
+  ((b) == 0 ? 0 : (b) == (__typeof__(b))-1 && (__typeof__(b))-1 < 0 ? (__typeof__(a))(0 - (unsigned long long)(a)) : (a) / (b))
+#define REMAINDER(a, b) \
+  ((b) == 0 || ((b) == (__typeof__(b))-1 && (__typeof__(b))-1 < 0) ? 0 : (a) % (b))
+#define MODULO(a, b) \
+  (REMAINDER(a, b) != 0 && (REMAINDER(a, b) < 0) != ((b) < 0) ? REMAINDER(a, b) + (b) : REMAINDER(a, b))
+
+/* x - trunc(x / y) * y, exact for quotients below 2^29. */
+static inline float fmod_f(float x, float y) {
+  double a = x, b = y < 0 ? -(double)y : (double)y, q = __builtin_trunc(a / b);
+  double r = a - q * b;
+  r = a >= 0 && r < 0 ? r + b : r;
+  r = a >= 0 && r >= b ? r - b : r;
+  r = a < 0 && r > 0 ? r - b : r;
+  r = a < 0 && r <= -b ? r + b : r;
+  r = b == INF_D && a - a == 0 ? a : r;
+  return (float)r;
+}
+
+/* sin(x + turns * pi / 2) by the series up to r^17 on [-pi/4, pi/4]; the reduction by three parts of pi / 2
+   is exact to |x| of some 10^6, and loses digits slowly beyond. */
+static inline double sine_d(double x, double turns) {
+  double n = __builtin_rint(x * 0.63661977236758134308);
+  double r = ((x - n * 0x1.921fb544p0) - n * 0x1.0b4611a6p-34) - n * 0x1.3198a2e037073p-69;
+  double s = r * r, k = n + turns;
+  k = k - 4.0 * __builtin_floor(k * 0.25);
+  double p = 1.0 / 355687428096000.0;
+  p = p * s - 1.0 / 1307674368000.0;
+  p = p * s + 1.0 / 6227020800.0;
+  p = p * s - 1.0 / 39916800.0;
+  p = p * s + 1.0 / 362880.0;
+  p = p * s - 1.0 / 5040.0;
+  p = p * s + 1.0 / 120.0;
+  p = p * s - 1.0 / 6.0;
+  double odd = r + r * s * p;
+  double q = 1.0 / 20922789888000.0;
+  q = q * s - 1.0 / 87178291200.0;
+  q = q * s + 1.0 / 479001600.0;
+  q = q * s - 1.0 / 3628800.0;
+  q = q * s + 1.0 / 40320.0;
+  q = q * s - 1.0 / 720.0;
+  q = q * s + 1.0 / 24.0;
+  double even = 1.0 - 0.5 * s + s * s * q;
+  double y = k == 1.0 || k == 3.0 ? even : odd;
+  return k >= 2.0 ? -y : y;
+}
+
+static inline double sin_d(double x) { return sine_d(x, 0.0); }
+static inline double cos_d(double x) { return sine_d(x, 1.0); }
+static inline float sin_f(float x) { return (float)sine_d(x, 0.0); }
+static inline float cos_f(float x) { return (float)sine_d(x, 1.0); }
+
+/* C's pow; in double good to some 10^-13 where the result is very large or small. */
+static inline double pow_d(double x, double y) {
+  double a = x < 0 ? -x : x, half = 0.5 * y;
+  double z = exp_d(y * log_d(a));
+  int whole = __builtin_rint(y) == y, odd = whole && __builtin_rint(half) != half;
+  int negative = as_i64(x) < 0;
+  z = a == 1.0 && (y == INF_D || y == -INF_D) ? 1.0 : z;
+  z = negative && odd ? -z : z;
+  z = x < 0 && !whole && a != INF_D ? NAN_D : z;
+  z = x != x ? x : z;
+  return y == 0.0 || x == 1.0 ? 1.0 : z;
+}
+
+static inline float pow_f(float x, float y) { return (float)pow_d(x, y); }

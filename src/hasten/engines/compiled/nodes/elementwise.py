@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value, broadcast, scalar
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import C_TYPES
+from hasten.engines.compiled.plan import C_TYPES, product
 
 _SAME = {
     "Add": "add",
@@ -21,6 +22,8 @@ _SAME = {
     "Sign": "sign",
     "Exp": "exp",
     "Log": "log",
+    "Sin": "sin",
+    "Cos": "cos",
     "Sqrt": "sqrt",
     "Reciprocal": "reciprocal",
     "Sigmoid": "sigmoid",
@@ -56,7 +59,7 @@ class Program:
     """
 
     def __init__(self, node: Node, values: Sequence[Value]) -> None:
-        self.node = node
+        self.node, self.values = node, values
         self.read = [value for value in values if scalar(value) is None]
         self.steps: list[Step] = []
         self.types = [value.dtype for value in self.read]
@@ -83,9 +86,8 @@ class Program:
         return self._append(Step(op, args, dtype or self.types[args[-1]]))
 
     def end(self, place: int = 0) -> None:
-        """Give the last step's result as the node's output, every operand broadcast to its shape."""
-        node = self.node
-        values = [node.graph.values[name] for name in node.proto.input if name]
+        """Give the last step's result as the node's output, all operands broadcast to its shape."""
+        node, values = self.node, self.values
         shape = np.broadcast_shapes(*(value.shape for value in values))
         dtype = self.types[-1]
         try:
@@ -261,22 +263,108 @@ def _clip(node: Node) -> None:
 
 def _power(node: Node) -> None:
     exponent = node.input(1).constant
-    if exponent is None or exponent.size != 1:
-        node.refuse("its exponent must be one constant")
-    power = float(exponent.reshape(-1)[0])
-    program = Program(node, [node.input(0)])
-    (x,) = program.operands
+    power = float(exponent.reshape(-1)[0]) if exponent is not None and exponent.size == 1 else None
+    if power is None or power not in (0.5, -1.0, 1.0, 2.0, 3.0, 4.0):
+        program = Program(node, node.inputs)
+        x, y = program.operands
+        kind = program.types[x]
+        if program.types[y] != kind:
+            y = program.do("cast", y, dtype=kind)
+        program.do("power", x, y)
+        program.end()
+        return
+    program = Program(node, node.inputs)
+    x = program.operands[0]
     if power == 0.5:
         program.do("sqrt", x)
-    elif power in (-0.5, -1.0):
-        program.do("reciprocal", program.do("sqrt", x) if power == -0.5 else x)
-    elif power in (1.0, 2.0, 3.0, 4.0):
+    elif power == -1.0:
+        program.do("reciprocal", x)
+    else:
         result = x
         for _ in range(int(power) - 1):
             result = program.do("multiply", result, x)
         program.do("copy", result)
+    program.end()
+
+
+def _modulo(node: Node) -> None:
+    program = Program(node, node.inputs)
+    op = "remainder" if node.attributes.get("fmod", 0) else "modulo"
+    program.do(op, *program.operands)
+    program.end()
+
+
+def _is_infinite(node: Node) -> None:
+    program = Program(node, node.inputs)
+    (x,) = program.operands
+    wanted = [
+        program.do("equal", x, program.value(bound, program.types[x]), dtype="bool")
+        for name, bound in (("detect_positive", np.inf), ("detect_negative", -np.inf))
+        if node.attributes.get(name, 1)
+    ]
+    if len(wanted) == 2:
+        program.do("or", *wanted)
+    elif not wanted:
+        program.do("not_equal", x, x, dtype="bool")
+        program.do("and", len(program.types) - 1, program.value(0, "bool"))
+    program.end()
+
+
+def _along(node: Node, value: Value, one: Value) -> Value:
+    """Return a scale or a zero point in a shape that is broadcast to a value."""
+    if node.attributes.get("block_size", 0) or len(one.shape) > 1:
+        node.refuse("scales of blocks")
+    if product(one.shape) == 1:
+        return _shaped(node, one, (1,) * len(value.shape))
+    rank = len(value.shape)
+    axis = node.axis(node.attributes.get("axis", 1), rank)
+    if one.shape[0] != value.shape[axis]:
+        node.refuse(f"{one.shape[0]} scales for {value.shape[axis]}")
+    return _shaped(node, one, tuple(-1 if at == axis else 1 for at in range(rank)))
+
+
+def _shaped(node: Node, one: Value, shape: tuple[int, ...]) -> Value:
+    if one.constant is None:
+        node.refuse("its scale or zero point is computed")
+    array = one.constant.reshape(shape)
+    return Value("", one.dtype, array.shape, None, array)
+
+
+def _quantize(node: Node) -> None:
+    """Lower to whole numbers: rounded half to even, shifted, and held within the type."""
+    value, scale = node.input(0), node.input(1)
+    if value.dtype != "float32" or scale.dtype != "float32":
+        node.refuse(f"{value.dtype} by {scale.dtype}")
+    if node.has(2):
+        zero = node.input(2)
     else:
-        node.refuse(f"to the power of {power:g}")
+        made: Array = np.zeros((), np.uint8)
+        zero = Value("", "uint8", (), None, made)
+    if zero.dtype not in ("uint8", "int8"):
+        node.refuse(f"to {zero.dtype}")
+    bounds = np.iinfo(zero.dtype)
+    program = Program(node, [value, _along(node, value, scale), _along(node, value, zero)])
+    x, by, shift = program.operands
+    whole = program.do("round", program.do("divide", x, by))
+    moved = program.do("add", whole, program.do("cast", shift, dtype="float32"))
+    held = _clamped(program, moved, float(bounds.min), float(bounds.max))
+    program.do("cast", program.do("cast", held, dtype="int32"), dtype=zero.dtype)
+    program.end()
+
+
+def _dequantize(node: Node) -> None:
+    value, scale = node.input(0), node.input(1)
+    if value.dtype not in ("uint8", "int8", "int32") or scale.dtype != "float32":
+        node.refuse(f"{value.dtype} by {scale.dtype}")
+    given = [value, _along(node, value, scale)]
+    if node.has(2):
+        given.append(_along(node, value, node.input(2)))
+    program = Program(node, given)
+    whole = program.do("cast", program.operands[0], dtype="int32")
+    if node.has(2):
+        zero = program.do("cast", program.operands[2], dtype="int32")
+        whole = program.do("subtract", whole, zero)
+    program.do("multiply", program.do("cast", whole, dtype="float32"), program.operands[1])
     program.end()
 
 
@@ -351,6 +439,10 @@ LOWERINGS: dict[str, Callable[[Node], None]] = {
     "PRelu": _prelu,
     "Clip": _clip,
     "Pow": _power,
+    "Mod": _modulo,
+    "IsInf": _is_infinite,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
     "Cast": _cast,
     "Where": _where,
     "Identity": _identity,

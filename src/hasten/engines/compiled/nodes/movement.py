@@ -9,6 +9,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value, broadcast
+from hasten.engines.compiled.nodes.choices import gathered
 from hasten.engines.compiled.operators.programs import Step, number
 from hasten.engines.compiled.plan import Access, contiguous, product
 
@@ -254,10 +255,25 @@ def _pad(node: Node) -> None:
     fill = node.attributes.get("value", 0.0)
     if node.has(2):
         fill = node.constant(2, "value").item()
-    shape = [b + n + a for b, n, a in zip(before, value.shape, after, strict=True)]
-    output = node.computed(value.dtype, shape, value.batch)
+    node.give(padded(node, value, before, after, fill))
+
+
+def padded(
+    node: Node, value: Value, before: Sequence[int], after: Sequence[int], fill: float
+) -> Value:
+    """Append a copy with one number around it; return it.
+
+    Args:
+        node: Node that asks.
+        value: What is copied.
+        before: Elements at the start of each axis.
+        after: Elements at the end of each axis.
+        fill: The number.
+    """
+    shape = tuple(b + n + a for b, n, a in zip(before, value.shape, after, strict=True))
+    output = node.graph.new(value.dtype, shape, value.batch)
     node.graph.map([Step("value", (), value.dtype, number(fill, value.dtype))], [], output)
-    strides = contiguous(output.shape)
+    strides = contiguous(shape)
     start = sum(b * stride for b, stride in zip(before, strides, strict=True))
     node.graph.map(
         [Step("copy", (0,), value.dtype)],
@@ -266,13 +282,17 @@ def _pad(node: Node) -> None:
         into=Access(output.tensor, strides, start),
         shape=value.shape,
     )
+    return output
 
 
 def _gather(node: Node) -> None:
-    """Lower a choice of constant places: neighbours at equal distances are one copy."""
+    """Lower a choice of places: where they are constant, neighbours at equal distances are one copy."""
     value = node.input(0)
-    places = node.constant(1, "places")
     axis = node.axis(node.attributes.get("axis", 0), len(value.shape))
+    places = node.input(1).constant
+    if places is None:
+        node.give(gathered(node, value, node.input(1), axis))
+        return
     size = value.shape[axis]
     if places.size and not (-size <= places.min() and places.max() < size):
         node.refuse(f"places beyond {size}")
@@ -280,11 +300,12 @@ def _gather(node: Node) -> None:
     if axis == value.batch:
         node.mixes_rows()
     shape = (*value.shape[:axis], len(picked), *value.shape[axis + 1 :])
-    output = node.graph.new(value.dtype, shape, None)
-    strides, into = contiguous(value.shape), contiguous(shape)
     runs = _runs(picked)
     if len(runs) > _MOST_PARTS:
-        node.refuse(f"{len(picked)} places without an order")
+        node.give(gathered(node, value, node.input(1), axis))
+        return
+    output = node.graph.new(value.dtype, shape, None)
+    strides, into = contiguous(value.shape), contiguous(shape)
     for start, first, count, step in runs:
         loops = tuple(count if at == axis else n for at, n in enumerate(value.shape))
         along = tuple(s * step if at == axis else s for at, s in enumerate(strides))

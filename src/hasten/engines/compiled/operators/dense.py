@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SUMS = 8
 """Independent sums that keep two multiply-add units busy, whose latency is four cycles."""
+_ROWS = 6
+"""Rows that share each vector of weights that is loaded."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,37 @@ class Dense(Operation):
         return replace(self, output=second.output.tensor, after=second.steps)
 
     def emit(self, writer: Writer) -> None:
+        self._emit(writer, str(self.rows))
+
+    def emit_rows(self, writer: Writer) -> None:
+        self._emit(writer, f"n * {self.rows}" if writer.plan.by_row else str(self.rows))
+
+    def _emit(self, writer: Writer, rows: str) -> None:
         dtype = writer.plan.tensor(self.weight).dtype
         weight = writer.constant(self.weight).reshape(self.inner, self.outer)
         bias = writer.constant(self.bias) if self.bias else np.zeros(self.outer, dtype)
         source, target = writer.read(self.input), writer.write(self.output)
         kind = C_TYPES[dtype]
-        with writer.loops((self.rows,)):
-            writer.line(f"const {kind} *x = {source} + i0 * {self.inner};")
-            writer.line(f"{kind} *y = {target} + i0 * {self.outer};")
+        pointers = (
+            f"const {kind} *x = {source} + i * {self.inner};",
+            f"{kind} *y = {target} + i * {self.outer};",
+        )
+        writer.line(f"const long m = {rows};")
+        writer.line("long i = 0;")
+        if not _as_dots(writer, weight) and (writer.plan.by_row or self.rows >= _ROWS):
+            with writer.block(f"for (; i + {_ROWS} <= m; i += {_ROWS})"):
+                for line in pointers:
+                    writer.line(line)
+                _emit_rows(writer, weight, bias)
+        with writer.block("for (; i < m; i++)"):
+            for line in pointers:
+                writer.line(line)
             emit_product(writer, weight, bias)
-            if self.after:
-                with writer.loops((self.outer,), "#pragma GCC ivdep", name="j"):
-                    writer.line(f"const {kind} v0 = y[j0];")
-                    writer.line(f"y[j0] = {emit_program(writer, self.after, [dtype])};")
+        if self.after:
+            writer.line("#pragma GCC ivdep")
+            with writer.block(f"for (long j = 0; j < m * {self.outer}; j++)"):
+                writer.line(f"const {kind} v0 = {target}[j];")
+                writer.line(f"{target}[j] = {emit_program(writer, self.after, [dtype])};")
 
 
 def emit_product(writer: Writer, weight: Array, bias: Array) -> None:
@@ -99,59 +119,175 @@ def emit_product(writer: Writer, weight: Array, bias: Array) -> None:
         weight: Constant of shape `(inner, outer)`.
         bias: Constant of shape `(outer,)`.
     """
-    lanes = writer.lanes(weight.dtype)
-    if 2 * weight.shape[1] <= lanes and weight.shape[0] >= lanes:
-        _emit_dots(writer, weight, bias, lanes)
+    if _as_dots(writer, weight):
+        _emit_dots(writer, weight, bias, writer.lanes(weight.dtype))
         return
-    outer = weight.shape[1]
-    wide = _SUMS * lanes
-    whole = outer // wide
-    if whole:
-        _emit_tiles(writer, weight, bias, 0, whole, _SUMS)
-    if outer % wide:
-        _emit_tiles(writer, weight, bias, whole * wide, 1, -(-(outer % wide) // lanes))
+    for tiles in _tiled(writer, weight, bias):
+        _emit_tiles(writer, tiles)
 
 
-def _emit_tiles(
-    writer: Writer, weight: Array, bias: Array, start: int, count: int, vectors: int
-) -> None:
-    """Write tiles of some vectors each, whose weights are packed in the order that they are read in."""
+def _as_dots(writer: Writer, weight: Array) -> bool:
+    """Whether there are too few sums for a vector of them, so that each goes along the input."""
+    lanes = writer.lanes(weight.dtype)
+    inner, outer = weight.shape
+    return 2 * int(outer) <= lanes <= int(inner)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles of some vectors of sums each, whose weights are packed in the order that they are read in.
+
+    Attributes:
+        kind: Type in C.
+        lanes: Numbers in a vector.
+        weights: Pointer to the weights, of shape `(count, inner, vectors, lanes)`.
+        biases: Pointer to what the sums begin with, of shape `(count, vectors, lanes)`.
+        start: Sum that the first tile begins with.
+        count: Number of tiles.
+        vectors: Vectors of each tile.
+        inner: Numbers that each sum runs over.
+        outer: Sums of the whole layer.
+    """
+
+    kind: str
+    lanes: int
+    weights: str
+    biases: str
+    start: int
+    count: int
+    vectors: int
+    inner: int
+    outer: int
+
+    @property
+    def wide(self) -> int:
+        """Sums of a tile."""
+        return self.vectors * self.lanes
+
+    @property
+    def sets(self) -> int:
+        """Parts of each sum, so that there are enough independent ones: every so-manieth number."""
+        return max(1, min(4, _SUMS // self.vectors)) if self.inner >= 8 else 1
+
+    def load(self, place: str) -> str:
+        """Return a vector of weights in C."""
+        return f"*(const v{self.kind} *)({place})"
+
+    def store(self, writer: Writer, left: int, place: str, total: str, last: bool) -> None:
+        """Write a vector of results, of which fewer may be left from the sum `left` on."""
+        if not last or left + self.lanes <= self.outer:
+            writer.line(f"*(v{self.kind}_u *)({place}) = {total};")
+        else:
+            size = f"{self.outer - left} * sizeof({self.kind})"
+            writer.line(f"{{ v{self.kind} last = {total}; COPY({place}, &last, {size}); }}")
+
+
+def _tiled(writer: Writer, weight: Array, bias: Array) -> list[_Tiles]:
+    """Pack a matrix: tiles of as many vectors as there are sums to keep, and one of the rest."""
     kind, lanes = C_TYPES[str(weight.dtype)], writer.lanes(weight.dtype)
     inner, outer = weight.shape
-    wide = vectors * lanes
-    packed = np.zeros((count, inner, wide), weight.dtype)
-    biases = np.zeros((count, wide), weight.dtype)
-    for tile in range(count):
-        left = start + tile * wide
-        part = weight[:, left : left + wide]
-        packed[tile, :, : part.shape[1]] = part
-        biases[tile, : part.shape[1]] = bias[left : left + wide]
-    sets = max(1, min(4, _SUMS // vectors)) if inner >= 8 else 1
-    table, first = writer.table(packed), writer.table(biases)
+    whole, rest = divmod(outer, _SUMS * lanes)
+    found = []
+    for start, count, vectors in (
+        (0, whole, _SUMS),
+        (whole * _SUMS * lanes, 1, -(-rest // lanes)),
+    ):
+        if not count or not vectors:
+            continue
+        wide = vectors * lanes
+        packed = np.zeros((count, inner, wide), weight.dtype)
+        biases = np.zeros((count, wide), weight.dtype)
+        for tile in range(count):
+            left = start + tile * wide
+            part = weight[:, left : left + wide]
+            packed[tile, :, : part.shape[1]] = part
+            biases[tile, : part.shape[1]] = bias[left : left + wide]
+        tables = writer.table(packed), writer.table(biases)
+        found.append(_Tiles(kind, lanes, *tables, start, count, vectors, inner, outer))
+    return found
+
+
+def _emit_tiles(writer: Writer, tiles: _Tiles) -> None:
+    """Write tiles for one row."""
+    kind, lanes, wide, sets = tiles.kind, tiles.lanes, tiles.wide, tiles.sets
     vector = f"v{kind}"
-    with writer.loops((count,), name="t"):
-        writer.line(f"const {kind} *w = {table} + t0 * {inner * wide};")
-        for one in range(vectors):
-            place = f"{first} + t0 * {wide} + {one * lanes}"
-            writer.line(f"{vector} a0_{one} = *(const {vector} *)({place});")
+    with writer.loops((tiles.count,), name="t"):
+        writer.line(f"const {kind} *w = {tiles.weights} + t0 * {tiles.inner * wide};")
+        for one in range(tiles.vectors):
+            place = f"{tiles.biases} + t0 * {wide} + {one * lanes}"
+            writer.line(f"{vector} a0_{one} = {tiles.load(place)};")
             for number in range(1, sets):
                 writer.line(f"{vector} a{number}_{one} = {{0}};")
         writer.line("long k = 0;")
         for step in (sets, 1) if sets > 1 else (1,):
-            with writer.block(f"for (; k + {step} <= {inner}; k += {step})"):
+            with writer.block(f"for (; k + {step} <= {tiles.inner}; k += {step})"):
                 for number in range(step):
                     writer.line(f"const {kind} s{number} = x[k + {number}];")
-                    for one in range(vectors):
+                    for one in range(tiles.vectors):
                         place = f"w + (k + {number}) * {wide} + {one * lanes}"
-                        writer.line(f"a{number}_{one} += s{number} * *(const {vector} *)({place});")
-        for one in range(vectors):
+                        writer.line(f"a{number}_{one} += s{number} * {tiles.load(place)};")
+        for one in range(tiles.vectors):
             total = " + ".join(f"a{number}_{one}" for number in range(sets))
-            left = start + one * lanes
-            if start + wide <= outer or left + lanes <= outer:
-                writer.line(f"*({vector}_u *)(y + {left} + t0 * {wide}) = {total};")
-            else:
-                writer.line(f"{{ {vector} last = {total};")
-                writer.line(f"COPY(y + {left}, &last, {(outer - left) * weight.itemsize}); }}")
+            left = tiles.start + one * lanes
+            tiles.store(writer, left, f"y + {left} + t0 * {wide}", total, tiles.count == 1)
+
+
+def _emit_rows(writer: Writer, weight: Array, bias: Array) -> None:
+    """Write the product for some rows at once, each sum in the order of the form for one row."""
+    for tiles in _tiled(writer, weight, bias):
+        pairs, single = divmod(tiles.vectors, 2)
+        tail = tiles.count == 1 and tiles.start + tiles.wide > tiles.outer
+        if tail and not single:
+            pairs, single = pairs - 1, 2
+        with writer.loops((tiles.count,), name="t"):
+            writer.line(
+                f"const {tiles.kind} *w = {tiles.weights} + t0 * {tiles.inner * tiles.wide};"
+            )
+            writer.line(f"const {tiles.kind} *first = {tiles.biases} + t0 * {tiles.wide};")
+            writer.line(f"{tiles.kind} *to = y + {tiles.start} + t0 * {tiles.wide};")
+            with writer.block(f"for (long q = 0; q < {pairs}; q++)"):
+                _emit_pair(writer, tiles, 2, tiles.start, False)
+                step = 2 * tiles.lanes
+                writer.line(f"w += {step}; first += {step}; to += {step};")
+            if single:
+                left = tiles.start + 2 * pairs * tiles.lanes
+                _emit_pair(writer, tiles, single, left, tiles.count == 1)
+
+
+def _emit_pair(writer: Writer, tiles: _Tiles, vectors: int, left: int, last: bool) -> None:
+    """Write one or two vectors of sums for some rows."""
+    kind, lanes, sets = tiles.kind, tiles.lanes, tiles.sets
+    whole = tiles.inner // sets * sets
+    sums = [(row, one) for row in range(_ROWS) for one in range(vectors)]
+    writer.line("{")
+    for row, one in sums:
+        writer.line(f"v{kind} a{row}_{one} = {tiles.load(f'first + {one * lanes}')};")
+    for number in range(sets):
+        name = "a" if number == 0 else "b"
+        if number:
+            writer.line("{")
+            for row, one in sums:
+                writer.line(f"v{kind} b{row}_{one} = {{0}};")
+        ranges = [(number, whole, sets)]
+        if number == 0 and whole < tiles.inner:
+            ranges.append((whole, tiles.inner, 1))
+        for begin, end, step in ranges:
+            with writer.block(f"for (long k = {begin}; k < {end}; k += {step})"):
+                for one in range(vectors):
+                    place = f"w + k * {tiles.wide} + {one * lanes}"
+                    writer.line(f"const v{kind} w{one} = {tiles.load(place)};")
+                for row in range(_ROWS):
+                    writer.line(f"const {kind} s{row} = x[{row * tiles.inner} + k];")
+                for row, one in sums:
+                    writer.line(f"{name}{row}_{one} += s{row} * w{one};")
+        if number:
+            for row, one in sums:
+                writer.line(f"a{row}_{one} += b{row}_{one};")
+            writer.line("}")
+    for row, one in sums:
+        place = f"to + {row * tiles.outer + one * lanes}"
+        tiles.store(writer, left + one * lanes, place, f"a{row}_{one}", last)
+    writer.line("}")
 
 
 def _emit_dots(writer: Writer, weight: Array, bias: Array, lanes: int) -> None:

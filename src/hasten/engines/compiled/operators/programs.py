@@ -21,16 +21,26 @@ _ARITHMETIC = {
     "minimum": "MIN({0}, {1})",
     "negative": "(-{0})",
     "absolute": "({0} < 0 ? -{0} : {0})",
+    "remainder": "fmod_{t}({0}, {1})",
     "copy": "{0}",
     "sign": "({0} > 0 ? 1 : {0} < 0 ? -1 : {0})",
 }
 """Steps whose operands and result have one type, in C."""
+_WHOLE = {
+    "divide": "QUOTIENT({0}, {1})",
+    "remainder": "REMAINDER({0}, {1})",
+    "modulo": "MODULO({0}, {1})",
+}
+"""Steps that differ for whole numbers, or are for them only: dividing by 0 must not end the process."""
 _FLOAT_ONLY = {
     "exp": "exp_{t}({0})",
     "log": "log_{t}({0})",
     "sigmoid": "sigmoid_{t}({0})",
     "tanh": "tanh_{t}({0})",
     "erf": "erf_{t}({0})",
+    "sin": "sin_{t}({0})",
+    "cos": "cos_{t}({0})",
+    "power": "pow_{t}({0}, {1})",
     "sqrt": "__builtin_sqrt{f}({0})",
     "floor": "__builtin_floor{f}({0})",
     "ceil": "__builtin_ceil{f}({0})",
@@ -57,10 +67,10 @@ _LOGIC = {
 }
 """Steps on bools."""
 SUPPORTED = frozenset(
-    {*_ARITHMETIC, *_FLOAT_ONLY, *_COMPARISONS, *_LOGIC, "cast", "where", "value"}
+    {*_ARITHMETIC, *_WHOLE, *_FLOAT_ONLY, *_COMPARISONS, *_LOGIC, "cast", "where", "value"}
 )
 """Names of all steps."""
-_NO_DOUBLE = frozenset({"erf"})
+_NO_DOUBLE = frozenset({"erf", "remainder"})
 
 
 @dataclass(frozen=True)
@@ -109,12 +119,13 @@ def _fits(step: Step, given: list[str]) -> bool:
     if step.op == "where":
         return len(given) == 3 and given[0] == "bool" and given[1] == given[2] == step.dtype
     for table, fits in (
+        (_WHOLE, same and step.dtype not in (*_FLOATS, "bool")),
         (_ARITHMETIC, same and (step.dtype != "bool" or step.op == "copy")),
         (_FLOAT_ONLY, same and step.dtype in _FLOATS),
         (_COMPARISONS, step.dtype == "bool" and len(set(given)) == 1),
         (_LOGIC, same and step.dtype == "bool"),
     ):
-        if step.op in table:
+        if step.op in table and (table is not _WHOLE or fits):
             arity = 2 if "{1}" in table[step.op] else 1
             double = step.op in _NO_DOUBLE and step.dtype == "float64"
             return fits and len(given) == arity and not double
@@ -170,6 +181,8 @@ def expression(step: Step, operands: list[str], given: list[str]) -> str:
         condition, yes, no = operands
         return f"({condition} ? {yes} : {no})"
     double = (given[0] if given else step.dtype) == "float64"
+    if step.op in _WHOLE and step.dtype not in _FLOATS:
+        return _WHOLE[step.op].format(*operands)
     for table in (_ARITHMETIC, _FLOAT_ONLY, _COMPARISONS, _LOGIC):
         if step.op in table:
             text = table[step.op]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,14 +13,16 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
 _COMBINE = {
-    "sum": "all += {0};",
-    "mean": "all += {0};",
-    "product": "all *= {0};",
-    "maximum": "all = MAX(all, {0});",
-    "minimum": "all = MIN(all, {0});",
+    "sum": "{all} += {0};",
+    "mean": "{all} += {0};",
+    "product": "{all} *= {0};",
+    "maximum": "{all} = MAX({all}, {0});",
+    "minimum": "{all} = MIN({all}, {0});",
 }
 _REDUCTION = {"sum": "+", "mean": "+", "product": "*"}
 _FLOATS = ("float32", "float64")
+_MOST_UNROLLED = 32
+"""Most numbers of a result that are written one after the other."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +75,84 @@ class Reduce(Operation):
             ],
         )
         inner, (along,) = merged(self.inner, [Access("", self.input.strides[cut:])])
-        count = product(self.inner)
-        with writer.loops(outer):
-            writer.line(f"const {kind} *from = {source} + {place(into)};")
+        with writer.block(""):
             if self.kind.startswith("arg"):
-                self._emit_place(writer, kind, f"{target}[{place(out)}]", inner, along)
-                return
-            start = {"sum": "0", "mean": "0", "product": "1"}.get(self.kind, "from[0]")
-            writer.line(f"{kind} all = {start};")
-            sign = _REDUCTION.get(self.kind) if kind in ("float", "double") else None
-            pragma = f"#pragma omp simd reduction({sign}:all)" if sign else ""
-            with writer.loops(inner, pragma, name="j"):
-                number = f"from[{place(along).replace('i', 'j')}]"
-                writer.line(_COMBINE[self.kind].format(number))
-            end = f"all / {count}" if self.kind == "mean" else "all"
-            writer.line(f"{target}[{place(out)}] = {end};")
+                with writer.loops(outer):
+                    writer.line(f"const {kind} *from = {source} + {place(into)};")
+                    self._emit_place(writer, kind, f"{target}[{place(out)}]", inner, along)
+            elif product(inner) <= _MOST_UNROLLED and outer[-1] > 1 and along.strides != (1,):
+                self._emit_unrolled(writer, kind, (source, target), outer, (into, out))
+            elif into.strides[-1] == 1 and out.strides[-1] == 1 and along.strides[-1] != 1:
+                self._emit_lines(writer, kind, (source, target), outer, (into, out))
+            else:
+                with writer.loops(outer):
+                    writer.line(f"const {kind} *from = {source} + {place(into)};")
+                    self._emit_along(writer, kind, f"{target}[{place(out)}]", inner, along)
+
+    def _combine(self, total: str, number: str) -> str:
+        """Return the statement that takes one more number into a result, in C."""
+        return _COMBINE[self.kind].format(number, all=total)
+
+    def _ended(self, total: str) -> str:
+        return f"{total} / {product(self.inner)}" if self.kind == "mean" else total
+
+    def _emit_along(
+        self, writer: Writer, kind: str, target: str, inner: tuple[int, ...], along: Access
+    ) -> None:
+        """Write one result: a loop over all that it is of."""
+        start = {"sum": "0", "mean": "0", "product": "1"}.get(self.kind, "from[0]")
+        writer.line(f"{kind} all = {start};")
+        sign = _REDUCTION.get(self.kind) if kind in ("float", "double") else None
+        pragma = f"#pragma omp simd reduction({sign}:all)" if sign else ""
+        with writer.loops(inner, pragma, name="j"):
+            number = f"from[{place(along).replace('i', 'j')}]"
+            writer.line(self._combine("all", number))
+        writer.line(f"{target} = {self._ended('all')};")
+
+    def _emit_unrolled(
+        self,
+        writer: Writer,
+        kind: str,
+        pointers: tuple[str, str],
+        outer: tuple[int, ...],
+        accesses: tuple[Access, Access],
+    ) -> None:
+        """Write results of a few numbers each, so that a vector has many results."""
+        strides = self.input.strides[len(self.outer) :]
+        with writer.loops(outer, "#pragma GCC ivdep"):
+            writer.line(f"const {kind} *from = {pointers[0]} + {place(accesses[0])};")
+            places = [
+                sum(at * stride for at, stride in zip(ats, strides, strict=True))
+                for ats in itertools.product(*map(range, self.inner))
+            ]
+            writer.line(f"{kind} all = from[{places[0]}];")
+            for one in places[1:]:
+                writer.line(self._combine("all", f"from[{one}]"))
+            writer.line(f"{pointers[1]}[{place(accesses[1])}] = {self._ended('all')};")
+
+    def _emit_lines(
+        self,
+        writer: Writer,
+        kind: str,
+        pointers: tuple[str, str],
+        outer: tuple[int, ...],
+        accesses: tuple[Access, Access],
+    ) -> None:
+        """Write lines of neighbouring results, through which all numbers go line by line."""
+        last = len(outer) - 1
+        strides = self.input.strides[len(self.outer) :]
+        head = f"for (long i{last} = 0; i{last} < {outer[-1]}; i{last}++)"
+        with writer.loops(outer[:-1]):
+            number = f"{pointers[0]}[{place(accesses[0])}"
+            result = f"{pointers[1]}[{place(accesses[1])}]"
+            start = {"sum": "0", "mean": "0", "product": "1"}.get(self.kind, f"{number}]")
+            writer.line(f"{head} {result} = {start};")
+            along = "".join(f" + j{at} * {stride}" for at, stride in enumerate(strides))
+            with writer.loops(self.inner, name="j"):
+                writer.line("#pragma GCC ivdep")
+                writer.line(f"{head} {self._combine(result, f'{number}{along}]')}")
+            if self.kind == "mean":
+                writer.line(f"{head} {result} = {self._ended(result)};")
 
     def _emit_place(
         self, writer: Writer, kind: str, target: str, inner: tuple[int, ...], along: Access

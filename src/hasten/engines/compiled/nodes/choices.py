@@ -1,0 +1,177 @@
+"""ONNX's operators that choose elements: tables, places, order, running sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.graph import Node, Value, broadcast
+from hasten.engines.compiled.operators.choices import Accumulate, Largest, Pick
+from hasten.engines.compiled.operators.programs import Step, number
+from hasten.engines.compiled.plan import Access, contiguous
+
+
+def picked(node: Node, value: Value, places: Array, axis: int) -> Value:
+    """Append a choice of constant places along an axis; return its result."""
+    chosen: Array = np.ascontiguousarray(places, np.int64)
+    made = gathered(node, value, Value("", "int64", chosen.shape, None, chosen), axis)
+    return replace(made, batch=value.batch)
+
+
+def gathered(node: Node, value: Value, places: Value, axis: int) -> Value:
+    """Append a choice of elements along an axis, in whose place the places' axes stand."""
+    if places.dtype not in ("int64", "int32"):
+        node.refuse(f"places of {places.dtype}")
+    lead, rank = axis, len(places.shape)
+    shape = (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :])
+    batches = set()
+    if places.batch is not None:
+        batches.add(axis + places.batch)
+    if value.batch is not None and value.batch != axis:
+        batches.add(value.batch + (rank - 1 if value.batch > axis else 0))
+    if len(batches) > 1 or value.batch == axis:
+        node.mixes_rows()
+    made = node.graph.new(value.dtype, shape, min(batches, default=None))
+    strides = contiguous(value.shape)
+    tail = len(value.shape) - axis - 1
+    read = Access(node.graph.tensor(value), (*strides[:axis], *(0,) * rank, *strides[axis + 1 :]))
+    at = Access(node.graph.tensor(places), (*(0,) * lead, *contiguous(places.shape), *(0,) * tail))
+    node.graph.add(Pick(read, at, made.tensor, shape, value.shape[axis], strides[axis]))
+    return made
+
+
+def _gather_elements(node: Node) -> None:
+    value, places = node.inputs
+    rank = len(value.shape)
+    axis = node.axis(node.attributes.get("axis", 0), rank)
+    if len(places.shape) != rank or places.dtype not in ("int64", "int32"):
+        node.refuse(f"places of {places.dtype}, shape {list(places.shape)}")
+    batches = {one.batch for one in (value, places) if one.batch is not None}
+    if len(batches) > 1 or axis in batches:
+        node.mixes_rows()
+    batch = min(batches, default=None)
+    if batch is not None and places.batch is None and places.shape[batch] != 1:
+        node.mixes_rows()
+    made = node.computed(value.dtype, places.shape, batch)
+    strides = contiguous(value.shape)
+    along = tuple(0 if at == axis else stride for at, stride in enumerate(strides))
+    node.graph.add(
+        Pick(
+            Access(node.graph.tensor(value), along),
+            Access(node.graph.tensor(places), contiguous(places.shape)),
+            made.tensor,
+            places.shape,
+            value.shape[axis],
+            strides[axis],
+        )
+    )
+
+
+def _top_k(node: Node) -> None:
+    value = node.input(0)
+    rank = len(value.shape)
+    axis = node.axis(node.attributes.get("axis", -1), rank)
+    if axis != rank - 1:
+        node.refuse("along another axis than the last")
+    if "k" in node.attributes:
+        count = int(node.attributes["k"])
+    else:
+        count = int(node.constant(1, "number").reshape(-1)[0])
+    if not 1 <= count <= value.shape[-1]:
+        node.refuse(f"{count} of {value.shape[-1]}")
+    if value.batch == axis:
+        node.mixes_rows()
+    shape = (*value.shape[:-1], count)
+    values = node.computed(value.dtype, shape, value.batch)
+    places = node.computed("int64", shape, value.batch, 1)
+    lines = int(np.prod(value.shape[:-1], dtype=np.int64))
+    smallest = not node.attributes.get("largest", 1)
+    node.graph.add(
+        Largest(
+            node.graph.tensor(value),
+            values.tensor,
+            places.tensor,
+            lines,
+            value.shape[-1],
+            count,
+            smallest,
+        )
+    )
+
+
+def _cum_sum(node: Node) -> None:
+    value = node.input(0)
+    axis = node.axis(int(node.constant(1, "axis").reshape(-1)[0]), len(value.shape))
+    if value.batch == axis:
+        node.mixes_rows()
+    made = node.computed(value.dtype, value.shape, value.batch)
+    order = [*(at for at in range(len(value.shape)) if at != axis), axis]
+    strides = [contiguous(value.shape)[at] for at in order]
+    start = 0
+    if node.attributes.get("reverse", 0):
+        start = strides[-1] * (value.shape[axis] - 1)
+        strides[-1] = -strides[-1]
+    read, written = (
+        Access(name, tuple(strides), start) for name in (node.graph.tensor(value), made.tensor)
+    )
+    shape = tuple(value.shape[at] for at in order)
+    exclusive = bool(node.attributes.get("exclusive", 0))
+    node.graph.add(Accumulate(read, written, shape, exclusive))
+
+
+def _one_hot(node: Node) -> None:
+    places = node.input(0)
+    depth = int(node.constant(1, "depth").reshape(-1)[0])
+    values = node.constant(2, "values")
+    rank = len(places.shape) + 1
+    axis = node.axis(node.attributes.get("axis", -1), rank)
+    if depth < 1:
+        node.refuse(f"a depth of {depth}")
+    shape = (*places.shape[:axis], depth, *places.shape[axis:])
+    batch = places.batch
+    if batch is not None and batch >= axis:
+        batch += 1
+    kind = str(values.dtype)
+    steps = [Step("cast", (0,), "int64")]
+    steps += [Step("value", (), "int64", str(one)) for one in (0, depth)]
+    steps += [Step("less", (2, 3), "bool"), Step("add", (2, 4), "int64")]
+    steps += [Step("where", (5, 6, 2), "int64"), Step("equal", (7, 1), "bool")]
+    steps += [Step("value", (), kind, number(one, kind)) for one in values.reshape(-1)]
+    steps += [Step("where", (8, 10, 9), kind)]
+    numbers: Array = np.arange(depth, dtype=np.int64)
+    counted = Value("", "int64", numbers.shape, None, numbers)
+    strides = contiguous(places.shape)
+    along = (*strides[:axis], 0, *strides[axis:])
+    each = tuple(1 if at == axis else 0 for at in range(rank))
+    output = node.computed(kind, shape, batch)
+    node.graph.map(steps, [(places, along, 0), (counted, each, 0)], output)
+
+
+def _trilu(node: Node) -> None:
+    value = node.input(0)
+    diagonal = int(node.constant(1, "diagonal").reshape(-1)[0]) if node.has(1) else 0
+    shape = value.shape[-2:]
+    if value.batch is not None and value.batch >= len(value.shape) - 2:
+        node.mixes_rows()
+    ones: Array = np.ones(shape, np.bool_)
+    upper = node.attributes.get("upper", 1)
+    kept = np.triu(ones, diagonal) if upper else np.tril(ones, diagonal)
+    mask = Value("", "bool", shape, None, np.ascontiguousarray(kept))
+    kind = value.dtype
+    output = node.computed(kind, value.shape, value.batch)
+    steps = [Step("value", (), kind, number(0, kind)), Step("where", (1, 0, 2), kind)]
+    reads = [(one, broadcast(one, value.shape), 0) for one in (value, mask)]
+    node.graph.map(steps, reads, output)
+
+
+LOWERINGS: dict[str, Callable[[Node], None]] = {
+    "GatherElements": _gather_elements,
+    "TopK": _top_k,
+    "CumSum": _cum_sum,
+    "OneHot": _one_hot,
+    "Trilu": _trilu,
+}
+"""Lowering of each operator by its name."""

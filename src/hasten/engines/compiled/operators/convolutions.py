@@ -1,0 +1,313 @@
+"""Convolutions of small pictures and sequences.
+
+Channels lie one after the other, as in ONNX. The picture is copied with its pads, split into what each
+step of the stride reads; then each tap of the kernel is one offset, and sums run along the flat picture
+in vectors, for some channels at once. The few sums between the lines are thrown away.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators import programs
+from hasten.engines.compiled.operators.maps import Map, emit_program
+from hasten.engines.compiled.operators.programs import Step
+from hasten.engines.compiled.plan import C_TYPES, Operation, Plan, product
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.source import Writer
+
+_MOST_SIZE = 1 << 24
+"""Most elements along an axis."""
+_MOST_UNROLLED = 32
+"""Most taps that are written one after the other; more are a loop."""
+_MOST_AT_ONCE = 6
+"""Most channels whose sums are made at once, from the same numbers of the picture."""
+_VECTORS = {1: 8, 2: 4, 3: 3, 4: 2, 5: 2, 6: 2}
+"""Vectors of sums for a number of channels at once, so that they stay in registers."""
+
+
+@dataclass(frozen=True)
+class Conv(Operation):
+    """`output = after(convolution(input, weight) + bias)`, with all but the input constant.
+
+    Attributes:
+        input: Tensor of `channels[0] x size[0] x size[1]` numbers; a sequence has a height of 1.
+        weight: Constant of `channels[1] x (channels[0] / groups) x kernel[0] x kernel[1]` numbers.
+        bias: Constant of `channels[1]` numbers; "" without one.
+        output: Tensor of `channels[1] x output_size[0] x output_size[1]` numbers.
+        channels: Channels that are read and written.
+        groups: Groups of channels, each of which sees its own only.
+        size: Height and width of the picture.
+        kernel: Height and width of the kernel.
+        strides: Steps down and to the right.
+        dilations: Distances of the kernel's taps.
+        pads: Zeros at the top, left, bottom and right.
+        pictures: Pictures for one row of the batch, one behind the other.
+        after: Program over one number, done to each result; empty for none.
+    """
+
+    input: str
+    weight: str
+    bias: str
+    output: str
+    channels: tuple[int, int]
+    groups: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    pictures: int = 1
+    after: tuple[Step, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input, self.weight, *((self.bias,) if self.bias else ()))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        high, wide = (
+            (self.size[at] + self.pads[at] + self.pads[at + 2] - self._reach(at) - 1)
+            // self.strides[at]
+            + 1
+            for at in (0, 1)
+        )
+        return high, wide
+
+    def _reach(self, at: int) -> int:
+        """Distance of a kernel's last tap from its first."""
+        return (self.kernel[at] - 1) * self.dilations[at]
+
+    @property
+    def work(self) -> int:
+        taps = product(self.kernel) * (self.channels[0] // self.groups)
+        return self.pictures * product(self.output_size) * self.channels[1] * taps
+
+    def check(self, plan: Plan) -> None:
+        given = (*self.channels, self.groups, *self.size, *self.kernel, self.pictures)
+        ones = (*given, *self.strides, *self.dilations)
+        if min(*ones) < 1 or min(self.pads) < 0 or max(*ones, *self.pads) > _MOST_SIZE:
+            self.refuse("a size is out of bounds")
+        padded = [self.size[at] + self.pads[at] + self.pads[at + 2] for at in (0, 1)]
+        if any(self._reach(at) >= padded[at] for at in (0, 1)):
+            self.refuse("its kernel is larger than the picture")
+        area = (padded[0] + self.strides[0]) * (padded[1] + self.strides[1])
+        if self.channels[0] * area > 4 * _MOST_SIZE:
+            self.refuse("the picture is too large")
+        if product(self.kernel) > _MOST_SIZE or any(one % self.groups for one in self.channels):
+            self.refuse(f"{self.channels} channels in {self.groups} groups")
+        dtype = self.constant(plan, self.weight).dtype
+        if dtype not in ("float32", "float64"):
+            self.refuse(f"of {dtype}")
+        sizes = {
+            self.input: self.pictures * self.channels[0] * product(self.size),
+            self.weight: self.channels[1] * self.channels[0] // self.groups * product(self.kernel),
+            self.output: self.pictures * self.channels[1] * product(self.output_size),
+        }
+        if self.bias:
+            self.constant(plan, self.bias)
+            sizes[self.bias] = self.channels[1]
+        self.check_sizes(plan, dtype, sizes)
+        if self.after and programs.check(self.after, (dtype,)) != dtype:
+            self.refuse("its program gives another type")
+
+    def followed(self, second: Map) -> Conv | None:
+        """Return it with a map on its results done at once; None where it gives another type."""
+        if self.after or second.steps[-1].dtype not in ("float32", "float64"):
+            return None
+        return replace(self, output=second.output.tensor, after=second.steps)
+
+    def emit(self, writer: Writer) -> None:
+        with writer.loops((self.pictures,), name="z"):
+            _Emission(self, writer).emit()
+
+
+class _Emission:
+    """Convolution that is being written as C.
+
+    Args:
+        conv: The convolution.
+        writer: Where to.
+    """
+
+    def __init__(self, conv: Conv, writer: Writer) -> None:
+        self.conv, self.writer = conv, writer
+        self.dtype = writer.plan.tensor(conv.weight).dtype
+        self.kind = C_TYPES[self.dtype]
+        self.lanes = writer.lanes(np.dtype(self.dtype))
+        self.ins, self.outs = (channels // conv.groups for channels in conv.channels)
+        rows, columns = (
+            -(-(conv.size[at] + conv.pads[at] + conv.pads[at + 2]) // conv.strides[at])
+            for at in (0, 1)
+        )
+        self.line = columns
+        places = [
+            [divmod(tap * conv.dilations[at], conv.strides[at]) for tap in range(conv.kernel[at])]
+            for at in (0, 1)
+        ]
+        pairs = list(itertools.product(*places))
+        self.phases = sorted({(down[1], right[1]) for down, right in pairs})
+        self.plane = rows * columns
+        self.channel = self.plane * len(self.phases)
+        self.offsets = [
+            self.phases.index((down[1], right[1])) * self.plane + down[0] * columns + right[0]
+            for down, right in pairs
+        ]
+        high, wide = conv.output_size
+        self.flat = (high - 1) * columns + wide
+
+    def emit(self) -> None:
+        conv, writer = self.conv, self.writer
+        weight = writer.constant(conv.weight).reshape(conv.groups, self.outs, self.ins, -1)
+        bias = writer.constant(conv.bias) if conv.bias else np.zeros(conv.channels[1], self.dtype)
+        bias = bias.reshape(conv.groups, self.outs)
+        tiles = -(-self.outs // _MOST_AT_ONCE)
+        most = -(-self.outs // tiles)
+        fewer = tiles * most - self.outs
+        forms = [(most, tiles - fewer), (most - 1, fewer)]
+        vectors = {channels: self._vectors(channels) for channels, count in forms if count}
+        widest = max(vectors.values()) * self.lanes
+        source = f"({writer.read(conv.input)} + z0 * {conv.channels[0] * product(conv.size)})"
+        if conv.strides != (1, 1) or any(conv.pads) or self.flat < widest:
+            source = self._emit_padded(source, widest)
+        results = writer.scratch(self.dtype, most * self._results(widest))
+        start = 0
+        for channels, count in forms:
+            if count:
+                at = (start, channels, count, vectors[channels])
+                self._emit_channels(source, results, weight, bias, *at)
+                start += channels * count
+
+    def _vectors(self, channels: int) -> int:
+        """Return how many vectors of sums a tile of some channels has: as few wasted as possible."""
+        needed = -(-self.flat // self.lanes)
+        most = min(_VECTORS[channels], needed)
+        return min(range(most - most // 3, most + 1), key=lambda n: (-(-needed // n) * n, -n))
+
+    def _results(self, widest: int) -> int:
+        return max(self.flat, widest)
+
+    def _emit_padded(self, source: str, slack: int) -> str:
+        """Write the copy of the picture with its pads; return a pointer to it."""
+        conv, writer = self.conv, self.writer
+        made = writer.scratch(self.dtype, conv.channels[0] * self.channel + slack)
+        with writer.block(f"for (long ch = 0; ch < {conv.channels[0]}; ch++)"):
+            writer.line(f"const {self.kind} *from = {source} + ch * {product(conv.size)};")
+            writer.line(f"{self.kind} *to = {made} + ch * {self.channel};")
+            if any(conv.pads):
+                writer.line(f"for (long i = 0; i < {self.channel}; i++) to[i] = 0;")
+            for number, phase in enumerate(self.phases):
+                (top, high), (left, wide) = (self._covered(at, phase[at]) for at in (0, 1))
+                if high <= top or wide <= left:
+                    continue
+                first = [
+                    place * stride + part - pad
+                    for place, stride, part, pad in zip(
+                        (top, left), conv.strides, phase, conv.pads[:2], strict=True
+                    )
+                ]
+                into = number * self.plane + top * self.line + left
+                with writer.block(f"for (long i = 0; i < {high - top}; i++)"):
+                    writer.line("#pragma GCC ivdep")
+                    with writer.block(f"for (long j = 0; j < {wide - left}; j++)"):
+                        place = f"({first[0]} + i * {conv.strides[0]}) * {conv.size[1]}"
+                        place += f" + {first[1]} + j * {conv.strides[1]}"
+                        writer.line(f"to[{into} + i * {self.line} + j] = from[{place}];")
+        return made
+
+    def _covered(self, at: int, part: int) -> tuple[int, int]:
+        """Return the range of places, every so-manieth of the padded axis, that lie in the picture."""
+        stride, pad, size = self.conv.strides[at], self.conv.pads[at], self.conv.size[at]
+        low = max(0, -(-(pad - part) // stride))
+        return low, -(-(size + pad - part) // stride)
+
+    def _emit_channels(
+        self,
+        source: str,
+        results: str,
+        weight: Array,
+        bias: Array,
+        start: int,
+        at_once: int,
+        count: int,
+        vectors: int,
+    ) -> None:
+        """Write all groups' channels from one on, in tiles of some at once."""
+        conv, writer, kind = self.conv, self.writer, self.kind
+        part = weight[:, start : start + count * at_once]
+        taps = part.shape[-1]
+        packed = part.reshape(conv.groups, count, at_once, self.ins, taps).transpose(0, 1, 3, 4, 2)
+        weights = writer.table(np.ascontiguousarray(packed))
+        biases = writer.table(np.ascontiguousarray(bias[:, start : start + count * at_once]))
+        step = vectors * self.lanes
+        tiles = -(-self.flat // step)
+        with writer.loops((conv.groups, count), name="g"):
+            writer.line(f"const {kind} *first = {biases} + (g0 * {count} + g1) * {at_once};")
+            with writer.block(f"for (long f = 0; f < {tiles}; f++)"):
+                last = max(0, self.flat - step)
+                writer.line(f"const long at = f * {step} < {last} ? f * {step} : {last};")
+                size = self.ins * taps * at_once
+                writer.line(f"const {kind} *w = {weights} + (g0 * {count} + g1) * {size};")
+                place = f"g0 * {self.ins * self.channel} + at"
+                writer.line(f"const {kind} *x = {source} + {place};")
+                self._emit_sums(results, at_once, vectors, taps, step)
+            self._emit_results(results, start, at_once, step)
+
+    def _emit_sums(self, results: str, at_once: int, vectors: int, taps: int, step: int) -> None:
+        """Write one tile: some channels and some vectors along the flat picture."""
+        writer, kind, lanes = self.writer, self.kind, self.lanes
+        sums = [(one, part) for one in range(at_once) for part in range(vectors)]
+        for one, part in sums:
+            writer.line(f"v{kind} a{one}_{part} = first[{one}] - (v{kind}){{0}};")
+        unrolled = taps <= _MOST_UNROLLED
+        with writer.block(f"for (long k = 0; k < {self.ins}; k++)"):
+            if unrolled:
+                for tap, offset in enumerate(self.offsets):
+                    self._emit_tap(str(offset), f"{tap * at_once}", at_once, vectors)
+            else:
+                offsets = writer.table(np.array(self.offsets, np.int32))
+                with writer.block(f"for (long tap = 0; tap < {taps}; tap++)"):
+                    self._emit_tap(f"{offsets}[tap]", f"tap * {at_once}", at_once, vectors)
+            writer.line(f"x += {self.channel}; w += {taps * at_once};")
+        flat = self._results(step)
+        for one, part in sums:
+            place = f"{results} + {one * flat + part * lanes} + at"
+            writer.line(f"*(v{kind}_u *)({place}) = a{one}_{part};")
+
+    def _emit_tap(self, offset: str, weight: str, at_once: int, vectors: int) -> None:
+        writer, kind = self.writer, self.kind
+        writer.line("{")
+        for part in range(vectors):
+            place = f"x + {offset} + {part * self.lanes}"
+            writer.line(f"const v{kind} x{part} = *(const v{kind}_u *)({place});")
+        for one in range(at_once):
+            writer.line(f"const {kind} w{one} = w[{weight} + {one}];")
+            for part in range(vectors):
+                writer.line(f"a{one}_{part} += w{one} * x{part};")
+        writer.line("}")
+
+    def _emit_results(self, results: str, start: int, at_once: int, step: int) -> None:
+        """Write the copy of a tile's channels to the output, without what lies between the lines."""
+        conv, writer, kind = self.conv, self.writer, self.kind
+        high, wide = conv.output_size
+        target = f"{writer.write(conv.output)} + z0 * {conv.channels[1] * high * wide}"
+        shape = (high, wide) if self.line != wide else (1, high * wide)
+        channel = f"g0 * {self.outs} + {start} + g1 * {at_once} + o"
+        with writer.block(f"for (long o = 0; o < {at_once}; o++)"):
+            writer.line(f"const {kind} *from = {results} + o * {self._results(step)};")
+            writer.line(f"{kind} *to = {target} + ({channel}) * {high * wide};")
+            with writer.loops(shape, "#pragma GCC ivdep"):
+                writer.line(f"const {kind} v0 = from[i0 * {self.line} + i1];")
+                result = emit_program(writer, conv.after, [self.dtype])
+                writer.line(f"to[i0 * {shape[1]} + i1] = {result};")

@@ -1,0 +1,174 @@
+"""Damaged plans: refused before any C is written, or as safe as any other plan."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from hasten.core.records import from_record, to_record
+from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
+from hasten.engines.compiled.lowering import lower
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.source import Source, write
+from hasten.errors import HastenError
+
+_TEXT = """
+    <ir_version: 10, opset_import: ["": 17]>
+    damaged (float[1, 4, 9, 7] x, int64[1, 3] ids)
+        => (float[1, 3, 12] y, int64[1, 3, 2] best, float[1, 12, 3] picked, float[1, 3, 1] mean)
+        <int64[1] two = {2}, int64[3] flat = {0, 3, -1}, int64 last = {2}> {
+        c = Conv <strides = [2, 1], pads = [1, 0, 2, 1], group = 2> (x, w, b)
+        r = Relu(c)
+        p = MaxPool <kernel_shape = [2, 2], pads = [1, 0, 0, 1]> (r)
+        f = Reshape(p, flat)
+        rows = Gather(table, ids)
+        t = Transpose <perm = [0, 2, 1]> (rows)
+        m = MatMul(f, t2)
+        q = MatMul(rows, t)
+        s = Softmax(q)
+        a = MatMul(s, rows)
+        d = MatMul(a, dense)
+        y = CumSum(d, last)
+        values, best = TopK(y, two)
+        mean = ReduceMean <axes = [2]> (m)
+        picked = Transpose <perm = [0, 2, 1]> (d)
+    }"""
+_NUMBERS = (-1, 0, 1, 2, 3, 5, 7, 64, 1000, 2**20, 2**31, 2**40, 2**63 - 1, -(2**40))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, bytes]:
+    """A plan with every kind of operation, and its weights."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(_TEXT)
+    shapes = {"w": (6, 2, 3, 2), "b": (6,), "table": (10, 8), "t2": (70, 5), "dense": (8, 12)}
+    for name, shape in shapes.items():
+        array = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    path = tmp_path_factory.mktemp("damaged") / "m.onnx"
+    onnx.save(model, path)
+    request = (
+        TensorSpec("x", "float32", (1, 4, 9, 7)),
+        TensorSpec("ids", "int64", (1, 3)),
+    )
+    outputs = tuple(TensorSpec(name, "float32", ()) for name in ("y", "best", "picked", "mean"))
+    return lower(path, request, outputs)
+
+
+def places(record: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to each number, text and truth of a record."""
+    if isinstance(record, dict):
+        for key, one in record.items():
+            yield from places(one, (*at, key))
+    elif isinstance(record, list | tuple):
+        for number, one in enumerate(record):
+            yield from places(one, (*at, number))
+    else:
+        yield at
+
+
+def damaged(record: Any, pick: random.Random) -> Any:
+    """Return a record with one or two of its parts changed."""
+    made = copy.deepcopy(record)
+    ways = list(places(record))
+    names = list(record["tensors"])
+    for _ in range(pick.choice([1, 1, 2])):
+        way = pick.choice(ways)
+        holder = made
+        for step in way[:-1]:
+            holder = holder[step]
+        old = holder[way[-1]]
+        if isinstance(old, bool):
+            new: Any = not old
+        elif isinstance(old, int):
+            new = pick.choice([*_NUMBERS, old + 1, old - 1, old * 2, old // 2, -old])
+        elif isinstance(old, str):
+            new = pick.choice([*names, "float32", "int64", "uint8", "", "exp", "maximum", "sum"])
+        else:
+            new = pick.choice([0, "t0", None])
+        holder[way[-1]] = new
+    return made
+
+
+def survivors(sound: tuple[Plan, bytes], seeds: range) -> list[Source]:
+    """Return C of those damaged plans that are taken, and that differ."""
+    plan, weights = sound
+    record = json.loads(json.dumps(to_record(plan)))
+    target = Target.host()
+    known = {write(plan, weights, target).text}
+    found = []
+    for seed in seeds:
+        try:
+            made: Plan = from_record(Plan, damaged(record, random.Random(seed)))
+            made.check(len(weights))
+            source = write(made, weights, target)
+        except HastenError:
+            continue
+        if source.text not in known:
+            known.add(source.text)
+            found.append(source)
+    return found
+
+
+_MAIN = """
+extern void *aligned_alloc(unsigned long, unsigned long);
+extern void *malloc(unsigned long);
+int main(void) {
+  struct call c;
+  c.rows = BY_ROW ? 27 : 1;
+  for (int i = 0; i < INPUTS + OUTPUTS; i++) {
+    u8 *p = malloc(c.rows * ROW_BYTES[i]);
+    for (long k = 0; k < c.rows * ROW_BYTES[i]; k++) p[k] = (u8)(k * 37 + 11);
+    if (i < INPUTS) c.in[i] = p; else c.out[i - INPUTS] = p;
+  }
+  c.arena = aligned_alloc(64, ARENA);
+  u8 *weights = aligned_alloc(64, TABLES);
+  for (long k = 0; k < TABLES; k++) weights[k] = (u8)(k * 31);
+  c.weights = weights;
+  run(&c);
+  return 0;
+}
+"""
+
+
+def run_checked(source: Source, folder: Path) -> subprocess.CompletedProcess[str] | None:
+    """Run a model with every access checked; None where the compiler can't do that."""
+    sizes = (-(-max(1, one) // 64) * 64 for one in (source.arena_bytes, len(source.tables)))
+    defined = "enum {{ ARENA = {}, TABLES = {} }};".format(*sizes)
+    text = source.text[: source.text.index("/* Calls from Python")]
+    (folder / "m.c").write_text(text + defined + _MAIN)
+    flags = ["-std=gnu11", "-O1", "-march=native", "-w", "-fsanitize=address", "-fno-math-errno"]
+    command = ["cc", *flags, "-o", "m", "m.c", "-lm"]
+    if subprocess.run(command, cwd=folder, capture_output=True).returncode:
+        return None
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run(
+        [folder / "m"], capture_output=True, text=True, timeout=60, env=environment
+    )
+
+
+def test_a_damaged_plan_is_refused_or_stays_within_its_memory(
+    sound: tuple[Plan, bytes], tmp_path: Path
+) -> None:
+    plan, weights = sound
+    first = run_checked(write(plan, weights, Target.host()), tmp_path)
+    if first is None:
+        pytest.skip("no compiler here that checks accesses")
+    assert first.returncode == 0, first.stderr[:2000]
+    taken = survivors(sound, range(400))
+    assert 3 < len(taken) < 300
+    for source in random.Random(0).sample(taken, 2):
+        ran = run_checked(source, tmp_path)
+        assert ran is not None
+        assert ran.returncode == 0, ran.stderr[:2000]
