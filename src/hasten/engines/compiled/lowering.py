@@ -12,7 +12,7 @@ import numpy as np
 
 from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled.graph import Graph, Node, Value, as_array
-from hasten.engines.compiled.nodes import elementwise, movement, products, reductions
+from hasten.engines.compiled.nodes import elementwise, movement, products, reductions, trees
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError
@@ -25,6 +25,7 @@ LOWERINGS: Mapping[str, Callable[[Node], None]] = {
     **movement.LOWERINGS,
     **products.LOWERINGS,
     **reductions.LOWERINGS,
+    **trees.LOWERINGS,
 }
 """Lowering of each operator of ONNX by its name."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
