@@ -152,7 +152,8 @@ def classified(
     if classes == 2 and given == {0} and len(base) <= 1:
         _binary(node, total, labels, float(base.sum()), positive, transform)
         return
-    if given != set(range(classes)) or classes < 2 or len(base) not in (0, classes):
+    bases = (0,) if classes == 2 else (0, classes)
+    if given != set(range(classes)) or classes < 2 or len(base) not in bases:
         node.refuse(f"weights of classes {sorted(given)} of {classes}, {len(base)} base values")
     if base.any():
         total = done(node, "add", total, constant(base.astype(total.dtype).reshape(1, -1)))
@@ -189,12 +190,14 @@ def _binary(
     above = steps.do("greater", 0, steps.number(0.5 if positive else 0), dtype="bool")
     steps.do("cast", above, dtype="int64")
     _label(node, steps.end(node), labels)
-    # The first column is 1 - score, the logistic of -score, or -score.
-    signs, starts = constant(np.asarray([[-1, 1]], total.dtype)), [[1, 0]] if positive else [[0, 0]]
-    steps = Steps(score, signs, constant(np.asarray(starts, total.dtype)))
-    steps.do("add", 2, steps.do("multiply", 0, 1))
-    if transform == "LOGISTIC" and not positive:
-        steps.do("sigmoid", 4)
+    # The first column is the logistic of -score, 1 - score, or -score.
+    logistic = transform == "LOGISTIC"
+    signs = constant(np.asarray([[-1, 1]], total.dtype))
+    starts = constant(np.asarray([[int(positive and not logistic), 0]], total.dtype))
+    steps = Steps(score, signs, starts)
+    both = steps.do("add", 2, steps.do("multiply", 0, 1))
+    if logistic:
+        steps.do("sigmoid", both)
     node.give(cast(node, steps.end(node), "float32"), 1)
 
 

@@ -25,7 +25,9 @@ _MODES = (
 )
 """Modes of nodes, by the numbers that `TreeEnsemble` has for them."""
 _LEAF = "LEAF"
-_TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+_TRANSFORMS = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT")
+"""Post-transforms by the numbers that ONNX Runtime 1.32 reads in `TreeEnsemble`; ONNX's text has 1 and 2
+the other way round."""
 _AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 _COMBINE = {"AVERAGE": "sum", "SUM": "sum", "MIN": "minimum", "MAX": "maximum"}
 
