@@ -32,8 +32,9 @@ _AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 _COMBINE = {"AVERAGE": "sum", "SUM": "sum", "MIN": "minimum", "MAX": "maximum"}
 
 
-_Split = tuple[int, float, int, int]
+_Split = tuple[int, float, bool, int]
 """Column, -1 for a leaf; threshold; whether NaN goes high; number of the set, -1 for none."""
+_LEAF_SPLIT: _Split = (-1, 0.0, False, -1)
 
 
 @dataclass
@@ -64,74 +65,86 @@ class _Nodes:
 
 
 @dataclass
-class _Preorder:
-    """All different trees, low children first, as `Trees` has them.
+class _Splits:
+    """Inner nodes as `Trees` has them, by their place in the lists.
 
     Attributes:
-        dtype: Element type of the thresholds.
-        splits: Column, threshold, side of NaN and set of each node.
+        nodes: Column, threshold, side of NaN and set of each one.
+        low: Low child of each one.
+        high: High child of each one.
         sets: Number of each set.
-        trees: Number of each tree, by its nodes.
     """
 
-    dtype: str
-    splits: list[_Split] = field(default_factory=list)
+    nodes: list[_Split]
+    low: list[int]
+    high: list[int]
     sets: dict[tuple[float, ...], int] = field(default_factory=dict)
-    trees: dict[tuple[_Split, ...], int] = field(default_factory=dict)
 
-    def add_tree(self, node: Node, nodes: _Nodes, root: int) -> tuple[int, list[int]]:
-        """Add a tree unless one like it is there; return its number, and its leaves from the left."""
-        found: list[_Split] = []
-        leaves: list[int] = []
-        waiting = [(root, 0)]
-        most = len(nodes.modes)
-        while waiting:
-            place, depth = waiting.pop()
-            if not 0 <= place < most or len(found) > 2 * most or depth > MOST_DEPTH:
-                node.refuse("its nodes aren't trees, or are too deep")
-            if nodes.modes[place] == _LEAF:
-                leaves.append(place)
-                found.append((-1, 0.0, 0, -1))
-                continue
-            split, low, high = self._split(node, nodes, place)
-            found.append(split)
-            waiting += [(high, depth + 1), (low, depth + 1)]
-        key = tuple(found)
-        if key not in self.trees:
-            self.trees[key] = len(self.trees)
-            self.splits += found
-        return self.trees[key], leaves
+    @classmethod
+    def of(cls, node: Node, nodes: _Nodes, dtype: str) -> _Splits:
+        """Turn the modes of all nodes into thresholds and sets."""
+        modes = np.asarray(nodes.modes)
+        if unknown := set(nodes.modes) - {*_MODES, _LEAF}:
+            node.refuse(f"mode {min(unknown)!r}")
+        values = np.asarray(nodes.values).astype(dtype)
+        strict = np.isin(modes, ("BRANCH_LT", "BRANCH_GTE"))
+        below = np.isin(modes, ("BRANCH_LEQ", "BRANCH_LT"))
+        true, false = np.asarray(nodes.true), np.asarray(nodes.false)
+        tracks = np.asarray(nodes.tracks) != 0
+        next_below = np.nextafter(values, values.dtype.type(-np.inf))
+        thresholds = np.where(strict, next_below, values)
+        split = zip(
+            nodes.features, thresholds.tolist(), (tracks != below).tolist(), [-1] * len(modes),
+            strict=True,
+        )  # fmt: skip
+        low, high = np.where(below, true, false), np.where(below, false, true)
+        made = cls(list(split), low.tolist(), high.tolist())
+        apart = np.isin(modes, ("BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER"))
+        apart |= np.isnan(values) | (strict & (values == -np.inf))
+        for place in np.flatnonzero(apart & (modes != _LEAF)).tolist():
+            made._categorize(place, nodes, values[place])
+        return made
 
-    def _split(self, node: Node, nodes: _Nodes, place: int) -> tuple[_Split, int, int]:
-        """Return an inner node, its low child and its high one."""
+    def _categorize(self, place: int, nodes: _Nodes, value: Any) -> None:
+        """Turn a node into a question for a set."""
         mode, feature = nodes.modes[place], nodes.features[place]
-        value = np.dtype(self.dtype).type(nodes.values[place])
         true, false = nodes.true[place], nodes.false[place]
         nan_true = bool(nodes.tracks[place])
         if mode in ("BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER"):
             numbers = nodes.sets[place] if mode == "BRANCH_MEMBER" else np.asarray([value])
-            members = self._set(numbers[~np.isnan(numbers)])
-            if mode == "BRANCH_NEQ":  # it holds for NaN, which differs from everything
-                return (feature, 0.0, 0, members), true, false
-            return (feature, 0.0, int(nan_true), members), false, true
-        if mode not in _MODES:
-            node.refuse(f"mode {mode!r}")
-        strict = mode in ("BRANCH_LT", "BRANCH_GTE")
-        below = mode in ("BRANCH_LEQ", "BRANCH_LT")
-        low, high = (true, false) if below else (false, true)
-        if np.isnan(value) or (strict and value == -np.inf):
-            # The comparison has one result, but for NaN: nothing is in an empty set.
-            holds = mode == "BRANCH_GTE" and not np.isnan(value)
-            always, never = (true, false) if holds else (false, true)
-            return (feature, 0.0, int(nan_true != holds), self._set(np.zeros(0))), always, never
-        if strict:
-            value = np.nextafter(value, value.dtype.type(-np.inf))
-        return (feature, float(value), int(nan_true != below), -1), low, high
+            members = self._set(numbers[~np.isnan(numbers)].astype(value.dtype))
+            differs = mode == "BRANCH_NEQ"  # it holds for NaN, which differs from everything
+            self.low[place], self.high[place] = (true, false) if differs else (false, true)
+            self.nodes[place] = (feature, 0.0, nan_true and not differs, members)
+            return
+        # The comparison has one result, but for NaN: nothing is in an empty set.
+        holds = mode == "BRANCH_GTE" and not np.isnan(value)
+        self.low[place], self.high[place] = (true, false) if holds else (false, true)
+        self.nodes[place] = (feature, 0.0, nan_true != holds, self._set(np.zeros(0)))
 
     def _set(self, numbers: Array) -> int:
         """Return the number of a set."""
-        known = tuple(np.unique(numbers.astype(self.dtype)).tolist())
+        known = tuple(np.unique(numbers).tolist())
         return self.sets.setdefault(known, len(self.sets))
+
+    def tree(self, node: Node, modes: Sequence[str], root: int) -> tuple[list[_Split], list[int]]:
+        """Return the nodes of a tree in preorder, low children first, and its leaves from the left."""
+        found: list[_Split] = []
+        leaves: list[int] = []
+        waiting = [(root, 0)]
+        most = len(modes)
+        while waiting:
+            place, depth = waiting.pop()
+            if not 0 <= place < most or len(found) > 2 * most or depth > MOST_DEPTH:
+                node.refuse("its nodes aren't trees, or are too deep")
+            if modes[place] == _LEAF:
+                leaves.append(place)
+                found.append(_LEAF_SPLIT)
+            else:
+                found.append(self.nodes[place])
+                waiting.append((self.high[place], depth + 1))
+                waiting.append((self.low[place], depth + 1))
+        return found, leaves
 
 
 def _ensemble(node: Node, nodes: _Nodes, targets: int, aggregate: str) -> Value:
@@ -139,33 +152,29 @@ def _ensemble(node: Node, nodes: _Nodes, targets: int, aggregate: str) -> Value:
     row = node.input(0)
     if row.dtype not in ("float32", "float64") or len(row.shape) != 2 or row.shape[0] != 1:
         node.refuse(f"rows of {row.dtype}, shape {list(row.shape)}")
-    made = _Preorder(row.dtype)
+    splits = _Splits.of(node, nodes, row.dtype)
+    known: dict[tuple[_Split, ...], int] = {}
+    every: list[_Split] = []
     columns: list[tuple[int, int, Array]] = []
     for root in nodes.roots:
-        tree, leaves = made.add_tree(node, nodes, root)
-        own: dict[int, Array] = {}
-        for number, place in enumerate(leaves):
-            for target, weight in nodes.leaves.get(place, ()):
-                if not 0 <= target < targets:
-                    node.refuse(f"target {target} of {targets}")
-                own.setdefault(target, np.full(len(leaves), np.nan))
-                known = own[target][number]
-                own[target][number] = weight if np.isnan(known) else known + weight
-        for target, values in own.items():
-            if np.isnan(values).any() and aggregate in ("MIN", "MAX"):
-                node.refuse(f"{aggregate} of leaves that haven't each target")
-            columns.append((tree, target, np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf)))
+        found, leaves = splits.tree(node, nodes.modes, root)
+        key = tuple(found)
+        if key not in known:
+            known[key] = len(known)
+            every += found
+        for target, values in _columns(node, nodes, leaves, targets, aggregate).items():
+            columns.append((known[key], target, values))
     columns.sort(key=lambda column: column[1])
     if not columns:
         node.refuse("it has no leaves")
-    bounds = np.cumsum([0, *map(len, made.sets)], dtype=np.int32)
-    numbers = [one for known in made.sets for one in known]
+    bounds = np.cumsum([0, *map(len, splits.sets)], dtype=np.int32)
+    numbers = [one for members in splits.sets for one in members]
     graph, dtype = node.graph, row.dtype
     result = graph.new(dtype, (1, targets), row.batch)
     names = [
         graph.store(np.asarray(one, kind))
         for one, kind in (
-            *zip(zip(*made.splits, strict=True), ("int32", dtype, "uint8", "int32"), strict=True),
+            *zip(zip(*every, strict=True), ("int32", dtype, "uint8", "int32"), strict=True),
             (numbers or [0.0], dtype),
             (bounds, "int32"),
             (np.ravel([column[:2] for column in columns]), "int32"),
@@ -174,6 +183,26 @@ def _ensemble(node: Node, nodes: _Nodes, targets: int, aggregate: str) -> Value:
     ]
     graph.add(Trees(graph.tensor(row), result.tensor, *names, combine=_COMBINE[aggregate]))  # type: ignore[arg-type]
     return result
+
+
+def _columns(
+    node: Node, nodes: _Nodes, leaves: Sequence[int], targets: int, aggregate: str
+) -> dict[int, Array]:
+    """Return the values of a tree's leaves for each target that it has any for."""
+    made: dict[int, Array] = {}
+    counts: dict[int, int] = {}
+    for number, place in enumerate(leaves):
+        for target, weight in nodes.leaves.get(place, ()):
+            if target not in made:
+                made[target] = np.zeros(len(leaves))
+            made[target][number] += weight
+            counts[target] = counts.get(target, 0) + 1
+    for target in made:
+        if not 0 <= target < targets:
+            node.refuse(f"target {target} of {targets}")
+        if counts[target] != len(leaves) and aggregate in ("MIN", "MAX"):
+            node.refuse(f"{aggregate} of leaves that haven't each target")
+    return made
 
 
 def _numbers(node: Node, name: str) -> Array:
@@ -277,15 +306,15 @@ def _ensemble_5(node: Node) -> None:
         inner + place: [pair] for place, pair in enumerate(zip(targets, weights, strict=True))
     }
     members = _sets(node, modes)
-    count = len(weights)
+    none = [0] * len(weights)
     tracks = a.get("nodes_missing_value_tracks_true") or [0] * inner
     nodes = _Nodes(
-        [*modes, *[_LEAF] * count],
-        [*a["nodes_featureids"], *[0] * count],
-        np.concatenate([np.ravel(a["nodes_splits"]), np.zeros(count)]),
-        ends["true"],
-        ends["false"],
-        tracks,
+        [*modes, *[_LEAF] * len(none)],
+        [*a["nodes_featureids"], *none],
+        np.concatenate([np.ravel(a["nodes_splits"]), none]),
+        ends["true"] + none,
+        ends["false"] + none,
+        [*tracks, *none],
         leaves,
         a["tree_roots"],
         members,
