@@ -181,7 +181,7 @@ def _ensemble(node: Node, nodes: _Nodes, targets: int, aggregate: str) -> Value:
             (np.concatenate([column[2] for column in columns]), dtype),
         )
     ]
-    graph.add(Trees(graph.tensor(row), result.tensor, *names, combine=_COMBINE[aggregate]))  # type: ignore[arg-type]
+    graph.add(Trees(graph.tensor(row), result.tensor, *names, _COMBINE[aggregate]))  # type: ignore[arg-type,call-arg]
     return result
 
 
@@ -211,7 +211,7 @@ def _numbers(node: Node, name: str) -> Array:
     return np.ravel(np.asarray(node.attributes.get(name, []) if tensor is None else tensor, "f8"))
 
 
-def _listed(node: Node, leaf: str) -> tuple[_Nodes, Callable[[str], str]]:
+def _listed(node: Node, leaf: str) -> _Nodes:
     """Return the nodes of the operators of version 1 and 3, whose leaves' lists begin with a word."""
     a = node.attributes
     keys = list(zip(a["nodes_treeids"], a["nodes_nodeids"], strict=True))

@@ -52,7 +52,9 @@ def emit(writer: Writer, kind: str, forest: Forest, splits: Splits) -> bool:
     writer.line(f"lane T[{tables}];")
     for number in range(tables):
         for half in range(2):
-            writer.line(f"COPY((u8 *)&T[{number}] + {half * _TABLE}, entry + {number * _TABLE}, {_TABLE});")
+            writer.line(
+                f"COPY((u8 *)&T[{number}] + {half * _TABLE}, entry + {number * _TABLE}, {_TABLE});"
+            )
     writer.line(f"u8 at[{len(slots.groups) * _LANES}] __attribute__((aligned({_LANES})));")
     uneven = [one for one in slots.groups if one.shape[1] == 4]
     _emit_groups(writer, uneven, 0, tables)
@@ -144,9 +146,7 @@ class _Slots:
         return cls(groups, place)
 
 
-def _even(
-    forest: Forest, level: Array, tree: Array, entries: Entries, splits: Splits
-) -> Array:
+def _even(forest: Forest, level: Array, tree: Array, entries: Entries, splits: Splits) -> Array:
     """Return for each tree whether it is complete and its nodes of each level are alike."""
     complete = (forest.leaves == 1 << np.minimum(forest.depths, 8)) & (forest.depths > 1)
     complete &= np.abs(forest.mean_depths - forest.depths) < 1e-9

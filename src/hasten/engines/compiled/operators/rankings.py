@@ -85,7 +85,7 @@ class Entries:
         return made
 
     def __len__(self) -> int:
-        return len(self.source) + sum(table.shape[1] for _, _, table in self.categories)
+        return len(self.source) + sum(int(table.shape[1]) for _, _, table in self.categories)
 
     def _rank(self, own: Array, ranks: Array, nan_high: Array, most: int) -> None:
         """Add the entries of one column's nodes."""

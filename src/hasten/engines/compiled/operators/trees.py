@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -118,7 +119,7 @@ class Trees(Operation):
         ends = np.concatenate([[0], bounds, [len(numbers)]])
         if (np.diff(ends) < 0).any():
             self.refuse("a set lies outside the numbers of the sets")
-        sets = tuple(numbers[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+        sets = tuple(numbers[a:b] for a, b in itertools.pairwise(bounds))
         if any(not np.all(one[1:] > one[:-1]) or np.isnan(one).any() for one in sets):
             self.refuse("the numbers of a set aren't in order")
         threshold = nodes[self.thresholds][inner]
@@ -126,9 +127,7 @@ class Trees(Operation):
             self.refuse("a threshold is NaN")
         return Splits(feature, threshold, nodes[self.nan_high][inner] != 0, members, sets)
 
-    def _columns(
-        self, plan: Plan, nodes: dict[str, Array], forest: Forest
-    ) -> tuple[Array, Array]:
+    def _columns(self, plan: Plan, nodes: dict[str, Array], forest: Forest) -> tuple[Array, Array]:
         """Return where each column of values begins, and its tree and target, which were checked."""
         columns = nodes[self.columns]
         if len(columns) % 2 or len(forest.starts) > MOST_TREES:
@@ -154,14 +153,17 @@ class Trees(Operation):
         ends = np.searchsorted(columns[:, 1], np.arange(targets), "right")
         table, begins = writer.table(values), writer.table(starts.astype(np.int32))
         trees, stops = (
-            writer.table(one.astype(np.int32)) for one in (np.ascontiguousarray(columns[:, 0]), ends)
+            writer.table(one.astype(np.int32))
+            for one in (np.ascontiguousarray(columns[:, 0]), ends)
         )
         target = writer.write(self.output)
         writer.line("i32 n = 0;")
         with writer.loops((targets,)):
             writer.line(f"const i32 stop = {stops}[i0];")
             writer.line(f"if (n == stop) {{ {target}[i0] = 0; continue; }}")
-            first = "0" if self.combine == "sum" else f"{table}[{begins}[n] + at[place[{trees}[n]]]]"
+            first = (
+                "0" if self.combine == "sum" else f"{table}[{begins}[n] + at[place[{trees}[n]]]]"
+            )
             writer.line(f"{kind} all = {first};")
             with writer.block("for (; n < stop; n++)"):
                 writer.line(f"const {kind} one = {table}[{begins}[n] + at[place[{trees}[n]]]];")
