@@ -330,10 +330,10 @@ def measure(every: list[Version], rows: Any, seconds: float) -> None:
         p50, p99 = np.median(took), np.quantile(took, 0.99)
         print(f"{name:28}{p50 / 1e3:9.2f}{p99 / 1e3:9.2f}{p50 / own:20.1f}")
     print(f"{'batch, us a row':28}" + "".join(f"{size:>9}" for size in BATCHES))
-    table = {one.name: [batch_us(one, rows, size, seconds / 60) for size in BATCHES]
-             for one in every if one.batch}  # fmt: skip
-    for name, took in table.items():
-        print(f"{name:28}" + "".join(f"{one:9.3f}" for one in took))
+    for version in every:
+        if version.batch:
+            found = [batch_us(version, rows, size, seconds / 60) for size in BATCHES]
+            print(f"{version.name:28}" + "".join(f"{one:9.3f}" for one in found), flush=True)
 
 
 def batch_us(version: Version, rows: Any, size: int, seconds: float) -> float:
