@@ -20,6 +20,7 @@ from hasten.engines.compiled.nodes import (
     products,
     recurrent,
     reductions,
+    trees,
 )
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
@@ -36,6 +37,7 @@ LOWERINGS: Mapping[str, Callable[[Node], None]] = {
     **products.LOWERINGS,
     **recurrent.LOWERINGS,
     **reductions.LOWERINGS,
+    **trees.LOWERINGS,
 }
 """Lowering of each operator of ONNX by its name."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")

@@ -110,6 +110,7 @@ class Operation(Value, ABC):
         {
             "map": "hasten.engines.compiled.operators.maps:Map",
             "reduce": "hasten.engines.compiled.operators.reductions:Reduce",
+            "trees": "hasten.engines.compiled.operators.trees:Trees",
             "dense": "hasten.engines.compiled.operators.dense:Dense",
             "recurrent": "hasten.engines.compiled.operators.recurrent:Recurrent",
             "conv": "hasten.engines.compiled.operators.convolutions:Conv",

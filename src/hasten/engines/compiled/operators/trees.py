@@ -1,0 +1,171 @@
+"""Sums over a forest of decision trees."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators import lanes, walks
+from hasten.engines.compiled.operators.forests import Forest
+from hasten.engines.compiled.operators.rankings import Splits
+from hasten.engines.compiled.plan import C_TYPES, Operation, Plan
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.source import Writer
+
+_COMBINE = {
+    "sum": "all += one;",
+    "minimum": "all = one < all ? one : all;",
+    "maximum": "all = one > all ? one : all;",
+}
+MOST_TREES = 100_000
+"""Most trees of a forest: a call keeps a number for each of them."""
+
+
+@dataclass(frozen=True)
+class Trees(Operation):
+    """For each target, the leaf values of one row's trees, combined in order.
+
+    A node stands before its low subtree, which stands before its high one: see `Forest`.
+
+    Attributes:
+        input: Row, float32 or float64.
+        output: One number for each target, of the same type.
+        features: Column that each node looks at, as int32; -1 for leaves.
+        thresholds: Number of each node above which a row goes high, of the input's type.
+        nan_high: Whether NaN goes high at each node, as uint8.
+        set_of: Number of each node's set, whose numbers go high, as int32; -1 for a threshold.
+        sets: All sets' sorted numbers, one set after another, of the input's type.
+        bounds: Where each set begins in `sets`, and where the last one ends, as int32.
+        columns: Tree and target of each column of values, as int32, ordered by target.
+        values: Value of each leaf of the column's tree, column after column, of the input's type.
+        combine: What becomes of a target's values; of none, 0.
+    """
+
+    input: str
+    output: str
+    features: str
+    thresholds: str
+    nan_high: str
+    set_of: str
+    sets: str
+    bounds: str
+    columns: str
+    values: str
+    combine: Literal["sum", "minimum", "maximum"]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input, *self._constants)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def work(self) -> int:
+        return 1000
+
+    @cached_property
+    def _constants(self) -> tuple[str, ...]:
+        nodes = (self.features, self.thresholds, self.nan_high, self.set_of)
+        return (*nodes, self.sets, self.bounds, self.columns, self.values)
+
+    def check(self, plan: Plan) -> None:
+        """Check sizes and types; what the constants say is checked by `emit` before it writes."""
+        given = plan.tensor(self.input)
+        if given.dtype not in ("float32", "float64"):
+            self.refuse(f"a row of {given.dtype}")
+        self.check_sizes(plan, given.dtype, {self.output: plan.tensor(self.output).size})
+        nodes = self.constant(plan, self.features).size
+        types = (given.dtype, "uint8", "int32", given.dtype, "int32", "int32", given.dtype)
+        self.check_sizes(plan, "int32", {self.features: nodes, self.set_of: nodes})
+        self.check_sizes(plan, given.dtype, {self.thresholds: nodes})
+        self.check_sizes(plan, "uint8", {self.nan_high: nodes})
+        for name, dtype in zip(self._constants[1:], types, strict=True):
+            if self.constant(plan, name).dtype != dtype:
+                self.refuse(f"{name!r} must be {dtype}")
+
+    def emit(self, writer: Writer) -> None:
+        """Write C.
+
+        Raises:
+            IntegrityError: the nodes aren't trees, or speak of columns, sets or values that aren't there.
+        """
+        nodes = {name: writer.constant(name) for name in self._constants}
+        features = nodes[self.features]
+        forest = Forest.grow(features < 0)
+        splits = self._splits(writer.plan, nodes, np.flatnonzero(features >= 0))
+        starts, columns = self._columns(writer.plan, nodes, forest)
+        kind = C_TYPES[writer.plan.tensor(self.input).dtype]
+        writer.line(f"const {kind} *x = {writer.read(self.input)};")
+        if not lanes.emit(writer, kind, forest, splits):
+            walks.emit(writer, kind, forest, splits)
+        self._emit_sums(writer, kind, nodes[self.values], starts, columns)
+
+    def _splits(self, plan: Plan, nodes: dict[str, Array], inner: Array) -> Splits:
+        """Return the inner nodes, which were checked."""
+        feature, members = nodes[self.features][inner], nodes[self.set_of][inner]
+        bounds, numbers = nodes[self.bounds], nodes[self.sets]
+        if feature.max(initial=0) >= plan.tensor(self.input).size:
+            self.refuse(f"column {feature.max()} of a row of {plan.tensor(self.input).size}")
+        if members.max(initial=-1) >= len(bounds) - 1 or members.min(initial=-1) < -1:
+            self.refuse("a set that isn't there")
+        ends = np.concatenate([[0], bounds, [len(numbers)]])
+        if (np.diff(ends) < 0).any():
+            self.refuse("a set lies outside the numbers of the sets")
+        sets = tuple(numbers[a:b] for a, b in itertools.pairwise(bounds))
+        if any(not np.all(one[1:] > one[:-1]) or np.isnan(one).any() for one in sets):
+            self.refuse("the numbers of a set aren't in order")
+        threshold = nodes[self.thresholds][inner]
+        if np.isnan(threshold).any():
+            self.refuse("a threshold is NaN")
+        return Splits(feature, threshold, nodes[self.nan_high][inner] != 0, members, sets)
+
+    def _columns(self, plan: Plan, nodes: dict[str, Array], forest: Forest) -> tuple[Array, Array]:
+        """Return where each column of values begins, and its tree and target, which were checked."""
+        columns = nodes[self.columns]
+        if len(columns) % 2 or len(forest.starts) > MOST_TREES:
+            self.refuse(f"{len(forest.starts):,} trees, {len(columns)} numbers of columns")
+        columns = columns.reshape(-1, 2)
+        tree, target = columns.T
+        if tree.min() < 0 or tree.max() >= len(forest.starts):
+            self.refuse("a column is of a tree that isn't there")
+        if target.min() < 0 or target.max() >= plan.tensor(self.output).size:
+            self.refuse("a column is of a target that isn't there")
+        if (np.diff(target) < 0).any():
+            self.refuse("the columns aren't ordered by their target")
+        ends = np.cumsum(forest.leaves[tree])
+        if ends[-1] != len(nodes[self.values]):
+            self.refuse(f"{len(nodes[self.values])} values where there are {ends[-1]} leaves")
+        return np.concatenate([[0], ends[:-1]]), columns
+
+    def _emit_sums(
+        self, writer: Writer, kind: str, values: Array, starts: Array, columns: Array
+    ) -> None:
+        """Write the combination, in the columns' order, of the leaves whose numbers are in `at`."""
+        targets = writer.plan.tensor(self.output).size
+        ends = np.searchsorted(columns[:, 1], np.arange(targets), "right")
+        table, begins = writer.table(values), writer.table(starts.astype(np.int32))
+        trees, stops = (
+            writer.table(one.astype(np.int32))
+            for one in (np.ascontiguousarray(columns[:, 0]), ends)
+        )
+        target = writer.write(self.output)
+        writer.line("i32 n = 0;")
+        with writer.loops((targets,)):
+            writer.line(f"const i32 stop = {stops}[i0];")
+            writer.line(f"if (n == stop) {{ {target}[i0] = 0; continue; }}")
+            first = (
+                "0" if self.combine == "sum" else f"{table}[{begins}[n] + at[place[{trees}[n]]]]"
+            )
+            writer.line(f"{kind} all = {first};")
+            with writer.block("for (; n < stop; n++)"):
+                writer.line(f"const {kind} one = {table}[{begins}[n] + at[place[{trees}[n]]]];")
+                writer.line(_COMBINE[self.combine])
+            writer.line(f"{target}[i0] = all;")
