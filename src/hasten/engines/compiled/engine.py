@@ -19,7 +19,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.compiled.compiler import FLAGS, Built, Compiler
+from hasten.engines.compiled.compiler import FLAGS, Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.scratch import scratch
@@ -143,8 +143,7 @@ class CompiledC(Engine):
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
         plan, source = _written(artifact, target)
-        library, made = _library(source, target, compiled)
-        yield CompiledSession(artifact, plan, source, library, made)
+        yield CompiledSession(artifact, plan, source, _library(source, target, compiled))
 
     def words(self) -> str:
         return "compiled C"
@@ -158,17 +157,14 @@ class CompiledSession(Session):
         plan: Its plan.
         source: What was compiled.
         library: The shared object.
-        made: Words for where the shared object comes from.
     """
 
-    def __init__(
-        self, artifact: Artifact, plan: Plan, source: Source, library: Library, made: str
-    ) -> None:
+    def __init__(self, artifact: Artifact, plan: Plan, source: Source, library: Library) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = (
             None if plan.by_row and _open_batch(artifact.inputs) else (_rows(artifact),)
         )
-        self._library, self._said = library, made
+        self._library = library
         self._tables = aligned(len(source.tables))
         self._tables[:] = np.frombuffer(source.tables, np.uint8)
         self._arena_bytes = source.arena_bytes
@@ -210,8 +206,8 @@ class CompiledSession(Session):
         return {name: np.empty(shape, dtype) for name, shape, dtype in self._made}
 
     def properties(self) -> Mapping[str, str]:
-        """Return the compiler, and how long it took."""
-        return {"compiler": Compiler.find().version, "compiled": self._said}
+        """Return the compiler."""
+        return {"compiler": Compiler.find().version}
 
 
 def _request(model: Model) -> tuple[TensorSpec, ...]:
@@ -300,8 +296,8 @@ def _size(spec: TensorSpec) -> int:
     )
 
 
-def _library(source: Source, target: Target, compiled: CompileCache) -> tuple[Library, str]:
-    """Return the shared object from the cache or the compiler, and words for where it comes from.
+def _library(source: Source, target: Target, compiled: CompileCache) -> Library:
+    """Return the shared object from the cache or the compiler.
 
     Raises:
         CandidateError: there is no compiler, or it failed.
@@ -315,15 +311,11 @@ def _library(source: Source, target: Target, compiled: CompileCache) -> tuple[Li
     with compiled.entry(key) as entry:
         if entry is not None:
             with contextlib.suppress(CandidateError):
-                return Library.load(entry.content), "kept from an earlier opening"
+                return Library.load(entry.content)
     if entry is not None:
         compiled.drop(key)
     built = compiler.compile(source.text)
-    _log.info("the model was compiled %s", _took(built))
+    _log.info("the model was compiled by %s in %.2f s", compiler.version, built.seconds)
     library = Library.load(built.content)
     compiled.put(key, built.content)
-    return library, _took(built)
-
-
-def _took(built: Built) -> str:
-    return f"in {built.seconds:.2f} s"
+    return library
