@@ -15,6 +15,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.tables import plain_row
 
 MAX_COLUMNS = 100_000
 """Most columns of a row."""
@@ -22,6 +23,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_SQUARE = _LARGEST * _LARGEST
 _NUMBERS = frozenset((int, float))
 _READ = (bytes, bytearray, memoryview, str, Path)
+_PLAIN = frozenset((dict, list, tuple, np.ndarray))
 _BYTES_PER_COLUMN = 100
 _BYTES_PER_LETTER = 12
 """Most bytes of a letter in JSON: two escapes of six."""
@@ -32,7 +34,8 @@ class Row(Step):
     """Turn a row of a table into float32 of shape `(columns,)`, in the order of the columns.
 
     A row is a mapping from columns to values, or the values alone in the order of the columns; or
-    either of them as JSON, in bytes, in a text or in a file. No column may be missing, and none may
+    either of them as JSON, in bytes, in a text or in a file. It may be a row of pandas (`Series`), a
+    struct scalar of Arrow, a record of numpy, or a table of one row. No column may be missing, and none may
     come that isn't known. Of a column that JSON names twice the last value counts, as JSON's readers
     have it.
 
@@ -76,6 +79,8 @@ class Row(Step):
         """
         if isinstance(value, _READ):
             value = self._read(value)
+        if type(value) not in _PLAIN:
+            value = plain_row(value)
         if type(value) is dict or isinstance(value, Mapping):
             found = self._ordered(value)
         elif isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
