@@ -362,6 +362,11 @@ class Loaded:
         return self._pool.batch_sizes
 
     @property
+    def lends_calls(self) -> bool:
+        """Whether bound calls take no session of their own; see `Session.lends_calls`."""
+        return self._pool.lends_calls
+
+    @property
     def request(self) -> tuple[TensorSpec, ...]:
         """Inputs of one request as they were certified, without open dimensions."""
         return self._request

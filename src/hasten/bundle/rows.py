@@ -16,6 +16,11 @@ from hasten.inputs.pipeline.rows import Row
 _NOWHERE = Origin()
 
 
+def is_of_rows(pipeline: Pipeline) -> bool:
+    """Whether a pipeline begins with the step `row`."""
+    return bool(pipeline.steps) and isinstance(pipeline.steps[0], Row)
+
+
 class RowPath:
     """Way from rows to a model's only input, and from its outputs to decisions.
 
@@ -85,6 +90,7 @@ class BoundRow:
     Attributes:
         row: Row as the model got it last, of shape (1, columns).
         outputs: The model's last answer, by output name.
+        run: Call that answers from `row` to `outputs`.
 
     Args:
         path: Way of the rows.
@@ -104,7 +110,7 @@ class BoundRow:
             for spec in outputs
         }
         self._read, self._after = path.reader.read, path._after
-        self._call = bind({path.name: self.row}, self.outputs)
+        self.run = bind({path.name: self.row}, self.outputs)
         self._firsts = tuple((name, array[0]) for name, array in self.outputs.items())
 
     def __call__(self, row: Any) -> Any:
@@ -115,7 +121,7 @@ class BoundRow:
             CandidateError: the engine failed, another thread is in this call, or the bundle is closed.
         """
         self._read(row, self.row)
-        self._call()
+        self.run()
         value: Any = {name: array.copy() for name, array in self._firsts}
         for step in self._after:
             value = step(value, _NOWHERE)

@@ -55,6 +55,7 @@ class SessionPool:
         outputs: Specs of the outputs that `run` returns.
         batch_sizes: Batch sizes that `run` takes; None for any.
         rows_apart: Whether a batch's rows are computed apart; see `Session`.
+        lends_calls: Whether bound calls take no session of their own; see `Session`.
         limit: Largest number of sessions.
 
     Args:
@@ -93,7 +94,7 @@ class SessionPool:
         self._open()
         first = self._sessions[0]
         self.inputs, self.outputs, self.batch_sizes = first.inputs, first.outputs, first.batch_sizes
-        self.rows_apart = first.rows_apart
+        self.rows_apart, self.lends_calls = first.rows_apart, first.lends_calls
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request; see `Session.run`.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -24,7 +23,7 @@ _BOUNDS = {"float32": 1e38, "float64": 1e150}
 """Root of the sum of squares below which no number of a row is too large for a type."""
 _NUMBERS = frozenset((int, float))
 _WORDS = frozenset((str, int, float))
-_DOUBTS = (KeyError, TypeError, OverflowError, struct.error, msgspec.DecodeError, UnicodeError)
+_DOUBTS = (KeyError, TypeError, OverflowError, struct.error, msgspec.MsgspecError, UnicodeError)
 
 
 class _Doubt(KeyError):
@@ -41,6 +40,7 @@ class RowReader:
         step: Step whose rows are read.
         columns: Number of columns.
         dtype: Type of the numbers.
+        able: Whether there is a quick way for this step's settings.
     """
 
     def __init__(self, step: Row) -> None:
@@ -49,19 +49,19 @@ class RowReader:
         self._bound = _BOUNDS[self.dtype.name]
         self._nan = step.missing == "nan" and not getattr(step, "required", ())
         self._worded = tuple((place, places) for place, places, _ in step._places)
-        self._able = self.columns <= _MOST_COLUMNS and type(step) is Row and _is_known(step)
+        self.able = self.columns <= _MOST_COLUMNS and type(step) is Row and _is_known(step)
         self._form = struct.Struct(f"{self.columns}{'f' if self.dtype == np.float32 else 'd'}")
         self._names = tuple(step.columns)
         self._most_bytes = step._most_bytes
         self._index: Any = None
         """Index of pandas that is known to be the columns in their order."""
-        if self._able:
-            self._pick: Callable[[Any], tuple[Any, ...]] = itemgetter(*self._names, self._names[0])
-            self._decode = msgspec.json.Decoder(self._struct()).decode
+        if self.able:
+            self._fields = self._struct()
+            self._decode = msgspec.json.Decoder(self._fields).decode
             self._decode_list = msgspec.json.Decoder(list[float | int | str | None]).decode
 
     def _struct(self) -> Any:
-        """Return a type with a field for each column, so that JSON becomes values in their order."""
+        """Return a type with a field for each column, so that rows become values in their order."""
         worded = {place for place, _ in self._worded}
         fields: list[Any] = []
         for place in range(self.columns):
@@ -83,27 +83,23 @@ class RowReader:
         Raises:
             InputError: the row can't be read; the message names the column.
         """
-        if self._able:
-            try:
-                self._quickly(value, into, row)
-                return
-            except _DOUBTS:
-                pass
-        into[row] = self.step(value)
+        if not self.read_quickly(value, into, row):
+            into[row] = self.step(value)
 
-    def holds(self, body: bytes) -> bool:
-        """Whether JSON is an object with these columns and no others, and plain values."""
+    def read_quickly(self, value: Any, into: Array, row: int = 0) -> bool:
+        """Read one row as `read` does; False, maybe with other values in `into`, for all but plain rows."""
+        if not self.able:
+            return False
         try:
-            return self._able and self._decode(body) is not None
+            self._quickly(value, into, row)
         except _DOUBTS:
             return False
+        return True
 
     def _quickly(self, value: Any, into: Array, row: int) -> None:
         kind = type(value)
         if kind is dict:
-            if len(value) != self.columns:
-                raise _Doubt
-            self._put(self._pick(value)[:-1], into, row)
+            self._put_checked(msgspec.convert(value, self._fields), into, row)
         elif kind is bytes or kind is str:
             self._put_json(value, into, row)
         elif kind is tuple or kind is list:
@@ -126,11 +122,15 @@ class RowReader:
                 raise _Doubt
             self._put(values, into, row)
             return
-        found = msgspec.structs.astuple(self._decode(value))
+        self._put_checked(self._decode(value), into, row)
+
+    def _put_checked(self, fields: Any, into: Array, row: int) -> None:
+        """Write values whose names and types msgspec has checked."""
+        values = msgspec.structs.astuple(fields)
         if self._nan or self._worded:
-            self._put(found, into, row)
-        elif math.hypot(*found) <= self._bound:
-            self._form.pack_into(into, row * self._form.size, *found)
+            self._put(values, into, row)
+        elif math.hypot(*values) <= self._bound:
+            self._form.pack_into(into, row * self._form.size, *values)
         else:
             raise _Doubt
 
@@ -150,11 +150,15 @@ class RowReader:
             values = [math.nan if one is None else one for one in values]
             if not _NUMBERS.issuperset(map(type, values)):
                 raise _Doubt
+        self._check_finite(values)
+        self._form.pack_into(into, row * self._form.size, *values)
+
+    def _check_finite(self, values: Sequence[Any]) -> None:
+        """Leave numbers to `Row` that are too large, infinite, or NaN where that may be refused."""
         if not math.hypot(*values) <= self._bound and not (
             self._nan and math.hypot(*[one for one in values if one == one]) <= self._bound
         ):
             raise _Doubt
-        self._form.pack_into(into, row * self._form.size, *values)
 
     def _put_array(self, values: Array, into: Array, row: int) -> None:
         if values.shape != (self.columns,) or self._worded:
@@ -163,12 +167,7 @@ class RowReader:
             if values.dtype.kind not in "iu":
                 raise _Doubt
             values = values.astype(np.float64)
-        if not values.dot(values) <= self._bound:
-            if not self._nan:
-                raise _Doubt
-            there = values[values == values]
-            if not there.dot(there) <= self._bound:
-                raise _Doubt
+        self._check_finite(values.tolist())
         into[row] = values
 
     def _put_series(self, value: Any, into: Array, row: int) -> None:
@@ -221,7 +220,7 @@ class RowReader:
 
     def _table(self, columns: dict[Any, Any]) -> Array | None:
         """Return a table's rows; None where a value may be none that `Row` takes."""
-        if not self._able or columns.keys() != set(self._names):
+        if not self.able or columns.keys() != set(self._names):
             return None
         lists = {place: places for place, places in self._worded}
         count = len(next(iter(columns.values())))
@@ -243,7 +242,7 @@ class RowReader:
 
     def _matrix(self, rows: Array, *, worded: bool = False) -> Array | None:
         """Return a matrix's rows; None where a number may be none that `Row` takes."""
-        if not self._able or not len(rows) or rows.shape[1] != self.columns:
+        if not self.able or not len(rows) or rows.shape[1] != self.columns:
             return None
         if rows.dtype.kind not in "iuf" or rows.dtype.itemsize not in (4, 8):
             return None

@@ -116,7 +116,9 @@ class Threshold(PostStep):
             scores = probabilities(scores)
         elif self.activation == "sigmoid":
             scores = sigmoid(scores)
-        score = float(np.float32(scores.item() if alone else scores.reshape(-1)[self.position or 0]))
+        score = scores.item() if alone else scores.reshape(-1)[self.position or 0]
+        if scores.dtype != np.float32 or not alone:
+            score = float(np.float32(score))
         told = {"score": score, "threshold": self.threshold}
         if self.margin:
             if abs(score - self.threshold) < self.margin:

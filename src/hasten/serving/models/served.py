@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from hasten.bundle import Loaded
+from hasten.bundle.rows import is_of_rows
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import Batching, ServerTask, Timing
@@ -24,6 +25,7 @@ from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_rows, is_broken
 from hasten.serving.models.deciding import Deciding, RawTicket
 from hasten.serving.models.opening import ModelSettings, OpenBundle
+from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
@@ -82,6 +84,7 @@ class ServedModel:
         most_rows: Most rows in a request; 0 if requests have no batch axis.
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
         deciding: Preparation of raw samples, and decision on them; None for a bundle without a pipeline.
+        quick_rows: What answers single rows at once; None where they wait in line.
     """
 
     def __init__(
@@ -114,8 +117,12 @@ class ServedModel:
         self._exact_mark = running(True)
         self._flights: dict[bytes, list[Ticket]] = {}
         """Hash of a content -> request that is being run, then equal requests that wait for its answer."""
+        self._marks = [running() for _ in opened.sessions]
         self._batching = Batching(
-            [self._runner(session) for session in opened.sessions],
+            [
+                self._runner(session, mark)
+                for session, mark in zip(opened.sessions, self._marks, strict=True)
+            ],
             Scheduler(opened.latencies, settings.most_wait_ns, len(opened.sessions)),
             self.statistics,
             loop,
@@ -128,6 +135,7 @@ class ServedModel:
         self.deciding = (
             Deciding(self, pipeline, loop, settings.deadline_ns, clock_ns) if pipeline else None
         )
+        self.quick_rows = QuickRows.of(self)
         self._shadow: Shadow | None = None
         if settings.shadow and opened.standby is not None:
             self._shadow = Shadow(self._ask_exact, loop, self.statistics, lambda: self.idle)
@@ -150,6 +158,21 @@ class ServedModel:
     def learn_from(self, old: ServedModel) -> None:
         """Take over what the scheduler of the replaced model has learned."""
         self._batching.scheduler.learn_from(old._batching.scheduler)
+
+    @property
+    def scheduler(self) -> Scheduler[ServerTask]:
+        """Scheduler of the model's queue."""
+        return self._batching.scheduler
+
+    @property
+    def mark(self) -> contextlib.AbstractContextManager[None]:
+        """Context to enter while the engine runs on the loop's thread and nothing else of it does."""
+        return self._marks[0]
+
+    @property
+    def clock_ns(self) -> Callable[[], int]:
+        """Monotonic clock, in nanoseconds."""
+        return self._clock_ns
 
     @property
     def idle(self) -> bool:
@@ -183,6 +206,12 @@ class ServedModel:
             assert self.deciding is not None
             return self.deciding.submit(query, done)
         return self.submit(query, done)
+
+    @functools.cached_property
+    def takes_rows(self) -> bool:
+        """Whether JSON without the protocol's `inputs` is a row, or a list of rows."""
+        pipeline = self.deciding.pipeline if self.deciding is not None else None
+        return self.takes_raw and pipeline is not None and is_of_rows(pipeline)
 
     @functools.cached_property
     def takes_raw(self) -> bool:
@@ -377,9 +406,11 @@ class ServedModel:
 
     # -- the engine
 
-    def _runner(self, session: Loaded) -> Callable[[Tensors], dict[str, Array]]:
+    def _runner(
+        self, session: Loaded, mark: contextlib.AbstractContextManager[None]
+    ) -> Callable[[Tensors], dict[str, Array]]:
         """Return the function that runs a batch on a session, with the exact model as a fallback."""
-        standby, run, mark = self.opened.standby, session.run, self._running()
+        standby, run = self.opened.standby, session.run
 
         def plain(inputs: Tensors) -> dict[str, Array]:
             with mark:

@@ -51,6 +51,10 @@ class _Body(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Body).decode
+_BLANKS = 4096
+"""Most blanks before a list that is told from an object."""
+_DECISIONS = "decisions"
+"""Name of the list of decisions, where a list of rows came as a plain body."""
 _WEIGHT = re.compile(r"q=([01](?:\.\d{0,3})?)")
 
 
@@ -175,6 +179,54 @@ def sample_query(
     sample = np.empty(1, object)
     sample[0] = bytes(body)
     return Query(model, version, "", {RAW: sample}, plain=True)
+
+
+class _Named(msgspec.Struct):
+    inputs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_named = msgspec.json.Decoder(_Named).decode
+_listed = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def rows_query(body: Any, model: str, version: str) -> Query | None:
+    """Take JSON as one row of a table, or as a list of rows.
+
+    A row is an object without `inputs`, or a list of values; rows are a list of such objects or lists.
+
+    Args:
+        body: Whole body.
+        model: Name of the model.
+        version: Version of the model; "" for the newest.
+
+    Returns:
+        The request, which is to be answered by the decision alone, or by a list of decisions; None if
+        the body is the protocol's own, an object with `inputs`, or no JSON.
+
+    Raises:
+        ProtocolError: the list is empty.
+    """
+    samples, several = [body], False
+    try:
+        if bytes(body[:_BLANKS]).lstrip()[:1] == b"[":
+            found = _listed(body)
+            if not found:
+                raise ProtocolError(Kind.INVALID, "there are no rows in the list: send at least 1")
+            if bytes(memoryview(found[0])[:1]) in (b"{", b"["):
+                samples, several = found, True
+        elif _named(body).inputs is not msgspec.UNSET:
+            return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    array = np.empty(len(samples), object)
+    array[:] = [bytes(sample) for sample in samples]
+    return Query(model, version, "", {RAW: array}, plain=True, several=several)
+
+
+def head_of_decision(model: str, version: str, *, several: bool = False) -> bytes:
+    """Return what comes before the decision, or the list of them, in an answer to a plain body."""
+    names = orjson.dumps({"model_name": model, "model_version": version})
+    return b'%b,"%b":' % (names[:-1], (_DECISIONS if several else DECISION).encode())
 
 
 def _inputs(
@@ -375,8 +427,11 @@ def write_answer(
         ProtocolError: an output doesn't fit its region, has no classes, or can't be written as JSON.
     """
     if query.plain:
-        names = orjson.dumps({"model_name": answer.model, "model_version": answer.version})
-        return [b'%b,"%b":%b}' % (names[:-1], DECISION.encode(), answer.outputs[DECISION][0])], None
+        decisions = answer.outputs[DECISION]
+        head = head_of_decision(answer.model, answer.version, several=query.several)
+        if query.several:
+            return [head, b"[", b",".join(decisions), b"]}"], None
+        return [head, decisions[0], b"}"], None
     wanted = query.outputs or [WantedOutput(name, query.binary) for name in answer.outputs]
     outputs, tail = [], []
     for each in wanted:
