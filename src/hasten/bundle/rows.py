@@ -13,7 +13,8 @@ from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
 from hasten.inputs.pipeline.row_reader import RowReader
 from hasten.inputs.pipeline.rows import Row
 
-_NOWHERE = Origin()
+NOWHERE = Origin()
+"""Origin of a row, which is no picture's."""
 
 
 def is_of_rows(pipeline: Pipeline) -> bool:
@@ -27,6 +28,7 @@ class RowPath:
     Attributes:
         reader: Reader of rows.
         name: Name of the model's input.
+        after: Steps after the model.
 
     Args:
         pipeline: Steps before and after the model.
@@ -47,8 +49,7 @@ class RowPath:
             )
         self.reader = RowReader(step)
         (self.name,) = as_request(np.zeros(self.reader.columns, self.reader.dtype), inputs)
-        self._after = pipeline.after
-        self._pipeline = pipeline
+        self.after = pipeline.after
 
     @classmethod
     def of(cls, pipeline: Pipeline | None, inputs: Sequence[TensorSpec]) -> RowPath | None:
@@ -77,8 +78,8 @@ class RowPath:
             InputError: the outputs aren't what a step after the model needs.
         """
         value: Any = {name: array[place] for name, array in outputs.items()}
-        for step in self._after:
-            value = step(value, _NOWHERE)
+        for step in self.after:
+            value = step(value, NOWHERE)
         return value
 
 
@@ -109,7 +110,7 @@ class BoundRow:
             spec.name: np.zeros([n if isinstance(n, int) else 1 for n in spec.shape], spec.dtype)
             for spec in outputs
         }
-        self._read, self._after = path.reader.read, path._after
+        self._read, self._after = path.reader.read, path.after
         self.run = bind({path.name: self.row}, self.outputs)
         self._firsts = tuple((name, array[0]) for name, array in self.outputs.items())
 
@@ -124,5 +125,5 @@ class BoundRow:
         self.run()
         value: Any = {name: array.copy() for name, array in self._firsts}
         for step in self._after:
-            value = step(value, _NOWHERE)
+            value = step(value, NOWHERE)
         return value

@@ -26,6 +26,9 @@ _WORDS = frozenset((str, int, float))
 _DOUBTS = (KeyError, TypeError, OverflowError, struct.error, msgspec.MsgspecError, UnicodeError)
 
 
+_astuple = msgspec.structs.astuple
+
+
 class _Doubt(KeyError):
     """Sign that a row may be none, or isn't one of the usual form."""
 
@@ -50,6 +53,8 @@ class RowReader:
         self._nan = step.missing == "nan" and not getattr(step, "required", ())
         self._worded = tuple((place, places) for place, places, _ in step._places)
         self.able = self.columns <= _MOST_COLUMNS and type(step) is Row and _is_known(step)
+        self._plain = not self._worded and not self._nan
+        """Whether nothing but numbers can be among a row's values."""
         self._form = struct.Struct(f"{self.columns}{'f' if self.dtype == np.float32 else 'd'}")
         self._names = tuple(step.columns)
         self._most_bytes = step._most_bytes
@@ -91,6 +96,11 @@ class RowReader:
         if not self.able:
             return False
         try:
+            if self._plain and type(value) is bytes and len(value) <= self._most_bytes:
+                values = _astuple(self._decode(value))
+                if math.hypot(*values) <= self._bound:
+                    self._form.pack_into(into, row * self._form.size, *values)
+                    return True
             self._quickly(value, into, row)
         except _DOUBTS:
             return False
@@ -126,8 +136,8 @@ class RowReader:
 
     def _put_checked(self, fields: Any, into: Array, row: int) -> None:
         """Write values whose names and types msgspec has checked."""
-        values = msgspec.structs.astuple(fields)
-        if self._nan or self._worded:
+        values = _astuple(fields)
+        if not self._plain:
             self._put(values, into, row)
         elif math.hypot(*values) <= self._bound:
             self._form.pack_into(into, row * self._form.size, *values)

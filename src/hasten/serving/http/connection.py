@@ -27,7 +27,6 @@ from hasten.serving.http.messages import (
     own_fault,
 )
 from hasten.serving.models.deciding import RawTicket
-from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Query
@@ -59,6 +58,8 @@ _SAMPLES = (b"text/plain", b"application/octet-stream")
 """Content types of a body that is one sample, whatever it holds."""
 _ROWS = (None, *_TENSORS, *_SAMPLES)
 """Content types under which a row's JSON comes."""
+_OTHER = frozenset((b"content-encoding", b"inference-header-content-length"))
+"""Headers of a body that isn't JSON as it came."""
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b%b}"
 """Answer to a row, with its size, what is before the decision, and the decision."""
 
@@ -404,11 +405,14 @@ class Connection(asyncio.BufferedProtocol):
             pieces = self._pieces
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._body, self._pieces = None, []
+        waits = self._busy or self._stuck_ns is not None or self._backlog
+        if not waits and type(body) is bytes and self._answered_row(body):
+            return
         reserved, self._reserved = self._reserved, 0
         received = Received(
             self._method, self._url, self._headers, body, self._keep_alive, reserved
         )
-        if self._busy or self._stuck_ns is not None or self._backlog:
+        if waits:
             self._backlog.append(received)
             self._transport.pause_reading()
             return
@@ -472,11 +476,6 @@ class Connection(asyncio.BufferedProtocol):
         state = self.state
         model = state.repository.find(*path)
         exchange.model = model
-        quick = model.quick_rows
-        if quick is not None and type(body) is bytes and self._answered_quickly(
-            quick, exchange, headers, body, arrived_ns
-        ):
-            return
         trace = headers.get(b"traceparent", b"").decode("latin-1")
         stated = headers.get(b"inference-header-content-length")
         try:
@@ -497,28 +496,34 @@ class Connection(asyncio.BufferedProtocol):
             except Exception:  # the request may be answered already, so it can't fail any more
                 log.exception("the plan of a request couldn't be kept")
 
-    def _answered_quickly(
-        self,
-        quick: QuickRows,
-        exchange: Exchange,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        arrived_ns: int,
-    ) -> bool:
-        """Answer the JSON of one row at once; False to take the usual way."""
-        kinds = _SAMPLES if quick.ambiguous else _ROWS
-        if headers.get(b"content-type") not in kinds or b"inference-header-content-length" in headers:
+    def _answered_row(self, body: bytes) -> bool:
+        """Answer the JSON of one row at once; False to take the usual way, which states every error."""
+        headers, state = self._headers, self.state
+        paths, url = Connection._paths, self._url
+        path = paths[url] if url in paths else _remember(paths, url)
+        if path is None or self._method != b"POST" or not self._keep_alive or state.draining:
             return False
-        if headers.get(b"accept-encoding", b"identity") != b"identity" or not exchange.stays_open:
+        try:
+            quick = state.repository.find(*path).quick_rows
+        except ProtocolError:
             return False
-        data = quick.answer(body, arrived_ns)
+        if quick is None or headers.get(b"content-type") not in (
+            _SAMPLES if quick.ambiguous else _ROWS
+        ):
+            return False
+        if headers.get(b"accept-encoding", b"identity") != b"identity" or not _OTHER.isdisjoint(headers):
+            return False
+        data = quick.answer(body, self.clock_ns())
         if data is None:
             return False
-        began_ns = self.clock_ns()
-        size = len(quick.before) + len(data) + 1
-        answer = _ANSWER % (size, quick.before, data)
-        self.send(answer, (), size, exchange.reserved, True)
-        quick.statistics.encoded(self.clock_ns() - began_ns)
+        self.quiet = 0
+        state.body_bytes -= self._reserved
+        self._reserved = 0
+        before = quick.before
+        self._transport.write(_ANSWER % (len(before) + len(data) + 1, before, data))
+        if self._slot is not None:  # the system has the answer only at the end of the loop's turn
+            asyncio.get_running_loop().call_soon(self._answered)
+        quick.told()
         return True
 
     def _read(

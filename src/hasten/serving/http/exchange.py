@@ -83,11 +83,6 @@ class Exchange:
         self.model: ServedModel | None = None
         self.query: Query | None = None
 
-    @property
-    def stays_open(self) -> bool:
-        """Whether the connection stays open after the answer."""
-        return self._keep_alive and not self._connection.state.draining
-
     def deliver(self, answer: Answer | ProtocolError) -> None:
         """Send the model's answer."""
         connection, model, query = self._connection, self.model, self.query

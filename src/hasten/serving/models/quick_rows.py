@@ -7,16 +7,15 @@ the usual way, which also states every error: it starts over, from the body.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from hasten.bundle.rows import RowPath
+from hasten.bundle.rows import NOWHERE, RowPath
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import INLINE_NS
 from hasten.serving.models.comparison import is_broken
 from hasten.serving.models.deciding import as_json
-from hasten.serving.models.statistics import Served
 from hasten.serving.wire.http_bodies import head_of_decision
 
 if TYPE_CHECKING:
@@ -37,18 +36,19 @@ class QuickRows:
         before: What comes before the decision in the answer.
         ambiguous: Whether a column is named as the protocol's `inputs` are, so that JSON alone doesn't
             tell a row from tensors.
-        statistics: Statistics of the model.
     """
 
     def __init__(self, model: ServedModel, path: RowPath) -> None:
         self._model = model
         self.before = head_of_decision(model.name, model.version)
         self.ambiguous = "inputs" in path.reader.step.columns
-        self.statistics = model.statistics
-        self._reader, self._decided = path.reader, path.decided
+        self._read, self._after = path.reader.read_quickly, path.after
+        self._statistics, self._scheduler = model.statistics, model.scheduler
         first = model.opened.first
         bound = first.bind_row()
         self._row, self._outputs, self._run = bound.row, bound.outputs, bound.run
+        self._firsts = {name: array[0] for name, array in bound.outputs.items()}
+        self._times = (0, 0, 0, 0)
         self._mark = model.mark
         self._clock_ns = model.clock_ns
         self._deadline_ns = model.settings.deadline_ns or math.inf
@@ -73,17 +73,18 @@ class QuickRows:
         return cls(model, path)
 
     def answer(self, body: bytes, arrived_ns: int) -> bytes | None:
-        """Return the decision on a row as JSON, and count the request; None to take the usual way.
+        """Return the decision on a row as JSON; None to take the usual way.
+
+        The caller hands it over and calls `told`.
 
         Args:
             body: Body of the request, JSON of one row maybe.
             arrived_ns: Time when the request's last byte arrived, on the monotonic clock.
         """
-        model, clock_ns = self._model, self._clock_ns
-        scheduler = model.scheduler
-        if model.fell_back or not scheduler.idle or len(body) > LONGEST_BYTES:
+        clock_ns = self._clock_ns
+        if self._model.fell_back or not self._scheduler.idle or len(body) > LONGEST_BYTES:
             return None
-        if not self._reader.read_quickly(body, self._row):
+        if not self._read(body, self._row):
             return None
         read_ns = clock_ns()
         try:
@@ -92,24 +93,23 @@ class QuickRows:
             ran_ns = clock_ns()
             if self._guarded and self._is_broken():
                 return None
-            decision = self._decided(self._outputs)
-            data = orjson.dumps(decision, option=orjson.OPT_SERIALIZE_NUMPY)
+            value: Any = self._firsts
+            for step in self._after:
+                value = step(value, NOWHERE)
+            data = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
             if b"null" in data:  # NaN is written so
-                data = as_json(decision)
+                data = as_json(value)
         except (InputError, CandidateError, TypeError):
             return None
         now_ns = clock_ns()
         if now_ns - arrived_ns > self._deadline_ns:
             return None
-        scheduler.answered_alone(now_ns, ran_ns - read_ns)
-        statistics = self.statistics
-        statistics.staged("prepare", read_ns - arrived_ns)
-        statistics.staged("decide", now_ns - ran_ns)
-        statistics.ran(1, 0, ran_ns - read_ns, 0)
-        statistics.answered(
-            Served(now_ns, now_ns - arrived_ns, 0, 1, 0, 0, ran_ns - read_ns, now_ns - ran_ns, 1)
-        )
+        self._times = arrived_ns, read_ns, ran_ns, now_ns
         return data
+
+    def told(self) -> None:
+        """Count the request that `answer` answered last, now that its answer is on the way."""
+        self._statistics.answered_row(*self._times, self._clock_ns())
 
     def _is_broken(self) -> bool:
         """Whether the outputs have NaN, so that the exact model has to be asked."""

@@ -165,12 +165,6 @@ class Scheduler(Generic[P]):
         item.state, item.queued_ns = "running", now_ns
         return BatchRun([item], item.rows)
 
-    def answered_alone(self, now_ns: int, took_ns: float) -> None:
-        """Record a row that was answered at once, beside the queue, and learn from its time."""
-        self._note_arrival(now_ns)
-        self._ended_ns = now_ns
-        self.latencies.observe(1, took_ns)
-
     def _admit(self, item: P, now_ns: int) -> None:
         """Refuse a request that would be late, or would wait too long.
 
