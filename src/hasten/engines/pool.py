@@ -293,24 +293,28 @@ class SessionPool:
 class _BoundCall:
     """Call from and to the same arrays, for one thread at a time, until it is closed."""
 
-    __slots__ = ("_again", "_turn")
+    __slots__ = ("_again", "_closed", "_turn")
 
     def __init__(self, again: Callable[[], None]) -> None:
         self._again: Callable[[], None] | None = again
+        self._closed = False
         self._turn = threading.Lock()
 
     def __call__(self) -> None:
-        if not self._turn.acquire(blocking=False):
-            raise CandidateError("another thread is in this call: bind one for each thread")
+        turn = self._turn.acquire(blocking=False)
         try:
-            if self._again is None:
+            if self._closed or self._again is None:
                 raise CandidateError("the bundle is closed: load it again")
+            if not turn:
+                raise CandidateError("another thread is in this call: bind one for each thread")
             self._again()
         finally:
-            self._turn.release()
+            if turn:
+                self._turn.release()
 
     def close(self) -> None:
         """Wait for the call that runs, and refuse later ones."""
+        self._closed = True
         with self._turn:
             self._again = None
 
