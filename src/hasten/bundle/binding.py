@@ -70,9 +70,7 @@ def _apart(
         return dict(arrays[0]), dict(arrays[1])
     names = [spec.name for spec in (*inputs, *outputs)]
     if len(arrays) > len(names):
-        raise InputError(
-            f"bind takes {len(names)} arrays, {', '.join(names)}; got {len(arrays)}"
-        )
+        raise InputError(f"bind takes {len(names)} arrays, {', '.join(names)}; got {len(arrays)}")
     by_place = dict(zip(names, arrays, strict=False))
     if twice := by_place.keys() & named.keys():
         raise InputError(f"{min(twice)!r} is given twice, by position and by name")
@@ -106,7 +104,9 @@ def _check_outputs(
         raise InputError(f"the model gives {names}; got {', '.join(taken) or 'none'} to write to")
     for spec in outputs:
         array = taken[spec.name]
-        shape = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in spec.shape)
+        shape = tuple(
+            sizes.get(size, size) if isinstance(size, str) else size for size in spec.shape
+        )
         settled = TensorSpec(spec.name, spec.dtype, shape)
         if not settled.static:
             raise InputError(

@@ -17,9 +17,10 @@ NOWHERE = Origin()
 """Origin of a row, which is no picture's."""
 
 
-def is_of_rows(pipeline: Pipeline) -> bool:
-    """Whether a pipeline begins with the step `row`."""
-    return bool(pipeline.steps) and isinstance(pipeline.steps[0], Row)
+def most_json_bytes(pipeline: Pipeline) -> int:
+    """Return the most bytes of a row's JSON; 0 for a pipeline that doesn't begin with the step `row`."""
+    first = pipeline.steps[0] if pipeline.steps else None
+    return first._most_bytes if isinstance(first, Row) else 0
 
 
 class RowPath:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -42,8 +44,6 @@ class Spread:
         Raises:
             CandidateError: the engine failed, or the bundle is closed.
         """
-        import time
-
         parts = min(self.ways, int(rows * self._row_ns / _PART_NS))
         if parts > 1:
             return self._shared_out(tensors, rows, parts)
@@ -58,13 +58,15 @@ class Spread:
         bounds = [rows * part // parts for part in range(parts + 1)]
         pieces = [
             {name: array[begin:end] for name, array in tensors.items()}
-            for begin, end in zip(bounds, bounds[1:], strict=False)
+            for begin, end in itertools.pairwise(bounds)
         ]
         asked = [self._executor().submit(self._pool.run, piece) for piece in pieces[1:]]
         try:
             answers = [self._pool.run(pieces[0])]
         finally:
-            errors = [one.exception() for one in asked]  # wait for all: they read the caller's arrays
+            errors = [
+                one.exception() for one in asked
+            ]  # wait for all: they read the caller's arrays
         for error in errors:
             if error is not None:
                 raise error

@@ -14,13 +14,13 @@ from hasten.inputs.pipeline.rows import Row
 
 NAMES = ("age", "housing", "years")
 STEPS = [
-    Row(NAMES, missing, words=words)  # type: ignore[arg-type]
+    Row(NAMES, missing, words=words)
     for missing in ("refuse", "nan")
     for words in ((), (("housing", ("own", "rent")),))
 ]
 READERS = [RowReader(step) for step in STEPS]
 PLAIN, WORDED = READERS[0], READERS[1]
-VALUES = (
+VALUES: st.SearchStrategy[Any] = (
     st.floats()
     | st.integers()
     | st.floats(width=32)
@@ -65,7 +65,7 @@ def check_alike(value: Any) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(
-    st.fixed_dictionaries({name: VALUES for name in NAMES})
+    st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES))
     | st.dictionaries(st.sampled_from((*NAMES, "other")), VALUES)
     | st.lists(VALUES, max_size=4)
     | st.tuples(VALUES, VALUES, VALUES)
@@ -163,7 +163,13 @@ def tables_of(columns: dict[str, list[Any]]) -> list[Any]:
     pandas = pytest.importorskip("pandas")
     arrow = pytest.importorskip("pyarrow")
     frame = pandas.DataFrame(columns)
-    return [*found, frame, frame.convert_dtypes(), arrow.table(columns), *arrow.table(columns).to_batches()]
+    return [
+        *found,
+        frame,
+        frame.convert_dtypes(),
+        arrow.table(columns),
+        *arrow.table(columns).to_batches(),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -181,23 +187,28 @@ def tables_of(columns: dict[str, list[Any]]) -> list[Any]:
 )
 def test_a_table_is_read_or_refused_as_its_rows_are(columns: dict[str, list[Any]]) -> None:
     for table in tables_of(columns):
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        rows = list(table) if isinstance(table, list) else rows
-        for reader in READERS:
-            expected: Any = []
-            for place, row in enumerate(rows):
-                found, said = told(lambda reader=reader, row=row: reader.step(row))
-                expected.append(found)
-                if found is None:
-                    expected = f"row {place}: {said}"
-                    break
-            found, said = told(lambda reader=reader: reader.read_all(rows))
-            assert (said or [found[n : n + 12] for n in (0, 12)]) == expected  # type: ignore[index]
-            if hasattr(table, "__next__"):
-                continue
-            again, said_of_table = told(lambda reader=reader: reader.read_all(table))
-            assert again == found
-            assert said_of_table.partition(": got")[0] == said.partition(": got")[0]
+        check_table(table, columns)
+
+
+def check_table(table: Any, columns: dict[str, list[Any]]) -> None:
+    """Compare each reader's table with its step's rows."""
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = list(table) if isinstance(table, list) else rows
+    for reader in READERS:
+        expected: Any = []
+        for place, row in enumerate(rows):
+            found, said = told(lambda reader=reader, row=row: reader.step(row))
+            expected.append(found)
+            if found is None:
+                expected = f"row {place}: {said}"
+                break
+        found, said = told(lambda reader=reader, rows=rows: reader.read_all(rows))
+        assert (said or [found[n : n + 12] for n in (0, 12)]) == expected  # type: ignore[index]
+        if hasattr(table, "__next__"):
+            continue
+        again, said_of_table = told(lambda reader=reader, table=table: reader.read_all(table))
+        assert again == found
+        assert said_of_table.partition(": got")[0] == said.partition(": got")[0]
 
 
 def test_a_matrix_is_read_as_its_rows_are() -> None:

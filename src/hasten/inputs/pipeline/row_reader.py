@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -29,7 +29,7 @@ _DOUBTS = (KeyError, TypeError, OverflowError, struct.error, msgspec.MsgspecErro
 _astuple = msgspec.structs.astuple
 
 
-class _Doubt(KeyError):
+class _UnusualError(KeyError):
     """Sign that a row may be none, or isn't one of the usual form."""
 
 
@@ -55,7 +55,9 @@ class RowReader:
         self.able = self.columns <= _MOST_COLUMNS and type(step) is Row and _is_known(step)
         self._plain = not self._worded and not self._nan
         """Whether nothing but numbers can be among a row's values."""
-        self._form = struct.Struct(f"{self.columns}{'f' if self.dtype == np.float32 else 'd'}")
+        form = struct.Struct(f"{self.columns}{'f' if self.dtype == np.float32 else 'd'}")
+        self._row_bytes = form.size
+        self._pack: Callable[..., None] = form.pack_into
         self._names = tuple(step.columns)
         self._most_bytes = step._most_bytes
         self._index: Any = None
@@ -99,7 +101,7 @@ class RowReader:
             if self._plain and type(value) is bytes and len(value) <= self._most_bytes:
                 values = _astuple(self._decode(value))
                 if math.hypot(*values) <= self._bound:
-                    self._form.pack_into(into, row * self._form.size, *values)
+                    self._pack(into, row * self._row_bytes, *values)
                     return True
             self._quickly(value, into, row)
         except _DOUBTS:
@@ -114,22 +116,22 @@ class RowReader:
             self._put_json(value, into, row)
         elif kind is tuple or kind is list:
             if len(value) != self.columns:
-                raise _Doubt
+                raise _UnusualError
             self._put(value, into, row)
         elif kind is np.ndarray:
             self._put_array(value, into, row)
         elif kind.__name__ == "Series":
             self._put_series(value, into, row)
         else:
-            raise _Doubt
+            raise _UnusualError
 
     def _put_json(self, value: bytes | str, into: Array, row: int) -> None:
         if len(value) > self._most_bytes:
-            raise _Doubt
+            raise _UnusualError
         if value[:1] in (b"[", "["):
             values = self._decode_list(value)
             if len(values) != self.columns:
-                raise _Doubt
+                raise _UnusualError
             self._put(values, into, row)
             return
         self._put_checked(self._decode(value), into, row)
@@ -140,9 +142,9 @@ class RowReader:
         if not self._plain:
             self._put(values, into, row)
         elif math.hypot(*values) <= self._bound:
-            self._form.pack_into(into, row * self._form.size, *values)
+            self._pack(into, row * self._row_bytes, *values)
         else:
-            raise _Doubt
+            raise _UnusualError
 
     def _put(self, values: Sequence[Any], into: Array, row: int) -> None:
         """Write values in the order of the columns."""
@@ -153,29 +155,29 @@ class RowReader:
                 if type(word) in _WORDS:
                     values[place] = places[word]
                 elif word is not None or not self._nan:
-                    raise _Doubt
+                    raise _UnusualError
         if not _NUMBERS.issuperset(map(type, values)):
             if not self._nan:
-                raise _Doubt
+                raise _UnusualError
             values = [math.nan if one is None else one for one in values]
             if not _NUMBERS.issuperset(map(type, values)):
-                raise _Doubt
+                raise _UnusualError
         self._check_finite(values)
-        self._form.pack_into(into, row * self._form.size, *values)
+        self._pack(into, row * self._row_bytes, *values)
 
     def _check_finite(self, values: Sequence[Any]) -> None:
         """Leave numbers to `Row` that are too large, infinite, or NaN where that may be refused."""
         if not math.hypot(*values) <= self._bound and not (
             self._nan and math.hypot(*[one for one in values if one == one]) <= self._bound
         ):
-            raise _Doubt
+            raise _UnusualError
 
     def _put_array(self, values: Array, into: Array, row: int) -> None:
         if values.shape != (self.columns,) or self._worded:
-            raise _Doubt
+            raise _UnusualError
         if values.dtype.char not in "fd":
             if values.dtype.kind not in "iu":
-                raise _Doubt
+                raise _UnusualError
             values = values.astype(np.float64)
         self._check_finite(values.tolist())
         into[row] = values
@@ -184,7 +186,7 @@ class RowReader:
         index = value.index
         if index is not self._index:
             if tuple(index.tolist()) != self._names:
-                raise _Doubt
+                raise _UnusualError
             self._index = index
         if isinstance(value.dtype, np.dtype) and value.dtype.kind in "iuf":
             self._put_array(value.to_numpy(), into, row)
@@ -232,7 +234,7 @@ class RowReader:
         """Return a table's rows; None where a value may be none that `Row` takes."""
         if not self.able or columns.keys() != set(self._names):
             return None
-        lists = {place: places for place, places in self._worded}
+        lists = dict(self._worded)
         count = len(next(iter(columns.values())))
         found = np.empty((count, self.columns))
         for place, name in enumerate(self._names):

@@ -511,7 +511,9 @@ class Connection(asyncio.BufferedProtocol):
             _SAMPLES if quick.ambiguous else _ROWS
         ):
             return False
-        if headers.get(b"accept-encoding", b"identity") != b"identity" or not _OTHER.isdisjoint(headers):
+        if headers.get(b"accept-encoding", b"identity") != b"identity" or not _OTHER.isdisjoint(
+            headers
+        ):
             return False
         data = quick.answer(body, self.clock_ns())
         if data is None:
@@ -546,8 +548,8 @@ class Connection(asyncio.BufferedProtocol):
                 Kind.INVALID, f"Inference-Header-Content-Length is not a size: {stated[:40]!r}"
             )
         length = None if stated is None else int(stated)
-        if length is None and model.takes_rows:
-            rows = rows_query(body, *path)
+        if length is None and model.most_rows_bytes:
+            rows = rows_query(body, *path, model.most_rows_bytes)
             if rows is not None:
                 return rows
         return model.planned(body, length) or read_body(

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from hasten.bundle import Loaded
-from hasten.bundle.rows import is_of_rows
+from hasten.bundle.rows import most_json_bytes
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import Batching, ServerTask, Timing
@@ -208,10 +208,11 @@ class ServedModel:
         return self.submit(query, done)
 
     @functools.cached_property
-    def takes_rows(self) -> bool:
-        """Whether JSON without the protocol's `inputs` is a row, or a list of rows."""
-        pipeline = self.deciding.pipeline if self.deciding is not None else None
-        return self.takes_raw and pipeline is not None and is_of_rows(pipeline)
+    def most_rows_bytes(self) -> int:
+        """Most bytes of JSON that is a list of rows; 0 if JSON without `inputs` is no row here."""
+        if self.deciding is None or not self.takes_raw:
+            return 0
+        return (1 + max(1, self.most_rows)) * most_json_bytes(self.deciding.pipeline)
 
     @functools.cached_property
     def takes_raw(self) -> bool:

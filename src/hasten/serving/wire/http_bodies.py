@@ -189,7 +189,7 @@ _named = msgspec.json.Decoder(_Named).decode
 _listed = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def rows_query(body: Any, model: str, version: str) -> Query | None:
+def rows_query(body: Any, model: str, version: str, most_bytes: int) -> Query | None:
     """Take JSON as one row of a table, or as a list of rows.
 
     A row is an object without `inputs`, or a list of values; rows are a list of such objects or lists.
@@ -198,17 +198,25 @@ def rows_query(body: Any, model: str, version: str) -> Query | None:
         body: Whole body.
         model: Name of the model.
         version: Version of the model; "" for the newest.
+        most_bytes: Most bytes of a list.
 
     Returns:
         The request, which is to be answered by the decision alone, or by a list of decisions; None if
-        the body is the protocol's own, an object with `inputs`, or no JSON.
+        the body is the protocol's own, an object with `inputs`, or neither object nor list.
 
     Raises:
-        ProtocolError: the list is empty.
+        ProtocolError: the list is empty, too long, or isn't JSON.
     """
     samples, several = [body], False
+    listed = bytes(body[:_BLANKS]).lstrip()[:1] == b"["
+    if listed and len(body) > most_bytes:  # before memory is taken for each of its elements
+        raise ProtocolError(
+            Kind.INVALID,
+            f"the rows of one request take at most {most_bytes:,} bytes of JSON: got {len(body):,}; send "
+            "several requests",
+        )
     try:
-        if bytes(body[:_BLANKS]).lstrip()[:1] == b"[":
+        if listed:
             found = _listed(body)
             if not found:
                 raise ProtocolError(Kind.INVALID, "there are no rows in the list: send at least 1")
@@ -216,7 +224,9 @@ def rows_query(body: Any, model: str, version: str) -> Query | None:
                 samples, several = found, True
         elif _named(body).inputs is not msgspec.UNSET:
             return None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if listed:
+            raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}") from error
         return None
     array = np.empty(len(samples), object)
     array[:] = [bytes(sample) for sample in samples]
