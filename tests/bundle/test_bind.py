@@ -320,7 +320,7 @@ def test_a_large_batch_is_shared_out_and_answered_to_the_same_bits(tmp_path: Pat
     with load(path, cache=tmp_path, sessions=2) as opened:
         whole = opened(rows)["logits"]
         spread = Spread(opened._pool, 2)
-        spread._row_ns = 1e6
+        spread._row_ns[False] = 1e6
         shared = spread.run({"x": rows}, len(rows))["logits"]
         assert spread._threads is not None
         spread.close()

@@ -14,8 +14,10 @@ from hasten.engines.pool import SessionPool
 
 FEW_ROWS = 64
 """Rows of a batch that is never shared out."""
-_PART_NS = 150_000
-"""Least time of a part. Handing one over took 20 to 60 us on two cores."""
+_PART_NS = 250_000
+"""Least time of a part. Handing one over took 20 to 60 us on two cores, and much more on busy ones."""
+_TRY_AGAIN = 32
+"""Number of batches of a kind after which the slower way is tried once more."""
 
 
 class Spread:
@@ -29,8 +31,9 @@ class Spread:
     def __init__(self, pool: SessionPool, ways: int) -> None:
         self._pool = pool
         self.ways = ways if pool.rows_apart else 1
-        self._row_ns = 0.0
-        """Time that a row takes in a batch; 0 until a batch was run."""
+        self._row_ns = {False: 0.0, True: 0.0}
+        """Time that a row takes in one thread and shared out; 0 until such a batch was run."""
+        self._asked = 0
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
 
@@ -44,15 +47,23 @@ class Spread:
         Raises:
             CandidateError: the engine failed, or the bundle is closed.
         """
-        parts = min(self.ways, int(rows * self._row_ns / _PART_NS))
-        if parts > 1:
-            return self._shared_out(tensors, rows, parts)
+        shared = self.ways > 1 and rows * self._row_ns[False] > 2 * _PART_NS and self._pays()
         began_ns = time.perf_counter_ns()
-        outputs = self._pool.run(tensors)
-        row_ns = (time.perf_counter_ns() - began_ns) / rows
+        if shared:
+            parts = max(2, min(self.ways, int(rows * self._row_ns[False] / _PART_NS)))
+            outputs = self._shared_out(tensors, rows, parts)
+        else:
+            outputs = self._pool.run(tensors)
+        row_ns, known_ns = (time.perf_counter_ns() - began_ns) / rows, self._row_ns[shared]
         # What disturbs a run only lengthens it: a shorter time counts at once, a longer one slowly.
-        self._row_ns = min(row_ns, self._row_ns * 1.1) if self._row_ns else row_ns
+        self._row_ns[shared] = min(row_ns, 1.1 * known_ns) if known_ns else row_ns
         return outputs
+
+    def _pays(self) -> bool:
+        """Whether to share this batch out: the way that was faster lately, and now and then the other."""
+        self._asked += 1
+        alone_ns, shared_ns = self._row_ns[False], self._row_ns[True]
+        return (shared_ns < alone_ns) != (self._asked % _TRY_AGAIN == 0)
 
     def _shared_out(self, tensors: Tensors, rows: int, parts: int) -> dict[str, Array]:
         bounds = [rows * part // parts for part in range(parts + 1)]

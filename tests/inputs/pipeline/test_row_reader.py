@@ -63,7 +63,7 @@ def check_alike(value: Any) -> None:
         assert (into[::2] == 7).all()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES))
     | st.dictionaries(st.sampled_from((*NAMES, "other")), VALUES)
@@ -80,7 +80,7 @@ def test_every_row_is_read_or_refused_as_by_the_step(row: Any) -> None:
     check_alike(text.encode())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(TOKENS, max_size=5))
 @example(['"age":1', '"housing":-0', '"years":3'])
 @example(['"age":1', '"age":2', '"housing":"own"', '"years":3'])
@@ -90,7 +90,7 @@ def test_every_spelling_of_json_is_read_or_refused_as_by_the_step(tokens: list[s
     check_alike(("[" + ",".join(one.partition(":")[2] for one in tokens) + "]").encode())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.floats() | st.floats(width=32) | st.just(1e200), min_size=3, max_size=3),
     st.sampled_from("fdeg"),

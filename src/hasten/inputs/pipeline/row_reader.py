@@ -23,7 +23,15 @@ _BOUNDS = {"float32": 1e38, "float64": 1e150}
 """Root of the sum of squares below which no number of a row is too large for a type."""
 _NUMBERS = frozenset((int, float))
 _WORDS = frozenset((str, int, float))
-_DOUBTS = (KeyError, TypeError, OverflowError, struct.error, msgspec.MsgspecError, UnicodeError)
+_DOUBTS = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    struct.error,
+    msgspec.MsgspecError,
+    UnicodeError,
+)
 
 
 _astuple = msgspec.structs.astuple
@@ -184,7 +192,7 @@ class RowReader:
 
     def _put_series(self, value: Any, into: Array, row: int) -> None:
         index = value.index
-        if index is not self._index:
+        if self._index is None or not index.is_(self._index):  # each row has an object of its own
             if tuple(index.tolist()) != self._names:
                 raise _UnusualError
             self._index = index
@@ -207,7 +215,9 @@ class RowReader:
             InputError: there are no rows, or one can't be read; the message says which, from 0.
         """
         if is_table(rows):
-            found = self._table(columns_of(rows))
+            found = self._frame(rows)
+            if found is None:
+                found = self._table(columns_of(rows))
             if found is not None:
                 return found
             rows = records(rows)
@@ -229,6 +239,12 @@ class RowReader:
             except InputError as error:
                 raise InputError(f"row {place}: {error}") from error
         return into
+
+    def _frame(self, rows: Any) -> Array | None:
+        """Return the rows of a data frame whose columns are these, in their order, and numbers."""
+        if type(rows).__name__ != "DataFrame" or tuple(rows.columns.tolist()) != self._names:
+            return None
+        return self._matrix(rows.to_numpy())
 
     def _table(self, columns: dict[Any, Any]) -> Array | None:
         """Return a table's rows; None where a value may be none that `Row` takes."""

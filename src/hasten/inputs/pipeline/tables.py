@@ -33,7 +33,8 @@ def plain_row(value: Any) -> Any:
     if kind == "pandas Series":
         return _named(value.index.tolist(), [_value(one) for one in value.tolist()])
     if kind == "pyarrow StructScalar":
-        return _named([field.name for field in value.type], [one.as_py() for one in value.values()])
+        _check_once([field.name for field in value.type])
+        return value.as_py()
     return value
 
 
@@ -64,7 +65,7 @@ def columns_of(table: Any) -> dict[Any, Any]:
     """
     if _kind(table) == "pandas DataFrame":
         names = table.columns.tolist()
-        found = [_frame_column(table.iloc[:, place]) for place in range(len(names))]
+        found = [_frame_column(column) for _, column in table.items()]
     else:
         names = list(table.schema.names)
         found = [_arrow_column(column) for column in table.columns]
@@ -105,7 +106,7 @@ def _apart(table: Any) -> tuple[list[Any], list[list[Any]]]:
     """Return a table's names, and each column as a list."""
     if _kind(table) == "pandas DataFrame":
         names = table.columns.tolist()
-        return names, [table.iloc[:, place].tolist() for place in range(len(names))]
+        return names, [column.tolist() for _, column in table.items()]
     return list(table.schema.names), [column.to_pylist() for column in table.columns]
 
 
