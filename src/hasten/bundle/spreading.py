@@ -16,6 +16,7 @@ FEW_ROWS = 64
 """Rows of a batch that is never shared out."""
 _PART_NS = 250_000
 """Least time of a part. Handing one over took 20 to 60 us on two cores, and much more on busy ones."""
+_STEP = 1.2
 _TRY_AGAIN = 32
 """Number of batches of a kind after which the slower way is tried once more."""
 
@@ -55,8 +56,9 @@ class Spread:
         else:
             outputs = self._pool.run(tensors)
         row_ns, known_ns = (time.perf_counter_ns() - began_ns) / rows, self._row_ns[shared]
-        # What disturbs a run only lengthens it: a shorter time counts at once, a longer one slowly.
-        self._row_ns[shared] = min(row_ns, 1.1 * known_ns) if known_ns else row_ns
+        # Equal steps up and down track the median, on which rare long pauses have no effect.
+        step = _STEP if row_ns > known_ns else 1 / _STEP
+        self._row_ns[shared] = step * known_ns if known_ns else row_ns
         return outputs
 
     def _pays(self) -> bool:
