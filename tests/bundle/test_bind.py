@@ -194,7 +194,7 @@ def test_a_second_thread_in_a_bound_call_is_told_so(bundle: Path) -> None:
             while not said:
                 call_or_note(call, said)
 
-        threads = [threading.Thread(target=each) for each in (ask, meanwhile)]
+        threads = [threading.Thread(target=each, daemon=True) for each in (ask, meanwhile)]
         for thread in threads:
             thread.start()
         until(lambda: bool(said))
@@ -316,7 +316,7 @@ def test_rows_of_another_pipeline_are_refused(tmp_path: Path) -> None:
 
 def test_a_large_batch_is_shared_out_and_answered_to_the_same_bits(tmp_path: Path) -> None:
     path = bundle_of(tmp_path, models.linear_classifier(tmp_path), engine=CompiledC())
-    rows = np.tile(ROWS, (100, 1))
+    rows = np.random.default_rng(1).standard_normal((4000, 16), np.float32)
     with load(path, cache=tmp_path, sessions=2) as opened:
         whole = opened(rows)["logits"]
         spread = Spread(opened._pool, 2)

@@ -70,6 +70,8 @@ def check_alike(value: Any) -> None:
     | st.lists(VALUES, max_size=4)
     | st.tuples(VALUES, VALUES, VALUES)
 )
+@example([True, 1.0, 2.0])
+@example([True, None, 2.0])
 def test_every_row_is_read_or_refused_as_by_the_step(row: Any) -> None:
     check_alike(row)
     try:
