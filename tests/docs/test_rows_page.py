@@ -49,7 +49,10 @@ def test_the_blocks_of_the_page_run_as_they_stand(bundle: Path) -> None:
 
 def test_the_rows_of_the_page_are_answered_by_a_server(bundle: Path) -> None:
     decision = {"positive": True, "score": 1.0, "threshold": 0.5}
-    expected = [{"decision": decision}, {"decisions": [decision, decision]}]
+    expected: list[dict[str, object]] = [
+        {"decision": decision},
+        {"decisions": [decision, decision]},
+    ]
     with ServerThread(place_of(bundle, compiled=str(bundle.parent))) as server:
         url = f"{server.http_url}/v2/models/desk/infer"
         for body, answer in zip(BODIES, expected, strict=True):

@@ -438,10 +438,10 @@ def write_answer(
     """
     if query.plain:
         decisions = answer.outputs[DECISION]
-        head = head_of_decision(answer.model, answer.version, several=query.several)
+        before = head_of_decision(answer.model, answer.version, several=query.several)
         if query.several:
-            return [head, b"[", b",".join(decisions), b"]}"], None
-        return [head, decisions[0], b"}"], None
+            return [before, b"[", b",".join(decisions), b"]}"], None
+        return [before, decisions[0], b"}"], None
     wanted = query.outputs or [WantedOutput(name, query.binary) for name in answer.outputs]
     outputs, tail = [], []
     for each in wanted:
