@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from hasten.bundle.binding import bound_arrays
 from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.requests import kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
+from hasten.bundle.rows import BoundRow, RowPath
+from hasten.bundle.spreading import FEW_ROWS, Spread
 from hasten.bundle.states import StateSession
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
@@ -27,7 +31,7 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
 from hasten.inputs.chains.reading import is_chain
-from hasten.inputs.pipeline.base import as_request
+from hasten.inputs.pipeline.base import Pipeline, as_request
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +117,7 @@ class Loaded:
         request: The inputs of one request, without open dimensions.
         certified: The inputs of one request that the certificate covers; empty if every shape is
             covered.
+        ways: Most threads that share out a large batch, where its rows are computed apart.
     """
 
     def __init__(
@@ -125,12 +130,15 @@ class Loaded:
         certified: Sequence[TensorSpec] = (),
         *,
         from_cache: bool = False,
+        ways: int = 1,
     ) -> None:
         self.manifest = manifest
         self.from_cache = from_cache
         self._folder = folder
         self.not_certified = tuple(notes)
         self._pool = pool
+        self._spread = Spread(pool, ways)
+        self._most_alone = FEW_ROWS if self._spread.ways > 1 else math.inf
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._request = tuple(request)
@@ -159,14 +167,14 @@ class Loaded:
             array = arrays[0]
             if array.flags.c_contiguous:
                 if array.shape == self._seen and array.dtype == self._dtype:
-                    return self._pool.run({only.name: array})  # this shape was checked before
+                    return self.run({only.name: array})  # this shape was checked before
                 if only.fits(array):
                     self._warn_of({only.name: array})
                     self._seen = array.shape
-                    return self._pool.run({only.name: array})
+                    return self.run({only.name: array})
         tensors = self._tensors(arrays, named)
         self._warn_of(tensors)
-        return self._pool.run(tensors)
+        return self.run(tensors)
 
     async def answer(self, *arrays: Any, **named: Any) -> dict[str, Array]:
         """Answer one request, as a call does, without blocking the event loop.
@@ -203,12 +211,12 @@ class Loaded:
             InputError: the bundle has no pipeline, or the value can't be read or doesn't fit.
             CandidateError: the engine failed, or the bundle is closed.
         """
-        pipeline = self.manifest.pipeline
-        if pipeline is None:
-            raise InputError(
-                f"{self._folder} was made from arrays and has no pipeline: call it with arrays, or make "
-                "it with a pipeline"
-            )
+        pipeline, rows = self._pipeline, self._rows
+        if rows is not None:
+            request = rows.request(value)
+            if self._certified:
+                self._warn_of(request)
+            return rows.decided(self._pool.run(request))
         prepared, origin = pipeline.prepared(value)
         request = as_request(prepared, self._pool.inputs)
         self._warn_of(request)
@@ -232,6 +240,100 @@ class Loaded:
                 f"{self._folder} was made without states=: it answers each request by itself"
             )
         return StateSession(self, sequences, start or {})
+
+    def bind(self, *arrays: Any, **named: Any) -> Callable[[], None]:
+        """Return a call without arguments that answers from and to the same arrays each time.
+
+        Fill the inputs, call, and read the outputs. The arrays are checked here, once. The call keeps a
+        session of its own, which is freed with the bundle, and the arrays; it is for one thread: while
+        one is in it, another gets an error. Bind one for each thread.
+
+        Args:
+            *arrays: The inputs in the model's order and then the outputs; or a mapping of input name to
+                array and one of output name to array. All are C-contiguous, and no output overlaps
+                another array.
+            **named: Inputs and outputs by name, instead of or in addition to `arrays`.
+
+        Returns:
+            The call. It raises CandidateError where the engine fails, another thread is in it, or the
+            bundle is closed.
+
+        Raises:
+            InputError: an array doesn't fit; the message says which, and what the model takes or gives.
+            CandidateError: a session can't be opened, or the bundle is closed.
+        """
+        inputs, outputs = bound_arrays(
+            arrays, named, self._pool.inputs, self._pool.outputs, self._pool.batch_sizes
+        )
+        self._warn_of(inputs)
+        return self._pool.bind(inputs, outputs)
+
+    def bind_row(self) -> BoundRow:
+        """Return a call that takes one row of a table and gives its decision, as `decide` does.
+
+        It reads each row into an array of its own, to which the model is bound: see `bind` about
+        threads, and about what it keeps.
+
+        Raises:
+            InputError: the bundle's pipeline doesn't begin with `row` alone.
+            CandidateError: a session can't be opened, or the bundle is closed.
+        """
+        path = RowPath(self._pipeline, self._pool.inputs)
+        return BoundRow(path, self.bind, self._pool.outputs)
+
+    def decide_rows(self, rows: Any) -> list[Any]:
+        """Answer many rows of a table at once; see `decide`.
+
+        Where the model computes rows apart, a large batch is shared out to threads, at most as many as
+        `load` was told.
+
+        Args:
+            rows: Rows in any form that `decide` takes; or a matrix, a data frame of pandas, or a table or
+                a record batch of Arrow.
+
+        Returns:
+            One decision for each row.
+
+        Raises:
+            InputError: a row can't be read, the message says which, from 0; or the bundle's pipeline
+                doesn't begin with `row` alone.
+            CandidateError: the engine failed, or the bundle is closed.
+        """
+        path = self._rows or RowPath(self._pipeline, self._pool.inputs)
+        batch = path.reader.read_all(rows)
+        decisions: list[Any] = []
+        sizes = self._pool.batch_sizes
+        most = len(batch) if sizes is None else max(sizes)
+        for begin in range(0, len(batch), most):
+            part = batch[begin : begin + most]
+            if sizes is not None and len(part) not in sizes:
+                singly = [self._pool.run({path.name: part[n : n + 1]}) for n in range(len(part))]
+                decisions += [path.decided(outputs) for outputs in singly]
+                continue
+            request = {path.name: part}
+            self._warn_of(request)
+            outputs = self.run(request)
+            decisions += [path.decided(outputs, place) for place in range(len(part))]
+        return decisions
+
+    @property
+    def _pipeline(self) -> Pipeline:
+        """The bundle's pipeline.
+
+        Raises:
+            InputError: it has none.
+        """
+        if self.manifest.pipeline is None:
+            raise InputError(
+                f"{self._folder} was made from arrays and has no pipeline: call it with arrays, or make "
+                "it with a pipeline"
+            )
+        return self.manifest.pipeline
+
+    @functools.cached_property
+    def _rows(self) -> RowPath | None:
+        """Way of rows; None where the pipeline takes something else."""
+        return RowPath.of(self.manifest.pipeline, self._pool.inputs)
 
     def _tensors(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
         if len(arrays) == 1 and isinstance(arrays[0], Mapping):
@@ -280,6 +382,11 @@ class Loaded:
         return self._pool.batch_sizes
 
     @property
+    def lends_calls(self) -> bool:
+        """Whether bound calls take no session of their own; see `Session.lends_calls`."""
+        return self._pool.lends_calls
+
+    @property
     def request(self) -> tuple[TensorSpec, ...]:
         """Inputs of one request as they were certified, without open dimensions."""
         return self._request
@@ -299,6 +406,10 @@ class Loaded:
         Raises:
             CandidateError: the engine failed, or the bundle is closed.
         """
+        if self._most_alone < math.inf:
+            rows = {len(array) if array.ndim else 1 for array in tensors.values()}
+            if len(rows) == 1 and (count := rows.pop()) > self._most_alone:
+                return self._spread.run(tensors, count)
         return self._pool.run(tensors)
 
     def properties(self) -> Mapping[str, str]:
@@ -315,6 +426,7 @@ class Loaded:
     def close(self) -> None:
         """Wait for the calls that are running, refuse those in line, and free the engine."""
         self._pool.close()
+        self._spread.close()
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:
@@ -402,6 +514,7 @@ def load(
         artifact.request,
         artifact.request if judged else (),
         from_cache=compiled is not None and compiled.found > 0,
+        ways=min(limit, max(1, threads // (engine.threads or threads))),
     )
 
 

@@ -58,11 +58,18 @@ class Session(ABC):
         inputs: Specs of the inputs that `run` takes.
         outputs: Specs of the outputs that `run` returns.
         batch_sizes: Batch sizes that `run` takes; None for any.
+        rows_apart: Whether a batch's rows are computed one after another in the calling thread, each
+            bit for bit as it is alone.
+        lends_calls: Whether a call that `bind` returned needs nothing of the session, so that any
+            number of them may run beside it; and raises CandidateError by itself if two threads call it
+            at once, or the session was closed.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch_sizes: tuple[int, ...] | None
+    rows_apart: bool = False
+    lends_calls: bool = False
 
     @abstractmethod
     def run(self, inputs: Tensors) -> dict[str, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
 
@@ -54,6 +54,8 @@ class SessionPool:
         inputs: Specs of the inputs that `run` takes.
         outputs: Specs of the outputs that `run` returns.
         batch_sizes: Batch sizes that `run` takes; None for any.
+        rows_apart: Whether a batch's rows are computed apart; see `Session`.
+        lends_calls: Whether bound calls take no session of their own; see `Session`.
         limit: Largest number of sessions.
 
     Args:
@@ -92,6 +94,7 @@ class SessionPool:
         self._open()
         first = self._sessions[0]
         self.inputs, self.outputs, self.batch_sizes = first.inputs, first.outputs, first.batch_sizes
+        self.rows_apart, self.lends_calls = first.rows_apart, first.lends_calls
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request; see `Session.run`.
@@ -133,6 +136,32 @@ class SessionPool:
             self._free.append(seat)
             if self._watched:
                 self._hand_out()
+
+    def bind(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
+        """Return a call from and to the same arrays, on a session that no other call uses.
+
+        A second thread that calls it meanwhile gets CandidateError, and so does any once the pool is
+        closed, which frees the session.
+
+        Args:
+            inputs: Arrays by input name, as `Session.bind` takes them.
+            outputs: Arrays by output name, as `Session.bind` takes them.
+
+        Raises:
+            CandidateError: the session can't be opened, or the pool is closed.
+        """
+        self.check_open()
+        with self.session() as lent:
+            if lent.lends_calls:
+                return lent.bind(inputs, outputs)
+        with _OPENING, ExitStack() as opening:
+            session = opening.enter_context(self._opened())
+            call = _BoundCall(session.bind(inputs, outputs))
+            with self._lock:
+                self.check_open()
+                opening.callback(call.close)
+                self._closing.push(opening.pop_all())
+        return call
 
     def properties(self) -> Mapping[str, str]:
         """Properties of a session, with the counts of all sessions summed.
@@ -259,6 +288,35 @@ class SessionPool:
                 self._free.append(waiter.seat)
                 waiter.seat = None
             self._hand_out()
+
+
+class _BoundCall:
+    """Call from and to the same arrays, for one thread at a time, until it is closed."""
+
+    __slots__ = ("_again", "_closed", "_turn")
+
+    def __init__(self, again: Callable[[], None]) -> None:
+        self._again: Callable[[], None] | None = again
+        self._closed = False
+        self._turn = threading.Lock()
+
+    def __call__(self) -> None:
+        turn = self._turn.acquire(blocking=False)
+        try:
+            if self._closed or self._again is None:
+                raise CandidateError("the bundle is closed: load it again")
+            if not turn:
+                raise CandidateError("another thread is in this call: bind one for each thread")
+            self._again()
+        finally:
+            if turn:
+                self._turn.release()
+
+    def close(self) -> None:
+        """Wait for the call that runs, and refuse later ones."""
+        self._closed = True
+        with self._turn:
+            self._again = None
 
 
 class _Seat:

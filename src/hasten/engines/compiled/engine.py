@@ -128,9 +128,8 @@ class CompiledC(Engine):
         Raises:
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
-        with self.open_cached(
-            artifact, target, CompileCache(CacheFolder(scratch(), _SCRATCH_BYTES))
-        ) as session:
+        kept = CompileCache(CacheFolder(scratch(), _SCRATCH_BYTES))
+        with self.open_cached(artifact, target, kept) as session:
             yield session
 
     @contextmanager
@@ -143,7 +142,9 @@ class CompiledC(Engine):
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
         plan, source = _written(artifact, target)
-        yield CompiledSession(artifact, plan, source, _library(source, target, compiled))
+        library = _library(source, target, compiled)
+        with _session(artifact, plan, source, library) as session:
+            yield session
 
     def words(self) -> str:
         return "compiled C"
@@ -159,12 +160,16 @@ class CompiledSession(Session):
         library: The shared object.
     """
 
+    lends_calls = True
+
     def __init__(self, artifact: Artifact, plan: Plan, source: Source, library: Library) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = (
             None if plan.by_row and _open_batch(artifact.inputs) else (_rows(artifact),)
         )
+        self.rows_apart = self.batch_sizes is None
         self._library = library
+        self._closed = np.zeros(1, np.int32)
         self._tables = aligned(len(source.tables))
         self._tables[:] = np.frombuffer(source.tables, np.uint8)
         self._arena_bytes = source.arena_bytes
@@ -197,7 +202,13 @@ class CompiledSession(Session):
         given = [inputs[name] for name in self._names]
         taken = [outputs[name] for name, _, _ in self._made]
         rows = len(given[0]) if self._by_row else 1
-        return self._library.bound(self._tables, self._arena_bytes, given, taken, rows)
+        return self._library.bound(
+            self._tables, self._arena_bytes, given, taken, rows, self._closed
+        )
+
+    def close(self) -> None:
+        """Refuse the calls of `bind` from now on."""
+        self._closed[0] = 1
 
     def _outputs(self, given: list[Array]) -> dict[str, Array]:
         if self._by_row:
@@ -208,6 +219,18 @@ class CompiledSession(Session):
     def properties(self) -> Mapping[str, str]:
         """Return the compiler."""
         return {"compiler": Compiler.find().version}
+
+
+@contextmanager
+def _session(
+    artifact: Artifact, plan: Plan, source: Source, library: Library
+) -> Iterator[CompiledSession]:
+    """Lend a session, and close it in the end."""
+    session = CompiledSession(artifact, plan, source, library)
+    try:
+        yield session
+    finally:
+        session.close()
 
 
 def _request(model: Model) -> tuple[TensorSpec, ...]:

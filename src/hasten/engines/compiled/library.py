@@ -46,6 +46,8 @@ class Library:
             ctypes.c_long,
             ctypes.c_void_p,
             ctypes.c_void_p,
+            ctypes.py_object,
+            ctypes.c_void_p,
         ]
 
     @classmethod
@@ -66,7 +68,9 @@ class Library:
         """
         arena = aligned(arena_bytes)
         kept = (tables, arena)
-        return self._bind(kept, None, None, 0, arena.ctypes.data, tables.ctypes.data)  # type: ignore[no-any-return]
+        return self._bind(  # type: ignore[no-any-return]
+            kept, None, None, 0, arena.ctypes.data, tables.ctypes.data, CandidateError, None
+        )
 
     def bound(
         self,
@@ -75,8 +79,11 @@ class Library:
         inputs: Sequence[Array],
         outputs: Sequence[Array],
         rows: int,
+        closed: Array,
     ) -> Callable[[], None]:
         """Return a function without arguments that answers from and to these arrays each time.
+
+        It raises CandidateError while another thread runs it, and once `closed` says so.
 
         Args:
             tables: Constants, as uint8, aligned.
@@ -84,12 +91,22 @@ class Library:
             inputs: Contiguous arrays of the plan's inputs.
             outputs: Contiguous arrays of the plan's outputs, which can be written to.
             rows: Number of rows of all of them.
+            closed: int32 of shape (1,), 0 until the function is to refuse.
         """
         arena = aligned(arena_bytes)
-        kept = (tables, arena, *inputs, *outputs)
+        kept = (tables, arena, closed, CandidateError, *inputs, *outputs)
         given = (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs))
         taken = (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs))
-        return self._bind(kept, given, taken, rows, arena.ctypes.data, tables.ctypes.data)  # type: ignore[no-any-return]
+        return self._bind(  # type: ignore[no-any-return]
+            kept,
+            given,
+            taken,
+            rows,
+            arena.ctypes.data,
+            tables.ctypes.data,
+            CandidateError,
+            closed.ctypes.data,
+        )
 
 
 def aligned(size: int) -> Array:

@@ -15,6 +15,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.tables import plain_row
 
 MAX_COLUMNS = 100_000
 """Most columns of a row."""
@@ -24,6 +25,7 @@ _UNSEEN = {"missing": math.nan, "other": -1.0}
 """Number of a word that isn't known, by what is done about it."""
 _NUMBERS = frozenset((int, float))
 _READ = (bytes, bytearray, memoryview, str, Path)
+_PLAIN = frozenset((dict, list, tuple, np.ndarray))
 _BYTES_PER_COLUMN = 100
 _BYTES_PER_LETTER = 12
 """Most bytes of a letter in JSON: two escapes of six."""
@@ -34,7 +36,8 @@ class Row(Step):
     """Turn a row of a table into numbers of shape `(columns,)`, in the order of the columns.
 
     A row is a mapping from columns to values, or the values alone in the order of the columns; or
-    either of them as JSON, in bytes, in a text or in a file. No column may be missing, and none may
+    either of them as JSON, in bytes, in a text or in a file. It may be a row of pandas (`Series`), a
+    struct scalar of Arrow, a record of numpy, or a table of one row. No column may be missing, and none may
     come that isn't known. Of a column that JSON names twice the last value counts, as JSON's readers
     have it.
 
@@ -106,6 +109,8 @@ class Row(Step):
         """
         if isinstance(value, _READ):
             value = self._read(value)
+        if type(value) not in _PLAIN:
+            value = plain_row(value)
         if type(value) is dict or isinstance(value, Mapping):
             found = self._ordered(value)
         elif isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
@@ -132,7 +137,9 @@ class Row(Step):
             row = np.array(found, np.float64)
         except OverflowError:
             row = np.array([_clipped(one) for one in found], np.float64)
-        if not row.dot(row) <= _LARGEST_SQUARE:  # a tenth of the time of asking each number
+        with np.errstate(over="ignore"):
+            square = row.dot(row)  # a tenth of the time of asking each number
+        if not square <= _LARGEST_SQUARE:
             self._check_finite(row)
         for place, choices in self._chosen:
             if (number := row[place]) not in choices and number == number:

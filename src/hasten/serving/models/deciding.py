@@ -217,6 +217,13 @@ class Deciding:
                 Kind.INVALID,
                 f"raw samples are the only input of a request; got {others:.400} too",
             )
+        most = max(1, self.model.most_rows)
+        if query.several and array.size > most:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"a request to {self.model.name!r} has at most {most} rows; got {array.size:,}: send "
+                "several requests",
+            )
         self.check("BYTES" if array.dtype == object else array.dtype.name, array.shape)
         for wanted in query.outputs:
             if wanted.name != DECISION:
@@ -306,7 +313,8 @@ class Deciding:
             raise ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")
         rows = []
         for place, sample in enumerate(samples):
-            where = f"sample {place}: " if len(samples) > 1 else ""
+            what = "row" if ticket.query.several else "sample"
+            where = f"{what} {place}: " if ticket.query.several or len(samples) > 1 else ""
             try:
                 prepared, origin = self.pipeline.prepared(sample)
                 rows.append(as_request(prepared, self.model.inputs))

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from hasten.bundle import Loaded
+from hasten.bundle.rows import most_json_bytes
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import Batching, ServerTask, Timing
@@ -24,6 +25,7 @@ from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_rows, is_broken
 from hasten.serving.models.deciding import Deciding, RawTicket
 from hasten.serving.models.opening import ModelSettings, OpenBundle
+from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
 from hasten.serving.models.sequences import KeptSequences, StepTicket
 from hasten.serving.models.shadow import Shadow
@@ -84,6 +86,7 @@ class ServedModel:
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
         deciding: Preparation of raw samples, and decision on them; None for a bundle without a pipeline.
         sequences: Sequences whose states are kept; None for a bundle without states.
+        quick_rows: What answers single rows at once; None where they wait in line.
     """
 
     def __init__(
@@ -116,8 +119,12 @@ class ServedModel:
         self._exact_mark = running(True)
         self._flights: dict[bytes, list[Ticket]] = {}
         """Hash of a content -> request that is being run, then equal requests that wait for its answer."""
+        self._marks = [running() for _ in opened.sessions]
         self._batching = Batching(
-            [self._runner(session) for session in opened.sessions],
+            [
+                self._runner(session, mark)
+                for session, mark in zip(opened.sessions, self._marks, strict=True)
+            ],
             Scheduler(opened.latencies, settings.most_wait_ns, len(opened.sessions)),
             self.statistics,
             loop,
@@ -145,6 +152,7 @@ class ServedModel:
             if carried is not None
             else None
         )
+        self.quick_rows = QuickRows.of(self)
         self._shadow: Shadow | None = None
         if settings.shadow and opened.standby is not None:
             self._shadow = Shadow(self._ask_exact, loop, self.statistics, lambda: self.idle)
@@ -169,6 +177,21 @@ class ServedModel:
         self._batching.scheduler.learn_from(old._batching.scheduler)
         if self.sequences is not None and old.sequences is not None:
             self.sequences.learn_from(old.sequences)
+
+    @property
+    def scheduler(self) -> Scheduler[ServerTask]:
+        """Scheduler of the model's queue."""
+        return self._batching.scheduler
+
+    @property
+    def mark(self) -> contextlib.AbstractContextManager[None]:
+        """Context to enter while the engine runs on the loop's thread and nothing else of it does."""
+        return self._marks[0]
+
+    @property
+    def clock_ns(self) -> Callable[[], int]:
+        """Monotonic clock, in nanoseconds."""
+        return self._clock_ns
 
     @property
     def idle(self) -> bool:
@@ -206,6 +229,13 @@ class ServedModel:
             assert self.deciding is not None
             return self.deciding.submit(query, done)
         return self.submit(query, done)
+
+    @functools.cached_property
+    def most_rows_bytes(self) -> int:
+        """Most bytes of JSON that is a list of rows; 0 if JSON without `inputs` is no row here."""
+        if self.deciding is None or not self.takes_raw:
+            return 0
+        return (1 + max(1, self.most_rows)) * most_json_bytes(self.deciding.pipeline)
 
     @functools.cached_property
     def takes_raw(self) -> bool:
@@ -405,9 +435,11 @@ class ServedModel:
 
     # -- the engine
 
-    def _runner(self, session: Loaded) -> Callable[[Tensors], dict[str, Array]]:
+    def _runner(
+        self, session: Loaded, mark: contextlib.AbstractContextManager[None]
+    ) -> Callable[[Tensors], dict[str, Array]]:
         """Return the function that runs a batch on a session, with the exact model as a fallback."""
-        standby, run, mark = self.opened.standby, session.run, self._running()
+        standby, run = self.opened.standby, session.run
 
         def plain(inputs: Tensors) -> dict[str, Array]:
             with mark:

@@ -18,7 +18,7 @@ BOUNDS_NS = tuple(round(1000 * base * 10**power) for power in range(7) for base 
 """Upper bounds of the latency histograms' bins: 1 us to 5 s, three per power of ten."""
 STAGES = ("parse", "prepare", "queue", "batch", "compute", "decide", "encode", "request")
 _BOUNDS = np.array(BOUNDS_NS)
-_AT_ONCE = 256
+_AT_ONCE, _MANY_AT_ONCE = 256, 1024
 
 
 class Histogram:
@@ -139,9 +139,7 @@ class Statistics:
         cancel: Requests whose client went away before the answer.
         cache_hit: Cache look-ups that found an answer.
         cache_miss: Cache look-ups that found no answer.
-        executions: Number of batches that were run.
         refusals: Kind of error -> number of requests that got it.
-        batches: Rows -> statistics of the batches of that size.
         shadowed: Number of samples that the exact model answered too.
         disagreed: Number of shadowed samples whose two answers disagree.
         replaced: Number of requests that the exact model answered since the fast one failed.
@@ -151,20 +149,37 @@ class Statistics:
     def __init__(self) -> None:
         self.fail, self.cancel = Duration(), Duration()
         self.cache_hit, self.cache_miss = Duration(), Duration()
-        self.executions = self.shadowed = self.disagreed = self.replaced = self.last_ns = 0
+        self._executions = self.shadowed = self.disagreed = self.replaced = self.last_ns = 0
         self.refusals: dict[str, int] = {}
-        self.batches: dict[int, BatchStatistics] = {}
+        self._batches: dict[int, BatchStatistics] = {}
         self._totals = {name: Duration() for name in _TOTALS}
         self._rows = 0
         self._stages = {stage: Histogram() for stage in STAGES}
         self._noted: list[Served] = []
         self._spans: dict[str, list[int]] = {"prepare": [], "decide": [], "encode": []}
+        self._rows_at_once: list[tuple[int, int, int, int, int]] = []
         self._window = Window()
 
     def answered(self, served: Served) -> None:
         """Record a request that was answered."""
         self._noted.append(served)
         if len(self._noted) >= _AT_ONCE:
+            self._count()
+
+    def answered_row(
+        self, arrived_ns: int, read_ns: int, computed_ns: int, decided_ns: int, sent_ns: int
+    ) -> None:
+        """Record a row that was answered without waiting, by the times of its stages.
+
+        Args:
+            arrived_ns: Time of the request's last byte, on the monotonic clock.
+            read_ns: Time when the row was read into the model's input.
+            computed_ns: Time when the engine was done.
+            decided_ns: Time when the decision was there, as JSON.
+            sent_ns: Time when the answer was handed over.
+        """
+        self._rows_at_once.append((arrived_ns, read_ns, computed_ns, decided_ns, sent_ns))
+        if len(self._rows_at_once) >= _MANY_AT_ONCE:
             self._count()
 
     def encoded(self, span_ns: int) -> None:
@@ -186,10 +201,10 @@ class Statistics:
 
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count a batch that was run."""
-        self.executions += 1
-        batch = self.batches.get(rows)
+        self._executions += 1
+        batch = self._batches.get(rows)
         if batch is None:
-            batch = self.batches[rows] = BatchStatistics()
+            batch = self._batches[rows] = BatchStatistics()
         batch.compute_input.add(input_ns)
         batch.compute_infer.add(infer_ns)
         batch.compute_output.add(output_ns)
@@ -200,11 +215,14 @@ class Statistics:
             if spans_ns:
                 self._stages[stage].add_all(np.array(spans_ns))
                 spans_ns.clear()
-        if not self._noted:
+        if not self._noted and not self._rows_at_once:
             return
-        spans = np.array(self._noted, np.int64)
-        self.last_ns = time.time_ns() - (time.perf_counter_ns() - self._noted[-1].at_ns)
+        spans = np.array(self._noted, np.int64).reshape(-1, len(Served._fields))
         self._noted.clear()
+        if self._rows_at_once:
+            spans = np.concatenate((spans, self._counted_rows()))
+        last_ns = int(spans[:, _AT].max())
+        self.last_ns = time.time_ns() - (time.perf_counter_ns() - last_ns)
         run = spans[spans[:, _QUEUE] >= 0]
         self._totals["success"].add(int(spans[:, _REQUEST].sum()), len(spans))
         self._rows += int(spans[:, _ROWS].sum())
@@ -217,7 +235,38 @@ class Statistics:
         for stage, column in (("queue", _QUEUE), ("batch", _BATCH), ("compute", _COMPUTE)):
             self._stages[stage].add_all(run[:, column])
 
+    def _counted_rows(self) -> Array:
+        """Count the rows that were answered at once; return them in the columns of `Served`."""
+        times = np.array(self._rows_at_once, np.int64).reshape(-1, 5)
+        self._rows_at_once.clear()
+        spans = np.diff(times, axis=1)
+        served = np.zeros((len(times), len(Served._fields)), np.int64)
+        if len(times):
+            for stage, column in (("prepare", 0), ("decide", 2), ("encode", 3)):
+                self._stages[stage].add_all(spans[:, column])
+            served[:, _AT], served[:, _REQUEST] = times[:, 3], times[:, 3] - times[:, 0]
+            served[:, _COMPUTE], served[:, _SPLIT] = spans[:, 1], spans[:, 2]
+            served[:, _ROWS] = served[:, -1] = 1
+            self._executions += len(times)
+            batch = self._batches.setdefault(1, BatchStatistics())
+            batch.compute_input.add(0, len(times))
+            batch.compute_infer.add(int(spans[:, 1].sum()), len(times))
+            batch.compute_output.add(int(spans[:, 2].sum()), len(times))
+        return served
+
     # -- what readers see
+
+    @property
+    def executions(self) -> int:
+        """Number of batches that were run."""
+        self._count()
+        return self._executions
+
+    @property
+    def batches(self) -> dict[int, BatchStatistics]:
+        """Rows -> statistics of the batches of that size."""
+        self._count()
+        return self._batches
 
     @property
     def totals(self) -> dict[str, Duration]:

@@ -93,6 +93,7 @@ class Query:
         trace: Caller's W3C `traceparent`, or "".
         source: Number of the connection that sent the request; 0 if unknown.
         plain: Whether the body was one raw sample, so that the answer is the decision alone.
+        several: Whether the body was a list of samples, so that the answer is a list of decisions.
         plan: `RequestPlan` by which the request was decoded and thus needs no check; None without.
         sequence: Place of the request in a sequence; None for a request that stands alone.
     """
@@ -110,6 +111,7 @@ class Query:
     trace: str = ""
     source: int = 0
     plain: bool = False
+    several: bool = False
     plan: Any = None
     sequence: SequenceStep | None = None
 

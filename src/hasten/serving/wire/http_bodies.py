@@ -57,6 +57,10 @@ class _Body(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Body).decode
+_BLANKS = 4096
+"""Most blanks before a list that is told from an object."""
+_DECISIONS = "decisions"
+"""Name of the list of decisions, where a list of rows came as a plain body."""
 _WEIGHT = re.compile(r"q=([01](?:\.\d{0,3})?)")
 
 
@@ -182,6 +186,64 @@ def sample_query(
     sample = np.empty(1, object)
     sample[0] = bytes(body)
     return Query(model, version, "", {RAW: sample}, plain=True)
+
+
+class _Named(msgspec.Struct):
+    inputs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_named = msgspec.json.Decoder(_Named).decode
+_listed = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def rows_query(body: Any, model: str, version: str, most_bytes: int) -> Query | None:
+    """Take JSON as one row of a table, or as a list of rows.
+
+    A row is an object without `inputs`, or a list of values; rows are a list of such objects or lists.
+
+    Args:
+        body: Whole body.
+        model: Name of the model.
+        version: Version of the model; "" for the newest.
+        most_bytes: Most bytes of a list.
+
+    Returns:
+        The request, which is to be answered by the decision alone, or by a list of decisions; None if
+        the body is the protocol's own, an object with `inputs`, or neither object nor list.
+
+    Raises:
+        ProtocolError: the list is empty, too long, or isn't JSON.
+    """
+    samples, several = [body], False
+    listed = bytes(body[:_BLANKS]).lstrip()[:1] == b"["
+    if listed and len(body) > most_bytes:  # before memory is taken for each of its elements
+        raise ProtocolError(
+            Kind.INVALID,
+            f"the rows of one request take at most {most_bytes:,} bytes of JSON: got {len(body):,}; send "
+            "several requests",
+        )
+    try:
+        if listed:
+            found = _listed(body)
+            if not found:
+                raise ProtocolError(Kind.INVALID, "there are no rows in the list: send at least 1")
+            if bytes(memoryview(found[0])[:1]) in (b"{", b"["):
+                samples, several = found, True
+        elif _named(body).inputs is not msgspec.UNSET:
+            return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if listed:
+            raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}") from error
+        return None
+    array = np.empty(len(samples), object)
+    array[:] = [bytes(sample) for sample in samples]
+    return Query(model, version, "", {RAW: array}, plain=True, several=several)
+
+
+def head_of_decision(model: str, version: str, *, several: bool = False) -> bytes:
+    """Return what comes before the decision, or the list of them, in an answer to a plain body."""
+    names = orjson.dumps({"model_name": model, "model_version": version})
+    return b'%b,"%b":' % (names[:-1], (_DECISIONS if several else DECISION).encode())
 
 
 def _inputs(
@@ -382,8 +444,11 @@ def write_answer(
         ProtocolError: an output doesn't fit its region, has no classes, or can't be written as JSON.
     """
     if query.plain:
-        names = orjson.dumps({"model_name": answer.model, "model_version": answer.version})
-        return [b'%b,"%b":%b}' % (names[:-1], DECISION.encode(), answer.outputs[DECISION][0])], None
+        decisions = answer.outputs[DECISION]
+        before = head_of_decision(answer.model, answer.version, several=query.several)
+        if query.several:
+            return [before, b"[", b",".join(decisions), b"]}"], None
+        return [before, decisions[0], b"}"], None
     wanted = query.outputs or [WantedOutput(name, query.binary) for name in answer.outputs]
     outputs, tail = [], []
     for each in wanted:

@@ -57,23 +57,39 @@ static PyObject *none(void) {
   return &_Py_NoneStruct;
 }
 
+/* What a function keeps: its call; the error that it raises, the number that says whether the model was
+   closed, and whether a thread runs it, which only the holder of the interpreter's lock reads and writes. */
+struct kept {
+  struct call call;
+  PyObject *error;
+  const int *closed;
+  int busy;
+};
+
 /* A function without arguments, bound to its arrays. */
 static PyObject *again(PyObject *self, PyObject *nothing) {
-  const struct call *call = PyCapsule_GetPointer(self, NAME);
-  if (!call) return 0;
-  go(call);
+  struct kept *kept = PyCapsule_GetPointer(self, NAME);
+  if (!kept) return 0;
+  if (*kept->closed | kept->busy) {
+    PyErr_SetString(kept->error, kept->busy ? "another thread is in this call: bind one for each thread"
+                                            : "the bundle is closed: load it again");
+    return 0;
+  }
+  kept->busy = 1;
+  go(&kept->call);
+  kept->busy = 0;
   return none();
 }
 
 /* A function of the inputs' arrays and then the outputs', each contiguous; sizes are checked here. */
 static PyObject *answer(PyObject *self, PyObject *const *arrays, Py_ssize_t count) {
-  const struct call *bound = PyCapsule_GetPointer(self, NAME);
+  const struct kept *bound = PyCapsule_GetPointer(self, NAME);
   if (!bound) return 0;
   if (count != INPUTS + OUTPUTS) {
     PyErr_SetString(PyExc_ValueError, "give an array for each input and each output");
     return 0;
   }
-  struct call call = *bound;
+  struct call call = bound->call;
   Py_buffer views[INPUTS + OUTPUTS];
   Py_ssize_t held = 0;
   int fine = 1;
@@ -107,18 +123,24 @@ static PyMethodDef answer_method = {"answer", answer, TAKES_MANY, "Answer from a
 /* Return one of the two functions.
 
    kept: object that lives as long as the function does, and keeps the memory.
-   in, out: addresses of the arrays; rows: their number. All are 0 for the function of arrays. */
+   in, out: addresses of the arrays; rows: their number. All are 0 for the function of arrays.
+   error: class of the errors of the function without arguments; closed: not 0 once it is to refuse. */
 __attribute__((visibility("default"))) PyObject *hasten_bind(
-    PyObject *kept, void **in, void **out, long rows, u8 *arena, const u8 *weights) {
-  struct call *call = PyMem_Malloc(sizeof(struct call));
-  if (!call) return none();
+    PyObject *kept, void **in, void **out, long rows, u8 *arena, const u8 *weights,
+    PyObject *error, const int *closed) {
+  struct kept *own = PyMem_Malloc(sizeof(struct kept));
+  if (!own) return none();
+  own->error = error;
+  own->closed = closed;
+  own->busy = 0;
+  struct call *call = &own->call;
   for (int i = 0; i < INPUTS; i++) call->in[i] = in ? in[i] : 0;
   for (int i = 0; i < OUTPUTS; i++) call->out[i] = out ? out[i] : 0;
   call->rows = rows;
   call->arena = arena;
   call->weights = weights;
-  PyObject *capsule = PyCapsule_New(call, NAME, forget);
-  if (!capsule) { PyMem_Free(call); return 0; }
+  PyObject *capsule = PyCapsule_New(own, NAME, forget);
+  if (!capsule) { PyMem_Free(own); return 0; }
   Py_IncRef(kept);
   PyCapsule_SetContext(capsule, kept);
   PyObject *function = PyCFunction_NewEx(in ? &again_method : &answer_method, capsule, 0);

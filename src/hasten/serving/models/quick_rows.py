@@ -1,0 +1,118 @@
+"""Answer the JSON of one row on the event loop's own thread, before a thread could have been woken.
+
+For models that take microseconds and keep no one else waiting. Whatever isn't the usual case is left to
+the usual way, which also states every error: it starts over, from the body.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from hasten.bundle.rows import NOWHERE, RowPath
+from hasten.errors import CandidateError, InputError
+from hasten.serving.models.batching import INLINE_NS
+from hasten.serving.models.comparison import is_broken
+from hasten.serving.models.deciding import as_json
+from hasten.serving.wire.http_bodies import head_of_decision
+
+if TYPE_CHECKING:
+    from hasten.serving.models.served import ServedModel
+
+LONGEST_BYTES = 16 << 10
+"""Longest body of a row that is read on the loop's thread."""
+
+
+class QuickRows:
+    """Answers single rows of one served model at once.
+
+    Args:
+        model: Model whose rows are answered.
+        path: Way from a row to the model's input, and from its outputs to the decision.
+
+    Attributes:
+        before: What comes before the decision in the answer.
+        ambiguous: Whether a column is named as the protocol's `inputs` are, so that JSON alone doesn't
+            tell a row from tensors.
+    """
+
+    def __init__(self, model: ServedModel, path: RowPath) -> None:
+        self._model = model
+        self.before = head_of_decision(model.name, model.version)
+        self.ambiguous = "inputs" in path.reader.step.columns
+        self._read, self._after = path.reader.read_quickly, path.after
+        self._statistics, self._scheduler = model.statistics, model.scheduler
+        first = model.opened.first
+        bound = first.bind_row()
+        self._row, self._outputs, self._run = bound.row, bound.outputs, bound.run
+        self._firsts = {name: array[0] for name, array in bound.outputs.items()}
+        self._times = (0, 0, 0, 0)
+        self._mark = model.mark
+        self._clock_ns = model.clock_ns
+        self._deadline_ns = model.settings.deadline_ns or math.inf
+        self._guarded = model.opened.standby is not None
+        (array, *others) = self._outputs.values()
+        self._one = array if not others and array.size == 1 and array.dtype.kind == "f" else None
+
+    @classmethod
+    def of(cls, model: ServedModel) -> QuickRows | None:
+        """Return what answers a model's rows at once; None for a model whose rows always wait in line.
+
+        That is one that takes something else than rows, or isn't known to take microseconds; and one
+        whose answers are cached, traced or compared with the exact model's.
+        """
+        opened, settings = model.opened, model.settings
+        path = RowPath.of(opened.manifest.pipeline, opened.first.inputs)
+        quick = opened.first.lends_calls and opened.latencies.measured_ns(1) <= INLINE_NS
+        if path is None or not quick or not path.reader.able:
+            return None
+        if settings.cache_bytes or settings.shadow or model.tracing is not None:
+            return None
+        return cls(model, path)
+
+    def answer(self, body: bytes, arrived_ns: int) -> bytes | None:
+        """Return the decision on a row as JSON; None to take the usual way.
+
+        The caller hands it over and calls `told`.
+
+        Args:
+            body: Body of the request, JSON of one row maybe.
+            arrived_ns: Time when the request's last byte arrived, on the monotonic clock.
+        """
+        clock_ns = self._clock_ns
+        if self._model.fell_back or not self._scheduler.idle or len(body) > LONGEST_BYTES:
+            return None
+        if not self._read(body, self._row):
+            return None
+        read_ns = clock_ns()
+        try:
+            with self._mark:
+                self._run()
+            ran_ns = clock_ns()
+            if self._guarded and self._is_broken():
+                return None
+            value: Any = self._firsts
+            for step in self._after:
+                value = step(value, NOWHERE)
+            data = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+            if b"null" in data:  # NaN is written so
+                data = as_json(value)
+        except (InputError, CandidateError, TypeError):
+            return None
+        now_ns = clock_ns()
+        if now_ns - arrived_ns > self._deadline_ns:
+            return None
+        self._times = arrived_ns, read_ns, ran_ns, now_ns
+        return data
+
+    def told(self) -> None:
+        """Count the request that `answer` answered last, now that its answer is on the way."""
+        self._statistics.answered_row(*self._times, self._clock_ns())
+
+    def _is_broken(self) -> bool:
+        """Whether the outputs have NaN, so that the exact model has to be asked."""
+        if self._one is not None:
+            return not math.isfinite(self._one.item())
+        return is_broken(self._outputs)

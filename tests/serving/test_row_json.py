@@ -1,0 +1,264 @@
+"""Rows of a table as JSON over HTTP: one or several, beside the protocol's own tensors, and what is refused."""
+
+import gzip
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tests.support.servers import ONE_THREAD, ServerThread, bundle_of, place_of
+
+import hasten
+from hasten.engines.base import Engine
+from hasten.engines.compiled.engine import CompiledC
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.threshold import Threshold
+from hasten.testing import models
+
+PATIENCE_S = 60.0
+COLUMNS = tuple(f"c{number}" for number in range(16))
+NAMED = ("inputs", *COLUMNS[1:])
+SCORED = (Threshold(0.4, position=1, activation="softmax", labels=("bad", "good")),)
+ROWS = [
+    dict(zip(COLUMNS, map(float, row), strict=True))
+    for row in np.random.default_rng(0).standard_normal((6, 16), np.float32)
+]
+ENGINES: dict[str, Engine] = {"quick": CompiledC(), "usual": ONE_THREAD}
+JSON = "application/json"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The linear classifier of rows: one that takes microseconds, one that doesn't say so, and others."""
+    folder = tmp_path_factory.mktemp("rows")
+    model = models.linear_classifier(folder)
+    scored = Pipeline((Row(COLUMNS),), SCORED)
+    found = {
+        name: bundle_of(folder, model, name, engine=engine, pipeline=scored)
+        for name, engine in ENGINES.items()
+    }
+    inputs = Pipeline((Row(NAMED),), SCORED)
+    found["named"] = bundle_of(folder, model, "named", engine=CompiledC(), pipeline=inputs)
+    found["bare"] = bundle_of(folder, model, "bare")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(bundles: dict[str, Path]) -> Iterator[ServerThread]:
+    """A server of all of them."""
+    places = [place_of(path, compiled=str(path.parent)) for path in bundles.values()]
+    late = place_of(bundles["quick"], "late", deadline_ns=1, compiled=str(bundles["quick"].parent))
+    with ServerThread(*places, late) as running:
+        assert running.call(lambda: served(running, "quick").quick_rows is not None)
+        assert running.call(lambda: served(running, "usual").quick_rows is None)
+        yield running
+
+
+def served(server: ServerThread, name: str) -> Any:
+    return server.server.state.repository.find(name)
+
+
+def post(
+    server: ServerThread, body: Any, model: str = "quick", kind: str | None = JSON, **headers: str
+) -> tuple[int, Any]:
+    """Send a body, as JSON unless it is bytes, and return the status and the JSON that came."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers |= {"Content-Type": kind} if kind is not None else {}
+    url = f"{server.http_url}/v2/models/{model}/infer"
+    answer = httpx.post(url, content=content, headers=headers, timeout=PATIENCE_S)
+    return answer.status_code, answer.json()
+
+
+@pytest.fixture(scope="module")
+def decided(bundles: dict[str, Path]) -> list[Any]:
+    """The decision on each row, in Python."""
+    with hasten.load(bundles["quick"], cache=bundles["quick"].parent) as opened:
+        return opened.decide_rows(ROWS)
+
+
+@pytest.mark.parametrize("model", list(ENGINES))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        JSON,
+        "application/json; charset=utf-8",
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        None,
+    ],
+)
+def test_a_row_is_answered_by_its_decision(
+    server: ServerThread, decided: list[Any], model: str, kind: str | None
+) -> None:
+    expected = {"model_name": model, "model_version": "1", "decision": pytest.approx(decided[0])}
+    shuffled = dict(reversed(ROWS[0].items()))
+    for body in (ROWS[0], list(ROWS[0].values()), shuffled, json.dumps(ROWS[0], indent=2).encode()):
+        assert post(server, body, model, kind) == (200, expected)
+
+
+@pytest.mark.parametrize("model", list(ENGINES))
+def test_several_rows_are_answered_by_a_list_of_decisions(
+    server: ServerThread, decided: list[Any], model: str
+) -> None:
+    rows: list[Any] = [ROWS[0], list(ROWS[1].values()), *ROWS[2:]]
+    status, answer = post(server, rows, model)
+    assert (status, answer) == (
+        200,
+        {
+            "model_name": model,
+            "model_version": "1",
+            "decisions": [pytest.approx(d) for d in decided],
+        },
+    )
+    assert post(server, rows[:1], model)[1]["decisions"] == [pytest.approx(decided[0])]
+
+
+@pytest.mark.parametrize("model", list(ENGINES))
+def test_tensors_of_the_protocol_are_taken_beside_rows(
+    server: ServerThread, decided: list[Any], model: str
+) -> None:
+    client = triton.InferenceServerClient(server.host, connection_timeout=PATIENCE_S)
+    for binary in (True, False):
+        tensor = triton.InferInput("x", [1, 16], "FP32")
+        x = np.array([list(ROWS[0].values())], np.float32)
+        tensor.set_data_from_numpy(x, binary_data=binary)
+        answer = client.infer(model, [tensor])
+        assert answer.as_numpy("logits").shape == (1, 4)
+        samples = triton.InferInput("raw", [1], "BYTES")
+        samples.set_data_from_numpy(np.array([json.dumps(ROWS[0]).encode()], object), binary)
+        (decision,) = client.infer(model, [samples]).as_numpy("decision")
+        assert json.loads(decision) == pytest.approx(decided[0])
+    client.close()
+
+
+def test_a_column_may_be_named_as_the_inputs_of_the_protocol(
+    server: ServerThread, decided: list[Any]
+) -> None:
+    row = dict(zip(NAMED, ROWS[0].values(), strict=True))
+    status, answer = post(server, row, "named")
+    assert (status, answer["error"].partition(":")[0]) == (
+        400,
+        "the request doesn't follow the protocol",
+    )
+    assert post(server, row, "named", "text/plain")[1]["decision"] == pytest.approx(decided[0])
+    assert post(server, [row], "named")[1]["decisions"] == [pytest.approx(decided[0])]
+
+
+@pytest.mark.parametrize("model", list(ENGINES))
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"c0": 1}, "the row has no column 'c1'"),
+        ({"id": "a", "outputs": []}, "the row has no column 'c0', but 'id'"),
+        ({**ROWS[0], "c3": "x"}, "the column 'c3' needs a number: got a text"),
+        ({**ROWS[0], "c3": None}, "the column 'c3' has no value: give one"),
+        ({**ROWS[0], "c3": 1e39}, "the column 'c3' needs a number that float32 holds"),
+        ([1, 2], "a row has 16 values, from 'c0' to 'c15': got 2"),
+        ([ROWS[0], {"c0": 1}], "row 1: the row has no column 'c1'"),
+        ([ROWS[0], 3], "row 1: a row is an object, a list or their JSON: got a number"),
+        ([], "there are no rows in the list: send at least 1"),
+        ([[]] * 33, "a request to '{model}' has at most 32 rows; got 33: send several requests"),
+        (b"{", "the request is not JSON: "),
+        (b"[1, 2", "the request is not JSON: "),
+        (b"[" * 10_000, "the request is not JSON: "),
+        (b"[" + b"{}," * 1_000_000, "the rows of one request take at most "),
+        (b"3", "the request doesn't follow the protocol: "),
+        ({"inputs": ROWS[0]}, "the request doesn't follow the protocol: "),
+    ],
+)
+def test_what_is_no_row_gets_one_line(
+    server: ServerThread, model: str, body: Any, words: str
+) -> None:
+    status, answer = post(server, body, model)
+    assert status == 400
+    assert answer["error"].startswith(words.format(model=model))
+    assert "\n" not in answer["error"]
+
+
+def test_a_model_of_tensors_takes_no_row(server: ServerThread) -> None:
+    status, answer = post(server, ROWS[0], "bare")
+    assert (status, answer["error"].partition(":")[0]) == (
+        400,
+        "the request doesn't follow the protocol",
+    )
+
+
+def test_a_row_may_come_compressed_and_is_answered_compressed(
+    server: ServerThread, decided: list[Any]
+) -> None:
+    body = gzip.compress(json.dumps(ROWS[0]).encode())
+    status, answer = post(server, body, **{"Content-Encoding": "gzip", "Accept-Encoding": "gzip"})
+    assert (status, answer["decision"]) == (200, pytest.approx(decided[0]))
+
+
+def test_rows_are_answered_in_their_order_on_one_connection(
+    server: ServerThread, decided: list[Any]
+) -> None:
+    head = b"POST /v2/models/quick/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
+    bodies = [json.dumps(row).encode() for row in ROWS]
+    wrong = b'{"c0": 1}'
+    sent = b"".join(head % (len(body), body) for body in (*bodies, wrong, bodies[0]))
+    found: list[Any] = []
+    with socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S) as connection:
+        connection.sendall(sent)
+        with connection.makefile("rb") as answers:
+            while len(found) < len(bodies) + 2:
+                lines = iter(answers.readline, b"\r\n")
+                size = next(
+                    int(line[15:]) for line in list(lines) if line.startswith(b"Content-Length")
+                )
+                found.append(json.loads(answers.read(size)))
+    assert found[-2] == {"error": "the row has no column 'c1'"}
+    del found[-2]
+    assert [one["decision"] for one in found] == [
+        pytest.approx(one) for one in (*decided, decided[0])
+    ]
+
+
+def test_quick_rows_are_counted_as_any_request(server: ServerThread) -> None:
+    def counts() -> tuple[int, int, int, int]:
+        statistics = served(server, "quick").statistics
+        stages = {name: each.count for name, each in statistics.stages.items()}
+        return (
+            statistics.totals["success"].count,
+            statistics.executions,
+            stages["prepare"],
+            stages["decide"],
+        )
+
+    before = server.call(counts)
+    for row in ROWS:
+        post(server, row)
+    assert server.call(counts) == tuple(count + len(ROWS) for count in before)
+    failed = server.call(lambda: served(server, "quick").statistics.fail.count)
+    post(server, {"c0": 1})
+    assert server.call(lambda: served(server, "quick").statistics.fail.count) == failed + 1
+    text = httpx.get(f"{server.http_url}/metrics", timeout=PATIENCE_S).text
+    for stage in ("prepare", "compute", "decide", "encode", "request"):
+        assert f'stage="{stage}"' in text
+
+
+def test_a_row_whose_deadline_passed_is_told_so(server: ServerThread) -> None:
+    status, answer = post(server, ROWS[0], "late")
+    assert status in (503, 504)
+    assert "deadline" in answer["error"]
+
+
+def test_a_row_waits_while_the_model_is_busy_or_has_fallen_back(
+    server: ServerThread, decided: list[Any]
+) -> None:
+    model = served(server, "quick")
+    quick = model.quick_rows
+    body = json.dumps(ROWS[0]).encode()
+    try:
+        model.fell_back = True
+        assert server.call(lambda: quick.answer(body, 0)) is None
+    finally:
+        model.fell_back = False
+    assert json.loads(server.call(lambda: quick.answer(body, 0))) == pytest.approx(decided[0])
