@@ -14,7 +14,6 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry  # noqa: E4
 from hasten.inputs.models import torch_operators  # noqa: E402
 from hasten.inputs.models.torch_operators import operators_read_once  # noqa: E402
 
-
 RELU = torch.ops.aten.relu.default
 
 
