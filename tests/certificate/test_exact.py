@@ -68,7 +68,9 @@ def chance_to_certify(
 
 
 @cache
-def bisected_score_limits(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def bisected_score_limits(
+    n: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Every outcome's lost, its gained, and its score limit."""
     cutoff = stats.norm.ppf(ALPHA)
     cells = [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
