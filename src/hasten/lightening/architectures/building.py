@@ -109,7 +109,7 @@ def _skip_elementwise(module: nn.Module) -> None:
     skipped = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid)
     for part in module.modules():
         if isinstance(part, (*skipped, nn.SiLU, nn.GELU)):
-            part.forward = _unchanged  # type: ignore[method-assign]
+            part.forward = _unchanged  # type: ignore[assignment, method-assign]
 
 
 def _unchanged(value: Any) -> Any:
