@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tests.lightening.conftest import clothes, corners, taught, wide
+from tests.support.exports import exported_once
 from tests.support.quick import quick_runs
 
 import hasten
@@ -40,6 +41,13 @@ def no_cache_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
     with quick_runs():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is refused here isn't the export, which most tests begin with, of the same network."""
+    with exported_once(tmp_path_factory.mktemp("exports")):
         yield
 
 
