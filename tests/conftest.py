@@ -1,5 +1,6 @@
 """What holds for every test: nothing is sent, written outside a temporary folder, or left running."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -40,8 +41,13 @@ hypothesis.settings.load_profile("home")  # --hypothesis-profile=ci for more
 
 
 def pytest_collection_finish() -> None:
-    """Leave nothing beside a user's module that a test reads; the tests themselves are kept compiled."""
+    """Leave nothing beside a user's module that a test reads; the tests themselves are kept compiled.
+
+    What is imported by now stays to the end: no collection of garbage need look through it.
+    """
     sys.dont_write_bytecode = True
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -67,10 +67,11 @@ def chance_to_certify(
     return float(stats.binom.pmf(gained, n, p_gained) @ at_most) + 1e-9
 
 
-def brute_force_p_value(
-    lost: int, gained: int, n: int, drop: float, nuisances: NDArray[np.float64]
-) -> float:
-    """The supremum over a dense grid, with the outcomes ordered by bisected score limits, no shortcuts."""
+@cache
+def bisected_score_limits(
+    n: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Every outcome's lost, its gained, and its score limit."""
     cutoff = stats.norm.ppf(ALPHA)
     cells = [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
     b, c = (np.array(counts) for counts in zip(*cells, strict=True))
@@ -81,7 +82,16 @@ def brute_force_p_value(
             [tango_statistic(x, y, n, m) <= cutoff for x, y, m in zip(b, c, middle, strict=True)]
         )
         low, high = np.where(below, low, middle), np.where(below, middle, high)
-    region = high <= high[cells.index((lost, gained))] + 1e-12
+    return b, c, high
+
+
+def brute_force_p_value(
+    lost: int, gained: int, n: int, drop: float, nuisances: NDArray[np.float64]
+) -> float:
+    """The supremum over a dense grid, with the outcomes ordered by bisected score limits, no shortcuts."""
+    b, c, high = bisected_score_limits(n)
+    (own,) = high[(b == lost) & (c == gained)]
+    region = high <= own + 1e-12
     probabilities = [
         stats.multinomial.pmf(
             np.stack([b, c, n - b - c], axis=-1)[region],

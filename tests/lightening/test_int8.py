@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 from tests.lightening.conftest import corners, task_for, wide
+from tests.support.quick import quick_runs
 
 from hasten.core.records import to_record, write_json
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -25,6 +27,12 @@ from hasten.lightening.training.loop import Recipe
 from hasten.lightening.ways import train_way
 from hasten.passes.onnx_files import op_counts
 from hasten.passes.static_quantization import StaticQuantization
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tests.lightening.conftest import clothes, corners, taught, wide
+from tests.support.exports import exported_once
 from tests.support.quick import quick_runs
 
 import hasten
@@ -34,6 +36,19 @@ KNOWN, JUDGED = corners(700, 2), corners(1500, 3)
 def no_cache_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a busy host measured for somebody else says nothing here."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is refused here isn't the export, which most tests begin with, of the same network."""
+    with exported_once(tmp_path_factory.mktemp("exports")):
+        yield
 
 
 class StopError(Exception):
@@ -92,8 +107,7 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     (tmp_path / "net.py").write_text(NETWORK.format(file=str(tmp_path / "net.pt")))
     for name, (x, labels) in (("known", known), ("judged", judged)):
         np.savez(tmp_path / f"{name}.npz", input=x, labels=labels)
-    with quick_runs():
-        limit_ms = budget_ms(module, known[0][0], 0.6, tmp_path / "budget")
+    limit_ms = budget_ms(module, known[0][0], 0.6, tmp_path / "budget")
     again: list[str] = []
     for words in ("pruned: ", "the baseline"):
         with started(tmp_path, limit_ms, *again) as process:
@@ -301,8 +315,7 @@ def test_a_sample_that_can_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_within_the_budget_is_left_to_optimize(tmp_path: Path) -> None:
-    with quick_runs():
-        said = refused(tmp_path, budget_s=1.0)
+    said = refused(tmp_path, budget_s=1.0)
     assert said.startswith("the model meets the budget of 1000 ms without training: ")
     assert said.endswith("let optimize certify that, or give a smaller budget")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hasten.inputs.models.onnx import load
+from hasten.inputs.models.torch_operators import operators_read_once
 from hasten.measure.work import work
 
 torch = pytest.importorskip("torch")
@@ -37,15 +38,16 @@ def exported(
         if dynamo
         else {"dynamic_axes": {name: dict(enumerate(axes)) for name in sample}}
     )
-    torch.onnx.export(
-        module.eval(),
-        tuple(torch.from_numpy(array) for array in sample.values()),
-        path,
-        dynamo=dynamo,
-        input_names=list(sample),
-        output_names=["y"],
-        **shapes,
-    )
+    with operators_read_once():
+        torch.onnx.export(
+            module.eval(),
+            tuple(torch.from_numpy(array) for array in sample.values()),
+            path,
+            dynamo=dynamo,
+            input_names=list(sample),
+            output_names=["y"],
+            **shapes,
+        )
     return path
 
 

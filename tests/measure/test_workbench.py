@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from tests.support.looking import Looking
 
 from hasten.core.target import Target
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.models import onnx
 from hasten.measure.workbench import Workbench
+from hasten.passes.base import Skipped
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.fix_shapes import FixShapes
 from hasten.testing import models
@@ -59,3 +61,13 @@ def test_a_node_that_an_earlier_pass_took_away_is_that_chains_failure(bench: Wor
     with pytest.raises(CandidateError) as again:
         bench.transform(chain)
     assert str(again.value) == str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "said"), [("this", "it isn't there"), ("colorsys", "it is there")]
+)
+def test_a_pass_finds_no_package_that_it_says_is_needless(
+    bench: Workbench, package: str, said: str
+) -> None:
+    with pytest.raises(Skipped, match=f"{said}$"):
+        bench.transform((Looking(package),))

@@ -26,7 +26,7 @@ Fault: TypeAlias = Literal[
     "none", "kill", "hang", "wait", "allocate", "nan", "wrong", "slow", "build"
 ]
 SLOW_NS = 10_000_000
-STALL_NS = SLOW_NS
+STALL_NS = 4_000_000
 _STEP_BYTES = 64 * 2**20
 
 
@@ -42,7 +42,7 @@ class Faulty(Engine):
             once, "slow" spins for `busy_ns`, or 10 ms where that is 0, "build" can't build.
         busy_ns: Time to spin in each run, whatever the fault.
         on_run: The run, from 1, at which "kill", "hang", "wait" and "allocate" strike; 0 is `open`.
-        stall_every: Spin for 10 ms in every run of that number, whatever the fault; 0 for never.
+        stall_every: Spin for 4 ms in every run of that number, whatever the fault; 0 for never.
     """
 
     inner: Engine

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from unittest.mock import patch
 
 from hasten.cli import main
+from hasten.lightening import prospects
 from hasten.measure import ceilings
 from hasten.measure.effort import EFFORTS, Effort
 from hasten.measure.workbench import Bench
@@ -50,8 +51,8 @@ def quick_runs(
         final_rounds=rounds,
         settle=SETTLED,
         race_settle=SETTLED,
-        warmup_ns=2_000_000,
-        block_ns=6_000_000,
+        warmup_ns=1_000_000,
+        block_ns=3_000_000,
         at_least=8,
         ceilings=limits,
         curve_s=curve_s,
@@ -61,7 +62,9 @@ def quick_runs(
     with contextlib.ExitStack() as quick:
         quick.enter_context(patch.dict(EFFORTS, normal=effort))
         quick.enter_context(patch.dict(Bench.open_built.__kwdefaults__, fresh=fresh))
-        quick.enter_context(patch.multiple(ceilings, TURNS=1, PACE=effort.pace("p50")))
+        pace = effort.pace("p50")
+        quick.enter_context(patch.multiple(ceilings, TURNS=1, PACE=pace))
+        quick.enter_context(patch.multiple(prospects, PACE=pace, _FIRST_LOOK=pace))
         if not plots:
             quick.enter_context(patch("hasten.reporting.drawing.Plot._svg", lambda *_: ""))
         quick.callback(os.sched_setaffinity, 0, cpus)

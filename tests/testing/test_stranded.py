@@ -40,6 +40,8 @@ def test_a_file_that_leaves_one_fails(tmp_path: Path) -> None:
     (tmp_path / "test_left.py").write_text(
         "import subprocess, sys\n"
         "from tests.conftest import nothing_is_left_running  # noqa: F401\n"
+        "from tests.support import stranded\n"
+        "stranded.left.__defaults__ = (0.1,)  # the patience\n"
         f"def test_it(): subprocess.Popen([sys.executable, '-c', {SLEEP!r}])\n"
     )
     done = subprocess.run(

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from hasten.core.absent import absent
 from hasten.core.model import Model
 from hasten.core.records import from_record, to_record
 from hasten.core.sequences import LENGTHS, Sequences
@@ -132,7 +133,10 @@ class _Process:
         run = step.draft if command.get("draft") else step
         calibration = Spool.open(Path(command["calibration"]))
         try:
-            model = run(from_record(Model, command["model"]), calibration, Path(command["workdir"]))
+            with absent(step.needless):
+                model = run(
+                    from_record(Model, command["model"]), calibration, Path(command["workdir"])
+                )
         except InputError as error:
             if command["original"]:
                 raise

@@ -36,6 +36,8 @@ class Pass(Value, ABC):
             registry's order.
         families: Families of devices that accept only passes made for them, and for which this pass
             is made.
+        needless: Packages that a library of this pass imports where they are installed, though the
+            pass needs none of them; a process for this pass alone leaves them out.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -65,6 +67,7 @@ class Pass(Value, ABC):
     stage: ClassVar[Stage | None] = None
     rank: ClassVar[int] = 100
     families: ClassVar[frozenset[str]] = frozenset()
+    needless: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod

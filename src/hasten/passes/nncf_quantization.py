@@ -63,6 +63,7 @@ class NncfQuantization(Selective):
     stage: ClassVar[Stage | None] = "lossy"
     rank: ClassVar[int] = 20
     families: ClassVar[frozenset[str]] = frozenset({"igpu", "npu"})
+    needless: ClassVar[frozenset[str]] = frozenset({"torch"})
 
     preset: Literal["mixed", "performance"] = "mixed"
     fast_bias_correction: bool = True

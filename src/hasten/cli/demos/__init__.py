@@ -37,6 +37,7 @@ def find(which: str) -> Callable[[Path, Listener], Result]:
         InputError: a package that the demo needs is missing; the returned function raises it too.
     """
     try:
+        importlib.import_module("hasten.optimization.optimize")  # far quicker than torch
         demo = importlib.import_module(f"hasten.cli.demos.{which}")
     except ModuleNotFoundError as error:
         raise InputError(

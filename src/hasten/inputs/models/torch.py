@@ -29,6 +29,7 @@ from hasten.inputs.models.torch_inputs import (
     ordered,
     takes_any_inputs,
 )
+from hasten.inputs.models.torch_operators import operators_read_once
 
 _BRANCH = re.compile(
     r'data-dependent.*call raised this error:\s+File "([^"]+)", line (\d+), in \S+\n([^\n]*)',
@@ -317,17 +318,18 @@ def _to_onnx(
     """Call torch's exporter."""
     import torch
 
-    return torch.onnx.export(
-        module,
-        args,
-        kwargs=kwargs or None,
-        input_names=inputs,
-        output_names=outputs,
-        opset_version=OPSET,
-        dynamic_shapes=shapes,
-        dynamo=True,
-        verbose=False,
-    )
+    with operators_read_once():
+        return torch.onnx.export(
+            module,
+            args,
+            kwargs=kwargs or None,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
 
 
 def _fixed(source: _Module | _Program, outputs: list[str], batch: int) -> Any:

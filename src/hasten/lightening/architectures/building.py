@@ -91,10 +91,29 @@ def multiply_adds(
         module = build(architecture, classes, input_shape, width, pixels)
         if architecture.model.startswith("mobileone"):
             module = deployed(module)
+        _skip_elementwise(module)
         sample = torch.zeros(1, *input_shape)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module.eval()(sample)
     return counter.get_total_flops() // 2, parameters(module)
+
+
+def _skip_elementwise(module: nn.Module) -> None:
+    """Let normalizations and activations return their input, which changes no shape.
+
+    Without values torch takes each apart into a dozen operations: they were most of the time, and
+    count for nothing.
+    """
+    from torch import nn
+
+    skipped = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid)
+    for part in module.modules():
+        if isinstance(part, (*skipped, nn.SiLU, nn.GELU)):
+            part.forward = _unchanged  # type: ignore[assignment, method-assign]
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def parameters(module: nn.Module) -> int:
