@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,7 +43,7 @@ class Layer:
     state: str = "none"
     bias: bool = True
     peepholes: bool = False
-    attributes: dict[str, object] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     outputs: tuple[int, ...] = (0, 1)
     dtype: str = "float32"
     lengths: bool = False
@@ -190,7 +191,7 @@ def layers(draw: st.DrawFn) -> Layer:
     op = draw(st.sampled_from(sorted(GATES)))
     direction = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
     count = FUNCTIONS[op] * (2 if direction == "bidirectional" else 1)
-    attributes: dict[str, object] = {}
+    attributes: dict[str, Any] = {}
     if draw(st.booleans()):
         kinds = st.sampled_from(["Sigmoid", "Tanh", "Relu", "Softsign"])
         attributes["activations"] = draw(st.lists(kinds, min_size=count, max_size=count))
@@ -282,7 +283,7 @@ def test_layers_of_pytorch_answer_each_row_of_a_batch_by_itself(
     network = Classifier().eval()
     x = torch.randn(3, 20, 3)
     path = tmp_path / "model.onnx"
-    given = {"input_names": ["x"], "output_names": ["classes"], "dynamo": dynamo}
+    given: dict[str, Any] = {"input_names": ["x"], "output_names": ["classes"], "dynamo": dynamo}
     if dynamo:
         shapes = ({0: torch.export.Dim("batch")},)
         torch.onnx.export(network, (x,), path, dynamic_shapes=shapes, verbose=False, **given)
@@ -309,7 +310,7 @@ def test_layers_of_pytorch_answer_each_row_of_a_batch_by_itself(
     ],
 )
 def test_what_a_layer_does_not_take_is_said_in_one_line(
-    change: dict[str, object], message: str, tmp_path: Path
+    change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     model, _ = layer_model(Layer("GRU", 3, 1, 2, 4, **change))  # type: ignore[arg-type]
     path = tmp_path / "model.onnx"
@@ -328,7 +329,7 @@ def test_sequences_that_end_early_are_refused(tmp_path: Path) -> None:
         built(model, tmp_path)
 
 
-DAMAGE: dict[str, object] = {
+DAMAGE: dict[str, Any] = {
     "kind": "gru_after",
     "hidden": 9,
     "steps": 4,
@@ -348,7 +349,7 @@ DAMAGE: dict[str, object] = {
 
 
 @pytest.fixture(scope="module")
-def plan_record(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], int]:
+def plan_record(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], int]:
     """Return the record of a plan of an LSTM, and the size of its weights in bytes."""
     layer = Layer("LSTM", 3, 1, 5, 8, state="given", outputs=(0, 1, 2))
     artifact = built(layer_model(layer)[0], tmp_path_factory.mktemp("plan"))
@@ -357,7 +358,7 @@ def plan_record(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, obj
 
 @pytest.mark.parametrize("field_", sorted(DAMAGE))
 def test_a_plan_whose_layer_does_not_fit_is_refused(
-    field_: str, plan_record: tuple[dict[str, object], int], tmp_path: Path
+    field_: str, plan_record: tuple[dict[str, Any], int], tmp_path: Path
 ) -> None:
     record, weights = plan_record
     damaged = json.loads(json.dumps(record))
