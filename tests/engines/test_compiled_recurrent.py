@@ -58,7 +58,8 @@ class Layer:
         gates, count, hidden = GATES[self.op], self.directions, self.hidden
 
         def drawn(*shape: int) -> Array:
-            return (rng.standard_normal(shape) / max(1, shape[-1]) ** 0.5).astype(self.dtype)
+            wide = rng.standard_normal(shape) / max(1, shape[-1]) ** 0.5
+            return np.asarray(wide, self.dtype)
 
         x = (self.steps, self.rows, self.features)
         states = (count, self.rows, hidden)
@@ -271,7 +272,8 @@ class Classifier(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, _ = self.first(x)
         x, _ = self.second(x)
-        return self.classes(x[:, -1])
+        answer: torch.Tensor = self.classes(x[:, -1])
+        return answer
 
 
 @pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -312,7 +314,7 @@ def test_layers_of_pytorch_answer_each_row_of_a_batch_by_itself(
 def test_what_a_layer_does_not_take_is_said_in_one_line(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    model, _ = layer_model(Layer("GRU", 3, 1, 2, 4, **change))  # type: ignore[arg-type]
+    model, _ = layer_model(Layer("GRU", 3, 1, 2, 4, **change))
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     with pytest.raises(CandidateError, match=message) as caught:
