@@ -132,6 +132,7 @@ class Graph:
         operations: Operations of the plan.
         weights: Constants of the plan.
         by_row: Whether rows are answered each by itself, as far as is known.
+        most_work: Most calculations for one row that the engine takes.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -139,6 +140,8 @@ class Graph:
     operations: list[Operation] = field(default_factory=list)
     weights: Weights = field(default_factory=lambda: Weights(bytearray()))
     by_row: bool = True
+    most_work: int = 1 << 62
+    _work: int = 0
     _stored: dict[int, tuple[Array, str]] = field(default_factory=dict)
 
     def new(self, dtype: str, shape: tuple[int, ...], batch: int | None) -> Value:
@@ -170,8 +173,18 @@ class Graph:
         return value.tensor if value.constant is None else self.store(value.constant)
 
     def add(self, operation: Operation) -> None:
-        """Append an operation."""
+        """Append an operation.
+
+        Raises:
+            CandidateError: there is more to calculate than the engine takes.
+        """
         self.operations.append(operation)
+        self._work += operation.work
+        if self._work > self.most_work:
+            raise CandidateError(
+                f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations for an "
+                "answer: this model has more"
+            )
 
     def map(
         self,

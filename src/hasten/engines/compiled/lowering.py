@@ -46,7 +46,10 @@ _MOST_FOLDED = 1 << 24
 
 
 def lower(
-    path: Path, request: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    path: Path,
+    request: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    most_work: int,
 ) -> tuple[Plan, bytes]:
     """Make the plan of an ONNX file for requests of settled shapes.
 
@@ -54,15 +57,17 @@ def lower(
         path: Path of the file.
         request: Inputs of one request, with every size settled.
         outputs: Outputs of the model.
+        most_work: Most calculations for one row.
 
     Returns:
         The plan, and its constants.
 
     Raises:
-        CandidateError: an operator isn't covered; the message names it and its node.
+        CandidateError: an operator isn't covered (the message names it and its node), or there is more to
+            calculate.
     """
     proto = _read(path)
-    graph = Graph()
+    graph = Graph(most_work=most_work)
     for spec in request:
         batch = 0 if spec.shape and spec.shape[0] == 1 else None
         graph.by_row = graph.by_row and batch == 0
