@@ -135,7 +135,7 @@ def test_its_engine_pass_and_metric_are_chosen_and_certified(
     seen: tuple[Path, dict[str, Any]],
 ) -> None:
     _, found = seen
-    assert found["tried"] == ["onnxruntime", "openvino", "litert", "numpy"]
+    assert found["tried"] == ["onnxruntime", "openvino", "litert", "compiled", "numpy"]
     assert found["doctor"] == "0.1.0"
     assert found["status"] == "certified"
     assert found["engine"] == {"type": "numpy"}
