@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from hasten.bundle.rows import NOWHERE, RowPath
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import INLINE_NS
@@ -87,6 +85,8 @@ class QuickRows:
         if not self._read(body, self._row):
             return None
         read_ns = clock_ns()
+        import orjson  # kept from the module's own imports, since settings are read without it
+
         try:
             with self._mark:
                 self._run()
