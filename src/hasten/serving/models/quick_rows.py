@@ -14,7 +14,6 @@ from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import INLINE_NS
 from hasten.serving.models.comparison import is_broken
 from hasten.serving.models.deciding import as_json
-from hasten.serving.wire.http_bodies import head_of_decision
 
 if TYPE_CHECKING:
     from hasten.serving.models.served import ServedModel
@@ -37,6 +36,9 @@ class QuickRows:
     """
 
     def __init__(self, model: ServedModel, path: RowPath) -> None:
+        # Imported here: settings of a server are read without what answers need.
+        from hasten.serving.wire.http_bodies import head_of_decision
+
         self._model = model
         self.before = head_of_decision(model.name, model.version)
         self.ambiguous = "inputs" in path.reader.step.columns
@@ -85,7 +87,7 @@ class QuickRows:
         if not self._read(body, self._row):
             return None
         read_ns = clock_ns()
-        import orjson  # kept from the module's own imports, since settings are read without it
+        import orjson
 
         try:
             with self._mark:
