@@ -98,7 +98,7 @@ def test_a_bound_call_answers_from_and_to_the_same_arrays(
             assert np.array_equal(taken[name], array)
 
 
-def test_a_bound_call_outlives_its_session_and_its_arrays(
+def test_a_bound_call_keeps_its_arrays_and_is_refused_once_its_session_is_closed(
     artifact: Artifact, target: Target
 ) -> None:
     with opened(artifact, target) as session:
@@ -106,12 +106,15 @@ def test_a_bound_call_outlives_its_session_and_its_arrays(
         answer = session.run(given)
         taken = {name: np.zeros_like(array) for name, array in answer.items()}
         call = session.bind(given, dict(taken))
-    (name,) = taken
-    kept = taken[name]
-    del session, given, taken
-    gc.collect()
-    call()
-    assert np.array_equal(kept, answer[name])
+        (name,) = taken
+        kept = taken[name]
+        del session, given, taken
+        gc.collect()
+        call()
+        assert np.array_equal(kept, answer[name])
+    with pytest.raises(CandidateError, match="closed") as caught:
+        call()
+    assert_one_line(caught.value)
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:, :-1], lambda x: x.astype(np.float64), bytes])
