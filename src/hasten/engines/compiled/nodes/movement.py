@@ -214,8 +214,12 @@ def _split(node: Node) -> None:
 
 def _concat(node: Node) -> None:
     values = node.inputs
-    rank = len(values[0].shape)
-    axis = node.axis(node.attributes["axis"], rank)
+    axis = node.axis(node.attributes["axis"], len(values[0].shape))
+    node.give(concatenated(node, values, axis))
+
+
+def concatenated(node: Node, values: Sequence[Value], axis: int) -> Value:
+    """Append copies of values of one type behind each other along an axis; return the result."""
     batches = {value.batch for value in values if value.batch is not None}
     fixed = any(value.constant is not None for value in values)
     if len(batches) > 1 or axis in batches or any(value.counts_rows for value in values):
@@ -225,7 +229,7 @@ def _concat(node: Node) -> None:
         node.mixes_rows()
     shape = list(values[0].shape)
     shape[axis] = sum(value.shape[axis] for value in values)
-    output = node.computed(values[0].dtype, shape, batch)
+    output = node.graph.new(values[0].dtype, tuple(shape), batch)
     strides, start = contiguous(output.shape), 0
     for value in values:
         node.graph.map(
@@ -236,6 +240,7 @@ def _concat(node: Node) -> None:
             shape=value.shape,
         )
         start += value.shape[axis]
+    return output
 
 
 def _pad(node: Node) -> None:
