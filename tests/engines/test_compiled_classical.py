@@ -13,8 +13,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled.engine import CompiledC
-from hasten.engines.compiled.lowering import LOWERINGS
+from hasten.engines.compiled.lowering import LOWERINGS, lower
 from hasten.engines.compiled.nodes import classical
 from hasten.errors import CandidateError
 from hasten.inputs.models.onnx import load
@@ -176,3 +177,122 @@ def test_linear_models_answer_as_onnx_runtime(tmp_path: Path) -> None:
     ]  # fmt: skip
     rows = {"p": ROWS["p"], "w3": ROWS["p"].astype("i8")}
     check(model_of(nodes, {}, rows), rows, tmp_path)
+
+
+def encoded(**attributes: Any) -> Any:
+    return node("LabelEncoder", "w", "y", **attributes)
+
+
+@pytest.mark.parametrize(
+    ("one", "why"),
+    [
+        (
+            classifier("p", "y", ["good", "bad"], "NONE", 1),
+            "the compiled engine gives numbers only: the output 'label_y' is texts",
+        ),
+        (
+            node("OneHotEncoder", "w", "y", cats_int64s=[1, 2], zeros=0),
+            "zeros=0, an error for categories that aren't known: export with "
+            "handle_unknown='ignore'",
+        ),
+        (
+            node("OneHotEncoder", "p", "y", cats_strings=["a"]),
+            "categories that are texts",
+        ),
+        (encoded(keys_int64s=[1], values_strings=["a"]), "categories that are texts"),
+        (encoded(keys_floats=[1.0], values_int64s=[1]), "int64 by 1 keys of float32, 1 values"),
+        (
+            node("Scaler", "p", "y", offset=[0.5, 1], scale=[1.0]),
+            "2 offsets for 3 columns",
+        ),
+        (
+            node("LinearRegressor", "p", "y", coefficients=[1.0, 2]),
+            "2 coefficients, 0 intercepts for 1 scores of 3 columns",
+        ),
+        (node("LinearRegressor", "w", "y", coefficients=[1.0, 2]), r"rows of int64, shape [1, 2]"),
+        (node("Normalizer", "p", "y", norm="L3"), "norm 'L3'"),
+    ],
+)
+def test_what_is_not_covered_is_named_in_one_line(tmp_path: Path, one: Any, why: str) -> None:
+    onnx.save(model_of([one], {}, ROWS), tmp_path / "m.onnx")
+    request = tuple(
+        TensorSpec(name, str(array.dtype), (1, *array.shape[1:])) for name, array in ROWS.items()
+    )
+    outputs = tuple(TensorSpec(name, "float32", ("n",)) for name in one.output)
+    with pytest.raises(CandidateError) as error:
+        lower(tmp_path / "m.onnx", request, outputs)
+    assert str(error.value).endswith(why)
+    assert "\n" not in str(error.value)
+
+
+def test_no_operator_means_something_else_in_another_domain() -> None:
+    """Operators are looked up by their name alone, in the domain of ONNX and in that of models."""
+    domains: dict[str, set[str]] = {}
+    for schema in onnx.defs.get_all_schemas():
+        domains.setdefault(schema.domain, set()).add(schema.name)
+    assert not domains[""] & domains[ML]
+    assert set(classical.LOWERINGS) <= domains[ML] & set(LOWERINGS)
+
+
+# -- exports of scikit-learn
+
+
+def exported(estimator: Any, rows: Array) -> Any:
+    """Return the ONNX model that skl2onnx writes of a fitted pipeline."""
+    skl2onnx = pytest.importorskip("skl2onnx")
+    zipped = hasattr(estimator, "predict_proba")
+    options: Any = {id(estimator): {"zipmap": False}} if zipped else None
+    return skl2onnx.to_onnx(estimator, rows[:1], options=options, target_opset={"": 17, ML: 3})
+
+
+def table() -> tuple[Array, Array]:
+    """Return a table with two columns of codes, and three classes."""
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((80, 5)).astype("f4")
+    rows[:, 3:] = rng.integers(0, 4, (80, 2))
+    return rows, (rows[:, 0] + rows[:, 3] > 0).astype("i8") + (rows[:, 1] > 1)
+
+
+def pipelines() -> dict[str, Any]:
+    pytest.importorskip("sklearn")
+    from sklearn.compose import ColumnTransformer
+    from sklearn.feature_selection import SelectKBest
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Binarizer, Normalizer, OneHotEncoder, StandardScaler
+    from sklearn.svm import SVR
+
+    columns = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), [0, 1, 2]),
+            ("codes", OneHotEncoder(handle_unknown="ignore", sparse_output=False), [3, 4]),
+        ]
+    )
+    return {
+        "logistic": make_pipeline(columns, LogisticRegression()),
+        "linear": make_pipeline(StandardScaler(), Normalizer(), LinearRegression()),
+        "network": make_pipeline(
+            StandardScaler(), MLPClassifier((8,), solver="lbfgs", max_iter=20)
+        ),
+        "bayes": make_pipeline(SelectKBest(k=3), GaussianNB()),
+        "margin": make_pipeline(Binarizer(threshold=0.2), RidgeClassifier()),
+        "kernel": make_pipeline(Normalizer("l1"), SVR()),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["logistic", "linear", "network", "bayes", "margin", "kernel"])
+def test_a_pipeline_of_scikit_learn_answers_as_onnx_runtime(name: str, tmp_path: Path) -> None:
+    rows, classes = table()
+    estimator = pipelines()[name].fit(rows, classes)
+    few = rows[:12].copy()
+    few[5, 3] = 9  # a code that isn't known
+    if name == "logistic":
+        few[3, 1] = NAN
+    model = exported(estimator, rows)
+    given = {model.graph.input[0].name: few}
+    check(model, given, tmp_path, 1e-4)
+    assert len(np.unique(estimator.predict(rows))) > 2

@@ -10,9 +10,9 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.choices import gathered
-from hasten.engines.compiled.nodes.movement import concatenated
+from hasten.engines.compiled.nodes.movement import concatenated, taken
 from hasten.engines.compiled.nodes.products import dense
-from hasten.engines.compiled.nodes.reductions import done, mapped, reduced
+from hasten.engines.compiled.nodes.reductions import done, reduced
 from hasten.engines.compiled.nodes.scores import (
     Steps,
     cast,
@@ -21,7 +21,6 @@ from hasten.engines.compiled.nodes.scores import (
     post_transformed,
     transformed,
 )
-from hasten.engines.compiled.operators.programs import Step
 
 _FLOATS = ("float32", "float64")
 _NUMBERS = (*_FLOATS, "int64", "int32")
@@ -216,17 +215,19 @@ def _array_feature_extractor(node: Node) -> None:
     """Lower to a choice along the last axis, by constant or computed places."""
     value, places = node.inputs
     axis = len(value.shape) - 1
-    flat = replace(places, shape=(int(np.prod(places.shape)),))
+    count = int(np.prod(places.shape))
     if places.constant is not None:
         chosen = places.constant.reshape(-1)
-        if chosen.size and not 0 <= chosen.min() <= chosen.max() < value.shape[axis]:
+        if not 0 <= chosen.min() <= chosen.max() < value.shape[axis]:
             node.refuse(f"places beyond {value.shape[axis]}")
-        flat = constant(np.ascontiguousarray(chosen, np.int64))
-    elif flat.shape == (1,) and places.batch is not None:
-        flat = replace(flat, batch=0)
-    elif places.batch is not None:
+        if value.batch == axis:
+            node.mixes_rows()
+        made = replace(taken(node, value, chosen, axis), batch=value.batch)
+    elif places.batch is None or count == 1:
+        batch = None if places.batch is None else 0
+        made = gathered(node, value, replace(places, shape=(count,), batch=batch), axis)
+    else:
         node.refuse(f"computed places of shape {list(places.shape)}")
-    made = gathered(node, value, flat, axis)
     if axis == 0:
         batch = None if made.batch is None else made.batch + 1
         made = replace(made, shape=(1, *made.shape), batch=batch)
