@@ -201,14 +201,9 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(
     assert not child.exists() or "zombie" in (child / "status").read_text()
 
 
-@pytest.mark.parametrize("version", ["gcc-14.2.0", "clang-19.1.7", "cc-1"])
-def test_a_long_text_is_compiled_more_quickly(version: str) -> None:
-    compiler = Compiler(("cc",), version)
-    short, long = (compiler.flags("x" * letters) for letters in (1_000, 1_000_000))
-    assert "-O3" in short
-    assert ("-O2" in long) is (version != "cc-1")
-    assert ("-ftree-vectorize" in long) is (version == "gcc-14.2.0")
-    assert set(short) - {"-O3"} <= set(long)
+def test_each_compiler_vectorizes() -> None:
+    assert "-O3" in Compiler(("cc",), "clang-19.1.7").flags
+    assert {"-O2", "-ftree-vectorize"} < set(Compiler(("cc",), "gcc-14.2.0").flags)
 
 
 def test_what_a_compiler_makes_that_is_no_library_is_one_line(

@@ -41,14 +41,9 @@ FLAGS = (
     "-w",
 )
 """Flags that keep the arithmetic's meaning: NaN, infinities and the order of sums stay as written."""
-_LONG_LETTERS = 150_000
-"""Letters of a text from which the compiler's time counts more than the last of its optimizations."""
-_OPTIMIZED = ("-O3",)
-_OPTIMIZED_QUICKLY = {
-    "gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops"),
-    "clang": ("-O2",),
-}
-"""What a kind of compiler does with a long text; gcc vectorizes and unrolls little at `-O2` alone."""
+_OPTIMIZED = {"gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")}
+"""How a kind of compiler optimizes, unless by `-O3`: of that, gcc needs these flags for code as fast, and
+half the time or less where there are many small loops."""
 _TOLD_LETTERS = 300
 
 
@@ -73,11 +68,10 @@ class Compiler:
         """
         return _find(os.environ.get(VARIABLE, ""), os.environ.get("PATH", ""))
 
-    def flags(self, source: str) -> tuple[str, ...]:
-        """Return the flags that a text is compiled with: long ones more quickly."""
-        kind = self.version.partition("-")[0]
-        quick = _OPTIMIZED_QUICKLY.get(kind, _OPTIMIZED)
-        return (*FLAGS, *(quick if len(source) > _LONG_LETTERS else _OPTIMIZED))
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags that C is compiled with."""
+        return (*FLAGS, *_OPTIMIZED.get(self.version.partition("-")[0], ("-O3",)))
 
     def compile(self, source: str, limit_s: float = LIMIT_S) -> Built:
         """Compile C into a shared object for this machine's processor.
@@ -93,7 +87,7 @@ class Compiler:
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
             made = Path(folder, "model.so")
             Path(folder, "model.c").write_text(source)
-            words = [*self.command, *self.flags(source), "-o", made.name, "model.c"]
+            words = [*self.command, *self.flags, "-o", made.name, "model.c"]
             code, said = _run(words, folder, limit_s)
             if code is None:
                 raise CandidateError(

@@ -329,8 +329,7 @@ def _library(source: Source, target: Target, compiled: CompileCache) -> Library:
         compiler = Compiler.find()
     except InputError as error:
         raise CandidateError(str(error)) from error
-    flags = compiler.flags(source.text)
-    facts = [compiler.command, compiler.version, flags, target.processor, target.isa]
+    facts = [compiler.command, compiler.version, compiler.flags, target.processor, target.isa]
     key = digest({"c": source.digest, "facts": facts})
     with compiled.entry(key) as entry:
         if entry is not None:
