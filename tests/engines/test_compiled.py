@@ -204,6 +204,11 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(
     assert not child.exists() or "zombie" in (child / "status").read_text()
 
 
+def test_each_compiler_vectorizes() -> None:
+    assert "-O3" in Compiler(("cc",), "clang-19.1.7").flags
+    assert {"-O2", "-ftree-vectorize"} < set(Compiler(("cc",), "gcc-14.2.0").flags)
+
+
 def test_what_a_compiler_makes_that_is_no_library_is_one_line(
     artifact: Artifact, target: Target, compiler_that: Callable[[str], None]
 ) -> None:

@@ -355,6 +355,19 @@ def _viewed(drawn: Drawn, value: str, shape: list[int]) -> tuple[str, list[int]]
     return drawn.node("Reshape", value, drawn.constant([0, *whole], "int64")), whole
 
 
+def test_pads_of_the_values_own_elements_answer_as_onnx_runtime(tmp_path: Path) -> None:
+    drawn = Drawn(0, opset=19)
+    x, line = drawn.input(2, 4, 5), drawn.input(90)
+    for mode in ("reflect", "edge", "wrap"):
+        pads = drawn.constant([0, 0, 2, 1, 0, 1, 3, 4], "int64")
+        drawn.output(drawn.node("Pad", x, pads, mode=mode))
+        long = drawn.constant([0, 80, 0, 70], "int64")  # more pieces than copies are written for
+        drawn.output(drawn.node("Pad", line, long, mode=mode))
+    size = drawn.node("Size", drawn.normal(3, 4))
+    drawn.output(drawn.node("Add", line, drawn.node("Cast", size, to=onnx.TensorProto.FLOAT)))
+    drawn.check(tmp_path)
+
+
 def test_a_branch_on_a_constant_is_taken(tmp_path: Path) -> None:
     drawn = Drawn(0)
     x = drawn.input(3)
@@ -406,6 +419,7 @@ def test_dividing_whole_numbers_by_0_ends_nothing(tmp_path: Path) -> None:
         ("Einsum", {"equation": "bii->bi"}, "the equation 'bii->bi'"),
         ("MaxPool", {"kernel_shape": [9, 9]}, r"a window of \[9, 9\] over \[4, 4\]"),
         ("TopK", {"axis": 1}, "along another axis than the last"),
+        ("Pad", {"mode": "reflect"}, "4 more by reflection of 4"),
     ],
 )
 def test_what_is_not_covered_names_the_operator(
@@ -414,6 +428,8 @@ def test_what_is_not_covered_names_the_operator(
     drawn = Drawn(0)
     x = drawn.input(4, 4) if op == "Einsum" else drawn.input(2, 4, 4)
     more = [drawn.constant([1], "int64")] if op == "TopK" else []
+    if op == "Pad":
+        more = [drawn.constant([0, 0, 0, 4, 0, 0, 0, 0], "int64")]
     drawn.output(drawn.node(op, x, *more, gives=2 if op == "TopK" else 1, **attributes))
     info = helper.make_tensor_value_info(drawn.outputs[0], 1, None)
     graph = helper.make_graph(

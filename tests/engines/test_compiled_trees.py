@@ -432,6 +432,20 @@ def test_no_change_of_a_forest_makes_anything_else_fail(
         damaged(plan, which, change)
 
 
+def test_the_work_of_a_forest_is_the_depth_of_its_trees(
+    plan: tuple[Plan, bytes], tmp_path: Path
+) -> None:
+    grower = Grower(7, "float32", plain=True)
+    trees = [grower.even(9) for _ in range(7)]  # ten nodes from each root to a leaf
+    path = written(tmp_path / "m.onnx", "float32", [ensemble(trees, "float32", "y")], 5)
+    assert Plan.read(built(path, tmp_path).path).work == 7 * 10
+    made, weights = plan
+    for steps in (0, 10_000):
+        operations = tuple(replace(one, steps=steps) for one in made.operations)  # type: ignore[call-arg]
+        with pytest.raises(IntegrityError, match=f"{steps} steps through 27 nodes"):
+            replace(made, operations=operations).check(len(weights))
+
+
 def test_a_forest_whose_values_are_too_few_is_refused(plan: tuple[Plan, bytes]) -> None:
     made, weights = plan
     (operation,) = made.operations

@@ -18,6 +18,11 @@ STEPS = [
     for missing in ("refuse", "nan")
     for words in ((), (("housing", ("own", "rent")),))
 ]
+STEPS += [
+    Row(NAMES, choices=(("years", (3, 0.0, 2.5)),)),
+    Row(NAMES, "nan", choices=(("years", (3.0, -1)), ("age", (1, 1.5, 2**64))), whole=True),
+    Row(NAMES, "nan", (("housing", ("own", "rent")),), choices=(("housing", (1,)),)),
+]
 READERS = [RowReader(step) for step in STEPS]
 PLAIN, WORDED = READERS[0], READERS[1]
 VALUES: st.SearchStrategy[Any] = (
@@ -72,6 +77,9 @@ def check_alike(value: Any) -> None:
 )
 @example([True, 1.0, 2.0])
 @example([True, None, 2.0])
+@example({"age": 1.5, "housing": "rent", "years": 3})
+@example({"age": 2**64 + 1, "years": -1})
+@example([2**64 + 1, 0, None])
 def test_every_row_is_read_or_refused_as_by_the_step(row: Any) -> None:
     check_alike(row)
     try:
@@ -108,6 +116,17 @@ def test_every_array_is_read_or_refused_as_by_the_step(row: list[float], kind: s
 def test_whole_numbers_of_an_array_are_rounded_as_by_the_step(row: list[int]) -> None:
     check_alike(np.array(row, np.int64))
     check_alike(np.array(row, np.int64) % 2 == 0)
+
+
+def test_plain_rows_of_columns_with_choices_are_read_quickly() -> None:
+    reader = READERS[4]
+    into = np.zeros((1, 3), np.float32)
+    row = {"age": 1, "housing": 2, "years": 2.5}
+    for plain in (row, json.dumps(row).encode(), list(row.values()), np.array([1, 2, 2.5])):
+        into[:] = 0
+        assert reader.read_quickly(plain, into)
+        assert into.tolist() == [[1, 2, 2.5]]
+    assert not reader.read_quickly({**row, "years": 4}, into)
 
 
 def test_a_step_with_a_setting_that_the_quick_way_does_not_keep_is_left_to_itself() -> None:
@@ -180,6 +199,8 @@ def tables_of(columns: dict[str, list[Any]]) -> list[Any]:
         {"years": [3, 4], "housing": [0, 1], "age": [1.5, 2.5]},
         {"years": [3, 4], "housing": ["rent", "own"], "age": [1.5, 2.5]},
         {"years": [3, None], "housing": ["rent", None], "age": [None, 2.5]},
+        {"years": [3, 3], "housing": [0, 1], "age": [1.5, 1]},
+        {"years": [3, None], "housing": ["rent", "rent"], "age": [1.5, None]},
         {"years": [3, 4], "housing": ["rent", "let"], "age": [1.5, 2.5]},
         {"years": [3, 4], "housing": [0, 1], "age": [1.5, 1e39]},
         {"years": [True, False], "housing": [0, 1], "age": [1.5, 2.5]},

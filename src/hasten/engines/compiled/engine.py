@@ -19,7 +19,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.compiled.compiler import FLAGS, Compiler
+from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.scratch import scratch
@@ -324,7 +324,7 @@ def _library(source: Source, target: Target, compiled: CompileCache) -> Library:
         compiler = Compiler.find()
     except InputError as error:
         raise CandidateError(str(error)) from error
-    facts = [compiler.command, compiler.version, FLAGS, target.processor, target.isa]
+    facts = [compiler.command, compiler.version, compiler.flags, target.processor, target.isa]
     key = digest({"c": source.digest, "facts": facts})
     with compiled.entry(key) as entry:
         if entry is not None:

@@ -227,6 +227,10 @@ class Graph:
             if name not in self.values:
                 raise CandidateError(f"the output {name!r} isn't computed")
             value = self.values[name]
+            if value.dtype not in C_TYPES:
+                raise CandidateError(
+                    f"the compiled engine gives numbers only: the output {name!r} is {value.dtype}"
+                )
             written = {one for operation in self.operations for one in operation.writes}
             if value.constant is not None or value.tensor not in written or value.tensor in taken:
                 value = self.copy(value)

@@ -14,6 +14,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled.graph import Graph, Node, Value, as_array
 from hasten.engines.compiled.nodes import (
     choices,
+    classical,
     convolutions,
     elementwise,
     movement,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 LOWERINGS: Mapping[str, Callable[[Node], None]] = {
     **choices.LOWERINGS,
+    **classical.LOWERINGS,
     **convolutions.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,

@@ -16,7 +16,9 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.tables import columns_of, is_table, records
 
-_KNOWN = frozenset(("columns", "missing", "words", "dtype", "required", "unseen"))
+_KNOWN = frozenset(
+    ("columns", "missing", "words", "dtype", "required", "unseen", "choices", "whole")
+)
 """Settings of `Row` that the quick way keeps; under any other one it leaves every row to `Row`."""
 _MOST_COLUMNS = 2_000
 _BOUNDS = {"float32": 1e38, "float64": 1e150}
@@ -61,8 +63,9 @@ class RowReader:
         self._nan = step.missing == "nan" and not getattr(step, "required", ())
         self._worded = tuple((place, places) for place, places, _ in step._places)
         self.able = self.columns <= _MOST_COLUMNS and type(step) is Row and _is_known(step)
-        self._plain = not self._worded and not self._nan
-        """Whether nothing but numbers can be among a row's values."""
+        self._chosen = step._chosen
+        self._plain = not self._worded and not self._nan and not self._chosen
+        """Whether any numbers, and nothing but numbers, can be a row's values."""
         form = struct.Struct(f"{self.columns}{'f' if self.dtype == np.float32 else 'd'}")
         self._row_bytes = form.size
         self._pack: Callable[..., None] = form.pack_into
@@ -81,7 +84,12 @@ class RowReader:
         fields: list[Any] = []
         for place in range(self.columns):
             kind: Any = float | int | str if place in worded else float | int
-            fields.append((f"c{place}", kind | None, None) if self._nan else (f"c{place}", kind))
+            if not self._nan:
+                fields.append((f"c{place}", kind))
+            elif self.step.whole:
+                fields.append((f"c{place}", kind | None))
+            else:
+                fields.append((f"c{place}", kind | None, None))
         names = {f"c{place}": name for place, name in enumerate(self._names)}
         return msgspec.defstruct(
             "Columns", fields, rename=names, forbid_unknown_fields=True, gc=False
@@ -171,7 +179,15 @@ class RowReader:
             if not _NUMBERS.issuperset(map(type, values)):
                 raise _UnusualError
         self._check_finite(values)
+        self._check_chosen(values)
         self._pack(into, row * self._row_bytes, *values)
+
+    def _check_chosen(self, values: Sequence[Any]) -> None:
+        """Leave numbers to `Row` that aren't among those that their column takes."""
+        for place, choices in self._chosen:
+            number = float(values[place])
+            if number not in choices and number == number:
+                raise _UnusualError
 
     def _check_finite(self, values: Sequence[Any]) -> None:
         """Leave numbers to `Row` that are too large, infinite, or NaN where that may be refused."""
@@ -187,7 +203,9 @@ class RowReader:
             if values.dtype.kind not in "iu":
                 raise _UnusualError
             values = values.astype(np.float64)
-        self._check_finite(values.tolist())
+        numbers = values.tolist()
+        self._check_finite(numbers)
+        self._check_chosen(numbers)
         into[row] = values
 
     def _put_series(self, value: Any, into: Array, row: int) -> None:
@@ -284,6 +302,9 @@ class RowReader:
             least, most = (there.min(), there.max()) if there.size else (0.0, 0.0)
         if not (-self._bound <= least and most <= self._bound):
             return None
+        for place, choices in self._chosen:
+            if not all(one in choices or one != one for one in np.unique(rows[:, place]).tolist()):
+                return None
         return np.ascontiguousarray(rows, self.dtype)
 
 

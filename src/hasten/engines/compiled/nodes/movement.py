@@ -214,8 +214,12 @@ def _split(node: Node) -> None:
 
 def _concat(node: Node) -> None:
     values = node.inputs
-    rank = len(values[0].shape)
-    axis = node.axis(node.attributes["axis"], rank)
+    axis = node.axis(node.attributes["axis"], len(values[0].shape))
+    node.give(concatenated(node, values, axis))
+
+
+def concatenated(node: Node, values: Sequence[Value], axis: int) -> Value:
+    """Append copies of values of one type behind each other along an axis; return the result."""
     batches = {value.batch for value in values if value.batch is not None}
     fixed = any(value.constant is not None for value in values)
     if len(batches) > 1 or axis in batches or any(value.counts_rows for value in values):
@@ -225,7 +229,7 @@ def _concat(node: Node) -> None:
         node.mixes_rows()
     shape = list(values[0].shape)
     shape[axis] = sum(value.shape[axis] for value in values)
-    output = node.computed(values[0].dtype, shape, batch)
+    output = node.graph.new(values[0].dtype, tuple(shape), batch)
     strides, start = contiguous(output.shape), 0
     for value in values:
         node.graph.map(
@@ -236,14 +240,13 @@ def _concat(node: Node) -> None:
             shape=value.shape,
         )
         start += value.shape[axis]
+    return output
 
 
 def _pad(node: Node) -> None:
     value = node.input(0)
     rank = len(value.shape)
     given = _numbers(node, 1, "pads", "pads") or []
-    if node.attributes.get("mode", "constant") != "constant":
-        node.refuse(f"mode {node.attributes['mode']!r}")
     axes = [node.axis(a, rank) for a in _numbers(node, 3, "axes", "axes") or range(rank)]
     before, after = [0] * rank, [0] * rank
     for at, axis in enumerate(axes):
@@ -252,10 +255,31 @@ def _pad(node: Node) -> None:
         node.refuse("negative pads")
     if value.batch is not None and (before[value.batch] or after[value.batch]):
         node.mixes_rows()
+    mode = node.attributes.get("mode", "constant")
+    if mode != "constant":
+        node.give(_repeated(node, value, before, after, mode))
+        return
     fill = node.attributes.get("value", 0.0)
     if node.has(2):
         fill = node.constant(2, "value").item()
     node.give(padded(node, value, before, after, fill))
+
+
+def _repeated(
+    node: Node, value: Value, before: Sequence[int], after: Sequence[int], mode: str
+) -> Value:
+    """Append copies of a value's own elements around it, axis by axis; return the result."""
+    if mode not in ("reflect", "edge", "wrap"):
+        node.refuse(f"mode {mode!r}")
+    for axis, (start, end) in enumerate(zip(before, after, strict=True)):
+        if not start and not end:
+            continue
+        size = value.shape[axis]
+        if mode == "reflect" and max(start, end) >= size:
+            node.refuse(f"{max(start, end)} more by reflection of {size}")
+        picked = np.pad(np.arange(size), (start, end), mode)  # type: ignore[call-overload]
+        value = replace(taken(node, value, picked, axis), batch=value.batch)
+    return value
 
 
 def padded(
@@ -296,14 +320,24 @@ def _gather(node: Node) -> None:
     size = value.shape[axis]
     if places.size and not (-size <= places.min() and places.max() < size):
         node.refuse(f"places beyond {size}")
-    picked = [int(one) % size for one in places.reshape(-1)]
     if axis == value.batch:
         node.mixes_rows()
+    output = taken(node, value, places.reshape(-1) % size, axis)
+    sizes = (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :])
+    batch = value.batch
+    if batch is not None and batch > axis:
+        batch += len(places.shape) - 1
+    node.give(replace(output, shape=sizes, batch=None if value.batch == axis else batch))
+
+
+def taken(node: Node, value: Value, places: Array, axis: int) -> Value:
+    """Append a choice of known places along an axis; return it, without an axis of the batch."""
+    picked = [int(one) for one in places]
     shape = (*value.shape[:axis], len(picked), *value.shape[axis + 1 :])
     runs = _runs(picked)
     if len(runs) > _MOST_PARTS:
-        node.give(gathered(node, value, node.input(1), axis))
-        return
+        chosen: Array = np.array(picked, np.int64)
+        return gathered(node, value, Value("", "int64", chosen.shape, None, chosen), axis)
     output = node.graph.new(value.dtype, shape, None)
     strides, into = contiguous(value.shape), contiguous(shape)
     for start, first, count, step in runs:
@@ -316,11 +350,7 @@ def _gather(node: Node) -> None:
             into=Access(output.tensor, into, start * into[axis]),
             shape=loops,
         )
-    sizes = (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :])
-    batch = value.batch
-    if batch is not None and batch > axis:
-        batch += len(places.shape) - 1
-    node.give(replace(output, shape=sizes, batch=None if value.batch == axis else batch))
+    return output
 
 
 def _runs(picked: Sequence[int]) -> list[tuple[int, int, int, int]]:
@@ -344,6 +374,12 @@ def _shape(node: Node) -> None:
     sizes: Array = np.array([value.shape[axis] for axis in axes], np.int64)
     counts = value.batch in axes
     node.give(Value("", "int64", sizes.shape, None, sizes, counts))
+
+
+def _size(node: Node) -> None:
+    value = node.input(0)
+    count: Array = np.array(product(value.shape), np.int64)
+    node.give(Value("", "int64", (), None, count, value.batch is not None))
 
 
 def _constant_of_shape(node: Node) -> None:
@@ -371,6 +407,7 @@ LOWERINGS: dict[str, Callable[[Node], None]] = {
     "Pad": _pad,
     "Gather": _gather,
     "Shape": _shape,
+    "Size": _size,
     "ConstantOfShape": _constant_of_shape,
 }
 """Lowering of each operator by its name."""

@@ -163,8 +163,21 @@ def _global_pool(node: Node) -> None:
     node.give(reduced(node, value, list(range(2, len(value.shape))), kind))
 
 
+def _log_sum_exp(node: Node) -> None:
+    """Lower the logarithm of a sum of powers, less the largest exponent so that none is too large."""
+    value, axes = node.input(0), _axes(node)
+    if axes is None:
+        node.give(value)
+        return
+    most = reduced(node, value, axes, "maximum")
+    powers = done(node, "exp", done(node, "subtract", value, most))
+    whole = done(node, "log", reduced(node, powers, axes, "sum"))
+    node.give(_kept(node, done(node, "add", whole, most), axes))
+
+
 LOWERINGS: dict[str, Callable[[Node], None]] = {
     **dict.fromkeys(_KINDS, _reduce),
+    "ReduceLogSumExp": _log_sum_exp,
     "ArgMax": _arg,
     "ArgMin": _arg,
     "Softmax": _softmax,

@@ -85,11 +85,12 @@ def transformed(node: Node, total: Value, base: Array, transform: str, dtype: st
     if base.any():
         total = done(node, "add", total, constant(base.astype(total.dtype).reshape(1, -1)))
     if targets > 1 or transform == "PROBIT":
-        total = _transformed(node, total, transform)
+        total = post_transformed(node, total, transform)
     node.give(cast(node, total, dtype))
 
 
-def _transformed(node: Node, total: Value, transform: str) -> Value:
+def post_transformed(node: Node, total: Value, transform: str) -> Value:
+    """Append a post-transform of scores of shape `(1, targets)`; return its result."""
     if transform == "NONE":
         return total
     if transform == "LOGISTIC":
@@ -161,11 +162,11 @@ def classified(
         steps = Steps(_column(node, total, 1))
         above = steps.do("greater", 0, steps.number(0), dtype="bool")
         steps.do("cast", above, dtype="int64")
-        _label(node, steps.end(node), [0, 1] if isinstance(labels[0], int) else labels)
+        labelled(node, steps.end(node), [0, 1] if isinstance(labels[0], int) else labels)
     else:
         place = reduced(node, total, [1], "argmax")
-        _label(node, replace(place, shape=(1,)), labels)
-    node.give(cast(node, _transformed(node, total, transform), "float32"), 1)
+        labelled(node, replace(place, shape=(1,)), labels)
+    node.give(cast(node, post_transformed(node, total, transform), "float32"), 1)
 
 
 def _column(node: Node, value: Value, column: int) -> Value:
@@ -189,7 +190,7 @@ def _binary(
     steps = Steps(score)
     above = steps.do("greater", 0, steps.number(0.5 if positive else 0), dtype="bool")
     steps.do("cast", above, dtype="int64")
-    _label(node, steps.end(node), labels)
+    labelled(node, steps.end(node), labels)
     # The first column is the logistic of -score, 1 - score, or -score.
     logistic = transform == "LOGISTIC"
     signs = constant(np.asarray([[-1, 1]], total.dtype))
@@ -201,9 +202,10 @@ def _binary(
     node.give(cast(node, steps.end(node), "float32"), 1)
 
 
-def _label(node: Node, place: Value, labels: Sequence[Any]) -> None:
-    """Append the label of a class's place; texts aren't given."""
+def labelled(node: Node, place: Value, labels: Sequence[Any]) -> None:
+    """Append the label of a class's place; texts aren't given, so nothing can take them."""
     if not isinstance(labels[0], int):
+        node.give(replace(place, tensor="", dtype="texts"), 0)
         return
     if list(labels) == list(range(len(labels))):
         node.give(place, 0)

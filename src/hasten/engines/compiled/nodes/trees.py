@@ -11,7 +11,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.scores import classified, scaled, transformed
-from hasten.engines.compiled.operators.forests import MOST_DEPTH
+from hasten.engines.compiled.operators.forests import MOST_DEPTH, Forest
 from hasten.engines.compiled.operators.trees import Trees
 
 _MODES = (
@@ -181,7 +181,9 @@ def _ensemble(node: Node, nodes: _Nodes, targets: int, aggregate: str) -> Value:
             (np.concatenate([column[2] for column in columns]), dtype),
         )
     ]
-    graph.add(Trees(graph.tensor(row), result.tensor, *names, _COMBINE[aggregate]))  # type: ignore[arg-type,call-arg]
+    forest = Forest.grow(np.asarray([split[0] < 0 for split in every]))
+    steps = int((forest.depths + 1).sum())
+    graph.add(Trees(graph.tensor(row), result.tensor, *names, _COMBINE[aggregate], steps))  # type: ignore[arg-type,call-arg]
     return result
 
 

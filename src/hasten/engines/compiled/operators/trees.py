@@ -23,6 +23,8 @@ _COMBINE = {
     "minimum": "all = one < all ? one : all;",
     "maximum": "all = one > all ? one : all;",
 }
+_UNSAID = 1000
+"""Steps through a forest whose plan doesn't say them."""
 MOST_TREES = 100_000
 """Most trees of a forest: a call keeps a number for each of them."""
 
@@ -45,6 +47,7 @@ class Trees(Operation):
         columns: Tree and target of each column of values, as int32, ordered by target.
         values: Value of each leaf of the column's tree, column after column, of the input's type.
         combine: What becomes of a target's values; of none, 0.
+        steps: Nodes on the longest ways through all trees together; an older plan doesn't say.
     """
 
     input: str
@@ -58,6 +61,7 @@ class Trees(Operation):
     columns: str
     values: str
     combine: Literal["sum", "minimum", "maximum"]
+    steps: int = _UNSAID
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -69,7 +73,7 @@ class Trees(Operation):
 
     @property
     def work(self) -> int:
-        return 1000
+        return self.steps
 
     @cached_property
     def _constants(self) -> tuple[str, ...]:
@@ -81,6 +85,8 @@ class Trees(Operation):
         given = plan.tensor(self.input)
         if given.dtype not in ("float32", "float64"):
             self.refuse(f"a row of {given.dtype}")
+        if not 0 < self.steps <= max(_UNSAID, plan.tensor(self.features).size):
+            self.refuse(f"{self.steps} steps through {plan.tensor(self.features).size} nodes")
         self.check_sizes(plan, given.dtype, {self.output: plan.tensor(self.output).size})
         nodes = self.constant(plan, self.features).size
         types = (given.dtype, "uint8", "int32", given.dtype, "int32", "int32", given.dtype)
