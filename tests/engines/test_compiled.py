@@ -98,7 +98,7 @@ def test_a_bound_call_answers_from_and_to_the_same_arrays(
             assert np.array_equal(taken[name], array)
 
 
-def test_a_bound_call_outlives_its_session_and_its_arrays(
+def test_a_bound_call_refuses_once_its_session_is_closed(
     artifact: Artifact, target: Target
 ) -> None:
     with opened(artifact, target) as session:
@@ -110,8 +110,35 @@ def test_a_bound_call_outlives_its_session_and_its_arrays(
     kept = taken[name]
     del session, given, taken
     gc.collect()
-    call()
-    assert np.array_equal(kept, answer[name])
+    kept[...] = 7
+    with pytest.raises(CandidateError, match="closed"):
+        call()
+    assert (kept == 7).all()
+
+
+def test_a_bound_call_keeps_its_arrays(artifact: Artifact, target: Target) -> None:
+    with opened(artifact, target) as session:
+        given = request_for(artifact.inputs)
+        answer = session.run(given)
+        taken = {name: np.zeros_like(array) for name, array in answer.items()}
+        call = session.bind(given, dict(taken))
+        (name,) = taken
+        kept = taken[name]
+        del given, taken
+        gc.collect()
+        call()
+        assert np.array_equal(kept, answer[name])
+
+
+def test_arrays_of_another_size_than_the_plans_are_not_bound(
+    artifact: Artifact, target: Target
+) -> None:
+    with opened(artifact, target) as session:
+        given = request_for(artifact.inputs, batch=2)
+        taken = session.run(given)
+        short = {name: array[:1] for name, array in taken.items()}
+        with pytest.raises(CandidateError, match="size"):
+            session.bind(given, short)
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:, :-1], lambda x: x.astype(np.float64), bytes])

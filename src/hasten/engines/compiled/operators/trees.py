@@ -81,12 +81,12 @@ class Trees(Operation):
         given = plan.tensor(self.input)
         if given.dtype not in ("float32", "float64"):
             self.refuse(f"a row of {given.dtype}")
-        self.check_sizes(plan, given.dtype, {self.output: plan.tensor(self.output).size})
+        self.check_sizes(plan, given.dtype, (self.output, plan.tensor(self.output).size))
         nodes = self.constant(plan, self.features).size
         types = (given.dtype, "uint8", "int32", given.dtype, "int32", "int32", given.dtype)
-        self.check_sizes(plan, "int32", {self.features: nodes, self.set_of: nodes})
-        self.check_sizes(plan, given.dtype, {self.thresholds: nodes})
-        self.check_sizes(plan, "uint8", {self.nan_high: nodes})
+        self.check_sizes(plan, "int32", (self.features, nodes), (self.set_of, nodes))
+        self.check_sizes(plan, given.dtype, (self.thresholds, nodes))
+        self.check_sizes(plan, "uint8", (self.nan_high, nodes))
         for name, dtype in zip(self._constants[1:], types, strict=True):
             if self.constant(plan, name).dtype != dtype:
                 self.refuse(f"{name!r} must be {dtype}")
