@@ -20,6 +20,9 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled import compiler
 from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
+from hasten.engines.compiled.library import Library
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.source import write
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
@@ -226,6 +229,32 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(
         Compiler.find().compile("int x;", limit_s=0.5)
     child = Path("/proc", (tmp_path / "child").read_text().strip())
     assert not child.exists() or "zombie" in (child / "status").read_text()
+
+
+def test_no_room_for_temporary_files_fails_the_candidate(
+    artifact: Artifact, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Compiler.find()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(CandidateError, match="can't be run"), opened(artifact, target):
+        pass
+
+
+def test_a_library_loads_without_temporary_files(
+    artifact: Artifact, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Compiler.find().compile(write(*_plan_of(artifact), target).text).content
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(CandidateError, match="can't be loaded"):
+            Library(b"no library")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    Library(content)
+
+
+def _plan_of(artifact: Artifact) -> tuple[Plan, bytes]:
+    return Plan.read(artifact.path), artifact.files[0].read_bytes()
 
 
 def test_what_a_compiler_makes_that_is_no_library_is_one_line(
