@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact, Session
+from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.nodes.trees import LOWERINGS
 from hasten.engines.compiled.operators.trees import Trees
@@ -430,6 +431,12 @@ def test_no_change_of_a_forest_makes_anything_else_fail(
 
     with contextlib.suppress(IntegrityError):
         damaged(plan, which, change)
+
+
+def test_a_forest_is_compiled_where_rows_are_not_apart(plan: tuple[Plan, bytes]) -> None:
+    whole, weights = plan
+    text = write(replace(whole, by_row=False), weights, Target.host()).text
+    assert Compiler.find().compile(text).content
 
 
 def test_a_forest_whose_values_are_too_few_is_refused(plan: tuple[Plan, bytes]) -> None:

@@ -110,7 +110,8 @@ class Writer:
     def each_row(self) -> Iterator[None]:
         """Write a loop over the rows; within it pointers are to the tensors of one row."""
         if not self.plan.by_row:
-            yield
+            with self.block(""):  # an operation's own names may be the function's
+                yield
             return
         self.line("for (long b = 0; b < n; b++) {")
         self._start, self._row = len(self._lines), "b"
