@@ -202,6 +202,19 @@ def test_an_input_or_output_that_comes_twice_is_refused(inputs: str, outputs: st
         Plan(tensors, (copy,), tuple(inputs), tuple(outputs), shapes, True).check(0)
 
 
+def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:
+    tensors = {"b": tensor(1, 0, "bool"), "x": tensor(1), "y": tensor(1, dtype="bool")}
+    copy = Map((Step("copy", (0,), "bool"),), (Access("b", (1,)),), Access("y", (1,)), (1,))
+    plan = Plan(tensors, (copy,), ("x",), ("y",), ((1,),), True)
+    plan.check(1)
+    assert write(plan, b"\1", Target.host()).text
+    with pytest.raises(IntegrityError, match="isn't true or false"):
+        write(plan, b"\2", Target.host())
+    value = replace(copy, inputs=(), steps=(Step("value", (), "bool", "2"),))
+    with pytest.raises(IntegrityError, match="'value'"):
+        replace(plan, operations=(value,)).check(1)
+
+
 def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "MOST_TEXT", 100_000)
     half = 1 << 20

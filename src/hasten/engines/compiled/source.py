@@ -206,8 +206,12 @@ def write(plan: Plan, weights: bytes, target: Target) -> Source:
         target: Processor, whose instruction sets decide how wide vectors are.
 
     Raises:
-        IntegrityError: it asks for too much memory, or its trees are damaged.
+        IntegrityError: it asks for too much memory, or its trees or truths are damaged.
     """
+    for name, tensor in plan.tensors.items():
+        truths = tensor.dtype == "bool" and tensor.offset is not None
+        if truths and plan.constant(name, weights).view(np.uint8).max() > 1:
+            raise IntegrityError(f"the plan is damaged: {name!r:.100} isn't true or false")
     wide = 64 if "avx512f" in target.isa else 32 if "avx2" in target.isa else 16
     places, row_bytes = _arena(plan)
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
