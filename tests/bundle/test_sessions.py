@@ -14,7 +14,9 @@ from tests.support.bundles import forge
 from tests.support.servers import bundle_of
 
 from hasten.bundle import Loaded, load, read
+from hasten.bundle.states import StateSession
 from hasten.core.sequences import Sequences
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 STEPS = recurrent.sequences(1, 8)[0]
@@ -104,6 +106,24 @@ def test_a_step_that_would_ruin_the_state_is_refused_and_the_state_stays(loaded:
         "step's input"
     )
     np.testing.assert_array_equal(session(STEPS[1:2])["scores"], twin(STEPS[1:2])["scores"])
+
+
+def test_what_a_caller_does_to_an_answer_changes_no_state() -> None:
+    class Adds:
+        """Model whose only output is its state."""
+
+        inputs = (TensorSpec("x", "float32", (1,)), TensorSpec("h", "float32", (1,)))
+        outputs = (TensorSpec("h_out", "float32", (1,)),)
+        request = inputs
+
+        def run(self, tensors: Tensors) -> dict[str, Array]:
+            return {"h_out": tensors["x"] + tensors["h"]}
+
+    session = StateSession(Adds(), Sequences((("h", "h_out"),)), {})
+    for _ in range(2):
+        answer = session(np.ones(1, np.float32))
+        answer["h_out"][...] = 100
+    assert session.states["h"] == 2
 
 
 def test_two_threads_in_one_session_are_told_so(

@@ -20,6 +20,9 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled import compiler
 from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
+from hasten.engines.compiled.library import Library
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.source import write
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
@@ -98,7 +101,7 @@ def test_a_bound_call_answers_from_and_to_the_same_arrays(
             assert np.array_equal(taken[name], array)
 
 
-def test_a_bound_call_keeps_its_arrays_and_is_refused_once_its_session_is_closed(
+def test_a_bound_call_refuses_once_its_session_is_closed(
     artifact: Artifact, target: Target
 ) -> None:
     with opened(artifact, target) as session:
@@ -106,15 +109,39 @@ def test_a_bound_call_keeps_its_arrays_and_is_refused_once_its_session_is_closed
         answer = session.run(given)
         taken = {name: np.zeros_like(array) for name, array in answer.items()}
         call = session.bind(given, dict(taken))
+    (name,) = taken
+    kept = taken[name]
+    del session, given, taken
+    gc.collect()
+    kept[...] = 7
+    with pytest.raises(CandidateError, match="closed"):
+        call()
+    assert (kept == 7).all()
+
+
+def test_a_bound_call_keeps_its_arrays(artifact: Artifact, target: Target) -> None:
+    with opened(artifact, target) as session:
+        given = request_for(artifact.inputs)
+        answer = session.run(given)
+        taken = {name: np.zeros_like(array) for name, array in answer.items()}
+        call = session.bind(given, dict(taken))
         (name,) = taken
         kept = taken[name]
-        del session, given, taken
+        del given, taken
         gc.collect()
         call()
         assert np.array_equal(kept, answer[name])
-    with pytest.raises(CandidateError, match="closed") as caught:
-        call()
-    assert_one_line(caught.value)
+
+
+def test_arrays_of_another_size_than_the_plans_are_not_bound(
+    artifact: Artifact, target: Target
+) -> None:
+    with opened(artifact, target) as session:
+        given = request_for(artifact.inputs, batch=2)
+        taken = session.run(given)
+        short = {name: array[:1] for name, array in taken.items()}
+        with pytest.raises(CandidateError, match="size"):
+            session.bind(given, short)
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:, :-1], lambda x: x.astype(np.float64), bytes])
@@ -207,6 +234,32 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(
 def test_each_compiler_vectorizes() -> None:
     assert "-O3" in Compiler(("cc",), "clang-19.1.7").flags
     assert {"-O2", "-ftree-vectorize"} < set(Compiler(("cc",), "gcc-14.2.0").flags)
+
+
+def test_no_room_for_temporary_files_fails_the_candidate(
+    artifact: Artifact, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Compiler.find()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(CandidateError, match="can't be run"), opened(artifact, target):
+        pass
+
+
+def test_a_library_loads_without_temporary_files(
+    artifact: Artifact, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Compiler.find().compile(write(*_plan_of(artifact), target).text).content
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(CandidateError, match="can't be loaded"):
+            Library(b"no library")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    Library(content)
+
+
+def _plan_of(artifact: Artifact) -> tuple[Plan, bytes]:
+    return Plan.read(artifact.path), artifact.files[0].read_bytes()
 
 
 def test_what_a_compiler_makes_that_is_no_library_is_one_line(

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ import pytest
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
+from hasten.engines.compiled import source
 from hasten.engines.compiled.lowering import lower
-from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.operators.convolutions import Conv
+from hasten.engines.compiled.operators.dense import Dense
+from hasten.engines.compiled.operators.maps import Map
+from hasten.engines.compiled.operators.programs import Step
+from hasten.engines.compiled.plan import Access, Operation, Plan, Tensor
 from hasten.engines.compiled.source import Source, write
-from hasten.errors import HastenError
+from hasten.errors import HastenError, IntegrityError
 
 _TEXT = """
     <ir_version: 10, opset_import: ["": 17]>
@@ -112,12 +118,12 @@ def survivors(sound: tuple[Plan, bytes], seeds: range) -> list[Source]:
         try:
             made: Plan = from_record(Plan, damaged(record, random.Random(seed)))
             made.check(len(weights))
-            source = write(made, weights, target)
+            written = write(made, weights, target)
         except HastenError:
             continue
-        if source.text not in known:
-            known.add(source.text)
-            found.append(source)
+        if written.text not in known:
+            known.add(written.text)
+            found.append(written)
     return found
 
 
@@ -142,11 +148,95 @@ int main(void) {
 """
 
 
-def run_checked(source: Source, folder: Path) -> subprocess.CompletedProcess[str] | None:
+def tensor(size: int, offset: int | None = None, dtype: str = "float32") -> Tensor:
+    return Tensor(dtype, size, offset)
+
+
+_DENSE = Dense("w", "w", "", "y", rows=1000, inner=2, outer=2)
+_CONV = Conv("x", "w", "", "y", (1, 1), 1, (8, 8), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+_COPY = Step("copy", (0,), "float32")
+
+
+@pytest.mark.parametrize(
+    ("operation", "tensors"),
+    [
+        (_DENSE, {"w": tensor(4, 0), "y": tensor(2000)}),
+        (
+            replace(_DENSE, input="x", bias="w"),
+            {"x": tensor(2000), "w": tensor(2, 0), "y": tensor(2000)},
+        ),
+        (
+            Dense("b", "w", "b", "y", rows=1000, inner=2, outer=2),
+            {"w": tensor(4, 0), "b": tensor(2, 0), "y": tensor(2000)},
+        ),
+        (replace(_CONV, input="w"), {"w": tensor(1, 0), "y": tensor(64)}),
+        (
+            replace(_CONV, pictures=2**20, pads=(4000, 4000, 0, 0), strides=(8000, 8000)),
+            {"x": tensor(2**26), "w": tensor(1, 0), "y": tensor(2**20)},
+        ),
+        (
+            replace(_CONV, size=(400, 400), kernel=(100, 100), strides=(300, 300)),
+            {"x": tensor(160_000), "w": tensor(10_000, 0), "y": tensor(4)},
+        ),
+        (
+            Map((_COPY,), (Access("x", (0,) * 99),), Access("y", (0,) * 99), (1,) * 99),
+            {"x": tensor(1), "y": tensor(1)},
+        ),
+    ],
+)
+def test_one_tensor_in_two_roles_and_endless_work_are_refused(
+    operation: Operation, tensors: dict[str, Tensor]
+) -> None:
+    plan = Plan({"x": tensor(1), **tensors}, (operation,), ("x",), ("y",), ((1,),), False)
+    with pytest.raises(IntegrityError, match=type(operation).__name__.lower()):
+        plan.check(1 << 20)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [("xx", "y"), ("x", "yy"), ("x" * 2000, "y")])
+def test_an_input_or_output_that_comes_twice_is_refused(inputs: str, outputs: str) -> None:
+    copy = Map((_COPY,), (Access("x", (1,)),), Access("y", (1,)), (1,))
+    tensors = {"x": tensor(1), "y": tensor(1)}
+    shapes = ((1,),) * len(outputs)
+    Plan(tensors, (copy,), ("x",), ("y",), ((1,),), True).check(0)
+    with pytest.raises(IntegrityError, match="different tensors"):
+        Plan(tensors, (copy,), tuple(inputs), tuple(outputs), shapes, True).check(0)
+
+
+def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:
+    tensors = {"b": tensor(1, 0, "bool"), "x": tensor(1), "y": tensor(1, dtype="bool")}
+    copy = Map((Step("copy", (0,), "bool"),), (Access("b", (1,)),), Access("y", (1,)), (1,))
+    plan = Plan(tensors, (copy,), ("x",), ("y",), ((1,),), True)
+    plan.check(1)
+    assert write(plan, b"\1", Target.host()).text
+    with pytest.raises(IntegrityError, match="isn't true or false"):
+        write(plan, b"\2", Target.host())
+    value = replace(copy, inputs=(), steps=(Step("value", (), "bool", "2"),))
+    with pytest.raises(IntegrityError, match="'value'"):
+        replace(plan, operations=(value,)).check(1)
+
+
+def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MOST_TEXT", 100_000)
+    half = 1 << 20
+    tensors = {"w": tensor(half // 4, 0), "x": tensor(1), "y": tensor(1)}
+    step = Step("exp", (0,), "float32")
+    copies = [Map((step,) * 399, (Access("x", (1,)),), Access("y", (1,)), (1,)) for _ in range(20)]
+    plan = Plan(tensors, tuple(copies), ("x",), ("y",), ((1,),), True)
+    plan.check(half)
+    with pytest.raises(IntegrityError, match="MB of C"):
+        write(plan, bytes(half), Target.host())
+    monkeypatch.undo()
+    reads = [Map((_COPY,), (Access("w", (0,)),), Access("y", (1,)), (1,)) for _ in range(300)]
+    plan = Plan(tensors, tuple(reads), ("x",), ("y",), ((1,),), True)
+    plan.check(half)
+    assert len(write(plan, bytes(half), Target.host()).tables) < 2 * half
+
+
+def run_checked(written: Source, folder: Path) -> subprocess.CompletedProcess[str] | None:
     """Run a model with every access checked; None where the compiler can't do that."""
-    sizes = (-(-max(1, one) // 64) * 64 for one in (source.arena_bytes, len(source.tables)))
+    sizes = (-(-max(1, one) // 64) * 64 for one in (written.arena_bytes, len(written.tables)))
     defined = "enum {{ ARENA = {}, TABLES = {} }};".format(*sizes)
-    text = source.text[: source.text.index("/* Calls from Python")]
+    text = written.text[: written.text.index("/* Calls from Python")]
     (folder / "m.c").write_text(text + defined + _MAIN)
     flags = ["-std=gnu11", "-O1", "-march=native", "-w", "-fsanitize=address", "-fno-math-errno"]
     command = ["cc", *flags, "-o", "m", "m.c", "-lm"]
@@ -168,7 +258,7 @@ def test_a_damaged_plan_is_refused_or_stays_within_its_memory(
     assert first.returncode == 0, first.stderr[:2000]
     taken = survivors(sound, range(400))
     assert 3 < len(taken) < 300
-    for source in random.Random(0).sample(taken, 2):
-        ran = run_checked(source, tmp_path)
+    for one in random.Random(0).sample(taken, 2):
+        ran = run_checked(one, tmp_path)
         assert ran is not None
         assert ran.returncode == 0, ran.stderr[:2000]

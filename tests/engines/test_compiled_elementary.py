@@ -168,3 +168,15 @@ def test_rests_are_c_s(library: ctypes.CDLL) -> None:
     with np.errstate(all="ignore"):
         wanted = np.fmod(x, z)
     np.testing.assert_array_equal(called(library, "fmod_f", x, z), wanted)
+
+
+def test_rests_of_numbers_of_any_size_are_c_s(library: ctypes.CDLL) -> None:
+    rng = np.random.default_rng(0)
+    x, z = (10 ** rng.uniform(-38, 38, (2, 5000)) * rng.choice([-1, 1], (2, 5000))).astype("f4")
+    assert np.array_equal(called(library, "fmod_f", x, z), np.fmod(x, z))
+
+
+@pytest.mark.parametrize("name", ["sin_f", "cos_f", "sin_d", "cos_d"])
+def test_waves_of_any_number_are_no_more_than_1(library: ctypes.CDLL, name: str) -> None:
+    x = 10 ** np.random.default_rng(0).uniform(0, 38, 5000)
+    assert (np.abs(called(library, name, x)) <= 1 + 1e-9).all()

@@ -445,3 +445,28 @@ def test_what_is_not_covered_names_the_operator(
     settled = tuple(TensorSpec(one.name, one.dtype, (1, *one.shape[1:])) for one in request)
     with pytest.raises(CandidateError, match=f"doesn't take {op}.*{why}"):
         lower(tmp_path / "m.onnx", settled, ())
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = Reshape(x, merged)",
+        "y = Flatten <axis = 0> (x)",
+        "y = Slice(x, zero, one, zero)",
+        "y = Add(x, three)",
+        "t = Add(x, three) y = Reshape(t, merged)",
+    ],
+)
+def test_what_answers_one_row_only_as_a_batch_of_one_is_not_for_more(
+    tmp_path: Path, node: str
+) -> None:
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        apart (float[n, 4] x) => (float[a, b] y)
+            <int64[2] merged = {1, -1}, int64[1] zero = {0}, int64[1] one = {1},
+             float[3, 4] three = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}> {
+    """
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.parser.parse_model(text + node + "}"), path)
+    plan, _ = lower(path, (TensorSpec("x", "float32", (1, 4)),), (TensorSpec("y", "float32", ()),))
+    assert not plan.by_row

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact, Session
+from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.nodes.trees import LOWERINGS
 from hasten.engines.compiled.operators.trees import Trees
@@ -441,9 +442,18 @@ def test_the_work_of_a_forest_is_the_depth_of_its_trees(
     assert Plan.read(built(path, tmp_path).path).work == 7 * 10
     made, weights = plan
     for steps in (0, 10_000):
-        operations = tuple(replace(one, steps=steps) for one in made.operations)  # type: ignore[call-arg]
+        operations = tuple(
+            replace(one, steps=steps) for one in made.operations if isinstance(one, Trees)
+        )
+        assert len(operations) == len(made.operations)
         with pytest.raises(IntegrityError, match=f"{steps} steps through 27 nodes"):
             replace(made, operations=operations).check(len(weights))
+
+
+def test_a_forest_is_compiled_where_rows_are_not_apart(plan: tuple[Plan, bytes]) -> None:
+    whole, weights = plan
+    text = write(replace(whole, by_row=False), weights, Target.host()).text
+    assert Compiler.find().compile(text).content
 
 
 def test_a_forest_whose_values_are_too_few_is_refused(plan: tuple[Plan, bytes]) -> None:

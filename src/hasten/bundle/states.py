@@ -49,6 +49,7 @@ class Carrier:
         self.inputs = tuple(spec for spec in model.inputs if spec.name not in names)
         self.outputs = sequences.answers(model.outputs)
         self._answers = tuple(spec.name for spec in self.outputs)
+        self._given_out = frozenset(self._answers)
         self._carried = tuple(
             (name, output, self.specs[name].sizes, np.dtype(self.specs[name].dtype))
             for name, output in sequences.states
@@ -82,7 +83,9 @@ class Carrier:
                     f"the state {name!r} would have NaN or Inf after step {self.steps}: the state "
                     "before it is kept; check that step's input"
                 )
-            states[name] = state if state.flags.c_contiguous else np.asarray(state, order="C")
+            # What the caller gets may be changed by the caller.
+            own = output not in self._given_out and state.flags.c_contiguous
+            states[name] = state if own else np.array(state, order="C")
         self.states = states
         self.steps += 1
         return {name: answer[name] for name in self._answers}

@@ -82,7 +82,16 @@ class Compiler:
 
         Raises:
             CandidateError: the compiler failed, or didn't end in time; the message is its first line.
+                Or it can't be run, as without room for temporary files.
         """
+        try:
+            return self._compiled(source, limit_s)
+        except OSError as error:  # no room for temporary files, or the compiler went away
+            raise CandidateError(
+                f"the C compiler ({self.version}) can't be run: {error}"
+            ) from error
+
+    def _compiled(self, source: str, limit_s: float) -> Built:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
             made = Path(folder, "model.so")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,7 +104,10 @@ class CompiledC(Engine):
             raise CandidateError("the compiled engine takes no custom operators")
         plan, weights = lower(model.path, _request(model), model.outputs, self.most_work)
         path, beside = workdir / _PLAN, workdir / _WEIGHTS
-        plan.check(len(weights))
+        try:
+            plan.check(len(weights))
+        except IntegrityError as error:
+            raise CandidateError(f"the compiled engine can't take the model: {error}") from error
         plan.write(path)
         beside.write_bytes(weights)
         return Artifact(
@@ -171,6 +175,8 @@ class CompiledSession(Session):
         self._answer = library.answering(self._tables, self._arena_bytes)
         self._names = tuple(spec.name for spec in artifact.inputs)
         self._by_row = plan.by_row
+        given = (*plan.inputs, *plan.outputs)
+        self._row_bytes = tuple(plan.tensor(name).bytes for name in given)
         self._made = tuple(
             (spec.name, shape[1:] if plan.by_row else shape, np.dtype(spec.dtype))
             for spec, shape in zip(artifact.outputs, plan.shapes, strict=True)
@@ -193,10 +199,17 @@ class CompiledSession(Session):
         return outputs
 
     def bind(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
-        """Return a call that answers from and to the same arrays each time; see `Session.bind`."""
+        """Return a call that answers from and to the same arrays each time; see `Session.bind`.
+
+        Raises:
+            CandidateError: the plan takes or gives arrays of another size.
+        """
         given = [inputs[name] for name in self._names]
         taken = [outputs[name] for name, _, _ in self._made]
         rows = len(given[0]) if self._by_row else 1
+        for array, size in zip((*given, *taken), self._row_bytes, strict=True):
+            if array.nbytes != rows * size:  # C reads and writes as many, whatever a bundle says
+                raise CandidateError("the compiled model takes or gives arrays of another size")
         return self._library.bound(
             self._tables, self._arena_bytes, given, taken, rows, self._closed
         )
@@ -309,9 +322,7 @@ def _check_fits(artifact: Artifact, plan: Plan) -> None:
 
 def _size(spec: TensorSpec) -> int:
     """Return the number of elements, with one row in an open batch."""
-    return int(
-        np.prod([size if isinstance(size, int) else 1 for size in spec.shape], dtype=np.int64)
-    )
+    return math.prod(size if isinstance(size, int) else 1 for size in spec.shape)
 
 
 def _library(source: Source, target: Target, compiled: CompileCache) -> Library:

@@ -236,7 +236,7 @@ class Graph:
                 value = self.copy(value)
             taken.append(value.tensor)
             shapes.append(value.shape)
-            self.by_row = self.by_row and value.batch == 0
+            self.by_row = self.by_row and value.batch == 0 and value.shape[:1] == (1,)
         operations = fused(_needed(self.operations, set(taken)), frozenset(taken))
         used = {*given, *taken}
         used.update(name for one in operations for name in (*one.reads, *one.writes))

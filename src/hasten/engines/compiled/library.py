@@ -121,12 +121,20 @@ def _open(content: bytes) -> ctypes.PyDLL:
 
     A loader takes a path that it knows for the file that it knows, so each path is a new one.
     """
-    with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
+    with (
+        contextlib.suppress(OSError),
+        tempfile.TemporaryDirectory(prefix="hasten-c-") as folder,
+    ):
         path = Path(folder, "model.so")
         path.write_bytes(content)
-        with contextlib.suppress(OSError):
-            return ctypes.PyDLL(str(path))
-    # A folder for temporary files may forbid to run what lies in it.
+        return ctypes.PyDLL(str(path))
+    # A folder for temporary files may be full, or forbid to run what lies in it. The file stays open, so
+    # that no other one ever has its path.
     file = os.memfd_create("model.so")
-    os.write(file, content)
-    return ctypes.PyDLL(f"/proc/self/fd/{file}")
+    try:
+        with open(file, "wb", closefd=False) as whole:
+            whole.write(content)
+        return ctypes.PyDLL(f"/proc/self/fd/{file}")
+    except OSError:
+        os.close(file)
+        raise

@@ -51,7 +51,7 @@ def lower(
     path: Path,
     request: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
-    most_work: int,
+    most_work: int = 10**12,
 ) -> tuple[Plan, bytes]:
     """Make the plan of an ONNX file for requests of settled shapes.
 

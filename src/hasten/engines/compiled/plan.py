@@ -43,6 +43,9 @@ ALIGNMENT = 64
 MOST_BYTES = 1 << 30
 """Most bytes of all tensors of a plan together: a model beyond that isn't small."""
 MOST_OPERATIONS = 20_000
+MOST_GIVEN = 1_000
+"""Most inputs and outputs together: a call keeps something for each of them on its stack."""
+_MOST_AXES = 64
 _MOST_WORK = 10**12
 _MOST_JSON_BYTES = 64 << 20
 
@@ -163,6 +166,8 @@ class Operation(Value, ABC):
     def check_access(self, plan: Plan, access: Access, shape: tuple[int, ...]) -> Tensor:
         """Check that an access over loops of a shape stays within its tensor, which is returned."""
         tensor = plan.tensor(access.tensor)
+        if len(shape) > _MOST_AXES:
+            self.refuse(f"loops over {len(shape)} axes")
         if len(access.strides) != len(shape) or any(size < 1 for size in shape):
             self.refuse(f"{access.tensor!r} is read over a shape of another rank, or an empty one")
         ends = [stride * (size - 1) for stride, size in zip(access.strides, shape, strict=True)]
@@ -174,9 +179,12 @@ class Operation(Value, ABC):
             )
         return tensor
 
-    def check_sizes(self, plan: Plan, dtype: str, sizes: Mapping[str, int]) -> None:
-        """Check that tensors have an element type and exactly these numbers of elements."""
-        for name, size in sizes.items():
+    def check_sizes(self, plan: Plan, dtype: str, *sizes: tuple[str, int]) -> None:
+        """Check that tensors have an element type and exactly these numbers of elements.
+
+        Each size is checked, also where two are of one tensor.
+        """
+        for name, size in sizes:
             tensor = plan.tensor(name)
             if tensor.size != size or tensor.dtype != dtype:
                 self.refuse(
@@ -237,6 +245,11 @@ class Plan:
             IntegrityError: it doesn't; the message says where.
         """
         self._check_tensors(weights_bytes)
+        given_or_made = (*self.inputs, *self.outputs)
+        if len(set(given_or_made)) < len(given_or_made) or len(given_or_made) > MOST_GIVEN:
+            raise IntegrityError(
+                "the plan is damaged: its inputs and outputs aren't different tensors, or too many"
+            )
         if len(self.operations) > MOST_OPERATIONS:
             raise IntegrityError(f"the plan has more than {MOST_OPERATIONS:,} steps")
         known = {name for name, tensor in self.tensors.items() if tensor.offset is not None}

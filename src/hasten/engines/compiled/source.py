@@ -13,12 +13,15 @@ import numpy as np
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
-from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, Plan, Weights
+from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, MOST_BYTES, Plan, Tensor, Weights
+from hasten.errors import IntegrityError
 
 _LONG_WORK = 100_000
 """Elementary calculations, some tens of microseconds, from which other threads of Python may run."""
 _MOST_ROWS = 24
 """Most rows of a batch that go through each operation at once."""
+MOST_TEXT = 16 << 20
+"""Most bytes of C: a compiler takes some hundred times as much memory."""
 _BLOCK_BYTES = 256 << 10
 """Memory that tensors of a block of rows may take: what stays in a core's own cache."""
 
@@ -68,8 +71,10 @@ class Writer:
     _tables: Weights = field(default_factory=lambda: Weights(bytearray()))
     _lines: list[str] = field(default_factory=list)
     _declared: dict[str, str] = field(default_factory=dict)
+    _kept: dict[str, Tensor] = field(default_factory=dict)
     _count: int = 0
     _pointers: int = 0
+    _text_bytes: int = 0
 
     def lanes(self, dtype: np.dtype[np.generic]) -> int:
         """Return how many numbers of a type a vector has; the types vfloat and vdouble are such."""
@@ -105,7 +110,8 @@ class Writer:
     def each_row(self) -> Iterator[None]:
         """Write a loop over the rows; within it pointers are to the tensors of one row."""
         if not self.plan.by_row:
-            yield
+            with self.block(""):  # an operation's own names may be the function's
+                yield
             return
         self.line("for (long b = 0; b < n; b++) {")
         self._start, self._row = len(self._lines), "b"
@@ -133,15 +139,26 @@ class Writer:
 
     def table(self, array: Array) -> str:
         """Keep constants in the form that the C reads; return a pointer to them, aligned."""
-        tensor = self._tables.add(array)
-        kind = C_TYPES[str(array.dtype)]
+        return self._at(self._keep(array))
+
+    def _keep(self, array: Array) -> Tensor:
+        if len(self._tables.content) + array.nbytes > MOST_BYTES:
+            raise IntegrityError(
+                f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables"
+            )
+        return self._tables.add(array)
+
+    def _at(self, tensor: Tensor) -> str:
+        kind = C_TYPES[tensor.dtype]
         return self._declare(f"const {kind} *", f"(const {kind} *)(c->weights + {tensor.offset})")
 
     def _pointer(self, name: str, const: str) -> str:
         tensor = self.plan.tensor(name)
         kind = f"{const}{C_TYPES[tensor.dtype]} *"
         if tensor.offset is not None:
-            return self.table(self.constant(name))
+            if name not in self._kept:
+                self._kept[name] = self._keep(self.constant(name))
+            return self._at(self._kept[name])
         row = f" + {self._row} * {tensor.size}" if self._row else ""
         first = f" + r * {tensor.size}" if self.plan.by_row else ""
         if name in self.plan.inputs:
@@ -164,6 +181,9 @@ class Writer:
     def function(self) -> str:
         """Return the C function of what was written, and begin the next one."""
         body = "\n".join(self._lines)
+        self._text_bytes += len(body)
+        if self._text_bytes > MOST_TEXT:
+            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
         self._lines.clear()
         self._declared.clear()
         self._count += 1
@@ -184,7 +204,14 @@ def write(plan: Plan, weights: bytes, target: Target) -> Source:
         plan: Plan of the model.
         weights: Constants of the plan.
         target: Processor, whose instruction sets decide how wide vectors are.
+
+    Raises:
+        IntegrityError: it asks for too much memory, or its trees or truths are damaged.
     """
+    for name, tensor in plan.tensors.items():
+        truths = tensor.dtype == "bool" and tensor.offset is not None
+        if truths and plan.constant(name, weights).view(np.uint8).max() > 1:
+            raise IntegrityError(f"the plan is damaged: {name!r:.100} isn't true or false")
     wide = 64 if "avx512f" in target.isa else 32 if "avx2" in target.isa else 16
     places, row_bytes = _arena(plan)
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
@@ -213,8 +240,11 @@ long n = c->rows - r < {block} ? c->rows - r : {block};
 }}
 }}
 """
+    arena_bytes = row_bytes * block + writer.scratch_bytes
+    if arena_bytes > 2 * MOST_BYTES:
+        raise IntegrityError(f"the plan asks for {arena_bytes / 1e6:,.0f} MB while it runs")
     text = "\n".join((head, *functions, run, _part("python.c")))
-    return Source(text, writer.tables, row_bytes * block + writer.scratch_bytes)
+    return Source(text, writer.tables, arena_bytes)
 
 
 def _arena(plan: Plan) -> tuple[dict[str, int], int]:

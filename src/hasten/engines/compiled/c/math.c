@@ -174,23 +174,26 @@ static inline float erf_f(float x) {
 #define MODULO(a, b) \
   (REMAINDER(a, b) != 0 && (REMAINDER(a, b) < 0) != ((b) < 0) ? REMAINDER(a, b) + (b) : REMAINDER(a, b))
 
-/* x - trunc(x / y) * y, exact for quotients below 2^29. */
+/* x - trunc(x / y) * y, exact: each turn takes as many times y as a double has room for. */
 static inline float fmod_f(float x, float y) {
-  double a = x, b = y < 0 ? -(double)y : (double)y, q = __builtin_trunc(a / b);
-  double r = a - q * b;
-  r = a >= 0 && r < 0 ? r + b : r;
-  r = a >= 0 && r >= b ? r - b : r;
-  r = a < 0 && r > 0 ? r - b : r;
-  r = a < 0 && r <= -b ? r + b : r;
-  r = b == INF_D && a - a == 0 ? a : r;
-  return (float)r;
+  double a = x < 0 ? -(double)x : (double)x, b = y < 0 ? -(double)y : (double)y;
+  if (!(a < INF_D) || !(b > 0)) return NAN_F;
+  while (a >= b) {
+    double times = __builtin_trunc(a / b);
+    times = times < 0x1p28 ? times : as_double(as_i64(times) & ~0xffffffLL);
+    a -= times * b;
+    a = a < 0 ? a + b : a;
+  }
+  return (float)(as_i64((double)x) < 0 ? -a : a);
 }
 
 /* sin(x + turns * pi / 2) by the series up to r^17 on [-pi/4, pi/4]; the reduction by three parts of pi / 2
-   is exact to |x| of some 10^6, and loses digits slowly beyond. */
+   is exact to |x| of some 10^6, loses digits slowly beyond, and has none left from some 10^15 on, where the
+   result is any number from -1 to 1. */
 static inline double sine_d(double x, double turns) {
   double n = __builtin_rint(x * 0.63661977236758134308);
   double r = ((x - n * 0x1.921fb544p0) - n * 0x1.0b4611a6p-34) - n * 0x1.3198a2e037073p-69;
+  r = r > 1.0 ? 1.0 : r < -1.0 ? -1.0 : r;
   double s = r * r, k = n + turns;
   k = k - 4.0 * __builtin_floor(k * 0.25);
   double p = 1.0 / 355687428096000.0;

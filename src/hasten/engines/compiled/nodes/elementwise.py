@@ -106,9 +106,14 @@ class Program:
 def batch_of(node: Node, values: Sequence[Value], rank: int) -> int | None:
     """Return the batch's axis in what is broadcast from values; rows mix where the values differ."""
     axes = {rank - len(v.shape) + v.batch for v in values if v.batch is not None}
-    if len(axes) > 1 or any(v.counts_rows for v in values):
+    batch = min(axes, default=None)
+    # A constant with rows of its own goes with as many rows, or makes as many of one.
+    own = batch is not None and any(
+        len(v.shape) >= rank - batch and v.shape[batch - rank] != 1 for v in values
+    )
+    if own or len(axes) > 1 or any(v.counts_rows for v in values):
         node.mixes_rows()
-    return min(axes, default=None)
+    return batch
 
 
 def _simple(node: Node) -> None:

@@ -15,6 +15,8 @@ from hasten.engines.compiled.plan import Access, contiguous, product
 
 _MOST_PARTS = 64
 """Most copies that one node becomes."""
+_OPEN_END = 2**31 - 1
+"""End of a slice from which it means all that there is, as exporters write it."""
 
 
 def _numbers(node: Node, place: int, attribute: str, what: str) -> list[int] | None:
@@ -26,8 +28,14 @@ def _numbers(node: Node, place: int, attribute: str, what: str) -> list[int] | N
     return [int(one) for one in node.constant(place, what).reshape(-1)]
 
 
-def _renamed(node: Node, shape: Sequence[int]) -> None:
-    """Give the input under another shape; find where the batch's axis has gone."""
+def _renamed(node: Node, shape: Sequence[int], settled: set[int]) -> None:
+    """Give the input under another shape; find where the batch's axis has gone.
+
+    Args:
+        node: Node.
+        shape: The shape.
+        settled: Axes that keep their size however many rows there are.
+    """
     value, sizes = node.input(0), tuple(shape)
     if value.constant is not None:
         constant = value.constant.reshape(sizes)
@@ -38,6 +46,7 @@ def _renamed(node: Node, shape: Sequence[int]) -> None:
         before = product(value.shape[: value.batch])
         # The axis of one row stands where as many elements lie before it as did.
         places = [at for at, n in enumerate(sizes) if n == 1 and product(sizes[:at]) == before]
+        places = [at for at in places if at not in settled]
         if len(places) > 1 and value.batch in places:
             places = [value.batch]
         if places:
@@ -49,25 +58,29 @@ def _renamed(node: Node, shape: Sequence[int]) -> None:
 
 def _reshape(node: Node) -> None:
     value = node.input(0)
-    wanted = _numbers(node, 1, "shape", "shape") or []
+    wanted = asked = _numbers(node, 1, "shape", "shape") or []
     if not node.attributes.get("allowzero", 0):
         if any(size == 0 and at >= len(value.shape) for at, size in enumerate(wanted)):
             node.refuse(f"shape {wanted}")
         wanted = [value.shape[at] if size == 0 else size for at, size in enumerate(wanted)]
     whole = product(value.shape)
+    settled: set[int] = set()
     if wanted.count(-1) == 1:
+        # With more rows the one that is left open grows, and no other.
+        settled = {at for at, size in enumerate(asked) if size > 0}
         rest = product(size for size in wanted if size != -1)
         wanted[wanted.index(-1)] = whole // rest if rest else 0
     if product(wanted) != whole or any(size < 0 for size in wanted):
         node.refuse(f"{list(value.shape)} as {wanted}")
-    _renamed(node, wanted)
+    _renamed(node, wanted, settled)
 
 
 def _flatten(node: Node) -> None:
     shape = node.input(0).shape
     axis = node.attributes.get("axis", 1)
     axis = axis if axis == len(shape) else node.axis(axis, len(shape))
-    _renamed(node, [product(shape[:axis]), product(shape[axis:])])
+    settled = {0} if axis == 0 else set[int]()
+    _renamed(node, [product(shape[:axis]), product(shape[axis:])], settled)
 
 
 def _squeeze(node: Node) -> None:
@@ -182,7 +195,7 @@ def _slice(node: Node) -> None:
         picked = range(value.shape[axis])[slice(start, end if end >= -(2**31) + 1 else None, step)]
         if axis == value.batch and len(picked) != 1:
             node.mixes_rows()
-        if axis == value.batch and (start, step) != (0, 1):
+        if axis == value.batch and ((start, step) != (0, 1) or end < _OPEN_END):
             node.mixes_rows()
         if not len(picked):
             node.refuse("nothing is left of it")

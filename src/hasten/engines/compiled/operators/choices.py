@@ -52,7 +52,7 @@ class Pick(Operation):
         dtype = self.check_access(plan, whole, (*self.shape, self.size)).dtype
         if self.check_access(plan, self.places, self.shape).dtype not in ("int64", "int32"):
             self.refuse("its places aren't whole numbers")
-        self.check_sizes(plan, dtype, {self.output: product(self.shape)})
+        self.check_sizes(plan, dtype, (self.output, product(self.shape)))
 
     def emit(self, writer: Writer) -> None:
         source, places = writer.read(self.input.tensor), writer.read(self.places.tensor)
@@ -117,8 +117,8 @@ class Largest(Operation):
             self.refuse("its results are one tensor")
         dtype = plan.tensor(self.input).dtype
         made = self.lines * self.count
-        self.check_sizes(plan, dtype, {self.input: self.lines * self.size, self.values: made})
-        self.check_sizes(plan, "int64", {self.places: made})
+        self.check_sizes(plan, dtype, (self.input, self.lines * self.size), (self.values, made))
+        self.check_sizes(plan, "int64", (self.places, made))
 
     def emit(self, writer: Writer) -> None:
         kind = C_TYPES[writer.plan.tensor(self.input).dtype]

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _MOST_SIZE = 1 << 24
 """Most elements along an axis."""
+_MOST_PADDED = 1 << 36
+"""Most elements of all pictures with their pads: what is copied within minutes."""
+_MOST_PARTS = 4096
+"""Most parts that a picture is split into, each of which is a statement: a stride of 64 in both ways."""
 _MOST_UNROLLED = 32
 """Most taps that are written one after the other; more are a loop."""
 _MOST_AT_ONCE = 6
@@ -105,20 +109,26 @@ class Conv(Operation):
         area = (padded[0] + self.strides[0]) * (padded[1] + self.strides[1])
         if self.channels[0] * area > 4 * _MOST_SIZE:
             self.refuse("the picture is too large")
+        if self.pictures * self.channels[0] * area > _MOST_PADDED:
+            self.refuse("it would copy its pictures with their pads for too long")
+        parts = [min(self.kernel[at], self.strides[at]) for at in (0, 1)]
+        if product(parts) > _MOST_PARTS:
+            self.refuse(f"strides of {self.strides} for a kernel of {self.kernel}")
         if product(self.kernel) > _MOST_SIZE or any(one % self.groups for one in self.channels):
             self.refuse(f"{self.channels} channels in {self.groups} groups")
         dtype = self.constant(plan, self.weight).dtype
         if dtype not in ("float32", "float64"):
             self.refuse(f"of {dtype}")
-        sizes = {
-            self.input: self.pictures * self.channels[0] * product(self.size),
-            self.weight: self.channels[1] * self.channels[0] // self.groups * product(self.kernel),
-            self.output: self.pictures * self.channels[1] * product(self.output_size),
-        }
+        taps = self.channels[0] // self.groups * product(self.kernel)
+        sizes = [
+            (self.input, self.pictures * self.channels[0] * product(self.size)),
+            (self.weight, self.channels[1] * taps),
+            (self.output, self.pictures * self.channels[1] * product(self.output_size)),
+        ]
         if self.bias:
             self.constant(plan, self.bias)
-            sizes[self.bias] = self.channels[1]
-        self.check_sizes(plan, dtype, sizes)
+            sizes.append((self.bias, self.channels[1]))
+        self.check_sizes(plan, dtype, *sizes)
         if self.after and programs.check(self.after, (dtype,)) != dtype:
             self.refuse("its program gives another type")
 
@@ -160,8 +170,9 @@ class _Emission:
         self.phases = sorted({(down[1], right[1]) for down, right in pairs})
         self.plane = rows * columns
         self.channel = self.plane * len(self.phases)
+        numbers = {phase: number for number, phase in enumerate(self.phases)}
         self.offsets = [
-            self.phases.index((down[1], right[1])) * self.plane + down[0] * columns + right[0]
+            numbers[down[1], right[1]] * self.plane + down[0] * columns + right[0]
             for down, right in pairs
         ]
         high, wide = conv.output_size

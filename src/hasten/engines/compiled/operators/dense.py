@@ -62,12 +62,12 @@ class Dense(Operation):
         dtype = self.constant(plan, self.weight).dtype
         if dtype not in ("float32", "float64") or min(self.rows, self.inner, self.outer) < 1:
             self.refuse(f"{self.rows} x {self.inner} x {self.outer} of {dtype}")
-        sizes = {self.input: self.rows * self.inner, self.weight: self.inner * self.outer}
-        sizes[self.output] = self.rows * self.outer
+        sizes = [(self.input, self.rows * self.inner), (self.weight, self.inner * self.outer)]
+        sizes.append((self.output, self.rows * self.outer))
         if self.bias:
             self.constant(plan, self.bias)
-            sizes[self.bias] = self.outer
-        self.check_sizes(plan, dtype, sizes)
+            sizes.append((self.bias, self.outer))
+        self.check_sizes(plan, dtype, *sizes)
         if self.after and programs.check(self.after, (dtype,)) != dtype:
             self.refuse("its program gives another type")
 

@@ -65,7 +65,7 @@ class Product(Operation):
         if self.inner * self.columns > _MOST_COPIED:
             self.refuse(f"a matrix of {self.inner} x {self.columns}")
         size = product(self.outer) * self.rows * self.columns
-        self.check_sizes(plan, left.dtype, {self.output: size})
+        self.check_sizes(plan, left.dtype, (self.output, size))
         if self.after and programs.check(self.after, (left.dtype,)) != left.dtype:
             self.refuse("its program gives another type")
 

@@ -137,6 +137,8 @@ def _is_number(text: str, dtype: str) -> bool:
         number = float.fromhex(text) if dtype in _FLOATS else int(text)
     except (ValueError, OverflowError):
         return False
+    if dtype == "bool":  # numpy takes every other byte for a count, and may write beyond its memory
+        return number in (0, 1)
     return dtype in _FLOATS or -(2**63) < number < 2**63
 
 

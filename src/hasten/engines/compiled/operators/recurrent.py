@@ -117,13 +117,13 @@ class Recurrent(Operation):
             self.refuse(f"a bound of {self.clip}")
         self._check_kind()
         wide = _GATES[self.kind] * self.hidden
-        self.check_sizes(plan, dtype, {self.weight: self.hidden * wide})
+        self.check_sizes(plan, dtype, (self.weight, self.hidden * wide))
         for name, size in ((self.bias, self.hidden), (self.peepholes, 3 * self.hidden)):
             if name:
                 self.constant(plan, name)
-                self.check_sizes(plan, dtype, {name: size})
+                self.check_sizes(plan, dtype, (name, size))
         if self.scratch:
-            self.check_sizes(plan, dtype, {self.scratch: self.scratch_size})
+            self.check_sizes(plan, dtype, (self.scratch, self.scratch_size))
         row, whole = (self.rows, self.hidden), (self.rows, self.steps, self.hidden)
         for access, shape in (
             (self.input, (self.rows, self.steps, wide)),

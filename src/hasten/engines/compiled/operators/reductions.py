@@ -61,7 +61,7 @@ class Reduce(Operation):
         if dtype == "bool" or (self.kind == "mean" and dtype not in _FLOATS):
             self.refuse(f"no {self.kind} of {dtype}")
         result = "int64" if self.kind.startswith("arg") else dtype
-        self.check_sizes(plan, result, {self.output: product(self.outer)})
+        self.check_sizes(plan, result, (self.output, product(self.outer)))
 
     def emit(self, writer: Writer) -> None:
         kind = C_TYPES[writer.plan.tensor(self.input.tensor).dtype]

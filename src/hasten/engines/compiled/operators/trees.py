@@ -87,12 +87,12 @@ class Trees(Operation):
             self.refuse(f"a row of {given.dtype}")
         if not 0 < self.steps <= max(_UNSAID, plan.tensor(self.features).size):
             self.refuse(f"{self.steps} steps through {plan.tensor(self.features).size} nodes")
-        self.check_sizes(plan, given.dtype, {self.output: plan.tensor(self.output).size})
+        self.check_sizes(plan, given.dtype, (self.output, plan.tensor(self.output).size))
         nodes = self.constant(plan, self.features).size
         types = (given.dtype, "uint8", "int32", given.dtype, "int32", "int32", given.dtype)
-        self.check_sizes(plan, "int32", {self.features: nodes, self.set_of: nodes})
-        self.check_sizes(plan, given.dtype, {self.thresholds: nodes})
-        self.check_sizes(plan, "uint8", {self.nan_high: nodes})
+        self.check_sizes(plan, "int32", (self.features, nodes), (self.set_of, nodes))
+        self.check_sizes(plan, given.dtype, (self.thresholds, nodes))
+        self.check_sizes(plan, "uint8", (self.nan_high, nodes))
         for name, dtype in zip(self._constants[1:], types, strict=True):
             if self.constant(plan, name).dtype != dtype:
                 self.refuse(f"{name!r} must be {dtype}")
