@@ -1,6 +1,7 @@
 """The quick reader of rows agrees with the step `row` in all that it reads and all that it refuses."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,14 @@ STEPS = [
     Row(NAMES, missing, words=words)
     for missing in ("refuse", "nan")
     for words in ((), (("housing", ("own", "rent")),))
+]
+STEPS += [
+    Row(NAMES, "nan", STEPS[1].words, unseen=(("housing", "missing"),), whole=True),
+    Row(NAMES, "nan", STEPS[1].words, required=("age", "housing"), unseen=(("housing", "other"),)),
+    Row(NAMES, "nan", required=("years",), whole=True),
+    Row(NAMES, "refuse", STEPS[1].words, unseen=(("housing", "missing"),), whole=True),
+    Row(NAMES, choices=(("years", (1.0, 3.0)),), whole=True),
+    Row(NAMES, "nan", STEPS[1].words, choices=(("years", (1.0, 3.0)),), required=("age",)),
 ]
 READERS = [RowReader(step) for step in STEPS]
 PLAIN, WORDED = READERS[0], READERS[1]
@@ -108,6 +117,20 @@ def test_every_array_is_read_or_refused_as_by_the_step(row: list[float], kind: s
 def test_whole_numbers_of_an_array_are_rounded_as_by_the_step(row: list[int]) -> None:
     check_alike(np.array(row, np.int64))
     check_alike(np.array(row, np.int64) % 2 == 0)
+
+
+def test_rows_of_the_models_of_other_libraries_are_read_quickly() -> None:
+    """Their steps have further settings: a row that is whole, words that aren't known, needed columns."""
+    into = np.zeros((1, 3), np.float32)
+    worded = {"age": 1.5, "housing": "rent", "years": None}
+    unknown, without = {**worded, "housing": "let"}, {**worded, "housing": math.nan}
+    chosen = {"age": 1, "housing": "own", "years": 3}
+    for place, rows in ((4, (worded, unknown, without)), (5, (worded, unknown)), (9, (chosen,))):
+        reader = READERS[place]
+        for row in rows:
+            assert reader.read_quickly(row, into), row
+            np.testing.assert_equal(into[0], reader.step(row))
+            assert reader.read_quickly(tuple(row.values()), into)
 
 
 def test_a_step_with_a_setting_that_the_quick_way_does_not_keep_is_left_to_itself() -> None:
