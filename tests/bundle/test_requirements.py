@@ -7,6 +7,7 @@ from tests.support.bundles import stated
 
 from hasten.bundle import requirements
 from hasten.bundle.manifest import Manifest, Part
+from hasten.bundle.requirements import program_extras
 from hasten.errors import IntegrityError
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import Decode, Resize, ToLayout
@@ -39,6 +40,18 @@ def test_a_cascade_needs_the_packages_of_both_its_engines(manifest: Made) -> Non
     parts = {"fast": {"type": "openvino"}, "careful": {"type": "onnxruntime"}}
     lines = requirements(manifest({"type": "cascade", **parts}, ENVIRONMENT))
     assert lines[2:] == ["openvino==2025.1.0", "onnxruntime==1.20.1"]
+
+
+def test_what_is_compiled_where_it_is_opened_says_that_a_compiler_is_needed(manifest: Made) -> None:
+    made = manifest({"type": "compiled"}, ENVIRONMENT)
+    assert requirements(made) == [
+        "hasten==0.1.0",
+        "numpy==2.1.0",
+        "# The engine 'compiled' needs a C compiler where the bundle is opened: the system's own, or add "
+        "hasten[compiler]",
+    ]
+    assert program_extras(made) == ("compiler",)
+    assert program_extras(manifest({"type": "openvino"}, ENVIRONMENT)) == ()
 
 
 def test_a_builds_own_mark_is_no_version_of_an_index(manifest: Made) -> None:

@@ -48,6 +48,12 @@ def test_equal_answers_change_nothing_and_are_called_bit_equal() -> None:
     )
 
 
+def test_the_last_bits_of_float64_are_called_roundings_and_more_is_not() -> None:
+    figure = Figure("Brier score", 0.12, 0.12 + 1.4e-17, -2.8e-17, 2.8e-17)
+    assert figure.change(0.95) == "unchanged, but for roundings below 1e-12"
+    assert "+1.0e-09" in dataclasses.replace(figure, high=1e-9).change(0.95)
+
+
 def test_a_worse_model_has_an_interval_below_zero_and_a_bound_above_the_fall() -> None:
     auroc, brier = (
         setting("auroc", "brier").compare("m", outputs(SCORES), outputs(noisy(1))).figures

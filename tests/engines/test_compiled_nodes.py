@@ -293,6 +293,18 @@ def test_elementwise_operators_answer_as_onnx_runtime(tmp_path: Path) -> None:
     drawn.check(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_a_remainder_by_one_is_exact_in_both_floats(tmp_path: Path, kind: str) -> None:
+    """The categories of LightGBM's trees are made whole by it, in float64."""
+    drawn = Drawn(0)
+    x = drawn.input(4, 6, dtype=kind)
+    large = 1e30 if kind == "float32" else 1e300
+    edges = drawn.constant([-0.0, 2.0, -2.5, np.inf, -large, np.nan], kind)
+    for numbers in (drawn.node("Mul", x, drawn.constant(1e9, kind)), drawn.node("Add", x, edges)):
+        drawn.output(drawn.node("Mod", numbers, drawn.constant(1.0, kind), fmod=1))
+    drawn.check(tmp_path)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_chains_of_views_answer_as_onnx_runtime(tmp_path: Path, seed: int) -> None:
     drawn = Drawn(seed, opset=(9, 12, 17, 21)[seed])

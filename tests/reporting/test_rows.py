@@ -6,7 +6,7 @@ import pytest
 
 from hasten.measure.intervals import Quantile, Ratio
 from hasten.reporting.result import Row
-from hasten.reporting.rows import HEAD, cells
+from hasten.reporting.rows import HEAD, cells, size
 
 ROW = Row(
     role="winner",
@@ -56,3 +56,11 @@ def test_an_interval_is_in_the_unit_of_its_value(
 ) -> None:
     changed = dataclasses.replace(ROW, p50=Quantile(value_ns, low_ns, high_ns, 400))
     assert cell("p50", changed) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(9_040, "9.0 kB"), (99_900, "99.9 kB"), (100_000, "0.1 MB"), (18_700_000, "18.7 MB")],
+)
+def test_a_small_models_size_is_not_zero(count: int, words: str) -> None:
+    assert size(count) == words

@@ -85,13 +85,26 @@ def requirements(manifest: Manifest, extras: Sequence[str] = ()) -> list[str]:
     lines += [f"{name}=={version}" for name, version in packages(manifest).items()]
     named = [engine_names(item.engine) for item in (manifest.winner, manifest.exact) if item]
     for name in dict.fromkeys(itertools.chain(*named)):
-        if name not in Engine.registry:
+        kind = Engine.member(name) if name in Engine.registry else None
+        if kind is not None and kind.program:
+            lines.append(
+                f"# The engine {name!r} needs {kind.program} where the bundle is opened: the system's "
+                f"own, or add hasten[{kind.extra}]"
+            )
+        elif kind is None:
             said = manifest.environment.get(f"{Engine.registry.group}:{name}", "an unknown package")
             lines.append(
                 f"# The engine {name!r:.100} comes from {said!r:.100}, as the bundle says: add that "
                 "package if you trust it"
             )
     return lines
+
+
+def program_extras(manifest: Manifest) -> tuple[str, ...]:
+    """Return the extras of hasten that bring programs which a bundle's engines need beside packages."""
+    parts = [part.engine for part in (manifest.winner, manifest.exact) if part is not None]
+    kinds = [kind for record in parts for kind in kinds_of(record)]
+    return tuple(dict.fromkeys(kind.extra for kind in kinds if kind.program))
 
 
 def version_of(manifest: Manifest, package: str, usual: str = "") -> str:

@@ -8,6 +8,8 @@ from itertools import pairwise
 
 from hasten.errors import IntegrityError
 
+_ROUNDING = 1e-12
+"""Change of a figure below which only the last bits of float64 differ."""
 _MOST = 100
 """Most figures, or notes, of a comparison that is read."""
 _LARGEST = 1e300
@@ -46,6 +48,8 @@ class Figure:
         """Return the change with its approximate interval, in words."""
         if self.before == self.after and self.low == self.high == 0:
             return "unchanged"
+        if max(abs(self.after - self.before), abs(self.low), abs(self.high)) < _ROUNDING:
+            return f"unchanged, but for roundings below {_ROUNDING:g}"
         return (
             f"{_signed(self.after - self.before)} (about {_signed(self.low)} to {_signed(self.high)}, "
             f"{100 * confidence:.6g}%)"

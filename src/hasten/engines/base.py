@@ -131,6 +131,8 @@ class Engine(Value, ABC):
             those that aren't installed don't count.
         extra: Extra of hasten that installs the runtime; empty for an engine that needs none or
             isn't hasten's own.
+        program: Program that it needs where a bundle is opened, which no package pins: "a C compiler";
+            `extra` brings one. Empty for most.
         uneven: Whether the costs of requests differ so much that only their mean is meaningful.
         settles: Whether it settles open shapes to the certified request's when it opens a model, so
             that a pass that does so changes nothing.
@@ -142,6 +144,7 @@ class Engine(Value, ABC):
     families: ClassVar[frozenset[str]] = frozenset()
     distributions: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
+    program: ClassVar[str] = ""
     uneven: ClassVar[bool] = False
     settles: ClassVar[bool] = False
     float_only: ClassVar[bool] = False

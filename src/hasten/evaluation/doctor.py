@@ -18,6 +18,11 @@ _EXTRAS = {
         ("nncf", "onnx", "onnxslim", "scipy", "matplotlib", "rich", "PIL", "yaml"),
         "search and certify",
     ),
+    "tabular": (
+        ("catboost", "lightgbm", "sklearn", "skl2onnx", "skops"),
+        "models of rows, from scikit-learn, LightGBM and CatBoost",
+    ),
+    "xgboost": (("xgboost",), "models of XGBoost"),
     "torch": (("torch", "onnxscript"), "models from PyTorch"),
     "keras": (("keras",), "models from Keras 3"),
     "litert": (("ai_edge_litert", "ai_edge_quantizer"), "LiteRT, and int8 for it"),
@@ -28,6 +33,10 @@ _EXTRAS = {
     "fpga": (("da4ml", "hgq", "keras", "jax"), "designs for FPGAs"),
     "gpu": (("cuda", "tensorrt_rtx_bindings", "torch"), "NVIDIA GPUs"),
     "tpu": (("jax", "libtpu", "torchax"), "models for Google's TPUs, compiled here"),
+    "serve": (
+        ("grpc", "httptools", "orjson", "prometheus_client", "uvloop"),
+        "the server",
+    ),
     "video": (("av",), "streams for hasten watch"),
 }
 

@@ -32,8 +32,13 @@ def cells(row: Row) -> tuple[str, ...]:
         claimed(row.p50),
         claimed(row.p99),
         latency(row.mean_ns),
-        "-" if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f} MB",
+        "-" if row.size_bytes is None else size(row.size_bytes),
     )
+
+
+def size(count: int) -> str:
+    """Write a number of bytes: kB below 100 kB, as tables of small models need it."""
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
 HEAD = ("", "model", "faster", "p50", "p99", "mean", "size")

@@ -99,6 +99,11 @@ def test_classes_with_numbers_are_found_in_any_spelling(labels: list[Any]) -> No
     assert opened(TABLE | {"paid": labels}, pipeline).labels.tolist() == [1, 0, 1]
 
 
+def test_a_long_list_of_columns_is_cut_between_two_of_them() -> None:
+    many = {"age": [1.0]} | {f"column {number}": [1.0] for number in range(60)}
+    assert refused(many).endswith("'column 21', 'column 22', ... beside the known ones")
+
+
 def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     two = {"age": [1.0], "housing": ["own"]}
     assert refused({"age": [1.0], "house": ["own"]}) == (

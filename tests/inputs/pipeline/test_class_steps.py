@@ -21,6 +21,20 @@ def test_the_likeliest_classes_come_first_with_their_names_and_probabilities() -
     assert json.loads(json.dumps(found)) == found
 
 
+def test_probabilities_of_float64_keep_all_their_digits() -> None:
+    scores = {"y": np.array([1 / 3, 2 / 3])}
+    (found,) = TopK(softmax=False)(scores, Origin())
+    assert found["score"] == 2 / 3
+
+
+def test_many_classes_and_few_are_in_the_same_order() -> None:
+    drawn = np.random.default_rng(0).integers(0, 8, 200) / np.float32(8)
+    for classes in (2, 31, 32, 33, 200):
+        scores = drawn[:classes]
+        found = TopK(count=classes, softmax=False)({"y": scores}, Origin())
+        assert [one["class"] for one in found] == np.argsort(-scores, kind="stable").tolist()
+
+
 def test_scores_that_are_probabilities_stay_as_they_are_and_ties_keep_their_order() -> None:
     even = {"y": np.array([0.25, 0.5, 0.25], np.float32)}
     assert TopK(9, softmax=False)(even, Origin()) == [

@@ -1,6 +1,7 @@
 """The quick reader of rows agrees with the step `row` in all that it reads and all that it refuses."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,12 @@ STEPS = [
     for words in ((), (("housing", ("own", "rent")),))
 ]
 STEPS += [
+    Row(NAMES, "nan", STEPS[1].words, unseen=(("housing", "missing"),), whole=True),
+    Row(NAMES, "nan", STEPS[1].words, required=("age", "housing"), unseen=(("housing", "other"),)),
+    Row(NAMES, "nan", required=("years",), whole=True),
+    Row(NAMES, "refuse", STEPS[1].words, unseen=(("housing", "missing"),), whole=True),
+    Row(NAMES, choices=(("years", (1.0, 3.0)),), whole=True),
+    Row(NAMES, "nan", STEPS[1].words, choices=(("years", (1.0, 3.0)),), required=("age",)),
     Row(NAMES, choices=(("years", (3, 0.0, 2.5)),)),
     Row(NAMES, "nan", choices=(("years", (3.0, -1)), ("age", (1, 1.5, 2**64))), whole=True),
     Row(NAMES, "nan", (("housing", ("own", "rent")),), choices=(("housing", (1,)),)),
@@ -119,7 +126,7 @@ def test_whole_numbers_of_an_array_are_rounded_as_by_the_step(row: list[int]) ->
 
 
 def test_plain_rows_of_columns_with_choices_are_read_quickly() -> None:
-    reader = READERS[4]
+    reader = READERS[10]
     into = np.zeros((1, 3), np.float32)
     row = {"age": 1, "housing": 2, "years": 2.5}
     for plain in (row, json.dumps(row).encode(), list(row.values()), np.array([1, 2, 2.5])):
@@ -127,6 +134,20 @@ def test_plain_rows_of_columns_with_choices_are_read_quickly() -> None:
         assert reader.read_quickly(plain, into)
         assert into.tolist() == [[1, 2, 2.5]]
     assert not reader.read_quickly({**row, "years": 4}, into)
+
+
+def test_rows_of_the_models_of_other_libraries_are_read_quickly() -> None:
+    """Their steps have further settings: a row that is whole, words that aren't known, needed columns."""
+    into = np.zeros((1, 3), np.float32)
+    worded = {"age": 1.5, "housing": "rent", "years": None}
+    unknown, without = {**worded, "housing": "let"}, {**worded, "housing": math.nan}
+    chosen = {"age": 1, "housing": "own", "years": 3}
+    for place, rows in ((4, (worded, unknown, without)), (5, (worded, unknown)), (9, (chosen,))):
+        reader = READERS[place]
+        for row in rows:
+            assert reader.read_quickly(row, into), row
+            np.testing.assert_equal(into[0], reader.step(row))
+            assert reader.read_quickly(tuple(row.values()), into)
 
 
 def test_a_step_with_a_setting_that_the_quick_way_does_not_keep_is_left_to_itself() -> None:

@@ -50,6 +50,7 @@ class CompiledC(Engine):
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     extra: ClassVar[str] = "compiler"
+    program: ClassVar[str] = "a C compiler"
     float_only: ClassVar[bool] = True
     settles: ClassVar[bool] = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def _labels_in(
     lacking = [name for name in row.columns if name not in table]
     others = [name for name in table if name not in row.columns and name not in RESERVED]
     if lacking:
-        instead = f"; it has {', '.join(map(repr, others))[:300]} beside the known ones"
+        instead = f"; it has {_named(others)} beside the known ones"
         raise InputError(
             f"{said} has no column {lacking[0]!r}, which the model takes{instead if others else ''}"
         )
@@ -207,14 +207,15 @@ def _labels_in(
         return table["labels"]
     if len(others) > 1:
         raise InputError(
-            f"{said} has the columns {', '.join(map(repr, others))[:300]} beside the model's: say which is "
+            f"{said} has the columns {_named(others)} beside the model's: say which is "
             f"the label, as rows.csv:{others[-1]} or (table, {others[-1]!r})"
         )
     return table[others[0]] if others else None
 
 
-def _named(table: Mapping[str, Any]) -> str:
-    return ", ".join(map(repr, table))[:300]
+def _named(names: Iterable[str]) -> str:
+    text = ", ".join(map(repr, names))
+    return text if len(text) <= 300 else text[:300].rpartition(", ")[0] + ", ..."
 
 
 def _listed(labels: Any) -> Sequence[Any]:

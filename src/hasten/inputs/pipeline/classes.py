@@ -23,6 +23,8 @@ from hasten.inputs.pipeline.outputs import (
 
 _MOST = 1 + 1e-3
 """Largest probability that a model's own rounding may give."""
+_FEW = 32
+"""Most classes that Python sorts faster than numpy, whose calls cost more than that."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ class TopK(PostStep):
                 f"got {list(scores.shape)}"
             )
         check_finite(scores, "top_k", self.output)
-        scores = probabilities(scores) if self.softmax else scores.astype(np.float32)
+        if self.softmax:
+            scores = probabilities(scores)
+        elif scores.dtype != np.float64:
+            scores = scores.astype(np.float32)
         best = _highest(scores, self.count)
         named = [{"label": self.labels[i]} if self.labels else {} for i in best]
         found = [
@@ -96,6 +101,9 @@ def _highest(scores: Array, count: int) -> list[int]:
     """Return the places of the highest scores, highest first; of equal ones, the first comes first."""
     if count == 1:
         return [int(scores.argmax())]
+    if len(scores) <= _FEW:
+        numbers = scores.tolist()
+        return sorted(range(len(numbers)), key=numbers.__getitem__, reverse=True)[:count]
     places = np.arange(len(scores))
     if count < len(scores):  # so that few are sorted
         places = np.flatnonzero(scores >= np.partition(scores, -count)[-count])

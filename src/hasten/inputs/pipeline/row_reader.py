@@ -60,12 +60,13 @@ class RowReader:
         self.step, self.columns = step, len(step.columns)
         self.dtype = np.dtype(getattr(step, "dtype", "float32"))
         self._bound = _BOUNDS[self.dtype.name]
-        self._nan = step.missing == "nan" and not getattr(step, "required", ())
+        self._nan = step.missing == "nan"
+        self._required = tuple(map(step.columns.index, step.required))
+        self._chosen, self._instead = step._chosen, step._instead
         self._worded = tuple((place, places) for place, places, _ in step._places)
         self.able = self.columns <= _MOST_COLUMNS and type(step) is Row and _is_known(step)
-        self._chosen = step._chosen
         self._plain = not self._worded and not self._nan and not self._chosen
-        """Whether any numbers, and nothing but numbers, can be a row's values."""
+        """Whether a row's values are numbers, and any of them."""
         form = struct.Struct(f"{self.columns}{'f' if self.dtype == np.float32 else 'd'}")
         self._row_bytes = form.size
         self._pack: Callable[..., None] = form.pack_into
@@ -84,12 +85,10 @@ class RowReader:
         fields: list[Any] = []
         for place in range(self.columns):
             kind: Any = float | int | str if place in worded else float | int
-            if not self._nan:
-                fields.append((f"c{place}", kind))
-            elif self.step.whole:
-                fields.append((f"c{place}", kind | None))
-            else:
-                fields.append((f"c{place}", kind | None, None))
+            if self._nan:
+                kind |= None
+            default = (None,) if self._nan and not self.step.whole else ()
+            fields.append((f"c{place}", kind, *default))
         names = {f"c{place}": name for place, name in enumerate(self._names)}
         return msgspec.defstruct(
             "Columns", fields, rename=names, forbid_unknown_fields=True, gc=False
@@ -169,8 +168,12 @@ class RowReader:
             for place, places in self._worded:
                 word = values[place]
                 if type(word) in _WORDS:
-                    values[place] = places[word]
-                elif word is not None or not self._nan:
+                    number = places.get(word)
+                    if number is not None:
+                        values[place] = number
+                    elif word == word:
+                        values[place] = self._instead[place]
+                elif word is not None:
                     raise _UnusualError
         if not _NUMBERS.issuperset(map(type, values)):
             if not self._nan:
@@ -178,23 +181,20 @@ class RowReader:
             values = [math.nan if one is None else one for one in values]
             if not _NUMBERS.issuperset(map(type, values)):
                 raise _UnusualError
-        self._check_finite(values)
-        self._check_chosen(values)
+        self._check_numbers(values)
         self._pack(into, row * self._row_bytes, *values)
 
-    def _check_chosen(self, values: Sequence[Any]) -> None:
-        """Leave numbers to `Row` that aren't among those that their column takes."""
-        for place, choices in self._chosen:
-            number = float(values[place])
-            if number not in choices and number == number:
+    def _check_numbers(self, values: Sequence[Any]) -> None:
+        """Leave numbers to `Row` that are too large, infinite, or NaN or others where that is refused."""
+        if not math.hypot(*values) <= self._bound:
+            there = [one for one in values if one == one]
+            if not self._nan or not math.hypot(*there) <= self._bound:
                 raise _UnusualError
-
-    def _check_finite(self, values: Sequence[Any]) -> None:
-        """Leave numbers to `Row` that are too large, infinite, or NaN where that may be refused."""
-        if not math.hypot(*values) <= self._bound and not (
-            self._nan and math.hypot(*[one for one in values if one == one]) <= self._bound
-        ):
-            raise _UnusualError
+            if any(values[place] != values[place] for place in self._required):
+                raise _UnusualError
+        for place, choices in self._chosen:
+            if (number := values[place]) not in choices and number == number:
+                raise _UnusualError
 
     def _put_array(self, values: Array, into: Array, row: int) -> None:
         if values.shape != (self.columns,) or self._worded:
@@ -203,9 +203,7 @@ class RowReader:
             if values.dtype.kind not in "iu":
                 raise _UnusualError
             values = values.astype(np.float64)
-        numbers = values.tolist()
-        self._check_finite(numbers)
-        self._check_chosen(numbers)
+        self._check_numbers(values.tolist())
         into[row] = values
 
     def _put_series(self, value: Any, into: Array, row: int) -> None:
@@ -292,19 +290,16 @@ class RowReader:
             return None
         if rows.dtype.kind not in "iuf" or rows.dtype.itemsize not in (4, 8):
             return None
-        if self._worded and not worded:
+        if (self._worded and not worded) or self._chosen:
             return None
         if rows.dtype.kind != "f":
             rows = rows.astype(np.float64)
         least, most = rows.min(), rows.max()  # NaN where there is one
-        if least != least and self._nan:
+        if least != least and self._nan and not self._required:
             there = rows[rows == rows]
             least, most = (there.min(), there.max()) if there.size else (0.0, 0.0)
         if not (-self._bound <= least and most <= self._bound):
             return None
-        for place, choices in self._chosen:
-            if not all(one in choices or one != one for one in np.unique(rows[:, place]).tolist()):
-                return None
         return np.ascontiguousarray(rows, self.dtype)
 
 

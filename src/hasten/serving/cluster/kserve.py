@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.bundle import MANIFEST, Manifest, read
-from hasten.bundle.requirements import packages, version_of
+from hasten.bundle.requirements import packages, program_extras, version_of
 from hasten.errors import InputError
 from hasten.serving.cluster.templates import filled
 from hasten.serving.models.opening import ModelSettings
@@ -242,6 +242,9 @@ def _dockerfile(settings: ServerSettings, manifests: Sequence[Manifest]) -> str:
     return filled(
         _DOCKERFILE,
         python=_python(named),
+        extras=",".join(
+            dict.fromkeys(["serve", *(x for m in manifests for x in program_extras(m))])
+        ),
         hasten=version("hasten"),
         pins=pins,
         user=_USER,

@@ -294,8 +294,11 @@ def _power(node: Node) -> None:
 
 def _modulo(node: Node) -> None:
     program = Program(node, node.inputs)
-    op = "remainder" if node.attributes.get("fmod", 0) else "modulo"
-    program.do(op, *program.operands)
+    whole = not node.attributes.get("fmod", 0)
+    if not whole and scalar(node.inputs[1]) == (1.0).hex():
+        program.do("fraction", program.operands[0])
+    else:
+        program.do("modulo" if whole else "remainder", *program.operands)
     program.end()
 
 

@@ -45,6 +45,7 @@ _FLOAT_ONLY = {
     "floor": "__builtin_floor{f}({0})",
     "ceil": "__builtin_ceil{f}({0})",
     "round": "__builtin_rint{f}({0})",
+    "fraction": "__builtin_copysign{f}({0} - __builtin_trunc{f}({0}), {0})",
     "reciprocal": "(1 / {0})",
     "softplus": "(MAX({0}, 0) + log_{t}(1 + exp_{t}({0} < 0 ? {0} : -{0})))",
 }
