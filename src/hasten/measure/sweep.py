@@ -92,9 +92,6 @@ def sweep(
         clock_s: Monotonic clock, in seconds.
 
     Returns:
-        The points, and the reasons why others are missing.
-
-    Returns:
         The points, and why others are missing.
     """
     end_s, threads = clock_s() + budget_s, usable(bench.target.threads)
