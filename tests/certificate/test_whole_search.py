@@ -110,8 +110,7 @@ def shipped(draw: Draw, better: int, runs: int, *, peek: bool) -> tuple[int, int
     ("draw", "better", "runs"),
     [
         pytest.param(flips, 0, 4000, marks=pytest.mark.slow),
-        pytest.param(flips, 20, 1000, marks=pytest.mark.slow),
-        (flips, 20, 500),
+        (flips, 20, 1000),
         (flips, 150, 500),
         pytest.param(flips_of_groups, 0, 1000, marks=pytest.mark.slow),
         (flips_of_groups, 0, 500),

@@ -34,6 +34,7 @@ def limited(
         trials=SimpleNamespace(done={}, measured=list),
         candidate=lambda key: Single((), OnnxRuntime()),
         job=SimpleNamespace(notes=notes),
+        ready=SimpleNamespace(steps_each=1.0),
     )
     final = Standings("final", threads=1, rounds={BASELINE: dict.fromkeys(range(2), (p50_ns,))})
     shown = dict.fromkeys(("default engine", "winner"), ("key", BASELINE))

@@ -111,7 +111,7 @@ class ServedChain(ServedModel):
         )
         self.opened = replace(root, manifest=stated, notes=[], standby=None, instead="")
         self.deciding = _ChainDeciding(self, Plan(place.chain, members), loop)
-        self._shadow = self.quick_rows = None
+        self._shadow = self.quick_rows = self.sequences = None
 
     def member(self, node: str) -> ServedModel:
         """Return the served model of a node.
