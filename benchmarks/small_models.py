@@ -42,7 +42,7 @@ class Contender:
     """A bound call.
 
     Attributes:
-        name: Who it is.
+        name: Name of the runtime, and of the way in which it is called.
         call: Answers what is in `given`.
         given: Array of the request, which is written to between calls.
         answer: Returns the answer to what is in `given`.

@@ -48,7 +48,7 @@ class Version:
     """One way to answer.
 
     Attributes:
-        name: What it is.
+        name: Name of the library, and of the way in which it is called.
         single: Makes the call for one row, which is timed.
         batch: Makes the call for rows; None where there is none.
     """

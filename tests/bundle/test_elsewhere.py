@@ -100,6 +100,7 @@ VERSIONS = {
     "torch_cuda": ("torch", "triton"),
     "tpu": ("jax", "jaxlib", "libtpu"),
     "fpga": ("da4ml",),
+    "compiled": ("C compiler",),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,27 @@ def test_inspect_says_what_is_inside(exact_bundle: Path) -> None:
     assert lines["inputs"].strip() == "x: float32[batch, 16]"
     assert lines["status"].strip().startswith("exact: ")
     assert json.loads(run("inspect", exact_bundle, "--json").stdout)["status"] == "exact"
+
+
+def test_load_says_how_long_it_took_and_keeps_what_was_compiled(
+    exact_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
+    said = [run("load", exact_bundle, "--warm").output.splitlines() for _ in range(2)]
+    assert [re.sub(r"[0-9.]+", "N", line) for line in said[0][:2]] == [
+        "opened in N s",
+        "first answer after N ms more",
+    ]
+    assert said[0][2] == f"what was compiled is kept in {tmp_path / 'cache'}"
+    assert said[1][0].endswith(" s, from what an earlier opening kept")
+
+
+def test_load_cannot_keep_anything_without_a_cache(exact_bundle: Path) -> None:
+    told = run("load", exact_bundle, "--warm")
+    assert (told.exit_code, told.output) == (
+        2,
+        "hasten: --warm keeps what is compiled, but HASTEN_CACHE=off: unset it\n",
+    )
 
 
 def test_doctor_says_what_this_machine_has() -> None:

@@ -23,6 +23,7 @@ from hasten.engines.compiled.engine import CompiledC, CompiledSession
 from hasten.engines.compiled.library import Library
 from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.source import write
+from hasten.engines.installed import without_program
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
@@ -199,6 +200,7 @@ def test_without_a_compiler_the_engine_is_missing_and_says_what_to_install(
         CompiledC.version()
     assert_one_line(caught.value)
     assert CompiledC.tools() == {}
+    assert without_program("host") == [f"the engine compiled isn't tried: {caught.value}"]
     compiler._find.cache_clear()
 
 

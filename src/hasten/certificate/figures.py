@@ -242,7 +242,7 @@ def compared(
     """Compare models with the original, by what they answered.
 
     Args:
-        setting: What models are compared by.
+        setting: Figures, samples and confidence that models are compared by.
         answers: Answers of the models and of the original.
         labels_of: Model -> its description, for people.
 

@@ -51,6 +51,23 @@ def engine_kinds(names: Sequence[str] = (), target: Target | None = None) -> lis
     return found
 
 
+def without_program(family: str) -> list[str]:
+    """Return a sentence for each engine of a family of devices whose program, such as a C compiler, is missing.
+
+    A missing package isn't told: it is an extra that nobody asked for.
+    """
+    told = []
+    for name in tried_on(family):
+        kind: type[Engine] = Engine.member(name)
+        if not kind.program:
+            continue
+        try:
+            kind.version()
+        except InputError as error:
+            told.append(f"the engine {name} isn't tried: {error}")
+    return told
+
+
 def makes_for(kind: type[Engine], target: Target) -> bool:
     """Whether an engine has any variant for a target."""
     return next(iter(kind.variants(target)), None) is not None

@@ -24,7 +24,7 @@ from hasten.core.sequences import Sequences
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
-from hasten.engines.installed import engine_kinds, tried_on
+from hasten.engines.installed import engine_kinds, tried_on, without_program
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
@@ -237,6 +237,8 @@ def prepare(
     if images and preparation is not None:
         steps = ", ".join(label(step) for step in preparation.steps)
         job.notes.append(f"images were prepared by {steps}")
+    if not order.engines:
+        job.notes += without_program(target.family)
     job.notes += warnings(parts, ready.promise, calibrating(order, ready))
     return ready
 

@@ -73,7 +73,7 @@ class CompiledC(Engine):
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield the only variant, where there is a compiler."""
+        """Yield the only variant."""
         yield cls()
 
     @classmethod
@@ -156,7 +156,7 @@ class CompiledSession(Session):
     Args:
         artifact: Artifact that was opened.
         plan: Its plan.
-        source: What was compiled.
+        source: C text that was compiled, with its tables.
         library: The shared object.
     """
 

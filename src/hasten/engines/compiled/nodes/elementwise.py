@@ -11,6 +11,7 @@ from hasten.engines.compiled.graph import Node, Value, broadcast, scalar
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import C_TYPES, product
+from hasten.errors import IntegrityError
 
 _SAME = {
     "Add": "add",
@@ -95,7 +96,7 @@ class Program:
             if not self.steps or self.steps[-1].dtype != dtype:
                 self.do("copy", len(self.types) - 1)
             programs.check(tuple(self.steps), kinds)
-        except Exception:
+        except IntegrityError:
             node.refuse(f"not for {', '.join(value.dtype for value in values)}")
         output = node.computed(dtype, shape, batch_of(node, values, len(shape)), place)
         node.graph.map(

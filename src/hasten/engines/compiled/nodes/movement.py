@@ -302,7 +302,7 @@ def padded(
 
     Args:
         node: Node that asks.
-        value: What is copied.
+        value: Value that is copied.
         before: Elements at the start of each axis.
         after: Elements at the end of each axis.
         fill: The number.

@@ -20,7 +20,7 @@ class Pick(Operation):
     places are a request's, so they may be anything.
 
     Attributes:
-        input: What is read over the loops, at place 0 of the axis.
+        input: Elements that are read, at place 0 of the axis.
         places: Whole numbers, over the loops.
         output: Tensor of the loops' shape, contiguous.
         shape: Sizes of the loops.
@@ -144,8 +144,8 @@ class Accumulate(Operation):
     """Running sums along the last loop.
 
     Attributes:
-        input: What is read over the loops.
-        output: What is written over the loops, no element twice.
+        input: Elements that are read over the loops.
+        output: Elements that are written over the loops, none of them twice.
         shape: Sizes of the loops.
         exclusive: Whether each sum leaves out the number at its own place.
     """

@@ -20,8 +20,8 @@ class Map(Operation):
 
     Attributes:
         steps: Program over one element of each input; its last step's result is written.
-        inputs: What is read.
-        output: What is written, no element twice.
+        inputs: Elements that are read, of each input.
+        output: Elements that are written, none of them twice.
         shape: Sizes of the loops, the innermost last.
     """
 

@@ -26,8 +26,8 @@ class Product(Operation):
     """`output = after(left @ right)` for each element of the outer loops.
 
     Attributes:
-        left: What is read over loops of shape `(*outer, rows, inner)`.
-        right: What is read over loops of shape `(*outer, inner, columns)`.
+        left: Elements that are read over loops of shape `(*outer, rows, inner)`.
+        right: Elements that are read over loops of shape `(*outer, inner, columns)`.
         output: Tensor of shape `(*outer, rows, columns)`, contiguous.
         outer: Sizes of the loops around.
         rows: Rows of the left matrix.

@@ -335,7 +335,7 @@ class _Product:
     Args:
         layer: Layer.
         writer: Writer of the operation.
-        done: What is computed.
+        done: Pass over the sequence that is written.
     """
 
     def __init__(self, layer: Recurrent, writer: Writer, done: _Pass) -> None:

@@ -30,9 +30,9 @@ class Reduce(Operation):
     """One number from many, for each element of the outer loops.
 
     Attributes:
-        kind: What becomes of the numbers; "argmax" and "argmin" give the first place as int64,
+        kind: Way in which many numbers become one; "argmax" and "argmin" give the first place as int64,
             counted over the inner loops.
-        input: What is read, over the outer loops and then the inner ones.
+        input: Elements that are read, over the outer loops and then the inner ones.
         output: Tensor that is written, contiguous over the outer loops.
         outer: Sizes of the loops that stay.
         inner: Sizes of the loops that are reduced.

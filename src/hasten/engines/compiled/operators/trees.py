@@ -46,7 +46,7 @@ class Trees(Operation):
         bounds: Where each set begins in `sets`, and where the last one ends, as int32.
         columns: Tree and target of each column of values, as int32, ordered by target.
         values: Value of each leaf of the column's tree, column after column, of the input's type.
-        combine: What becomes of a target's values; of none, 0.
+        combine: Way in which a target's values become one number; without values it is 0.
         steps: Nodes on the longest ways through all trees together; an older plan doesn't say.
     """
 
