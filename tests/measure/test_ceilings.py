@@ -51,7 +51,7 @@ def test_ceilings_are_those_of_installed_engines_on_so_many_threads(tmp_path: Pa
     assert found.reached_by.keys() == found.operations_per_s.keys()
     assert all(rate > 0 for rate in found.operations_per_s.values())
     engine, kernel = found.reached_by["f32"].split(", ")
-    assert engine in ("ONNX Runtime", "OpenVINO", "LiteRT")
+    assert engine in ("ONNX Runtime", "OpenVINO", "LiteRT", "compiled C")
     assert kernel in ("matrix products", "convolutions")
     assert found.levels[-1].name == "memory"
     assert 0 < found.empty_call_ns < 1e9
