@@ -34,7 +34,8 @@ C_TYPES: Mapping[str, str] = {
     "int64": "i64",
     "int32": "i32",
     "uint8": "u8",
-    "int8": "signed char",
+    "int8": "i8",
+    "int16": "i16",
     "bool": "u8",
 }
 """Element types that plans have, and their names in C."""
@@ -121,6 +122,13 @@ class Operation(Value, ABC):
             "pick": "hasten.engines.compiled.operators.choices:Pick",
             "largest": "hasten.engines.compiled.operators.choices:Largest",
             "accumulate": "hasten.engines.compiled.operators.choices:Accumulate",
+            "conv8": "hasten.engines.compiled.operators.int8.convolutions:Conv8",
+            "pool8": "hasten.engines.compiled.operators.int8.pools:Pool8",
+            "quantize": "hasten.engines.compiled.operators.int8.elementwise:Quantize",
+            "dequantize": "hasten.engines.compiled.operators.int8.elementwise:Dequantize",
+            "table8": "hasten.engines.compiled.operators.int8.elementwise:Table8",
+            "add8": "hasten.engines.compiled.operators.int8.elementwise:Add8",
+            "multiply8": "hasten.engines.compiled.operators.int8.elementwise:Multiply8",
         },
     )
 

@@ -224,6 +224,7 @@ def write(plan: Plan, weights: bytes, target: Target) -> Source:
     calls = "".join(f"op{number}(c, r, n);" for number in range(len(functions)))
     sizes = [plan.tensor(name).bytes for name in (*plan.inputs, *plan.outputs)]
     head = f"""{_part("math.c")}
+{_part("bytes.c")}
 typedef float vfloat __attribute__((vector_size({wide}), may_alias));
 typedef double vdouble __attribute__((vector_size({wide}), may_alias));
 typedef float vfloat_u __attribute__((vector_size({wide}), aligned(4), may_alias));

@@ -7,6 +7,8 @@
 typedef int i32;
 typedef long long i64;
 typedef unsigned char u8;
+typedef signed char i8;
+typedef short i16;
 
 #define COPY(to, from, bytes) __builtin_memcpy(to, from, bytes)
 

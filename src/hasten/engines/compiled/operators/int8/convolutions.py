@@ -1,0 +1,240 @@
+"""Convolutions of bytes; a fully connected layer is one of a picture of one pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
+from hasten.engines.compiled.plan import Operation, Plan, product
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.source import Writer
+
+_MOST_SIZE = 1 << 16
+_MOST_PADDED = 1 << 28
+
+
+@dataclass(frozen=True)
+class Conv8(Operation):
+    """Convolution of bytes, channels last, with all but the input and the residual constant.
+
+    The sum of a channel is `bias + sum((x - zero) * weight)`, over the taps within the picture. `rounding`
+    makes a byte of it, `table` another byte of that; `residual` is added then, and `last` makes a byte of
+    that byte. Without a rounding, the result is `float32(sum) * scale`, a float32.
+
+    Attributes:
+        input: Tensor of `size[0] x size[1] x channels[0]` uint8.
+        weight: Constant of `channels[1] x kernel[0] x kernel[1] x (channels[0] / groups)` int8.
+        bias: Constant of `channels[1]` int32.
+        scale: Constant of `channels[1]` float32, each above 0.
+        output: Tensor of `output_size[0] x output_size[1] x channels[1]` uint8, or float32.
+        channels: Channels that are read and written.
+        groups: Groups of channels, each of which sees its own only.
+        size: Height and width of the picture.
+        kernel: Height and width of the kernel.
+        strides: Steps down and to the right.
+        dilations: Distances of the kernel's taps.
+        pads: Taps outside the picture at the top, left, bottom and right.
+        zero: Byte of the input that stands for 0.
+        rounding: How sums become bytes; None for float32.
+        table: Constant of 256 uint8 that replace each byte; "" for none.
+        residual: Tensor like the output that is added; "" for none.
+        sum: How the residual is added; None without one.
+        last: Constant of 256 uint8 that replace each byte after that; "" for none.
+    """
+
+    input: str
+    weight: str
+    bias: str
+    scale: str
+    output: str
+    channels: tuple[int, int]
+    groups: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    zero: int
+    rounding: Rounding | None
+    table: str = ""
+    residual: str = ""
+    sum: Sum8 | None = None
+    last: str = ""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        names = (self.input, self.weight, self.bias, self.scale)
+        return (*names, *filter(None, (self.table, self.residual, self.last)))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        high, wide = (
+            (padded - (self.kernel[at] - 1) * self.dilations[at] - 1) // self.strides[at] + 1
+            for at, padded in enumerate(self.padded_size)
+        )
+        return high, wide
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of the picture with its pads."""
+        return (
+            self.size[0] + self.pads[0] + self.pads[2],
+            self.size[1] + self.pads[1] + self.pads[3],
+        )
+
+    @property
+    def taps(self) -> int:
+        """Products in each sum."""
+        return product(self.kernel) * (self.channels[0] // self.groups)
+
+    @property
+    def work(self) -> int:
+        return product(self.output_size) * self.channels[1] * self.taps
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel sees itself alone."""
+        return self.groups == self.channels[0] == self.channels[1]
+
+    def check(self, plan: Plan) -> None:
+        ones = (*self.channels, self.groups, *self.size, *self.kernel, *self.strides)
+        if min(*ones, *self.dilations) < 1 or min(self.pads) < 0:
+            self.refuse("a size is out of bounds")
+        if max(*ones, *self.dilations, *self.pads) > _MOST_SIZE:
+            self.refuse("a size is out of bounds")
+        if product(self.padded_size) * self.channels[0] > _MOST_PADDED:
+            self.refuse("the picture is too large")
+        if min(self.output_size) < 1 or any(one % self.groups for one in self.channels):
+            self.refuse(f"{self.channels} channels in {self.groups} groups, or a large kernel")
+        if not 0 <= self.zero <= 255:
+            self.refuse(f"a zero of {self.zero}")
+        outs = self.channels[1]
+        result = product(self.output_size) * outs
+        for name, dtype, size in (
+            (self.weight, "int8", outs * self.taps),
+            (self.bias, "int32", outs),
+            (self.scale, "float32", outs),
+            *((name, "uint8", 256) for name in (self.table, self.last) if name),
+        ):
+            self.constant(plan, name)
+            self.check_sizes(plan, dtype, (name, size))
+        self.check_sizes(plan, "uint8", (self.input, product(self.size) * self.channels[0]))
+        if self.rounding is None:
+            if self.table or self.residual or self.last or self.sum:
+                self.refuse("a result of float32 goes through no table")
+            self.check_sizes(plan, "float32", (self.output, result))
+            return
+        self.rounding.check()
+        self.check_sizes(plan, "uint8", (self.output, result))
+        if bool(self.residual) != (self.sum is not None):
+            self.refuse("a residual without its factors")
+        if self.sum is not None:
+            self.sum.check()
+            self.check_sizes(plan, "uint8", (self.residual, result))
+
+    def check_constants(self, writer: Writer) -> None:
+        """Check that no sum overflows with the constants that there are.
+
+        Raises:
+            IntegrityError: one may.
+        """
+        weight = writer.constant(self.weight).reshape(self.channels[1], -1)
+        bias = writer.constant(self.bias)
+        check_sums(writer, most_sums(weight, bias, self.zero), self.scale)
+
+    def compute(self, tensors: dict[str, Array]) -> Array:
+        """Return the result for one row, as numpy computes it: what every kernel must equal.
+
+        Args:
+            tensors: Flat arrays of all that it reads, by name.
+        """
+        ins, outs = (channels // self.groups for channels in self.channels)
+        picture = tensors[self.input].reshape(*self.size, self.channels[0]).astype(np.int64)
+        pads = self.pads
+        picture = np.pad(picture - self.zero, ((pads[0], pads[2]), (pads[1], pads[3]), (0, 0)))
+        weight = tensors[self.weight].reshape(self.groups, outs, *self.kernel, ins)
+        high, wide = self.output_size
+        sums = np.zeros((high, wide, self.groups, outs), np.int64)
+        for down in range(self.kernel[0]):
+            for right in range(self.kernel[1]):
+                top, left = down * self.dilations[0], right * self.dilations[1]
+                part = picture[
+                    top : top + (high - 1) * self.strides[0] + 1 : self.strides[0],
+                    left : left + (wide - 1) * self.strides[1] + 1 : self.strides[1],
+                ].reshape(high, wide, self.groups, ins)
+                taps = weight[:, :, down, right].astype(np.int64)
+                sums += np.einsum("hwgi,goi->hwgo", part, taps, optimize=True)
+        flat = sums.reshape(high, wide, -1) + tensors[self.bias]
+        return self.finish(flat, tensors)
+
+    def finish(self, sums: Array, tensors: dict[str, Array]) -> Array:
+        """Return the results of sums of shape (height, width, channels), flat."""
+        scale = tensors[self.scale]
+        if self.rounding is None:
+            return (sums.astype(np.float32) * scale).ravel()  # type: ignore[no-any-return]
+        found = self.rounding.of(sums, scale).ravel()
+        if self.table:
+            found = tensors[self.table][found]
+        if self.sum is not None:
+            found = self.sum.of(found, tensors[self.residual])
+        if self.last:
+            found = tensors[self.last][found]
+        return found
+
+    def emit(self, writer: Writer) -> None:
+        self.check_constants(writer)
+        _emit_plainly(self, writer)
+
+
+def _emit_plainly(conv: Conv8, writer: Writer) -> None:
+    """Write loops over pixels, channels and taps, which any shape goes through."""
+    ins, outs = (channels // conv.groups for channels in conv.channels)
+    x, w = writer.read(conv.input), writer.read(conv.weight)
+    bias, scale = writer.read(conv.bias), writer.read(conv.scale)
+    table = writer.read(conv.table) if conv.table else ""
+    residual = writer.read(conv.residual) if conv.residual else ""
+    last = writer.read(conv.last) if conv.last else ""
+    y = writer.write(conv.output)
+    high, wide = conv.output_size
+    with writer.loops((high, wide, conv.channels[1])):
+        writer.line(f"i32 sum = {bias}[i2];")
+        writer.line(f"const i8 *taps = {w} + i2 * {conv.taps};")
+        with writer.loops(conv.kernel, name="k"):
+            writer.line(
+                f"const long v = i0 * {conv.strides[0]} + k0 * {conv.dilations[0]} - {conv.pads[0]};"
+            )
+            writer.line(
+                f"const long h = i1 * {conv.strides[1]} + k1 * {conv.dilations[1]} - {conv.pads[1]};"
+            )
+            writer.line(
+                f"if (v < 0 || v >= {conv.size[0]} || h < 0 || h >= {conv.size[1]}) continue;"
+            )
+            writer.line(
+                f"const u8 *at = {x} + (v * {conv.size[1]} + h) * {conv.channels[0]} + i2 / {outs} * {ins};"
+            )
+            writer.line(f"const i8 *tap = taps + (k0 * {conv.kernel[1]} + k1) * {ins};")
+            with writer.loops((ins,), name="c"):
+                writer.line(f"sum += ((i32)at[c0] - {conv.zero}) * tap[c0];")
+        place = f"(i0 * {wide} + i1) * {conv.channels[1]} + i2"
+        writer.line(f"const float scaled = (float)sum * {scale}[i2];")
+        if conv.rounding is None:
+            writer.line(f"{y}[{place}] = scaled;")
+            return
+        writer.line(f"i32 q = byte_of(scaled, {conv.rounding.arguments});")
+        if table:
+            writer.line(f"q = {table}[q];")
+        if conv.sum is not None:
+            writer.line(f"q = {conv.sum.expression('q', f'{residual}[{place}]')};")
+        if last:
+            writer.line(f"q = {last}[q];")
+        writer.line(f"{y}[{place}] = q;")

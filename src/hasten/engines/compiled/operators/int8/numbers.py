@@ -1,0 +1,164 @@
+"""Meaning of the integer arithmetic: how sums and bytes become bytes again.
+
+A byte `q` stands for the real number `(q - zero) * scale`; plans hold zeros and ratios of scales alone.
+Every answer here is exact, so that it is the same on every processor and for any number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.source import Writer
+
+MOST_SUM = (1 << 31) - 1
+"""Largest magnitude of a sum."""
+MOST_RESULT = float(1 << 30)
+"""Largest magnitude of a scaled sum, before it is cut to a byte."""
+_MOST_FACTOR = (1 << 15) - 1
+_MOST_SHIFT = 30
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a sum becomes a byte: `clamp(rint(float32(sum) * scale) + zero, low, high)`.
+
+    The product is rounded to float32, then to the nearest integer, halves to even.
+
+    Attributes:
+        zero: Byte that stands for 0.
+        low: Smallest byte that comes out.
+        high: Largest byte that comes out.
+    """
+
+    zero: int
+    low: int = 0
+    high: int = 255
+
+    def check(self) -> None:
+        """Check that all are bytes.
+
+        Raises:
+            IntegrityError: one isn't.
+        """
+        if not (0 <= self.zero <= 255 and 0 <= self.low <= self.high <= 255):
+            raise IntegrityError(f"the plan is damaged: rounding to {self.low} to {self.high}")
+
+    @property
+    def arguments(self) -> str:
+        """Arguments of C's `byte_of` behind the scaled sum."""
+        return f"{self.zero}, {self.low}, {self.high}"
+
+    def of(self, sums: Array, scale: Array | np.float32) -> Array:
+        """Return the bytes of sums, as numpy computes them.
+
+        Args:
+            sums: int32 or int64 of any shape.
+            scale: float32, for all or for each number along the last axis.
+        """
+        scaled = np.rint(sums.astype(np.float32) * scale).astype(np.int64) + self.zero
+        return np.clip(scaled, self.low, self.high).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Sum8:
+    """Sum of two bytes as a byte: `clamp((a * x + b * y + offset) >> shift, low, high)`.
+
+    Attributes:
+        factors: Factors a and b, of 16 bits.
+        offset: Number of 32 bits, with half a unit for rounding.
+        shift: Bits that are shifted out, arithmetically.
+        low: Smallest byte that comes out.
+        high: Largest byte that comes out.
+    """
+
+    factors: tuple[int, int]
+    offset: int
+    shift: int
+    low: int = 0
+    high: int = 255
+
+    def check(self) -> None:
+        """Check that nothing overflows, whatever the bytes are.
+
+        Raises:
+            IntegrityError: a sum might.
+        """
+        most = 255 * sum(map(abs, self.factors)) + abs(self.offset)
+        fits = max(map(abs, self.factors)) <= _MOST_FACTOR and most <= MOST_SUM
+        if not (fits and 0 <= self.shift <= _MOST_SHIFT and 0 <= self.low <= self.high <= 255):
+            raise IntegrityError("the plan is damaged: a sum of two bytes overflows")
+
+    def expression(self, first: str, second: str) -> str:
+        """Return C for the byte of two bytes, which are C expressions."""
+        a, b = self.factors
+        total = f"({a} * {first} + {b} * {second} + ({self.offset})) >> {self.shift}"
+        return f"clamp_byte({total}, {self.low}, {self.high})"
+
+    def of(self, first: Array, second: Array) -> Array:
+        """Return the bytes of two arrays of uint8, as numpy computes them."""
+        a, b = self.factors
+        total = first.astype(np.int64) * a + second.astype(np.int64) * b + self.offset
+        return np.clip(total >> self.shift, self.low, self.high).astype(np.uint8)
+
+    @classmethod
+    def near(
+        cls,
+        ratios: tuple[float, float],
+        zeros: tuple[int, int],
+        rounding: Rounding,
+    ) -> Sum8:
+        """Return the sum `ratios[0] * (x - zeros[0]) + ratios[1] * (y - zeros[1])`, to 15 bits.
+
+        Args:
+            ratios: Scale of each byte over the result's.
+            zeros: Byte that stands for 0, of each.
+            rounding: Zero and bounds of the result.
+
+        Raises:
+            IntegrityError: a ratio is too large, or no number.
+        """
+        largest = max(map(abs, ratios))
+        if not 0 < largest < 1 << 14:
+            raise IntegrityError(f"ratios of scales of {ratios[0]:g} and {ratios[1]:g}")
+        shift = min(_MOST_SHIFT - 8, max(0, 14 - int(np.ceil(np.log2(largest)))))
+        a, b = (round(ratio * (1 << shift)) for ratio in ratios)
+        half = (1 << shift) >> 1
+        offset = (rounding.zero << shift) + half - a * zeros[0] - b * zeros[1]
+        return cls((a, b), offset, shift, rounding.low, rounding.high)
+
+
+def most_sums(weight: Array, bias: Array, zero: int) -> Array:
+    """Return the largest magnitude that each channel's sum can have, as int64.
+
+    Args:
+        weight: int8 of shape (channels, ...).
+        bias: int32 of shape (channels,).
+        zero: Byte that stands for 0 in what is read.
+    """
+    flat = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1)
+    return flat * max(zero, 255 - zero) + np.abs(bias.astype(np.int64))  # type: ignore[no-any-return]
+
+
+def check_sums(writer: Writer, most: Array, scale: str) -> None:
+    """Check that sums fit 32 bits, and their products with the scales the range for rounding.
+
+    Args:
+        writer: Writer with the plan's constants.
+        most: Largest magnitude of each channel's sum.
+        scale: Name of the scales, one for each channel or for all.
+
+    Raises:
+        IntegrityError: a sum or a result may overflow, or a scale is no positive number.
+    """
+    scales = writer.constant(scale).astype(np.float64)
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise IntegrityError("the plan is damaged: a scale isn't a positive number")
+    if most.max() > MOST_SUM or (most * scales).max() > MOST_RESULT:
+        raise IntegrityError("the plan is damaged: a sum of products may overflow")

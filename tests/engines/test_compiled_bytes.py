@@ -1,0 +1,233 @@
+"""Operations of bytes equal numpy's integers bit for bit, on many shapes at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.plans import answers, planned
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.elementwise import (
+    Add8,
+    Dequantize,
+    Multiply8,
+    Quantize,
+    Table8,
+)
+from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
+from hasten.engines.compiled.operators.int8.pools import Pool8
+from hasten.engines.compiled.plan import Operation, product
+from hasten.errors import IntegrityError
+
+SHAPES: list[dict[str, Any]] = [
+    {"channels": (8, 16), "size": (5, 7)},
+    {"channels": (3, 32), "size": (17, 15), "kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+    {"channels": (24, 40), "size": (1, 1)},
+    {"channels": (100, 7), "size": (3, 2)},
+    {"channels": (16, 16), "groups": 16, "size": (9, 9), "kernel": (3, 3), "pads": (1, 1, 1, 1)},
+    {"channels": (33, 33), "groups": 33, "size": (8, 11), "kernel": (5, 5), "strides": (2, 2), "pads": (2, 2, 2, 2)},
+    {"channels": (72, 72), "groups": 72, "size": (14, 14), "kernel": (3, 3), "strides": (2, 2), "pads": (0, 0, 1, 1)},
+    {"channels": (8, 12), "groups": 4, "size": (6, 6), "kernel": (3, 3), "pads": (1, 1, 1, 1)},
+    {"channels": (6, 6), "groups": 6, "size": (10, 9), "kernel": (3, 3), "dilations": (2, 2), "pads": (2, 2, 2, 2)},
+    {"channels": (5, 9), "size": (12, 4), "kernel": (7, 1), "pads": (3, 0, 3, 0)},
+    {"channels": (4, 8), "size": (11, 13), "kernel": (5, 7), "strides": (3, 1), "dilations": (1, 2), "pads": (0, 5, 4, 6)},
+    {"channels": (1, 1), "size": (1, 1)},
+    {"channels": (64, 96), "size": (7, 7), "kernel": (3, 3), "pads": (1, 1, 1, 1)},
+    {"channels": (160, 320), "size": (4, 3)},
+    {"channels": (32, 32), "groups": 32, "size": (5, 5), "kernel": (7, 7), "pads": (3, 3, 3, 3)},
+    {"channels": (8, 16), "groups": 8, "size": (6, 5), "kernel": (3, 3)},
+]  # fmt: skip
+ENDS = ("plain", "table", "residual", "float", "all")
+
+
+class Made:
+    """Operations that are being collected for one plan."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.operations: list[Operation] = []
+        self.constants: dict[str, Array] = {}
+        self.given: dict[str, Array] = {}
+        self.made: dict[str, tuple[str, int]] = {}
+
+    def constant(self, array: Array) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = array
+        return name
+
+    def bytes(self, size: int) -> str:
+        """Return the name of an input of random bytes, with the extremes among them."""
+        name = f"x{len(self.given)}"
+        self.given[name] = self.rng.choice([0, 255, *self.rng.integers(0, 256, 30)], size).astype(
+            np.uint8
+        )
+        return name
+
+    def output(self, size: int, dtype: str = "uint8") -> str:
+        name = f"y{len(self.made)}"
+        self.made[name] = (dtype, size)
+        return name
+
+    def rounding(self) -> Rounding:
+        low = int(self.rng.choice([0, 0, 17]))
+        return Rounding(int(self.rng.integers(0, 256)), low, int(self.rng.choice([255, 255, 201])))
+
+    def table(self) -> str:
+        return self.constant(self.rng.integers(0, 256, 256).astype(np.uint8))
+
+    def conv(self, end: str, **shape: Any) -> Conv8:
+        rng = self.rng
+        usual: dict[str, Any] = {
+            "groups": 1,
+            "kernel": (1, 1),
+            "strides": (1, 1),
+            "dilations": (1, 1),
+            "pads": (0, 0, 0, 0),
+        }
+        bare = Conv8(
+            "", "", "", "", "", zero=int(rng.integers(0, 256)), rounding=None, **(usual | shape)
+        )
+        ins, outs = bare.channels
+        result = product(bare.output_size) * outs
+        weight = rng.integers(-128, 128, (outs, bare.taps)).astype(np.int8)
+        weight[0] = 127 if bare.zero < 128 else -128
+        spread = 60 / np.sqrt(bare.taps) / 5000
+        found = replace(
+            bare,
+            input=self.bytes(product(bare.size) * ins),
+            weight=self.constant(weight),
+            bias=self.constant(rng.integers(-5000, 5000, outs).astype(np.int32)),
+            scale=self.constant(rng.uniform(spread / 2, spread, outs).astype(np.float32)),
+            output=self.output(result, "float32" if end == "float" else "uint8"),
+        )
+        if end != "float":
+            found = replace(found, rounding=self.rounding())
+        if end in ("table", "all"):
+            found = replace(found, table=self.table())
+        if end in ("residual", "all"):
+            ratios = (float(rng.uniform(0.1, 3)), float(rng.uniform(-2, 2)))
+            summed = Sum8.near(ratios, (3, 200), self.rounding())
+            found = replace(found, residual=self.bytes(result), sum=summed)
+        if end == "all":
+            found = replace(found, last=self.table())
+        return found
+
+    def check(self, rows: int = 1) -> None:
+        """Compile all operations as one plan, and compare each one's bytes with numpy's."""
+        plan, weights = planned(
+            self.operations, self.constants, self.given, self.made, by_row=rows > 1
+        )
+        repeated = {
+            name: np.concatenate([np.roll(array, row) for row in range(rows)])
+            for name, array in self.given.items()
+        }
+        found = answers(plan, weights, repeated, rows=rows)
+        for row in range(rows):
+            known = self.constants | {
+                name: np.roll(array, row) for name, array in self.given.items()
+            }
+            for operation in self.operations:
+                wanted = operation.compute(known)
+                name = operation.writes[0]
+                size = plan.tensor(name).size
+                got = found[name][row * size : (row + 1) * size]
+                assert got.tobytes() == wanted.tobytes(), operation
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_convolutions_equal_those_of_integers(end: str) -> None:
+    made = Made(ENDS.index(end))
+    made.operations = [made.conv(end, **shape) for shape in SHAPES]
+    made.check()
+
+
+def test_rows_of_a_batch_are_those_of_one_row() -> None:
+    made = Made(0)
+    made.operations = [made.conv("all", **shape) for shape in SHAPES[:6]]
+    made.check(rows=3)
+
+
+def test_what_goes_byte_by_byte_equals_integers() -> None:
+    made = Made(1)
+    for size in (1, 31, 64, 257):
+        ratios = (0.7, -1.3)
+        summed = Sum8.near(ratios, (1, 250), made.rounding())
+        made.operations += [
+            Table8(made.bytes(size), made.table(), made.output(size), size),
+            Add8(made.bytes(size), made.bytes(size), made.output(size), size, summed),
+        ]
+    for pixels, channels in ((1, 5), (7, 3), (49, 64), (10, 40)):
+        size = pixels * channels
+        scale = made.constant(np.array([0.004], np.float32))
+        for gate in (True, False):
+            second = made.bytes(channels if gate else size)
+            made.operations.append(
+                Multiply8(
+                    *(made.bytes(size), second, scale, made.output(size), pixels, channels, gate),
+                    *((7, 128), made.rounding()),
+                )
+            )
+        floats = made.constant(made.rng.standard_normal(256).astype(np.float32))
+        made.operations.append(
+            Dequantize(made.bytes(size), floats, made.output(size, "float32"), channels, pixels)
+        )
+    made.check()
+
+
+def test_pools_equal_those_of_integers() -> None:
+    made = Made(2)
+    for channels, size, kernel, strides, pads in (
+        (16, (7, 7), (7, 7), (1, 1), (0, 0, 0, 0)),
+        (33, (9, 8), (3, 3), (2, 2), (1, 1, 1, 1)),
+        (5, (6, 6), (2, 2), (2, 2), (0, 0, 0, 0)),
+        (8, (5, 9), (2, 3), (1, 1), (0, 1, 1, 1)),
+        (100, (3, 5), (1, 5), (1, 1), (0, 0, 0, 0)),
+    ):
+        for largest in (True, False):
+            scale = "" if largest else made.constant(np.array([0.02], np.float32))
+            bare = Pool8("", scale, "", channels, size, kernel, strides, pads, 9, None)
+            given = made.bytes(product(size) * channels)
+            result = made.output(product(bare.output_size) * channels)
+            rounding = None if largest else made.rounding()
+            made.operations.append(replace(bare, input=given, output=result, rounding=rounding))
+    made.check()
+
+
+def test_floats_become_bytes_with_the_ends_nan_and_infinities() -> None:
+    made = Made(3)
+    for pixels, channels in ((1, 9), (30, 3), (49, 16)):
+        size = pixels * channels
+        values = (made.rng.standard_normal(size) * 3).astype(np.float32)
+        values[:7] = [np.nan, np.inf, -np.inf, 0.25, 0.75, 3e38, -0.0]
+        made.given[f"x{pixels}"] = values
+        made.operations.append(
+            Quantize(f"x{pixels}", made.output(size), channels, pixels, 0.5, made.rounding())
+        )
+    made.check()
+
+
+def test_a_sum_that_may_overflow_is_refused() -> None:
+    made = Made(4)
+    conv = made.conv("plain", channels=(8, 1), size=(1, 1))
+    made.operations = [conv]
+    made.constants[conv.bias] = np.array([2**31 - 1], np.int32)
+    with pytest.raises(IntegrityError, match="a sum of products may overflow"):
+        made.check()
+    made.constants[conv.bias] = np.array([0], np.int32)
+    made.constants[conv.scale] = np.array([np.inf], np.float32)
+    with pytest.raises(IntegrityError, match="a scale isn't a positive number"):
+        made.check()
+
+
+def test_the_largest_sums_are_exact() -> None:
+    made = Made(5)
+    conv = made.conv("float", channels=(2048, 2), size=(1, 1), kernel=(1, 1))
+    conv = replace(conv, zero=0)
+    made.given[conv.input] = np.full(2048, 255, np.uint8)
+    made.constants[conv.weight] = np.repeat(np.array([[127], [-128]], np.int8), 2048, 1)
+    made.operations = [conv]
+    made.check()

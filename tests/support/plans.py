@@ -1,0 +1,75 @@
+"""Plans of a few operations, compiled and run on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.engines.compiled.compiler import Compiler
+from hasten.engines.compiled.library import Library, aligned
+from hasten.engines.compiled.plan import Operation, Plan, Tensor, Weights
+from hasten.engines.compiled.source import write
+
+
+def planned(
+    operations: Sequence[Operation],
+    constants: Mapping[str, Array],
+    given: Mapping[str, Array],
+    made: Mapping[str, tuple[str, int]],
+    *,
+    outputs: Sequence[str] = (),
+    by_row: bool = False,
+) -> tuple[Plan, bytes]:
+    """Return a plan, checked, and its weights.
+
+    Args:
+        operations: Steps in order.
+        constants: Constants by name.
+        given: Inputs by name, for one row.
+        made: Element type and size of each tensor that a step writes.
+        outputs: Names of what is asked for; all that is made by default.
+        by_row: Whether rows are answered each by itself.
+    """
+    weights = Weights(bytearray())
+    tensors = {name: weights.add(array) for name, array in constants.items()}
+    tensors |= {name: Tensor(str(array.dtype), array.size) for name, array in given.items()}
+    tensors |= {name: Tensor(dtype, size) for name, (dtype, size) in made.items()}
+    asked = tuple(outputs or made)
+    shapes = tuple((1, made[name][1]) for name in asked)
+    plan = Plan(tensors, tuple(operations), tuple(given), asked, shapes, by_row)
+    plan.check(len(weights.content))
+    return plan, bytes(weights.content)
+
+
+def answers(
+    plan: Plan,
+    weights: bytes,
+    given: Mapping[str, Array],
+    *,
+    rows: int = 1,
+    target: Target | None = None,
+) -> dict[str, Array]:
+    """Return what a plan's C gives for arrays: all its outputs by name, with all rows flat.
+
+    Args:
+        plan: The plan.
+        weights: Its constants.
+        given: Inputs by name, contiguous.
+        rows: Number of rows of each.
+        target: Processor to write C for; this one by default.
+    """
+    source = write(plan, weights, target or Target.host())
+    library = Library.load(Compiler.find().compile(source.text).content)
+    tables = aligned(len(source.tables))
+    tables[:] = np.frombuffer(source.tables, np.uint8)
+    outputs: dict[str, Any] = {
+        name: np.zeros(plan.tensor(name).size * rows, plan.tensor(name).dtype)
+        for name in plan.outputs
+    }
+    answer = library.answering(tables, source.arena_bytes)
+    answer(*(given[name] for name in plan.inputs), *outputs.values())
+    return outputs
