@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -27,6 +27,8 @@ from hasten.errors import CandidateError
 if TYPE_CHECKING:
     import onnx
 
+    from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending
+
 
 @dataclass(frozen=True)
 class Value:
@@ -39,6 +41,9 @@ class Value:
         batch: Axis of the batch; None where there is none.
         constant: Numbers, where they are known now.
         counts_rows: Whether the numbers are sizes among which the batch's counts as 1.
+        bytes: What is known of numbers that depend on one byte each.
+        pending: Sums that nothing has rounded yet.
+        levels: Integers that a constant was made of.
     """
 
     tensor: str
@@ -47,6 +52,14 @@ class Value:
     batch: int | None = None
     constant: Array | None = None
     counts_rows: bool = False
+    bytes: Bytes | None = None
+    pending: Pending | None = None
+    levels: Levels | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is known as bytes or sums of them."""
+        return self.bytes is not None or self.pending is not None
 
 
 @dataclass
@@ -76,11 +89,16 @@ class Node:
         """Whether an input, which may be left out, is there."""
         return len(self.proto.input) > place and bool(self.proto.input[place])
 
-    def input(self, place: int) -> Value:
-        """Return an input."""
+    def peek(self, place: int) -> Value:
+        """Return an input, which may have no tensor of its own."""
         if not self.has(place):
             self.refuse(f"its input {place} is missing")
         return self.graph.values[self.proto.input[place]]
+
+    def input(self, place: int) -> Value:
+        """Return an input as a tensor or a constant."""
+        self.peek(place)
+        return self.graph.plain(self.proto.input[place])
 
     @property
     def inputs(self) -> list[Value]:
@@ -117,6 +135,32 @@ class Node:
         self.give(value, place)
         return value
 
+    def evaluated(self, named: Mapping[str, Array]) -> list[Array] | None:
+        """Return the node's outputs as the standard's evaluator computes them; None where it can't.
+
+        Args:
+            named: Its inputs by name.
+        """
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        proto = self.proto
+        inputs = [
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            )
+            for name, array in named.items()
+        ]
+        outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+        made = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+        model = onnx.helper.make_model(
+            made, opset_imports=[onnx.helper.make_opsetid(proto.domain, self.opset)]
+        )
+        try:
+            return list(ReferenceEvaluator(model).run(None, dict(named)))
+        except Exception:
+            return None
+
     def mixes_rows(self) -> None:
         """Say that rows of a batch aren't answered each by itself."""
         self.graph.by_row = False
@@ -132,7 +176,9 @@ class Graph:
         operations: Operations of the plan.
         weights: Constants of the plan.
         by_row: Whether rows are answered each by itself, as far as is known.
-        most_work: Most calculations for one row that the engine takes.
+        most_work: Most calculations with floats for one row that the engine takes.
+        lowerings: Lowering of each operator over any numbers, by its name.
+        turned: Copies of tensors of bytes by the tensor and whether the copy has the channels last.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -141,6 +187,8 @@ class Graph:
     weights: Weights = field(default_factory=lambda: Weights(bytearray()))
     by_row: bool = True
     most_work: int = 1 << 62
+    lowerings: Mapping[str, Callable[[Node], None]] = field(default_factory=dict)
+    turned: dict[tuple[str, bool], str] = field(default_factory=dict)
     _work: int = 0
     _stored: dict[int, tuple[Array, str]] = field(default_factory=dict)
 
@@ -168,6 +216,43 @@ class Graph:
         self._stored[id(array)] = (array, name)
         return name
 
+    def plain(self, name: str) -> Value:
+        """Return a value as a tensor or a constant; bytes become floats, sums are computed.
+
+        Args:
+            name: Its name in ONNX.
+        """
+        value = self.values[name]
+        if not value.narrow or value.tensor or value.constant is not None:
+            return value
+        if value.pending is not None:
+            made = replace(value.pending.floats(), shape=value.shape, batch=value.batch)
+        elif value.bytes is not None and value.dtype == "float32":
+            made = value.bytes.floats(self, value)
+        else:
+            made = self._as_given(value)
+        self.values[name] = made
+        return made
+
+    def _as_given(self, value: Value) -> Value:
+        """Return bytes, which something else than a DequantizeLinear reads, as a tensor."""
+        from hasten.engines.compiled.nodes.int8.values import ordered
+
+        assert value.bytes is not None
+        tensor = ordered(self, value.bytes.tensor, value.bytes.last, value.shape, False)
+        if value.dtype == "uint8":
+            return replace(value, tensor=tensor)
+        made = self.new(value.dtype, value.shape, value.batch)
+        wide = Step("cast", (0,), "int32")
+        steps = [wide, Step("value", (), "int32", "128"), Step("subtract", (1, 2), "int32")]
+        steps.append(Step("cast", (3,), value.dtype))
+        self.map(
+            steps,
+            [(replace(value, dtype="uint8", tensor=tensor), contiguous(value.shape), 0)],
+            made,
+        )
+        return replace(made, bytes=value.bytes)
+
     def tensor(self, value: Value) -> str:
         """Return the name of a value's tensor; a constant is kept first."""
         return value.tensor if value.constant is None else self.store(value.constant)
@@ -179,11 +264,11 @@ class Graph:
             CandidateError: there is more to calculate than the engine takes.
         """
         self.operations.append(operation)
-        self._work += operation.work
+        self._work += 0 if operation.narrow else operation.work
         if self._work > self.most_work:
             raise CandidateError(
-                f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations for an "
-                "answer: this model has more"
+                f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations with floats "
+                "for an answer: this model has more"
             )
 
     def map(
@@ -226,7 +311,7 @@ class Graph:
         for name in outputs:
             if name not in self.values:
                 raise CandidateError(f"the output {name!r} isn't computed")
-            value = self.values[name]
+            value = self.plain(name)
             if value.dtype not in C_TYPES:
                 raise CandidateError(
                     f"the compiled engine gives numbers only: the output {name!r} is {value.dtype}"

@@ -23,6 +23,7 @@ from hasten.engines.compiled.nodes import (
     reductions,
     trees,
 )
+from hasten.engines.compiled.nodes.int8 import lower as bytes_of
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError
@@ -69,7 +70,7 @@ def lower(
             calculate.
     """
     proto = _read(path)
-    graph = Graph(most_work=most_work)
+    graph = Graph(most_work=most_work, lowerings=LOWERINGS)
     for spec in request:
         batch = 0 if spec.shape and spec.shape[0] == 1 else None
         graph.by_row = graph.by_row and batch == 0
@@ -141,12 +142,19 @@ def _lower(node: Node) -> None:
     if any(value is None for value in given):
         node.refuse("an input isn't computed before it")
     known = [value for value in given if value is not None and value.constant is not None]
-    if given and len(known) == len(given) and _folded(node, known):
-        return
+    if given and len(known) == len(given):
+        if proto.op_type == "DequantizeLinear" and bytes_of.known(node):
+            return
+        if _folded(node, known):
+            if proto.op_type == "Transpose":
+                bytes_of.turned(node)
+            return
     lowering = LOWERINGS.get(proto.op_type) if proto.domain in _DOMAINS else None
-    if lowering is None:
-        node.refuse("it isn't covered")
     try:
+        if proto.domain in _DOMAINS and bytes_of.taken(node, lowering):
+            return
+        if lowering is None:
+            node.refuse("it isn't covered")
         lowering(node)
     except CandidateError:
         raise
@@ -170,30 +178,14 @@ def _constant(node: Node) -> bool:
 
 def _folded(node: Node, given: list[Value]) -> bool:
     """Compute a node of constants as the standard's evaluator does; return whether that was possible."""
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-
     proto = node.proto
     named = {name: node.graph.values[name].constant for name in dict.fromkeys(proto.input) if name}
     if proto.op_type in ("Expand", "ConstantOfShape", "Tile", "Range"):
         sizes = [abs(int(one)) for one in np.ravel(np.asarray(given[-1].constant))]
         if math.prod(sizes) > _MOST_FOLDED:
             return False
-    inputs = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-        )
-        for name, array in named.items()
-        if array is not None
-    ]
-    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
-    made = onnx.helper.make_graph([proto], "constant", inputs, outputs)
-    model = onnx.helper.make_model(
-        made, opset_imports=[onnx.helper.make_opsetid(proto.domain, node.opset)]
-    )
-    try:
-        found = ReferenceEvaluator(model).run(None, named)
-    except Exception:  # the lowering may know it
+    found = node.evaluated({name: array for name, array in named.items() if array is not None})
+    if found is None:  # the lowering may know it
         return False
     counts = any(value.counts_rows for value in given)
     for name, array in zip([name for name in proto.output if name], found, strict=True):

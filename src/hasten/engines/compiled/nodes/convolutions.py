@@ -45,7 +45,7 @@ class _Window:
         return tuple((k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True))
 
 
-def _window(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> _Window:
+def window_of(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> _Window:
     attributes, rank = node.attributes, len(sizes)
     strides = tuple(int(one) for one in attributes.get("strides", [1] * rank))
     dilations = tuple(int(one) for one in attributes.get("dilations", [1] * rank))
@@ -85,7 +85,7 @@ def _window(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> _Window:
     )
 
 
-def _picture(node: Node, value: Value) -> tuple[int, ...]:
+def picture(node: Node, value: Value) -> tuple[int, ...]:
     """Return the sizes of a picture or a sequence behind its batch and channels."""
     sizes = value.shape[2:]
     if len(sizes) not in (1, 2):
@@ -95,7 +95,7 @@ def _picture(node: Node, value: Value) -> tuple[int, ...]:
     return sizes
 
 
-def _two(numbers: Sequence[int], fill: int) -> tuple[int, int]:
+def two(numbers: Sequence[int], fill: int) -> tuple[int, int]:
     """Return two numbers for height and width; a sequence is a picture of one line."""
     first, second = (fill, *numbers)[-2:]
     return int(first), int(second)
@@ -128,11 +128,11 @@ def _convolution(
             output.tensor,
             (channels, outputs),
             groups,
-            _two(sizes, 1),
-            _two(window.kernel, 1),
-            _two(window.strides, 1),
-            _two(window.dilations, 1),
-            (*_two(window.before, 0), *_two(window.after, 0)),
+            two(sizes, 1),
+            two(window.kernel, 1),
+            two(window.strides, 1),
+            two(window.dilations, 1),
+            (*two(window.before, 0), *two(window.after, 0)),
             count,
         )
     )
@@ -141,7 +141,7 @@ def _convolution(
 def _conv(node: Node) -> None:
     value, weight = node.input(0), node.constant(1, "weight")
     bias = node.constant(2, "bias") if node.has(2) else None
-    window = _window(node, _picture(node, value), weight.shape[2:])
+    window = window_of(node, picture(node, value), weight.shape[2:])
     _convolution(node, value, weight, bias, window, node.attributes.get("group", 1))
 
 
@@ -149,7 +149,7 @@ def _conv_transpose(node: Node) -> None:
     """Lower as a convolution of the input with zeros between its elements, by the mirrored kernel."""
     value, weight = node.input(0), node.constant(1, "weight")
     bias = node.constant(2, "bias") if node.has(2) else None
-    sizes, rank = _picture(node, value), len(value.shape) - 2
+    sizes, rank = picture(node, value), len(value.shape) - 2
     attributes, groups = node.attributes, node.attributes.get("group", 1)
     if attributes.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in attributes:
         node.refuse("padding by the shape of its output")
@@ -193,8 +193,8 @@ def _pool(node: Node) -> None:
     value = node.input(0)
     if node.wants(1):
         node.refuse("the places of its results are used")
-    sizes = _picture(node, value)
-    window = _window(node, sizes, [int(one) for one in node.attributes["kernel_shape"]])
+    sizes = picture(node, value)
+    window = window_of(node, sizes, [int(one) for one in node.attributes["kernel_shape"]])
     average = node.proto.op_type == "AveragePool"
     counts = _counts(window, sizes, bool(node.attributes.get("count_include_pad", 0)))
     ends = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class Conv8(Operation):
         sum: How the residual is added; None without one.
         last: Constant of 256 uint8 that replace each byte after that; "" for none.
     """
+
+    narrow: ClassVar[bool] = True
 
     input: str
     weight: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Quantize(Operation):
         step: Real number that one step of a byte stands for.
         rounding: Zero and bounds.
     """
+
+    narrow: ClassVar[bool] = True
 
     input: str
     output: str
@@ -96,6 +98,8 @@ class Dequantize(Operation):
         pixels: Number of pixels.
     """
 
+    narrow: ClassVar[bool] = True
+
     input: str
     table: str
     output: str
@@ -144,6 +148,8 @@ class Table8(Operation):
         size: Number of bytes.
     """
 
+    narrow: ClassVar[bool] = True
+
     input: str
     table: str
     output: str
@@ -187,6 +193,8 @@ class Add8(Operation):
         size: Number of bytes.
         sum: Factors and rounding.
     """
+
+    narrow: ClassVar[bool] = True
 
     first: str
     second: str
@@ -238,6 +246,8 @@ class Multiply8(Operation):
         zeros: Byte that stands for 0, of each.
         rounding: How products become bytes.
     """
+
+    narrow: ClassVar[bool] = True
 
     first: str
     second: str

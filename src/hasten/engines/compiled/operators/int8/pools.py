@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Pool8(Operation):
         zero: Byte that stands for 0.
         rounding: How sums become bytes; None for the largest byte.
     """
+
+    narrow: ClassVar[bool] = True
 
     input: str
     scale: str

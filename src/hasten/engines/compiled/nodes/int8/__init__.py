@@ -1,0 +1,1 @@
+"""ONNX's operators between a DequantizeLinear and a QuantizeLinear, over bytes."""

@@ -1,0 +1,306 @@
+"""Choice between bytes and floats for each node of an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.nodes.int8 import sums
+from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, ordered
+from hasten.engines.compiled.operators.int8.elementwise import Quantize
+from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.engines.compiled.plan import product
+
+_ONE_BY_ONE = frozenset(
+    [
+        "Abs",
+        "Add",
+        "Celu",
+        "Ceil",
+        "Clip",
+        "Div",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "PRelu",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+    ]
+)
+"""Operators of which each result depends on one element of each input."""
+_MOVES = frozenset(
+    [
+        "DepthToSpace",
+        "Dropout",
+        "Flatten",
+        "Identity",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+        "Upsample",
+    ]
+)
+"""Operators whose results are elements of their first input."""
+_TAKEN: Mapping[str, Callable[[Node], bool]] = {
+    "Conv": sums.conv,
+    "Gemm": sums.gemm,
+    "MatMul": sums.matmul,
+    "Add": sums.both(1),
+    "Sub": sums.both(-1),
+    "Mul": sums.both(0),
+    "GlobalAveragePool": sums.global_average,
+    "ReduceMean": sums.reduce_mean,
+    "AveragePool": sums.pool,
+    "MaxPool": sums.pool,
+    "Concat": sums.concat,
+}
+
+
+def taken(node: Node, lowering: Callable[[Node], None] | None) -> bool:
+    """Lower a node over bytes, if that is possible; return whether it was.
+
+    Args:
+        node: The node.
+        lowering: Its lowering over any numbers; None where there is none.
+    """
+    kind = node.proto.op_type
+    if kind == "QuantizeLinear":
+        return _quantize(node)
+    if kind == "DequantizeLinear":
+        return _dequantize(node)
+    if not any(node.graph.values[name].narrow for name in node.proto.input if name):
+        return False
+    if kind in ("Relu", "Clip") and _cut(node):
+        return True
+    if kind in _ONE_BY_ONE and _one_by_one(node):
+        return True
+    if kind in _MOVES and lowering is not None and _move(node, lowering):
+        return True
+    found = _TAKEN.get(kind)
+    return found is not None and found(node)
+
+
+def known(node: Node) -> bool:
+    """Give the numbers of a constant that was stored as integers, and remember the integers.
+
+    Returns:
+        Whether the node is a DequantizeLinear of such a constant.
+    """
+    numbers, scale = node.peek(0).constant, node.peek(1).constant
+    zero = node.peek(2).constant if node.has(2) else None
+    if numbers is None or scale is None or numbers.dtype.kind not in "iu":
+        return False
+    if scale.dtype != np.float32 or node.attributes.get("block_size", 0) or not numbers.size:
+        return False
+    if node.has(2) and zero is None:
+        return False
+    axis = int(node.attributes.get("axis", 1)) % max(1, numbers.ndim)
+    along = [1] * numbers.ndim
+    if scale.size > 1:
+        along[axis] = scale.size
+    whole = numbers.astype(np.int64)
+    if zero is not None:
+        whole = whole - zero.astype(np.int64).reshape(along if zero.size > 1 else ())
+    array = (whole.astype(np.float32) * scale.reshape(along if scale.size > 1 else ())).astype(
+        np.float32
+    )
+    levels = None
+    if whole.min() >= -128 and whole.max() <= 127:
+        kept = whole.astype(np.int8)
+        levels = Levels(kept, scale.reshape(-1), axis if scale.size > 1 else None)
+    array.flags.writeable = False
+    node.give(Value("", "float32", array.shape, None, array, levels=levels))
+    return True
+
+
+def turned(node: Node) -> None:
+    """Remember the integers of a constant whose axes were put in another order."""
+    first, made = node.peek(0), node.graph.values[node.proto.output[0]]
+    if first.levels is None:
+        return
+    rank = len(first.shape)
+    order = [int(one) for one in node.attributes.get("perm", range(rank)[::-1])]
+    axis = None if first.levels.axis is None else order.index(first.levels.axis)
+    numbers = np.ascontiguousarray(first.levels.numbers.transpose(order))
+    node.give(replace(made, levels=replace(first.levels, numbers=numbers, axis=axis)))
+
+
+def _scale(node: Node) -> tuple[float, int, bool] | None:
+    """Return the scale, the byte of zero and whether bytes are signed, of a node that quantizes."""
+    scale = node.peek(1).constant
+    zero = node.peek(2).constant if node.has(2) else np.zeros((), np.uint8)
+    if scale is None or zero is None or scale.size != 1 or scale.dtype != np.float32:
+        return None
+    if zero.dtype not in (np.int8, np.uint8) or not (np.isfinite(scale).all() and scale.min() > 0):
+        return None
+    signed = zero.dtype == np.int8
+    return float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) + 128 * signed, signed
+
+
+def _quantize(node: Node) -> bool:
+    """Round a value to bytes; give a value of bytes, which a DequantizeLinear makes numbers of."""
+    value, form = node.peek(0), _scale(node)
+    if form is None or value.dtype != "float32" or value.constant is not None:
+        return False
+    scale, zero, signed = form
+    graph = node.graph
+    if value.batch != 0 or product(value.shape) < 1:
+        return False
+    if value.pending is not None:
+        made = value.pending.rounded(zero, scale)
+    elif value.bytes is not None:
+        made = value.bytes.rounded(graph, value.shape, zero, scale)
+    else:
+        last = len(value.shape) in (3, 4) and value.shape[0] == 1
+        channels = value.shape[1] if last else 1
+        tensor = graph.new("uint8", value.shape, None).tensor
+        pixels = product(value.shape) // channels
+        read = graph.tensor(value)
+        graph.add(Quantize(read, tensor, channels, pixels, scale, Rounding(zero)))
+        made = Bytes.stored(tensor, last, zero, scale)
+    dtype = "int8" if signed else "uint8"
+    node.give(Value("", dtype, value.shape, value.batch, bytes=made))
+    return True
+
+
+def _dequantize(node: Node) -> bool:
+    """Give the numbers that bytes stand for."""
+    value, form = node.peek(0), _scale(node)
+    if form is None or value.dtype not in ("int8", "uint8") or value.batch != 0:
+        return False
+    scale, zero, signed = form
+    if signed != (value.dtype == "int8"):
+        return False
+    if value.bytes is not None:
+        made = value.bytes.read_as(zero, scale)
+    elif value.constant is None and not signed:
+        made = Bytes.stored(value.tensor, False, zero, scale)
+    else:
+        return False
+    node.give(Value("", "float32", value.shape, value.batch, bytes=made))
+    return True
+
+
+def _cut(node: Node) -> bool:
+    """Take bounds of sums that aren't rounded yet."""
+    value = node.peek(0)
+    if value.pending is None:
+        return False
+    bounds = [0.0, np.inf]
+    if node.proto.op_type == "Clip":
+        bounds = [-np.inf, np.inf]
+        for at, name in enumerate(("min", "max")):
+            if node.has(at + 1):
+                found = node.peek(at + 1).constant
+                if found is None:
+                    return False
+                bounds[at] = float(found.reshape(-1)[0])
+            elif name in node.attributes:
+                bounds[at] = float(node.attributes[name])
+    low, high = (
+        max(min(one, bounds[1]), bounds[0]) for one in (value.pending.low, value.pending.high)
+    )
+    if np.isnan([low, high]).any() or bounds[0] > bounds[1]:
+        return False
+    node.give(replace(value, pending=replace(value.pending, node=node, low=low, high=high)))
+    return True
+
+
+def _one_by_one(node: Node) -> bool:
+    """Take an operator over values that depend on the same byte: its results are a table."""
+    given = [node.graph.values[name] for name in node.proto.input if name]
+    moving = [value for value in given if value.constant is None]
+    roots = {value.bytes.root if value.bytes else "" for value in moving}
+    shapes = {(value.shape, value.bytes.last) for value in moving if value.bytes}
+    if len(roots) != 1 or "" in roots or len(shapes) != 1 or moving[0].dtype != "float32":
+        return False
+    if any(value.constant is not None and value.constant.size != 1 for value in given):
+        return False
+    if any(
+        value.constant is not None and value.constant.ndim > len(moving[0].shape) for value in given
+    ):
+        return False
+    first = moving[0].bytes
+    assert first is not None
+    with np.errstate(all="ignore"):
+        table = _evaluated(node)
+    if table is None:
+        return False
+    made = Bytes(first.root, first.last, table)
+    node.give(Value("", "float32", moving[0].shape, moving[0].batch, bytes=made))
+    return True
+
+
+def _evaluated(node: Node) -> Array | None:
+    """Return a node's results for each of the 256 bytes, as the standard's evaluator computes them."""
+    named: dict[str, Array] = {}
+    for name in filter(None, node.proto.input):
+        value = node.graph.values[name]
+        table = value.bytes.table if value.bytes is not None else None
+        numbers = value.constant if value.constant is not None else table
+        assert numbers is not None
+        named[name] = numbers.reshape(-1) if value.constant is None else numbers.reshape(())
+    found = node.evaluated(named)
+    if found is None or found[0].shape != (256,):
+        return None
+    table = np.asarray(found[0], np.float32)
+    return table if np.isfinite(table).all() else None
+
+
+def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
+    """Take an operator that moves elements: as one over bytes, with the channels first."""
+    graph, given = node.graph, node.peek(0)
+    value = sums.stored(given)
+    others = [graph.values[name] for name in node.proto.input[1:] if name]
+    if value is None or any(other.narrow for other in others):
+        return False
+    if node.attributes.get("mode", "nearest") != "nearest" and node.proto.op_type in (
+        "Resize",
+        "Upsample",
+    ):
+        return False
+    name = node.proto.input[0]
+    plain = ordered(graph, value.tensor, value.last, given.shape, False)
+    graph.values[name] = Value(plain, "uint8", given.shape, given.batch)
+    try:
+        lowering(node)
+    finally:
+        graph.values[name] = given
+    for one in node.proto.output:
+        made = graph.values.get(one) if one else None
+        if made is not None:
+            kept = Bytes.stored(made.tensor, False, value.zero, value.scale)
+            graph.values[one] = Value("", "float32", made.shape, made.batch, bytes=kept)
+    return True

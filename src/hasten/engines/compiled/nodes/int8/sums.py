@@ -1,0 +1,459 @@
+"""Operators whose results are sums of bytes, to be rounded by a QuantizeLinear that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
+from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending, ordered
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.elementwise import Add8, Multiply8, Table8
+from hasten.engines.compiled.operators.int8.numbers import MOST_SUM, Rounding, Sum8, most_sums
+from hasten.engines.compiled.operators.int8.pools import Pool8
+from hasten.engines.compiled.operators.programs import Step
+from hasten.engines.compiled.plan import Access, product
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.graph import Graph
+
+_MOST_BIAS = float(1 << 30)
+"""Largest magnitude of a bias, which leaves as much for the products."""
+
+
+@dataclass(frozen=True)
+class _Products(Pending):
+    """Sums of products with constant weights.
+
+    Attributes:
+        conv: The convolution without its scales, its result and its rounding.
+        bias: float64, real number added to each channel's sum.
+        scale: float64, real number that one unit of each channel's sum stands for.
+        weight: int8, weights.
+        last: Whether the result has the channels last, and not first in rows of a matrix.
+    """
+
+    conv: Conv8 | None = None
+    scale: Array | None = None
+    last: bool = True
+
+    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
+        assert self.conv is not None
+        assert self.scale is not None
+        graph = self.node.graph
+        made = graph.new("uint8", self.shape, None)
+        ratio = graph.store((self.scale / np.float32(scale)).astype(np.float32))
+        graph.add(replace(self.conv, scale=ratio, output=made.tensor, rounding=rounding))
+        return made.tensor, self.last
+
+    def floats(self) -> Value:
+        assert self.conv is not None
+        assert self.scale is not None
+        graph = self.node.graph
+        if np.isfinite([self.low, self.high]).any():
+            return super().floats()
+        value = graph.values[self.node.proto.output[0]]
+        made = graph.new("float32", self.shape, value.batch)
+        scale = graph.store(self.scale.astype(np.float32))
+        graph.add(replace(self.conv, scale=scale, output=made.tensor))
+        pixels = product(self.shape[2:])
+        if not self.last or pixels == 1:
+            return made
+        turned = graph.new("float32", self.shape, value.batch)
+        read = (made, (1, self.shape[1]), 0)
+        graph.map([Step("copy", (0,), "float32")], [read], turned, shape=(self.shape[1], pixels))
+        return turned
+
+
+@dataclass(frozen=True)
+class _Both(Pending):
+    """Sum, difference or product of two tensors of bytes.
+
+    Attributes:
+        values: The two operands, of which the second may be a gate with one number for each channel.
+        names: Their tensors, with the channels in the same place.
+        last: Whether that is the last.
+        sign: 1 for a sum, -1 for a difference, 0 for a product.
+    """
+
+    values: tuple[Bytes, ...] = ()
+    names: tuple[str, ...] = ()
+    last: bool = True
+    gate: bool = False
+    sign: int = 0
+
+    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
+        graph = self.node.graph
+        first, second = self.values
+        zeros = (first.zero, second.zero)
+        made = graph.new("uint8", self.shape, None).tensor
+        size = product(self.shape)
+        if self.sign:
+            ratios = (first.scale / scale, self.sign * second.scale / scale)
+            summed = Sum8.near(ratios, zeros, rounding)
+            graph.add(Add8(*self.names, made, size, summed))
+            return made, self.last
+        channels = self.shape[1] if self.last and len(self.shape) > 1 else 1
+        ratio = np.array([first.scale * second.scale / scale], np.float32)
+        pixels = size // channels
+        graph.add(
+            Multiply8(
+                *(*self.names, graph.store(ratio), made, pixels, channels, self.gate),
+                *(zeros, rounding),
+            )
+        )
+        return made, self.last
+
+
+@dataclass(frozen=True)
+class _Averages(Pending):
+    """Averages over windows of a picture of bytes.
+
+    Attributes:
+        value: What is averaged.
+        pool: The pool without its scale, its result and its rounding.
+    """
+
+    value: Bytes | None = None
+    pool: Pool8 | None = None
+
+    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
+        assert self.pool is not None
+        assert self.value is not None
+        graph = self.node.graph
+        made = graph.new("uint8", self.shape, None).tensor
+        ratio = self.value.scale / scale / product(self.pool.kernel)
+        name = graph.store(np.array([ratio], np.float32))
+        graph.add(replace(self.pool, scale=name, output=made, rounding=rounding))
+        return made, True
+
+
+@dataclass(frozen=True)
+class _Joined(Pending):
+    """Tensors of bytes of several scales, one behind the other along the channels.
+
+    Attributes:
+        parts: The tensors, with their numbers of channels.
+    """
+
+    parts: tuple[tuple[Bytes, int], ...] = ()
+
+    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
+        graph = self.node.graph
+        pixels = product(self.shape[2:])
+        rounded = []
+        for value, channels in self.parts:
+            shape = (1, channels, *self.shape[2:])
+            codes = value.rounded(graph, shape, rounding.zero, scale)
+            name = codes.tensor
+            if rounding.low > 0 or rounding.high < 255:
+                cut = np.clip(np.arange(256), rounding.low, rounding.high).astype(np.uint8)
+                made = graph.new("uint8", shape, None).tensor
+                graph.add(Table8(name, graph.store(cut), made, channels * pixels))
+                name = made
+            rounded.append((ordered(graph, name, codes.last, shape, True), channels))
+        return joined(graph, rounded, self.shape), True
+
+
+def joined(graph: Graph, parts: list[tuple[str, int]], shape: tuple[int, ...]) -> str:
+    """Append copies of tensors with channels last into one; return it.
+
+    Args:
+        graph: Plan so far.
+        parts: Tensors, each with its number of channels.
+        shape: Shape of the result, channels as axis 1.
+    """
+    made = graph.new("uint8", shape, None)
+    pixels, start = product(shape[2:]), 0
+    for name, channels in parts:
+        source = replace(made, tensor=name)
+        graph.map(
+            [Step("copy", (0,), "uint8")],
+            [(source, (channels, 1), 0)],
+            made,
+            into=Access(made.tensor, (shape[1], 1), start),
+            shape=(pixels, channels),
+        )
+        start += channels
+    return made.tensor
+
+
+def stored(value: Value) -> Bytes | None:
+    """Return a value's bytes where a tensor holds them, for one row of a batch."""
+    found = value.bytes
+    return found if found is not None and found.tensor and value.batch == 0 else None
+
+
+def _bias(node: Node, place: int, outs: int, factor: float = 1.0) -> Array | None:
+    """Return the constant that is added, as float64; None where it isn't one number for each output."""
+    if not node.has(place):
+        return np.zeros(outs)
+    found = node.peek(place).constant
+    if found is None or found.size not in (1, outs) or found.shape[-1:] not in ((), (1,), (outs,)):
+        return None
+    return np.broadcast_to(found.astype(np.float64).reshape(-1) * factor, (outs,))
+
+
+def _coarser(weight: Array, unit: Array, bias: Array) -> tuple[Array, Array]:
+    """Return weights and units such that each bias is a number of 31 bits in its channel's unit.
+
+    A channel whose weights are next to nothing has a tiny unit, in which its bias would be a huge number.
+    """
+    least = np.abs(bias) / _MOST_BIAS
+    if (unit >= least).all():
+        return weight, unit
+    coarse = np.maximum(unit, least)
+    along = (-1, *(1 for _ in weight.shape[1:]))
+    return np.rint(weight * (unit / coarse).reshape(along)).astype(np.int8), coarse
+
+
+def _products(
+    node: Node, value: Bytes, levels: Levels, weight: Array, bias: Array, shape: tuple[int, ...],
+    bare: Conv8, last: bool, factor: float = 1.0,
+) -> bool:  # fmt: skip
+    """Give sums of products, unless a sum may overflow.
+
+    Args:
+        node: Node that asks.
+        value: What is multiplied.
+        levels: Scales of the weights.
+        weight: int8 of shape (outputs, height, width, inputs of a group).
+        bias: Real numbers that are added.
+        shape: Shape of the result.
+        bare: The convolution without its constants.
+        last: Whether the result has the channels last.
+        factor: Number that products are multiplied by.
+    """
+    outs = len(weight)
+    unit = np.broadcast_to(levels.scale.astype(np.float64), (outs,)) * value.scale * factor
+    if not (np.isfinite(unit).all() and (unit > 0).all() and np.isfinite(bias).all()):
+        return False
+    weight, unit = _coarser(weight, unit, bias)
+    numbers = np.rint(bias / unit).astype(np.int32)
+    if most_sums(weight, numbers, value.zero).max() > MOST_SUM:
+        return False
+    graph = node.graph
+    conv = replace(
+        bare,
+        weight=graph.store(np.ascontiguousarray(weight)),
+        bias=graph.store(numbers),
+    )
+    pending = _Products(node, shape, conv=conv, scale=unit, last=last)
+    node.give(Value("", "float32", shape, 0, pending=pending))
+    return True
+
+
+def conv(node: Node) -> bool:
+    """Take a convolution of bytes by constant integers."""
+    given, weight = node.peek(0), node.peek(1)
+    value, levels = stored(given), weight.levels
+    if value is None or levels is None or given.shape[0] != 1 or levels.axis not in (None, 0):
+        return False
+    outs, ins = weight.shape[:2]
+    bias = _bias(node, 2, outs)
+    groups = int(node.attributes.get("group", 1))
+    if bias is None or ins * groups != given.shape[1] or outs % groups:
+        return False
+    sizes = picture(node, given)
+    window = window_of(node, sizes, weight.shape[2:])
+    graph = node.graph
+    bare = Conv8(
+        ordered(graph, value.tensor, value.last, given.shape, True), "", "", "", "",
+        channels=(given.shape[1], outs),
+        groups=groups,
+        size=two(sizes, 1),
+        kernel=two(window.kernel, 1),
+        strides=two(window.strides, 1),
+        dilations=two(window.dilations, 1),
+        pads=(*two(window.before, 0), *two(window.after, 0)),
+        zero=value.zero,
+        rounding=None,
+    )  # fmt: skip
+    numbers = levels.numbers.reshape(outs, ins, *two(window.kernel, 1)).transpose(0, 2, 3, 1)
+    shape = (1, outs, *window.output)
+    return _products(node, value, levels, numbers, bias, shape, bare, True)
+
+
+def _rows(
+    node: Node, value: Bytes, levels: Levels, matrix: Array, bias: Array, factor: float = 1.0
+) -> bool:
+    """Give the product of rows of bytes with a matrix of shape (outputs, inputs)."""
+    given = node.peek(0)
+    outs, ins = matrix.shape
+    if given.shape[-1] != ins:
+        return False
+    rows = product(given.shape[:-1])
+    bare = Conv8(
+        ordered(node.graph, value.tensor, value.last, given.shape, False), "", "", "", "",
+        channels=(ins, outs), groups=1, size=(rows, 1), kernel=(1, 1), strides=(1, 1),
+        dilations=(1, 1), pads=(0, 0, 0, 0), zero=value.zero, rounding=None,
+    )  # fmt: skip
+    shape = (*given.shape[:-1], outs)
+    weight = matrix[:, None, None, :]
+    return _products(node, value, levels, weight, bias, shape, bare, False, factor)
+
+
+def gemm(node: Node) -> bool:
+    """Take a product of a row of bytes with constant integers."""
+    given, weight = node.peek(0), node.peek(1)
+    value, levels = stored(given), weight.levels
+    if value is None or levels is None or node.attributes.get("transA", 0):
+        return False
+    turned = bool(node.attributes.get("transB", 0))
+    if levels.axis not in (None, 0 if turned else 1):
+        return False
+    matrix = levels.numbers if turned else levels.numbers.T
+    bias = _bias(node, 2, len(matrix), float(node.attributes.get("beta", 1.0)))
+    factor = float(node.attributes.get("alpha", 1.0))
+    return bias is not None and _rows(node, value, levels, matrix, bias, factor)
+
+
+def matmul(node: Node) -> bool:
+    """Take a product of rows of bytes with a constant matrix of integers."""
+    given, weight = node.peek(0), node.peek(1)
+    value, levels = stored(given), weight.levels
+    if value is None or levels is None or levels.numbers.ndim != 2 or len(given.shape) < 2:
+        return False
+    if levels.axis not in (None, 1):
+        return False
+    matrix = levels.numbers.T
+    return _rows(node, value, levels, matrix, np.zeros(len(matrix)))
+
+
+def both(sign: int) -> Callable[[Node], bool]:
+    """Return the lowering of a sum (1), a difference (-1) or a product (0) of bytes."""
+
+    def lower(node: Node) -> bool:
+        return _both(node, sign)
+
+    return lower
+
+
+def _both(node: Node, sign: int) -> bool:
+    first, second = node.peek(0), node.peek(1)
+    if stored(first) is None or stored(second) is None:
+        return False
+    if not sign and product(first.shape) < product(second.shape):
+        first, second = second, first
+    gate = not sign and first.shape != second.shape
+    values = (first.bytes, second.bytes)
+    assert values[0] is not None
+    assert values[1] is not None
+    shape, graph = first.shape, node.graph
+    if gate:
+        pixels = (1,) * (len(shape) - 2)
+        if len(shape) < 3 or second.shape[-len(shape) + 1 :] != (shape[1], *pixels):
+            return False
+        last = True
+        names = (ordered(graph, values[0].tensor, values[0].last, shape, True), values[1].tensor)
+    elif first.shape == second.shape:
+        last = values[0].last
+        names = (values[0].tensor, ordered(graph, values[1].tensor, values[1].last, shape, last))
+    else:
+        return False
+    pending = _Both(
+        *(node, shape), values=(values[0], values[1]), names=names, last=last, gate=gate, sign=sign
+    )
+    node.give(Value("", "float32", shape, 0, pending=pending))
+    return True
+
+
+def _pool(value: Bytes, given: Value, graph: Graph, kernel: tuple[int, int]) -> Pool8:
+    """Return a pool of a picture by a window, without its scale, its result and its rounding."""
+    name = ordered(graph, value.tensor, value.last, given.shape, True)
+    sizes = two(given.shape[2:], 1)
+    return Pool8(
+        name, "", "", given.shape[1], sizes, kernel, (1, 1), (0, 0, 0, 0), value.zero, None
+    )
+
+
+def global_average(node: Node) -> bool:
+    """Take an average over whole pictures."""
+    given = node.peek(0)
+    value = stored(given)
+    if value is None or given.shape[0] != 1 or len(given.shape) not in (3, 4):
+        return False
+    shape = (*given.shape[:2], *(1 for _ in given.shape[2:]))
+    pool = _pool(value, given, node.graph, two(given.shape[2:], 1))
+    pending = _Averages(node, shape, value=value, pool=pool)
+    node.give(Value("", "float32", shape, 0, pending=pending))
+    return True
+
+
+def reduce_mean(node: Node) -> bool:
+    """Take an average over whole pictures."""
+    given = node.peek(0)
+    axes = node.attributes.get("axes")
+    if axes is None and node.has(1) and node.peek(1).constant is not None:
+        axes = [int(one) for one in np.ravel(np.asarray(node.peek(1).constant))]
+    rank = len(given.shape)
+    if axes is None or sorted(int(axis) % rank for axis in axes) != list(range(2, rank)):
+        return False
+    if not global_average(node):
+        return False
+    if not node.attributes.get("keepdims", 1):
+        made = node.graph.values[node.proto.output[0]]
+        assert made.pending is not None
+        shape = given.shape[:2]
+        node.give(replace(made, shape=shape, pending=replace(made.pending, shape=shape)))
+    return True
+
+
+def pool(node: Node) -> bool:
+    """Take the largest byte, or the average, of windows."""
+    given = node.peek(0)
+    value = stored(given)
+    if value is None or given.shape[0] != 1 or node.wants(1) or len(given.shape) not in (3, 4):
+        return False
+    sizes = given.shape[2:]
+    window = window_of(node, sizes, [int(one) for one in node.attributes["kernel_shape"]])
+    ends = tuple(
+        (o - 1) * s + k - n - b
+        for n, b, o, s, k in zip(
+            *(sizes, window.before, window.output, window.strides, window.kernel), strict=True
+        )
+    )
+    largest = node.proto.op_type == "MaxPool"
+    if max(window.dilations) > 1 or (not largest and max(*window.before, *ends) > 0):
+        return False
+    bare = replace(
+        _pool(value, given, node.graph, two(window.kernel, 1)),
+        strides=two(window.strides, 1),
+        pads=(*two(window.before, 0), *two([max(0, end) for end in ends], 0)),
+    )
+    shape = (*given.shape[:2], *window.output)
+    if not largest:
+        pending = _Averages(node, shape, value=value, pool=bare)
+        node.give(Value("", "float32", shape, 0, pending=pending))
+        return True
+    made = node.graph.new("uint8", shape, None).tensor
+    node.graph.add(replace(bare, output=made))
+    kept = Bytes.stored(made, True, value.zero, value.scale)
+    node.give(Value("", "float32", shape, 0, bytes=kept))
+    return True
+
+
+def concat(node: Node) -> bool:
+    """Take pictures of bytes one behind the other along the channels."""
+    given = [node.peek(place) for place in range(len(node.proto.input))]
+    axis = int(node.attributes["axis"])
+    first = given[0].shape
+    if any(value.bytes is None or value.batch != 0 for value in given) or len(first) < 3:
+        return False
+    if axis % len(first) != 1 or first[0] != 1:
+        return False
+    shape = (1, sum(value.shape[1] for value in given), *first[2:])
+    parts = tuple((value.bytes, value.shape[1]) for value in given if value.bytes is not None)
+    node.give(Value("", "float32", shape, 0, pending=_Joined(node, shape, parts=parts)))
+    kinds = {(one.zero, one.scale) for one, _ in parts}
+    if len(kinds) == 1 and all(one.tensor for one, _ in parts):
+        zero, scale = kinds.pop()
+        tensor, last = _Joined(node, shape, parts=parts).stored(scale, Rounding(zero))
+        kept = Bytes.stored(tensor, last, zero, scale)
+        node.give(Value("", "float32", shape, 0, bytes=kept))
+    return True

@@ -1,0 +1,148 @@
+"""What is known of values that are stored as bytes, or as sums that nothing has rounded yet."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8.elementwise import Dequantize, Table8
+from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.engines.compiled.operators.programs import Step
+from hasten.engines.compiled.plan import product
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.graph import Graph, Node, Value
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Constant that was stored as integers.
+
+    Attributes:
+        numbers: int8, the zero subtracted.
+        scale: float32, one, or one for each index of an axis.
+        axis: The axis; None with one scale.
+    """
+
+    numbers: Array
+    scale: Array
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Real numbers that depend on one byte each.
+
+    Attributes:
+        root: Tensor of uint8 that they depend on.
+        last: Whether the root has the channels, which are axis 1 of the shape, last.
+        table: float32 of shape (256,): number for each byte of the root.
+        tensor: Tensor of bytes that stand for `(byte - zero) * scale`; "" where there is none yet.
+        codes: uint8 of shape (256,): byte of that tensor for each byte of the root.
+        zero: Byte that stands for 0.
+        scale: Real number that one step stands for; 0 without a tensor.
+    """
+
+    root: str
+    last: bool
+    table: Array
+    tensor: str = ""
+    codes: Array | None = None
+    zero: int = 0
+    scale: float = 0.0
+
+    @classmethod
+    def stored(cls, tensor: str, last: bool, zero: int, scale: float) -> Bytes:
+        """Return numbers that a tensor holds."""
+        codes = np.arange(256, dtype=np.uint8)
+        return cls(tensor, last, _numbers(codes, zero, scale), tensor, codes, zero, scale)
+
+    def read_as(self, zero: int, scale: float) -> Bytes:
+        """Return what the same tensor stands for with another zero and scale."""
+        assert self.codes is not None
+        table = _numbers(self.codes, zero, scale)
+        return replace(self, table=table, zero=zero, scale=scale)
+
+    def rounded(self, graph: Graph, shape: tuple[int, ...], zero: int, scale: float) -> Bytes:
+        """Return them rounded to bytes of a scale, as a tensor."""
+        codes = codes_of(self.table, zero, scale)
+        if self.codes is not None and (self.codes == codes).all():
+            return self.read_as(zero, scale)
+        tensor = self.root
+        if (codes != np.arange(256)).any():
+            tensor = graph.new("uint8", shape, None).tensor
+            graph.add(Table8(self.root, graph.store(codes), tensor, product(shape)))
+        table = _numbers(codes, zero, scale)
+        return Bytes(self.root, self.last, table, tensor, codes, zero, scale)
+
+    def floats(self, graph: Graph, value: Value) -> Value:
+        """Return a value as a tensor of float32, channels first."""
+        made = graph.new("float32", value.shape, value.batch)
+        size = product(value.shape)
+        channels = value.shape[1] if self.last else 1
+        table = graph.store(self.table)
+        graph.add(Dequantize(self.root, table, made.tensor, channels, size // channels))
+        return replace(made, bytes=self)
+
+
+def _numbers(codes: Array, zero: int, scale: float) -> Array:
+    return (codes.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+
+def codes_of(numbers: Array, zero: int, scale: float) -> Array:
+    """Return the bytes of real numbers, as uint8; NaN gives the zero."""
+    with np.errstate(all="ignore"):
+        scaled = np.nan_to_num(np.rint(numbers / np.float32(scale)), posinf=1e6, neginf=-1e6)
+    return np.clip(scaled.astype(np.int64) + zero, 0, 255).astype(np.uint8)  # type: ignore[no-any-return]
+
+
+def ordered(graph: Graph, tensor: str, last: bool, shape: tuple[int, ...], wanted: bool) -> str:
+    """Return a tensor of bytes with the channels, axis 1 of the shape, last or not; copied if need be."""
+    pixels = product(shape[2:])
+    if last == wanted or len(shape) < 3 or pixels == 1 or shape[1] == 1:
+        return tensor
+    known = graph.turned.get((tensor, wanted))
+    if known is not None:
+        return known
+    made = graph.new("uint8", shape, None)
+    rows, columns = (pixels, shape[1]) if last else (shape[1], pixels)
+    read = (replace(made, tensor=tensor), (1, columns), 0)
+    graph.map([Step("copy", (0,), "uint8")], [read], made, shape=(columns, rows))
+    graph.turned[tensor, wanted] = made.tensor
+    return made.tensor
+
+
+@dataclass(frozen=True)
+class Pending(ABC):
+    """Sums that nothing has rounded yet.
+
+    Attributes:
+        node: Node whose result they are.
+        shape: Their shape, for one row.
+        low: Real number below which they are cut.
+        high: Real number above which they are cut.
+    """
+
+    node: Node
+    shape: tuple[int, ...]
+    low: float = -np.inf
+    high: float = np.inf
+
+    @abstractmethod
+    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
+        """Append operations that round them; return the tensor, and whether channels are last."""
+
+    def floats(self) -> Value:
+        """Return them as a tensor of float32, by the lowering of floats unless overridden."""
+        self.node.graph.lowerings[self.node.proto.op_type](self.node)
+        return self.node.graph.values[self.node.proto.output[0]]
+
+    def rounded(self, zero: int, scale: float) -> Bytes:
+        """Append operations that round them to bytes of a scale."""
+        low, high = (int(one) for one in codes_of(np.array([self.low, self.high]), zero, scale))
+        tensor, last = self.stored(scale, Rounding(zero, low, high))
+        return Bytes.stored(tensor, last, zero, scale)
