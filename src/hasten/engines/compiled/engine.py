@@ -47,7 +47,7 @@ class CompiledC(Engine):
             runtime's own kernels are faster than what a compiler makes of plain C.
     """
 
-    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     extra: ClassVar[str] = "compiler"
     program: ClassVar[str] = "a C compiler"
@@ -99,11 +99,9 @@ class CompiledC(Engine):
         Raises:
             CandidateError: an operator isn't covered; the message names it and its node.
         """
-        from hasten.engines.compiled.lowering import lower
-
         if model.custom_ops:
             raise CandidateError("the compiled engine takes no custom operators")
-        plan, weights = lower(model.path, _request(model), model.outputs, self.most_work)
+        plan, weights = self._lowered(model)
         path, beside = workdir / _PLAN, workdir / _WEIGHTS
         try:
             plan.check(len(weights))
@@ -118,6 +116,18 @@ class CompiledC(Engine):
             outputs=_outputs(model, plan),
             request=_request(model),
         )
+
+    def _lowered(self, model: Model) -> tuple[Plan, bytes]:
+        """Make the plan of an ONNX file or an IR."""
+        from hasten.engines.compiled.lowering import lower, lower_graph
+
+        request = _request(model)
+        if model.format == "onnx":
+            return lower(model.path, request, model.outputs, self.most_work)
+        from hasten.engines.compiled.ir.reader import as_onnx
+
+        proto = as_onnx(model.path, request, model.outputs)
+        return lower_graph(proto, request, model.outputs, self.most_work)
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
