@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
-from hasten.engines.compiled.nodes.int8 import sums
+from hasten.engines.compiled.graph import Graph, Node, Value
+from hasten.engines.compiled.nodes.int8 import channels, curves, sums
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, ordered
 from hasten.engines.compiled.operators.int8.elementwise import Quantize
 from hasten.engines.compiled.operators.int8.numbers import Rounding
@@ -171,33 +171,60 @@ def _scale(node: Node) -> tuple[float, int, bool] | None:
 
 def _quantize(node: Node) -> bool:
     """Round a value to bytes; give a value of bytes, which a DequantizeLinear makes numbers of."""
-    value, form = node.peek(0), _scale(node)
-    if form is None or value.dtype != "float32" or value.constant is not None:
+    value = node.peek(0)
+    if value.dtype != "float32" or value.constant is not None:
         return False
-    scale, zero, signed = form
-    graph = node.graph
     if value.batch != 0 or product(value.shape) < 1:
         return False
-    if value.pending is not None:
-        made = value.pending.rounded(zero, scale)
-    elif value.bytes is not None:
-        made = value.bytes.rounded(graph, value.shape, zero, scale)
+    if value.bytes is not None and value.bytes.scales is not None:
+        value = node.input(0)
+    form = _scale(node)
+    if form is not None:
+        scale, zero, signed = form
+        made = _bytes(node.graph, value, zero, scale)
     else:
-        last = len(value.shape) in (3, 4) and value.shape[0] == 1
-        channels = value.shape[1] if last else 1
-        tensor = graph.new("uint8", value.shape, None).tensor
-        pixels = product(value.shape) // channels
-        read = graph.tensor(value)
-        graph.add(Quantize(read, tensor, channels, pixels, scale, Rounding(zero)))
-        made = Bytes.stored(tensor, last, zero, scale)
+        by_channel = channels.forms(node, value.shape[1]) if len(value.shape) in (3, 4) else None
+        if by_channel is None:
+            return False
+        scales, zeros, signed = by_channel
+        found = channels.rounded(value, scales, zeros)
+        made = found or _bytes(node.graph, value, *channels.joint(scales, zeros))
+        made = replace(made, form=tuple(node.proto.input[1:3]))
     dtype = "int8" if signed else "uint8"
     node.give(Value("", dtype, value.shape, value.batch, bytes=made))
     return True
 
 
+def _bytes(graph: Graph, value: Value, zero: int, scale: float) -> Bytes:
+    """Round a value to bytes of one scale."""
+    if value.pending is not None:
+        known = graph.rounded.get(id(value.pending))
+        if known is not None and (known[1].zero, known[1].scale) == (zero, scale):
+            return known[1]
+        made = value.pending.rounded(zero, scale)
+        if value.pending.uncut is None:
+            graph.rounded.setdefault(id(value.pending), (value.pending, made))
+    elif value.bytes is not None and value.bytes.scales is None:
+        made = value.bytes.rounded(graph, value.shape, zero, scale)
+    else:
+        last = len(value.shape) in (3, 4) and value.shape[0] == 1
+        rows = value.shape[1] if last else 1
+        tensor = graph.new("uint8", value.shape, None).tensor
+        pixels = product(value.shape) // rows
+        read = graph.tensor(value)
+        graph.add(Quantize(read, tensor, rows, pixels, scale, Rounding(zero)))
+        made = Bytes.stored(tensor, last, zero, scale)
+    return made
+
+
 def _dequantize(node: Node) -> bool:
     """Give the numbers that bytes stand for."""
     value, form = node.peek(0), _scale(node)
+    if value.bytes is not None and value.bytes.form:
+        if value.bytes.form != tuple(node.proto.input[1:3]):
+            return False
+        node.give(replace(value, tensor="", dtype="float32", bytes=replace(value.bytes, form=())))
+        return True
     if form is None or value.dtype not in ("int8", "uint8") or value.batch != 0:
         return False
     scale, zero, signed = form
@@ -234,7 +261,9 @@ def _cut(node: Node) -> bool:
     )
     if np.isnan([low, high]).any() or bounds[0] > bounds[1]:
         return False
-    node.give(replace(value, pending=replace(value.pending, node=node, low=low, high=high)))
+    uncut = value.pending.uncut or value.pending
+    cut = replace(value.pending, node=node, low=low, high=high, uncut=uncut)
+    node.give(replace(value, pending=cut))
     return True
 
 
@@ -244,7 +273,11 @@ def _one_by_one(node: Node) -> bool:
     moving = [value for value in given if value.constant is None]
     roots = {value.bytes.root if value.bytes else "" for value in moving}
     shapes = {(value.shape, value.bytes.last) for value in moving if value.bytes}
-    if len(roots) != 1 or "" in roots or len(shapes) != 1 or moving[0].dtype != "float32":
+    if "" in roots:
+        return curves.taken(node)
+    if len(roots) != 1 or len(shapes) != 1 or moving[0].dtype != "float32":
+        return False
+    if any(value.bytes is not None and value.bytes.scales is not None for value in moving):
         return False
     if any(value.constant is not None and value.constant.size != 1 for value in given):
         return False
