@@ -75,13 +75,19 @@ class Drawing:
         """Draw a constant: integers behind a DequantizeLinear where it was stored as such."""
         if numbers.levels is None or numbers.steps is None or numbers.levels.ndim < 2:
             return self.constant(numbers.array)
-        axis = _axis(numbers.steps)
-        if axis is None:
+        steps = numbers.steps
+        varying = [at for at in range(steps.ndim) if (steps != np.take(steps, [0], at)).any()]
+        if len(varying) > 1:
             return self.constant(numbers.array)
-        scale = np.moveaxis(numbers.steps, axis, 0).reshape(numbers.steps.shape[axis], -1)[:, 0]
-        zero = np.zeros(len(scale), np.int8)
-        names = [self.constant(one) for one in (numbers.levels, np.array(scale), zero)]
-        return self.node("DequantizeLinear", operation, names, axis=axis)[0]
+        axis = {"axis": varying[0]} if varying else {}
+        scale, zero = steps.reshape(-1)[0], np.int8(0)
+        if varying:
+            scale = np.array(
+                np.moveaxis(steps, varying[0], 0).reshape(steps.shape[varying[0]], -1)[:, 0]
+            )
+            zero = np.zeros(len(scale), np.int8)
+        names = [self.constant(one) for one in (numbers.levels, scale, zero)]
+        return self.node("DequantizeLinear", operation, names, **axis)[0]
 
     def rounded(self, operation: Any, given: str, taken: Ranges, made: Ranges) -> str:
         """Draw a QuantizeLinear and a DequantizeLinear."""
@@ -122,11 +128,3 @@ class Drawing:
 
 OPSET = 21
 """Version of ONNX's operators in what is drawn."""
-
-
-def _axis(steps: Array) -> int | None:
-    """Return the only axis along which steps differ; the first where none does, None for several."""
-    varying = [axis for axis in range(steps.ndim) if (steps != np.take(steps, [0], axis)).any()]
-    if len(varying) > 1:
-        return None
-    return varying[0] if varying else 0

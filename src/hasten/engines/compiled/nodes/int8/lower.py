@@ -10,7 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Graph, Node, Value
 from hasten.engines.compiled.nodes.int8 import channels, curves, sums
-from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, ordered
+from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending, ordered
 from hasten.engines.compiled.operators.int8.elementwise import Quantize
 from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.plan import product
@@ -73,6 +73,8 @@ _MOVES = frozenset(
     ]
 )
 """Operators whose results are elements of their first input."""
+_SHAPES = frozenset(["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
+"""Operators that give their first input another shape."""
 _TAKEN: Mapping[str, Callable[[Node], bool]] = {
     "Conv": sums.conv,
     "Gemm": sums.gemm,
@@ -315,6 +317,8 @@ def _evaluated(node: Node) -> Array | None:
 def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
     """Take an operator that moves elements: as one over bytes, with the channels first."""
     graph, given = node.graph, node.peek(0)
+    if given.pending is not None and node.proto.op_type in _SHAPES:
+        return _reshaped(node, given, given.pending, lowering)
     value = sums.stored(given)
     others = [graph.values[name] for name in node.proto.input[1:] if name]
     if value is None or any(other.narrow for other in others):
@@ -336,4 +340,21 @@ def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
         if made is not None:
             kept = Bytes.stored(made.tensor, False, value.zero, value.scale)
             graph.values[one] = Value("", "float32", made.shape, made.batch, bytes=kept)
+    return True
+
+
+def _reshaped(node: Node, given: Value, pending: Pending, lowering: Callable[[Node], None]) -> bool:
+    """Give sums of one pixel, whose order is the same with the channels first or last, another shape."""
+    graph, name = node.graph, node.proto.input[0]
+    if given.batch != 0 or product(given.shape[2:]) > 1:
+        return False
+    graph.values[name] = replace(given, pending=None)
+    try:
+        lowering(node)
+    finally:
+        graph.values[name] = given
+    made = graph.values[node.proto.output[0]]
+    if product(made.shape[2:]) > 1 or made.batch != 0:
+        return False
+    node.give(replace(made, pending=replace(pending, shape=made.shape)))
     return True
