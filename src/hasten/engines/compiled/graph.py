@@ -180,6 +180,8 @@ class Graph:
         lowerings: Lowering of each operator over any numbers, by its name.
         turned: Copies of tensors of bytes by the tensor and whether the copy has the channels last.
         rounded: Sums, and the first bytes that they were rounded to, by the sums' id.
+        between: Names of bytes that are read only by the DequantizeLinear of their QuantizeLinear, so that
+            nothing sees which bytes they are.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -191,6 +193,7 @@ class Graph:
     lowerings: Mapping[str, Callable[[Node], None]] = field(default_factory=dict)
     turned: dict[tuple[str, bool], str] = field(default_factory=dict)
     rounded: dict[int, tuple[Pending, Bytes]] = field(default_factory=dict)
+    between: frozenset[str] = frozenset()
     _work: int = 0
     _stored: dict[int, tuple[Array, str]] = field(default_factory=dict)
 
@@ -241,10 +244,6 @@ class Graph:
         from hasten.engines.compiled.nodes.int8.values import ordered
 
         assert value.bytes is not None
-        if value.bytes.form:
-            raise CandidateError(
-                "the compiled engine doesn't give bytes of a scale for each channel"
-            )
         tensor = ordered(self, value.bytes.tensor, value.bytes.last, value.shape, False)
         if value.dtype == "uint8":
             return replace(value, tensor=tensor)

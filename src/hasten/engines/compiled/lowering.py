@@ -84,7 +84,7 @@ def lower_graph(
         CandidateError: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
-    graph = Graph(most_work=most_work, lowerings=LOWERINGS)
+    graph = Graph(most_work=most_work, lowerings=LOWERINGS, between=_between(proto.graph))
     for spec in request:
         batch = 0 if spec.shape and spec.shape[0] == 1 else None
         graph.by_row = graph.by_row and batch == 0
@@ -92,6 +92,24 @@ def lower_graph(
     _lower_all(graph, proto.graph, {one.domain: one.version for one in proto.opset_import})
     plan = graph.plan([spec.name for spec in request], [spec.name for spec in outputs])
     return _packed(plan, bytes(graph.weights.content))
+
+
+def _between(proto: onnx.GraphProto) -> frozenset[str]:
+    """Return the names of bytes that are read only by the DequantizeLinear of their QuantizeLinear."""
+    forms = {
+        node.output[0]: tuple(node.input[1:3])
+        for node in proto.node
+        if node.op_type == "QuantizeLinear"
+    }
+    seen = {output.name for output in proto.output}
+    for node in proto.node:
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            return frozenset()  # a branch may read anything
+        back = node.op_type == "DequantizeLinear"
+        for place, name in enumerate(node.input):
+            if not (back and place == 0 and forms.get(name) == tuple(node.input[1:3])):
+                seen.add(name)
+    return frozenset(forms) - seen
 
 
 def _lower_all(graph: Graph, proto: onnx.GraphProto, opsets: Mapping[str, int]) -> None:

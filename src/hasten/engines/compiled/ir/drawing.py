@@ -80,12 +80,12 @@ class Drawing:
         if len(varying) > 1:
             return self.constant(numbers.array)
         axis = {"axis": varying[0]} if varying else {}
-        scale, zero = steps.reshape(-1)[0], np.int8(0)
+        scale, zero = steps.reshape(-1)[:1].reshape(()), np.zeros((), np.int8)
         if varying:
             scale = np.array(
                 np.moveaxis(steps, varying[0], 0).reshape(steps.shape[varying[0]], -1)[:, 0]
             )
-            zero = np.zeros(len(scale), np.int8)
+            zero = np.zeros(scale.shape, np.int8)
         names = [self.constant(one) for one in (numbers.levels, scale, zero)]
         return self.node("DequantizeLinear", operation, names, **axis)[0]
 

@@ -185,13 +185,14 @@ def _quantize(node: Node) -> bool:
         scale, zero, signed = form
         made = _bytes(node.graph, value, zero, scale)
     else:
-        by_channel = channels.forms(node, value.shape[1]) if len(value.shape) in (3, 4) else None
+        hidden = node.proto.output[0] in node.graph.between and len(value.shape) in (3, 4)
+        by_channel = channels.forms(node, value.shape[1]) if hidden else None
         if by_channel is None:
             return False
         scales, zeros, signed = by_channel
         found = channels.rounded(value, scales, zeros)
         made = found or _bytes(node.graph, value, *channels.joint(scales, zeros))
-        made = replace(made, form=tuple(node.proto.input[1:3]))
+        made = replace(made, chosen=True)
     dtype = "int8" if signed else "uint8"
     node.give(Value("", dtype, value.shape, value.batch, bytes=made))
     return True
@@ -222,10 +223,9 @@ def _bytes(graph: Graph, value: Value, zero: int, scale: float) -> Bytes:
 def _dequantize(node: Node) -> bool:
     """Give the numbers that bytes stand for."""
     value, form = node.peek(0), _scale(node)
-    if value.bytes is not None and value.bytes.form:
-        if value.bytes.form != tuple(node.proto.input[1:3]):
-            return False
-        node.give(replace(value, tensor="", dtype="float32", bytes=replace(value.bytes, form=())))
+    if value.bytes is not None and value.bytes.chosen:
+        bytes_ = replace(value.bytes, chosen=False)
+        node.give(Value("", "float32", value.shape, value.batch, bytes=bytes_))
         return True
     if form is None or value.dtype not in ("int8", "uint8") or value.batch != 0:
         return False

@@ -48,8 +48,7 @@ class Bytes:
         scale: Real number that one step stands for; 0 without a tensor.
         scales: float32, real number that one step stands for in each channel, in place of `scale`: the
             table then counts steps. None with one for all.
-        form: Names of the scale and zero of the QuantizeLinear that asked for them, where these are other
-            bytes than it describes.
+        chosen: Whether these are other bytes than the QuantizeLinear that asked for them describes.
     """
 
     root: str
@@ -60,7 +59,7 @@ class Bytes:
     zero: int = 0
     scale: float = 0.0
     scales: Array | None = None
-    form: tuple[str, ...] = ()
+    chosen: bool = False
 
     @classmethod
     def stored(cls, tensor: str, last: bool, zero: int, scale: float) -> Bytes:
