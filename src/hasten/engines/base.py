@@ -161,6 +161,7 @@ class Engine(Value, ABC):
             "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",
             "litert": "hasten.engines.litert.engine:LiteRt",
             "compiled": "hasten.engines.compiled.engine:CompiledC",
+            "integers": "hasten.engines.compiled.integers:Integers",
             "fixed_point": "hasten.engines.fpga.fixed_point:FixedPointProgram",
             "fpga": "hasten.engines.fpga.engine:Fpga",
             "litert_reference": "hasten.engines.litert.reference:LiteRtReference",

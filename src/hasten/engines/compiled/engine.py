@@ -43,15 +43,15 @@ class CompiledC(Engine):
     the cache has it.
 
     Attributes:
-        most_work: Most multiplications for one row of a model that it takes. With more of them a
-            runtime's own kernels are faster than what a compiler makes of plain C.
+        most_work: Most multiplications with floats for one row of a model that it takes. With more of
+            them a runtime's own kernels are faster than what a compiler makes of plain C. Those with
+            bytes don't count.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     extra: ClassVar[str] = "compiler"
     program: ClassVar[str] = "a C compiler"
-    float_only: ClassVar[bool] = True
     settles: ClassVar[bool] = True
 
     most_work: int = _SMALL_WORK
@@ -164,9 +164,7 @@ class CompiledSession(Session):
 
     def __init__(self, artifact: Artifact, plan: Plan, source: Source, library: Library) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
-        self.batch_sizes = (
-            None if plan.by_row and _open_batch(artifact.inputs) else (_rows(artifact),)
-        )
+        self.batch_sizes = row_counts(artifact, plan)
         self.rows_apart = self.batch_sizes is None
         self._library = library
         self._closed = np.zeros(1, np.int32)
@@ -289,14 +287,16 @@ def _open_batch(inputs: tuple[TensorSpec, ...]) -> bool:
     return all(bool(spec.shape) and isinstance(spec.shape[0], str) for spec in inputs)
 
 
-def _rows(artifact: Artifact) -> int:
-    """Return the batch size that the artifact is for."""
+def row_counts(artifact: Artifact, plan: Plan) -> tuple[int, ...] | None:
+    """Return the batch sizes that a session takes; None for any."""
+    if plan.by_row and _open_batch(artifact.inputs):
+        return None
     first = artifact.request[0].shape if artifact.request else ()
-    return int(first[0]) if first else 1
+    return (int(first[0]) if first else 1,)
 
 
-def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:
-    """Read a plan, check it, and write C of it.
+def read(artifact: Artifact) -> tuple[Plan, bytes]:
+    """Read a plan and its constants, and check them.
 
     Raises:
         CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
@@ -306,8 +306,21 @@ def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:
         weights = artifact.files[0].read_bytes() if artifact.files else b""
         plan.check(len(weights))
         _check_fits(artifact, plan)
-        return plan, write(plan, weights, target)
+        return plan, weights
     except (IntegrityError, OSError) as error:
+        raise CandidateError(f"the compiled engine can't open the model: {error}") from error
+
+
+def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:
+    """Read a plan, check it, and write C of it.
+
+    Raises:
+        CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
+    """
+    plan, weights = read(artifact)
+    try:
+        return plan, write(plan, weights, target)
+    except IntegrityError as error:
         raise CandidateError(f"the compiled engine can't open the model: {error}") from error
 
 

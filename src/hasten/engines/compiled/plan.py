@@ -21,7 +21,7 @@ import numpy as np
 from hasten.core.records import Value, from_record, to_record
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array
-from hasten.errors import IntegrityError
+from hasten.errors import CandidateError, IntegrityError
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -169,6 +169,21 @@ class Operation(Value, ABC):
         """
         with writer.each_row():
             self.emit(writer)
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        """Write the results for one row by numpy's integers: what the C must equal bit for bit.
+
+        Args:
+            tensors: Flat arrays by name: all that it reads, and what it writes where others write parts
+                of that too.
+
+        Raises:
+            CandidateError: the operation is of floats, whose last bits depend on the processor.
+        """
+        raise CandidateError(
+            f"a step calculates with floats ({type(self).__name__.lower()}), "
+            "whose last bits depend on the processor"
+        )
 
     def refuse(self, why: str) -> NoReturn:
         """Refuse the plan."""

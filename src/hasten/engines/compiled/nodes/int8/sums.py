@@ -96,15 +96,22 @@ class _Both(Pending):
         if self.sign:
             ratios = (first.scale / scale, self.sign * second.scale / scale)
             summed = Sum8.near(ratios, zeros, rounding)
-            graph.add(Add8(*self.names, made, size, summed))
+            graph.add(Add8(self.names[0], self.names[1], made, size, summed))
             return made, self.last
         channels = self.shape[1] if self.last and len(self.shape) > 1 else 1
         ratio = np.array([first.scale * second.scale / scale], np.float32)
         pixels = size // channels
         graph.add(
             Multiply8(
-                *(*self.names, graph.store(ratio), made, pixels, channels, self.gate),
-                *(zeros, rounding),
+                first=self.names[0],
+                second=self.names[1],
+                scale=graph.store(ratio),
+                output=made,
+                pixels=pixels,
+                channels=channels,
+                gate=self.gate,
+                zeros=zeros,
+                rounding=rounding,
             )
         )
         return made, self.last

@@ -97,7 +97,7 @@ def codes_of(numbers: Array, zero: int, scale: float) -> Array:
     """Return the bytes of real numbers, as uint8; NaN gives the zero."""
     with np.errstate(all="ignore"):
         scaled = np.nan_to_num(np.rint(numbers / np.float32(scale)), posinf=1e6, neginf=-1e6)
-    return np.clip(scaled.astype(np.int64) + zero, 0, 255).astype(np.uint8)  # type: ignore[no-any-return]
+    return np.clip(scaled.astype(np.int64) + zero, 0, 255).astype(np.uint8)
 
 
 def ordered(graph: Graph, tensor: str, last: bool, shape: tuple[int, ...], wanted: bool) -> str:

@@ -154,6 +154,9 @@ class Conv8(Operation):
         bias = writer.constant(self.bias)
         check_sums(writer, most_sums(weight, bias, self.zero), self.scale)
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it: what every kernel must equal.
 
@@ -183,7 +186,7 @@ class Conv8(Operation):
         """Return the results of sums of shape (height, width, channels), flat."""
         scale = tensors[self.scale]
         if self.rounding is None:
-            return (sums.astype(np.float32) * scale).ravel()  # type: ignore[no-any-return]
+            return (sums.astype(np.float32) * scale).ravel()
         found = self.rounding.of(sums, scale).ravel()
         if self.table:
             found = tensors[self.table][found]

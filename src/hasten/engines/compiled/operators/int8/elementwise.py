@@ -67,6 +67,9 @@ class Quantize(Operation):
         self.check_sizes(plan, "float32", (self.input, size))
         self.check_sizes(plan, "uint8", (self.output, size))
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         given = tensors[self.input].reshape(self.channels, self.pixels).T
@@ -74,7 +77,7 @@ class Quantize(Operation):
             scaled = np.nan_to_num(given / np.float32(self.step), nan=-MOST_RESULT)
         whole = np.rint(np.clip(scaled, -MOST_RESULT, MOST_RESULT)).astype(np.int64)
         found = np.clip(whole + self.rounding.zero, self.rounding.low, self.rounding.high)
-        return found.astype(np.uint8).ravel()  # type: ignore[no-any-return]
+        return found.astype(np.uint8).ravel()
 
     def emit(self, writer: Writer) -> None:
         x, y = writer.read(self.input), writer.write(self.output)
@@ -126,6 +129,9 @@ class Dequantize(Operation):
         self.check_sizes(plan, "uint8", (self.input, size))
         self.check_sizes(plan, "float32", (self.table, 256), (self.output, size))
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         given = tensors[self.input].reshape(self.pixels, self.channels).T
@@ -171,6 +177,9 @@ class Table8(Operation):
         self.constant(plan, self.table)
         given = (self.input, self.size), (self.table, 256), (self.output, self.size)
         self.check_sizes(plan, "uint8", *given)
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
 
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
@@ -218,6 +227,9 @@ class Add8(Operation):
         self.sum.check()
         names = (self.first, self.second, self.output)
         self.check_sizes(plan, "uint8", *((name, self.size) for name in names))
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
 
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
@@ -282,6 +294,9 @@ class Multiply8(Operation):
         self.check_sizes(
             plan, "uint8", (self.first, size), (self.second, second), (self.output, size)
         )
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
 
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""

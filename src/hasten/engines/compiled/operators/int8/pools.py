@@ -104,6 +104,9 @@ class Pool8(Operation):
             most = product(self.kernel) * max(self.zero, 255 - self.zero)
             check_sums(writer, np.array([most]), self.scale)
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         largest = self.rounding is None
