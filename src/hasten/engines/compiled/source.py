@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -75,8 +75,8 @@ class Writer:
         plan: Plan that is written.
         vector_bytes: Bytes of the widest vector of the processor.
         scratch_bytes: Memory that the operations need while they run.
-        apart_bytes: Memory that each part of an operation needs for itself.
-        shared: Whether several threads run the operation, each a part of its loops.
+        apart_bytes: Memory that each thread needs for itself while operations run.
+        shared: Whether several threads run the operation, each other parts of its loops.
     """
 
     plan: Plan
@@ -132,49 +132,70 @@ class Writer:
             name: Letters before the number of each loop's index.
             split: Whether one of the loops is shared out; see `share`.
         """
-        bounds: dict[int, tuple[str, str]] = {}
         if split and self.shared:
             axis = next((at for at, size in enumerate(shape) if size >= _EVEN), None)
             axis = int(np.argmax(shape)) if axis is None else axis
             step = _STEP if axis == len(shape) - 1 and shape[axis] >= _STEP * _EVEN else 1
-            bounds[axis] = self.share(shape[axis], step)
+            with self.share(shape[axis], step) as bounds:
+                self._open(shape, pragma, name, {axis: bounds})
+                yield
+                self.line("}" * len(shape))
+            return
+        self._open(shape, pragma, name, {})
+        yield
+        self.line("}" * len(shape))
+
+    def _open(
+        self,
+        shape: tuple[int, ...],
+        pragma: str,
+        name: str,
+        bounds: Mapping[int, tuple[str, str]],
+    ) -> None:
+        """Write the heads of loops, some of them with bounds of their own."""
         for axis, size in enumerate(shape):
             if pragma and axis == len(shape) - 1:
                 self.line(pragma)
             first, last = bounds.get(axis, (0, size))
             each = f"{name}{axis}"
             self.line(f"for (long {each} = {first}; {each} < {last}; {each}++) {{")
-        yield
-        self.line("}" * len(shape))
 
-    def share(self, count: int | str, step: int = 1) -> tuple[str, str]:
-        """Write the bounds of this part's share of a loop; return the first index and the end, in C.
+    @contextlib.contextmanager
+    def share(self, count: int | str, step: int = 1) -> Iterator[tuple[str, str]]:
+        """Write a block that threads run for different parts of a loop; lend its bounds in C.
 
-        The parts' shares follow each other, cover the loop, and differ by one step at most; some are
-        empty where there are fewer steps than parts. Unshared, the bounds are the loop's own.
+        The parts follow each other, cover the loop, and differ by one step at most. The block is run as
+        often as there are parts, by whichever threads have time, once all parts of the block before it are
+        done. So in an operation that is shared, whatever reads or writes tensors or scratch memory stands
+        within such a block; around it, each thread runs all statements, and comes to the same blocks.
 
         Args:
-            count: Iterations of the whole loop, as a number or in C.
-            step: Iterations that stay together; each share begins at a multiple of it.
+            count: Iterations of the whole loop, as a number or in C; 1 for what one thread does alone.
+            step: Iterations that stay together; each part begins at a multiple of it.
         """
         if not self.shared:
-            return "0", str(count)
+            yield "0", str(count)
+            return
+        assert not self._within_share, "a block that is shared out within another one"
+        self._within_share = True
         number, self._shares = self._shares, self._shares + 1
         steps, first, last = (f"{name}_{number}" for name in ("steps", "first", "last"))
         self.line(f"const long {steps} = (({count}) + {step - 1}L) / {step};")
-        self.line(f"const long {first} = {steps} * part / parts * {step};")
-        self.line(
-            f"const long {last} = MIN({steps} * (part + 1) / parts * {step}, (long)({count}));"
-        )
-        return first, last
+        self.line(f"enter(me, {steps});")
+        with self.block("for (long s; (s = claim(me)) >= 0; finish(me))"):
+            self.line(f"const long {first} = {steps} * s / me->shares * {step};")
+            end = f"{steps} * (s + 1) / me->shares * {step}"
+            self.line(f"const long {last} = MIN({end}, (long)({count}));")
+            yield first, last
+        self._within_share = False
 
     def clip(self, share: tuple[str, str], begin: int, count: int) -> tuple[str, str]:
-        """Return a share's bounds within some of its iterations, counted from the first of those, in C.
+        """Return a part's bounds within some of its iterations, counted from the first of those, in C.
 
         So several loops, one behind the other, are shared out together.
 
         Args:
-            share: Bounds that `share` returned for all the loops' iterations together.
+            share: Bounds that `share` lent for all the loops' iterations together.
             begin: Iterations before this loop's.
             count: Iterations of this loop.
         """
@@ -185,26 +206,15 @@ class Writer:
 
     @contextlib.contextmanager
     def shared_loop(self, name: str, count: int | str, step: int = 1) -> Iterator[None]:
-        """Write a loop over this part's share of `0, step, 2 * step, ...` below `count`.
+        """Write a loop over `0, step, 2 * step, ...` below `count`, which is shared out; see `share`.
 
-        Its iterations must neither read nor write what another one writes. A loop of one iteration
-        is how one part alone does something.
+        Its iterations must neither read nor write what another one writes.
         """
-        first, last = self.share(count, step)
-        within, self._within_share = self._within_share, True
-        with self.block(f"for (long {name} = {first}; {name} < {last}; {name} += {step})"):
+        with (
+            self.share(count, step) as (first, last),
+            self.block(f"for (long {name} = {first}; {name} < {last}; {name} += {step})"),
+        ):
             yield
-        self._within_share = within
-
-    def barrier(self) -> None:
-        """Write that all parts wait here for each other, so that each sees what the others wrote.
-
-        All must come here equally often: outside of shared loops. Within `each_row` another one belongs
-        at the end, if the next row writes again what other parts may still read.
-        """
-        assert not self._within_share, "a barrier within a shared loop is one that some never reach"
-        if self.shared:
-            self.line("meet(c->team, parts);")
 
     @contextlib.contextmanager
     def each_row(self) -> Iterator[None]:
@@ -235,19 +245,19 @@ class Writer:
         Args:
             dtype: Element type.
             size: Number of elements.
-            apart: Whether each part has such memory for itself; else all parts have the same.
+            apart: Whether each thread has such memory for itself; else all have the same.
         """
         kind = C_TYPES[dtype]
         taken = -(-size * np.dtype(dtype).itemsize // ALIGNMENT) * ALIGNMENT
         if apart and self.shared:
-            place = f"APART + part * APART_BYTES + {self._used_apart}"
+            place = f"APART + me->part * APART_BYTES + {self._used_apart}"
             self._used_apart += taken
             self.apart_bytes = max(self.apart_bytes, self._used_apart)
             return self._declare(f"{kind} *restrict ", f"({kind} *)(c->arena + {place})")
         at = self._arena_bytes + self._used_scratch
         self._used_scratch += taken
         self.scratch_bytes = max(self.scratch_bytes, self._used_scratch)
-        alone = "" if self.shared else "restrict "  # other parts may write what this one reads
+        alone = "" if self.shared else "restrict "  # other threads write what this one reads
         return self._declare(f"{kind} *{alone}", f"({kind} *)(c->arena + {at})")
 
     def table(self, array: Array) -> str:
@@ -301,7 +311,7 @@ class Writer:
         self._declared.clear()
         self._count += 1
         self._pointers = self._used_scratch = self._used_apart = self._shares = 0
-        more = ", long part, long parts" if self.shared else ""
+        more = ", struct member *me" if self.shared else ""
         head = f"static void op{self._count - 1}(const struct call *c, long r, long n{more})"
         return f"{head} {{\n{body}\n}}\n"
 
@@ -370,21 +380,20 @@ def is_shared(operation: Operation) -> bool:
 
 
 def _runner(parted: Sequence[bool], block: int) -> str:
-    """Return the C function that runs all operations: `run`, or `walk` for a part of them.
+    """Return the C function that runs all operations: `run`, or `walk` with other threads.
 
     Args:
-        parted: Whether parts share it, for each operation.
+        parted: Whether threads share it, for each operation.
         block: Most rows that go through each operation at once.
     """
     if any(parted):
-        head, calls = "walk(const struct call *c, long part, long parts)", ""
+        head, calls = "walk(const struct call *c, struct member *me)", ""
         for together, group in itertools.groupby(enumerate(parted), key=itemgetter(1)):
-            for number, _ in group:
-                if together:
-                    calls += f"op{number}(c, r, n, part, parts); meet(c->team, parts);\n"
-                else:
-                    calls += f"if (!part) op{number}(c, r, n);\n"
-            calls += "" if together else "meet(c->team, parts);\n"
+            if together:
+                calls += "".join(f"op{number}(c, r, n, me);\n" for number, _ in group)
+            else:
+                own = " ".join(f"op{number}(c, r, n);" for number, _ in group)
+                calls += f"if (alone(me)) {{ {own} finish_alone(me); }}\n"
     else:
         head = "run(const struct call *c)"
         calls = "".join(f"op{number}(c, r, n);" for number in range(len(parted)))

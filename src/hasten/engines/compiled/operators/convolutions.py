@@ -195,24 +195,20 @@ class _Emission:
         vectors = {channels: self._vectors(channels) for channels, count in forms if count}
         widest = max(vectors.values()) * self.lanes
         source = f"({writer.read(conv.input)} + z0 * {conv.channels[0] * product(conv.size)})"
-        padded = conv.strides != (1, 1) or any(conv.pads) or self.flat < widest
-        if padded:
+        if conv.strides != (1, 1) or any(conv.pads) or self.flat < widest:
             source = self._emit_padded(source, widest)
-            writer.barrier()
         results = writer.scratch(self.dtype, most * self._results(widest), apart=True)
         self.strips = self._strips(tiles, widest) if writer.shared else 1
-        share = writer.share(conv.groups * tiles * self.strips)
         start = done = 0
-        for channels, count in forms:
-            if count:
-                units = conv.groups * count * self.strips
-                bounds = writer.clip(share, done, units)
-                at = (bounds, start, channels, count, vectors[channels])
-                self._emit_channels(source, results, weight, bias, *at)
-                start += channels * count
-                done += units
-        if padded and (writer.plan.by_row or conv.pictures > 1):
-            writer.barrier()  # the next picture is copied to the same place
+        with writer.share(conv.groups * tiles * self.strips) as share:
+            for channels, count in forms:
+                if count:
+                    units = conv.groups * count * self.strips
+                    bounds = writer.clip(share, done, units) if fewer else share
+                    at = (bounds, start, channels, count, vectors[channels])
+                    self._emit_channels(source, results, weight, bias, *at)
+                    start += channels * count
+                    done += units
 
     def _strips(self, tiles: int, widest: int) -> int:
         """Return how many strips of lines a picture is cut into, so that shares are about even.
