@@ -132,7 +132,7 @@ class Writer:
             name: Letters before the number of each loop's index.
             split: Whether one of the loops is shared out; see `share`.
         """
-        if split and self.shared:
+        if shape and split and self.shared:
             axis = next((at for at, size in enumerate(shape) if size >= _EVEN), None)
             axis = int(np.argmax(shape)) if axis is None else axis
             step = _STEP if axis == len(shape) - 1 and shape[axis] >= _STEP * _EVEN else 1
