@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from numpy.lib.stride_tricks import as_strided
 
@@ -32,6 +32,8 @@ class Map(Operation):
     inputs: tuple[Access, ...]
     output: Access
     shape: tuple[int, ...]
+
+    splits: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ class Map(Operation):
         types = [writer.plan.tensor(name).dtype for name in self.reads]
         sources = [writer.read(name) for name in self.reads]
         target = writer.write(self.output.tensor)
-        with writer.loops(shape, "#pragma GCC ivdep"):
+        with writer.loops(shape, "#pragma GCC ivdep", split=True):
             for number, (source, access) in enumerate(zip(sources, accesses[:-1], strict=True)):
                 kind = C_TYPES[types[number]]
                 writer.line(f"const {kind} v{number} = {source}[{place(access)}];")
