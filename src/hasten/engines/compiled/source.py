@@ -57,6 +57,7 @@ class Writer:
         plan: Plan that is written.
         vector_bytes: Bytes of the widest vector of the processor.
         scratch_bytes: Memory that the operations need while they run.
+        isa: Instruction sets of the processor.
     """
 
     plan: Plan
@@ -65,6 +66,7 @@ class Writer:
     _places: dict[str, int]
     _arena_bytes: int
     scratch_bytes: int = 0
+    isa: tuple[str, ...] = ()
     _used_scratch: int = 0
     _start: int = 0
     _row: str = ""
@@ -75,6 +77,11 @@ class Writer:
     _count: int = 0
     _pointers: int = 0
     _text_bytes: int = 0
+
+    @property
+    def byte_widths(self) -> tuple[int, ...]:
+        """Bytes of the vectors that operations of bytes may use, the widest first."""
+        return byte_widths(self.isa)
 
     def lanes(self, dtype: np.dtype[np.generic]) -> int:
         """Return how many numbers of a type a vector has; the types vfloat and vdouble are such."""
@@ -216,7 +223,7 @@ def write(plan: Plan, weights: bytes, target: Target) -> Source:
     places, row_bytes = _arena(plan)
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
     places = {name: place * block for name, place in places.items()}
-    writer = Writer(plan, wide, weights, places, row_bytes * block)
+    writer = Writer(plan, wide, weights, places, row_bytes * block, isa=target.isa)
     functions = []
     for operation in plan.operations:
         operation.emit_rows(writer)
@@ -224,7 +231,7 @@ def write(plan: Plan, weights: bytes, target: Target) -> Source:
     calls = "".join(f"op{number}(c, r, n);" for number in range(len(functions)))
     sizes = [plan.tensor(name).bytes for name in (*plan.inputs, *plan.outputs)]
     head = f"""{_part("math.c")}
-{_part("bytes.c")}
+{_bytes(target.isa)}
 typedef float vfloat __attribute__((vector_size({wide}), may_alias));
 typedef double vdouble __attribute__((vector_size({wide}), may_alias));
 typedef float vfloat_u __attribute__((vector_size({wide}), aligned(4), may_alias));
@@ -273,6 +280,25 @@ def _arena(plan: Plan) -> tuple[dict[str, int], int]:
             living.append((at, at + size, last[name]))
             most = max(most, at + size)
     return places, most
+
+
+def byte_widths(isa: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the bytes of the vectors that operations of bytes may use, the widest first."""
+    if "avx2" not in isa:
+        return (16,)
+    return (64, 32) if "avx512bw" in isa else (32,)
+
+
+def _bytes(isa: tuple[str, ...]) -> str:
+    """Return the C of operations of bytes, for each width of vectors."""
+    evex = "avx512bw" in isa
+    vnni = 2 if evex and "avx512_vnni" in isa else int("avx_vnni" in isa)
+    facts = {"AVX512": evex, "VNNI": vnni, "VBMI": evex and "avx512vbmi" in isa}
+    lines = [f"#define {name} {int(value)}" for name, value in facts.items()]
+    lines.append(_part("bytes.c"))
+    for wide in byte_widths(isa):
+        lines += [f"#define W {wide}", _part("vectors.c"), "#undef W"]
+    return "\n".join(lines)
 
 
 @cache
