@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -74,6 +74,8 @@ class Writer:
     _lines: list[str] = field(default_factory=list)
     _declared: dict[str, str] = field(default_factory=dict)
     _kept: dict[str, Tensor] = field(default_factory=dict)
+    _defined: dict[str, str] = field(default_factory=dict)
+    _definitions: list[str] = field(default_factory=list)
     _count: int = 0
     _pointers: int = 0
     _text_bytes: int = 0
@@ -82,6 +84,11 @@ class Writer:
     def byte_widths(self) -> tuple[int, ...]:
         """Bytes of the vectors that operations of bytes may use, the widest first."""
         return byte_widths(self.isa)
+
+    @property
+    def byte_taps(self) -> int:
+        """Products that an instruction adds to one sum: of numbers of 8 bits where 4, else of 16 bits."""
+        return 4 if _vnni(self.isa) else 2
 
     def lanes(self, dtype: np.dtype[np.generic]) -> int:
         """Return how many numbers of a type a vector has; the types vfloat and vdouble are such."""
@@ -185,18 +192,41 @@ class Writer:
             self._lines.insert(self._start, f"{kind}{name} = {value};")
         return self._declared[key]
 
+    def define(self, parameters: str, write: Callable[[], None]) -> str:
+        """Write a C function that operations call, once for all that write the same; return its name.
+
+        Args:
+            parameters: Parameters in C; the body knows nothing else.
+            write: Writes the body by `line`, `block` and `loops`.
+        """
+        outer, self._lines = self._lines, []
+        write()
+        body = "\n".join(self._lines)
+        self._lines = outer
+        key = f"({parameters}) {{\n{body}\n}}\n"
+        if key not in self._defined:
+            self._count_text(key)
+            name = self._defined[key] = f"part{len(self._defined)}"
+            self._definitions.append(f"static __attribute__((noinline)) void {name}{key}")
+        return self._defined[key]
+
+    def _count_text(self, text: str) -> None:
+        self._text_bytes += len(text)
+        if self._text_bytes > MOST_TEXT:
+            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
+
     def function(self) -> str:
         """Return the C function of what was written, and begin the next one."""
         body = "\n".join(self._lines)
-        self._text_bytes += len(body)
-        if self._text_bytes > MOST_TEXT:
-            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
+        self._count_text(body)
+        before = "".join(self._definitions)
+        self._definitions.clear()
         self._lines.clear()
         self._declared.clear()
         self._count += 1
         self._pointers = self._used_scratch = 0
         head = f"static void op{self._count - 1}(const struct call *c, long r, long n)"
-        return f"{head} {{\n{body}\n}}\n"
+        return f"{before}{head} {{\n{body}\n}}\n"
 
     @property
     def tables(self) -> bytearray:
@@ -289,11 +319,19 @@ def byte_widths(isa: tuple[str, ...]) -> tuple[int, ...]:
     return (64, 32) if "avx512bw" in isa else (32,)
 
 
+def _vnni(isa: tuple[str, ...]) -> int:
+    """Return how dot products of bytes are spelled: 0 where there are none, 1 with VEX, 2 with EVEX."""
+    if "avx512bw" in isa:
+        return 2 if "avx512_vnni" in isa else 0
+    return int("avx2" in isa and "avx_vnni" in isa)
+
+
 def _bytes(isa: tuple[str, ...]) -> str:
     """Return the C of operations of bytes, for each width of vectors."""
     evex = "avx512bw" in isa
-    vnni = 2 if evex and "avx512_vnni" in isa else int("avx_vnni" in isa)
-    facts = {"AVX512": evex, "VNNI": vnni, "VBMI": evex and "avx512vbmi" in isa}
+    vnni = _vnni(isa)
+    vbmi = evex and "avx512vbmi" in isa
+    facts = {"AVX512": evex, "VNNI": vnni, "TAPS": 4 if vnni else 2, "VBMI": vbmi}
     lines = [f"#define {name} {int(value)}" for name, value in facts.items()]
     lines.append(_part("bytes.c"))
     for wide in byte_widths(isa):

@@ -187,3 +187,83 @@ INLINE void N(put_half)(u8 *to, N(vb) v, int second) {
   COPY(to, (u8 *)&v + 8 * second, 8);
 #endif
 }
+
+/* Products of each sum's own TAPS bytes, or numbers of 16 bits, added to the sums. */
+INLINE N(vi) N(dotted)(N(vi) sum, N(vi) x, N(vi) w) {
+#if W > 16 && VNNI == 2
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+  return sum;
+#elif W > 16 && VNNI == 1
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w));
+  return sum;
+#elif W > 16
+  asm("vpmaddwd %2, %1, %0" : "=" ANY(x) : ANY(x), ANY(w));
+  return sum + x;
+#elif X86
+  typedef short eight __attribute__((vector_size(16)));
+  return sum + (N(vi))__builtin_ia32_pmaddwd128((eight)x, (eight)w);
+#else
+  return sum + ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16);
+#endif
+}
+
+/* Rows of a picture of bytes side by side, so that a sum's taps are neighbours: of each pixel of so many, `parts`
+   vectors, each sum of which sees its own channel in TAPS rows. With 4 parts, channels lie in lanes. */
+INLINE void N(braided)(u8 *to, const u8 *const *rows, long pixels, long pitch, int parts) {
+#if W == 16
+  for (long i = 0; i < pixels; i++)
+    for (long channel = 0; channel < 4 * parts; channel++)
+      for (long tap = 0; tap < 2; tap++) ((i16 *)to)[(i * 4 * parts + channel) * 2 + tap] = rows[tap][i * pitch + channel];
+#else
+#define UNPACK(how, to, a, b) asm("vpunpck" how " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
+  typedef u8 sixteen __attribute__((vector_size(16), may_alias));
+  typedef u8 sixteen_u __attribute__((vector_size(16), aligned(1), may_alias));
+  for (long i = 0; i < pixels; i++, to += parts * W) {
+    const long at = i * pitch;
+    if (parts == 4) {
+      N(vb) a = *(const N(vb_u) *)(rows[0] + at), b = *(const N(vb_u) *)(rows[1] + at), low, high, all[4];
+      UNPACK("lbw", low, a, b);
+      UNPACK("hbw", high, a, b);
+#if TAPS == 4
+      N(vb) c = *(const N(vb_u) *)(rows[2] + at), d = *(const N(vb_u) *)(rows[3] + at), low2, high2;
+      UNPACK("lbw", low2, c, d);
+      UNPACK("hbw", high2, c, d);
+      UNPACK("lwd", all[0], low, low2);
+      UNPACK("hwd", all[1], low, low2);
+      UNPACK("lwd", all[2], high, high2);
+      UNPACK("hwd", all[3], high, high2);
+#else
+      const N(vb) none = {0};
+      UNPACK("lbw", all[0], low, none);
+      UNPACK("hbw", all[1], low, none);
+      UNPACK("lbw", all[2], high, none);
+      UNPACK("hbw", all[3], high, none);
+#endif
+      for (int part = 0; part < 4; part++) *(N(vb) *)(to + part * W) = all[part];
+    } else {
+      sixteen a = *(const sixteen_u *)(rows[0] + at), b = *(const sixteen_u *)(rows[1] + at), low, high;
+      UNPACK("lbw", low, a, b);
+      UNPACK("hbw", high, a, b);
+#if TAPS == 4
+      sixteen c = *(const sixteen_u *)(rows[2] + at), d = *(const sixteen_u *)(rows[3] + at), low2, high2, all[4];
+      UNPACK("lbw", low2, c, d);
+      UNPACK("hbw", high2, c, d);
+      UNPACK("lwd", all[0], low, low2);
+      UNPACK("hwd", all[1], low, low2);
+      UNPACK("lwd", all[2], high, high2);
+      UNPACK("hwd", all[3], high, high2);
+      for (int part = 0; part < 2 * parts; part++) *(sixteen *)(to + part * 16) = all[part];
+#else
+      N(vb) first, second;
+      asm("vpmovzxbw %1, %0" : "=" ANY(first) : ANY(low));
+      *(N(vb) *)to = first;
+      if (parts == 2) {
+        asm("vpmovzxbw %1, %0" : "=" ANY(second) : ANY(high));
+        *(N(vb) *)(to + W) = second;
+      }
+#endif
+    }
+  }
+#undef UNPACK
+#endif
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -128,7 +129,7 @@ class Epilogue:
         """Whether parts follow each other without a gap."""
         return all(part.valid == self.lanes for part in parts) and all(
             after.at == before.at + self.lanes
-            for before, after in zip(parts, parts[1:], strict=False)
+            for before, after in itertools.pairwise(parts)
         )
 
     def _residual(self, parts: Sequence[Part]) -> str:
