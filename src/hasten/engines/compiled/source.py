@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -77,6 +77,7 @@ class Writer:
         scratch_bytes: Memory that the operations need while they run.
         apart_bytes: Memory that each thread needs for itself while operations run.
         shared: Whether several threads run the operation, each other parts of its loops.
+        isa: Instruction sets of the processor.
     """
 
     plan: Plan
@@ -87,6 +88,7 @@ class Writer:
     scratch_bytes: int = 0
     apart_bytes: int = 0
     shared: bool = False
+    isa: tuple[str, ...] = ()
     _used_scratch: int = 0
     _used_apart: int = 0
     _shares: int = 0
@@ -97,9 +99,21 @@ class Writer:
     _lines: list[str] = field(default_factory=list)
     _declared: dict[str, str] = field(default_factory=dict)
     _kept: dict[str, Tensor] = field(default_factory=dict)
+    _defined: dict[str, str] = field(default_factory=dict)
+    _definitions: list[str] = field(default_factory=list)
     _count: int = 0
     _pointers: int = 0
     _text_bytes: int = 0
+
+    @property
+    def byte_widths(self) -> tuple[int, ...]:
+        """Bytes of the vectors that operations of bytes may use, the widest first."""
+        return byte_widths(self.isa)
+
+    @property
+    def byte_taps(self) -> int:
+        """Products that an instruction adds to one sum: of numbers of 8 bits where 4, else of 16 bits."""
+        return 4 if _vnni(self.isa) else 2
 
     def lanes(self, dtype: np.dtype[np.generic]) -> int:
         """Return how many numbers of a type a vector has; the types vfloat and vdouble are such."""
@@ -301,19 +315,44 @@ class Writer:
             self._lines.insert(self._start, f"{kind}{name} = {value};")
         return self._declared[key]
 
+    def define(self, parameters: str, write: Callable[[], None]) -> str:
+        """Write a C function that operations call, once for all that write the same; return its name.
+
+        Args:
+            parameters: Parameters in C; the body knows nothing else.
+            write: Writes the body by `line`, `block` and `loops`.
+        """
+        outer, self._lines = self._lines, []
+        write()
+        body = "\n".join(self._lines)
+        self._lines = outer
+        key = f"({parameters}) {{\n{body}\n}}\n"
+        if key not in self._defined:
+            self._count_text(key)
+            name = self._defined[key] = f"part{len(self._defined)}"
+            self._definitions.append(f"static __attribute__((noinline)) void {name}{key}")
+        return self._defined[key]
+
+    def _count_text(self, text: str) -> None:
+        self._text_bytes += len(text)
+        if self._text_bytes > MOST_TEXT:
+            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
+
     def function(self) -> str:
         """Return the C function of what was written, and begin the next one."""
         body = "\n".join(self._lines)
-        self._text_bytes += len(body)
-        if self._text_bytes > MOST_TEXT:
-            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
+        self._count_text(body)
+        before = "".join(self._definitions)
+        self._definitions.clear()
         self._lines.clear()
         self._declared.clear()
         self._count += 1
+        before = "".join(self._definitions)
+        self._definitions.clear()
         self._pointers = self._used_scratch = self._used_apart = self._shares = 0
         more = ", struct member *me" if self.shared else ""
         head = f"static void op{self._count - 1}(const struct call *c, long r, long n{more})"
-        return f"{head} {{\n{body}\n}}\n"
+        return f"{before}{head} {{\n{body}\n}}\n"
 
     @property
     def tables(self) -> bytearray:
@@ -342,7 +381,7 @@ def write(plan: Plan, weights: bytes, target: Target, threads: int = 1) -> Sourc
     places, row_bytes = _arena(plan)
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
     places = {name: place * block for name, place in places.items()}
-    writer = Writer(plan, wide, weights, places, row_bytes * block)
+    writer = Writer(plan, wide, weights, places, row_bytes * block, isa=target.isa)
     parted = [threads > 1 and is_shared(operation) for operation in plan.operations]
     functions = []
     for operation, writer.shared in zip(plan.operations, parted, strict=True):
@@ -355,7 +394,7 @@ def write(plan: Plan, weights: bytes, target: Target, threads: int = 1) -> Sourc
         raise IntegrityError(f"the plan asks for {arena_bytes / 1e6:,.0f} MB while it runs")
     sizes = [plan.tensor(name).bytes for name in (*plan.inputs, *plan.outputs)]
     head = f"""{_part("math.c")}
-{_part("bytes.c")}
+{_bytes(target.isa)}
 typedef float vfloat __attribute__((vector_size({wide}), may_alias));
 typedef double vdouble __attribute__((vector_size({wide}), may_alias));
 typedef float vfloat_u __attribute__((vector_size({wide}), aligned(4), may_alias));
@@ -432,6 +471,33 @@ def _arena(plan: Plan) -> tuple[dict[str, int], int]:
             living.append((at, at + size, last[name]))
             most = max(most, at + size)
     return places, most
+
+
+def byte_widths(isa: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the bytes of the vectors that operations of bytes may use, the widest first."""
+    if "avx2" not in isa:
+        return (16,)
+    return (64, 32) if "avx512bw" in isa else (32,)
+
+
+def _vnni(isa: tuple[str, ...]) -> int:
+    """Return how dot products of bytes are spelled: 0 where there are none, 1 with VEX, 2 with EVEX."""
+    if "avx512bw" in isa:
+        return 2 if "avx512_vnni" in isa else 0
+    return int("avx2" in isa and "avx_vnni" in isa)
+
+
+def _bytes(isa: tuple[str, ...]) -> str:
+    """Return the C of operations of bytes, for each width of vectors."""
+    evex = "avx512bw" in isa
+    vnni = _vnni(isa)
+    vbmi = evex and "avx512vbmi" in isa
+    facts = {"AVX512": evex, "VNNI": vnni, "TAPS": 4 if vnni else 2, "VBMI": vbmi}
+    lines = [f"#define {name} {int(value)}" for name, value in facts.items()]
+    lines.append(_part("bytes.c"))
+    for wide in byte_widths(isa):
+        lines += [f"#define W {wide}", _part("vectors.c"), "#undef W"]
+    return "\n".join(lines)
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8 import depthwise
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
 
@@ -198,7 +199,10 @@ class Conv8(Operation):
 
     def emit(self, writer: Writer) -> None:
         self.check_constants(writer)
-        _emit_plainly(self, writer)
+        if depthwise.supported(self):
+            depthwise.emit(self, writer)
+        else:
+            _emit_plainly(self, writer)
 
 
 def _emit_plainly(conv: Conv8, writer: Writer) -> None:
