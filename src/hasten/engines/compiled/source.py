@@ -56,11 +56,13 @@ class Writer:
     Attributes:
         plan: Plan that is written.
         vector_bytes: Bytes of the widest vector of the processor.
+        isa: Instruction sets of the processor.
         scratch_bytes: Memory that the operations need while they run.
     """
 
     plan: Plan
     vector_bytes: int
+    isa: tuple[str, ...]
     _weights: bytes
     _places: dict[str, int]
     _arena_bytes: int
@@ -75,6 +77,8 @@ class Writer:
     _count: int = 0
     _pointers: int = 0
     _text_bytes: int = 0
+    _parts: dict[str, str] = field(default_factory=dict)
+    _shared: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def lanes(self, dtype: np.dtype[np.generic]) -> int:
         """Return how many numbers of a type a vector has; the types vfloat and vdouble are such."""
@@ -141,6 +145,30 @@ class Writer:
         """Keep constants in the form that the C reads; return a pointer to them, aligned."""
         return self._at(self._keep(array))
 
+    def part(self, name: str, **defined: int) -> None:
+        """Include a file of C that belongs to some operations, after definitions."""
+        lines = [f"#define {key} {value}" for key, value in defined.items()]
+        self._parts[name] = "\n".join([*lines, _part(name)])
+
+    def shared(self, kind: str, text: str) -> str:
+        """Keep a function of C for all operations, once; return its name, which stands as @ in the text."""
+        key = (kind, text)
+        if key not in self._shared:
+            self._shared[key] = f"{kind}{len(self._shared)}"
+            self._count_text(text)
+        return self._shared[key]
+
+    @property
+    def common(self) -> str:
+        """C that stands before the operations."""
+        functions = [text.replace("@", name) for (_, text), name in self._shared.items()]
+        return "\n".join([*self._parts.values(), *functions])
+
+    def _count_text(self, text: str) -> None:
+        self._text_bytes += len(text)
+        if self._text_bytes > MOST_TEXT:
+            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
+
     def _keep(self, array: Array) -> Tensor:
         if len(self._tables.content) + array.nbytes > MOST_BYTES:
             raise IntegrityError(
@@ -181,9 +209,7 @@ class Writer:
     def function(self) -> str:
         """Return the C function of what was written, and begin the next one."""
         body = "\n".join(self._lines)
-        self._text_bytes += len(body)
-        if self._text_bytes > MOST_TEXT:
-            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
+        self._count_text(body)
         self._lines.clear()
         self._declared.clear()
         self._count += 1
@@ -216,7 +242,7 @@ def write(plan: Plan, weights: bytes, target: Target) -> Source:
     places, row_bytes = _arena(plan)
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
     places = {name: place * block for name, place in places.items()}
-    writer = Writer(plan, wide, weights, places, row_bytes * block)
+    writer = Writer(plan, wide, target.isa, weights, places, row_bytes * block)
     functions = []
     for operation in plan.operations:
         operation.emit_rows(writer)
@@ -241,10 +267,10 @@ long n = c->rows - r < {block} ? c->rows - r : {block};
 }}
 }}
 """
-    arena_bytes = row_bytes * block + writer.scratch_bytes
+    arena_bytes = row_bytes * block + writer.scratch_bytes + ALIGNMENT  # some reads go beyond the end
     if arena_bytes > 2 * MOST_BYTES:
         raise IntegrityError(f"the plan asks for {arena_bytes / 1e6:,.0f} MB while it runs")
-    text = "\n".join((head, *functions, run, _part("python.c")))
+    text = "\n".join((head, writer.common, *functions, run, _part("python.c")))
     return Source(text, writer.tables, arena_bytes)
 
 

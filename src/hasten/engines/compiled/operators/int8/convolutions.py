@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8 import dense
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
 
@@ -193,7 +194,10 @@ class Conv8(Operation):
 
     def emit(self, writer: Writer) -> None:
         self.check_constants(writer)
-        _emit_plainly(self, writer)
+        if self.depthwise:
+            _emit_plainly(self, writer)
+        else:
+            dense.emit(self, writer)
 
 
 def _emit_plainly(conv: Conv8, writer: Writer) -> None:
