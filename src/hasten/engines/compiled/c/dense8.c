@@ -56,7 +56,19 @@ static inline vi nearest(vf a) {
   __asm__("vcvtps2dq %1, %0" : "=v"(r) : "v"(a));
   return r;
 }
+static inline vh words_of(const u8 *at) {
+  vh r;
+  __asm__("vpmovzxbw %1, %0" : "=v"(r) : "m"(*(const half_u8 *)at));
+  return r;
+}
+static inline vh words_of_signed(const u8 *at) {
+  vh r;
+  __asm__("vpmovsxbw %1, %0" : "=v"(r) : "m"(*(const half_i8 *)at));
+  return r;
+}
 #else
+static inline vh words_of(const u8 *at) { return __builtin_convertvector(*(const half_u8 *)at, vh); }
+static inline vh words_of_signed(const u8 *at) { return __builtin_convertvector(*(const half_i8 *)at, vh); }
 static inline i32 cut(i32 value, i32 low, i32 high) { return value < low ? low : value > high ? high : value; }
 static inline vh pack_words(vi a, vi b) {
   vh r;
@@ -95,15 +107,28 @@ static inline vi dot(vi sum, vi x, vi w) {
 #endif
   return sum;
 }
+#elif NATIVE
+/* Both instructions together, or a compiler moves products away from their sums and runs out of registers. */
+static inline vi dot(vi sum, vi x, vi w) {
+  vi product;
+  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(x), "v"(w));
+  return sum;
+}
+static inline vi dot_from(vi sum, vi x, const vi *w) {
+  vi product;
+  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(x), "m"(*w));
+  return sum;
+}
 #else
 static inline vi dot(vi sum, vi x, vi w) { return sum + dot_words((vh)x, (vh)w); }
+#endif
+#if QUADS || !NATIVE
+static inline vi dot_from(vi sum, vi x, const vi *w) { return dot(sum, x, *w); }
 #endif
 
 /* Weights: numbers of 16 bits, or bytes that are widened. */
 #define WEIGHTS(at) (*(const vi *)(at))
-static inline vi weights_of_bytes(const u8 *at) {
-  return (vi)__builtin_convertvector(*(const half_i8 *)at, vh);
-}
+#define WEIGHTS_OF_BYTES(at) ((vi)words_of_signed(at))
 
 static inline vi scaled(vi sum, const u8 *scale) {
   return nearest(__builtin_convertvector(sum, vf) * *(const vf *)scale);
@@ -139,12 +164,12 @@ static inline vb bytes_of_four(vi a, vi b, vi c, vi d, vh zero) {
 static void widen(i16 *restrict to, const u8 *restrict from, long count) {
   long i = 0;
   for (; i + WIDE / 2 <= count; i += WIDE / 2)
-    *(vh *)(to + i) = __builtin_convertvector(*(const half_u8 *)(from + i), vh);
+    *(vh *)(to + i) = words_of(from + i);
   for (; i < count; i++) to[i] = from[i];
 }
 static void widen_weights(u8 *restrict to, const u8 *restrict from, long count) {
   for (long i = 0; i < count; i += WIDE / 2)
-    *(vh *)(to + 2 * i) = __builtin_convertvector(*(const half_i8 *)(from + i), vh);
+    *(vh *)(to + 2 * i) = words_of_signed(from + i);
 }
 
 /* Rows of a picture with pads, from row `top` of the padded picture on. */

@@ -388,6 +388,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
             layout.steps,
             layout.mode == "bytes" and not layout.quads,
             end,
+            pixels == most,
         )
         name = writer.shared("tile", f"static void @({head}) {{\n{one.text}\n}}")
         return f"{name}(x, at, w, b, e, y);"
@@ -395,7 +396,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
     tails = "".join(f"case {pixels}: {tile(pixels)} break;\n" for pixels in range(1, most))
     return writer.shared(
         "line",
-        f"static void @({head}, long m) {{\n"
+        f"static __attribute__((noinline)) void @({head}, long m) {{\n"
         f"for (; m >= {most}; m -= {most}, at += {most}, y += {most * conv.channels[1] * item})\n"
         f"{tile(most)}\nswitch (m) {{\n{tails}}}\n}}",
     )

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
 
+_MOST_UNROLLED = 36
+"""Most dot products that are written one after the other without a loop."""
 _UNROLLED = 4
-"""Steps of a loop that are written one after the other."""
+"""Dot products that are written one after the other in a loop."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Tile:
         steps: What the sums read.
         narrow: Whether weights are bytes that are widened when they are read.
         end: What becomes of the sums.
+        unrolled: Whether the code may be long.
     """
 
     pixels: int
@@ -82,12 +85,13 @@ class Tile:
     steps: Steps
     narrow: bool
     end: End
+    unrolled: bool
 
     @property
     def text(self) -> str:
         """C of the tile."""
         each, wide = range(self.pixels), self.wide
-        lines = [f"const u8 *x{p} = x + at[{p}];" for p in each]
+        lines = [f"const long x{p} = at[{p}];" for p in each]
         lines += [
             f"vi a{p}_{v} = *(const vi *)(b + {v * wide});"
             for v in range(self.vectors)
@@ -107,22 +111,55 @@ class Tile:
         return "\n".join(lines)
 
     def _sums(self) -> list[str]:
-        steps, step = self.steps, self.wide // (2 if self.narrow else 1)
-        load = "weights_of_bytes" if self.narrow else "WEIGHTS"
-        inner = [f"const vi w{v} = {load}(w + {v * step});" for v in range(self.vectors)]
-        for p in range(self.pixels):
-            inner.append(f"const vi z{p} = splat(*(const i32_u *)(x{p} + k));")
-            inner += [f"a{p}_{v} = dot(a{p}_{v}, z{p}, w{v});" for v in range(self.vectors)]
-        head = f"for (long i = 0; i < {steps.down}; i++) for (long j = 0; j < {steps.across}; j++) {{"
-        return [
-            head,
-            f"const long o = i * {steps.below} + j * {steps.right};",
-            f"#pragma GCC unroll {_UNROLLED}",
-            f"for (long k = o; k < o + {steps.run}; k += 4, w += {self.vectors * step}) {{",
-            *inner,
-            "}",
+        steps = self.steps
+        if self.unrolled and steps.dots <= _MOST_UNROLLED:
+            places = [
+                i * steps.below + j * steps.right + k
+                for i in range(steps.down)
+                for j in range(steps.across)
+                for k in range(0, steps.run, 4)
+            ]
+            return ["{ const u8 *q = x;", *self._dots(places), "}"]
+        dots = steps.run // 4
+        at_once = min(_UNROLLED, dots) if self.unrolled else 1
+        step = at_once * self.vectors * self._vector
+        lines = [
+            f"for (long k = 0; k < {dots // at_once}; k++, q += {4 * at_once}, w += {step}) {{",
+            *self._dots([4 * one for one in range(at_once)]),
             "}",
         ]
+        if rest := dots % at_once:
+            lines += self._dots([4 * one for one in range(rest)])
+            lines.append(f"w += {rest * self.vectors * self._vector};")
+        lines.insert(0, f"const u8 *q = x + i * {steps.below} + j * {steps.right};")
+        for name, count in (("j", steps.across), ("i", steps.down)):
+            head = f"for (long {name} = 0; {name} < {count}; {name}++) {{"
+            lines = [head if count > 1 else f"{{ const long {name} = 0;", *lines, "}"]
+        return lines
+
+    @property
+    def _vector(self) -> int:
+        """Bytes of a vector of weights as they are kept."""
+        return self.wide // (2 if self.narrow else 1)
+
+    def _dots(self, places: list[int]) -> list[str]:
+        """Return the dot products of four bytes at each of these places behind `q`."""
+        load = "WEIGHTS_OF_BYTES" if self.narrow else "WEIGHTS"
+        lines = []
+        for number, place in enumerate(places):
+            lines.append("{")
+            held = self.vectors if self.narrow or self.vectors < 3 else 2
+            at = [(number * self.vectors + v) * self._vector for v in range(self.vectors)]
+            lines += [f"const vi w{v} = {load}(w + {at[v]});" for v in range(held)]
+            for p in range(self.pixels):
+                lines.append(f"const vi z{p} = splat(*(const i32_u *)(q + x{p} + {place}));")
+                lines += [f"a{p}_{v} = dot(a{p}_{v}, z{p}, w{v});" for v in range(held)]
+                lines += [
+                    f"a{p}_{v} = dot_from(a{p}_{v}, z{p}, (const vi *)(w + {at[v]}));"
+                    for v in range(held, self.vectors)
+                ]
+            lines.append("}")
+        return lines
 
     def _scaled(self, pixel: int, vector: int) -> str:
         place = (self.vectors + vector) * self.wide
