@@ -30,6 +30,8 @@ _LONG_WORK = 100_000
 """Elementary calculations, some tens of microseconds, from which other threads of Python may run."""
 _MOST_ROWS = 24
 """Most rows of a batch that go through each operation at once."""
+_BEYOND = 256
+"""Bytes behind a call's memory that may be read, and count for nothing: a vector's end."""
 MOST_TEXT = 16 << 20
 """Most bytes of C: a compiler takes some hundred times as much memory."""
 LEAST_SHARED = 200_000
@@ -104,6 +106,8 @@ class Writer:
     _count: int = 0
     _pointers: int = 0
     _text_bytes: int = 0
+    _parts: dict[str, str] = field(default_factory=dict)
+    _once: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def byte_widths(self) -> tuple[int, ...]:
@@ -278,6 +282,30 @@ class Writer:
         """Keep constants in the form that the C reads; return a pointer to them, aligned."""
         return self._at(self._keep(array))
 
+    def part(self, name: str, **defined: int) -> None:
+        """Include a file of C that belongs to some operations, after definitions."""
+        lines = [f"#define {key} {value}" for key, value in defined.items()]
+        self._parts[name] = "\n".join([*lines, _part(name)])
+
+    def once(self, kind: str, text: str) -> str:
+        """Keep a function of C for all operations, once; return its name, which stands as @ in the text."""
+        key = (kind, text)
+        if key not in self._once:
+            self._once[key] = f"{kind}{len(self._once)}"
+            self._count_text(text)
+        return self._once[key]
+
+    @property
+    def common(self) -> str:
+        """C that stands before the operations."""
+        functions = [text.replace("@", name) for (_, text), name in self._once.items()]
+        return "\n".join([*self._parts.values(), *functions])
+
+    def _count_text(self, text: str) -> None:
+        self._text_bytes += len(text)
+        if self._text_bytes > MOST_TEXT:
+            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
+
     def _keep(self, array: Array) -> Tensor:
         if len(self._tables.content) + array.nbytes > MOST_BYTES:
             raise IntegrityError(
@@ -333,11 +361,6 @@ class Writer:
             self._definitions.append(f"static __attribute__((noinline)) void {name}{key}")
         return self._defined[key]
 
-    def _count_text(self, text: str) -> None:
-        self._text_bytes += len(text)
-        if self._text_bytes > MOST_TEXT:
-            raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
-
     def function(self) -> str:
         """Return the C function of what was written, and begin the next one."""
         body = "\n".join(self._lines)
@@ -389,7 +412,7 @@ def write(plan: Plan, weights: bytes, target: Target, threads: int = 1) -> Sourc
         functions.append(writer.function())
     threads = threads if any(parted) else 1
     apart = row_bytes * block + writer.scratch_bytes
-    arena_bytes = apart + threads * writer.apart_bytes
+    arena_bytes = apart + threads * writer.apart_bytes + _BEYOND
     if arena_bytes > 2 * MOST_BYTES:
         raise IntegrityError(f"the plan asks for {arena_bytes / 1e6:,.0f} MB while it runs")
     sizes = [plan.tensor(name).bytes for name in (*plan.inputs, *plan.outputs)]
@@ -410,7 +433,7 @@ struct call {{
     if threads > 1:
         head += f"""static const long APART = {apart}, APART_BYTES = {writer.apart_bytes};
 {_part("threads.c")}"""
-    text = "\n".join((head, *functions, _runner(parted, block), _part("python.c")))
+    text = "\n".join((head, writer.common, *functions, _runner(parted, block), _part("python.c")))
     return Source(text, writer.tables, arena_bytes, threads)
 
 

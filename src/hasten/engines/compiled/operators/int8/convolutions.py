@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8 import depthwise
+from hasten.engines.compiled.operators.int8 import dense, depthwise
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
 
@@ -201,8 +201,10 @@ class Conv8(Operation):
         self.check_constants(writer)
         if depthwise.supported(self):
             depthwise.emit(self, writer)
-        else:
+        elif self.depthwise:
             _emit_plainly(self, writer)
+        else:
+            dense.emit(self, writer)
 
 
 def _emit_plainly(conv: Conv8, writer: Writer) -> None:

@@ -284,7 +284,9 @@ class Depthwise:
         channels, pitch = conv.channels[0], conv.channels[0] * conv.padded_size[1]
         writer.line(f"const long seen = (rows - 1) * {conv.strides[0]} + {self.rows_of(1)};")
         with writer.loops((-(-wide // across),), name="strip"):
-            writer.line(f"const long left = strip0 * {across} < {wide - across} ? strip0 * {across} : {wide - across};")
+            writer.line(
+                f"const long left = strip0 * {across} < {wide - across} ? strip0 * {across} : {wide - across};"
+            )
             writer.line(f"const u8 *from = x + left * {conv.strides[1] * channels} + channel;")
             writer.line("long made = 0;")
             with writer.block(f"for (long row = 0; row < rows; row += {braids.period})"):
@@ -321,12 +323,16 @@ class Depthwise:
         else:
             writer.line(f"const long base = first + {places};")
         for number, offset in enumerate(braids.offsets):
-            writer.line(f"const u8 *b{number} = ring + (base + {offset}) % {braids.count} * {size};")
+            writer.line(
+                f"const u8 *b{number} = ring + (base + {offset}) % {braids.count} * {size};"
+            )
         phase = product(self._shape(run)[1:])
         writer.line(f"const u8 *own = w + phase * {phase};")
         with writer.loops((-(-across // run.tile),), name="tile"):
             last = across - run.tile
-            writer.line(f"const long at = tile0 * {run.tile} < {last} ? tile0 * {run.tile} : {last};")
+            writer.line(
+                f"const long at = tile0 * {run.tile} < {last} ? tile0 * {run.tile} : {last};"
+            )
             self._emit_sums(run)
             place = f"((row + phase) * {conv.output_size[1]} + left + at) * {conv.channels[0]} + channel"
             kind = "u8" if conv.rounding else "float"
@@ -336,7 +342,12 @@ class Depthwise:
             lanes = run.wide // 4
             valid = [min(lanes, conv.channels[0] - part * lanes) for part in range(run.parts)]
             parts = [
-                Part(f"a{pixel}_{part}", pixel * conv.channels[0] + part * lanes, part * lanes, valid[part])
+                Part(
+                    f"a{pixel}_{part}",
+                    pixel * conv.channels[0] + part * lanes,
+                    part * lanes,
+                    valid[part],
+                )
                 for pixel in range(run.tile)
                 for part in range(run.parts)
             ]
@@ -375,7 +386,9 @@ class Depthwise:
                             continue
                         with writer.block(""):
                             place = column * step + part * wide
-                            writer.line(f"const {vector} x = *(const {vector} *)(x{number} + {place});")
+                            writer.line(
+                                f"const {vector} x = *(const {vector} *)(x{number} + {place});"
+                            )
                             for pixel, tap in taps:
                                 name = f"a{pixel}_{part}"
                                 writer.line(f"{name} = dotted_{wide}({name}, x, w{tap});")
@@ -404,7 +417,9 @@ def emit(conv: Conv8, writer: Writer) -> None:
         writer.line(f"const long rows = {high} - top < {rows} ? {high} - top : {rows};")
         writer.line(f"const long seen = (rows - 1) * {conv.strides[0]} + {made.rows_of(1)};")
         with writer.block("for (long i = 0; i < seen; i++)"):
-            emit_padded_row(writer, conv, x, f"top * {conv.strides[0]} + i", f"{strip} + i * {pitch}")
+            emit_padded_row(
+                writer, conv, x, f"top * {conv.strides[0]} + i", f"{strip} + i * {pitch}"
+            )
         place = f" + top * {wide * conv.channels[0]}"
         more = residual + place if residual else ""
         writer.line(made.call(strip, y + place, more, "rows", ring))
