@@ -370,8 +370,6 @@ class Writer:
         self._lines.clear()
         self._declared.clear()
         self._count += 1
-        before = "".join(self._definitions)
-        self._definitions.clear()
         self._pointers = self._used_scratch = self._used_apart = self._shares = 0
         more = ", struct member *me" if self.shared else ""
         head = f"static void op{self._count - 1}(const struct call *c, long r, long n{more})"
