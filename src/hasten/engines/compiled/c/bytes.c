@@ -8,8 +8,6 @@
 #define X86 0
 #endif
 
-typedef unsigned u32;
-typedef unsigned long long u64;
 
 #if AVX512
 #define ANY(value) "v"(value)

@@ -5,7 +5,6 @@
 #define LANES (WIDE / 4)
 #define PARTS (WIDE / 16)
 #define EACH(size) for (int i = 0; i < (size); i++)
-typedef unsigned int u32;
 typedef i32 vi __attribute__((vector_size(WIDE), may_alias));
 typedef u32 vw __attribute__((vector_size(WIDE), may_alias));
 typedef float vf __attribute__((vector_size(WIDE), may_alias));

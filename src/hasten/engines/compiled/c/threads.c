@@ -26,8 +26,6 @@ extern void free(void *);
 enum { WAIT = 128, WAKE = 129, EVERYBODY = 0x7fffffff, SET_MASK = 2 };
 enum { MOST_THREADS = 32, SPINS = 500, YIELDS = 4 };
 #define LINE __attribute__((aligned(64)))
-typedef unsigned u32;
-typedef unsigned long u64;
 
 /* stage: number of the stage that goes on, in the upper half; in the lower one a bit for each share of it
    that was claimed. done: shares of it that are done. begun: calls so far, times 2, plus 1 while the
