@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +23,10 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
-from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.scratch import scratch
 from hasten.engines.compiled.source import Source, write
+from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 _PLAN, _WEIGHTS = "plan.json", "plan.bin"
@@ -33,6 +34,9 @@ _SMALL_WORK = 30_000_000
 """Multiplications that take some milliseconds."""
 _SCRATCH_BYTES = 256 << 20
 """Most bytes that the processes of runs keep for each other, among temporary files."""
+_UNTIMED = 2
+"""Requests that are answered before the ones that are timed."""
+_PRECISIONS = {"float32": "f32", "float64": "f64", "uint8": "u8", "int64": "i64", "int32": "i32"}
 _log = logging.getLogger("hasten.compiled")
 
 
@@ -154,6 +158,32 @@ class CompiledC(Engine):
         library = _library(source, target, compiled)
         with _session(artifact, plan, source, library) as session:
             yield session
+
+    def profile(
+        self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
+    ) -> tuple[LayerTime, ...]:
+        """Answer requests on one thread, by C that looks at the clock between its operations.
+
+        Raises:
+            CandidateError: the plan is damaged, there is no compiler, or it failed.
+        """
+        plan, weights = read(artifact)
+        kept = CompileCache(CacheFolder(scratch(), _SCRATCH_BYTES))
+        source = _source(plan, weights, target, timed=True)
+        library = _library(source, target, kept)
+        times = library.times(len(plan.operations))
+        found = []
+        with _session(artifact, plan, source, library) as session:
+            for _ in range(_UNTIMED):
+                session.run(requests[0])
+            for request in requests:
+                times[:] = 0
+                session.run(request)
+                found.append(times.tolist())
+        return tuple(
+            _timed(plan, operation, tuple(each))
+            for operation, *each in zip(plan.operations, *found, strict=True)
+        )
 
     def words(self) -> str:
         return listed("compiled C", counted(self.threads, "thread") if self.threads > 1 else "")
@@ -331,10 +361,37 @@ def _written(artifact: Artifact, target: Target, threads: int) -> tuple[Plan, So
         CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
     """
     plan, weights = read(artifact)
+    return plan, _source(plan, weights, target, threads)
+
+
+def _source(
+    plan: Plan, weights: bytes, target: Target, threads: int = 1, *, timed: bool = False
+) -> Source:
+    """Write C of a plan.
+
+    Raises:
+        CandidateError: its constants are damaged, or it asks for too much.
+    """
     try:
-        return plan, write(plan, weights, target, threads)
+        return write(plan, weights, target, threads, timed=timed)
     except IntegrityError as error:
         raise CandidateError(f"the compiled engine can't open the model: {error}") from error
+
+
+def _timed(plan: Plan, operation: Operation, latency_ns: tuple[int, ...]) -> LayerTime:
+    """Return the times of an operation."""
+    made = operation.writes[0]
+    precision = "i8" if operation.narrow else _PRECISIONS.get(plan.tensor(made).dtype, "")
+    name = plan.sources.get(made, (made,))
+    return LayerTime(
+        name=name[-1],
+        operator=type(operation).__name__,
+        kind=operation.task,
+        precision=precision or plan.tensor(made).dtype,
+        kernel="",
+        sources=plan.sources.get(made, ()),
+        latency_ns=latency_ns,
+    )
 
 
 def _check_fits(artifact: Artifact, plan: Plan) -> None:

@@ -72,6 +72,18 @@ class Library:
         """
         return Team(self._shared, threads)
 
+    def times(self, operations: int) -> Array:
+        """Return where a library that keeps times keeps them: int64 of shape (operations,), shared.
+
+        Raises:
+            CandidateError: it keeps none.
+        """
+        try:
+            kept = (ctypes.c_int64 * operations).in_dll(self._shared, "hasten_ns")
+        except ValueError as error:
+            raise CandidateError(f"the compiled model keeps no times: {error}") from error
+        return np.ctypeslib.as_array(kept)
+
     def answering(
         self, tables: Array, arena_bytes: int, team: Team | None = None
     ) -> Callable[..., None]:

@@ -26,6 +26,7 @@ from hasten.engines.compiled.nodes import (
 from hasten.engines.compiled.nodes.int8 import lower as bytes_of
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
+from hasten.engines.layers import node_name
 from hasten.errors import CandidateError
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def _lower(node: Node) -> None:
     proto = node.proto
+    node.graph.source = node_name(proto)
     if proto.op_type == "Constant" and _constant(node):
         return
     given = [node.graph.values.get(name) for name in proto.input if name]

@@ -11,7 +11,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -21,6 +21,7 @@ import numpy as np
 from hasten.core.records import Value, from_record, to_record
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array
+from hasten.engines.layers import Kind
 from hasten.errors import CandidateError, IntegrityError
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class Operation(Value, ABC):
         },
     )
 
+    task: ClassVar[Kind] = "elementwise"
+    """Kind of work in a profile."""
     narrow: ClassVar[bool] = False
     """Whether it calculates with bytes, some ten times as many in the time of floats."""
 
@@ -242,6 +245,7 @@ class Plan:
         outputs: Names of the tensors that are the answer.
         shapes: Shape of each output, for one row.
         by_row: Whether rows of a batch are answered each by itself, so that any number may come.
+        sources: Names of the nodes behind what an operation writes, by that tensor's name; for people.
     """
 
     tensors: dict[str, Tensor]
@@ -250,6 +254,7 @@ class Plan:
     outputs: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     by_row: bool
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor.

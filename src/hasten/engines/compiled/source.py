@@ -381,7 +381,9 @@ class Writer:
         return self._tables.content
 
 
-def write(plan: Plan, weights: bytes, target: Target, threads: int = 1) -> Source:
+def write(
+    plan: Plan, weights: bytes, target: Target, threads: int = 1, *, timed: bool = False
+) -> Source:
     """Write a plan, which was checked, as C for a processor.
 
     Args:
@@ -390,6 +392,7 @@ def write(plan: Plan, weights: bytes, target: Target, threads: int = 1) -> Sourc
         target: Processor, whose instruction sets decide how wide vectors are.
         threads: Most threads that are to share a call, where operations are worth it. The text is the
             same for all numbers above 1, and where none is worth it as for 1.
+        timed: Whether the C keeps the time of each operation, for one thread.
 
     Raises:
         IntegrityError: it asks for too much memory, or its trees or truths are damaged.
@@ -431,7 +434,11 @@ struct call {{
     if threads > 1:
         head += f"""static const long APART = {apart}, APART_BYTES = {writer.apart_bytes};
 {_part("threads.c")}"""
-    text = "\n".join((head, writer.common, *functions, _runner(parted, block), _part("python.c")))
+    if timed:
+        head += f"enum {{ OPERATIONS = {len(functions)} }};\n{_part('clock.c')}"
+    text = "\n".join(
+        (head, writer.common, *functions, _runner(parted, block, timed), _part("python.c"))
+    )
     return Source(text, writer.tables, arena_bytes, threads)
 
 
@@ -440,12 +447,13 @@ def is_shared(operation: Operation) -> bool:
     return operation.splits and operation.work >= LEAST_SHARED
 
 
-def _runner(parted: Sequence[bool], block: int) -> str:
+def _runner(parted: Sequence[bool], block: int, timed: bool) -> str:
     """Return the C function that runs all operations: `run`, or `walk` with other threads.
 
     Args:
         parted: Whether threads share it, for each operation.
         block: Most rows that go through each operation at once.
+        timed: Whether the time of each operation is kept, on one thread.
     """
     if any(parted):
         head, calls = "walk(const struct call *c, struct member *me)", ""
@@ -457,7 +465,9 @@ def _runner(parted: Sequence[bool], block: int) -> str:
                 calls += f"if (alone(me)) {{ {own} finish_alone(me); }}\n"
     else:
         head = "run(const struct call *c)"
-        calls = "".join(f"op{number}(c, r, n);" for number in range(len(parted)))
+        calls = "looked = now();\n" if timed else ""
+        for number in range(len(parted)):
+            calls += f"op{number}(c, r, n);" + (f" mark({number});\n" if timed else "")
     return f"""static void {head} {{
 for (long r = 0; r < c->rows; r += {block}) {{
 long n = c->rows - r < {block} ? c->rows - r : {block};

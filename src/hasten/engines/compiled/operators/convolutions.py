@@ -18,6 +18,7 @@ from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.maps import Map, emit_program
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import C_TYPES, Operation, Plan, product
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -57,6 +58,8 @@ class Conv(Operation):
         pictures: Pictures for one row of the batch, one behind the other.
         after: Program over one number, done to each result; empty for none.
     """
+
+    task: ClassVar[Kind] = "arithmetic"
 
     input: str
     weight: str

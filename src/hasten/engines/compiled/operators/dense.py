@@ -13,6 +13,7 @@ from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.maps import Map, emit_program
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import C_TYPES, Operation, Plan
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -39,6 +40,8 @@ class Dense(Operation):
         outer: Sums for each row.
         after: Program over one number, done to each result; empty for none.
     """
+
+    task: ClassVar[Kind] = "arithmetic"
 
     input: str
     weight: str

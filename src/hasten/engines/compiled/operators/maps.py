@@ -12,6 +12,7 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -34,6 +35,11 @@ class Map(Operation):
     shape: tuple[int, ...]
 
     splits: ClassVar[bool] = True
+
+    @property
+    def task(self) -> Kind:  # type: ignore[override]
+        """Copies move, all else calculates."""
+        return "movement" if all(step.op == "copy" for step in self.steps) else "elementwise"
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.maps import Map, emit_program, place
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -40,6 +41,8 @@ class Product(Operation):
         columns: Columns of the right matrix.
         after: Program over one number, done to each result; empty for none.
     """
+
+    task: ClassVar[Kind] = "arithmetic"
 
     left: Access
     right: Access

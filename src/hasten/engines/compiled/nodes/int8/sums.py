@@ -18,6 +18,7 @@ from hasten.engines.compiled.operators.int8.numbers import MOST_SUM, Rounding, S
 from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, product
+from hasten.engines.layers import node_name
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Graph
@@ -57,6 +58,7 @@ class _Products(Pending):
         graph = self.node.graph
         if np.isfinite([self.low, self.high]).any():
             return super().floats()
+        graph.source = node_name(self.node.proto)
         value = graph.values[self.node.proto.output[0]]
         made = graph.new("float32", self.shape, value.batch)
         scale = graph.store(self.scale.astype(np.float32))

@@ -13,6 +13,7 @@ from hasten.engines.compiled.operators.int8.elementwise import Dequantize, Table
 from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import product
+from hasten.engines.layers import node_name
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Graph, Node, Value
@@ -143,6 +144,7 @@ class Pending(ABC):
 
     def rounded(self, zero: int, scale: float) -> Bytes:
         """Append operations that round them to bytes of a scale."""
+        self.node.graph.source = node_name(self.node.proto)
         low, high = (int(one) for one in codes_of(np.array([self.low, self.high]), zero, scale))
         tensor, last = self.stored(scale, Rounding(zero, low, high))
         return Bytes.stored(tensor, last, zero, scale)

@@ -11,6 +11,7 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8 import dense, depthwise
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -47,6 +48,8 @@ class Conv8(Operation):
         sum: How the residual is added; None without one.
         last: Constant of 256 uint8 that replace each byte after that; "" for none.
     """
+
+    task: ClassVar[Kind] = "arithmetic"
 
     narrow: ClassVar[bool] = True
 

@@ -16,6 +16,7 @@ from hasten.engines.compiled.operators.int8.numbers import (
     check_sums,
 )
 from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -36,6 +37,7 @@ class Quantize(Operation):
         rounding: Zero and bounds.
     """
 
+    task: ClassVar[Kind] = "conversion"
     narrow: ClassVar[bool] = True
 
     input: str
@@ -101,6 +103,7 @@ class Dequantize(Operation):
         pixels: Number of pixels.
     """
 
+    task: ClassVar[Kind] = "conversion"
     narrow: ClassVar[bool] = True
 
     input: str
