@@ -59,6 +59,7 @@ class CompiledC(Engine):
     extra: ClassVar[str] = "compiler"
     program: ClassVar[str] = "a C compiler"
     settles: ClassVar[bool] = True
+    sums_exactly: ClassVar[bool] = True
 
     most_work: int = _SMALL_WORK
     threads: int = 1
