@@ -189,7 +189,7 @@ class Writer:
             yield first, last
         self._within_share = False
 
-    def clip(self, share: tuple[str, str], begin: int, count: int) -> tuple[str, str]:
+    def clip(self, share: tuple[str, str], begin: int | str, count: int | str) -> tuple[str, str]:
         """Return a part's bounds within some of its iterations, counted from the first of those, in C.
 
         So several loops, one behind the other, are shared out together.
@@ -329,7 +329,8 @@ def write(plan: Plan, weights: bytes, target: Target, threads: int = 1) -> Sourc
         weights: Constants of the plan.
         target: Processor, whose instruction sets decide how wide vectors are.
         threads: Most threads that are to share a call, where operations are worth it. The text is the
-            same for all numbers above 1, and where none is worth it as for 1.
+            same for all numbers, so the answers are, too: a compiler rounds two texts of one sum in two
+            ways.
 
     Raises:
         IntegrityError: it asks for too much memory, or its trees or truths are damaged.
@@ -343,7 +344,7 @@ def write(plan: Plan, weights: bytes, target: Target, threads: int = 1) -> Sourc
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
     places = {name: place * block for name, place in places.items()}
     writer = Writer(plan, wide, weights, places, row_bytes * block)
-    parted = [threads > 1 and is_shared(operation) for operation in plan.operations]
+    parted = list(map(is_shared, plan.operations))
     functions = []
     for operation, writer.shared in zip(plan.operations, parted, strict=True):
         operation.emit_rows(writer)
@@ -367,7 +368,7 @@ struct call {{
   const void *in[INPUTS]; void *out[OUTPUTS]; long rows; u8 *arena; const u8 *weights; struct team *team;
 }};
 """
-    if threads > 1:
+    if any(parted):
         head += f"""static const long APART = {apart}, APART_BYTES = {writer.apart_bytes};
 {_part("threads.c")}"""
     text = "\n".join((head, *functions, _runner(parted, block), _part("python.c")))
