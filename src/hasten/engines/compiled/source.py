@@ -311,9 +311,10 @@ class Writer:
         self._declared.clear()
         self._count += 1
         self._pointers = self._used_scratch = self._used_apart = self._shares = 0
-        more = ", struct member *me" if self.shared else ""
-        head = f"static void op{self._count - 1}(const struct call *c, long r, long n{more})"
-        return f"{head} {{\n{body}\n}}\n"
+        head = f"static void op{self._count - 1}(const struct call *c, long r, long n"
+        if self.shared:  # apart from others, large loops keep more of their numbers in registers
+            head = f"static __attribute__((noinline)) {head[7:]}, struct member *me"
+        return f"{head}) {{\n{body}\n}}\n"
 
     @property
     def tables(self) -> bytearray:
