@@ -25,7 +25,7 @@ from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.scratch import scratch
-from hasten.engines.compiled.source import Source, write
+from hasten.engines.compiled.source import Source, is_shared, write
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError, IntegrityError
 
@@ -111,13 +111,18 @@ class CompiledC(Engine):
         """Write the model's plan and weights.
 
         Raises:
-            CandidateError: an operator isn't covered; the message names it and its node.
+            CandidateError: an operator isn't covered (the message names it and its node), or there is too
+                little to calculate for several threads.
         """
         from hasten.engines.compiled.lowering import lower
 
         if model.custom_ops:
             raise CandidateError("the compiled engine takes no custom operators")
         plan, weights = lower(model.path, _request(model), model.outputs, self.most_work)
+        if self.threads > 1 and not any(map(is_shared, plan.operations)):
+            raise CandidateError(
+                f"too little to calculate for {self.threads} threads: the same as on one"
+            )
         path, beside = workdir / _PLAN, workdir / _WEIGHTS
         try:
             plan.check(len(weights))

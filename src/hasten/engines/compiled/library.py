@@ -151,14 +151,14 @@ class Library:
 class Team:
     """Threads of one session that share a call; a call that finds them busy runs alone.
 
-    They end with the last reference to it. Without memory, calls run alone.
+    They end with the last reference to it. Where there can't be any, calls run alone.
 
     Args:
         shared: Loaded shared object.
         threads: Number of threads with the calling one.
 
     Attributes:
-        address: Address of the team in C; None without memory.
+        address: Address of the team in C; None where there can't be one.
     """
 
     def __init__(self, shared: ctypes.PyDLL, threads: int) -> None:

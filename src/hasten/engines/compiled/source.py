@@ -207,7 +207,7 @@ class Writer:
             yield first, last
         self._within_share = False
 
-    def clip(self, share: tuple[str, str], begin: int, count: int) -> tuple[str, str]:
+    def clip(self, share: tuple[str, str], begin: int | str, count: int | str) -> tuple[str, str]:
         """Return a part's bounds within some of its iterations, counted from the first of those, in C.
 
         So several loops, one behind the other, are shared out together.
@@ -371,9 +371,10 @@ class Writer:
         self._declared.clear()
         self._count += 1
         self._pointers = self._used_scratch = self._used_apart = self._shares = 0
-        more = ", struct member *me" if self.shared else ""
-        head = f"static void op{self._count - 1}(const struct call *c, long r, long n{more})"
-        return f"{before}{head} {{\n{body}\n}}\n"
+        head = f"static void op{self._count - 1}(const struct call *c, long r, long n"
+        if self.shared:  # apart from others, large loops keep more of their numbers in registers
+            head = f"static __attribute__((noinline)) {head[7:]}, struct member *me"
+        return f"{before}{head}) {{\n{body}\n}}\n"
 
     @property
     def tables(self) -> bytearray:
@@ -391,8 +392,9 @@ def write(
         weights: Constants of the plan.
         target: Processor, whose instruction sets decide how wide vectors are.
         threads: Most threads that are to share a call, where operations are worth it. The text is the
-            same for all numbers above 1, and where none is worth it as for 1.
-        timed: Whether the C keeps the time of each operation, for one thread.
+            same for all numbers, so the answers are, too: a compiler rounds two texts of one sum in two
+            ways.
+        timed: Whether the C keeps the time of each operation, on one thread.
 
     Raises:
         IntegrityError: it asks for too much memory, or its trees or truths are damaged.
@@ -406,7 +408,7 @@ def write(
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
     places = {name: place * block for name, place in places.items()}
     writer = Writer(plan, wide, weights, places, row_bytes * block, isa=target.isa)
-    parted = [threads > 1 and is_shared(operation) for operation in plan.operations]
+    parted = list(map(is_shared, plan.operations))
     functions = []
     for operation, writer.shared in zip(plan.operations, parted, strict=True):
         operation.emit_rows(writer)
@@ -431,7 +433,7 @@ struct call {{
   const void *in[INPUTS]; void *out[OUTPUTS]; long rows; u8 *arena; const u8 *weights; struct team *team;
 }};
 """
-    if threads > 1:
+    if any(parted):
         head += f"""static const long APART = {apart}, APART_BYTES = {writer.apart_bytes};
 {_part("threads.c")}"""
     if timed:
@@ -455,19 +457,19 @@ def _runner(parted: Sequence[bool], block: int, timed: bool) -> str:
         block: Most rows that go through each operation at once.
         timed: Whether the time of each operation is kept, on one thread.
     """
+    marks = [f" mark({number});" if timed else "" for number in range(len(parted))]
+    calls = "looked = now();\n" if timed else ""
     if any(parted):
-        head, calls = "walk(const struct call *c, struct member *me)", ""
+        head = "walk(const struct call *c, struct member *me)"
         for together, group in itertools.groupby(enumerate(parted), key=itemgetter(1)):
-            if together:
-                calls += "".join(f"op{number}(c, r, n, me);\n" for number, _ in group)
-            else:
-                own = " ".join(f"op{number}(c, r, n);" for number, _ in group)
-                calls += f"if (alone(me)) {{ {own} finish_alone(me); }}\n"
+            numbers = [number for number, _ in group]
+            more = ", me" if together else ""
+            own = "\n".join(f"op{number}(c, r, n{more});{marks[number]}" for number in numbers)
+            calls += own if together else f"if (alone(me)) {{ {own} finish_alone(me); }}"
+            calls += "\n"
     else:
         head = "run(const struct call *c)"
-        calls = "looked = now();\n" if timed else ""
-        for number in range(len(parted)):
-            calls += f"op{number}(c, r, n);" + (f" mark({number});\n" if timed else "")
+        calls += "\n".join(f"op{number}(c, r, n);{mark}" for number, mark in enumerate(marks))
     return f"""static void {head} {{
 for (long r = 0; r < c->rows; r += {block}) {{
 long n = c->rows - r < {block} ? c->rows - r : {block};

@@ -11,7 +11,8 @@ enum { FUTEX = 202 };
 enum { FUTEX = 98 };
 #define PAUSE() __asm__ volatile("yield")
 #else
-#error "several threads are for x86-64 and ARM64 alone"
+enum { FUTEX = 0 }; /* no number of the call that sleeps, so no team */
+#define PAUSE()
 #endif
 
 extern int pthread_create(unsigned long *, const void *, void *(*)(void *), void *);
@@ -46,8 +47,8 @@ struct team {
 };
 
 /* A thread in a call. team: 0 for a caller without any. part: its number. stage: number of the stage that
-   it comes to next. shares: shares of that, `each` of them its own first. */
-struct member { struct team *team; long part; u32 threads, stage, shares, each, left; };
+   it comes to next. shares: shares of that, `each` of them its own first. left: without a team, shares to do. */
+struct member { struct team *team; long part; u32 threads, stage, shares, each; int left; };
 
 static void walk(const struct call *c, struct member *me);
 
@@ -216,9 +217,9 @@ static void run(const struct call *c) {
   give_back(team);
 }
 
-/* Return a team of some threads, none of which runs before the first call; 0 without memory. */
+/* Return a team of some threads, none of which runs before the first call; 0 where there can't be one. */
 __attribute__((visibility("default"))) struct team *hasten_team(long threads) {
-  struct team *team = aligned_alloc(64, sizeof(struct team));
+  struct team *team = FUTEX ? aligned_alloc(64, sizeof(struct team)) : 0;
   if (!team) return 0;
   __builtin_memset(team, 0, sizeof *team);
   team->wanted = threads < MOST_THREADS ? threads : MOST_THREADS;

@@ -8,6 +8,7 @@ in vectors, for some channels at once. The few sums between the lines are thrown
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,8 +24,10 @@ from hasten.engines.layers import Kind
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
-_EVEN = 16
-"""Units of work, at least, that are shared out to several threads, so that shares are about even."""
+_PARTS = 4
+"""Parts that units of work are to be even for: those of two threads."""
+_MOST_STRIPS = 8
+"""Most strips that a picture is cut into for threads."""
 _MOST_SIZE = 1 << 24
 """Most elements along an axis."""
 _MOST_PADDED = 1 << 36
@@ -203,26 +206,42 @@ class _Emission:
         results = writer.scratch(self.dtype, most * self._results(widest), apart=True)
         self.strips = self._strips(tiles, widest) if writer.shared else 1
         start = done = 0
-        with writer.share(conv.groups * tiles * self.strips) as share:
+        if self.strips > 1:  # one thread has nothing to gain by them
+            writer.line(f"const long strips = me->threads > 1 ? {self.strips} : 1;")
+        with writer.share(self._units(conv.groups * tiles)) as share:
             for channels, count in forms:
                 if count:
-                    units = conv.groups * count * self.strips
-                    bounds = writer.clip(share, done, units) if fewer else share
+                    units = conv.groups * count
+                    bounds = share
+                    if fewer:
+                        bounds = writer.clip(share, self._units(done), self._units(units))
                     at = (bounds, start, channels, count, vectors[channels])
                     self._emit_channels(source, results, weight, bias, *at)
                     start += channels * count
                     done += units
 
+    def _units(self, tiles: int) -> str:
+        """Return how many units of work some tiles of channels are, in C."""
+        return f"{tiles} * strips" if self.strips > 1 else str(tiles)
+
     def _strips(self, tiles: int, widest: int) -> int:
-        """Return how many strips of lines a picture is cut into, so that shares are about even.
+        """Return how many strips of lines a picture is cut into for threads: little waste, even parts.
 
         No strip has fewer sums than the widest tile, so that none reads beyond the picture.
         """
         high, wide = self.conv.output_size
-        for strips in range(min(high, -(-_EVEN // (self.conv.groups * tiles))), 1, -1):
-            if (high // strips - 1) * self.line + wide >= widest:
-                return strips
-        return 1
+        units = self.conv.groups * tiles
+
+        def cost(strips: int) -> float:
+            ends = [strip * high // strips for strip in range(strips + 1)]
+            flat = [(end - top - 1) * self.line + wide for top, end in itertools.pairwise(ends)]
+            if min(flat) < widest:
+                return math.inf
+            parts = -(-units * strips // _PARTS) * _PARTS / (units * strips)
+            return parts * sum(-(-one // widest) for one in flat)
+
+        most = min(high, _MOST_STRIPS)
+        return min(range(1, most + 1), key=cost) if self.flat >= widest else 1
 
     def _vectors(self, channels: int) -> int:
         """Return how many vectors of sums a tile of some channels has: as few wasted as possible."""
@@ -288,7 +307,8 @@ class _Emission:
         biases = writer.table(np.ascontiguousarray(bias[:, start : start + count * at_once]))
         step = vectors * self.lanes
         with writer.block(f"for (long u = {bounds[0]}; u < {bounds[1]}; u++)"):
-            writer.line(f"const long t = u / {self.strips}, g0 = t / {count}, g1 = t % {count};")
+            unit = "u / strips" if self.strips > 1 else "u"
+            writer.line(f"const long t = {unit}, g0 = t / {count}, g1 = t % {count};")
             begin, flat = self._emit_strip()
             writer.line(f"const {kind} *first = {biases} + t * {at_once};")
             writer.line(f"const long last = {flat} > {step} ? {flat} - {step} : 0;")
@@ -305,9 +325,9 @@ class _Emission:
         high, wide = self.conv.output_size
         if self.strips == 1:
             return "0", str(self.flat)
-        self.writer.line(f"const long strip = u % {self.strips};")
-        self.writer.line(f"const long top = strip * {high} / {self.strips};")
-        self.writer.line(f"const long end = (strip + 1) * {high} / {self.strips};")
+        self.writer.line("const long strip = u % strips;")
+        self.writer.line(f"const long top = strip * {high} / strips;")
+        self.writer.line(f"const long end = (strip + 1) * {high} / strips;")
         return f"top * {self.line}", f"((end - top - 1) * {self.line} + {wide})"
 
     def _emit_sums(self, results: str, at_once: int, vectors: int, taps: int, step: int) -> None:

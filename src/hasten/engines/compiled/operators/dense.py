@@ -220,7 +220,7 @@ class _Tiles:
 
 def _tile_count(writer: Writer, weight: Array) -> int:
     """Return how many tiles `_tiled` cuts a matrix into."""
-    return -(-weight.shape[1] // (_SUMS * writer.lanes(weight.dtype)))
+    return -(-int(weight.shape[1]) // (_SUMS * writer.lanes(weight.dtype)))
 
 
 def _tiled(writer: Writer, weight: Array, bias: Array) -> list[_Tiles]:
