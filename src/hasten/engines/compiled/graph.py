@@ -179,7 +179,9 @@ class Graph:
         most_work: Most calculations with floats for one row that the engine takes.
         lowerings: Lowering of each operator over any numbers, by its name.
         source: Name of the node that is being lowered.
-        turned: Copies of tensors of bytes by the tensor and whether the copy has the channels last.
+        turned: Copies of tensors of bytes by the tensor, whether the copy has the channels last, and how
+            many channels there are.
+        rounded: Bytes of values by the value's name in ONNX, the zero and the scale.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -189,7 +191,8 @@ class Graph:
     by_row: bool = True
     most_work: int = 1 << 62
     lowerings: Mapping[str, Callable[[Node], None]] = field(default_factory=dict)
-    turned: dict[tuple[str, bool], str] = field(default_factory=dict)
+    turned: dict[tuple[str, bool, int], str] = field(default_factory=dict)
+    rounded: dict[tuple[str, int, float], Bytes] = field(default_factory=dict)
     source: str = ""
     _sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _work: int = 0

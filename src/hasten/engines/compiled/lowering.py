@@ -24,6 +24,7 @@ from hasten.engines.compiled.nodes import (
     trees,
 )
 from hasten.engines.compiled.nodes.int8 import lower as bytes_of
+from hasten.engines.compiled.nodes.int8.qoperators import spelled
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
 from hasten.engines.layers import node_name
@@ -116,6 +117,7 @@ def _read(path: Path) -> onnx.ModelProto:
             import onnx.inliner
 
             proto = onnx.inliner.inline_local_functions(proto)
+        spelled(proto.graph)
         return proto
     except Exception as error:
         raise failed("the compiled engine can't read the model", error, path) from error

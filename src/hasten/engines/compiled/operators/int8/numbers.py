@@ -157,7 +157,20 @@ def check_sums(writer: Writer, most: Array, scale: str) -> None:
     Raises:
         IntegrityError: a sum or a result may overflow, or a scale is no positive number.
     """
-    scales = writer.constant(scale).astype(np.float64)
+    check_scales(most, writer.constant(scale))
+
+
+def check_scales(most: Array, scale: Array) -> None:
+    """Check that sums fit 32 bits, and their products with the scales the range for rounding.
+
+    Args:
+        most: Largest magnitude of each channel's sum.
+        scale: float32, one for each channel or for all.
+
+    Raises:
+        IntegrityError: a sum or a result may overflow, or a scale is no positive number.
+    """
+    scales = scale.astype(np.float64)
     if not (np.isfinite(scales).all() and (scales > 0).all()):
         raise IntegrityError("the plan is damaged: a scale isn't a positive number")
     if most.max() > MOST_SUM or (most * scales).max() > MOST_RESULT:
