@@ -54,7 +54,7 @@ class CompiledC(Engine):
         threads: Number of threads that share an answer, where its operations are large enough.
     """
 
-    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     extra: ClassVar[str] = "compiler"
     program: ClassVar[str] = "a C compiler"
@@ -114,11 +114,9 @@ class CompiledC(Engine):
             CandidateError: an operator isn't covered (the message names it and its node), or there is too
                 little to calculate for several threads.
         """
-        from hasten.engines.compiled.lowering import lower
-
         if model.custom_ops:
             raise CandidateError("the compiled engine takes no custom operators")
-        plan, weights = lower(model.path, _request(model), model.outputs, self.most_work)
+        plan, weights = self._lowered(model)
         if self.threads > 1 and not any(map(is_shared, plan.operations)):
             raise CandidateError(
                 f"too little to calculate for {self.threads} threads: the same as on one"
@@ -137,6 +135,18 @@ class CompiledC(Engine):
             outputs=_outputs(model, plan),
             request=_request(model),
         )
+
+    def _lowered(self, model: Model) -> tuple[Plan, bytes]:
+        """Make the plan of an ONNX file or an IR."""
+        from hasten.engines.compiled.lowering import lower, lower_graph
+
+        request = _request(model)
+        if model.format == "onnx":
+            return lower(model.path, request, model.outputs, self.most_work)
+        from hasten.engines.compiled.ir.reader import as_onnx
+
+        proto = as_onnx(model.path, request, model.outputs)
+        return lower_graph(proto, request, model.outputs, self.most_work)
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:

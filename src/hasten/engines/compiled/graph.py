@@ -181,7 +181,8 @@ class Graph:
         source: Name of the node that is being lowered.
         turned: Copies of tensors of bytes by the tensor, whether the copy has the channels last, and how
             many channels there are.
-        rounded: Bytes of values by the value's name in ONNX, the zero and the scale.
+        known: Bytes of values by the value's name in ONNX, the zero and the scale.
+        rounded: Sums, and the first bytes that they were rounded to, by the sums' id.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -192,9 +193,10 @@ class Graph:
     most_work: int = 1 << 62
     lowerings: Mapping[str, Callable[[Node], None]] = field(default_factory=dict)
     turned: dict[tuple[str, bool, int], str] = field(default_factory=dict)
-    rounded: dict[tuple[str, int, float], Bytes] = field(default_factory=dict)
+    known: dict[tuple[str, int, float], Bytes] = field(default_factory=dict)
     source: str = ""
     _sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rounded: dict[int, tuple[Pending, Bytes]] = field(default_factory=dict)
     _work: int = 0
     _stored: dict[int, tuple[Array, str]] = field(default_factory=dict)
 
@@ -245,6 +247,10 @@ class Graph:
         from hasten.engines.compiled.nodes.int8.values import ordered
 
         assert value.bytes is not None
+        if value.bytes.form:
+            raise CandidateError(
+                "the compiled engine doesn't give bytes of a scale for each channel"
+            )
         tensor = ordered(self, value.bytes.tensor, value.bytes.last, value.shape, False)
         if value.dtype == "uint8":
             return replace(value, tensor=tensor)

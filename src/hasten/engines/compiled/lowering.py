@@ -71,7 +71,21 @@ def lower(
         CandidateError: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
-    proto = _read(path)
+    return lower_graph(_read(path), request, outputs, most_work)
+
+
+def lower_graph(
+    proto: onnx.ModelProto,
+    request: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    most_work: int = 10**12,
+) -> tuple[Plan, bytes]:
+    """Make the plan of an ONNX graph, as `lower` does.
+
+    Raises:
+        CandidateError: an operator isn't covered (the message names it and its node), or there is more to
+            calculate.
+    """
     graph = Graph(most_work=most_work, lowerings=LOWERINGS)
     for spec in request:
         batch = 0 if spec.shape and spec.shape[0] == 1 else None
