@@ -56,13 +56,27 @@ INLINE N(vb) N(clamped)(N(vb) q, u8 low, u8 high) {
   return q;
 }
 
-/* Bytes of four vectors, within each 16 bytes: 4 of a, 4 of b, 4 of c, 4 of d. */
-INLINE N(vb) N(laned)(N(vi) a, N(vi) b, N(vi) c, N(vi) d, i32 zero) {
+/* Two vectors as 16 bits, saturated: within each 16 bytes, 4 of a and 4 of b. */
+INLINE N(vh) N(halved)(N(vi) a, N(vi) b) {
 #if W > 16
-  N(vh) ab, cd, zeros = (N(vh)){0} + (i16)zero;
+  N(vh) both;
+  asm("vpackssdw %2, %1, %0" : "=" ANY(both) : ANY(a), ANY(b));
+  return both;
+#elif X86
+  typedef i32 four __attribute__((vector_size(16)));
+  return (N(vh))__builtin_ia32_packssdw128((four)a, (four)b);
+#else
+  N(vh) both;
+  for (int i = 0; i < 8; i++) both[i] = clamp_byte((i < 4 ? a : b)[i % 4], -32768, 32767);
+  return both;
+#endif
+}
+
+/* Bytes of four vectors that were halved, after zero was added: within each 16 bytes, 4 of each vector. */
+INLINE N(vb) N(laned)(N(vh) ab, N(vh) cd, i32 zero) {
+#if W > 16
+  N(vh) zeros = (N(vh)){0} + (i16)zero;
   N(vb) all;
-  asm("vpackssdw %2, %1, %0" : "=" ANY(ab) : ANY(a), ANY(b));
-  asm("vpackssdw %2, %1, %0" : "=" ANY(cd) : ANY(c), ANY(d));
   if (zero) {
     asm("vpaddsw %1, %0, %0" : "+" ANY(ab) : ANY(zeros));
     asm("vpaddsw %1, %0, %0" : "+" ANY(cd) : ANY(zeros));
@@ -70,23 +84,15 @@ INLINE N(vb) N(laned)(N(vi) a, N(vi) b, N(vi) c, N(vi) d, i32 zero) {
   asm("vpackuswb %2, %1, %0" : "=" ANY(all) : ANY(ab), ANY(cd));
   return all;
 #else
-  N(vi) part[4] = {a + zero, b + zero, c + zero, d + zero};
-#if X86
-  typedef i32 four __attribute__((vector_size(16)));
-  typedef short eight __attribute__((vector_size(16)));
-  eight ab = __builtin_ia32_packssdw128((four)part[0], (four)part[1]);
-  return (N(vb))__builtin_ia32_packuswb128(ab, __builtin_ia32_packssdw128((four)part[2], (four)part[3]));
-#else
   N(vb) all;
-  for (int i = 0; i < 16; i++) all[i] = clamp_byte(part[i / 4][i % 4], 0, 255);
+  for (int i = 0; i < 16; i++) all[i] = clamp_byte((i < 8 ? ab : cd)[i % 8] + zero, 0, 255);
   return all;
-#endif
 #endif
 }
 
-/* Bytes of four vectors one behind the other: a, b, c, d. */
-INLINE N(vb) N(packed)(N(vi) a, N(vi) b, N(vi) c, N(vi) d, i32 zero) {
-  N(vb) all = N(laned)(a, b, c, d, zero);
+/* The same one behind the other: all of the first vector, of the second, ... */
+INLINE N(vb) N(packed)(N(vh) ab, N(vh) cd, i32 zero) {
+  N(vb) all = N(laned)(ab, cd, zero);
 #if W == 32
   const N(vi) order = {0, 4, 1, 5, 2, 6, 3, 7};
 #elif W == 64
@@ -125,22 +131,44 @@ INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
   return low;
 #elif W > 16
   /* A shuffle takes 4 bits; each other bit of the number, shifted to the top of its byte, chooses of two. */
-  N(vb) found[16], four = q & 15;
-  N(vi) bits[4] = {(N(vi))q << 3, (N(vi))q << 2, (N(vi))q << 1, (N(vi))q};
-  for (int i = 0; i < 16; i++) asm("vpshufb %1, %2, %0" : "=" ANY(found[i]) : ANY(four), ANY(N(repeated)(table + i * 16)));
+  const N(vb) four = q & 15;
+  const N(vi) bit4 = (N(vi))q << 3, bit5 = (N(vi))q << 2, bit6 = (N(vi))q << 1;
+#define LOOK(name, number) \
+  N(vb) name; \
+  asm("vpshufb %1, %2, %0" : "=" ANY(name) : ANY(four), ANY(N(repeated)(table + 16 * number)))
 #if W == 32
-  for (int level = 0, left = 8; level < 4; level++, left /= 2)
-    for (int i = 0; i < left; i++)
-      asm("vpblendvb %3, %2, %1, %0" : "=x"(found[i]) : "x"(found[2 * i]), "x"(found[2 * i + 1]), "x"(bits[level]));
+#define CHOOSE(a, b, bit) asm("vpblendvb %2, %1, %0, %0" : "+x"(a) : "x"(b), "x"(bit))
+#define BITS(name, bit) const N(vi) name = bit
 #else
-  for (int level = 0, left = 8; level < 4; level++, left /= 2) {
-    u64 chosen;
-    asm("vpmovb2m %1, %0" : "=k"(chosen) : "v"(bits[level]));
-    for (int i = 0; i < left; i++)
-      asm("vpblendmb %2, %1, %0 %{%3%}" : "=v"(found[i]) : "v"(found[2 * i]), "v"(found[2 * i + 1]), "k"(chosen));
-  }
+#define CHOOSE(a, b, bit) asm("vmovdqu8 %1, %0 %{%2%}" : "+v"(a) : "v"(b), "k"(bit))
+#define BITS(name, bit) \
+  u64 name; \
+  asm("vpmovb2m %1, %0" : "=k"(name) : "v"(bit))
 #endif
-  return found[0];
+  BITS(b4, bit4);
+  BITS(b5, bit5);
+  BITS(b6, bit6);
+  BITS(b7, (N(vi))q);
+#define FOUR(name, number) \
+  LOOK(name, number); \
+  LOOK(name##1, (number + 1)); \
+  CHOOSE(name, name##1, b4); \
+  LOOK(name##2, (number + 2)); \
+  LOOK(name##3, (number + 3)); \
+  CHOOSE(name##2, name##3, b4); \
+  CHOOSE(name, name##2, b5)
+  FOUR(t, 0);
+  FOUR(u, 4);
+  CHOOSE(t, u, b6);
+  FOUR(v, 8);
+  FOUR(w, 12);
+  CHOOSE(v, w, b6);
+  CHOOSE(t, v, b7);
+#undef FOUR
+#undef BITS
+#undef CHOOSE
+#undef LOOK
+  return t;
 #else
   for (int i = 0; i < W; i++) q[i] = table[q[i]];
   return q;
@@ -152,22 +180,25 @@ INLINE N(vb) N(summed)(N(vb) q, N(vb) r, i32 a, i32 b, i32 offset, i32 shift) {
 #if W > 16
   const N(vi) factors = (N(vi)){0} + (i32)((u32)b << 16 | (u32)(a & 0xffff));
   const N(vb) none = {0};
-  N(vb) two[2], all;
-  N(vi) sum[4];
-  N(vh) half[2];
-  asm("vpunpcklbw %2, %1, %0" : "=" ANY(two[0]) : ANY(q), ANY(r));
-  asm("vpunpckhbw %2, %1, %0" : "=" ANY(two[1]) : ANY(q), ANY(r));
-  for (int i = 0; i < 2; i++) {
-    asm("vpunpcklbw %2, %1, %0" : "=" ANY(sum[2 * i]) : ANY(two[i]), ANY(none));
-    asm("vpunpckhbw %2, %1, %0" : "=" ANY(sum[2 * i + 1]) : ANY(two[i]), ANY(none));
-  }
-  for (int i = 0; i < 4; i++) {
-    asm("vpmaddwd %1, %0, %0" : "+" ANY(sum[i]) : ANY(factors));
-    sum[i] = (sum[i] + offset) >> shift;
-  }
-  for (int i = 0; i < 2; i++)
-    asm("vpackssdw %2, %1, %0" : "=" ANY(half[i]) : ANY(sum[2 * i]), ANY(sum[2 * i + 1]));
-  asm("vpackuswb %2, %1, %0" : "=" ANY(all) : ANY(half[0]), ANY(half[1]));
+  N(vb) low, high, all;
+  N(vi) sum1, sum2, sum3, sum4;
+  N(vh) half1, half2;
+#define UNPACK(how, to, a, b) asm("vpunpck" how " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
+#define MADE(to, how, from) \
+  UNPACK(how, to, from, none); \
+  asm("vpmaddwd %1, %0, %0" : "+" ANY(to) : ANY(factors)); \
+  to = (to + offset) >> shift
+  UNPACK("lbw", low, q, r);
+  UNPACK("hbw", high, q, r);
+  MADE(sum1, "lbw", low);
+  MADE(sum2, "hbw", low);
+  MADE(sum3, "lbw", high);
+  MADE(sum4, "hbw", high);
+#undef MADE
+#undef UNPACK
+  asm("vpackssdw %2, %1, %0" : "=" ANY(half1) : ANY(sum1), ANY(sum2));
+  asm("vpackssdw %2, %1, %0" : "=" ANY(half2) : ANY(sum3), ANY(sum4));
+  asm("vpackuswb %2, %1, %0" : "=" ANY(all) : ANY(half1), ANY(half2));
   return all;
 #else
   for (int i = 0; i < W; i++) q[i] = clamp_byte((a * q[i] + b * r[i] + offset) >> shift, 0, 255);
@@ -188,23 +219,68 @@ INLINE void N(put_half)(u8 *to, N(vb) v, int second) {
 #endif
 }
 
-/* Products of each sum's own TAPS bytes, or numbers of 16 bits, added to the sums. */
+/* A vector that is loaded here and now: a compiler would load all of a loop's before it, and spill them. */
+INLINE N(vi) N(loaded)(const void *from) {
+#if W > 16
+  N(vi) found;
+  asm volatile("vmovdqu" EVEX_SUFFIX " %1, %0" : "=" ANY(found) : "m"(*(const N(vi_u) *)from));
+  return found;
+#else
+  return *(const N(vi_u) *)from;
+#endif
+}
+
+/* Products of each sum's own TAPS bytes, or numbers of 16 bits, added to the sums; in one statement, since a
+   compiler would put all additions behind all products. */
+#if W > 16 && VNNI
 INLINE N(vi) N(dotted)(N(vi) sum, N(vi) x, N(vi) w) {
-#if W > 16 && VNNI == 2
+#if VNNI == 2
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
-  return sum;
-#elif W > 16 && VNNI == 1
+#else
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w));
+#endif
   return sum;
+}
+INLINE N(vi) N(dotted_at)(N(vi) sum, N(vi) x, const u8 *w) {
+#if VNNI == 2
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "m"(*(const N(vi) *)w));
+#else
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "m"(*(const N(vi) *)w));
+#endif
+  return sum;
+}
 #elif W > 16
-  asm("vpmaddwd %2, %1, %0" : "=" ANY(x) : ANY(x), ANY(w));
-  return sum + x;
-#elif X86
+INLINE N(vi) N(dotted)(N(vi) sum, N(vi) x, N(vi) w) {
+  N(vi) made;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+" ANY(sum), "=&" ANY(made) : ANY(x), ANY(w));
+  return sum;
+}
+INLINE N(vi) N(dotted_at)(N(vi) sum, N(vi) x, const u8 *w) {
+  N(vi) made;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+      : "+" ANY(sum), "=&" ANY(made) : ANY(x), "m"(*(const N(vi) *)w));
+  return sum;
+}
+#else
+INLINE N(vi) N(dotted)(N(vi) sum, N(vi) x, N(vi) w) {
+#if X86
   typedef short eight __attribute__((vector_size(16)));
   return sum + (N(vi))__builtin_ia32_pmaddwd128((eight)x, (eight)w);
 #else
   return sum + ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16);
 #endif
+}
+INLINE N(vi) N(dotted_at)(N(vi) sum, N(vi) x, const u8 *w) { return N(dotted)(sum, x, *(const N(vi) *)w); }
+#endif
+
+/* Vectors of braids full of one byte. */
+INLINE void N(filled)(u8 *to, long vectors, u8 value) {
+#if TAPS == 4
+  const N(vb) all = (N(vb)){0} + value;
+#else
+  const N(vh) all = (N(vh)){0} + (i16)value;
+#endif
+  for (long i = 0; i < vectors; i++) *(N(vb) *)(to + i * W) = (N(vb))all;
 }
 
 /* Rows of a picture of bytes side by side, so that a sum's taps are neighbours: of each pixel of so many, `parts`
@@ -218,52 +294,62 @@ INLINE void N(braided)(u8 *to, const u8 *const *rows, long pixels, long pitch, i
 #define UNPACK(how, to, a, b) asm("vpunpck" how " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
   typedef u8 sixteen __attribute__((vector_size(16), may_alias));
   typedef u8 sixteen_u __attribute__((vector_size(16), aligned(1), may_alias));
+#if TAPS == 4
+#define BRAID(type) \
+  const type a = GET(type, 0), b = GET(type, 1), c = GET(type, 2), d = GET(type, 3); \
+  type ab, cd, ab2, cd2, first, second, third, fourth; \
+  UNPACK("lbw", ab, a, b); \
+  UNPACK("hbw", ab2, a, b); \
+  UNPACK("lbw", cd, c, d); \
+  UNPACK("hbw", cd2, c, d); \
+  UNPACK("lwd", first, ab, cd); \
+  UNPACK("hwd", second, ab, cd); \
+  UNPACK("lwd", third, ab2, cd2); \
+  UNPACK("hwd", fourth, ab2, cd2);
+#else
+#define BRAID(type) \
+  const type a = GET(type, 0), b = GET(type, 1), none = {0}; \
+  type ab, ab2, first, second, third, fourth; \
+  UNPACK("lbw", ab, a, b); \
+  UNPACK("hbw", ab2, a, b); \
+  UNPACK("lbw", first, ab, none); \
+  UNPACK("hbw", second, ab, none); \
+  UNPACK("lbw", third, ab2, none); \
+  UNPACK("hbw", fourth, ab2, none);
+#endif
+#define GET(type, number) GET_##type(rows[number] + at)
+#define GET_whole(from) *(const N(vb_u) *)(from)
+#define GET_sixteen(from) *(const sixteen_u *)(from)
+#define GET_eight(from) (eight){first_bytes(from, 8)}
+#define PUT(type, place, value) *(type *)(to + (place)) = value
+  typedef i64 eight __attribute__((vector_size(16), may_alias));
   for (long i = 0; i < pixels; i++, to += parts * W) {
     const long at = i * pitch;
     if (parts == 4) {
-      N(vb) a = *(const N(vb_u) *)(rows[0] + at), b = *(const N(vb_u) *)(rows[1] + at), low, high, all[4];
-      UNPACK("lbw", low, a, b);
-      UNPACK("hbw", high, a, b);
-#if TAPS == 4
-      N(vb) c = *(const N(vb_u) *)(rows[2] + at), d = *(const N(vb_u) *)(rows[3] + at), low2, high2;
-      UNPACK("lbw", low2, c, d);
-      UNPACK("hbw", high2, c, d);
-      UNPACK("lwd", all[0], low, low2);
-      UNPACK("hwd", all[1], low, low2);
-      UNPACK("lwd", all[2], high, high2);
-      UNPACK("hwd", all[3], high, high2);
-#else
-      const N(vb) none = {0};
-      UNPACK("lbw", all[0], low, none);
-      UNPACK("hbw", all[1], low, none);
-      UNPACK("lbw", all[2], high, none);
-      UNPACK("hbw", all[3], high, none);
-#endif
-      for (int part = 0; part < 4; part++) *(N(vb) *)(to + part * W) = all[part];
+      typedef N(vb) whole;
+      BRAID(whole)
+      PUT(whole, 0, first);
+      PUT(whole, W, second);
+      PUT(whole, 2 * W, third);
+      PUT(whole, 3 * W, fourth);
+    } else if (parts == 2) {
+      BRAID(sixteen)
+      PUT(sixteen, 0, first);
+      PUT(sixteen, 16, second);
+      PUT(sixteen, 32, third);
+      PUT(sixteen, 48, fourth);
     } else {
-      sixteen a = *(const sixteen_u *)(rows[0] + at), b = *(const sixteen_u *)(rows[1] + at), low, high;
-      UNPACK("lbw", low, a, b);
-      UNPACK("hbw", high, a, b);
-#if TAPS == 4
-      sixteen c = *(const sixteen_u *)(rows[2] + at), d = *(const sixteen_u *)(rows[3] + at), low2, high2, all[4];
-      UNPACK("lbw", low2, c, d);
-      UNPACK("hbw", high2, c, d);
-      UNPACK("lwd", all[0], low, low2);
-      UNPACK("hwd", all[1], low, low2);
-      UNPACK("lwd", all[2], high, high2);
-      UNPACK("hwd", all[3], high, high2);
-      for (int part = 0; part < 2 * parts; part++) *(sixteen *)(to + part * 16) = all[part];
-#else
-      N(vb) first, second;
-      asm("vpmovzxbw %1, %0" : "=" ANY(first) : ANY(low));
-      *(N(vb) *)to = first;
-      if (parts == 2) {
-        asm("vpmovzxbw %1, %0" : "=" ANY(second) : ANY(high));
-        *(N(vb) *)(to + W) = second;
-      }
-#endif
+      BRAID(eight)
+      PUT(eight, 0, first);
+      PUT(eight, 16, second);
     }
   }
+#undef PUT
+#undef GET
+#undef GET_whole
+#undef GET_sixteen
+#undef GET_eight
+#undef BRAID
 #undef UNPACK
 #endif
 }
