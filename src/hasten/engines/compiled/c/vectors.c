@@ -1,6 +1,7 @@
 /* Bytes and sums in vectors of W bytes; included once for each width, behind bytes.c. A sum is an int32, so a
    vector vi has W / 4 of them, and four vectors become one of bytes. Names end in the width: packed_32.
-   Macros say which instructions there are: X86, AVX512 (with bw and vl), VNNI (1: with VEX, 2: with EVEX), VBMI. */
+   Macros say which instructions there are: X86, AVX512 (with bw and vl), VNNI (1: with VEX, 2: with EVEX), VBMI.
+   Instructions are spelled, since compilers have different names for them and move loads far away. */
 
 #define VECTOR(type, name) \
   typedef type N(name) __attribute__((vector_size(W), may_alias)); \
@@ -12,82 +13,72 @@ VECTOR(i16, vh)
 VECTOR(i64, vl)
 #undef VECTOR
 
+#if W > 16
+#define PREFIX "v"
+#define OF_TWO(name, to, a, b) asm("v" name " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
+#else
+#define PREFIX ""
+#define OF_TWO(name, to, a, b) \
+  do { \
+    __typeof__(to) first_ = (__typeof__(to))(a); \
+    asm(name " %1, %0" : "+x"(first_) : "x"(b)); \
+    to = first_; \
+  } while (0)
+#endif
+
 /* The nearest integers of scaled sums, halves to even. */
 INLINE N(vi) N(rounded)(N(vi) sum, N(vf) scale) {
   N(vf) scaled = __builtin_convertvector(sum, N(vf)) * scale;
-#if W > 16
+#if X86
   N(vi) found;
-  asm("vcvtps2dq %1, %0" : "=" ANY(found) : ANY(scaled));
+  asm(PREFIX "cvtps2dq %1, %0" : "=" ANY(found) : ANY(scaled));
   return found;
-#elif X86
-  return (N(vi))__builtin_ia32_cvtps2dq((__attribute__((vector_size(16))) float)scaled);
 #else
   const float most = 1 << 20, shift = 3 << 22;
   N(vi) above = scaled > most, below = scaled < -most;
-  N(vf) most_all = (N(vf)){0} + most;
-  scaled = (N(vf))(((N(vi))most_all & above) | ((N(vi))(-most_all) & below) | ((N(vi))scaled & ~(above | below)));
+  N(vf) bound = (N(vf)){0} + most;
+  scaled = (N(vf))(((N(vi))bound & above) | ((N(vi))(-bound) & below) | ((N(vi))scaled & ~(above | below)));
   return (N(vi))(scaled + shift) - as_i32(shift);
 #endif
 }
 
-INLINE N(vb) N(largest)(N(vb) a, N(vb) b) {
-#if W > 16
-  asm("vpmaxub %1, %0, %0" : "+" ANY(a) : ANY(b));
-  return a;
-#else
-  N(vb) above = (N(vb))(a > b);
-  return (a & above) | (b & ~above);
-#endif
-}
-
-INLINE N(vb) N(smallest)(N(vb) a, N(vb) b) {
-#if W > 16
-  asm("vpminub %1, %0, %0" : "+" ANY(a) : ANY(b));
-  return a;
-#else
-  N(vb) above = (N(vb))(a > b);
-  return (b & above) | (a & ~above);
-#endif
-}
-
 INLINE N(vb) N(clamped)(N(vb) q, u8 low, u8 high) {
-  if (low > 0) q = N(largest)(q, (N(vb)){0} + low);
-  if (high < 255) q = N(smallest)(q, (N(vb)){0} + high);
+  N(vb) lows = (N(vb)){0} + low, highs = (N(vb)){0} + high;
+#if X86
+  if (low > 0) OF_TWO("pmaxub", q, q, lows);
+  if (high < 255) OF_TWO("pminub", q, q, highs);
   return q;
+#else
+  N(vb) below = (N(vb))(q < lows), above = (N(vb))(q > highs);
+  return (lows & below) | (highs & above) | (q & ~(below | above));
+#endif
 }
 
 /* Two vectors as 16 bits, saturated: within each 16 bytes, 4 of a and 4 of b. */
 INLINE N(vh) N(halved)(N(vi) a, N(vi) b) {
-#if W > 16
   N(vh) both;
-  asm("vpackssdw %2, %1, %0" : "=" ANY(both) : ANY(a), ANY(b));
-  return both;
-#elif X86
-  typedef i32 four __attribute__((vector_size(16)));
-  return (N(vh))__builtin_ia32_packssdw128((four)a, (four)b);
+#if X86
+  OF_TWO("packssdw", both, a, b);
 #else
-  N(vh) both;
   for (int i = 0; i < 8; i++) both[i] = clamp_byte((i < 4 ? a : b)[i % 4], -32768, 32767);
-  return both;
 #endif
+  return both;
 }
 
 /* Bytes of four vectors that were halved, after zero was added: within each 16 bytes, 4 of each vector. */
 INLINE N(vb) N(laned)(N(vh) ab, N(vh) cd, i32 zero) {
-#if W > 16
+  N(vb) all;
+#if X86
   N(vh) zeros = (N(vh)){0} + (i16)zero;
-  N(vb) all;
   if (zero) {
-    asm("vpaddsw %1, %0, %0" : "+" ANY(ab) : ANY(zeros));
-    asm("vpaddsw %1, %0, %0" : "+" ANY(cd) : ANY(zeros));
+    OF_TWO("paddsw", ab, ab, zeros);
+    OF_TWO("paddsw", cd, cd, zeros);
   }
-  asm("vpackuswb %2, %1, %0" : "=" ANY(all) : ANY(ab), ANY(cd));
-  return all;
+  OF_TWO("packuswb", all, ab, cd);
 #else
-  N(vb) all;
   for (int i = 0; i < 16; i++) all[i] = clamp_byte((i < 8 ? ab : cd)[i % 8] + zero, 0, 255);
-  return all;
 #endif
+  return all;
 }
 
 /* The same one behind the other: all of the first vector, of the second, ... */
@@ -99,32 +90,32 @@ INLINE N(vb) N(packed)(N(vh) ab, N(vh) cd, i32 zero) {
   const N(vi) order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
 #endif
 #if W > 16
-  asm("vpermd %1, %2, %0" : "=" ANY(all) : ANY(all), ANY(order));
+  OF_TWO("permd", all, order, all);
 #endif
   return all;
 }
 
+#if W > 16
 /* 16 bytes of memory in each 16 bytes. */
 INLINE N(vb) N(repeated)(const u8 *from) {
   typedef u8 sixteen __attribute__((vector_size(16), aligned(1), may_alias));
+  N(vb) all;
 #if W == 32
-  N(vb) all;
   asm("vbroadcasti128 %1, %0" : "=x"(all) : "m"(*(const sixteen *)from));
-#elif W == 64
-  N(vb) all;
-  asm("vbroadcasti32x4 %1, %0" : "=v"(all) : "m"(*(const sixteen *)from));
 #else
-  N(vb) all = (N(vb))*(const sixteen *)from;
+  asm("vbroadcasti32x4 %1, %0" : "=v"(all) : "m"(*(const sixteen *)from));
 #endif
   return all;
 }
+#endif
 
 /* Each byte's entry of a table of 256. */
 INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
 #if W == 64 && VBMI
   N(vb) low = q, high = q;
-  asm("vpermi2b %2, %1, %0" : "+v"(low) : "v"(*(const N(vb_u) *)table), "v"(*(const N(vb_u) *)(table + 64)));
-  asm("vpermi2b %2, %1, %0" : "+v"(high) : "v"(*(const N(vb_u) *)(table + 128)), "v"(*(const N(vb_u) *)(table + 192)));
+  const N(vb_u) *quarter = (const N(vb_u) *)table;
+  asm("vpermi2b %2, %1, %0" : "+v"(low) : "v"(quarter[0]), "v"(quarter[1]));
+  asm("vpermi2b %2, %1, %0" : "+v"(high) : "v"(quarter[2]), "v"(quarter[3]));
   u64 upper;
   asm("vpmovb2m %1, %0" : "=k"(upper) : "v"(q));
   asm("vmovdqu8 %1, %0 %{%2%}" : "+v"(low) : "v"(high), "k"(upper));
@@ -135,7 +126,7 @@ INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
   const N(vi) bit4 = (N(vi))q << 3, bit5 = (N(vi))q << 2, bit6 = (N(vi))q << 1;
 #define LOOK(name, number) \
   N(vb) name; \
-  asm("vpshufb %1, %2, %0" : "=" ANY(name) : ANY(four), ANY(N(repeated)(table + 16 * number)))
+  OF_TWO("pshufb", name, N(repeated)(table + 16 * number), four)
 #if W == 32
 #define CHOOSE(a, b, bit) asm("vpblendvb %2, %1, %0, %0" : "+x"(a) : "x"(b), "x"(bit))
 #define BITS(name, bit) const N(vi) name = bit
@@ -170,39 +161,40 @@ INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
 #undef LOOK
   return t;
 #else
-  for (int i = 0; i < W; i++) q[i] = table[q[i]];
-  return q;
+  u8 each[W];
+  COPY(each, &q, W);
+  for (int i = 0; i < W; i++) each[i] = table[each[i]];
+  return *(const N(vb_u) *)each;
 #endif
 }
 
 /* (a * q + b * r + offset) >> shift of bytes, as bytes. */
 INLINE N(vb) N(summed)(N(vb) q, N(vb) r, i32 a, i32 b, i32 offset, i32 shift) {
-#if W > 16
+#if X86
   const N(vi) factors = (N(vi)){0} + (i32)((u32)b << 16 | (u32)(a & 0xffff));
   const N(vb) none = {0};
   N(vb) low, high, all;
   N(vi) sum1, sum2, sum3, sum4;
-  N(vh) half1, half2;
-#define UNPACK(how, to, a, b) asm("vpunpck" how " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
 #define MADE(to, how, from) \
-  UNPACK(how, to, from, none); \
-  asm("vpmaddwd %1, %0, %0" : "+" ANY(to) : ANY(factors)); \
+  OF_TWO("punpck" how, to, from, none); \
+  OF_TWO("pmaddwd", to, to, factors); \
   to = (to + offset) >> shift
-  UNPACK("lbw", low, q, r);
-  UNPACK("hbw", high, q, r);
+  OF_TWO("punpcklbw", low, q, r);
+  OF_TWO("punpckhbw", high, q, r);
   MADE(sum1, "lbw", low);
   MADE(sum2, "hbw", low);
   MADE(sum3, "lbw", high);
   MADE(sum4, "hbw", high);
 #undef MADE
-#undef UNPACK
-  asm("vpackssdw %2, %1, %0" : "=" ANY(half1) : ANY(sum1), ANY(sum2));
-  asm("vpackssdw %2, %1, %0" : "=" ANY(half2) : ANY(sum3), ANY(sum4));
-  asm("vpackuswb %2, %1, %0" : "=" ANY(all) : ANY(half1), ANY(half2));
+  const N(vh) half1 = N(halved)(sum1, sum2), half2 = N(halved)(sum3, sum4);
+  OF_TWO("packuswb", all, half1, half2);
   return all;
 #else
-  for (int i = 0; i < W; i++) q[i] = clamp_byte((a * q[i] + b * r[i] + offset) >> shift, 0, 255);
-  return q;
+  u8 each[W], other[W];
+  COPY(each, &q, W);
+  COPY(other, &r, W);
+  for (int i = 0; i < W; i++) each[i] = clamp_byte((a * each[i] + b * other[i] + offset) >> shift, 0, 255);
+  return *(const N(vb_u) *)each;
 #endif
 }
 
@@ -215,7 +207,8 @@ INLINE void N(put_half)(u8 *to, N(vb) v, int second) {
   if (second) asm("vextracti64x4 $1, %1, %0" : "=m"(*(struct { u8 all[32]; } *)to) : "v"(v));
   else asm("vmovdqu8 %t1, %0" : "=m"(*(struct { u8 all[32]; } *)to) : "v"(v));
 #else
-  COPY(to, (u8 *)&v + 8 * second, 8);
+  const i64 half = ((N(vl))v)[second];
+  COPY(to, &half, 8);
 #endif
 }
 
@@ -232,46 +225,30 @@ INLINE N(vi) N(loaded)(const void *from) {
 
 /* Products of each sum's own TAPS bytes, or numbers of 16 bits, added to the sums; in one statement, since a
    compiler would put all additions behind all products. */
-#if W > 16 && VNNI
-INLINE N(vi) N(dotted)(N(vi) sum, N(vi) x, N(vi) w) {
-#if VNNI == 2
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
-#else
-  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w));
-#endif
-  return sum;
-}
-INLINE N(vi) N(dotted_at)(N(vi) sum, N(vi) x, const u8 *w) {
-#if VNNI == 2
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "m"(*(const N(vi) *)w));
-#else
-  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "m"(*(const N(vi) *)w));
-#endif
-  return sum;
-}
+#if W > 16 && VNNI == 2
+#define DOTTED(sum, x, how, w) asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), how(w))
+#elif W > 16 && VNNI == 1
+#define DOTTED(sum, x, how, w) asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), how(w))
 #elif W > 16
+#define DOTTED(sum, x, how, w) \
+  N(vi) made; \
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+" ANY(sum), "=&" ANY(made) : ANY(x), how(w))
+#elif X86
+#define DOTTED(sum, x, how, w) \
+  OF_TWO("pmaddwd", x, x, w); \
+  sum += x
+#else
+#define DOTTED(sum, x, how, w) sum += ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16)
+#endif
 INLINE N(vi) N(dotted)(N(vi) sum, N(vi) x, N(vi) w) {
-  N(vi) made;
-  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+" ANY(sum), "=&" ANY(made) : ANY(x), ANY(w));
+  DOTTED(sum, x, ANY, w);
   return sum;
 }
 INLINE N(vi) N(dotted_at)(N(vi) sum, N(vi) x, const u8 *w) {
-  N(vi) made;
-  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
-      : "+" ANY(sum), "=&" ANY(made) : ANY(x), "m"(*(const N(vi) *)w));
+  DOTTED(sum, x, "m", (*(const N(vi) *)w));
   return sum;
 }
-#else
-INLINE N(vi) N(dotted)(N(vi) sum, N(vi) x, N(vi) w) {
-#if X86
-  typedef short eight __attribute__((vector_size(16)));
-  return sum + (N(vi))__builtin_ia32_pmaddwd128((eight)x, (eight)w);
-#else
-  return sum + ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16);
-#endif
-}
-INLINE N(vi) N(dotted_at)(N(vi) sum, N(vi) x, const u8 *w) { return N(dotted)(sum, x, *(const N(vi) *)w); }
-#endif
+#undef DOTTED
 
 /* Vectors of braids full of one byte. */
 INLINE void N(filled)(u8 *to, long vectors, u8 value) {
@@ -286,70 +263,78 @@ INLINE void N(filled)(u8 *to, long vectors, u8 value) {
 /* Rows of a picture of bytes side by side, so that a sum's taps are neighbours: of each pixel of so many, `parts`
    vectors, each sum of which sees its own channel in TAPS rows. With 4 parts, channels lie in lanes. */
 INLINE void N(braided)(u8 *to, const u8 *const *rows, long pixels, long pitch, int parts) {
-#if W == 16
+#if !X86
   for (long i = 0; i < pixels; i++)
-    for (long channel = 0; channel < 4 * parts; channel++)
-      for (long tap = 0; tap < 2; tap++) ((i16 *)to)[(i * 4 * parts + channel) * 2 + tap] = rows[tap][i * pitch + channel];
+    for (long channel = 0; channel < W / 4 * parts; channel++)
+      for (long tap = 0; tap < 2; tap++)
+        ((i16 *)to)[(i * W / 4 * parts + channel) * 2 + tap] = rows[tap][i * pitch + channel];
 #else
-#define UNPACK(how, to, a, b) asm("vpunpck" how " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
+  typedef N(vb) whole;
   typedef u8 sixteen __attribute__((vector_size(16), may_alias));
+  typedef i64 eight __attribute__((vector_size(16), may_alias));
+  typedef i64 four __attribute__((vector_size(16), may_alias));
   typedef u8 sixteen_u __attribute__((vector_size(16), aligned(1), may_alias));
-#if TAPS == 4
-#define BRAID(type) \
-  const type a = GET(type, 0), b = GET(type, 1), c = GET(type, 2), d = GET(type, 3); \
-  type ab, cd, ab2, cd2, first, second, third, fourth; \
-  UNPACK("lbw", ab, a, b); \
-  UNPACK("hbw", ab2, a, b); \
-  UNPACK("lbw", cd, c, d); \
-  UNPACK("hbw", cd2, c, d); \
-  UNPACK("lwd", first, ab, cd); \
-  UNPACK("hwd", second, ab, cd); \
-  UNPACK("lwd", third, ab2, cd2); \
-  UNPACK("hwd", fourth, ab2, cd2);
-#else
-#define BRAID(type) \
-  const type a = GET(type, 0), b = GET(type, 1), none = {0}; \
-  type ab, ab2, first, second, third, fourth; \
-  UNPACK("lbw", ab, a, b); \
-  UNPACK("hbw", ab2, a, b); \
-  UNPACK("lbw", first, ab, none); \
-  UNPACK("hbw", second, ab, none); \
-  UNPACK("lbw", third, ab2, none); \
-  UNPACK("hbw", fourth, ab2, none);
-#endif
 #define GET(type, number) GET_##type(rows[number] + at)
 #define GET_whole(from) *(const N(vb_u) *)(from)
 #define GET_sixteen(from) *(const sixteen_u *)(from)
 #define GET_eight(from) (eight){first_bytes(from, 8)}
+#define GET_four(from) (four){first_bytes(from, 4)}
+#if TAPS == 4
+#define BRAID(type) \
+  const type a = GET(type, 0), b = GET(type, 1), c = GET(type, 2), d = GET(type, 3); \
+  type ab, cd, ab2, cd2, first, second, third, fourth; \
+  OF_TWO("punpcklbw", ab, a, b); \
+  OF_TWO("punpckhbw", ab2, a, b); \
+  OF_TWO("punpcklbw", cd, c, d); \
+  OF_TWO("punpckhbw", cd2, c, d); \
+  OF_TWO("punpcklwd", first, ab, cd); \
+  OF_TWO("punpckhwd", second, ab, cd); \
+  OF_TWO("punpcklwd", third, ab2, cd2); \
+  OF_TWO("punpckhwd", fourth, ab2, cd2);
+#else
+#define BRAID(type) \
+  const type a = GET(type, 0), b = GET(type, 1), none = {0}; \
+  type ab, ab2, first, second, third, fourth; \
+  OF_TWO("punpcklbw", ab, a, b); \
+  OF_TWO("punpckhbw", ab2, a, b); \
+  OF_TWO("punpcklbw", first, ab, none); \
+  OF_TWO("punpckhbw", second, ab, none); \
+  OF_TWO("punpcklbw", third, ab2, none); \
+  OF_TWO("punpckhbw", fourth, ab2, none);
+#endif
 #define PUT(type, place, value) *(type *)(to + (place)) = value
-  typedef i64 eight __attribute__((vector_size(16), may_alias));
   for (long i = 0; i < pixels; i++, to += parts * W) {
     const long at = i * pitch;
     if (parts == 4) {
-      typedef N(vb) whole;
       BRAID(whole)
       PUT(whole, 0, first);
       PUT(whole, W, second);
       PUT(whole, 2 * W, third);
       PUT(whole, 3 * W, fourth);
-    } else if (parts == 2) {
+    } else if (parts * W == 64) {
       BRAID(sixteen)
       PUT(sixteen, 0, first);
       PUT(sixteen, 16, second);
       PUT(sixteen, 32, third);
       PUT(sixteen, 48, fourth);
-    } else {
+    } else if (parts * W == 32) {
       BRAID(eight)
       PUT(eight, 0, first);
       PUT(eight, 16, second);
+    } else {
+      BRAID(four)
+      PUT(four, 0, first);
     }
   }
 #undef PUT
+#undef BRAID
 #undef GET
 #undef GET_whole
 #undef GET_sixteen
 #undef GET_eight
-#undef BRAID
-#undef UNPACK
+#undef GET_four
 #endif
 }
+
+#undef OF_TWO
+#undef PREFIX

@@ -34,7 +34,7 @@ _STRIP_BYTES = 128 << 10
 _RING_BYTES = 12 << 10
 """Memory that braids may take: a part of a core's first cache."""
 _LEAST_CHANNELS = 8
-"""Channels that are read at once at least: pixels of fewer need room behind the last one."""
+"""Most channels that are read at once where there are no more: pixels of fewer need room behind the last one."""
 
 
 def supported(conv: Conv8) -> bool:
