@@ -13,7 +13,7 @@ VECTOR(i16, vh)
 VECTOR(i64, vl)
 #undef VECTOR
 
-#if W > 16
+#if AVX
 #define PREFIX "v"
 #define OF_TWO(name, to, a, b) asm("v" name " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
 #else
@@ -26,9 +26,8 @@ VECTOR(i64, vl)
   } while (0)
 #endif
 
-/* The nearest integers of scaled sums, halves to even. */
-INLINE N(vi) N(rounded)(N(vi) sum, N(vf) scale) {
-  N(vf) scaled = __builtin_convertvector(sum, N(vf)) * scale;
+/* The nearest integers, halves to even. */
+INLINE N(vi) N(rounded_float)(N(vf) scaled) {
 #if X86
   N(vi) found;
   asm(PREFIX "cvtps2dq %1, %0" : "=" ANY(found) : ANY(scaled));
@@ -39,6 +38,41 @@ INLINE N(vi) N(rounded)(N(vi) sum, N(vf) scale) {
   N(vf) bound = (N(vf)){0} + most;
   scaled = (N(vf))(((N(vi))bound & above) | ((N(vi))(-bound) & below) | ((N(vi))scaled & ~(above | below)));
   return (N(vi))(scaled + shift) - as_i32(shift);
+#endif
+}
+
+INLINE N(vi) N(rounded)(N(vi) sum, N(vf) scale) {
+  return N(rounded_float)(__builtin_convertvector(sum, N(vf)) * scale);
+}
+
+/* x / step, as exact as division is; numbers beyond the bound, and NaN, become the bound, or its negative. */
+INLINE N(vf) N(divided)(N(vf) x, float step, float inverse, float bound) {
+  const N(vf) most = (N(vf)){0} + bound, least = -most;
+#if X86
+  OF_TWO("maxps", x, x, least);
+  OF_TWO("minps", x, x, most);
+#else
+  for (int i = 0; i < W / 4; i++) x[i] = x[i] > -bound ? x[i] : -bound, x[i] = x[i] < bound ? x[i] : bound;
+#endif
+#if X86 && AVX && FMA
+  if (inverse) {
+    const N(vf) steps = (N(vf)){0} + step, inverses = (N(vf)){0} + inverse;
+    N(vf) near = x * inverses;
+    asm("vfnmadd231ps %2, %1, %0" : "+" ANY(x) : ANY(near), ANY(steps));
+    asm("vfmadd231ps %2, %1, %0" : "+" ANY(near) : ANY(x), ANY(inverses));
+    return near;
+  }
+#endif
+  return x / step;
+}
+
+INLINE N(vb) N(larger)(N(vb) a, N(vb) b) {
+#if X86
+  OF_TWO("pmaxub", a, a, b);
+  return a;
+#else
+  N(vb) above = (N(vb))(a > b);
+  return (a & above) | (b & ~above);
 #endif
 }
 
@@ -60,7 +94,8 @@ INLINE N(vh) N(halved)(N(vi) a, N(vi) b) {
 #if X86
   OF_TWO("packssdw", both, a, b);
 #else
-  for (int i = 0; i < 8; i++) both[i] = clamp_byte((i < 4 ? a : b)[i % 4], -32768, 32767);
+  for (int i = 0; i < W / 2; i++)
+    both[i] = clamp_byte((i % 8 < 4 ? a : b)[i / 8 * 4 + i % 4], -32768, 32767);
 #endif
   return both;
 }
@@ -76,7 +111,8 @@ INLINE N(vb) N(laned)(N(vh) ab, N(vh) cd, i32 zero) {
   }
   OF_TWO("packuswb", all, ab, cd);
 #else
-  for (int i = 0; i < 16; i++) all[i] = clamp_byte((i < 8 ? ab : cd)[i % 8] + zero, 0, 255);
+  for (int i = 0; i < W; i++)
+    all[i] = clamp_byte((i % 16 < 8 ? ab : cd)[i / 16 * 8 + i % 8] + zero, 0, 255);
 #endif
   return all;
 }
@@ -197,6 +233,42 @@ INLINE N(vb) N(summed)(N(vb) q, N(vb) r, i32 a, i32 b, i32 offset, i32 shift) {
   return *(const N(vb_u) *)each;
 #endif
 }
+
+/* Bytes added to sums of 16 bits: in each 16 bytes, the first 8 to the first. */
+INLINE void N(split_added)(N(vh) *first, N(vh) *second, N(vb) q) {
+#if X86
+  const N(vb) none = {0};
+  N(vh) low, high;
+  OF_TWO("punpcklbw", low, q, none);
+  OF_TWO("punpckhbw", high, q, none);
+  *first += low;
+  *second += high;
+#else
+  for (int i = 0; i < W; i++) (*(i % 16 < 8 ? first : second))[i / 16 * 8 + i % 8] += q[i];
+#endif
+}
+
+/* Numbers of 16 bits without sign added to sums: in each 16 bytes, the first 4 to the first. */
+INLINE void N(wide_added)(N(vi) *first, N(vi) *second, N(vh) q) {
+#if X86
+  const N(vb) none = {0};
+  N(vi) low, high;
+  OF_TWO("punpcklwd", low, q, none);
+  OF_TWO("punpckhwd", high, q, none);
+  *first += low;
+  *second += high;
+#else
+  for (int i = 0; i < W / 2; i++) (*(i % 8 < 4 ? first : second))[i / 8 * 4 + i % 4] += (i32)(q[i] & 0xffff);
+#endif
+}
+
+#if W > 16
+/* Bytes of each 16 by their numbers; 0 where a number's top bit is set. */
+INLINE N(vb) N(shuffled)(N(vb) from, N(vb) numbers) {
+  OF_TWO("pshufb", from, from, numbers);
+  return from;
+}
+#endif
 
 /* The first half of a vector, or the second. */
 INLINE void N(put_half)(u8 *to, N(vb) v, int second) {
