@@ -36,8 +36,8 @@ def _shape(rng: np.random.Generator, channels: int) -> dict[str, Any]:
 @pytest.mark.parametrize("end", ENDS)
 def test_any_depthwise_convolution_equals_that_of_integers(name: str, end: str) -> None:
     made = Made(ENDS.index(end))
-    numbers = range(ENDS.index(end), 71, len(ENDS))
-    made.operations = [made.conv(end, **_shape(made.rng, max(1, one))) for one in numbers]
+    numbers = range(1 + ENDS.index(end), 71, 14)
+    made.operations = [made.conv(end, **_shape(made.rng, one)) for one in numbers]
     made.check(target=TARGETS[name])
 
 

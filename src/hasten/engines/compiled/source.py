@@ -111,8 +111,12 @@ class Writer:
 
     @property
     def byte_widths(self) -> tuple[int, ...]:
-        """Bytes of the vectors that operations of bytes may use, the widest first."""
+        """Bytes of the vectors that operations of bytes use, the widest first."""
         return byte_widths(self.isa)
+
+    def byte_width(self, size: int) -> int:
+        """Return the bytes of the widest vector that isn't wider than some bytes; 0 if all are."""
+        return next((wide for wide in byte_widths(self.isa, 16) if wide <= size), 0)
 
     @property
     def byte_taps(self) -> int:
@@ -506,11 +510,15 @@ def _arena(plan: Plan) -> tuple[dict[str, int], int]:
     return places, most
 
 
-def byte_widths(isa: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the bytes of the vectors that operations of bytes may use, the widest first."""
-    if "avx2" not in isa:
-        return (16,)
-    return (64, 32) if "avx512bw" in isa else (32,)
+def byte_widths(isa: tuple[str, ...], least: int = 32) -> tuple[int, ...]:
+    """Return the bytes of the vectors that operations of bytes may use, the widest first.
+
+    Args:
+        isa: Instruction sets of the processor.
+        least: Fewest bytes, where there are wider ones.
+    """
+    wide = (64, 32) if "avx512bw" in isa else (32,) if "avx2" in isa else ()
+    return (*wide, 16) if least < 32 or not wide else wide
 
 
 def _vnni(isa: tuple[str, ...]) -> int:
@@ -525,11 +533,12 @@ def _bytes(isa: tuple[str, ...]) -> str:
     evex = "avx512bw" in isa
     vnni = _vnni(isa)
     vbmi = evex and "avx512vbmi" in isa
-    facts = {"AVX512": evex, "VNNI": vnni, "TAPS": 4 if vnni else 2, "VBMI": vbmi}
+    facts = {"AVX": "avx2" in isa, "FMA": "fma" in isa, "AVX512": evex, "VBMI": vbmi}
+    facts |= {"VNNI": vnni, "TAPS": 4 if vnni else 2}
     lines = [f"#define {name} {int(value)}" for name, value in facts.items()]
     lines.append(_part("bytes.c"))
-    for wide in byte_widths(isa):
-        lines += [f"#define W {wide}", _part("vectors.c"), "#undef W"]
+    for wide in byte_widths(isa, 16):
+        lines += [f"#define W {wide}", _part("vectors.c"), _part("pictures.c"), "#undef W"]
     return "\n".join(lines)
 
 

@@ -11,8 +11,10 @@
 
 #if AVX512
 #define ANY(value) "v"(value)
+#define EVEX_SUFFIX "8"
 #else
 #define ANY(value) "x"(value)
+#define EVEX_SUFFIX ""
 #endif
 
 static inline i32 clamp_byte(i32 q, i32 low, i32 high) { return q < low ? low : q > high ? high : q; }
@@ -21,6 +23,9 @@ static inline i32 clamp_byte(i32 q, i32 low, i32 high) { return q < low ? low : 
 static inline i32 byte_of(float scaled, i32 zero, i32 low, i32 high) {
   return clamp_byte((i32)__builtin_lrintf(scaled) + zero, low, high);
 }
+
+/* Hides where a pointer comes from: a compiler would keep each sum of it and a number in a register of its own. */
+#define HERE(pointer) asm volatile("" : "+r"(pointer))
 
 /* The first bytes of memory as a number; their number is constant. */
 INLINE i64 first_bytes(const u8 *from, long bytes) {

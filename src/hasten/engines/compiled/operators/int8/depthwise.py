@@ -26,10 +26,15 @@ _MOST_TAPS = 64
 """Most taps that are written one after the other."""
 _MOST_PRODUCTS = 640
 """Most vectors of products in the text of one tile."""
+_TILE = 8
+"""Most pixels of a row that are computed at once, each in a register; half as many where strides make them
+read more columns than they have products."""
+_STRIP_BYTES = 128 << 10
+"""Memory of the rows that a call reads, a part of a core's second cache."""
 _RING_BYTES = 12 << 10
 """Memory that braids may take: a part of a core's first cache."""
-SLACK = 64
-"""Bytes behind a padded picture that may be read, whatever they are."""
+_LEAST_CHANNELS = 8
+"""Most channels that are read at once where there are no more: pixels of fewer need room behind the last one."""
 
 
 def supported(conv: Conv8) -> bool:
@@ -145,8 +150,8 @@ class Braids:
 class Depthwise:
     """Depthwise convolution that is written as a C function of some rows of results.
 
-    The function reads rows of the padded picture, whose pixels have `conv.channels[0]` bytes each and whose rows
-    `conv.padded_size[1]` pixels, and `SLACK` bytes behind them. It writes rows of results one behind the other.
+    The function reads rows of the picture as they are, or, of a convolution without pads and with the padded
+    size, rows of the padded picture. It writes rows of results one behind the other.
 
     Attributes:
         writer: Where to.
@@ -178,9 +183,13 @@ class Depthwise:
             start = first + parts * wide // 4
         return runs
 
+    @property
+    def _registers(self) -> int:
+        """Vectors that registers hold."""
+        return 32 if self.writer.byte_widths[0] == 64 else 16
+
     def _run(self, start: int, blocks: int, wide: int, parts: int) -> Run:
-        registers = 32 if self.writer.byte_widths[0] == 64 else 16
-        most = max(1, registers // 2 // parts)
+        most = _TILE if self.conv.strides[1] == 1 or self.conv.kernel[1] > 3 else _TILE // 2
         across = self.conv.output_size[1]
         return Run(start, blocks, wide, parts, -(-across // -(-across // most)))
 
@@ -198,38 +207,70 @@ class Depthwise:
         return (across - 1) * conv.strides[1] + (conv.kernel[1] - 1) * conv.dilations[1] + 1
 
     @property
-    def scratch_bytes(self) -> int:
-        """Memory that a call needs."""
+    def _ring_bytes(self) -> int:
+        """Memory for braids."""
         return max(
             self.braids.count * self._columns(self._across(run)) * run.parts * run.wide
             for run in self.runs
         )
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that a call needs: braids, and a row of pads."""
+        pads = self.conv.pads
+        return self._ring_bytes + (self._pitch + _LEAST_CHANNELS if pads[0] or pads[2] else 0)
+
+    @property
+    def _pitch(self) -> int:
+        """Bytes of a row of the picture."""
+        return self.conv.size[1] * self.conv.channels[0]
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of results that a call should have, so that what all blocks of channels read stays near."""
+        strips = -(-product(self.conv.size) * self.conv.channels[0] // _STRIP_BYTES)
+        period, high = self.braids.period, self.conv.output_size[0]
+        return min(high, -(-high // strips // period) * period)
+
     def rows_of(self, rows: int) -> int:
-        """Return the rows of the padded picture that some neighbouring rows of results see."""
+        """Return how many rows some neighbouring rows of results see, pads among them."""
         conv = self.conv
         return (rows - 1) * conv.strides[0] + (conv.kernel[0] - 1) * conv.dilations[0] + 1
 
-    def call(self, x: str, y: str, residual: str, rows: str, scratch: str) -> str:
+    def call(
+        self,
+        *,
+        x: str,
+        y: str,
+        top: str,
+        rows: str,
+        present: tuple[str, str],
+        scratch: str,
+        residual: str = "",
+    ) -> str:
         """Write the function, and return a statement that calls it.
 
         Args:
-            x: C expression of a pointer to the first padded row that the results see.
-            y: C expression of a pointer to the first row of results.
-            residual: C expression of a pointer to the residual of that row; "" for none.
+            x: C expression of a pointer to where the picture's first row is, or would be.
+            y: C expression of a pointer to the first of these rows of results.
+            top: C expression of the number of that row.
             rows: C expression of the number of rows of results.
+            present: C expressions of the first row of the picture that is there, and of the one behind the
+                last; those beyond are taken for pads.
             scratch: Pointer to `scratch_bytes` of aligned memory.
+            residual: C expression of a pointer to the residual of the row `top`; "" for none.
         """
         writer, conv = self.writer, self.conv
         kind = "u8" if conv.rounding else "float"
         name = writer.define(
-            f"const u8 *restrict x, {kind} *restrict y, const u8 *residual, long rows, u8 *restrict ring, "
-            "const u8 *weights, const i32 *biases, const float *scales, const u8 *table, const u8 *last",
+            f"const u8 *restrict x, {kind} *restrict y, const u8 *residual, long top, long rows, long low, "
+            "long high, u8 *restrict ring, const u8 *weights, const i32 *biases, const float *scales, "
+            "const u8 *table, const u8 *last",
             self._emit,
         )
         weights, biases, scales = self._tables()
         tables = (writer.read(one) if one else "0" for one in (conv.table, conv.last))
-        given = (x, y, residual or "0", rows, scratch, weights, biases, scales, *tables)
+        given = (x, y, residual or "0", top, rows, *present, scratch, weights, biases, scales, *tables)
         return f"{name}({', '.join(given)});"
 
     def _tables(self) -> tuple[str, str, str]:
@@ -258,14 +299,22 @@ class Depthwise:
 
     def _emit(self) -> None:
         """Write the function's body."""
+        writer, conv = self.writer, self.conv
+        writer.line(f"const long seen = (rows - 1) * {conv.strides[0]} + {self.rows_of(1)};")
+        writer.line(f"const long above = top * {conv.strides[0]} - {conv.pads[0]};")
+        if conv.pads[0] or conv.pads[2]:
+            writer.line(f"u8 *blank = ring + {self._ring_bytes};")
+            writer.line(f"__builtin_memset(blank, {conv.zero}, {self._pitch + _LEAST_CHANNELS});")
+        else:
+            writer.line(f"const u8 *blank = x + low * {self._pitch};")
         done = sums = 0
         for run in self.runs:
             block = product(self._shape(run))
-            with self.writer.loops((run.blocks,), name="block"):
-                self.writer.line(f"const u8 *w = weights + {done} + block0 * {block};")
-                self.writer.line(f"const i32 *bias = biases + {sums} + block0 * {run.channels};")
-                self.writer.line(f"const float *scale = scales + {sums} + block0 * {run.channels};")
-                self.writer.line(f"const long channel = {run.start} + block0 * {run.channels};")
+            with writer.loops((run.blocks,), name="block"):
+                writer.line(f"const u8 *w = weights + {done} + block0 * {block};")
+                writer.line(f"const i32 *bias = biases + {sums} + block0 * {run.channels};")
+                writer.line(f"const float *scale = scales + {sums} + block0 * {run.channels};")
+                writer.line(f"const long channel = {run.start} + block0 * {run.channels};")
                 self._emit_block(run)
             done += run.blocks * block
             sums += run.blocks * run.channels
@@ -280,14 +329,14 @@ class Depthwise:
         """Write one block of channels: strips of columns, and all rows of each."""
         conv, writer, braids = self.conv, self.writer, self.braids
         across, wide = self._across(run), conv.output_size[1]
-        size = self._columns(across) * run.parts * run.wide
-        channels, pitch = conv.channels[0], conv.channels[0] * conv.padded_size[1]
-        writer.line(f"const long seen = (rows - 1) * {conv.strides[0]} + {self.rows_of(1)};")
+        columns = self._columns(across)
+        size = columns * run.parts * run.wide
         with writer.loops((-(-wide // across),), name="strip"):
+            last = wide - across
             writer.line(
-                f"const long left = strip0 * {across} < {wide - across} ? strip0 * {across} : {wide - across};"
+                f"const long left = strip0 * {across} < {last} ? strip0 * {across} : {last};"
             )
-            writer.line(f"const u8 *from = x + left * {conv.strides[1] * channels} + channel;")
+            self._emit_edges(run, columns, size)
             writer.line("long made = 0;")
             with writer.block(f"for (long row = 0; row < rows; row += {braids.period})"):
                 ahead = braids.period * conv.strides[0] // braids.step
@@ -295,22 +344,40 @@ class Depthwise:
                 with writer.block(
                     f"for (; made < first + {braids.count} && made * {braids.step} < seen; made++)"
                 ):
-                    self._emit_braid(run, size, pitch, channels, across)
+                    self._emit_braid(run, size)
                 with writer.block(
                     f"for (long phase = 0; phase < {braids.period} && row + phase < rows; phase++)"
                 ):
                     self._emit_row(run, size, across)
 
-    def _emit_braid(self, run: Run, size: int, pitch: int, channels: int, across: int) -> None:
-        """Write one braid; a row beyond the last is never counted, so another may stand for it."""
+    def _emit_edges(self, run: Run, columns: int, size: int) -> None:
+        """Write which columns of the strip are the picture's; the braids' others are pads from the start on."""
+        conv, writer, step = self.conv, self.writer, run.parts * run.wide
+        wide, pad = conv.size[1], conv.pads[1]
+        writer.line(f"const long start = left * {conv.strides[1]} - {pad};")
+        writer.line("const long begin = start < 0 ? -start : 0;")
+        writer.line(f"const long end = {wide} - start < {columns} ? {wide} - start : {columns};")
+        writer.line(f"const long from = (start + begin) * {conv.channels[0]} + channel;")
+        if conv.pads[1] or conv.pads[3]:
+            with writer.loops((self.braids.count,), name="slot"):
+                writer.line(f"u8 *slot = ring + slot0 * {size};")
+                for first, behind in (("0", "begin"), ("end", str(columns))):
+                    writer.line(
+                        f"filled_{run.wide}(slot + {first} * {step}, ({behind} - {first}) * {run.parts}, {conv.zero});"
+                    )
+
+    def _emit_braid(self, run: Run, size: int) -> None:
+        """Write one braid; a row that isn't seen never counts, so another may stand for it."""
         writer, braids = self.writer, self.braids
         writer.line(f"const u8 *of[{braids.taps}];")
         with writer.loops((braids.taps,), name="tap"):
-            writer.line(f"const long at = made * {braids.step} + tap0;")
-            writer.line(f"of[tap0] = from + (at < seen ? at : seen - 1) * {pitch};")
-        columns = self._columns(across)
+            writer.line(f"const long at = made * {braids.step} + tap0, v = above + at;")
+            writer.line(
+                f"of[tap0] = (at < seen && v >= low && v < high ? x + v * {self._pitch} : blank) + from;"
+            )
         writer.line(
-            f"braided_{run.wide}(ring + made % {braids.count} * {size}, of, {columns}, {channels}, {run.parts});"
+            f"braided_{run.wide}(ring + made % {braids.count} * {size} + begin * {run.parts * run.wide}, "
+            f"of, end - begin, {self.conv.channels[0]}, {run.parts});"
         )
 
     def _emit_row(self, run: Run, size: int, across: int) -> None:
@@ -323,127 +390,136 @@ class Depthwise:
         else:
             writer.line(f"const long base = first + {places};")
         for number, offset in enumerate(braids.offsets):
-            writer.line(
-                f"const u8 *b{number} = ring + (base + {offset}) % {braids.count} * {size};"
-            )
+            writer.line(f"const u8 *b{number} = ring + (base + {offset}) % {braids.count} * {size};")
         phase = product(self._shape(run)[1:])
         writer.line(f"const u8 *own = w + phase * {phase};")
         with writer.loops((-(-across // run.tile),), name="tile"):
             last = across - run.tile
-            writer.line(
-                f"const long at = tile0 * {run.tile} < {last} ? tile0 * {run.tile} : {last};"
-            )
-            self._emit_sums(run)
+            writer.line(f"const long at = tile0 * {run.tile} < {last} ? tile0 * {run.tile} : {last};")
+            writer.line("HERE(own);")
             place = f"((row + phase) * {conv.output_size[1]} + left + at) * {conv.channels[0]} + channel"
             kind = "u8" if conv.rounding else "float"
             writer.line(f"{kind} *to = y + {place};")
             if conv.residual:
                 writer.line(f"const u8 *more = residual + {place};")
-            lanes = run.wide // 4
-            valid = [min(lanes, conv.channels[0] - part * lanes) for part in range(run.parts)]
-            parts = [
+            self._emit_tile(run)
+
+    def _emit_tile(self, run: Run) -> None:
+        """Write some pixels of a row, one vector of channels after the other, and then what becomes of them."""
+        conv, writer, lanes = self.conv, self.writer, run.wide // 4
+        end = Epilogue(
+            *(run.wide, conv.rounding, conv.sum, "to", "scale"),
+            residual="more" if conv.residual else "",
+            table="table" if conv.table else "",
+            last="last" if conv.last else "",
+        )
+        parts = [
+            [
                 Part(
                     f"a{pixel}_{part}",
                     pixel * conv.channels[0] + part * lanes,
                     part * lanes,
-                    valid[part],
+                    min(lanes, conv.channels[0] - part * lanes),
                 )
-                for pixel in range(run.tile)
                 for part in range(run.parts)
             ]
-            end = Epilogue(
-                *(run.wide, conv.rounding, conv.sum, "to", "scale"),
-                residual="more" if conv.residual else "",
-                table="table" if conv.table else "",
-                last="last" if conv.last else "",
-            )
-            end.emit(writer, parts, run.parts == 4)
-
-    def _emit_sums(self, run: Run) -> None:
-        """Write the sums of a tile, `a0_1` for its first pixel and the second vector."""
-        conv, writer, wide = self.conv, self.writer, run.wide
-        vector, step = f"vi_{wide}", run.parts * wide
-        for part in range(run.parts):
-            for pixel in range(run.tile):
-                writer.line(
-                    f"{vector} a{pixel}_{part} = *(const {vector} *)(bias + {part * wide // 4});"
-                )
+            for pixel in range(run.tile)
+        ]
         for number in range(len(self.braids.offsets)):
-            writer.line(f"const u8 *x{number} = b{number} + at * {conv.strides[1] * step};")
-            for part in range(run.parts):
-                with writer.block(""):
-                    for tap in range(conv.kernel[1]):
-                        place = ((number * conv.kernel[1] + tap) * run.parts + part) * wide
-                        writer.line(f"const {vector} w{tap} = *(const {vector} *)(own + {place});")
-                    for column in range(self._columns(run.tile)):
-                        taps = [
-                            (pixel, tap)
-                            for pixel in range(run.tile)
-                            for tap in range(conv.kernel[1])
-                            if pixel * conv.strides[1] + tap * conv.dilations[1] == column
-                        ]
-                        if not taps:
-                            continue
-                        with writer.block(""):
-                            place = column * step + part * wide
-                            writer.line(
-                                f"const {vector} x = *(const {vector} *)(x{number} + {place});"
-                            )
-                            for pixel, tap in taps:
-                                name = f"a{pixel}_{part}"
-                                writer.line(f"{name} = dotted_{wide}({name}, x, w{tap});")
+            step = conv.strides[1] * run.parts * run.wide
+            writer.line(f"const u8 *x{number} = b{number} + at * {step};")
+        for part in range(run.parts):
+            self._emit_sums(run, part)
+            if conv.rounding:
+                writer.line(f"const vf_{run.wide} s{part} = {end.scaled(parts[0][part])};")
+                for pixel in range(run.tile):
+                    name = f"a{pixel}_{part}"
+                    writer.line(f"{name} = rounded_{run.wide}({name}, s{part});")
+                    if part % 2:
+                        pair = (f"a{pixel}_{part - 1}", name)
+                        half = f"h{pixel}_{part // 2}"
+                        writer.line(f"const vh_{run.wide} {half} = {end.halved(pair)};")
+        flat = [part for pixel in parts for part in pixel]
+        if not conv.rounding:
+            end.emit(writer, flat, run.parts == 4)
+            return
+        if run.parts == 1:
+            halves = []
+            for first in range(0, run.tile, 2):
+                pair = tuple(f"a{pixel}_0" for pixel in range(first, min(first + 2, run.tile)))
+                halves.append(f"h{first}")
+                writer.line(f"const vh_{run.wide} {halves[-1]} = {end.halved(pair)};")
+        else:
+            halves = [
+                f"h{pixel}_{half}" for pixel in range(run.tile) for half in range(run.parts // 2)
+            ]
+        end.emit_halves(writer, halves, flat, run.parts == 4)
 
+    def _emit_sums(self, run: Run, part: int) -> None:
+        """Write the sums of a tile for one vector of channels, `a0_1` for the first pixel and second vector."""
+        writer, wide = self.writer, run.wide
+        writer.line(f"const vi_{wide} bias{part} = loaded_{wide}(bias + {part * wide // 4});")
+        for pixel in range(run.tile):
+            writer.line(f"vi_{wide} a{pixel}_{part} = bias{part};")
+        kept = run.tile + self.conv.kernel[1] + 2 <= self._registers
+        for number in range(len(self.braids.offsets)):
+            with writer.block(""):
+                self._emit_braid_sums(run, number, part, kept)
 
-_STRIP_BYTES = 48 << 10
-"""Memory of padded rows that are copied before results are made of them."""
+    def _emit_braid_sums(self, run: Run, number: int, part: int, kept: bool) -> None:
+        """Write the products of one braid for one vector of channels; weights may be kept in registers."""
+        conv, writer, wide = self.conv, self.writer, run.wide
+        places = [
+            ((number * conv.kernel[1] + tap) * run.parts + part) * wide
+            for tap in range(conv.kernel[1])
+        ]
+        if kept:
+            for tap, place in enumerate(places):
+                writer.line(f"const vi_{wide} w{tap} = loaded_{wide}(own + {place});")
+        for column in range(self._columns(run.tile)):
+            taps = [
+                (pixel, tap)
+                for pixel in range(run.tile)
+                for tap in range(conv.kernel[1])
+                if pixel * conv.strides[1] + tap * conv.dilations[1] == column
+            ]
+            if not taps:
+                continue
+            with writer.block(""):
+                place = (column * run.parts + part) * wide
+                writer.line(f"const vi_{wide} x = loaded_{wide}(x{number} + {place});")
+                for pixel, tap in taps:
+                    name = f"a{pixel}_{part}"
+                    if kept:
+                        writer.line(f"{name} = dotted_{wide}({name}, x, w{tap});")
+                    else:
+                        writer.line(f"{name} = dotted_at_{wide}({name}, x, own + {places[tap]});")
 
 
 def emit(conv: Conv8, writer: Writer) -> None:
-    """Write a whole convolution: strips of rows, each copied with its pads."""
+    """Write a whole convolution."""
     made = Depthwise(writer, conv)
     x, y = writer.read(conv.input), writer.write(conv.output)
-    residual = writer.read(conv.residual) if conv.residual else ""
+    if conv.channels[0] < _LEAST_CHANNELS:
+        size = product(conv.size) * conv.channels[0]
+        copy = writer.scratch("uint8", size + _LEAST_CHANNELS)
+        writer.line(f"COPY({copy}, {x}, {size});")
+        x = copy
+    scratch = writer.scratch("uint8", made.scratch_bytes)
     high, wide = conv.output_size
-    ring = writer.scratch("uint8", made.scratch_bytes)
-    if not any(conv.pads) and conv.channels[0] * 4 >= SLACK:
-        writer.line(made.call(x, y, residual, str(high), ring))
-        return
-    pitch = conv.padded_size[1] * conv.channels[0]
-    period = made.braids.period
-    strips = min(high, -(-made.rows_of(high) * pitch // _STRIP_BYTES))
-    rows = min(high, -(-high // strips // period) * period)
-    strip = writer.scratch("uint8", made.rows_of(rows) * pitch + SLACK)
+    residual = writer.read(conv.residual) if conv.residual else ""
+    rows = made.rows_at_once
     with writer.block(f"for (long top = 0; top < {high}; top += {rows})"):
-        writer.line(f"const long rows = {high} - top < {rows} ? {high} - top : {rows};")
-        writer.line(f"const long seen = (rows - 1) * {conv.strides[0]} + {made.rows_of(1)};")
-        with writer.block("for (long i = 0; i < seen; i++)"):
-            emit_padded_row(
-                writer, conv, x, f"top * {conv.strides[0]} + i", f"{strip} + i * {pitch}"
-            )
         place = f" + top * {wide * conv.channels[0]}"
-        more = residual + place if residual else ""
-        writer.line(made.call(strip, y + place, more, "rows", ring))
-
-
-def emit_padded_row(writer: Writer, conv: Conv8, x: str, row: str, to: str) -> None:
-    """Write the copy of one row of the padded picture, counted from the first pad.
-
-    Args:
-        writer: Where to.
-        conv: Convolution with the picture's size and pads.
-        x: C expression of a pointer to the picture.
-        row: C expression of the row's number.
-        to: C expression of a pointer to the copy.
-    """
-    channels = conv.channels[0]
-    line, left, right = (channels * one for one in (conv.size[1], conv.pads[1], conv.pads[3]))
-    writer.line(f"const long v = {row} - {conv.pads[0]};")
-    writer.line(f"u8 *to = {to};")
-    with writer.block(f"if (v < 0 || v >= {conv.size[0]})"):
-        writer.line(f"__builtin_memset(to, {conv.zero}, {left + line + right});")
-    with writer.block("else"):
-        if left:
-            writer.line(f"__builtin_memset(to, {conv.zero}, {left});")
-        writer.line(f"COPY(to + {left}, {x} + v * {line}, {line});")
-        if right:
-            writer.line(f"__builtin_memset(to + {left + line}, {conv.zero}, {right});")
+        writer.line(f"const long rows = {high} - top < {rows} ? {high} - top : {rows};")
+        writer.line(
+            made.call(
+                x=x,
+                y=y + place,
+                top="top",
+                rows="rows",
+                present=("0", str(conv.size[0])),
+                scratch=scratch,
+                residual=residual + place if residual else "",
+            )
+        )

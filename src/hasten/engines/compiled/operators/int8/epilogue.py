@@ -95,20 +95,50 @@ class Epilogue:
                 return
             for start in range(0, len(parts), _SUMS):
                 with writer.block(""):
-                    self._emit_bytes(writer, parts[start : start + _SUMS], laned)
+                    four = parts[start : start + _SUMS]
+                    names = []
+                    for first in range(0, len(four), 2):
+                        pair = [self.rounded(part) for part in four[first : first + 2]]
+                        names.append(f"h{first // 2}")
+                        writer.line(f"const vh_{self.wide} {names[-1]} = {self.halved(pair)};")
+                    self._emit_bytes(writer, names, four, laned)
 
-    def _scaled(self, part: Part) -> str:
+    def emit_halves(
+        self, writer: Writer, halves: Sequence[str], parts: Sequence[Part], laned: bool = False
+    ) -> None:
+        """Write the results of sums that were rounded and halved, two parts in each variable.
+
+        Args:
+            writer: Where to.
+            halves: Variables made by `halved` of `rounded` parts.
+            parts: Where they belong; see `emit`.
+            laned: See `emit`.
+        """
+        for start in range(0, len(halves), 2):
+            with writer.block(""):
+                four = parts[2 * start : 2 * start + _SUMS]
+                self._emit_bytes(writer, halves[start : start + 2], four, laned)
+
+    def scaled(self, part: Part) -> str:
+        """Return C for the scales of a part."""
         return f"*(const vf_u_{self.wide} *)({self.scale} + {part.channel})"
 
-    def _emit_bytes(self, writer: Writer, parts: Sequence[Part], laned: bool) -> None:
+    def rounded(self, part: Part) -> str:
+        """Return C for the nearest integers of a part's scaled sums, a vector of int32."""
+        return f"rounded_{self.wide}({part.sum}, {self.scaled(part)})"
+
+    def halved(self, pair: Sequence[str]) -> str:
+        """Return C for one vector of 16 bits of one or two of int32."""
+        return f"halved_{self.wide}({pair[0]}, {pair[-1]})"
+
+    def _emit_bytes(
+        self, writer: Writer, halves: Sequence[str], parts: Sequence[Part], laned: bool
+    ) -> None:
         """Write up to four parts' bytes."""
         rounding, w = self.rounding, self.wide
         assert rounding is not None
-        for number, part in enumerate(parts):
-            writer.line(f"const vi_{w} q{number} = rounded_{w}({part.sum}, {self._scaled(part)});")
-        names = [f"q{min(number, len(parts) - 1)}" for number in range(_SUMS)]
         pack = "laned" if laned else "packed"
-        writer.line(f"vb_{w} q = {pack}_{w}({', '.join(names)}, {rounding.zero});")
+        writer.line(f"vb_{w} q = {pack}_{w}({halves[0]}, {halves[-1]}, {rounding.zero});")
         writer.line(f"q = clamped_{w}(q, {rounding.low}, {rounding.high});")
         if self.table:
             writer.line(f"q = looked_up_{w}(q, {self.table});")
@@ -169,7 +199,7 @@ class Epilogue:
             for number, part in enumerate(four):
                 with writer.block(""):
                     writer.line(
-                        f"const vf_{w} f = __builtin_convertvector({part.sum}, vf_{w}) * {self._scaled(part)};"
+                        f"const vf_{w} f = __builtin_convertvector({part.sum}, vf_{w}) * {self.scaled(part)};"
                     )
                     if laned:
                         own = laned_channels(w)[number * self.lanes : (number + 1) * self.lanes]

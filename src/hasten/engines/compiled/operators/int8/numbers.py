@@ -95,6 +95,11 @@ class Sum8:
         if not (fits and 0 <= self.shift <= _MOST_SHIFT and 0 <= self.low <= self.high <= 255):
             raise IntegrityError("the plan is damaged: a sum of two bytes overflows")
 
+    @property
+    def arguments(self) -> str:
+        """Arguments of C's `added` behind the size."""
+        return f"{self.factors[0]}, {self.factors[1]}, {self.offset}, {self.shift}, {self.low}, {self.high}"
+
     def expression(self, first: str, second: str) -> str:
         """Return C for the byte of two bytes, which are C expressions."""
         a, b = self.factors
