@@ -133,6 +133,11 @@ static inline vi scaled(vi sum, const u8 *scale) {
   return nearest(__builtin_convertvector(sum, vf) * *(const vf *)scale);
 }
 
+/* Four vectors of a pixel as bytes. A vector has 4 of each 16 channels. */
+static inline vb bytes_of_one(vi a, vi b, vi c, vi d, vh zero) {
+  return pack_bytes(add_words(pack_words(a, b), zero), add_words(pack_words(c, d), zero));
+}
+
 /* Two vectors of each of two pixels as bytes: all of the first pixel's, then all of the second's. A
    vector has 4 of each 8 channels. */
 static inline vb bytes_of_two(vi a, vi b, vi c, vi d, vh zero) {

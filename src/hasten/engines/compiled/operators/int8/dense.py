@@ -30,6 +30,8 @@ _CHUNK_PIXELS = 48
 """Pixels for which weights come from a farther cache once."""
 _CHUNK_BYTES = 96 << 10
 """Most bytes of a chunk that is read again for each block of channels."""
+_PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 6, 2: 6, 3: 6, 4: 6})
+"""Pixels of a tile for each number of vectors, with 16 registers and with 32."""
 _WIDE_WEIGHTS = 24 << 10
 """Most weights of a layer that are kept in 16 bits; others are widened while they run."""
 
@@ -120,7 +122,7 @@ class Layout:
             right = conv.dilations[1] * conv.channels[0] * self.item
             return Steps(*conv.kernel, self._run(self.ins), down, right)
         across = conv.kernel[1] * conv.channels[0]
-        if (across == pitch and conv.dilations[0] == 1) or conv.kernel[0] == 1:
+        if across == pitch and conv.dilations[0] == 1 or conv.kernel[0] == 1:
             return Steps(1, 1, self._run(across * conv.kernel[0]), 0, 0)
         return Steps(conv.kernel[0], 1, self._run(across), down, 0)
 
@@ -129,15 +131,13 @@ class Layout:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """Blocks of a group: all alike but the last."""
+        """Blocks of a group: all alike but the last two."""
         vectors = -(-self.outs // self.lanes)
-        if vectors == 1:
-            return (Block(1, self.outs),)
-        sizes = [2] * (vectors // 2)
-        if vectors % 2:
-            sizes[-1] = 3
-        if vectors % 2 and len(sizes) > 1 and vectors % 3 == 0:
-            sizes = [3] * (vectors // 3)
+        fours, rest = divmod(vectors, 4)
+        if rest in (1, 2) and fours:
+            fours, rest = fours - 1, rest + 4
+        last = {0: (), 5: (3, 2), 6: (3, 3)}.get(rest, (rest,))
+        sizes = [*(4,) * fours, *last]
         ends = np.minimum(np.cumsum(sizes) * self.lanes, self.outs)
         counts = np.diff(ends, prepend=0).tolist()
         return tuple(Block(size, count) for size, count in zip(sizes, counts, strict=True))
@@ -304,18 +304,16 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
         *_chunk(layout),
         "for (long unit = first; unit < last; unit++) {",
         f"const long g = unit / {len(blocks)}, k = unit % {len(blocks)};",
-        f"u8 *to = y + (row * {pixels * outs} + g * {layout.outs} + k * {blocks[0].channels}) * {item};",
+        f"const long v = {_first(layout, 'k')}, o = g * {sum(b.vectors for b in blocks)} + v;",
+        f"u8 *to = y + (row * {pixels * outs} + g * {layout.outs} + v * {layout.lanes}) * {item};",
         f"const u8 *from = z + g * {layout.ins * layout.item};",
-        f"const u8 *b = t + {places[2]} + "
-        f"(g * {sum(b.vectors for b in blocks)} + k * {blocks[0].vectors}) * {2 * layout.wide};",
-        f"const u8 *w = t + {at_weights} + "
-        f"(g * {sum(b.vectors for b in blocks)} + k * {blocks[0].vectors}) * {size}l;",
+        f"const u8 *b = t + {places[2]} + o * {2 * layout.wide}, *w = t + {at_weights} + o * {size}l;",
     ]
     for block in dict.fromkeys(blocks):
-        if block != blocks[-1]:
-            body.append(f"if (k < {len(blocks) - 1}) {{")
-        else:
-            body.append("{" if len(set(blocks)) == 1 else "else {")
+        which = " || ".join(f"k == {k}" for k, one in enumerate(blocks) if one == block)
+        if block == blocks[0] and blocks.count(block) > 2:
+            which = f"k < {blocks.count(block)}"
+        body.append(f"if ({which}) {{")
         weights = "w"
         if layout.mode == "widened":
             count = block.vectors * steps.dots * layout.wide // 2
@@ -327,6 +325,13 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
     body += _finish(layout, writer, table)
     body += ["}", "}"]
     return writer.once("dense", "\n".join(body))
+
+
+def _first(layout: Layout, k: str) -> str:
+    """Return C for the first vector of a block of a group by its number."""
+    sizes = [block.vectors for block in layout.blocks]
+    ends = f" - ({k} == {len(sizes) - 1}) * {sizes[0] - sizes[-2]}" if len(sizes) > 2 else ""
+    return f"{k} * {sizes[0]}{ends}"
 
 
 def _chunk(layout: Layout) -> list[str]:
@@ -349,24 +354,19 @@ def _finish(layout: Layout, writer: Writer, table: Table) -> list[str]:
     conv = layout.conv
     calls = []
     if conv.table:
-        calls.append(
-            f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.table), layout.wide))});"
-        )
+        calls.append(f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.table), layout.wide))});")
     if conv.sum is not None:
         calls.append("add_residual(o, r + (o - y), count, e);")
     if conv.last:
-        calls.append(
-            f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.last), layout.wide))});"
-        )
+        calls.append(f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.last), layout.wide))});")
     if not calls:
         return []
     outs, blocks = conv.channels[1], len(layout.blocks)
     pixels = layout.chunk_pixels // layout.chunk_rows
 
     def channel(unit: str) -> str:
-        return (
-            f"{unit} / {blocks} * {layout.outs} + {unit} % {blocks} * {layout.blocks[0].channels}"
-        )
+        first = _first(layout, f"({unit} % {blocks})")
+        return f"{unit} / {blocks} * {layout.outs} + ({first}) * {layout.lanes}"
 
     return [
         f"const long c0 = {channel('first')}, c1 = {channel('last')};",
@@ -380,7 +380,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
     """Write the function of a block for a chunk's pixels; return its name."""
     conv = layout.conv
     end = End.of(conv)
-    most = 4 if block.vectors == 3 and layout.wide == 32 else 6
+    most = _PIXELS[layout.wide == 64][block.vectors]
     item = 4 if end.floats else 1
     head = "const u8 *x, const i32 *at, const u8 *w, const u8 *b, const struct end *e, u8 *y"
 
@@ -438,9 +438,10 @@ def _order(layout: Layout, block: Block, start: int) -> Array:
     lanes = layout.lanes
     order = np.arange(block.vectors * lanes).reshape(block.vectors, lanes)
     if layout.conv.rounding is not None:
-        for pair in range(0, block.vectors - 1, 2):
-            both = order[pair : pair + 2].reshape(-1, 2, 4)
-            order[pair : pair + 2] = both.transpose(1, 0, 2).reshape(2, lanes)
+        packed = block.vectors // 2 * 2
+        if packed:
+            together = order[:packed].reshape(-1, packed, 4)
+            order[:packed] = together.transpose(1, 0, 2).reshape(packed, lanes)
     return np.where(order < block.channels, order + start, layout.outs)
 
 

@@ -104,8 +104,10 @@ class Tile:
             lines.append("const vh zero = (vh){} + (i16)e->zero;")
         if self.end.bounds:
             lines.append("const vb low = (vb){} + (u8)e->low, high = (vb){} + (u8)e->high;")
-        for first in range(0, self.vectors - 1, 2):
-            lines += self._pairs(first)
+        if self.vectors == 4:
+            lines += self._wholes()
+        elif self.vectors > 1:
+            lines += self._pairs()
         if self.vectors % 2:
             lines += self._fours()
         return "\n".join(lines)
@@ -148,7 +150,7 @@ class Tile:
         lines = []
         for number, place in enumerate(places):
             lines.append("{")
-            held = self.vectors if self.narrow or self.vectors < 3 else 2
+            held = self.vectors if self.narrow else min(self.vectors, 2)
             at = [(number * self.vectors + v) * self._vector for v in range(self.vectors)]
             lines += [f"const vi w{v} = {load}(w + {at[v]});" for v in range(held)]
             for p in range(self.pixels):
@@ -190,14 +192,22 @@ class Tile:
                 )
         return [*lines, "}"]
 
-    def _pairs(self, first: int) -> list[str]:
+    def _wholes(self) -> list[str]:
         lines = []
         zero = "zero" if self.end.zero else "(vh){}"
-        size = self.wide // 2
+        for p in range(self.pixels):
+            parts = [self._scaled(p, v) for v in range(4)]
+            value = f"bytes_of_one({', '.join(parts)}, {zero})"
+            lines += self._store(value, range(p, p + 1), 0, self.wide)
+        return lines
+
+    def _pairs(self) -> list[str]:
+        lines = []
+        zero = "zero" if self.end.zero else "(vh){}"
         for p in range(0, self.pixels, 2):
-            parts = [self._scaled(q, v) for q in (p, p + 1) for v in (first, first + 1)]
+            parts = [self._scaled(q, v) for q in (p, p + 1) for v in (0, 1)]
             value = f"bytes_of_two({', '.join(parts)}, {zero})"
-            lines += self._store(value, range(p, p + 2), first * self.wide // 4, size)
+            lines += self._store(value, range(p, p + 2), 0, self.wide // 2)
         return lines
 
     def _fours(self) -> list[str]:
