@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.support.plans import answers, planned
 
+from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.elementwise import (
@@ -116,8 +117,13 @@ class Made:
             found = replace(found, last=self.table())
         return found
 
-    def check(self, rows: int = 1) -> None:
-        """Compile all operations as one plan, and compare each one's bytes with numpy's."""
+    def check(self, rows: int = 1, target: Target | None = None) -> None:
+        """Compile all operations as one plan, and compare each one's bytes with numpy's.
+
+        Args:
+            rows: Rows of a batch.
+            target: Processor to write C for; this one by default.
+        """
         plan, weights = planned(
             self.operations, self.constants, self.given, self.made, by_row=rows > 1
         )
@@ -125,7 +131,7 @@ class Made:
             name: np.concatenate([np.roll(array, row) for row in range(rows)])
             for name, array in self.given.items()
         }
-        found = answers(plan, weights, repeated, rows=rows)
+        found = answers(plan, weights, repeated, rows=rows, target=target)
         for row in range(rows):
             known = self.constants | {
                 name: np.roll(array, row) for name, array in self.given.items()

@@ -24,8 +24,10 @@ from hasten.engines.compiled.nodes import (
     trees,
 )
 from hasten.engines.compiled.nodes.int8 import lower as bytes_of
+from hasten.engines.compiled.nodes.int8.qoperators import spelled
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
+from hasten.engines.layers import node_name
 from hasten.errors import CandidateError
 
 if TYPE_CHECKING:
@@ -147,6 +149,7 @@ def _read(path: Path) -> onnx.ModelProto:
             import onnx.inliner
 
             proto = onnx.inliner.inline_local_functions(proto)
+        spelled(proto.graph)
         return proto
     except Exception as error:
         raise failed("the compiled engine can't read the model", error, path) from error
@@ -168,6 +171,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def _lower(node: Node) -> None:
     proto = node.proto
+    node.graph.source = node_name(proto)
     if proto.op_type == "Constant" and _constant(node):
         return
     given = [node.graph.values.get(name) for name in proto.input if name]

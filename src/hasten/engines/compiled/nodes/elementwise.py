@@ -8,6 +8,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value, broadcast, scalar
+from hasten.engines.compiled.nodes.int8.values import byte_type
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import C_TYPES, product
@@ -347,8 +348,8 @@ def _quantize(node: Node) -> None:
     if node.has(2):
         zero = node.input(2)
     else:
-        made: Array = np.zeros((), np.uint8)
-        zero = Value("", "uint8", (), None, made)
+        made: Array = np.zeros((), byte_type(node))
+        zero = Value("", str(made.dtype), (), None, made)
     if zero.dtype not in ("uint8", "int8"):
         node.refuse(f"to {zero.dtype}")
     bounds = np.iinfo(zero.dtype)

@@ -381,7 +381,7 @@ def _runs(picked: Sequence[int]) -> list[tuple[int, int, int, int]]:
 
 
 def _shape(node: Node) -> None:
-    value = node.input(0)
+    value = node.peek(0)
     rank = len(value.shape)
     axes = range(rank)[node.attributes.get("start", 0) : node.attributes.get("end", rank)]
     sizes: Array = np.array([value.shape[axis] for axis in axes], np.int64)
@@ -390,7 +390,7 @@ def _shape(node: Node) -> None:
 
 
 def _size(node: Node) -> None:
-    value = node.input(0)
+    value = node.peek(0)
     count: Array = np.array(product(value.shape), np.int64)
     node.give(Value("", "int64", (), None, count, value.batch is not None))
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Graph, Node, Value
+from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.int8 import channels, curves, sums
-from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending, ordered
+from hasten.engines.compiled.nodes.int8.values import (
+    Bytes,
+    Levels,
+    Pending,
+    byte_type,
+    codes_of,
+    ordered,
+    shifted,
+)
 from hasten.engines.compiled.operators.int8.elementwise import Quantize
 from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.plan import product
+from hasten.errors import IntegrityError
 
 _ONE_BY_ONE = frozenset(
     [
@@ -75,6 +85,8 @@ _MOVES = frozenset(
 """Operators whose results are elements of their first input."""
 _SHAPES = frozenset(["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
 """Operators that give their first input another shape."""
+_OF_CODES = frozenset({*_MOVES, "Concat", "GlobalMaxPool", "MaxPool", "Pad"})
+"""Operators that mean the same for bytes as for the numbers that they stand for."""
 _TAKEN: Mapping[str, Callable[[Node], bool]] = {
     "Conv": sums.conv,
     "Gemm": sums.gemm,
@@ -86,6 +98,7 @@ _TAKEN: Mapping[str, Callable[[Node], bool]] = {
     "ReduceMean": sums.reduce_mean,
     "AveragePool": sums.pool,
     "MaxPool": sums.pool,
+    "GlobalMaxPool": sums.global_largest,
     "Concat": sums.concat,
 }
 
@@ -102,8 +115,13 @@ def taken(node: Node, lowering: Callable[[Node], None] | None) -> bool:
         return _quantize(node)
     if kind == "DequantizeLinear":
         return _dequantize(node)
-    if not any(node.graph.values[name].narrow for name in node.proto.input if name):
+    given = [node.graph.values[name] for name in node.proto.input if name]
+    if not any(value.narrow for value in given):
         return False
+    if any(value.bytes is not None and value.dtype != "float32" for value in given):
+        return kind in _OF_CODES and _as_codes(node, lowering)
+    if kind == "Pad":
+        return lowering is not None and _pad(node, lowering)
     if kind in ("Relu", "Clip") and _cut(node):
         return True
     if kind in _ONE_BY_ONE and _one_by_one(node):
@@ -162,7 +180,7 @@ def turned(node: Node) -> None:
 def _scale(node: Node) -> tuple[float, int, bool] | None:
     """Return the scale, the byte of zero and whether bytes are signed, of a node that quantizes."""
     scale = node.peek(1).constant
-    zero = node.peek(2).constant if node.has(2) else np.zeros((), np.uint8)
+    zero = node.peek(2).constant if node.has(2) else np.zeros((), byte_type(node))
     if scale is None or zero is None or scale.size != 1 or scale.dtype != np.float32:
         return None
     if zero.dtype not in (np.int8, np.uint8) or not (np.isfinite(scale).all() and scale.min() > 0):
@@ -183,7 +201,9 @@ def _quantize(node: Node) -> bool:
     form = _scale(node)
     if form is not None:
         scale, zero, signed = form
-        made = _bytes(node.graph, value, zero, scale)
+        key = (node.proto.input[0], zero, scale)
+        made = node.graph.known.get(key) or _bytes(node, value, zero, scale)
+        node.graph.known[key] = made
     else:
         hidden = node.proto.output[0] in node.graph.between and len(value.shape) in (3, 4)
         by_channel = channels.forms(node, value.shape[1]) if hidden else None
@@ -191,33 +211,35 @@ def _quantize(node: Node) -> bool:
             return False
         scales, zeros, signed = by_channel
         found = channels.rounded(value, scales, zeros)
-        made = found or _bytes(node.graph, value, *channels.joint(scales, zeros))
+        made = found or _bytes(node, value, *channels.joint(scales, zeros))
         made = replace(made, chosen=True)
     dtype = "int8" if signed else "uint8"
     node.give(Value("", dtype, value.shape, value.batch, bytes=made))
     return True
 
 
-def _bytes(graph: Graph, value: Value, zero: int, scale: float) -> Bytes:
-    """Round a value to bytes of one scale."""
+def _bytes(node: Node, value: Value, zero: int, scale: float) -> Bytes:
+    """Append operations that round a value to bytes of one scale."""
+    graph = node.graph
     if value.pending is not None:
         known = graph.rounded.get(id(value.pending))
         if known is not None and (known[1].zero, known[1].scale) == (zero, scale):
             return known[1]
-        made = value.pending.rounded(zero, scale)
-        if value.pending.uncut is None:
-            graph.rounded.setdefault(id(value.pending), (value.pending, made))
+        with suppress(IntegrityError):  # it is beyond what a sum's rounding takes
+            made = value.pending.rounded(zero, scale)
+            if value.pending.uncut is None:
+                graph.rounded.setdefault(id(value.pending), (value.pending, made))
+            return made
     elif value.bytes is not None and value.bytes.scales is None:
-        made = value.bytes.rounded(graph, value.shape, zero, scale)
-    else:
-        last = len(value.shape) in (3, 4) and value.shape[0] == 1
-        rows = value.shape[1] if last else 1
-        tensor = graph.new("uint8", value.shape, None).tensor
-        pixels = product(value.shape) // rows
-        read = graph.tensor(value)
-        graph.add(Quantize(read, tensor, rows, pixels, scale, Rounding(zero)))
-        made = Bytes.stored(tensor, last, zero, scale)
-    return made
+        return value.bytes.rounded(graph, value.shape, zero, scale)
+    value = node.input(0)
+    last = len(value.shape) in (3, 4) and value.shape[0] == 1
+    rows = value.shape[1] if last else 1
+    tensor = graph.new("uint8", value.shape, None).tensor
+    pixels = product(value.shape) // rows
+    read = graph.tensor(value)
+    graph.add(Quantize(read, tensor, rows, pixels, scale, Rounding(zero)))
+    return Bytes.stored(tensor, last, zero, scale)
 
 
 def _dequantize(node: Node) -> bool:
@@ -234,8 +256,9 @@ def _dequantize(node: Node) -> bool:
         return False
     if value.bytes is not None:
         made = value.bytes.read_as(zero, scale)
-    elif value.constant is None and not signed:
-        made = Bytes.stored(value.tensor, False, zero, scale)
+    elif value.constant is None:
+        tensor = shifted(node.graph, value) if signed else value.tensor
+        made = Bytes.stored(tensor, False, zero, scale)
     else:
         return False
     node.give(Value("", "float32", value.shape, value.batch, bytes=made))
@@ -312,6 +335,53 @@ def _evaluated(node: Node) -> Array | None:
         return None
     table = np.asarray(found[0], np.float32)
     return table if np.isfinite(table).all() else None
+
+
+def _as_codes(node: Node, lowering: Callable[[Node], None] | None) -> bool:
+    """Take an operator that moves bytes, whatever they stand for: as one over numbers in steps of 1."""
+    graph = node.graph
+    kept = {name: graph.values[name] for name in node.proto.input if name}
+    kept = {name: value for name, value in kept.items() if value.bytes is not None}
+    dtypes = {value.dtype for value in kept.values()}
+    if len(dtypes) > 1:
+        return False
+    (dtype,) = dtypes
+    try:
+        for name, value in kept.items():
+            assert value.bytes is not None
+            codes = value.bytes.read_as(128 if dtype == "int8" else 0, 1.0)
+            graph.values[name] = replace(value, dtype="float32", tensor="", bytes=codes)
+        if not taken(node, lowering):
+            return False
+    finally:
+        graph.values.update(kept)
+    for name in filter(None, node.proto.output):
+        graph.values[name] = replace(graph.values[name], dtype=dtype)
+    return True
+
+
+def _pad(node: Node, lowering: Callable[[Node], None]) -> bool:
+    """Take bytes with one number around them, or their own ones."""
+    value = sums.stored(node.peek(0))
+    fill = node.attributes.get("value", 0.0)
+    if node.has(2):
+        known = node.peek(2).constant
+        fill = None if known is None else known.item()
+    if value is None or fill is None:
+        return False
+    code = int(codes_of(np.array([fill]), value.zero, value.scale)[0])
+    if (
+        value.table[code] != np.float32(fill)
+        and node.attributes.get("mode", "constant") == "constant"
+    ):
+        return False
+    proto = type(node.proto)()
+    proto.CopyFrom(node.proto)
+    if node.has(2):
+        proto.input[2] = ""
+    return _move(
+        replace(node, proto=proto, attributes={**node.attributes, "value": code}), lowering
+    )
 
 
 def _move(node: Node, lowering: Callable[[Node], None]) -> bool:

@@ -14,16 +14,25 @@ from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, ordered
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Multiply8, Table8
-from hasten.engines.compiled.operators.int8.numbers import MOST_SUM, Rounding, Sum8, most_sums
+from hasten.engines.compiled.operators.int8.numbers import (
+    MOST_SUM,
+    Rounding,
+    Sum8,
+    check_scales,
+    most_sums,
+)
 from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, product
+from hasten.engines.layers import node_name
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Graph
 
 _MOST_BIAS = float(1 << 30)
 """Largest magnitude of a bias, which leaves as much for the products."""
+_LEAST_UNIT = 1e-30
+"""Smallest real number that one unit of a sum stands for."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +43,24 @@ class Products(Sums):
         conv: The convolution without its scales, its result and its rounding.
         bias: float64, real number added to each channel's sum.
         scale: float64, real number that one unit of each channel's sum stands for.
-        weight: int8, weights.
+        most: int64, largest magnitude of each channel's sum.
         last: Whether the result has the channels last, and not first in rows of a matrix.
     """
 
     conv: Conv8 | None = None
     scale: Array | None = None
+    most: Array | None = None
     last: bool = True
 
     def stored(self, scale: float | Array, rounding: Rounding) -> tuple[str, bool]:
         assert self.conv is not None
         assert self.scale is not None
+        assert self.most is not None
         graph = self.node.graph
+        ratio = _ratio(self.most, self.scale / np.asarray(scale, np.float32))
         made = graph.new("uint8", self.shape, None)
-        ratio = graph.store((self.scale / np.asarray(scale, np.float32)).astype(np.float32))
-        graph.add(replace(self.conv, scale=ratio, output=made.tensor, rounding=rounding))
+        made_of = replace(self.conv, scale=graph.store(ratio), output=made.tensor)
+        graph.add(replace(made_of, rounding=rounding))
         return made.tensor, self.last
 
     def floats(self) -> Value:
@@ -57,6 +69,7 @@ class Products(Sums):
         graph = self.node.graph
         if np.isfinite([self.low, self.high]).any():
             return super().floats()
+        graph.source = node_name(self.node.proto)
         value = graph.values[self.node.proto.output[0]]
         made = graph.new("float32", self.shape, value.batch)
         scale = graph.store(self.scale.astype(np.float32))
@@ -82,7 +95,7 @@ class _Both(Sums):
     """
 
     values: tuple[Bytes, ...] = ()
-    names: tuple[str, ...] = ()
+    names: tuple[str, str] = ("", "")
     last: bool = True
     gate: bool = False
     sign: int = 0
@@ -91,22 +104,22 @@ class _Both(Sums):
         graph = self.node.graph
         first, second = self.values
         zeros = (first.zero, second.zero)
-        made = graph.new("uint8", self.shape, None).tensor
         size = product(self.shape)
         if self.sign:
             ratios = (first.scale / scale, self.sign * second.scale / scale)
             summed = Sum8.near(ratios, zeros, rounding)
-            graph.add(Add8(*self.names, made, size, summed))
+            made = graph.new("uint8", self.shape, None).tensor
+            graph.add(Add8(self.names[0], self.names[1], made, size, summed))
             return made, self.last
         channels = self.shape[1] if self.last and len(self.shape) > 1 else 1
-        ratio = np.array([first.scale * second.scale / scale], np.float32)
+        ratio = _ratio(np.array([255 * 255]), np.array([first.scale * second.scale / scale]))
+        made = graph.new("uint8", self.shape, None).tensor
         pixels = size // channels
-        graph.add(
-            Multiply8(
-                *(*self.names, graph.store(ratio), made, pixels, channels, self.gate),
-                *(zeros, rounding),
-            )
-        )
+        bare = Multiply8(
+            self.names[0], self.names[1], graph.store(ratio), made, pixels, channels,
+            self.gate, zeros, rounding,
+        )  # fmt: skip
+        graph.add(bare)
         return made, self.last
 
 
@@ -125,62 +138,80 @@ class _Averages(Sums):
     def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
         assert self.pool is not None
         assert self.value is not None
-        graph = self.node.graph
+        graph, taps = self.node.graph, product(self.pool.kernel)
+        ratio = _ratio(np.array([255 * taps]), np.array([self.value.scale / scale / taps]))
         made = graph.new("uint8", self.shape, None).tensor
-        ratio = self.value.scale / scale / product(self.pool.kernel)
-        name = graph.store(np.array([ratio], np.float32))
+        name = graph.store(ratio)
         graph.add(replace(self.pool, scale=name, output=made, rounding=rounding))
         return made, True
 
 
 @dataclass(frozen=True)
 class _Joined(Sums):
-    """Tensors of bytes of several scales, one behind the other along the channels.
+    """Tensors of bytes of several scales, one behind the other along an axis.
 
     Attributes:
-        parts: The tensors, with their numbers of channels.
+        parts: The tensors, with their shapes.
+        axis: The axis.
     """
 
-    parts: tuple[tuple[Bytes, int], ...] = ()
+    parts: tuple[tuple[Bytes, tuple[int, ...]], ...] = ()
+    axis: int = 1
 
     def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
         graph = self.node.graph
-        pixels = product(self.shape[2:])
+        last = self.axis == 1
         rounded = []
-        for value, channels in self.parts:
-            shape = (1, channels, *self.shape[2:])
+        for value, shape in self.parts:
             codes = value.rounded(graph, shape, rounding.zero, scale)
             name = codes.tensor
             if rounding.low > 0 or rounding.high < 255:
                 cut = np.clip(np.arange(256), rounding.low, rounding.high).astype(np.uint8)
                 made = graph.new("uint8", shape, None).tensor
-                graph.add(Table8(name, graph.store(cut), made, channels * pixels))
+                graph.add(Table8(name, graph.store(cut), made, product(shape)))
                 name = made
-            rounded.append((ordered(graph, name, codes.last, shape, True), channels))
-        return joined(graph, rounded, self.shape), True
+            wide = product(shape[self.axis :]) if not last else shape[1]
+            rounded.append((ordered(graph, name, codes.last, shape, last), wide))
+        return joined(graph, rounded, self.shape), last
 
 
 def joined(graph: Graph, parts: list[tuple[str, int]], shape: tuple[int, ...]) -> str:
-    """Append copies of tensors with channels last into one; return it.
+    """Append copies of the rows of tensors, one behind the other, into one; return it.
 
     Args:
         graph: Plan so far.
-        parts: Tensors, each with its number of channels.
-        shape: Shape of the result, channels as axis 1.
+        parts: Tensors, each with the length of its rows.
+        shape: Shape of the result.
     """
     made = graph.new("uint8", shape, None)
-    pixels, start = product(shape[2:]), 0
-    for name, channels in parts:
+    whole, start = sum(wide for _, wide in parts), 0
+    for name, wide in parts:
         source = replace(made, tensor=name)
         graph.map(
             [Step("copy", (0,), "uint8")],
-            [(source, (channels, 1), 0)],
+            [(source, (wide, 1), 0)],
             made,
-            into=Access(made.tensor, (shape[1], 1), start),
-            shape=(pixels, channels),
+            into=Access(made.tensor, (whole, 1), start),
+            shape=(product(shape) // whole, wide),
         )
-        start += channels
+        start += wide
     return made.tensor
+
+
+def _ratio(most: Array, ratio: Array) -> Array:
+    """Return factors of sums as float32.
+
+    Args:
+        most: Largest magnitude of each sum.
+        ratio: The factors.
+
+    Raises:
+        IntegrityError: a result is beyond what is rounded.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        found = ratio.astype(np.float32)
+    check_scales(most, found)
+    return found
 
 
 def stored(value: Value, *, by_channel: bool = False) -> Bytes | None:
@@ -211,7 +242,7 @@ def _coarser(weight: Array, unit: Array, bias: Array) -> tuple[Array, Array]:
 
     A channel whose weights are next to nothing has a tiny unit, in which its bias would be a huge number.
     """
-    least = np.abs(bias) / _MOST_BIAS
+    least = np.maximum(np.abs(bias) / _MOST_BIAS, _LEAST_UNIT)
     if (unit >= least).all():
         return weight, unit
     coarse = np.maximum(unit, least)
@@ -245,7 +276,8 @@ def _products(
         return False
     weight, unit = _coarser(weight, unit, bias)
     numbers = np.rint(bias / unit).astype(np.int32)
-    if most_sums(weight, numbers, value.zero).max() > MOST_SUM:
+    most = most_sums(weight, numbers, value.zero)
+    if most.max() > MOST_SUM:
         return False
     graph = node.graph
     conv = replace(
@@ -253,7 +285,7 @@ def _products(
         weight=graph.store(np.ascontiguousarray(weight)),
         bias=graph.store(numbers),
     )
-    pending = Products(node, shape, conv=conv, scale=unit, last=last)
+    pending = Products(node, shape, conv=conv, scale=unit, most=most, last=last)
     node.give(Value("", "float32", shape, 0, pending=pending))
     return True
 
@@ -357,7 +389,9 @@ def _both(node: Node, sign: int) -> bool:
     shape, graph = first.shape, node.graph
     if gate:
         pixels = (1,) * (len(shape) - 2)
-        if len(shape) < 3 or second.shape[-len(shape) + 1 :] != (shape[1], *pixels):
+        if len(shape) < 3 or len(second.shape) > len(shape):
+            return False
+        if second.shape[-len(shape) + 1 :] != (shape[1], *pixels):
             return False
         last = True
         names = (ordered(graph, values[0].tensor, values[0].last, shape, True), values[1].tensor)
@@ -395,6 +429,26 @@ def global_average(node: Node) -> bool:
     return True
 
 
+def global_largest(node: Node) -> bool:
+    """Take the largest byte of whole pictures."""
+    given = node.peek(0)
+    value = stored(given)
+    if value is None or given.shape[0] != 1 or len(given.shape) not in (3, 4):
+        return False
+    shape = (*given.shape[:2], *(1 for _ in given.shape[2:]))
+    bare = _pool(value, given, node.graph, two(given.shape[2:], 1))
+    _largest(node, value, bare, shape)
+    return True
+
+
+def _largest(node: Node, value: Bytes, bare: Pool8, shape: tuple[int, ...]) -> None:
+    """Give the largest byte of each window."""
+    made = node.graph.new("uint8", shape, None).tensor
+    node.graph.add(replace(bare, output=made))
+    kept = Bytes.stored(made, True, value.zero, value.scale)
+    node.give(Value("", "float32", shape, 0, bytes=kept))
+
+
 def reduce_mean(node: Node) -> bool:
     """Take an average over whole pictures."""
     given = node.peek(0)
@@ -429,7 +483,12 @@ def pool(node: Node) -> bool:
         )
     )
     largest = node.proto.op_type == "MaxPool"
-    if max(window.dilations) > 1 or (not largest and max(*window.before, *ends) > 0):
+    counted = bool(node.attributes.get("count_include_pad", 0)) and all(
+        end <= after for end, after in zip(ends, window.after, strict=True)
+    )
+    if max(window.dilations) > 1:
+        return False
+    if not largest and not counted and max(*window.before, *ends) > 0:
         return False
     bare = replace(
         _pool(value, given, node.graph, two(window.kernel, 1)),
@@ -441,31 +500,38 @@ def pool(node: Node) -> bool:
         pending = _Averages(node, shape, value=value, pool=bare)
         node.give(Value("", "float32", shape, 0, pending=pending))
         return True
-    made = node.graph.new("uint8", shape, None).tensor
-    node.graph.add(replace(bare, output=made))
-    kept = Bytes.stored(made, True, value.zero, value.scale)
-    node.give(Value("", "float32", shape, 0, bytes=kept))
+    _largest(node, value, bare, shape)
     return True
 
 
 def concat(node: Node) -> bool:
-    """Take pictures of bytes one behind the other along the channels."""
+    """Take tensors of bytes one behind the other along an axis."""
     given = [node.peek(place) for place in range(len(node.proto.input))]
-    axis = int(node.attributes["axis"])
     first = given[0].shape
-    if any(value.bytes is None or value.batch != 0 for value in given) or len(first) < 3:
+    axis = node.axis(int(node.attributes["axis"]), len(first))
+    if any(value.bytes is None or value.batch != 0 for value in given):
         return False
     if any(value.bytes is not None and value.bytes.scales is not None for value in given):
         return False
-    if axis % len(first) != 1 or first[0] != 1:
+    if axis == 0 or product(first[:1]) != 1:
         return False
-    shape = (1, sum(value.shape[1] for value in given), *first[2:])
-    parts = tuple((value.bytes, value.shape[1]) for value in given if value.bytes is not None)
-    node.give(Value("", "float32", shape, 0, pending=_Joined(node, shape, parts=parts)))
+    if any(
+        len(v.shape) != len(first) or _without(v.shape, axis) != _without(first, axis)
+        for v in given
+    ):
+        return False
+    shape = (*first[:axis], sum(value.shape[axis] for value in given), *first[axis + 1 :])
+    parts = tuple((value.bytes, value.shape) for value in given if value.bytes is not None)
+    pending = _Joined(node, shape, parts=parts, axis=axis)
+    node.give(Value("", "float32", shape, 0, pending=pending))
     kinds = {(one.zero, one.scale) for one, _ in parts}
     if len(kinds) == 1 and all(one.tensor for one, _ in parts):
         zero, scale = kinds.pop()
-        tensor, last = _Joined(node, shape, parts=parts).stored(scale, Rounding(zero))
+        tensor, last = pending.stored(scale, Rounding(zero))
         kept = Bytes.stored(tensor, last, zero, scale)
         node.give(Value("", "float32", shape, 0, bytes=kept))
     return True
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]

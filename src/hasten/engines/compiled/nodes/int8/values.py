@@ -13,7 +13,8 @@ from hasten.engines.compiled.graph import Value
 from hasten.engines.compiled.operators.int8.elementwise import Dequantize, Table8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.plan import contiguous, product
+from hasten.engines.layers import node_name
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Graph, Node
@@ -110,7 +111,17 @@ def codes_of(numbers: Array, zero: int, scale: float) -> Array:
     """Return the bytes of real numbers, as uint8; NaN gives the zero."""
     with np.errstate(all="ignore"):
         scaled = np.nan_to_num(np.rint(numbers / np.float32(scale)), posinf=1e6, neginf=-1e6)
-    return np.clip(scaled.astype(np.int64) + zero, 0, 255).astype(np.uint8)  # type: ignore[no-any-return]
+    return np.clip(scaled.astype(np.int64) + zero, 0, 255).astype(np.uint8)
+
+
+def byte_type(node: Node) -> str:
+    """Return the type of bytes where a node that quantizes, or the other way, has no zero point."""
+    if node.proto.op_type == "DequantizeLinear":
+        return node.peek(0).dtype
+    import onnx
+
+    wanted = int(node.attributes.get("output_dtype", 0)) or onnx.TensorProto.UINT8
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(wanted)))
 
 
 def ordered(graph: Graph, tensor: str, last: bool, shape: tuple[int, ...], wanted: bool) -> str:
@@ -118,14 +129,28 @@ def ordered(graph: Graph, tensor: str, last: bool, shape: tuple[int, ...], wante
     pixels = product(shape[2:])
     if last == wanted or len(shape) < 3 or pixels == 1 or shape[1] == 1:
         return tensor
-    known = graph.turned.get((tensor, wanted))
+    key = (tensor, wanted, shape[1])
+    known = graph.turned.get(key)
     if known is not None:
         return known
     made = graph.new("uint8", shape, None)
     rows, columns = (pixels, shape[1]) if last else (shape[1], pixels)
     read = (replace(made, tensor=tensor), (1, columns), 0)
     graph.map([Step("copy", (0,), "uint8")], [read], made, shape=(columns, rows))
-    graph.turned[tensor, wanted] = made.tensor
+    graph.turned[key] = made.tensor
+    return made.tensor
+
+
+def shifted(graph: Graph, value: Value) -> str:
+    """Append the bytes of a tensor of int8, each 128 higher; return their tensor."""
+    made = graph.new("uint8", value.shape, None)
+    steps = [
+        Step("cast", (0,), "int32"),
+        Step("value", (), "int32", "128"),
+        Step("add", (1, 2), "int32"),
+        Step("cast", (3,), "uint8"),
+    ]
+    graph.map(steps, [(value, contiguous(value.shape), 0)], made)
     return made.tensor
 
 
@@ -165,6 +190,8 @@ class Sums(Pending):
         """Append operations that round them; return the tensor, and whether channels are last."""
 
     def rounded(self, zero: int, scale: float) -> Bytes:
+        """Append operations that round them to bytes of a scale."""
+        self.node.graph.source = node_name(self.node.proto)
         low, high = (int(one) for one in codes_of(np.array([self.low, self.high]), zero, scale))
         tensor, last = self.stored(scale, Rounding(zero, low, high))
         return Bytes.stored(tensor, last, zero, scale)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8 import dense, depthwise
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -46,6 +48,8 @@ class Conv8(Operation):
         sum: How the residual is added; None without one.
         last: Constant of 256 uint8 that replace each byte after that; "" for none.
     """
+
+    task: ClassVar[Kind] = "arithmetic"
 
     narrow: ClassVar[bool] = True
 
@@ -154,6 +158,9 @@ class Conv8(Operation):
         bias = writer.constant(self.bias)
         check_sums(writer, most_sums(weight, bias, self.zero), self.scale)
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it: what every kernel must equal.
 
@@ -183,7 +190,7 @@ class Conv8(Operation):
         """Return the results of sums of shape (height, width, channels), flat."""
         scale = tensors[self.scale]
         if self.rounding is None:
-            return (sums.astype(np.float32) * scale).ravel()  # type: ignore[no-any-return]
+            return (sums.astype(np.float32) * scale).ravel()
         found = self.rounding.of(sums, scale).ravel()
         if self.table:
             found = tensors[self.table][found]
@@ -195,7 +202,12 @@ class Conv8(Operation):
 
     def emit(self, writer: Writer) -> None:
         self.check_constants(writer)
-        _emit_plainly(self, writer)
+        if depthwise.supported(self):
+            depthwise.emit(self, writer)
+        elif self.depthwise:
+            _emit_plainly(self, writer)
+        else:
+            dense.emit(self, writer)
 
 
 def _emit_plainly(conv: Conv8, writer: Writer) -> None:

@@ -63,7 +63,7 @@ class Rounding:
             scale: float32, for all or for each number along the last axis.
         """
         scaled = np.rint(sums.astype(np.float32) * scale).astype(np.int64) + self.zero
-        return np.clip(scaled, self.low, self.high).astype(np.uint8)
+        return np.clip(scaled, self.low, self.high).astype(np.uint8)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,11 @@ class Sum8:
         if not (fits and 0 <= self.shift <= _MOST_SHIFT and 0 <= self.low <= self.high <= 255):
             raise IntegrityError("the plan is damaged: a sum of two bytes overflows")
 
+    @property
+    def arguments(self) -> str:
+        """Arguments of C's `added` behind the size."""
+        return f"{self.factors[0]}, {self.factors[1]}, {self.offset}, {self.shift}, {self.low}, {self.high}"
+
     def expression(self, first: str, second: str) -> str:
         """Return C for the byte of two bytes, which are C expressions."""
         a, b = self.factors
@@ -105,7 +110,7 @@ class Sum8:
         """Return the bytes of two arrays of uint8, as numpy computes them."""
         a, b = self.factors
         total = first.astype(np.int64) * a + second.astype(np.int64) * b + self.offset
-        return np.clip(total >> self.shift, self.low, self.high).astype(np.uint8)
+        return np.clip(total >> self.shift, self.low, self.high).astype(np.uint8)  # type: ignore[no-any-return]
 
     @classmethod
     def near(
@@ -157,7 +162,20 @@ def check_sums(writer: Writer, most: Array, scale: str) -> None:
     Raises:
         IntegrityError: a sum or a result may overflow, or a scale is no positive number.
     """
-    scales = writer.constant(scale).astype(np.float64)
+    check_scales(most, writer.constant(scale))
+
+
+def check_scales(most: Array, scale: Array) -> None:
+    """Check that sums fit 32 bits, and their products with the scales the range for rounding.
+
+    Args:
+        most: Largest magnitude of each channel's sum.
+        scale: float32, one for each channel or for all.
+
+    Raises:
+        IntegrityError: a sum or a result may overflow, or a scale is no positive number.
+    """
+    scales = scale.astype(np.float64)
     if not (np.isfinite(scales).all() and (scales > 0).all()):
         raise IntegrityError("the plan is damaged: a scale isn't a positive number")
     if most.max() > MOST_SUM or (most * scales).max() > MOST_RESULT:

@@ -104,6 +104,9 @@ class Pool8(Operation):
             most = product(self.kernel) * max(self.zero, 255 - self.zero)
             check_sums(writer, np.array([most]), self.scale)
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         largest = self.rounding is None
@@ -119,6 +122,28 @@ class Pool8(Operation):
     def emit(self, writer: Writer) -> None:
         self.check_constants(writer)
         x, y = writer.read(self.input), writer.write(self.output)
+        if not (vector := writer.byte_width(self.channels)):
+            self._emit_plainly(writer, x, y)
+            return
+        line = self.size[1] * self.channels
+        with writer.loops(self.output_size):
+            for at, (name, size) in enumerate(zip(("v", "h"), self.size, strict=True)):
+                writer.line(f"const long {name} = i{at} * {self.strides[at]} - {self.pads[at]};")
+                writer.line(f"const long {name}0 = {name} < 0 ? 0 : {name};")
+                end = f"{name} + {self.kernel[at]}"
+                writer.line(f"const long {name}s = ({end} < {size} ? {end} : {size}) - {name}0;")
+            to = f"{y} + (i0 * {self.output_size[1]} + i1) * {self.channels}"
+            window = f"{x} + v0 * {line} + h0 * {self.channels}, vs, hs, {line}, {self.channels}"
+            if self.rounding is None:
+                writer.line(f"largest_{vector}({to}, {window}, {self.channels});")
+                return
+            end = f"{writer.read(self.scale)}[0], {self.rounding.arguments}"
+            writer.line(
+                f"averaged_{vector}({to}, {window}, {self.channels}, vs * hs * {self.zero}, {end});"
+            )
+
+    def _emit_plainly(self, writer: Writer, x: str, y: str) -> None:
+        """Write loops over pixels, channels and taps, which any shape goes through."""
         high, wide = self.output_size
         with writer.loops((high, wide, self.channels)):
             writer.line("i32 sum = 0;")

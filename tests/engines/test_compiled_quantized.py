@@ -1,0 +1,360 @@
+"""Graphs of bytes: lowered plans answer as ONNX Runtime does, their C as numpy does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from tests.support.quantized import drawn, lowered, quantized, ran, steps_apart
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled import compiler
+from hasten.engines.compiled.plan import Plan
+from hasten.errors import CandidateError
+
+_HEAD = '<ir_version: 8, opset_import: ["": {opset}]>'
+_FORMS: list[dict[str, Any]] = [
+    {},
+    {"signed": True},
+    {"wide": False, "weights": "uint8"},
+    {"signed": True, "biases": False},
+]
+_KINDS = {"Quantize", "Conv8", "Pool8", "Table8", "Add8", "Multiply8", "Dequantize", "Map"}
+"""Operations that calculate with bytes, and copies."""
+
+
+def text(signature: str, outputs: str, body: str, constants: str = "", opset: int = 17) -> str:
+    made = ", ".join(
+        f"float[{', '.join(f'{o}{n}' for n in range(4))}] {o}" for o in outputs.split()
+    )
+    return f"{_HEAD.format(opset=opset)} g ({signature}) => ({made}) {constants} {{ {body} }}"
+
+
+def kinds(plan: Plan) -> set[str]:
+    return {type(one).__name__ for one in plan.operations}
+
+
+def assert_close(
+    model: onnx.ModelProto, folder: Path, steps: float = 1.6, *, compiled: bool = True
+) -> Plan:
+    plan, apart = steps_apart(model, folder, compiled=compiled)
+    assert max(apart.values()) <= steps, apart
+    return plan
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the compiler optimize less; other tests compile the same operations as models do."""
+    monkeypatch.setattr(compiler, "_OPTIMIZED", {"gcc": ("-O1",)})
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_convolutions_of_all_shapes_are_of_bytes(form: dict[str, Any], tmp_path: Path) -> None:
+    body = """
+        a = Conv <pads = [3, 3, 3, 3]> (x, w7, b7)
+        b = Conv <strides = [2, 2], pads = [1, 1, 1, 1], group = 6> (x, wd, b6)
+        c = Conv <pads = [0, 2, 1, 1], dilations = [2, 1], group = 2> (x, wg)
+        d = Conv <auto_pad = "SAME_LOWER", strides = [2, 2]> (x, w4, b4)
+        r = Clip (d, low, high)
+        e = Conv (r, w1)"""
+    shapes = {"w7": (4, 6, 7, 7), "b7": (4,), "wd": (12, 1, 3, 3), "b6": (12,), "wg": (4, 3, 3, 3)}
+    shapes |= {"w4": (4, 6, 4, 4), "b4": (4,), "w1": (5, 4, 1, 1)}
+    bounds = "<float low = {0}, float high = {6}>"
+    model = quantized(text("float[1, 6, 9, 7] x", "a b c e", body, bounds), shapes, **form)
+    plan = assert_close(model, tmp_path, compiled=form == _FORMS[0])
+    assert kinds(plan) == {"Quantize", "Conv8", "Dequantize"}
+
+
+def test_residuals_gates_and_activations_are_of_bytes(tmp_path: Path) -> None:
+    body = """
+        c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+        h = HardSwish (c)
+        p = ReduceMean <axes = [-1, -2], keepdims = 0> (h)
+        u = Unsqueeze (p, ends)
+        f = Conv (u, w1, b1)
+        s = Sigmoid (f)
+        m = Mul (s, h)
+        v = Conv (x, w2)
+        n = Add (m, v)
+        r = Relu (n)
+        t = Sub (r, x)
+        d = Add (t, t)
+        l = LeakyRelu <alpha = 0.1> (d)
+        i = Sigmoid (l)
+        y = Mul (l, i)
+        q = GlobalMaxPool (y)"""
+    shapes = {"w": (6, 6, 3, 3), "b": (6,), "w1": (6, 6, 1, 1), "b1": (6,), "w2": (6, 6, 1, 1)}
+    ends = "<int64[2] ends = {2, 3}>"
+    model = quantized(text("float[1, 6, 9, 7] x", "y q", body, ends), shapes, floats=("i",))
+    plan = assert_close(model, tmp_path, 3.1)
+    assert kinds(plan) <= _KINDS - {"Map"}
+    made = Counter(type(one).__name__ for one in plan.operations)
+    assert (made["Add8"], made["Multiply8"]) == (2, 1)  # twice the same number is a table
+
+
+def test_pools_pads_and_joins_are_of_bytes(tmp_path: Path) -> None:
+    body = """
+        c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+        m = MaxPool <kernel_shape = [3, 2], strides = [2, 2], pads = [1, 0, 1, 1], ceil_mode = 1> (c)
+        a = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1> (c)
+        p = Pad (a, around)
+        k = Conv (p, v)
+        e = Concat <axis = 1> (c, x, c)
+        f = Concat <axis = 2> (x, c)
+        g = Flatten (m)
+        h = Flatten (f)
+        j = Concat <axis = 1> (g, h)
+        y = Reshape (j, all)"""
+    constants = "<int64[8] around = {0, 0, 1, 0, 0, 0, 2, 1}, int64[4] all = {1, -1, 1, 1}>"
+    shapes = {"w": (6, 6, 3, 3), "b": (6,), "v": (3, 6, 2, 2)}
+    model = quantized(text("float[1, 6, 9, 7] x", "e k y", body, constants), shapes)
+    assert kinds(assert_close(model, tmp_path)) <= _KINDS
+
+
+def test_moved_bytes_stay_bytes(tmp_path: Path) -> None:
+    body = """
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Reshape (c, groups)
+        t = Transpose <perm = [0, 2, 1, 3, 4]> (r)
+        s = Reshape (t, back)
+        u, v = Split <axis = 1> (s)
+        d = Conv (u, w2)
+        e = Concat <axis = 1> (v, d)
+        n = Resize <mode = "nearest"> (e, , scales)
+        z = SpaceToDepth <blocksize = 2> (n)
+        y = Conv (z, w3)"""
+    constants = """<int64[5] groups = {1, 2, 4, 6, 5}, int64[4] back = {1, 8, 6, 5},
+        float[4] scales = {1, 1, 2, 2}>"""
+    shapes = {"w": (8, 8, 3, 3), "w2": (4, 4, 1, 1), "w3": (5, 32, 1, 1)}
+    model = quantized(text("float[1, 8, 6, 5] x", "y", body, constants), shapes)
+    assert kinds(assert_close(model, tmp_path, 3.1)) <= _KINDS | {"Pick"}
+
+
+def test_a_tensor_that_is_read_under_two_shapes_is_ordered_for_each(tmp_path: Path) -> None:
+    body = """
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Reshape (c, first)
+        d = Conv (r, v)
+        u = Reshape (r, second)
+        e = Conv (u, k)
+        f = Flatten (d)
+        g = Flatten (e)
+        j = Concat <axis = 1> (f, g)
+        y = Reshape (j, all)"""
+    constants = """<int64[3] first = {1, 3, 126}, int64[4] second = {1, 2, 27, 7},
+        int64[4] all = {1, -1, 1, 1}>"""
+    shapes = {"w": (6, 6, 3, 3), "v": (5, 3, 1), "k": (2, 2, 1, 1)}
+    assert_close(quantized(text("float[1, 6, 9, 7] x", "y", body, constants), shapes), tmp_path)
+
+
+def test_rows_sequences_and_matrices_are_of_bytes(tmp_path: Path) -> None:
+    body = """
+        c = Conv <pads = [1, 2], strides = [2], dilations = [2]> (x, w, b)
+        m = MatMul (c, v)
+        f = Flatten (m)
+        g = Gemm <transB = 1, alpha = 0.5> (f, k, b2)
+        r = Relu (g)
+        h = Gemm (r, k2)
+        y = Reshape (h, all)"""
+    shapes = {"w": (4, 6, 3), "b": (4,), "v": (10, 5), "k": (7, 20), "b2": (7,), "k2": (7, 3)}
+    all_of = "<int64[4] all = {1, -1, 1, 1}>"
+    model = quantized(text("float[1, 6, 20] x", "y", body, all_of), shapes)
+    assert kinds(assert_close(model, tmp_path)) <= _KINDS
+
+
+def test_what_is_of_floats_between_bytes_answers_the_same(tmp_path: Path) -> None:
+    body = """
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        s = Sin (c)
+        d = Conv (s, w2)
+        r = Relu (d)
+        t = ConvTranspose <strides = [2, 2]> (r, w3)
+        l = Resize <mode = "linear"> (c, , scales)
+        e = Concat <axis = 1> (t, l)
+        p = PRelu (e, slopes)
+        a = AveragePool <kernel_shape = [2, 2], pads = [1, 1, 1, 1]> (p)
+        y = Conv (a, w4)"""
+    shapes = {"w": (6, 6, 3, 3), "w2": (4, 6, 1, 1), "w3": (4, 2, 2, 2), "slopes": (8, 1, 1)}
+    shapes["w4"] = (3, 8, 1, 1)
+    scales = "<float[4] scales = {1, 1, 2, 2}>"
+    model = quantized(
+        text("float[1, 6, 5, 4] x", "y c", body, scales), shapes, floats=("s", "d"), signed=True
+    )
+    assert_close(model, tmp_path, 3.1)
+
+
+def parsed(body: str, given: str, made: str, opset: int = 17, **constants: Any) -> onnx.ModelProto:
+    """Return a graph of bytes as it is written, with its constants."""
+    head = f'<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]>'
+    model = onnx.parser.parse_model(f"{head} g ({given}) => ({made}) {{ {body} }}")
+    usual: dict[str, Array] = {
+        "sx": np.float32(0.03), "zx": np.uint8(120), "sy": np.float32(0.05), "zy": np.uint8(100),
+        "ix": np.int8(-5), "iy": np.int8(20), "wz": np.int8(0),
+    }  # fmt: skip
+    used = {name for node in model.graph.node for name in node.input}
+    for name, array in {**usual, **constants}.items():
+        if name in used:
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    return model
+
+
+def weights(*shape: int) -> Array:
+    return np.random.default_rng(3).integers(-60, 60, shape).astype(np.int8)
+
+
+_SHAPE = "[a, b, c, d]"
+
+
+def test_codes_are_moved_pooled_and_joined_as_they_are(tmp_path: Path) -> None:
+    for zero, dtype in (("zx", "uint8"), ("ix", "int8")):
+        body = f"""
+            q = QuantizeLinear (x, sx, {zero})
+            t = Transpose <perm = [0, 2, 3, 1]> (q)
+            m = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (t)
+            p = Pad (m, around)
+            j = Concat <axis = 1> (p, p)
+            y = DequantizeLinear (j, sy, {zero})"""
+        made = f"float{_SHAPE} y, {dtype}{_SHAPE} j, {dtype}{_SHAPE} t"
+        around = np.array([0, 0, 1, 0, 0, 0, 0, 2])
+        plan = assert_close(parsed(body, "float[1, 6, 9, 7] x", made, around=around), tmp_path)
+        assert kinds(plan) == {"Quantize", "Map", "Pool8", "Dequantize"}
+
+
+def test_bytes_come_in_and_go_out_as_they_are(tmp_path: Path) -> None:
+    body = """
+        n = Transpose <perm = [0, 3, 1, 2]> (x)
+        r = DequantizeLinear (n, sx, {zero})
+        w = DequantizeLinear <axis = 0> (k, ks)
+        c = Conv (r, w)
+        y = QuantizeLinear (c, sy, {zero})"""
+    scales = np.linspace(0.001, 0.004, 4, dtype=np.float32)
+    for zero, dtype in (("zx", "uint8"), ("ix", "int8")):
+        model = parsed(
+            body.replace("{zero}", zero), f"{dtype}[1, 9, 7, 3] x", f"{dtype}{_SHAPE} y",
+            k=weights(4, 3, 2, 2), ks=scales,
+        )  # fmt: skip
+        assert kinds(assert_close(model, tmp_path)) == {"Map", "Conv8"}
+
+
+@pytest.mark.parametrize("opset", [10, 13, 19, 21, 23])
+def test_every_version_of_the_standard_means_the_same(opset: int, tmp_path: Path) -> None:
+    signed = "<output_dtype = 3>" if opset >= 21 else ""
+    body = f"""
+        q = QuantizeLinear {signed} (x, sx)
+        r = DequantizeLinear (q, sx)
+        w = DequantizeLinear (k, ks)
+        c = Conv (r, w)
+        o = QuantizeLinear {signed} (c, sy)
+        y = DequantizeLinear (o, sy)"""
+    ks = np.float32(0.004)
+    model = parsed(
+        body, "float[1, 6, 9, 7] x", f"float{_SHAPE} y", opset, k=weights(4, 6, 1, 1), ks=ks
+    )
+    plan = assert_close(model, tmp_path, compiled=False)
+    assert kinds(plan) == {"Quantize", "Conv8", "Dequantize"}
+
+
+def test_operators_of_bytes_are_taken_in_their_own_form(tmp_path: Path) -> None:
+    body = """
+        q = QuantizeLinear (x, sx, zx)
+        c = QLinearConv <pads = [1, 1, 1, 1]> (q, sx, zx, k, ks, kz, sy, zy, b)
+        a = com.microsoft.QLinearAdd (c, sy, zy, q, sx, zx, sy, zy)
+        l = com.microsoft.QLinearLeakyRelu <alpha = 0.1> (a, sy, zy, sx, zx)
+        s = com.microsoft.QLinearSigmoid (l, sx, zx, su, zu)
+        m = com.microsoft.QLinearMul (s, su, zu, a, sy, zy, sx, zx)
+        j = com.microsoft.QLinearConcat <axis = 1> (sy, zy, m, sx, zx, c, sy, zy)
+        g = com.microsoft.QLinearGlobalAveragePool (j, sy, zy, sx, zx)
+        f = Flatten (g)
+        n = QLinearMatMul (f, sx, zx, v, vs, wz, sx, zx)
+        h = com.microsoft.QGemm <transB = 1> (n, sx, zx, v2, vs, wz, b2)
+        y = com.microsoft.DequantizeLinear (j, sy, zy)"""
+    rng = np.random.default_rng(0)
+    model = parsed(
+        body, "float[1, 6, 9, 7] x", f"float{_SHAPE} y, float[a, e] h",
+        k=weights(6, 6, 3, 3), ks=np.full(6, 0.001, np.float32), kz=np.zeros(6, np.int8),
+        b=rng.integers(-2000, 2000, 6).astype(np.int32), su=np.float32(1 / 256), zu=np.uint8(0),
+        v=weights(12, 5), vs=np.float32(0.01), v2=weights(3, 5),
+        b2=rng.integers(-2000, 2000, 3).astype(np.int32),
+    )  # fmt: skip
+    assert kinds(assert_close(model, tmp_path, 3.1)) <= _KINDS
+
+
+def test_numbers_beyond_all_bytes_answer_the_same(tmp_path: Path) -> None:
+    body = """
+        q = QuantizeLinear (x, sx, zx)
+        r = DequantizeLinear (q, sx, zx)
+        w = DequantizeLinear <axis = 0> (k, ks)
+        c = Conv (r, w, b)
+        cq = QuantizeLinear (c, tiny, zy)
+        y = DequantizeLinear (cq, tiny, zy)
+        a = Add (r, y)
+        aq = QuantizeLinear (a, least, zy)
+        z = DequantizeLinear (aq, least, zy)
+        g = GlobalAveragePool (r)
+        gq = QuantizeLinear (g, least, zy)
+        p = DequantizeLinear (gq, least, zy)
+        cs = QuantizeLinear (c, sy, zy)
+        s = DequantizeLinear (cs, sy, zy)"""
+    made = ", ".join(f"float{_SHAPE} {name}" for name in "yzps")
+    model = parsed(
+        body, "float[1, 6, 9, 7] x", made, k=weights(6, 6, 1, 1),
+        ks=np.array([1e-3, 1e-12, 1e-30, 1e-42, 2e-3, 3e-3], np.float32),
+        b=np.array([0.2, -0.2, 0.1, 0, 0.1, 0], np.float32),
+        tiny=np.float32(1e-30), least=np.float32(1e-42),
+    )  # fmt: skip
+    assert_close(model, tmp_path)
+
+
+def test_sizes_of_a_value_leave_it_bytes_and_one_rounding_is_done_once(tmp_path: Path) -> None:
+    body = """
+        q = QuantizeLinear (x, sx, zx)
+        r = DequantizeLinear (q, sx, zx)
+        w = DequantizeLinear <axis = 0> (k, ks)
+        c = Conv (r, w)
+        sizes = Shape (c)
+        first = Gather (sizes, none)
+        shape = Concat <axis = 0> (first, rest)
+        o = QuantizeLinear (c, sy, zy)
+        o2 = QuantizeLinear (c, sy, zy)
+        d = DequantizeLinear (o, sy, zy)
+        d2 = DequantizeLinear (o2, sy, zy)
+        e = Add (d, d2)
+        eq = QuantizeLinear (e, sy, zy)
+        ed = DequantizeLinear (eq, sy, zy)
+        y = Reshape (ed, shape)"""
+    model = parsed(
+        body, "float[1, 6, 9, 7] x", "float[a, b] y", k=weights(4, 6, 1, 1),
+        ks=np.full(4, 0.002, np.float32), none=np.array([0]), rest=np.array([-1]),
+    )  # fmt: skip
+    plan = assert_close(model, tmp_path)
+    assert [type(one).__name__ for one in plan.operations].count("Conv8") == 1
+    assert "Map" not in {type(one).__name__ for one in plan.operations[:-2]}
+
+
+def test_several_rows_at_once_answer_the_same(tmp_path: Path) -> None:
+    body = "c = Conv <pads = [1, 1, 1, 1]> (x, w, b) r = Relu (c) d = Conv (r, v) y = Add (d, r)"
+    shapes = {"w": (6, 6, 3, 3), "b": (6,), "v": (6, 6, 1, 1)}
+    plan = assert_close(quantized(text("float[2, 6, 9, 7] x", "y", body), shapes), tmp_path)
+    assert not plan.by_row
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (
+            "q, s, z = DynamicQuantizeLinear (x) y = DequantizeLinear (q, s, z)",
+            "DynamicQuantizeLin",
+        ),
+        ("q = QuantizeLinear (x, sx, z16) y = DequantizeLinear (q, sx, z16)", "QuantizeLinear"),
+    ],
+)
+def test_what_is_not_covered_is_named(body: str, named: str, tmp_path: Path) -> None:
+    model = parsed(body, "float[1, 6] x", "float[a, b] y", 21, z16=np.int16(0))
+    assert ran(model, drawn(model, 0))
+    with pytest.raises(CandidateError, match=f"doesn't take {named}"):
+        lowered(model, tmp_path)
