@@ -123,7 +123,8 @@ class Quantize(Operation):
         x, y = writer.read(self.input), writer.write(self.output)
         step = np.float32(self.step)
         wide = min(32, writer.byte_width(self.pixels))
-        bound = step * np.float32(_BOUND)
+        with np.errstate(over="ignore"):
+            bound = step * np.float32(_BOUND)
         if wide and self.channels in (1, 3) and np.isfinite(bound):
             arguments = f"{', '.join(map(_float, (step, _inverse(step), bound)))}, {self.rounding.arguments}"
             with writer.block(f"for (long i = 0; i < {self.pixels}; i += {wide})"):
