@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -47,6 +47,8 @@ class Conv8(Operation):
         sum: How the residual is added; None without one.
         last: Constant of 256 uint8 that replace each byte after that; "" for none.
     """
+
+    splits: ClassVar[bool] = True
 
     input: str
     weight: str
@@ -192,10 +194,15 @@ class Conv8(Operation):
             found = tensors[self.last][found]
         return found
 
-    def emit(self, writer: Writer) -> None:
+    def emit_rows(self, writer: Writer) -> None:
         self.check_constants(writer)
+        if self.depthwise or not dense.emit_rows(self, writer):
+            super().emit_rows(writer)
+
+    def emit(self, writer: Writer) -> None:
         if self.depthwise:
-            _emit_plainly(self, writer)
+            with writer.share(1):
+                _emit_plainly(self, writer)
         else:
             dense.emit(self, writer)
 
