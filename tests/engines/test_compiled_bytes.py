@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.support.plans import answers, planned
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines.compiled import source
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
@@ -42,6 +44,19 @@ SHAPES: list[dict[str, Any]] = [
     {"channels": (32, 32), "groups": 32, "size": (5, 5), "kernel": (7, 7), "pads": (3, 3, 3, 3)},
     {"channels": (8, 16), "groups": 8, "size": (6, 5), "kernel": (3, 3)},
 ]  # fmt: skip
+ODD: list[dict[str, Any]] = [
+    {"channels": (7, 37), "size": (3, 5)},
+    {"channels": (70, 41), "size": (1, 7)},
+    {"channels": (19, 70), "size": (1, 4), "kernel": (1, 3), "pads": (0, 1, 0, 1)},
+    {"channels": (2, 23), "size": (6, 5), "kernel": (3, 2), "dilations": (1, 2), "pads": (1, 0, 2, 1)},
+    {"channels": (15, 50), "groups": 5, "size": (4, 7), "kernel": (2, 2), "strides": (2, 1)},
+    {"channels": (3, 9), "size": (7, 9), "kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+]  # fmt: skip
+ISAS = {
+    "plain vectors": (),
+    "avx2": ("avx2", "fma"),
+    "vnni of 32 bytes": ("avx2", "fma", "avx_vnni"),
+}
 ENDS = ("plain", "table", "residual", "float", "all")
 
 
@@ -117,12 +132,13 @@ class Made:
             found = replace(found, last=self.table())
         return found
 
-    def check(self, rows: int = 1, target: Target | None = None) -> None:
+    def check(self, rows: int = 1, isa: tuple[str, ...] | None = None, threads: int = 1) -> None:
         """Compile all operations as one plan, and compare each one's bytes with numpy's.
 
         Args:
             rows: Rows of a batch.
-            target: Processor to write C for; this one by default.
+            isa: Instruction sets to write C for; this processor's by default.
+            threads: Number of threads.
         """
         plan, weights = planned(
             self.operations, self.constants, self.given, self.made, by_row=rows > 1
@@ -131,7 +147,8 @@ class Made:
             name: np.concatenate([np.roll(array, row) for row in range(rows)])
             for name, array in self.given.items()
         }
-        found = answers(plan, weights, repeated, rows=rows, target=target)
+        target = Target.host() if isa is None else replace(Target.host(), isa=isa)
+        found = answers(plan, weights, repeated, rows=rows, target=target, threads=threads)
         for row in range(rows):
             known = self.constants | {
                 name: np.roll(array, row) for name, array in self.given.items()
@@ -149,6 +166,24 @@ def test_convolutions_equal_those_of_integers(end: str) -> None:
     made = Made(ENDS.index(end))
     made.operations = [made.conv(end, **shape) for shape in SHAPES]
     made.check()
+
+
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_each_instruction_set_gives_the_same_bytes(isa: tuple[str, ...]) -> None:
+    made = Made(len(isa))
+    ends = itertools.cycle(ENDS)
+    made.operations = [made.conv(next(ends), **shape) for shape in ODD]
+    made.check(isa=isa)
+
+
+@pytest.mark.parametrize("end", ["residual", "float"])
+def test_threads_give_the_same_bytes(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "LEAST_SHARED", 0)
+    monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
+    made = Made(7)
+    shapes = (SHAPES[0], SHAPES[1], SHAPES[4], SHAPES[12], *ODD[:2])
+    made.operations = [made.conv(end, **shape) for shape in shapes]
+    made.check(threads=3)
 
 
 def test_rows_of_a_batch_are_those_of_one_row() -> None:

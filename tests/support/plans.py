@@ -52,6 +52,7 @@ def answers(
     *,
     rows: int = 1,
     target: Target | None = None,
+    threads: int = 1,
 ) -> dict[str, Array]:
     """Return what a plan's C gives for arrays: all its outputs by name, with all rows flat.
 
@@ -61,8 +62,9 @@ def answers(
         given: Inputs by name, contiguous.
         rows: Number of rows of each.
         target: Processor to write C for; this one by default.
+        threads: Threads that share the call, where operations are worth it.
     """
-    source = write(plan, weights, target or Target.host())
+    source = write(plan, weights, target or Target.host(), threads)
     library = Library.load(Compiler.find().compile(source.text).content)
     tables = aligned(len(source.tables))
     tables[:] = np.frombuffer(source.tables, np.uint8)
@@ -70,6 +72,7 @@ def answers(
         name: np.zeros(plan.tensor(name).size * rows, plan.tensor(name).dtype)
         for name in plan.outputs
     }
-    answer = library.answering(tables, source.arena_bytes)
+    team = library.team(source.threads) if source.threads > 1 else None
+    answer = library.answering(tables, source.arena_bytes, team)
     answer(*(given[name] for name in plan.inputs), *outputs.values())
     return outputs
