@@ -117,12 +117,15 @@ class Made:
             found = replace(found, last=self.table())
         return found
 
-    def check(self, rows: int = 1, target: Target | None = None) -> None:
+    def check(
+        self, rows: int = 1, target: Target | None = None, spelled: bool = True
+    ) -> None:
         """Compile all operations as one plan, and compare each one's bytes with numpy's.
 
         Args:
             rows: Rows of a batch.
             target: Processor to write C for; this one by default.
+            spelled: Whether the C may spell instructions; without, any processor's can be run here.
         """
         plan, weights = planned(
             self.operations, self.constants, self.given, self.made, by_row=rows > 1
@@ -131,7 +134,7 @@ class Made:
             name: np.concatenate([np.roll(array, row) for row in range(rows)])
             for name, array in self.given.items()
         }
-        found = answers(plan, weights, repeated, rows=rows, target=target)
+        found = answers(plan, weights, repeated, rows=rows, target=target, spelled=spelled)
         for row in range(rows):
             known = self.constants | {
                 name: np.roll(array, row) for name, array in self.given.items()
