@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.engines.test_compiled_bytes import ENDS, Made
-
-from hasten.core.target import Target
-
-AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512vbmi", "avx512_vnni")
-TARGETS = {
-    "widest": (Target.host(), True),
-    "sse2": (replace(Target.host(), isa=()), True),
-    "portable": (replace(Target.host(), isa=()), False),
-    "avx-vnni": (replace(Target.host(), isa=("avx2", "fma", "avx_vnni")), False),
-    "avx512-vnni": (replace(Target.host(), isa=AVX512), False),
-}
-"""Processors, and whether their instructions can be run here; else C without them lays all out as for them."""
+from tests.support.plans import PROCESSORS
 
 
 def _shape(rng: np.random.Generator, channels: int) -> dict[str, Any]:
@@ -40,14 +28,14 @@ def _shape(rng: np.random.Generator, channels: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", PROCESSORS)
 def test_any_depthwise_convolution_equals_that_of_integers(name: str) -> None:
-    made = Made(list(TARGETS).index(name))
+    made = Made(list(PROCESSORS).index(name))
     numbers = [1, 4, 7, 9, 17, 24, 40, 64, 70]
     made.operations = [
         made.conv(ENDS[at % len(ENDS)], **_shape(made.rng, one)) for at, one in enumerate(numbers)
     ]
-    target, spelled = TARGETS[name]
+    target, spelled = PROCESSORS[name]
     made.check(target=target, spelled=spelled)
 
 
@@ -61,5 +49,5 @@ def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
         made.conv("plain", size=(9, 300), **(usual | {"kernel": (5, 5)})),
         made.conv("plain", size=(40, 40), **(usual | {"pads": (0, 0, 0, 0)})),
     ]
-    target, spelled = TARGETS[name]
+    target, spelled = PROCESSORS[name]
     made.check(target=target, spelled=spelled)

@@ -158,8 +158,7 @@ class Epilogue:
     def _whole(self, parts: Sequence[Part]) -> bool:
         """Whether parts follow each other without a gap."""
         return all(part.valid == self.lanes for part in parts) and all(
-            after.at == before.at + self.lanes
-            for before, after in itertools.pairwise(parts)
+            after.at == before.at + self.lanes for before, after in itertools.pairwise(parts)
         )
 
     def _residual(self, parts: Sequence[Part]) -> str:

@@ -141,7 +141,9 @@ class Pool8(Operation):
     ) -> None:
         """Write one pixel's channels from a window of some rows and columns."""
         line = self.size[1] * self.channels
-        window = f"{x} + v0 * {line} + h0 * {self.channels}, {rows}, {columns}, {line}, {self.channels}"
+        window = (
+            f"{x} + v0 * {line} + h0 * {self.channels}, {rows}, {columns}, {line}, {self.channels}"
+        )
         if self.rounding is None:
             writer.line(f"largest_{wide}({to}, {window}, {self.channels});")
             return
