@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.plans import answers, planned
+from tests.support.plans import PROCESSORS, answers, planned
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -132,13 +132,20 @@ class Made:
             found = replace(found, last=self.table())
         return found
 
-    def check(self, rows: int = 1, isa: tuple[str, ...] | None = None, threads: int = 1) -> None:
+    def check(
+        self,
+        rows: int = 1,
+        isa: tuple[str, ...] | None = None,
+        threads: int = 1,
+        spelled: bool = True,
+    ) -> None:
         """Compile all operations as one plan, and compare each one's bytes with numpy's.
 
         Args:
             rows: Rows of a batch.
             isa: Instruction sets to write C for; this processor's by default.
             threads: Number of threads.
+            spelled: Whether the C may spell instructions; without, any processor's can be run here.
         """
         plan, weights = planned(
             self.operations, self.constants, self.given, self.made, by_row=rows > 1
@@ -148,7 +155,7 @@ class Made:
             for name, array in self.given.items()
         }
         target = Target.host() if isa is None else replace(Target.host(), isa=isa)
-        found = answers(plan, weights, repeated, rows=rows, target=target, threads=threads)
+        found = answers(plan, weights, repeated, rows=rows, target=target, threads=threads, spelled=spelled)
         for row in range(rows):
             known = self.constants | {
                 name: np.roll(array, row) for name, array in self.given.items()
@@ -192,7 +199,8 @@ def test_rows_of_a_batch_are_those_of_one_row() -> None:
     made.check(rows=3)
 
 
-def test_what_goes_byte_by_byte_equals_integers() -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_what_goes_byte_by_byte_equals_integers(name: str) -> None:
     made = Made(1)
     for size in (1, 31, 64, 257):
         ratios = (0.7, -1.3)
@@ -201,7 +209,7 @@ def test_what_goes_byte_by_byte_equals_integers() -> None:
             Table8(made.bytes(size), made.table(), made.output(size), size),
             Add8(made.bytes(size), made.bytes(size), made.output(size), size, summed),
         ]
-    for pixels, channels in ((1, 5), (7, 3), (49, 64), (10, 40)):
+    for pixels, channels in ((1, 5), (7, 3), (49, 64), (10, 40), (3, 150)):
         size = pixels * channels
         scale = made.constant(np.array([0.004], np.float32))
         for gate in (True, False):
@@ -216,10 +224,12 @@ def test_what_goes_byte_by_byte_equals_integers() -> None:
         made.operations.append(
             Dequantize(made.bytes(size), floats, made.output(size, "float32"), channels, pixels)
         )
-    made.check()
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
 
 
-def test_pools_equal_those_of_integers() -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pools_equal_those_of_integers(name: str) -> None:
     made = Made(2)
     for channels, size, kernel, strides, pads in (
         (16, (7, 7), (7, 7), (1, 1), (0, 0, 0, 0)),
@@ -227,6 +237,8 @@ def test_pools_equal_those_of_integers() -> None:
         (5, (6, 6), (2, 2), (2, 2), (0, 0, 0, 0)),
         (8, (5, 9), (2, 3), (1, 1), (0, 1, 1, 1)),
         (100, (3, 5), (1, 5), (1, 1), (0, 0, 0, 0)),
+        (16, (20, 30), (20, 30), (1, 1), (0, 0, 0, 0)),
+        (65, (2, 300), (2, 300), (1, 1), (0, 0, 0, 0)),
     ):
         for largest in (True, False):
             scale = "" if largest else made.constant(np.array([0.02], np.float32))
@@ -235,20 +247,28 @@ def test_pools_equal_those_of_integers() -> None:
             result = made.output(product(bare.output_size) * channels)
             rounding = None if largest else made.rounding()
             made.operations.append(replace(bare, input=given, output=result, rounding=rounding))
-    made.check()
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
 
 
-def test_floats_become_bytes_with_the_ends_nan_and_infinities() -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_floats_become_bytes_with_the_ends_nan_and_infinities(name: str) -> None:
     made = Made(3)
-    for pixels, channels in ((1, 9), (30, 3), (49, 16)):
+    for pixels, channels in ((1, 9), (30, 3), (49, 16), (100, 3), (70, 1), (500, 3)):
         size = pixels * channels
         values = (made.rng.standard_normal(size) * 3).astype(np.float32)
+        step = 0.5 if pixels < 100 else float(made.rng.uniform(1e-3, 0.1))
+        if pixels >= 100:  # halves of steps, as they are and as floats round them
+            values = ((made.rng.integers(-600, 600, size) / 2) * np.float32(step)).astype(
+                np.float32
+            )
         values[:7] = [np.nan, np.inf, -np.inf, 0.25, 0.75, 3e38, -0.0]
         made.given[f"x{pixels}"] = values
         made.operations.append(
-            Quantize(f"x{pixels}", made.output(size), channels, pixels, 0.5, made.rounding())
+            Quantize(f"x{pixels}", made.output(size), channels, pixels, step, made.rounding())
         )
-    made.check()
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
 
 
 def test_a_sum_that_may_overflow_is_refused() -> None:
