@@ -270,7 +270,19 @@ class Depthwise:
         )
         weights, biases, scales = self._tables()
         tables = (writer.read(one) if one else "0" for one in (conv.table, conv.last))
-        given = (x, y, residual or "0", top, rows, *present, scratch, weights, biases, scales, *tables)
+        given = (
+            x,
+            y,
+            residual or "0",
+            top,
+            rows,
+            *present,
+            scratch,
+            weights,
+            biases,
+            scales,
+            *tables,
+        )
         return f"{name}({', '.join(given)});"
 
     def _tables(self) -> tuple[str, str, str]:
@@ -390,12 +402,16 @@ class Depthwise:
         else:
             writer.line(f"const long base = first + {places};")
         for number, offset in enumerate(braids.offsets):
-            writer.line(f"const u8 *b{number} = ring + (base + {offset}) % {braids.count} * {size};")
+            writer.line(
+                f"const u8 *b{number} = ring + (base + {offset}) % {braids.count} * {size};"
+            )
         phase = product(self._shape(run)[1:])
         writer.line(f"const u8 *own = w + phase * {phase};")
         with writer.loops((-(-across // run.tile),), name="tile"):
             last = across - run.tile
-            writer.line(f"const long at = tile0 * {run.tile} < {last} ? tile0 * {run.tile} : {last};")
+            writer.line(
+                f"const long at = tile0 * {run.tile} < {last} ? tile0 * {run.tile} : {last};"
+            )
             writer.line("HERE(own);")
             place = f"((row + phase) * {conv.output_size[1]} + left + at) * {conv.channels[0]} + channel"
             kind = "u8" if conv.rounding else "float"
