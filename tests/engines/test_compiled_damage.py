@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.engines.test_compiled_bytes import Made
+from tests.support.plans import planned
 
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
@@ -23,6 +25,15 @@ from hasten.engines.compiled import source
 from hasten.engines.compiled.lowering import lower
 from hasten.engines.compiled.operators.convolutions import Conv
 from hasten.engines.compiled.operators.dense import Dense
+from hasten.engines.compiled.operators.int8.elementwise import (
+    Add8,
+    Dequantize,
+    Multiply8,
+    Quantize,
+    Table8,
+)
+from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
+from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, Operation, Plan, Tensor
@@ -50,7 +61,27 @@ _TEXT = """
         mean = ReduceMean <axes = [2]> (m)
         picked = Transpose <perm = [0, 2, 1]> (d)
     }"""
-_NUMBERS = (-1, 0, 1, 2, 3, 5, 7, 64, 1000, 2**20, 2**31, 2**40, 2**63 - 1, -(2**40))
+_NUMBERS = (
+    -1,
+    0,
+    1,
+    2,
+    3,
+    5,
+    7,
+    64,
+    128,
+    255,
+    256,
+    1000,
+    2**16,
+    2**16 + 1,
+    2**20,
+    2**31,
+    2**40,
+    2**63 - 1,
+    -(2**40),
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +101,72 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, bytes]:
     )
     outputs = tuple(TensorSpec(name, "float32", ()) for name in ("y", "best", "picked", "mean"))
     return lower(path, request, outputs)
+
+
+@pytest.fixture(scope="module")
+def sound_bytes() -> tuple[Plan, bytes]:
+    """A plan with every operation of bytes, and its weights."""
+    made = Made(0)
+    rounding = Rounding(7, 1, 250)
+    made.given["x"] = np.linspace(-3, 3, 60).astype(np.float32)
+
+    def conv(end: str, given: str, **shape: Any) -> str:
+        found = made.conv(end, **shape)
+        for name in filter(None, (found.input, found.residual)):
+            del made.given[name]
+        residual = given if found.residual else ""
+        made.operations.append(replace(found, input=given, residual=residual))
+        return found.output
+
+    def add(operation: Any, whole: int, dtype: str = "uint8", **fields: Any) -> str:
+        name = made.output(whole, dtype)
+        made.operations.append(operation(output=name, **fields))
+        return name
+
+    small = made.constant(np.array([0.004], np.float32))
+    first = add(Quantize, 60, input="x", channels=4, pixels=15, step=0.03, rounding=rounding)
+    window: dict[str, Any] = {"size": (3, 5), "kernel": (3, 3), "pads": (1, 1, 1, 1)}
+    wide = conv("plain", first, channels=(4, 8), **window)
+    deep = conv("all", wide, channels=(8, 8), groups=8, **window)
+    far: dict[str, Any] = {"kernel": (2, 3), "strides": (1, 2), "dilations": (1, 2)}
+    conv("table", deep, channels=(8, 6), groups=2, size=(3, 5), pads=(0, 3, 1, 1), **far)
+    table = add(Table8, 120, input=deep, table=made.table(), size=120)
+    summed = Sum8.near((0.7, -1.3), (1, 250), rounding)
+    both = add(Add8, 120, first=table, second=wide, size=120, sum=summed)
+    bare: dict[str, Any] = {"input": both, "channels": 8, "size": (3, 5), "zero": 9}
+    mean: dict[str, Any] = {"kernel": (3, 5), "strides": (1, 1), "pads": (0, 0, 0, 0)}
+    pool = add(Pool8, 8, scale=small, rounding=rounding, **mean, **bare)
+    most: dict[str, Any] = {"kernel": (2, 3), "strides": (1, 2), "pads": (0, 1, 0, 1)}
+    add(Pool8, 48, scale="", rounding=None, **most, **bare)
+    sizes: dict[str, Any] = {"pixels": 15, "channels": 8, "zeros": (7, 128)}
+    gated = add(
+        *(Multiply8, 120),
+        first=both,
+        second=pool,
+        scale=small,
+        gate=True,
+        rounding=rounding,
+        **sizes,
+    )
+    squared = add(
+        *(Multiply8, 120),
+        first=gated,
+        second=both,
+        scale=small,
+        gate=False,
+        rounding=rounding,
+        **sizes,
+    )
+    conv("float", pool, channels=(8, 5), size=(1, 1))
+    numbers = made.constant(np.linspace(-2, 2, 256, dtype=np.float32))
+    add(Dequantize, 120, "float32", input=squared, table=numbers, channels=8, pixels=15)
+    read = {name for one in made.operations for name in one.reads}
+    outputs = [name for name in made.made if name not in read]
+    return planned(
+        *(made.operations, made.constants, made.given, made.made),
+        outputs=outputs,
+        by_row=True,
+    )
 
 
 def places(record: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -99,6 +196,8 @@ def damaged(record: Any, pick: random.Random) -> Any:
             new: Any = not old
         elif isinstance(old, int):
             new = pick.choice([*_NUMBERS, old + 1, old - 1, old * 2, old // 2, -old])
+        elif isinstance(old, float):
+            new = pick.choice([1e300, 3e38, 1e-45, 5e-324, 0.0, -1.0, float("nan"), float("inf")])
         elif isinstance(old, str):
             new = pick.choice([*names, "float32", "int64", "uint8", "", "exp", "maximum", "sum"])
         else:
@@ -130,6 +229,8 @@ def survivors(sound: tuple[Plan, bytes], seeds: range) -> list[Source]:
 _MAIN = """
 extern void *aligned_alloc(unsigned long, unsigned long);
 extern void *malloc(unsigned long);
+extern int open(const char *, int, ...);
+extern long read(int, void *, unsigned long);
 int main(void) {
   struct call c;
   c.rows = BY_ROW ? 27 : 1;
@@ -140,7 +241,7 @@ int main(void) {
   }
   c.arena = aligned_alloc(64, ARENA);
   u8 *weights = aligned_alloc(64, TABLES);
-  for (long k = 0; k < TABLES; k++) weights[k] = (u8)(k * 31);
+  for (long n = 0, at = 0, file = open("tables", 0); (n = read(file, weights + at, TABLES - at)) > 0;) at += n;
   c.weights = weights;
   run(&c);
   return 0;
@@ -238,25 +339,28 @@ def run_checked(written: Source, folder: Path) -> subprocess.CompletedProcess[st
     defined = "enum {{ ARENA = {}, TABLES = {} }};".format(*sizes)
     text = written.text[: written.text.index("/* Calls from Python")]
     (folder / "m.c").write_text(text + defined + _MAIN)
-    flags = ["-std=gnu11", "-O1", "-march=native", "-w", "-fsanitize=address", "-fno-math-errno"]
+    (folder / "tables").write_bytes(written.tables)
+    checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    flags = ["-std=gnu11", "-O1", "-march=native", "-w", *checked, "-fno-math-errno"]
     command = ["cc", *flags, "-o", "m", "m.c", "-lm"]
     if subprocess.run(command, cwd=folder, capture_output=True).returncode:
         return None
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     return subprocess.run(
-        [folder / "m"], capture_output=True, text=True, timeout=60, env=environment
+        [folder / "m"], cwd=folder, capture_output=True, text=True, timeout=60, env=environment
     )
 
 
+@pytest.mark.parametrize("which", ["sound", "sound_bytes"])
 def test_a_damaged_plan_is_refused_or_stays_within_its_memory(
-    sound: tuple[Plan, bytes], tmp_path: Path
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    plan, weights = sound
+    plan, weights = request.getfixturevalue(which)
     first = run_checked(write(plan, weights, Target.host()), tmp_path)
     if first is None:
         pytest.skip("no compiler here that checks accesses")
     assert first.returncode == 0, first.stderr[:2000]
-    taken = survivors(sound, range(400))
+    taken = survivors((plan, weights), range(400))
     assert 3 < len(taken) < 300
     for one in random.Random(0).sample(taken, 2):
         ran = run_checked(one, tmp_path)

@@ -152,6 +152,37 @@ def test_a_tensor_that_is_read_under_two_shapes_is_ordered_for_each(tmp_path: Pa
     assert_close(quantized(text("float[1, 6, 9, 7] x", "y", body, constants), shapes), tmp_path)
 
 
+def test_a_value_in_floats_is_known_as_bytes_under_no_other_shape(tmp_path: Path) -> None:
+    body = """
+        c = Conv (x, w)
+        h = HardSwish (c)
+        r = Reshape (h, other)
+        y = Transpose <perm = [0, 2, 3, 1]> (r)
+        s = Transpose <perm = [0, 1, 2, 3]> (h)
+        z = Mul (s, h)"""
+    other = "<int64[4] other = {1, 7, 6, 9}>"
+    model = quantized(
+        text("float[1, 6, 9, 7] x", "y z", body, other), {"w": (6, 6, 1, 1)}, floats=("h", "s")
+    )
+    assert_close(model, tmp_path)
+
+
+def test_factors_and_summands_of_channels_are_of_bytes(tmp_path: Path) -> None:
+    body = """
+        m = Mul (x, f)
+        s = Sub (g, m)
+        d = Div (s, h)
+        n = BatchNormalization (d, a, b, c, v)
+        y = Relu (n)"""
+    constants = (
+        "<float[3] v = {0.5, 1, 2}, float[3] a = {-1, 0, 0.5}, float[3, 1, 1] h = {1, 2, 3}>"
+    )
+    shapes = {"f": (1, 3, 1, 1), "g": (3, 1, 1), "b": (3,), "c": (3,)}
+    model = quantized(text("float[1, 3, 6, 5] x", "y", body, constants), shapes, floats=("n",))
+    plan = assert_close(model, tmp_path, 3.1)
+    assert kinds(plan) == {"Quantize", "Conv8", "Dequantize"}
+
+
 def test_rows_sequences_and_matrices_are_of_bytes(tmp_path: Path) -> None:
     body = """
         c = Conv <pads = [1, 2], strides = [2], dilations = [2]> (x, w, b)
@@ -308,6 +339,44 @@ def test_numbers_beyond_all_bytes_answer_the_same(tmp_path: Path) -> None:
         tiny=np.float32(1e-30), least=np.float32(1e-42),
     )  # fmt: skip
     assert_close(model, tmp_path)
+
+
+def test_constants_that_were_rounded_are_numbers(tmp_path: Path) -> None:
+    body = """
+        q = QuantizeLinear (x, sx, zx)
+        r = DequantizeLinear (q, sx, zx)
+        k = DequantizeLinear (half, ks, zx)
+        m = Mul (r, k)
+        w = DequantizeLinear (uneven, ks, zx)
+        wd = DequantizeLinear <axis = 1, block_size = 3> (blocks, bs)
+        c = Conv (m, w)
+        d = Conv (m, wd)
+        a = Add (c, d)
+        o = QuantizeLinear (a, sy, zy)
+        y = DequantizeLinear (o, sy, zy)"""
+    rng = np.random.default_rng(0)
+    model = parsed(
+        body, "float[1, 6, 9, 7] x", f"float{_SHAPE} y", 21, half=np.uint8(150),
+        ks=np.float32(0.01), uneven=rng.integers(0, 256, (4, 6, 1, 1)).astype(np.uint8),
+        blocks=weights(4, 6, 1, 1), bs=np.full((4, 2, 1, 1), 0.01, np.float32),
+    )  # fmt: skip
+    assert_close(model, tmp_path)
+
+
+def test_a_picture_beyond_what_bytes_take_is_of_floats(tmp_path: Path) -> None:
+    body = """
+        c = Conv <strides = [40]> (x, w)
+        f = Flatten (x)
+        g = Gemm (f, v)
+        p = GlobalAveragePool (x)
+        m = MaxPool <kernel_shape = [3], strides = [9]> (x)"""
+    shapes = {"w": (2, 1, 3), "v": (70_000, 2)}
+    head = text("float[1, 1, 70000] x", "c g p m", body)
+    for name, rank in (("c", 3), ("g", 2), ("p", 3), ("m", 3)):
+        old = f"float[{', '.join(f'{name}{n}' for n in range(4))}] {name}"
+        head = head.replace(old, f"float[{', '.join(f'{name}{n}' for n in range(rank))}] {name}")
+    plan = assert_close(quantized(head, shapes), tmp_path)
+    assert not kinds(plan) & {"Conv8", "Pool8"}
 
 
 def test_sizes_of_a_value_leave_it_bytes_and_one_rounding_is_done_once(tmp_path: Path) -> None:

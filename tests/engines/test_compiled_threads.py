@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from hasten.core.records import from_record, to_record
@@ -22,7 +24,9 @@ from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.compiled import source
+from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
+from hasten.engines.compiled.library import Team
 from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.source import write
 from hasten.errors import CandidateError
@@ -88,6 +92,7 @@ def own_scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let threads share all that can be shared, with Python's lock released, however small it is."""
     monkeypatch.setattr(source, "LEAST_SHARED", 0)
+    monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
     monkeypatch.setattr(source, "_LONG_WORK", 0)
 
 
@@ -151,17 +156,82 @@ def same(one: Tensors, other: Tensors) -> bool:
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("model", MODELS)
 def test_answers_are_the_same_bits_on_any_number_of_threads(model: str, tmp_path: Path) -> None:
-    artifact = built(MODELS[model](tmp_path), tmp_path)
+    path = MODELS[model](tmp_path)
+    artifact = built(path, tmp_path)
     requests = [request_for(artifact.inputs, batch=batch, seed=batch) for batch in (1, 7, 29)]
     with Opened(artifact, 1) as alone:
         wanted = [alone.session.run(request) for request in requests]
         assert not alone.started
+    reference = onnxruntime.InferenceSession(path)
+    for request, answer in zip(requests, wanted, strict=True):
+        for array, other in zip(answer.values(), reference.run(None, request), strict=True):
+            np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5)
     for threads in (2, 3):
         with Opened(artifact, threads) as several:
             for _ in range(20):
                 for request, answer in zip(requests, wanted, strict=True):
                     assert same(answer, several.session.run(request))
             assert len(several.started) == threads - 1
+
+
+_STAGES = """
+struct team;
+struct call { struct team *team; long rows; u8 *done; long *wrong; };
+%s
+enum { STEPS = 37 };
+static void walk(const struct call *c, struct member *me) {
+  for (long r = 0; r < c->rows; r++) {
+    u8 *done = c->done + r * (STEPS + 1);
+    const long steps = 1 + r %% STEPS, earlier = r ? 1 + (r - 1) %% STEPS : -1;
+    enter(me, steps);
+    for (long s; (s = claim(me)) >= 0; finish(me)) {
+      const long first = steps * s / me->shares, last = steps * (s + 1) / me->shares;
+      for (long i = 1; i <= earlier + 1; i++) *c->wrong += done[-i] != 1;
+      for (long i = first; i < last; i++) {
+        for (volatile int wait = 0; wait < (r * 7 + i * 13) %% 50; wait++);
+        done[STEPS - steps + i]++;
+      }
+    }
+    if (alone(me)) {
+      for (long i = STEPS - steps; i < STEPS; i++) *c->wrong += done[i] != 1;
+      done[STEPS]++;
+      finish_alone(me);
+    }
+  }
+}
+__attribute__((visibility("default"))) void answer(
+    struct team *team, long rows, u8 *done, long *wrong) {
+  const struct call call = {team, rows, done, wrong};
+  run(&call);
+}
+"""
+"""Stages of 1 to 37 steps, and one for the caller, each of which looks at the one before."""
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> ctypes.PyDLL:
+    """Compile the threads' C with a plan that counts its steps."""
+    text = source._part("math.c") + _STAGES % source._part("threads.c")
+    path = tmp_path_factory.mktemp("stages") / "stages.so"
+    path.write_bytes(Compiler.find().compile(text).content)
+    return ctypes.PyDLL(str(path))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 32])
+def test_every_step_is_done_once_and_after_all_of_the_stage_before(
+    threads: int, stages: ctypes.PyDLL
+) -> None:
+    team = Team(stages, threads)
+    wrong = ctypes.c_long(0)
+    address = ctypes.c_void_p(team.address)
+    for _ in range(20):
+        done = np.zeros((200, 38), np.uint8)
+        stages.answer(
+            address, ctypes.c_long(200), done.ctypes.data_as(ctypes.c_void_p), ctypes.byref(wrong)
+        )
+        assert done.max() == 1
+        assert done.sum(axis=1).tolist() == [2 + row % 37 for row in range(200)]
+    assert not wrong.value
 
 
 @pytest.mark.usefixtures("eager")
@@ -187,6 +257,7 @@ def test_signals_are_left_to_the_programs_own_threads(artifact: Artifact) -> Non
     with Opened(artifact, 2) as opened:
         opened.session.run(request_for(artifact.inputs))
         (worker,) = opened.started
+        assert in_the_end(lambda: _facts(worker)[0] == "S")  # it has begun
         status = (worker / "status").read_text()
     blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
     assert blocked >> (signal.SIGINT - 1) & 1
@@ -254,7 +325,7 @@ import numpy as np
 from hasten.core.target import Target
 from hasten.engines.compiled import source
 from hasten.engines.compiled.engine import CompiledC
-source.LEAST_SHARED = 0
+source.LEAST_SHARED = source.LEAST_TOGETHER = 0
 task, artifact, request, wanted = pickle.load(sys.stdin.buffer)
 tasks = lambda: len(list(Path("/proc/self/task").iterdir()))
 with CompiledC(threads=3).open(artifact, Target.host().with_threads(3)) as session:
@@ -299,7 +370,8 @@ def another_process(task: str | int, artifact: Artifact) -> str:
         timeout=60,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20)),
     )
-    return ended.stdout.decode().strip() or ended.stderr.decode()
+    assert not ended.returncode, ended.stderr.decode()
+    return ended.stdout.decode().strip()
 
 
 @pytest.mark.usefixtures("eager")

@@ -25,7 +25,7 @@ from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.scratch import scratch
-from hasten.engines.compiled.source import Source, is_shared, write
+from hasten.engines.compiled.source import Source, shared_operations, write
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError, IntegrityError
 
@@ -117,7 +117,7 @@ class CompiledC(Engine):
         if model.custom_ops:
             raise CandidateError("the compiled engine takes no custom operators")
         plan, weights = self._lowered(model)
-        if self.threads > 1 and not any(map(is_shared, plan.operations)):
+        if self.threads > 1 and not any(shared_operations(plan)):
             raise CandidateError(
                 f"too little to calculate for {self.threads} threads: the same as on one"
             )

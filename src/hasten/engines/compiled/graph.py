@@ -96,9 +96,13 @@ class Node:
         return self.graph.values[self.proto.input[place]]
 
     def input(self, place: int) -> Value:
-        """Return an input as a tensor or a constant."""
+        """Return an input as a tensor or a constant, of which nothing else is known.
+
+        What is known of bytes holds for their shape alone, and operators give inputs under other shapes.
+        """
         self.peek(place)
-        return self.graph.plain(self.proto.input[place])
+        found = self.graph.plain(self.proto.input[place])
+        return replace(found, bytes=None, pending=None, levels=None)
 
     @property
     def inputs(self) -> list[Value]:

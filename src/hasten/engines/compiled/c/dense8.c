@@ -4,6 +4,7 @@
 
 #define LANES (WIDE / 4)
 #define PARTS (WIDE / 16)
+#define PLAIN static __attribute__((noinline)) /* or compiling takes minutes */
 #define EACH(size) for (int i = 0; i < (size); i++)
 typedef i32 vi __attribute__((vector_size(WIDE), may_alias));
 typedef u32 vw __attribute__((vector_size(WIDE), may_alias));
@@ -66,62 +67,69 @@ static inline vh words_of_signed(const u8 *at) {
   return r;
 }
 #else
-static inline vh words_of(const u8 *at) { return __builtin_convertvector(*(const half_u8 *)at, vh); }
-static inline vh words_of_signed(const u8 *at) { return __builtin_convertvector(*(const half_i8 *)at, vh); }
 static inline i32 cut(i32 value, i32 low, i32 high) { return value < low ? low : value > high ? high : value; }
-static inline vh pack_words(vi a, vi b) {
+PLAIN vh pack_words(vi a, vi b) {
   vh r;
   EACH(LANES) { r[i / 4 * 8 + i % 4] = cut(a[i], -32768, 32767); r[i / 4 * 8 + 4 + i % 4] = cut(b[i], -32768, 32767); }
   return r;
 }
-static inline vb pack_bytes(vh a, vh b) {
+PLAIN vb pack_bytes(vh a, vh b) {
   vb r;
   EACH(WIDE / 2) { r[i / 8 * 16 + i % 8] = cut(a[i], 0, 255); r[i / 8 * 16 + 8 + i % 8] = cut(b[i], 0, 255); }
   return r;
 }
-static inline vh add_words(vh a, vh b) { vh r; EACH(WIDE / 2) r[i] = cut(a[i] + b[i], -32768, 32767); return r; }
-static inline vb most(vb a, vb b) { vb r; EACH(WIDE) r[i] = a[i] > b[i] ? a[i] : b[i]; return r; }
-static inline vb least(vb a, vb b) { vb r; EACH(WIDE) r[i] = a[i] < b[i] ? a[i] : b[i]; return r; }
-static inline vi nearest(vf a) { vi r; EACH(LANES) r[i] = (i32)__builtin_lrintf(a[i]); return r; }
-static inline vi dot_words(vh a, vh b) {
-#if WIDE == 16 && defined(__SSE2__)
-  typedef i16 words __attribute__((vector_size(16)));
-  return (vi)__builtin_ia32_pmaddwd128((words)a, (words)b);
-#else
-  const vi x = (vi)a, w = (vi)b;
-  return ((vi)((vw)x << 16) >> 16) * ((vi)((vw)w << 16) >> 16) + (x >> 16) * (w >> 16);
-#endif
-}
+PLAIN vh add_words(vh a, vh b) { vh r; EACH(WIDE / 2) r[i] = cut(a[i] + b[i], -32768, 32767); return r; }
+PLAIN vb most(vb a, vb b) { vb r; EACH(WIDE) r[i] = a[i] > b[i] ? a[i] : b[i]; return r; }
+PLAIN vb least(vb a, vb b) { vb r; EACH(WIDE) r[i] = a[i] < b[i] ? a[i] : b[i]; return r; }
+PLAIN vi nearest(vf a) { vi r; EACH(LANES) r[i] = (i32)__builtin_lrintf(a[i]); return r; }
+static inline vh words_of(const u8 *at) { return __builtin_convertvector(*(const half_u8 *)at, vh); }
+static inline vh words_of_signed(const u8 *at) { return __builtin_convertvector(*(const half_i8 *)at, vh); }
 #endif
 
-#if QUADS
-static inline vi dot(vi sum, vi x, vi w) {
-#if WIDE == 64 && defined(__AVX512VNNI__) || WIDE == 32 && defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), OR_MEMORY(w));
-#elif WIDE == 32 && defined(__AVXVNNI__)
-  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w));
-#else
-  sum += (x & 255) * ((vi)((vw)w << 24) >> 24) + (x >> 8 & 255) * ((vi)((vw)w << 16) >> 24);
-  sum += (x >> 16 & 255) * ((vi)((vw)w << 8) >> 24) + (x >> 24 & 255) * (w >> 24);
+/* The sums of each lane's products of its bytes or numbers of 16 bits; w from a register, or from memory. */
+#if QUADS && defined(__AVX512VNNI__) && (WIDE == 64 || defined(__AVX512VL__))
+#define DOT "vpdpbusd %2, %1, %0"
+#elif QUADS && WIDE == 32 && defined(__AVXVNNI__)
+#define DOT "%{vex%} vpdpbusd %2, %1, %0"
 #endif
+#ifdef DOT
+static inline vi dot(vi sum, vi x, vi w) {
+  __asm__(DOT : "+v"(sum) : "v"(x), "v"(w));
   return sum;
 }
-#elif NATIVE
+static inline vi dot_from(vi sum, vi x, const vi *w) {
+  __asm__(DOT : "+v"(sum) : "v"(x), "m"(*w));
+  return sum;
+}
+#elif !QUADS && NATIVE
 /* Both instructions together, or a compiler moves products away from their sums and runs out of registers. */
+#define DOT "vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
 static inline vi dot(vi sum, vi x, vi w) {
   vi product;
-  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(x), "v"(w));
+  __asm__(DOT : "+v"(sum), "=&v"(product) : "v"(x), "v"(w));
   return sum;
 }
 static inline vi dot_from(vi sum, vi x, const vi *w) {
   vi product;
-  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(x), "m"(*w));
+  __asm__(DOT : "+v"(sum), "=&v"(product) : "v"(x), "m"(*w));
   return sum;
 }
 #else
-static inline vi dot(vi sum, vi x, vi w) { return sum + dot_words((vh)x, (vh)w); }
+#if QUADS
+PLAIN vi dot(vi sum, vi x, vi w) {
+  sum += (x & 255) * ((vi)((vw)w << 24) >> 24) + (x >> 8 & 255) * ((vi)((vw)w << 16) >> 24);
+  return sum + (x >> 16 & 255) * ((vi)((vw)w << 8) >> 24) + (x >> 24 & 255) * (w >> 24);
+}
+#elif WIDE == 16 && defined(__SSE2__)
+static inline vi dot(vi sum, vi x, vi w) {
+  typedef i16 words __attribute__((vector_size(16)));
+  return sum + (vi)__builtin_ia32_pmaddwd128((words)x, (words)w);
+}
+#else
+static inline vi dot(vi sum, vi x, vi w) {
+  return sum + ((vi)((vw)x << 16) >> 16) * ((vi)((vw)w << 16) >> 16) + (x >> 16) * (w >> 16);
+}
 #endif
-#if QUADS || !NATIVE
 static inline vi dot_from(vi sum, vi x, const vi *w) { return dot(sum, x, *w); }
 #endif
 

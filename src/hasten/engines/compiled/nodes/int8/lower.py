@@ -126,6 +126,8 @@ def taken(node: Node, lowering: Callable[[Node], None] | None) -> bool:
         return True
     if kind in _ONE_BY_ONE and _one_by_one(node):
         return True
+    if kind in sums.BY_CHANNEL and sums.by_channel(node):
+        return True
     if kind in _MOVES and lowering is not None and _move(node, lowering):
         return True
     found = _TAKEN.get(kind)
@@ -153,9 +155,8 @@ def known(node: Node) -> bool:
     whole = numbers.astype(np.int64)
     if zero is not None:
         whole = whole - zero.astype(np.int64).reshape(along if zero.size > 1 else ())
-    array = (whole.astype(np.float32) * scale.reshape(along if scale.size > 1 else ())).astype(
-        np.float32
-    )
+    factor = scale.reshape(along if scale.size > 1 else ())
+    array = np.asarray(whole.astype(np.float32) * factor, np.float32)
     levels = None
     if whole.min() >= -128 and whole.max() <= 127:
         kept = whole.astype(np.int8)

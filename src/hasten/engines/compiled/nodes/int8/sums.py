@@ -12,7 +12,7 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, ordered
-from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.convolutions import MOST_PADDED, MOST_SIZE, Conv8
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Multiply8, Table8
 from hasten.engines.compiled.operators.int8.numbers import (
     MOST_SUM,
@@ -33,6 +33,12 @@ _MOST_BIAS = float(1 << 30)
 """Largest magnitude of a bias, which leaves as much for the products."""
 _LEAST_UNIT = 1e-30
 """Smallest real number that one unit of a sum stands for."""
+
+
+BY_CHANNEL = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})
+"""Operators that may multiply each channel by a constant, and add another."""
+_ONE = 64
+"""Weight of a byte in a sum that is one byte's, so that what is added is rounded to a part of a step."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +233,12 @@ def stored(value: Value, *, by_channel: bool = False) -> Bytes | None:
     return found if found.scales is None or by_channel else None
 
 
+def _picture(value: Value) -> Bytes | None:
+    """Return the bytes of a picture or a sequence, channels as axis 1, where it isn't too large."""
+    fits = len(value.shape) in (3, 4) and value.shape[0] == 1 and max(value.shape) <= MOST_SIZE
+    return stored(value) if fits else None
+
+
 def _bias(node: Node, place: int, outs: int, factor: float = 1.0) -> Array | None:
     """Return the constant that is added, as float64; None where it isn't one number for each output."""
     if not node.has(place):
@@ -276,6 +288,9 @@ def _products(
         return False
     weight, unit = _coarser(weight, unit, bias)
     numbers = np.rint(bias / unit).astype(np.int32)
+    ones = (*bare.channels, *bare.size, *bare.kernel, *bare.strides, *bare.dilations, *bare.pads)
+    if max(ones) > MOST_SIZE or product(bare.padded_size) * bare.channels[0] > MOST_PADDED:
+        return False
     most = most_sums(weight, numbers, value.zero)
     if most.max() > MOST_SUM:
         return False
@@ -407,6 +422,70 @@ def _both(node: Node, sign: int) -> bool:
     return True
 
 
+def by_channel(node: Node) -> bool:
+    """Take a picture of bytes whose channels are multiplied by constants, or to which some are added."""
+    first = node.peek(0)
+    at = 0 if first.constant is None else 1
+    given = node.peek(at)
+    value = _picture(given)
+    if value is None:
+        return False
+    line = _normalization(node) if node.proto.op_type == "BatchNormalization" else _line(node, at)
+    if line is None:
+        return False
+    channels = given.shape[1]
+    factor, added = (np.broadcast_to(one, (channels,)) for one in line)
+    if not np.isfinite(factor).all():
+        return False
+    weight = (_ONE * np.sign(factor)).astype(np.int8)
+    bare = Conv8(
+        ordered(node.graph, value.tensor, value.last, given.shape, True), "", "", "", "",
+        channels=(channels, channels), groups=channels, size=two(given.shape[2:], 1),
+        kernel=(1, 1), strides=(1, 1), dilations=(1, 1), pads=(0, 0, 0, 0), zero=value.zero,
+        rounding=None,
+    )  # fmt: skip
+    levels = Levels(weight, np.maximum(np.abs(factor), _LEAST_UNIT) / _ONE, 0)
+    numbers = weight[:, None, None, None]
+    return _products(node, value, levels, numbers, added, given.shape, bare, True)
+
+
+def _normalization(node: Node) -> tuple[Array, Array] | None:
+    """Return the factor and the summand of each channel of a BatchNormalization."""
+    constants = [node.peek(place).constant for place in range(1, 5)]
+    if any(one is None for one in constants) or any(map(node.wants, range(1, 5))):
+        return None
+    factor, added, mean, spread = (np.asarray(one, np.float64) for one in constants)
+    with np.errstate(all="ignore"):
+        factor = factor / np.sqrt(spread + node.attributes.get("epsilon", 1e-5))
+    return factor, added - factor * mean
+
+
+def _line(node: Node, at: int) -> tuple[Array, Array] | None:
+    """Return the factor and the summand of each channel of an operator with a constant.
+
+    Args:
+        node: The node.
+        at: Place of the input that isn't constant.
+    """
+    kind, shape = node.proto.op_type, node.peek(at).shape
+    constant = node.peek(1 - at).constant
+    if constant is None or constant.ndim > len(shape) or constant.size not in (1, shape[1]):
+        return None
+    spread = (1,) * (len(shape) - constant.ndim) + constant.shape
+    if spread != (1, constant.size, *(1 for _ in shape[2:])):
+        return None
+    numbers = constant.astype(np.float64).reshape(-1)
+    one, none = np.ones(1), np.zeros(1)
+    if kind == "Add":
+        return one, numbers
+    if kind == "Sub":
+        return (-one, numbers) if at else (one, -numbers)
+    if kind == "Mul":
+        return numbers, none
+    with np.errstate(all="ignore"):
+        return None if at else (1 / numbers, none)
+
+
 def _pool(value: Bytes, given: Value, graph: Graph, kernel: tuple[int, int]) -> Pool8:
     """Return a pool of a picture by a window, without its scale, its result and its rounding."""
     name = ordered(graph, value.tensor, value.last, given.shape, True)
@@ -419,8 +498,8 @@ def _pool(value: Bytes, given: Value, graph: Graph, kernel: tuple[int, int]) -> 
 def global_average(node: Node) -> bool:
     """Take an average over whole pictures."""
     given = node.peek(0)
-    value = stored(given)
-    if value is None or given.shape[0] != 1 or len(given.shape) not in (3, 4):
+    value = _picture(given)
+    if value is None:
         return False
     shape = (*given.shape[:2], *(1 for _ in given.shape[2:]))
     pool = _pool(value, given, node.graph, two(given.shape[2:], 1))
@@ -432,8 +511,8 @@ def global_average(node: Node) -> bool:
 def global_largest(node: Node) -> bool:
     """Take the largest byte of whole pictures."""
     given = node.peek(0)
-    value = stored(given)
-    if value is None or given.shape[0] != 1 or len(given.shape) not in (3, 4):
+    value = _picture(given)
+    if value is None:
         return False
     shape = (*given.shape[:2], *(1 for _ in given.shape[2:]))
     bare = _pool(value, given, node.graph, two(given.shape[2:], 1))
@@ -471,8 +550,8 @@ def reduce_mean(node: Node) -> bool:
 def pool(node: Node) -> bool:
     """Take the largest byte, or the average, of windows."""
     given = node.peek(0)
-    value = stored(given)
-    if value is None or given.shape[0] != 1 or node.wants(1) or len(given.shape) not in (3, 4):
+    value = _picture(given)
+    if value is None or node.wants(1):
         return False
     sizes = given.shape[2:]
     window = window_of(node, sizes, [int(one) for one in node.attributes["kernel_shape"]])

@@ -16,8 +16,10 @@ from hasten.engines.layers import Kind
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
-_MOST_SIZE = 1 << 16
-_MOST_PADDED = 1 << 28
+MOST_SIZE = 1 << 16
+"""Largest number of channels, height, width, step or pad."""
+MOST_PADDED = 1 << 28
+"""Most bytes of a picture with its pads."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,9 @@ class Conv8(Operation):
         ones = (*self.channels, self.groups, *self.size, *self.kernel, *self.strides)
         if min(*ones, *self.dilations) < 1 or min(self.pads) < 0:
             self.refuse("a size is out of bounds")
-        if max(*ones, *self.dilations, *self.pads) > _MOST_SIZE:
+        if max(*ones, *self.dilations, *self.pads) > MOST_SIZE:
             self.refuse("a size is out of bounds")
-        if product(self.padded_size) * self.channels[0] > _MOST_PADDED:
+        if product(self.padded_size) * self.channels[0] > MOST_PADDED:
             self.refuse("the picture is too large")
         if min(self.output_size) < 1 or any(one % self.groups for one in self.channels):
             self.refuse(f"{self.channels} channels in {self.groups} groups, or a large kernel")

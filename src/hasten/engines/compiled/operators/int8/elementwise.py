@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
@@ -22,6 +21,8 @@ from hasten.engines.layers import Kind
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
+_LEAST_STEP = float(np.finfo(np.float32).smallest_subnormal)
+_MOST_STEP = float(np.finfo(np.float32).max)
 _LINE, _FLOATS = 64, 16
 """Bytes, and floats, of a line of the cache."""
 _BOUND = 1 << 20
@@ -100,7 +101,7 @@ class Quantize(Operation):
         self.rounding.check()
         if min(self.channels, self.pixels) < 1:
             self.refuse("a size is out of bounds")
-        if not (math.isfinite(self.step) and self.step > 0 and np.float32(self.step) > 0):
+        if not _LEAST_STEP <= self.step <= _MOST_STEP:  # NaN isn't either
             self.refuse(f"a step of {self.step}")
         size = self.channels * self.pixels
         self.check_sizes(plan, "float32", (self.input, size))
@@ -122,7 +123,8 @@ class Quantize(Operation):
         x, y = writer.read(self.input), writer.write(self.output)
         step = np.float32(self.step)
         wide = min(32, writer.byte_width(self.pixels))
-        bound = step * np.float32(_BOUND)
+        with np.errstate(over="ignore"):
+            bound = step * np.float32(_BOUND)
         if wide and self.channels in (1, 3) and np.isfinite(bound):
             arguments = f"{', '.join(map(_float, (step, _inverse(step), bound)))}, {self.rounding.arguments}"
             with writer.block(f"for (long i = 0; i < {self.pixels}; i += {wide})"):
