@@ -268,28 +268,50 @@ def test_roundings_are_those_of_openvino(
     np.testing.assert_allclose(found, of_openvino(model, given)[0].ravel(), atol=2e-6)
 
 
+def weights(operations: Any, *shape: int) -> Any:
+    """Return weights that are stored as bytes."""
+    whole = np.random.default_rng(1).integers(-127, 128, shape).astype(np.int8)
+    scale = np.full([shape[0], *(1 for _ in shape[1:])], 6e-4, np.float32)
+    return operations.multiply(
+        operations.convert(operations.constant(whole), "f32"), operations.constant(scale)
+    )
+
+
+def to_bytes(operations: Any, given: Any, low: Any, high: Any) -> Any:
+    """Return a rounding to 256 levels."""
+    ends = [operations.constant(np.asarray(end, np.float32)) for end in (low, high)]
+    return operations.fake_quantize(given, *ends, *ends, 256)
+
+
+SIDES = ([1, 1], [1, 1], [1, 1], [1, 1])
+
+
+def test_bytes_that_are_added_before_a_rounding_cost_one_more_step(tmp_path: Path) -> None:
+    def make(operations: Any, given: Any) -> Any:
+        given = to_bytes(operations, given, -2, 1.984375)
+        dense = operations.convolution(given, weights(operations, 3, 3, 3, 3), *SIDES)
+        return to_bytes(operations, operations.add(dense, given), -2, 1.984375)
+
+    model = ir(tmp_path, make, (1, 3, 9, 9))
+    plan, content = lowered(model)
+    assert "Add8" in kinds(plan)
+    given = np.random.default_rng(0).standard_normal((1, 3, 9, 9)).astype(np.float32)
+    found = answers(plan, content, {plan.inputs[0]: given})[plan.outputs[0]]
+    far = np.abs(found - of_openvino(model, given)[0].ravel()).max()
+    assert far <= 2 / 64 + 1e-6  # steps of the result
+
+
 def test_steps_of_channels_stay_behind_a_relu_and_grow_where_zeros_differ(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     low = np.array([-1.0, -0.8, -1.2, -0.9], np.float32).reshape(1, 4, 1, 1)
     high = np.array([0.9, 2.0, 3.0, 1.0], np.float32).reshape(1, 4, 1, 1)
 
-    def weights(operations: Any, *shape: int) -> Any:
-        whole = random.integers(-127, 128, shape).astype(np.int8)
-        return operations.multiply(
-            operations.convert(operations.constant(whole), "f32"),
-            operations.constant(np.full([shape[0], *(1 for _ in shape[1:])], 6e-4, np.float32)),
-        )
-
     def make(operations: Any, given: Any, cut: bool) -> Any:
-        sides = ([1, 1], [1, 1], [1, 1], [1, 1])
-        ends = [operations.constant(np.float32(end)) for end in (-2.0, 1.984375)]
-        given = operations.fake_quantize(given, *ends, *ends, 256)
-        dense = operations.convolution(given, weights(operations, 4, 3, 3, 3), *sides)
+        given = to_bytes(operations, given, -2, 1.984375)
+        dense = operations.convolution(given, weights(operations, 4, 3, 3, 3), *SIDES)
         made = operations.relu(dense) if cut else dense
-        floor = np.zeros_like(low) if cut else low
-        ends = [operations.constant(end) for end in (floor, high)]
-        made = operations.fake_quantize(made, *ends, *ends, 256)
-        return operations.group_convolution(made, weights(operations, 4, 1, 1, 3, 3), *sides)
+        made = to_bytes(operations, made, np.zeros_like(low) if cut else low, high)
+        return operations.group_convolution(made, weights(operations, 4, 1, 1, 3, 3), *SIDES)
 
     given = random.standard_normal((1, 3, 9, 9)).astype(np.float32)
     for cut, bound in ((True, 0.005), (False, 0.05)):

@@ -10,7 +10,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
-from hasten.engines.compiled.nodes.int8 import channels, curves, sums
+from hasten.engines.compiled.nodes.int8 import channels, curves, residuals, sums
 from hasten.engines.compiled.nodes.int8.values import (
     Bytes,
     Levels,
@@ -131,7 +131,7 @@ def taken(node: Node, lowering: Callable[[Node], None] | None) -> bool:
     if kind in _MOVES and lowering is not None and _move(node, lowering):
         return True
     found = _TAKEN.get(kind)
-    return found is not None and found(node)
+    return (found is not None and found(node)) or (kind == "Add" and residuals.add(node))
 
 
 def known(node: Node) -> bool:

@@ -419,11 +419,15 @@ def _finish(layout: Layout, writer: Writer, table: Table) -> list[str]:
     conv = layout.conv
     calls = []
     if conv.table:
-        calls.append(f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.table), layout.wide))});")
+        calls.append(
+            f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.table), layout.wide))});"
+        )
     if conv.sum is not None:
         calls.append("add_residual(o, r + (o - y), count, e);")
     if conv.last:
-        calls.append(f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.last), layout.wide))});")
+        calls.append(
+            f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.last), layout.wide))});"
+        )
     if not calls:
         return []
     outs, blocks = conv.channels[1], len(layout.blocks)
