@@ -46,7 +46,8 @@ class CompiledC(Engine):
     Attributes:
         most_work: Most multiplications for one row of a model that it takes. With more of them a
             runtime's own kernels are faster than what a compiler makes of plain C.
-        threads: Number of threads that share an answer, where its operations are large enough.
+        threads: Number of threads that share an answer, where its operations are large enough; at most 32
+            do.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
