@@ -155,7 +155,9 @@ class Made:
             for name, array in self.given.items()
         }
         target = Target.host() if isa is None else replace(Target.host(), isa=isa)
-        found = answers(plan, weights, repeated, rows=rows, target=target, threads=threads, spelled=spelled)
+        found = answers(
+            plan, weights, repeated, rows=rows, target=target, threads=threads, spelled=spelled
+        )
         for row in range(rows):
             known = self.constants | {
                 name: np.roll(array, row) for name, array in self.given.items()

@@ -51,7 +51,8 @@ class CompiledC(Engine):
         most_work: Most multiplications with floats for one row of a model that it takes. With more of
             them a runtime's own kernels are faster than what a compiler makes of plain C. Those with
             bytes don't count.
-        threads: Number of threads that share an answer, where its operations are large enough.
+        threads: Number of threads that share an answer, where its operations are large enough; at most 32
+            do.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
