@@ -217,7 +217,5 @@ class Tile:
         for p in range(0, self.pixels, 4):
             parts = [self._scaled(q, vector) for q in range(p, p + 4)]
             value = f"bytes_of_four({', '.join(parts)}, {zero})"
-            lines += self._store(
-                value, range(p, p + 4), vector * self.wide // 4, self.wide // 4
-            )
+            lines += self._store(value, range(p, p + 4), vector * self.wide // 4, self.wide // 4)
         return lines
