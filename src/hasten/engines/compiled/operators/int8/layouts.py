@@ -120,7 +120,7 @@ class Layout:
             right = conv.dilations[1] * conv.channels[0] * self.item
             return Steps(*conv.kernel, self._run(self.ins), down, right)
         across = conv.kernel[1] * conv.channels[0]
-        if across == pitch and conv.dilations[0] == 1 or conv.kernel[0] == 1:
+        if (across == pitch and conv.dilations[0] == 1) or conv.kernel[0] == 1:
             return Steps(1, 1, self._run(across * conv.kernel[0]), 0, 0)
         return Steps(conv.kernel[0], 1, self._run(across), down, 0)
 
