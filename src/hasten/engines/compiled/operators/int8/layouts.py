@@ -1,0 +1,245 @@
+"""How the work of a dense convolution of bytes is laid out for a processor: blocks, chunks, groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8.tiles import Steps
+from hasten.engines.compiled.plan import ALIGNMENT, product
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.operators.int8.convolutions import Conv8
+    from hasten.engines.compiled.source import Writer
+
+_CHUNK_PIXELS = 192
+"""Pixels for which weights are widened, or come from a farther cache, once."""
+_FEW_PIXELS = 100
+"""Pixels below which each thread computes some channels of all pixels."""
+_MOST_ROWS = 24
+"""Rows of a batch that are computed at once where a layer is pointwise."""
+_CHUNK_BYTES = 96 << 10
+"""Most bytes of a chunk that is read again for each block of channels."""
+_WIDE_WEIGHTS = 24 << 10
+"""Most weights of a layer that are kept in 16 bits; others are widened while they run."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Output channels whose sums stay in registers together.
+
+    Attributes:
+        vectors: Vectors of channels.
+        channels: Channels that there are; the others of the vectors are nothing.
+    """
+
+    vectors: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a convolution's work is laid out for a processor.
+
+    Attributes:
+        conv: The convolution.
+        wide: Bytes of a vector.
+        quads: Whether four bytes are multiplied at once, by VNNI; else two numbers of 16 bits.
+        pixels: Most pixels of the input that come at once, of all rows of a batch.
+    """
+
+    conv: Conv8
+    wide: int
+    quads: bool
+    pixels: int
+
+    @classmethod
+    def of(cls, conv: Conv8, writer: Writer) -> Layout:
+        """Return the layout for the processor that a plan is written for."""
+        isa = writer.isa
+        wide = 64 if "avx512bw" in isa else 32 if "avx2" in isa else 16
+        quads = ("avx512_vnni" if wide == 64 else "avx_vnni") in isa
+        return cls(
+            conv, wide, quads, product(conv.size) * (_MOST_ROWS if writer.plan.by_row else 1)
+        )
+
+    @property
+    def lanes(self) -> int:
+        """Output channels of a vector."""
+        return self.wide // 4
+
+    @property
+    def each(self) -> int:
+        """Numbers of the input that a dot product takes."""
+        return 4 if self.quads else 2
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number of the input where tiles read it."""
+        return 1 if self.quads else 2
+
+    @cached_property
+    def merged(self) -> int:
+        """Groups that are computed as one, with weights of zero between them, to fill vectors."""
+        ins, outs = (channels // self.conv.groups for channels in self.conv.channels)
+        taps = product(self.conv.kernel)
+
+        def cost(merged: int) -> int:
+            vectors = -(-merged * outs // self.lanes)
+            return self.conv.groups // merged * vectors * (taps * -(-merged * ins // self.each) + 8)
+
+        most = min(self.conv.groups, 2 * self.lanes)
+        return min((one for one in range(1, most + 1) if self.conv.groups % one == 0), key=cost)
+
+    @property
+    def groups(self) -> int:
+        """Groups after some were merged."""
+        return self.conv.groups // self.merged
+
+    @property
+    def ins(self) -> int:
+        """Channels that a group reads."""
+        return self.conv.channels[0] // self.groups
+
+    @property
+    def outs(self) -> int:
+        """Channels that a group writes."""
+        return self.conv.channels[1] // self.groups
+
+    @cached_property
+    def steps(self) -> Steps:
+        """Runs of bytes that a pixel's sums read."""
+        conv = self.conv
+        pitch = conv.padded_size[1] * conv.channels[0]
+        down = conv.dilations[0] * pitch * self.item
+        if self.groups > 1 or conv.dilations[1] > 1:
+            right = conv.dilations[1] * conv.channels[0] * self.item
+            return Steps(*conv.kernel, self._run(self.ins), down, right)
+        across = conv.kernel[1] * conv.channels[0]
+        if (across == pitch and conv.dilations[0] == 1) or conv.kernel[0] == 1:
+            return Steps(1, 1, self._run(across * conv.kernel[0]), 0, 0)
+        return Steps(conv.kernel[0], 1, self._run(across), down, 0)
+
+    def _run(self, count: int) -> int:
+        return -(-count // self.each) * 4
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Blocks of a group: all alike but the last two."""
+        vectors = -(-self.outs // self.lanes)
+        fours, rest = divmod(vectors, 4)
+        if rest in (1, 2) and fours:
+            fours, rest = fours - 1, rest + 4
+        last = {0: (), 5: (3, 2), 6: (3, 3)}.get(rest, (rest,))
+        sizes = [*(4,) * fours, *last]
+        ends = np.minimum(np.cumsum(sizes) * self.lanes, self.outs)
+        counts = np.diff(ends, prepend=0).tolist()
+        return tuple(Block(size, count) for size, count in zip(sizes, counts, strict=True))
+
+    @property
+    def units(self) -> int:
+        """Blocks of all groups."""
+        return self.groups * len(self.blocks)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether pixels are read one after the other, so that rows don't matter."""
+        conv = self.conv
+        return product((*conv.kernel, *conv.strides)) == 1 and not any(conv.pads)
+
+    @cached_property
+    def chunk_rows(self) -> int:
+        """Output rows of a chunk; of a pointwise layer, pixels."""
+        high, wide = self.conv.output_size
+        if self.pointwise:
+            most = _CHUNK_BYTES // (self.conv.channels[0] * self.item) // 12 * 12
+            return min(self.pixels, max(12, min(most, _CHUNK_PIXELS)))
+        rows = 1
+        while (
+            rows < high
+            and rows * wide < _CHUNK_PIXELS
+            and self.row_bytes(rows + 1) * self.item <= _CHUNK_BYTES
+        ):
+            rows += 1
+        return rows
+
+    @property
+    def lines(self) -> int:
+        """Output rows; of a pointwise layer, pixels."""
+        return product(self.conv.output_size) if self.pointwise else self.conv.output_size[0]
+
+    @property
+    def line(self) -> tuple[int, int]:
+        """Bytes of the input, and numbers of the output, from one of `lines` to the next."""
+        conv = self.conv
+        if self.pointwise:
+            return conv.channels
+        down = conv.strides[0] * conv.padded_size[1] * conv.channels[0]
+        return down, conv.output_size[1] * conv.channels[1]
+
+    @property
+    def by_channels(self) -> bool:
+        """Whether threads share blocks of channels, not rows: where pixels are few."""
+        return product(self.conv.output_size) < _FEW_PIXELS and self.units > 3
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a run's last dot product takes bytes behind it."""
+        conv = self.conv
+        across = self.ins if self.steps.across > 1 or self.groups > 1 else 0
+        return bool((across or conv.kernel[1] * conv.channels[0]) % self.each)
+
+    def row_bytes(self, rows: int) -> int:
+        """Bytes of the padded input that some output rows read."""
+        conv = self.conv
+        if self.pointwise:
+            return rows * conv.channels[0]
+        high = (rows - 1) * conv.strides[0] + (conv.kernel[0] - 1) * conv.dilations[0] + 1
+        return high * conv.padded_size[1] * conv.channels[0]
+
+    @property
+    def chunk_pixels(self) -> int:
+        """Pixels of a chunk."""
+        return self.chunk_rows * (1 if self.pointwise else self.conv.output_size[1])
+
+    @cached_property
+    def weights(self) -> int:
+        """Weights as they are packed, with zeros."""
+        vectors = sum(block.vectors for block in self.blocks)
+        return self.groups * vectors * self.steps.dots * self.wide // self.item
+
+    @cached_property
+    def mode(self) -> str:
+        """How weights are kept: "words", "bytes", or "widened" for a chunk, block by block."""
+        if self.quads:
+            return "bytes"
+        if self.weights <= _WIDE_WEIGHTS:
+            return "words"
+        return "widened" if product(self.conv.output_size) > 6 else "bytes"
+
+    @property
+    def places(self) -> Array:
+        """Byte of each pixel of a chunk relative to the chunk's first one, as int32."""
+        conv = self.conv
+        right = conv.strides[1] * conv.channels[0] * self.item
+        if self.pointwise:
+            return np.arange(self.chunk_pixels, dtype=np.int32) * right
+        down = conv.strides[0] * conv.padded_size[1] * conv.channels[0] * self.item
+        rows, columns = np.arange(self.chunk_rows), np.arange(conv.output_size[1])
+        return (rows[:, None] * down + columns * right).astype(np.int32).ravel()
+
+    @property
+    def scratch(self) -> tuple[int, int]:
+        """Bytes of memory for the widened chunk, and for a block's widened weights."""
+        chunk = 0 if self.quads else self.row_bytes(self.chunk_rows) * 2
+        block = max(block.vectors for block in self.blocks) * self.steps.dots * self.wide
+        return whole(chunk + ALIGNMENT), block if self.mode == "widened" else 0
+
+
+def whole(size: int) -> int:
+    """Return a size in bytes, rounded up to whole lines of the cache."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
