@@ -276,10 +276,10 @@ def test_roundings_are_those_of_openvino(
     np.testing.assert_allclose(found, of_openvino(model, given)[0].ravel(), atol=2e-6)
 
 
-def weights(operations: Any, *shape: int) -> Any:
+def weights(operations: Any, *shape: int, step: float = 2e-3) -> Any:
     """Return weights that are stored as bytes."""
     whole = np.random.default_rng(1).integers(-127, 128, shape).astype(np.int8)
-    scale = np.full([shape[0], *(1 for _ in shape[1:])], 6e-4, np.float32)
+    scale = np.full([shape[0], *(1 for _ in shape[1:])], step, np.float32)
     return operations.multiply(
         operations.convert(operations.constant(whole), "f32"), operations.constant(scale)
     )
@@ -297,7 +297,7 @@ SIDES = ([1, 1], [1, 1], [1, 1], [1, 1])
 def test_bytes_that_are_added_before_a_rounding_cost_one_more_step(tmp_path: Path) -> None:
     def make(operations: Any, given: Any) -> Any:
         given = to_bytes(operations, given, -2, 1.984375)
-        dense = operations.convolution(given, weights(operations, 3, 3, 3, 3), *SIDES)
+        dense = operations.convolution(given, weights(operations, 3, 3, 3, 3, step=6e-3), *SIDES)
         return to_bytes(operations, operations.add(dense, given), -2, 1.984375)
 
     model = ir(tmp_path, make, (1, 3, 9, 9))
@@ -311,12 +311,14 @@ def test_bytes_that_are_added_before_a_rounding_cost_one_more_step(tmp_path: Pat
 
 def test_steps_of_channels_stay_behind_a_relu_and_grow_where_zeros_differ(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    low = np.array([-1.0, -0.8, -1.2, -0.9], np.float32).reshape(1, 4, 1, 1)
-    high = np.array([0.9, 2.0, 3.0, 1.0], np.float32).reshape(1, 4, 1, 1)
+    low = np.array([-4.0, -0.1, -8.0, -3.0], np.float32).reshape(1, 4, 1, 1)
+    high = np.array([4.0, 8.0, 0.1, 3.0], np.float32).reshape(1, 4, 1, 1)
+    middle = np.array([0.0, 4.0, -4.0, 0.0], np.float32).reshape(1, 4, 1, 1)
 
     def make(operations: Any, given: Any, cut: bool) -> Any:
         given = to_bytes(operations, given, -2, 1.984375)
         dense = operations.convolution(given, weights(operations, 4, 3, 3, 3), *SIDES)
+        dense = operations.add(dense, operations.constant(middle))
         made = operations.relu(dense) if cut else dense
         made = to_bytes(operations, made, np.zeros_like(low) if cut else low, high)
         return operations.group_convolution(made, weights(operations, 4, 1, 1, 3, 3), *SIDES)
